@@ -1,0 +1,399 @@
+"""An open_clip model as a pure function of named tensors: the only file of sharpscope that imports open_clip."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+
+__all__ = ["ClipModel", "second_order"]
+
+Tokenizer = Callable[[list[str]], Tensor]
+_NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
+
+
+@contextlib.contextmanager
+def second_order() -> Iterator[None]:
+    """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
+
+    open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math kernel
+    has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32, whose 10-bit products make Hessians
+    unsymmetric by 1e-3 (cuDNN convolutions use it by default). Everything is restored on leaving, also after an exception.
+    """
+    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [s.fp32_precision for s in settings]
+    try:
+        for s in settings:
+            s.fp32_precision = "ieee"
+        with sdpa_kernel(SDPBackend.MATH), _no_fast_path():
+            yield
+    finally:
+        for s, value in zip(settings, before, strict=True):
+            s.fp32_precision = value
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """nn.MultiheadAttention by its Python route, so that the same numbers come out with and without gradients."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class ClipModel:
+    """A CLIP without weights: theta (named tensors) and images or texts in, features out.
+
+    ``encode_image(theta, images)`` = open_clip's model holding ``theta``, in eval mode (no dropout, running statistics in
+    BatchNorm), differentiable to any order in ``theta`` inside :func:`second_order`. ``theta`` supplies every parameter and
+    persistent buffer of the tower that is used, in open_clip's names; float32 or float64, on any device; other keys are
+    ignored. The object itself holds shapes only. It is not meant to be shared between threads.
+    """
+
+    def __init__(
+        self,
+        skeleton: nn.Module,
+        *,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        preprocess_cfg: Mapping[str, Any] | None = None,
+        tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
+        constants: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        skeleton.eval()
+        skeleton.requires_grad_(False)
+        self.name = name
+        self._config = copy.deepcopy(dict(config)) if config is not None else None
+        self._image, self._text = _Tower(skeleton, "encode_image"), _Tower(skeleton, "encode_text")
+        self._constants = dict(constants or {})
+        self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._tokenizer = tokenizer
+        self.shapes: dict[str, torch.Size] = {k: v.shape for k, v in skeleton.state_dict().items()}
+        self.parameter_names: tuple[str, ...] = tuple(k for k, _ in skeleton.named_parameters())
+        self.buffer_names: tuple[str, ...] = tuple(k for k in self.shapes if k not in set(self.parameter_names))
+        self.image_names: tuple[str, ...] = tuple(k for k in self.shapes if k.startswith("visual."))
+        self.text_names: tuple[str, ...] = tuple(k for k in self.shapes if not k.startswith(_NOT_TEXT))
+        size = skeleton.visual.image_size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        cfg = merge_preprocess_dict(PreprocessCfg(), dict(preprocess_cfg or {}))
+        square = self.image_size[0] if self.image_size[0] == self.image_size[1] else self.image_size
+        self._preprocess_cfg = PreprocessCfg(**{**cfg, "size": square})
+        self.mean: tuple[float, ...] = tuple(self._preprocess_cfg.mean)
+        self.std: tuple[float, ...] = tuple(self._preprocess_cfg.std)
+        self.preprocess = image_transform_v2(self._preprocess_cfg, is_train=False)
+
+    # ------------------------------------------------------------------ making one
+    @classmethod
+    def load(cls, name_or_json: str, *, tokenizer: Tokenizer | None = None) -> ClipModel:
+        """The architecture ``name_or_json``: an open_clip name, an open_clip config JSON (or its folder), or ``mini``.
+
+        Nothing is downloaded and no weights are made: a ViT-L costs as little as a ViT-B. Raises ConfigError for an unknown
+        name (with the nearest ones), an unreadable or incomplete JSON, or a tower that only the network can describe.
+        """
+        if name_or_json == "mini":
+            return cls._load_mini(tokenizer)
+        path = Path(name_or_json.removeprefix("local-dir:"))
+        if path.is_dir():
+            path = path / "open_clip_config.json"
+        if path.suffix == ".json" or path.is_file():
+            config, preprocess_cfg = _read_json(path)
+            return cls._from_config(config, str(path), preprocess_cfg, tokenizer, folder=path.parent)
+        known = open_clip.list_models()
+        name = name_or_json.replace("/", "-")
+        if name not in known:
+            raise ConfigError(
+                f"model: '{shown(name_or_json)}' is neither an open_clip model name, an existing config JSON, nor 'mini'."
+                f"{did_you_mean(name, known)}\nNames: python -c 'import open_clip; print(open_clip.list_models())'"
+            )
+        return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
+
+    @classmethod
+    def _load_mini(cls, tokenizer: Tokenizer | None) -> ClipModel:
+        root = resources.files("sharpscope.clip").joinpath("miniworld_data")
+        with resources.as_file(root.joinpath("open_clip_config.json")) as path:
+            config, preprocess_cfg = _read_json(path)
+        if tokenizer is None:  # built at once: the file may be a temporary copy out of a zipped package
+            with resources.as_file(root.joinpath("mini_bpe.txt.gz")) as bpe:
+                tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
+        return cls._from_config(config, "mini", preprocess_cfg, tokenizer)
+
+    @classmethod
+    def _from_config(
+        cls,
+        config: dict[str, Any],
+        name: str,
+        preprocess_cfg: Mapping[str, Any],
+        tokenizer: Tokenizer | None,
+        folder: Path | None = None,
+    ) -> ClipModel:
+        skeleton, constants = _skeleton_of_config(config, name)
+        return cls(
+            skeleton,
+            name=name,
+            config=config,
+            preprocess_cfg=preprocess_cfg,
+            tokenizer=tokenizer or _LazyTokenizer(config["text_cfg"], name, folder),
+            constants=constants,
+        )
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        *,
+        name: str = "module",
+        tokenizer: Tokenizer | None = None,
+        preprocess_cfg: Mapping[str, Any] | None = None,
+    ) -> ClipModel:
+        """The architecture of a live open_clip model; the module itself is only looked at (:meth:`theta_of` reads it)."""
+        skeleton, constants = _skeleton_of_module(module)
+        cfg = {
+            "context_length": getattr(module, "context_length", 77),
+            "vocab_size": getattr(module, "vocab_size", 49408),
+        }
+        return cls(
+            skeleton,
+            name=name,
+            preprocess_cfg=preprocess_cfg or getattr(module.visual, "preprocess_cfg", None),
+            tokenizer=tokenizer or _LazyTokenizer(cfg, name, None),
+            constants=constants,
+        )
+
+    @staticmethod
+    def theta_of(module: nn.Module) -> dict[str, Tensor]:
+        """theta of a live model: detached copies of its parameters and persistent buffers."""
+        return {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    def init(self, seed: int) -> dict[str, Tensor]:
+        """Fresh random theta: that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``, the global RNG left alone."""
+        if self._config is None:
+            raise ConfigError(
+                f"model '{shown(self.name)}' was made from a live module and has no config to initialise."
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)
+            return self.theta_of(_build(self._config, self.name))
+
+    # ------------------------------------------------------------------ what it knows
+    @property
+    def config(self) -> dict[str, Any]:
+        """open_clip's config of this model (a copy); empty for one made from a live module."""
+        return copy.deepcopy(self._config) if self._config is not None else {}
+
+    def __repr__(self) -> str:
+        count = sum(self.shapes[k].numel() for k in self.parameter_names)
+        size = "x".join(str(s) for s in self.image_size)
+        return f"ClipModel({self.name!r}, {count:,} parameters, images {size})"
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids of ``texts``: int64 [T, context_length], on the CPU; ConfigError when the tokenizer cannot be had."""
+        if self._tokenizer is None:
+            raise ConfigError(f"model '{shown(self.name)}' has no tokenizer; give one with tokenizer=...")
+        if isinstance(self._tokenizer, _LazyTokenizer):
+            self._tokenizer = self._tokenizer.build()
+        tokens = self._tokenizer(list(texts))
+        assert isinstance(tokens, Tensor)
+        return tokens.long()
+
+    def check(self, theta: Mapping[str, Tensor]) -> None:
+        """Raise PairMismatch unless ``theta`` holds every tensor of the model in its shape (others, like a head, may be there)."""
+        _require(theta, tuple(self.shapes), self.name)
+        wrong = [k for k in self.shapes if k in theta and theta[k].shape != self.shapes[k]]
+        if wrong:
+            some = ", ".join(
+                f"{shown(k)} {tuple(theta[k].shape)} instead of {tuple(self.shapes[k])}" for k in wrong[:10]
+            )
+            raise PairMismatch(f"{len(wrong)} tensors do not fit the model '{shown(self.name)}': {some}")
+
+    # ------------------------------------------------------------------ features
+    def encode_image(self, theta: Mapping[str, Tensor], images: Tensor, normalize: bool = True) -> Tensor:
+        """Image features [B, D] of ``images`` [B, 3, H, W] (already normalised by mean and std), unit rows if ``normalize``."""
+        return self._encode(self._image, self.image_names, theta, images, normalize)
+
+    def encode_text(self, theta: Mapping[str, Tensor], tokens: Tensor, normalize: bool = True) -> Tensor:
+        """Text features [T, D] of ``tokens`` [T, context_length], unit rows if ``normalize``."""
+        return self._encode(self._text, self.text_names, theta, tokens, normalize)
+
+    def _encode(
+        self, tower: nn.Module, names: tuple[str, ...], theta: Mapping[str, Tensor], inputs: Tensor, normalize: bool
+    ) -> Tensor:
+        _require(theta, names, self.name)
+        like = next(theta[k] for k in names if theta[k].is_floating_point())
+        state = {f"clip.{k}": theta[k] for k in names if k in theta}
+        state |= {f"clip.{k}": self._constant(k, like) for k in self._constants}
+        inputs = inputs.to(like.device, like.dtype) if inputs.is_floating_point() else inputs.to(like.device)
+        with _no_fast_path():
+            features = functional_call(tower, state, (inputs,))
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def _constant(self, name: str, like: Tensor) -> Tensor:
+        """A buffer that no checkpoint holds (the causal mask), on the device and in the dtype of ``like``; kept for next time."""
+        key = (name, like.device, like.dtype)
+        if key not in self._moved:
+            value = self._constants[name]
+            self._moved[key] = value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+        return self._moved[key]
+
+
+class _Tower(nn.Module):
+    """One ``encode_*`` of a model as a module of its own: functional_call can only call ``forward``."""
+
+    def __init__(self, clip: nn.Module, method: str) -> None:
+        super().__init__()
+        self.clip, self.method = clip, method
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = getattr(self.clip, self.method)(inputs, normalize=False)
+        return (
+            features[0] if isinstance(features, tuple) else features
+        )  # towers with output_tokens give (pooled, tokens)
+
+
+class _LazyTokenizer:
+    """The tokenizer that a text config describes, built when the first text comes: image-only work never needs it."""
+
+    def __init__(self, text_cfg: Mapping[str, Any], name: str, folder: Path | None) -> None:
+        self.text_cfg, self.name, self.folder = dict(text_cfg), name, folder
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return self.build()(texts)
+
+    def build(self) -> Tokenizer:
+        kwargs = dict(self.text_cfg.get("tokenizer_kwargs") or {})
+        context_length = int(self.text_cfg.get("context_length", 77))
+        hf_name = self.text_cfg.get("hf_tokenizer_name")
+        try:
+            if hf_name:
+                mode = self.text_cfg.get("tokenizer_mode")
+                return HFTokenizer(self._local(hf_name), context_length=context_length, tokenizer_mode=mode, **kwargs)
+            if "bpe_path" in kwargs:
+                kwargs["bpe_path"] = self._local(kwargs["bpe_path"])
+            tokenizer = SimpleTokenizer(context_length=context_length, **kwargs)
+        except Exception as e:
+            what = hf_name or kwargs.get("bpe_path") or "SimpleTokenizer"
+            raise ConfigError(
+                f"model '{shown(self.name)}': its tokenizer '{shown(what)}' cannot be had here ({type(e).__name__}: {shown(e)}).\n"
+                "Remedy: put its files beside the config JSON, or pass tokenizer=... to ClipModel.load."
+            ) from e
+        vocab_size = int(self.text_cfg.get("vocab_size", 49408))
+        if tokenizer.vocab_size > vocab_size:  # open_clip would only notice it as an index out of range
+            raise ConfigError(
+                f"model '{shown(self.name)}': the tokenizer has {tokenizer.vocab_size} tokens, the text tower {vocab_size}.\n"
+                "Remedy: name the tower's BPE file in text_cfg.tokenizer_kwargs.bpe_path of the config JSON."
+            )
+        return tokenizer
+
+    def _local(self, path: str) -> str:
+        """``path`` beside the config JSON when it is there, else as it is."""
+        beside = self.folder / path if self.folder is not None else None
+        return str(beside) if beside is not None and beside.exists() else str(path)
+
+
+def _require(theta: Mapping[str, Tensor], names: Sequence[str], model: str) -> None:
+    # num_batches_tracked only counts training steps: eval mode never reads it, and some converters drop it
+    missing = [k for k in names if k not in theta and not k.endswith("num_batches_tracked")]
+    if missing:
+        some = ", ".join(shown(k) for k in missing[:10])
+        raise PairMismatch(
+            f"theta lacks {len(missing)} tensors of the model '{shown(model)}': {some}{', ...' * (len(missing) > 10)}"
+        )
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(model config, preprocess config) of an open_clip config JSON, flat or with ``model_cfg``; raises ConfigError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise ConfigError(f"model: cannot read {shown(path)}: {e.strerror or e}.") from e
+    except ValueError as e:
+        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: {shown(e)}.") from e
+    config = data.get("model_cfg", data) if isinstance(data, dict) else None
+    wanted = ("embed_dim", "vision_cfg", "text_cfg")
+    if not isinstance(config, dict) or any(k not in config for k in wanted):
+        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: it needs the keys {', '.join(wanted)}.")
+    if not isinstance(config["vision_cfg"], dict) or not isinstance(config["text_cfg"], dict):
+        raise ConfigError(f"model: {shown(path)}: vision_cfg and text_cfg must be objects.")
+    return config, dict(data.get("preprocess_cfg") or {})
+
+
+def _published_preprocess(name: str) -> dict[str, Any]:
+    """Mean, std and resizing that ALL published weights of ``name`` share; empty (open_clip's defaults) where they differ."""
+    found = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    shared = {k: found[0].get(k) for k in keys if found and all(c.get(k) == found[0].get(k) for c in found)}
+    return {k: v for k, v in shared.items() if v is not None}
+
+
+def _build(config: Mapping[str, Any], name: str) -> nn.Module:
+    """open_clip's module of ``config``, freshly initialised, in train mode as open_clip makes it; nothing is downloaded."""
+    cfg = copy.deepcopy(dict(config))  # open_clip pops from and writes into what it is given
+    if cfg["text_cfg"].get("hf_model_name"):
+        raise ConfigError(
+            f"model '{shown(name)}': its text tower '{shown(cfg['text_cfg']['hf_model_name'])}' is described on the Hugging Face hub.\n"
+            "Remedy: build the module yourself and pass it to ClipModel.from_module."
+        )
+    if "timm_model_name" in cfg["vision_cfg"]:
+        cfg["vision_cfg"]["timm_model_pretrained"] = False
+    custom_text = cfg.pop("custom_text", False)
+    kind = open_clip.CoCa if "multimodal_cfg" in cfg else open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    try:
+        return kind(**cfg)
+    except (TypeError, ValueError, KeyError, AssertionError, ZeroDivisionError) as e:
+        raise ConfigError(f"model: open_clip cannot build {shown(name)}: {type(e).__name__}: {shown(e)}.") from e
+
+
+def _skeleton_of_config(config: Mapping[str, Any], name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    """(module on the meta device, its non-persistent buffers for real). Raises ConfigError."""
+    try:
+        with torch.device("meta"):
+            module = _build(config, name)
+    except (NotImplementedError, RuntimeError):  # some timm trunks compute while they are built
+        module = None
+    if module is not None and not _has_plain_tensors(module):
+        constants = _non_persistent(module)
+        if all(
+            k.endswith("attn_mask") for k in constants
+        ):  # open_clip's causal mask: TextTransformer.build_causal_mask
+            return module, {k: torch.full(v.shape, float("-inf")).triu_(1) for k, v in constants.items()}
+    with torch.random.fork_rng(devices=[]):
+        return _skeleton_of_module(_build(config, name))
+
+
+def _skeleton_of_module(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy of ``module`` that holds no numbers, made without ever copying them; and its non-persistent buffers."""
+    constants = {k: v.detach().clone() for k, v in _non_persistent(module).items()}
+    memo: dict[int, Any] = {}
+    for p in module.parameters():
+        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+    for b in module.buffers():
+        memo[id(b)] = torch.empty_like(b, device="meta")
+    return copy.deepcopy(module, memo), constants
+
+
+def _non_persistent(module: nn.Module) -> dict[str, Tensor]:
+    kept = set(module.state_dict())
+    return {k: b for k, b in module.named_buffers() if k not in kept}
+
+
+def _has_plain_tensors(module: nn.Module) -> bool:
+    """Whether a tensor hides as a plain attribute, where no state dict and no functional_call reaches it."""
+    return any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values())
