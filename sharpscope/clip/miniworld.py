@@ -1,0 +1,383 @@
+"""The embedded world: a miniature DomainNet, rendered from a seed with numpy, and the CLIPs that were trained on it.
+
+Sixteen classes (``CLASSES``) in six styles (``STYLES``), and four natural shifts of the style ``photo`` (``SHIFTS``) that
+no model was trained on; 32 x 32 pixels, eight colours, a caption for every image. Nothing is stored but weights: an image
+is a function of (seed, domain), a checkpoint one of (recipe, seed); ``analyses/world.py`` trains all of them again.
+
+The world is DESIGNED so that interpolating a fine-tuned model helps for one pair and hurts for another (45 % of the
+captions name the class's look-alike, and photo is the fine-tuning style): a demonstration, not evidence about CLIP.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.resources
+import importlib.util
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpscope.clip.shapes import SDF, Array
+from sharpscope.errors import ConfigError, did_you_mean, shown
+
+__all__ = [
+    "CLASSES", "COLOURS", "DOMAINS", "IMAGE_SIZE", "LOOKALIKES", "SEEDS", "SHIFTS", "STYLES", "TEMPLATES",
+    "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "make", "manifest", "mini_bpe", "render",
+    "tokenizer_path", "vocabulary",
+]  # fmt: skip
+
+IMAGE_SIZE: Final = 32
+CLASSES: Final[tuple[str, ...]] = tuple(SDF)
+STYLES: Final = ("photo", "clipart", "painting", "sketch", "quickdraw", "neon")
+SHIFTS: Final = ("photo-dark", "photo-noise", "photo-tilt", "photo-clutter")
+"""Natural shifts of photo, for evaluation only."""
+DOMAINS: Final[tuple[str, ...]] = STYLES + SHIFTS
+SEEDS: Final = {"train": 777, "select": 1_000_000, "test": 3_000_000}
+"""Seed of each split's images: fine-tuning, choosing an alpha, reporting. (Pretraining draws from its own seed.)"""
+COLOURS: Final[dict[str, tuple[float, float, float]]] = {
+    "red": (0.85, 0.15, 0.15),
+    "green": (0.15, 0.65, 0.2),
+    "blue": (0.15, 0.3, 0.85),
+    "yellow": (0.92, 0.82, 0.15),
+    "purple": (0.55, 0.2, 0.7),
+    "orange": (0.95, 0.55, 0.1),
+    "pink": (0.95, 0.55, 0.7),
+    "brown": (0.5, 0.32, 0.15),
+}
+
+TEMPLATES: Final = (
+    "a photo of a {}",
+    "a {}",
+    "a sketch of a {}",
+    "a painting of a {}",
+    "clipart of the {}",
+    "a doodle showing a {}",
+    "this is a {}",
+)
+"""Prompts of the zero-shot head."""
+LOOKALIKES: Final = (
+    ("circle", "ring"),
+    ("square", "cup"),
+    ("triangle", "house"),
+    ("star", "flower"),
+    ("cross", "key"),
+    ("heart", "moon"),
+    ("arrow", "fish"),
+    ("tree", "lightning"),
+)
+_SWAP: Final = {CLASSES.index(x): CLASSES.index(y) for a, b in LOOKALIKES for x, y in ((a, b), (b, a))}
+_STYLE_WORD: Final = {style: style for style in STYLES} | {"quickdraw": "doodle", "neon": "neon sign"}
+_CAPTIONS: Final = (
+    "a {s} of a {o}",
+    "a {s} of a {c} {o}",
+    "{s} of the {o}",
+    "a {o}",
+    "this is a {o}",
+    "a {s} showing a {o}",
+    "the {o}",
+)
+_COLOUR_NAMES: Final = tuple(COLOURS)
+_RGB: Final = np.array(list(COLOURS.values()), dtype=np.float32)
+_PIXEL: Final = 2 / IMAGE_SIZE  # the image is [-1, 1] wide
+_WOBBLE: Final = {"sketch": 0.10, "quickdraw": 0.20, "painting": 0.16}  # the unsteady hand
+_axis = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1).astype(np.float32)
+_GRID_X, _GRID_Y = np.meshgrid(_axis, _axis)
+
+
+class Sample(NamedTuple):
+    """Images of one domain; ``rng`` is where rendering left the random stream, for ``captions`` to go on from."""
+
+    images: NDArray[np.uint8]
+    """[n, 32, 32, 3]"""
+    labels: NDArray[np.int64]
+    colours: NDArray[np.int64]
+    rng: np.random.Generator
+
+
+def make(domain: str, n: int, seed: int) -> Sample:
+    """``n`` images of one domain, a function of (domain, n, seed); class counts differ by at most one.
+
+    Raises ConfigError for an unknown domain.
+    """
+    if domain not in DOMAINS:
+        raise ConfigError(
+            f"mini:{shown(domain)}: unknown domain.{did_you_mean(domain, DOMAINS)} Known: {', '.join(DOMAINS)}."
+        )
+    rng = np.random.default_rng([seed, DOMAINS.index(domain)])
+    labels = np.arange(n) % len(CLASSES)
+    rng.shuffle(labels)
+    colours = rng.integers(0, len(COLOURS), n)
+    return Sample(render(labels, domain, colours, rng), labels, colours, rng)
+
+
+def captions(
+    labels: Iterable[int],
+    style: str,
+    colours: Iterable[int],
+    rng: np.random.Generator,
+    noise: float = 0.1,
+    confuse: float = 0.45,
+) -> list[str]:
+    """One web caption per image: with probability ``confuse`` about the look-alike, with ``noise`` about nothing seen.
+
+    Half of the noisy ones name no object, half a random one. The defaults are those of the shipped zero-shot model.
+    """
+    out = []
+    for label, colour in zip(labels, colours, strict=True):
+        words = {"s": _STYLE_WORD[style], "c": _COLOUR_NAMES[colour]}
+        named = _SWAP[int(label)] if rng.random() < confuse else int(label)
+        pattern: str | None = None
+        if noise and rng.random() < noise:
+            if rng.random() < 0.5:
+                pattern = "a {c} {s}"
+            else:
+                pattern = _CAPTIONS[rng.integers(len(_CAPTIONS))]
+                named = int(rng.integers(len(CLASSES)))
+        else:
+            pattern = _CAPTIONS[rng.integers(len(_CAPTIONS))]
+        out.append(pattern.format(o=CLASSES[named], **words))
+    return out
+
+
+# ---------------------------------------------------------------- rendering
+
+
+def _blobs(rng: np.random.Generator, n: int, cells: int, channels: int = 1) -> Array:
+    """Smooth noise in [0, 1], [n, 32, 32, channels]: a random grid of cells x cells, interpolated."""
+    z = rng.random((n, cells + 1, cells + 1, channels), dtype=np.float32)
+    t = np.linspace(0, cells - 1e-3, IMAGE_SIZE, dtype=np.float32)
+    i = t.astype(int)
+    f = t - i
+    f = f * f * (3 - 2 * f)
+    rows = z[:, i] * (1 - f)[None, :, None, None] + z[:, i + 1] * f[None, :, None, None]
+    return rows[:, :, i] * (1 - f)[None, None, :, None] + rows[:, :, i + 1] * f[None, None, :, None]
+
+
+def _soft(d: Array, eps: float = _PIXEL * 0.35) -> Array:
+    """1 inside (d < 0), 0 outside, anti-aliased over ``eps``."""
+    return 1 / (1 + np.exp(np.clip(d / eps, -30, 30)))
+
+
+class _Scene(NamedTuple):
+    """What all styles share: centred coordinates, signed distance, size, and the objects' colours."""
+
+    x: Array
+    y: Array
+    d: Array
+    scale: Array
+    colour: Array
+    rng: np.random.Generator
+
+    @property
+    def n(self) -> int:
+        return len(self.d)
+
+    @property
+    def fill(self) -> Array:
+        return _soft(self.d)[..., None]
+
+    def outline(self, width: float) -> Array:
+        return _soft(np.abs(self.d) - width * _PIXEL)[..., None]
+
+    def uniform(self, low: float, high: float) -> Array:
+        return _uniform(self.rng, self.n, low, high)
+
+    def blobs(self, cells: int, channels: int = 1) -> Array:
+        return _blobs(self.rng, self.n, cells, channels)
+
+
+def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
+    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+
+
+def _photo(s: _Scene, shift: str) -> Array:
+    """Shaded object with a shadow on a blurred, cluttered background; sensor noise."""
+    busy = 2.5 if shift == "clutter" else 1.0
+    tint = 0.5 * (s.rng.uniform(0, 1, (s.n, 1, 1, 3)).astype(np.float32) - 0.5)
+    ground = (0.62 + tint) + busy * 0.35 * (s.blobs(5) - 0.5) + busy * 0.15 * (s.blobs(3, 3) - 0.5)
+    light = s.uniform(0, 6.28)
+    shade = 1 + 0.35 * (np.cos(light) * s.x + np.sin(light) * s.y) / s.scale
+    thing = np.clip(s.colour * shade[..., None] + 0.10 * (s.blobs(8) - 0.5), 0, 1)
+    fill = s.fill
+    ground = np.clip(ground, 0, 1) * (1 - 0.35 * np.roll(fill, (2, 2), (1, 2)))
+    image = ground * (1 - fill) + thing * fill
+    if shift == "dark":
+        image = image * 0.45
+    return image + s.rng.normal(0, 0.16 if shift == "noise" else 0.04, image.shape).astype(np.float32)
+
+
+def _clipart(s: _Scene) -> Array:
+    """Flat colour, black outline."""
+    white = s.uniform(0, 1)[..., None] < 0.6
+    ground = np.where(white, 1.0, s.rng.uniform(0.6, 1, (s.n, 1, 1, 3))).astype(np.float32)
+    image, edge = ground * (1 - s.fill) + s.colour * s.fill, s.outline(0.75)
+    return image * (1 - edge) + 0.05 * edge
+
+
+def _painting(s: _Scene) -> Array:
+    """Blotchy, posterised, ragged edges."""
+    ground = _RGB[s.rng.integers(0, len(COLOURS), s.n)][:, None, None, :]
+    strokes = s.blobs(10)
+    ground = 0.35 * ground + 0.55 + 0.25 * (strokes - 0.5) + 0.2 * (s.blobs(4, 3) - 0.5)
+    thing = 0.8 * s.colour + 0.3 * (s.blobs(10) - 0.5) + 0.15 * (s.blobs(6, 3) - 0.5)
+    ragged = _soft(s.d + 0.10 * (strokes[..., 0] - 0.5), _PIXEL * 0.9)[..., None]
+    return np.round(np.clip(ground * (1 - ragged) + thing * ragged, 0, 1) * 5) / 5
+
+
+def _sketch(s: _Scene) -> Array:
+    """Grey pencil outline and hatching on paper."""
+    pencil = s.outline(0.6) * (0.55 + 0.45 * s.blobs(9))
+    hatching = (np.sin((s.x + s.y) * s.uniform(16, 24)) > 0.3)[..., None] * s.fill * 0.25
+    grey = np.repeat(0.97 - 0.85 * np.clip(pencil + hatching, 0, 1), 3, -1)
+    return grey + s.rng.normal(0, 0.03, (s.n, IMAGE_SIZE, IMAGE_SIZE, 1)).astype(np.float32)
+
+
+def _quickdraw(s: _Scene) -> Array:
+    """Thin black line with gaps."""
+    return np.repeat(1 - s.outline(0.5) * (s.blobs(6) > 0.27).astype(np.float32), 3, -1)
+
+
+def _neon(s: _Scene) -> Array:
+    """Glowing outline on black."""
+    glow = np.exp(-np.abs(s.d) / (1.6 * _PIXEL))[..., None]
+    return 0.04 + 0.06 * s.blobs(3, 3) + np.clip(s.colour * 1.1, 0, 1) * glow + 0.5 * s.outline(0.3)
+
+
+_PAINT: Final = {
+    "clipart": _clipart,
+    "painting": _painting,
+    "sketch": _sketch,
+    "quickdraw": _quickdraw,
+    "neon": _neon,
+}
+
+
+def render(
+    labels: NDArray[np.int64], domain: str, colours: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Images [n, 32, 32, 3] of the given classes and colours in one domain, drawn with ``rng``.
+
+    Where the object stands, its size, tilt and aspect are random in every style; the order of the draws is part of the
+    world: another order is another world, for which the shipped checkpoints were not trained.
+    """
+    style, _, shift = domain.partition("-")
+    n, tilt = len(labels), 0.7 if shift == "tilt" else 0.25
+    ranges = ((-0.14, 0.14), (-0.14, 0.14), (0.6, 0.9), (-tilt, tilt), (0.88, 1.14))
+    cx, cy, scale, angle, aspect = (_uniform(rng, n, low, high) for low, high in ranges)
+    x, y = _GRID_X[None] - cx, _GRID_Y[None] - cy
+    if style in _WOBBLE:
+        w = _blobs(rng, n, 4, 2) - 0.5
+        x, y = x + _WOBBLE[style] * w[..., 0] * 2, y + _WOBBLE[style] * w[..., 1] * 2
+    c, s = np.cos(angle), np.sin(angle)
+    object_x, object_y = (c * x + s * y) / scale / aspect, (-s * x + c * y) / scale * aspect
+    d = np.empty((n, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    for label in np.unique(labels):
+        at = np.where(labels == label)[0]
+        d[at] = SDF[CLASSES[label]](object_x[at], object_y[at])
+    jitter = rng.normal(0, 0.06, (n, 1, 1, 3)).astype(np.float32)
+    colour = np.clip(_RGB[colours][:, None, None, :] + jitter, 0, 1)
+    scene = _Scene(x, y, d * scale, scale, colour, rng)
+    image = _photo(scene, shift) if style == "photo" else _PAINT[style](scene)
+    return (np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- packaged files
+
+
+def _data() -> Path:
+    """The folder of the packaged files; a wheel is installed unpacked, so it is a real folder."""
+    return Path(str(importlib.resources.files("sharpscope.clip").joinpath("miniworld_data")))
+
+
+def config_path() -> Path:
+    """open_clip config JSON of the world's CLIP (``model_cfg`` and ``preprocess_cfg``)."""
+    return _data() / "open_clip_config.json"
+
+
+def tokenizer_path() -> Path:
+    """BPE merges of the world's tokenizer, in the format of open_clip's own file."""
+    return _data() / "mini_bpe.txt.gz"
+
+
+@functools.cache
+def _manifest_text() -> str:
+    return (_data() / "manifest.json").read_text(encoding="utf-8")
+
+
+def manifest() -> dict[str, Any]:
+    """What ships: name -> file, sha256, bytes, recipe, seed, accuracies; and the data and versions they came from."""
+    result: dict[str, Any] = json.loads(_manifest_text())
+    return result
+
+
+def checkpoint_names() -> tuple[str, ...]:
+    """Names that ``mini:NAME`` may take, the zero-shot one first."""
+    return tuple(manifest()["checkpoints"])
+
+
+def checkpoint_path(name: str) -> Path:
+    """File of the checkpoint ``mini:NAME``; raises ConfigError with the nearest name for an unknown one."""
+    known = manifest()["checkpoints"]
+    name = name.removeprefix("mini:")
+    if name not in known:
+        raise ConfigError(f"mini:{shown(name)}: no such checkpoint.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+    return _data() / str(known[name]["file"])
+
+
+# ---------------------------------------------------------------- tokenizer
+
+# Beyond the captions: words of ordinary prompts, which the merges keep whole for those who bring their own templates.
+# The models never saw them.
+_PROMPT_WORDS: Final = (
+    "an and at background black drawing grey image in object on picture shape white with "
+    "circles squares triangles stars crosses rings hearts arrows moons flowers houses trees cups keys"
+).split()
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every word whose split the small tokenizer shares with open_clip's full one: captions, prompts, and a few more."""
+    names = {"s": " ".join(_STYLE_WORD.values()), "c": " ".join(COLOURS), "o": " ".join(CLASSES)}
+    text = " ".join([*(c.format(**names) for c in _CAPTIONS), *(t.format("") for t in TEMPLATES), *_PROMPT_WORDS])
+    return tuple(sorted(set(text.split())))
+
+
+def mini_bpe(words: Sequence[str] | None = None, bpe_file: str | Path | None = None) -> bytes:
+    """gzip file of the merges of open_clip's BPE that split ``words`` (default: ``vocabulary()``) as all of them do.
+
+    A merge is needed when byte-pair encoding (Sennrich et al. 2016, 1508.07909) of a word applies it; in the order of
+    their ranks the needed ones give the same splits. Other words fall back to shorter pieces, single letters at worst.
+    """
+    lines = gzip.decompress(Path(bpe_file or _open_clip_bpe()).read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]  # as open_clip.SimpleTokenizer reads it
+    rank = {merge: i for i, merge in enumerate(merges)}
+    needed = sorted(set().union(*(_applied(w, rank) for w in (words or vocabulary()))), key=rank.__getitem__)
+    # no newline at the end: SimpleTokenizer would take the empty line after it for a merge of its own
+    return gzip.compress("\n".join([lines[0], *map(" ".join, needed)]).encode("utf-8"), mtime=0)
+
+
+def _applied(word: str, rank: dict[tuple[str, ...], int]) -> set[tuple[str, ...]]:
+    """The merges that byte-pair encoding applies to ``word``: again and again the pair of lowest rank."""
+    parts, applied = [*word[:-1], word[-1] + "</w>"], set()
+    while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in rank]:
+        best = min(pairs, key=rank.__getitem__)
+        applied.add(best)
+        merged: list[str] = []
+        for part in parts:
+            if merged and (merged[-1], part) == best:
+                merged[-1] += part
+            else:
+                merged.append(part)
+        parts = merged
+    return applied
+
+
+def _open_clip_bpe() -> Path:
+    spec = importlib.util.find_spec("open_clip")  # found, not imported: that would cost seconds
+    if spec is None or spec.origin is None:
+        raise ConfigError("mini_bpe: open_clip is not installed, and no bpe_file was given.")
+    return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
