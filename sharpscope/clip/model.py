@@ -32,11 +32,13 @@ _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
 def second_order() -> Iterator[None]:
     """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
 
-    open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math kernel
-    has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32, whose 10-bit products make Hessians
-    unsymmetric by 1e-3 (cuDNN convolutions use it by default). Everything is restored on leaving, also after an exception.
+    open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
+    kernel has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32 (cuDNN convolutions use it
+    by default), whose 10-bit products make Hessians unsymmetric. Everything is restored on leaving, also after an
+    exception.
     """
-    settings = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    backends: Any = torch.backends
+    settings = (backends.cudnn.conv, backends.cuda.matmul)
     before = [s.fp32_precision for s in settings]
     try:
         for s in settings:
@@ -62,10 +64,13 @@ def _no_fast_path() -> Iterator[None]:
 class ClipModel:
     """A CLIP without weights: theta (named tensors) and images or texts in, features out.
 
-    ``encode_image(theta, images)`` = open_clip's model holding ``theta``, in eval mode (no dropout, running statistics in
-    BatchNorm), differentiable to any order in ``theta`` inside :func:`second_order`. ``theta`` supplies every parameter and
-    persistent buffer of the tower that is used, in open_clip's names; float32 or float64, on any device; other keys are
-    ignored. The object itself holds shapes only. It is not meant to be shared between threads.
+    ``encode_image(theta, images)`` = open_clip's model holding ``theta``, in eval mode (no dropout, running statistics
+    in BatchNorm), differentiable to any order in ``theta`` inside :func:`second_order`. ``theta`` supplies every
+    parameter and persistent buffer of the tower that is used, in open_clip's names; float32 or float64, on any device;
+    other keys are ignored. The object itself holds shapes only. It is not meant to be shared between threads.
+
+    ``shapes`` {name: shape} of parameters and buffers; ``image_size`` (height, width); ``mean``, ``std`` of the
+    normalisation; ``preprocess`` PIL image -> float32 [3, H, W].
     """
 
     def __init__(
@@ -75,7 +80,7 @@ class ClipModel:
         name: str,
         config: Mapping[str, Any] | None = None,
         preprocess_cfg: Mapping[str, Any] | None = None,
-        tokenizer: Tokenizer | Callable[[], Tokenizer] | None = None,
+        tokenizer: Tokenizer | None = None,
         constants: Mapping[str, Tensor] | None = None,
     ) -> None:
         skeleton.eval()
@@ -91,7 +96,8 @@ class ClipModel:
         self.buffer_names: tuple[str, ...] = tuple(k for k in self.shapes if k not in set(self.parameter_names))
         self.image_names: tuple[str, ...] = tuple(k for k in self.shapes if k.startswith("visual."))
         self.text_names: tuple[str, ...] = tuple(k for k in self.shapes if not k.startswith(_NOT_TEXT))
-        size = skeleton.visual.image_size
+        visual: Any = skeleton.visual
+        size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
         cfg = merge_preprocess_dict(PreprocessCfg(), dict(preprocess_cfg or {}))
         square = self.image_size[0] if self.image_size[0] == self.image_size[1] else self.image_size
@@ -105,8 +111,9 @@ class ClipModel:
     def load(cls, name_or_json: str, *, tokenizer: Tokenizer | None = None) -> ClipModel:
         """The architecture ``name_or_json``: an open_clip name, an open_clip config JSON (or its folder), or ``mini``.
 
-        Nothing is downloaded and no weights are made: a ViT-L costs as little as a ViT-B. Raises ConfigError for an unknown
-        name (with the nearest ones), an unreadable or incomplete JSON, or a tower that only the network can describe.
+        Nothing is downloaded and no weights are made: a ViT-L costs as little as a ViT-B. Raises ConfigError for an
+        unknown name (with the nearest one), an unreadable or incomplete JSON, or a tower that only the network can
+        describe.
         """
         if name_or_json == "mini":
             return cls._load_mini(tokenizer)
@@ -120,7 +127,7 @@ class ClipModel:
         name = name_or_json.replace("/", "-")
         if name not in known:
             raise ConfigError(
-                f"model: '{shown(name_or_json)}' is neither an open_clip model name, an existing config JSON, nor 'mini'."
+                f"model: '{shown(name_or_json)}' is no open_clip model name, config JSON, nor 'mini'."
                 f"{did_you_mean(name, known)}\nNames: python -c 'import open_clip; print(open_clip.list_models())'"
             )
         return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
@@ -163,7 +170,7 @@ class ClipModel:
         tokenizer: Tokenizer | None = None,
         preprocess_cfg: Mapping[str, Any] | None = None,
     ) -> ClipModel:
-        """The architecture of a live open_clip model; the module itself is only looked at (:meth:`theta_of` reads it)."""
+        """The architecture of a live open_clip model; the module itself is only looked at (see :meth:`theta_of`)."""
         skeleton, constants = _skeleton_of_module(module)
         cfg = {
             "context_length": getattr(module, "context_length", 77),
@@ -183,7 +190,7 @@ class ClipModel:
         return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """Fresh random theta: that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``, the global RNG left alone."""
+        """Fresh theta, that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``; the global RNG is left alone."""
         if self._config is None:
             raise ConfigError(
                 f"model '{shown(self.name)}' was made from a live module and has no config to initialise."
@@ -204,7 +211,7 @@ class ClipModel:
         return f"ClipModel({self.name!r}, {count:,} parameters, images {size})"
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids of ``texts``: int64 [T, context_length], on the CPU; ConfigError when the tokenizer cannot be had."""
+        """Token ids of ``texts``: int64 [T, context_length]; raises ConfigError where the tokenizer cannot be had."""
         if self._tokenizer is None:
             raise ConfigError(f"model '{shown(self.name)}' has no tokenizer; give one with tokenizer=...")
         if isinstance(self._tokenizer, _LazyTokenizer):
@@ -214,7 +221,7 @@ class ClipModel:
         return tokens.long()
 
     def check(self, theta: Mapping[str, Tensor]) -> None:
-        """Raise PairMismatch unless ``theta`` holds every tensor of the model in its shape (others, like a head, may be there)."""
+        """Raise PairMismatch unless ``theta`` holds every tensor of the model in its shape; others may be there."""
         _require(theta, tuple(self.shapes), self.name)
         wrong = [k for k in self.shapes if k in theta and theta[k].shape != self.shapes[k]]
         if wrong:
@@ -225,11 +232,11 @@ class ClipModel:
 
     # ------------------------------------------------------------------ features
     def encode_image(self, theta: Mapping[str, Tensor], images: Tensor, normalize: bool = True) -> Tensor:
-        """Image features [B, D] of ``images`` [B, 3, H, W] (already normalised by mean and std), unit rows if ``normalize``."""
+        """Features [B, D] of ``images`` [B, 3, H, W] normalised by mean and std; unit rows if ``normalize``."""
         return self._encode(self._image, self.image_names, theta, images, normalize)
 
     def encode_text(self, theta: Mapping[str, Tensor], tokens: Tensor, normalize: bool = True) -> Tensor:
-        """Text features [T, D] of ``tokens`` [T, context_length], unit rows if ``normalize``."""
+        """Features [T, D] of ``tokens`` [T, context_length], unit rows if ``normalize``."""
         return self._encode(self._text, self.text_names, theta, tokens, normalize)
 
     def _encode(
@@ -245,7 +252,7 @@ class ClipModel:
         return F.normalize(features, dim=-1) if normalize else features
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        """A buffer that no checkpoint holds (the causal mask), on the device and in the dtype of ``like``; kept for next time."""
+        """A buffer that no checkpoint holds (the causal mask), on the device and in the dtype of ``like``."""
         key = (name, like.device, like.dtype)
         if key not in self._moved:
             value = self._constants[name]
@@ -289,15 +296,16 @@ class _LazyTokenizer:
                 kwargs["bpe_path"] = self._local(kwargs["bpe_path"])
             tokenizer = SimpleTokenizer(context_length=context_length, **kwargs)
         except Exception as e:
-            what = hf_name or kwargs.get("bpe_path") or "SimpleTokenizer"
+            what = shown(hf_name or kwargs.get("bpe_path") or "SimpleTokenizer")
+            why = f"{type(e).__name__}: {shown(e)}"
             raise ConfigError(
-                f"model '{shown(self.name)}': its tokenizer '{shown(what)}' cannot be had here ({type(e).__name__}: {shown(e)}).\n"
+                f"model '{shown(self.name)}': its tokenizer '{what}' cannot be had here ({why}).\n"
                 "Remedy: put its files beside the config JSON, or pass tokenizer=... to ClipModel.load."
             ) from e
         vocab_size = int(self.text_cfg.get("vocab_size", 49408))
         if tokenizer.vocab_size > vocab_size:  # open_clip would only notice it as an index out of range
             raise ConfigError(
-                f"model '{shown(self.name)}': the tokenizer has {tokenizer.vocab_size} tokens, the text tower {vocab_size}.\n"
+                f"model '{shown(self.name)}': tokenizer of {tokenizer.vocab_size} tokens, text tower of {vocab_size}.\n"
                 "Remedy: name the tower's BPE file in text_cfg.tokenizer_kwargs.bpe_path of the config JSON."
             )
         return tokenizer
@@ -312,10 +320,8 @@ def _require(theta: Mapping[str, Tensor], names: Sequence[str], model: str) -> N
     # num_batches_tracked only counts training steps: eval mode never reads it, and some converters drop it
     missing = [k for k in names if k not in theta and not k.endswith("num_batches_tracked")]
     if missing:
-        some = ", ".join(shown(k) for k in missing[:10])
-        raise PairMismatch(
-            f"theta lacks {len(missing)} tensors of the model '{shown(model)}': {some}{', ...' * (len(missing) > 10)}"
-        )
+        some = ", ".join(shown(k) for k in missing[:10]) + ", ..." * (len(missing) > 10)
+        raise PairMismatch(f"theta lacks {len(missing)} tensors of the model '{shown(model)}': {some}")
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -336,7 +342,7 @@ def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _published_preprocess(name: str) -> dict[str, Any]:
-    """Mean, std and resizing that ALL published weights of ``name`` share; empty (open_clip's defaults) where they differ."""
+    """Mean, std and resizing that ALL published weights of ``name`` share; open_clip's defaults where they differ."""
     found = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     keys = ("mean", "std", "interpolation", "resize_mode")
     shared = {k: found[0].get(k) for k in keys if found and all(c.get(k) == found[0].get(k) for c in found)}
@@ -344,11 +350,12 @@ def _published_preprocess(name: str) -> dict[str, Any]:
 
 
 def _build(config: Mapping[str, Any], name: str) -> nn.Module:
-    """open_clip's module of ``config``, freshly initialised, in train mode as open_clip makes it; nothing is downloaded."""
+    """open_clip's module of ``config``, freshly initialised, in train mode; nothing is downloaded."""
     cfg = copy.deepcopy(dict(config))  # open_clip pops from and writes into what it is given
-    if cfg["text_cfg"].get("hf_model_name"):
+    hf_model = cfg["text_cfg"].get("hf_model_name")
+    if hf_model:
         raise ConfigError(
-            f"model '{shown(name)}': its text tower '{shown(cfg['text_cfg']['hf_model_name'])}' is described on the Hugging Face hub.\n"
+            f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described on the Hugging Face hub only.\n"
             "Remedy: build the module yourself and pass it to ClipModel.from_module."
         )
     if "timm_model_name" in cfg["vision_cfg"]:
