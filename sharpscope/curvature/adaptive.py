@@ -1,0 +1,194 @@
+"""Sharpness at a finite radius: how much the loss rises when one layer is perturbed, on average and at worst.
+
+delta lives in an ellipsoid (or box) with semi-axes rho * c: c = |w| makes it invariant to rescaling the parameters
+(adaptive), c = 1 is the plain ball. Kwon et al. 2021, arXiv 2102.11600; Andriushchenko et al. 2023, arXiv 2302.07011.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sharpscope.curvature.operator import Objective
+
+__all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_avg", "sharpness_max"]
+
+Norm = Literal["l2", "linf"]
+
+
+@dataclass(frozen=True)
+class SharpnessEstimate:
+    """A rise of the loss. ``stderr``: over noise draws (average) or over batches (worst case; NaN for one batch).
+
+    ``converged`` of a worst case says that its last quarter of steps raised the best value by less than 1 %.
+    """
+
+    estimate: float
+    stderr: float
+    converged: bool
+    num_evaluations: int
+
+
+def sharpness_avg(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    names: Sequence[str],
+    *,
+    rho: float,
+    seed: int,
+    adaptive: bool = True,
+    samples: int = 8,
+    rtol: float = 0.05,
+    base: Sequence[float] | None = None,
+) -> SharpnessEstimate:
+    """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
+
+    Antithetic pairs: every draw is used with both signs, which cancels the first-order term <g, delta> exactly; the small-rho
+    limit is rho^2 / 2 * tr(diag(c) H diag(c)).
+
+    Args:
+        objective, theta: the loss and where.
+        names: the layer's parameters.
+        rho: radius, > 0.
+        seed: of the noise.
+        adaptive: c = |w|, else c = 1.
+        samples: noise draws (each two evaluations a batch).
+        rtol: tolerance for ``converged``: stderr <= rtol * |estimate|.
+        base: the unperturbed loss of every batch, where known.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat = {n: theta[n].detach() for n in names}
+    base = [float(objective.batch_loss(i, theta)) for i in range(len(objective.weights))] if base is None else base
+    rises = torch.zeros(samples, dtype=torch.float64)
+    with torch.no_grad():
+        for s in range(samples):
+            noise = {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
+            for i, weight in enumerate(objective.weights):
+                for sign in (1, -1):
+                    moved = {**theta, **{n: w + sign * noise[n] for n, w in flat.items()}}
+                    rises[s] += weight * (float(objective.batch_loss(i, moved)) - base[i]) / 2
+    mean = float(rises.mean())
+    stderr = float(rises.std()) / math.sqrt(samples) if samples > 1 else math.nan
+    return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples)
+
+
+def _noise(w: Tensor, rho: float, adaptive: bool, generator: torch.Generator) -> Tensor:
+    z = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+    return rho * (w.abs() * z if adaptive else z)
+
+
+def sharpness_max(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    names: Sequence[str],
+    *,
+    rho: float,
+    norm: Norm = "linf",
+    adaptive: bool = True,
+    steps: int = 20,
+) -> SharpnessEstimate:
+    """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0, a lower bound of the maximum.
+
+    Step 2 rho, momentum 0.75; at the checkpoints of ``auto_pgd_checkpoints`` the step is halved and the search returns to the
+    best point (with its own delta) when fewer than 75 % of the steps since the last one improved, or when neither the step
+    nor the best value changed. Zero weights have c = 0 and stay where they are.
+
+    Source: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
+    """
+    rises, settled = [], True
+    for i in range(len(objective.weights)):
+        rise, done = _auto_pgd(objective, i, theta, names, rho, norm, adaptive, steps)
+        rises.append(rise)
+        settled &= done
+    weights = torch.tensor(list(objective.weights), dtype=torch.float64)
+    values = torch.tensor(rises, dtype=torch.float64)
+    mean = float((weights * values).sum())
+    n = len(rises)
+    stderr = math.sqrt(float((weights**2 * (values - mean) ** 2).sum()) * n / (n - 1)) if n > 1 else math.nan
+    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1))
+
+
+def _auto_pgd(
+    objective: Objective,
+    i: int,
+    theta: Mapping[str, Tensor],
+    names: Sequence[str],
+    rho: float,
+    norm: Norm,
+    adaptive: bool,
+    steps: int,
+) -> tuple[float, bool]:
+    """The worst rise of batch i's loss and whether the search had settled."""
+    shapes = [theta[n].shape for n in names]
+    sizes = [theta[n].numel() for n in names]
+    w = torch.cat([theta[n].detach().reshape(-1) for n in names])
+    c = w.abs() if adaptive else torch.ones_like(w)
+
+    def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
+        point = (w + delta).requires_grad_()
+        parts = [p.view(s) for p, s in zip(point.split(sizes), shapes, strict=True)]
+        loss = objective.batch_loss(i, {**theta, **dict(zip(names, parts, strict=True))})
+        (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
+        return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
+
+    def ascend(gradient: Tensor) -> Tensor:
+        """The direction of steepest ascent of unit size in the norm of delta / c."""
+        if norm == "linf":
+            return c * gradient.sign()
+        scaled = c * gradient
+        length = scaled.norm()
+        return c * scaled / length if length > 0 else torch.zeros_like(c)
+
+    delta = previous = torch.zeros_like(w)
+    start, gradient = loss_and_gradient(delta)
+    best, best_delta, best_gradient = start, delta, gradient
+    history = [best]
+    step, last_step, last_best = 2 * rho, 2 * rho, best
+    checkpoints = auto_pgd_checkpoints(steps)
+    improved, since, loss = 0, 0, start
+    for k in range(steps):
+        target = project(delta + step * ascend(gradient), c, rho, norm)
+        moved = target if k == 0 else project(delta + 0.75 * (target - delta) + 0.25 * (delta - previous), c, rho, norm)
+        previous, delta = delta, moved
+        last, (loss, gradient) = loss, loss_and_gradient(delta)
+        improved += loss > last
+        since += 1
+        if loss > best:
+            best, best_delta, best_gradient = loss, delta, gradient
+        history.append(best)
+        if k + 1 in checkpoints:
+            stuck = step == last_step and best == last_best
+            last_step, last_best = step, best
+            if improved < 0.75 * since or stuck:
+                step, loss = step / 2, best
+                delta = previous = best_delta
+                gradient = best_gradient
+            improved = since = 0
+    late = history[-1 - max(steps // 4, 1)]
+    return best - start, best - late <= 0.01 * max(best - start, 0.0)
+
+
+def project(delta: Tensor, c: Tensor, rho: float, norm: Norm) -> Tensor:
+    """The nearest point of ||delta / c||_p <= rho along the ray (l2) or by coordinate (linf); 0 where c = 0."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(delta, -rho * c), rho * c)
+    inside = torch.where(c > 0, delta / torch.where(c > 0, c, 1.0), 0.0)
+    length = inside.norm()
+    return c * inside * (rho / length if length > rho else 1.0)
+
+
+def auto_pgd_checkpoints(steps: int) -> frozenset[int]:
+    """The steps after which Auto-PGD reconsiders: ceil(p_j * steps), p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
+
+    >>> sorted(auto_pgd_checkpoints(20))
+    [5, 9, 12, 14, 16, 18, 19, 20]
+    """
+    p = [0.0, 0.22]
+    while p[-1] < 1:
+        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
+    return frozenset(math.ceil(round(steps * q, 9)) for q in p[1:] if q <= 1)

@@ -1,0 +1,353 @@
+"""Every sharpness measure of every layer at one point of the path: the registry between probes and estimators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from sharpscope.clip.model import second_order
+from sharpscope.curvature import adaptive, ggn
+from sharpscope.curvature.eigen import ExtremeEigenvalues, lanczos_steps
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
+from sharpscope.curvature.trace import TraceEstimate, hutchinson_steps
+from sharpscope.errors import ConfigError, NumericalError
+from sharpscope.schema import ALL, MEASURES
+from sharpscope.seeds import derive
+from sharpscope.weights.layers import Layer, split_layers
+
+__all__ = ["MeasureResult", "MeasureSettings", "layer_curvature", "measure_layers"]
+
+_TRACES = ("hessian_trace", "weighted_trace")
+_EIGENVALUES = ("lambda_max", "lambda_min", "lambda_abs")
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """What the estimators may spend and how precise they must be; see ``config.StudyConfig`` for each field."""
+
+    seed: int = 0
+    rtol: float = 0.05
+    max_matvecs: int = 100
+    noise_samples: int = 8
+    pgd_steps: int = 20
+    rho_avg: float = 0.1
+    rho_linf: float = 0.002
+    rho_l2: float = 0.5
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    """Rows for the sharpness table (without pair, alpha and granularity) and the vectors that warm the next alpha's start."""
+
+    rows: list[dict[str, Any]]
+    warm: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def measure_layers(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    measures: Sequence[str],
+    settings: MeasureSettings | None = None,
+    *,
+    key: Sequence[object] = (),
+    warm: Mapping[str, Tensor] | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> MeasureResult:
+    """All ``measures`` of every layer and of the whole model, ``(all)``, at ``theta``.
+
+    Args:
+        objective: the probe's loss; ``ggn_trace`` also needs its ``batch_logits``.
+        theta: named tensors.
+        layers: as ``weights.layers.split_layers`` gives them; the whole model is all of their parameters together.
+        measures: names of ``schema.MEASURES``.
+        settings: precision, radii, seed.
+        key: makes the seeds of this point its own (pair name, alpha).
+        warm: vectors by layer from a neighbouring point, as a former result's ``warm``.
+        progress: called with the name of each finished measure.
+
+    A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
+    """
+    settings = settings or MeasureSettings()
+    unknown = [m for m in measures if m not in MEASURES]
+    if unknown:
+        raise ConfigError(f"measures: unknown measure '{unknown[0]}'. Known: {', '.join(MEASURES)}.")
+    if not layers:
+        raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
+    whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))
+    everything = (whole, *layers)
+    with second_order():
+        table = _Table(everything, partial(derive, settings.seed, *key), settings)
+        facts: dict[str, Any] = {}
+        vectors: dict[str, Tensor] = {}
+        if any(m in measures for m in (*_TRACES, *_EIGENVALUES)):
+            vectors, facts = _second_order(objective, theta, everything, measures, table, warm or {})
+            progress("Hessian")
+        if "ggn_trace" in measures:
+            _ggn(objective, theta, everything, table)
+            progress("ggn_trace")
+        for measure in measures:
+            if measure.startswith("sharpness_"):
+                _finite_radius(objective, theta, everything, measure, table)
+                progress(measure)
+    order = {m: i for i, m in enumerate(MEASURES)}
+    rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
+    return MeasureResult([r for r in rows if r["measure"] in measures], vectors, facts)
+
+
+class _Table:
+    """Collects rows; adds what every row has, and the layer's share of the whole once all are there."""
+
+    def __init__(self, layers: Sequence[Layer], seed: Callable[..., int], settings: MeasureSettings) -> None:
+        self.layers = {x.name: x for x in layers}
+        self.order = {x.name: i for i, x in enumerate(layers)}
+        self.seed, self.settings = seed, settings
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, layer: str, measure: str, estimate: float, *, seed: int, converged: bool, **more: Any) -> None:
+        x = self.layers[layer]
+        finite = math.isfinite(estimate)
+        per_param = estimate / x.num_params if measure not in _EIGENVALUES and finite else math.nan
+        row = {
+            "layer": layer, "tower": x.tower, "depth": x.depth, "kind": x.kind, "num_params": x.num_params,
+            "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
+            "converged": bool(converged and finite), "num_matvecs": 0, "seed": seed,
+            "status": "failed" if not finite else "ok" if converged else "not_converged",
+            "per_param": per_param, "share": math.nan, "rho": math.nan, "note": "" if finite else "not finite",
+        }  # fmt: skip
+        self._rows[layer, measure] = row | more
+
+    def fail(self, measures: Iterable[str], reason: str, layers: Iterable[str] | None = None) -> None:
+        for layer in self.layers if layers is None else layers:
+            for measure in measures:
+                self.add(layer, measure, math.nan, seed=0, converged=False, note=reason)
+
+    def rows(self) -> list[dict[str, Any]]:
+        for (_, measure), row in self._rows.items():
+            whole = self._rows.get((ALL, measure))
+            if whole is not None and whole["estimate"] not in (0.0, None):
+                row["share"] = row["estimate"] / whole["estimate"]
+        return list(self._rows.values())
+
+
+def _second_order(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    measures: Sequence[str],
+    table: _Table,
+    warm: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Traces and eigenvalues: layer by layer on kept graphs, or all layers in lock step when graphs are rebuilt."""
+    wanted = [m for m in (*_TRACES, *_EIGENVALUES) if m in measures]
+    settings = table.settings
+    try:
+        engine = HessianEngine(objective, theta, {x.name: x.params for x in layers}, memory=settings.memory)
+        check_symmetric(engine.operator(ALL), torch.Generator().manual_seed(table.seed("symmetry")))
+    except NumericalError as error:
+        table.fail(wanted, str(error))
+        return {}, {}
+    work: dict[str, Estimator[TraceEstimate | ExtremeEigenvalues]] = {}
+    common = {
+        "dtype": engine.dtype,
+        "device": engine.device,
+        "rtol": settings.rtol,
+        "max_matvecs": settings.max_matvecs,
+    }
+    for x in layers:
+        size = engine.blocks[x.name].size
+        if any(m in measures for m in _TRACES):
+            scale = engine.weights(x.name).abs() if "weighted_trace" in measures else None
+            work[f"trace {x.name}"] = hutchinson_steps(size, seed=table.seed("trace", x.name), scale=scale, **common)
+        if any(m in measures for m in _EIGENVALUES):
+            work[f"eigen {x.name}"] = lanczos_steps(
+                size, seed=table.seed("eigen", x.name), start=warm.get(x.name), **common
+            )
+    if engine.kept:
+        results = {}
+        for task in list(work):
+            results[task] = solve(work.pop(task), engine.operator(task.split(" ", 1)[1]))
+    else:
+        results = solve_together(work, partial(_merged, engine))
+    vectors = {}
+    for task, result in results.items():
+        kind, layer = task.split(" ", 1)
+        seed = table.seed(kind, layer)
+        if isinstance(result, TraceEstimate):
+            _trace_rows(table, layer, result, seed)
+        else:
+            _eigen_rows(table, layer, result, seed)
+            ends = [e.vector for e in (result.largest, result.smallest) if e.vector is not None]
+            if ends:
+                vectors[layer] = torch.stack(ends).sum(0)
+    facts = {"graphs_kept": engine.kept, "graph_bytes": engine.graph_bytes, "unused": list(engine.unused)}
+    return vectors, facts
+
+
+def _merged(engine: HessianEngine, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Answer the open requests of several estimators of the same layers with one pass over the batches."""
+    by_layer: dict[str, list[str]] = {}
+    for task in requests:
+        by_layer.setdefault(task.split(" ", 1)[1], []).append(task)
+    products = engine.products({x: torch.cat([requests[t] for t in tasks], dim=1) for x, tasks in by_layer.items()})
+    out = {}
+    for layer, tasks in by_layer.items():
+        parts = products[layer].split([requests[t].shape[1] for t in tasks], dim=1)
+        out |= dict(zip(tasks, parts, strict=True))
+    return out
+
+
+def _trace_rows(table: _Table, layer: str, result: TraceEstimate, seed: int) -> None:
+    table.add(
+        layer, "hessian_trace", result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+        num_matvecs=result.num_matvecs,
+    )  # fmt: skip
+    if result.weighted is not None:
+        value, stderr = result.weighted
+        converged = stderr <= table.settings.rtol * abs(value)
+        table.add(
+            layer, "weighted_trace", value, seed=seed, converged=converged, stderr=stderr,
+            num_matvecs=result.num_matvecs,
+        )  # fmt: skip
+
+
+def _eigen_rows(table: _Table, layer: str, result: ExtremeEigenvalues, seed: int) -> None:
+    for measure, end in zip(_EIGENVALUES, (result.largest, result.smallest, result.dominant), strict=True):
+        table.add(
+            layer, measure, end.value, seed=seed, converged=end.converged, residual=end.residual,
+            num_matvecs=end.num_matvecs,
+        )  # fmt: skip
+
+
+def _ggn(objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], table: _Table) -> None:
+    if not hasattr(objective, "batch_logits"):
+        table.fail(["ggn_trace"], "the loss gives no logits")
+        return
+    seed = table.seed("ggn")
+    estimates = ggn.ggn_trace(
+        objective,  # type: ignore[arg-type]
+        theta,
+        {x.name: x.params for x in layers},
+        seed=seed,
+        rtol=table.settings.rtol,
+        max_probes=table.settings.max_matvecs,
+    )
+    for layer, result in estimates.items():
+        table.add(
+            layer, "ggn_trace", result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+            num_matvecs=result.num_matvecs,
+        )  # fmt: skip
+
+
+def _finite_radius(
+    objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], measure: str, table: _Table
+) -> None:
+    settings = table.settings
+    is_adaptive = not measure.endswith("_absolute")
+    with torch.no_grad():
+        base = [float(objective.batch_loss(i, theta)) for i in range(len(objective.weights))]
+    for x in layers:
+        seed = table.seed(measure, x.name)
+        if measure.startswith("sharpness_avg"):
+            rho = settings.rho_avg
+            result = adaptive.sharpness_avg(
+                objective, theta, x.params, rho=rho, seed=seed, adaptive=is_adaptive, samples=settings.noise_samples,
+                rtol=settings.rtol, base=base,
+            )  # fmt: skip
+        else:
+            l2 = "_l2" in measure
+            rho = settings.rho_l2 if l2 else settings.rho_linf
+            result = adaptive.sharpness_max(
+                objective, theta, x.params, rho=rho, norm="l2" if l2 else "linf", adaptive=is_adaptive,
+                steps=settings.pgd_steps,
+            )  # fmt: skip
+        table.add(
+            x.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+            num_matvecs=result.num_evaluations, rho=rho,
+        )  # fmt: skip
+
+
+class _ModuleObjective:
+    """A loss of a live module, as the engine wants it: a function of named tensors."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Sequence[Any]) -> None:
+        self._wrapped = _LossModule(module, loss)
+        self._batches = batches
+        sizes = [_batch_size(b) for b in batches]
+        self.weights = [n / sum(sizes) for n in sizes]
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        named = {f"module.{n}": t for n, t in theta.items()}
+        return torch.func.functional_call(self._wrapped, named, (self._batches[i],))
+
+
+class _LossModule(nn.Module):
+    """Makes ``loss(module, batch)`` a forward pass, so that functional_call can put other tensors into the module."""
+
+    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        super().__init__()
+        self.module = module
+        self._loss = loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._loss(self.module, batch)
+
+
+def _batch_size(batch: Any) -> int:
+    first = batch
+    while isinstance(first, (tuple, list, dict)):
+        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
+    if not isinstance(first, Tensor) or first.ndim == 0:
+        raise ConfigError("batches: the first item of a batch must be a tensor with one row an example.")
+    return len(first)
+
+
+def layer_curvature(
+    module: nn.Module,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batches: Iterable[Any],
+    *,
+    granularity: str = "module",
+    measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
+    **settings: Any,
+) -> pd.DataFrame:
+    """Layer-wise curvature of any loss of any module: one row a layer and measure, with error bars.
+
+    >>> loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
+    >>> table = layer_curvature(net, loss, loader, rtol=0.01)                                        # doctest: +SKIP
+
+    Args:
+        module: handed back as it came: weights, gradients, mode. Measured in eval mode.
+        loss: ``loss(module, batch)`` -> mean loss of the batch, a scalar.
+        batches: tensors or tuples of tensors whose first has one row an example; the Hessian is that of the mean over all
+            EXAMPLES, also when the last batch is smaller.
+        granularity: tensor | module | block.
+        measures: names of ``schema.MEASURES`` (``ggn_trace`` needs logits and is for CLIP probes).
+        settings: fields of ``MeasureSettings``.
+
+    Returns the columns of the sharpness table but pair and alpha.
+    """
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        objective = _ModuleObjective(module, loss, list(batches))
+        theta = {n: p.detach() for n, p in module.named_parameters()}
+        moving = {n: t.shape for n, t in theta.items() if t.is_floating_point()}
+        layers = split_layers(moving, granularity)
+        result = measure_layers(objective, theta, layers, measures, MeasureSettings(**settings))
+    finally:
+        for m, training in modes.items():
+            m.training = training
+    frame = pd.DataFrame(result.rows)
+    frame.insert(1, "granularity", granularity)
+    return frame

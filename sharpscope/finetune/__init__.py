@@ -1,0 +1,1 @@
+"""Training: one method a file, and the loop they share (``trainer``)."""

@@ -1,0 +1,34 @@
+"""Named tensors: reading them, naming them, grouping them into layers, interpolating and sparsifying them.
+
+No images and no forward pass here. The order of reading: ``checkpoint`` (file -> tensors), ``naming`` (whose names),
+``layers`` (which belong together), ``path`` (theta(alpha)), ``sparsify`` (theta with fewer changes).
+"""
+
+from __future__ import annotations
+
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
+from sharpscope.weights.compare import check_finite, check_model, describe
+from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.weights.path import FisherPath, Pair, Path, check_pair, fisher_path, lines_path
+from sharpscope.weights.sparsify import kept_entries, matched_control, sparsify
+
+__all__ = [
+    "Checkpoint",
+    "FisherPath",
+    "Layer",
+    "Pair",
+    "Path",
+    "check_finite",
+    "check_model",
+    "check_pair",
+    "checkpoint_of",
+    "describe",
+    "fisher_path",
+    "kept_entries",
+    "lines_path",
+    "matched_control",
+    "read_checkpoint",
+    "sparsify",
+    "split_layers",
+    "write_checkpoint",
+]
