@@ -1,0 +1,200 @@
+"""Does interpolation fail? Four flags, each with an interval: a drop inside the noise is no failure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.errors import ConfigError
+from sharpscope.findings.frames import alpha_index, check_correct, table
+from sharpscope.findings.intervals import max_min_interval, min_replicates, resampled_means
+from sharpscope.seeds import derive
+
+__all__ = ["FLAGS", "OOD_MEAN", "PROBE", "failure_table"]
+
+FLAGS = {
+    "F1": "no point of the path beats the zero-shot model: max over alpha > 0 of OOD(alpha) - OOD(0) <= 0",
+    "F2": "some point is worse than both ends: max over interior alpha of min(ends) - OOD(alpha) > eps",
+    "F3": "the probe loss rises between the ends (interpolation instability) by more than loss_eps",
+    "F4": "some point is below the chord between the ends: max over interior alpha of chord - OOD(alpha) > 0",
+}
+OOD_MEAN = "ood_mean"
+PROBE = "probe"
+
+
+def failure_table(
+    pair: str,
+    alphas: Sequence[float],
+    correct: Mapping[str, np.ndarray],
+    roles: Mapping[str, str],
+    probe_losses: np.ndarray,
+    *,
+    eps: float = 0.01,
+    loss_eps: float = 0.01,
+    f3: Literal["excess", "paper"] = "excess",
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The flags F1, F2, F4 for every OOD set and their mean, and F3 for the probe loss.
+
+    The estimates, all over alpha in [0, 1]:
+
+        F1  max_{alpha > 0} OOD(alpha) - OOD(0)                 present if ci_high < 0
+        F2  max_{0 < alpha < 1} min(OOD(0), OOD(1)) - OOD(alpha)  present if ci_low > eps
+        F4  max_{0 < alpha < 1} chord(alpha) - OOD(alpha)       present if ci_low > 0
+        F3  max_alpha L(alpha) - max(L(0), L(1))                present if ci_low > loss_eps
+
+    so F1 is a failure when NEGATIVE and the others when positive. A maximum over noisy points is too large on
+    average; ``intervals.max_min_interval`` gives bounds that pay for the choice of alpha, from a bootstrap over
+    examples paired across alphas, and within each data set for the mean. Each flag is then present without cause with
+    probability at most (1 - level) / 2, to the accuracy of the bootstrap.
+
+    F3: the paper's LII = max L - (L(0) + L(1)) / 2 is made for ends of equal loss. A zero-shot and a fine-tuned model
+    differ, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth; ours (``f3="excess"``) is LII less that
+    part. ``f3="paper"`` judges LII itself. The note of the row gives LII and the part that the ends force.
+
+    Args:
+        pair: name of the pair.
+        alphas: [A] increasing.
+        correct: data set -> bool [A, n], the same examples at every alpha.
+        roles: data set -> "id" | "ood".
+        probe_losses: [A, n] loss of every probe example.
+        eps: drop in accuracy (0-1) that F2 forgives (ours).
+        loss_eps: rise in nats that F3 forgives (ours).
+        f3: see above.
+        level: coverage of the intervals.
+        bootstrap: replicates.
+        seed: the run's seed.
+
+    Returns:
+        Table ``failure``; ``alpha`` is where the maximum is. Where a flag has no meaning the estimate is NaN, the flag
+        absent and the reason in ``note``.
+
+    Raises:
+        ConfigError: shapes or roles that do not fit.
+    """
+    if f3 not in ("excess", "paper"):
+        raise ConfigError(f"f3: '{f3}' is none of excess, paper.")
+    ood = check_correct(alphas, correct, roles)["ood"]
+    means = {name: values.mean(axis=1) for name, values in ood.items()}
+    reps = {
+        name: resampled_means(values, bootstrap, np.random.default_rng(derive(seed, "failure", pair, name)))
+        for name, values in ood.items()
+    }
+    few = "" if bootstrap >= min_replicates(level) else f"no interval: {bootstrap} replicates do not reach {level:g}"
+    rows = [
+        row for name in ood for row in _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, few)
+    ]
+    names = "+".join(ood)
+    if ood:
+        mean, rep = np.mean(list(means.values()), axis=0), np.mean(list(reps.values()), axis=0)
+        about = "; ".join(part for part in (f"mean of {names}", few) if part)
+        rows += _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
+    else:
+        rows += [_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4")]
+    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, f3, level, bootstrap, seed, few))
+    rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
+    return table("failure", rows)
+
+
+Row = dict[str, object]
+
+
+def _undefined(pair: str, flag: str, dataset: str, why: str) -> Row:
+    nan = float("nan")
+    base = {"pair": pair, "flag": flag, "dataset": dataset, "alpha": nan, "estimate": nan}
+    return {**base, "ci_low": nan, "ci_high": nan, "present": False, "note": f"undefined: {why}"}
+
+
+def _judged(
+    pair: str,
+    flag: str,
+    dataset: str,
+    alphas: Sequence[float],
+    at: Sequence[int],
+    values: np.ndarray,
+    reps: np.ndarray,
+    level: float,
+    limit: float,
+    note: str,
+) -> Row:
+    """One row from cells [alphas in ``at``, E]; F1 is present below ``limit``, the others above it."""
+    estimate, low, high, best = max_min_interval(values, reps, level)
+    present = high < limit if flag == "F1" else low > limit
+    base = {"pair": pair, "flag": flag, "dataset": dataset, "alpha": float(alphas[at[best]]), "estimate": estimate}
+    return {**base, "ci_low": low, "ci_high": high, "present": bool(present), "note": note}
+
+
+def _accuracy_flags(
+    pair: str,
+    dataset: str,
+    alphas: Sequence[float],
+    mean: np.ndarray,
+    reps: np.ndarray,
+    eps: float,
+    level: float,
+    note: str,
+) -> list[Row]:
+    start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
+    inner = [i for i, a in enumerate(alphas) if 0 < a < 1 and i not in (start, end)]
+    later = [i for i, a in enumerate(alphas) if 0 < a <= 1 and i != start]
+    if start is None or not later:
+        f1 = _undefined(pair, "F1", dataset, "needs alpha = 0 and one above it")
+    else:
+        gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
+        f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
+    if start is None or end is None or not inner:
+        why = "needs alpha = 0, alpha = 1 and one between them"
+        return [f1, *(_undefined(pair, flag, dataset, why) for flag in ("F2", "F4"))]
+    ends = [start, end]
+    drop = mean[ends][None, :] - mean[inner][:, None]
+    drops = reps[:, None, ends] - reps[:, inner, None]
+    weight = np.array([float(alphas[i]) for i in inner])
+    sag = (1 - weight) * mean[start] + weight * mean[end] - mean[inner]
+    sags = (1 - weight) * reps[:, [start]] + weight * reps[:, [end]] - reps[:, inner]
+    return [
+        f1,
+        _judged(pair, "F2", dataset, alphas, inner, drop, drops, level, eps, note),
+        _judged(pair, "F4", dataset, alphas, inner, sag[:, None], sags[:, :, None], level, 0.0, note),
+    ]
+
+
+def _loss_flag(
+    pair: str,
+    alphas: Sequence[float],
+    losses: np.ndarray,
+    loss_eps: float,
+    f3: str,
+    level: float,
+    bootstrap: int,
+    seed: int,
+    few: str,
+) -> Row:
+    losses = np.asarray(losses, dtype=float)
+    if losses.ndim != 2 or losses.shape[0] != len(alphas) or losses.shape[1] == 0:
+        raise ConfigError(f"probe_losses: need shape [{len(alphas)} alphas, n >= 1], got {losses.shape}.")
+    start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
+    if start is None or end is None:
+        return _undefined(pair, "F3", PROBE, "needs alpha = 0 and alpha = 1")
+    if not np.isfinite(losses).all():
+        return _undefined(pair, "F3", PROBE, "failed, the probe loss is not finite somewhere on the path")
+    mean = losses.mean(axis=1)
+    reps = resampled_means(losses, bootstrap, np.random.default_rng(derive(seed, "failure", pair, PROBE, "loss")))
+    path = [i for i, a in enumerate(alphas) if 0 <= a <= 1]
+    if f3 == "excess":
+        ends = [start, end]
+        cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
+    else:
+        middle, middles = mean[[start, end]].mean(), reps[:, [start, end]].mean(axis=1)
+        cells, draws = (mean[path] - middle)[:, None], (reps[:, path] - middles[:, None])[:, :, None]
+    lii = float(mean[path].max() - (mean[start] + mean[end]) / 2)
+    forced = float(abs(mean[start] - mean[end]) / 2)
+    note = f"LII {lii:.4g}, of which the ends' unequal losses force {forced:.4g}"
+    if f3 == "paper":
+        note += "; judged: LII itself"
+    note = "; ".join(part for part in (note, few) if part)
+    return _judged(pair, "F3", PROBE, alphas, path, cells, draws, level, loss_eps, note)

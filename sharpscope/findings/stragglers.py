@@ -1,0 +1,331 @@
+"""Straggler layers: which layers' own movement costs, by every criterion, with the probability of being chosen.
+
+Known (2410.16476): a straggler is a layer whose own interpolation causes the drop. Ours, compared side by side: the
+criteria below. None of them looks at an OOD label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.config import parse_rule
+from sharpscope.errors import ConfigError, did_you_mean
+from sharpscope.findings.criteria import (
+    BASES,
+    LOSS_SLACK,
+    LayerLosses,
+    NoiseLosses,
+    barrier,
+    criticality,
+    instability,
+    rewind,
+)
+from sharpscope.findings.frames import alpha_index, table, unique_in_order
+from sharpscope.findings.intervals import resample_counts
+from sharpscope.findings.selection import Selection, select, standardise, sustained
+from sharpscope.findings.sharpscores import FORMS, SharpnessGrid, sharpness_grids
+from sharpscope.seeds import derive
+
+__all__ = [
+    "BASES",
+    "LOSS_SLACK",
+    "SUSTAINED",
+    "LayerLosses",
+    "NoiseLosses",
+    "barrier",
+    "chosen_layers",
+    "criticality",
+    "instability",
+    "rewind",
+    "select",
+    "sharpness_scores",
+    "stragglers_table",
+]
+
+SUSTAINED = 0.8
+"""Default share of the alphas at which a layer's sharpness has to stand out; ours."""
+
+
+def sharpness_scores(values: np.ndarray, rule: str, fraction: float = SUSTAINED) -> np.ndarray:
+    """One score a layer from its sharpness along the path; ``select(scores, rule)`` then chooses.
+
+    mad:K, sd:T and top:K score the z across layers at each alpha, abs:X the value itself; the score is what the layer
+    exceeds at ``fraction`` of the alphas (``sustained``), so score > K says: an outlier at that many alphas.
+
+    Args:
+        values: [..., L, A]: log sharpness, or the share (linear); NaN where there is none.
+        rule: the straggler rule.
+        fraction: share of the alphas (ours).
+
+    Returns:
+        [..., L], NaN where too few alphas have a value.
+    """
+    kind, _ = parse_rule(rule)
+    if kind != "abs":
+        across = np.swapaxes(values, -1, -2)
+        values = np.swapaxes(standardise(across, "sd" if kind == "sd" else "mad"), -1, -2)
+    return sustained(values, fraction)
+
+
+def _choose(scores: np.ndarray, rule: str, scored_as_z: bool, floor: float | None) -> Selection:
+    """``select``, except that scores which are z already meet K itself."""
+    kind, number = parse_rule(rule)
+    if scored_as_z and kind in ("mad", "sd"):
+        return select(scores, f"abs:{number!r}")
+    return select(scores, rule, floor=floor)
+
+
+def stragglers_table(
+    pair: str,
+    losses: Sequence[LayerLosses],
+    noise: NoiseLosses | None,
+    sharpness: pd.DataFrame,
+    *,
+    rule: str = "mad:2",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    fraction: float = SUSTAINED,
+    slack: float = LOSS_SLACK,
+    frozen: Collection[str] = (),
+) -> pd.DataFrame:
+    """Every criterion's score, threshold and choice for every layer of one pair.
+
+    Criteria: ``instability``, ``barrier`` and ``rewind`` for each base; ``criticality``; ``sharpness:M``,
+    ``per_param:M`` and ``share:M`` for every measure M of the table. ``probability`` is how often the layer is chosen
+    when the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from
+    N(estimate, stderr^2) (their residual where they have no stderr). A layer that does not move is ``frozen``.
+
+    Args:
+        pair: name of the pair.
+        losses: single-layer paths, one a base, in any order.
+        noise: for criticality, or None.
+        sharpness: the sharpness table (other pairs in it are ignored).
+        rule: mad:K | sd:T | top:K | abs:X.
+        bootstrap: replicates R.
+        seed: the run's seed.
+        fraction: share of alphas at which sharpness has to stand out.
+        slack: see ``criticality``.
+        frozen: layers known not to move, beside those whose status or distance says so.
+
+    Returns:
+        Table ``stragglers``: criteria in the order above, layers in the order given. For sharpness the score is a z,
+        the threshold K (abs:X: the value, and X). A set may be empty; ``note`` then says why.
+    """
+    grids = list(sharpness_grids(sharpness, pair))
+    still = set(frozen).union(*(g.frozen for g in grids))
+    if noise is not None:
+        still |= {name for name, d in zip(noise.layers, noise.distance_sq, strict=True) if d == 0}
+    by_base = {entry.base: entry for entry in losses}
+    frames = [
+        *_loss_rows(pair, by_base, rule, bootstrap, seed, still),
+        *_criticality_rows(pair, by_base, noise, rule, bootstrap, seed, slack, still),
+        *_sharpness_rows(pair, grids, rule, bootstrap, seed, fraction, still),
+    ]
+    return table("stragglers", (row for rows in frames for row in rows))
+
+
+Rows = list[dict[str, object]]
+
+
+def _rows(
+    pair: str,
+    criterion: str,
+    base: str,
+    rule: str,
+    layers: Sequence[str],
+    still: Collection[str],
+    scores: np.ndarray,
+    chosen: Selection,
+    probability: np.ndarray,
+    notes: Sequence[str],
+    missing: tuple[str, str],
+) -> Rows:
+    threshold = float(chosen.threshold)
+    empty = "" if chosen.mask.any() else _why_nobody(scores)
+    rows: Rows = []
+    for i, layer in enumerate(layers):
+        status, note = "ok", notes[i]
+        if layer in still:
+            status, note = "frozen", "the layer does not move"
+        elif not np.isfinite(scores[i]):
+            status, note = missing[0], note or missing[1]
+        rows.append(
+            {
+                "pair": pair,
+                "layer": layer,
+                "criterion": criterion,
+                "base": base,
+                "score": float(scores[i]),
+                "threshold": threshold if np.isfinite(threshold) else float("nan"),
+                "rule": rule,
+                "chosen": bool(chosen.mask[i]),
+                "probability": float(probability[i]),
+                "status": status,
+                "note": "; ".join(part for part in (note, empty) if part),
+            }
+        )
+    return rows
+
+
+def _why_nobody(scores: np.ndarray) -> str:
+    known = scores[np.isfinite(scores)]
+    if not len(known):
+        return "nobody chosen: no layer has a score"
+    if not known.any():
+        return "nobody chosen: the score is 0 for every layer"
+    return "nobody chosen: no layer exceeds the threshold"
+
+
+def _loss_rows(
+    pair: str, by_base: dict[str, LayerLosses], rule: str, bootstrap: int, seed: int, still: Collection[str]
+) -> Iterator[Rows]:
+    criteria: dict[str, Callable[[np.ndarray, Sequence[float]], np.ndarray]] = {
+        "instability": instability,
+        "barrier": barrier,
+        "rewind": rewind,
+    }
+    resampled = {base: _resampled(pair, entry.losses, bootstrap, seed) for base, entry in by_base.items()}
+    for criterion, score in criteria.items():
+        for base in BASES:
+            if base not in by_base:
+                continue
+            entry = by_base[base]
+            means = np.asarray(entry.losses, dtype=float).mean(axis=-1)
+            moving = np.array([name not in still for name in entry.layers])
+            scores = np.where(moving, score(means, entry.alphas), np.nan)
+            chosen = select(scores, rule, floor=0.0)
+            again = np.where(moving, score(resampled[base], entry.alphas), np.nan)
+            probability = select(again, rule, floor=0.0).mask.mean(axis=0)
+            notes = [""] * len(entry.layers)
+            if criterion == "instability":
+                gap = np.abs(rewind(means, entry.alphas)) / 2
+                notes = [f"{g:.3g} of it is half the difference of the two ends' losses" for g in gap]
+            missing = ("failed", "the loss is not finite somewhere on this layer's path")
+            yield _rows(pair, criterion, base, rule, entry.layers, still, scores, chosen, probability, notes, missing)
+
+
+def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+    """Mean losses of every bootstrap sample of the probe examples: [R, *losses.shape[:-1]].
+
+    One stream for all bases and criteria: they are judged on the same resamples.
+    """
+    n = losses.shape[-1]
+    counts = resample_counts(n, bootstrap, np.random.default_rng(derive(seed, "stragglers", pair, n)))
+    flat = np.asarray(losses, dtype=float).reshape(-1, n)
+    means = np.full((bootstrap, len(flat)), np.nan)
+    finite = np.isfinite(flat).all(axis=1)  # a NaN row must not reach the others through 0 * NaN
+    means[:, finite] = counts.astype(float) @ flat[finite].T / n
+    return means.reshape(bootstrap, *losses.shape[:-1])
+
+
+def _criticality_rows(
+    pair: str,
+    by_base: dict[str, LayerLosses],
+    noise: NoiseLosses | None,
+    rule: str,
+    bootstrap: int,
+    seed: int,
+    slack: float,
+    still: Collection[str],
+) -> Iterator[Rows]:
+    if noise is None:
+        return
+    moving = np.array([name not in still for name in noise.layers])
+    entry = by_base.get("finetuned")
+    usable = entry is not None and entry.losses.shape[-1] == noise.losses.shape[-1]
+    if entry is None or not usable:
+        scores = np.full(len(noise.layers), np.nan)
+        why = "needs the fine-tuned loss on the same probe examples (single-layer paths with base finetuned)"
+        chosen, notes = select(scores, rule, floor=0.0), [why] * len(noise.layers)
+        zero, undefined = np.zeros(len(noise.layers)), ("undefined", why)
+        yield _rows(pair, "criticality", "finetuned", rule, noise.layers, still, scores, chosen, zero, notes, undefined)
+        return
+    # theta_1 itself: any layer at alpha = 1 with the rest at theta_1.
+    end = alpha_index(entry.alphas, 1.0)
+    reference = np.asarray(entry.losses[0, end], dtype=float)
+    values = np.asarray(noise.losses, dtype=float)
+    raw, censored = criticality(values.mean(axis=-1), reference.mean(), noise, slack)
+    raw = np.where(moving, raw, np.nan)
+    joined = np.concatenate([reference[None], values.reshape(-1, values.shape[-1])])
+    again = _resampled(pair, joined, bootstrap, seed)
+    drawn, _ = criticality(again[:, 1:].reshape(bootstrap, *values.shape[:3]), again[:, 0], noise, slack)
+    # Scores span orders of magnitude and may be 0 (fully rewindable): outliers are judged on log(1 + score).
+    absolute = parse_rule(rule)[0] == "abs"
+    chosen = select(raw if absolute else np.log1p(raw), rule, floor=0.0)
+    chosen = chosen if absolute else Selection(np.expm1(chosen.threshold), chosen.mask)
+    drawn = np.where(moving, drawn, np.nan)
+    probability = select(drawn if absolute else np.log1p(drawn), rule, floor=0.0).mask.mean(axis=0)
+    notes = ["at least this: the smallest noise already costs more than the slack" if c else "" for c in censored]
+    rms = ("undefined", "the layer's weights are all 0: noise in units of their rms has no meaning")
+    yield _rows(pair, "criticality", "finetuned", rule, noise.layers, still, raw, chosen, probability, notes, rms)
+
+
+def _sharpness_rows(
+    pair: str,
+    grids: Sequence[SharpnessGrid],
+    rule: str,
+    bootstrap: int,
+    seed: int,
+    fraction: float,
+    still: Collection[str],
+) -> Iterator[Rows]:
+    kind = parse_rule(rule)[0]
+    for form in FORMS:
+        for grid in grids:
+            moving = np.array([name not in still for name in grid.layers])[:, None]
+            rng = np.random.default_rng(derive(seed, "stragglers", pair, grid.measure))
+            log = form != "share" and kind != "abs"
+            values = np.where(moving, grid.values(form, log), np.nan)
+            scores = sharpness_scores(values, rule, fraction)
+            chosen = _choose(scores, rule, kind != "abs", None)
+            drawn = np.where(moving, grid.draws(form, log, bootstrap, rng), np.nan)
+            again = sharpness_scores(drawn, rule, fraction)
+            probability = _choose(again, rule, kind != "abs", None).mask.mean(axis=0)
+            notes = [_along(grid, i, log) for i in range(len(grid.layers))]
+            base = f"{fraction:.0%} of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}]"
+            name = f"{form}:{grid.measure}"
+            missing = ("undefined", "too few alphas with a value")
+            yield _rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
+
+
+def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
+    known = np.isfinite(grid.estimate[layer])
+    parts = []
+    negative = int((grid.estimate[layer][known] <= 0).sum())
+    if log and negative:
+        parts.append(f"estimate <= 0 (no log) at {negative} of {len(grid.alphas)} alphas: counted as not exceeding")
+    if not known.all():
+        parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
+    if not grid.error[layer].any():
+        parts.append("no stderr or residual: probability is 0 or 1")
+    if grid.unconverged[layer].any():
+        parts.append(f"not converged at {int(grid.unconverged[layer].sum())} alphas")
+    return "; ".join(parts)
+
+
+def chosen_layers(
+    stragglers: pd.DataFrame, criterion: str, *, base: str | None = None, pair: str | None = None
+) -> tuple[str, ...]:
+    """The layers that ``criterion`` chose, in the table's (forward) order; possibly none.
+
+    Args:
+        stragglers: the table.
+        criterion: e.g. ``share:hessian_trace``.
+        base: for the loss criteria; default: the first base in the table (finetuned where there is one).
+        pair: needed when the table holds several.
+
+    Raises:
+        ConfigError: no such criterion (with the nearest one), or several pairs and none named.
+    """
+    rows = stragglers if pair is None else stragglers[stragglers["pair"] == pair]
+    if rows["pair"].nunique() > 1:
+        raise ConfigError(f"chosen_layers: name one of the pairs {', '.join(unique_in_order(rows['pair']))}.")
+    known = unique_in_order(rows["criterion"])
+    if criterion not in known:
+        raise ConfigError(f"criterion: '{criterion}' is not in the table.{did_you_mean(criterion, known)}")
+    rows = rows[rows["criterion"] == criterion]
+    base = rows["base"].iloc[0] if base is None else base
+    return tuple(rows.loc[(rows["base"] == base) & rows["chosen"].astype(bool), "layer"])
