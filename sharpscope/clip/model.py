@@ -70,7 +70,7 @@ class ClipModel:
     other keys are ignored. The object itself holds shapes only. It is not meant to be shared between threads.
 
     ``shapes`` {name: shape} of parameters and buffers; ``image_size`` (height, width); ``mean``, ``std`` of the
-    normalisation; ``preprocess`` PIL image -> float32 [3, H, W].
+    normalisation; ``preprocess`` PIL image -> float32 [3, H, W]; ``geometry`` its steps before pixels become floats.
     """
 
     def __init__(
@@ -105,6 +105,10 @@ class ClipModel:
         self.mean: tuple[float, ...] = tuple(self._preprocess_cfg.mean)
         self.std: tuple[float, ...] = tuple(self._preprocess_cfg.std)
         self.preprocess = image_transform_v2(self._preprocess_cfg, is_train=False)
+        steps = [type(t).__name__ for t in self.preprocess.transforms]
+        self.geometry: tuple[Callable[[Any], Any], ...] = tuple(
+            self.preprocess.transforms[: steps.index("MaybeToTensor")]
+        )
 
     # ------------------------------------------------------------------ making one
     @classmethod
@@ -256,7 +260,8 @@ class ClipModel:
         key = (name, like.device, like.dtype)
         if key not in self._moved:
             value = self._constants[name]
-            self._moved[key] = value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
+            with torch.inference_mode(False):  # a tensor made in inference mode could never take part in a gradient
+                self._moved[key] = value.to(like.device, like.dtype if value.is_floating_point() else value.dtype)
         return self._moved[key]
 
 

@@ -1,0 +1,208 @@
+"""From image features to class logits: zero-shot, stored and text-rebuilt heads, the scale explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError, PairMismatch, shown
+
+__all__ = ["DEFAULT_TEMPLATES", "Classifier", "HeadMode", "default_templates", "zero_shot_head"]
+
+HeadMode = Literal["zeroshot", "stored", "text"]
+
+DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
+"""The plain prompt of CLIP (Radford et al. 2021, arXiv 2103.00020), where a user gives none."""
+
+_PRECOMPUTED = "head.class_vectors"  # what Classifier.frozen adds; never part of a checkpoint
+_TEXTS_AT_ONCE = 1024
+
+
+def default_templates(model: ClipModel) -> tuple[str, ...]:
+    """The prompts where the user gives none: the embedded world's own for ``mini``, else :data:`DEFAULT_TEMPLATES`."""
+    if model.name != "mini":
+        return DEFAULT_TEMPLATES
+    from sharpscope.clip import miniworld
+
+    return tuple(miniworld.TEMPLATES)
+
+
+def zero_shot_head(
+    model: ClipModel, theta: Mapping[str, Tensor], classnames: Sequence[str], templates: Sequence[str]
+) -> Tensor:
+    """Class vectors [C, D], unit rows: normalise(mean over templates of normalise(text feature)).
+
+    Equal to the transpose of open_clip's ``build_zero_shot_classifier``; differentiable in ``theta``. Templates hold
+    ``{}`` for the class name. Raises ConfigError for no class, no template, or a template without ``{}``. Source:
+    Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
+    """
+    return _class_vectors(model, theta, _prompts(model, classnames, templates), len(classnames))
+
+
+def _prompts(model: ClipModel, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+    """Token ids [C * T, context_length], the templates of one class side by side."""
+    if not classnames or not templates:
+        raise ConfigError("head: needs at least one class name and one template.")
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"templates: '{shown(template)}' has no {{}} where the class name goes.")
+    texts = [template.replace("{}", name) for name in classnames for template in templates]
+    with torch.inference_mode(False):  # kept and used again where gradients flow
+        return model.tokenize(texts)
+
+
+def _class_vectors(model: ClipModel, theta: Mapping[str, Tensor], tokens: Tensor, num_classes: int) -> Tensor:
+    chunks = [model.encode_text(theta, chunk, normalize=True) for chunk in tokens.split(_TEXTS_AT_ONCE)]
+    vectors = torch.cat(chunks).unflatten(0, (num_classes, -1)).mean(dim=1)
+    return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+class Classifier:
+    """Logits of images under theta: scale * <image feature, class vector> (+ bias).
+
+    ========  ==================================================  ===============================================
+    mode      class vectors                                       scale
+    ========  ==================================================  ===============================================
+    zeroshot  ``head.weight``, made from theta_0's text, frozen   exp(``logit_scale``) of theta_0
+    stored    ``head.weight`` (and ``head.bias``) on the path     1 if ``scale_baked``, else exp(``logit_scale``)
+    text      rebuilt from the text tower of the theta at hand    exp(``logit_scale``) of that theta
+    ========  ==================================================  ===============================================
+
+    ``normalize``: image features get unit length first (every CLIP head; False for a head trained on raw features).
+    ``scale_baked``: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) multiplies the scale into the head's weights,
+    Lipsum-FT (Nam et al. 2024, arXiv 2404.00860) does not. ``bias``: whether :meth:`attach` gives a head built from text
+    a ``head.bias`` (zeros), so that it fits a fine-tuned head that has one.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        mode: HeadMode = "stored",
+        classnames: Sequence[str] = (),
+        templates: Sequence[str] | None = None,
+        scale_baked: bool = False,
+        normalize: bool = True,
+        bias: bool = False,
+    ) -> None:
+        if mode not in get_args(HeadMode):
+            raise ConfigError(f"head: '{shown(mode)}' is none of {', '.join(get_args(HeadMode))}.")
+        if scale_baked and mode != "stored":
+            raise ConfigError(f"head: a scale can be baked into a stored head only, not with head '{mode}'.")
+        if not classnames:
+            raise ConfigError("head: needs the class names (--classnames FILE).")
+        self.model, self.mode, self.scale_baked, self.normalize, self.bias = model, mode, scale_baked, normalize, bias
+        self.classnames = tuple(classnames)
+        self.templates = tuple(templates) if templates else default_templates(model)
+        self._tokens: Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Classifier({self.model.name!r}, {self.mode!r}, {len(self.classnames)} classes)"
+
+    # ------------------------------------------------------------------ theta in, theta out
+    def attach(self, theta: Mapping[str, Tensor], theta_0: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """``theta`` with the ``head.*`` that this mode reads (a new dict; tensors shared).
+
+        zeroshot: head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower moves.
+        stored: its own head, or the zero-shot head of ``theta_0`` (scale baked in if ``scale_baked``) where it has none.
+        text: no head. Raises PairMismatch when a stored head does not have one row for each class.
+        """
+        base = theta if theta_0 is None else theta_0
+        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        if self.mode == "text":
+            return body
+        if self.mode == "stored" and "head.weight" in theta:
+            self._check_head(theta["head.weight"])
+            return dict(theta)
+        with torch.no_grad():
+            weight = self._vectors_from_text(base)
+            if self.scale_baked:
+                weight = _scale(base) * weight
+        if self.mode == "zeroshot":
+            body["logit_scale"] = base["logit_scale"]
+        body["head.weight"] = weight
+        if self.bias and self.mode == "stored":
+            body["head.bias"] = weight.new_zeros(len(weight))
+        return body
+
+    def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``theta`` with its class vectors computed once, for evaluation only: changing it afterwards leaves them stale."""
+        if self.mode != "text" or _PRECOMPUTED in theta:
+            return dict(theta)
+        with torch.no_grad():
+            return {**theta, _PRECOMPUTED: self.class_vectors(theta)}
+
+    # ------------------------------------------------------------------ logits
+    def class_vectors(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Class vectors [C, D] under ``theta``; differentiable. Raises PairMismatch where theta has no (fitting) head."""
+        if self.mode == "text":
+            return theta[_PRECOMPUTED] if _PRECOMPUTED in theta else self._vectors_from_text(theta)
+        if "head.weight" not in theta:
+            raise PairMismatch(f"head '{self.mode}' needs head.weight in theta: Classifier.attach adds it.")
+        self._check_head(theta["head.weight"])
+        return theta["head.weight"]
+
+    def logits(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Logits [B, C] of normalised ``images`` [B, 3, H, W]; differentiable in ``theta``."""
+        features = self.model.encode_image(theta, images, normalize=self.normalize)
+        logits = F.linear(features, self.class_vectors(theta))
+        if not self.scale_baked:
+            logits = _scale(theta) * logits
+        return logits + theta["head.bias"] if self.mode == "stored" and "head.bias" in theta else logits
+
+    # ------------------------------------------------------------------ what the loss depends on
+    @property
+    def moving_prefixes(self) -> tuple[str, ...]:
+        """Prefixes of the parameters that the logits depend on in this mode.
+
+        zeroshot: the image tower (the head stays theta_0's). stored: image tower and head, and ``logit_scale`` unless it is
+        baked in. text: both towers and ``logit_scale``. What moves are those of them that differ between the checkpoints.
+        """
+        if self.mode == "zeroshot":
+            return ("visual.",)
+        if self.mode == "stored":
+            return ("visual.", "head.") if self.scale_baked else ("visual.", "head.", "logit_scale")
+        text = dict.fromkeys(k.split(".")[0] + "." * ("." in k) for k in self.model.text_names)
+        return ("visual.", *text, "logit_scale")
+
+    def parameters(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Names in ``theta`` that the logits depend on, buffers left out: the only ones that can be layers."""
+        known = (*self.model.parameter_names, "head.weight", "head.bias")
+        return tuple(k for k in known if k in theta and k.startswith(self.moving_prefixes))
+
+    def reached(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Those of :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.
+
+        Catches parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
+        """
+        names = self.parameters(theta)
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = {k: theta[k].detach().clone().requires_grad_() for k in names}
+            like = leaves[names[0]]
+            image = torch.zeros(1, 3, *self.model.image_size, dtype=like.dtype, device=like.device)
+            logits = self.logits({**theta, **leaves}, image)
+            grads = torch.autograd.grad(logits.sum(), list(leaves.values()), allow_unused=True)
+        return tuple(k for k, g in zip(names, grads, strict=True) if g is not None)
+
+    # ------------------------------------------------------------------ inside
+    def _vectors_from_text(self, theta: Mapping[str, Tensor]) -> Tensor:
+        if self._tokens is None:
+            self._tokens = _prompts(self.model, self.classnames, self.templates)
+        return _class_vectors(self.model, theta, self._tokens, len(self.classnames))
+
+    def _check_head(self, weight: Tensor) -> None:
+        if weight.ndim != 2 or len(weight) != len(self.classnames):
+            raise PairMismatch(
+                f"head.weight has shape {list(weight.shape)}, which does not fit {len(self.classnames)} class names.\n"
+                "Remedy: give the head's own class names, in its order (--classnames FILE)."
+            )
+
+
+def _scale(theta: Mapping[str, Tensor]) -> Tensor:
+    if "logit_scale" not in theta:
+        raise PairMismatch("theta lacks logit_scale; a head that has it baked in needs scale_baked=True.")
+    return theta["logit_scale"].exp().reshape(())

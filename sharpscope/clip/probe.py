@@ -1,0 +1,102 @@
+"""The fixed set of ID examples on which the loss and its curvature are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.data import Dataset, stratified
+from sharpscope.clip.head import Classifier
+from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
+
+__all__ = ["Probe"]
+
+
+class Probe:
+    """Mean cross-entropy of a classifier over a fixed, balanced choice of examples; no augmentation, eval mode.
+
+    L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), a mean over SAMPLES: batch i weighs ``weights[i]`` = its size / n
+    (equal weights would make a 22 % wrong Hessian of batches of 8 and 2). ``normalize_logits``: for each example first
+    f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the scale of the logits (Andriushchenko et al. 2023,
+    arXiv 2302.07011, who also use n = 1024 in batches of 128).
+
+    ``size``: how many examples (all where the set has fewer, or for None); fixed by ``seed``. ``batches``: the (images,
+    labels) on ``device`` in ``dtype``; ``n``: examples in all; ``indices``: which of the data set's.
+    Raises DatasetError where the labels do not fit the classifier's class names.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        dataset: Dataset,
+        *,
+        size: int | None = 1024,
+        batch_size: int = 128,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        normalize_logits: bool = False,
+    ) -> None:
+        if batch_size < 1 or (size is not None and size < 1):
+            raise ConfigError(f"probe: size and batch size must be at least 1, got {size} and {batch_size}.")
+        if int(dataset.labels.max()) >= len(classifier.classnames):
+            raise DatasetError(
+                f"{dataset.name}: label {int(dataset.labels.max())} is out of range for the classifier's "
+                f"{len(classifier.classnames)} class names."
+            )
+        self.classifier, self.dataset, self.normalize_logits = classifier, dataset, normalize_logits
+        self.device, self.dtype = torch.device(device), dtype
+        self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))
+        self.n = len(self.indices)
+        with torch.inference_mode(False):  # these tensors are used where gradients flow
+            self.batches: tuple[tuple[Tensor, Tensor], ...] = tuple(
+                (images.to(self.device, dtype), labels.to(self.device))
+                for images, labels in dataset.subset(self.indices).batches(batch_size)
+            )
+        self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        return f"Probe({self.dataset.name!r}, {self.n} examples in {len(self.batches)} batches, {self.dtype})"
+
+    def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """Logits [B, C] of batch ``i``, normalised where asked for; the loss is their cross-entropy. Differentiable."""
+        logits = self.classifier.logits(theta, self.batches[i][0])
+        if not self.normalize_logits:
+            return logits
+        return F.normalize(logits - logits.mean(dim=1, keepdim=True), dim=1)
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """Mean cross-entropy of batch ``i``, a scalar; the loss is sum_i weights[i] * batch_loss(i). Differentiable."""
+        return F.cross_entropy(self.batch_logits(i, theta), self.batches[i][1])
+
+    def sample_losses(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """Cross-entropy of every example [n], in the probe's order, on its device; without gradients."""
+        with torch.no_grad():
+            frozen = self.classifier.frozen(theta)
+            return torch.cat(
+                [
+                    F.cross_entropy(self.batch_logits(i, frozen), labels, reduction="none")
+                    for i, (_, labels) in enumerate(self.batches)
+                ]
+            )
+
+    def loss(self, theta: Mapping[str, Tensor]) -> float:
+        """Mean cross-entropy over the examples, summed in float64; without gradients."""
+        return float(self.sample_losses(theta).double().mean())
+
+    def check_deterministic(self, theta: Mapping[str, Tensor]) -> None:
+        """Raise NonDeterministicProbe unless two evaluations of the first and the last batch agree bit for bit."""
+        with torch.no_grad():
+            for i in sorted({0, len(self.batches) - 1}):
+                first, second = self.batch_loss(i, theta), self.batch_loss(i, theta)
+                if not torch.equal(first, second) and not bool(first.isnan() & second.isnan()):
+                    raise NonDeterministicProbe(
+                        f"two losses of the same batch differ: {first.item():.9g} and {second.item():.9g}.\n"
+                        "Dropout, augmentation or a random operation is active; curvature of such a loss has no meaning."
+                    )
