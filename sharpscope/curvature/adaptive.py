@@ -48,8 +48,8 @@ def sharpness_avg(
 ) -> SharpnessEstimate:
     """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
 
-    Antithetic pairs: every draw is used with both signs, which cancels the first-order term <g, delta> exactly; the small-rho
-    limit is rho^2 / 2 * tr(diag(c) H diag(c)).
+    Antithetic pairs: every draw is used with both signs, which cancels the first-order term <g, delta> exactly; the
+    small-rho limit is rho^2 / 2 * tr(diag(c) H diag(c)).
 
     Args:
         objective, theta: the loss and where.
@@ -92,11 +92,11 @@ def sharpness_max(
     adaptive: bool = True,
     steps: int = 20,
 ) -> SharpnessEstimate:
-    """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0, a lower bound of the maximum.
+    """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0.
 
-    Step 2 rho, momentum 0.75; at the checkpoints of ``auto_pgd_checkpoints`` the step is halved and the search returns to the
-    best point (with its own delta) when fewer than 75 % of the steps since the last one improved, or when neither the step
-    nor the best value changed. Zero weights have c = 0 and stay where they are.
+    What the search finds is a lower bound of the maximum. Step 2 rho, momentum 0.75; at the checkpoints of ``auto_pgd_checkpoints`` the step is halved and the search returns
+    to the best point (with its own delta) when fewer than 75 % of the steps since the last one improved, or when
+    neither the step nor the best value changed. Zero weights have c = 0 and stay where they are.
 
     Source: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
@@ -183,7 +183,9 @@ def project(delta: Tensor, c: Tensor, rho: float, norm: Norm) -> Tensor:
 
 
 def auto_pgd_checkpoints(steps: int) -> frozenset[int]:
-    """The steps after which Auto-PGD reconsiders: ceil(p_j * steps), p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
+    """The steps after which Auto-PGD reconsiders: ceil(p_j * steps).
+
+    p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
 
     >>> sorted(auto_pgd_checkpoints(20))
     [5, 9, 12, 14, 16, 18, 19, 20]

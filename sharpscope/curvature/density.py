@@ -16,7 +16,7 @@ __all__ = ["SpectralDensity", "spectral_density"]
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """Quadrature of the spectral measure: ``nodes`` [runs, steps], ``weights`` [runs, steps], each run's weights sum to 1."""
+    """Quadrature of the spectral measure: ``nodes`` and ``weights`` [runs, steps]; each run's weights sum to 1."""
 
     nodes: np.ndarray
     weights: np.ndarray
@@ -29,7 +29,7 @@ class SpectralDensity:
         return float(runs.mean()), float(runs.std(ddof=1) / math.sqrt(len(runs))) if len(runs) > 1 else math.nan
 
     def __call__(self, x: np.ndarray, *, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """Density at ``x`` smoothed by a Gaussian of standard deviation ``width``, and its standard error over the runs."""
+        """Density at ``x`` smoothed by a Gaussian of sd ``width``, and its standard error over the runs."""
         kernel = np.exp(-0.5 * ((x[:, None, None] - self.nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
         runs = (kernel * self.weights).sum(axis=2)
         error = runs.std(axis=1, ddof=1) / math.sqrt(runs.shape[1]) if runs.shape[1] > 1 else np.full(len(x), math.nan)
@@ -40,7 +40,8 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
     """Stochastic Lanczos quadrature: phi(t) = (1/p) sum_i delta(t - lambda_i) from ``runs`` Lanczos runs of ``steps``.
 
     Each run starts at a random unit vector; its Ritz values are the nodes and the squared first components of the
-    tridiagonal matrix's eigenvectors the weights: a Gauss quadrature that is exact for polynomials up to degree 2 steps - 1.
+    tridiagonal matrix's eigenvectors the weights: a Gauss quadrature that is exact for polynomials up to degree
+    2 steps - 1.
 
     Raises NumericalError through the operator when a product fails.
 

@@ -15,17 +15,17 @@ from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 __all__ = ["EigenEstimate", "ExtremeEigenvalues", "lanczos", "lanczos_steps", "power_iteration"]
 
 SMALL_END = 0.1
-"""An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a relative
-tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
+"""An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a
+relative tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
 
 
 @dataclass(frozen=True)
 class EigenEstimate:
     """An eigenvalue estimate.
 
-    ``residual`` = ||H v - lambda v|| for the unit vector v: some eigenvalue of H lies within it, for certain. ``error`` is the
-    sharper, estimated bound min(residual, residual^2 / gap), the gap taken from the other Ritz values (Parlett 1998, 11.7);
-    ``converged`` says whether it came down to the tolerance.
+    ``residual`` = ||H v - lambda v|| for the unit vector v: some eigenvalue of H lies within it, for certain. ``error``
+    is the sharper, estimated bound min(residual, residual^2 / gap), the gap taken from the other Ritz values (Parlett
+    1998, 11.7); ``converged`` says whether it came down to the tolerance.
     """
 
     value: float
@@ -59,16 +59,17 @@ def lanczos(
 ) -> ExtremeEigenvalues:
     """Both ends of the spectrum by Lanczos with full reorthogonalisation, one product a step.
 
-    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. It stops when the
-    estimated error of both is at most ``rtol`` times their magnitude (the smaller end: at least a tenth of the radius).
+    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. It stops when
+    the estimated error of both is at most ``rtol`` times their magnitude (the smaller end: at least a tenth of the
+    radius).
 
     Args:
         operator: shape [p, p].
         seed: of the random part of the start vector.
         rtol: relative tolerance, > 0.
         max_matvecs: products at most; spent before both ends are within tolerance: ``converged`` is False.
-        start: a vector [p] near the wanted eigenvectors, e.g. the sum of those at a neighbouring alpha. A random part is always
-            added: along alpha eigenvectors swap, and a start without the new one would never find it.
+        start: a vector [p] near the wanted eigenvectors, e.g. the sum of those at a neighbouring alpha. A random part
+            is always added: along alpha eigenvectors swap, and a start without the new one would never find it.
 
     Source: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1998.
     """
@@ -167,8 +168,9 @@ def power_iteration(
 ) -> EigenEstimate:
     """The eigenvalue of H farthest from ``shift``, by power iteration on H - shift I: the reference.
 
-    v <- (H - shift I) v / ||.||, lambda = v' H v; stops at ||H v - lambda v|| <= rtol * |lambda|. With shift 0 this is the
-    eigenvalue of largest magnitude, whatever its sign; with the shift at that eigenvalue it is the other end of the spectrum.
+    v <- (H - shift I) v / ||.||, lambda = v' H v; stops at ||H v - lambda v|| <= rtol * |lambda|. With shift 0 this is
+    the eigenvalue of largest magnitude, whatever its sign; with the shift at that eigenvalue it is the other end of the
+    spectrum.
 
     Source: von Mises and Pollaczek-Geiringer 1929.
     """

@@ -1,7 +1,7 @@
 """Trace of the generalised Gauss-Newton blocks of a cross-entropy loss: the positive part of the curvature.
 
-H = G + (second derivatives of the logits), G = sum_j w_j J_j' (diag(p_j) - p_j p_j') J_j with J_j the logits' Jacobian of
-example j: positive semidefinite, so that it has a logarithm where the trace of an indefinite Hessian has none.
+H = G + (second derivatives of the logits), G = sum_j w_j J_j' (diag(p_j) - p_j p_j') J_j with J_j the logits' Jacobian
+of example j: positive semidefinite, so that it has a logarithm where the trace of an indefinite Hessian has none.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def ggn_trace(
 ) -> dict[str, TraceEstimate]:
     """tr G_ll for every block at the price of one backward pass a probe, all blocks together.
 
-    With B B' = diag(p) - p p', B = diag(sqrt p) - p sqrt(p)', and independent signs e, u = J' B e has E||u_l||^2 = tr G_ll:
-    one backward of <logits, B e> gives u for all parameters, without the cross-layer terms of a shared Hessian probe. The
-    number of probes follows from a pilot, as in ``trace.hutchinson``, for the block that needs most.
+    With B B' = diag(p) - p p', B = diag(sqrt p) - p sqrt(p)', and independent signs e, u = J' B e has E||u_l||^2 = tr
+    G_ll: one backward of <logits, B e> gives u for all parameters, without the cross-layer terms of a shared Hessian
+    probe. The number of probes follows from a pilot, as in ``trace.hutchinson``, for the block that needs most.
 
     ``num_matvecs`` counts backward passes. Converged: stderr <= rtol * estimate.
 

@@ -1,9 +1,9 @@
 """The engine: exact Hessian-vector products of a loss, for every layer, out of one kept gradient graph.
 
-For each batch there is ONE forward and ONE gradient with ``create_graph=True`` for all parameters; the product of layer l's
-Hessian block with v is the derivative of <g_l, v> with respect to the layer's own parameters on that kept graph (double
-backward, Pearlmutter 1994), and autograd prunes everything that does not lead from g_l to them. Of torch's routes to a
-Hessian this is one of the few that are right through layer_norm (see tests/laws).
+For each batch there is ONE forward and ONE gradient with ``create_graph=True`` for all parameters; the product of layer
+l's Hessian block with v is the derivative of <g_l, v> with respect to the layer's own parameters on that kept graph
+(double backward, Pearlmutter 1994), and autograd prunes everything that does not lead from g_l to them. Of torch's
+routes to a Hessian this is one of the few that are right through layer_norm (see tests/laws).
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class HessianEngine:
         objective: the loss, a mean over samples cut into batches.
         theta: named tensors; those named in a block become variables, all others are constants.
         blocks: layer name -> parameter names. Blocks may overlap (the whole model beside its layers).
-        memory: bytes that kept graphs may take; where those of all batches need more, graphs are rebuilt batch by batch, once
-            for every round of products. None: keep everything. The results are the same bits either way.
+        memory: bytes that kept graphs may take; where those of all batches need more, graphs are rebuilt batch by
+            batch, once for every round of products. None: keep everything. The results are the same bits either way.
 
     Raises:
         ConfigError: a block names a tensor that is not there or not floating.

@@ -46,7 +46,8 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """Rows for the sharpness table (without pair, alpha and granularity) and the vectors that warm the next alpha's start."""
+    """Rows for the sharpness table (without pair, alpha and granularity) and the vectors that warm the next alpha's
+    start."""
 
     rows: list[dict[str, Any]]
     warm: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -329,8 +330,8 @@ def layer_curvature(
     Args:
         module: handed back as it came: weights, gradients, mode. Measured in eval mode.
         loss: ``loss(module, batch)`` -> mean loss of the batch, a scalar.
-        batches: tensors or tuples of tensors whose first has one row an example; the Hessian is that of the mean over all
-            EXAMPLES, also when the last batch is smaller.
+        batches: tensors or tuples of tensors whose first has one row an example; the Hessian is that of the mean over
+            all EXAMPLES, also when the last batch is smaller.
         granularity: tensor | module | block.
         measures: names of ``schema.MEASURES`` (``ggn_trace`` needs logits and is for CLIP probes).
         settings: fields of ``MeasureSettings``.

@@ -1,8 +1,9 @@
 """The symmetric operator that every estimator of this room works on, and how several advance together.
 
-An estimator is written once, as a generator: it yields a matrix of vectors, is sent the products of its operator with them,
-and returns a frozen result. ``solve`` feeds one estimator from one operator; ``solve_together`` advances many estimators in
-lock step, so that one pass over the data serves every layer's request when the graphs of all batches do not fit in memory.
+An estimator is written once, as a generator: it yields a matrix of vectors, is sent the products of its operator with
+them, and returns a frozen result. ``solve`` feeds one estimator from one operator; ``solve_together`` advances many
+estimators in lock step, so that one pass over the data serves every layer's request when the graphs of all batches do
+not fit in memory.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def solve_together(
 def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, rtol: float | None = None) -> float:
     """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u, v; raises NumericalError above ``rtol``.
 
-    A Hessian-vector product that came out of a wrong derivative formula is rarely symmetric: this catches it for the price
-    of two products. The default tolerance is the square root of the dtype's precision.
+    A Hessian-vector product that came out of a wrong derivative formula is rarely symmetric: this catches it for the
+    price of two products. The default tolerance is the square root of the dtype's precision.
     """
     uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
     uv = uv.to(operator.device, operator.dtype)

@@ -20,9 +20,9 @@ XTRACE_INFLATION = math.sqrt(2)
 class TraceEstimate:
     """A trace with its uncertainty.
 
-    ``stderr`` is one standard error (0 where the trace was taken exactly, one product a coordinate); ``converged`` says whether
-    it came down to the asked tolerance. ``weighted`` is the estimate of tr(diag(c) H diag(c)) and its standard error, where
-    ``c`` was given.
+    ``stderr`` is one standard error (0 where the trace was taken exactly, one product a coordinate); ``converged`` says
+    whether it came down to the asked tolerance. ``weighted`` is the estimate of tr(diag(c) H diag(c)) and its standard
+    error, where ``c`` was given.
     """
 
     estimate: float
@@ -43,10 +43,10 @@ def hutchinson(
 ) -> TraceEstimate:
     """Hutchinson's estimator with Rademacher probes and a two-stage stopping rule.
 
-    tr H = E[v' H v] for v with independent signs; its variance is 2 * sum_{i != j} H_ij^2. A pilot of ``pilot`` probes gives the
-    variance, hence the number of probes that brings the standard error down to ``rtol`` * |estimate| (Stein 1945): the rule
-    looks once, so that it does not stop by luck. Where as many products as coordinates would be needed, the trace is taken
-    exactly from unit vectors.
+    tr H = E[v' H v] for v with independent signs; its variance is 2 * sum_{i != j} H_ij^2. A pilot of ``pilot`` probes
+    gives the variance, hence the number of probes that brings the standard error down to ``rtol`` * |estimate| (Stein
+    1945): the rule looks once, so that it does not stop by luck. Where as many products as coordinates would be needed,
+    the trace is taken exactly from unit vectors.
 
     Args:
         operator: shape [p, p].
@@ -125,11 +125,11 @@ def _exact(
 def xtrace(operator: SymmetricOperator, *, seed: int, num_matvecs: int = 100, rtol: float = 0.05) -> TraceEstimate:
     """XTrace: the exchangeable estimator, exact on the dominant eigenspace, with its own error estimate.
 
-    With m = num_matvecs / 2 test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the span
-    of all other columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the estimate. Its
-    standard error is sqrt(2) times their standard deviation / sqrt(m): the m values share their basis, and the plain figure of
-    the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the coverage). Test vectors are uniform on the sphere, the remainder rescaled to the
-    dimension of the complement.
+    With m = num_matvecs / 2 test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the
+    span of all other columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the
+    estimate. Its standard error is sqrt(2) times their standard deviation / sqrt(m): the m values share their basis,
+    and the plain figure of the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the
+    coverage). Test vectors are uniform on the sphere, the remainder rescaled to the dimension of the complement.
 
     Args:
         operator: shape [p, p].

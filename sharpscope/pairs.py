@@ -1,0 +1,203 @@
+"""A pair ready for work: two checkpoints, the model they belong to, the head that reads them, the path between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharpscope.clip import miniworld
+from sharpscope.clip.data import read_lines
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.config import PairConfig, StudyConfig
+from sharpscope.errors import ConfigError, PairMismatch
+from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint
+from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.weights.path import InterpolationPath, Pair, check_model, check_pair
+
+__all__ = ["LoadedPair", "load_pair", "load_study_pair", "resolve_checkpoint"]
+
+Source = str | Path | nn.Module | Mapping[str, Tensor] | Checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
+
+    ``theta_0`` and ``theta_1`` carry ``head.*`` where the head mode has one; ``parameters`` are the names that the
+    logits depend on, the only ones that can be layers.
+    """
+
+    name: str
+    model: ClipModel
+    classifier: Classifier
+    theta_0: dict[str, Tensor]
+    theta_1: dict[str, Tensor]
+    parameters: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
+        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
+        return InterpolationPath(self.theta_0, self.theta_1, dtype=dtype, extrapolate=extrapolate)
+
+    def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
+        """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
+        return split_layers({n: self.theta_0[n].shape for n in self.parameters}, granularity)
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Those parameters that differ between the two ends."""
+        return tuple(n for n in self.parameters if not torch.equal(self.theta_0[n], self.theta_1[n]))
+
+    def __repr__(self) -> str:
+        count = sum(self.theta_0[n].numel() for n in self.moving)
+        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={self.classifier.mode!r}, {count:,} moving
+        parameters)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in _summary(self).items())
+        return f"<table>{rows}</table>"
+
+
+def load_pair(
+    zeroshot: Source,
+    finetuned: Source,
+    *,
+    model: str = "ViT-B-32",
+    head: str = "auto",
+    classnames: str | Path | Sequence[str] | None = None,
+    templates: str | Path | Sequence[str] | None = None,
+    name: str | None = None,
+) -> LoadedPair:
+    """Load and check two checkpoints of one architecture.
+
+    Args:
+        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
+            modified.
+        model: open_clip model name, path of an open_clip config JSON, or ``mini``.
+        head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
+            has a head, else text where the text tower moves, else zeroshot.
+        classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
+        templates: list, or file with one template a line, ``{}`` for the name.
+        name: how tables call the pair; default: the fine-tuned file's stem.
+
+    Raises:
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
+        PairMismatch: keys, shapes or dtypes that do not fit each other or the model.
+        IdenticalPair: nothing to interpolate.
+        NonFiniteWeights: NaN or infinite weights, by key.
+        ConfigError: unknown model, head, or no class names.
+    """
+    clip = ClipModel.load(model)
+    ends = _read(zeroshot, "zeroshot"), _read(finetuned, "finetuned")
+    pair: Pair = check_pair(*ends)
+    _check_model(pair, clip, ends)
+    stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
+    mode = _head_mode(head, pair, clip)
+    classifier = Classifier(
+        clip,
+        mode,  # type: ignore[arg-type]
+        _classnames(classnames, stored, model),
+        read_lines(templates, "templates") if isinstance(templates, (str, Path)) else templates,
+        scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
+        normalize=not (mode == "stored" and stored and not stored["normalize"]),
+        bias="head.bias" in pair.theta_1,
+    )
+    theta_0 = classifier.attach(pair.theta_0)
+    theta_1 = classifier.attach(pair.theta_1, pair.theta_0)
+    names = tuple(
+        n for n in classifier.reached(theta_0) if n != "logit_scale" or not torch.equal(theta_0[n], theta_1[n])
+    )
+    if all(torch.equal(theta_0[n], theta_1[n]) for n in names):
+        raise PairMismatch(
+            f"pair: the weights that differ are not among those that head '{mode}' uses, so that every point of the path
+            " "gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
+        )
+    facts = {
+        "model": clip.name, "head": mode, "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
+        "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), **pair.facts,
+    }  # fmt: skip
+    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts)
+
+
+def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
+    """``load_pair`` with the settings of a study."""
+    return load_pair(
+        pair.zeroshot,
+        pair.finetuned,
+        model=config.model,
+        head=config.head,
+        classnames=config.classnames,
+        templates=config.templates,
+        name=pair.name,
+    )
+
+
+def resolve_checkpoint(source: str | Path) -> Path:
+    """The file of a checkpoint argument: ``mini:NAME`` is the embedded world's, anything else a path."""
+    text = str(source)
+    return miniworld.checkpoint_path(text.removeprefix("mini:")) if text.startswith("mini:") else Path(text)
+
+
+def _read(source: Source, role: str) -> Checkpoint:
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, (str, Path)):
+        return read_checkpoint(resolve_checkpoint(source))
+    state = source.state_dict() if isinstance(source, nn.Module) else source
+    tensors = {k: v.detach().cpu().clone() for k, v in state.items()}
+    return Checkpoint(tensors, {"container": "memory", "head": None}, "", f"<{role} {type(source).__name__}>")
+
+
+def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint]) -> None:
+    for theta, end in zip((pair.theta_0, pair.theta_1), ends, strict=True):
+        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        check_model(body, model.shapes, model.name, source=end.source)
+
+
+def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
+    if head == "stored" and "head.weight" not in pair.theta_1:
+        raise ConfigError(
+            "head: 'stored' was asked for, but the fine-tuned checkpoint has no head.weight.\n"
+            "Remedy: --head zeroshot (head from theta_0's text tower) or --head text (rebuilt at every alpha)."
+        )
+    if head != "auto":
+        return head
+    if "head.weight" in pair.theta_1:
+        return "stored"
+    return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
+
+
+def _classnames(given: str | Path | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str) ->
+    Sequence[str]: if isinstance(given, (str, Path)):
+        return read_lines(given, "classnames")
+    if given is not None:
+        return tuple(given)
+    if stored and stored.get("classnames"):
+        return tuple(stored["classnames"])
+    if model == "mini":
+        return miniworld.CLASSES
+    raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+
+
+def _file_facts(end: Checkpoint) -> dict[str, Any]:
+    return {"source": Path(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+
+
+def _stem(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return Path(str(source).removeprefix("mini:")).stem
+    return "finetuned"
+
+
+def _summary(pair: LoadedPair) -> dict[str, Any]:
+    return {
+        "pair": pair.name, "model": pair.model.name, "head": pair.classifier.mode,
+        "classes": len(pair.classifier.classnames), "moving tensors": len(pair.moving),
+        "zero-shot": pair.facts["zeroshot"]["source"], "fine-tuned": pair.facts["finetuned"]["source"],
+    }  # fmt: skip

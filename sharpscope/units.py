@@ -1,0 +1,354 @@
+"""The units of work of a study: pure functions of (config, what) whose results the run directory keeps.
+
+A unit's numbers depend on the config, the input files and its own key, never on which process computes it, when, or
+after which restart. Units of one kind for one pair share a ``Context``; a worker process makes it once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from sharpscope.clip.data import Dataset, load_dataset
+from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note, mean_row
+from sharpscope.clip.probe import Probe
+from sharpscope.config import PairConfig, StudyConfig, expand_measures
+from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.pairs import LoadedPair, load_study_pair
+from sharpscope.schema import DENSE
+from sharpscope.seeds import derive
+from sharpscope.unitfile import Unit
+from sharpscope.weights.layers import Layer
+from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.sparsify import matched_control, sparsify
+
+__all__ = ["CHUNK", "Context", "Variant", "compute", "pick_device", "plan_curvature", "variants"]
+
+CHUNK = 4
+"""Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
+loses no more than this."""
+
+Group = Literal["straggler", "random_layers", "all_layers", "everything"]
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One repair of the path: which layers lose which share of their entries, and as what it is judged.
+
+    ``group``: straggler | random_layers (as many parameters in random other layers) | all_layers (as many dropped
+    entries, spread over every layer) | everything (every layer at the same density).
+    """
+
+    group: Group
+    layers: tuple[str, ...]
+    target: str
+    select: str
+    density: float
+    kept_fraction: float
+
+    @property
+    def name(self) -> str:
+        kind = f"{self.target}:{self.select}:{self.density:g}"
+        return f"straggler:{kind}" if self.group == "straggler" else f"control:{self.group}:{kind}"
+
+
+@dataclass(frozen=True)
+class Context:
+    """A pair with the data that a study looks at it with."""
+
+    config: StudyConfig
+    pair: LoadedPair
+
+    @classmethod
+    def load(cls, config: StudyConfig, pair: PairConfig) -> Context:
+        return cls(config, load_study_pair(config, pair))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.dtype == "float64" else torch.float32
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self.config.device)
+
+    @cached_property
+    def path(self) -> InterpolationPath:
+        return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.pair.layers(self.config.granularity)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The fixed probe set, checked to give the same loss twice."""
+        probe = self._probe(self.config.batch_size)
+        probe.check_deterministic(self.theta(0.0))
+        return probe
+
+    def _probe(self, batch_size: int) -> Probe:
+        return Probe(
+            self.pair.classifier,
+            self._dataset(self.config.probe, "train"),
+            size=self.config.probe_size,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """ID and OOD test sets by spec."""
+        return {spec: self._dataset(spec, "test", self.config.eval_limit) for spec in self.roles}
+
+    @property
+    def roles(self) -> dict[str, str]:
+        return dict.fromkeys(self.config.id, "id") | dict.fromkeys(self.config.ood, "ood")
+
+    def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
+        return load_dataset(
+            spec,
+            model=self.pair.model,
+            split=split,
+            data_root=self.config.data_root,
+            classnames=self.pair.classifier.classnames,
+            limit=limit,
+            seed=self.config.seed,
+        )
+
+    def theta(self, alpha: float) -> dict[str, Tensor]:
+        """theta(alpha) on the device."""
+        return {k: v.to(self.device) for k, v in self.path.at(alpha).items()}
+
+    def on_layer(self, layer: Layer, alpha: float, base: str) -> dict[str, Tensor]:
+        theta = self.path.at_layer(layer, alpha, base)  # type: ignore[arg-type]
+        return {k: v.to(self.device) for k, v in theta.items()}
+
+    @property
+    def settings(self) -> MeasureSettings:
+        c = self.config
+        available = psutil.virtual_memory().available
+        if self.device.type == "cuda":
+            available = torch.cuda.mem_get_info(self.device)[0]
+        memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
+        return MeasureSettings(
+            seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
+        )  # fmt: skip
+
+
+def pick_device(device: str) -> torch.device:
+    """cpu, cuda, or for auto CUDA where there is one."""
+    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+
+
+def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
+    """The unit ``kind/pair/what``: path/P/ALPHA, curvature/P/FIRST-LAST, layers/P/BASE, noise/P,
+    repair/P/VARIANT/ALPHA."""
+    kind, _, *rest = key.split("/")
+    if kind == "path":
+        return _path_unit(context, float(rest[0]))
+    if kind == "curvature":
+        first, last = (float(a) for a in rest[0].split(".."))
+        return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
+    if kind == "layers":
+        return _layers_unit(context, rest[0], progress)
+    if kind == "noise":
+        return _noise_unit(context, progress)
+    assert kind == "repair" and variant is not None
+    return _repair_unit(context, variant, float(rest[-1]))
+
+
+def plan_curvature(alphas: Sequence[float]) -> list[str]:
+    """The alphas of each curvature unit as ``FIRST..LAST``."""
+    chunks = [alphas[i : i + CHUNK] for i in range(0, len(alphas), CHUNK)]
+    return [f"{c[0]!r}..{c[-1]!r}" for c in chunks]
+
+
+# ---------------------------------------------------------------------- along the path
+def _path_unit(context: Context, alpha: float) -> Unit:
+    """Loss of every probe example, distances, and which test examples are right, at theta(alpha)."""
+    pair, theta = context.pair, context.theta(alpha)
+    losses = context.probe.sample_losses(theta).double().cpu().numpy()
+    distance_0, distance_1 = context.path.distance(alpha)
+    finite = bool(np.isfinite(losses).all())
+    row = {
+        "pair": pair.name,
+        "alpha": alpha,
+        "loss": float(losses.mean()) if finite else math.nan,
+        "loss_stderr": float(losses.std(ddof=1) / math.sqrt(len(losses))) if finite and len(losses) > 1 else math.nan,
+        "distance_0": distance_0,
+        "distance_1": distance_1,
+        "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
+        "status": "ok" if finite else "failed",
+    }
+    hits = _evaluate(context, theta)
+    rows = {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, hits)}
+    return Unit(rows, {"losses": losses, **{f"correct:{spec}": h for spec, h in hits.items()}})
+
+
+def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {
+        spec: correct(context.pair.classifier, theta, dataset, context.config.batch_size, context.device)
+        for spec, dataset in context.datasets.items()
+    }
+
+
+def _accuracy(context: Context, alpha: float, variant: str, hits: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    config, name = context.config, context.pair.name
+    notes = {spec: dataset_note(dataset) for spec, dataset in context.datasets.items()}
+    rows = accuracy_rows(name, alpha, variant, hits, context.roles, config.level, notes)
+    if config.ood:
+        rows.append(mean_row(name, alpha, variant, {s: hits[s] for s in config.ood}, config.level))
+    return rows
+
+
+# ---------------------------------------------------------------------- sharpness
+def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progress) -> Unit:
+    """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next."""
+    config = context.config
+    measures = expand_measures(config.measures)
+    rows: list[dict[str, Any]] = []
+    warm: dict[str, Tensor] = {}
+    frozen = set(_still(context))
+    for alpha in alphas:
+        wanted = [m for m in measures if _measured_at(config, m, alpha)]
+        result = measure_layers(
+            context.probe,
+            context.theta(alpha),
+            context.layers,
+            wanted,
+            context.settings,
+            key=(context.pair.name, alpha),
+            warm=warm,
+            progress=lambda what, alpha=alpha: progress(f"alpha {alpha:g}: {what}"),
+        )
+        warm = result.warm
+        for row in result.rows:
+            note = "; ".join(x for x in (row["note"], "does not move" if row["layer"] in frozen else "") if x)
+            rows.append(
+                {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
+            )
+    return Unit({"sharpness": rows})
+
+
+def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
+    chosen = config.adversarial_alphas
+    return not measure.startswith("sharpness_max") or chosen is None or alpha in chosen
+
+
+def _still(context: Context) -> list[str]:
+    """Layers whose delta is zero."""
+    moving = set(context.pair.moving)
+    return [x.name for x in context.layers if not moving & set(x.params)]
+
+
+# ---------------------------------------------------------------------- single layers
+def _layers_unit(context: Context, base: str, progress: Progress) -> Unit:
+    """Probe losses [L, A, n] with only one layer moved, the rest at ``base``."""
+    alphas = context.config.layer_alphas
+    losses = np.empty((len(context.layers), len(alphas), context.probe.n))
+    # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
+    at_base = {"finetuned": 1.0, "zeroshot": 0.0, "midpoint": 0.5}[base]
+    common = context.probe.sample_losses(context.theta(at_base)).double().cpu().numpy()
+    for i, layer in enumerate(context.layers):
+        for j, alpha in enumerate(alphas):
+            losses[i, j] = common if alpha == at_base else _losses(context, context.on_layer(layer, alpha, base))
+        progress(f"{base}: {layer.name}")
+    return Unit({}, {"losses": losses, "alphas": np.array(alphas)})
+
+
+def _noise_unit(context: Context, progress: Progress) -> Unit:
+    """Probe losses [L, A, S, n] with a layer at alpha plus Gaussian noise, the rest at theta_1."""
+    config, pair = context.config, context.pair
+    alphas, sigmas = [a for a in config.layer_alphas if a > 0], config.criticality_noise
+    losses = np.empty((len(context.layers), len(alphas), len(sigmas), context.probe.n))
+    for i, layer in enumerate(context.layers):
+        generator = torch.Generator().manual_seed(derive(config.seed, "noise", pair.name, layer.name))
+        rms = _rms(context, layer)
+        noise = {n: torch.randn(pair.theta_1[n].shape, generator=generator, dtype=torch.float64) for n in layer.params}
+        for j, alpha in enumerate(alphas):
+            theta = context.on_layer(layer, alpha, "finetuned")
+            for k, sigma in enumerate(sigmas):
+                moved = {n: theta[n] + (sigma * rms * noise[n]).to(theta[n]) for n in layer.params}
+                losses[i, j, k] = _losses(context, theta | moved)
+        progress(f"noise: {layer.name}")
+    return Unit(
+        {},
+        {
+            "losses": losses,
+            "alphas": np.array(alphas),
+            "sigmas": np.array(sigmas),
+            "distance_sq": np.array([context.path.layer_distance(x) ** 2 for x in context.layers]),
+            "weight_rms": np.array([_rms(context, x) for x in context.layers]),
+        },
+    )
+
+
+def _losses(context: Context, theta: Mapping[str, Tensor]) -> np.ndarray:
+    return context.probe.sample_losses(theta).double().cpu().numpy()
+
+
+def _rms(context: Context, layer: Layer) -> float:
+    """Root mean square of the layer's fine-tuned weights."""
+    total = sum(float(context.pair.theta_1[n].double().square().sum()) for n in layer.params)
+    return math.sqrt(total / layer.num_params)
+
+
+# ---------------------------------------------------------------------- repair
+def variants(config: StudyConfig, layers: Sequence[Layer], chosen: Iterable[str]) -> list[Variant]:
+    """Every repair of the chosen layers with its controls; empty when nothing is chosen."""
+    by_name = {x.name: x for x in layers}
+    straggler = [by_name[name] for name in chosen]
+    if not straggler:
+        return []
+    total = sum(x.num_params for x in layers)
+    share = sum(x.num_params for x in straggler) / total
+    control = matched_control(straggler, layers, derive(config.seed, "control"))
+    out = []
+    for target in config.targets:
+        for select in config.selects:
+            for density in config.densities:
+                spread = 1 - share * (1 - density)
+                groups: list[tuple[Group, Sequence[Layer], float, float]] = [
+                    ("straggler", straggler, density, spread),
+                    ("random_layers", control, density, 1 - sum(x.num_params for x in control) / total * (1 - density)),
+                    ("all_layers", layers, round(spread, 6), spread),
+                    ("everything", layers, density, density),
+                ]
+                for group, members, kept, fraction in groups:
+                    if members:
+                        names = tuple(x.name for x in members)
+                        out.append(Variant(group, names, target, select, kept, fraction))
+    return out
+
+
+def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
+    """Which test examples a repaired point of the path gets right."""
+    config = context.config
+    members = [x for x in context.layers if x.name in set(variant.layers)]
+    theta = sparsify(
+        context.path.at(alpha),
+        context.path.at(0.0),
+        members,
+        variant.density,
+        target=variant.target,  # type: ignore[arg-type]
+        select=variant.select,  # type: ignore[arg-type]
+        seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
+    )
+    theta = {k: v.to(context.device) for k, v in theta.items()}
+    hits = _evaluate(context, theta)
+    return Unit(
+        {"accuracy": _accuracy(context, alpha, variant.name, hits)},
+        {f"correct:{spec}": h for spec, h in hits.items()},
+    )
