@@ -56,8 +56,7 @@ class LoadedPair:
 
     def __repr__(self) -> str:
         count = sum(self.theta_0[n].numel() for n in self.moving)
-        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={self.classifier.mode!r}, {count:,} moving
-        parameters)"
+        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={self.classifier.mode!r}, {count:,} moving parameters)"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in _summary(self).items())
@@ -115,8 +114,8 @@ def load_pair(
     )
     if all(torch.equal(theta_0[n], theta_1[n]) for n in names):
         raise PairMismatch(
-            f"pair: the weights that differ are not among those that head '{mode}' uses, so that every point of the path
-            " "gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
+            f"pair: the weights that differ are not among those that head '{mode}' uses, so that every point "
+            "of the path gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
         )
     facts = {
         "model": clip.name, "head": mode, "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
@@ -173,8 +172,10 @@ def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
     return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
 
 
-def _classnames(given: str | Path | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str) ->
-    Sequence[str]: if isinstance(given, (str, Path)):
+def _classnames(
+    given: str | Path | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str
+) -> Sequence[str]:
+    if isinstance(given, (str, Path)):
         return read_lines(given, "classnames")
     if given is not None:
         return tuple(given)
