@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import types
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.schema import MEASURES
@@ -21,12 +24,15 @@ __all__ = [
     "Granularity",
     "HeadMode",
     "PairConfig",
+    "Select",
     "StudyConfig",
+    "Target",
     "expand_measures",
+    "parse_rule",
 ]
 
 Granularity = Literal["tensor", "module", "block"]
-HeadMode = Literal["zeroshot", "stored", "text"]
+HeadMode = Literal["auto", "zeroshot", "stored", "text"]
 Dtype = Literal["float32", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
@@ -66,9 +72,10 @@ class StudyConfig:
     """The pairs to analyse, side by side in one report."""
     model: str = "ViT-B-32"
     """open_clip model name, path of an open_clip config JSON, or ``mini``."""
-    head: HeadMode = "stored"
-    """zeroshot: built once from theta_0's text tower, frozen; stored: taken from the checkpoints and interpolated (theta_0
-    without one gets its zero-shot head); text: rebuilt from the text tower at every alpha."""
+    head: HeadMode = "auto"
+    """zeroshot: built once from theta_0's text tower, frozen; stored: taken from the checkpoints and interpolated
+    (theta_0 without one gets its zero-shot head); text: rebuilt from the text tower at every alpha; auto: stored where
+    the fine-tuned checkpoint has a head, else text where the text tower moves, else zeroshot."""
     probe: str = "mini:photo"
     """Data set spec of the ID training examples on which the loss and its curvature are measured."""
     id: tuple[str, ...] = ()
@@ -80,7 +87,7 @@ class StudyConfig:
     classnames: str | None = None
     """Text file with one class name a line; default: the probe set's own."""
     templates: str | None = None
-    """Text file with one prompt template a line, ``{}`` for the class name; default: the model's or one plain prompt."""
+    """Text file with one prompt template a line, ``{}`` for the class name; default: the model's or a plain one."""
 
     alphas: tuple[float, ...] = ALPHAS
     """Points of the path, on the fine-tuned side."""
@@ -107,7 +114,8 @@ class StudyConfig:
     rtol: float = 0.05
     """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|."""
     max_matvecs: int = 100
-    """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent without reaching rtol: not_converged."""
+    """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent before rtol is reached, the
+    status is not_converged."""
     noise_samples: int = 8
     """Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
@@ -119,10 +127,13 @@ class StudyConfig:
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (their grid: .5 1 2 4)."""
 
+    layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
     criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Noise levels of the criticality criterion, in units of the layer's own weight rms."""
-    straggler_measure: str = "hessian_trace"
-    """Which sharpness measure decides the stragglers that are repaired; the other criteria are reported beside it."""
+    straggler_criterion: str = "sharpness:hessian_trace"
+    """Which criterion decides the stragglers that are repaired (``sharpness:M``, ``share:M``, ``per_param:M`` for a
+    measure M, ``instability``, ``rewind``, ``criticality``); the others are reported beside it."""
     straggler_rule: str = "mad:2"
     """How scores become a set: ``mad:K`` (median + K robust sd), ``sd:T`` (mean + T sd), ``top:K``, ``abs:X``."""
     bootstrap: int = 1000
@@ -142,7 +153,8 @@ class StudyConfig:
     """Add the across-pair table that comes with the embedded world to the correlations (marked ``shipped``)."""
 
     threads: int = 0
-    """CPU threads of each worker; 0: cores / jobs. Part of the config because sums in another order differ in the last bit."""
+    """CPU threads of each worker; 0: cores / jobs. Part of the config because sums in another order differ in the
+    last bit."""
     jobs: int = 1
     """Worker processes."""
     memory: float | None = None
@@ -155,10 +167,13 @@ class StudyConfig:
     """Free notes kept in the manifest."""
 
     def __post_init__(self) -> None:
+        for name, value in _checked_fields(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
         _check(self)
 
     @property
     def path_alphas(self) -> tuple[float, ...]:
+        """The points of the path."""
         return self.alphas
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,22 +182,20 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
-        """Build from plain data; raises ConfigError naming an unknown key and its nearest known one."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        for key in data:
-            if key not in known:
-                raise ConfigError(f"{source}: unknown key '{shown(key)}'.{did_you_mean(str(key), known)}")
-        values = {k: _tupled(v) for k, v in data.items()}
-        if "pairs" in values:
-            values["pairs"] = tuple(_pair(p, source) for p in data["pairs"])
-        return cls(**values)
+        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest."""
+        try:
+            _known_keys(data, cls)
+            return cls(**data)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
 
 
-def expand_measures(names: tuple[str, ...]) -> tuple[str, ...]:
+def expand_measures(names: tuple[str, ...], key: str = "measures") -> tuple[str, ...]:
     """The measures in canonical order without repeats; raises ConfigError for an unknown name."""
     for name in names:
         if name not in MEASURES:
-            raise ConfigError(f"measures: unknown measure '{shown(name)}'.{did_you_mean(name, MEASURES)} Known: {', '.join(MEASURES)}.")
+            near = did_you_mean(name, MEASURES) or f" Known: {', '.join(MEASURES)}."
+            raise ConfigError(f"{key}: unknown measure '{shown(name, 60)}'.{near}")
     return tuple(m for m in MEASURES if m in names)
 
 
@@ -194,60 +207,140 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(v) for v in value) if isinstance(value, list) else value
+def _known_keys(data: Mapping[str, Any], kind: type, where: str = "") -> None:
+    known = [f.name for f in dataclasses.fields(kind)]
+    for key in data:
+        if key not in known:
+            raise ConfigError(f"{where}unknown key '{shown(key, 60)}'.{did_you_mean(str(key), known)}")
 
 
-def _pair(data: Any, source: str) -> PairConfig:
-    if isinstance(data, PairConfig):
-        return data
-    wanted = [f.name for f in dataclasses.fields(PairConfig)]
-    if not isinstance(data, dict) or set(data) != set(wanted):
-        raise ConfigError(f"{source}: every pair needs exactly the keys {', '.join(wanted)}; got {shown(data)}.")
-    return PairConfig(**{k: str(v) for k, v in data.items()})
+def _checked_fields(kind: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Every field's value in its declared type (a list as a tuple, 1 as 1.0); else ConfigError."""
+    hints = get_type_hints(kind)
+    return {f.name: _typed(values[f.name], hints[f.name], where + f.name) for f in dataclasses.fields(kind)}
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None:
+            return None
+        return _typed(value, next(a for a in inner if a is not type(None)), name)
+    if origin is Literal:
+        if isinstance(value, str) and value in inner:
+            return value
+        raise ConfigError(
+            f"{name}: '{shown(value, 60)}' is none of {', '.join(inner)}." + did_you_mean(str(value), inner)
+        )
+    if origin is tuple:
+        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+            raise ConfigError(f"{name}: needs a list, got {_got(value)}.")
+        return tuple(_typed(v, inner[0], f"{name}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+            raise ConfigError(f"{name}: needs names with texts, got {_got(value)}.")
+        return {k: _typed(v, str, f"{name}.{shown(k, 40)}") for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return _nested(value, hint, name)
+    return _scalar(value, hint, name)
+
+
+def _nested(value: Any, kind: Any, name: str) -> Any:
+    if isinstance(value, kind):
+        value = vars(value)
+    wanted = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: needs {', '.join(wanted)}; got {_got(value)}.")
+    _known_keys(value, kind, f"{name}: ")
+    if missing := [key for key in wanted if key not in value]:
+        raise ConfigError(f"{name}: has no {' and no '.join(missing)}; it needs {', '.join(wanted)}.")
+    return kind(**_checked_fields(kind, value, f"{name}."))
+
+
+def _scalar(value: Any, kind: type, name: str) -> Any:
+    """One bool, int, float or str; numpy numbers are taken, numbers in quotes and 1.5 for a whole number are not."""
+    truth = isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")
+    if kind is bool and truth:
+        return bool(value)
+    if kind is int and isinstance(value, numbers.Integral) and not truth:
+        return int(value)
+    if kind is float and isinstance(value, numbers.Real) and not truth:
+        return float(value) + 0.0  # -0.0 becomes 0.0: the same point of the path has one spelling
+    if kind is str and isinstance(value, str):
+        if not value.strip():
+            raise ConfigError(f"{name}: is empty; leave it out for the default.")
+        return str(value)
+    wanted = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
+    raise ConfigError(f"{name}: needs {wanted}, got {_got(value)}.")
+
+
+def _got(value: Any) -> str:
+    return "nothing" if value is None else f"{shown(repr(value), 60)}"
 
 
 def _check(c: StudyConfig) -> None:
-    for name, kind in (("head", HeadMode), ("granularity", Granularity), ("dtype", Dtype), ("device", Device)):
-        value = getattr(c, name)
-        if value not in get_args(kind):
-            raise ConfigError(f"{name}: '{shown(value)}' is none of {', '.join(get_args(kind))}.{did_you_mean(str(value), get_args(kind))}")
     _check_alphas("alphas", c.alphas, c.extrapolate)
+    for name in ("adversarial_alphas", "repair_alphas"):
+        if (alphas := getattr(c, name)) is not None:
+            _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
         raise ConfigError("alphas: give at least one, e.g. --alphas 0 0.5 1.")
-    for name in ("adversarial_alphas", "repair_alphas"):
-        value = getattr(c, name)
-        if value is not None:
-            _check_alphas(name, value, c.extrapolate)
+    _check_alphas("layer_alphas", c.layer_alphas, False)
+    if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
+        raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
     if c.adversarial_alphas is not None and not set(c.adversarial_alphas) <= set(c.alphas):
         raise ConfigError("adversarial_alphas: each must be one of alphas.")
     expand_measures(c.measures)
-    for name in ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs"):
-        if not (isinstance(getattr(c, name), int) and getattr(c, name) >= 1):
-            raise ConfigError(f"{name}: needs a whole number of at least 1, got {shown(getattr(c, name))}.")
-    if c.eval_limit is not None and c.eval_limit < 1:
-        raise ConfigError(f"eval_limit: needs a whole number of at least 1, got {c.eval_limit}.")
-    for name in ("rtol", "rho_avg", "rho_linf", "rho_l2"):
-        if not (math.isfinite(getattr(c, name)) and getattr(c, name) > 0):
-            raise ConfigError(f"{name}: needs a positive number, got {shown(getattr(c, name))}.")
+    _check_criterion(c.straggler_criterion)
+    parse_rule(c.straggler_rule)
+    least = {"threads": 0, "eval_limit": 1} | dict.fromkeys(_COUNTS, 1)
+    for name, low in least.items():
+        value = getattr(c, name)
+        if value is not None and value < low:
+            raise ConfigError(f"{name}: needs a whole number of at least {low}, got {value}.")
+    for name in ("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"):
+        value = getattr(c, name)
+        for number in value if isinstance(value, tuple) else [] if value is None else [value]:
+            if not (math.isfinite(number) and number > 0):
+                raise ConfigError(f"{name}: needs a positive number, got {number}.")
     if not 0 < c.level < 1:
-        raise ConfigError(f"level: needs a number between 0 and 1, got {c.level}.")
+        raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
+    for name in ("id", "ood", "measures", "densities", "targets", "selects", "criticality_noise"):
+        values = getattr(c, name)
+        if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+            raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
     names = [p.name for p in c.pairs]
     if len(set(names)) != len(names):
-        raise ConfigError(f"pairs: every pair needs its own name, got {', '.join(names)}.")
-    parse_rule(c.straggler_rule)
+        raise ConfigError(f"pairs: every pair needs its own name, got {shown(', '.join(names))}.")
+
+
+_COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
+
+
+def _check_criterion(criterion: str) -> None:
+    kind, _, measure = criterion.partition(":")
+    if kind in ("sharpness", "share", "per_param") and measure:
+        expand_measures((measure,), "straggler_criterion")
+    elif criterion not in (known := ("instability", "rewind", "criticality")):
+        near = did_you_mean(criterion, known)
+        raise ConfigError(
+            f"straggler_criterion: '{shown(criterion, 60)}' is none of {', '.join(known)}, "
+            f"sharpness:M, share:M, per_param:M (M a measure).{near}"
+        )
 
 
 def _check_alphas(name: str, alphas: tuple[float, ...], extrapolate: bool) -> None:
+    if bad := [alpha for alpha in alphas if not math.isfinite(alpha)]:
+        raise ConfigError(f"{name}: {bad[0]} is not a finite number.")
     if len(set(alphas)) != len(alphas):
         raise ConfigError(f"{name}: duplicated values in {list(alphas)}; give every alpha once.")
     if list(alphas) != sorted(alphas):
         raise ConfigError(f"{name}: {list(alphas)} is not in increasing order.")
     for alpha in alphas:
-        if not math.isfinite(alpha) or (not extrapolate and not 0 <= alpha <= 1):
+        if not extrapolate and not 0 <= alpha <= 1:
             raise ConfigError(f"{name}: {alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate).")
 
 
@@ -259,5 +352,7 @@ def parse_rule(rule: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if kind not in ("mad", "sd", "top", "abs") or not math.isfinite(value):
-        raise ConfigError(f"straggler_rule: '{shown(rule)}' is none of mad:K, sd:T, top:K, abs:X.")
+        raise ConfigError(f"straggler_rule: '{shown(rule, 60)}' is none of mad:K, sd:T, top:K, abs:X.")
+    if kind == "top" and not (value >= 0 and value.is_integer()):
+        raise ConfigError(f"straggler_rule: '{rule}' needs a whole number of layers, e.g. top:3.")
     return kind, value
