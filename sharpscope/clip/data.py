@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
@@ -63,8 +63,8 @@ class _Files:
 class Dataset:
     """Images with labels, always in the same order, normalised when a batch is taken.
 
-    ``labels`` int64 [n] index ``classnames``. ``classes``: the indices of the classes that the set can hold where these are
-    only some of ``classnames`` (ImageNet-R and -A have 200 of 1000), else None; accuracy is then taken among them.
+    ``labels`` int64 [n] index ``classnames``. ``classes``: the indices of the classes that the set can hold where these
+    are only some of ``classnames`` (ImageNet-R and -A have 200 of 1000), else None; accuracy is then taken among them.
     ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names, matching (labels to names).
     """
 
@@ -134,10 +134,10 @@ def load_dataset(
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
 
     ``mini:DOMAIN`` (or ``mini:DOMAIN@SPLIT``): the embedded world; train, val and test are disjoint draws.
-    ``folder:PATH``: a folder of class folders, in torchvision.ImageFolder's order (hidden folders left out), ``PATH`` under
-    ``data_root`` unless absolute; it has no splits. ``classnames``: the names that labels index (a sequence, or a text file):
-    folders go by name (upper and lower case, ``_`` and space are the same) where they are among them, else in sorted order
-    where there are as many. ``limit``: at most so many images, a fixed balanced choice by ``seed``.
+    ``folder:PATH``: a folder of class folders, in torchvision.ImageFolder's order (hidden folders left out), ``PATH``
+    under ``data_root`` unless absolute; it has no splits. ``classnames``: the names that labels index (a sequence, or a
+    text file): folders go by name (case aside, ``_`` as space) where all are among them, else in sorted order where
+    there are as many. ``limit``: at most so many images, a fixed balanced choice by ``seed``.
     Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
     """
     kind, _, rest = spec.partition(":")
@@ -153,7 +153,7 @@ def load_dataset(
 
 
 def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) -> list[int]:
-    """``size`` indices, balanced over classes as far as these go, fixed by ``seed``; their order mixes the classes.
+    """``size`` indices, balanced over the classes as far as these go, fixed by ``seed``; their order mixes the classes.
 
     Every class's members are shuffled and dealt out one class after the other; a smaller ``size`` is a beginning of it.
     """
@@ -170,31 +170,30 @@ def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) ->
 
 # ---------------------------------------------------------------------- class names
 def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file (with or without BOM), outer spaces removed; DatasetError for a blank line or none."""
+    """The lines of a UTF-8 text file (BOM or not), outer spaces removed; DatasetError for a blank line."""
     try:
-        data = Path(path).expanduser().read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as e:
-        raise DatasetError(f"{what}: cannot read {shown(path)}: {e.strerror or e}.") from e
+        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
-        line = data[: e.start].count(b"\n") + 1
+        line = e.object[: e.start].count(b"\n") + 1
         raise DatasetError(f"{what}: {shown(path)}, line {line}: not UTF-8 text.") from e
+    except (OSError, ValueError) as e:
+        raise DatasetError(f"{what}: cannot read {shown(path)}: {getattr(e, 'strerror', None) or e}.") from e
     lines = [line.strip() for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n")]
-    for number, line in enumerate(lines, 1):
-        if not line:
+    for number, content in enumerate(lines, 1):
+        if not content:
             raise DatasetError(f"{what}: {shown(path)}, line {number}: blank.")
     return tuple(lines)
 
 
 def read_classnames(path: str | Path) -> tuple[str, ...]:
-    """Class names, one a line, in the order of the head's rows; DatasetError with file and line for blanks, duplicates."""
+    """Class names, one a line, in the order of the head's rows; DatasetError for a blank or duplicate line."""
     names = read_lines(path, "class names")
     seen: dict[str, int] = {}
     for number, name in enumerate(names, 1):
-        first = seen.setdefault(_folded(name), number)
-        if first != number:
+        before = seen.setdefault(_folded(name), number)
+        if before != number:
             raise DatasetError(
-                f"class names: {shown(path)}, line {number}: '{shown(name)}' is on line {first} already; "
+                f"class names: {shown(path)}, line {number}: '{shown(name)}' is on line {before} already; "
                 "every class needs a name of its own."
             )
     return names

@@ -31,8 +31,8 @@ def correct(
     """Whether the largest logit is the label's, for every example: bool [n] in the data set's order.
 
     Where the data set holds only some of the classes (``dataset.classes``: ImageNet-R, -A), the largest logit among
-    these. ``device``: where to compute; default: where ``theta`` is. Raises NumericalError for logits that are not finite
-    (an argmax of NaN would count as class 0) and DatasetError for labels out of range.
+    these. ``device``: where to compute; default: where ``theta`` is. Raises NumericalError for logits that are not
+    finite (an argmax of NaN would count as class 0) and DatasetError for labels out of range.
     """
     if int(dataset.labels.max()) >= len(classifier.classnames):
         raise DatasetError(
@@ -62,8 +62,9 @@ def _predicted(logits: Tensor, classes: tuple[int, ...] | None) -> Tensor:
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, ``k`` of ``n``.
 
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n, z the normal quantile of (1 + level)/2; inside [0, 1]
-    and never of zero width. Raises ValueError unless 0 <= k <= n, n >= 1, 0 < level < 1. Source: Wilson 1927, JASA 22:209.
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n, z the normal quantile of (1 + level)/2; inside
+    [0, 1] and never of zero width. Raises ValueError unless 0 <= k <= n, n >= 1, 0 < level < 1. Source: Wilson 1927,
+    J. Am. Stat. Assoc. 22:209-212.
     """
     if not (0 <= k <= n and n >= 1 and 0 < level < 1):
         raise ValueError(f"wilson: needs 0 <= k <= n, n >= 1 and 0 < level < 1; got k={k}, n={n}, level={level}.")
@@ -121,7 +122,7 @@ def mean_row(
 
 
 def dataset_note(dataset: Dataset) -> str:
-    """What a reader of an accuracy must know about its data set: skipped images, a subset of the classes; else empty."""
+    """What a reader of an accuracy must know of its data set: skipped images, a subset of the classes."""
     said = []
     if dataset.facts.get("skipped"):
         said.append(f"{dataset.facts['skipped']} unreadable images skipped")

@@ -75,8 +75,8 @@ class Classifier:
 
     ``normalize``: image features get unit length first (every CLIP head; False for a head trained on raw features).
     ``scale_baked``: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) multiplies the scale into the head's weights,
-    Lipsum-FT (Nam et al. 2024, arXiv 2404.00860) does not. ``bias``: whether :meth:`attach` gives a head built from text
-    a ``head.bias`` (zeros), so that it fits a fine-tuned head that has one.
+    Lipsum-FT (Nam et al. 2024, arXiv 2404.00860) does not. ``bias``: whether :meth:`attach` gives a stored head built
+    from text a ``head.bias`` (zeros), so that it fits a fine-tuned head that has one.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Classifier:
         """``theta`` with the ``head.*`` that this mode reads (a new dict; tensors shared).
 
         zeroshot: head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower moves.
-        stored: its own head, or the zero-shot head of ``theta_0`` (scale baked in if ``scale_baked``) where it has none.
+        stored: its own head, or the zero-shot head of ``theta_0`` (times its scale if ``scale_baked``) if it has none.
         text: no head. Raises PairMismatch when a stored head does not have one row for each class.
         """
         base = theta if theta_0 is None else theta_0
@@ -130,7 +130,7 @@ class Classifier:
         return body
 
     def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``theta`` with its class vectors computed once, for evaluation only: changing it afterwards leaves them stale."""
+        """``theta`` with its class vectors computed once, for evaluation only: they do not follow later changes."""
         if self.mode != "text" or _PRECOMPUTED in theta:
             return dict(theta)
         with torch.no_grad():
@@ -138,7 +138,7 @@ class Classifier:
 
     # ------------------------------------------------------------------ logits
     def class_vectors(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Class vectors [C, D] under ``theta``; differentiable. Raises PairMismatch where theta has no (fitting) head."""
+        """Class vectors [C, D] under ``theta``; differentiable. Raises PairMismatch where theta has no fitting head."""
         if self.mode == "text":
             return theta[_PRECOMPUTED] if _PRECOMPUTED in theta else self._vectors_from_text(theta)
         if "head.weight" not in theta:
@@ -159,8 +159,8 @@ class Classifier:
     def moving_prefixes(self) -> tuple[str, ...]:
         """Prefixes of the parameters that the logits depend on in this mode.
 
-        zeroshot: the image tower (the head stays theta_0's). stored: image tower and head, and ``logit_scale`` unless it is
-        baked in. text: both towers and ``logit_scale``. What moves are those of them that differ between the checkpoints.
+        zeroshot: the image tower (the head stays theta_0's). stored: image tower and head, and ``logit_scale`` unless
+        it is baked in. text: both towers and ``logit_scale``. Those of them move that differ between the checkpoints.
         """
         if self.mode == "zeroshot":
             return ("visual.",)

@@ -20,8 +20,8 @@ class Probe:
 
     L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), a mean over SAMPLES: batch i weighs ``weights[i]`` = its size / n
     (equal weights would make a 22 % wrong Hessian of batches of 8 and 2). ``normalize_logits``: for each example first
-    f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the scale of the logits (Andriushchenko et al. 2023,
-    arXiv 2302.07011, who also use n = 1024 in batches of 128).
+    f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the scale of the logits (Andriushchenko et al.
+    2023, arXiv 2302.07011, who also use n = 1024 in batches of 128).
 
     ``size``: how many examples (all where the set has fewer, or for None); fixed by ``seed``. ``batches``: the (images,
     labels) on ``device`` in ``dtype``; ``n``: examples in all; ``indices``: which of the data set's.
@@ -98,5 +98,5 @@ class Probe:
                 if not torch.equal(first, second) and not bool(first.isnan() & second.isnan()):
                     raise NonDeterministicProbe(
                         f"two losses of the same batch differ: {first.item():.9g} and {second.item():.9g}.\n"
-                        "Dropout, augmentation or a random operation is active; curvature of such a loss has no meaning."
+                        "Dropout, augmentation or another random operation is active: such a loss has no curvature."
                     )
