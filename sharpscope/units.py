@@ -21,7 +21,7 @@ from sharpscope.clip.data import Dataset, load_dataset
 from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note, mean_row
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
 from sharpscope.pairs import LoadedPair, load_study_pair
 from sharpscope.schema import DENSE
 from sharpscope.seeds import derive
@@ -91,11 +91,12 @@ class Context:
     @cached_property
     def probe(self) -> Probe:
         """The fixed probe set, checked to give the same loss twice."""
-        probe = self._probe(self.config.batch_size)
+        probe = self.make_probe(self.config.batch_size)
         probe.check_deterministic(self.theta(0.0))
         return probe
 
-    def _probe(self, batch_size: int) -> Probe:
+    def make_probe(self, batch_size: int) -> Probe:
+        """The same probe examples in batches of another size."""
         return Probe(
             self.pair.classifier,
             self._dataset(self.config.probe, "train"),
@@ -223,23 +224,42 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     frozen = set(_still(context))
     for alpha in alphas:
         wanted = [m for m in measures if _measured_at(config, m, alpha)]
-        result = measure_layers(
-            context.probe,
-            context.theta(alpha),
-            context.layers,
-            wanted,
-            context.settings,
-            key=(context.pair.name, alpha),
-            warm=warm,
-            progress=lambda what, alpha=alpha: progress(f"alpha {alpha:g}: {what}"),
-        )
+        result, shrunk = _measure(context, alpha, wanted, warm, progress)
         warm = result.warm
         for row in result.rows:
-            note = "; ".join(x for x in (row["note"], "does not move" if row["layer"] in frozen else "") if x)
+            still = "does not move" if row["layer"] in frozen else ""
+            note = "; ".join(x for x in (row["note"], still, shrunk) if x)
             rows.append(
                 {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
             )
     return Unit({"sharpness": rows})
+
+
+def _measure(
+    context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, Tensor], progress: Progress
+) -> tuple[MeasureResult, str]:
+    """All measures at one alpha; out of memory, the batches are halved (which changes no result) and it is said."""
+    probe, batch_size = context.probe, context.config.batch_size
+    while True:
+        try:
+            result = measure_layers(
+                probe,
+                context.theta(alpha),
+                context.layers,
+                measures,
+                context.settings,
+                key=(context.pair.name, alpha),
+                warm=warm,
+                progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
+            )
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise
+            batch_size //= 2
+            torch.cuda.empty_cache()
+            probe = context.make_probe(batch_size)
+        else:
+            return result, "" if probe is context.probe else f"in batches of {batch_size} for lack of memory"
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:

@@ -1,0 +1,214 @@
+"""Getting units of work done: here or in several processes, resumed, shared with others on the same directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from sharpscope.config import StudyConfig
+from sharpscope.errors import NumericalError, SharpscopeError, shown
+from sharpscope.store import Claim, RunDirectory
+from sharpscope.unitfile import Unit
+from sharpscope.units import Context, Variant, compute
+
+__all__ = ["Bar", "Crew", "Task", "threads_of"]
+
+_POLL = 0.5
+
+
+class Bar(Protocol):
+    """A progress bar as tqdm makes it."""
+
+    def update(self, n: float = 1) -> Any: ...
+    def set_postfix_str(self, s: str = "") -> Any: ...
+    def close(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit to compute: ``kind/pair/what`` and, for repairs, the variant."""
+
+    key: str
+    variant: Variant | None = None
+
+    @property
+    def pair(self) -> str:
+        return self.key.split("/")[1]
+
+
+class Crew:
+    """Computes tasks of one study: inline for one job, else in worker processes that each keep their contexts.
+
+    A context manager: worker processes end with it, whatever happens, and by themselves when this process is killed.
+    """
+
+    def __init__(self, config: StudyConfig, contexts: Mapping[str, Context] | None = None) -> None:
+        self.config = config
+        self._contexts = dict(contexts or {})
+        self._pool: ProcessPoolExecutor | None = None
+        if config.jobs > 1:
+            self._pool = ProcessPoolExecutor(
+                config.jobs,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(threads_of(config), os.getpid()),
+            )
+            # Workers import torch while this process still checks the inputs.
+            self._warm = [self._pool.submit(os.getpid) for _ in range(config.jobs)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            workers = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+
+    def add_contexts(self, contexts: Mapping[str, Context]) -> None:
+        """The contexts that inline work uses (worker processes make their own)."""
+        self._contexts.update(contexts)
+
+    def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
+        """(units by key, reasons of failed ones by key): what is finished is read, the rest computed and saved."""
+        units: dict[str, Unit] = {}
+        failed: dict[str, str] = {}
+        waiting: deque[Task] = deque()
+        for task in tasks:
+            unit = directory.load(task.key)
+            if unit is None:
+                waiting.append(task)
+            else:
+                units[task.key] = unit
+                bar.update()
+        for task, result, seconds in self._results(directory, waiting, bar, units):
+            if isinstance(result, Unit):
+                directory.save(task.key, result)
+                units[task.key] = result
+                directory.log("unit", key=task.key, seconds=round(seconds, 3))
+            else:
+                failed[task.key] = result
+                directory.log("failed", key=task.key, reason=result)
+            bar.update()
+        return units, failed
+
+    def _results(
+        self, directory: RunDirectory, waiting: deque[Task], bar: Bar, units: dict[str, Unit]
+    ) -> Iterator[tuple[Task, Unit | str, float]]:
+        """Claim, compute, hand over; what another live process has claimed is waited for and read."""
+        running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
+        elsewhere: deque[Task] = deque()
+        try:
+            while waiting or running or elsewhere:
+                while waiting and len(running) < self.config.jobs:
+                    task = waiting.popleft()
+                    claim = directory.claim(task.key)
+                    if claim is None:
+                        unit = directory.load(task.key)
+                        if unit is None:
+                            elsewhere.append(task)
+                        else:
+                            units[task.key] = unit
+                            bar.update()
+                        continue
+                    if self._pool is None:
+                        with claim:
+                            yield (task, *self._inline(task, bar))
+                    else:
+                        bar.set_postfix_str(task.key)
+                        running[self._pool.submit(_remote, self.config, task)] = (task, claim)
+                if running:
+                    done, _ = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        task, claim = running.pop(future)
+                        with claim:
+                            yield (task, *_outcome(future))
+                elif not waiting and elsewhere:
+                    time.sleep(_POLL)
+                    waiting, elsewhere = elsewhere, deque()
+        finally:
+            for _, claim in running.values():
+                claim.release()
+
+    def _inline(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
+        with _threads(threads_of(self.config)):
+            return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
+
+
+def threads_of(config: StudyConfig) -> int:
+    """CPU threads of each worker: as asked, else the cores shared among the jobs."""
+    return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
+
+
+def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:
+    """The unit and its seconds, or the reason why its numbers cannot be had; errors of the input are raised."""
+    start = time.perf_counter()
+    result: Unit | str
+    try:
+        result = work()
+    except NumericalError as error:
+        result = str(error)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        result = f"out of memory: {shown(error)}"
+    return result, time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------- inside a worker process
+def _start_worker(threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole process group
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent must not leave workers behind: leave as soon as somebody else has adopted us."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _remote(config: StudyConfig, task: Task) -> tuple[Unit | str, float]:
+    return _guarded(lambda: compute(_context(json.dumps(config.to_dict()), task.pair), task.key, task.variant))
+
+
+@lru_cache(maxsize=4)
+def _context(config: str, pair: str) -> Context:
+    study = StudyConfig.from_dict(json.loads(config))
+    return Context.load(study, next(p for p in study.pairs if p.name == pair))
+
+
+def _outcome(future: Future[tuple[Unit | str, float]]) -> tuple[Unit | str, float]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SharpscopeError(
+            "a worker process died (killed, or out of memory); finished units are kept.\n"
+            "Remedy: run the same command again, with --jobs 1 or a smaller --batch-size if it happens again."
+        ) from error
