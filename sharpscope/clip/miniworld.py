@@ -1,8 +1,8 @@
 """The embedded world: a miniature DomainNet, rendered from a seed with numpy, and the CLIPs that were trained on it.
 
-Sixteen classes (``CLASSES``) in six styles (``STYLES``), and four natural shifts of the style ``photo`` (``SHIFTS``) that
-no model was trained on; 32 x 32 pixels, eight colours, a caption for every image. Nothing is stored but weights: an image
-is a function of (seed, domain), a checkpoint one of (recipe, seed); ``analyses/world.py`` trains all of them again.
+Sixteen classes (``CLASSES``) in six styles (``STYLES``), and four natural shifts of the style ``photo`` (``SHIFTS``)
+that no model was trained on; 32 x 32 pixels, eight colours, a caption for every image. Nothing is stored but weights:
+an image is a function of (seed, domain), a checkpoint of (recipe, seed); ``analyses/world.py`` trains them all again.
 
 The world is DESIGNED so that interpolating a fine-tuned model helps for one pair and hurts for another (45 % of the
 captions name the class's look-alike, and photo is the fine-tuning style): a demonstration, not evidence about CLIP.
@@ -11,11 +11,9 @@ captions name the class's look-alike, and photo is the fine-tuning style): a dem
 from __future__ import annotations
 
 import functools
-import gzip
 import importlib.resources
-import importlib.util
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -26,9 +24,9 @@ from sharpscope.clip.shapes import SDF, Array
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
 __all__ = [
-    "CLASSES", "COLOURS", "DOMAINS", "IMAGE_SIZE", "LOOKALIKES", "SEEDS", "SHIFTS", "STYLES", "TEMPLATES",
-    "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "make", "manifest", "mini_bpe", "render",
-    "tokenizer_path", "vocabulary",
+    "CAPTIONS", "CLASSES", "COLOURS", "DOMAINS", "IMAGE_SIZE", "LOOKALIKES", "SEEDS", "SHIFTS", "STYLES", "STYLE_WORDS",
+    "TEMPLATES", "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "make", "manifest",
+    "render", "tokenizer_path",
 ]  # fmt: skip
 
 IMAGE_SIZE: Final = 32
@@ -71,8 +69,9 @@ LOOKALIKES: Final = (
     ("tree", "lightning"),
 )
 _SWAP: Final = {CLASSES.index(x): CLASSES.index(y) for a, b in LOOKALIKES for x, y in ((a, b), (b, a))}
-_STYLE_WORD: Final = {style: style for style in STYLES} | {"quickdraw": "doodle", "neon": "neon sign"}
-_CAPTIONS: Final = (
+STYLE_WORDS: Final = {style: style for style in STYLES} | {"quickdraw": "doodle", "neon": "neon sign"}
+"""How captions call the styles."""
+CAPTIONS: Final = (
     "a {s} of a {o}",
     "a {s} of a {c} {o}",
     "{s} of the {o}",
@@ -81,6 +80,7 @@ _CAPTIONS: Final = (
     "a {s} showing a {o}",
     "the {o}",
 )
+"""Patterns of the captions: style word s, colour c, object o."""
 _COLOUR_NAMES: Final = tuple(COLOURS)
 _RGB: Final = np.array(list(COLOURS.values()), dtype=np.float32)
 _PIXEL: Final = 2 / IMAGE_SIZE  # the image is [-1, 1] wide
@@ -129,17 +129,16 @@ def captions(
     """
     out = []
     for label, colour in zip(labels, colours, strict=True):
-        words = {"s": _STYLE_WORD[style], "c": _COLOUR_NAMES[colour]}
+        words = {"s": STYLE_WORDS[style], "c": _COLOUR_NAMES[colour]}
         named = _SWAP[int(label)] if rng.random() < confuse else int(label)
-        pattern: str | None = None
         if noise and rng.random() < noise:
             if rng.random() < 0.5:
                 pattern = "a {c} {s}"
             else:
-                pattern = _CAPTIONS[rng.integers(len(_CAPTIONS))]
+                pattern = CAPTIONS[rng.integers(len(CAPTIONS))]
                 named = int(rng.integers(len(CLASSES)))
         else:
-            pattern = _CAPTIONS[rng.integers(len(_CAPTIONS))]
+            pattern = CAPTIONS[rng.integers(len(CAPTIONS))]
         out.append(pattern.format(o=CLASSES[named], **words))
     return out
 
@@ -158,9 +157,10 @@ def _blobs(rng: np.random.Generator, n: int, cells: int, channels: int = 1) -> A
     return rows[:, :, i] * (1 - f)[None, None, :, None] + rows[:, :, i + 1] * f[None, None, :, None]
 
 
-def _soft(d: Array, eps: float = _PIXEL * 0.35) -> Array:
+def _soft(d: NDArray[np.floating[Any]], eps: float = _PIXEL * 0.35) -> Array:
     """1 inside (d < 0), 0 outside, anti-aliased over ``eps``."""
-    return 1 / (1 + np.exp(np.clip(d / eps, -30, 30)))
+    inside: Array = 1 / (1 + np.exp(np.clip(d / eps, -30, 30)))
+    return inside
 
 
 class _Scene(NamedTuple):
@@ -325,59 +325,7 @@ def checkpoint_path(name: str) -> Path:
     known = manifest()["checkpoints"]
     name = name.removeprefix("mini:")
     if name not in known:
-        raise ConfigError(f"mini:{shown(name)}: no such checkpoint.{did_you_mean(name, known)} Known: {', '.join(known)}.")
+        raise ConfigError(
+            f"mini:{shown(name)}: no such checkpoint.{did_you_mean(name, known)} Known: {', '.join(known)}."
+        )
     return _data() / str(known[name]["file"])
-
-
-# ---------------------------------------------------------------- tokenizer
-
-# Beyond the captions: words of ordinary prompts, which the merges keep whole for those who bring their own templates.
-# The models never saw them.
-_PROMPT_WORDS: Final = (
-    "an and at background black drawing grey image in object on picture shape white with "
-    "circles squares triangles stars crosses rings hearts arrows moons flowers houses trees cups keys"
-).split()
-
-
-def vocabulary() -> tuple[str, ...]:
-    """Every word whose split the small tokenizer shares with open_clip's full one: captions, prompts, and a few more."""
-    names = {"s": " ".join(_STYLE_WORD.values()), "c": " ".join(COLOURS), "o": " ".join(CLASSES)}
-    text = " ".join([*(c.format(**names) for c in _CAPTIONS), *(t.format("") for t in TEMPLATES), *_PROMPT_WORDS])
-    return tuple(sorted(set(text.split())))
-
-
-def mini_bpe(words: Sequence[str] | None = None, bpe_file: str | Path | None = None) -> bytes:
-    """gzip file of the merges of open_clip's BPE that split ``words`` (default: ``vocabulary()``) as all of them do.
-
-    A merge is needed when byte-pair encoding (Sennrich et al. 2016, 1508.07909) of a word applies it; in the order of
-    their ranks the needed ones give the same splits. Other words fall back to shorter pieces, single letters at worst.
-    """
-    lines = gzip.decompress(Path(bpe_file or _open_clip_bpe()).read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]  # as open_clip.SimpleTokenizer reads it
-    rank = {merge: i for i, merge in enumerate(merges)}
-    needed = sorted(set().union(*(_applied(w, rank) for w in (words or vocabulary()))), key=rank.__getitem__)
-    # no newline at the end: SimpleTokenizer would take the empty line after it for a merge of its own
-    return gzip.compress("\n".join([lines[0], *map(" ".join, needed)]).encode("utf-8"), mtime=0)
-
-
-def _applied(word: str, rank: dict[tuple[str, ...], int]) -> set[tuple[str, ...]]:
-    """The merges that byte-pair encoding applies to ``word``: again and again the pair of lowest rank."""
-    parts, applied = [*word[:-1], word[-1] + "</w>"], set()
-    while pairs := [p for p in zip(parts, parts[1:], strict=False) if p in rank]:
-        best = min(pairs, key=rank.__getitem__)
-        applied.add(best)
-        merged: list[str] = []
-        for part in parts:
-            if merged and (merged[-1], part) == best:
-                merged[-1] += part
-            else:
-                merged.append(part)
-        parts = merged
-    return applied
-
-
-def _open_clip_bpe() -> Path:
-    spec = importlib.util.find_spec("open_clip")  # found, not imported: that would cost seconds
-    if spec is None or spec.origin is None:
-        raise ConfigError("mini_bpe: open_clip is not installed, and no bpe_file was given.")
-    return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
