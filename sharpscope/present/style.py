@@ -1,0 +1,266 @@
+"""The look all figures share: colours for the colour-blind, short layer names, and bytes that do not depend on the day."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sharpscope.atomic import write_atomic
+from sharpscope.errors import ConfigError, shown
+from sharpscope.schema import ALL
+
+__all__ = [
+    "COLOURS",
+    "INK",
+    "MARKERS",
+    "SET_COLOURS",
+    "STYLE",
+    "WIDTH",
+    "NoData",
+    "figure_bytes",
+    "label",
+    "new_figure",
+    "place_labels",
+    "plain_log",
+    "plain_style",
+    "save",
+    "short_layer",
+    "short_set",
+    "styled",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R", Axes, Figure)
+
+WIDTH: Final = 5.5
+"""Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
+
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""One a pair, Okabe & Ito's palette: distinct for all common kinds of colour blindness."""
+
+SET_COLOURS: Final = (
+    "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
+)  # fmt: skip
+"""One a data set: Paul Tol's muted palette."""
+
+MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
+INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
+
+STYLE: Final = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 7.0,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "#444444",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 4.0,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.5,
+    "hatch.linewidth": 0.4,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.5,
+}
+"""Applied to every setting that the reader's own style leaves at matplotlib's default."""
+
+
+class NoData(ConfigError):
+    """A figure was asked for of a table without the rows that it shows."""
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """Draw under STYLE wherever the current settings are matplotlib's own; the settings are restored afterwards."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        ours = {k: v for k, v in STYLE.items() if matplotlib.rcParams[k] == matplotlib.rcParamsDefault[k]}
+        with matplotlib.rc_context(ours):
+            drawn = draw(*args, **kwargs)
+            for ax in _figure_of(drawn).axes:  # ticks are made when first needed, with the settings of that moment: now
+                ax.xaxis.get_major_ticks(), ax.yaxis.get_major_ticks()
+            return drawn
+
+    return wrapper
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """Matplotlib's defaults for a while, so that no matplotlibrc of the machine changes a byte of a report."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+def plain_log(axis: Axis) -> None:
+    """Ticks of a logarithmic axis at 1, 2, 5 x 10^k, few of them, as plain numbers (1000, 0.02) where those are short."""
+    low, high = sorted(abs(v) or 1e-300 for v in axis.get_view_interval())
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3 else (1.0,), numticks=7))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= abs(v) < 1e5 else f"{v:.0e}".replace("e-0", "e-").replace("e+0", "e")))
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure (inches) that no pyplot state knows of; axes are fitted around their labels."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------------- names as text
+@functools.cache
+def _glyphs() -> frozenset[int]:
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return frozenset(FT2Font(path).get_charmap())
+
+
+def label(text: object, limit: int = 60) -> str:
+    """``text`` as matplotlib shows it literally: no mathematics, no hidden legend entry, no character without a glyph."""
+    clean = "".join(c if ord(c) in _glyphs() else "□" for c in shown(text, limit)).replace("$", r"\$")
+    return " " + clean if clean.startswith("_") else clean
+
+
+def short_layer(name: str, limit: int = 26) -> str:
+    """A layer's name as figures write it: towers and containers dropped, blocks numbered, long names cut in the middle.
+
+    >>> short_layer("visual.transformer.resblocks.3.mlp"), short_layer("transformer.resblocks.0.attn")
+    ('block 3 mlp', 'text block 0 attn')
+    >>> short_layer("visual.layer2.1.conv1"), short_layer("(all)")
+    ('layer2.1 conv1', 'whole model')
+    """
+    if name == ALL:
+        return "whole model"
+    text = shown(name, 400)
+    tower = ""
+    if text.startswith("visual."):
+        text = text.removeprefix("visual.").removeprefix("trunk.")
+    elif re.match(r"(text\.|transformer\.|token_embedding|positional_embedding|ln_final|text_projection)", text):
+        text, tower = text.removeprefix("text."), "text "
+    text = re.sub(r"(?:transformer\.)?(?:resblocks|blocks|layers)\.(\d+)", r"block \1", text)
+    text = re.sub(r"stages\.(\d+)", r"stage \1", text)
+    text = re.sub(r"\.(?!\d)", " ", text)
+    text = tower + text.removeprefix("text_" if tower else "")
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+
+
+def short_set(spec: str) -> str:
+    """A data set spec as legends write it: ``mini:photo-dark`` -> ``photo-dark``, ``folder:/data/in-a`` -> ``in-a``."""
+    tail = re.split(r"[:/\\]", spec.rstrip("/\\"))[-1]
+    return label(tail or spec, 24)
+
+
+def place_labels(
+    ax: Axes,
+    at: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    colours: Sequence[str],
+    avoid: Sequence[tuple[float, float]] = (),
+    size: float = 6.0,
+) -> None:
+    """Write ``texts`` beside the points ``at`` where they cover neither each other, a point, nor the frame; else leave out.
+
+    Points are in data units; the axes' limits must be final.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout decides where a point lies
+    unit = figure.dpi / 72.0
+    frame = ax.get_window_extent()
+    place = ax.transData.transform
+    blocked = [(x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit) for x, y in (place(p) for p in [*at, *avoid])]
+    for point, text, colour in zip(at, texts, colours, strict=True):
+        x, y = place(point)
+        wide, high = 0.62 * size * len(text) * unit, 1.1 * size * unit
+        for distance in (4.0, 7.0, 11.0):
+            gap = distance * unit
+            spots = [
+                (sx * (gap + (wide / 2 if sx else 0)), sy * (gap + (high / 2 if sy else 0)))
+                for sx, sy in ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
+            ]
+            free = next((s for s in spots if _is_free((x + s[0], y + s[1]), (wide, high), frame.extents, blocked)), None)
+            if free is None:
+                continue
+            cx, cy = x + free[0], y + free[1]
+            blocked.append((cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2))
+            style = {"ha": "center", "va": "center", "fontsize": size, "color": colour, "annotation_clip": False}
+            ax.annotate(text, point, (free[0] / unit, free[1] / unit), textcoords="offset points", **style)
+            break
+
+
+def _is_free(
+    centre: tuple[float, float], box: tuple[float, float], frame: Sequence[float], blocked: Sequence[tuple[float, ...]]
+) -> bool:
+    left, right = centre[0] - box[0] / 2, centre[0] + box[0] / 2
+    low, high = centre[1] - box[1] / 2, centre[1] + box[1] / 2
+    if left < frame[0] or right > frame[2] or low < frame[1] or high > frame[3]:
+        return False
+    return not any(left < b[2] and right > b[0] and low < b[3] and high > b[1] for b in blocked)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+_BYTES = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
+
+
+def figure_bytes(figure: Figure | Axes, dpi: int = 200) -> tuple[bytes, bytes]:
+    """(PNG, PDF) of a figure: no date, no version, the same bytes each time on one matplotlib; fonts embedded as text."""
+    figure = _figure_of(figure)
+    engine, canvas, own_dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
+    png, pdf = io.BytesIO(), io.BytesIO()
+    with plain_style(), matplotlib.rc_context(_BYTES):
+        if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # fitted once: each further draw would move the axes by a hair
+        try:  # the canvases themselves, since savefig draws everything twice
+            figure.dpi = dpi
+            FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+            FigureCanvasPdf(figure).print_pdf(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
+        finally:
+            figure.dpi = own_dpi
+            figure.set_canvas(canvas)
+    return png.getvalue(), pdf.getvalue()
+
+
+def save(figure: Figure | Axes, out: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
+    """Write ``OUT/NAME.png`` and ``OUT/NAME.pdf``, each whole or not at all; returns the two paths."""
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = (folder / f"{name}.png", folder / f"{name}.pdf")
+    for path, data in zip(paths, figure_bytes(figure), strict=True):
+        write_atomic(path, data)
+    return paths
+
+
+def _figure_of(drawn: Figure | Axes) -> Figure:
+    if isinstance(drawn, Figure):
+        return drawn
+    figure = drawn.get_figure(root=True)
+    if figure is None:
+        raise NoData("these axes belong to no figure.")
+    return figure
