@@ -9,15 +9,15 @@ from __future__ import annotations
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_finite, check_model, describe
 from sharpscope.weights.layers import Layer, split_layers
-from sharpscope.weights.path import FisherPath, Pair, Path, check_pair, fisher_path, lines_path
+from sharpscope.weights.path import FisherPath, InterpolationPath, Pair, check_pair, fisher_path, lines_path
 from sharpscope.weights.sparsify import kept_entries, matched_control, sparsify
 
 __all__ = [
     "Checkpoint",
     "FisherPath",
+    "InterpolationPath",
     "Layer",
     "Pair",
-    "Path",
     "check_finite",
     "check_model",
     "check_pair",

@@ -1,0 +1,138 @@
+"""Two sets of weights that belong together: checked once, before anything is interpolated."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sharpscope.errors import IdenticalPair, PairMismatch, shown
+from sharpscope.weights.checkpoint import Checkpoint, Source, as_theta
+from sharpscope.weights.compare import check_finite, check_fit, common_ties, describe, l2_distance
+from sharpscope.weights.layers import place
+from sharpscope.weights.naming import TOWERS, is_buffer, is_derived, tower_of
+
+__all__ = ["Pair", "check_pair"]
+
+Theta = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pair:
+    """Two sets of weights that fit each other: theta_0 (zero-shot) and theta_1 (fine-tuned).
+
+    ``zeroshot``, ``finetuned``: the checkpoints they came from (None for plain dictionaries). ``moving``: floating
+    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": tensors}), filled (tower ->
+    tensors taken from theta_0), head (both, zeroshot, finetuned, none), dropped (constants only one of the two holds),
+    tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
+    """
+
+    zeroshot: Checkpoint | None
+    finetuned: Checkpoint | None
+    theta_0: Theta
+    theta_1: Theta
+    moving: tuple[str, ...]
+    facts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        f = self.facts
+        return (
+            f"Pair({describe(self.theta_0)}; {len(self.moving)} of {len(self.theta_0)} tensors move, "
+            f"{f['num_moving']:,} parameters in {'+'.join(f['moving_towers']) or 'no tower'}, "
+            f"distance {f['distance']:.4g})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<code>{html.escape(repr(self))}</code>"
+
+
+def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[str] | None = None) -> Pair:
+    """Check that two sets of weights fit each other and can be interpolated; inputs are not modified.
+
+    Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
+    without ``logit_scale`` gets those from theta_0, recorded in ``facts``; nothing else is ever filled. Where dtypes
+    differ, both are promoted to the wider one. A head may be in one of the two only: attach the other before taking the
+    path. ``parameter_names``: the model's parameters; without it, what is a buffer is told by its name.
+
+    Raises PairMismatch, NonFiniteWeights, IdenticalPair (nothing floating differs: nothing to interpolate).
+    """
+    name_0, name_1 = _label(theta_0, "theta_0"), _label(theta_1, "theta_1")
+    zero, one = as_theta(theta_0, name_0), as_theta(theta_1, name_1)
+    dropped = sorted(n for n in {*zero, *one} if is_derived(n) and (n not in zero or n not in one))
+    zero, one = ({n: t for n, t in theta.items() if n not in dropped} for theta in (zero, one))
+    head = _head_of(zero, one)
+    filled = _fill(zero, one)
+    one = {n: one.get(n, t) for n, t in zero.items() if n in one or n in filled} | one  # in theta_0's order
+    alone = {n for n in {*zero, *one} if tower_of(n) == "head"} if head in ("zeroshot", "finetuned") else set()
+    check_fit(zero, one, name_0, name_1, alone=alone)
+    promoted = _promote(zero, one, name_0, name_1)
+    check_finite(zero, name_0)
+    check_finite(one, name_1)
+    shared = [n for n in zero if n in one and zero[n].is_floating_point()]
+    differing = [n for n in shared if not torch.equal(zero[n], one[n])]
+    if not differing and not alone:
+        raise IdenticalPair(f"{name_0} and {name_1} hold the same weights: there is nothing to interpolate.")
+    ties = common_ties(zero, one)
+    moving = tuple(n for n in differing if n not in ties and _is_parameter(n, parameter_names))
+    towers = {tower_of(n) for n in moving}
+    facts = {
+        "promoted": promoted,
+        "filled": dict(sorted(Counter(tower_of(n) for n in filled).items())),
+        "head": head,
+        "dropped": dropped,
+        "tied": ties,
+        "moving_towers": [t for t in TOWERS if t in towers],
+        "num_moving": sum(zero[n].numel() for n in moving),
+        "distance": l2_distance(zero, one, moving),
+    }
+    ends = [s if isinstance(s, Checkpoint) else None for s in (theta_0, theta_1)]
+    return Pair(ends[0], ends[1], zero, one, moving, facts)
+
+
+def _label(source: Source, otherwise: str) -> str:
+    return shown(source.source, 200) if isinstance(source, Checkpoint) else otherwise
+
+
+def _is_parameter(name: str, parameter_names: Collection[str] | None) -> bool:
+    return not is_buffer(name) if parameter_names is None or tower_of(name) == "head" else name in parameter_names
+
+
+def _head_of(zero: Theta, one: Theta) -> str:
+    first, second = (any(tower_of(n) == "head" for n in theta) for theta in (zero, one))
+    if first and second:
+        return "both"
+    return "zeroshot" if first else "finetuned" if second else "none"
+
+
+def _fill(zero: Theta, one: Theta) -> set[str]:
+    """Names that the fine-tuned weights may take from theta_0: those of a text tower or a logit scale that is gone."""
+    filled = {n for n in zero if tower_of(n) == "scale" and n not in one}
+    text = [n for n in zero if tower_of(n) == "text"]
+    left = [n for n in one if tower_of(n) == "text"]
+    if any(place(n).block is not None for n in left):
+        return filled
+    # WiSE-FT deletes the transformer alone; what it leaves never got a gradient, so it has to equal theta_0's
+    if all(n in zero and zero[n].shape == one[n].shape and torch.equal(*_widened(zero[n], one[n])) for n in left):
+        filled |= {n for n in text if n not in one}
+    return filled
+
+
+def _widened(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype), b.to(dtype)
+
+
+def _promote(zero: Theta, one: Theta, name_0: str, name_1: str) -> dict[str, int]:
+    """Bring differing dtypes to the wider one, in place of both dictionaries' entries; what was done, counted."""
+    done: Counter[str] = Counter()
+    for name in [n for n in zero if n in one and zero[n].dtype != one[n].dtype]:
+        kinds = sorted(str(t[name].dtype).removeprefix("torch.") for t in (zero, one))
+        if zero[name].is_floating_point() != one[name].is_floating_point():
+            raise PairMismatch(f"'{shown(name)}' is {zero[name].dtype} in {name_0} but {one[name].dtype} in {name_1}.")
+        zero[name], one[name] = _widened(zero[name], one[name])
+        done["+".join(kinds)] += 1
+    return dict(sorted(done.items()))

@@ -1,0 +1,236 @@
+"""The path between two checkpoints: theta(alpha), single-layer paths, distances, and its Fisher-weighted and LiNeS kin.
+
+alpha is always on the FINE-TUNED side, as in WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): 0 is zero-shot, 1
+fine-tuned.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, Literal, get_args
+
+import torch
+
+from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.weights.checkpoint import Source, as_theta
+from sharpscope.weights.compare import check_finite, check_fit, check_model, common_ties, l2_distance
+from sharpscope.weights.layers import Layer
+from sharpscope.weights.naming import TOWERS, is_buffer, listing
+from sharpscope.weights.pair import Pair, check_pair
+
+__all__ = ["Base", "FisherPath", "InterpolationPath", "Pair", "check_model", "check_pair", "fisher_path", "lines_path"]
+
+Theta = dict[str, torch.Tensor]
+Base = Literal["finetuned", "zeroshot", "midpoint"]
+FISHER_FLOOR: Final = 1e-8
+"""WiSE-FT's floor under the Fisher information, so that no weight loses both of its votes."""
+
+
+class InterpolationPath:
+    """theta(alpha) = (1 - alpha) theta_0 + alpha theta_1, computed when asked for: no copies are kept.
+
+    theta(0) and theta(1) are the inputs (cast to ``dtype``) bit for bit. Floating buffers (normalisation statistics)
+    are interpolated like parameters, as averaging state dicts does in WiSE-FT; integer and boolean buffers are never
+    averaged: they are theta_0's, at alpha = 1 theta_1's. Tensors that do not move are shared by all thetas of the path:
+    read, do not write. Outside of [0, 1] (``extrapolate``) interpolated variances can turn negative; the loss then says
+    so.
+
+    ``theta_0``, ``theta_1``: checkpoint, live module (copied) or dictionary (detached). ``dtype``: float32 or float64.
+    ``moving``: the parameters that move, where the caller knows better than names tell.
+    Raises PairMismatch when keys or shapes differ, ConfigError for an alpha outside of [0, 1].
+    Source: Wortsman et al. 2022, arXiv 2109.01903; Frankle et al. 2020, arXiv 1912.05671.
+    """
+
+    def __init__(
+        self,
+        theta_0: Source,
+        theta_1: Source,
+        dtype: torch.dtype = torch.float32,
+        extrapolate: bool = False,
+        *,
+        moving: Collection[str] | None = None,
+    ) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise ConfigError(f"dtype: {dtype} is neither torch.float32 nor torch.float64, the arithmetic of a path.")
+        zero, one = as_theta(theta_0, "theta_0"), as_theta(theta_1, "theta_1")
+        check_fit(zero, one)
+        self.dtype = dtype
+        self.extrapolate = extrapolate
+        self._tied = common_ties(zero, one)
+        self._zero = {n: _cast(t, dtype) for n, t in zero.items()}
+        self._one = {n: _cast(one[n], dtype) for n in zero}
+        floating = [n for n, t in self._zero.items() if t.is_floating_point()]
+        self._differing = frozenset(n for n in floating if not torch.equal(self._zero[n], self._one[n]))
+        for n in floating:
+            if n not in self._differing and torch.equal(self._zero[n].signbit(), self._one[n].signbit()):
+                self._one[n] = self._zero[n]  # the same bits: one copy in memory is enough
+        parameters = (n for n in floating if n in self._differing and n not in self._tied)
+        self.moving = tuple(n for n in parameters if (not is_buffer(n) if moving is None else n in moving))
+        """Names of the floating parameters that differ, in theta_0's order."""
+
+    @property
+    def theta_0(self) -> Theta:
+        return self.at(0.0)
+
+    @property
+    def theta_1(self) -> Theta:
+        return self.at(1.0)
+
+    def at(self, alpha: float) -> Theta:
+        """theta(alpha), as two products and a sum; every key of the inputs, on their device."""
+        alpha = self._checked(alpha)
+        return self._tie({n: self._value(n, alpha) for n in self._zero if n not in self._tied})
+
+    def at_layer(self, layer: Layer | Collection[str], alpha: float, base: Base = "finetuned") -> Theta:
+        """Only ``layer`` stands at alpha; everything else stays at the base (midpoint: alpha = 1/2).
+
+        The running statistics of a normalisation move with its weight. Vlaar & Frankle 2022 (arXiv 2106.16004), Adilova
+        et al. 2024 (arXiv 2307.06966). Raises ConfigError for an unknown base or a name that is no tensor of the path.
+        """
+        alpha = self._checked(alpha)
+        if base not in get_args(Base):
+            known = get_args(Base)
+            raise ConfigError(f"base: '{shown(base)}' is none of {', '.join(known)}.{did_you_mean(str(base), known)}")
+        rest = self._midpoint if base == "midpoint" else self.at(1.0 if base == "finetuned" else 0.0)
+        names = (self._tied.get(n, n) for n in self._with_statistics(self._names(layer)))
+        inside = {n: self._value(n, alpha) for n in names}
+        return self._tie({n: inside[n] if n in inside else rest[n].detach() for n in self._zero if n not in self._tied})
+
+    def distance(self, alpha: float) -> tuple[float, float]:
+        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64."""
+        alpha = self._checked(alpha)
+        return abs(alpha) * self._length, abs(1.0 - alpha) * self._length
+
+    def layer_distance(self, layer: Layer | Collection[str]) -> float:
+        """``||theta_1 - theta_0||_2`` over the moving parameters of ``layer``, in float64."""
+        inside = {self._tied.get(n, n) for n in self._names(layer)}
+        return l2_distance(self._zero, self._one, [n for n in self.moving if n in inside])
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.moving)} of {len(self._zero)} tensors move, "
+            f"{str(self.dtype).removeprefix('torch.')}, distance {self._length:.4g})"
+        )
+
+    @functools.cached_property
+    def _length(self) -> float:
+        return l2_distance(self._zero, self._one, self.moving)
+
+    @functools.cached_property
+    def _midpoint(self) -> Theta:
+        return self.at(0.5)
+
+    def _value(self, name: str, alpha: float) -> torch.Tensor:
+        if alpha == 1.0:
+            return self._one[name].detach()
+        if alpha == 0.0 or name not in self._differing:
+            return self._zero[name].detach()
+        return self._blend(name, alpha)
+
+    def _blend(self, name: str, alpha: float) -> torch.Tensor:
+        return self._zero[name].mul(1.0 - alpha).add_(self._one[name].mul(alpha))
+
+    def _tie(self, theta: Theta) -> Theta:
+        return {n: theta[self._tied.get(n, n)] for n in self._zero}
+
+    def _names(self, layer: Layer | Collection[str]) -> tuple[str, ...]:
+        names = layer.params if isinstance(layer, Layer) else (layer,) if isinstance(layer, str) else tuple(layer)
+        unknown = [n for n in names if n not in self._zero]
+        if unknown:
+            raise ConfigError(
+                f"layer: no tensor of this path is called {listing(unknown)}.{did_you_mean(unknown[0], self._zero)}"
+            )
+        return names
+
+    def _with_statistics(self, names: Sequence[str]) -> list[str]:
+        modules = [n.removesuffix("weight") for n in names if n.endswith(".weight")]
+        statistics = (f"{m}{s}" for m in modules for s in ("running_mean", "running_var", "num_batches_tracked"))
+        return list(dict.fromkeys([*names, *(s for s in statistics if s in self._zero)]))
+
+    def _checked(self, alpha: float) -> float:
+        if not math.isfinite(alpha):
+            raise ConfigError(f"alpha: {alpha} is not a finite number.")
+        if not 0 <= alpha <= 1 and not self.extrapolate:
+            raise ConfigError(
+                f"alpha: {alpha} is outside [0, 1]; extrapolation has to be asked for (extrapolate=True)."
+            )
+        return float(alpha)
+
+
+class FisherPath(InterpolationPath):
+    """The Fisher-weighted path: theta(alpha) = (c_0 theta_0 + c_1 theta_1) / (c_0 + c_1), elementwise.
+
+    c_0 = (1 - alpha) max(F_0, 1e-8), c_1 = alpha max(F_1, 1e-8). Buffers and parameters without Fisher information take
+    the straight path. Source: Matena & Raffel 2022, arXiv 2111.09832, as in WiSE-FT's code. See ``fisher_path``.
+    """
+
+    def __init__(
+        self, plain: InterpolationPath, fisher_0: Mapping[str, torch.Tensor], fisher_1: Mapping[str, torch.Tensor]
+    ) -> None:
+        super().__init__(plain.theta_0, plain.theta_1, plain.dtype, moving=plain.moving)
+        self._fisher: list[Theta] = []
+        for label, fisher in (("F0", fisher_0), ("F1", fisher_1)):
+            missing = [n for n in self.moving if n not in fisher]
+            if missing:
+                raise PairMismatch(f"{label}: no Fisher information for {listing(missing)}.")
+            reshaped = [n for n in self.moving if fisher[n].shape != self._zero[n].shape]
+            if reshaped:
+                raise PairMismatch(f"{label}: another shape than the weights' for {listing(reshaped)}.")
+            check_finite({n: fisher[n] for n in self.moving}, label)
+            self._fisher.append(
+                {n: _cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving}
+            )
+
+    def distance(self, alpha: float) -> tuple[float, float]:
+        theta = self.at(alpha)
+        return l2_distance(self._zero, theta, self.moving), l2_distance(self._one, theta, self.moving)
+
+    def _blend(self, name: str, alpha: float) -> torch.Tensor:
+        if name not in self._fisher[0]:
+            return super()._blend(name, alpha)
+        c_0, c_1 = self._fisher[0][name] * (1.0 - alpha), self._fisher[1][name] * alpha
+        return (c_0 * self._zero[name] + c_1 * self._one[name]) / (c_0 + c_1)
+
+
+def fisher_path(
+    theta_0: Source,
+    theta_1: Source,
+    fisher_0: Mapping[str, torch.Tensor],
+    fisher_1: Mapping[str, torch.Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> FisherPath:
+    """The Fisher-weighted path, given the diagonal Fisher information of both ends (name -> tensor >= 0, any scale)."""
+    return FisherPath(InterpolationPath(theta_0, theta_1, dtype), fisher_0, fisher_1)
+
+
+def lines_path(
+    theta_0: Source,
+    theta_1: Source,
+    alpha: float,
+    beta: float,
+    layers: Iterable[Layer],
+    dtype: torch.dtype = torch.float32,
+    extrapolate: bool = False,
+) -> InterpolationPath:
+    """The straight path to the LiNeS edit of theta_1: theta_0 + (alpha + beta * depth / (L - 1)) (theta_1 - theta_0).
+
+    The change of shallow layers is scaled down, that of deep ones kept; L is the number of depths in a tower, the head
+    and the scale count as deepest, what no layer holds takes alpha + beta. alpha = 1, beta = 0 is the plain path.
+    Source: Wang et al. 2024 (LiNeS), arXiv 2410.17146.
+    """
+    plain = InterpolationPath(theta_0, theta_1, dtype, extrapolate=True)
+    every = tuple(layers)
+    deepest = {t: max((la.depth for la in every if la.tower == t), default=0) for t in TOWERS}
+    scale: dict[str, float] = {}
+    for layer in every:
+        share = layer.depth / deepest[layer.tower] if deepest[layer.tower] else float(layer.tower in ("head", "scale"))
+        scale |= dict.fromkeys(plain._names(layer), alpha + beta * share)
+    start, end = plain.at(0.0), plain.at(1.0)
+    edited = {n: plain._value(n, scale.get(n, alpha + beta)) if n in plain._differing else end[n] for n in start}
+    return InterpolationPath(start, edited, dtype, extrapolate)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
