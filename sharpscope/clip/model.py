@@ -52,7 +52,7 @@ def second_order() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention by its Python route, so that the same numbers come out with and without gradients."""
+    """nn.MultiheadAttention by its Python route, with and without gradients: the fast one has no derivatives at all."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -229,9 +229,7 @@ class ClipModel:
         _require(theta, tuple(self.shapes), self.name)
         wrong = [k for k in self.shapes if k in theta and theta[k].shape != self.shapes[k]]
         if wrong:
-            some = ", ".join(
-                f"{shown(k)} {tuple(theta[k].shape)} instead of {tuple(self.shapes[k])}" for k in wrong[:10]
-            )
+            some = ", ".join(f"{shown(k)} {[*theta[k].shape]} instead of {[*self.shapes[k]]}" for k in wrong[:10])
             raise PairMismatch(f"{len(wrong)} tensors do not fit the model '{shown(self.name)}': {some}")
 
     # ------------------------------------------------------------------ features

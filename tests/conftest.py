@@ -1,0 +1,110 @@
+"""Fixtures shared by all rooms: tiny open_clip architectures with random weights, and folders of tiny images.
+
+Everything heavy is imported inside the fixtures: tests of rooms without torch stay without it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+_TEXT: dict[str, Any] = {
+    "context_length": 16,
+    "vocab_size": 708,
+    "width": 16,
+    "heads": 2,
+    "layers": 1,
+    "tokenizer_kwargs": {"bpe_path": "mini_bpe.txt.gz"},
+}
+_VIT: dict[str, Any] = {
+    "image_size": 16,
+    "layers": 2,
+    "width": 16,
+    "head_width": 8,
+    "patch_size": 8,
+    "mlp_ratio": 2.0,
+}
+TINY: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 12, "vision_cfg": _VIT, "text_cfg": _TEXT},
+    "quickgelu": {"embed_dim": 12, "quick_gelu": True, "vision_cfg": _VIT, "text_cfg": _TEXT},
+    "resnet": {
+        "embed_dim": 12,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        "text_cfg": _TEXT,
+    },
+    "customtext": {"embed_dim": 12, "custom_text": True, "vision_cfg": _VIT, "text_cfg": _TEXT},
+}
+"""Tiny open_clip configs: a ViT, the same with QuickGELU, a ModifiedResNet, a CustomTextCLIP."""
+
+
+@pytest.fixture(scope="session")
+def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """kind -> path of its config JSON, its BPE file beside it; "nested" is "vit" as {model_cfg, preprocess_cfg}."""
+    from sharpscope.clip import miniworld
+
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copy(miniworld.tokenizer_path(), folder / "mini_bpe.txt.gz")
+    preprocess_cfg = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    files = {**TINY, "nested": {"model_cfg": TINY["vit"], "preprocess_cfg": preprocess_cfg}}
+    for kind, config in files.items():
+        (folder / f"{kind}.json").write_text(json.dumps(config), encoding="utf-8")
+    return {kind: folder / f"{kind}.json" for kind in files}
+
+
+@pytest.fixture(scope="session")
+def tiny_thetas(tiny_paths: dict[str, Path]) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """kind -> (ClipModel, theta); theta random but nowhere degenerate (open_clip starts biases and some norms at 0).
+
+    Treat theta as read-only: it is shared by the whole session.
+    """
+    import torch
+
+    from sharpscope.clip.model import ClipModel
+
+    made = {}
+    for kind in TINY:
+        model = ClipModel.load(str(tiny_paths[kind]))
+        generator = torch.Generator().manual_seed(0)
+        theta = model.init(0)
+        for name, value in theta.items():
+            if not value.is_floating_point() or name == "logit_scale":
+                continue
+            noise = torch.randn(value.shape, generator=generator)
+            theta[name] = value + 0.1 * (noise.abs() if name.endswith("running_var") else noise)
+        made[kind] = (model, theta)
+    return made
+
+
+@pytest.fixture
+def tiny_model(tiny_thetas: dict[str, tuple[Any, dict[str, Any]]]) -> Any:
+    """The ClipModel of the tiny ViT: 16 x 16 images, 2 blocks, 12-dimensional features."""
+    return tiny_thetas["vit"][0]
+
+
+@pytest.fixture
+def tiny_theta(tiny_thetas: dict[str, tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+    """Weights of ``tiny_model``; a fresh dict, tensors shared."""
+    return dict(tiny_thetas["vit"][1])
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Callable[..., Path]:
+    """``image_folder({"cat": 3, "dog": 2}, name="val", size=20)`` -> a folder of class folders with random PNGs."""
+    from PIL import Image
+
+    def make(counts: dict[str, int], name: str = "images", size: int = 20) -> Path:
+        rng = np.random.default_rng(0)
+        for folder, count in counts.items():
+            (tmp_path / name / folder).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (size, size + 4, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / folder / f"{i:03d}.png")
+        return tmp_path / name
+
+    return make
