@@ -67,8 +67,8 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
     """Train the checkpoints named in ``only`` (default: all) into the folder ``out``; returns its manifest's path.
 
     Fine-tunings start from ``out/zeroshot.safetensors``, the half-precision file itself, or from the packaged one when
-    it is not there. The manifest keeps the entries of checkpoints that are not trained again. About 300 CPU-seconds for
-    the zero-shot model and 45 for each other one. Raises ConfigError for an unknown name.
+    it is not there. The manifest keeps the entries of checkpoints that are not trained again. About 210 CPU-seconds for
+    the zero-shot model and 15 to 40 for each other one. Raises ConfigError for an unknown name.
     """
     known = (ZEROSHOT, *FINETUNED)
     for name in only:

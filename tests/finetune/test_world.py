@@ -70,7 +70,8 @@ def test_each_file_holds_what_its_method_trains_in_half_precision(name: str, mod
 
 
 def test_the_recipes_of_the_manifest_are_those_of_the_code() -> None:
-    for name, config in ((ZEROSHOT, Pretraining()), *FINETUNED.items()):
+    configs: dict[str, Any] = {ZEROSHOT: Pretraining(), **FINETUNED}
+    for name, config in configs.items():
         wanted = json.loads(json.dumps(dataclasses.asdict(config)))
         assert CHECKPOINTS[name]["seed"] == wanted.pop("seed", 0)
         assert CHECKPOINTS[name]["recipe"] == wanted
