@@ -1,0 +1,28 @@
+"""Tables in, tables out: what the measured numbers of a study mean. pandas and scipy, no torch."""
+
+from sharpscope.findings.advice import advice_table
+from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.criteria import LayerLosses, NoiseLosses
+from sharpscope.findings.failure import failure_table
+from sharpscope.findings.prediction import reference_table
+from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, repair_table
+from sharpscope.findings.stragglers import chosen_layers, select, stragglers_table
+from sharpscope.findings.verdicts import verdicts_table
+
+__all__ = [
+    "LayerLosses",
+    "NoiseLosses",
+    "Repairs",
+    "Variant",
+    "advice_table",
+    "analyse_repairs",
+    "chosen_layers",
+    "failure_table",
+    "pair_correlations",
+    "path_correlations",
+    "reference_table",
+    "repair_table",
+    "select",
+    "stragglers_table",
+    "verdicts_table",
+]

@@ -1,0 +1,352 @@
+"""Does ID sharpness say anything about OOD accuracy? Along one path it describes, across pairs it is evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.findings.cube import BEST, GROUPS, Cube, sharpness_cube
+from sharpscope.findings.frames import accuracy_grid, alpha_index, one_metric, table, unique_in_order
+from sharpscope.findings.intervals import bca_interval, benjamini_hochberg, permutation_p, resample_counts
+from sharpscope.findings.kernels import (
+    METHODS,
+    correlate,
+    is_constant,
+    partial_null,
+    partial_spearman,
+    weighted_correlate,
+)
+from sharpscope.schema import ALL
+from sharpscope.seeds import derive
+
+__all__ = ["AGAINST", "COVARIATE", "FEWEST", "PAIRS", "pair_correlations", "path_correlations"]
+
+AGAINST = ("ood_accuracy", "ood_gain")
+"""ood_accuracy: OOD(alpha); ood_gain: OOD(alpha) - OOD(0) of the same pair."""
+PAIRS = "(pairs)"
+"""The ``pair`` of rows that have one point a pair."""
+COVARIATE = "covariate:"
+"""Prefix of the measure of rows that correlate a covariate itself with OOD: what sharpness has to beat."""
+FEWEST = 4
+"""Fewest points that have a correlation; a partial one needs one more."""
+PATH_NOTE = "descriptive: points along one path are not independent"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Results of one method for all columns: each [K]; ``null`` [B, K] or None."""
+
+    estimate: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    n: np.ndarray
+    why: list[str]
+    """Why a column has no value, or an empty string."""
+    null: np.ndarray | None = None
+
+
+def _masks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns that share the same usable points: (columns, points [n] bool)."""
+    usable = np.isfinite(x) & np.isfinite(y)
+    patterns, inverse = np.unique(usable, axis=0, return_inverse=True)
+    for i, pattern in enumerate(patterns):
+        yield np.flatnonzero(inverse.ravel() == i), pattern
+
+
+def _reasons(x: np.ndarray, y: np.ndarray, needed: int, what: str, outcome: str) -> list[str]:
+    m = x.shape[1]
+    if m < needed:
+        return [f"{m} {what}: fewer than {needed}"] * len(x)
+    if is_constant(y):
+        return [f"{outcome} is constant"] * len(x)
+    return ["sharpness is constant" if flat else "" for flat in is_constant(x)]
+
+
+def _empty(columns: int, count: int) -> _Block:
+    nan = np.full(columns, np.nan)
+    return _Block(nan, nan.copy(), nan.copy(), nan.copy(), np.full(columns, count), [""] * columns)
+
+
+def _block(
+    x: np.ndarray,
+    y: np.ndarray,
+    method: str,
+    outcome: str,
+    perms: np.ndarray,
+    boot: np.random.Generator,
+    level: float,
+    given: tuple[str, np.ndarray] | None = None,
+) -> _Block:
+    """Estimate, BCa interval and permutation p of every row of ``x`` [K, n] against ``y`` [n] over pairs."""
+    out = _empty(len(x), 0)
+    null = np.full((len(perms), len(x)), np.nan)
+    z = None if given is None else given[1]
+    for columns, points in _masks(x, y if z is None else np.where(np.isfinite(z), y, np.nan)):
+        m = int(points.sum())
+        out.n[columns] = m
+        xs, ys, needed = x[np.ix_(columns, points)], y[points], FEWEST + (given is not None)
+        why = _reasons(xs, ys, needed, "pairs", outcome) if m else [f"0 pairs: fewer than {needed}"] * len(columns)
+        zs = None if z is None else z[points]
+        if zs is not None and m >= needed and is_constant(zs):
+            why = [f"{given[0] if given else ''} is constant"] * len(columns)
+        good = np.array([not w for w in why])
+        if good.any():
+            xs, picked = xs[good], columns[good]
+            weights = resample_counts(m, len(perms), boot)
+            jack = weighted_correlate(xs, ys, 1 - np.eye(m), method, zs)
+            draws = weighted_correlate(xs, ys, weights, method, zs)
+            if zs is None:
+                estimate = correlate(xs, ys[None], method)[0]
+                null[:, picked] = correlate(xs, y[perms][:, points], method)
+            else:
+                estimate = partial_spearman(xs, ys, zs)
+                null[:, picked] = partial_null(xs, ys, zs, np.argsort(perms[:, points], axis=1))
+            out.estimate[picked] = estimate
+            out.low[picked], out.high[picked] = bca_interval(estimate, draws, jack, level)
+            out.p[picked] = permutation_p(estimate, null[:, picked])
+            for k in np.flatnonzero(good)[~np.isfinite(estimate)]:
+                why[k] = f"nothing is left beside {given[0] if given else 'rounding'}"
+        for column, reason in zip(columns, why, strict=True):
+            out.why[column] = reason
+    return replace(out, null=null)
+
+
+def pair_correlations(
+    sharpness: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    covariates: pd.DataFrame | None = None,
+    *,
+    source: str,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    alphas: Sequence[float] | None = None,
+    stragglers: Mapping[str, Collection[str]] | None = None,
+    each_ood: bool = False,
+    metric: str | None = None,
+) -> pd.DataFrame:
+    """Correlation across pairs, one point a pair, at each fixed alpha: the evidence.
+
+    For every layer, measure (raw and ``share:``) and alpha, against OOD accuracy and OOD gain: Pearson, Spearman and
+    Kendall (tau-b); and Spearman with a covariate held fixed (``spearman|id_accuracy``, ``spearman|distance`` ...).
+    Per-parameter values would give the same numbers as raw ones (a constant factor a layer) and are not repeated.
+
+    Intervals: BCa bootstrap over PAIRS (Efron 1987). p: permutation of the outcome over pairs, two-sided, never 0;
+    for partial ones the part of the outcome that the covariate leaves is permuted (Freedman & Lane 1983). The row
+    ``(best)`` holds the layer of largest |correlation|, its p that of the maximum over layers (no interval: it was
+    picked for being large). q: Benjamini-Hochberg over the layers of one (measure, alpha, method); of a single test
+    such as ``(all)``: its p.
+
+    Args:
+        sharpness: sharpness table of several pairs.
+        accuracy: accuracy table of the same pairs (the plain path's rows are used).
+        covariates: columns pair, alpha and one or more numbers (distance, id_accuracy, learning_rate ...); NaN allowed.
+        source: "run" | "shipped".
+        seed, bootstrap, level: of resampling; ``bootstrap`` is also the number of permutations.
+        alphas: which; default: all above 0 at which every pair has sharpness.
+        stragglers: pair -> straggler layers; adds ``(stragglers)`` and ``(others)``, see ``cube``.
+        each_ood: also against every OOD set, not only their mean.
+        metric: which accuracy metric; default top1 or the only one.
+
+    Returns:
+        Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
+        column: status "undefined" with the reason.
+    """
+    accuracy = one_metric(accuracy, metric)
+    pairs = sorted(set(sharpness["pair"]) & set(accuracy["pair"]))
+    chosen = _common_alphas(sharpness, pairs) if alphas is None else [float(a) for a in alphas]
+    cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
+    z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
+    rows: list[dict[str, object]] = []
+    for role, dataset in _datasets(accuracy, each_ood):
+        ood = accuracy_grid(accuracy, role, dataset, pairs, chosen)
+        start = accuracy_grid(accuracy, role, dataset, pairs, (0.0,))
+        for a, alpha in enumerate(chosen):
+            given = {name: _covariate(covariates, name, pairs, alpha) for name in z_names}
+            for against, y in zip(AGAINST, (ood[:, a], ood[:, a] - start[:, 0]), strict=True):
+                known = np.isfinite(y)
+                head = {"pair": PAIRS, "against": against, "dataset": dataset, "scope": "pairs", "alpha": alpha}
+                part = _one_outcome(cube, a, y, known, given, {**head, "source": source}, seed, bootstrap, level)
+                rows.extend(part)
+    return table("correlations", rows)
+
+
+def _one_outcome(
+    cube: Cube,
+    a: int,
+    y: np.ndarray,
+    known: np.ndarray,
+    given: Mapping[str, np.ndarray],
+    head: Mapping[str, object],
+    seed: int,
+    bootstrap: int,
+    level: float,
+) -> Iterator[dict[str, object]]:
+    keys = cube.columns()
+    labels = [(cube.measures[m], cube.layers[layer]) for m, layer in keys]
+    x = cube.values[[m for m, _ in keys], [layer for _, layer in keys], :, a][:, known] if keys else np.empty((0, 0))
+    n, outcome = int(known.sum()), str(head["against"])
+    perms = _permutations(n, bootstrap, derive(seed, "permutation", head["dataset"], head["alpha"]))
+    zs = {name: z[known] for name, z in given.items()}
+    whole = [(COVARIATE + name, ALL) for name in zs]
+    plain = np.vstack([x.reshape(-1, n), *(z[None] for z in zs.values())])
+    for method in METHODS:
+        boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], method))
+        block = _block(plain, y[known], method, outcome, perms, boot, level)
+        yield from _rows(labels + whole, block, {**head, "method": method})
+    for name, z in zs.items():
+        boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], "partial", name))
+        block = _block(x.reshape(-1, n), y[known], "spearman", outcome, perms, boot, level, (name, z))
+        yield from _rows(labels, block, {**head, "method": f"spearman|{name}"})
+
+
+def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """Rows of one method, with q over the layers of each measure and its ``(best)`` row before them."""
+    for measure in unique_in_order(m for m, _ in labels):
+        here = [k for k, (m, _) in enumerate(labels) if m == measure]
+        single = np.array([k for k in here if labels[k][1] not in GROUPS], dtype=int)
+        q = block.p.copy()
+        q[single] = benjamini_hochberg(block.p[single])
+        if len(single) > 1:
+            yield _best_row(measure, single, labels, block, head)
+        for k in here:
+            bad = not np.isfinite(block.estimate[k])
+            flat = "" if bad or np.isfinite(block.low[k]) else "no interval: resampling knows no spread here"
+            yield {
+                **head,
+                "layer": labels[k][1],
+                "measure": measure,
+                "estimate": float(block.estimate[k]),
+                "ci_low": float(block.low[k]),
+                "ci_high": float(block.high[k]),
+                "p_value": float(block.p[k]),
+                "q_value": float(q[k]),
+                "n": int(block.n[k]),
+                "status": "undefined" if bad else "ok",
+                "note": block.why[k] if bad else flat,
+            }
+
+
+def _best_row(
+    measure: str, single: np.ndarray, labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, object]
+) -> dict[str, object]:
+    nan = float("nan")
+    row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan}
+    known = single[np.isfinite(block.estimate[single])]
+    if not len(known) or block.null is None:
+        n = int(block.n[single].max())
+        why = f"no layer has a correlation ({block.why[single[0]]})"
+        none = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "status": "undefined", "note": why}
+        return {**row, **none}
+    best = known[int(np.argmax(np.abs(block.estimate[known])))]
+    estimate = block.estimate[best]
+    largest = np.abs(np.where(np.isfinite(block.null[:, known]), block.null[:, known], 1.0)).max(axis=1)
+    p = float(permutation_p(np.array([estimate]), largest[:, None])[0])
+    note = f"best of {len(known)} layers: {labels[best][1]}; p over the maximum, no interval for a picked layer"
+    some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
+    return {**row, **some, "status": "ok", "note": note}
+
+
+def path_correlations(
+    sharpness: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    *,
+    source: str = "run",
+    each_ood: bool = False,
+    metric: str | None = None,
+) -> pd.DataFrame:
+    """Correlation along alpha inside each pair: descriptive only.
+
+    The points of one path are not independent and both curves bend with alpha, so n is no sample size: no interval
+    and no p-value is given (a circular shift of 11 points could not fall below 1/11 and a path is no circle either).
+    Against OOD accuracy and OOD gain, which along one path differ by a constant and therefore agree.
+
+    Returns:
+        Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
+    """
+    accuracy = one_metric(accuracy, metric)
+    rows: list[dict[str, object]] = []
+    nan = float("nan")
+    for pair in unique_in_order(sharpness["pair"]):
+        alphas = sorted(unique_in_order(float(v) for v in sharpness.loc[sharpness["pair"] == pair, "alpha"]))
+        cube = sharpness_cube(sharpness, [pair], alphas)
+        keys = cube.columns()
+        x = np.array([cube.values[m, layer, 0] for m, layer in keys])
+        for role, dataset in _datasets(accuracy[accuracy["pair"] == pair], each_ood):
+            ood = accuracy_grid(accuracy, role, dataset, [pair], alphas)[0]
+            start = accuracy_grid(accuracy, role, dataset, [pair], (0.0,))[0, 0]
+            for against, y in zip(AGAINST, (ood, ood - start), strict=True):
+                for method in METHODS:
+                    block = _path_block(x, y, method, against)
+                    for k, (m, layer) in enumerate(keys):
+                        bad = not np.isfinite(block.estimate[k])
+                        rows.append(
+                            {
+                                "pair": pair,
+                                "layer": cube.layers[layer],
+                                "measure": cube.measures[m],
+                                "against": against,
+                                "dataset": dataset,
+                                "scope": "path",
+                                "alpha": nan,
+                                "method": method,
+                                "estimate": float(block.estimate[k]),
+                                "ci_low": nan,
+                                "ci_high": nan,
+                                "p_value": nan,
+                                "q_value": nan,
+                                "n": int(block.n[k]),
+                                "source": source,
+                                "status": "undefined" if bad else "ok",
+                                "note": block.why[k] if bad else PATH_NOTE,
+                            }
+                        )
+    return table("correlations", rows)
+
+
+def _path_block(x: np.ndarray, y: np.ndarray, method: str, outcome: str) -> _Block:
+    out = _empty(len(x), 0)
+    for columns, points in _masks(x, y):
+        out.n[columns] = int(points.sum())
+        xs, ys = x[np.ix_(columns, points)], y[points]
+        why = (
+            _reasons(xs, ys, FEWEST, "alphas", outcome)
+            if points.any()
+            else [f"0 alphas: fewer than {FEWEST}"] * len(xs)
+        )
+        good = np.array([not w for w in why])
+        if good.any():
+            out.estimate[columns[good]] = correlate(xs[good], ys[None], method)[0]
+        for column, reason in zip(columns, why, strict=True):
+            out.why[column] = reason
+    return out
+
+
+def _permutations(n: int, count: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+
+
+def _common_alphas(sharpness: pd.DataFrame, pairs: Sequence[str]) -> list[float]:
+    sets = [set(sharpness.loc[sharpness["pair"] == p, "alpha"].astype(float).round(9)) for p in pairs]
+    return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
+
+
+def _datasets(accuracy: pd.DataFrame, each_ood: bool) -> list[tuple[str, str]]:
+    roles = ("ood_mean", "ood") if each_ood else ("ood_mean",)
+    return [
+        (role, name) for role in roles for name in unique_in_order(accuracy.loc[accuracy["role"] == role, "dataset"])
+    ]
+
+
+def _covariate(covariates: pd.DataFrame | None, name: str, pairs: Sequence[str], alpha: float) -> np.ndarray:
+    out = np.full(len(pairs), np.nan)
+    if covariates is None:
+        return out
+    for pair, at, value in zip(covariates["pair"], covariates["alpha"], covariates[name], strict=True):
+        if pair in pairs and alpha_index((alpha,), float(at)) is not None:
+            out[list(pairs).index(pair)] = value
+    return out

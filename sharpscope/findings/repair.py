@@ -1,0 +1,287 @@
+"""Does making layers sparse repair the path? Counted only against the plain path at the same ID accuracy.
+
+Pruning a delta slides the model back toward theta_0, which changes OOD accuracy by itself; a smaller alpha does that
+for nothing. So a repaired model is compared with the point of the plain path that has the same ID accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.errors import ConfigError
+from sharpscope.findings.frames import alpha_index, check_correct, table, unique_in_order
+from sharpscope.findings.intervals import max_min_interval, min_replicates, percentile_interval, stratified_means
+from sharpscope.seeds import derive
+
+__all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain", "repair_table"]
+
+CONTROLS = ("none", "random_layers", "all_layers")
+CONTRASTS = (
+    "pair", "target", "select", "density", "num_alphas", "gain", "gain_low", "gain_high",
+    "difference", "difference_low", "difference_high", "note",
+)  # fmt: skip
+"""Columns of ``Repairs.contrasts``: gain of the sparse stragglers, averaged over alphas, and what it is above that of
+equally many parameters in random other layers; percentile intervals, each for its row alone."""
+_FEW = 0.02
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One repair of the path at several alphas, and what it answered."""
+
+    variant: str
+    """Its name in the tables, e.g. ``straggler:delta:random:0.5``."""
+    layers: tuple[str, ...]
+    target: str
+    select: str
+    density: float
+    """Fraction of entries kept, as asked for."""
+    kept_fraction: float
+    """Fraction of entries kept, as it came out."""
+    control: str
+    """none (the stragglers) | random_layers | all_layers."""
+    alphas: tuple[float, ...]
+    correct: Mapping[str, np.ndarray]
+    """Data set -> bool [len(alphas), n]; the data sets and examples of the plain path."""
+
+
+@dataclass(frozen=True)
+class Repairs:
+    """What the repairs of one pair came to."""
+
+    pair: str
+    table: pd.DataFrame
+    """Table ``repair``."""
+    contrasts: pd.DataFrame
+    """One row a (target, select, density) of the stragglers that has a random-layer control."""
+    estimate: float
+    """max over those rows of min(gain, difference to the control): > 0 if some sparse stragglers beat both."""
+    ci_low: float
+    ci_high: float
+    """Its interval, which pays for having taken the best row (``intervals.max_min_interval``)."""
+    best: str
+    """The row it is for, e.g. ``delta:magnitude:0.5``; empty where there is none."""
+
+
+def match_plain(
+    id_path: np.ndarray, ood_path: np.ndarray, alphas: Sequence[float], wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The plain path where it has a given ID accuracy: linear between the alphas, FIRST crossing from alpha = 0.
+
+    If the ID accuracy is not monotone several alphas fit; the smallest is taken, the one nearest to the zero-shot
+    model, by ID data alone. Where the path never has that accuracy, the end of its range that is nearest is used.
+
+    Args:
+        id_path, ood_path: [..., A].
+        alphas: [A] increasing.
+        wanted: [..., K] ID accuracies.
+
+    Returns:
+        (alpha [..., K], OOD accuracy there [..., K], inside [..., K] whether the path has that ID accuracy).
+    """
+    grid = np.asarray(alphas, dtype=float)
+    low, high = id_path.min(axis=-1)[..., None], id_path.max(axis=-1)[..., None]
+    inside = (wanted >= low - 1e-12) & (wanted <= high + 1e-12)
+    gap = id_path[..., None, :] - np.clip(wanted, low, high)[..., None]
+    if len(grid) == 1:
+        shape = gap.shape[:-1]
+        return np.broadcast_to(grid[0], shape), np.broadcast_to(ood_path[..., :1], shape), inside
+    crosses = gap[..., :-1] * gap[..., 1:] <= 0
+    first = crosses.argmax(axis=-1)[..., None]
+    here = np.take_along_axis(gap, first, axis=-1)
+    there = np.take_along_axis(gap, first + 1, axis=-1)
+    # At a zero of the left end the step is 0; where the path stands still at the wanted value, too.
+    step = np.where(here == there, 0.0, here / np.where(here == there, 1.0, here - there))[..., 0]
+    left = first[..., 0]
+    ood = np.broadcast_to(ood_path[..., None, :], gap.shape)
+    before = np.take_along_axis(ood, first, axis=-1)[..., 0]
+    after = np.take_along_axis(ood, first + 1, axis=-1)[..., 0]
+    return grid[left] + step * (grid[left + 1] - grid[left]), before + step * (after - before), inside
+
+
+def repair_table(
+    pair: str,
+    alphas: Sequence[float],
+    correct: Mapping[str, np.ndarray],
+    roles: Mapping[str, str],
+    variants: Sequence[Variant],
+    *,
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Table ``repair`` of one pair; see ``analyse_repairs``."""
+    return analyse_repairs(pair, alphas, correct, roles, variants, level=level, bootstrap=bootstrap, seed=seed).table
+
+
+def analyse_repairs(
+    pair: str,
+    alphas: Sequence[float],
+    correct: Mapping[str, np.ndarray],
+    roles: Mapping[str, str],
+    variants: Sequence[Variant],
+    *,
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Repairs:
+    """Gain of every repaired model over the plain path at the same ID accuracy, and over the controls.
+
+        gain = OOD(repaired) - OOD(plain path where ID = ID(repaired))
+
+    ID and OOD accuracy are averages over their data sets. Interval: percentile bootstrap over examples, within each
+    data set and paired across all models; every replicate looks for its own matching alpha, so the uncertainty of the
+    match is in it. A repaired model whose ID accuracy the plain path never has is "undefined"; replicates in which
+    that happens use the nearest end of the path (noted above 2 %).
+
+    Args:
+        pair: name of the pair.
+        alphas: [A] of the plain path, increasing.
+        correct: data set -> bool [A, n] of the plain path; roles: data set -> "id" | "ood".
+        variants: the repairs and controls; alphas where one has nothing to match stay out of its average.
+        level, bootstrap, seed: of the intervals.
+
+    Returns:
+        Repairs: the table in the order of ``variants`` and their alphas, the contrasts and the verdict's number.
+
+    Raises:
+        ConfigError: arrays, roles, names or controls that do not fit.
+    """
+    split = check_correct(alphas, correct, roles)
+    names = [v.variant for v in variants]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"repair: every variant needs its own name, got {', '.join(names)}.")
+    cells = [(i, j) for i, v in enumerate(variants) for j in range(len(v.alphas))]
+    stacks = {role: _stacked(sets, variants) for role, sets in split.items()}
+    nan = float("nan")
+    if not cells or not split["id"] or not split["ood"]:
+        why = "no ID set was given" if not split["id"] else "no OOD set was given"
+        blank = [_row(pair, variants[i], j, [nan] * 7, "undefined", why) for i, j in cells]
+        return Repairs(pair, table("repair", blank), pd.DataFrame(columns=list(CONTRASTS)), nan, nan, nan, "")
+    (id_mean, id_reps), (ood_mean, ood_reps) = (
+        stratified_means(
+            list(stacks[role].values()),
+            bootstrap,
+            [np.random.default_rng(derive(seed, "repair", pair, name)) for name in stacks[role]],
+        )
+        for role in ("id", "ood")
+    )
+    A = len(alphas)
+    at, plain, inside = match_plain(id_mean[:A], ood_mean[:A], alphas, id_mean[A:])
+    _, plain_reps, inside_reps = match_plain(id_reps[:, :A], ood_reps[:, :A], alphas, id_reps[:, A:])
+    gain = np.where(inside, ood_mean[A:] - plain, nan)
+    gain_reps = ood_reps[:, A:] - plain_reps
+    low, high = percentile_interval(gain_reps, level)
+    outside = 1 - inside_reps.mean(axis=0)
+    few = "" if bootstrap >= min_replicates(level) else f"no interval: {bootstrap} replicates do not reach {level:g}"
+    rows = []
+    for k, (i, j) in enumerate(cells):
+        numbers = [id_mean[A + k], ood_mean[A + k], at[k], plain[k], gain[k], low[k], high[k]]
+        if inside[k]:
+            far = (
+                f"{outside[k]:.0%} of the replicates lie outside the plain path's ID range" if outside[k] > _FEW else ""
+            )
+            rows.append(_row(pair, variants[i], j, numbers, "ok", "; ".join(part for part in (far, few) if part)))
+        else:
+            span = f"{id_mean[:A].min():.3f}-{id_mean[:A].max():.3f}"
+            why = f"the plain path never has this ID accuracy (its range: {span})"
+            rows.append(_row(pair, variants[i], j, [*numbers[:2], nan, nan, nan, nan, nan], "undefined", why))
+    return _contrasted(pair, table("repair", rows), variants, cells, gain, gain_reps, level)
+
+
+def _stacked(sets: Mapping[str, np.ndarray], variants: Sequence[Variant]) -> dict[str, np.ndarray]:
+    """Data set -> bool [A + cells, n]: the plain path, then every variant at its alphas."""
+    out = {}
+    for name, plain in sets.items():
+        parts = [plain]
+        for v in variants:
+            part = np.asarray(v.correct.get(name, np.empty((0, 0))))
+            if part.shape != (len(v.alphas), plain.shape[1]):
+                want = f"[{len(v.alphas)}, {plain.shape[1]}]"
+                raise ConfigError(f"repair '{v.variant}': correct['{name}'] needs shape {want}, got {part.shape}.")
+            parts.append(part.astype(bool))
+        out[name] = np.concatenate(parts)
+    for v in variants:
+        if v.control not in CONTROLS:
+            raise ConfigError(f"repair '{v.variant}': control '{v.control}' is none of {', '.join(CONTROLS)}.")
+    return out
+
+
+def _row(pair: str, v: Variant, j: int, numbers: Sequence[float], status: str, note: str) -> dict[str, object]:
+    columns = ("id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high")
+    return {
+        "pair": pair,
+        "alpha": float(v.alphas[j]),
+        "variant": v.variant,
+        "layers": "+".join(v.layers),
+        "target": v.target,
+        "select": v.select,
+        "density": v.density,
+        "kept_fraction": v.kept_fraction,
+        "control": v.control,
+        **{name: float(number) for name, number in zip(columns, numbers, strict=True)},
+        "status": status,
+        "note": note,
+    }
+
+
+def _contrasted(
+    pair: str,
+    rows: pd.DataFrame,
+    variants: Sequence[Variant],
+    cells: Sequence[tuple[int, int]],
+    gain: np.ndarray,
+    reps: np.ndarray,
+    level: float,
+) -> Repairs:
+    keys = unique_in_order((v.target, v.select, v.density) for v in variants if v.control == "none")
+    lines, values, draws, names = [], [], [], []
+    for key in keys:
+        ours = _cells(variants, cells, key, "none")
+        controls = _cells(variants, cells, key, "random_layers")
+        pairs_of = [
+            ([k for k in ours[a] if np.isfinite(gain[k])], [k for k in controls.get(a, ()) if np.isfinite(gain[k])])
+            for a in ours
+        ]
+        matched = [(mine, other) for mine, other in pairs_of if mine and other]
+        head = dict(zip(("pair", "target", "select", "density"), (pair, *key), strict=True))
+        if not matched:
+            missing = {name: float("nan") for name in CONTRASTS[5:-1]}
+            why = "undefined: no alpha at which both it and a random-layer control match the plain path"
+            lines.append({**head, "num_alphas": 0, **missing, "note": why})
+            continue
+        own = np.mean([gain[mine].mean() for mine, _ in matched])
+        other = np.mean([gain[rest].mean() for _, rest in matched])
+        own_reps = np.mean([reps[:, mine].mean(axis=1) for mine, _ in matched], axis=0)
+        other_reps = np.mean([reps[:, rest].mean(axis=1) for _, rest in matched], axis=0)
+        cell, draw = np.array([own, own - other]), np.stack([own_reps, own_reps - other_reps], axis=1)
+        low, high = percentile_interval(draw, level)
+        line = {"gain": own, "gain_low": low[0], "gain_high": high[0]}
+        line |= {"difference": own - other, "difference_low": low[1], "difference_high": high[1]}
+        lines.append({**head, "num_alphas": len(matched), **{k: float(v) for k, v in line.items()}, "note": ""})
+        values.append(cell)
+        draws.append(draw)
+        names.append(":".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key))
+    contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
+    if not values:
+        nan = float("nan")
+        return Repairs(pair, rows, contrasts, nan, nan, nan, "")
+    estimate, lower, upper, best = max_min_interval(np.array(values), np.stack(draws, axis=1), level)
+    return Repairs(pair, rows, contrasts, estimate, lower, upper, names[best])
+
+
+def _cells(
+    variants: Sequence[Variant], cells: Sequence[tuple[int, int]], key: tuple[object, ...], control: str
+) -> dict[float, list[int]]:
+    """alpha -> the cells of every variant of that kind (several random draws are averaged)."""
+    out: dict[float, list[int]] = {}
+    for k, (i, j) in enumerate(cells):
+        v = variants[i]
+        if (v.target, v.select, v.density) == key and v.control == control:
+            known = alpha_index(list(out), v.alphas[j])
+            out.setdefault(v.alphas[j] if known is None else list(out)[known], []).append(k)
+    return out

@@ -1,0 +1,307 @@
+"""The claims of arXiv 2410.16476 on the user's own checkpoints: holds, does not hold, or cannot be told.
+
+No sign is written down anywhere: sharper may go with better (as da Silva et al. 2025 find for 72 CLIP ViT-B/32 models)
+or with worse. "Cannot be told" is the verdict whenever the interval leaves both answers open; an absence is concluded
+only from an interval that lies within a stated margin of 0, never from a large p.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from sharpscope.findings.correlation import FEWEST, PAIRS
+from sharpscope.findings.cube import BEST, STRAGGLERS
+from sharpscope.findings.failure import OOD_MEAN, PROBE
+from sharpscope.findings.frames import one_metric, table, unique_in_order
+from sharpscope.findings.intervals import permutation_p
+from sharpscope.findings.kernels import correlate, is_constant
+from sharpscope.findings.prediction import along
+from sharpscope.findings.repair import Repairs
+from sharpscope.schema import ALL
+from sharpscope.seeds import derive
+
+__all__ = ["CANNOT", "CLAIMS", "DOES_NOT_HOLD", "HOLDS", "verdicts_table"]
+
+HOLDS, DOES_NOT_HOLD, CANNOT = "holds", "does not hold", "cannot be told"
+CLAIMS = {
+    "whole": "whole-model sharpness does not tell which pairs can be interpolated",
+    "stragglers": "straggler-layer sharpness tells which pairs can be interpolated",
+    "repair": "making the straggler layers sparse repairs the failure",
+    "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
+}
+
+
+def verdicts_table(
+    correlations: pd.DataFrame,
+    failure: pd.DataFrame,
+    repairs: Sequence[Repairs],
+    sharpness: pd.DataFrame,
+    accuracy: pd.DataFrame,
+    references: pd.DataFrame | None = None,
+    *,
+    question_pairs: tuple[str, str] | None = None,
+    reference_source: str = "run",
+    measure: str = "hessian_trace",
+    alpha: float = 0.5,
+    margin: float = 0.3,
+    gain_margin: float = 0.01,
+    id_tolerance: float = 0.02,
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """One row a claim, and for the repair one a pair.
+
+    whole       Spearman of the whole model's ``measure`` with OOD gain across pairs at ``alpha``: does not hold if p <=
+                1 - level and the interval excludes 0; holds if the interval lies within +-``margin``.
+    stragglers  the same of the stragglers' sharpness (row ``(stragglers)``; the best layer with its max-over-layers p
+                where there is none), read the other way round.
+    repair      where a failure flag is present: max over sparsities of min(gain at equal ID accuracy, difference to
+                the random-layer control): holds above 0, does not hold below ``gain_margin`` with the whole interval.
+    question    two pairs: only if ID accuracies at alpha = 1 agree to ``id_tolerance`` and their OOD gains at ``alpha``
+                differ for certain. Does not hold if their sharpness does not differ, or if the sign found on the OTHER
+                pairs of ``references`` (these two left out; Spearman of sharpness and OOD gain, permutation p <= 1 -
+                level) orders them wrongly; holds if it orders them rightly; no such sign: cannot be told.
+
+    ``measure`` and ``alpha`` are fixed before looking; all other measures and alphas stay in the correlations.
+
+    Args:
+        correlations, failure, sharpness, accuracy: tables of the schema.
+        repairs: ``analyse_repairs`` of every pair.
+        references: ``reference_table`` of as many pairs as there are.
+        question_pairs: which two; default the first two of ``accuracy``.
+        reference_source: run | shipped: where ``references`` come from.
+        margin, gain_margin, id_tolerance: correlation, accuracy, accuracy (ours).
+        level, bootstrap, seed: of intervals and permutations.
+
+    Returns:
+        Table ``verdicts``; ``evidence`` is one sentence made of the numbers.
+    """
+    rows = _correlation_rows(correlations, measure, alpha, margin, level)
+    rows += [_repair_row(r, failure, gain_margin) for r in repairs]
+    pairs = tuple(unique_in_order(accuracy["pair"])[:2]) if question_pairs is None else question_pairs
+    question = _Question(tuple(pairs), measure, alpha, level, id_tolerance, bootstrap, seed, reference_source)
+    rows.append(question.row(sharpness, one_metric(accuracy), references))
+    return table("verdicts", rows)
+
+
+def _row(
+    pair: str, claim: str, source: str, verdict: str, numbers: Sequence[float], n: int, why: str
+) -> dict[str, Any]:
+    estimate, low, high = (float(v) for v in numbers)
+    head = {"pair": pair, "claim": CLAIMS[claim], "source": source, "verdict": verdict, "estimate": estimate}
+    return {**head, "ci_low": low, "ci_high": high, "n": n, "evidence": why}
+
+
+def _span(low: float, high: float, digits: int = 2) -> str:
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "(no interval)"
+
+
+def _correlation_rows(
+    correlations: pd.DataFrame, measure: str, alpha: float, margin: float, level: float
+) -> list[dict[str, Any]]:
+    rows = correlations[(correlations["scope"] == "pairs") & (correlations["against"] == "ood_gain")]
+    rows = rows[rows["measure"] == measure]
+    nan = (math.nan, math.nan, math.nan)
+    if not len(rows):
+        why = f"No across-pair correlation of {measure} with OOD gain was computed."
+        return [_row(PAIRS, claim, "run", CANNOT, nan, 0, why) for claim in ("whole", "stragglers")]
+    biggest = rows.groupby("source", sort=True)["n"].max()
+    source = max(sorted(biggest.index), key=lambda s: (int(biggest[s]), s == "run"))
+    rows = rows[rows["source"] == source]
+    dataset = rows["dataset"].iloc[0]
+    near = min(unique_in_order(rows["alpha"].astype(float)), key=lambda a: (abs(a - alpha), a))
+    rows = rows[(rows["dataset"] == dataset) & (rows["alpha"].astype(float) == near)]
+    out = []
+    for claim, layers in (("whole", (ALL,)), ("stragglers", (STRAGGLERS, BEST))):
+        found = [rows[(rows["layer"] == layer) & (rows["method"] == "spearman")] for layer in layers]
+        some = [f.iloc[0] for f in found if len(f)]
+        if not some:
+            why = f"No across-pair correlation of {measure} in the layer {' or '.join(layers)} was computed."
+            out.append(_row(PAIRS, claim, str(source), CANNOT, nan, 0, why))
+            continue
+        row = some[0]
+        numbers = (row["estimate"], row["ci_low"], row["ci_high"])
+        partial = rows[(rows["layer"] == row["layer"]) & rows["method"].str.startswith("spearman|")]
+        why = _correlation_sentence(row, partial, measure, near)
+        if claim == "stragglers" and len(found[0]) == 0:
+            why = why[:-1] + f" ({row['note']})."
+        verdict = _correlation_verdict(claim, row, margin, level)
+        out.append(_row(PAIRS, claim, str(source), verdict, numbers, int(row["n"]), why))
+    return out
+
+
+def _correlation_verdict(claim: str, row: pd.Series, margin: float, level: float) -> str:
+    low, high = float(row["ci_low"]), float(row["ci_high"])
+    if row["status"] != "ok":
+        return CANNOT
+    # NaN bounds (a perfect correlation, a picked layer) exclude nothing and confine nothing: p decides alone.
+    related = float(row["p_value"]) <= 1 - level + 1e-12 and not low <= 0 <= high
+    absent = -margin < low and high < margin
+    if related and not absent:
+        return HOLDS if claim == "stragglers" else DOES_NOT_HOLD
+    if absent:
+        return DOES_NOT_HOLD if claim == "stragglers" else HOLDS
+    return CANNOT
+
+
+def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, measure: str, alpha: float) -> str:
+    names = {ALL: "the whole model", STRAGGLERS: "the straggler layers", BEST: "the best single layer"}
+    what = f"Spearman of the {measure} of {names[row['layer']]} with OOD gain at alpha {alpha:g} over {row['n']} pairs"
+    if row["status"] != "ok":
+        return f"{what} is undefined: {row['note']}."
+    text = (
+        f"{what} is {row['estimate']:+.2f} {_span(row['ci_low'], row['ci_high'])}, permutation p = {row['p_value']:.3g}"
+    )
+    for _, other in partial.iterrows():
+        if other["status"] == "ok":
+            text += f", given {other['method'].partition('|')[2]} {other['estimate']:+.2f} (p = {other['p_value']:.3g})"
+    return text + "."
+
+
+def _repair_row(repairs: Repairs, failure: pd.DataFrame, gain_margin: float) -> dict[str, Any]:
+    mine = failure[(failure["pair"] == repairs.pair) & failure["dataset"].isin((OOD_MEAN, PROBE))]
+    flags = list(mine.loc[mine["present"].astype(bool), "flag"])
+    numbers = (repairs.estimate, repairs.ci_low, repairs.ci_high)
+    n = int((repairs.contrasts["num_alphas"] > 0).sum()) if len(repairs.contrasts) else 0
+    if not math.isfinite(repairs.estimate):
+        what = "no sparse straggler variant with a random-layer control could be matched to the plain path"
+        return _row(repairs.pair, "repair", "run", CANNOT, numbers, n, f"{_flags(flags)}; {what}.")
+    text = (
+        f"{_flags(flags)}; of {n} sparsities the best ({repairs.best}) has, as the smaller of its gain over the plain "
+        f"path at equal ID accuracy and over random layers, {100 * repairs.estimate:+.1f} points "
+        f"{_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}."
+    )
+    verdict = CANNOT
+    if flags and repairs.ci_low > 0:
+        verdict = HOLDS
+    elif flags and repairs.ci_high < gain_margin:
+        verdict = DOES_NOT_HOLD
+    return _row(repairs.pair, "repair", "run", verdict, numbers, n, text)
+
+
+def _flags(flags: Sequence[str]) -> str:
+    return f"Failure flags {', '.join(flags)} are present" if flags else "No failure flag is present: nothing to repair"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """The demo's question about two pairs; every number that the sentence names is computed here."""
+
+    pairs: tuple[str, ...]
+    measure: str
+    alpha: float
+    level: float
+    id_tolerance: float
+    bootstrap: int
+    seed: int
+    reference_source: str
+
+    @property
+    def z(self) -> float:
+        return float(special.ndtri((1 + self.level) / 2))
+
+    def row(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, references: pd.DataFrame | None) -> dict[str, Any]:
+        nan = (math.nan, math.nan, math.nan)
+        if len(self.pairs) < 2:
+            return _row(PAIRS, "question", "run", CANNOT, nan, 0, "The question needs two pairs; this run has one.")
+        a, b = self.pairs
+        ids = [self._mean(accuracy, pair, 1.0, "id") for pair in self.pairs]
+        gap, low, high = self._outcome(accuracy)
+        ratio, ratio_low, ratio_high = self._sharpness(sharpness)
+        rho, p, n = self._sign(references)
+        facts = (
+            f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {self.alpha:g} that "
+            f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and whole-model {self.measure} "
+            f"in the log ratio {ratio:+.2f} {_span(ratio_low, ratio_high)}"
+        )
+        signed = math.isfinite(p) and p <= 1 - self.level + 1e-12
+        told = (
+            f"Spearman with OOD gain is {rho:+.2f} (p = {p:.3g})" if math.isfinite(p) else "no correlation is defined"
+        )
+        told = f"over {n} other pairs {told}"
+        if not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
+            verdict, end = CANNOT, "a number is missing"
+        elif abs(ids[0] - ids[1]) > self.id_tolerance:
+            verdict, end = CANNOT, "their ID accuracies are not the same, so the question does not arise"
+        elif low <= 0 <= high:
+            verdict, end = CANNOT, "their outcomes do not differ beyond the noise"
+        elif ratio_low <= 0 <= ratio_high:
+            verdict, end = DOES_NOT_HOLD, "the outcomes differ and the sharpness does not"
+        elif not signed:
+            verdict, end = CANNOT, f"{told}, so nothing says which sharpness means success"
+        elif rho * ratio * gap > 0:
+            verdict, end = HOLDS, f"{told}, which orders the two rightly"
+        else:
+            verdict, end = DOES_NOT_HOLD, f"{told}, which orders the two wrongly"
+        source = self.reference_source if n else "run"
+        return _row(PAIRS, "question", source, verdict, (ratio, ratio_low, ratio_high), n, f"{facts}; {end}.")
+
+    def _cell(self, accuracy: pd.DataFrame, pair: str, alpha: float, role: str) -> pd.DataFrame:
+        rows = accuracy[(accuracy["pair"] == pair) & (accuracy["role"] == role)]
+        return rows[np.isclose(rows["alpha"].to_numpy(dtype=float), alpha)]
+
+    def _mean(self, accuracy: pd.DataFrame, pair: str, alpha: float, role: str) -> float:
+        rows = self._cell(accuracy, pair, alpha, role)
+        return float(rows["estimate"].mean()) if len(rows) else math.nan
+
+    def _outcome(self, accuracy: pd.DataFrame) -> tuple[float, float, float]:
+        """Difference of the OOD gains; the tables hold no pairing of examples, so the interval is on the wide side."""
+        gains, variance = [], 0.0
+        starts = [self._cell(accuracy, pair, 0.0, "ood_mean") for pair in self.pairs]
+        for pair, start in zip(self.pairs, starts, strict=True):
+            here = self._cell(accuracy, pair, self.alpha, "ood_mean")
+            if not len(here) or not len(start):
+                return math.nan, math.nan, math.nan
+            gains.append(float(here["estimate"].iloc[0]) - float(start["estimate"].iloc[0]))
+            variance += self._variance(here)
+        if float(starts[0]["estimate"].iloc[0]) != float(starts[1]["estimate"].iloc[0]):
+            variance += self._variance(starts[0]) + self._variance(starts[1])  # else: one zero-shot model, it cancels
+        half = self.z * math.sqrt(variance)
+        return gains[0] - gains[1], gains[0] - gains[1] - half, gains[0] - gains[1] + half
+
+    def _variance(self, cell: pd.DataFrame) -> float:
+        return float(((cell["ci_high"].iloc[0] - cell["ci_low"].iloc[0]) / (2 * self.z)) ** 2)
+
+    def _sharpness(self, sharpness: pd.DataFrame) -> tuple[float, float, float]:
+        """log S_a - log S_b with the delta-method interval from stderr (or residual)."""
+        logs, variance = [], 0.0
+        for pair in self.pairs:
+            rows = sharpness[(sharpness["pair"] == pair) & (sharpness["layer"] == ALL)]
+            rows = rows[(rows["measure"] == self.measure) & ~rows["status"].isin(("failed", "undefined"))]
+            rows = rows[np.isclose(rows["alpha"].to_numpy(dtype=float), self.alpha)]
+            if not len(rows) or not float(rows["estimate"].iloc[0]) > 0:
+                return math.nan, math.nan, math.nan
+            estimate, stderr = float(rows["estimate"].iloc[0]), float(rows["stderr"].iloc[0])
+            error = stderr if math.isfinite(stderr) else float(rows["residual"].iloc[0])
+            logs.append(math.log(estimate))
+            variance += (error / estimate) ** 2
+        half = self.z * math.sqrt(variance)
+        return logs[0] - logs[1], logs[0] - logs[1] - half, logs[0] - logs[1] + half
+
+    def _sign(self, references: pd.DataFrame | None) -> tuple[float, float, int]:
+        if references is None:
+            return math.nan, math.nan, 0
+        rows = references[(references["measure"] == self.measure) & ~references["pair"].isin(self.pairs)]
+        points = []
+        for pair in sorted(unique_in_order(rows["pair"])):
+            one = rows[rows["pair"] == pair]
+            point = (along(one, "sharpness", self.alpha), along(one, "ood_gain", self.alpha))
+            if all(math.isfinite(v) for v in point):
+                points.append(point)
+        if len(points) < FEWEST:
+            return math.nan, math.nan, len(points)
+        x, y = np.array(points).T
+        if is_constant(x) or is_constant(y):
+            return math.nan, math.nan, len(points)
+        rng = np.random.default_rng(derive(self.seed, "verdict", self.measure, self.alpha))
+        order = rng.permuted(np.tile(np.arange(len(y)), (self.bootstrap, 1)), axis=1)
+        rho = correlate(x[None], y[None], "spearman")[0]
+        return float(rho[0]), float(permutation_p(rho, correlate(x[None], y[order], "spearman"))[0]), len(points)
