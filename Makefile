@@ -1,0 +1,47 @@
+# A fresh clone needs only make, a Python of 3.11 or newer and a network: every target makes .venv first.
+# Linux and macOS; any make.
+
+VENV = .venv
+PYTHON = $(VENV)/bin/python
+PIP = $(PYTHON) -m pip --disable-pip-version-check
+DEMO = runs/demo
+WORKERS = 2
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/sharpscope demo --out $(DEMO)
+
+# One thread a process: two test processes share the cores better than two processes with threads of their own.
+test: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-cache
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache $(DEMO)
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# Installed once, and again when what is to be installed changed.
+$(VENV)/.installed: setup.cfg pyproject.toml $(PYTHON)
+	$(PIP) install -q -e .
+	@touch $@
+
+$(VENV)/.installed-test: setup.cfg pyproject.toml $(PYTHON)
+	$(PIP) install -q -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+# The first Python that is new enough; one that cannot make a virtual environment is passed over.
+$(PYTHON):
+	@for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "sharpscope needs Python 3.11 or newer with its venv module; none of python3, python3.11 ... python3.14 is that." >&2; \
+	exit 1

@@ -1,0 +1,12 @@
+"""``python -m sharpscope``."""
+
+from __future__ import annotations
+
+import sys
+
+from sharpscope.cli import main
+
+__all__: list[str] = []
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,358 @@
+"""The subcommands, one dataclass each: its fields are its flags, calling it does the work and returns what to say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from tyro.conf import Positional, Suppress, arg
+
+from sharpscope.config import Device, Granularity, HeadMode, PairConfig, Select, StudyConfig, Target
+from sharpscope.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sharpscope.study import Run as FinishedRun
+
+__all__ = ["COMMANDS", "Outcome", "StudyCommand"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has to say on stdout, what it complains of on stderr, and its exit code."""
+
+    text: str
+    complaint: str = ""
+    code: int = 0
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What to analyse and where to keep it; StudyConfig's own fields follow."""
+
+    study: Annotated[Positional[str | None], arg(metavar="[STUDY.yaml]")] = None
+    """Study file (YAML); flags override what it says."""
+    zeroshot: str | None = None
+    """Checkpoint of the zero-shot model, theta_0 (or ``mini:zeroshot``)."""
+    finetuned: tuple[str, ...] = ()
+    """Checkpoints of fine-tuned models, theta_1, each a pair with theta_0 (or ``mini:success`` ...)."""
+    name: tuple[str, ...] = ()
+    """Names of the pairs; default: the stems of the fine-tuned files."""
+    out: str | None = None
+    """Run directory; the same command again resumes it. Default: runs/NAME."""
+
+
+@dataclass(frozen=True)
+class StudyCommand(StudyConfig, _Files):
+    """A command that takes a whole study: every field of StudyConfig is a flag."""
+
+    pairs: Suppress[tuple[PairConfig, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Nothing is checked before flags and study file have come together: see ``config``."""
+
+    def config(self) -> StudyConfig:
+        """The study that file and flags describe together; raises ConfigError."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig)}
+        config = StudyConfig(**{**values, "pairs": self._pairs()})
+        if not config.pairs:
+            raise ConfigError(
+                "nothing to analyse: give --zeroshot and --finetuned, or a study file (sharpscope run study.yaml).\n"
+                "'sharpscope demo' needs neither."
+            )
+        return config
+
+    def _pairs(self) -> tuple[PairConfig, ...]:
+        if self.zeroshot is None and not self.finetuned:
+            if self.name:
+                raise ConfigError("--name: names the pairs of --finetuned, which is missing.")
+            return self.pairs
+        zeroshot = {p.zeroshot for p in self.pairs} if self.zeroshot is None else {self.zeroshot}
+        if len(zeroshot) != 1:
+            raise ConfigError("--zeroshot: give the zero-shot checkpoint beside --finetuned.")
+        (first,) = zeroshot
+        if not self.finetuned:
+            if not self.pairs:
+                raise ConfigError("--finetuned: give the fine-tuned checkpoint beside --zeroshot.")
+            return tuple(dataclasses.replace(p, zeroshot=first) for p in self.pairs)
+        names = self.name or tuple(_stem(path) for path in self.finetuned)
+        if len(names) != len(self.finetuned):
+            raise ConfigError(f"--name: {len(names)} names for {len(self.finetuned)} fine-tuned checkpoints.")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"--finetuned: two pairs would be called the same ({', '.join(names)}); give --name.")
+        return tuple(PairConfig(n, first, path) for n, path in zip(names, self.finetuned, strict=True))
+
+
+@dataclass(frozen=True)
+class Run(StudyCommand):
+    """Analyse pairs of checkpoints: path, sharpness, stragglers, repair, correlation, report."""
+
+    keeps_state: ClassVar[bool] = True
+
+    def __call__(self) -> Outcome:
+        config = self.config()
+        from sharpscope import study
+
+        out = self.out or f"runs/{Path(self.study).stem if self.study else config.pairs[0].name}"
+        return _finish(study.run(config, out, progress=_bar()))
+
+
+@dataclass(frozen=True)
+class Plan(StudyCommand):
+    """Say what a run would cost (units, time, memory, disk); writes nothing."""
+
+    def __call__(self) -> Outcome:
+        config = self.config()
+        from sharpscope import study
+
+        return Outcome(study.plan(config))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole method on the embedded world: one pair that interpolates well beside one that does not."""
+
+    out: str = "runs/demo"
+    """Run directory; the same command again resumes it."""
+    seed: int = 0
+    """Seed of everything random."""
+    keeps_state: ClassVar[bool] = True
+
+    def __call__(self) -> Outcome:
+        from sharpscope import study
+
+        return _finish(study.run(study.demo_config(seed=self.seed), self.out, progress=_bar()))
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What is in a checkpoint, whether it is safe, and how far two of them are apart, layer by layer."""
+
+    a: Annotated[Positional[str], arg(metavar="FILE")]
+    """Checkpoint file."""
+    b: Annotated[Positional[str | None], arg(metavar="[FILE]")] = None
+    """A second one, to compare."""
+    model: str | None = None
+    """open_clip model name or config JSON to check against; default: a guess from the shapes."""
+
+    def __call__(self) -> Outcome:
+        from sharpscope import study
+
+        return Outcome(study.inspect(self.a, self.b, self.model))
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1 as a safetensors file."""
+
+    zeroshot: str
+    """Checkpoint of theta_0."""
+    finetuned: str
+    """Checkpoint of theta_1."""
+    alpha: float
+    """Point of the path, on the fine-tuned side."""
+    out: str
+    """File to write."""
+    model: str = "ViT-B-32"
+    """open_clip model name, config JSON, or ``mini``."""
+    extrapolate: bool = False
+    """Allow alpha outside [0, 1]."""
+
+    def __call__(self) -> Outcome:
+        _check_alpha(self.alpha, self.extrapolate)
+        _check_output(self.out, self.zeroshot, self.finetuned)
+        from sharpscope import study
+
+        study.interpolate(self.zeroshot, self.finetuned, self.alpha, self.out, self.model)
+        return Outcome(f"wrote {shown(self.out)}")
+
+
+@dataclass(frozen=True)
+class Sparsify:
+    """Write theta(alpha) with some layers made sparse as a safetensors file."""
+
+    zeroshot: str
+    """Checkpoint of theta_0."""
+    finetuned: str
+    """Checkpoint of theta_1."""
+    layers: tuple[str, ...]
+    """Layers to make sparse, as ``sharpscope inspect`` names them."""
+    out: str
+    """File to write."""
+    density: float = 0.5
+    """Fraction of entries KEPT."""
+    target: Target = "delta"
+    """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
+    select: Select = "random"
+    """Which entries are kept: a random choice, or the largest |delta| (|weight|)."""
+    alpha: float = 1.0
+    """Point of the path, on the fine-tuned side."""
+    model: str = "ViT-B-32"
+    """open_clip model name, config JSON, or ``mini``."""
+    granularity: Granularity = "module"
+    """What a layer is: every tensor, every module, or every block."""
+    seed: int = 0
+    """Seed of the random choice."""
+    extrapolate: bool = False
+    """Allow alpha outside [0, 1]."""
+
+    def __call__(self) -> Outcome:
+        _check_alpha(self.alpha, self.extrapolate)
+        _check_output(self.out, self.zeroshot, self.finetuned)
+        if not self.layers:
+            raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
+        if not 0 <= self.density <= 1:
+            raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
+        from sharpscope import study
+
+        study.sparsify(
+            self.zeroshot,
+            self.finetuned,
+            layers=self.layers,
+            density=self.density,
+            target=self.target,
+            select=self.select,
+            alpha=self.alpha,
+            out=self.out,
+            model=self.model,
+            granularity=self.granularity,
+            seed=self.seed,
+        )
+        return Outcome(f"wrote {shown(self.out)}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Accuracy of one checkpoint on data sets, with Wilson intervals."""
+
+    checkpoint: Annotated[Positional[str], arg(metavar="FILE")]
+    """Checkpoint file."""
+    datasets: Annotated[tuple[str, ...], arg(aliases=["--data"])]
+    """Data set specs: ``folder:PATH``, ``mini:DOMAIN``."""
+    model: str = "ViT-B-32"
+    """open_clip model name, config JSON, or ``mini``."""
+    head: HeadMode = "auto"
+    """zeroshot or text: built from the text tower; stored: the checkpoint's own; auto: stored where there is one."""
+    classnames: str | None = None
+    """Text file with one class name a line; default: the data set's own."""
+    templates: str | None = None
+    """Text file with one prompt template a line, ``{}`` for the class name."""
+    data_root: str | None = None
+    """Folder under which relative ``folder:`` paths are looked up."""
+    batch_size: int = 128
+    """Examples a batch."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    limit: int | None = None
+    """At most this many examples a data set (a fixed, stratified choice)."""
+    csv: bool = False
+    """Print CSV instead of a table."""
+
+    def __call__(self) -> Outcome:
+        if not self.datasets:
+            raise ConfigError("--datasets: give at least one, e.g. --datasets mini:photo folder:val.")
+        for flag, value in (("batch-size", self.batch_size), ("limit", self.limit)):
+            if value is not None and value < 1:
+                raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
+        from sharpscope import study
+
+        table = study.evaluate(
+            self.checkpoint,
+            self.model,
+            self.datasets,
+            head=self.head,
+            classnames=self.classnames,
+            templates=self.templates,
+            data_root=self.data_root,
+            batch_size=self.batch_size,
+            device=self.device,
+            limit=self.limit,
+        )
+        return _show(table, self.csv)
+
+
+@dataclass(frozen=True)
+class Correlate:
+    """Correlate sharpness with OOD accuracy across the pairs of several runs."""
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
+    """Run directories."""
+    accuracy: str | None = None
+    """Accuracies measured elsewhere (CSV with the columns of accuracy.csv)."""
+    csv: bool = False
+    """Print CSV instead of a table."""
+
+    def __call__(self) -> Outcome:
+        if not self.runs:
+            raise ConfigError("correlate: give at least one run directory.")
+        from sharpscope import study
+
+        return _show(study.correlate(self.runs, accuracy=self.accuracy), self.csv)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rebuild tables, figures and report of a run from its finished units."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run directory."""
+
+    def __call__(self) -> Outcome:
+        from sharpscope import study
+
+        return _finish(study.report(self.run))
+
+
+def _show(table: pd.DataFrame, csv: bool) -> Outcome:
+    return Outcome(table.to_csv(index=False).rstrip("\n") if csv else table.to_string(index=False))
+
+
+def _finish(run: FinishedRun) -> Outcome:
+    text = f"{run.summary()}\nreport: {shown(Path(run.root) / 'report.html', 500)}"
+    failed = tuple(run.failed_units)
+    if not failed:
+        return Outcome(text)
+    names = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
+    complaint = f"{len(failed)} units failed: {shown(names, 200)}\nThe tables say why (status, note)."
+    return Outcome(text, complaint, 1)
+
+
+def _bar() -> Callable[..., Any]:
+    """tqdm with our habits: on stderr, silent when that is not a terminal, gone when done."""
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+
+def _stem(path: str) -> str:
+    return path.removeprefix("mini:") if path.startswith("mini:") else Path(path).stem
+
+
+def _check_alpha(alpha: float, extrapolate: bool) -> None:
+    if not (extrapolate and abs(alpha) < float("inf")) and not 0 <= alpha <= 1:
+        raise ConfigError(f"--alpha: {alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate).")
+
+
+def _check_output(out: str, *inputs: str) -> None:
+    for path in inputs:
+        if Path(path).exists() and Path(out).exists() and Path(path).samefile(out):
+            raise ConfigError(f"--out: {shown(out)} is one of the inputs, and inputs are never changed.")
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "run": Run,
+    "plan": Plan,
+    "inspect": Inspect,
+    "interpolate": Interpolate,
+    "sparsify": Sparsify,
+    "evaluate": Evaluate,
+    "correlate": Correlate,
+    "report": Report,
+}
