@@ -163,13 +163,23 @@ class Interpolate:
     """open_clip model name, config JSON, or ``mini``."""
     extrapolate: bool = False
     """Allow alpha outside [0, 1]."""
+    classnames: str | None = None
+    """Text file with one class name a line, where a head is stored without its names."""
 
     def __call__(self) -> Outcome:
         _check_alpha(self.alpha, self.extrapolate)
         _check_output(self.out, self.zeroshot, self.finetuned)
         from sharpscope import study
 
-        study.interpolate(self.zeroshot, self.finetuned, self.alpha, self.out, self.model)
+        study.interpolate(
+            self.zeroshot,
+            self.finetuned,
+            self.alpha,
+            self.out,
+            self.model,
+            classnames=self.classnames,
+            extrapolate=self.extrapolate,
+        )
         return Outcome(f"wrote {shown(self.out)}")
 
 
@@ -201,6 +211,8 @@ class Sparsify:
     """Seed of the random choice."""
     extrapolate: bool = False
     """Allow alpha outside [0, 1]."""
+    classnames: str | None = None
+    """Text file with one class name a line, where a head is stored without its names."""
 
     def __call__(self) -> Outcome:
         _check_alpha(self.alpha, self.extrapolate)
@@ -223,6 +235,8 @@ class Sparsify:
             model=self.model,
             granularity=self.granularity,
             seed=self.seed,
+            classnames=self.classnames,
+            extrapolate=self.extrapolate,
         )
         return Outcome(f"wrote {shown(self.out)}")
 

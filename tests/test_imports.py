@@ -62,8 +62,8 @@ def test_unknown_names_are_attribute_errors():
 def test_all_is_complete_and_true(name):
     module = importlib.import_module(name)
     if Path(module.__file__).name == "__init__.py" and not hasattr(module, "__all__"):
-        assert len(FILES[str(Path(module.__file__).relative_to(ROOT))].body) == 1, (
-            "more than a docstring, but no __all__"
+        assert len(FILES[str(Path(module.__file__).relative_to(ROOT))].body) <= 1, (
+            "more than a docstring: needs __all__"
         )
         return
     assert isinstance(module.__all__, list)

@@ -184,7 +184,8 @@ def test_the_other_commands(asked, capsys):
         )
         == 0
     )
-    assert asked.pop() == ("interpolate", ("a", "b", 0.25, "m.safetensors", "mini"), {})
+    keywords = {"classnames": None, "extrapolate": False}
+    assert asked.pop() == ("interpolate", ("a", "b", 0.25, "m.safetensors", "mini"), keywords)
     assert (
         cli.main(
             [
