@@ -41,6 +41,9 @@ MAX_NAMES: Final = 10
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 """Keys under which training scripts keep the state dict, beside epoch, optimizer and the like."""
 
+MAX_WRAPPERS: Final = 5
+"""Deeper nesting is no training script's (and a dictionary may hold itself)."""
+
 _LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.")
 """Left by DataParallel and torch.compile: on every key of a file, the head's included."""
 
@@ -124,14 +127,14 @@ def unwrap(content: object, source: str) -> Unwrapped:
     """
     path: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    while True:
+    for _ in range(MAX_WRAPPERS):
         if isinstance(content, torch.nn.Module):
             raise CheckpointError(f"{source}: holds a whole module, not its weights; save module.state_dict() instead.")
         if not isinstance(content, Mapping):
             kind = type(content).__name__
             raise CheckpointError(f"{source}: holds a {kind}, not a dictionary of named tensors (a state dict).")
-        inner = [k for k in WRAPPERS if isinstance(content.get(k), Mapping) and len(content[k]) > 0]
-        if not inner or any(isinstance(v, torch.Tensor) for v in content.values()):
+        inner = [k for k in WRAPPERS if _holds_tensors(content.get(k))]
+        if not inner:
             return Unwrapped(_only_tensors(content, source), path, ignored)
         if len(inner) > 1:
             raise CheckpointError(
@@ -140,8 +143,7 @@ def unwrap(content: object, source: str) -> Unwrapped:
         ignored += tuple(shown(k) for k in content if k != inner[0])
         path += (inner[0],)
         content = content[inner[0]]
-        if len(path) > 4:
-            raise CheckpointError(f"{source}: the weights are wrapped too deeply ({'.'.join(path)}...).")
+    raise CheckpointError(f"{source}: the weights are wrapped too deeply ({'.'.join(path)}...).")
 
 
 def normalise(names: Iterable[str], source: str) -> Names:
@@ -167,6 +169,14 @@ def normalise(names: Iterable[str], source: str) -> Names:
         twice = sorted({new for new in renamed.values() if list(renamed.values()).count(new) > 1})
         raise CheckpointError(f"{source}: two keys mean the same tensor: {listing(twice)}.")
     return Names(renamed, naming, prefix, dropped)
+
+
+def _holds_tensors(content: object, depth: int = MAX_WRAPPERS) -> bool:
+    if not isinstance(content, Mapping):
+        return False
+    if any(isinstance(v, torch.Tensor) for v in content.values()):
+        return True
+    return depth > 0 and any(_holds_tensors(content.get(k), depth - 1) for k in WRAPPERS)
 
 
 def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:

@@ -1,0 +1,227 @@
+"""A pair is checked before anything is interpolated; what was done to make it fit is recorded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sharpscope.errors import IdenticalPair, NonFiniteWeights, PairMismatch
+from sharpscope.weights.checkpoint import checkpoint_of
+from sharpscope.weights.compare import check_model, describe
+from sharpscope.weights.naming import tower_of
+from sharpscope.weights.path import check_pair
+
+Thetas = dict[str, tuple[Any, dict[str, Tensor]]]
+KINDS = ["vit", "resnet", "customtext"]
+
+
+def _tuned(theta: dict[str, Tensor], scale: float = 0.01) -> dict[str, Tensor]:
+    return {n: t * (1 + scale) if tower_of(n) == "image" and t.is_floating_point() else t for n, t in theta.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_moves_is_found(tiny_thetas: Thetas, kind: str) -> None:
+    model, theta = tiny_thetas[kind]
+    pair = check_pair(theta, _tuned(theta))
+    image = {n for n in model.parameter_names if tower_of(n) == "image"}
+    assert set(pair.moving) == image
+    assert pair.facts["moving_towers"] == ["image"]
+    assert pair.facts["num_moving"] == sum(theta[n].numel() for n in image)
+    assert pair.moving == check_pair(theta, _tuned(theta), parameter_names=model.parameter_names).moving
+    expected = 0.01 * math.sqrt(sum(float(theta[n].double().square().sum()) for n in image))
+    assert pair.facts["distance"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_inputs_are_not_modified_and_checkpoints_are_kept(tiny_theta: dict[str, Tensor]) -> None:
+    zero = checkpoint_of({n: t.clone() for n, t in tiny_theta.items()})
+    tuned = {n: t.half() if t.is_floating_point() else t for n, t in _tuned(tiny_theta).items()}
+    before = dict(tuned)
+    pair = check_pair(zero, tuned)
+    assert pair.zeroshot is zero and pair.finetuned is None
+    assert all(tuned[n] is before[n] for n in before) and tuned["visual.proj"].dtype == torch.float16
+
+
+def test_mixed_precision_is_promoted_and_recorded(tiny_theta: dict[str, Tensor]) -> None:
+    half = {n: t.half() for n, t in _tuned(tiny_theta).items()}
+    pair = check_pair(tiny_theta, half)
+    assert pair.facts["promoted"] == {"float16+float32": len(tiny_theta)}
+    assert {t.dtype for t in (*pair.theta_0.values(), *pair.theta_1.values())} == {torch.float32}
+    assert torch.equal(pair.theta_1["visual.proj"], half["visual.proj"].float())
+    both = check_pair({n: t.half() for n, t in tiny_theta.items()}, half)
+    assert both.facts["promoted"] == {} and both.theta_0["visual.proj"].dtype == torch.float16
+    mixed = check_pair({n: t.bfloat16() for n, t in tiny_theta.items()}, half)
+    assert mixed.theta_0["visual.proj"].dtype == torch.float32
+
+
+def test_an_integer_beside_a_float_is_refused(tiny_theta: dict[str, Tensor]) -> None:
+    with pytest.raises(PairMismatch, match=r"'visual\.proj'"):
+        check_pair(tiny_theta, tiny_theta | {"visual.proj": torch.ones_like(tiny_theta["visual.proj"]).long()})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_text_tower_that_is_gone_is_taken_from_theta_0(tiny_thetas: Thetas, kind: str) -> None:
+    _, theta = tiny_thetas[kind]
+    image = {n: t for n, t in _tuned(theta).items() if tower_of(n) == "image"} | {"head.weight": torch.ones(3, 12)}
+    pair = check_pair(theta, image)
+    text = [n for n in theta if tower_of(n) == "text"]
+    assert pair.facts["filled"] == {"scale": 1, "text": len(text)}
+    assert all(pair.theta_1[n] is pair.theta_0[n] for n in text)
+    assert pair.facts["head"] == "finetuned" and "head.weight" not in pair.theta_0
+    assert list(pair.theta_1)[:-1] == list(pair.theta_0)
+
+
+def test_leftovers_of_a_text_tower_have_to_be_theta_0s(tiny_theta: dict[str, Tensor]) -> None:
+    gone = {n: t for n, t in _tuned(tiny_theta).items() if not n.startswith("transformer.")}
+    pair = check_pair(tiny_theta, gone)
+    assert pair.facts["filled"] == {"text": sum(n.startswith("transformer.") for n in tiny_theta)}
+    halved = check_pair({n: t.half() for n, t in tiny_theta.items()}, {n: t.half().float() for n, t in gone.items()})
+    assert halved.facts["filled"] == pair.facts["filled"]
+    with pytest.raises(PairMismatch, match="only in the first: transformer"):
+        check_pair(tiny_theta, gone | {"ln_final.weight": gone["ln_final.weight"] + 1})
+
+
+def test_a_text_tower_gone_in_part_is_refused(tiny_theta: dict[str, Tensor]) -> None:
+    part = {n: t for n, t in _tuned(tiny_theta).items() if "mlp" not in n or tower_of(n) != "text"}
+    with pytest.raises(PairMismatch, match=r"only in the first: transformer\.resblocks\.0\.mlp"):
+        check_pair(tiny_theta, part)
+
+
+def test_a_text_tower_that_only_the_fine_tuned_has_is_refused(tiny_theta: dict[str, Tensor]) -> None:
+    image = {n: t for n, t in tiny_theta.items() if tower_of(n) == "image"}
+    with pytest.raises(PairMismatch, match="only in the second"):
+        check_pair(image, _tuned(tiny_theta))
+
+
+def test_identical_weights_are_nothing_to_interpolate(tiny_thetas: Thetas) -> None:
+    _, theta = tiny_thetas["resnet"]
+    with pytest.raises(IdenticalPair, match="nothing to interpolate"):
+        check_pair(theta, {n: t.clone() for n, t in theta.items()})
+    counted = {n: t + 1 if n.endswith("num_batches_tracked") else t for n, t in theta.items()}
+    with pytest.raises(IdenticalPair):
+        check_pair(theta, counted)
+
+
+def test_statistics_alone_move_the_path_but_are_no_parameters(tiny_thetas: Thetas) -> None:
+    _, theta = tiny_thetas["resnet"]
+    pair = check_pair(theta, {n: t + 1 if n.endswith("running_mean") else t for n, t in theta.items()})
+    assert pair.moving == ()
+
+
+def test_a_head_in_one_of_the_two_is_no_mismatch_but_other_classes_are(tiny_theta: dict[str, Tensor]) -> None:
+    head = {"head.weight": torch.ones(3, 12)}
+    pair = check_pair(tiny_theta, tiny_theta | head)  # a linear probe: the encoder did not move
+    assert pair.moving == () and pair.facts["head"] == "finetuned"
+    both = check_pair(tiny_theta | head, tiny_theta | {"head.weight": torch.zeros(3, 12)})
+    assert both.moving == ("head.weight",) and both.facts["head"] == "both"
+    with pytest.raises(PairMismatch, match=r"head\.weight \(first \[3, 12\], second \[5, 12\]\)"):
+        check_pair(tiny_theta | head, tiny_theta | {"head.weight": torch.zeros(5, 12)})
+    with pytest.raises(PairMismatch, match=r"head\.bias"):
+        check_pair(tiny_theta | head, tiny_theta | {"head.weight": torch.zeros(3, 12), "head.bias": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_values_that_are_not_finite_are_named_and_counted(tiny_theta: dict[str, Tensor], bad: float, side: int) -> None:
+    thetas = [tiny_theta, _tuned(tiny_theta)]
+    broken = thetas[side]["visual.proj"].clone()
+    broken[0, :3] = bad
+    thetas[side] = thetas[side] | {"visual.proj": broken}
+    with pytest.raises(NonFiniteWeights, match=rf"theta_{side}: 3 of 192 values of 'visual\.proj'"):
+        check_pair(*thetas)
+
+
+def test_masks_may_be_minus_infinite_and_may_be_missing(tiny_theta: dict[str, Tensor]) -> None:
+    mask = {"attn_mask": torch.full((4, 4), -math.inf).triu(1)}
+    assert check_pair(tiny_theta | mask, _tuned(tiny_theta) | mask).facts["dropped"] == []
+    pair = check_pair(tiny_theta | mask, _tuned(tiny_theta))
+    assert pair.facts["dropped"] == ["attn_mask"] and "attn_mask" not in pair.theta_0
+    with pytest.raises(NonFiniteWeights, match="attn_mask"):
+        check_pair(tiny_theta | {"attn_mask": mask["attn_mask"] * math.nan}, _tuned(tiny_theta) | mask)
+
+
+def test_a_mismatch_names_at_most_ten_tensors_and_both_architectures(tiny_thetas: Thetas) -> None:
+    with pytest.raises(PairMismatch) as error:
+        check_pair(tiny_thetas["vit"][1], tiny_thetas["resnet"][1])
+    text = str(error.value)
+    names = {n for _, theta in tiny_thetas.values() for n in theta}
+    shown = [word for word in text.replace(",", " ").split() if word in names]
+    assert 4 <= len(shown) <= 10 and len(text.splitlines()) <= 3
+    assert "a ViT (width 16, 2 blocks, patch 8, 16 px)" in text and "a ResNet (width 8, stages 1-1-1-1, 32 px)" in text
+
+
+def test_hostile_names_are_escaped(tiny_theta: dict[str, Tensor]) -> None:
+    with pytest.raises(PairMismatch) as error:
+        check_pair(tiny_theta, tiny_theta | {"visual.\x1b[2J\nx": torch.ones(1)})
+    assert "\x1b" not in str(error.value) and "\\x1b[2J\\nx" in str(error.value)
+
+
+def test_tied_tensors_move_once(tiny_theta: dict[str, Tensor]) -> None:
+    tuned = _tuned(tiny_theta)
+    tie = "visual.zz_twin"
+    pair = check_pair(tiny_theta | {tie: tiny_theta["visual.proj"]}, tuned | {tie: tuned["visual.proj"]})
+    assert pair.facts["tied"] == {tie: "visual.proj"} and tie not in pair.moving
+    assert pair.facts["num_moving"] == check_pair(tiny_theta, tuned).facts["num_moving"]
+
+
+# ------------------------------------------------------------------ against a model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_the_model_fit_it(tiny_thetas: Thetas, kind: str) -> None:
+    model, theta = tiny_thetas[kind]
+    check_model(theta | {"head.weight": torch.ones(3, 12)}, model.shapes, kind)
+
+
+def test_what_open_clip_would_resize_is_refused(tiny_thetas: Thetas) -> None:
+    model, theta = tiny_thetas["vit"]
+    grown = theta | {"visual.positional_embedding": torch.ones(17, 16)}
+    with pytest.raises(PairMismatch, match=r"positional_embedding \(model \[5, 16\], file \[17, 16\]\)") as error:
+        check_model(grown, model.shapes, "tiny", source="b.pt")
+    assert "b.pt does not fit model 'tiny'" in str(error.value) and "32 px" in str(error.value)
+
+
+def test_missing_and_unknown_tensors_are_refused(tiny_thetas: Thetas) -> None:
+    model, theta = tiny_thetas["vit"]
+    with pytest.raises(PairMismatch, match=r"1 missing: visual\.proj; 1 unknown to the model: visual\.pro"):
+        check_model({n.replace("visual.proj", "visual.pro"): t for n, t in theta.items()}, model.shapes, "tiny")
+
+
+def test_a_tower_that_is_not_required_may_be_missing_but_not_misshapen(tiny_thetas: Thetas) -> None:
+    model, theta = tiny_thetas["vit"]
+    image = {n: t for n, t in theta.items() if tower_of(n) == "image"}
+    with pytest.raises(PairMismatch, match="missing"):
+        check_model(image, model.shapes, "tiny")
+    check_model(image, model.shapes, "tiny", require=("image",))
+    with pytest.raises(PairMismatch, match="ln_final"):
+        check_model(image | {"ln_final.weight": torch.ones(3)}, model.shapes, "tiny", require=("image",))
+
+
+VIT = "visual.transformer.resblocks.{}.ln_1.weight"
+
+
+@pytest.mark.parametrize(
+    ("width", "blocks", "patch", "cells", "name"),
+    [
+        (768, 12, 32, 50, "ViT-B-32"),
+        (768, 12, 16, 197, "ViT-B-16"),
+        (1024, 24, 14, 577, "ViT-L-14-336"),
+        (1280, 32, 14, 257, "ViT-H-14"),
+    ],
+)
+def test_known_architectures_are_recognised(width: int, blocks: int, patch: int, cells: int, name: str) -> None:
+    shapes: dict[str, tuple[int, ...]] = {VIT.format(i): (width,) for i in range(blocks)}
+    shapes |= {"visual.conv1.weight": (width, 3, patch, patch), "visual.positional_embedding": (cells, width)}
+    assert describe(shapes).startswith(name + ": ")
+    assert describe({VIT.format(0): (7,)}).startswith("an unknown image tower (1 blocks)")
+
+
+def test_resnets_are_recognised_by_their_stages() -> None:
+    stages = enumerate((3, 4, 6, 3), start=1)
+    shapes = {f"visual.layer{s}.{i}.conv1.weight": (64 * 2 ** (s - 1), 64, 1, 1) for s, n in stages for i in range(n)}
+    shapes |= {"visual.attnpool.positional_embedding": (50, 2048), "visual.attnpool.c_proj.weight": (1024, 2048)}
+    text = "RN50: a ResNet (width 64, stages 3-4-6-3, 224 px), embedding 1024, no text tower"
+    assert describe(shapes) == text
