@@ -242,7 +242,8 @@ def _best_row(
         why = f"no layer has a correlation ({block.why[single[0]]})"
         none = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "status": "undefined", "note": why}
         return {**row, **none}
-    best = known[int(np.argmax(np.abs(block.estimate[known])))]
+    size = np.abs(block.estimate[known])
+    best = min(known[size >= size.max() - 1e-12], key=lambda k: labels[k][1])  # a tie does not depend on row order
     estimate = block.estimate[best]
     largest = np.abs(np.where(np.isfinite(block.null[:, known]), block.null[:, known], 1.0)).max(axis=1)
     p = float(permutation_p(np.array([estimate]), largest[:, None])[0])

@@ -97,8 +97,8 @@ def sharpness_cube(
         more = np.ones((len(measures), 2), dtype=bool)
         present, shared = np.hstack([present, more]), np.hstack([shared, more])
     names = [name for m in measures for name in (m, SHARE + m)]
-    both = np.stack([raw, share], axis=1).reshape(-1, *raw.shape[1:])
-    seen = np.stack([present, shared], axis=1).reshape(-1, present.shape[1])
+    both = np.stack([raw, share], axis=1).reshape(2 * len(measures), *raw.shape[1:])
+    seen = np.stack([present, shared], axis=1).reshape(2 * len(measures), present.shape[1])
     order = [layers.index(n) for n in ordered(layers, GROUPS)]
     return Cube(
         measures=tuple(names),

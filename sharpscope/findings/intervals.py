@@ -142,6 +142,7 @@ def bca_interval(
     count = finite.sum(axis=0)
     ordered = np.sort(np.where(finite, replicates, np.inf), axis=0)
     last = np.maximum(count - 1, 0)
+    ordered[:, count == 0] = 0.0  # no replicate has a value: spread 0, hence no interval
     spread = np.take_along_axis(ordered, last[None], axis=0)[0] - ordered[0]
     tol = 1e-12
     below = (finite & (replicates < estimate - tol)).sum(axis=0)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharpscope.errors import ConfigError
+from sharpscope.findings.repair import CONTRASTS, Variant, analyse_repairs, repair_table
+from sharpscope.schema import COLUMNS, KEYS
+
+GRID = (0.0, 0.5, 1.0)
+ROLES = {"id": "id", "x": "ood", "y": "ood"}
+N = 400
+
+
+def answers(levels: tuple[float, ...], seed: int = 0, n: int = N) -> np.ndarray:
+    """Accuracies ``levels`` exactly, nested, in an order of difficulty given by the seed."""
+    order = np.random.default_rng(seed).permutation(n)
+    return np.array([order < round(level * n) for level in levels])
+
+
+PLAIN = {"id": answers((0.5, 0.7, 0.9), 1), "x": answers((0.4, 0.5, 0.3), 2), "y": answers((0.6, 0.7, 0.5), 3)}
+
+
+def variant(
+    name: str,
+    ids: float = 0.6,
+    ood: float = 0.5,
+    control: str = "none",
+    alphas: tuple[float, ...] = (0.5,),
+    **key: object,
+) -> Variant:
+    k = len(alphas)
+    correct = {"id": answers((ids,) * k, 1), "x": answers((ood,) * k, 2), "y": answers((ood + 0.2,) * k, 3)}
+    how = {"target": "delta", "select": "random", "density": 0.5} | key
+    return Variant(name, ("a", "b"), kept_fraction=0.51, control=control, alphas=alphas, correct=correct, **how)
+
+
+def test_gain_by_hand() -> None:
+    row = repair_table("p", GRID, PLAIN, ROLES, [variant("v", ids=0.6, ood=0.55)]).iloc[0]
+    assert row["id_accuracy"] == pytest.approx(0.6) and row["ood_accuracy"] == pytest.approx(0.65)
+    assert row["plain_alpha"] == pytest.approx(0.25) and row["plain_ood_accuracy"] == pytest.approx(0.55)
+    assert row["gain"] == pytest.approx(0.1)
+    assert row["ci_low"] < 0.1 < row["ci_high"] and row["ci_low"] > 0
+    assert (row["layers"], row["kept_fraction"], row["control"], row["status"]) == ("a+b", 0.51, "none", "ok")
+
+
+def test_a_variant_equal_to_a_point_of_the_path_gains_exactly_nothing() -> None:
+    same = {name: values[[1]] for name, values in PLAIN.items()}
+    v = Variant("v", ("a",), "delta", "random", 1.0, 1.0, "none", (0.5,), same)
+    row = repair_table("p", GRID, PLAIN, ROLES, [v]).iloc[0]
+    assert (row["gain"], row["plain_alpha"]) == (0.0, 0.5)
+    assert row["ci_low"] == pytest.approx(0, abs=1e-12) and row["ci_high"] == pytest.approx(0, abs=1e-12)
+
+
+def test_table_has_the_schemas_columns_a_row_a_cell_and_the_same_bits_again() -> None:
+    variants = [variant("v", alphas=(0.25, 0.5)), variant("w", control="random_layers", alphas=(0.5,))]
+    table = repair_table("p", GRID, PLAIN, ROLES, variants, seed=1)
+    assert tuple(table.columns) == COLUMNS["repair"]
+    assert list(zip(table["variant"], table["alpha"], strict=True)) == [("v", 0.25), ("v", 0.5), ("w", 0.5)]
+    assert not table.duplicated(list(KEYS["repair"])).any()
+    pd.testing.assert_frame_equal(table, repair_table("p", GRID, PLAIN, ROLES, variants, seed=1), check_exact=True)
+    other = repair_table("p", GRID, PLAIN, ROLES, variants, seed=2)
+    assert (other["ci_low"] != table["ci_low"]).any()
+
+
+@pytest.mark.parametrize("ids", [0.3, 0.95])
+def test_id_accuracy_that_the_plain_path_never_has_is_undefined(ids: float) -> None:
+    row = repair_table("p", GRID, PLAIN, ROLES, [variant("v", ids=ids)]).iloc[0]
+    assert row["status"] == "undefined" and "never has this ID accuracy (its range: 0.500-0.900)" in row["note"]
+    assert row[["gain", "plain_alpha", "ci_low", "ci_high"]].isna().all()
+    assert row["id_accuracy"] == pytest.approx(ids)
+
+
+def test_a_match_at_the_edge_of_the_range_says_how_often_it_falls_outside() -> None:
+    harder = {**PLAIN}
+    v = variant("v")
+    correct = {**v.correct, "id": answers((0.5,), 7)}
+    edge = Variant("v", v.layers, v.target, v.select, v.density, v.kept_fraction, v.control, v.alphas, correct)
+    row = repair_table("p", GRID, harder, ROLES, [edge]).iloc[0]
+    assert row["status"] == "ok" and "of the replicates lie outside" in row["note"]
+
+
+def test_the_verdicts_number_is_the_smaller_of_gain_and_difference_of_the_best_sparsity() -> None:
+    variants = [
+        variant("s1", ood=0.55),
+        variant("c1", ood=0.50, control="random_layers"),
+        variant("s2", ood=0.60, density=0.9),
+        variant("c2a", ood=0.58, control="random_layers", density=0.9),
+        variant("c2b", ood=0.60, control="random_layers", density=0.9),
+        variant("all", ood=0.70, control="all_layers"),
+        variant("s3", ood=0.80, target="weight"),
+    ]
+    got = analyse_repairs("p", GRID, PLAIN, ROLES, variants)
+    lines = got.contrasts.set_index(["target", "density"])
+    assert tuple(got.contrasts.columns) == CONTRASTS
+    assert lines.loc[("delta", 0.5), "gain"] == pytest.approx(0.10)
+    assert lines.loc[("delta", 0.5), "difference"] == pytest.approx(0.05)
+    assert lines.loc[("delta", 0.9), "difference"] == pytest.approx(0.01)
+    assert "undefined" in lines.loc[("weight", 0.5), "note"] and lines.loc[("weight", 0.5), "num_alphas"] == 0
+    assert got.estimate == pytest.approx(0.05) and got.best == "delta:random:0.5"
+    assert 0 < got.ci_low < 0.05 < got.ci_high
+
+
+def test_alphas_are_averaged_only_where_both_match() -> None:
+    ours = variant("s", ood=0.55, alphas=(0.25, 0.5))
+    control = variant("c", ood=0.50, control="random_layers", alphas=(0.25, 0.5))
+    correct = {**control.correct, "id": answers((0.6, 0.2), 1)}
+    control = Variant("c", ("q",), "delta", "random", 0.5, 0.5, "random_layers", (0.25, 0.5), correct)
+    got = analyse_repairs("p", GRID, PLAIN, ROLES, [ours, control])
+    assert got.contrasts["num_alphas"].iloc[0] == 1
+    assert (got.table["status"] == ["ok", "ok", "ok", "undefined"]).all()
+
+
+def test_nothing_to_compare_is_an_empty_answer_not_an_error() -> None:
+    none = analyse_repairs("p", GRID, PLAIN, ROLES, [])
+    assert not len(none.table) and tuple(none.table.columns) == COLUMNS["repair"] and np.isnan(none.estimate)
+    only_id = analyse_repairs("p", GRID, {"id": PLAIN["id"]}, {"id": "id"}, [variant("v")])
+    assert only_id.table["status"].iloc[0] == "undefined" and "no OOD set" in only_id.table["note"].iloc[0]
+    few = repair_table("p", GRID, PLAIN, ROLES, [variant("v")], bootstrap=10).iloc[0]
+    assert np.isnan(few["ci_low"]) and "do not reach" in few["note"] and np.isfinite(few["gain"])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="own name"):
+        repair_table("p", GRID, PLAIN, ROLES, [variant("v"), variant("v")])
+    with pytest.raises(ConfigError, match=r"correct\['id'\] needs shape \[1, 400\], got \(2, 400\)"):
+        bad = variant("v", alphas=(0.5, 0.6))
+        repair_table("p", GRID, PLAIN, ROLES, [Variant("v", (), "d", "r", 0.5, 0.5, "none", (0.5,), bad.correct)])
+    with pytest.raises(ConfigError, match="control 'chance'"):
+        repair_table("p", GRID, PLAIN, ROLES, [variant("v", control="chance")])

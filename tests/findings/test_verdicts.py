@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.prediction import REFERENCE
+from sharpscope.findings.repair import CONTRASTS, Repairs
+from sharpscope.findings.verdicts import CANNOT, CLAIMS, DOES_NOT_HOLD, HOLDS, verdicts_table
+from sharpscope.schema import COLUMNS, KEYS
+
+ALPHAS = (0.0, 0.5, 1.0)
+CORRELATION = {"pair": "(pairs)", "measure": "hessian_trace", "against": "ood_gain", "dataset": "x+y", "scope": "pairs"}
+CORRELATION |= {"alpha": 0.5, "source": "run", "status": "ok", "note": "", "n": 20}
+
+
+def correlation(
+    layer: str, rho: float, low: float, high: float, p: float, method: str = "spearman", **more: object
+) -> dict:
+    numbers = {"estimate": rho, "ci_low": low, "ci_high": high, "p_value": p, "q_value": p}
+    return CORRELATION | {"layer": layer, "method": method} | numbers | more
+
+
+def correlations(*rows: dict) -> pd.DataFrame:
+    return pd.DataFrame(list(rows), columns=list(COLUMNS["correlations"]))
+
+
+def flags(pair: str, *present: str) -> pd.DataFrame:
+    rows = [{"pair": pair, "flag": f, "dataset": "ood_mean", "present": f in present} for f in ("F1", "F2", "F4")]
+    return pd.DataFrame(rows, columns=list(COLUMNS["failure"]))
+
+
+def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
+    lines = pd.DataFrame([{"pair": pair, "num_alphas": 3}, {"pair": pair, "num_alphas": 0}], columns=list(CONTRASTS))
+    return Repairs(pair, pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5")
+
+
+def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:
+    rows = []
+    for i in range(n):
+        for a in ALPHAS:
+            gain = 0.01 * sign * i * a
+            numbers = (f"r{i}", a, measure, 1.0 + i * a, np.log(1 + i * a), 1.0, 0.9, 0.4 + gain, gain)
+            rows.append(dict(zip(REFERENCE, numbers, strict=True)))
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture
+def two(sharpness_of, accuracy_of):
+    """Pairs good and bad: same ID accuracy, OOD at .5 higher for good, sharpness of good ``ratio`` times bad's."""
+
+    def make(ratio: float = 4.0, good: float = 0.6, bad: float = 0.3, ids: float = 0.9, error: float = 0.05) -> dict:
+        def sharp(pair: str, value: float) -> pd.DataFrame:
+            return sharpness_of(pair, ALPHAS, {"l": [1.0, value, 1.0]}, measure="hessian_trace", error=error)
+
+        acc = [accuracy_of("good", ALPHAS, [0.4, good, 0.5], [0.5, 0.7, 0.9])]
+        acc.append(accuracy_of("bad", ALPHAS, [0.4, bad, 0.5], [0.5, 0.7, ids]))
+        frame = pd.concat([sharp("good", ratio), sharp("bad", 1.0)], ignore_index=True)
+        return {"sharpness": frame, "accuracy": pd.concat(acc, ignore_index=True)}
+
+    return make
+
+
+def judge(two: dict, table: pd.DataFrame | None = None, **options: object) -> pd.DataFrame:
+    table = correlations() if table is None else table
+    failure = options.pop("failure", flags("bad"))
+    got = verdicts_table(table, failure, options.pop("repairs", ()), two["sharpness"], two["accuracy"], **options)
+    assert tuple(got.columns) == COLUMNS["verdicts"] and not got.duplicated(list(KEYS["verdicts"])).any()
+    assert set(got["verdict"]) <= {HOLDS, DOES_NOT_HOLD, CANNOT} and got["evidence"].str.endswith(".").all()
+    return got.set_index("claim")
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("rho", "low", "high", "p", "whole", "stragglers"),
+    [
+        (0.8, 0.4, 0.95, 0.001, DOES_NOT_HOLD, HOLDS),
+        (0.1, -0.2, 0.25, 0.6, HOLDS, DOES_NOT_HOLD),
+        (0.4, -0.3, 0.8, 0.2, CANNOT, CANNOT),
+        (0.5, 0.05, 0.8, 0.08, CANNOT, CANNOT),
+        (0.5, -0.02, 0.8, 0.04, CANNOT, CANNOT),
+        (1.0, np.nan, np.nan, 0.001, DOES_NOT_HOLD, HOLDS),
+        (1.0, np.nan, np.nan, 0.3, CANNOT, CANNOT),
+    ],
+)
+def test_correlations_decide_by_interval_and_p_whatever_their_sign(
+    two, sign: int, rho: float, low: float, high: float, p: float, whole: str, stragglers: str
+) -> None:
+    ends = sorted([sign * low, sign * high]) if np.isfinite(low) else [low, high]
+    rows = [correlation(name, sign * rho, *ends, p) for name in ("(all)", "(stragglers)")]
+    got = judge(two(), correlations(*rows))
+    assert got.loc[CLAIMS["whole"], "verdict"] == whole
+    assert got.loc[CLAIMS["stragglers"], "verdict"] == stragglers
+    assert f"{sign * rho:+.2f}" in got.loc[CLAIMS["whole"], "evidence"]
+
+
+def test_the_sentence_names_partial_correlations_and_the_fallback_layer(two) -> None:
+    rows = [
+        correlation("(all)", 0.8, 0.4, 0.9, 0.001),
+        correlation("(all)", 0.3, -0.4, 0.7, 0.4, method="spearman|distance"),
+        correlation("(best)", -0.9, np.nan, np.nan, 0.02, note="best of 22 layers: head"),
+    ]
+    got = judge(two(), correlations(*rows))
+    assert "given distance +0.30 (p = 0.4)" in got.loc[CLAIMS["whole"], "evidence"]
+    assert "best of 22 layers: head" in got.loc[CLAIMS["stragglers"], "evidence"]
+    assert got.loc[CLAIMS["stragglers"], "verdict"] == HOLDS
+
+
+def test_undefined_or_missing_correlations_cannot_tell(two) -> None:
+    row = correlation("(all)", np.nan, np.nan, np.nan, np.nan, status="undefined", note="2 pairs: fewer than 4", n=2)
+    got = judge(two(), correlations(row))
+    assert got.loc[CLAIMS["whole"], "verdict"] == CANNOT and "fewer than 4" in got.loc[CLAIMS["whole"], "evidence"]
+    assert got.loc[CLAIMS["stragglers"], "verdict"] == CANNOT
+    assert (judge(two()).loc[[CLAIMS["whole"], CLAIMS["stragglers"]], "verdict"] == CANNOT).all()
+
+
+def test_the_larger_source_and_the_nearest_alpha_are_used(two) -> None:
+    rows = [correlation("(all)", 0.1, -0.9, 0.9, 0.9, n=2, status="undefined")]
+    rows.append(correlation("(all)", 0.8, 0.5, 0.9, 0.001, source="shipped", alpha=0.4))
+    rows.append(correlation("(all)", 0.0, -0.9, 0.9, 0.9, source="shipped", alpha=1.0))
+    got = judge(two(), correlations(*rows)).loc[CLAIMS["whole"]]
+    assert (got["source"], got["estimate"], got["n"]) == ("shipped", 0.8, 20) and "alpha 0.4" in got["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("present", "numbers", "verdict"),
+    [
+        (("F1", "F2"), (0.05, 0.01, 0.08), HOLDS),
+        (("F1",), (-0.05, -0.08, -0.01), DOES_NOT_HOLD),
+        (("F1",), (0.002, -0.002, 0.006), DOES_NOT_HOLD),
+        (("F1",), (0.02, -0.01, 0.05), CANNOT),
+        ((), (0.05, 0.01, 0.08), CANNOT),
+        (("F1",), (np.nan, np.nan, np.nan), CANNOT),
+    ],
+)
+def test_a_repair_is_judged_where_there_is_a_failure(two, present: tuple, numbers: tuple, verdict: str) -> None:
+    got = judge(two(), failure=flags("bad", *present), repairs=[repairs("bad", *numbers)])
+    row = got.loc[CLAIMS["repair"]]
+    assert (row["verdict"], row["pair"]) == (verdict, "bad")
+    assert (", ".join(present) if present else "nothing to repair") in row["evidence"]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("ratio", [4.0, 0.25])
+def test_the_question_takes_its_sign_from_the_other_pairs(two, sign: float, ratio: float) -> None:
+    got = judge(two(ratio=ratio), references=references(sign), reference_source="shipped").loc[CLAIMS["question"]]
+    rightly = sign * np.log(ratio) > 0
+    assert got["verdict"] == (HOLDS if rightly else DOES_NOT_HOLD)
+    assert ("orders the two rightly" in got["evidence"]) == rightly
+    assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 8 and got["source"] == "shipped"
+    assert got["ci_low"] < got["estimate"] < got["ci_high"]
+
+
+def test_the_two_pairs_are_left_out_of_the_references(two) -> None:
+    planted = references(-1.0).assign(pair=lambda t: t["pair"].replace({"r0": "good", "r7": "bad"}))
+    got = judge(two(), references=planted).loc[CLAIMS["question"]]
+    assert got["n"] == 6 and "over 6 other pairs" in got["evidence"]
+
+
+def test_the_question_without_an_answer_says_why(two) -> None:
+    cases = {
+        "ID accuracies are not the same": (two(ids=0.8), references(1.0)),
+        "outcomes do not differ": (two(good=0.305), references(1.0)),
+        "over 3 other pairs no correlation is defined": (two(), references(1.0, n=3)),
+        "over 0 other pairs": (two(), None),
+        "over 4 other pairs": (two(), references(1.0, n=4)),
+        "a number is missing": (two(ratio=-1.0), references(1.0)),
+    }
+    for reason, (tables, others) in cases.items():
+        got = judge(tables, references=others).loc[CLAIMS["question"]]
+        assert got["verdict"] == CANNOT and reason in got["evidence"], reason
+    same = judge(two(ratio=1.01), references=references(1.0)).loc[CLAIMS["question"]]
+    assert same["verdict"] == DOES_NOT_HOLD and "the sharpness does not" in same["evidence"]
+
+
+def test_one_pair_leaves_the_question_open(two) -> None:
+    tables = {k: v[v["pair"] == "good"] for k, v in two().items()}
+    assert "this run has one" in judge(tables).loc[CLAIMS["question"], "evidence"]
+
+
+def test_from_real_correlations_to_verdicts(two, sharpness_of, accuracy_of) -> None:
+    rng = np.random.default_rng(0)
+    x = np.exp(rng.normal(size=14))
+    sharp = [
+        sharpness_of(f"r{i}", ALPHAS, {"a": [1, v, 1], "b": [1, 2 * v, 1]}, measure="hessian_trace")
+        for i, v in enumerate(x)
+    ]
+    acc = [
+        accuracy_of(f"r{i}", ALPHAS, [0.4, 0.4 - 0.05 * np.log(v) + 0.01 * rng.normal(), 0.4]) for i, v in enumerate(x)
+    ]
+    sets = {f"r{i}": ("a",) for i in range(14)}
+    table = pair_correlations(
+        pd.concat(sharp), pd.concat(acc), source="run", alphas=(0.5,), bootstrap=199, stragglers=sets
+    )
+    got = judge(two(), table)
+    assert got.loc[CLAIMS["whole"], "verdict"] == DOES_NOT_HOLD and got.loc[CLAIMS["stragglers"], "verdict"] == HOLDS
+    assert got.loc[CLAIMS["stragglers"], "estimate"] < -0.8
