@@ -68,14 +68,15 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int,
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{name}: cannot be read: {shown(reason)}.") from None
-    with open(descriptor, "rb") as handle:
-        before = os.fstat(descriptor)
+    before = os.fstat(descriptor)
+    if not stat.S_ISREG(before.st_mode):
+        os.close(descriptor)
         if stat.S_ISDIR(before.st_mode):
             raise CheckpointError(f"{name}: is a folder; pass the checkpoint file{_inside(source)}.")
-        if not stat.S_ISREG(before.st_mode):
-            raise CheckpointError(
-                f"{name}: is no regular file (a FIFO, socket or device); save the checkpoint to disk first."
-            )
+        raise CheckpointError(
+            f"{name}: is a FIFO, socket or device, no regular file; save the checkpoint to disk first."
+        )
+    with open(descriptor, "rb") as handle:
         yield handle, before.st_size, name
         after = os.fstat(descriptor)
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -274,7 +275,7 @@ def _zip_looks(names: list[str]) -> str:
 
 def _unsafe(names: tuple[str, ...], source: str) -> UnsafeCheckpoint:
     whole = any(n.startswith(("torch.nn.modules.", "torch.jit.")) for n in names)
-    what = "is a whole pickled module: opening it imports" if whole else "would run code when opened; it imports"
+    what = "is a whole pickled module; opening it would import" if whole else "opening it would import, and may run,"
     return UnsafeCheckpoint(f"{source}: {what} {listing(names)}.\nRefused, nothing was run. {_RESAVE}")
 
 

@@ -84,7 +84,8 @@ def test_layers_come_in_the_order_of_the_forward_pass(
     for path, module in model.named_modules():
         homes = {home[f"{path}.{p}"] for p, _ in module.named_parameters()} if path else set()
         if len(homes) == 1:  # towers hold many layers: being met first says nothing about any of them
-            hooks.append(module.register_forward_pre_hook(lambda *_, layer=homes.pop(): met.append(layer)))
+            (layer,) = homes
+            hooks.append(module.register_forward_pre_hook(lambda *_, layer=layer: met.append(layer)))
     size = model.visual.image_size
     with torch.no_grad():
         model(torch.zeros(1, 3, *(size if isinstance(size, tuple) else (size, size))), torch.zeros(1, 6).long())
@@ -98,7 +99,9 @@ def test_layers_come_in_the_order_of_the_forward_pass(
 @settings(max_examples=20, deadline=None)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_the_names_does_not_matter(random: Any) -> None:
-    shapes = {f"visual.transformer.resblocks.{i}.{m}.weight": (2, 2) for i in range(12) for m in ("ln_1", "attn", "mlp")}
+    shapes = {
+        f"visual.transformer.resblocks.{i}.{m}.weight": (2, 2) for i in range(12) for m in ("ln_1", "attn", "mlp")
+    }
     shapes |= {"visual.proj": (2, 2), "visual.conv1.weight": (2, 3, 1, 1), "logit_scale": ()}
     names = list(shapes)
     random.shuffle(names)

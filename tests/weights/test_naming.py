@@ -87,7 +87,9 @@ def test_two_keys_for_one_tensor_are_refused() -> None:
         normalise(["model.visual.proj", "head.weight", "classification_head.weight"], "f")
 
 
-@pytest.mark.parametrize("path", [(), ("state_dict",), ("model",), ("model_state_dict",), ("module",), ("model", "state_dict")])
+@pytest.mark.parametrize(
+    "path", [(), ("state_dict",), ("model",), ("model_state_dict",), ("module",), ("model", "state_dict")]
+)
 def test_wrappers_are_opened_and_their_neighbours_recorded(path: tuple[str, ...]) -> None:
     content: dict[str, object] = dict(STATE)
     for key in reversed(path):

@@ -168,7 +168,8 @@ def test_distances_are_euclidean_and_add_up_along_the_path(alpha: float) -> None
     path = InterpolationPath(ZERO, ONE, torch.float64)
     theta = path.at(alpha)
     flat = {
-        k: torch.cat([t[n].double().reshape(-1) for n in path.moving]) for k, t in (("0", ZERO), ("1", ONE), ("a", theta))
+        k: torch.cat([t[n].double().reshape(-1) for n in path.moving])
+        for k, t in (("0", ZERO), ("1", ONE), ("a", theta))
     }
     d_0, d_1 = path.distance(alpha)
     assert math.isclose(d_0, float((flat["a"] - flat["0"]).norm()), rel_tol=1e-12, abs_tol=1e-12)
