@@ -1,0 +1,82 @@
+"""What a user gets wrong, through the whole program: a message that names it, exit 2 or 3, nothing written."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from sharpscope import cli
+
+GOOD = "--zeroshot mini:zeroshot --finetuned mini:success --model mini --probe folder:images --id folder:images"
+
+
+class Payload:
+    """Pickled, it touches a file when it is loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, image_folder):
+    """A folder to work in: images that would do; a NaN among the weights, half a file, a web page, an unsafe pickle."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from sharpscope.clip import miniworld
+
+    monkeypatch.chdir(tmp_path)
+    image_folder(dict.fromkeys(miniworld.CLASSES, 1))
+    good = Path(miniworld.checkpoint_path("success")).read_bytes()
+    Path("cut.safetensors").write_bytes(good[: len(good) // 2])
+    Path("page.pt").write_text("<!DOCTYPE html><html>404</html>")
+    Path("unsafe.pt").write_bytes(pickle.dumps({"visual.conv1.weight": Payload(tmp_path / "hacked")}))
+    Path("good.safetensors").write_bytes(good)
+    theta = load_file("good.safetensors")
+    name = "visual.conv1.weight"
+    save_file({**theta, name: theta[name].clone().fill_(torch.nan)}, "nan.safetensors")
+    save_file({**theta, name: theta[name][:, :, :4].contiguous()}, "reshaped.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ("--zeroshot absent.pt", 2, ["absent.pt"]),
+        ("--finetuned page.pt", 2, ["page.pt", "web page"]),
+        ("--finetuned cut.safetensors", 2, ["cut.safetensors"]),
+        ("--finetuned unsafe.pt", 3, ["unsafe.pt", "touch"]),
+        ("--finetuned nan.safetensors", 2, ["visual.conv1.weight", "NaN"]),
+        ("--finetuned reshaped.safetensors", 2, ["visual.conv1.weight"]),
+        ("--finetuned mini:zeroshot", 2, ["nothing to interpolate"]),
+        ("--finetuned mini:succes", 2, ["'success'"]),
+        ("--model ViT-B-32", 2, ["mini", "ViT-B-32"]),
+        ("--model ViT-B-23", 2, ["ViT-B-23", "ViT-B-32"]),
+        ("--id mini:foto", 2, ["mini:foto", "'photo'"]),
+        ("--ood wds:x", 2, ["wds:x", "folder:PATH"]),
+        ("--probe folder:absent", 2, ["absent"]),
+        ("--classnames absent.txt", 2, ["absent.txt"]),
+        ("--alphas 0 1.5", 2, ["1.5", "--extrapolate"]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_bad_input(files, capsys, flags, code, words):
+    assert cli.main(["run", *GOOD.split(), *flags.split(), "--out", "x"]) == code
+    told = capsys.readouterr().err
+    assert told.startswith("sharpscope: error: ")
+    assert len(told.splitlines()) <= 3
+    assert all(word in told for word in words), told
+    assert not Path("x").exists()
+    assert not Path("hacked").exists()
+
+
+def test_inspect_refuses_an_unsafe_file_too(files, capsys):
+    assert cli.main(["inspect", "unsafe.pt"]) == 3
+    assert not Path("hacked").exists()
+    assert cli.main(["inspect", "good.safetensors"]) == 0
+    assert "looks like" in capsys.readouterr().out
