@@ -269,7 +269,6 @@ class _Tower(nn.Module):
     def __init__(self, clip: nn.Module, method: str) -> None:
         super().__init__()
         self.clip, self.method = clip, method
-        self.eval()
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = getattr(self.clip, self.method)(inputs, normalize=False)
