@@ -1,0 +1,1 @@
+"""CLIP and images: a model as a function of named tensors, its heads, data sets, the probe's loss, accuracy."""
