@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +72,23 @@ def test_all_is_complete_and_true(name):
     assert len(set(module.__all__)) == len(module.__all__)
     for public in module.__all__:
         assert hasattr(module, public), f"{name}.__all__ names {public}, which is not there"
+
+
+def test_what_is_imported_is_declared():
+    config = configparser.ConfigParser()
+    config.read(ROOT.parent / "setup.cfg")
+    declared = {re.split("[<>=~! ]", line)[0].lower() for line in config["options"]["install_requires"].split()}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "open_clip": "open_clip_torch"}
+    imported = set()
+    for tree in FILES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = {names.get(n, n) for n in imported - sys.stdlib_module_names - {"sharpscope"}}
+    assert foreign <= declared
+    assert "torch" in foreign
 
 
 def test_import_sharpscope_is_free():
