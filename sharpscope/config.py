@@ -97,8 +97,8 @@ class StudyConfig:
     """What a layer is: every tensor, every module, or every block."""
     measures: tuple[str, ...] = DEFAULT_MEASURES
     """Which sharpness measures to take for every layer and the whole model."""
-    adversarial_alphas: tuple[float, ...] | None = None
-    """The alphas at which the expensive Auto-PGD measures are taken; default: all."""
+    perturbation_alphas: tuple[float, ...] | None = None
+    """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
     dtype: Dtype = "float32"
     """Arithmetic of path, loss and curvature."""
     device: Device = "auto"
@@ -280,7 +280,7 @@ def _got(value: Any) -> str:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("adversarial_alphas", "repair_alphas"):
+    for name in ("perturbation_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -288,8 +288,8 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    if c.adversarial_alphas is not None and not set(c.adversarial_alphas) <= set(c.alphas):
-        raise ConfigError("adversarial_alphas: each must be one of alphas.")
+    if c.perturbation_alphas is not None and not set(c.perturbation_alphas) <= set(c.alphas):
+        raise ConfigError("perturbation_alphas: each must be one of alphas.")
     expand_measures(c.measures)
     _check_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)

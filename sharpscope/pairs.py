@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path as FilePath
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError, PairMismatch
-from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
+from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
-from sharpscope.weights.path import InterpolationPath, Pair, check_model, check_pair
+from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 
 __all__ = ["LoadedPair", "load_pair", "load_study_pair", "resolve_checkpoint"]
 
-Source = str | Path | nn.Module | Mapping[str, Tensor] | Checkpoint
+Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LoadedPair:
 
     def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
         """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
-        return InterpolationPath(self.theta_0, self.theta_1, dtype=dtype, extrapolate=extrapolate)
+        return InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
         """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
@@ -56,7 +57,8 @@ class LoadedPair:
 
     def __repr__(self) -> str:
         count = sum(self.theta_0[n].numel() for n in self.moving)
-        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={self.classifier.mode!r}, {count:,} moving parameters)"
+        head = self.classifier.mode
+        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={head!r}, {count:,} moving parameters)"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in _summary(self).items())
@@ -69,8 +71,8 @@ def load_pair(
     *,
     model: str = "ViT-B-32",
     head: str = "auto",
-    classnames: str | Path | Sequence[str] | None = None,
-    templates: str | Path | Sequence[str] | None = None,
+    classnames: str | FilePath | Sequence[str] | None = None,
+    templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture.
@@ -102,7 +104,7 @@ def load_pair(
         clip,
         mode,  # type: ignore[arg-type]
         _classnames(classnames, stored, model),
-        read_lines(templates, "templates") if isinstance(templates, (str, Path)) else templates,
+        read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates,
         scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
         bias="head.bias" in pair.theta_1,
@@ -137,20 +139,18 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
     )
 
 
-def resolve_checkpoint(source: str | Path) -> Path:
+def resolve_checkpoint(source: str | FilePath) -> FilePath:
     """The file of a checkpoint argument: ``mini:NAME`` is the embedded world's, anything else a path."""
     text = str(source)
-    return miniworld.checkpoint_path(text.removeprefix("mini:")) if text.startswith("mini:") else Path(text)
+    return miniworld.checkpoint_path(text.removeprefix("mini:")) if text.startswith("mini:") else FilePath(text)
 
 
 def _read(source: Source, role: str) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, FilePath)):
         return read_checkpoint(resolve_checkpoint(source))
-    state = source.state_dict() if isinstance(source, nn.Module) else source
-    tensors = {k: v.detach().cpu().clone() for k, v in state.items()}
-    return Checkpoint(tensors, {"container": "memory", "head": None}, "", f"<{role} {type(source).__name__}>")
+    return checkpoint_of(source, f"<{role}>")
 
 
 def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint]) -> None:
@@ -173,9 +173,9 @@ def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
 
 
 def _classnames(
-    given: str | Path | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str
+    given: str | FilePath | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str
 ) -> Sequence[str]:
-    if isinstance(given, (str, Path)):
+    if isinstance(given, (str, FilePath)):
         return read_lines(given, "classnames")
     if given is not None:
         return tuple(given)
@@ -187,12 +187,12 @@ def _classnames(
 
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
-    return {"source": Path(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
 
 
 def _stem(source: Source) -> str:
-    if isinstance(source, (str, Path)):
-        return Path(str(source).removeprefix("mini:")).stem
+    if isinstance(source, (str, FilePath)):
+        return FilePath(str(source).removeprefix("mini:")).stem
     return "finetuned"
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -42,10 +43,11 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Variant:
-    """One repair of the path: which layers lose which share of their entries, and as what it is judged.
+    """One repair of the path: which layers keep which share of their entries, and as what it is judged.
 
     ``group``: straggler | random_layers (as many parameters in random other layers) | all_layers (as many dropped
-    entries, spread over every layer) | everything (every layer at the same density).
+    entries, spread over every layer) | everything (every layer at the same density). ``density`` is the one asked for,
+    ``kept`` that of these layers, ``kept_fraction`` that of the whole model.
     """
 
     group: Group
@@ -53,6 +55,7 @@ class Variant:
     target: str
     select: str
     density: float
+    kept: float
     kept_fraction: float
 
     @property
@@ -263,8 +266,8 @@ def _measure(
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
-    chosen = config.adversarial_alphas
-    return not measure.startswith("sharpness_max") or chosen is None or alpha in chosen
+    chosen = config.perturbation_alphas
+    return not measure.startswith("sharpness_") or chosen is None or alpha in chosen
 
 
 def _still(context: Context) -> list[str]:
@@ -328,28 +331,26 @@ def _rms(context: Context, layer: Layer) -> float:
 # ---------------------------------------------------------------------- repair
 def variants(config: StudyConfig, layers: Sequence[Layer], chosen: Iterable[str]) -> list[Variant]:
     """Every repair of the chosen layers with its controls; empty when nothing is chosen."""
-    by_name = {x.name: x for x in layers}
-    straggler = [by_name[name] for name in chosen]
+    names = set(chosen)
+    straggler = [x for x in layers if x.name in names]
     if not straggler:
         return []
+    groups: dict[Group, Sequence[Layer]] = {
+        "straggler": straggler,
+        "random_layers": matched_control(straggler, layers, derive(config.seed, "control")),
+        "all_layers": layers,
+        "everything": layers,
+    }
     total = sum(x.num_params for x in layers)
     share = sum(x.num_params for x in straggler) / total
-    control = matched_control(straggler, layers, derive(config.seed, "control"))
     out = []
-    for target in config.targets:
-        for select in config.selects:
-            for density in config.densities:
-                spread = 1 - share * (1 - density)
-                groups: list[tuple[Group, Sequence[Layer], float, float]] = [
-                    ("straggler", straggler, density, spread),
-                    ("random_layers", control, density, 1 - sum(x.num_params for x in control) / total * (1 - density)),
-                    ("all_layers", layers, round(spread, 6), spread),
-                    ("everything", layers, density, density),
-                ]
-                for group, members, kept, fraction in groups:
-                    if members:
-                        names = tuple(x.name for x in members)
-                        out.append(Variant(group, names, target, select, kept, fraction))
+    for target, select, density in product(config.targets, config.selects, config.densities):
+        for group, members in groups.items():
+            kept = 1 - share * (1 - density) if group == "all_layers" else density
+            dropped = sum(x.num_params for x in members) * (1 - kept)
+            if members:
+                layer_names = tuple(x.name for x in members)
+                out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total))
     return out
 
 
@@ -361,7 +362,7 @@ def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
         context.path.at(alpha),
         context.path.at(0.0),
         members,
-        variant.density,
+        variant.kept,
         target=variant.target,  # type: ignore[arg-type]
         select=variant.select,  # type: ignore[arg-type]
         seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),

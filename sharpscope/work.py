@@ -28,6 +28,7 @@ from sharpscope.units import Context, Variant, compute
 __all__ = ["Bar", "Crew", "Task", "threads_of"]
 
 _POLL = 0.5
+_Result = tuple["Task", Unit | str, float | None]
 
 
 class Bar(Protocol):
@@ -51,24 +52,24 @@ class Task:
 
 
 class Crew:
-    """Computes tasks of one study: inline for one job, else in worker processes that each keep their contexts.
+    """Computes tasks of one study: this process does one job, worker processes the others.
 
     A context manager: worker processes end with it, whatever happens, and by themselves when this process is killed.
     """
 
-    def __init__(self, config: StudyConfig, contexts: Mapping[str, Context] | None = None) -> None:
+    def __init__(self, config: StudyConfig) -> None:
         self.config = config
-        self._contexts = dict(contexts or {})
+        self._contexts: dict[str, Context] = {}
         self._pool: ProcessPoolExecutor | None = None
         if config.jobs > 1:
             self._pool = ProcessPoolExecutor(
-                config.jobs,
+                config.jobs - 1,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
                 initargs=(threads_of(config), os.getpid()),
             )
-            # Workers import torch while this process still checks the inputs.
-            self._warm = [self._pool.submit(os.getpid) for _ in range(config.jobs)]
+            # Workers import torch and load the first pair while this process still checks the inputs.
+            self._warm = [self._pool.submit(_warm_up, config) for _ in range(config.jobs - 1)]
 
     def __enter__(self) -> Crew:
         return self
@@ -83,7 +84,7 @@ class Crew:
                 worker.join()
 
     def add_contexts(self, contexts: Mapping[str, Context]) -> None:
-        """The contexts that inline work uses (worker processes make their own)."""
+        """The contexts that this process uses (worker processes make their own)."""
         self._contexts.update(contexts)
 
     def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
@@ -98,56 +99,63 @@ class Crew:
             else:
                 units[task.key] = unit
                 bar.update()
-        for task, result, seconds in self._results(directory, waiting, bar, units):
-            if isinstance(result, Unit):
-                directory.save(task.key, result)
-                units[task.key] = result
-                directory.log("unit", key=task.key, seconds=round(seconds, 3))
-            else:
+        for task, result, seconds in self._results(directory, waiting, bar):
+            if isinstance(result, str):
                 failed[task.key] = result
                 directory.log("failed", key=task.key, reason=result)
+            else:
+                units[task.key] = result
+                if seconds is not None:
+                    directory.save(task.key, result)
+                    directory.log("unit", key=task.key, seconds=round(seconds, 3))
             bar.update()
         return units, failed
 
-    def _results(
-        self, directory: RunDirectory, waiting: deque[Task], bar: Bar, units: dict[str, Unit]
-    ) -> Iterator[tuple[Task, Unit | str, float]]:
-        """Claim, compute, hand over; what another live process has claimed is waited for and read."""
+    def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
+        """Claim, compute, hand over; what another live process has claimed is waited for and read (seconds None)."""
         running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
         elsewhere: deque[Task] = deque()
         try:
             while waiting or running or elsewhere:
-                while waiting and len(running) < self.config.jobs:
+                # One unit in hand and one in reserve for each worker: none idles while this process is at its own.
+                while waiting and len(running) < 2 * (self.config.jobs - 1):
                     task = waiting.popleft()
                     claim = directory.claim(task.key)
                     if claim is None:
-                        unit = directory.load(task.key)
-                        if unit is None:
-                            elsewhere.append(task)
-                        else:
-                            units[task.key] = unit
-                            bar.update()
-                        continue
-                    if self._pool is None:
-                        with claim:
-                            yield (task, *self._inline(task, bar))
+                        elsewhere.append(task)
                     else:
-                        bar.set_postfix_str(task.key)
+                        assert self._pool is not None
                         running[self._pool.submit(_remote, self.config, task)] = (task, claim)
-                if running:
-                    done, _ = wait(running, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        task, claim = running.pop(future)
+                if waiting:
+                    task = waiting.popleft()
+                    claim = directory.claim(task.key)
+                    if claim is None:
+                        elsewhere.append(task)
+                    else:
                         with claim:
-                            yield (task, *_outcome(future))
-                elif not waiting and elsewhere:
+                            yield (task, *self._here(task, bar))
+                elif running:
+                    wait(running, return_when=FIRST_COMPLETED)
+                elif elsewhere:
                     time.sleep(_POLL)
-                    waiting, elsewhere = elsewhere, deque()
+                for future in [f for f in running if f.done()]:
+                    task, claim = running.pop(future)
+                    with claim:
+                        yield (task, *_outcome(future))
+                for _ in range(len(elsewhere)):
+                    task = elsewhere.popleft()
+                    unit = directory.load(task.key)
+                    if unit is not None:
+                        yield task, unit, None
+                    elif directory.holder(task.key) is None:
+                        waiting.append(task)
+                    else:
+                        elsewhere.append(task)
         finally:
             for _, claim in running.values():
                 claim.release()
 
-    def _inline(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
+    def _here(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
         with _threads(threads_of(self.config)):
             return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
 
@@ -192,6 +200,14 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
+
+
+def _warm_up(config: StudyConfig) -> None:
+    """Make the contexts; what is wrong with the input is said by the parent, which looks at it too."""
+    with contextlib.suppress(SharpscopeError):
+        for pair in config.pairs[:4]:
+            context = _context(json.dumps(config.to_dict()), pair.name)
+            _ = context.probe, context.datasets
 
 
 def _remote(config: StudyConfig, task: Task) -> tuple[Unit | str, float]:

@@ -62,7 +62,7 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"alphas": [1, 0]}, "alphas: [1.0, 0.0] is not in increasing order"),
         ({"alphas": [0, 1.5]}, "alphas: 1.5 is outside [0, 1]; extrapolation has to be asked for (--extrapolate)"),
         ({"alphas": [0, float("nan")], "extrapolate": True}, "alphas: nan is not a finite number"),
-        ({"adversarial_alphas": [0.55]}, "adversarial_alphas: each must be one of alphas"),
+        ({"perturbation_alphas": [0.55]}, "perturbation_alphas: each must be one of alphas"),
         ({"layer_alphas": [0.0, 0.5]}, "layer_alphas: has to go from 0 to 1"),
         ({"seed": 1.5}, "seed: needs a whole number, got 1.5"),
         ({"seed": True}, "seed: needs a whole number, got True"),

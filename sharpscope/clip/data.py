@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import warnings
@@ -234,6 +235,13 @@ def _known_specs() -> list[str]:
     return [f"mini:{domain}" for domain in miniworld.DOMAINS]
 
 
+@functools.lru_cache(maxsize=16)  # several pairs of one study look at the same pictures; 5 MB a test set
+def _rendered(domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    from sharpscope.clip import miniworld
+
+    return miniworld.make(domain, _MINI_SIZES[split], miniworld.SEEDS[_MINI_SEEDS[split]])[:2]
+
+
 def _load_mini(
     spec: str, rest: str, model: ClipModel | None, split: str, names: Sequence[str] | None, limit: int | None, seed: int
 ) -> Dataset:
@@ -244,7 +252,7 @@ def _load_mini(
     if split not in _MINI_SIZES:
         near = did_you_mean(split, _MINI_SIZES)
         raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(split)}'.{near} Known: train, val, test.")
-    pixels, found = miniworld.make(domain, _MINI_SIZES[split], miniworld.SEEDS[_MINI_SEEDS[split]])[:2]
+    pixels, found = _rendered(domain, split)
     classnames, index, matching = _match(miniworld.CLASSES, names, spec)
     labels = torch.tensor(index)[torch.from_numpy(np.ascontiguousarray(found)).long()]
     rows = sorted(stratified(labels, limit, seed, spec, split)) if limit is not None else list(range(len(labels)))

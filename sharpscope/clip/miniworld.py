@@ -26,7 +26,7 @@ from sharpscope.errors import ConfigError, did_you_mean, shown
 __all__ = [
     "CAPTIONS", "CLASSES", "COLOURS", "DOMAINS", "IMAGE_SIZE", "LOOKALIKES", "SEEDS", "SHIFTS", "STYLES", "STYLE_WORDS",
     "TEMPLATES", "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "make", "manifest",
-    "render", "tokenizer_path",
+    "pairs_table", "render", "tokenizer_path",
 ]  # fmt: skip
 
 IMAGE_SIZE: Final = 32
@@ -329,3 +329,8 @@ def checkpoint_path(name: str) -> Path:
             f"mini:{shown(name)}: no such checkpoint.{did_you_mean(name, known)} Known: {', '.join(known)}."
         )
     return _data() / str(known[name]["file"])
+
+
+def pairs_table(name: str) -> Path:
+    """CSV file of the shipped across-pair table ``name`` (sharpness, accuracy, path) over all pairs of the world."""
+    return _data() / f"pairs_{name}.csv.gz"

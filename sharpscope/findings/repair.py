@@ -19,7 +19,7 @@ from sharpscope.seeds import derive
 
 __all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain", "repair_table"]
 
-CONTROLS = ("none", "random_layers", "all_layers")
+CONTROLS = ("none", "random_layers", "all_layers", "everything")
 CONTRASTS = (
     "pair", "target", "select", "density", "num_alphas", "gain", "gain_low", "gain_high",
     "difference", "difference_low", "difference_high", "note",
@@ -43,7 +43,7 @@ class Variant:
     kept_fraction: float
     """Fraction of entries kept, as it came out."""
     control: str
-    """none (the stragglers) | random_layers | all_layers."""
+    """none (the stragglers) | random_layers | all_layers (as many dropped entries) | everything (same density)."""
     alphas: tuple[float, ...]
     correct: Mapping[str, np.ndarray]
     """Data set -> bool [len(alphas), n]; the data sets and examples of the plain path."""

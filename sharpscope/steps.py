@@ -1,0 +1,373 @@
+"""Each step of the method alone: what a study would cost, what is in a file, one point of a path, one evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sharpscope.clip.data import load_dataset, read_classnames, read_lines
+from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.config import StudyConfig
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
+from sharpscope.findings.correlation import pair_correlations
+from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.present.tables import normalised, number, percent, read_csv
+from sharpscope.schema import ALL, DENSE
+from sharpscope.units import Context, pick_device, plan_curvature, variants
+from sharpscope.weights import (
+    Checkpoint,
+    InterpolationPath,
+    check_pair,
+    describe,
+    read_checkpoint,
+    split_layers,
+    write_checkpoint,
+)
+from sharpscope.weights import sparsify as sparsified
+from sharpscope.weights.compare import check_model
+from sharpscope.weights.naming import is_buffer
+
+__all__ = ["correlate", "covariates", "evaluate", "inspect", "interpolate", "plan", "sparsify"]
+
+_PRODUCTS = {"trace": 40, "eigen": 8}
+"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
+
+
+# ---------------------------------------------------------------------- what would it cost
+def plan(config: StudyConfig) -> str:
+    """Units of work and their estimated time, memory and disk, from one timed gradient graph; writes nothing."""
+    contexts = {p.name: Context.load(config, p) for p in config.pairs}
+    if not contexts:
+        raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
+    context = next(iter(contexts.values()))
+    costs = _costs(context)
+    layers, alphas = len(context.layers), len(config.alphas)
+    inner = len([a for a in config.alphas if 0 < a < 1]) if config.repair_alphas is None else len(config.repair_alphas)
+    repairs = len(variants(config, context.layers, [context.layers[0].name])) * inner
+    seconds = {
+        "curvature": alphas * costs["curvature"],
+        "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
+        * layers * costs["loss"],
+        "path": alphas * (costs["loss"] + costs["evaluate"]),
+        "repair": repairs * costs["evaluate"],
+    }  # fmt: skip
+    units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    total = sum(seconds.values()) * len(contexts) / config.jobs
+    images = sum(len(d) for d in context.datasets.values())
+    disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
+    lines = [
+        f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
+        f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, {context.device}",
+        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} a pair" for kind, s in seconds.items()),
+        f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
+        f"{_PRODUCTS['eigen']} products a layer, at most {config.max_matvecs})",
+        f"one Hessian-vector product of the whole model: {costs['hvp']:.3g} s; of every layer: {costs['sweep']:.3g} s",
+        f"memory of one gradient graph: {costs['graph'] / 2**20:,.0f} MiB a batch; of all: "
+        f"{costs['graph'] * len(context.probe.batches) / 2**20:,.0f} MiB",
+        f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB of units, and the report",
+    ]
+    return "\n".join(lines)
+
+
+def _costs(context: Context) -> dict[str, float]:
+    """Seconds of the parts of the work, each timed once at the middle of the path."""
+    config, probe = context.config, context.probe
+    theta = context.theta(0.5 if 0.5 in config.alphas else config.alphas[len(config.alphas) // 2])
+    blocks = {ALL: [n for x in context.layers for n in x.params]} | {x.name: x.params for x in context.layers}
+    batches = len(probe.batches)
+    first = context.make_probe(config.batch_size)
+    first.batches, first.weights = probe.batches[:1], (1.0,)
+    with second_order():
+        start = time.perf_counter()
+        engine = HessianEngine(first, theta, blocks)
+        build = (time.perf_counter() - start) * batches
+        times = {}
+        for layer, spec in engine.blocks.items():
+            v = torch.ones(spec.size, 1, dtype=engine.dtype, device=engine.device)
+            start = time.perf_counter()
+            engine.products({layer: v})
+            times[layer] = (time.perf_counter() - start) * batches
+    start = time.perf_counter()
+    probe.sample_losses(theta)
+    loss = time.perf_counter() - start
+    dataset = next(iter(context.datasets.values()))
+    few = dataset.subset(range(min(len(dataset), 2 * config.batch_size)))
+    start = time.perf_counter()
+    correct(context.pair.classifier, theta, few, config.batch_size, context.device)
+    images = sum(len(d) for d in context.datasets.values())
+    evaluate = (time.perf_counter() - start) / len(few) * images
+    sweep = sum(times.values())
+    wanted = (("trace", ("hessian_trace", "weighted_trace")), ("eigen", ("lambda_max", "lambda_min", "lambda_abs")))
+    products = sum(
+        min(_PRODUCTS[kind], config.max_matvecs) for kind, names in wanted if set(names) & set(config.measures)
+    )
+    layers = len(context.layers) + 1
+    averages = sum(m.startswith("sharpness_avg") for m in config.measures) * 2 * config.noise_samples * layers * loss
+    perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
+    chosen = len(perturbed) / len(config.alphas)
+    worst = sum(m.startswith("sharpness_max") for m in config.measures) * config.pgd_steps * layers * build / 2 * chosen
+    ggn = ("ggn_trace" in config.measures) * min(40, config.max_matvecs) * build / 2
+    curvature = (products > 0) * build + products * sweep + averages * chosen + worst + ggn
+    return {
+        "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
+        "graph": float(engine.graph_bytes),
+    }  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# ---------------------------------------------------------------------- what is in a file
+def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
+    """What one checkpoint holds, or how two of them differ layer by layer; raises as ``read_checkpoint`` does."""
+    first = read_checkpoint(resolve_checkpoint(a))
+    text = [_described(first, model)]
+    if b is not None:
+        second = read_checkpoint(resolve_checkpoint(b))
+        text += [_described(second, model), _compared(first, second)]
+    return "\n\n".join(text)
+
+
+def _described(checkpoint: Checkpoint, model: str | None) -> str:
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    head = facts.get("head")
+    lines = [
+        shown(checkpoint.source, 300),
+        f"  format        {facts['container']}, read without running any of its code",
+        f"  sha256        {checkpoint.sha256}",
+        f"  names         {shown(facts['naming'])}"
+        + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
+        f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
+        + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
+        f"  holds         {', '.join(facts['towers'])}",
+        f"  looks like    {describe(tensors)}",
+        "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
+    ]
+    if model is not None:
+        clip = ClipModel.load(model)
+        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=("image",))
+        lines.append(f"  fits          {shown(clip.name)}")
+    return "\n".join(lines)
+
+
+def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    classes, width = tensors["head.weight"].shape
+    baked = "logit scale baked in" if head["scale_baked"] else "logit scale not baked in"
+    return f"{classes} classes x {width}, {baked}, features {'' if head['normalize'] else 'not '}normalised"
+
+
+def _compared(first: Checkpoint, second: Checkpoint) -> str:
+    pair = check_pair(first, second)
+    shapes = {n: t.shape for n, t in pair.theta_0.items() if t.is_floating_point() and not is_buffer(n)}
+    path = InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head"] in ("both", "none") else _headless(pair)
+    rows = []
+    for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, "module"):
+        distance = path.layer_distance(layer)
+        size = float(sum(path.theta_0[n].double().square().sum() for n in layer.params)) ** 0.5
+        rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))
+    width = max(len(shown(r[0], 60)) for r in rows)
+    lines = [repr(pair), f"{'layer':<{width}}  tower  {'parameters':>11}  {'distance':>9}  relative"]
+    for name, tower, count, distance, relative in rows:
+        moved = f"{number(distance):>9}  {percent(relative)}" if distance else "        0  does not move"
+        lines.append(f"{shown(name, 60):<{width}}  {tower:<5}  {count:>11,}  {moved}")
+    return "\n".join(lines)
+
+
+def _headless(pair: Any) -> InterpolationPath:
+    bodies = [{n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)]
+    return InterpolationPath(*bodies)
+
+
+# ---------------------------------------------------------------------- one point of a path
+def interpolate(
+    zeroshot: str | FilePath,
+    finetuned: str | FilePath,
+    alpha: float,
+    out: str | FilePath,
+    model: str = "ViT-B-32",
+    *,
+    classnames: str | FilePath | Sequence[str] | None = None,
+    extrapolate: bool = False,
+) -> None:
+    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included."""
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames)
+    path = pair.path(extrapolate=extrapolate)
+    _write_theta(out, path.at(alpha), pair, {"alpha": repr(float(alpha))})
+
+
+def sparsify(
+    zeroshot: str | FilePath,
+    finetuned: str | FilePath,
+    *,
+    layers: Sequence[str],
+    density: float,
+    out: str | FilePath,
+    target: str = "delta",
+    select: str = "random",
+    alpha: float = 1.0,
+    model: str = "ViT-B-32",
+    granularity: str = "module",
+    seed: int = 0,
+    classnames: str | FilePath | Sequence[str] | None = None,
+    extrapolate: bool = False,
+) -> None:
+    """Write theta(alpha) with ``layers`` made sparse; see ``weights.sparsify``. Raises ConfigError for an unknown
+    layer."""
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames)
+    known = {x.name: x for x in pair.layers(granularity)}
+    for name in layers:
+        if name not in known:
+            raise ConfigError(
+                f"--layers: no layer '{shown(name)}' at granularity {granularity}.{did_you_mean(name, known)}\n"
+                "'sharpscope inspect A B' lists the layers."
+            )
+    path = pair.path(extrapolate=extrapolate)
+    theta = sparsified(
+        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    _write_theta(out, theta, pair, {
+        "alpha": repr(float(alpha)), "sparse_layers": json.dumps(list(layers)), "density": repr(float(density)),
+        "target": target, "select": select, "seed": str(seed),
+    })  # fmt: skip
+
+
+def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedPair, facts: Mapping[str, str]) -> None:
+    classifier = pair.classifier
+    metadata = {f"sharpscope.{k}": v for k, v in facts.items()} | {
+        "sharpscope.alpha_on": "finetuned",
+        "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
+        "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
+    }
+    if "head.weight" in theta:
+        metadata |= {
+            "sharpscope.head.scale_baked": json.dumps(classifier.scale_baked),
+            "sharpscope.head.normalize": json.dumps(classifier.normalize),
+            "sharpscope.classnames": json.dumps(list(classifier.classnames)),
+        }
+    write_checkpoint(out, theta, metadata)
+
+
+# ---------------------------------------------------------------------- accuracy and correlation
+def evaluate(
+    checkpoint: str | FilePath,
+    model: str = "ViT-B-32",
+    specs: Sequence[str] = (),
+    *,
+    head: str = "auto",
+    classnames: str | FilePath | Sequence[str] | None = None,
+    templates: str | FilePath | Sequence[str] | None = None,
+    data_root: str | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    limit: int | None = None,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Top-1 accuracy of one checkpoint on data sets, with Wilson intervals: the accuracy table without pair and
+    alpha."""
+    clip, weights = ClipModel.load(model), read_checkpoint(resolve_checkpoint(checkpoint))
+    stored = weights.facts.get("head")
+    use_stored = head == "stored" or (head == "auto" and stored is not None)
+    if use_stored and stored is None:
+        raise ConfigError(f"head: {shown(weights.source)} has no stored head; use --head zeroshot.")
+    require = ("image",) if use_stored else ("image", "text", "scale")
+    check_model(weights.tensors, clip.shapes, clip.name, source=shown(weights.source, 300), require=require)
+    names: Sequence[str] | None = (stored or {}).get("classnames") if classnames is None else None
+    if classnames is not None:
+        names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
+    options = {"model": clip, "data_root": data_root, "limit": limit}
+    datasets = {spec: load_dataset(spec, classnames=names, **options) for spec in specs}  # type: ignore[arg-type]
+    classifier = Classifier(
+        clip,
+        "stored" if use_stored else "zeroshot",
+        names or next(iter(datasets.values())).classnames,
+        read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates,
+        scale_baked=bool(use_stored and stored and stored["scale_baked"]),
+        normalize=not (use_stored and stored and not stored["normalize"]),
+    )
+    where = pick_device(device)
+    theta = {n: t.float() if t.is_floating_point() else t for n, t in weights.tensors.items()}
+    theta = {n: t.to(where) for n, t in classifier.attach(_with_scale(theta, model)).items()}
+    hits = {spec: correct(classifier, theta, d, batch_size, where) for spec, d in datasets.items()}
+    rows = accuracy_rows(
+        "",
+        float("nan"),
+        DENSE,
+        hits,
+        dict.fromkeys(hits, "test"),
+        level,
+        {s: dataset_note(d) for s, d in datasets.items()},
+    )
+    return pd.DataFrame(rows)[["dataset", "metric", "estimate", "ci_low", "ci_high", "n", "note"]]
+
+
+def _with_scale(theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
+    """A fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT freezes
+    it)."""
+    if "logit_scale" in theta or model != "mini":
+        return dict(theta)
+    return {**theta, "logit_scale": read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors["logit_scale"].float()}
+
+
+def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+    """pair, alpha, distance from theta_0 and ID accuracy: what sharpness has to be held against."""
+    dense = accuracy[(accuracy["variant"] == DENSE) & (accuracy["role"] == "id")]
+    mean = dense.groupby(["pair", "alpha"], as_index=False)["estimate"].mean()
+    distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
+    return distance.merge(mean.rename(columns={"estimate": "id_accuracy"}), on=["pair", "alpha"], how="left")
+
+
+def correlate(
+    runs: Sequence[str | os.PathLike[str]],
+    accuracy: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Across-pair correlations over the pairs of several run directories; ``accuracy`` replaces what they measured.
+
+    Raises RunDirectoryError for a folder without tables, ConfigError where two runs have a pair of the same name.
+    """
+    tables: dict[str, list[pd.DataFrame]] = {"sharpness": [], "accuracy": [], "path": []}
+    seen: dict[str, str] = {}
+    for run in runs:
+        for name, parts in tables.items():
+            file = FilePath(run) / "tables" / f"{name}.csv"
+            if not file.exists():
+                raise RunDirectoryError(
+                    f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
+                )
+            parts.append(read_csv(file, name))
+        for pair in tables["path"][-1]["pair"].unique():
+            if pair in seen:
+                raise ConfigError(f"correlate: both {shown(seen[pair])} and {shown(run)} have a pair '{shown(pair)}'.")
+            seen[str(pair)] = str(run)
+    joined = {
+        name: normalised(pd.concat([p for p in parts if len(p)] or parts[:1]), name) for name, parts in tables.items()
+    }
+    if accuracy is not None:
+        joined["accuracy"] = read_csv(accuracy, "accuracy")
+    return pair_correlations(
+        joined["sharpness"],
+        joined["accuracy"],
+        covariates(joined["accuracy"], joined["path"]),
+        source="run",
+        seed=seed,
+        bootstrap=bootstrap,
+        level=level,
+    )
