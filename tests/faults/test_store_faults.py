@@ -29,6 +29,7 @@ from sharpscope.store import RunDirectory, Unit
 root, num_keys, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 run = RunDirectory.open(root, {"config": {"seed": 0}}, {"alpha_on": "finetuned"})
 print("ready", flush=True)
+sys.stdin.readline()
 todo = [f"curvature/Pair/{i}" for i in range(num_keys)]
 while todo:
     for key in list(todo):
@@ -41,7 +42,7 @@ while todo:
                 print(key, flush=True)
                 time.sleep(pause)
                 i = int(key.rpartition("/")[2])
-                run.save(key, Unit({"path": [{"alpha": i / 7}]}, {"g": np.full(20_000, i / 3)}))
+                run.save(key, Unit({"path": [{"alpha": i / 7}]}, {"g": np.full(100_000, i / 3)}))
                 run.log("unit", key=key)
         todo.remove(key)
 alphas = [run.load(f"curvature/Pair/{i}").rows["path"][0]["alpha"] for i in range(num_keys)]
@@ -52,7 +53,10 @@ print("finished", flush=True)
 
 def start(root: Path, num_keys: int = len(KEYS), pause: float = 0.0) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, str(root), str(num_keys), str(pause)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", WORKER, str(root), str(num_keys), str(pause)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -73,6 +77,8 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(tmp_path):
         with start(wild, pause=0.002) as child:
             if attempt % 5:  # every fifth is killed while it starts
                 child.stdout.readline()
+                child.stdin.write("go\n")
+                child.stdin.flush()
             time.sleep(rng.uniform(0.0, 0.02))
             child.kill()
         if not (wild / "manifest.json").exists():
@@ -94,6 +100,11 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.slow
 def test_four_processes_share_the_work_without_duplicates(tmp_path):
     children = [start(tmp_path / "x", pause=0.01) for _ in range(4)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:  # all of them are ready before the first begins
+        child.stdin.write("go\n")
+        child.stdin.flush()
     outputs = [child.communicate()[0].split() for child in children]
     assert all(out[-1] == "finished" for out in outputs)
     computed = sorted(key for out in outputs for key in out if key in KEYS)
