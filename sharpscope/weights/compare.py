@@ -98,7 +98,7 @@ def differences(
     parts = []
     if reshaped:
         sizes = [f"{n} ({ours} {list(first[n])}, {theirs} {list(second[n])})" for n in reshaped]
-        parts.append(f"{len(reshaped)} of another shape: {listing(sizes, share)}")
+        parts.append(f"{len(reshaped)} of another shape: {listing(sizes, min(share, 4))}")
     if absent:
         parts.append(f"{len(absent)} {missing}: {listing(absent, share)}")
     if added:

@@ -39,8 +39,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands: its tower, its block (None outside of the blocks), its module, whether before the
-    blocks."""
+    """Where a tensor stands: tower, block (None outside of the blocks), module, whether it precedes the blocks."""
 
     tower: Tower
     block: str | None
@@ -185,10 +184,10 @@ def split_layers(
         raise ConfigError(
             f"granularity: '{shown(granularity)}' is none of {', '.join(known)}.{did_you_mean(granularity, known)}"
         )
-    places = _places(shapes)
+    places = {name: place(name) for name in shapes}
     depths = _depths(places.values())
     groups: dict[str, list[str]] = {}
-    for name in sorted(shapes, key=lambda n: places[n].key):
+    for name in sorted(shapes, key=lambda n: (places[n].key, n)):
         if only is None or name in only:
             groups.setdefault(_group(name, places[name], granularity), []).append(name)
     return tuple(_layer(group, names, places, depths, shapes, granularity) for group, names in groups.items())
@@ -249,10 +248,6 @@ def _rank(token: str, ranks: Mapping[str, int]) -> int:
     if ranks is _OUTSIDE and (token.isdigit() or _CONTAINER.match(token)):
         return ranks["blocks"]
     return ranks["unknown"]
-
-
-def _places(shapes: Mapping[str, Any]) -> dict[str, Place]:
-    return {name: place(name) for name in shapes}
 
 
 def _depths(places: Iterable[Place]) -> dict[tuple[Tower, str | None], int]:

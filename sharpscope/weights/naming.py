@@ -147,8 +147,7 @@ def unwrap(content: object, source: str) -> Unwrapped:
 
 
 def normalise(names: Iterable[str], source: str) -> Names:
-    """Map ``names`` to open_clip's: launcher and wrapper prefixes stripped, the head called ``head.weight``,
-    ``head.bias``.
+    """Map ``names`` to open_clip's: prefixes stripped, the head called ``head.weight`` and ``head.bias``.
 
     Raises CheckpointError when only some keys carry a prefix, when two keys end up with one name, when the head has
     tensors other than weight and bias, or when the names are those of a system that has to be converted first.

@@ -27,8 +27,8 @@ class Pair:
 
     ``zeroshot``, ``finetuned``: the checkpoints they came from (None for plain dictionaries). ``moving``: floating
     parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": tensors}), filled (tower ->
-    tensors taken from theta_0), head (both, zeroshot, finetuned, none), dropped (constants only one of the two holds),
-    tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
+    tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped (constants only one of the two
+    holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
     """
 
     zeroshot: Checkpoint | None
@@ -82,7 +82,7 @@ def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[
     facts = {
         "promoted": promoted,
         "filled": dict(sorted(Counter(tower_of(n) for n in filled).items())),
-        "head": head,
+        "head_in": head,
         "dropped": dropped,
         "tied": ties,
         "moving_towers": [t for t in TOWERS if t in towers],

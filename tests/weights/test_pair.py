@@ -70,7 +70,7 @@ def test_a_whole_text_tower_that_is_gone_is_taken_from_theta_0(tiny_thetas: Thet
     text = [n for n in theta if tower_of(n) == "text"]
     assert pair.facts["filled"] == {"scale": 1, "text": len(text)}
     assert all(pair.theta_1[n] is pair.theta_0[n] for n in text)
-    assert pair.facts["head"] == "finetuned" and "head.weight" not in pair.theta_0
+    assert pair.facts["head_in"] == "finetuned" and "head.weight" not in pair.theta_0
     assert list(pair.theta_1)[:-1] == list(pair.theta_0)
 
 
@@ -114,9 +114,9 @@ def test_statistics_alone_move_the_path_but_are_no_parameters(tiny_thetas: Theta
 def test_a_head_in_one_of_the_two_is_no_mismatch_but_other_classes_are(tiny_theta: dict[str, Tensor]) -> None:
     head = {"head.weight": torch.ones(3, 12)}
     pair = check_pair(tiny_theta, tiny_theta | head)  # a linear probe: the encoder did not move
-    assert pair.moving == () and pair.facts["head"] == "finetuned"
+    assert pair.moving == () and pair.facts["head_in"] == "finetuned"
     both = check_pair(tiny_theta | head, tiny_theta | {"head.weight": torch.zeros(3, 12)})
-    assert both.moving == ("head.weight",) and both.facts["head"] == "both"
+    assert both.moving == ("head.weight",) and both.facts["head_in"] == "both"
     with pytest.raises(PairMismatch, match=r"head\.weight \(first \[3, 12\], second \[5, 12\]\)"):
         check_pair(tiny_theta | head, tiny_theta | {"head.weight": torch.zeros(5, 12)})
     with pytest.raises(PairMismatch, match=r"head\.bias"):
@@ -139,8 +139,9 @@ def test_masks_may_be_minus_infinite_and_may_be_missing(tiny_theta: dict[str, Te
     assert check_pair(tiny_theta | mask, _tuned(tiny_theta) | mask).facts["dropped"] == []
     pair = check_pair(tiny_theta | mask, _tuned(tiny_theta))
     assert pair.facts["dropped"] == ["attn_mask"] and "attn_mask" not in pair.theta_0
-    with pytest.raises(NonFiniteWeights, match="attn_mask"):
-        check_pair(tiny_theta | {"attn_mask": mask["attn_mask"] * math.nan}, _tuned(tiny_theta) | mask)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(NonFiniteWeights, match="of 16 values of 'attn_mask'"):
+            check_pair(tiny_theta | {"attn_mask": torch.full((4, 4), bad)}, _tuned(tiny_theta) | mask)
 
 
 def test_a_mismatch_names_at_most_ten_tensors_and_both_architectures(tiny_thetas: Thetas) -> None:

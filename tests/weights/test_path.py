@@ -52,6 +52,7 @@ ZERO, ONE = _theta(0), _theta(1)
 def test_the_ends_are_the_inputs_bit_for_bit(dtype: torch.dtype, stored: torch.dtype) -> None:
     zero, one = _theta(0, stored), _theta(1, stored)
     one["visual.conv1.weight"][0] = -0.0
+    zero[BLOCK + "mlp.c_fc.weight"][0] = -0.0
     zero["frozen.weight"][0] = -0.0  # equal to the other end's 0.0, yet not the same bits
     path = InterpolationPath(zero, one, dtype)
     for alpha, end in ((0.0, zero), (1.0, one)):
