@@ -81,8 +81,7 @@ class Unwrapped:
 
 @dataclass(frozen=True)
 class Names:
-    """``renamed``: name in the file -> open_clip's name, in the file's order; ``dropped``: names open_clip does not
-    have."""
+    """``renamed``: name in the file -> open_clip's, in the file's order; ``dropped``: names open_clip does not have."""
 
     renamed: dict[str, str]
     naming: str

@@ -46,8 +46,7 @@ _SCALARS: Final = re.compile(
 
 @dataclass(frozen=True)
 class PickleScan:
-    """``names``: everything the pickle would import, in order of appearance; ``complete``: read to its end,
-    unharmed."""
+    """``names``: everything the pickle would import, in order; ``complete``: it was read to its end, unharmed."""
 
     names: tuple[str, ...]
     complete: bool

@@ -79,8 +79,7 @@ def keep_masks(
     seed: int = 0,
     scores: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Boolean masks of the entries that ``sparsify`` keeps of one layer; ``origin``: what magnitudes are measured
-    from."""
+    """Boolean masks of what ``sparsify`` keeps of one layer; ``origin``: what magnitudes are measured from."""
     if not 0 <= density <= 1:
         raise ConfigError(f"density: {density} is outside [0, 1]; it is the fraction of entries KEPT.")
     names = _parameters(layer, theta)
