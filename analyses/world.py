@@ -1,27 +1,79 @@
-"""Train the embedded world's checkpoints again, from the seed: zero-shot CLIP, success, failure, and their relatives.
+"""Make everything that ships with the embedded world again, from the seed.
 
-    python analyses/world.py --out DIR [--only NAME ...]
+    python analyses/world.py --out DIR [--only NAME ...]     train the checkpoints (about ten minutes, one thread)
+    python analyses/world.py --out DIR --tables              measure all pairs: the across-pair tables (about 15
+    minutes)
 
-Writes NAME.safetensors and manifest.json, the files of sharpscope/clip/miniworld_data. About ten minutes in all, on
-one thread. The bits, and some tenths of a point of accuracy, depend on torch's version and the processor.
+Writes NAME.safetensors and manifest.json, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
+sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and the
+processor.
 """
 
 from __future__ import annotations
 
+import functools
+import gzip
+import sys
+from pathlib import Path
+
 import torch
 import tyro
+from tqdm import tqdm
 
+import sharpscope
+from sharpscope.clip import miniworld
 from sharpscope.finetune.world import train_world
 
 
-def main(out: str, only: tuple[str, ...] = ()) -> None:
-    """Train the checkpoints of the embedded world.
+def study() -> sharpscope.StudyConfig:
+    """All pairs of the world at four points of the path, more precisely than the demo has time for."""
+    return sharpscope.StudyConfig(
+        pairs=tuple(
+            sharpscope.PairConfig(name, "mini:zeroshot", f"mini:{name}")
+            for name in miniworld.checkpoint_names()
+            if name != "zeroshot"
+        ),
+        model="mini",
+        probe="mini:photo",
+        id=("mini:photo",),
+        ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
+        alphas=(0.0, 0.3, 0.5, 1.0),
+        probe_size=64,
+        batch_size=64,
+        rtol=0.1,
+        max_matvecs=32,
+        noise_samples=4,
+        perturbation_alphas=(0.5, 1.0),
+        pgd_steps=10,
+        layer_alphas=(0.0, 1.0),
+        criticality_noise=(1.0,),
+        densities=(),
+        threads=1,
+        jobs=2,
+    )
+
+
+def measure(out: Path) -> None:
+    """Run the study in ``out``/run (resumable) and write its tables, compressed to reproducible bytes."""
+    bar = functools.partial(tqdm, file=sys.stderr, disable=None)
+    run = sharpscope.run(study(), out / "run", progress=bar)
+    for name in ("path", "sharpness", "accuracy"):
+        data = (run.root / "tables" / f"{name}.csv").read_bytes()
+        (out / f"pairs_{name}.csv.gz").write_bytes(gzip.compress(data, mtime=0))
+
+
+def main(out: str, only: tuple[str, ...] = (), tables: bool = False) -> None:
+    """Train the checkpoints of the embedded world, or measure its pairs.
 
     Args:
-        out: Folder for the checkpoints and their manifest.
+        out: Folder for the files.
         only: Names of the checkpoints to train; default: all.
+        tables: Measure the packaged checkpoints instead.
     """
-    train_world(out, only)
+    if tables:
+        measure(Path(out))
+    else:
+        train_world(out, only)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every error that sharpscope raises on purpose: one tree, each kind with its exit code.
 
-A message names the file (or flag), the key, and the remedy, in at most three lines; the command line prints it as it is.
+A message names the file (or flag), the key, and the remedy, in at most three lines; the command line prints it as it
+is.
 """
 
 from __future__ import annotations

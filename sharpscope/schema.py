@@ -39,8 +39,8 @@ MEASURES: Final[dict[str, str]] = {
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha", "loss", "loss_stderr", "distance_0", "distance_1", "num_moving", "status"),
     "sharpness": (
-        "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate", "stderr",
-        "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
+        "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate",
+        "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
     ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
@@ -51,7 +51,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "failure": ("pair", "flag", "dataset", "alpha", "estimate", "ci_low", "ci_high", "present", "note"),
     "repair": (
         "pair", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
-        "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status", "note",
+        "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status",
+        "note",
     ),
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "estimate", "ci_low", "ci_high",
@@ -67,12 +68,12 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 
 Reading guide
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
-  accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``, ``control:random_layers:delta:random:0.5``
-  stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas a sustained rule used
-  repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
-  correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``: evidence)
-  correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
-  verdicts.verdict     holds | does not hold | cannot be told
+  accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
+  ``control:random_layers:delta:random:0.5`` stragglers.base      finetuned | zeroshot | midpoint (single-layer paths),
+  or the alphas a sustained rule used repair.gain          OOD accuracy minus that of the plain path at the same ID
+  accuracy (``plain_alpha``, interpolated) correlations.scope   path (points along alpha of one pair: descriptive) |
+  pairs (one point a pair, at ``alpha``: evidence) correlations.source  run (this run's own pairs) | shipped (the table
+  that comes with the embedded world) verdicts.verdict     holds | does not hold | cannot be told
 """
 
 KEYS: Final[dict[str, tuple[str, ...]]] = {

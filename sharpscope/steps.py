@@ -28,6 +28,7 @@ from sharpscope.units import Context, pick_device, plan_curvature, variants
 from sharpscope.weights import (
     Checkpoint,
     InterpolationPath,
+    Pair,
     check_pair,
     describe,
     read_checkpoint,
@@ -36,7 +37,7 @@ from sharpscope.weights import (
 )
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_model
-from sharpscope.weights.naming import is_buffer
+from sharpscope.weights.naming import Tower, is_buffer
 
 __all__ = ["correlate", "covariates", "evaluate", "inspect", "interpolate", "plan", "sparsify"]
 
@@ -68,7 +69,8 @@ def plan(config: StudyConfig) -> str:
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
     lines = [
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
-        f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, {context.device}",
+        f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
+        f"{context.device}",
         *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} a pair" for kind, s in seconds.items()),
         f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
         f"{_PRODUCTS['eigen']} products a layer, at most {config.max_matvecs})",
@@ -160,7 +162,8 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     ]
     if model is not None:
         clip = ClipModel.load(model)
-        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=("image",))
+        towers: tuple[Tower, ...] = ("image",)
+        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=towers)
         lines.append(f"  fits          {shown(clip.name)}")
     return "\n".join(lines)
 
@@ -188,9 +191,11 @@ def _compared(first: Checkpoint, second: Checkpoint) -> str:
     return "\n".join(lines)
 
 
-def _headless(pair: Any) -> InterpolationPath:
-    bodies = [{n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)]
-    return InterpolationPath(*bodies)
+def _headless(pair: Pair) -> InterpolationPath:
+    zero, one = (
+        {n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)
+    )
+    return InterpolationPath(zero, one)
 
 
 # ---------------------------------------------------------------------- one point of a path
@@ -284,7 +289,7 @@ def evaluate(
     use_stored = head == "stored" or (head == "auto" and stored is not None)
     if use_stored and stored is None:
         raise ConfigError(f"head: {shown(weights.source)} has no stored head; use --head zeroshot.")
-    require = ("image",) if use_stored else ("image", "text", "scale")
+    require: tuple[Tower, ...] = ("image",) if use_stored else ("image", "text", "scale")
     check_model(weights.tensors, clip.shapes, clip.name, source=shown(weights.source, 300), require=require)
     names: Sequence[str] | None = (stored or {}).get("classnames") if classnames is None else None
     if classnames is not None:
@@ -326,9 +331,9 @@ def _with_scale(theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
 def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     """pair, alpha, distance from theta_0 and ID accuracy: what sharpness has to be held against."""
     dense = accuracy[(accuracy["variant"] == DENSE) & (accuracy["role"] == "id")]
-    mean = dense.groupby(["pair", "alpha"], as_index=False)["estimate"].mean()
+    mean = dense.groupby(["pair", "alpha"])["estimate"].mean().rename("id_accuracy").reset_index()
     distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
-    return distance.merge(mean.rename(columns={"estimate": "id_accuracy"}), on=["pair", "alpha"], how="left")
+    return distance.merge(mean, on=["pair", "alpha"], how="left")
 
 
 def correlate(

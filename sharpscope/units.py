@@ -31,7 +31,7 @@ from sharpscope.weights.layers import Layer
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import matched_control, sparsify
 
-__all__ = ["CHUNK", "Context", "Variant", "compute", "pick_device", "plan_curvature", "variants"]
+__all__ = ["CHUNK", "Context", "Variant", "compute", "pick_device", "plan_curvature", "roles", "variants"]
 
 CHUNK = 4
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
@@ -113,11 +113,7 @@ class Context:
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """ID and OOD test sets by spec."""
-        return {spec: self._dataset(spec, "test", self.config.eval_limit) for spec in self.roles}
-
-    @property
-    def roles(self) -> dict[str, str]:
-        return dict.fromkeys(self.config.id, "id") | dict.fromkeys(self.config.ood, "ood")
+        return {spec: self._dataset(spec, "test", self.config.eval_limit) for spec in roles(self.config)}
 
     def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
         return load_dataset(
@@ -149,6 +145,11 @@ class Context:
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
             rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
         )  # fmt: skip
+
+
+def roles(config: StudyConfig) -> dict[str, str]:
+    """Test set spec -> id | ood, ID sets first."""
+    return dict.fromkeys(config.id, "id") | dict.fromkeys(config.ood, "ood")
 
 
 def pick_device(device: str) -> torch.device:
@@ -211,7 +212,7 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, np.nda
 def _accuracy(context: Context, alpha: float, variant: str, hits: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     config, name = context.config, context.pair.name
     notes = {spec: dataset_note(dataset) for spec, dataset in context.datasets.items()}
-    rows = accuracy_rows(name, alpha, variant, hits, context.roles, config.level, notes)
+    rows = accuracy_rows(name, alpha, variant, hits, roles(config), config.level, notes)
     if config.ood:
         rows.append(mean_row(name, alpha, variant, {s: hits[s] for s in config.ood}, config.level))
     return rows

@@ -21,7 +21,7 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 from sharpscope.seeds import derive
 
-__all__ = ["KINDS", "Dataset", "load_dataset", "read_classnames", "read_lines", "stratified"]
+__all__ = ["KINDS", "Dataset", "check_spec", "load_dataset", "read_classnames", "read_lines", "stratified"]
 
 Split = Literal["train", "test", "val"]
 
@@ -141,16 +141,35 @@ def load_dataset(
     there are as many. ``limit``: at most so many images, a fixed balanced choice by ``seed``.
     Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
     """
-    kind, _, rest = spec.partition(":")
-    if kind not in ("mini", "folder") or not rest:
-        near = did_you_mean(spec if ":" in spec else f"mini:{spec}", _known_specs()) or did_you_mean(kind, KINDS)
-        raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(KINDS)}).{near}")
+    kind, rest = check_spec(spec)
     names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
     if limit is not None and limit < 1:
         raise ConfigError(f"data set {shown(spec)}: limit must be at least 1, got {limit}.")
     if kind == "mini":
         return _load_mini(spec, rest, model, split, names, limit, seed)
     return _load_folder(spec, rest, model, data_root, names, limit, seed)
+
+
+def check_spec(spec: str) -> tuple[str, str]:
+    """(kind, rest) of a data set spec, without opening anything; ConfigError for an unknown kind, domain or split."""
+    kind, _, rest = spec.partition(":")
+    if kind not in ("mini", "folder") or not rest:
+        near = did_you_mean(spec if ":" in spec else f"mini:{spec}", _known_specs()) or did_you_mean(kind, KINDS)
+        raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(KINDS)}).{near}")
+    if kind == "mini":
+        from sharpscope.clip import miniworld
+
+        domain, at, split = rest.partition("@")
+        if domain not in miniworld.DOMAINS:
+            near = did_you_mean(spec, _known_specs())
+            raise ConfigError(
+                f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
+                f"Known: {', '.join(miniworld.DOMAINS)}."
+            )
+        if at and split not in _MINI_SIZES:
+            near = did_you_mean(split, _MINI_SIZES)
+            raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(split)}'.{near} Known: train, val, test.")
+    return kind, rest
 
 
 def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) -> list[int]:
@@ -249,9 +268,6 @@ def _load_mini(
 
     domain, at, asked = rest.partition("@")
     split = asked if at else split
-    if split not in _MINI_SIZES:
-        near = did_you_mean(split, _MINI_SIZES)
-        raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(split)}'.{near} Known: train, val, test.")
     pixels, found = _rendered(domain, split)
     classnames, index, matching = _match(miniworld.CLASSES, names, spec)
     labels = torch.tensor(index)[torch.from_numpy(np.ascontiguousarray(found)).long()]
