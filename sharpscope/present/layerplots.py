@@ -11,46 +11,73 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from sharpscope.present.style import COLOURS, INK, MARKERS, NoData, label, new_figure, plain_log, short_layer, styled
+from sharpscope.present.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    NoData,
+    label,
+    names_of,
+    new_figure,
+    plain_log,
+    short_layer,
+    styled,
+)
 from sharpscope.present.tables import layer_key
 from sharpscope.schema import ALL, MEASURES
 
-__all__ = ["correlation", "heatmap", "sharpness_along_alpha", "straggler_ranking"]
+__all__ = [
+    "ROW",
+    "heatmap",
+    "layer_rows",
+    "line_below_groups",
+    "note_left_out",
+    "rows_axis",
+    "sharpness_along_alpha",
+    "straggler_ranking",
+]
 
-_ROW = 0.148  # inches a layer
-_MOST = 40  # layers a figure can name legibly
+ROW = 0.148
+"""Inches a layer."""
+MOST = 40
+"""Layers that a figure can name legibly."""
 
 
-def _unique(values: pd.Series) -> list[Any]:
-    return list(dict.fromkeys(values))
-
-
-def _layers(table: pd.DataFrame, weight: pd.Series, most: int = _MOST) -> tuple[list[str], int]:
-    """Layers in forward order after ``(all)``, and how many were left out: those of the smallest ``weight``."""
-    names = [n for n in table["layer"].unique() if n != ALL]
+def layer_rows(table: pd.DataFrame, weight: pd.Series, most: int = MOST) -> tuple[list[str], int]:
+    """Layers in forward order after ``(all)`` and other groups; how many of the smallest ``weight`` were left out."""
+    groups = [n for n in table["layer"].unique() if n.startswith("(")]
+    names = [n for n in table["layer"].unique() if not n.startswith("(")]
     if len(names) > most:
-        largest = weight.abs().groupby(table["layer"]).max().drop(ALL, errors="ignore").fillna(-math.inf)
+        largest = weight.abs().groupby(table["layer"]).max().drop(groups).fillna(-math.inf)
         order = pd.DataFrame({"w": -largest, "n": largest.index}).sort_values(["w", "n"])
         kept = list(order.index[:most])
     else:
         kept = names
-    whole = [ALL] if (table["layer"] == ALL).any() else []
-    return [*whole, *sorted(kept, key=layer_key)], len(names) - len(kept)
+    return [*sorted(groups, key=layer_key), *sorted(kept, key=layer_key)], len(names) - len(kept)
 
 
-def _rows_axis(ax: Axes, layers: Sequence[str], named: bool) -> None:
+def line_below_groups(ax: Axes, layers: Sequence[str]) -> None:
+    """A gap between the whole model (and other groups) and the single layers."""
+    groups = sum(n.startswith("(") for n in layers)
+    if 0 < groups < len(layers):
+        ax.axhline(groups, color="white", lw=2.5)
+
+
+def rows_axis(ax: Axes, layers: Sequence[str], named: bool) -> None:
+    """One row a layer, the first on top, with its short name when ``named``."""
     ax.set(yticks=[], ylim=(len(layers), 0))
     if named:
         ax.tick_params(axis="y", length=0, labelsize=6.5)
         ax.set_yticks(np.arange(len(layers)) + 0.5, [label(short_layer(n)) for n in layers])
 
 
-def _left_out(figure: Figure, count: int) -> None:
+def note_left_out(figure: Figure, count: int) -> None:
+    """Say how many layers the figure leaves to the table."""
     if count:
         figure.supxlabel(f"{count} more layers in the table", fontsize=6.5, color=INK["grey"])
 
@@ -58,10 +85,11 @@ def _left_out(figure: Figure, count: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ heat map
 @styled
 def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
-    """One measure over layers (forward order, downwards) and alpha, one panel a pair, one logarithmic colour scale for all.
+    """One measure over layers (forward order, downwards) and alpha; a panel a pair, one logarithmic colour scale.
 
-    Where most values are negative (``lambda_min``) the colour is that of minus the value. Values of the other sign have no logarithm and are hatched;
-    a ring marks an estimate that did not converge, a cross one that failed. Raises NoData without a row of ``measure``.
+    Where most values are negative (``lambda_min``) the colour is that of minus the value. Values of the other sign
+    have no logarithm and are hatched; a ring marks an estimate that did not converge, a cross one that failed. Raises
+    NoData without a row of ``measure``.
     """
     table = sharpness[sharpness["measure"] == measure]
     if not len(table):
@@ -70,35 +98,48 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
     sign = -1.0 if (values < 0).sum() > (values > 0).sum() else 1.0
     good = (sign * values)[sign * values > 0]
     low, high = (good.min(), good.max()) if len(good) else (0.1, 1.0)
+    low = max(low, high * 1e-5)  # five decades of colour; what lies below is noise around 0
     norm = LogNorm(low, high if high > low else low * 1.1)
-    layers, left_out = _layers(table, values)
-    pairs = _unique(table["pair"])
+    layers, left_out = layer_rows(table, values)
+    pairs = names_of(table, "pair")
     columns = min(3, len(pairs))
     lines = math.ceil(len(pairs) / columns)
-    figure = new_figure(lines * (_ROW * max(4, len(layers)) + 0.62) + 0.25)
+    figure = new_figure(lines * (ROW * max(4, len(layers)) + 0.62) + 0.25)
     axes = figure.subplots(lines, columns, squeeze=False)
     seen: set[str] = set()
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(pairs))
         if i < len(pairs):
             seen |= _heat_panel(ax, table[table["pair"] == pairs[i]], layers, sign, norm)
-            _rows_axis(ax, layers, named=i % columns == 0)
+            rows_axis(ax, layers, named=i % columns == 0)
             ax.set(title=label(pairs[i], 30), xlabel="α (0 zero-shot, 1 fine-tuned)" if columns < 3 else "α")
-    bar = figure.colorbar(ScalarMappable(norm, colormaps["viridis"]), ax=axes, aspect=35, pad=0.02, shrink=0.9)
+    below = "min" if len(good) and good.min() < low else "neither"
+    bar = figure.colorbar(
+        ScalarMappable(norm, colormaps["viridis"]), ax=axes, aspect=35, pad=0.02, shrink=0.9, extend=below
+    )
     plain_log(bar.long_axis)
     bar.set_label(("minus " if sign < 0 else "") + label(measure))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.spines[:].set_visible(False)
     marks = _marks("≥ 0" if sign < 0 else "≤ 0")
     if seen:
         figure.legend(handles=[marks[m] for m in marks if m in seen], loc="outside lower center", ncols=4)
-    _left_out(figure, left_out)
+    note_left_out(figure, left_out)
     return figure
 
 
 def _marks(other_sign: str) -> dict[str, Any]:
-    ring = {"marker": "o", "ls": "none", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3.4, "markeredgewidth": 0.6}
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "ls": "none",
+        "markerfacecolor": "white",
+        "markeredgecolor": "black",
+        "markersize": 3.4,
+        "markeredgewidth": 0.6,
+    }
     return {
-        "other_sign": Patch(facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label=f"estimate {other_sign}: no log"),
+        "other_sign": Patch(
+            facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label=f"estimate {other_sign}: no log"
+        ),
         "not_converged": Line2D([], [], **ring, label="not converged"),
         "failed": Line2D([], [], color=INK["bad"], marker="x", ls="none", markersize=4, label="failed"),
         "frozen": Patch(facecolor="#f4f4f4", edgecolor="#bbbbbb", lw=0.4, label="does not move, or not measured"),
@@ -118,16 +159,16 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
     step = 1 if len(alphas) <= 6 else math.ceil(len(alphas) / 6)
     shown = range(0, len(alphas), step)
     ax.set(xticks=[i + 0.5 for i in shown], xticklabels=[f"{alphas[i]:g}" for i in shown])
-    if layers and layers[0] == ALL:
-        ax.axhline(1, color="white", lw=2.5)
+    line_below_groups(ax, layers)
     seen = set()
     for i, j in np.argwhere(np.isfinite(grid) & (grid <= 0)):
         ax.add_patch(Rectangle((j, i), 1, 1, facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0))
         seen.add("other_sign")
-    for status, style in (
+    symbols: tuple[tuple[str, dict[str, Any]], ...] = (
         ("not_converged", {"marker": "o", "facecolor": "white", "edgecolor": "black", "s": 7, "lw": 0.5}),
         ("failed", {"marker": "x", "color": INK["bad"], "s": 12, "lw": 1.0}),
-    ):
+    )
+    for status, style in symbols:
         at = rows["status"].to_numpy() == status
         if at.any():
             ax.scatter(x[at] + 0.5, y[at] + 0.5, zorder=3, **style)
@@ -140,16 +181,17 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
 # --------------------------------------------------------------------------------------------------------- whole model
 @styled
 def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
-    """Each measure of the whole model (or of ``layer``) along the path, one line a pair, bars one standard error or residual.
+    """Each measure of the whole model (or of ``layer``) along the path, one line a pair.
 
-    Hollow: not converged. Logarithmic where all values are positive and spread over more than a factor of 8. Raises NoData without rows.
+    Bars: one standard error or residual; hollow: not converged. Logarithmic where all values are positive and spread
+    over more than a factor of 8. Raises NoData without rows.
     """
     table = sharpness[(sharpness["layer"] == layer) & np.isfinite(sharpness["estimate"])]
     if not len(table):
         raise NoData(f"sharpness_along_alpha: the sharpness table has no estimate for layer '{label(layer)}'.")
     present = set(table["measure"])
     measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
-    pairs = _unique(table["pair"])
+    pairs = names_of(table, "pair")
     columns = min(3, len(measures))
     lines = math.ceil(len(measures) / columns)
     figure = new_figure(1.3 * lines + 0.45)
@@ -177,10 +219,13 @@ def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
             ax.set_xlabel("α")
             ax.tick_params(labelbottom=True)
     handles: list[Any] = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 30)) for i, pair in enumerate(pairs)
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 30))
+        for i, pair in enumerate(pairs)
     ]
     if (table["status"] == "not_converged").any():
-        handles.append(Line2D([], [], color=INK["grey"], marker="o", markerfacecolor="white", ls="none", label="not converged"))
+        handles.append(
+            Line2D([], [], color=INK["grey"], marker="o", markerfacecolor="white", ls="none", label="not converged")
+        )
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     return figure
 
@@ -192,41 +237,56 @@ def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
     ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
     for open_, own in rows.groupby(rows["status"] == "not_converged"):
         face = "white" if open_ else colour
-        ax.plot(own["alpha"], own["estimate"], color=colour, ls="none", marker=marker, markersize=2.8, markerfacecolor=face, zorder=3)
+        ax.plot(
+            own["alpha"],
+            own["estimate"],
+            color=colour,
+            ls="none",
+            marker=marker,
+            markersize=2.8,
+            markerfacecolor=face,
+            zorder=3,
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- stragglers
 @styled
 def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None = None) -> Figure:
-    """Score of every layer by each criterion, filled where chosen, with the rule's threshold and the bootstrap probability (percent).
+    """Score of every layer by each criterion, filled where chosen, with the rule's threshold and the probability (%).
 
-    ``criteria``: at most four, as the table names them (default: the first of each family). Rows are layers in forward order, panels pair x criterion.
-    Raises NoData without a finite score.
+    ``criteria``: at most four, as the table names them (default: one of each family). Rows are layers in forward
+    order, panels pair x criterion. Raises NoData without a finite score.
     """
     table = stragglers[np.isfinite(stragglers["score"])]
     if not len(table):
         raise NoData("straggler_ranking: the table has no score to show.")
-    kinds = table[["criterion", "base", "rule"]].drop_duplicates()
-    if criteria is None:
-        kinds = kinds.assign(family=kinds["criterion"].str.split(":").str[0]).drop_duplicates("family")
-    else:
-        kinds = kinds[kinds["criterion"].isin(criteria)].drop_duplicates("criterion")
-    panels = list(kinds[["criterion", "base", "rule"]].itertuples(index=False, name=None))[:4]
+    panels = _panels(table, criteria)
     if not panels:
         raise NoData("straggler_ranking: the table has none of the criteria asked for.")
-    spread = table["score"] / table.groupby(["pair", "criterion", "base", "rule"])["score"].transform(lambda s: s.abs().max() or 1.0)
-    layers, left_out = _layers(table, spread)
+    spread = table["score"] / table.groupby(["pair", "criterion", "base", "rule"])["score"].transform(
+        lambda s: s.abs().max() or 1.0
+    )
+    layers, left_out = layer_rows(table, spread)
     layers = [n for n in layers if n != ALL]
-    pairs = _unique(table["pair"])
+    pairs = names_of(table, "pair")
     figure = new_figure(len(pairs) * (0.13 * max(5, len(layers)) + 0.45) + 0.4)
     axes = figure.subplots(len(pairs), len(panels), squeeze=False)
     for p, pair in enumerate(pairs):
         for c, (criterion, base, rule) in enumerate(panels):
             ax = axes[p, c]
-            own = table[(table["pair"] == pair) & (table["criterion"] == criterion) & (table["base"] == base) & (table["rule"] == rule)]
+            own = table[
+                (table["pair"] == pair)
+                & (table["criterion"] == criterion)
+                & (table["base"] == base)
+                & (table["rule"] == rule)
+            ]
             _ranking_panel(ax, own, layers)
-            _rows_axis(ax, layers, named=c == 0)
-            title = label(criterion.replace(":", ":\n"), 60).replace(r"\n", "\n") if ":" in criterion else f"{label(criterion)}\n{label(base, 22)}"
+            rows_axis(ax, layers, named=c == 0)
+            title = (
+                label(criterion.replace(":", ":\n"), 60).replace(r"\n", "\n")
+                if ":" in criterion
+                else f"{label(criterion)}\n{label(base, 22)}"
+            )
             ax.set_title(title, fontsize=6.5)
         axes[p, 0].set_ylabel(label(pair, 30), fontsize=8)
     handles = [
@@ -236,8 +296,34 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
         Line2D([], [], ls="none", label="numbers: probability of being chosen, %"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.0, handletextpad=0.3)
-    _left_out(figure, left_out)
+    note_left_out(figure, left_out)
     return figure
+
+
+_FAMILIES = ("sharpness", "share", "rewind", "criticality", "instability", "per_param", "barrier")
+
+
+def _panels(table: pd.DataFrame, criteria: Sequence[str] | None) -> list[tuple[str, str, str]]:
+    """(criterion, base, rule) of at most four panels: those asked for, then one of each family, of the same measure."""
+    kinds = list(table[["criterion", "base", "rule"]].drop_duplicates().itertuples(index=False, name=None))
+    first = list(criteria or ())
+    measures = [c.partition(":")[2] for c in first] + list(MEASURES)
+
+    def rank(kind: tuple[str, str, str]) -> tuple[int, ...]:
+        family, _, measure = kind[0].partition(":")
+        place = _FAMILIES.index(family) if family in _FAMILIES else len(_FAMILIES)
+        return (
+            first.index(kind[0]) if kind[0] in first else len(first),
+            place,
+            measures.index(measure) if measure in measures else 99,
+        )
+
+    chosen: dict[str, tuple[str, str, str]] = {}
+    for kind in sorted(kinds, key=rank):
+        name = kind[0] if kind[0] in first else kind[0].partition(":")[0]
+        if name not in {c.partition(":")[0] for c in chosen} and name not in chosen:
+            chosen[name] = kind
+    return list(chosen.values())[:4]
 
 
 def _ranking_panel(ax: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
@@ -254,108 +340,21 @@ def _ranking_panel(ax: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
     ax.scatter(score[~chosen], y[~chosen], s=11, facecolor="white", edgecolor=COLOURS[0], lw=0.9, zorder=2)
     ax.scatter(score[chosen], y[chosen], s=14, color=COLOURS[1], lw=0, zorder=3)
     threshold = rows["threshold"].dropna()
-    limits = [*score, *threshold[np.isfinite(threshold)].unique()]
-    low, high = min(limits), max(limits)
+    limits = np.array([*score, *threshold[np.isfinite(threshold)].unique()])
+    wide = bool((limits > 0).all() and limits.max() > 1000 * limits.min())
+    low, high = np.log10([limits.min(), limits.max()]) if wide else (limits.min(), limits.max())
     span = (high - low) or 1.0
-    ax.set_xlim(low - 0.08 * span, high + 0.36 * span)  # the right third is for the probabilities
+    ends = (low - 0.08 * span, high + 0.36 * span)  # the right third is for the probabilities
+    if wide:
+        ax.set_xscale("log")
+    ax.set_xlim(*(10.0 ** np.array(ends) if wide else ends))
     for value in threshold[np.isfinite(threshold)].unique():
         ax.axvline(value, color=INK["grey"], ls="--", lw=0.8, zorder=1)
-    for row_y, probability in zip(y, rows["probability"], strict=True):
+    for row_y, probability in zip(y.tolist(), rows["probability"], strict=True):
         if probability >= 0.005:
-            style = {"ha": "right", "va": "center", "fontsize": 5.5, "color": INK["grey"]}
+            style: dict[str, Any] = {"ha": "right", "va": "center", "fontsize": 5.5, "color": INK["grey"]}
             ax.text(0.99, row_y, f"{100 * probability:.0f}", transform=ax.get_yaxis_transform(), **style)
-    ax.locator_params(axis="x", nbins=3)
-
-
-# ---------------------------------------------------------------------------------------------------------- correlation
-_AGAINST = ("ood_accuracy", "ood_gain")
-
-
-@styled
-def correlation(
-    correlations: pd.DataFrame,
-    scope: str = "pairs",
-    method: str = "spearman",
-    against: str | None = None,
-    alpha: float | None = None,
-) -> Figure:
-    """Correlation of every (layer, measure) with OOD accuracy, as a map; a dot where q < 0.05, hatched where it is undefined.
-
-    ``scope`` path: one panel a pair (descriptive); pairs: one panel (evidence), at the alpha nearest ``alpha`` (default 0.5). ``against`` and the
-    data set default to OOD accuracy on the mean of most sets. Raises NoData without such rows.
-    """
-    table = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
-    if not len(table):
-        raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
-    names = _unique(table["against"])
-    against = against or next((a for a in _AGAINST if a in names), names[0])
-    table = table[table["against"] == against]
-    if not len(table):
-        raise NoData(f"correlation: no rows against {label(against)}.")
-    most = sorted(table["dataset"].unique(), key=lambda d: (-d.count("+"), d))[0]
-    table = table[table["dataset"] == most]
-    alphas = np.sort(table["alpha"].dropna().unique())
-    at = None
-    if len(alphas):
-        at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
-        table = table[table["alpha"] == at]
-    table = table.sort_values("source", kind="stable").drop_duplicates(["pair", "layer", "measure"])
-    pairs = _unique(table["pair"])
-    layers, left_out = _layers(table, table["estimate"])
-    present = set(table["measure"])
-    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
-    columns = min(2 if len(measures) > 4 else 3, len(pairs))
-    lines = math.ceil(len(pairs) / columns)
-    figure = new_figure(lines * (_ROW * max(4, len(layers)) + 1.15) + 0.3)
-    axes = figure.subplots(lines, columns, squeeze=False)
-    norm = Normalize(-1, 1)
-    for i, ax in enumerate(axes.flat):
-        ax.set_visible(i < len(pairs))
-        if i < len(pairs):
-            _correlation_panel(ax, table[table["pair"] == pairs[i]], layers, measures, norm, numbers=columns == 1)
-            _rows_axis(ax, layers, named=i % columns == 0)
-            own = table[table["pair"] == pairs[i]]
-            ax.set_title(_correlation_title(own, pairs[i], scope, at))
-    bar = figure.colorbar(ScalarMappable(norm, colormaps["RdBu_r"]), ax=axes, aspect=35, pad=0.02, shrink=0.9)
-    bar.set_label(f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    handles = []
-    if (table["q_value"] < 0.05).any():
-        handles.append(Line2D([], [], color="black", marker="o", markersize=2, ls="none", label="q < 0.05"))
-    if table["estimate"].isna().any():
-        handles.append(Patch(facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label="undefined"))  # type: ignore[arg-type]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    _left_out(figure, left_out)
-    return figure
-
-
-def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | None) -> str:
-    n = int(own["n"].max()) if own["n"].notna().any() else 0
-    if scope == "path":
-        return f"{label(pair, 20)} ({n} alphas)"
-    shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
-    return f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
-
-
-def _correlation_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], measures: list[str], norm: Normalize, numbers: bool) -> None:
-    place, column = {n: i for i, n in enumerate(layers)}, {m: i for i, m in enumerate(measures)}
-    rows = rows[rows["layer"].isin(place)]
-    grid = np.full((len(layers), len(measures)), np.nan)
-    y, x = rows["layer"].map(place).to_numpy(int), rows["measure"].map(column).to_numpy(int)
-    value, q = rows["estimate"].to_numpy(float), rows["q_value"].to_numpy(float)
-    grid[y, x] = value
-    ax.pcolormesh(np.ma.masked_invalid(grid), cmap="RdBu_r", norm=norm, linewidth=0)
-    for i, j in np.argwhere(np.isnan(grid)):
-        ax.add_patch(Rectangle((j, i), 1, 1, facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0))
-    for row, col, r, significant in zip(y, x, value, q < 0.05, strict=True):
-        ink = "white" if abs(r) > 0.6 else "black"
-        if numbers and np.isfinite(r):
-            ax.text(col + 0.5, row + 0.52, f"{r:+.2f}".replace("0.", ".").replace("-", "−"), ha="center", va="center", fontsize=5, color=ink)
-        if significant:
-            ax.plot([col + (0.9 if numbers else 0.5)], [row + 0.5], color=ink, marker="o", markersize=1.6)
-    ax.spines[:].set_visible(False)
-    ax.set_xticks(np.arange(len(measures)) + 0.5, [label(m) for m in measures], rotation=40, ha="right", rotation_mode="anchor", fontsize=6.5)
-    ax.tick_params(axis="x", length=0)
-    if layers and layers[0] == ALL:
-        ax.axhline(1, color="white", lw=2.5)
+    if wide:
+        plain_log(ax.xaxis, most=3)
+    else:
+        ax.locator_params(axis="x", nbins=3)

@@ -1,4 +1,4 @@
-"""The look all figures share: colours for the colour-blind, short layer names, and bytes that do not depend on the day."""
+"""The look all figures share: colours for the colour-blind, short names, bytes that do not depend on the day."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, ParamSpec, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ft2font import FT2Font
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sharpscope.atomic import write_atomic
@@ -35,7 +36,9 @@ __all__ = [
     "WIDTH",
     "NoData",
     "figure_bytes",
+    "figure_of",
     "label",
+    "names_of",
     "new_figure",
     "place_labels",
     "plain_log",
@@ -63,7 +66,7 @@ SET_COLOURS: Final = (
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
 
-STYLE: Final = {
+STYLE: Final[dict[Any, Any]] = {
     "font.size": 8.0,
     "axes.titlesize": 8.0,
     "axes.labelsize": 7.5,
@@ -91,7 +94,7 @@ STYLE: Final = {
 """Applied to every setting that the reader's own style leaves at matplotlib's default."""
 
 
-class NoData(ConfigError):
+class NoData(ConfigError):  # noqa: N818  a kind of ConfigError; the tree's names say what is wrong
     """A figure was asked for of a table without the rows that it shows."""
 
 
@@ -103,7 +106,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
         ours = {k: v for k, v in STYLE.items() if matplotlib.rcParams[k] == matplotlib.rcParamsDefault[k]}
         with matplotlib.rc_context(ours):
             drawn = draw(*args, **kwargs)
-            for ax in _figure_of(drawn).axes:  # ticks are made when first needed, with the settings of that moment: now
+            for ax in figure_of(drawn).axes:  # ticks are made when first needed, with the settings of that moment: now
                 ax.xaxis.get_major_ticks(), ax.yaxis.get_major_ticks()
             return drawn
 
@@ -118,19 +121,35 @@ def plain_style() -> Iterator[None]:
         yield
 
 
-def plain_log(axis: Axis) -> None:
-    """Ticks of a logarithmic axis at 1, 2, 5 x 10^k, few of them, as plain numbers (1000, 0.02) where those are short."""
+def names_of(df: pd.DataFrame, column: str = "pair") -> list[str]:
+    """The distinct values of a column in the order in which they first appear."""
+    return list(dict.fromkeys(df[column]))
+
+
+def plain_log(axis: Axis, most: int = 7) -> None:
+    """Few ticks on a logarithmic axis, as plain numbers (1000, 0.02) where those are short."""
     low, high = sorted(abs(v) or 1e-300 for v in axis.get_view_interval())
     decades = math.log10(high / low)
-    axis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3 else (1.0,), numticks=7))
+    subs = (1.0, 2.0, 5.0) if decades < 2 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=most))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if 1e-3 <= abs(v) < 1e5 else f"{v:.0e}".replace("e-0", "e-").replace("e+0", "e")))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
+
+
+def _plain_number(value: float) -> str:
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:g}"
+    digits, power = f"{value:.0e}".split("e")
+    return f"{digits}e{int(power)}"
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure (inches) that no pyplot state knows of; axes are fitted around their labels."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(width, height),
+        layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02),
+        facecolor="white",
+    )
     return figure
 
 
@@ -142,9 +161,17 @@ def _glyphs() -> frozenset[int]:
 
 
 def label(text: object, limit: int = 60) -> str:
-    """``text`` as matplotlib shows it literally: no mathematics, no hidden legend entry, no character without a glyph."""
+    """``text`` for matplotlib to show literally: no mathematics, no hidden legend entry, no missing glyph."""
     clean = "".join(c if ord(c) in _glyphs() else "□" for c in shown(text, limit)).replace("$", r"\$")
     return " " + clean if clean.startswith("_") else clean
+
+
+_GROUP_NAMES = {
+    ALL: "whole model",
+    "(stragglers)": "stragglers",
+    "(others)": "all other layers",
+    "(best)": "best single layer",
+}
 
 
 def short_layer(name: str, limit: int = 26) -> str:
@@ -155,8 +182,8 @@ def short_layer(name: str, limit: int = 26) -> str:
     >>> short_layer("visual.layer2.1.conv1"), short_layer("(all)")
     ('layer2.1 conv1', 'whole model')
     """
-    if name == ALL:
-        return "whole model"
+    if name in _GROUP_NAMES:
+        return _GROUP_NAMES[name]
     text = shown(name, 400)
     tower = ""
     if text.startswith("visual."):
@@ -184,12 +211,11 @@ def place_labels(
     avoid: Sequence[tuple[float, float]] = (),
     size: float = 6.0,
 ) -> None:
-    """Write ``texts`` beside the points ``at`` where they cover neither each other, a point, nor the frame; else leave out.
+    """Write ``texts`` beside the points ``at`` where they cover nothing; those without such a place are left out.
 
     Points are in data units; the axes' limits must be final.
     """
-    figure = ax.get_figure(root=True)
-    assert figure is not None
+    figure = figure_of(ax)
     figure.draw_without_rendering()  # the layout decides where a point lies
     unit = figure.dpi / 72.0
     frame = ax.get_window_extent()
@@ -204,12 +230,20 @@ def place_labels(
                 (sx * (gap + (wide / 2 if sx else 0)), sy * (gap + (high / 2 if sy else 0)))
                 for sx, sy in ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
             ]
-            free = next((s for s in spots if _is_free((x + s[0], y + s[1]), (wide, high), frame.extents, blocked)), None)
+            free = next(
+                (s for s in spots if _is_free((x + s[0], y + s[1]), (wide, high), frame.extents, blocked)), None
+            )
             if free is None:
                 continue
             cx, cy = x + free[0], y + free[1]
             blocked.append((cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2))
-            style = {"ha": "center", "va": "center", "fontsize": size, "color": colour, "annotation_clip": False}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": size,
+                "color": colour,
+                "annotation_clip": False,
+            }
             ax.annotate(text, point, (free[0] / unit, free[1] / unit), textcoords="offset points", **style)
             break
 
@@ -225,12 +259,12 @@ def _is_free(
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-_BYTES = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
+_BYTES: Final[dict[Any, Any]] = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
 
 
 def figure_bytes(figure: Figure | Axes, dpi: int = 200) -> tuple[bytes, bytes]:
-    """(PNG, PDF) of a figure: no date, no version, the same bytes each time on one matplotlib; fonts embedded as text."""
-    figure = _figure_of(figure)
+    """(PNG, PDF) of a figure: no date, no version, fonts embedded; the same bytes each time on one matplotlib."""
+    figure = figure_of(figure)
     engine, canvas, own_dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
     png, pdf = io.BytesIO(), io.BytesIO()
     with plain_style(), matplotlib.rc_context(_BYTES):
@@ -257,10 +291,11 @@ def save(figure: Figure | Axes, out: str | os.PathLike[str], name: str) -> tuple
     return paths
 
 
-def _figure_of(drawn: Figure | Axes) -> Figure:
-    if isinstance(drawn, Figure):
-        return drawn
-    figure = drawn.get_figure(root=True)
-    if figure is None:
+def figure_of(drawn: Figure | Axes) -> Figure:
+    """The figure that holds some axes."""
+    figure = drawn if isinstance(drawn, Figure) else drawn.figure
+    if isinstance(figure, SubFigure):
+        figure = figure.figure
+    if not isinstance(figure, Figure):
         raise NoData("these axes belong to no figure.")
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,9 @@ def make_sharpness(layers: tuple[str, ...] = LAYERS, measures: tuple[str, ...] =
                 for layer, value in zip((ALL, *layers), (whole, *values), strict=True):
                     noisy = rng.random()
                     status = "not_converged" if noisy < 0.06 else "ok"
-                    value = -abs(value) / 9 if measure in ("hessian_trace", "weighted_trace") and noisy > 0.93 else value
+                    value = (
+                        -abs(value) / 9 if measure in ("hessian_trace", "weighted_trace") and noisy > 0.93 else value
+                    )
                     number = layers.index(layer) if layer != ALL else -1
                     row = {
                         "pair": pair,
@@ -120,7 +123,9 @@ def make_accuracy() -> pd.DataFrame:
         for i, a in enumerate(ALPHAS):
             for dataset, values in curves.items():
                 role, value = "id" if dataset == "photo" else "ood", values[i] / 100
-                rows.append((pair, a, DENSE, "mini:" + dataset, role, "top1", value, value - 0.012, value + 0.012, 1600, ""))
+                rows.append(
+                    (pair, a, DENSE, "mini:" + dataset, role, "top1", value, value - 0.012, value + 0.012, 1600, "")
+                )
             mean = float(np.mean([curves[d][i] for d in OOD])) / 100
             joined = "+".join("mini:" + d for d in OOD)
             rows.append((pair, a, DENSE, joined, "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, ""))
@@ -134,7 +139,8 @@ def make_stragglers(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
     for pair in CURVES:
         for criterion, base in (
             ("sharpness:hessian_trace", "0.0-1.0"),
-            ("sharpness_share:hessian_trace", "0.0-1.0"),
+            ("share:hessian_trace", "0.0-1.0"),
+            ("sharpness:ggn_trace", "0.0-1.0"),
             ("instability", "finetuned"),
             ("instability", "zeroshot"),
             ("rewind", "finetuned"),
@@ -144,7 +150,9 @@ def make_stragglers(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
             score[0] = 4.4 if "sharp" in criterion else score[0]
             for layer, value in zip(layers, score, strict=True):
                 chosen = bool(value > 2)
-                rows.append((pair, layer, criterion, base, value, 2.0, "mad:2", chosen, min(1.0, max(0, value / 4)), "ok", ""))
+                rows.append(
+                    (pair, layer, criterion, base, value, 2.0, "mad:2", chosen, min(1.0, max(0, value / 4)), "ok", "")
+                )
     return pd.DataFrame(rows, columns=list(COLUMNS["stragglers"]))
 
 
@@ -166,11 +174,16 @@ def make_repair() -> pd.DataFrame:
     rng = np.random.default_rng(2)
     rows = []
     for pair in CURVES:
-        for control, prefix in (("", "straggler"), ("random_layers", "control:random_layers"), ("all_layers", "control:all_layers")):
+        for control, prefix in (
+            ("none", "straggler"),
+            ("random_layers", "control:random_layers"),
+            ("all_layers", "control:all_layers"),
+            ("all_layers", "control:everything"),
+        ):
             for target in ("delta", "weight"):
                 for select in ("random", "magnitude"):
                     for density in (0.5, 0.9):
-                        shift = {"": -0.01, "random_layers": 0.0, "all_layers": 0.02}[control]
+                        shift = {"none": -0.01, "random_layers": 0.0, "all_layers": 0.02}[control]
                         for a in ALPHAS[1:-1]:
                             gain = shift + rng.normal(0, 0.012)
                             bad = target == "weight" and density == 0.5 and a > 0.7 and control == "all_layers"
@@ -179,7 +192,7 @@ def make_repair() -> pd.DataFrame:
                                     "pair": pair,
                                     "alpha": a,
                                     "variant": f"{prefix}:{target}:{select}:{density}",
-                                    "layers": "visual.conv1;head",
+                                    "layers": "visual.conv1+head",
                                     "target": target,
                                     "select": select,
                                     "density": density,
@@ -202,10 +215,10 @@ def make_repair() -> pd.DataFrame:
 def make_correlations(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
     rng = np.random.default_rng(3)
     rows = []
-    for scope, pairs, source in (("path", tuple(CURVES), "run"), ("pairs", (ALL,), "shipped")):
+    for scope, pairs, source in (("path", tuple(CURVES), "run"), ("pairs", ("(pairs)",), "shipped")):
         for pair in pairs:
-            for layer in (ALL, *layers):
-                for measure in DEFAULT_MEASURES:
+            for layer in (ALL, "(stragglers)", "(others)", "(best)", *layers):
+                for measure in (*DEFAULT_MEASURES, "share:hessian_trace"):
                     for method in ("spearman", "pearson"):
                         r = float(np.tanh(rng.normal(0.5, 0.5)))
                         p = max(0.001, 0.5 * (1 - abs(r)) ** 1.5)
@@ -236,31 +249,55 @@ def make_correlations(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
 
 def make_advice() -> pd.DataFrame:
     rows = [
-        ("success", "sharpscope", 0.4, "visual.conv1;head", 0.5, 0.12, 0.07, 0.16, 0.021, 0.537, "ok", ""),
-        ("success", "alpha=0.5", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.011, 0.55, "ok", ""),
+        ("success", "sharpscope", 0.4, "visual.conv1+head", 0.5, 0.12, 0.07, 0.16, 0.021, 0.537, "ok", ""),
+        ("success", "half", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.011, 0.55, "ok", ""),
         ("success", "id_best", 1.0, "", 1.0, np.nan, np.nan, np.nan, 0.011, 0.55, "ok", ""),
         ("success", "oracle", 0.8, "", 1.0, np.nan, np.nan, np.nan, 0.0, 0.561, "ok", "looks at OOD labels"),
-        ("failure", "sharpscope", 0.0, "", 1.0, 0.01, -0.04, 0.06, 0.05, 0.418, "ok", "do not interpolate: the interval holds 0"),
-        ("failure", "alpha=0.5", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.07, 0.39, "ok", ""),
+        (
+            "failure",
+            "sharpscope",
+            0.0,
+            "",
+            1.0,
+            0.01,
+            -0.04,
+            0.06,
+            0.05,
+            0.418,
+            "ok",
+            "do not interpolate: the interval holds 0",
+        ),
+        ("failure", "half", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.07, 0.39, "ok", ""),
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS["advice"]))
 
 
 def make_verdicts() -> pd.DataFrame:
+    question = "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated"
+    facts = "success and failure have ID accuracy 0.898 and 0.897; over 6 other pairs Spearman is -0.2 (p = 0.7)."
+    whole = "Spearman of (all) hessian_trace with OOD accuracy over 8 pairs at alpha 0.3 is +0.85 [0.41, 0.97]."
+    best = "Best gain over the plain path at the same ID accuracy -1.2 points [-3.0, +0.4]; control all_layers +2.0."
+    claims = ("Whole-model sharpness does not tell success from failure", "The sharpness of straggler layers does")
     rows = [
-        (ALL, "Whole-model sharpness does not tell success from failure", "2410.16476", "does not hold", 0.85, 0.41, 0.97, 8)
-        + ("Spearman of (all) hessian_trace with OOD accuracy over 8 pairs at alpha 0.3 is +0.85 [0.41, 0.97].",),
-        (ALL, "The sharpness of straggler layers does", "2410.16476", "cannot be told", 0.6, -0.1, 0.9, 8)
-        + ("Interval holds 0.",),
-        ("failure", "Sparse straggler layers repair the failure", "2410.16476", "does not hold", -0.012, -0.03, 0.004, 14400)
-        + ("Best gain over the plain path at the same ID accuracy -1.2 points [-3.0, +0.4]; control all_layers +2.0.",),
+        ("(pairs)", question, "shipped", "does not hold", 1.2, 0.9, 1.5, 6, facts),
+        ("(pairs)", claims[0], "run", "does not hold", 0.85, 0.41, 0.97, 8, whole),
+        ("(pairs)", claims[1], "run", "cannot be told", 0.6, -0.1, 0.9, 8, "Interval holds 0."),
+        ("failure", "Sparse stragglers repair the failure", "run", "does not hold", -0.012, -0.03, 0.004, 9, best),
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
 
 
 def make_manifest() -> dict[str, Any]:
-    question = "Two fine-tuned models with the same ID accuracy: can sharpness on ID data tell which may be interpolated?"
-    end = {"file": "mini:zeroshot", "sha256": "ab" * 32, "container": "safetensors", "num_params": 368257, "dtypes": {"float16": 71}}
+    question = (
+        "Two fine-tuned models with the same ID accuracy: can sharpness on ID data tell which may be interpolated?"
+    )
+    end = {
+        "file": "mini:zeroshot",
+        "sha256": "ab" * 32,
+        "container": "safetensors",
+        "num_params": 368257,
+        "dtypes": {"float16": 71},
+    }
     return {
         "config": {
             "title": "sharpscope demo",
@@ -270,11 +307,18 @@ def make_manifest() -> dict[str, Any]:
             "measures": list(DEFAULT_MEASURES),
             "alphas": list(ALPHAS),
             "probe_size": 64,
+            "straggler_criterion": "sharpness:hessian_trace",
             "seed": 0,
             "tags": {},
         },
         "pairs": {
-            p: {"model": "mini", "head": "stored", "moving": 66, "zeroshot": end, "finetuned": end | {"file": f"mini:{p}"}}
+            p: {
+                "model": "mini",
+                "head": "stored",
+                "moving": 66,
+                "zeroshot": end,
+                "finetuned": end | {"file": f"mini:{p}"},
+            }
             for p in CURVES
         },
         "versions": {"sharpscope": "0.1.0", "torch": "2.9.0", "python": "3.11"},
@@ -308,12 +352,34 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
     }
 
 
-@pytest.fixture(scope="session")
+FEW = ("hessian_trace", "lambda_max", "lambda_min")
+
+
+def hostile(tables: dict[str, pd.DataFrame], names: dict[str, str]) -> dict[str, pd.DataFrame]:
+    """The tables with every text cell that is a key of ``names`` replaced."""
+    return {
+        k: df.apply(lambda c: c.map(lambda v: names.get(v, v) if isinstance(v, str) else v)) for k, df in tables.items()
+    }
+
+
+@pytest.fixture
 def tables() -> dict[str, pd.DataFrame]:
+    """Fresh copies: a test may change them."""
+    return {k: df.copy() for k, df in _made().items()}
+
+
+@cache
+def _made() -> dict[str, pd.DataFrame]:
     return make_tables()
 
 
 @pytest.fixture(scope="session")
+def few() -> dict[str, pd.DataFrame]:
+    """The same with three measures: quick to draw. Not to be changed."""
+    return {**make_tables(), "sharpness": make_sharpness(measures=FEW)}
+
+
+@pytest.fixture
 def manifest() -> dict[str, Any]:
     return make_manifest()
 
@@ -321,3 +387,26 @@ def manifest() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def sharpness_of() -> Callable[..., pd.DataFrame]:
     return make_sharpness
+
+
+@pytest.fixture(scope="session")
+def rename() -> Callable[..., dict[str, pd.DataFrame]]:
+    return hostile
+
+
+@pytest.fixture(scope="session")
+def layers() -> tuple[str, ...]:
+    return LAYERS
+
+
+@pytest.fixture(scope="session")
+def many() -> pd.DataFrame:
+    """A sharpness table of 10^4 layers, two alphas, one measure."""
+    names = tuple(f"visual.transformer.resblocks.{i}.mlp" for i in range(10_000))
+    values = np.exp(np.random.default_rng(5).normal(0, 2, 10_000))
+    frames = []
+    for alpha in (0.0, 0.5):
+        frame = pd.DataFrame({"layer": names, "estimate": values, "stderr": values / 20, "depth": range(10_000)})
+        frames.append(frame.assign(alpha=alpha))
+    out = pd.concat(frames).assign(pair="huge", measure="hessian_trace", status="ok", converged=True, num_params=10)
+    return out.reindex(columns=list(COLUMNS["sharpness"]))

@@ -1,0 +1,27 @@
+"""Correlation of every layer's sharpness with OOD gain: across pairs (evidence) or along one path (descriptive).
+
+python figures/fig_correlation.py runs/demo --scope pairs --alpha 0.3 --out figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sharpscope.present.plots import correlation, save
+from sharpscope.present.script import figure_parser, paper_style, run_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = figure_parser(__doc__)
+    parser.add_argument("--scope", default="pairs", choices=("pairs", "path"))
+    parser.add_argument("--method", default="spearman", choices=("spearman", "pearson", "kendall"))
+    parser.add_argument("--against", choices=("ood_accuracy", "ood_gain"), help="default: ood_gain")
+    parser.add_argument("--alpha", type=float, help="which alpha across pairs; default: nearest 0.5")
+    args = parser.parse_args(argv)
+    with paper_style(__file__):
+        drawn = correlation(run_table(args.run, "correlations"), args.scope, args.method, args.against, args.alpha)
+        save(drawn, args.out, f"correlation_{args.scope}")
+
+
+if __name__ == "__main__":
+    main()

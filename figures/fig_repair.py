@@ -1,0 +1,25 @@
+"""OOD gain at equal ID accuracy of sparse stragglers beside random and all layers.
+
+python figures/fig_repair.py runs/demo --alpha 0.3 --out figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sharpscope.present.plots import repair, save
+from sharpscope.present.script import figure_parser, paper_style, run_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = figure_parser(__doc__)
+    parser.add_argument(
+        "--alpha", type=float, help="which point of the repaired paths has intervals; default: nearest 0.5"
+    )
+    args = parser.parse_args(argv)
+    with paper_style(__file__):
+        save(repair(run_table(args.run, "repair"), args.alpha), args.out, "repair")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""Report sections on layers: sharpness, stragglers, repair, and whether sharpness tells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.errors import shown
+from sharpscope.present.formats import interval, is_missing, number, percent, points
+from sharpscope.present.order import layer_key
+from sharpscope.present.style import short_layer
+from sharpscope.present.view import (
+    ACROSS,
+    MOST_ROWS,
+    Block,
+    Cell,
+    Grid,
+    Line,
+    Section,
+    Source,
+    absent,
+    cell,
+    estimate_cell,
+    in_order,
+    layer_cell,
+    nearest,
+    pairs_of,
+    records,
+    status_cell,
+)
+from sharpscope.schema import ALL, MEASURES
+
+__all__ = ["correlations", "repair", "sharpness", "stragglers"]
+
+
+# ------------------------------------------------------------------------------------------------------ sharpness
+def sharpness(source: Source) -> Section:
+    table = source.table("sharpness")
+    title = "Layer-wise sharpness"
+    if not len(table):
+        return Section(title, "sharpness", (absent("sharpness"),))
+    measures = [m for m in MEASURES if m in set(table["measure"])]
+    measures += sorted(set(table["measure"]) - set(MEASURES))
+    pairs = pairs_of(table, source.order)
+    alphas = sorted(table["alpha"].dropna().unique())
+    shown_alphas = sorted({nearest(alphas, a) for a in (0.0, 0.5, 1.0)})
+    whole = table[(table["layer"] == ALL) & table["alpha"].isin(shown_alphas)]
+    found = {(r["pair"], r["measure"], r["alpha"]): r for r in records(whole)}
+    rows = []
+    for measure in measures:
+        for pair in pairs:
+            cells = [
+                estimate_cell(found[pair, measure, a]) if (pair, measure, a) in found else cell(None)
+                for a in shown_alphas
+            ]
+            rows.append((cell(measure, title=MEASURES.get(measure, "")), cell(pair), *cells))
+    head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
+    caption = "Whole model: estimate ± standard error or, for eigenvalues, residual. ° not converged within the budget."
+    whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
+    lead = source.config.get("measures")
+    main = next((m for m in (lead if isinstance(lead, (list, tuple)) else ()) if m in measures), measures[0])
+    layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, 0.5))
+    figures = source.figure(
+        "sharpness_along_alpha",
+        "Whole-model sharpness along α; bars one standard error or residual, hollow marks not converged.",
+    )
+    figures += [
+        f
+        for m in measures
+        for f in source.figure(f"heatmap_{m}", f"{m}: {MEASURES.get(m, 'a further measure')}.", wide=False)
+    ]
+    return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
+
+
+def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: float) -> Grid | None:
+    rows = table[(table["alpha"] == alpha) & (table["layer"] != ALL)]
+    if not len(rows):
+        return None
+    size = rows.assign(size=rows["estimate"].abs().fillna(-1.0)).groupby("layer")["size"].max()
+    top = sorted(size.index, key=lambda n: (-size[n], layer_key(n)))[:MOST_ROWS]
+    found = {(r["pair"], r["layer"]): r for r in records(rows[rows["layer"].isin(top)])}
+    body = []
+    for name in sorted(top, key=layer_key):
+        line = [layer_cell(name)]
+        for pair in pairs:
+            row = found.get((pair, name))
+            line += (
+                [estimate_cell(row), cell(percent(row["share"], 0)), cell(number(row["per_param"], 2))]
+                if row
+                else [cell(None)] * 3
+            )
+        params = next((found[p, name]["num_params"] for p in pairs if (p, name) in found), None)
+        body.append((line[0], cell(None if is_missing(params) else f"{int(params):,}"), *line[1:]))  # type: ignore[arg-type]
+    head = ("layer", "parameters", *(what for p in pairs for what in (p, "its share", "a parameter")))
+    caption = f"{measure} of each layer at α = {alpha:g}, in the order of the forward pass" + (
+        "" if len(size) == len(body) else "; the sharpest"
+    )
+    return Grid.of(head, body, caption, range(1, len(head)), "tables/sharpness.csv", total=len(size))
+
+
+def stragglers(source: Source) -> Section:
+    table = source.table("stragglers")
+    if not len(table):
+        return Section("Straggler layers", "stragglers", (absent("straggler scores"),))
+    deciding = str(source.config.get("straggler_criterion", ""))
+    lines: list[Block] = []
+    rows = []
+    for pair in pairs_of(table, source.order):
+        own = table[table["pair"] == pair]
+        for (criterion, base, rule), group in own.groupby(["criterion", "base", "rule"], sort=False):
+            chosen = group[group["chosen"] == True].sort_values("probability", ascending=False, kind="stable")  # noqa: E712
+            who = ", ".join(
+                f"{short_layer(r['layer'])} ({percent(r['probability'], 0)})" for _, r in chosen.head(6).iterrows()
+            )
+            who += f" and {len(chosen) - 6} more" if len(chosen) > 6 else ""
+            why = "" if len(chosen) else str(group["note"].iloc[0] or "")
+            rows.append((cell(pair), cell(criterion), cell(base), cell(rule), cell(who or "nobody", title=why)))
+            if criterion == deciding:
+                how = f"by {shown(criterion)} ({shown(rule)}), which decides here, the stragglers are"
+                lines.append(Line(f"{shown(pair)}: {how}: {shown(who or 'none', 600)}.", shown(why, 300)))
+    caption = "Who is chosen by which criterion, with the bootstrap probability. No criterion looks at OOD labels."
+    grid = Grid.of(
+        ("pair", "criterion", "base or alphas", "rule", "stragglers"),
+        rows,
+        caption,
+        source="tables/stragglers.csv",
+        most=80,
+    )
+    figures = source.figure(
+        "straggler_ranking",
+        "Score of every layer by criterion; filled: chosen; dashed: the rule's threshold; numbers: probability in %.",
+    )
+    return Section("Straggler layers", "stragglers", tuple(lines), tuple(figures), (grid,))
+
+
+# ------------------------------------------------------------------------------------------------ repair, correlations
+def repair(source: Source) -> Section:
+    table = source.table("repair")
+    title = "Repair: making layers sparse"
+    if not len(table):
+        return Section(title, "repair", (absent("repairs (nobody was a straggler, or none were asked for)"),))
+    alpha = nearest(table["alpha"].unique(), 0.5)
+    here = in_order(table[table["alpha"] == alpha], source.order)
+    rows = [
+        (
+            cell(r["pair"]),
+            cell(r["variant"], title=str(r["layers"])),
+            cell(percent(r["id_accuracy"])),
+            cell(percent(r["ood_accuracy"])),
+            cell(percent(r["plain_ood_accuracy"]), title=f"plain path at alpha {number(r['plain_alpha'])}"),
+            cell(interval(float(r["gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
+            status_cell(str(r["status"]), str(r["note"])),
+        )
+        for r in here
+    ]
+    head = ("pair", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
+    unmatched = int((table["status"] != "ok").sum())
+    text = (
+        "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. A "
+        "gain therefore counts only against the plain path at the SAME ID accuracy, and "
+        "beside random other layers and all layers."
+        + (f" {unmatched} of {len(table)} repaired models could not be compared that way." if unmatched else "")
+    )
+    figures = source.figure(
+        "repair",
+        "OOD gain over the plain path at equal ID accuracy, with intervals; right of the line the repair helps.",
+    )
+    grid = Grid.of(
+        head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (2, 3, 4, 5), "tables/repair.csv", 48
+    )
+    return Section(title, "repair", (text,), tuple(figures), (grid,))
+
+
+def correlations(source: Source) -> Section:
+    table = source.table("correlations")
+    title = "Does sharpness tell?"
+    if not len(table):
+        return Section(title, "correlations", (absent("correlations"),))
+    shipped = bool((table["source"] == "shipped").any())
+    blocks: list[Block] = []
+    for scope, text in (
+        (
+            "pairs",
+            "Across pairs, one point a pair at a fixed α: this is the evidence. Intervals resample pairs, p permutes "
+            "them, q pays for the many layers.",
+        ),
+        (
+            "path",
+            "Along α inside one pair: descriptive only. The points are not independent, and both curves bend with α.",
+        ),
+    ):
+        grids = _correlation_grids(table[table["scope"] == scope], source)
+        blocks += [text if grids else f"{text} This run has no such rows.", *grids]
+    if shipped:
+        blocks.append(
+            "Rows marked “shipped” come from the table of pairs that ships with the embedded world, not from this run."
+        )
+    figures = source.figure(
+        "correlation_scatter", "Whole-model sharpness on ID data against OOD gain over zero-shot, one point a pair."
+    )
+    figures += source.figure(
+        "correlation_pairs",
+        "Across pairs: Spearman correlation of each layer's sharpness with OOD; dots: q < 0.05.",
+    )
+    figures += source.figure("correlation_path", "Along α inside each pair (descriptive).")
+    return Section(title, "correlations", tuple(blocks), tuple(figures))
+
+
+def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
+    """Spearman of the whole model and the groups, one table a source, one row a measure.
+
+    Columns: groups (across pairs) or pairs (along the path). Against OOD gain where there is one, on the mean of
+    the most sets, at the alpha nearest 0.5.
+    """
+    table = table[
+        (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].isin(MEASURES)
+    ]
+    for column, wanted in (("against", "ood_gain"), ("dataset", "")):
+        if len(table):
+            names = sorted(table[column].unique(), key=lambda v: (v != wanted, -v.count("+"), v))
+            table = table[table[column] == names[0]]
+    grids = []
+    for origin, rows in table.groupby("source", sort=True):
+        alpha = nearest(rows["alpha"], 0.5)
+        rows = rows[rows["alpha"] == alpha] if not math.isnan(alpha) else rows[rows["layer"] == ALL]
+        columns: list[tuple[str, str]] = [
+            (p, g) for p in pairs_of(rows, source.order) for g in sorted(rows["layer"].unique(), key=layer_key)
+        ]
+        found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
+        body = [
+            (cell(m, "name", MEASURES[m]), *(_correlation_cell(found.get((m, *column))) for column in columns))
+            for m in MEASURES
+            if m in set(rows["measure"])
+        ]
+        head = (
+            "measure",
+            *(short_layer(g) if p == ACROSS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
+        )
+        count = int(rows["n"].max()) if rows["n"].notna().any() else 0
+        where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at α = {alpha:g}"
+        against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
+        caption = f"Spearman of sharpness with {against}, {where}; from: {origin}."
+        grids.append(Grid.of(head, body, caption, range(1, len(head)), "tables/correlations.csv"))
+    return grids
+
+
+def _correlation_cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return cell(None)
+    if row["status"] != "ok":
+        return status_cell(str(row["status"]), str(row["note"]))
+    text = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: points(v / 100, 2))
+    text = text.replace(" ", "\u00a0")  # the interval stays whole, the line may break before q
+    text += "" if is_missing(row["q_value"]) else f" q\u00a0{number(row['q_value'], 2)}"
+    return Cell(text, "wrap", shown(f"p {number(row['p_value'], 2)}, n {row['n']}. {row['note']}", 400))

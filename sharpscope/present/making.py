@@ -1,0 +1,117 @@
+"""Report sections on the run itself: what did not converge or failed, and how it was made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.present.formats import MISSING, number
+from sharpscope.present.style import short_layer
+from sharpscope.present.view import (
+    MOST_ROWS,
+    Block,
+    Cell,
+    Grid,
+    Section,
+    Source,
+    cell,
+    flat,
+    records,
+    status_cell,
+)
+
+__all__ = ["making", "problems"]
+
+
+def problems(source: Source) -> Section:
+    counts: list[tuple[Cell, ...]] = []
+    listed: list[tuple[bool, tuple[Cell, ...]]] = []
+    total = 0
+    for name in ("path", "sharpness", "stragglers", "repair", "correlations", "advice"):
+        table = source.table(name)
+        bad = table[~table["status"].isin(("ok", "frozen", "")) & table["status"].notna()]
+        by = ["measure"] if name in ("sharpness", "correlations") else ["criterion"] if name == "stragglers" else []
+        bad = bad.assign(what=bad[by[0]] if by else "")
+        for (what, status), group in bad.groupby(["what", "status"], sort=True):
+            counts.append(
+                (
+                    cell(name),
+                    cell(what),
+                    status_cell(str(status)),
+                    cell(f"{len(group)} of {_total(table, by, str(what))}"),
+                )
+            )
+        if name in ("path", "sharpness", "repair"):
+            first = bad.sort_values("status", key=lambda s: s != "failed", kind="stable").head(MOST_ROWS)
+            listed += [
+                (
+                    str(r["status"]) != "failed",
+                    (
+                        cell(name),
+                        cell(r["pair"]),
+                        cell(_where(r)),
+                        status_cell(str(r["status"])),
+                        cell(r["note"] or "", "note"),
+                    ),
+                )
+                for r in records(first.assign(note=first.get("note", "")))
+            ]
+            total += len(bad)
+    title = "What did not converge, failed, or has no meaning"
+    if not counts:
+        return Section(
+            title,
+            "problems",
+            ("Nothing: every estimate of this run is finite and converged, or there are no estimates.",),
+        )
+    grid = Grid.of(("table", "what", "status", "rows"), counts, numeric=(3,), source="tables/", most=60)
+    head = ("table", "pair", "where", "status", "reason")
+    ordered = [row for _, row in sorted(listed, key=lambda item: item[0])]
+    rest = (Grid.of(head, ordered, "One by one, failures first", (), "the table files", total=total),) if listed else ()
+    return Section(title, "problems", (grid,), folded=rest)
+
+
+def _total(table: pd.DataFrame, by: list[str], what: str) -> int:
+    return int((table[by[0]] == what).sum()) if by else len(table)
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    parts = [short_layer(str(row["layer"]))] if "layer" in row else []
+    parts += [str(row[c]) for c in ("measure", "variant") if c in row]
+    return ", ".join([*parts, f"α = {float(row['alpha']):g}"])
+
+
+def making(source: Source) -> Section:
+    manifest = source.manifest
+    said = "α is on the fine-tuned side: θ(α) = (1 − α) θ₀ + α θ₁, θ₀ zero-shot, θ₁ fine-tuned (WiSE-FT's convention)."
+    skip = {"pairs", "identity", "config", "timing", "inputs"}  # shown elsewhere
+    identity = manifest.get("identity")
+    facts = {**(identity if isinstance(identity, Mapping) else {}), **manifest}
+    rows = [(cell(k, "head"), cell(v)) for k, v in flat({k: v for k, v in facts.items() if k not in skip})]
+    blocks: list[Block] = [said]
+    if source.timing:
+        blocks.append(_timing(source.timing))
+    if rows:
+        blocks.append(Grid.of(("", ""), rows, "Versions, hardware, inputs", source="manifest.json", most=60))
+    config = [(cell(k, "head"), cell(v)) for k, v in flat(source.config)]
+    if not rows and not config:
+        blocks.append("The manifest of this run is empty.")
+    folded = (
+        (Grid.of(("setting", "value"), config, "Configuration", source="manifest.json", most=200),) if config else ()
+    )
+    return Section("How it was made", "making", tuple(blocks), folded=folded)
+
+
+def _timing(timing: Mapping[str, Any]) -> Grid:
+    rows = []
+    for kind, entry in timing.items():
+        known = entry if isinstance(entry, Mapping) else {"seconds": entry}
+        units, seconds = known.get("units"), known.get("seconds")
+        each = number(float(seconds) / float(units)) if units and seconds is not None else MISSING
+        rows.append(
+            (cell(kind), cell(units), cell(number(math.nan if seconds is None else float(seconds))), cell(each))
+        )
+    return Grid.of(("kind of work", "units", "seconds", "seconds a unit"), rows, "Time", (1, 2, 3), "log.jsonl")

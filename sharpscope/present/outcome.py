@@ -1,0 +1,252 @@
+"""Report sections on the outcome: answer, advice, the pairs, accuracy along the path, failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.errors import shown
+from sharpscope.present.formats import MISSING, interval, is_missing, number, percent, points
+from sharpscope.present.style import short_set
+from sharpscope.present.view import (
+    ACROSS,
+    Block,
+    Cell,
+    Grid,
+    Line,
+    Section,
+    Source,
+    absent,
+    alpha_cell,
+    cell,
+    flat,
+    in_order,
+    layer_names,
+    pairs_of,
+    records,
+    status_cell,
+)
+from sharpscope.schema import ALL, DENSE
+
+__all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
+
+_MEAN = ("ood_mean", "probe")
+_FLAGS = {
+    "F1": ("no point of the path beats zero-shot", "best gain over zero-shot"),
+    "F2": ("a point is worse than both ends", "depth below the worse end"),
+    "F3": ("the probe loss rises between the ends", "rise of the loss"),
+    "F4": ("a point lies below the chord between the ends", "depth below the chord"),
+}
+_VERDICTS = {"holds": ("good", "✓"), "does not hold": ("bad", "✗"), "cannot be told": ("open", "?")}
+
+
+# ---------------------------------------------------------------------------------------------------- answer and advice
+def is_question(claim: str) -> bool:
+    """Whether a verdict answers the study's question itself; it is printed first."""
+    return "two fine-tuned models" in claim
+
+
+def answer(source: Source) -> Section:
+    table = source.table("verdicts")
+    if not len(table):
+        return Section("Answer", "answer", (absent("verdicts"),))
+    rows = []
+    for row in sorted(records(table), key=lambda r: not is_question(r["claim"])):
+        kind, sign = _VERDICTS.get(str(row["verdict"]), ("open", "?"))
+        about = "across pairs" if row["pair"] in (ACROSS, ALL, "") else f"pair {row['pair']}"
+        shipped = " (Evidence from the table that ships with the embedded world.)" if row["source"] == "shipped" else ""
+        claim = f"{row['claim']} ({about})"
+        numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
+        count = "" if is_missing(row["n"]) else f"{int(row['n'])}"
+        evidence = cell(f"{row['evidence']}{shipped}")
+        rows.append((cell(f"{sign} {row['verdict']}", kind), cell(claim), evidence, cell(numbers), cell(count)))
+    head = ("verdict", "claim", "evidence", "estimate [interval]", "n")
+    return Section("Answer", "answer", (Grid.of(head, rows, numeric=(3, 4), source="tables/verdicts.csv"),))
+
+
+def advice(source: Source) -> Section:
+    table = source.table("advice")
+    if not len(table):
+        return Section("Advice", "advice", (absent("advice"),))
+    lines: list[Block] = []
+    for pair in pairs_of(table, source.order):
+        own = table[table["pair"] == pair]
+        ours = own[own["rule"] == "sharpscope"]
+        lines.append(_advice_line(records(ours if len(ours) else own)[0]))
+    rows = [
+        (
+            cell(r["pair"]),
+            cell(r["rule"], title=str(r["note"])),
+            alpha_cell(r["alpha"]),
+            cell(layer_names(str(r["layers"])) or "none", title=str(r["layers"])),
+            cell(interval(float(r["predicted_gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
+            cell(percent(r["ood_accuracy"])),
+            cell(points(r["regret"]).lstrip("+")),
+            status_cell(str(r["status"]), str(r["note"])),
+        )
+        for r in in_order(table, source.order)
+    ]
+    head = ("pair", "rule", "α", "hold back", "predicted gain (points)", "OOD accuracy", "regret (points)", "status")
+    caption = "Every rule with what it lost to the alpha that OOD labels would have picked; only the oracle sees them."
+    grid = Grid.of(head, rows, caption, (2, 4, 5, 6), "tables/advice.csv")
+    return Section("Advice", "advice", (*lines, grid))
+
+
+def _advice_line(row: Mapping[str, Any]) -> Line:
+    alpha = float(row["alpha"])
+    if math.isnan(alpha):
+        what = "no alpha can be advised"
+    elif alpha == 0:
+        what = "do not interpolate: keep the zero-shot model (α = 0)"
+    elif alpha == 1:
+        what = "do not interpolate: take the fine-tuned model as it is (α = 1)"
+    else:
+        what = f"interpolate at α = {alpha:g}"
+    held = layer_names(str(row["layers"]))
+    keep = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
+    what += f"; hold back {held}{keep}" if held else "; hold no layer back"
+    if is_missing(row["predicted_gain"]):
+        sure = "how sure: no gain could be predicted"
+    else:
+        gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
+        sure = f"predicted OOD gain over zero-shot {gain} points"
+    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(row["note"], 2000))
+
+
+# ----------------------------------------------------------------------------------------------------------- the pairs
+def pairs(source: Source) -> Section:
+    path = source.table("path")
+    configured = {str(p.get("name")): p for p in source.config.get("pairs") or () if isinstance(p, Mapping)}
+    facts = source.manifest.get("pairs")
+    if isinstance(facts, (list, tuple)):
+        facts = {str(f.get("name")): f for f in facts if isinstance(f, Mapping)}
+    found = facts if isinstance(facts, Mapping) else {}
+    names = list(dict.fromkeys([*configured, *map(str, found), *pairs_of(path, [])]))
+    if not names:
+        return Section("The pairs", "pairs", (absent("pairs"),))
+    columns: list[dict[str, str]] = []
+    for name in names:
+        lines = dict(flat({k: v for k, v in configured.get(name, {}).items() if k != "name"}))
+        lines |= (
+            dict(flat({k: v for k, v in found[name].items() if k != "name"}))
+            if isinstance(found.get(name), Mapping)
+            else {}
+        )
+        own = path[path["pair"] == name].sort_values("alpha")
+        if len(own):
+            last = own.iloc[-1]
+            lines["‖θ₁ − θ₀‖ (head included)"] = number(float(last["distance_0"]) + float(last["distance_1"]))
+            moving = last["num_moving"]
+            lines["parameters that move (head included)"] = MISSING if is_missing(moving) else f"{int(moving):,}"
+            ends = [
+                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} (α = {r['alpha']:g})"
+                for _, r in own.iloc[[0, -1]].iterrows()
+            ]
+            lines["probe loss at the ends"] = "; ".join(ends)
+        columns.append(lines)
+    keys = list(dict.fromkeys(k for lines in columns for k in lines))
+    rows = [
+        (cell(k, "head"), *(cell(lines.get(k, MISSING), "mono" if "sha256" in k else "") for lines in columns))
+        for k in keys
+    ]
+    return Section("The pairs", "pairs", (Grid.of(("", *names), rows, most=80, source="manifest.json"),))
+
+
+# ------------------------------------------------------------------------------------------------------- accuracy
+def accuracy(source: Source) -> Section:
+    table = source.table("accuracy")
+    dense = table[table["variant"] == DENSE]
+    if not len(dense):
+        return Section("Accuracy along the path", "accuracy", (absent("accuracy of the plain path"),))
+    rows = []
+    for pair in pairs_of(dense, source.order):
+        own = dense[dense["pair"] == pair]
+        mean = own[own["role"] == "ood_mean"]
+        inner = mean[(mean["alpha"] > 0) & (mean["alpha"] < 1)]
+        known = inner[inner["estimate"].notna()]
+        best = float(known["alpha"].iloc[int(known["estimate"].to_numpy().argmax())]) if len(known) else math.nan
+        for what, alpha in (("zero-shot", 0.0), ("best between, by OOD labels", best), ("fine-tuned", 1.0)):
+            here = own[own["alpha"] == alpha]
+            if len(here):
+                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", "ood_mean")]
+                rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
+    sets = dict.fromkeys(dense.loc[dense["role"] == "ood_mean", "dataset"])
+    named = "; ".join(", ".join(short_set(d) for d in s.split("+")) for s in sets)
+    head = ("pair", "where", "α", "ID accuracy", "mean OOD accuracy")
+    caption = f"OOD mean over: {named}." if named else ""
+    figures = source.figure(
+        "wiseft_curve",
+        "OOD against ID accuracy along each path (Wortsman et al. 2022), with intervals.",
+    ) + source.figure(
+        "accuracy_along_alpha",
+        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the OOD mean lies below both "
+        "ends by more than its interval. "
+        "Below: probe loss, with the chord between its ends.",
+    )
+    return Section(
+        "Accuracy along the path",
+        "accuracy",
+        (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"),),
+        tuple(figures),
+    )
+
+
+def _mean_cell(rows: pd.DataFrame) -> Cell:
+    if not len(rows):
+        return cell(None)
+    row = rows.iloc[0]
+    if len(rows) > 1:
+        return cell(f"{percent(float(rows['estimate'].mean()))} (mean of {len(rows)} sets)")
+    return cell(interval(row["estimate"], row["ci_low"], row["ci_high"], percent))
+
+
+def failure(source: Source) -> Section:
+    table = source.table("failure")
+    if not len(table):
+        return Section("Does interpolation fail?", "failure", (absent("failure flags"),))
+    main = table["dataset"].isin(_MEAN)
+    main = main if main.any() else pd.Series(True, index=table.index)
+    raised = table[main & (table["present"] == True)]  # noqa: E712  the column may hold missing values
+    lines: list[Block] = []
+    for pair in pairs_of(table, source.order):
+        flags = sorted(set(raised.loc[raised["pair"] == pair, "flag"]))
+        told = "; ".join(f"{f} ({_FLAGS[f][0]})" if f in _FLAGS else str(f) for f in flags)
+        how = f"fails by {shown(told, 600)}." if flags else "no failure flag beyond the noise."
+        lines.append(Line(f"{shown(pair)}: {how}"))
+    head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
+    grid = Grid.of(
+        head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(4, 5), source="tables/failure.csv"
+    )
+    single = in_order(table[~main], source.order)
+    folded = (
+        (Grid.of(head, map(_flag_row, single), "Single data sets", (4, 5), "tables/failure.csv", 60),) if single else ()
+    )
+    return Section("Does interpolation fail?", "failure", (*lines, grid), folded=folded)
+
+
+def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    style = number if row["flag"] == "F3" else points
+    unit = " nats" if row["flag"] == "F3" else " points"
+    value = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), style)
+    known = not is_missing(row["present"])
+    present = (
+        cell("yes", "bad")
+        if known and bool(row["present"])
+        else cell("no" if known else None, "good" if known else "open")
+    )
+    what = _FLAGS.get(str(row["flag"]), ("", ""))[1]
+    alpha = alpha_cell(row["alpha"])
+    named = cell(row["dataset"] if row["dataset"] in _MEAN else short_set(str(row["dataset"])))
+    return (
+        cell(row["pair"]),
+        cell(row["flag"]),
+        named,
+        cell(what),
+        alpha,
+        cell(value + unit),
+        present,
+        cell(row["note"] or "", "note"),
+    )

@@ -1,0 +1,311 @@
+"""The figures that compare: repairs with their controls, sharpness with OOD accuracy over layers and over pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+
+from sharpscope.present.layerplots import ROW, layer_rows, line_below_groups, note_left_out, rows_axis
+from sharpscope.present.pathplots import average, dense_rows
+from sharpscope.present.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    NoData,
+    label,
+    names_of,
+    new_figure,
+    place_labels,
+    plain_log,
+    styled,
+)
+from sharpscope.schema import ALL, MEASURES
+
+__all__ = ["correlation", "correlation_scatter", "points_of", "repair"]
+
+
+# -------------------------------------------------------------------------------------------------------------- repair
+_GROUPS = {
+    "straggler": "stragglers",
+    "random_layers": "random other layers",
+    "all_layers": "all layers, as many entries",
+    "everything": "all layers, same density",
+}
+
+
+@styled
+def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
+    """Gain in OOD accuracy over the plain path at the same ID accuracy, by repair: stragglers beside their controls.
+
+    Large marks with intervals: the repaired path at ``alpha`` (default: the one nearest 0.5); small ones: its other
+    alphas. Panels: target x pair. Raises NoData without a finite gain.
+    """
+    rows = table[table["gain"].notna()].copy()
+    if not len(rows):
+        raise NoData("repair: the table has no gain to show.")
+    rows["group"] = [_group(v, c) for v, c in zip(rows["variant"], rows["control"], strict=True)]
+    rows["how"] = [f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)]
+    pairs, targets = names_of(rows), sorted(set(rows["target"]))
+    hows, groups = sorted(set(rows["how"])), [g for g in _GROUPS if g in set(rows["group"])]
+    groups += sorted(set(rows["group"]) - set(groups))
+    figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 3))
+    columns = min(3, len(pairs))
+    axes = figure.subplots(
+        len(targets) * math.ceil(len(pairs) / columns), columns, sharex=True, sharey=True, squeeze=False
+    )
+    for ax in axes.flat:
+        ax.set_visible(False)
+    for p, pair in enumerate(pairs):
+        for t, target in enumerate(targets):
+            ax = axes[(p // columns) * len(targets) + t, p % columns]
+            ax.set_visible(True)
+            own = rows[(rows["pair"] == pair) & (rows["target"] == target)]
+            at = _repair_panel(ax, own, hows, groups, alpha)
+            ax.set_title(f"{label(pair)}: sparse {label(target)}" + (f", α = {at:g}" if at is not None else ""))
+            if t == len(targets) - 1:
+                ax.set_xlabel("OOD gain at equal ID accuracy (points)")
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLOURS[i % len(COLOURS)],
+            marker=MARKERS[i % len(MARKERS)],
+            ls="none",
+            label=_GROUPS.get(g, label(g)),
+        )
+        for i, g in enumerate(groups)
+    ]
+    handles.append(Line2D([], [], color=INK["grey"], marker=".", markersize=3, ls="none", label="the other alphas"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _group(variant: str, control: str) -> str:
+    if variant.startswith("control:"):
+        return variant.split(":")[1]
+    return "straggler" if control in ("", "none") else control
+
+
+def _repair_panel(
+    ax: Axes, rows: pd.DataFrame, hows: list[str], groups: list[str], alpha: float | None
+) -> float | None:
+    ax.axvline(0, color=INK["grey"], lw=0.8, zorder=0)
+    ax.set(yticks=range(len(hows)), yticklabels=hows, ylim=(len(hows) - 0.45, -0.55))
+    ax.grid(True, axis="x")
+    ax.tick_params(axis="y", length=0)
+    if not len(rows):
+        return None
+    alphas = np.sort(rows["alpha"].unique())
+    at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
+    for g, group in enumerate(groups):
+        colour, marker = COLOURS[g % len(COLOURS)], MARKERS[g % len(MARKERS)]
+        for h, how in enumerate(hows):
+            own = rows[(rows["group"] == group) & (rows["how"] == how)]
+            y = h + (0.72 / len(groups)) * (g - (len(groups) - 1) / 2)
+            others, one = own[own["alpha"] != at], own[own["alpha"] == at]
+            ax.scatter(100 * others["gain"], np.full(len(others), y), s=4, color=colour, alpha=0.3, lw=0)
+            bars = 100 * np.abs(np.stack([one["gain"] - one["ci_low"], one["ci_high"] - one["gain"]]))
+            ax.errorbar(
+                100 * one["gain"], np.full(len(one), y), xerr=bars, fmt=marker, color=colour, ms=3.6, elinewidth=1.0
+            )
+    return at
+
+
+# --------------------------------------------------------------------------------------------------- across the pairs
+def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
+    """Whole-model sharpness and OOD gain at the alpha nearest ``alpha``, a row a pair and measure.
+
+    For ``correlation_scatter``: columns pair, sharpness, ood_gain (OOD accuracy minus zero-shot's), measure, alpha.
+    """
+    dense = dense_rows(accuracy, "points_of")
+    rows = []
+    whole = sharpness[(sharpness["layer"] == ALL) & sharpness["estimate"].notna()]
+    for pair in names_of(whole):
+        mean = average(dense[dense["pair"] == pair], "ood").set_index("alpha")["estimate"] / 100
+        if 0.0 not in mean.index:
+            continue
+        for measure, own in whole[whole["pair"] == pair].groupby("measure", sort=False):
+            own = own[own["alpha"].isin(mean.index)]
+            if len(own):
+                best = own.iloc[int((own["alpha"] - alpha).abs().to_numpy().argmin())]
+                gain = mean[best["alpha"]] - mean[0.0]
+                rows.append((pair, best["estimate"], gain, measure, best["alpha"]))
+    return pd.DataFrame(rows, columns=["pair", "sharpness", "ood_gain", "measure", "alpha"])
+
+
+@styled
+def correlation_scatter(points: pd.DataFrame, alpha: float = 0.5) -> Figure:
+    """Whole-model sharpness against OOD gain over zero-shot, one labelled point a pair, one panel a measure.
+
+    ``points``: pair, sharpness, ood_gain (0-1), measure, alpha, and perhaps source (``shipped`` points are hollow);
+    of several alphas of a pair and measure the one nearest ``alpha`` is shown. Raises NoData without a finite point.
+    """
+    rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
+    rows = rows.assign(far=(rows["alpha"].astype(float) - alpha).abs()).sort_values("far", kind="stable")
+    rows = rows.drop_duplicates(["pair", "measure"]).sort_index()
+    if not len(rows):
+        raise NoData("correlation_scatter: no pair has both a sharpness and an OOD gain.")
+    measures = [m for m in MEASURES if m in set(rows["measure"])] + sorted(set(rows["measure"]) - set(MEASURES))
+    columns = min(2, len(measures))
+    figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(measures) / columns))
+    axes = figure.subplots(math.ceil(len(measures) / columns), columns, sharey=True, squeeze=False)
+    colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(names_of(points))}
+    for k, ax in enumerate(axes.flat):
+        ax.set_visible(k < len(measures))
+    for measure, ax in zip(measures, axes.flat, strict=False):
+        own = rows[rows["measure"] == measure]
+        x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
+        hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
+        inks = [colours[p] for p in own["pair"]]
+        ax.scatter(
+            x,
+            y,
+            s=18,
+            c=["white" if h else c for h, c in zip(hollow, inks, strict=True)],
+            edgecolor=inks,
+            lw=1.0,
+            zorder=3,
+        )
+        if (x > 0).all() and x.max() > 5 * x.min():
+            ax.set_xscale("log")
+            plain_log(ax.xaxis)
+        ax.axhline(0, color=INK["grey"], lw=0.8, zorder=0)
+        ax.grid(True)
+        ax.margins(0.14)
+        alphas = sorted(set(own["alpha"]))
+        ax.set_title(label(measure) + (f" at α = {alphas[0]:g}" if len(alphas) == 1 else ""))
+        ax.set_xlabel("whole-model sharpness on ID data")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("OOD gain over\nzero-shot (points)")
+    for measure, ax in zip(measures, axes.flat, strict=False):
+        own = rows[rows["measure"] == measure]
+        at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
+        place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own))
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- correlation
+_AGAINST = ("ood_gain", "ood_accuracy")
+
+
+@styled
+def correlation(
+    correlations: pd.DataFrame,
+    scope: str = "pairs",
+    method: str = "spearman",
+    against: str | None = None,
+    alpha: float | None = None,
+) -> Figure:
+    """Correlation of every (layer, measure) with OOD accuracy as a map; dot: q < 0.05, hatched: undefined.
+
+    ``scope`` path: one panel a pair (descriptive); pairs: one panel (evidence), at the alpha nearest ``alpha``
+    (default 0.5). ``against`` and the data set default to OOD gain on the mean of most sets. Raises NoData
+    without such rows.
+    """
+    table = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
+    if not len(table):
+        raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
+    names = names_of(table, "against")
+    against = against or next((a for a in _AGAINST if a in names), names[0])
+    table = table[table["against"] == against]
+    raw = table["measure"].isin(MEASURES)  # the shares and covariates of the table are left to the report
+    table = table[raw] if raw.any() else table
+    if not len(table):
+        raise NoData(f"correlation: no rows against {label(against)}.")
+    most = sorted(table["dataset"].unique(), key=lambda d: (-d.count("+"), d))[0]
+    table = table[table["dataset"] == most]
+    if not np.isfinite(table["estimate"]).any():
+        raise NoData(f"correlation: every estimate with scope {label(scope)} is undefined.")
+    alphas = np.sort(table["alpha"].dropna().unique())
+    at = None
+    if len(alphas):
+        at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
+        table = table[table["alpha"] == at]
+    table = table.sort_values("source", kind="stable").drop_duplicates(["pair", "layer", "measure"])
+    pairs = names_of(table, "pair")
+    layers, left_out = layer_rows(table, table["estimate"])
+    present = set(table["measure"])
+    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
+    columns = min(2 if len(measures) > 4 else 3, len(pairs))
+    lines = math.ceil(len(pairs) / columns)
+    figure = new_figure(lines * (ROW * max(4, len(layers)) + 1.15) + 0.3)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    norm = Normalize(-1, 1)
+    for i, ax in enumerate(axes.flat):
+        ax.set_visible(i < len(pairs))
+        if i < len(pairs):
+            _correlation_panel(ax, table[table["pair"] == pairs[i]], layers, measures, norm, numbers=columns == 1)
+            rows_axis(ax, layers, named=i % columns == 0)
+            own = table[table["pair"] == pairs[i]]
+            ax.set_title(_correlation_title(own, pairs[i], scope, at))
+    bar = figure.colorbar(ScalarMappable(norm, colormaps["RdBu_r"]), ax=axes, aspect=35, pad=0.02, shrink=0.9)
+    bar.set_label(
+        f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}"
+    )
+    bar.ax.spines[:].set_visible(False)
+    handles = []
+    if (table["q_value"] < 0.05).any():
+        handles.append(Line2D([], [], color="black", marker="o", markersize=2, ls="none", label="q < 0.05"))
+    if table["estimate"].isna().any():
+        handles.append(Patch(facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label="undefined"))  # type: ignore[arg-type]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    note_left_out(figure, left_out)
+    return figure
+
+
+def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | None) -> str:
+    """How many points, at which alpha, from where."""
+    n = int(own["n"].max()) if own["n"].notna().any() else 0
+    if scope == "path":
+        return f"{label(pair, 20)} ({n} alphas)"
+    shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
+    return f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
+
+
+def _correlation_panel(
+    ax: Axes, rows: pd.DataFrame, layers: list[str], measures: list[str], norm: Normalize, numbers: bool
+) -> None:
+    place, column = {n: i for i, n in enumerate(layers)}, {m: i for i, m in enumerate(measures)}
+    rows = rows[rows["layer"].isin(place)]
+    grid = np.full((len(layers), len(measures)), np.nan)
+    y, x = rows["layer"].map(place).to_numpy(int), rows["measure"].map(column).to_numpy(int)
+    value, q = rows["estimate"].to_numpy(float), rows["q_value"].to_numpy(float)
+    grid[y, x] = value
+    ax.pcolormesh(np.ma.masked_invalid(grid), cmap="RdBu_r", norm=norm, linewidth=0)
+    for i, j in np.argwhere(np.isnan(grid)):
+        ax.add_patch(Rectangle((j, i), 1, 1, facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0))
+    for row, col, r, significant in zip(y, x, value, q < 0.05, strict=True):
+        ink = "white" if abs(r) > 0.6 else "black"
+        if numbers and np.isfinite(r):
+            ax.text(
+                col + 0.5,
+                row + 0.52,
+                f"{r:+.2f}".replace("0.", ".").replace("-", "−"),
+                ha="center",
+                va="center",
+                fontsize=5,
+                color=ink,
+            )
+        if significant:
+            ax.plot([col + (0.9 if numbers else 0.5)], [row + 0.5], color=ink, marker="o", markersize=1.6)
+    ax.spines[:].set_visible(False)
+    ax.set_xticks(
+        np.arange(len(measures)) + 0.5,
+        [label(m) for m in measures],
+        rotation=40,
+        ha="right",
+        rotation_mode="anchor",
+        fontsize=6.5,
+    )
+    ax.tick_params(axis="x", length=0)
+    line_below_groups(ax, layers)

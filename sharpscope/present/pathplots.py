@@ -1,0 +1,244 @@
+"""The figures of accuracy and loss along the path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from sharpscope.present.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    SET_COLOURS,
+    NoData,
+    figure_of,
+    label,
+    names_of,
+    new_figure,
+    place_labels,
+    short_set,
+    styled,
+)
+from sharpscope.schema import DENSE
+
+__all__ = ["accuracy_along_alpha", "average", "dense_rows", "wiseft_curve"]
+
+
+# ------------------------------------------------------------------------------------------------- what tables hold
+def dense_rows(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """Rows of the plain path and one metric: top1, or the first there is."""
+    rows = accuracy[(accuracy["variant"] == DENSE) & accuracy["estimate"].notna()]
+    if not len(rows):
+        raise NoData(f"{figure}: the accuracy table has no rows of the plain path.")
+    metric = "top1" if (rows["metric"] == "top1").any() else rows["metric"].iloc[0]
+    return rows[rows["metric"] == metric].sort_values("alpha", kind="stable")
+
+
+def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
+    """alpha, estimate, ci_low, ci_high of one pair's ID or OOD accuracy, in percent.
+
+    OOD: the ``ood_mean`` rows over the most sets; without any, and for ID, the mean of the sets (with an interval only
+    when it is one set).
+    """
+    mean = rows[rows["role"] == f"{role}_mean"]
+    if len(mean):
+        names = sorted(mean["dataset"].unique(), key=lambda d: (-d.count("+"), d))
+        chosen = mean[mean["dataset"] == names[0]]
+    else:
+        chosen = rows[rows["role"] == role]
+    columns = ["estimate", "ci_low", "ci_high"]
+    if chosen["dataset"].nunique() > 1:
+        out = chosen.groupby("alpha")[columns].mean().reset_index()
+        out[columns[1:]] = math.nan
+    else:
+        out = chosen[["alpha", *columns]].reset_index(drop=True)
+    out[columns] *= 100
+    return out
+
+
+def _bars(rows: pd.DataFrame) -> np.ndarray | None:
+    if rows["ci_low"].isna().any():
+        return None
+    estimate = rows["estimate"].to_numpy()
+    return np.abs(np.stack([estimate - rows["ci_low"], rows["ci_high"] - estimate]))
+
+
+# ----------------------------------------------------------------------------------------------------------- WiSE-FT
+@styled
+def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequence[float] = (0.2, 0.5, 0.8)) -> Axes:
+    """OOD against ID accuracy along each pair's path, ends marked, ``alphas`` written beside their points.
+
+    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals.
+    Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
+    Raises NoData without ID and OOD rows.
+    """
+    dense = dense_rows(accuracy, "wiseft_curve")
+    curves = {}
+    for pair in names_of(dense):
+        rows = dense[dense["pair"] == pair]
+        both = average(rows, "id").merge(average(rows, "ood"), on="alpha", suffixes=("_id", "_ood"))
+        if len(both):
+            curves[pair] = both
+    if not curves:
+        raise NoData("wiseft_curve: no pair has ID and OOD accuracy at the same alphas.")
+    ax = new_figure(3.3).add_subplot() if ax is None else ax
+    at: list[tuple[float, float]] = []
+    texts: list[str] = []
+    inks: list[str] = []
+    every: list[tuple[float, float]] = []
+    for i, (pair, rows) in enumerate(curves.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        x, y = rows["estimate_id"].to_numpy(), rows["estimate_ood"].to_numpy()
+        bars: dict[str, Any] = {
+            axis: _bars(rows.rename(columns={f"{c}_{role}": c for c in ("estimate", "ci_low", "ci_high")}))
+            for axis, role in (("xerr", "id"), ("yerr", "ood"))
+        }
+        ax.errorbar(x, y, **bars, fmt="none", ecolor=colour, alpha=0.28, elinewidth=0.8, zorder=1)
+        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], label=label(pair), zorder=2, markersize=2.8)
+        ends = rows[["alpha", "estimate_id", "estimate_ood"]].to_numpy()
+        for alpha, ex, ey in ends[np.isin(ends[:, 0], (0.0, 1.0))]:
+            mark, size = ("*", 90) if alpha == 0 else ("s", 34)
+            ax.scatter(
+                [ex],
+                [ey],
+                s=size,
+                marker=mark,
+                color=INK["black"] if alpha == 0 else colour,
+                edgecolor="white",
+                lw=0.6,
+                zorder=4,
+            )
+        along = np.linspace(
+            0, len(x) - 1, 8 * len(x)
+        )  # points on the line between its marks: no number shall lie on it
+        every += list(zip(np.interp(along, range(len(x)), x), np.interp(along, range(len(x)), y), strict=True))
+        inner = rows[(rows["alpha"] > 0) & (rows["alpha"] < 1)]
+        for wanted in alphas:
+            far = (inner["alpha"] - wanted).abs().to_numpy()
+            if len(far) and far.min() < 0.05:
+                row = inner.iloc[int(far.argmin())]
+                at.append((row["estimate_id"], row["estimate_ood"]))
+                texts.append(f"{row['alpha']:g}")
+                inks.append(colour)
+    ax.grid(True)
+    ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
+    ends_key = [
+        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1); numbers: α"),
+    ]
+    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+    figure_of(ax).legend(handles=[*lines, *ends_key], loc="outside lower center", ncols=min(4, len(lines) + 2))
+    place_labels(ax, at, texts, inks, avoid=every)
+    return ax
+
+
+# ------------------------------------------------------------------------------------------------- along the path
+@styled
+def accuracy_along_alpha(
+    accuracy: pd.DataFrame, path: pd.DataFrame | None = None, failure: pd.DataFrame | None = None
+) -> Figure:
+    """Accuracy and loss along each pair's path; shaded where the OOD mean is below BOTH ends beyond its interval.
+
+    Thin: each OOD set; thick with a band: their mean; dashed: ID. Below, when ``path`` is given, the probe loss and the
+    chord between its ends.
+    ``failure`` adds the names of the flags that were raised. Raises NoData without rows.
+    """
+    dense = dense_rows(accuracy, "accuracy_along_alpha")
+    pairs = names_of(dense)
+    loss = path is not None and bool(path["loss"].notna().any())
+    columns = min(2, len(pairs))
+    lines = math.ceil(len(pairs) / columns)
+    sets = sorted(names_of(dense[dense["role"] == "ood"], "dataset"))
+    colours = (
+        dict(zip(sets, SET_COLOURS, strict=False)) if len(sets) <= len(SET_COLOURS) else dict.fromkeys(sets, "#aaaaaa")
+    )
+    figure = new_figure(lines * (3.0 if loss else 2.2) + 0.55)
+    grid = figure.add_gridspec(lines * (1 + loss), columns, height_ratios=([2.3, 1.0] if loss else [1.0]) * lines)
+    shaded, first = False, None
+    for i, pair in enumerate(pairs):
+        row, column = divmod(i, columns)
+        ax = figure.add_subplot(grid[row * (1 + loss), column], sharey=first)
+        first = first or ax
+        shaded |= _accuracy_panel(ax, dense[dense["pair"] == pair], colours)
+        ax.set_title(_with_flags(pair, failure))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        if column == 0:
+            ax.set_ylabel("Accuracy (%)")
+        if loss and path is not None:
+            below = figure.add_subplot(grid[row * 2 + 1, column], sharex=ax)
+            _loss_panel(below, path[path["pair"] == pair])
+            ax.tick_params(labelbottom=False)
+            below.set_ylabel("Probe loss" if column == 0 else "")
+        (below if loss else ax).set_xlabel("α (0 zero-shot, 1 fine-tuned)")
+    handles = [
+        Line2D([], [], color=INK["black"], lw=2.0, label="OOD mean"),
+        Line2D([], [], color=INK["grey"], lw=1.2, ls="--", label="ID"),
+    ]
+    if shaded:
+        handles.append(Patch(facecolor=INK["bad"], alpha=0.16, label="below both ends"))  # type: ignore[arg-type]
+    if len(sets) <= len(SET_COLOURS):
+        handles += [Line2D([], [], color=colours[s], lw=1.0, label=short_set(s)) for s in sets]
+    else:
+        handles.append(Line2D([], [], color="#aaaaaa", lw=0.8, label=f"each of {len(sets)} OOD sets"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(5, len(handles)), columnspacing=1.2, handlelength=1.6
+    )
+    return figure
+
+
+def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) -> bool:
+    for dataset, one in rows[rows["role"] == "ood"].groupby("dataset", sort=True):
+        ax.plot(one["alpha"], 100 * one["estimate"], color=colours[str(dataset)], lw=0.8, alpha=0.9)
+    ident, mean = average(rows, "id"), average(rows, "ood")
+    ax.plot(ident["alpha"], ident["estimate"], color=INK["grey"], ls="--", lw=1.2)
+    ax.plot(mean["alpha"], mean["estimate"], color=INK["black"], lw=2.0)
+    ax.fill_between(mean["alpha"], mean["ci_low"], mean["ci_high"], color=INK["black"], alpha=0.18, lw=0)
+    ax.grid(True, axis="y")
+    spans = _failing(mean)
+    for low, high in spans:
+        ax.axvspan(low, high, color=INK["bad"], alpha=0.16, lw=0, zorder=0)
+    return bool(spans)
+
+
+def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
+    """Stretches of alpha, half way to the neighbours, where the interval's top is below the path's lower end."""
+    alphas = mean["alpha"].to_numpy()
+    if len(alphas) < 3:
+        return []
+    ends = mean["estimate"].to_numpy()[[0, -1]].min()
+    top = mean["ci_high"].fillna(mean["estimate"]).to_numpy()
+    return [
+        ((alphas[i - 1] + alphas[i]) / 2, (alphas[i] + alphas[i + 1]) / 2)
+        for i in range(1, len(alphas) - 1)
+        if top[i] < ends
+    ]
+
+
+def _with_flags(pair: str, failure: pd.DataFrame | None) -> str:
+    if failure is None or not (failure["pair"] == pair).any():
+        return label(pair)
+    own = failure[failure["pair"] == pair]
+    own = own[own["dataset"].isin(("ood_mean", "probe"))] if own["dataset"].isin(("ood_mean", "probe")).any() else own
+    raised = sorted(set(own.loc[own["present"].fillna(False).astype(bool), "flag"]))
+    return label(pair, 30) + (f" (flags {', '.join(map(label, raised))})" if raised else " (no failure flag)")
+
+
+def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
+    rows = rows[rows["loss"].notna()].sort_values("alpha")
+    ax.grid(True, axis="y")
+    if not len(rows):
+        return
+    ax.plot(rows["alpha"], rows["loss"], color=COLOURS[0], lw=1.2)
+    error = rows["loss_stderr"].fillna(0.0)
+    ax.fill_between(rows["alpha"], rows["loss"] - error, rows["loss"] + error, color=COLOURS[0], alpha=0.2, lw=0)
+    ends = rows.iloc[[0, -1]]
+    ax.plot(ends["alpha"], ends["loss"], color=INK["grey"], lw=0.8, ls=":")

@@ -1,0 +1,246 @@
+"""What a report is made of before it is HTML: sections of paragraphs, tables and figures, every text made harmless."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pandas as pd
+
+from sharpscope.errors import shown
+from sharpscope.present.style import short_layer
+from sharpscope.present.tables import normalised, with_error
+
+__all__ = [
+    "ACROSS",
+    "MOST_ROWS",
+    "Block",
+    "Cell",
+    "Figure",
+    "Grid",
+    "Line",
+    "Section",
+    "Source",
+    "absent",
+    "alpha_cell",
+    "cell",
+    "estimate_cell",
+    "flat",
+    "in_order",
+    "layer_cell",
+    "layer_names",
+    "nearest",
+    "pairs_of",
+    "records",
+    "status_cell",
+]
+
+ACROSS: Final = "(pairs)"
+"""The ``pair`` of rows that have one point a pair."""
+
+MOST_ROWS: Final = 30
+"""Rows of a table that the report prints; the rest is counted and left to the CSV."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of one cell; ``kind`` is its CSS class (good, bad, open, note, mono ...), ``title`` shows on hovering."""
+
+    text: str
+    kind: str = ""
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: heads, rows of cells, which columns are numbers, and how many rows were left out of it."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str = ""
+    numeric: frozenset[int] = frozenset()
+    more: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        head: Sequence[str],
+        rows: Iterable[Sequence[Cell | str]],
+        caption: str = "",
+        numeric: Iterable[int] = (),
+        source: str = "",
+        most: int = MOST_ROWS,
+        total: int = 0,
+    ) -> Grid:
+        """The first ``most`` rows of ``total`` (default: those given); ``source`` names the file with the others."""
+        every = [tuple(c if isinstance(c, Cell) else cell(c) for c in row) for row in rows]
+        left_out = max(total, len(every)) - min(most, len(every))
+        more = f"{left_out} more in {source}" if left_out else ""
+        return cls(tuple(head), tuple(every[:most]), caption, frozenset(numeric), more)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A sentence that stands for one pair, and a remark in small print."""
+
+    text: str
+    note: str = ""
+
+
+Block = str | Line | Grid
+"""What stands under a heading: a paragraph, a line for a pair, a table."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG and what it shows; ``wide`` figures take a row of their own."""
+
+    png: bytes
+    caption: str
+    wide: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it: paragraphs and tables, figures, tables that are ``folded`` at first."""
+
+    title: str
+    anchor: str
+    blocks: tuple[Block, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    folded: tuple[Grid, ...] = field(default=())
+
+
+def cell(value: Any, kind: str = "", title: str = "") -> Cell:
+    """Any value as a cell: control characters escaped, a missing one a dash."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return Cell("—", kind, title)
+    return Cell(shown(value, 2000) or "—", kind, shown(title, 2000) if title else "")
+
+
+def alpha_cell(alpha: float) -> Cell:
+    """0, 0.5, 1."""
+    return cell(None if math.isnan(float(alpha)) else f"{float(alpha):g}")
+
+
+def layer_cell(name: str) -> Cell:
+    """The short name, the full one on hovering."""
+    return cell(short_layer(name), "name", title=name)
+
+
+def layer_names(joined: str, most: int = 8) -> str:
+    """``visual.conv1+head`` -> ``conv1, head``; of many the first ones and a count."""
+    names = [n for n in joined.replace(";", "+").split("+") if n]
+    text = ", ".join(short_layer(n) for n in names[:most])
+    return text + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+_STATUS_KINDS = {"ok": "", "frozen": "note", "undefined": "open", "not_converged": "open", "failed": "bad"}
+
+
+def status_cell(status: str, note: str = "") -> Cell:
+    """ok, not converged, failed ... with the reason on hovering."""
+    return cell(status.replace("_", " "), _STATUS_KINDS.get(status, ""), note)
+
+
+def estimate_cell(row: Mapping[str, Any]) -> Cell:
+    """An estimate of the sharpness table with its uncertainty, marked when it is not to be trusted as it stands."""
+    status = str(row["status"])
+    if status in ("failed", "undefined", "frozen") and not _finite(row["estimate"]):
+        return status_cell(status, str(row["note"]))
+    error = row["stderr"] if _finite(row["stderr"]) else row["residual"]
+    text = with_error(float(row["estimate"]), float(error) if _finite(error) else math.nan)
+    if status == "not_converged":
+        return cell(text + " °", "open", f"not converged: {row['note']}")
+    return cell(text, _STATUS_KINDS.get(status, ""), str(row["note"] or ""))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def nearest(values: Iterable[float], wanted: float) -> float:
+    """The value nearest to ``wanted``, the smaller of two; NaN of none."""
+    known = sorted(v for v in values if _finite(float(v)))
+    return min(known, key=lambda v: (abs(v - wanted), v)) if known else math.nan
+
+
+def pairs_of(table: pd.DataFrame, order: Sequence[str]) -> list[str]:
+    """The pairs of a table: those of ``order`` first, in that order."""
+    present = list(dict.fromkeys(table["pair"]))
+    return [p for p in order if p in present] + [p for p in present if p not in order]
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested plain data as (dotted name, text) lines; lists of plain values stay one line."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from flat(item, f"{prefix} · {key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)):
+        if any(isinstance(v, (Mapping, list, tuple)) for v in value):
+            for i, item in enumerate(value):
+                yield from flat(item, f"{prefix} {i + 1}")
+        else:
+            yield prefix, ", ".join(map(_plain, value)) if value else "none"
+    else:
+        yield prefix, _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report is made from: tables, figures, manifest, and which order and criterion the config asks for."""
+
+    tables: Mapping[str, pd.DataFrame]
+    figures: Mapping[str, bytes]
+    manifest: Mapping[str, Any]
+    timing: Mapping[str, Any]
+    read: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table, or an empty one with its columns."""
+        if name not in self.read:
+            found = self.tables.get(name)
+            self.read[name] = normalised(pd.DataFrame() if found is None or not len(found) else found, name)
+        return self.read[name]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        config = self.manifest.get("config")
+        if not isinstance(config, Mapping):
+            identity = self.manifest.get("identity")
+            config = identity.get("config") if isinstance(identity, Mapping) else None
+        return config if isinstance(config, Mapping) else {}
+
+    @property
+    def order(self) -> list[str]:
+        """Pairs in the order of the config."""
+        pairs = self.config.get("pairs")
+        return [str(p.get("name")) for p in pairs if isinstance(p, Mapping)] if isinstance(pairs, (list, tuple)) else []
+
+    def figure(self, name: str, caption: str, wide: bool = True) -> list[Figure]:
+        return [Figure(self.figures[name], caption, wide)] if name in self.figures else []
+
+
+def absent(what: str) -> str:
+    return f"This run has no {what}: the table is empty or missing."
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dicts."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
+
+
+def in_order(table: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows by pair in the config's order, otherwise as they stand."""
+    place = {p: i for i, p in enumerate(pairs_of(table, order))}
+    return sorted(records(table), key=lambda r: place[r["pair"]])

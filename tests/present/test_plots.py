@@ -1,0 +1,385 @@
+"""Figures: what they show is what the tables hold, nothing overlaps or is cut off, and the bytes are reproducible."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+
+from sharpscope.errors import ConfigError
+from sharpscope.present import plots, style
+from sharpscope.present.tables import csv_bytes
+from sharpscope.schema import ALL
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "figures").glob("fig_*.py"))
+NAMES = {
+    "success": "$\\frac{x$ <script>\n",
+    "failure": "_nolegend_ 层",
+    "visual.transformer.resblocks.3.mlp": "$" + "x_" * 200,
+    "mini:photo-dark": "folder:/data/\x1b[31m_$dark",
+    "sharpness:hessian_trace": "sharpness:$\\hessian{",
+}
+Tables = dict[str, pd.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def figures(few: Tables) -> dict[str, Figure]:
+    return plots.all_figures(few)
+
+
+@pytest.fixture(scope="module")
+def drawn(figures: dict[str, Figure]) -> dict[str, tuple[bytes, bytes]]:
+    return {name: plots.figure_bytes(figure) for name, figure in figures.items()}
+
+
+def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
+    """Every visible text with its box in pixels, after a draw: only then are labels where they will be."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    unseen = set()  # ticks beyond the limits exist but are not drawn
+    for ax in figure.axes:
+        for axis, side in ((ax.xaxis, 0), (ax.yaxis, 1)):
+            low, high = sorted(axis.get_view_interval())
+            unseen |= {t for t in axis.get_ticklabels(which="both") if not low <= t.get_position()[side] <= high}
+    found = []
+    for text in figure.findobj(lambda a: isinstance(a, Text) and a not in unseen):
+        hidden = text.axes is not None and not text.axes.get_visible()
+        if text.get_visible() and text.get_text().strip() and not hidden:
+            found.append((text, text.get_window_extent(renderer).extents))
+    return found
+
+
+def test_all_figures_are_there(figures: dict[str, Figure]) -> None:
+    heat = ["heatmap_hessian_trace", "heatmap_lambda_max", "heatmap_lambda_min"]
+    rest = ["straggler_ranking", "repair", "correlation_path", "correlation_pairs", "correlation_scatter"]
+    assert list(figures) == ["wiseft_curve", "accuracy_along_alpha", "sharpness_along_alpha", *heat, *rest]
+    assert {figure.get_figwidth() for figure in figures.values()} == {5.5}
+    assert max(figure.get_figheight() for figure in figures.values()) < 8.5
+
+
+def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
+    few: Tables, drawn: dict[str, tuple[bytes, bytes]], figures: dict[str, Figure]
+) -> None:
+    again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure", "stragglers")})
+    assert len(again) == 3
+    for name, figure in again.items():
+        assert plots.figure_bytes(figure) == drawn[name]
+        assert plots.figure_bytes(figures[name]) == drawn[name]
+    for png, pdf in drawn.values():
+        assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
+        for word in (b"CreationDate", b"Producer", b"Creator", b"Software", b"Matplotlib"):
+            assert word not in pdf and word not in png
+        assert b"/Type3" not in pdf
+
+
+def test_no_text_is_cut_off_and_tick_labels_keep_apart(
+    figures: dict[str, Figure], drawn: dict[str, tuple[bytes, bytes]]
+) -> None:
+    for name in drawn:
+        figure = figures[name]
+        width, height = figure.bbox.size
+        for text, box in boxes(figure):
+            where = f"{name}: {text.get_text()!r} at {box}"
+            assert box[0] >= -1 and box[1] >= -1 and box[2] <= width + 1 and box[3] <= height + 1, where
+        for ax in (a for a in figure.axes if a.get_visible()):
+            for axis, side in ((ax.xaxis, 0), (ax.yaxis, 1)):
+                labels = [t for t in axis.get_ticklabels() if t.get_text() and t.get_visible() and not t.get_rotation()]
+                low, high = sorted(axis.get_view_interval())
+                spans = [t.get_window_extent().extents for t in labels if low <= t.get_position()[side] <= high]
+                spans = sorted((e[side], e[side + 2]) for e in spans)
+                assert all(a[1] <= b[0] + 1 for a, b in pairwise(spans)), f"{name} {axis}"
+
+
+def test_titles_and_legends_do_not_cover_each_other(
+    figures: dict[str, Figure], drawn: dict[str, tuple[bytes, bytes]]
+) -> None:
+    for name in drawn:
+        figure = figures[name]
+        FigureCanvasAgg(figure).draw()
+        axes = [a for a in figure.axes if a.get_visible()]
+        titles = [t for a in axes for t in (a.title, a._left_title) if t.get_text()]  # type: ignore[attr-defined]
+        labels = [t for a in axes for t in (a.xaxis.label, a.yaxis.label) if t.get_text()]
+        ends = [t.get_window_extent() for t in [*titles, *labels]] + [x.get_window_extent() for x in figure.legends]
+        for i, one in enumerate(ends):
+            for other in ends[i + 1 :]:
+                overlap = min(one.x1, other.x1) - max(one.x0, other.x0), min(one.y1, other.y1) - max(one.y0, other.y0)
+                assert min(overlap) <= 1, f"{name}: two texts overlap at {one.extents} and {other.extents}"
+
+
+def test_nothing_global_changes(few: Tables) -> None:
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 11.0}):
+        ax = plots.wiseft_curve(few["accuracy"])
+        assert ax.xaxis.label.get_fontsize() == style.STYLE["axes.labelsize"]
+        assert matplotlib.rcParams["font.size"] == 11.0
+    with matplotlib.rc_context({"axes.labelsize": 13.0}):
+        assert plots.wiseft_curve(few["accuracy"]).xaxis.label.get_fontsize() == 13.0
+    plots.all_figures({"accuracy": few["accuracy"]})
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_failure_is_shaded_where_it_is_and_nowhere_else(few: Tables) -> None:
+    figure = plots.accuracy_along_alpha(few["accuracy"], few["path"], few["failure"])
+    panels = {ax.get_title(loc="left").split(" ")[0]: ax for ax in figure.axes if ax.get_title(loc="left")}
+    assert sum(isinstance(p, Rectangle) for p in panels["success"].patches) == 0
+    spans = [p.get_bbox() for p in panels["failure"].patches]
+    assert [(round(b.x0, 2), round(b.x1, 2)) for b in spans] == [(0.15, 0.25), (0.25, 0.35)]
+    assert panels["failure"].get_title(loc="left") == "failure (flags F1, F2, F3, F4)"
+    assert panels["success"].get_title(loc="left") == "success (no failure flag)"
+    noisy = few["accuracy"].assign(ci_high=1.0)
+    quiet = plots.accuracy_along_alpha(noisy)
+    assert not any(ax.patches for ax in quiet.axes)
+    assert len(quiet.axes) == 2 and len(figure.axes) == 4
+
+
+def test_the_curve_starts_at_zero_shot_and_ends_at_fine_tuned(few: Tables) -> None:
+    ax = plots.wiseft_curve(few["accuracy"])
+    assert isinstance(ax, Axes)
+    lines = {
+        line.get_label(): line.get_xydata() for line in ax.get_lines() if not str(line.get_label()).startswith("_")
+    }
+    assert set(lines) == {"success", "failure"}
+    np.testing.assert_allclose(lines["success"][0], (56.5, 41.78), atol=0.01)
+    np.testing.assert_allclose(lines["success"][-1], (89.8, 55.0556), atol=0.01)
+    assert sorted(t.get_text() for t in ax.texts) == ["0.2", "0.2", "0.5", "0.5", "0.8", "0.8"]
+    given = Figure().add_subplot()
+    assert plots.wiseft_curve(few["accuracy"], ax=given) is given
+
+
+@pytest.mark.parametrize("measure", ["hessian_trace", "lambda_min", "lambda_max"])
+def test_heat_maps_mark_what_has_no_logarithm_did_not_converge_or_failed(few: Tables, measure: str) -> None:
+    table = few["sharpness"][few["sharpness"]["measure"] == measure]
+    figure = plots.heatmap(few["sharpness"], measure)
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert [ax.get_title(loc="left") for ax in panels] == ["success", "failure"]
+    sign = -1 if measure == "lambda_min" else 1
+    hatched = sum(isinstance(p, Rectangle) and p.get_hatch() is not None for ax in panels for p in ax.patches)
+    assert hatched == (sign * table["estimate"] <= 0).sum()
+    assert (hatched > 0) == (measure == "hessian_trace")
+    rings = sum(len(c.get_offsets()) for ax in panels for c in ax.collections[1:])
+    assert rings == table["status"].isin(("not_converged", "failed")).sum() > 0
+    meshes = [ax.collections[0] for ax in panels]
+    assert meshes[0].norm is meshes[1].norm
+    shown = np.concatenate([m.get_array().compressed() for m in meshes])
+    good = sign * table["estimate"]
+    np.testing.assert_allclose(np.sort(shown), np.sort(good[good > 0]))
+    words = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert ("failed" in words) == (measure == "lambda_max")
+    labels = [t.get_text() for t in panels[0].get_yticklabels()]
+    assert labels[:3] == ["whole model", "conv1", "embed"] and labels[-1] == "head"
+    assert panels[0].get_ylim()[0] > panels[0].get_ylim()[1]
+
+
+def test_stragglers_are_filled_where_chosen(few: Tables) -> None:
+    criteria = ["rewind", "sharpness:ggn_trace"]
+    figure = plots.straggler_ranking(few["stragglers"], criteria)
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["rewind\nfinetuned", "sharpness:\nggn_trace"]
+    assert len(figure.axes) == 8
+    table = few["stragglers"]
+    for ax, pair in ((figure.axes[1], "success"), (figure.axes[5], "failure")):
+        own = table[(table["pair"] == pair) & (table["criterion"] == "sharpness:ggn_trace")]
+        chosen = [
+            c
+            for c in ax.collections
+            if len(c.get_facecolor()) and tuple(c.get_facecolor()[0]) == to_rgba(style.COLOURS[1])
+        ]
+        assert sum(len(c.get_offsets()) for c in chosen) == own["chosen"].sum() > 0
+        assert len(ax.texts) == (own["probability"] >= 0.005).sum()
+
+
+def test_repair_shows_gain_in_points_beside_the_zero_line(few: Tables) -> None:
+    figure = plots.repair(few["repair"], alpha=0.31)
+    panels = [ax for ax in figure.axes if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in panels[:2]] == [
+        "success: sparse delta, α = 0.3",
+        "failure: sparse delta, α = 0.3",
+    ]
+    table = few["repair"]
+    own = table[(table["pair"] == "success") & (table["target"] == "delta") & (table["alpha"] == 0.3)]
+    points = np.concatenate([c.lines[0].get_xdata() for c in panels[0].containers]).astype(float)
+    np.testing.assert_allclose(np.sort(points), np.sort(100 * own["gain"]))
+    words = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert words[:2] == ["stragglers", "random other layers"]
+
+
+def test_correlation_marks_significance_and_what_is_undefined(few: Tables) -> None:
+    table = few["correlations"]
+    figure = plots.correlation(table, "pairs", against="ood_accuracy")
+    own = table[(table["scope"] == "pairs") & (table["method"] == "spearman") & ~table["measure"].str.contains(":")]
+    ax = figure.axes[0]
+    assert ax.get_title(loc="left") == "8 pairs at α = 0.3, shipped table"
+    assert sum(p.get_hatch() is not None for p in ax.patches) == own["estimate"].isna().sum() > 0
+    dots = [line for line in ax.get_lines() if line.get_marker() == "o"]
+    assert len(dots) == (own["q_value"] < 0.05).sum() > 0
+    assert len(ax.texts) == own["estimate"].notna().sum()
+    path = plots.correlation(table, "path", "pearson")
+    assert [a.get_title(loc="left") for a in path.axes[:2]] == ["success (11 alphas)", "failure (11 alphas)"]
+
+
+def test_points_of_takes_the_gain_over_zero_shot(few: Tables) -> None:
+    points = plots.points_of(few["sharpness"], few["accuracy"], alpha=0.28)
+    assert set(points["measure"]) == {"hessian_trace", "lambda_max", "lambda_min"} and len(points) == 6
+    mean = few["accuracy"].query("pair == 'failure' and role == 'ood_mean'").set_index("alpha")["estimate"]
+    row = points[(points["pair"] == "failure") & (points["measure"] == "lambda_max")].iloc[0]
+    assert row["alpha"] == 0.3
+    assert row["ood_gain"] == pytest.approx(mean[0.3] - mean[0.0])
+    whole = few["sharpness"].query(
+        f"pair == 'failure' and layer == '{ALL}' and measure == 'lambda_max' and alpha == 0.3"
+    )
+    assert row["sharpness"] == whole["estimate"].iloc[0]
+    several = plots.correlation_scatter(points.assign(source="shipped"))
+    assert len([a for a in several.axes if a.get_visible()]) == 3
+
+
+def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Tables]) -> None:
+    dirty = rename(few, NAMES)
+    dirty["sharpness"] = dirty["sharpness"][dirty["sharpness"]["measure"] == "lambda_max"]
+    figures = plots.all_figures(dirty)
+    assert len(figures) == 9
+    words = set()
+    for name in ("wiseft_curve", "heatmap_lambda_max", "straggler_ranking", "correlation_scatter"):
+        png, _ = plots.figure_bytes(figures[name])
+        assert png.startswith(b"\x89PNG")
+        words |= {t.get_text() for t in figures[name].findobj(Text)}
+    assert " _nolegend_ □" in words
+    assert "\\$\\frac{x\\$ <script>\\n" in {w[:40] for w in words} | words
+    assert all(len(w) < 130 for w in words)
+    assert [t.get_text() for t in figures["wiseft_curve"].legends[0].get_texts()][1] == " _nolegend_ □"
+
+
+def test_ten_thousand_layers_are_summarised(many: pd.DataFrame) -> None:
+    figure = plots.heatmap(many, "hessian_trace")
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert len(labels) == 40
+    largest = many[many["alpha"] == 0].nlargest(40, "estimate")["layer"].map(plots.short_layer)
+    assert set(labels) == set(largest)
+    assert figure._supxlabel.get_text() == "9960 more layers in the table"  # type: ignore[attr-defined]
+    plots.figure_bytes(figure)
+
+
+def test_without_data_there_is_no_figure_but_an_error_that_says_so(few: Tables) -> None:
+    empty = {name: df.iloc[:0] for name, df in few.items()}
+    assert plots.all_figures(empty) == {}
+    assert plots.all_figures({}) == {}
+    for draw in (
+        lambda t: plots.wiseft_curve(t["accuracy"]),
+        lambda t: plots.accuracy_along_alpha(t["accuracy"]),
+        lambda t: plots.heatmap(t["sharpness"], "lambda_max"),
+        lambda t: plots.sharpness_along_alpha(t["sharpness"]),
+        lambda t: plots.straggler_ranking(t["stragglers"]),
+        lambda t: plots.repair(t["repair"]),
+        lambda t: plots.correlation(t["correlations"]),
+        lambda t: plots.correlation_scatter(t["points"]),
+    ):
+        with pytest.raises(plots.NoData, match="no "):
+            draw(empty)
+    assert issubclass(plots.NoData, ConfigError)
+    with pytest.raises(plots.NoData, match="none of the criteria|no rows"):
+        plots.correlation(few["correlations"], method="kendall")
+
+
+def test_one_alpha_one_pair_and_nothing_finite(few: Tables) -> None:
+    one = {k: df[df["pair"] == "success"] for k, df in few.items() if k != "correlations"}
+    one = {k: df[df["alpha"] == 0.5] if "alpha" in df and k != "repair" else df for k, df in one.items()}
+    one["sharpness"] = one["sharpness"].assign(estimate=np.nan, stderr=np.nan, status="failed")
+    figures = plots.all_figures(one)
+    assert {"wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "repair"} <= set(figures)
+    assert "sharpness_along_alpha" not in figures and "correlation_scatter" not in figures
+    for name in ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max"):
+        plots.figure_bytes(figures[name])
+
+
+def test_layer_names_stay_distinct(layers: tuple[str, ...]) -> None:
+    names = [ALL, *layers, *(f"transformer.resblocks.{i}.{p}" for i in range(12) for p in ("attn", "mlp"))]
+    names += [
+        "visual.layer1.0.conv1",
+        "visual.layer1.0.conv2",
+        "visual.trunk.stages.1.blocks.0.mlp",
+        "text.transformer.resblocks.0",
+    ]
+    names += ["token_embedding.weight", "text_projection", "visual.transformer.resblocks.3.attn.in_proj_weight"]
+    short = [plots.short_layer(n) for n in names]
+    assert len(set(short)) == len(set(names))
+    assert max(map(len, short)) <= 26
+    assert plots.short_layer("visual.transformer.resblocks.3.mlp") == "block 3 mlp"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.stem)
+def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    for name, df in few.items():
+        if name != "points":
+            (tmp_path / "tables" / f"{name}.csv").write_bytes(csv_bytes(df, name))
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    before = dict(matplotlib.rcParams)
+    module.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    assert dict(matplotlib.rcParams) == before
+    files = sorted((tmp_path / "out").iterdir())
+    assert [f.suffix for f in files] == [".pdf", ".png"]
+    assert files[0].stem == files[1].stem
+    assert all(f.stat().st_size > 5000 for f in files)
+    with pytest.raises(SystemExit, match="no such file"):
+        module.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
+
+
+def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
+    assert [s.stem for s in SCRIPTS] == [
+        "fig_correlation",
+        "fig_curve",
+        "fig_heatmap",
+        "fig_path",
+        "fig_repair",
+        "fig_stragglers",
+    ]
+
+
+@pytest.mark.slow
+def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_torch(
+    few: Tables, drawn: dict[str, tuple[bytes, bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.size: 17\naxes.grid: True\nxtick.major.pad: 9\nsavefig.dpi: 40\n")
+    (tmp_path / "accuracy.csv").write_bytes(csv_bytes(few["accuracy"], "accuracy"))
+    code = (
+        "import sys\n"
+        "from sharpscope.present import plots, report, tables\n"
+        "df = tables.read_csv(sys.argv[1] + '/accuracy.csv', 'accuracy')\n"
+        "figure = plots.all_figures({'accuracy': df})['wiseft_curve']\n"
+        "for path, data in zip(sys.argv[2:], plots.figure_bytes(figure)):\n"
+        "    open(path, 'wb').write(data)\n"
+        "other = {'torch', 'open_clip', 'matplotlib.pyplot', 'sharpscope.findings', 'sharpscope.study'}\n"
+        "bad = other & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    outputs = [tmp_path / "a.png", tmp_path / "a.pdf"]
+    env = {
+        "PYTHONHASHSEED": "77",
+        "MATPLOTLIBRC": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(tmp_path),
+        "PATH": "",
+    }
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), *map(str, outputs)], env=env, check=True, timeout=300)
+    # the table comes back sorted: failure before success
+    here = plots.figure_bytes(
+        plots.all_figures({"accuracy": few["accuracy"].sort_values("pair", kind="stable")})["wiseft_curve"]
+    )
+    assert tuple(path.read_bytes() for path in outputs) == here

@@ -1,0 +1,265 @@
+"""The report: one file that needs nothing else, says what the tables say, and never breaks on what they hold."""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
+from sharpscope.present.tables import normalised
+from sharpscope.schema import COLUMNS, MEASURES
+
+Tables = dict[str, pd.DataFrame]
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
+FIGURES = {"wiseft_curve": PNG + b"1", "heatmap_lambda_max": PNG + b"2", "repair": PNG + b"3", "my_own": PNG + b"4"}
+ANCHORS = ["answer", "advice", "pairs", "accuracy", "failure", "sharpness", "stragglers", "repair", "correlations"]
+ANCHORS += ["problems", "making"]
+EVIL = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(1)>"
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; complains about tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.words: dict[str, list[str]] = {}
+        self.section = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.words.setdefault(self.section, []).append(" ".join(data.split()))
+
+    def text(self, section: str) -> str:
+        return " | ".join(self.words.get(section, []))
+
+
+@pytest.fixture
+def page(tables: Tables, manifest: dict[str, Any]) -> Page:
+    return Page(build_report(tables, FIGURES, manifest))
+
+
+def assert_self_contained(text: str) -> None:
+    for tag, attrs in Page(text).tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio", "svg"}
+        for name, value in attrs.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in {"src", "href", "srcset", "data", "action", "poster", "style"}:
+                assert re.match(r"(#[\w-]+|data:image/png;base64,[A-Za-z0-9+/=]+)$", value), (tag, name, value[:80])
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert style is not None
+    assert not re.search(r"@import|url\(|https?:|expression", style[1])
+
+
+def test_same_input_same_bytes_whatever_the_order_of_rows(tables: Tables, manifest: dict[str, Any]) -> None:
+    first = build_report(tables, FIGURES, manifest)
+    assert build_report(tables, FIGURES, manifest) == first
+    shuffled = {k: df.sample(frac=1, random_state=1) for k, df in tables.items()}
+    assert (
+        build_report({k: normalised(df, k) for k, df in shuffled.items() if k in COLUMNS}, FIGURES, manifest) == first
+    )
+
+
+def test_it_is_one_file_that_needs_no_network(tables: Tables, manifest: dict[str, Any]) -> None:
+    text = build_report(tables, FIGURES, manifest)
+    assert_self_contained(text)
+    assert not re.search(r"https?://", text)
+    assert "default-src 'none'" in text
+    assert text.startswith("<!DOCTYPE html>") and '<meta charset="utf-8">' in text and 'name="viewport"' in text
+
+
+def test_sections_stand_in_the_order_of_the_questions(page: Page) -> None:
+    ids = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert ids == [*ANCHORS, "further", "glossary"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links == [f"#{i}" for i in ids]
+
+
+def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Page) -> None:
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    found = [base64.b64decode(a["src"].partition(",")[2]) for a in images]
+    assert sorted(found) == sorted(FIGURES.values())
+    assert all(len(a["alt"]) > 5 for a in images)
+
+
+def test_question_answer_and_advice_come_first(page: Page) -> None:
+    top = page.text("")
+    assert "can sharpness on ID data tell which may be interpolated?" in top
+    assert "Answer: does not hold." in top and "over 6 other pairs Spearman is -0.2" in top
+    answer = page.text("answer")
+    assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
+    assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer
+    assert "(Evidence from the table that ships with the embedded world.)" in answer
+    advice = page.text("advice")
+    assert (
+        "success: interpolate at α = 0.4; hold back conv1, head, keeping 50 % of their change; "
+        "predicted OOD gain over zero-shot +12.0 [+7.0, +16.0] points." in advice
+    )
+    assert "failure: do not interpolate: keep the zero-shot model (α = 0); hold no layer back;" in advice
+
+
+@pytest.mark.parametrize(
+    ("alpha", "want"),
+    [
+        (1.0, "take the fine-tuned model as it is"),
+        (np.nan, "no alpha can be advised"),
+        (0.25, "interpolate at α = 0.25"),
+    ],
+)
+def test_advice_says_what_to_do(tables: Tables, manifest: dict[str, Any], alpha: float, want: str) -> None:
+    advice = tables["advice"].assign(alpha=alpha, predicted_gain=np.nan, ci_low=np.nan, ci_high=np.nan)
+    text = Page(build_report({"advice": advice}, {}, manifest)).text("advice")
+    assert want in text and "no gain could be predicted" in text
+
+
+def test_numbers_are_those_of_the_tables_with_their_uncertainty(page: Page, tables: Tables) -> None:
+    assert "56.1 % [55.5, 56.7]" in page.text("accuracy")
+    assert "87.7 % [86.5, 88.9]" in page.text("accuracy")
+    failure = page.text("failure")
+    assert "−6.2 [−7.4, −4.9] points" in failure and "0.730 [0.610, 0.850] nats" in failure
+    assert "success: no failure flag beyond the noise." in failure
+    assert "failure: fails by F1" in failure
+    pairs = page.text("pairs")
+    assert "ab" * 32 in pairs and "mini:failure" in pairs and "7.10" in pairs and "1.41 ± 0.040 (α = 0)" in pairs
+    repair = page.text("repair")
+    assert "16 of 576 repaired models could not be compared" in repair
+    assert "straggler:delta:random:0.5" in repair
+    correlations = page.text("correlations")
+    assert (
+        "from: shipped" in correlations
+        and "descriptive only" in correlations
+        and "over 8 pairs at α = 0.3" in correlations
+    )
+    assert (
+        "success: by sharpness:hessian_trace (mad:2), which decides here, the stragglers are: conv1 (100 %)."
+        in page.text("stragglers")
+    )
+
+
+def test_every_whole_model_estimate_has_an_error_or_a_status(page: Page, tables: Tables) -> None:
+    sharpness = page.text("sharpness")
+    assert sharpness.count(" ± ") >= 9 * 2 * 3
+    whole = tables["sharpness"].query("layer == '(all)' and alpha in (0.0, 0.5, 1.0)")
+    layered = tables["sharpness"].query("layer != '(all)' and alpha == 0.5 and measure == 'hessian_trace'")
+    wanted = (whole["status"] == "not_converged").sum() + (layered["status"] == "not_converged").sum()
+    assert sharpness.count(" °") - 1 == wanted > 1  # one more stands in the caption
+
+
+def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, tables: Tables) -> None:
+    problems = page.text("problems")
+    table = tables["sharpness"]
+    count = ((table["measure"] == "lambda_max") & (table["status"] == "not_converged")).sum()
+    assert f"sharpness | lambda_max | not converged | {count} of 506" in problems
+    assert "sharpness | lambda_max | failed | 2 of 506" in problems
+    assert "block 2 attn, lambda_max, α = 0.4 | failed | loss is not finite on batch 3" in problems
+    total = table["status"].isin(("not_converged", "failed")).sum() + (tables["repair"]["status"] == "undefined").sum()
+    assert f"{total - 30} more in the table files" in problems
+
+
+def test_nothing_failed_is_said_too(tables: Tables, manifest: dict[str, Any]) -> None:
+    calm = {k: tables[k] for k in ("path", "accuracy")}
+    assert "Nothing: every estimate" in Page(build_report(calm, {}, manifest)).text("problems")
+
+
+def test_how_it_was_made(page: Page) -> None:
+    making = page.text("making")
+    for words in (
+        "α is on the fine-tuned side",
+        "sharpness | 22 | 61.4 | 2.79",
+        "versions · torch | 2.9.0",
+        "seed | 0",
+        "probe_size | 64",
+    ):
+        assert words in making
+    glossary = page.text("glossary")
+    for identifier in ("2410.16476", "2109.01903", "2404.00860", "2409.16718", "2412.20895"):
+        assert sum(identifier in c for c in CITATIONS) == 1 and identifier in glossary
+    assert set(MEASURES) < set(GLOSSARY)
+
+
+@pytest.mark.parametrize("missing", [*COLUMNS, "all"])
+def test_missing_or_empty_tables_are_said_not_fatal(missing: str, tables: Tables, manifest: dict[str, Any]) -> None:
+    where = {"path": "pairs", "verdicts": "answer"}.get(missing, missing)
+    gone = list(COLUMNS) if missing == "all" else [missing]
+    for kept in (
+        {k: v for k, v in tables.items() if k not in gone},
+        {k: v.iloc[:0] if k in gone else v for k, v in tables.items()},
+        {k: pd.DataFrame() if k in gone else v for k, v in tables.items()},
+    ):
+        page = Page(build_report(kept, {}, manifest))
+        assert [a["id"] for t, a in page.tags if t == "section"] == [*ANCHORS, "glossary"]
+        if missing not in ("path", "all"):
+            assert "This run has no" in page.text(where)
+            assert sum("This run has no" in page.text(a) for a in ANCHORS) == 1
+    empty = Page(build_report({}, {}, {}))
+    assert all("no" in empty.text(a).lower() or a == "making" for a in ANCHORS)
+    assert "The manifest of this run is empty." in empty.text("making")
+
+
+def test_hostile_names_come_out_as_text(
+    tables: Tables, manifest: dict[str, Any], rename: Callable[..., Tables]
+) -> None:
+    names = {
+        "success": EVIL,
+        "visual.conv1": EVIL + "\x00\x1b[31m\u202e",
+        "mini:sketch": EVIL,
+        "sharpness:hessian_trace": EVIL,
+    }
+    dirty = rename({k: v for k, v in tables.items() if k != "points"}, names | {"Interval holds 0.": EVIL})
+    config = manifest["config"]
+    config |= {"title": EVIL, "question": EVIL, "straggler_criterion": EVIL, "tags": {EVIL: EVIL}, "measures": [EVIL]}
+    config["pairs"] = [{"name": EVIL, "zeroshot": EVIL, "finetuned": EVIL}]
+    manifest |= {
+        "pairs": {EVIL: {EVIL: EVIL, "sha256": EVIL}},
+        "versions": {EVIL: EVIL},
+        "timing": {EVIL: {"units": 1, "seconds": 1}},
+    }
+    text = build_report(dirty, {EVIL: PNG}, manifest)
+    assert_self_contained(text)
+    assert "<script" not in text and "<img src=http" not in text
+    assert all(c.isprintable() or c in "\n\u00a0" for c in text)
+    assert html.escape(EVIL, quote=False)[:40] in text.replace("&#34;", '"').replace("&#39;", "'")
+    for anchor in (*ANCHORS, "further"):
+        assert "<script>" in Page(text).text(anchor), anchor
+    assert "\\x00\\x1b[31m\\u202e" in text
+
+
+def test_ten_thousand_layers_are_summarised(many: pd.DataFrame, manifest: dict[str, Any]) -> None:
+    text = build_report({"sharpness": many.assign(status="not_converged")}, {}, manifest)
+    page = Page(text)
+    assert "9970 more in tables/sharpness.csv" in page.text("sharpness")
+    assert "20000 of 20000" in page.text("problems") and "19970 more in the table files" in page.text("problems")
+    assert len(text) < 200_000
+    largest = many[many["alpha"] == 0.5].nlargest(30, "estimate")["layer"]
+    rows = [a["title"] for t, a in page.tags if t == "td" and a.get("title", "").startswith("visual.")]
+    assert set(rows) == set(largest)
+
+
+def test_timing_may_be_given_apart_and_manifest_may_be_nested(tables: Tables, manifest: dict[str, Any]) -> None:
+    nested = {"format": "sharpscope-run/1", "identity": {"config": manifest["config"]}}
+    page = Page(build_report(tables, {}, nested, timing={"path": 3.5}))
+    assert "path | — | 3.50 | —" in page.text("making")
+    assert "sharpscope demo" in page.text("")
