@@ -94,9 +94,10 @@ def sharpness_max(
 ) -> SharpnessEstimate:
     """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0.
 
-    What the search finds is a lower bound of the maximum. Step 2 rho, momentum 0.75; at the checkpoints of ``auto_pgd_checkpoints`` the step is halved and the search returns
-    to the best point (with its own delta) when fewer than 75 % of the steps since the last one improved, or when
-    neither the step nor the best value changed. Zero weights have c = 0 and stay where they are.
+    What the search finds is a lower bound of the maximum. Step 2 rho, momentum 0.75; at the checkpoints of
+    ``auto_pgd_checkpoints`` the step is halved and the search returns to the best point (with its own delta) when fewer
+    than 75 % of the steps since the last one improved, or when neither the step nor the best value changed. Zero
+    weights have c = 0 and stay where they are.
 
     Source: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """

@@ -60,9 +60,9 @@ def ggn_trace(
         wanted = int(min(math.ceil(len(samples) * float(ratio) ** 2), max_probes)) if ratio > 1 else wanted
     out = {}
     for k, layer in enumerate(blocks):
-        mean = float(samples[:, k].mean())
-        stderr = float(samples[:, k].std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
-        out[layer] = TraceEstimate(mean, stderr, stderr <= rtol * mean, len(samples))
+        value = float(samples[:, k].mean())
+        error = float(samples[:, k].std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
+        out[layer] = TraceEstimate(value, error, error <= rtol * value, len(samples))
     return out
 
 

@@ -85,7 +85,8 @@ def measure_layers(
         raise ConfigError(f"measures: unknown measure '{unknown[0]}'. Known: {', '.join(MEASURES)}.")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
-    whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))
+    names = tuple(n for x in layers for n in x.params)
+    whole = Layer(ALL, names, ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
     everything = (whole, *layers)
     with second_order():
         table = _Table(everything, partial(derive, settings.seed, *key), settings)
@@ -159,7 +160,7 @@ def _second_order(
         table.fail(wanted, str(error))
         return {}, {}
     work: dict[str, Estimator[TraceEstimate | ExtremeEigenvalues]] = {}
-    common = {
+    common: dict[str, Any] = {
         "dtype": engine.dtype,
         "device": engine.device,
         "rtol": settings.rtol,
@@ -201,7 +202,7 @@ def _merged(engine: HessianEngine, requests: Mapping[str, Tensor]) -> dict[str, 
     for task in requests:
         by_layer.setdefault(task.split(" ", 1)[1], []).append(task)
     products = engine.products({x: torch.cat([requests[t] for t in tasks], dim=1) for x, tasks in by_layer.items()})
-    out = {}
+    out: dict[str, Tensor] = {}
     for layer, tasks in by_layer.items():
         parts = products[layer].split([requests[t].shape[1] for t in tasks], dim=1)
         out |= dict(zip(tasks, parts, strict=True))
