@@ -34,7 +34,7 @@ from sharpscope.steps import correlate, evaluate, inspect, interpolate, plan, sp
 from sharpscope.store import RunDirectory
 from sharpscope.units import Context
 from sharpscope.weights.layers import Layer
-from sharpscope.work import Bar, Crew, threads_of
+from sharpscope.work import Bar, Crew, peak_memory, threads_of
 
 __all__ = [
     "Run", "correlate", "demo_config", "evaluate", "inspect", "interpolate", "layer_sharpness", "load_pair", "plan",
@@ -225,7 +225,7 @@ def _write(directory: RunDirectory, tables: dict[str, pd.DataFrame], failed: Map
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
     directory.write("report.html", build_report(tables, pngs, directory.manifest).encode())
-    directory.log("report", failed=len(failed))
+    directory.log("report", failed=len(failed), peak_memory=peak_memory())
     return Run(directory.root, tables, tuple(sorted(failed)))
 
 

@@ -6,7 +6,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -25,7 +27,7 @@ from sharpscope.store import Claim, RunDirectory
 from sharpscope.unitfile import Unit
 from sharpscope.units import Context, Variant, compute
 
-__all__ = ["Bar", "Crew", "Task", "threads_of"]
+__all__ = ["Bar", "Crew", "Task", "peak_memory", "threads_of"]
 
 _POLL = 0.5
 _Result = tuple["Task", Unit | str, float | None]
@@ -163,6 +165,12 @@ class Crew:
 def threads_of(config: StudyConfig) -> int:
     """CPU threads of each worker: as asked, else the cores shared among the jobs."""
     return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
+
+
+def peak_memory() -> int:
+    """Bytes of resident memory that this process and its ended workers have taken at most (the larger of the two)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
 
 
 def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:

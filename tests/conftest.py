@@ -13,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+settings.register_profile("laws", deadline=None, derandomize=True)  # how long a machine takes is no law
+settings.load_profile("laws")
 
 _TEXT: dict[str, Any] = {
     "context_length": 16,

@@ -161,7 +161,7 @@ def check_spec(spec: str) -> tuple[str, str]:
 
         domain, at, split = rest.partition("@")
         if domain not in miniworld.DOMAINS:
-            near = did_you_mean(spec, _known_specs())
+            near = did_you_mean(domain, miniworld.DOMAINS)
             raise ConfigError(
                 f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
                 f"Known: {', '.join(miniworld.DOMAINS)}."

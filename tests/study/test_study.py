@@ -1,0 +1,321 @@
+"""The whole method as a user runs it, small: one study of the embedded world, looked at from every side."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sharpscope import study
+from sharpscope.cli import main
+from sharpscope.clip.probe import Probe
+from sharpscope.config import PairConfig, StudyConfig
+from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
+from sharpscope.present.tables import read_csv
+from sharpscope.schema import ALL, COLUMNS, KEYS, STATUSES
+from sharpscope.store import RunDirectory
+from sharpscope.studyfile import dump
+from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+
+
+def small_config(**changes: Any) -> StudyConfig:
+    """The demo's two pairs with everything small: seconds instead of a minute."""
+    config = dataclasses.replace(
+        study.demo_config(),
+        ood=("mini:sketch", "mini:clipart"),
+        alphas=(0.0, 0.25, 0.5, 0.75, 1.0),
+        granularity="block",
+        probe_size=12,
+        batch_size=8,
+        eval_limit=96,
+        max_matvecs=6,
+        perturbation_alphas=(0.5,),
+        pgd_steps=3,
+        noise_samples=2,
+        layer_alphas=(0.0, 1.0),
+        criticality_noise=(1.0,),
+        repair_alphas=(0.5,),
+        bootstrap=60,
+        jobs=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def table_bytes(root: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted((root / "tables").glob("*.csv"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
+    return study.run(small_config(), tmp_path_factory.mktemp("study") / "run")
+
+
+# ------------------------------------------------------------------ what a finished run holds
+def test_every_table_has_rows_its_columns_and_no_repeated_key(finished: study.Run) -> None:
+    assert set(finished.tables) == set(COLUMNS)
+    for name, columns in COLUMNS.items():
+        table = read_csv(finished.root / "tables" / f"{name}.csv", name)
+        assert len(table) > 0, name
+        assert list(table.columns)[: len(columns)] == list(columns)
+        assert not table.duplicated(list(KEYS[name])).any(), name
+        pd.testing.assert_frame_equal(table, finished.tables[name])
+        assert (finished.root / "tables" / f"{name}.parquet").stat().st_size > 0
+
+
+def test_every_layer_and_the_whole_model_has_every_measure_at_every_alpha(finished: study.Run) -> None:
+    table, config = finished.sharpness, small_config()
+    layers = {"visual.stem", *(f"visual.transformer.resblocks.{i}" for i in range(4)), "visual.post", "head", ALL}
+    for measure in config.measures:
+        alphas = config.perturbation_alphas if measure.startswith("sharpness_") else config.alphas
+        rows = table[table["measure"] == measure]
+        assert {(a, x) for a, x in zip(rows["alpha"], rows["layer"], strict=True)} >= {
+            (a, x) for a in alphas for x in layers
+        }
+        assert len(rows) == len(layers) * len(alphas) * len(config.pairs)
+
+
+def test_no_estimate_stands_without_its_uncertainty_or_status(finished: study.Run) -> None:
+    sharpness = finished.sharpness
+    assert set(sharpness["status"]) <= set(STATUSES)
+    sampled = sharpness[sharpness["measure"].str.endswith("_trace") | (sharpness["measure"] == "sharpness_avg")]
+    assert np.isfinite(sampled["stderr"]).all()
+    assert np.isfinite(sharpness.loc[sharpness["measure"].str.startswith("lambda"), "residual"]).all()
+    assert (sharpness["converged"] == (sharpness["status"] == "ok")).all()
+    whole = sharpness[sharpness["layer"] == ALL]
+    np.testing.assert_allclose(whole["share"].to_numpy(dtype=float), 1.0)
+    for name in ("accuracy", "failure", "advice", "repair"):
+        table = finished.tables[name]
+        known = np.isfinite(table["estimate" if "estimate" in table else "ci_low"])
+        bounded = np.isfinite(table["ci_low"]) & np.isfinite(table["ci_high"])
+        explained = table["note"].fillna("") != ""
+        assert (bounded | explained | ~known).all(), name
+    undefined = finished.correlations["status"] == "undefined"
+    assert (finished.correlations.loc[undefined, "note"] != "").all()
+    assert undefined.any() and (~undefined).any()
+
+
+def test_eigenvalues_and_traces_are_consistent(finished: study.Run) -> None:
+    wide = finished.sharpness.pivot_table(index=["pair", "alpha", "layer"], columns="measure", values="estimate")
+    assert (wide["lambda_max"] >= wide["lambda_min"]).all()
+    magnitude = np.maximum(wide["lambda_max"].abs(), wide["lambda_min"].abs())
+    np.testing.assert_allclose(wide["lambda_abs"].abs(), magnitude)
+    assert (wide["ggn_trace"] > 0).all()
+
+
+def test_path_table_has_the_ends_where_they_belong(finished: study.Run) -> None:
+    for _, rows in finished.path.groupby("pair"):
+        ends = rows.set_index("alpha")
+        assert ends.loc[0.0, "distance_0"] == 0 and ends.loc[1.0, "distance_1"] == 0
+        assert ends.loc[0.5, "distance_0"] == pytest.approx(ends.loc[1.0, "distance_0"] / 2)
+    zero = finished.accuracy[(finished.accuracy["alpha"] == 0) & (finished.accuracy["variant"] == "dense")]
+    assert zero.groupby("dataset")["estimate"].nunique().eq(1).all()  # both pairs start at the same model
+
+
+def test_the_failure_pair_fails_and_the_success_pair_does_not(finished: study.Run) -> None:
+    flags = finished.failure[finished.failure["dataset"] == "ood_mean"].set_index(["pair", "flag"])["present"]
+    assert bool(flags["failure", "F2"]) and not bool(flags["success", "F2"])
+
+
+def test_the_report_is_one_file_with_every_section_and_no_address(finished: study.Run) -> None:
+    html = finished.report.read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http""", html)
+    assert "can sharpness on ID data tell" in html
+    for row in finished.verdicts.itertuples():
+        assert str(row.verdict) in html
+    for word in ("Stragglers", "Repair", "Correlation", "Failure", "Sharpness", "Advice"):
+        assert re.search(word, html, re.IGNORECASE), word
+    for number in finished.accuracy.loc[finished.accuracy["role"] == "ood_mean", "estimate"].head(3):
+        assert f"{100 * number:.1f}" in html
+    assert "NaN" not in html and "nan" not in re.sub(r"base64,[^\"]*", "", html)
+    names = {p.stem for p in (finished.root / "figures").glob("*.png")}
+    assert {"wiseft_curve", "accuracy_along_alpha", "heatmap_hessian_trace", "straggler_ranking", "repair"} <= names
+    assert names == {p.stem for p in (finished.root / "figures").glob("*.pdf")}
+
+
+def test_the_manifest_says_what_was_done(finished: study.Run) -> None:
+    manifest = json.loads((finished.root / "manifest.json").read_text())
+    assert manifest["alpha_on"] == "finetuned" and manifest["seed"] == 0 and manifest["threads"] == 1
+    assert StudyConfig.from_dict(manifest["config"]) == small_config()
+    assert re.fullmatch("[0-9a-f]{64}", manifest["pairs"]["success"]["finetuned"]["sha256"])
+
+
+def test_notebook_names_and_summary(finished: study.Run) -> None:
+    assert finished.summary().count("\n") >= 4 and "advice for success" in finished.summary()
+    assert "<ul>" in finished._repr_html_()
+    with pytest.raises(AttributeError, match="Did you mean 'sharpness'"):
+        _ = finished.sharpnes
+
+
+# ------------------------------------------------------------------ same numbers, whatever happens
+def test_two_processes_give_the_same_tables_byte_for_byte(finished: study.Run, tmp_path: Path) -> None:
+    again = study.run(small_config(jobs=2), tmp_path / "run")
+    assert table_bytes(again.root) == table_bytes(finished.root)
+
+
+def test_running_again_computes_nothing_and_report_rebuilds_everything(finished: study.Run, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished.root, root)
+    units = {p.name: p.stat().st_mtime_ns for p in (root / "units").iterdir()}
+    study.run(small_config(), root)
+    assert {p.name: p.stat().st_mtime_ns for p in (root / "units").iterdir()} == units
+    for derived in ("tables", "figures"):
+        shutil.rmtree(root / derived)
+    rebuilt = study.report(root)
+    assert table_bytes(rebuilt.root) == table_bytes(finished.root)
+    assert rebuilt.report.read_bytes() == finished.report.read_bytes()
+
+
+def test_a_damaged_unit_is_computed_again(finished: study.Run, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished.root, root)
+    victim = next(p for p in (root / "units").iterdir() if p.name.startswith("path"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(bytes(data))
+    assert table_bytes(study.run(small_config(), root).root) == table_bytes(finished.root)
+    assert list((root / "units").glob("*.bad*"))
+
+
+def test_another_config_is_refused_with_the_difference(finished: study.Run) -> None:
+    with pytest.raises(RunDirectoryError, match="rtol"):
+        study.run(small_config(rtol=0.1), finished.root)
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_it_finishes_with_the_same_tables(finished: study.Run, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(dump(small_config(jobs=2)))
+    root = tmp_path / "run"
+    command = [sys.executable, "-m", "sharpscope", "run", str(tmp_path / "study.yaml"), "--out", str(root)]
+    rng = random.Random(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        seen = len(list(root.glob("units/*.unit")))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+            if len(list(root.glob("units/*.unit"))) >= seen + rng.randint(1, 12):
+                break
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 1
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert table_bytes(root) == table_bytes(finished.root)
+
+
+# ------------------------------------------------------------------ bad input: one line, exit 2, nothing written
+def save(folder: Path, name: str, theta: dict[str, torch.Tensor]) -> str:
+    write_checkpoint(folder / name, {k: v.contiguous() for k, v in theta.items()})
+    return str(folder / name)
+
+
+@pytest.fixture
+def zeroshot() -> dict[str, torch.Tensor]:
+    from sharpscope.clip import miniworld
+
+    return dict(read_checkpoint(miniworld.checkpoint_path("zeroshot")).tensors)
+
+
+Bad = dict[str, Callable[[Path, dict[str, torch.Tensor]], list[str]]]
+BASE = ["--model", "mini", "--id", "mini:photo", "--ood", "mini:sketch"]
+PAIR = ["--zeroshot", "mini:zeroshot", "--finetuned", "mini:success"]
+BAD: Bad = {
+    "missing file": lambda d, z: ["--zeroshot", str(d / "no.pt"), "--finetuned", "mini:success", *BASE],
+    "wrong architecture": lambda d, z: [*PAIR, *BASE, "--model", "RN50"],
+    "identical pair": lambda d, z: ["--zeroshot", "mini:zeroshot", "--finetuned", "mini:zeroshot", *BASE],
+    "NaN weights": lambda d, z: [
+        "--zeroshot", "mini:zeroshot",
+        "--finetuned", save(d, "nan.safetensors", z | {"visual.proj": z["visual.proj"] * math.nan}), *BASE,
+    ],
+    "unknown spec": lambda d, z: [*PAIR, *BASE, "--ood", "mini:sketsh"],
+    "alpha outside": lambda d, z: [*PAIR, *BASE, "--alphas", "0", "1.5"],
+    "unknown measure": lambda d, z: [*PAIR, *BASE, "--measures", "lambda_mx"],
+    "no test set": lambda d, z: [*PAIR, "--model", "mini"],
+    "class names that do not fit": lambda d, z: [*PAIR, *BASE, "--classnames", __file__],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_exit_2_and_leaves_nothing(
+    case: str, tmp_path: Path, zeroshot: dict[str, torch.Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["run", *BAD[case](tmp_path, zeroshot), "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert said.startswith("sharpscope: error: ") and said.count("\n") <= 3 and "Traceback" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_api_raises_the_typed_errors(zeroshot: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(IdenticalPair):
+        study.load_pair(zeroshot, zeroshot, model="mini")
+    broken = zeroshot | {"visual.proj": zeroshot["visual.proj"] * math.nan}
+    with pytest.raises(NonFiniteWeights, match="visual.proj"):
+        study.load_pair(zeroshot, broken, model="mini")
+    with pytest.raises(PairMismatch):
+        study.load_pair(zeroshot, {k: v for k, v in zeroshot.items() if "resblocks.3" not in k}, model="mini")
+    with pytest.raises(ConfigError, match="stored"):
+        moved = zeroshot | {"visual.proj": zeroshot["visual.proj"] + 1}
+        study.load_pair(zeroshot, moved, model="mini", head="stored")
+    text = {k: v + 0.01 if k.startswith("transformer.") else v for k, v in zeroshot.items()}
+    with pytest.raises(PairMismatch, match="head 'zeroshot'"):
+        study.load_pair(zeroshot, text, model="mini", head="zeroshot")
+    assert study.load_pair(zeroshot, text, model="mini").classifier.mode == "text"
+
+
+def test_a_unit_that_fails_is_said_and_the_rest_goes_on(tmp_path: Path, zeroshot: dict[str, torch.Tensor]) -> None:
+    huge = zeroshot | {"visual.conv1.weight": zeroshot["visual.conv1.weight"].float() * 1e30}
+    config = small_config(
+        pairs=(PairConfig("huge", "mini:zeroshot", save(tmp_path, "huge.safetensors", huge)),), shipped_pairs=False
+    )
+    run = study.run(config, tmp_path / "run")
+    rows = run.sharpness
+    assert run.failed_units or (rows["status"] == "failed").any()
+    failed = rows[rows["status"] == "failed"]
+    assert len(failed) and failed["estimate"].isna().all() and (failed["note"] != "").all()
+    assert (rows.loc[rows["alpha"] == 0, "status"] != "failed").any()
+    assert run.report.exists()
+
+
+# ------------------------------------------------------------------ notebook
+def test_ten_lines_in_a_notebook(zeroshot: dict[str, torch.Tensor]) -> None:
+    pair = study.load_pair("mini:zeroshot", "mini:success", model="mini")
+    from sharpscope.clip.data import load_dataset
+
+    probe = Probe(pair.classifier, load_dataset("mini:photo", model=pair.model, split="train"), size=8, batch_size=8)
+    table = study.layer_sharpness(pair, probe, alphas=(0.0, 1.0), granularity="block", max_matvecs=4)
+    assert set(table["alpha"]) == {0.0, 1.0} and set(table["measure"]) == {"hessian_trace", "lambda_max", "lambda_min"}
+    assert "16 classes" in repr(pair.classifier) and "<table>" in pair._repr_html_()
+    before = {k: v.clone() for k, v in zeroshot.items()}
+    other = {k: v + 0.01 if k.startswith("visual.") and v.is_floating_point() else v for k, v in zeroshot.items()}
+    study.load_pair(zeroshot, other, model="mini")
+    assert all(torch.equal(before[k], zeroshot[k]) for k in before)
+
+
+def test_the_run_directory_is_readable_by_others(finished: study.Run) -> None:
+    directory = RunDirectory.read_only(finished.root)
+    assert directory.load("path/success/0.5") is not None
+    assert any(key.startswith("repair/failure/straggler:delta") for key in directory.keys())  # noqa: SIM118
