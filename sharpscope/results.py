@@ -29,6 +29,8 @@ from sharpscope.work import Task
 __all__ = ["Results", "stacked"]
 
 _BASES = ("finetuned", "zeroshot", "midpoint")
+_FIXED_ALPHAS = (0.5, 1.0)
+"""Where pairs are compared with each other, where the path has these points: fixed before looking."""
 
 
 class _Resampling(TypedDict):
@@ -239,7 +241,7 @@ class Results:
                 covariates(accuracy, path),
                 source="run",
                 stragglers=stragglers,
-                alphas=[a for a in (0.5, 1.0) if a in c.alphas] or None,
+                alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
             )
         )
@@ -250,10 +252,25 @@ class Results:
                 tables["accuracy"],
                 covariates(tables["accuracy"], tables["path"]),
                 source="shipped",
+                stragglers=self._shipped_stragglers(tables["sharpness"]),
+                alphas=_FIXED_ALPHAS,
                 **self._resampling,
             )
             parts.append(shipped)
         return stacked("correlations", parts)
+
+    def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
+        """Straggler layers of the shipped pairs by this run's criterion, where sharpness alone decides it."""
+        criterion, rule = self.config.straggler_criterion, self.config.straggler_rule
+        measure = criterion.partition(":")[2]
+        rows = sharpness[sharpness["measure"] == measure]
+        if not len(rows):
+            return None
+        tables = {
+            str(name): stragglers_table(str(name), [], None, rows, rule=rule, bootstrap=1, seed=self.config.seed)
+            for name in rows["pair"].unique()
+        }
+        return {name: chosen_layers(table, criterion) for name, table in tables.items()}
 
     def _verdicts(self, tables: Mapping[str, pd.DataFrame], repairs: Mapping[str, Repairs]) -> pd.DataFrame:
         c = self.config
