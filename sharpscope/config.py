@@ -131,7 +131,7 @@ class StudyConfig:
     """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
     criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Noise levels of the criticality criterion, in units of the layer's own weight rms."""
-    straggler_criterion: str = "sharpness:hessian_trace"
+    straggler_criterion: str = "share:hessian_trace"
     """Which criterion decides the stragglers that are repaired (``sharpness:M``, ``share:M``, ``per_param:M`` for a
     measure M, ``instability``, ``rewind``, ``criticality``); the others are reported beside it."""
     straggler_rule: str = "mad:2"
