@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -145,6 +145,43 @@ class Inspect:
         from sharpscope import study
 
         return Outcome(study.inspect(self.a, self.b, self.model))
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a checkpoint of any known format as safetensors, in open_clip's names, its facts in the metadata."""
+
+    source: Annotated[Positional[str], arg(metavar="IN")]
+    """Checkpoint: a file, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``."""
+    out: Annotated[Positional[str], arg(metavar="OUT.safetensors")]
+    """File to write."""
+    names: Literal["open_clip", "huggingface"] = "open_clip"
+    """Whose names the tensors get."""
+    base: str | None = None
+    """Zero-shot checkpoint below a file that holds only what was tuned (Dassl, LoRA, R-Adapter)."""
+    head: str | None = None
+    """File with the classification head, where it is kept apart (task_vectors)."""
+    classnames: str | None = None
+    """Text file with the head's class names, one a line, in its order."""
+    quick_gelu: bool | None = None
+    """Whether the model uses QuickGELU, where the file does not tell (OpenAI's weights do)."""
+
+    def __call__(self) -> Outcome:
+        _check_output(self.out, self.source, *(p for p in (self.base, self.head) if p))
+        if not self.out.endswith(".safetensors"):
+            raise ConfigError(f"OUT: {shown(self.out)} is to be a safetensors file; name it .safetensors.")
+        from sharpscope import steps
+
+        read = steps.convert(
+            self.source,
+            self.out,
+            names=self.names,
+            base=self.base,
+            head=self.head,
+            classnames=self.classnames,
+            quick_gelu=self.quick_gelu,
+        )
+        return Outcome(f"wrote {shown(self.out)}: {len(read.tensors)} tensors of {shown(read.facts['producer'])}")
 
 
 @dataclass(frozen=True)
@@ -364,6 +401,7 @@ COMMANDS: dict[str, Any] = {
     "run": Run,
     "plan": Plan,
     "inspect": Inspect,
+    "convert": Convert,
     "interpolate": Interpolate,
     "sparsify": Sparsify,
     "evaluate": Evaluate,

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from sharpscope.clip import miniworld
-from sharpscope.clip.data import read_lines
+from sharpscope.clip.data import read_classnames, read_lines
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.config import PairConfig, StudyConfig
-from sharpscope.errors import ConfigError, PairMismatch
+from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.weights.naming import Tower
 from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 
 __all__ = ["LoadedPair", "load_pair", "load_study_pair", "resolve_checkpoint"]
@@ -95,11 +96,13 @@ def load_pair(
         ConfigError: unknown model, head, or no class names.
     """
     clip = ClipModel.load(model)
-    ends = _read(zeroshot, "zeroshot"), _read(finetuned, "finetuned")
+    first = _read(zeroshot, "zeroshot")
+    ends = first, _read(finetuned, "finetuned", first)
     pair: Pair = check_pair(*ends)
-    _check_model(pair, clip, ends)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
+    _check_model(pair, clip, ends, _needed(mode, pair, stored))
+    _check_activation(clip, ends)
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
@@ -139,24 +142,54 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
     )
 
 
-def resolve_checkpoint(source: str | FilePath) -> FilePath:
-    """The file of a checkpoint argument: ``mini:NAME`` is the embedded world's, anything else a path."""
+def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
+    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, hub and
+    folder ids (``hf-hub:``, ``local-dir:``) stay as they are, anything else is a path."""
     text = str(source)
-    return miniworld.checkpoint_path(text.removeprefix("mini:")) if text.startswith("mini:") else FilePath(text)
+    if text.startswith("mini:"):
+        return miniworld.checkpoint_path(text.removeprefix("mini:"))
+    return text if text.startswith(("hf-hub:", "hf_hub:", "local-dir:")) else FilePath(text)
 
 
-def _read(source: Source, role: str) -> Checkpoint:
+def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint of one end; a partial file (Dassl, adapters) is laid over ``base``."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, (str, FilePath)):
-        return read_checkpoint(resolve_checkpoint(source))
+        return read_checkpoint(resolve_checkpoint(source), base=base)
     return checkpoint_of(source, f"<{role}>")
 
 
-def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint]) -> None:
+def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
+    """The towers whose every tensor the logits depend on: a WiSE-FT file keeps only leftovers of its text tower."""
+    if mode == "stored":
+        both = "head.weight" in pair.theta_0 and "head.weight" in pair.theta_1
+        scale: tuple[Tower, ...] = () if stored and stored["scale_baked"] else ("scale",)
+        return ("image", *scale) if both else ("image", "text", "scale")
+    return ("image", "text", "scale")
+
+
+def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint], needed: tuple[Tower, ...]) -> None:
     for theta, end in zip((pair.theta_0, pair.theta_1), ends, strict=True):
         body = {k: v for k, v in theta.items() if not k.startswith("head.")}
-        check_model(body, model.shapes, model.name, source=end.source)
+        check_model(body, model.shapes, model.name, source=end.source, require=needed)
+
+
+def _check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
+    """Names and shapes are the same with GELU and QuickGELU, the logits are not: where a file tells, it is believed."""
+    if not model.config:
+        return
+    asked = bool(model.config.get("quick_gelu", False))
+    for end in ends:
+        told = end.facts.get("quick_gelu")
+        if told is not None and told != asked:
+            this, other = ("QuickGELU", "GELU") if told else ("GELU", "QuickGELU")
+            remedy = f"{model.name}-quickgelu" if told else model.name.removesuffix("-quickgelu")
+            raise PairMismatch(
+                f"{shown(end.source, 200)} was trained with {this}, but model '{shown(model.name)}' has {other}: names "
+                f"and shapes are the same, the logits are not.\nRemedy: --model {shown(remedy)}, or a config JSON with "
+                f'"quick_gelu": {str(told).lower()}.'
+            )
 
 
 def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
@@ -176,7 +209,7 @@ def _classnames(
     given: str | FilePath | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str
 ) -> Sequence[str]:
     if isinstance(given, (str, FilePath)):
-        return read_lines(given, "classnames")
+        return read_classnames(given)
     if given is not None:
         return tuple(given)
     if stored and stored.get("classnames"):

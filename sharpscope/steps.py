@@ -19,7 +19,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.config import StudyConfig
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
+from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError, did_you_mean, shown
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.present.tables import normalised, number, percent, read_csv
@@ -36,10 +36,11 @@ from sharpscope.weights import (
     write_checkpoint,
 )
 from sharpscope.weights import sparsify as sparsified
-from sharpscope.weights.compare import check_model
-from sharpscope.weights.naming import Tower, is_buffer
+from sharpscope.weights.compare import check_finite, check_model
+from sharpscope.weights.naming import Tower, is_buffer, listing
+from sharpscope.weights.writing import in_huggingface_names
 
-__all__ = ["correlate", "covariates", "evaluate", "inspect", "interpolate", "plan", "sparsify"]
+__all__ = ["convert", "correlate", "covariates", "evaluate", "inspect", "interpolate", "plan", "sparsify"]
 
 _PRODUCTS = {"trace": 40, "eigen": 8}
 """Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
@@ -136,11 +137,14 @@ def _duration(seconds: float) -> str:
 
 # ---------------------------------------------------------------------- what is in a file
 def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
-    """What one checkpoint holds, or how two of them differ layer by layer; raises as ``read_checkpoint`` does."""
-    first = read_checkpoint(resolve_checkpoint(a))
+    """What one checkpoint holds, or how two of them differ layer by layer; raises as ``read_checkpoint`` does.
+
+    A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+    """
+    first = read_checkpoint(resolve_checkpoint(a), partial=True)
     text = [_described(first, model)]
     if b is not None:
-        second = read_checkpoint(resolve_checkpoint(b))
+        second = read_checkpoint(resolve_checkpoint(b), base=first)
         text += [_described(second, model), _compared(first, second)]
     return "\n\n".join(text)
 
@@ -151,21 +155,63 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     lines = [
         shown(checkpoint.source, 300),
         f"  format        {facts['container']}, read without running any of its code",
+        f"  written by    {shown(facts['producer'])}",
+        f"  safety        {_safety_line(facts)}",
         f"  sha256        {checkpoint.sha256}",
         f"  names         {shown(facts['naming'])}"
         + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
         f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
         + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
-        f"  holds         {', '.join(facts['towers'])}",
+        f"  holds         {', '.join(facts['towers']) or 'nothing of a CLIP by itself'}",
+    ]
+    for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
+        if names:
+            lines.append(f"  {title:<12}  {listing(names, 30)}")
+    if facts["adapter"]:
+        lines.append(f"  adapter       {facts['adapter']} changes of weights, merged")
+    if facts["partial"]:
+        lines.append("  partial       only what was tuned; it needs the zero-shot weights below it (inspect BASE FILE)")
+        return "\n".join(lines)
+    lines += [
         f"  looks like    {describe(tensors)}",
+        f"  activation    {_ACTIVATIONS[facts['quick_gelu']]}",
         "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
     ]
     if model is not None:
         clip = ClipModel.load(model)
-        towers: tuple[Tower, ...] = ("image",)
-        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=towers)
+        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=_IMAGE)
         lines.append(f"  fits          {shown(clip.name)}")
+    elif guess := _confirmed(tensors, facts["quick_gelu"]):
+        lines.append(f"  fits          {guess}")
     return "\n".join(lines)
+
+
+_IMAGE: tuple[Tower, ...] = ("image",)
+_ACTIVATIONS = {
+    True: "QuickGELU (told by the file)",
+    False: "GELU (told by the file)",
+    None: "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)",
+}
+
+
+def _safety_line(facts: Mapping[str, Any]) -> str:
+    if facts["safe"]:
+        return "plain tensors"
+    classes, calls = len(facts["classes"]), len(facts["calls"])
+    return f"nothing was run; other programs would import {classes} classes of it and call {calls} functions"
+
+
+def _confirmed(tensors: Mapping[str, Tensor], quick_gelu: bool | None) -> str | None:
+    """The open_clip model that the shapes are guessed to be, if every tensor of its image tower is there."""
+    name = describe(tensors).partition(":")[0]
+    for guess in (f"{name}-quickgelu", name) if quick_gelu else (name,):
+        try:
+            clip = ClipModel.load(guess)
+            check_model(tensors, clip.shapes, clip.name, require=_IMAGE)
+        except (ConfigError, PairMismatch):
+            continue
+        return f"{clip.name}, every tensor of it"
+    return None
 
 
 def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -177,7 +223,9 @@ def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def _compared(first: Checkpoint, second: Checkpoint) -> str:
     pair = check_pair(first, second)
     shapes = {n: t.shape for n, t in pair.theta_0.items() if t.is_floating_point() and not is_buffer(n)}
-    path = InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head"] in ("both", "none") else _headless(pair)
+    path = (
+        InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head_in"] in ("both", "none") else _headless(pair)
+    )
     rows = []
     for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, "module"):
         distance = path.layer_distance(layer)
@@ -196,6 +244,59 @@ def _headless(pair: Pair) -> InterpolationPath:
         {n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)
     )
     return InterpolationPath(zero, one)
+
+
+# ---------------------------------------------------------------------- one file for another
+def convert(
+    source: str | FilePath,
+    out: str | FilePath,
+    *,
+    names: str = "open_clip",
+    base: str | FilePath | None = None,
+    head: str | FilePath | None = None,
+    classnames: str | FilePath | None = None,
+    quick_gelu: bool | None = None,
+) -> Checkpoint:
+    """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
+
+    ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head``: a file with a head of its own;
+    ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell. Values
+    and dtypes are the file's own, bit for bit. Atomic; raises as ``read_checkpoint`` does.
+    """
+    under = None if base is None else read_checkpoint(resolve_checkpoint(base))
+    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head)
+    check_finite(read.tensors, shown(read.source, 200))
+    tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
+    write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu))
+    return read
+
+
+def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu: bool | None) -> dict[str, str]:
+    facts = read.facts
+    kept = {k: v for k, v in facts["metadata"].items() if k.startswith("sharpscope.") or k == "format"}
+    told = facts["quick_gelu"] if quick_gelu is None else quick_gelu
+    written = {
+        **kept,
+        "sharpscope.converted_from": json.dumps({
+            "file": FilePath(read.source).name, "sha256": read.sha256, "container": facts["container"],
+            "naming": facts["naming"], "prefix": facts["prefix"], "producer": facts["producer"],
+            "overlay": facts["overlay"], "adapter": facts["adapter"],
+        }),
+    }  # fmt: skip
+    if told is not None:
+        written["sharpscope.quick_gelu"] = json.dumps(told)
+    if facts["head"]:
+        written["sharpscope.head.scale_baked"] = json.dumps(facts["head"]["scale_baked"])
+        written["sharpscope.head.normalize"] = json.dumps(facts["head"]["normalize"])
+        if classnames is not None:
+            named = read_classnames(classnames)
+            if len(named) != len(read.tensors["head.weight"]):
+                raise ConfigError(
+                    f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                    f"{len(read.tensors['head.weight'])} classes."
+                )
+            written["sharpscope.classnames"] = json.dumps(list(named))
+    return written
 
 
 # ---------------------------------------------------------------------- one point of a path

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import torch
 
-from sharpscope.errors import CheckpointError, shown
+from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
+from sharpscope.weights.inert import DamagedPickleError, like_tensor
+from sharpscope.weights.modules import ModuleFacts, is_module, module_state
+from sharpscope.weights.schemes import Place, Recipe, gather, scheme_of
 
 __all__ = [
     "HEAD_BIAS",
@@ -44,8 +47,8 @@ WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "
 MAX_WRAPPERS: Final = 5
 """Deeper nesting is no training script's (and a dictionary may hold itself)."""
 
-_LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.")
-"""Left by DataParallel and torch.compile: on every key of a file, the head's included."""
+_LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.")
+"""Left by DataParallel, torch.compile and PEFT: on every key of a file, the head's included."""
 
 _ENCODER_PREFIXES: Final[dict[str, str]] = {"image_encoder.model.": "WiSE-FT", "model.": "model-soups"}
 """Left by wrapper classes around the CLIP: on every key but the head's. Prefix -> the system that writes it."""
@@ -55,15 +58,6 @@ _HEAD_PREFIXES: Final = ("classification_head.", "head.")
 _CONSTANTS: Final = ("input_resolution", "context_length", "vocab_size")
 """Integers that OpenAI's files keep among the tensors; open_clip has no such names and needs none of them."""
 
-_FOREIGN: Final[dict[str, str]] = {
-    "vision_model.": "Hugging Face's CLIP names; convert the weights to open_clip's names first",
-    "text_model.": "Hugging Face's CLIP names; convert the weights to open_clip's names first",
-    "prompt_learner.": "learnt prompts (CoOp and its kin): the encoders do not move, so there is no path between them",
-    "image_encoder.transformer.": "Dassl's names (CLIPFit, ContCoOp); save it as one open_clip state dict first",
-    "text_encoder.": "Dassl's names (CLIPFit, ContCoOp); save it as one open_clip state dict first",
-    "base_model.model.": "a PEFT adapter around a model; merge the adapter and save the merged state dict",
-}
-
 _STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
 _DERIVED = re.compile(
     r"(^|\.)(attn_mask|position_ids|relative_position_index|relative_coords_table|input_resolution|context_length|vocab_size)$"
@@ -72,21 +66,35 @@ _DERIVED = re.compile(
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """A state dict taken out of its wrapper: ``path`` of keys that led to it, and the neighbours that were not read."""
+    """A state dict taken out of its wrapper: ``path`` of keys that led to it, and the neighbours that were not read.
+
+    ``module``: what is known of the pickled module that it was walked out of; ``beside``: the neighbours themselves.
+    """
 
     state: Mapping[str, Any]
     path: tuple[str, ...]
     ignored: tuple[str, ...]
+    module: ModuleFacts | None = None
+    beside: Mapping[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Names:
-    """``renamed``: name in the file -> open_clip's, in the file's order; ``dropped``: names open_clip does not have."""
+    """``recipes``: open_clip's name -> how it is made, in the file's order; ``dropped``: names open_clip does not have.
 
-    renamed: dict[str, str]
+    ``partial``: files of this scheme hold the tuned parts only, the rest is the zero-shot base's.
+    """
+
+    recipes: dict[str, Recipe]
     naming: str
     prefix: str
     dropped: tuple[str, ...]
+    partial: bool = False
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """Name in the file -> open_clip's."""
+        return {old: new for new, recipe in self.recipes.items() for old, _ in recipe.sources if old}
 
 
 def tower_of(name: str) -> Tower:
@@ -126,23 +134,50 @@ def unwrap(content: object, source: str) -> Unwrapped:
     """
     path: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    beside: dict[Any, Any] = {}
     for _ in range(MAX_WRAPPERS):
         if isinstance(content, torch.nn.Module):
             raise CheckpointError(f"{source}: holds a whole module, not its weights; save module.state_dict() instead.")
+        if is_module(content):
+            state, facts = _walked(content, source)
+            return Unwrapped(
+                _only_tensors({**state, **_head_beside(state, beside)}, source), path, ignored, facts, beside
+            )
         if not isinstance(content, Mapping):
-            kind = type(content).__name__
+            kind = getattr(content, "kind", type(content).__name__)
+            kind = "Tensor" if like_tensor(content) else shown(kind)
             raise CheckpointError(f"{source}: holds a {kind}, not a dictionary of named tensors (a state dict).")
         inner = [k for k in WRAPPERS if _holds_tensors(content.get(k))]
         if not inner:
-            return Unwrapped(_only_tensors(content, source), path, ignored)
+            state = dict(_only_tensors(content, source))
+            return Unwrapped({**state, **_head_beside(state, beside)}, path, ignored, None, beside)
         if len(inner) > 1:
             raise CheckpointError(
                 f"{source}: holds several candidates for the weights ({listing(inner)}); save only the right one."
             )
         ignored += tuple(shown(k) for k in content if k != inner[0])
+        beside |= {k: v for k, v in content.items() if k != inner[0]}
         path += (inner[0],)
         content = content[inner[0]]
     raise CheckpointError(f"{source}: the weights are wrapped too deeply ({'.'.join(path)}...).")
+
+
+def _walked(module: Any, source: str) -> tuple[dict[str, Any], ModuleFacts]:
+    try:
+        return module_state(module)
+    except DamagedPickleError as error:
+        raise CorruptCheckpoint(f"{source}: its pickled module is damaged ({shown(error)}); save it again.") from None
+
+
+def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any]) -> dict[str, Any]:
+    """A head kept beside the state dict (StarFT), under the name that it has inside one."""
+    for key in ("classification_head", "head"):
+        head = beside.get(key)
+        if is_module(head):
+            head = module_state(head)[0]  # type: ignore[arg-type]
+        if isinstance(head, Mapping) and not any(n.startswith(_HEAD_PREFIXES) for n in state):
+            return {f"classification_head.{n}": t for n, t in head.items() if isinstance(n, str) and like_tensor(t)}
+    return {}
 
 
 def normalise(names: Iterable[str], source: str) -> Names:
@@ -160,19 +195,37 @@ def normalise(names: Iterable[str], source: str) -> Names:
         naming = _ENCODER_PREFIXES.get(found, naming)
         prefix += found
         current = {old: new.removeprefix(found) for old, new in current.items()}
-    _refuse_foreign(current.values(), source)
-    dropped = tuple(old for old, new in current.items() if new in _CONSTANTS)
-    renamed = {old: _head_name(new, source) for old, new in current.items() if new not in _CONSTANTS}
-    if len(set(renamed.values())) < len(renamed):
-        twice = sorted({new for new in renamed.values() if list(renamed.values()).count(new) > 1})
-        raise CheckpointError(f"{source}: two keys mean the same tensor: {listing(twice)}.")
-    return Names(renamed, naming, prefix, dropped)
+    scheme = scheme_of([n for n in current.values() if not n.startswith(_HEAD_PREFIXES)])
+    if scheme is None:
+        places = {old: None if new in _CONSTANTS else Place(_head_name(new, source)) for old, new in current.items()}
+    else:
+        places = {
+            old: Place(_head_name(new, source)) if new.startswith(_HEAD_PREFIXES) else scheme.place(new)
+            for old, new in current.items()
+        }
+        naming = scheme.name
+    dropped = tuple(old for old, place in places.items() if place is None)
+    kept = {old: place for old, place in places.items() if place is not None}
+    if not kept:
+        _refuse_prompts(current.values(), source)
+    unknown = [old for old in dropped if scheme and not scheme.may_lack(current[old]) and not is_derived(current[old])]
+    if unknown and scheme:
+        raise CheckpointError(
+            f"{source}: {listing(unknown, 3)} has no place in open_clip's CLIP (the other names are {scheme.name}'s)."
+        )
+    try:
+        recipes = gather(kept)
+    except KeyError as twice:
+        raise CheckpointError(f"{source}: two keys mean the same tensor: {shown(twice.args[0])}.") from None
+    return Names(recipes, naming, prefix, dropped, scheme is not None and scheme.partial)
 
 
 def _holds_tensors(content: object, depth: int = MAX_WRAPPERS) -> bool:
+    if is_module(content):
+        return True
     if not isinstance(content, Mapping):
         return False
-    if any(isinstance(v, torch.Tensor) for v in content.values()):
+    if any(like_tensor(v) for v in content.values()):
         return True
     return depth > 0 and any(_holds_tensors(content.get(k), depth - 1) for k in WRAPPERS)
 
@@ -180,7 +233,7 @@ def _holds_tensors(content: object, depth: int = MAX_WRAPPERS) -> bool:
 def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
     if not content:
         raise CheckpointError(f"{source}: holds an empty dictionary; there are no weights in it.")
-    if not any(isinstance(v, torch.Tensor) for v in content.values()):
+    if not any(like_tensor(v) for v in content.values()):
         keys = listing(str(k) for k in content)
         raise CheckpointError(
             f"{source}: holds no tensors; its keys are {keys}. Weights are looked for under {', '.join(WRAPPERS)}."
@@ -188,10 +241,9 @@ def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
     for key, value in content.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{source}: key {shown(repr(key))} is a {type(key).__name__}; tensors need names.")
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(
-                f"{source}: '{shown(key)}' is a {type(value).__name__}, not a tensor; save the state dict alone."
-            )
+        if not like_tensor(value):
+            kind = shown(getattr(value, "kind", type(value).__name__))
+            raise CheckpointError(f"{source}: '{shown(key)}' is a {kind}, not a tensor; save the state dict alone.")
     return content
 
 
@@ -213,13 +265,11 @@ def _next_prefix(names: Iterable[str], source: str) -> str | None:
     return None
 
 
-def _refuse_foreign(names: Iterable[str], source: str) -> None:
-    for name in names:
-        for start, meaning in _FOREIGN.items():
-            if name.startswith(start):
-                raise CheckpointError(f"{source}: '{shown(name)}' is one of {meaning}.")
-        if ".lora_" in name or "adapter_" in name:
-            raise CheckpointError(f"{source}: '{shown(name)}' belongs to an adapter; merge it into the weights first.")
+def _refuse_prompts(names: Iterable[str], source: str) -> None:
+    raise CheckpointError(
+        f"{source}: holds {listing(names, 3)}: learnt prompts only (CoOp and its kin), or nothing of a CLIP.\n"
+        "The encoders do not move, so there is no path between them."
+    )
 
 
 def _head_name(name: str, source: str) -> str:

@@ -1,0 +1,319 @@
+"""What a file holds becomes named tensors and facts: names translated, adapters merged, partial files laid over a base.
+
+Every tensor is checked here, one after the other, as it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
+from sharpscope.weights.adapters import Lora, adapter_settings, merge_residual, split_adapters
+from sharpscope.weights.containers import Content
+from sharpscope.weights.inert import OddTensor, PendingTensor
+from sharpscope.weights.modules import ModuleFacts
+from sharpscope.weights.naming import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    TOWERS,
+    Names,
+    is_buffer,
+    listing,
+    normalise,
+    tower_of,
+    unwrap,
+)
+from sharpscope.weights.producers import told_producer
+
+__all__ = ["assemble", "checked", "read_head", "tied_names"]
+
+ACCEPTED: Final = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+)
+BAKED_NORM: Final = 2.0
+"""Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+def assemble(
+    content: Content,
+    source: str,
+    config: Mapping[str, Any] | None = None,
+    quick_gelu: bool | None = None,
+    base: tuple[Mapping[str, torch.Tensor], str] | None = None,
+    partial: bool = False,
+    whole: bool = True,
+) -> tuple[Tensors, dict[str, Any]]:
+    """``(tensors in open_clip's names, facts)`` of a file's content.
+
+    ``config``: of the folder it lies in; ``base``: tensors and sha256 of the weights that a partial file is laid over;
+    ``partial``: without them, give what there is; ``whole``: an image tower has to be there. Raises CheckpointError.
+    """
+    found = unwrap(content.value, source)
+    settings = adapter_settings(config or {}, content.metadata, found.beside)
+    plain, loras = split_adapters(found.state, settings, source)
+    names = normalise([*plain, *(n for n in loras if n not in plain)], source)
+    own: Tensors = {}
+    changes: Tensors = {}
+    for new, recipe in names.recipes.items():
+        olds = [old for old, _ in recipe.sources if old]
+        only_change = all(old in loras and old not in plain for old in olds)
+        if len(olds) < len(recipe.sources) and not only_change:
+            raise CheckpointError(f"{source}: '{shown(new)}' is q, k and v together; there is only {listing(olds)}.")
+        made = recipe.make(lambda old: _value(old, plain, loras, source))
+        (changes if only_change else own)[new] = made
+    if content.container != "memory":
+        _check_sizes(own, source)
+    incomplete = names.partial or bool(changes) or (not own and bool(loras))
+    incomplete |= any("adapter_" in n for n in own) and not any(n.endswith("conv1.weight") for n in own)
+    overlay = None
+    if incomplete and base is not None:
+        own_count = len(own) + len(changes)
+        own, overlay = _laid_over(own, changes, base, source), {"base_sha256": base[1], "own": own_count}
+    elif incomplete and not partial:
+        raise CheckpointError(
+            f"{source}: holds only what was tuned ({len(own) + len(changes)} tensors, {names.naming} names); the "
+            "zero-shot weights below are missing.\nPass them: --base FILE (convert), or --zeroshot FILE (run)."
+        )
+    laid = overlay is not None or not incomplete
+    merged = len(loras)
+    if laid and any("adapter_" in n for n in own):
+        own, merged = merge_residual(own, source)
+    if whole and laid and not any(tower_of(n) == "image" for n in own):
+        raise CheckpointError(f"{source}: holds no image tower of a CLIP (no visual.* among {listing(own, 3)}).")
+    facts = _facts(own, content, names, found.module, source)
+    facts |= {
+        "wrapper": ".".join(found.path),
+        "ignored": list(found.ignored),
+        "producer": told_producer(
+            content.container, names.naming, names.prefix, found.state, found.module, map(str, found.beside)
+        ),
+        "quick_gelu": _quick_gelu(content, found.module, facts, quick_gelu),
+        "adapter": merged,
+        "partial": not laid,
+        "overlay": overlay,
+    }
+    return own, facts
+
+
+def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
+    """``(head.weight and head.bias, what is known of them)`` of a file that holds a classification head alone."""
+    found = unwrap(content.value, source)
+    prefixes = ("module.", "classification_head.", "head.")
+    tensors: Tensors = {}
+    for old, value in found.state.items():
+        new = old
+        for prefix in prefixes:
+            new = new.removeprefix(prefix)
+        if new not in ("weight", "bias"):
+            raise CheckpointError(f"{source}: '{shown(old)}' is no part of a linear head (weight, bias).")
+        tensors[f"head.{new}"] = checked(old, value, source)
+    _check_sizes(tensors, source)
+    renamed = {f"classification_head.{n}": n for n in tensors} if found.module else {}
+    facts = _head_facts(tensors, renamed, content.metadata, found.module, source)
+    if facts is None:
+        raise CheckpointError(f"{source}: holds no head (weight, bias).")
+    return tensors, facts
+
+
+def tied_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """``{other name: first name}`` of the tensors that are one and the same memory, seen the same way."""
+    first: dict[tuple[Any, ...], str] = {}
+    ties: dict[str, str] = {}
+    for name, t in tensors.items():
+        if t.numel() == 0:
+            continue
+        known = first.setdefault((t.device, t.data_ptr(), t.dtype, t.shape, t.stride()), name)
+        if known != name:
+            ties[name] = known
+    return ties
+
+
+def checked(name: object, value: object, source: str) -> torch.Tensor:
+    """``value`` detached, if it is a dense tensor of plain numbers; otherwise a CheckpointError naming the key."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{source}: key {shown(repr(name))} is a {type(name).__name__}; tensors need names.")
+    if isinstance(value, OddTensor):
+        raise CheckpointError(f"{source}: '{shown(name)}' is {value.problem}.")
+    if isinstance(value, PendingTensor):
+        size, held = value.numel() * value.dtype.itemsize, value.storage.nbytes
+        if size > held:
+            raise CorruptCheckpoint(
+                f"{source}: '{shown(name)}' claims {list(value.shape)}, {size} bytes; the file has {held}."
+            )
+        value = value.read()
+    if not isinstance(value, torch.Tensor):
+        raise CheckpointError(f"{source}: '{shown(name)}' is a {type(value).__name__}, not a tensor.")
+    problem = None
+    if value.is_nested:
+        problem = "a nested tensor"
+    elif value.layout != torch.strided:
+        problem = "a sparse tensor; store it dense (.to_dense())"
+    elif value.device.type == "meta":
+        problem = "a meta tensor, a shape without values; save the weights themselves"
+    elif value.is_quantized or "float8" in str(value.dtype) or "float4" in str(value.dtype):
+        problem = f"quantised ({value.dtype}); dequantise it, curvature needs the original weights"
+    elif value.is_complex():
+        problem = f"complex ({value.dtype}); a CLIP's weights are real"
+    elif value.dtype not in ACCEPTED:
+        problem = f"of dtype {value.dtype}, which no CLIP has"
+    if problem:
+        raise CheckpointError(f"{source}: '{shown(name)}' is {problem}.")
+    return value.detach()
+
+
+def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:
+    """Tensor ``name`` of the file with its LoRA change, or the change alone where the file has no such tensor."""
+    change = loras[name].delta() if name in loras else None
+    if name not in plain:
+        assert change is not None
+        return change
+    tensor = checked(name, plain[name], source)
+    if change is None:
+        return tensor
+    if change.shape != tensor.shape:
+        raise CheckpointError(
+            f"{source}: the LoRA change of '{shown(name)}' has shape {list(change.shape)}, not {list(tensor.shape)}."
+        )
+    return (tensor.float() + change).to(tensor.dtype)
+
+
+def _laid_over(own: Tensors, changes: Tensors, base: tuple[Mapping[str, torch.Tensor], str], source: str) -> Tensors:
+    tensors = dict(base[0]) | own
+    for name, tensor in own.items():
+        if name in base[0] and base[0][name].shape != tensor.shape:
+            raise CheckpointError(
+                f"{source}: '{shown(name)}' has shape {list(tensor.shape)}, in the base {list(base[0][name].shape)}."
+            )
+    for name, change in changes.items():
+        under = base[0].get(name)
+        if under is None or under.shape != change.shape:
+            raise CheckpointError(
+                f"{source}: its change of '{shown(name)}' {list(change.shape)} fits nothing in the base."
+            )
+        tensors[name] = (under.float() + change).to(under.dtype)
+    return tensors
+
+
+def _check_sizes(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse tensors that claim more elements than their bytes in the file hold (stride 0, overlaps)."""
+    stored: dict[int, int] = {}
+    claimed = 0
+    ties = tied_names(tensors)
+    for name, t in tensors.items():
+        storage = t.untyped_storage()
+        stored[storage.data_ptr()] = storage.nbytes()
+        size = t.numel() * t.element_size()
+        claimed += 0 if name in ties else size
+        if size > storage.nbytes():
+            raise CorruptCheckpoint(
+                f"{source}: '{shown(name)}' claims {list(t.shape)}, {size} bytes; the file has {storage.nbytes()}."
+            )
+    held = sum(stored.values())
+    if claimed > 2 * held:  # a transposed or sliced view or two are no attack
+        raise CorruptCheckpoint(f"{source}: its tensors overlap: they claim {claimed} bytes, the file has {held}.")
+
+
+def _quick_gelu(
+    content: Content, module: ModuleFacts | None, facts: Mapping[str, Any], config: bool | None
+) -> bool | None:
+    """What the file tells of the activation: its folder's config, its metadata, its pickled classes, its maker."""
+    written = content.metadata.get("sharpscope.quick_gelu")
+    if config is not None or written in ("true", "false"):
+        return config if config is not None else written == "true"
+    if module is not None and module.quick_gelu is not None:
+        return module.quick_gelu
+    constants = {n.rpartition(".")[2] for n in facts["dropped"]}
+    if content.container == "TorchScript archive" and {"input_resolution", "context_length"} <= constants:
+        return True  # OpenAI's own releases, all of them
+    return None
+
+
+def _facts(tensors: Tensors, content: Content, names: Names, module: ModuleFacts | None, source: str) -> dict[str, Any]:
+    ties = tied_names(tensors)
+    towers = {tower_of(n) for n in tensors}
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in tensors.values())
+    report = content.report
+    return {
+        "container": content.container,
+        "naming": names.naming,
+        "prefix": names.prefix,
+        "dropped": list(names.dropped),
+        "dtypes": dict(sorted(dtypes.items())),
+        "num_tensors": len(tensors),
+        "num_params": sum(t.numel() for n, t in tensors.items() if n not in ties and not is_buffer(n)),
+        "towers": [t for t in TOWERS if t in towers],
+        "tied": ties,
+        "head": _head_facts(tensors, names.renamed, content.metadata, module, source),
+        "metadata": dict(sorted(content.metadata.items())),
+        "safe": not report.classes and not report.calls,
+        "classes": list(report.classes),
+        "calls": list(report.calls),
+    }
+
+
+def _head_facts(
+    tensors: Tensors,
+    renamed: Mapping[str, str],
+    metadata: Mapping[str, str],
+    module: ModuleFacts | None,
+    source: str,
+) -> dict[str, Any] | None:
+    """What is known about the head: written in the metadata, or implied by its name, or else told by its length."""
+    weight, bias = tensors.get(HEAD_WEIGHT), tensors.get(HEAD_BIAS)
+    if weight is None:
+        if bias is not None:
+            raise CheckpointError(f"{source}: holds {HEAD_BIAS} but no {HEAD_WEIGHT}.")
+        return None
+    if weight.ndim != 2 or len(weight) == 0 or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = f"{list(weight.shape)}" + ("" if bias is None else f" and {list(bias.shape)}")
+        raise CheckpointError(f"{source}: its head has shape {shapes}; expected [classes, embedding] and [classes].")
+    classnames = _from_json(metadata, "sharpscope.classnames", list, source)
+    if classnames is not None and (len(classnames) != len(weight) or not all(isinstance(c, str) for c in classnames)):
+        raise CheckpointError(
+            f"{source}: metadata sharpscope.classnames does not give {len(weight)} names, one a class."
+        )
+    baked = _from_json(metadata, "sharpscope.head.scale_baked", bool, source)
+    normalize = _from_json(metadata, "sharpscope.head.normalize", bool, source)
+    wise_ft = any("classification_head." in old for old in renamed)
+    lipsum = any(old.partition(".")[0] in ("cls", "params") for old in renamed)
+    named = "names" if wise_ft or lipsum else "length of the class vectors"
+    told_by = "metadata" if baked is not None else named
+    if normalize is None and module is not None:
+        said = [h["normalize"] for h in module.heads.values() if isinstance(h.get("normalize"), bool)]
+        normalize = said[0] if said else None
+    if baked is None:
+        baked = False if lipsum else wise_ft or bool(weight.double().norm(dim=1).median() >= BAKED_NORM)
+    return {
+        "scale_baked": baked,
+        "normalize": True if normalize is None else normalize,
+        "classnames": classnames,
+        "told_by": told_by,
+    }
+
+
+def _from_json(metadata: Mapping[str, str], key: str, kind: type, source: str) -> Any:
+    if key not in metadata:
+        return None
+    try:
+        value = json.loads(metadata[key])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{source}: metadata {key} is no JSON {kind.__name__}: {shown(metadata[key])}.")
+    return value

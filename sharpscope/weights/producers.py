@@ -1,0 +1,44 @@
+"""Who wrote a file, told by what is in it: for ``inspect``, and for what the writer is known to do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from sharpscope.weights.modules import ModuleFacts
+
+__all__ = ["told_producer"]
+
+
+def told_producer(
+    container: str, naming: str, prefix: str, names: Collection[str], module: ModuleFacts | None, beside: Iterable[str]
+) -> str:
+    """The system that writes such files, or the most that can be told.
+
+    ``names``: of the tensors in the file; ``beside``: the keys beside its state dict. An opinion, not a check.
+    """
+    keys = set(beside)
+    kind = module.kind.rpartition(".")[2] if module else ""
+    if container == "TorchScript archive":
+        return "OpenAI CLIP" if {"input_resolution", "context_length", "vocab_size"} & set(names) else "TorchScript"
+    if naming == "Hugging Face Flax":
+        return "Lipsum-FT" if any(n.partition(".")[0] in ("ext", "cls") for n in names) else "Hugging Face Flax"
+    if naming == "Hugging Face":
+        return "Hugging Face transformers"
+    if naming == "Dassl":
+        return "Dassl (CoOp, CLIPFit, ContCoOp)"
+    if kind:
+        return {
+            "ImageClassifier": "WiSE-FT (VRF, PAINT)",
+            "CLIPEncoder": "FLYP",
+            "ImageEncoder": "task_vectors (LiNeS)",
+            "ClassificationHead": "a classification head of WiSE-FT or task_vectors",
+        }.get(kind, f"a pickled {kind}")
+    if naming == "WiSE-FT":
+        return "WiSE-FT, its state dict"
+    if prefix.startswith("module.model.") or {"classification_head"} & keys:
+        return "StarFT or another DataParallel training"
+    if naming == "model-soups":
+        return "model-soups"
+    if {"epoch", "name", "optimizer"} <= keys:
+        return "open_clip training"
+    return "open_clip" if naming == "open_clip" else naming
