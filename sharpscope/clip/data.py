@@ -34,14 +34,22 @@ _KEPT_BYTES = 4 * 2**30  # decoded folders up to this size stay in memory: each 
 
 
 class _Source(Protocol):
-    """Where pixels come from: uint8 [B, 3, H, W] of the given rows."""
+    """Where pixels come from."""
 
-    def read(self, rows: Sequence[int]) -> Tensor: ...
+    def prepare(self, rows: Sequence[int]) -> None:
+        """All of ``rows`` are going to be read, in batches."""
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [B, 3, H, W] of the given rows."""
+        ...
 
 
 class _Memory:
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Everything is here."""
 
     def read(self, rows: Sequence[int]) -> Tensor:
         return self.pixels[torch.as_tensor(rows, dtype=torch.long)]
@@ -52,6 +60,9 @@ class _Files:
 
     def __init__(self, paths: Sequence[str], model: ClipModel) -> None:
         self.paths, self.model = paths, model
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        """Nothing is kept."""
 
     def read(self, rows: Sequence[int]) -> Tensor:
         pixels = _decode([self.paths[i] for i in rows], self.model)
@@ -101,6 +112,7 @@ class Dataset:
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(images float32 [B, 3, H, W], labels int64 [B]) in order; the last batch may be smaller."""
+        self._source.prepare(self._rows)
         for start in range(0, len(self), batch_size):
             pixels = self._source.read(self._rows[start : start + batch_size])
             # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
@@ -254,11 +266,42 @@ def _known_specs() -> list[str]:
     return [f"mini:{domain}" for domain in miniworld.DOMAINS]
 
 
-@functools.lru_cache(maxsize=16)  # several pairs of one study look at the same pictures; 5 MB a test set
-def _rendered(domain: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    from sharpscope.clip import miniworld
+class _Rendered:
+    """Images of the embedded world, drawn when somebody looks at them, and then kept."""
 
-    return miniworld.make(domain, _MINI_SIZES[split], miniworld.SEEDS[_MINI_SEEDS[split]])[:2]
+    def __init__(self, domain: str, split: str, model: ClipModel | None) -> None:
+        from sharpscope.clip import miniworld
+
+        what = (domain, _MINI_SIZES[split], miniworld.SEEDS[_MINI_SEEDS[split]])
+        self._make = functools.partial(miniworld.make, *what)
+        fits = model is None or model.image_size == (miniworld.IMAGE_SIZE, miniworld.IMAGE_SIZE)
+        self.own_size = fits
+        self._model = None if fits else model
+        self.labels = torch.from_numpy(miniworld.labels(*what)).long()
+        self._place: dict[int, int] = {}
+        self._pixels = torch.empty(0, dtype=torch.uint8)
+
+    def prepare(self, rows: Sequence[int]) -> None:
+        missing = sorted(set(rows) - self._place.keys())
+        if not missing:
+            return
+        pixels = torch.from_numpy(self._make(rows=missing).images)
+        if self._model is None:
+            pixels = pixels.permute(0, 3, 1, 2).contiguous()
+        else:
+            pixels = torch.stack([_geometry(self._model, Image.fromarray(p.numpy())) for p in pixels])
+        start = len(self._place)
+        self._place |= {row: start + i for i, row in enumerate(missing)}
+        self._pixels = torch.cat([self._pixels, pixels]) if start else pixels
+
+    def read(self, rows: Sequence[int]) -> Tensor:
+        self.prepare(rows)
+        return self._pixels[torch.tensor([self._place[r] for r in rows], dtype=torch.long)]
+
+
+# Several pairs of one study look at the same pictures. Only those of the world's own size are shared: another model's
+# geometry is its own.
+_RENDERED: dict[tuple[str, str], _Rendered] = {}
 
 
 def _load_mini(
@@ -268,24 +311,22 @@ def _load_mini(
 
     domain, at, asked = rest.partition("@")
     split = asked if at else split
-    pixels, found = _rendered(domain, split)
+    source = _Rendered(domain, split, model)
+    if source.own_size:
+        source = _RENDERED.setdefault((domain, split), source)
     classnames, index, matching = _match(miniworld.CLASSES, names, spec)
-    labels = torch.tensor(index)[torch.from_numpy(np.ascontiguousarray(found)).long()]
-    rows = sorted(stratified(labels, limit, seed, spec, split)) if limit is not None else list(range(len(labels)))
-    chosen = torch.from_numpy(pixels[rows])
-    if model is not None and model.image_size != (miniworld.IMAGE_SIZE, miniworld.IMAGE_SIZE):
-        images = torch.stack([_geometry(model, Image.fromarray(p.numpy())) for p in chosen])
-    else:
-        images = chosen.permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(index)[source.labels]
+    rows = sorted(stratified(labels, limit, seed, spec, split)) if limit is not None else range(len(labels))
     return Dataset(
         spec,
         classnames,
-        labels[rows],
-        _Memory(images),
+        labels[torch.tensor(list(rows), dtype=torch.long)],
+        source,
         mean=model.mean if model is not None else (0.5,) * 3,
         std=model.std if model is not None else (0.5,) * 3,
         classes=index if len(index) < len(classnames) else None,
         facts={"spec": spec, "kind": "mini", "split": split, "skipped": 0, "skipped_names": [], "matching": matching},
+        rows=rows,
     )
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -25,8 +26,8 @@ from sharpscope.errors import ConfigError, did_you_mean, shown
 
 __all__ = [
     "CAPTIONS", "CLASSES", "COLOURS", "DOMAINS", "IMAGE_SIZE", "LOOKALIKES", "SEEDS", "SHIFTS", "STYLES", "STYLE_WORDS",
-    "TEMPLATES", "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "make", "manifest",
-    "pairs_table", "render", "tokenizer_path",
+    "TEMPLATES", "Sample", "captions", "checkpoint_names", "checkpoint_path", "config_path", "labels", "make",
+    "manifest", "pairs_table", "render", "tokenizer_path",
 ]  # fmt: skip
 
 IMAGE_SIZE: Final = 32
@@ -99,20 +100,31 @@ class Sample(NamedTuple):
     rng: np.random.Generator
 
 
-def make(domain: str, n: int, seed: int) -> Sample:
+def make(domain: str, n: int, seed: int, rows: Sequence[int] | None = None) -> Sample:
     """``n`` images of one domain, a function of (domain, n, seed); class counts differ by at most one.
 
-    Raises ConfigError for an unknown domain.
+    ``rows``: draw only these of the n images, the same bits as among all of them, and much quicker for a few of many;
+    labels and colours are still those of all n. Raises ConfigError for an unknown domain.
     """
+    labels, rng = _labels(domain, n, seed)
+    colours = rng.integers(0, len(COLOURS), n)
+    return Sample(render(labels, domain, colours, rng, rows), labels, colours, rng)
+
+
+def labels(domain: str, n: int, seed: int) -> NDArray[np.int64]:
+    """The labels of ``make(domain, n, seed)``, without drawing anything."""
+    return _labels(domain, n, seed)[0]
+
+
+def _labels(domain: str, n: int, seed: int) -> tuple[NDArray[np.int64], np.random.Generator]:
     if domain not in DOMAINS:
         raise ConfigError(
             f"mini:{shown(domain)}: unknown domain.{did_you_mean(domain, DOMAINS)} Known: {', '.join(DOMAINS)}."
         )
     rng = np.random.default_rng([seed, DOMAINS.index(domain)])
-    labels = np.arange(n) % len(CLASSES)
-    rng.shuffle(labels)
-    colours = rng.integers(0, len(COLOURS), n)
-    return Sample(render(labels, domain, colours, rng), labels, colours, rng)
+    drawn = np.arange(n) % len(CLASSES)
+    rng.shuffle(drawn)
+    return drawn, rng
 
 
 def captions(
@@ -146,9 +158,30 @@ def captions(
 # ---------------------------------------------------------------- rendering
 
 
-def _blobs(rng: np.random.Generator, n: int, cells: int, channels: int = 1) -> Array:
+@dataclass(frozen=True)
+class _Draws:
+    """Random draws for n images of which only ``rows`` are wanted: every stream advances as for all n."""
+
+    rng: np.random.Generator
+    n: int
+    rows: NDArray[np.int64] | slice
+
+    def random(self, *shape: int) -> Array:
+        return self.rng.random((self.n, *shape), dtype=np.float32)[self.rows]
+
+    def uniform(self, low: float, high: float, *shape: int) -> Array:
+        return self.rng.uniform(low, high, (self.n, *shape))[self.rows].astype(np.float32)
+
+    def normal(self, scale: float, *shape: int) -> Array:
+        return self.rng.normal(0, scale, (self.n, *shape))[self.rows].astype(np.float32)
+
+    def integers(self, high: int) -> NDArray[np.int64]:
+        return self.rng.integers(0, high, self.n)[self.rows]
+
+
+def _blobs(draws: _Draws, cells: int, channels: int = 1) -> Array:
     """Smooth noise in [0, 1], [n, 32, 32, channels]: a random grid of cells x cells, interpolated."""
-    z = rng.random((n, cells + 1, cells + 1, channels), dtype=np.float32)
+    z = draws.random(cells + 1, cells + 1, channels)
     t = np.linspace(0, cells - 1e-3, IMAGE_SIZE, dtype=np.float32)
     i = t.astype(int)
     f = t - i
@@ -171,11 +204,7 @@ class _Scene(NamedTuple):
     d: Array
     scale: Array
     colour: Array
-    rng: np.random.Generator
-
-    @property
-    def n(self) -> int:
-        return len(self.d)
+    draws: _Draws
 
     @property
     def fill(self) -> Array:
@@ -185,20 +214,16 @@ class _Scene(NamedTuple):
         return _soft(np.abs(self.d) - width * _PIXEL)[..., None]
 
     def uniform(self, low: float, high: float) -> Array:
-        return _uniform(self.rng, self.n, low, high)
+        return self.draws.uniform(low, high, 1, 1)
 
     def blobs(self, cells: int, channels: int = 1) -> Array:
-        return _blobs(self.rng, self.n, cells, channels)
-
-
-def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> Array:
-    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
+        return _blobs(self.draws, cells, channels)
 
 
 def _photo(s: _Scene, shift: str) -> Array:
     """Shaded object with a shadow on a blurred, cluttered background; sensor noise."""
     busy = 2.5 if shift == "clutter" else 1.0
-    tint = 0.5 * (s.rng.uniform(0, 1, (s.n, 1, 1, 3)).astype(np.float32) - 0.5)
+    tint = 0.5 * (s.draws.uniform(0, 1, 1, 1, 3) - 0.5)
     ground = (0.62 + tint) + busy * 0.35 * (s.blobs(5) - 0.5) + busy * 0.15 * (s.blobs(3, 3) - 0.5)
     light = s.uniform(0, 6.28)
     shade = 1 + 0.35 * (np.cos(light) * s.x + np.sin(light) * s.y) / s.scale
@@ -208,20 +233,20 @@ def _photo(s: _Scene, shift: str) -> Array:
     image = ground * (1 - fill) + thing * fill
     if shift == "dark":
         image = image * 0.45
-    return image + s.rng.normal(0, 0.16 if shift == "noise" else 0.04, image.shape).astype(np.float32)
+    return image + s.draws.normal(0.16 if shift == "noise" else 0.04, *image.shape[1:])
 
 
 def _clipart(s: _Scene) -> Array:
     """Flat colour, black outline."""
     white = s.uniform(0, 1)[..., None] < 0.6
-    ground = np.where(white, 1.0, s.rng.uniform(0.6, 1, (s.n, 1, 1, 3))).astype(np.float32)
+    ground = np.where(white, 1.0, s.draws.uniform(0.6, 1, 1, 1, 3)).astype(np.float32)
     image, edge = ground * (1 - s.fill) + s.colour * s.fill, s.outline(0.75)
     return image * (1 - edge) + 0.05 * edge
 
 
 def _painting(s: _Scene) -> Array:
     """Blotchy, posterised, ragged edges."""
-    ground = _RGB[s.rng.integers(0, len(COLOURS), s.n)][:, None, None, :]
+    ground = _RGB[s.draws.integers(len(COLOURS))][:, None, None, :]
     strokes = s.blobs(10)
     ground = 0.35 * ground + 0.55 + 0.25 * (strokes - 0.5) + 0.2 * (s.blobs(4, 3) - 0.5)
     thing = 0.8 * s.colour + 0.3 * (s.blobs(10) - 0.5) + 0.15 * (s.blobs(6, 3) - 0.5)
@@ -234,7 +259,7 @@ def _sketch(s: _Scene) -> Array:
     pencil = s.outline(0.6) * (0.55 + 0.45 * s.blobs(9))
     hatching = (np.sin((s.x + s.y) * s.uniform(16, 24)) > 0.3)[..., None] * s.fill * 0.25
     grey = np.repeat(0.97 - 0.85 * np.clip(pencil + hatching, 0, 1), 3, -1)
-    return grey + s.rng.normal(0, 0.03, (s.n, IMAGE_SIZE, IMAGE_SIZE, 1)).astype(np.float32)
+    return grey + s.draws.normal(0.03, IMAGE_SIZE, IMAGE_SIZE, 1)
 
 
 def _quickdraw(s: _Scene) -> Array:
@@ -258,30 +283,36 @@ _PAINT: Final = {
 
 
 def render(
-    labels: NDArray[np.int64], domain: str, colours: NDArray[np.int64], rng: np.random.Generator
+    labels: NDArray[np.int64],
+    domain: str,
+    colours: NDArray[np.int64],
+    rng: np.random.Generator,
+    rows: Sequence[int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Images [n, 32, 32, 3] of the given classes and colours in one domain, drawn with ``rng``.
+    """Images [n, 32, 32, 3] of the given classes and colours in one domain, drawn with ``rng``; only ``rows`` if given.
 
     Where the object stands, its size, tilt and aspect are random in every style; the order of the draws is part of the
     world: another order is another world, for which the shipped checkpoints were not trained.
     """
     style, _, shift = domain.partition("-")
-    n, tilt = len(labels), 0.7 if shift == "tilt" else 0.25
+    draws = _Draws(rng, len(labels), slice(None) if rows is None else np.asarray(rows, dtype=np.int64))
+    labels, colours = labels[draws.rows], colours[draws.rows]
+    tilt = 0.7 if shift == "tilt" else 0.25
     ranges = ((-0.14, 0.14), (-0.14, 0.14), (0.6, 0.9), (-tilt, tilt), (0.88, 1.14))
-    cx, cy, scale, angle, aspect = (_uniform(rng, n, low, high) for low, high in ranges)
+    cx, cy, scale, angle, aspect = (draws.uniform(low, high, 1, 1) for low, high in ranges)
     x, y = _GRID_X[None] - cx, _GRID_Y[None] - cy
     if style in _WOBBLE:
-        w = _blobs(rng, n, 4, 2) - 0.5
+        w = _blobs(draws, 4, 2) - 0.5
         x, y = x + _WOBBLE[style] * w[..., 0] * 2, y + _WOBBLE[style] * w[..., 1] * 2
     c, s = np.cos(angle), np.sin(angle)
     object_x, object_y = (c * x + s * y) / scale / aspect, (-s * x + c * y) / scale * aspect
-    d = np.empty((n, IMAGE_SIZE, IMAGE_SIZE), np.float32)
+    d = np.empty((len(labels), IMAGE_SIZE, IMAGE_SIZE), np.float32)
     for label in np.unique(labels):
         at = np.where(labels == label)[0]
         d[at] = SDF[CLASSES[label]](object_x[at], object_y[at])
-    jitter = rng.normal(0, 0.06, (n, 1, 1, 3)).astype(np.float32)
+    jitter = draws.normal(0.06, 1, 1, 3)
     colour = np.clip(_RGB[colours][:, None, None, :] + jitter, 0, 1)
-    scene = _Scene(x, y, d * scale, scale, colour, rng)
+    scene = _Scene(x, y, d * scale, scale, colour, draws)
     image = _photo(scene, shift) if style == "photo" else _PAINT[style](scene)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -93,10 +94,19 @@ def test_limit_is_balanced_fixed_and_growing() -> None:
     assert pixels(16) != pixels(16, seed=1)
 
 
+def test_a_few_rows_are_drawn_as_among_all_of_them() -> None:
+    for domain in miniworld.DOMAINS:
+        everyone, some = miniworld.make(domain, 40, 5), miniworld.make(domain, 40, 5, rows=[3, 17, 38])
+        assert np.array_equal(some.images, everyone.images[[3, 17, 38]])
+        assert np.array_equal(some.labels, everyone.labels)
+        assert np.array_equal(miniworld.labels(domain, 40, 5), everyone.labels)
+
+
 def test_mini_fits_a_model_of_another_size(tiny_paths: dict[str, Path]) -> None:
     model = ClipModel.load(str(tiny_paths["nested"]))
     images, _ = everything(load_dataset("mini:photo@val", model=model, limit=4))
-    picture = load_dataset("mini:photo@val", limit=4)._source.read([2])[0]
+    small = load_dataset("mini:photo@val", limit=4)
+    picture = small._source.read([small._rows[2]])[0]
     expected = model.preprocess(Image.fromarray(picture.permute(1, 2, 0).numpy()))
     assert images.shape == (4, 3, 16, 16)
     assert torch.equal(images[2], expected)
