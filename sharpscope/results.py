@@ -18,6 +18,7 @@ from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
 from sharpscope.findings.stragglers import LayerLosses, NoiseLosses, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
+from sharpscope.present.plots import points_of
 from sharpscope.present.tables import normalised, read_csv
 from sharpscope.schema import ALL, COLUMNS
 from sharpscope.steps import covariates
@@ -183,6 +184,14 @@ class Results:
         }
         tables["verdicts"] = self._verdicts(tables, repairs)
         return tables
+
+    def points(self) -> pd.DataFrame:
+        """One point a pair for the scatter of sharpness against OOD gain: this run's pairs and the shipped others."""
+        frames: dict[str, pd.DataFrame] = {}
+        for name in ("sharpness", "accuracy"):
+            own, shipped = self.measured(name), _shipped(name)
+            frames[name] = stacked(name, [own, shipped[~shipped["pair"].isin(own["pair"])]])
+        return points_of(frames["sharpness"], frames["accuracy"])
 
     # ------------------------------------------------------------------ findings
     def _chosen(self, name: str) -> tuple[str, ...]:

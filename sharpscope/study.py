@@ -99,13 +99,14 @@ def demo_config(seed: int = 0) -> StudyConfig:
         rtol=0.25,
         max_matvecs=8,
         noise_samples=2,
-        perturbation_alphas=(0.0, 0.5, 1.0),
+        perturbation_alphas=(0.5, 1.0),
         pgd_steps=5,
         layer_alphas=(0.0, 0.5, 1.0),
         criticality_noise=(0.5, 1.0),
         densities=(0.5,),
         selects=("random",),
         repair_alphas=(0.3, 0.5),
+        bootstrap=500,
         shipped_pairs=True,
         threads=1,
         jobs=min(2, os.cpu_count() or 1),
@@ -147,7 +148,7 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
         repairs = results.repair_tasks()
         with contextlib.closing(bars(total=len(repairs), desc="repair")) as bar:
             results.take(*crew.do(directory, repairs, bar))
-    return _write(directory, results.tables(), results.failed)
+        return _write(directory, results, crew)
 
 
 def report(root: str | os.PathLike[str]) -> Run:
@@ -169,7 +170,8 @@ def report(root: str | os.PathLike[str]) -> Run:
         results.take(
             {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
         )
-    return _write(directory, results.tables(), results.failed)
+    with Crew(dataclasses.replace(config, jobs=1)) as crew:
+        return _write(directory, results, crew)
 
 
 # ---------------------------------------------------------------------- run directory
@@ -214,19 +216,30 @@ def _manifest(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str,
     }  # fmt: skip
 
 
-def _write(directory: RunDirectory, tables: dict[str, pd.DataFrame], failed: Mapping[str, str]) -> Run:
+def _write(directory: RunDirectory, results: Results, crew: Crew) -> Run:
+    """Everything that is derived from the units: tables, figures, report."""
+    config, tables = results.config, results.tables()
     for name, frame in tables.items():
         directory.write(f"tables/{name}.csv", csv_bytes(frame, name))
         directory.write(f"tables/{name}.parquet", parquet_bytes(frame, name))
-    pngs = {}
-    for name, figure in all_figures(tables).items():
-        png, pdf = figure_bytes(figure)
-        pngs[name] = png
+    drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
+    names = [p.name for p in config.pairs]
+    shares = [(drawn, config.straggler_criterion, names, (k, config.jobs)) for k in range(config.jobs)]
+    figures = {name: files for part in crew.spread(_draw, shares) for name, files in part.items()}
+    for name, (png, pdf) in figures.items():
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
+    pngs = {name: png for name, (png, _) in sorted(figures.items())}
     directory.write("report.html", build_report(tables, pngs, directory.manifest).encode())
-    directory.log("report", failed=len(failed), peak_memory=peak_memory())
-    return Run(directory.root, tables, tuple(sorted(failed)))
+    directory.log("report", failed=len(results.failed), peak_memory=peak_memory())
+    return Run(directory.root, tables, tuple(sorted(results.failed)))
+
+
+def _draw(
+    tables: dict[str, pd.DataFrame], criterion: str, pairs: list[str], share: tuple[int, int]
+) -> dict[str, tuple[bytes, bytes]]:
+    """(PNG, PDF) by figure name, of this process's share of the figures."""
+    return {name: figure_bytes(figure) for name, figure in all_figures(tables, criterion, pairs, share).items()}
 
 
 # ---------------------------------------------------------------------- notebook

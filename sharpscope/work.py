@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from sharpscope.units import Context, Variant, compute
 
 __all__ = ["Bar", "Crew", "Task", "peak_memory", "threads_of"]
 
+_T = TypeVar("_T")
 _POLL = 0.5
 _Result = tuple["Task", Unit | str, float | None]
 
@@ -88,6 +89,13 @@ class Crew:
     def add_contexts(self, contexts: Mapping[str, Context]) -> None:
         """The contexts that this process uses (worker processes make their own)."""
         self._contexts.update(contexts)
+
+    def spread(self, work: Callable[..., _T], shares: Sequence[tuple[Any, ...]]) -> list[_T]:
+        """``work(*share)`` for every share, the first one here and the others in the worker processes."""
+        if self._pool is None:
+            return [work(*share) for share in shares]
+        futures = [self._pool.submit(work, *share) for share in shares[1:]]
+        return [work(*shares[0]), *(f.result() for f in futures)]
 
     def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
         """(units by key, reasons of failed ones by key): what is finished is read, the rest computed and saved."""

@@ -127,11 +127,11 @@ def _correlation_rows(
             why = f"No across-pair correlation of {measure} in the layer {' or '.join(layers)} was computed."
             out.append(_row(PAIRS, claim, str(source), CANNOT, nan, 0, why))
             continue
-        row = some[0]
+        row = next((r for r in some if r["status"] == "ok"), some[0])
         numbers = (row["estimate"], row["ci_low"], row["ci_high"])
         partial = rows[(rows["layer"] == row["layer"]) & rows["method"].str.startswith("spearman|")]
         why = _correlation_sentence(row, partial, measure, near)
-        if claim == "stragglers" and len(found[0]) == 0:
+        if claim == "stragglers" and row["layer"] == BEST:
             why = why[:-1] + f" ({row['note']})."
         verdict = _correlation_verdict(claim, row, margin, level)
         out.append(_row(PAIRS, claim, str(source), verdict, numbers, int(row["n"]), why))
