@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,10 +20,10 @@ from matplotlib.patches import Patch, Rectangle
 from sharpscope.present.style import (
     COLOURS,
     INK,
-    MARKERS,
     NoData,
+    first_pairs,
+    key,
     label,
-    names_of,
     new_figure,
     plain_log,
     short_layer,
@@ -33,12 +34,12 @@ from sharpscope.schema import ALL, MEASURES
 
 __all__ = [
     "ROW",
+    "colour_bar",
     "heatmap",
     "layer_rows",
+    "left_out_note",
     "line_below_groups",
-    "note_left_out",
     "rows_axis",
-    "sharpness_along_alpha",
     "straggler_ranking",
 ]
 
@@ -76,10 +77,23 @@ def rows_axis(ax: Axes, layers: Sequence[str], named: bool) -> None:
         ax.set_yticks(np.arange(len(layers)) + 0.5, [label(short_layer(n)) for n in layers])
 
 
-def note_left_out(figure: Figure, count: int) -> None:
-    """Say how many layers the figure leaves to the table."""
-    if count:
-        figure.supxlabel(f"{count} more layers in the table", fontsize=6.5, color=INK["grey"])
+def left_out_note(count: int) -> str:
+    """How many layers the figure leaves to the table."""
+    return f"{count} more layers in the table" if count else ""
+
+
+def colour_bar(figure: Figure, mappable: ScalarMappable, axes: np.ndarray, extend: str = "neither") -> Colorbar:
+    """A bar beside the panels, as high as one row of them, without a frame."""
+    lines = len(axes)
+    place: dict[str, Any] = {
+        "aspect": 35,
+        "pad": 0.02,
+        "shrink": 0.9 / lines,
+        "anchor": (0.0, 0.5 if lines == 1 else 1.0),
+    }
+    bar = figure.colorbar(mappable, ax=axes, extend=extend, **place)
+    bar.ax.spines[:].set_visible(False)
+    return bar
 
 
 # ------------------------------------------------------------------------------------------------------------ heat map
@@ -101,7 +115,7 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
     low = max(low, high * 1e-5)  # five decades of colour; what lies below is noise around 0
     norm = LogNorm(low, high if high > low else low * 1.1)
     layers, left_out = layer_rows(table, values)
-    pairs = names_of(table, "pair")
+    pairs, fewer = first_pairs(table)
     columns = min(3, len(pairs))
     lines = math.ceil(len(pairs) / columns)
     figure = new_figure(lines * (ROW * max(4, len(layers)) + 0.62) + 0.25)
@@ -112,18 +126,14 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
         if i < len(pairs):
             seen |= _heat_panel(ax, table[table["pair"] == pairs[i]], layers, sign, norm)
             rows_axis(ax, layers, named=i % columns == 0)
-            ax.set(title=label(pairs[i], 30), xlabel="α (0 zero-shot, 1 fine-tuned)" if columns < 3 else "α")
+            ax.set_title(label(pairs[i], 28 if columns < 3 else 17))
+            ax.set_xlabel("α (0 zero-shot, 1 fine-tuned)" if columns < 3 else "α")
     below = "min" if len(good) and good.min() < low else "neither"
-    bar = figure.colorbar(
-        ScalarMappable(norm, colormaps["viridis"]), ax=axes, aspect=35, pad=0.02, shrink=0.9, extend=below
-    )
+    bar = colour_bar(figure, ScalarMappable(norm, colormaps["viridis"]), axes, below)
     plain_log(bar.long_axis)
     bar.set_label(("minus " if sign < 0 else "") + label(measure))
-    bar.ax.spines[:].set_visible(False)
     marks = _marks("≥ 0" if sign < 0 else "≤ 0")
-    if seen:
-        figure.legend(handles=[marks[m] for m in marks if m in seen], loc="outside lower center", ncols=4)
-    note_left_out(figure, left_out)
+    key(figure, [marks[m] for m in marks if m in seen], left_out_note(left_out), fewer)
     return figure
 
 
@@ -178,77 +188,6 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
     return seen | (set() if measured.all() else {"frozen"})
 
 
-# --------------------------------------------------------------------------------------------------------- whole model
-@styled
-def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
-    """Each measure of the whole model (or of ``layer``) along the path, one line a pair.
-
-    Bars: one standard error or residual; hollow: not converged. Logarithmic where all values are positive and spread
-    over more than a factor of 8. Raises NoData without rows.
-    """
-    table = sharpness[(sharpness["layer"] == layer) & np.isfinite(sharpness["estimate"])]
-    if not len(table):
-        raise NoData(f"sharpness_along_alpha: the sharpness table has no estimate for layer '{label(layer)}'.")
-    present = set(table["measure"])
-    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
-    pairs = names_of(table, "pair")
-    columns = min(3, len(measures))
-    lines = math.ceil(len(measures) / columns)
-    figure = new_figure(1.3 * lines + 0.45)
-    axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
-    for k, ax in enumerate(axes.flat):
-        ax.set_visible(k < len(measures))
-    for k, measure in enumerate(measures):
-        ax = axes.flat[k]
-        own = table[table["measure"] == measure].sort_values("alpha", kind="stable")
-        for i, pair in enumerate(pairs):
-            _line(ax, own[own["pair"] == pair], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
-        values = own["estimate"]
-        if (values > 0).all() and values.max() > 8 * values.min():
-            ax.set_yscale("log")
-            plain_log(ax.yaxis)
-        elif values.abs().max() >= 1e4 or values.abs().max() < 1e-2:
-            ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
-            ax.yaxis.get_offset_text().set_fontsize(6)
-            ax.yaxis.get_offset_text().set_ha("right")
-        if (values <= 0).any() and (values >= 0).any():
-            ax.axhline(0, color=INK["grey"], lw=0.6, zorder=0)
-        ax.grid(True, axis="y")
-        ax.set_title(label(measure, 26), fontsize=7)
-        if k + columns >= len(measures):
-            ax.set_xlabel("α")
-            ax.tick_params(labelbottom=True)
-    handles: list[Any] = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 30))
-        for i, pair in enumerate(pairs)
-    ]
-    if (table["status"] == "not_converged").any():
-        handles.append(
-            Line2D([], [], color=INK["grey"], marker="o", markerfacecolor="white", ls="none", label="not converged")
-        )
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    return figure
-
-
-def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
-    if not len(rows):
-        return
-    error = rows["stderr"].fillna(rows["residual"]).fillna(0.0).abs()
-    ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
-    for open_, own in rows.groupby(rows["status"] == "not_converged"):
-        face = "white" if open_ else colour
-        ax.plot(
-            own["alpha"],
-            own["estimate"],
-            color=colour,
-            ls="none",
-            marker=marker,
-            markersize=2.8,
-            markerfacecolor=face,
-            zorder=3,
-        )
-
-
 # ---------------------------------------------------------------------------------------------------------- stragglers
 @styled
 def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None = None) -> Figure:
@@ -268,7 +207,7 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
     )
     layers, left_out = layer_rows(table, spread)
     layers = [n for n in layers if n != ALL]
-    pairs = names_of(table, "pair")
+    pairs, fewer = first_pairs(table)
     figure = new_figure(len(pairs) * (0.13 * max(5, len(layers)) + 0.45) + 0.4)
     axes = figure.subplots(len(pairs), len(panels), squeeze=False)
     for p, pair in enumerate(pairs):
@@ -282,21 +221,16 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
             ]
             _ranking_panel(ax, own, layers)
             rows_axis(ax, layers, named=c == 0)
-            title = (
-                label(criterion.replace(":", ":\n"), 60).replace(r"\n", "\n")
-                if ":" in criterion
-                else f"{label(criterion)}\n{label(base, 22)}"
-            )
+            family, _, of = criterion.partition(":")
+            title = f"{label(family, 22)}\n{label(of or base, 22)}"
             ax.set_title(title, fontsize=6.5)
         axes[p, 0].set_ylabel(label(pair, 30), fontsize=8)
     handles = [
         Line2D([], [], color=COLOURS[1], marker="o", ls="none", label="chosen"),
         Line2D([], [], color=COLOURS[0], marker="o", markerfacecolor="white", ls="none", label="not chosen"),
         Line2D([], [], color=INK["grey"], ls="--", lw=0.8, label="threshold"),
-        Line2D([], [], ls="none", label="numbers: probability of being chosen, %"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, columnspacing=1.0, handletextpad=0.3)
-    note_left_out(figure, left_out)
+    key(figure, handles, "numbers: probability of being chosen, %", left_out_note(left_out), fewer)
     return figure
 
 

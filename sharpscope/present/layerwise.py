@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sharpscope.errors import shown
@@ -193,7 +194,7 @@ def correlations(source: Source) -> Section:
         ),
     ):
         grids = _correlation_grids(table[table["scope"] == scope], source)
-        blocks += [text if grids else f"{text} This run has no such rows.", *grids]
+        blocks += [text if grids else f"{text} {_why_none(table[table['scope'] == scope])}", *grids]
     if shipped:
         blocks.append(
             "Rows marked “shipped” come from the table of pairs that ships with the embedded world, not from this run."
@@ -207,6 +208,16 @@ def correlations(source: Source) -> Section:
     )
     figures += source.figure("correlation_path", "Along α inside each pair (descriptive).")
     return Section(title, "correlations", tuple(blocks), tuple(figures))
+
+
+def _why_none(rows: pd.DataFrame) -> str:
+    """Why a scope has no table: no rows, or the commonest reason for their being undefined."""
+    why = rows["note"].value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
+    return (
+        f"Undefined here: {shown(why.index[0] or 'no reason given', 300)}."
+        if len(why)
+        else "This run has no such rows."
+    )
 
 
 def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
@@ -224,6 +235,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
             table = table[table[column] == names[0]]
     grids = []
     for origin, rows in table.groupby("source", sort=True):
+        if not np.isfinite(rows["estimate"]).any():
+            continue
         alpha = nearest(rows["alpha"], 0.5)
         rows = rows[rows["alpha"] == alpha] if not math.isnan(alpha) else rows[rows["layer"] == ALL]
         columns: list[tuple[str, str]] = [

@@ -14,19 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from sharpscope.present.layerplots import ROW, layer_rows, line_below_groups, note_left_out, rows_axis
+from sharpscope.present.layerplots import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
 from sharpscope.present.pathplots import average, dense_rows
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
     NoData,
+    first_pairs,
+    key,
     label,
     names_of,
     new_figure,
     place_labels,
     plain_log,
     styled,
+    title_of,
 )
 from sharpscope.schema import ALL, MEASURES
 
@@ -54,11 +57,11 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
         raise NoData("repair: the table has no gain to show.")
     rows["group"] = [_group(v, c) for v, c in zip(rows["variant"], rows["control"], strict=True)]
     rows["how"] = [f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)]
-    pairs, targets = names_of(rows), sorted(set(rows["target"]))
+    (pairs, fewer), targets = first_pairs(rows), sorted(set(rows["target"]))
     hows, groups = sorted(set(rows["how"])), [g for g in _GROUPS if g in set(rows["group"])]
     groups += sorted(set(rows["group"]) - set(groups))
-    figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 3))
-    columns = min(3, len(pairs))
+    figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 2))
+    columns = min(2, len(pairs))
     axes = figure.subplots(
         len(targets) * math.ceil(len(pairs) / columns), columns, sharex=True, sharey=True, squeeze=False
     )
@@ -70,8 +73,11 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
             ax.set_visible(True)
             own = rows[(rows["pair"] == pair) & (rows["target"] == target)]
             at = _repair_panel(ax, own, hows, groups, alpha)
-            ax.set_title(f"{label(pair)}: sparse {label(target)}" + (f", α = {at:g}" if at is not None else ""))
-            if t == len(targets) - 1:
+            ax.set_title(
+                title_of(f"{pair}:", f"sparse {label(target)}" + (f", α = {at:g}" if at is not None else ""), 32)
+            )
+            if t == len(targets) - 1 and p + columns >= len(pairs):
+                ax.tick_params(labelbottom=True)
                 ax.set_xlabel("OOD gain at equal ID accuracy (points)")
     handles = [
         Line2D(
@@ -85,7 +91,7 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
         for i, g in enumerate(groups)
     ]
     handles.append(Line2D([], [], color=INK["grey"], marker=".", markersize=3, ls="none", label="the other alphas"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    key(figure, handles, fewer)
     return figure
 
 
@@ -231,7 +237,7 @@ def correlation(
         at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
         table = table[table["alpha"] == at]
     table = table.sort_values("source", kind="stable").drop_duplicates(["pair", "layer", "measure"])
-    pairs = names_of(table, "pair")
+    pairs, fewer = first_pairs(table)
     layers, left_out = layer_rows(table, table["estimate"])
     present = set(table["measure"])
     measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
@@ -247,19 +253,16 @@ def correlation(
             rows_axis(ax, layers, named=i % columns == 0)
             own = table[table["pair"] == pairs[i]]
             ax.set_title(_correlation_title(own, pairs[i], scope, at))
-    bar = figure.colorbar(ScalarMappable(norm, colormaps["RdBu_r"]), ax=axes, aspect=35, pad=0.02, shrink=0.9)
+    bar = colour_bar(figure, ScalarMappable(norm, colormaps["RdBu_r"]), axes)
     bar.set_label(
         f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}"
     )
-    bar.ax.spines[:].set_visible(False)
     handles = []
     if (table["q_value"] < 0.05).any():
         handles.append(Line2D([], [], color="black", marker="o", markersize=2, ls="none", label="q < 0.05"))
     if table["estimate"].isna().any():
         handles.append(Patch(facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label="undefined"))  # type: ignore[arg-type]
-    if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    note_left_out(figure, left_out)
+    key(figure, handles, left_out_note(left_out), fewer)
     return figure
 
 
@@ -267,7 +270,7 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
     """How many points, at which alpha, from where."""
     n = int(own["n"].max()) if own["n"].notna().any() else 0
     if scope == "path":
-        return f"{label(pair, 20)} ({n} alphas)"
+        return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
     return f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
 

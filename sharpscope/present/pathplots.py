@@ -21,16 +21,20 @@ from sharpscope.present.style import (
     SET_COLOURS,
     NoData,
     figure_of,
+    first_pairs,
+    key,
     label,
     names_of,
     new_figure,
     place_labels,
+    plain_log,
     short_set,
     styled,
+    title_of,
 )
-from sharpscope.schema import DENSE
+from sharpscope.schema import ALL, DENSE, MEASURES
 
-__all__ = ["accuracy_along_alpha", "average", "dense_rows", "wiseft_curve"]
+__all__ = ["accuracy_along_alpha", "average", "dense_rows", "sharpness_along_alpha", "wiseft_curve"]
 
 
 # ------------------------------------------------------------------------------------------------- what tables hold
@@ -103,7 +107,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
             for axis, role in (("xerr", "id"), ("yerr", "ood"))
         }
         ax.errorbar(x, y, **bars, fmt="none", ecolor=colour, alpha=0.28, elinewidth=0.8, zorder=1)
-        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], label=label(pair), zorder=2, markersize=2.8)
+        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], label=label(pair, 22), zorder=2, markersize=2.8)
         ends = rows[["alpha", "estimate_id", "estimate_ood"]].to_numpy()
         for alpha, ex, ey in ends[np.isin(ends[:, 0], (0.0, 1.0))]:
             mark, size = ("*", 90) if alpha == 0 else ("s", 34)
@@ -133,10 +137,10 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
     ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
     ends_key = [
         Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
-        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1); numbers: α"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
     ]
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    figure_of(ax).legend(handles=[*lines, *ends_key], loc="outside lower center", ncols=min(4, len(lines) + 2))
+    key(figure_of(ax), [*lines, *ends_key], "numbers: α")
     place_labels(ax, at, texts, inks, avoid=every)
     return ax
 
@@ -153,7 +157,7 @@ def accuracy_along_alpha(
     ``failure`` adds the names of the flags that were raised. Raises NoData without rows.
     """
     dense = dense_rows(accuracy, "accuracy_along_alpha")
-    pairs = names_of(dense)
+    pairs, fewer = first_pairs(dense)
     loss = path is not None and bool(path["loss"].notna().any())
     columns = min(2, len(pairs))
     lines = math.ceil(len(pairs) / columns)
@@ -189,9 +193,7 @@ def accuracy_along_alpha(
         handles += [Line2D([], [], color=colours[s], lw=1.0, label=short_set(s)) for s in sets]
     else:
         handles.append(Line2D([], [], color="#aaaaaa", lw=0.8, label=f"each of {len(sets)} OOD sets"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=min(5, len(handles)), columnspacing=1.2, handlelength=1.6
-    )
+    key(figure, handles, fewer)
     return figure
 
 
@@ -211,6 +213,7 @@ def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) ->
 
 def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
     """Stretches of alpha, half way to the neighbours, where the interval's top is below the path's lower end."""
+    mean = mean[mean["alpha"].between(0, 1)]
     alphas = mean["alpha"].to_numpy()
     if len(alphas) < 3:
         return []
@@ -225,11 +228,11 @@ def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
 
 def _with_flags(pair: str, failure: pd.DataFrame | None) -> str:
     if failure is None or not (failure["pair"] == pair).any():
-        return label(pair)
+        return label(pair, 34)
     own = failure[failure["pair"] == pair]
     own = own[own["dataset"].isin(("ood_mean", "probe"))] if own["dataset"].isin(("ood_mean", "probe")).any() else own
     raised = sorted(set(own.loc[own["present"].fillna(False).astype(bool), "flag"]))
-    return label(pair, 30) + (f" (flags {', '.join(map(label, raised))})" if raised else " (no failure flag)")
+    return title_of(pair, f"(flags {', '.join(map(label, raised))})" if raised else "(no failure flag)", 34)
 
 
 def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
@@ -242,3 +245,74 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
     ax.fill_between(rows["alpha"], rows["loss"] - error, rows["loss"] + error, color=COLOURS[0], alpha=0.2, lw=0)
     ends = rows.iloc[[0, -1]]
     ax.plot(ends["alpha"], ends["loss"], color=INK["grey"], lw=0.8, ls=":")
+
+
+# --------------------------------------------------------------------------------------------------------- whole model
+@styled
+def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
+    """Each measure of the whole model (or of ``layer``) along the path, one line a pair.
+
+    Bars: one standard error or residual; hollow: not converged. Logarithmic where all values are positive and spread
+    over more than a factor of 8. Raises NoData without rows.
+    """
+    table = sharpness[(sharpness["layer"] == layer) & np.isfinite(sharpness["estimate"])]
+    if not len(table):
+        raise NoData(f"sharpness_along_alpha: the sharpness table has no estimate for layer '{label(layer)}'.")
+    present = set(table["measure"])
+    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
+    pairs = names_of(table)
+    columns = min(3, len(measures))
+    lines = math.ceil(len(measures) / columns)
+    figure = new_figure(1.3 * lines + (0.45 if lines > 1 else 0.8))
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    for k, ax in enumerate(axes.flat):
+        ax.set_visible(k < len(measures))
+    for k, measure in enumerate(measures):
+        ax = axes.flat[k]
+        own = table[table["measure"] == measure].sort_values("alpha", kind="stable")
+        for i, pair in enumerate(pairs):
+            _line(ax, own[own["pair"] == pair], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        values = own["estimate"]
+        if (values > 0).all() and values.max() > 8 * values.min():
+            ax.set_yscale("log")
+            plain_log(ax.yaxis)
+        elif values.abs().max() >= 1e4 or values.abs().max() < 1e-2:
+            ax.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+            ax.yaxis.get_offset_text().set_fontsize(6)
+            ax.yaxis.get_offset_text().set_ha("right")
+        if (values <= 0).any() and (values >= 0).any():
+            ax.axhline(0, color=INK["grey"], lw=0.6, zorder=0)
+        ax.grid(True, axis="y")
+        ax.set_title(label(measure, 26), fontsize=7)
+        if k + columns >= len(measures):
+            ax.set_xlabel("α")
+            ax.tick_params(labelbottom=True)
+    handles: list[Any] = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 22))
+        for i, pair in enumerate(pairs)
+    ]
+    if (table["status"] == "not_converged").any():
+        handles.append(
+            Line2D([], [], color=INK["grey"], marker="o", markerfacecolor="white", ls="none", label="not converged")
+        )
+    key(figure, handles)
+    return figure
+
+
+def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
+    if not len(rows):
+        return
+    error = rows["stderr"].fillna(rows["residual"]).fillna(0.0).abs()
+    ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
+    for open_, own in rows.groupby(rows["status"] == "not_converged"):
+        face = "white" if open_ else colour
+        ax.plot(
+            own["alpha"],
+            own["estimate"],
+            color=colour,
+            ls="none",
+            marker=marker,
+            markersize=2.8,
+            markerfacecolor=face,
+            zorder=3,
+        )

@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sharpscope.present.layerplots import heatmap, sharpness_along_alpha, straggler_ranking
+from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, points_of, repair
-from sharpscope.present.pathplots import accuracy_along_alpha, wiseft_curve
+from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
 from sharpscope.present.style import (
     NoData,
     figure_bytes,
@@ -49,7 +49,10 @@ __all__ = [
 
 # ---------------------------------------------------------------------------------------------------------- all of them
 def all_figures(
-    tables: Mapping[str, pd.DataFrame], criterion: str | None = None, pairs: Sequence[str] = ()
+    tables: Mapping[str, pd.DataFrame],
+    criterion: str | None = None,
+    pairs: Sequence[str] = (),
+    share: tuple[int, int] = (0, 1),
 ) -> dict[str, Figure]:
     """Every figure for which the tables hold data, by file name, whatever the machine's matplotlib settings.
 
@@ -58,6 +61,7 @@ def all_figures(
             the run are plotted when they are at least three.
         criterion: the straggler criterion that decides, shown first.
         pairs: in this order the pairs are drawn (default: that of the tables).
+        share: (k, n): only every n-th figure from the k-th on, for n processes.
     """
     get = {name: _in_order(tables.get(name, pd.DataFrame()), pairs) for name in (*COLUMNS, "points")}
     path, failure = (get[name] if len(get[name]) else None for name in ("path", "failure"))
@@ -82,7 +86,7 @@ def all_figures(
     ]
     figures = {}
     with plain_style():
-        for name, table, draw in draws:
+        for name, table, draw in draws[share[0] :: share[1]]:
             with contextlib.suppress(NoData):
                 if len(table):
                     figures[name] = figure_of(draw(table))

@@ -14,6 +14,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 import matplotlib
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +22,7 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sharpscope.atomic import write_atomic
@@ -31,12 +33,15 @@ __all__ = [
     "COLOURS",
     "INK",
     "MARKERS",
+    "MOST_PAIRS",
     "SET_COLOURS",
     "STYLE",
     "WIDTH",
     "NoData",
     "figure_bytes",
     "figure_of",
+    "first_pairs",
+    "key",
     "label",
     "names_of",
     "new_figure",
@@ -47,10 +52,14 @@ __all__ = [
     "short_layer",
     "short_set",
     "styled",
+    "title_of",
 ]
 
 P = ParamSpec("P")
 R = TypeVar("R", Axes, Figure)
+
+MOST_PAIRS: Final = 6
+"""Pairs that a figure with a panel for each of them shows."""
 
 WIDTH: Final = 5.5
 """Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
@@ -124,6 +133,42 @@ def plain_style() -> Iterator[None]:
 def names_of(df: pd.DataFrame, column: str = "pair") -> list[str]:
     """The distinct values of a column in the order in which they first appear."""
     return list(dict.fromkeys(df[column]))
+
+
+def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:
+    """The pairs that a figure of many panels shows, and a remark on those that it leaves to the table."""
+    every = names_of(df)
+    rest = len(every) - MOST_PAIRS
+    return every[:MOST_PAIRS], f"{rest} more pairs in the table" if rest > 0 else ""
+
+
+def title_of(name: str, remark: str, room: int) -> str:
+    """``name`` and ``remark`` on one line of ``room`` characters, or each on its own."""
+    if len(name) + len(remark) < room:
+        return f"{label(name)} {remark}".strip()
+    return f"{label(name, room)}\n{remark}".strip()
+
+
+def key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
+    """A legend below all panels, in as many columns as fit; ``notes`` are entries without a mark."""
+    entries = [*handles, *(Line2D([], [], ls="none", label=note) for note in notes if note)]
+    if entries:
+        letter = float(matplotlib.rcParams["font.size"]) * 0.88 * 0.58 / 72  # inches, about
+        widths = [0.5 + letter * len(str(h.get_label())) for h in entries]
+        room = figure.get_figwidth() - 0.1
+        columns = next((n for n in range(len(entries), 1, -1) if _columns_width(widths, n) <= room), 1)
+        place: dict[str, Any] = {"loc": "outside lower center", "columnspacing": 1.2, "handlelength": 1.6}
+        figure.legend(handles=entries, ncols=columns, **place)
+
+
+def _columns_width(widths: Sequence[float], columns: int) -> float:
+    """Width of a legend that fills its columns one after the other, the first ones one entry longer."""
+    rows, longer = divmod(len(widths), columns)
+    total, start = 0.0, 0
+    for column in range(columns):
+        end = start + rows + (column < longer)
+        total, start = total + max(widths[start:end]), end
+    return total
 
 
 def plain_log(axis: Axis, most: int = 7) -> None:

@@ -44,7 +44,8 @@ def figures(few: Tables) -> dict[str, Figure]:
 
 @pytest.fixture(scope="module")
 def drawn(figures: dict[str, Figure]) -> dict[str, tuple[bytes, bytes]]:
-    return {name: plots.figure_bytes(figure) for name, figure in figures.items()}
+    some = ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "straggler_ranking", "correlation_pairs")
+    return {name: plots.figure_bytes(figures[name]) for name in some}
 
 
 def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
@@ -76,8 +77,8 @@ def test_all_figures_are_there(figures: dict[str, Figure]) -> None:
 def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
     few: Tables, drawn: dict[str, tuple[bytes, bytes]], figures: dict[str, Figure]
 ) -> None:
-    again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure", "stragglers")})
-    assert len(again) == 3
+    again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure")})
+    assert len(again) == 2
     for name, figure in again.items():
         assert plots.figure_bytes(figure) == drawn[name]
         assert plots.figure_bytes(figures[name]) == drawn[name]
@@ -88,11 +89,8 @@ def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
         assert b"/Type3" not in pdf
 
 
-def test_no_text_is_cut_off_and_tick_labels_keep_apart(
-    figures: dict[str, Figure], drawn: dict[str, tuple[bytes, bytes]]
-) -> None:
-    for name in drawn:
-        figure = figures[name]
+def test_no_text_is_cut_off_and_tick_labels_keep_apart(figures: dict[str, Figure]) -> None:
+    for name, figure in figures.items():
         width, height = figure.bbox.size
         for text, box in boxes(figure):
             where = f"{name}: {text.get_text()!r} at {box}"
@@ -106,12 +104,29 @@ def test_no_text_is_cut_off_and_tick_labels_keep_apart(
                 assert all(a[1] <= b[0] + 1 for a, b in pairwise(spans)), f"{name} {axis}"
 
 
-def test_titles_and_legends_do_not_cover_each_other(
-    figures: dict[str, Figure], drawn: dict[str, tuple[bytes, bytes]]
-) -> None:
-    for name in drawn:
-        figure = figures[name]
-        FigureCanvasAgg(figure).draw()
+@pytest.mark.slow
+def test_titles_and_legends_do_not_cover_each_other(figures: dict[str, Figure], few: Tables) -> None:
+    names = (
+        "wise-ft 1e-5",
+        "lipsum-ft seed 2",
+        "a pair whose name is far too long for any title",
+        "resnet50-quickgelu-lr3e-5-seed17-epoch10",
+        "contcoop",
+    )
+    copies = [few["accuracy"], *(few["accuracy"].query("pair == 'success'").assign(pair=n) for n in names)]
+    accuracy = pd.concat(copies, ignore_index=True)
+    repair = pd.concat([few["repair"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
+    sharp = pd.concat([few["sharpness"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
+    crowd = {
+        "7 pairs": plots.accuracy_along_alpha(accuracy, few["path"], few["failure"]),
+        "7 curves": plots.wiseft_curve(accuracy).figure,
+        "5 repairs": plots.repair(repair.query("target == 'delta'")),
+        "5 heat maps": plots.heatmap(sharp, "lambda_max"),
+    }
+    assert crowd["7 pairs"].legends[0].get_texts()[-1].get_text() == "1 more pairs in the table"
+    for name, figure in {**figures, **crowd}.items():
+        for text, box in boxes(figure):
+            assert box[0] >= -1 and box[2] <= figure.bbox.width + 1, f"{name}: {text.get_text()!r} is cut off"
         axes = [a for a in figure.axes if a.get_visible()]
         titles = [t for a in axes for t in (a.title, a._left_title) if t.get_text()]  # type: ignore[attr-defined]
         labels = [t for a in axes for t in (a.xaxis.label, a.yaxis.label) if t.get_text()]
@@ -189,7 +204,7 @@ def test_heat_maps_mark_what_has_no_logarithm_did_not_converge_or_failed(few: Ta
 def test_stragglers_are_filled_where_chosen(few: Tables) -> None:
     criteria = ["rewind", "sharpness:ggn_trace"]
     figure = plots.straggler_ranking(few["stragglers"], criteria)
-    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["rewind\nfinetuned", "sharpness:\nggn_trace"]
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["rewind\nfinetuned", "sharpness\nggn_trace"]
     assert len(figure.axes) == 8
     table = few["stragglers"]
     for ax, pair in ((figure.axes[1], "success"), (figure.axes[5], "failure")):
@@ -254,8 +269,7 @@ def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Ta
     assert len(figures) == 9
     words = set()
     for name in ("wiseft_curve", "heatmap_lambda_max", "straggler_ranking", "correlation_scatter"):
-        png, _ = plots.figure_bytes(figures[name])
-        assert png.startswith(b"\x89PNG")
+        FigureCanvasAgg(figures[name]).draw()
         words |= {t.get_text() for t in figures[name].findobj(Text)}
     assert " _nolegend_ □" in words
     assert "\\$\\frac{x\\$ <script>\\n" in {w[:40] for w in words} | words
@@ -269,8 +283,8 @@ def test_ten_thousand_layers_are_summarised(many: pd.DataFrame) -> None:
     assert len(labels) == 40
     largest = many[many["alpha"] == 0].nlargest(40, "estimate")["layer"].map(plots.short_layer)
     assert set(labels) == set(largest)
-    assert figure._supxlabel.get_text() == "9960 more layers in the table"  # type: ignore[attr-defined]
-    plots.figure_bytes(figure)
+    assert figure.legends[0].get_texts()[-1].get_text() == "9960 more layers in the table"
+    FigureCanvasAgg(figure).draw()
 
 
 def test_without_data_there_is_no_figure_but_an_error_that_says_so(few: Tables) -> None:
@@ -302,7 +316,7 @@ def test_one_alpha_one_pair_and_nothing_finite(few: Tables) -> None:
     assert {"wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "repair"} <= set(figures)
     assert "sharpness_along_alpha" not in figures and "correlation_scatter" not in figures
     for name in ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max"):
-        plots.figure_bytes(figures[name])
+        FigureCanvasAgg(figures[name]).draw()
 
 
 def test_layer_names_stay_distinct(layers: tuple[str, ...]) -> None:

@@ -88,6 +88,11 @@ def test_empty_tables_keep_columns_and_dtypes(name: str, tables: dict[str, pd.Da
         assert all(kinds[c] == full[c].dtype.kind for c in got if str(full[c].dtype) not in ("Int64", "boolean"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("csv")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_floats_read_back_to_the_last_bit(value: float) -> None:
@@ -102,12 +107,12 @@ def test_floats_read_back_to_the_last_bit(value: float) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20), st.text("=+-@'\\\nxu0", max_size=8)))
-def test_any_text_comes_back_and_is_no_formula(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_comes_back_and_is_no_formula(folder: Path, text: str) -> None:
     cells = {"status": pd.Series([text], dtype=object), "memo": pd.Series([text + "!"], dtype=object)}
     df = pd.DataFrame({"pair": ["p"], "alpha": [0.0], "loss": [1.0], **cells})
     df = df.rename(columns={"memo": "memo" + text.replace("\ud800", "")}) if text.isascii() else df
     data = csv_bytes(df, "path")
-    got = back(data, "path", tmp_path_factory.mktemp("csv"))
+    got = back(data, "path", folder)
     want = text.encode("utf-8", "backslashreplace").decode()
     assert got["status"][0] == want
     pd.testing.assert_frame_equal(got, normalised(df, "path"))
