@@ -24,6 +24,7 @@ from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 
 __all__ = ["LoadedPair", "load_pair", "load_study_pair", "resolve_checkpoint"]
 
+_HALF = (torch.float16, torch.bfloat16)
 Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
 
 
@@ -112,8 +113,9 @@ def load_pair(
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
         bias="head.bias" in pair.theta_1,
     )
-    theta_0 = classifier.attach(pair.theta_0)
-    theta_1 = classifier.attach(pair.theta_1, pair.theta_0)
+    zero, one, cast = _single(pair.theta_0), _single(pair.theta_1), _halves(pair.theta_0)
+    theta_0 = classifier.attach(zero)
+    theta_1 = classifier.attach(one, zero)
     names = tuple(
         n for n in classifier.reached(theta_0) if n != "logit_scale" or not torch.equal(theta_0[n], theta_1[n])
     )
@@ -124,7 +126,8 @@ def load_pair(
         )
     facts = {
         "model": clip.name, "head": mode, "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
-        "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), **pair.facts,
+        "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
+        **pair.facts,
     }  # fmt: skip
     return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts)
 
@@ -158,6 +161,16 @@ def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoi
     if isinstance(source, (str, FilePath)):
         return read_checkpoint(resolve_checkpoint(source), base=base)
     return checkpoint_of(source, f"<{role}>")
+
+
+def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``theta`` with its float16 and bfloat16 tensors as float32: what a path is computed in, and exact."""
+    return {n: t.float() if t.dtype in _HALF else t for n, t in theta.items()}
+
+
+def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many tensors of each half type were cast to float32."""
+    return {str(d).removeprefix("torch."): n for d in _HALF if (n := sum(t.dtype == d for t in theta.values()))}
 
 
 def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:

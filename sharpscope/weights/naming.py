@@ -176,7 +176,10 @@ def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any]) -> dict[st
         if is_module(head):
             head = module_state(head)[0]  # type: ignore[arg-type]
         if isinstance(head, Mapping) and not any(n.startswith(_HEAD_PREFIXES) for n in state):
-            return {f"classification_head.{n}": t for n, t in head.items() if isinstance(n, str) and like_tensor(t)}
+            lead = next((p for p in _LAUNCHER_PREFIXES if state and all(n.startswith(p) for n in state)), "")
+            return {
+                f"{lead}classification_head.{n}": t for n, t in head.items() if isinstance(n, str) and like_tensor(t)
+            }
     return {}
 
 

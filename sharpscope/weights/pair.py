@@ -116,9 +116,15 @@ def _fill(zero: Theta, one: Theta) -> set[str]:
     if any(place(n).block is not None for n in left):
         return filled
     # WiSE-FT deletes the transformer alone; what it leaves never got a gradient, so it has to equal theta_0's
-    if all(n in zero and zero[n].shape == one[n].shape and torch.equal(*_widened(zero[n], one[n])) for n in left):
+    if all(n in zero and _same(zero[n], one[n]) for n in left):
         filled |= {n for n in text if n not in one}
     return filled
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal at the narrower of the two dtypes: OpenAI's files are float16, what was tuned from them float32."""
+    dtype = a.dtype if a.element_size() <= b.element_size() else b.dtype
+    return a.shape == b.shape and torch.equal(a.to(dtype), b.to(dtype))
 
 
 def _widened(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

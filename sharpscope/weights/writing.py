@@ -27,7 +27,8 @@ def in_huggingface_names(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         )
     made = {n: t for n, t in checkpoint.tensors.items() if tower_of(n) == "head"}
     for name, sources in places.items():
-        pieces = checkpoint.tensors[name].chunk(len(sources))
+        whole = checkpoint.tensors[name]
+        pieces = whole.chunk(len(sources)) if len(sources) > 1 else (whole,)
         for place, piece in zip(sources, pieces, strict=True):
             made[place.name] = (piece.T if place.how == "T" else piece).contiguous()
     return made

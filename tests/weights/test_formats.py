@@ -1,0 +1,258 @@
+"""One file of every row of formats.md: opened without its code, equal tensors, the original module's logits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sharpscope import steps
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import CheckpointError, PairMismatch
+from sharpscope.pairs import load_pair
+from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint
+
+Made = Any
+
+
+def _read(made: Made) -> Checkpoint:
+    assert not [name for name in sys.modules if name.startswith("src.models")]
+    read = read_checkpoint(made.path, **made.read)
+    assert not [name for name in sys.modules if name.startswith("src.models")]
+    return read
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 * max(1.0, float(b.abs().max())))
+
+
+def test_every_system_s_file_gives_its_tensors(made: Made) -> None:
+    read = _read(made)
+    exact = read.facts["adapter"] == 0
+    assert {*read.tensors} == {*made.tensors}
+    for name, expected in made.tensors.items():
+        found = read.tensors[name]
+        assert found.dtype == expected.dtype and found.shape == expected.shape, name
+        assert torch.equal(found, expected) if exact else _close(found, expected), name
+    assert (read.facts["container"], read.facts["producer"]) == (made.container, made.producer)
+    assert {k: read.facts[k] for k in made.facts} == made.facts
+
+
+def test_every_system_s_file_gives_its_logits(made: Made, tiny_paths: dict[str, Path]) -> None:
+    read = _read(made)
+    model = ClipModel.load(str(tiny_paths[made.kind]))
+    theta = {n: t.float() if t.is_floating_point() else t for n, t in read.tensors.items()}
+    if made.features is not None:
+        unit = torch.nn.functional.normalize(made.features, dim=-1)
+        assert _close(model.encode_image(theta, made.images), unit)
+    if made.text is not None:
+        tokens, features = made.text
+        assert _close(model.encode_text(theta, tokens), torch.nn.functional.normalize(features, dim=-1))
+    if made.logits is not None:
+        facts = read.facts["head"]
+        head = Classifier(
+            model, "stored", list("abcde"), scale_baked=facts["scale_baked"], normalize=facts["normalize"]
+        )
+        assert _close(head.logits(theta, made.images), made.logits)
+    assert made.features is not None or made.logits is not None
+
+
+def test_inspect_says_what_every_file_is(made: Made) -> None:
+    text = steps.inspect(made.path)
+    assert made.container in text and made.producer in text and "read without running any of its code" in text
+    if made.read.get("base"):
+        assert "partial" in text and "zero-shot" in text
+    else:
+        assert "looks like    a ViT (width 16, 2 blocks, patch 8, 16 px)" in text
+
+
+def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Path) -> None:
+    out, base = tmp_path / "out" / "x.safetensors", None
+    out.parent.mkdir()
+    if made.read.get("base"):
+        base = tmp_path / "base.safetensors"
+        from sharpscope.weights.checkpoint import write_checkpoint
+
+        write_checkpoint(base, made.read["base"].tensors)
+    steps.convert(made.path, out, base=base, head=made.read.get("head"))
+    before, after = _read(made), read_checkpoint(out)
+    assert after.facts["naming"] == "open_clip" and after.facts["safe"] and not after.facts["partial"]
+    assert {*after.tensors} == {*before.tensors}
+    assert all(torch.equal(after.tensors[n], before.tensors[n]) for n in before.tensors)
+    assert after.facts["quick_gelu"] == before.facts["quick_gelu"]
+    told = json.loads(after.facts["metadata"]["sharpscope.converted_from"])
+    assert (told["container"], told["sha256"]) == (before.facts["container"], before.sha256)
+    kept = ("scale_baked", "normalize")
+    if before.facts["head"]:
+        assert all(after.facts["head"][k] == before.facts["head"][k] for k in kept)
+    assert [p.name for p in out.parent.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("system", ["OpenAI", "model-soups", "Hugging Face", "FLYP"])
+def test_convert_to_hugging_face_s_names_and_back(systems: Callable[[str], Made], system: str, tmp_path: Path) -> None:
+    made = systems(system)
+    steps.convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
+    back = read_checkpoint(tmp_path / "hf.safetensors")
+    assert back.facts["naming"] == "Hugging Face"
+    assert {*back.tensors} == {*made.tensors}
+    assert all(torch.equal(back.tensors[n], t) for n, t in made.tensors.items())
+
+
+def test_transformers_reads_what_is_converted_to_its_names(systems: Callable[[str], Made], tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    made = systems("Hugging Face")
+    original = load_file(Path(made.path.removeprefix("local-dir:")) / "model.safetensors")
+    steps.convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
+    written = load_file(tmp_path / "hf.safetensors")
+    assert {*written} == {*original}
+    assert all(torch.equal(written[n], original[n]) for n in original)
+
+
+def test_resnets_have_no_hugging_face_names(tmp_path: Path, tiny_thetas: Any) -> None:
+    torch.save(tiny_thetas["resnet"][1], tmp_path / "rn.pt")
+    with pytest.raises(CheckpointError, match="no place in Hugging Face"):
+        steps.convert(tmp_path / "rn.pt", tmp_path / "x.safetensors", names="huggingface")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+# ------------------------------------------------------------------ paths between systems
+
+
+def _names(tmp_path: Path) -> Path:
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    return tmp_path / "classes.txt"
+
+
+def test_the_path_from_an_openai_archive_to_a_wise_ft_pickle(
+    systems: Callable[[str], Made], modeling: Any, tiny_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in ("src", "src.models", "src.models.modeling"):
+        sys.modules[name] = modeling
+    tuned = systems("WiSE-FT")
+    zero = systems("OpenAI")
+    model = str(tiny_paths["quickgelu"])
+    pair = load_pair(zero.path, tuned.path, model=model, classnames=_names(tmp_path))
+    assert pair.classifier.mode == "stored" and pair.classifier.scale_baked
+    assert pair.facts["promoted"] and pair.facts["filled"] == {"text": 12}
+    end = pair.classifier.logits(pair.path().at(1.0), tuned.images)
+    assert _close(end, tuned.logits)
+    assert torch.isfinite(pair.classifier.logits(pair.path().at(0.5), tuned.images)).all()
+    with pytest.raises(PairMismatch, match="trained with QuickGELU"):
+        load_pair(zero.path, tuned.path, model=str(tiny_paths["vit"]), classnames=_names(tmp_path))
+
+
+def test_two_wise_ft_files_without_a_text_tower_are_a_pair(
+    tiny_thetas: Any, tiny_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    theta = tiny_thetas["vit"][1]
+    body = {f"model.{n}": t for n, t in theta.items() if not n.startswith("transformer.")}
+    zero = {**body, "classification_head.weight": torch.randn(5, 12)}
+    one = {
+        n: t + 0.01 if n.startswith(("model.visual", "class")) and t.is_floating_point() else t for n, t in zero.items()
+    }
+    torch.save(zero, tmp_path / "0.pt")
+    torch.save(one, tmp_path / "1.pt")
+    pair = load_pair(tmp_path / "0.pt", tmp_path / "1.pt", model=str(tiny_paths["vit"]), classnames=_names(tmp_path))
+    assert pair.classifier.mode == "stored" and "transformer.resblocks.0.ln_1.weight" not in pair.theta_0
+    with pytest.raises(PairMismatch, match="missing"):
+        load_pair(
+            tmp_path / "0.pt", tmp_path / "1.pt", model=str(tiny_paths["vit"]), head="zeroshot",
+            classnames=_names(tmp_path),
+        )  # fmt: skip
+
+
+def test_a_partial_file_is_laid_over_the_zero_shot_end(
+    systems: Callable[[str], Made], tiny_paths: dict[str, Path], tmp_path: Path
+) -> None:
+    made = systems("Dassl")
+    with pytest.raises(CheckpointError, match="only what was tuned"):
+        read_checkpoint(made.path)
+    torch.save(made.read["base"].tensors, tmp_path / "zero.pt")
+    pair = load_pair(
+        tmp_path / "zero.pt", made.path, model=str(tiny_paths["quickgelu"]), classnames=_names(tmp_path), head="text"
+    )
+    assert all(torch.equal(pair.theta_1[n], made.tensors[n]) for n in pair.theta_1)
+
+
+def test_duplicate_class_names_are_refused_by_load_pair_as_by_evaluate(tmp_path: Path) -> None:
+    from sharpscope.errors import DatasetError
+
+    (tmp_path / "twice.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(DatasetError, match="cat"):
+        load_pair("mini:zeroshot", "mini:success", model="mini", classnames=tmp_path / "twice.txt")
+
+
+# ------------------------------------------------------------------ adapters, heads, hubs
+
+
+def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path: Path) -> None:
+    made = systems("LoRA")
+    (tmp_path / "adapter_config.json").unlink()
+    with pytest.raises(CheckpointError, match="without alpha"):
+        read_checkpoint(made.path, **made.read)
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (["visual.transformer.resblocks.0.adapter_1.weight"], "does not say where"),
+        (["visual.transformer.resblocks.0.mlp.c_fc.lora_A.weight"], "only one of its two"),
+        (["visual.transformer.resblocks.0.attn.lora_q"], "cannot be merged"),
+    ],
+)
+def test_adapters_that_say_too_little_are_refused(tiny_theta: Any, tmp_path: Path, names: list[str], word: str) -> None:
+    torch.save({**tiny_theta, **{n: torch.ones(2, 16) for n in names}}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=word):
+        read_checkpoint(tmp_path / "a.pt")
+
+
+def test_lora_beside_its_weights_with_its_own_alpha(tiny_theta: Any, tmp_path: Path) -> None:
+    target = "visual.transformer.resblocks.0.mlp.c_fc"
+    down, up = torch.randn(4, 16), torch.randn(32, 4)
+    extra = {f"{target}.lora_A": down, f"{target}.lora_B": up, f"{target}.alpha": torch.tensor(2.0)}
+    torch.save({**tiny_theta, **extra}, tmp_path / "a.pt")
+    read = read_checkpoint(tmp_path / "a.pt")
+    assert _close(read.tensors[f"{target}.weight"], tiny_theta[f"{target}.weight"] + 0.5 * up @ down)
+    assert {*read.tensors} == {*tiny_theta} and read.facts["adapter"] == 1
+
+
+def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="cannot be had from the Hugging Face hub") as error:
+        read_checkpoint("hf-hub:nobody/nothing")
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no weights in it"):
+        read_checkpoint(f"local-dir:{tmp_path}")
+
+
+def test_q_without_k_and_v_is_refused(systems: Callable[[str], Made], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    made = systems("Hugging Face")
+    state = load_file(Path(made.path.removeprefix("local-dir:")) / "model.safetensors")
+    del state["vision_model.encoder.layers.0.self_attn.k_proj.weight"]
+    save_file(state, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="q, k and v together"):
+        read_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_classes_found_in_a_pickle_are_listed(systems: Callable[[str], Made]) -> None:
+    made = systems("WiSE-FT")
+    read = _read(made)
+    assert "src.models.modeling.ImageClassifier" in read.facts["classes"]
+    assert "torch.nn.modules.normalization.LayerNorm" in read.facts["classes"] or read.facts["classes"]
+    text = steps.inspect(made.path)
+    assert "src.models.modeling.ImageClassifier" in text and "other programs would import" in text
