@@ -33,7 +33,7 @@ def problems(source: Source) -> Section:
     for name in ("path", "sharpness", "stragglers", "repair", "correlations", "advice"):
         table = source.table(name)
         bad = table[~table["status"].isin(("ok", "frozen", "")) & table["status"].notna()]
-        by = ["measure"] if name in ("sharpness", "correlations") else ["criterion"] if name == "stragglers" else []
+        by = ["measure"] if name == "sharpness" else []
         bad = bad.assign(what=bad[by[0]] if by else "")
         for (what, status), group in bad.groupby(["what", "status"], sort=True):
             counts.append(
@@ -84,25 +84,30 @@ def _where(row: Mapping[str, Any]) -> str:
     return ", ".join([*parts, f"α = {float(row['alpha']):g}"])
 
 
+_ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
+"""Of the manifest: what other sections show, or what is shown folded."""
+
+
 def making(source: Source) -> Section:
     manifest = source.manifest
-    said = "α is on the fine-tuned side: θ(α) = (1 − α) θ₀ + α θ₁, θ₀ zero-shot, θ₁ fine-tuned (WiSE-FT's convention)."
-    skip = {"pairs", "identity", "config", "timing", "inputs"}  # shown elsewhere
     identity = manifest.get("identity")
     facts = {**(identity if isinstance(identity, Mapping) else {}), **manifest}
-    rows = [(cell(k, "head"), cell(v)) for k, v in flat({k: v for k, v in facts.items() if k not in skip})]
+    said = "α is on the fine-tuned side: θ(α) = (1 − α) θ₀ + α θ₁, θ₀ zero-shot, θ₁ fine-tuned (WiSE-FT's convention)."
     blocks: list[Block] = [said]
     if source.timing:
         blocks.append(_timing(source.timing))
-    if rows:
-        blocks.append(Grid.of(("", ""), rows, "Versions, hardware, inputs", source="manifest.json", most=60))
-    config = [(cell(k, "head"), cell(v)) for k, v in flat(source.config)]
-    if not rows and not config:
+    shown = _facts({k: v for k, v in facts.items() if k not in _ELSEWHERE}, "Versions, hardware, seeds")
+    config, data = _facts(source.config, "Configuration"), _facts(facts.get("data"), "Data sets")
+    if shown:
+        blocks.append(shown)
+    elif not config:
         blocks.append("The manifest of this run is empty.")
-    folded = (
-        (Grid.of(("setting", "value"), config, "Configuration", source="manifest.json", most=200),) if config else ()
-    )
-    return Section("How it was made", "making", tuple(blocks), folded=folded)
+    return Section("How it was made", "making", tuple(blocks), folded=tuple(g for g in (config, data) if g))
+
+
+def _facts(facts: Any, caption: str) -> Grid | None:
+    rows = [(cell(k, "head"), cell(v)) for k, v in flat(facts)] if isinstance(facts, Mapping) else []
+    return Grid.of(("", ""), rows, caption, source="manifest.json", most=200) if rows else None
 
 
 def _timing(timing: Mapping[str, Any]) -> Grid:

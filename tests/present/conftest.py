@@ -321,6 +321,8 @@ def make_manifest() -> dict[str, Any]:
             }
             for p in CURVES
         },
+        "layers": {p: [{"name": n, "kind": "mlp"} for n in LAYERS] for p in CURVES},
+        "data": {p: {"probe": {"spec": "mini:photo", "n": 8192}} for p in CURVES},
         "versions": {"sharpscope": "0.1.0", "torch": "2.9.0", "python": "3.11"},
         "hardware": {"cpu": "2 cores", "memory": "24 GB"},
         "alpha_on": "finetuned",

@@ -66,11 +66,14 @@ def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
     return found
 
 
-def test_all_figures_are_there(figures: dict[str, Figure]) -> None:
+def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
     heat = ["heatmap_hessian_trace", "heatmap_lambda_max", "heatmap_lambda_min"]
     rest = ["straggler_ranking", "repair", "correlation_path", "correlation_pairs", "correlation_scatter"]
     assert list(figures) == ["wiseft_curve", "accuracy_along_alpha", "sharpness_along_alpha", *heat, *rest]
     assert {figure.get_figwidth() for figure in figures.values()} == {5.5}
+    parts = [plots.all_figures(few, share=(k, 3)) for k in range(3)]
+    assert sorted(name for part in parts for name in part) == sorted(figures)
+    assert all(parts)
     assert max(figure.get_figheight() for figure in figures.values()) < 8.5
 
 

@@ -186,6 +186,7 @@ def test_nothing_failed_is_said_too(tables: Tables, manifest: dict[str, Any]) ->
 
 def test_how_it_was_made(page: Page) -> None:
     making = page.text("making")
+    assert "layers" not in making and "success · probe · n | 8192" in making
     for words in (
         "α is on the fine-tuned side",
         "sharpness | 22 | 61.4 | 2.79",
