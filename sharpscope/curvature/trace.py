@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 
-__all__ = ["TraceEstimate", "hutchinson", "hutchinson_steps", "rademacher", "xtrace", "xtrace_steps"]
+__all__ = [
+    "TraceEstimate",
+    "hutchinson",
+    "hutchinson_steps",
+    "hutchpp",
+    "hutchpp_steps",
+    "rademacher",
+    "scaled",
+    "xtrace",
+    "xtrace_steps",
+]
 
+T = TypeVar("T")
 
 XTRACE_INFLATION = math.sqrt(2)
+XTRACE_FIRST = 24
+"""Products before an adaptive XTrace looks at its error for the first time."""
 
 
 @dataclass(frozen=True)
@@ -122,20 +136,24 @@ def _exact(
     return TraceEstimate(float(diagonal.sum()), 0.0, bool(torch.isfinite(diagonal).all()), spent + size, weighted)
 
 
-def xtrace(operator: SymmetricOperator, *, seed: int, num_matvecs: int = 100, rtol: float = 0.05) -> TraceEstimate:
+def xtrace(
+    operator: SymmetricOperator, *, seed: int, num_matvecs: int = 100, rtol: float = 0.05, adaptive: bool = False
+) -> TraceEstimate:
     """XTrace: the exchangeable estimator, exact on the dominant eigenspace, with its own error estimate.
 
-    With m = num_matvecs / 2 test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the
-    span of all other columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the
-    estimate. Its standard error is sqrt(2) times their standard deviation / sqrt(m): the m values share their basis,
-    and the plain figure of the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the
-    coverage). Test vectors are uniform on the sphere, the remainder rescaled to the dimension of the complement.
+    With m test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the span of all other
+    columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the estimate. Its standard
+    error is sqrt(2) times their standard deviation / sqrt(m): the m values share their basis, and the plain figure of
+    the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the coverage). Test vectors are
+    uniform on the sphere, the remainder rescaled to the dimension of the complement.
 
     Args:
         operator: shape [p, p].
         seed: of the test vectors.
         num_matvecs: products in all (rounded down to an even number, at least 4); at p or more the trace is exact.
         rtol: tolerance for ``converged``.
+        adaptive: start with ``XTRACE_FIRST`` products and double, every product used again, until the stated error is
+            within ``rtol`` or ``num_matvecs`` are spent.
 
     Source: Epperly, Tropp, Webber 2024, arXiv 2301.07825.
     """
@@ -144,41 +162,128 @@ def xtrace(operator: SymmetricOperator, *, seed: int, num_matvecs: int = 100, rt
         dtype=operator.dtype,
         device=operator.device,
         seed=seed,
-        num_matvecs=num_matvecs,
+        max_matvecs=num_matvecs,
         rtol=rtol,
+        first=XTRACE_FIRST if adaptive else num_matvecs,
     )
     return solve(steps, operator)
 
 
 def xtrace_steps(
-    size: int, *, dtype: torch.dtype, device: torch.device, seed: int, num_matvecs: int, rtol: float
+    size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    max_matvecs: int,
+    rtol: float,
+    first: int = XTRACE_FIRST,
 ) -> Estimator[TraceEstimate]:
-    """``xtrace`` as an estimator that asks for its products."""
-    m = max(num_matvecs // 2, 2)
-    if size <= 2 * m:
-        return (yield from _exact(size, dtype, device, None, 0))
+    """``xtrace`` as an estimator that asks for its products; ``first``: products before the first look."""
+    most = max(max_matvecs // 2, 2)
+    m = min(max(first // 2, 2), most)
     generator = torch.Generator().manual_seed(seed)
-    omega = torch.randn(size, m, generator=generator, dtype=torch.float64)
-    omega = (omega * (math.sqrt(size) / omega.norm(dim=0))).to(device)
-    y = (yield omega.to(dtype)).double()
-    q, r = torch.linalg.qr(y)
-    z = (yield q.to(dtype)).double()
-    # Without column i the basis is Q (I - s_i s_i'), s_i the normalised i-th column of R^-T.
-    if not torch.isfinite(z).all() or r.diagonal().abs().min() <= torch.finfo(torch.float64).eps * r.abs().max():
-        finite = bool(torch.isfinite(z).all())
-        # H Omega has less than full rank: Q spans the range of H and tr(Q'HQ) is the whole trace.
-        value = float((q * z).sum()) if finite else math.nan
-        return TraceEstimate(value, 0.0 if finite else math.nan, finite, 2 * m)
-    s = torch.linalg.solve_triangular(r.mT, torch.eye(m, dtype=torch.float64, device=device), upper=False)
+    omega, y, q, z = (torch.zeros(size, 0, dtype=torch.float64, device=device) for _ in range(4))
+    r = torch.zeros(0, 0, dtype=torch.float64, device=device)
+    while True:
+        spent = 2 * omega.shape[1]
+        if size <= 2 * m - spent:
+            return (yield from _exact(size, dtype, device, None, spent))
+        new = torch.randn(m - omega.shape[1], size, generator=generator, dtype=torch.float64).mT
+        new = (new * (math.sqrt(size) / new.norm(dim=0))).to(device)
+        image = (yield new.to(dtype)).double()
+        q_new, r = _extend(q, r, image)
+        z = torch.cat([z, (yield q_new.to(dtype)).double()], dim=1)
+        omega, y, q = (torch.cat(parts, dim=1) for parts in ((omega, new), (y, image), (q, q_new)))
+        if not torch.isfinite(z).all() or r.diagonal().abs().min() <= torch.finfo(torch.float64).eps * r.abs().max():
+            finite = bool(torch.isfinite(z).all())
+            # H Omega has less than full rank: Q spans the range of H and tr(Q'HQ) is the whole trace.
+            value = float((q * z).sum()) if finite else math.nan
+            return TraceEstimate(value, 0.0 if finite else math.nan, finite, 2 * m)
+        mean, spread = _mean_stderr(_exchangeable(omega, y, q, r, z).cpu())
+        stderr = XTRACE_INFLATION * spread
+        if stderr <= rtol * abs(mean) or m == most:
+            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * m)
+        m = min(2 * m, most)
+
+
+def _extend(q: Tensor, r: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """New columns of Q and the whole R, where Q R = [Y, image] and Q R = Y before."""
+    above = q.mT @ image
+    rest = image - q @ above
+    again = q.mT @ rest
+    q_new, corner = torch.linalg.qr(rest - q @ again)
+    top = torch.cat([r, above + again], dim=1)
+    bottom = torch.cat([torch.zeros(corner.shape[0], r.shape[1], dtype=r.dtype, device=r.device), corner], dim=1)
+    return q_new, torch.cat([top, bottom])
+
+
+def _exchangeable(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> Tensor:
+    """The m single estimates; without column i the basis is Q (I - s_i s_i'), s_i the i-th column of R^-T, unit."""
+    size, m = omega.shape
+    s = torch.linalg.solve_triangular(r.mT, torch.eye(m, dtype=r.dtype, device=r.device), upper=False)
     s = s / s.norm(dim=0)
     h, w, t = q.mT @ z, q.mT @ omega, z.mT @ omega
     x = w - s * (s * w).sum(0)
     rest = (omega * y).sum(0) - 2 * (t * x).sum(0) + (x * (h @ x)).sum(0)
     left = size - (x**2).sum(0)  # ||(I - P_i) omega_i||^2, as ||omega_i||^2 = size
-    values = h.trace() - (s * (h @ s)).sum(0) + rest * (size - m + 1) / left
-    mean, spread = _mean_stderr(values.cpu())
-    stderr = XTRACE_INFLATION * spread
-    return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * m)
+    return h.trace() - (s * (h @ s)).sum(0) + rest * (size - m + 1) / left
+
+
+def hutchpp(operator: SymmetricOperator, *, seed: int, max_matvecs: int = 100, rtol: float = 0.05) -> TraceEstimate:
+    """Hutch++: the exact trace on the range of a sketch plus Hutchinson on what is left of it.
+
+    tr H = tr(Q'HQ) + tr((I - QQ')H(I - QQ')), Q an orthonormal basis of H S. A third of ``max_matvecs`` goes into the
+    sketch, a third into HQ, and the rest at most into the remainder, whose number of probes follows from a pilot as in
+    ``hutchinson``. Its standard error is that of the remainder; the first part has none.
+
+    Source: Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649.
+    """
+    steps = hutchpp_steps(
+        operator.shape[0], dtype=operator.dtype, device=operator.device, seed=seed, max_matvecs=max_matvecs, rtol=rtol
+    )
+    return solve(steps, operator)
+
+
+def hutchpp_steps(
+    size: int, *, dtype: torch.dtype, device: torch.device, seed: int, max_matvecs: int, rtol: float, pilot: int = 8
+) -> Estimator[TraceEstimate]:
+    """``hutchpp`` as an estimator that asks for its products."""
+    k = max(max_matvecs // 3, 1)
+    if size <= 3 * k:
+        return (yield from _exact(size, dtype, device, None, 0))
+    generator = torch.Generator().manual_seed(seed)
+    image = (yield rademacher(size, k, generator).to(device, dtype)).double()
+    if not torch.isfinite(image).all():
+        return TraceEstimate(math.nan, math.nan, False, k)
+    q, _ = torch.linalg.qr(image)
+    captured = float((q * (yield q.to(dtype)).double()).sum())
+    samples = torch.zeros(0, dtype=torch.float64)
+    room = max(max_matvecs - 2 * k, 1)
+    wanted = min(max(pilot, 2), room)
+    while True:
+        for _ in range(wanted - len(samples)):
+            v = rademacher(size, 1, generator).to(device, torch.float64)
+            v = v - q @ (q.mT @ v)
+            samples = torch.cat([samples, (v * (yield v.to(dtype)).double()).sum().cpu().view(1)])
+        rest, stderr = _mean_stderr(samples)
+        mean = captured + rest
+        if wanted > pilot or wanted >= room or stderr <= rtol * abs(mean) or not math.isfinite(mean):
+            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * k + len(samples))
+        needed = len(samples) * (stderr / (rtol * abs(mean))) ** 2 if mean else math.inf
+        wanted = int(min(math.ceil(needed), room)) if math.isfinite(needed) else room
+
+
+def scaled(estimator: Estimator[T], scale: Tensor) -> Estimator[T]:
+    """``estimator`` on diag(c) H diag(c) where products are H's own."""
+    try:
+        request = next(estimator)
+        while True:
+            column = scale.to(request)[:, None]
+            request = estimator.send(column * (yield column * request))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
 
 
 def rademacher(size: int, count: int, generator: torch.Generator) -> Tensor:

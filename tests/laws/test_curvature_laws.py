@@ -18,8 +18,8 @@ from sharpscope.curvature.density import spectral_density
 from sharpscope.curvature.eigen import lanczos, power_iteration
 from sharpscope.curvature.ggn import ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import DenseOperator, FunctionOperator, check_symmetric, solve_together
-from sharpscope.curvature.trace import hutchinson, hutchinson_steps, xtrace
+from sharpscope.curvature.operator import DenseOperator, FunctionOperator, check_symmetric, solve, solve_together
+from sharpscope.curvature.trace import hutchinson, hutchinson_steps, hutchpp, scaled, xtrace, xtrace_steps
 from sharpscope.errors import NumericalError
 from sharpscope.weights.layers import split_layers
 
@@ -313,7 +313,50 @@ def test_xtrace_is_exact_up_to_rank_and_far_better_than_hutchinson_on_decaying_s
     assert good < plain / 5
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutchinson weighted", "xtrace", "ggn"])
+def test_adaptive_xtrace_uses_every_product_again_and_stops_at_its_tolerance() -> None:
+    operator = decaying(208)  # a multiple of 16: torch draws the same normals in parts as in one go
+    whole = xtrace(operator, seed=3, num_matvecs=48)
+    asked: list[int] = []
+    counted = FunctionOperator(lambda v: (asked.append(1), operator.matvec(v))[1], 208)
+    grown = xtrace(counted, seed=3, num_matvecs=48, rtol=1e-12, adaptive=True)
+    # the same test vectors and the same span: the estimate of one step, whatever the way there
+    assert grown.estimate == pytest.approx(whole.estimate, rel=1e-9) and grown.stderr == pytest.approx(whole.stderr)
+    assert len(asked) == grown.num_matvecs == 48 and not grown.converged
+    loose = xtrace(operator, seed=3, num_matvecs=190, rtol=0.2, adaptive=True)
+    assert loose.converged and loose.num_matvecs < 190 and loose.stderr <= 0.2 * abs(loose.estimate)
+
+
+def test_hutchpp_is_exact_on_low_rank_and_scaled_estimators_see_the_scaled_operator() -> None:
+    low_rank = spectrum([5.0, 3.0, -2.0] + [0.0] * 97)
+    found = hutchpp(low_rank, seed=0, max_matvecs=30)
+    assert found.estimate == pytest.approx(6.0, rel=1e-9) and found.converged
+    c = draw(100, seed=12)
+    steps = xtrace_steps(100, dtype=torch.float64, device=torch.device("cpu"), seed=0, max_matvecs=20, rtol=0.1)
+    weighted = solve(scaled(steps, c), low_rank)
+    assert weighted.estimate == pytest.approx(float((c**2 * low_rank.matrix.diagonal()).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["cold", "warm"])
+def test_a_bulk_at_zero_does_not_pass_for_the_lower_end(kind: str) -> None:
+    """After a few steps a Ritz vector in the null space has a residual near zero: that is no lower end."""
+    wrong = 0
+    for seed in range(40):
+        values = [20.0, 9.0, 6.0, 4.0, 2.0, -1.5, -2.5] + [0.01 * (i % 7 - 3) for i in range(400)]
+        operator = spectrum(values, seed=seed)
+        start = None
+        if kind == "warm":  # what a neighbouring alpha hands over: nearly right above, useless below
+            top = torch.linalg.eigh(operator.matrix)[1][:, -1]
+            start = top + 0.3 * draw(len(values), seed=seed) / len(values) ** 0.5
+        ends = lanczos(operator, seed=seed, rtol=0.01, start=start)
+        assert ends.largest.converged and ends.smallest.converged
+        wrong += abs(ends.smallest.value + 2.5) > 0.025 or abs(ends.largest.value - 20) > 0.2
+    assert wrong <= 2, wrong
+
+
+METHODS = ["hutchinson", "hutchinson weighted", "xtrace", "xtrace adaptive", "hutchpp", "ggn"]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_stated_intervals_cover_the_truth_at_least_nominally_over_200_seeds(method: str) -> None:
     operator = decaying(80)
     scale = draw(80, seed=11).abs()
@@ -329,6 +372,12 @@ def test_stated_intervals_cover_the_truth_at_least_nominally_over_200_seeds(meth
     for seed in range(200):
         if method == "xtrace":
             result = xtrace(operator, seed=seed, num_matvecs=32)
+            value, stderr = result.estimate, result.stderr
+        elif method == "xtrace adaptive":
+            result = xtrace(operator, seed=seed, num_matvecs=64, rtol=0.01, adaptive=True)
+            value, stderr = result.estimate, result.stderr
+        elif method == "hutchpp":
+            result = hutchpp(operator, seed=seed, max_matvecs=60, rtol=0.01)
             value, stderr = result.estimate, result.stderr
         elif method == "ggn":
             result = ggn_trace(softmax, {"w": w}, {"w": ["w"]}, seed=seed, rtol=0.05, max_probes=400, pilot=16)["w"]
