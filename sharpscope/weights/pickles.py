@@ -16,7 +16,7 @@ from sharpscope.weights.inert import DamagedPickleError, Inert, Name, PendingTen
 
 __all__ = ["Blob", "Budget", "Machine", "Region"]
 
-MAX_OPCODES: Final = 1_000_000
+MAX_OPCODES: Final = 400_000
 """A training checkpoint of 1,000 tensors with its optimizer has about 100,000."""
 MAX_MEMORY: Final = 40 * 2**20
 """Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
@@ -90,7 +90,7 @@ _LENGTHS: Final = {
     "BINUNICODE": ("<I", str), "BINUNICODE8": ("<Q", str),
 }  # fmt: skip
 _EMPTY: Final[dict[str, tuple[Callable[[], Any], int]]] = {
-    "EMPTY_TUPLE": (tuple, 8), "EMPTY_LIST": (list, 100), "EMPTY_DICT": (dict, 260), "EMPTY_SET": (list, 100),
+    "EMPTY_TUPLE": (tuple, 8), "EMPTY_LIST": (list, 100), "EMPTY_DICT": (dict, 260), "EMPTY_SET": (list, 260),
     "NONE": (lambda: None, 8), "NEWTRUE": (lambda: True, 8), "NEWFALSE": (lambda: False, 8),
 }  # fmt: skip
 _NUMBERS: Final = frozenset({"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2"})

@@ -1,0 +1,327 @@
+"""Bytes nobody wrote on purpose, and bytes somebody did: every container, one typed error or identical tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoint
+from sharpscope.weights.checkpoint import read_checkpoint
+from sharpscope.weights.inert import is_unsafe
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"
+
+
+@pytest.fixture(scope="session")
+def fuzzer() -> Any:
+    """benchmarks/fuzz_checkpoints.py as a module."""
+    spec = importlib.util.spec_from_file_location("fuzz_checkpoints", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def corpus(fuzzer: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    found: dict[str, bytes] = fuzzer.files(tmp_path_factory.mktemp("c") / "marker")
+    return found
+
+
+HONEST = ("torch zip", "deflated zip", "module zip", "TorchScript archive", "legacy", "raw pickle", "raw module",
+          "safetensors", "flax msgpack")  # fmt: skip
+
+
+def _refused(path: Path, data: bytes, error: type[CheckpointError] = CheckpointError) -> str:
+    """The message; refusing costs little memory, whatever the bytes promise."""
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with pytest.raises(error) as caught:
+            read_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(data) + 64 * 2**20
+    finally:
+        tracemalloc.stop()
+    text = str(caught.value)
+    assert text.startswith(str(path)) and len(text.splitlines()) <= 3
+    return text
+
+
+# ------------------------------------------------------------------ damage
+
+
+def test_hundreds_of_mutated_files_give_no_finding(fuzzer: Any, tmp_path: Path) -> None:
+    log = fuzzer.fuzz(seconds=120, seed=1, folder=tmp_path, limit=650)
+    assert log["files"] == 650 and log["findings"] == []
+    assert all(sum(c.values()) == 50 for c in log["containers"].values())
+    assert log["outcomes"]["read"] > 15 and log["outcomes"]["UnsafeCheckpoint"] > 40
+
+
+def test_the_fuzzer_finds_what_it_looks_for(fuzzer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = fuzzer.files(tmp_path / "m")["torch zip"]
+    other = {n: t + 1 for n, t in fuzzer.STATE.items()}
+    assert fuzzer.judge(tmp_path / "f", data, None)[0] == "read"
+    assert fuzzer.judge(tmp_path / "f", data, other)[0] == "FINDING weights"
+    monkeypatch.setattr(fuzzer, "read_checkpoint", lambda _: 1 / 0)
+    assert fuzzer.judge(tmp_path / "f", data, None)[0] == "FINDING exception"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(HONEST),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4),
+    st.floats(0.3, 1),
+)
+def test_changed_bytes_and_cuts(
+    fuzzer: Any,
+    corpus: dict[str, bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    changes: Any,
+    keep: float,
+) -> None:
+    data = bytearray(corpus[name])
+    path = tmp_path_factory.mktemp("h") / "f"
+    path.write_bytes(data)
+    original = read_checkpoint(path)
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    del data[int(keep * len(data)) + 1 :]
+    covered = original.tensors if name in fuzzer.CHECKED else None
+    outcome, detail = fuzzer.judge(path, bytes(data), covered)
+    assert not outcome.startswith("FINDING"), detail
+    if hashlib.sha256(data).hexdigest() != original.sha256:
+        with pytest.raises(CorruptCheckpoint, match="sha256"):
+            read_checkpoint(path, expected_sha256=original.sha256)
+
+
+@pytest.mark.parametrize("name", ["module zip", "TorchScript archive", "raw module", "flax msgpack", "deflated zip"])
+def test_truncation_of_every_container_is_refused(tmp_path: Path, corpus: dict[str, bytes], name: str) -> None:
+    data = corpus[name]
+    for cut in sorted({*range(0, len(data), max(1, len(data) // 60)), len(data) - 1}):
+        (tmp_path / "f").write_bytes(data[:cut])
+        with pytest.raises(CheckpointError):
+            read_checkpoint(tmp_path / "f")
+
+
+def test_what_torch_reads_is_what_we_read(tmp_path: Path) -> None:
+    """torch's own weights_only loader as the oracle, over dtypes, views, ties, empties and both formats."""
+    base = torch.randn(6, 8)
+    state = {
+        "visual.a": base, "visual.t": base.T, "visual.s": base[1:3, ::2], "visual.e": torch.empty(0, 3),
+        "visual.0": torch.tensor(3), "visual.h": base.half(), "visual.b": base.bfloat16(), "visual.m": base > 0,
+        "visual.d": base.double(), "visual.p": torch.nn.Parameter(base[0].clone()), "visual.i": torch.arange(5).int(),
+    }  # fmt: skip
+    for new in (True, False):
+        torch.save(state, tmp_path / "a.pt", _use_new_zipfile_serialization=new)
+        ours, theirs = read_checkpoint(tmp_path / "a.pt").tensors, torch.load(tmp_path / "a.pt", weights_only=True)
+        assert list(ours) == list(theirs)
+        for name, tensor in theirs.items():
+            assert ours[name].dtype == tensor.dtype and ours[name].stride() == tensor.stride()
+            assert torch.equal(ours[name], tensor) and not ours[name].requires_grad
+        assert ours["visual.a"].data_ptr() == ours["visual.t"].data_ptr()
+
+
+# ------------------------------------------------------------------ pickles made to hurt
+
+P = b"\x80\x04"
+BOMBS = {
+    "a memo index of 4 billion": P + b"Nr\xff\xff\xff\xff.",
+    "bytes that claim 2^60": P + b"\x8e" + struct.pack("<Q", 2**60) + b".",
+    "text that claims 2^60": P + b"\x8d" + struct.pack("<Q", 2**60) + b".",
+    "a number of a megabyte": P + b"\x8b" + struct.pack("<i", 2**20) + b"\xff" * 2**20 + b".",
+    "sets without end": P + b"\x8f" * 300_000 + b".",
+    "dictionaries without end": P + b"}" * 300_000 + b".",
+    "half a million opcodes": P + b"N0" * 250_000 + b"N.",
+    "tuples in tuples as a key": P + b"})" + b"2\x86" * 300 + b"Ns.",
+    "lists in lists": P + b"]" + b"(" * 5000 + b"l" * 5000 + b".",
+    "keys made to collide": P + b"}(" + b"".join(b"J" + struct.pack("<i", 1) + b"N" for _ in range(5)) + b"u.",
+    "marks only": P + b"(" * 10**5 + b".",
+    "a list as a key": P + b"}]Ns.",
+    "an empty stack": P + b"0.",
+    "a memo that is not there": P + b"h\x07.",
+    "build on a number": P + b"K\x01}b.",
+    "a frame of petabytes": P + b"\x95" + struct.pack("<Q", 2**50) + b"N.",
+    "persistent ids outside torch's files": P + b"N\x51.",
+    "out-of-band buffers": b"\x80\x05\x97.",
+    "protocol 9": b"\x80\x09N.",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickles_made_to_hurt_are_refused_cheaply(tmp_path: Path, corpus: dict[str, bytes], name: str) -> None:
+    _refused(tmp_path / "f", BOMBS[name])
+    data = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(corpus["torch zip"])) as old, zipfile.ZipFile(data, "w") as new:
+        for entry in old.namelist():
+            new.writestr(entry, BOMBS[name] if entry.endswith("data.pkl") else old.read(entry))
+    _refused(tmp_path / "f", data.getvalue())
+
+
+def test_shared_state_built_again_and_again_costs_nothing(tmp_path: Path) -> None:
+    """One large dictionary, copied by each of 100,000 BUILDs with (state, slots), would be gigabytes."""
+    large = b"}(" + b"".join(b"X" + struct.pack("<I", 6) + f"{i:06d}".encode() + b"N" for i in range(20_000)) + b"u"
+    body = P + b"(" + large + b"}\x86\x940" + b"c__main__\nX\n)\x81h\x00b" * 20_000 + b"t."
+    assert "more objects" in _refused(tmp_path / "f", body)
+
+
+def test_a_second_pickle_behind_the_first_is_not_read(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.system, (f"touch {marker}",)
+
+    honest = pickle.dumps({"visual.proj": torch.ones(2, 2)})
+    _refused(tmp_path / "f", honest + pickle.dumps(Evil()), CorruptCheckpoint)
+    legacy = io.BytesIO()
+    torch.save({"visual.proj": torch.ones(2, 2)}, legacy, _use_new_zipfile_serialization=False)
+    data = legacy.getvalue()
+    keys = data.rindex(b"\x80\x02]")  # the pickle of the storages' keys
+    _refused(tmp_path / "f", data[:keys] + pickle.dumps(Evil(), 2) + data[keys:], UnsafeCheckpoint)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cbuiltins\neval\n", b"c__builtin__\neval\n", b"cos\nsystem\n", b"csubprocess\nPopen\n", b"ctorch\nload\n",
+        b"ctorch.hub\nload\n", b"ctorch\nos.system\n", b"cnumpy\nload\n", b"cpandas\nread_pickle\n", b"cdill\nloads\n",
+        b"crunpy\nrun_path\n", b"cshutil\nrmtree\n", b"coperator\nattrgetter\n", b"ctimeit\ntimeit\n",
+        b"cnumpy.testing._private.utils\nrunstring\n", b"ctorch.utils.bottleneck.__main__\nrun_cprofile\n",
+        b"csrc.models\nx.__globals__\n", b"cidlelib.pyshell\nModifiedInterpreter.runcode\n", b"cbuiltins\n__import__\n",
+    ],
+)  # fmt: skip
+def test_names_that_only_an_attack_has_are_refused(tmp_path: Path, call: bytes) -> None:
+    name = call[1:-1].replace(b"\n", b".").decode()
+    for tail in (b"X\x04\x00\x00\x00true\x85R.", b"."):  # called, or only mentioned
+        text = _refused(tmp_path / "f", b"\x80\x02" + call + tail, UnsafeCheckpoint)
+        assert name.replace("__builtin__", "__builtin__") in text and "nothing was run" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "src.models.modeling.ImageClassifier", "open_clip.model.CLIP", "clip.model.QuickGELU",
+        "torch.nn.modules.linear.Linear", "torch._utils._rebuild_tensor_v2", "torch.storage._load_from_bytes",
+        "torch.FloatStorage", "torch.float32", "argparse.Namespace", "pathlib.PosixPath",
+        "numpy._core.multiarray.scalar", "collections.OrderedDict",
+        "numpy.dtype", "torchvision.transforms.transforms.Compose", "timm.models.vision_transformer.VisionTransformer",
+        "functools.partial", "builtins.getattr", "torch.optim.adamw.AdamW", "__main__.CLIPEncoder",
+    ],
+)  # fmt: skip
+def test_names_that_checkpoints_of_the_field_have_are_not_refused(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert not is_unsafe(module, attribute)
+
+
+def test_what_a_call_gives_is_never_called(tmp_path: Path) -> None:
+    body = b"\x80\x02cbuiltins\ngetattr\ncsrc.x\nA\nX\x03\x00\x00\x00run\x86RX\x01\x00\x00\x00a\x85R."
+    assert "builtins.getattr(...)" in _refused(tmp_path / "f", body, UnsafeCheckpoint)
+
+
+def test_foreign_calls_give_nothing_and_are_named(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    body = {"state_dict": {"visual.proj": torch.ones(2, 2)}}
+    data = pickle.dumps(body, 2)[:-1]  # without STOP: put a foreign call beside the state dict
+    data += b"X\x05\x00\x00\x00extracevil_package\nrun\nX\x01\x00\x00\x00a\x85Rs."
+    (tmp_path / "f").write_bytes(data)
+    read = read_checkpoint(tmp_path / "f")
+    assert read.facts["calls"] == ["evil_package.run"] and not read.facts["safe"] and not marker.exists()
+
+
+# ------------------------------------------------------------------ msgpack, shards
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x81\xa1a" + b"\x91" * 10_000,  # arrays without end
+        b"\x81\xa1a\xdd\xff\xff\xff\xff",  # an array of 4 billion
+        b"\xdf\xff\xff\xff\xff\xa1a\x01",  # a map of 4 billion
+        b"\x81\xa1a\xc6\xff\xff\xff\xff",  # bytes of 4 GB
+        b"\x81\xa1a\xc9\xff\xff\xff\xff\x01",  # an extension of 4 GB
+        b"\x82\xa1a\x01\xa1a\x02",  # a key twice
+        b"\x81\xa1a\xd5\x07ab",  # an extension that is none of flax's
+        b"\x81\xa1a\xc7\x0a\x01\x93\x91\xce\xff\xff\xff\xff\xa4int8",
+        b"\x81\xa1a\x01\x01",  # bytes behind the end
+        b"\x81\xa1a" + b"\x81\xd9\xff" + b"k" * 255 + b"\x81\xa1a" * 60 + b"\x01",
+    ],
+)
+def test_msgpack_made_to_hurt_is_refused(tmp_path: Path, data: bytes) -> None:
+    assert "msgpack" in _refused(tmp_path / "f", data, CorruptCheckpoint)
+
+
+def _index(folder: Path, weight_map: Any) -> Path:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": weight_map}))
+    return path
+
+
+def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    save_file({"visual.proj": torch.ones(2, 2)}, outside / "s.safetensors")
+    save_file({"visual.proj": torch.ones(2, 2)}, inside / "s.safetensors")
+    assert read_checkpoint(_index(inside, {"visual.proj": "s.safetensors"})).facts["container"] == "sharded safetensors"
+    for shard in ("../out/s.safetensors", str(outside / "s.safetensors"), "..", "", "a\\b"):
+        with pytest.raises(CorruptCheckpoint, match="another folder"):
+            read_checkpoint(_index(inside, {"visual.proj": shard}))
+    (inside / "link.safetensors").symlink_to(outside / "s.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="link out of its folder"):
+        read_checkpoint(_index(inside, {"visual.proj": "link.safetensors"}))
+    for weight_map, word in (
+        ({"visual.x": "s.safetensors"}, "other tensors"),
+        ([], "no weight_map"),
+        ({"a": 1}, "no weight"),
+    ):
+        with pytest.raises(CorruptCheckpoint, match=word):
+            read_checkpoint(_index(inside, weight_map))
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(_index(inside, {"visual.proj": "gone.safetensors"}))
+
+
+def test_the_sha256_of_shards_covers_them_all(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"visual.proj": torch.ones(2, 2)}, tmp_path / "s.safetensors")
+    index = _index(tmp_path, {"visual.proj": "s.safetensors"})
+    digest = read_checkpoint(index).sha256
+    assert digest == hashlib.sha256(index.read_bytes() + (tmp_path / "s.safetensors").read_bytes()).hexdigest()
+    save_file({"visual.proj": torch.zeros(2, 2)}, tmp_path / "s.safetensors")
+    with pytest.raises(CorruptCheckpoint, match="sha256"):
+        read_checkpoint(index, expected_sha256=digest)
+
+
+def test_random_bytes_behind_every_magic(tmp_path: Path, fuzzer: Any) -> None:
+    rng = random.Random(0)
+    for head in (
+        b"\x80\x04",
+        b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.",
+        b"\x82\xa3cls",
+        b"PK\x03\x04",
+        b"(d",
+        b"c",
+    ):
+        for _ in range(60):
+            data = head + rng.randbytes(rng.randrange(80))
+            outcome, detail = fuzzer.judge(tmp_path / "f", data, None)
+            assert not outcome.startswith("FINDING") and outcome != "read", detail
