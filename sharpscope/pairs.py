@@ -22,7 +22,7 @@ from sharpscope.weights.layers import Layer, split_layers
 from sharpscope.weights.naming import Tower
 from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 
-__all__ = ["LoadedPair", "load_pair", "load_study_pair", "resolve_checkpoint"]
+__all__ = ["LoadedPair", "check_activation", "load_pair", "load_study_pair", "resolve_checkpoint"]
 
 _HALF = (torch.float16, torch.bfloat16)
 Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
@@ -103,7 +103,7 @@ def load_pair(
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
     _check_model(pair, clip, ends, _needed(mode, pair, stored))
-    _check_activation(clip, ends)
+    check_activation(clip, ends)
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
@@ -188,8 +188,11 @@ def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoin
         check_model(body, model.shapes, model.name, source=end.source, require=needed)
 
 
-def _check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
-    """Names and shapes are the same with GELU and QuickGELU, the logits are not: where a file tells, it is believed."""
+def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
+    """Raise PairMismatch where a file tells of another activation (GELU, QuickGELU) than the model has.
+
+    Names and shapes are the same with both, the logits are not; a file that does not tell is not guessed at.
+    """
     if not model.config:
         return
     asked = bool(model.config.get("quick_gelu", False))

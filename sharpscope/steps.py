@@ -21,7 +21,7 @@ from sharpscope.config import StudyConfig
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError, did_you_mean, shown
 from sharpscope.findings.correlation import pair_correlations
-from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.pairs import LoadedPair, check_activation, load_pair, resolve_checkpoint
 from sharpscope.present.tables import normalised, number, percent, read_csv
 from sharpscope.schema import ALL, DENSE
 from sharpscope.units import Context, pick_device, plan_curvature, variants
@@ -392,6 +392,7 @@ def evaluate(
         raise ConfigError(f"head: {shown(weights.source)} has no stored head; use --head zeroshot.")
     require: tuple[Tower, ...] = ("image",) if use_stored else ("image", "text", "scale")
     check_model(weights.tensors, clip.shapes, clip.name, source=shown(weights.source, 300), require=require)
+    check_activation(clip, (weights,))
     names: Sequence[str] | None = (stored or {}).get("classnames") if classnames is None else None
     if classnames is not None:
         names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames

@@ -97,6 +97,8 @@ def assemble(
     if whole and laid and not any(tower_of(n) == "image" for n in own):
         raise CheckpointError(f"{source}: holds no image tower of a CLIP (no visual.* among {listing(own, 3)}).")
     facts = _facts(own, content, names, found.module, source)
+    if facts["head"] and facts["head"]["classnames"] is None:
+        facts["head"]["classnames"] = _names_beside(found.beside, len(own[HEAD_WEIGHT]))
     facts |= {
         "wrapper": ".".join(found.path),
         "ignored": list(found.ignored),
@@ -175,6 +177,15 @@ def checked(name: object, value: object, source: str) -> torch.Tensor:
     if problem:
         raise CheckpointError(f"{source}: '{shown(name)}' is {problem}.")
     return value.detach()
+
+
+def _names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
+    """Class names kept beside the state dict, where they are one text a class."""
+    for key in ("classnames", "class_names", "classes"):
+        names = beside.get(key)
+        if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(n, str) for n in names):
+            return list(names)
+    return None
 
 
 def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:

@@ -256,3 +256,38 @@ def test_classes_found_in_a_pickle_are_listed(systems: Callable[[str], Made]) ->
     assert "torch.nn.modules.normalization.LayerNorm" in read.facts["classes"] or read.facts["classes"]
     text = steps.inspect(made.path)
     assert "src.models.modeling.ImageClassifier" in text and "other programs would import" in text
+
+
+def test_class_names_beside_the_state_dict_are_kept(tiny_theta: Any, tmp_path: Path) -> None:
+    state = {**tiny_theta, "head.weight": torch.randn(3, 12)}
+    for names, kept in ((["a", "b", "c"], ["a", "b", "c"]), (["a", "b"], None), ([1, 2, 3], None)):
+        torch.save({"state_dict": state, "classnames": names}, tmp_path / "a.pt")
+        assert read_checkpoint(tmp_path / "a.pt").facts["head"]["classnames"] == kept
+
+
+def test_the_command_line_converts_and_inspects(
+    systems: Callable[[str], Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sharpscope import cli
+
+    made = systems("task_vectors")
+    out, names = tmp_path / "x.safetensors", _names(tmp_path)
+    assert cli.main(["convert", made.path, str(out), "--head", made.read["head"], "--classnames", str(names)]) == 0
+    assert "task_vectors" in capsys.readouterr().out
+    assert read_checkpoint(out).facts["head"]["classnames"] == list("abcde")
+    assert cli.main(["inspect", str(out), made.path]) == 0  # a converted file beside the pickle that it came from
+    assert cli.main(["inspect", str(out)]) == 0
+    assert "5 classes x 12, logit scale baked in" in capsys.readouterr().out
+    assert cli.main(["convert", made.path, str(tmp_path / "x.pt")]) == 2
+    assert cli.main(["convert", str(out), str(out)]) == 2
+    (tmp_path / "evil.pt").write_bytes(b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    assert cli.main(["convert", str(tmp_path / "evil.pt"), str(tmp_path / "y.safetensors")]) == 3
+    assert not (tmp_path / "y.safetensors").exists() and "os.system" in capsys.readouterr().err
+
+
+def test_evaluate_believes_what_a_file_tells_of_its_activation(
+    systems: Callable[[str], Made], tiny_paths: dict[str, Path]
+) -> None:
+    made = systems("FLYP")
+    with pytest.raises(PairMismatch, match="QuickGELU"):
+        steps.evaluate(made.path, str(tiny_paths["vit"]), ["mini:photo"], classnames=list("ab"), head="zeroshot")
