@@ -22,6 +22,8 @@ from sharpscope.weights.naming import listing
 
 __all__ = ["Lora", "adapter_settings", "merge_residual", "split_adapters"]
 
+MAX_CHANGE: Final = 2**24
+"""Largest number of entries that a change of one weight may have; ViT-bigG has 13.6 million."""
 _LORA: Final = re.compile(r"(.+)\.lora_(A|B|down|up)(?:\.default)?(?:\.weight)?$")
 _RESIDUAL: Final = re.compile(r"(.*resblocks\.\d+)\.adapter_(attn|mlp|ffn)\.(weight|bias)$")
 _BEHIND: Final = {"attn": "attn.out_proj", "mlp": "mlp.c_proj", "ffn": "mlp.c_proj"}
@@ -34,6 +36,11 @@ class Lora:
     down: torch.Tensor
     up: torch.Tensor
     scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[out, in]."""
+        return len(self.up), self.down.shape[1]
 
     def delta(self) -> torch.Tensor:
         """The change, float32 [out, in]."""
@@ -74,6 +81,10 @@ def _lora(target: str, pair: Mapping[str, Any], alpha: float | None, settings: M
         raise CheckpointError(
             f"{source}: its LoRA matrices ('{shown(target)}') come without alpha: the scale alpha / r is unknown.\n"
             "Merge the adapter where it was trained, or pass its folder with adapter_config.json (local-dir:FOLDER)."
+        )
+    if len(up) * down.shape[1] > MAX_CHANGE:
+        raise CheckpointError(
+            f"{source}: the LoRA matrices of '{shown(target)}' change more than any CLIP's weight has."
         )
     rank = max(1, len(down))
     return Lora(down, up, alpha / (math.sqrt(rank) if settings.get("use_rslora") is True else rank))

@@ -65,6 +65,7 @@ def assemble(
     ``partial``: without them, give what there is; ``whole``: an image tower has to be there. Raises CheckpointError.
     """
     found = unwrap(content.value, source)
+    _check_sizes(found.state, source)
     settings = adapter_settings(config or {}, content.metadata, found.beside)
     plain, loras = split_adapters(found.state, settings, source)
     names = normalise([*plain, *(n for n in loras if n not in plain)], source)
@@ -77,8 +78,6 @@ def assemble(
             raise CheckpointError(f"{source}: '{shown(new)}' is q, k and v together; there is only {listing(olds)}.")
         made = recipe.make(lambda old: _value(old, plain, loras, source))
         (changes if only_change else own)[new] = made
-    if content.container != "memory":
-        _check_sizes(own, source)
     incomplete = names.partial or bool(changes) or (not own and bool(loras))
     incomplete |= any("adapter_" in n for n in own) and not any(n.endswith("conv1.weight") for n in own)
     overlay = None
@@ -116,6 +115,7 @@ def assemble(
 def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
     """``(head.weight and head.bias, what is known of them)`` of a file that holds a classification head alone."""
     found = unwrap(content.value, source)
+    _check_sizes(found.state, source)
     prefixes = ("module.", "classification_head.", "head.")
     tensors: Tensors = {}
     for old, value in found.state.items():
@@ -125,7 +125,6 @@ def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
         if new not in ("weight", "bias"):
             raise CheckpointError(f"{source}: '{shown(old)}' is no part of a linear head (weight, bias).")
         tensors[f"head.{new}"] = checked(old, value, source)
-    _check_sizes(tensors, source)
     renamed = {f"classification_head.{n}": n for n in tensors} if found.module else {}
     facts = _head_facts(tensors, renamed, content.metadata, found.module, source)
     if facts is None:
@@ -153,11 +152,6 @@ def checked(name: object, value: object, source: str) -> torch.Tensor:
     if isinstance(value, OddTensor):
         raise CheckpointError(f"{source}: '{shown(name)}' is {value.problem}.")
     if isinstance(value, PendingTensor):
-        size, held = value.numel() * value.dtype.itemsize, value.storage.nbytes
-        if size > held:
-            raise CorruptCheckpoint(
-                f"{source}: '{shown(name)}' claims {list(value.shape)}, {size} bytes; the file has {held}."
-            )
         value = value.read()
     if not isinstance(value, torch.Tensor):
         raise CheckpointError(f"{source}: '{shown(name)}' is a {type(value).__name__}, not a tensor.")
@@ -190,18 +184,17 @@ def _names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
 
 def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:
     """Tensor ``name`` of the file with its LoRA change, or the change alone where the file has no such tensor."""
-    change = loras[name].delta() if name in loras else None
     if name not in plain:
-        assert change is not None
-        return change
+        return loras[name].delta()
     tensor = checked(name, plain[name], source)
-    if change is None:
+    if name not in loras:
         return tensor
-    if change.shape != tensor.shape:
+    change = loras[name]
+    if change.shape != tuple(tensor.shape):
         raise CheckpointError(
             f"{source}: the LoRA change of '{shown(name)}' has shape {list(change.shape)}, not {list(tensor.shape)}."
         )
-    return (tensor.float() + change).to(tensor.dtype)
+    return (tensor.float() + change.delta()).to(tensor.dtype)
 
 
 def _laid_over(own: Tensors, changes: Tensors, base: tuple[Mapping[str, torch.Tensor], str], source: str) -> Tensors:
@@ -221,23 +214,27 @@ def _laid_over(own: Tensors, changes: Tensors, base: tuple[Mapping[str, torch.Te
     return tensors
 
 
-def _check_sizes(tensors: Mapping[str, torch.Tensor], source: str) -> None:
-    """Refuse tensors that claim more elements than their bytes in the file hold (stride 0, overlaps)."""
+def _check_sizes(state: Mapping[str, Any], source: str) -> None:
+    """Refuse tensors that claim more than their bytes in the file hold (stride 0, overlaps), before any is made."""
+    seen: set[tuple[Any, ...]] = set()
     stored: dict[int, int] = {}
     claimed = 0
-    ties = tied_names(tensors)
-    for name, t in tensors.items():
-        storage = t.untyped_storage()
-        stored[storage.data_ptr()] = storage.nbytes()
-        size = t.numel() * t.element_size()
-        claimed += 0 if name in ties else size
-        if size > storage.nbytes():
+    for name, value in state.items():
+        if not isinstance(value, PendingTensor):
+            continue
+        size, held = value.numel() * value.dtype.itemsize, value.storage.nbytes
+        if size > held:
             raise CorruptCheckpoint(
-                f"{source}: '{shown(name)}' claims {list(t.shape)}, {size} bytes; the file has {storage.nbytes()}."
+                f"{source}: '{shown(name)}' claims {list(value.shape)}, {size} bytes; the file has {held}."
             )
-    held = sum(stored.values())
-    if claimed > 2 * held:  # a transposed or sliced view or two are no attack
-        raise CorruptCheckpoint(f"{source}: its tensors overlap: they claim {claimed} bytes, the file has {held}.")
+        view = (id(value.storage), value.offset, value.shape, value.stride, value.dtype)
+        claimed += 0 if view in seen else size
+        seen.add(view)
+        stored[id(value.storage)] = held
+    if claimed > 2 * sum(stored.values()):  # a transposed or sliced view or two are no attack
+        raise CorruptCheckpoint(
+            f"{source}: its tensors overlap: they claim {claimed} bytes, the file has {sum(stored.values())}."
+        )
 
 
 def _quick_gelu(

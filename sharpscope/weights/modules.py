@@ -40,8 +40,13 @@ def is_module(value: object) -> bool:
     """Whether ``value`` is what became of a pickled ``nn.Module`` (or of a TorchScript one)."""
     return isinstance(value, Inert) and (
         isinstance(value.state.get("_modules"), dict)
-        or (value.kind.startswith("__torch__.") and any(like_tensor(v) or is_module(v) for v in value.state.values()))
+        or (value.kind.startswith("__torch__.") and any(_part(v) for v in value.state.values()))
     )
+
+
+def _part(value: object) -> bool:
+    """Whether an attribute of a TorchScript module is a tensor or a module (not looked into: there may be cycles)."""
+    return like_tensor(value) or (isinstance(value, Inert) and value.kind.startswith("__torch__."))
 
 
 def module_state(root: Inert) -> tuple[dict[str, Any], ModuleFacts]:
@@ -87,7 +92,7 @@ def _children(module: Inert) -> Iterator[tuple[str, Inert]]:
     if not isinstance(entries, dict):
         raise DamagedPickleError("a module whose _modules are no dictionary")
     for name, child in entries.items():
-        if isinstance(child, Inert) and (not script or is_module(child)):
+        if isinstance(child, Inert) and (not script or _part(child)):
             yield _text(name), child
 
 

@@ -141,7 +141,7 @@ def unwrap(content: object, source: str) -> Unwrapped:
         if is_module(content):
             state, facts = _walked(content, source)
             return Unwrapped(
-                _only_tensors({**state, **_head_beside(state, beside)}, source), path, ignored, facts, beside
+                _only_tensors({**state, **_head_beside(state, beside, source)}, source), path, ignored, facts, beside
             )
         if not isinstance(content, Mapping):
             kind = getattr(content, "kind", type(content).__name__)
@@ -150,7 +150,7 @@ def unwrap(content: object, source: str) -> Unwrapped:
         inner = [k for k in WRAPPERS if _holds_tensors(content.get(k))]
         if not inner:
             state = dict(_only_tensors(content, source))
-            return Unwrapped({**state, **_head_beside(state, beside)}, path, ignored, None, beside)
+            return Unwrapped({**state, **_head_beside(state, beside, source)}, path, ignored, None, beside)
         if len(inner) > 1:
             raise CheckpointError(
                 f"{source}: holds several candidates for the weights ({listing(inner)}); save only the right one."
@@ -169,12 +169,12 @@ def _walked(module: Any, source: str) -> tuple[dict[str, Any], ModuleFacts]:
         raise CorruptCheckpoint(f"{source}: its pickled module is damaged ({shown(error)}); save it again.") from None
 
 
-def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any]) -> dict[str, Any]:
+def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any], source: str) -> dict[str, Any]:
     """A head kept beside the state dict (StarFT), under the name that it has inside one."""
     for key in ("classification_head", "head"):
         head = beside.get(key)
         if is_module(head):
-            head = module_state(head)[0]  # type: ignore[arg-type]
+            head = _walked(head, source)[0]
         if isinstance(head, Mapping) and not any(n.startswith(_HEAD_PREFIXES) for n in state):
             lead = next((p for p in _LAUNCHER_PREFIXES if state and all(n.startswith(p) for n in state)), "")
             return {
@@ -223,14 +223,16 @@ def normalise(names: Iterable[str], source: str) -> Names:
     return Names(recipes, naming, prefix, dropped, scheme is not None and scheme.partial)
 
 
-def _holds_tensors(content: object, depth: int = MAX_WRAPPERS) -> bool:
+def _holds_tensors(content: object, depth: int = MAX_WRAPPERS, seen: set[int] | None = None) -> bool:
+    seen = set() if seen is None else seen
     if is_module(content):
         return True
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or id(content) in seen:  # looked into once: a file may share without end
         return False
+    seen.add(id(content))
     if any(like_tensor(v) for v in content.values()):
         return True
-    return depth > 0 and any(_holds_tensors(content.get(k), depth - 1) for k in WRAPPERS)
+    return depth > 0 and any(_holds_tensors(content.get(k), depth - 1, seen) for k in WRAPPERS)
 
 
 def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:

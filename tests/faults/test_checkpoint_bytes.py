@@ -325,3 +325,41 @@ def test_random_bytes_behind_every_magic(tmp_path: Path, fuzzer: Any) -> None:
             data = head + rng.randbytes(rng.randrange(80))
             outcome, detail = fuzzer.judge(tmp_path / "f", data, None)
             assert not outcome.startswith("FINDING") and outcome != "read", detail
+
+
+def _nested(depth: int, name: bytes, kind: bytes) -> bytes:
+    """Objects that all refer twice to the next one: 2^depth paths through ``depth`` objects."""
+    make = P
+    for i in range(depth):
+        previous = b"N" if i == 0 else b"h" + bytes([i - 1])
+        keys = b"".join(b"\x8c" + bytes([len(k)]) + k + previous for k in (name, b"b" + name))
+        make += kind + b"}(" + keys + b"ub\x94" + b"0"
+    return make + b"h" + bytes([depth - 1]) + b"."
+
+
+def test_objects_that_share_without_end_are_not_walked_without_end(tmp_path: Path) -> None:
+    script = b"c__torch__.a\nM\n)\x81"
+    _refused(tmp_path / "f", _nested(200, b"x", script))
+    body = P
+    for i in range(200):  # dictionaries that hold the next one under every name that wraps
+        inner = b"N" if i == 0 else b"h" + bytes([i - 1])
+        names = (b"state_dict", b"model", b"module", b"net", b"weights")
+        body += b"}(" + b"".join(b"\x8c" + bytes([len(n)]) + n + inner for n in names) + b"u\x940"
+    _refused(tmp_path / "f", body + b"h\xc7.")
+
+
+def test_views_that_would_be_copied_out_of_one_storage_are_refused_first(tmp_path: Path) -> None:
+    """q, k and v are joined into new memory: 60 of them over one storage would be 20 times the file."""
+    base = torch.zeros(1024, 1024)
+    layer = "vision_model.encoder.layers.{}.self_attn.{}_proj.weight"
+    state = {layer.format(i, p): base.as_strided((1000, 1024), (1024, 1), i * 1024) for i in range(20) for p in "qkv"}
+    out = io.BytesIO()
+    torch.save(state, out)
+    assert "overlap" in _refused(tmp_path / "f", out.getvalue(), CorruptCheckpoint)
+
+
+def test_lora_matrices_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    target = "visual.transformer.resblocks.0.mlp.c_fc"
+    state = {f"{target}.lora_A": torch.zeros(1, 10**6), f"{target}.lora_B": torch.zeros(10**6, 1)}
+    torch.save(state | {f"{target}.alpha": torch.tensor(1.0), "visual.proj": torch.ones(2, 2)}, tmp_path / "g")
+    assert "more than any" in _refused(tmp_path / "f", (tmp_path / "g").read_bytes())
