@@ -182,7 +182,7 @@ class Results:
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": stacked("advice", advice),
         }
-        tables["verdicts"] = self._verdicts(tables, repairs)
+        tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs)])
         return tables
 
     def points(self) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import html
+import json
 import os
 import platform
 import tempfile
@@ -25,6 +26,7 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
+from sharpscope.findings.verdicts import CLAIMS
 from sharpscope.pairs import LoadedPair, load_pair
 from sharpscope.present.plots import all_figures, figure_bytes
 from sharpscope.present.report import build_report
@@ -73,7 +75,13 @@ class Run:
 
     def summary(self) -> str:
         """The verdicts and the advice, a line each."""
-        lines = [f"{r.claim}: {r.verdict}. {r.evidence}" for r in self.tables["verdicts"].itertuples()]
+        verdicts = self.tables["verdicts"]
+        order = [CLAIMS["question"], *CLAIMS.values()]
+        lines = []
+        for claim in dict.fromkeys(order):
+            for _, row in verdicts[verdicts["claim"] == claim].iterrows():
+                of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
+                lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
             lines.append("; ".join(x for x in (f"advice for {row['pair']}: alpha {row['alpha']:g}", row["note"]) if x))
@@ -230,9 +238,23 @@ def _write(directory: RunDirectory, results: Results, crew: Crew) -> Run:
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
     pngs = {name: png for name, (png, _) in sorted(figures.items())}
-    directory.write("report.html", build_report(tables, pngs, directory.manifest).encode())
+    page = build_report(tables, pngs, directory.manifest, _timing(directory))
+    directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=peak_memory())
     return Run(directory.root, tables, tuple(sorted(results.failed)))
+
+
+def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
+    """Units and seconds of each kind of work, from the log."""
+    timing: dict[str, dict[str, float]] = {}
+    for line in (directory.root / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line cut off by a kill
+            event = json.loads(line)
+            if event["event"] == "unit":
+                row = timing.setdefault(event["key"].split("/")[0], {"units": 0, "seconds": 0.0})
+                row["units"] += 1
+                row["seconds"] = round(row["seconds"] + event["seconds"], 3)
+    return timing
 
 
 def _draw(

@@ -193,14 +193,15 @@ def _one_outcome(
     perms = _permutations(n, bootstrap, derive(seed, "permutation", head["dataset"], head["alpha"]))
     zs = {name: z[known] for name, z in given.items()}
     whole = [(COVARIATE + name, ALL) for name in zs]
-    plain = np.vstack([x.reshape(-1, n), *(z[None] for z in zs.values())])
+    x = x.reshape(len(keys), n)
+    plain = np.vstack([x, *(z[None] for z in zs.values())])
     for method in METHODS:
         boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], method))
         block = _block(plain, y[known], method, outcome, perms, boot, level)
         yield from _rows(labels + whole, block, {**head, "method": method})
     for name, z in zs.items():
         boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], "partial", name))
-        block = _block(x.reshape(-1, n), y[known], "spearman", outcome, perms, boot, level, (name, z))
+        block = _block(x, y[known], "spearman", outcome, perms, boot, level, (name, z))
         yield from _rows(labels, block, {**head, "method": f"spearman|{name}"})
 
 

@@ -142,7 +142,8 @@ def test_the_report_is_one_file_with_every_section_and_no_address(finished: stud
         assert re.search(word, html, re.IGNORECASE), word
     for number in finished.accuracy.loc[finished.accuracy["role"] == "ood_mean", "estimate"].head(3):
         assert f"{100 * number:.1f}" in html
-    assert "NaN" not in html and "nan" not in re.sub(r"base64,[^\"]*", "", html)
+    text = re.sub(r"base64,[^\"]*", "", html)
+    assert "NaN" not in text and not re.search(r"\bnan\b", text)
     names = {p.stem for p in (finished.root / "figures").glob("*.png")}
     assert {"wiseft_curve", "accuracy_along_alpha", "heatmap_hessian_trace", "straggler_ranking", "repair"} <= names
     assert names == {p.stem for p in (finished.root / "figures").glob("*.pdf")}
@@ -168,28 +169,31 @@ def test_two_processes_give_the_same_tables_byte_for_byte(finished: study.Run, t
     assert table_bytes(again.root) == table_bytes(finished.root)
 
 
-def test_running_again_computes_nothing_and_report_rebuilds_everything(finished: study.Run, tmp_path: Path) -> None:
+def test_running_again_computes_only_what_is_missing_or_damaged(finished: study.Run, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished.root, root)
     units = {p.name: p.stat().st_mtime_ns for p in (root / "units").iterdir()}
+    missing, damaged = (sorted(n for n in units if n.startswith(kind))[0] for kind in ("layers", "path"))
+    (root / "units" / missing).unlink()
+    data = bytearray((root / "units" / damaged).read_bytes())
+    data[len(data) // 2] ^= 1
+    (root / "units" / damaged).write_bytes(bytes(data))
     study.run(small_config(), root)
-    assert {p.name: p.stat().st_mtime_ns for p in (root / "units").iterdir()} == units
+    again = {p.name: p.stat().st_mtime_ns for p in (root / "units").glob("*.unit")}
+    assert set(again) == set(units) and {n for n in units if again[n] != units[n]} == {missing, damaged}
+    assert list((root / "units").glob("*.bad*"))
+    assert table_bytes(root) == table_bytes(finished.root)
+
+
+def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.Run, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(finished.root, root)
     for derived in ("tables", "figures"):
         shutil.rmtree(root / derived)
+    (root / "report.html").unlink()
     rebuilt = study.report(root)
     assert table_bytes(rebuilt.root) == table_bytes(finished.root)
     assert rebuilt.report.read_bytes() == finished.report.read_bytes()
-
-
-def test_a_damaged_unit_is_computed_again(finished: study.Run, tmp_path: Path) -> None:
-    root = tmp_path / "copy"
-    shutil.copytree(finished.root, root)
-    victim = next(p for p in (root / "units").iterdir() if p.name.startswith("path"))
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 1
-    victim.write_bytes(bytes(data))
-    assert table_bytes(study.run(small_config(), root).root) == table_bytes(finished.root)
-    assert list((root / "units").glob("*.bad*"))
 
 
 def test_another_config_is_refused_with_the_difference(finished: study.Run) -> None:
