@@ -16,9 +16,9 @@ from sharpscope.weights.inert import DamagedPickleError, Inert, Name, PendingTen
 
 __all__ = ["Blob", "Budget", "Machine", "Region"]
 
-MAX_OPCODES: Final = 400_000
-"""A training checkpoint of 1,000 tensors with its optimizer has about 100,000."""
-MAX_MEMORY: Final = 40 * 2**20
+MAX_OPCODES: Final = 800_000
+"""A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
+MAX_MEMORY: Final = 48 * 2**20
 """Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
 BLOB: Final = 4096
 """Strings of bytes of this length or more are left in the file."""
@@ -301,7 +301,8 @@ class Machine:
         if not isinstance(function, Name):
             raise DamagedPickleError("a call of what is no function")
         full = str(function)
-        self.budget.spend(sum(100 * len(a) for a in args if isinstance(a, (list, dict, tuple, str, bytes))))
+        self.budget.spend(sum(100 * len(a) for a in args if isinstance(a, (list, dict, tuple))))
+        self.budget.spend(sum(2 * len(a) for a in args if isinstance(a, (str, bytes))))
         if full in ("copyreg._reconstructor", "copyreg.__newobj__") and args and isinstance(args[0], Name):
             return self._instance(args[0], args[1:])
         known = self.reduce(full, args)
