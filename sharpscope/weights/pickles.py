@@ -20,7 +20,7 @@ MAX_OPCODES: Final = 800_000
 """A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
 MAX_MEMORY: Final = 48 * 2**20
 """Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
-BLOB: Final = 4096
+BLOB: Final = 1024
 """Strings of bytes of this length or more are left in the file."""
 
 
@@ -142,7 +142,7 @@ class Machine:
                 return Blob(self.region.skip(length))
             if length < 0:
                 raise DamagedPickleError("a negative length")
-            self.budget.spend(4 * length + 60)
+            self.budget.spend((1 if kind is bytes else 4) * length + 60)
             data = self.region.exactly(length)
             return data if kind is bytes else data.decode("utf-8" if "UNI" in opcode.name else "latin-1")
         if opcode.name == "LONG4":
