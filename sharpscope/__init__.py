@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sharpscope.clip.data import load_dataset
     from sharpscope.clip.probe import Probe
     from sharpscope.config import PairConfig, StudyConfig
     from sharpscope.curvature.measures import layer_curvature
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "layer_curvature",
     "layer_sharpness",
+    "load_dataset",
     "load_pair",
     "report",
     "run",
@@ -35,6 +37,7 @@ _HOME = {
     "StudyConfig": "sharpscope.config",
     "layer_curvature": "sharpscope.curvature.measures",
     "layer_sharpness": "sharpscope.study",
+    "load_dataset": "sharpscope.clip.data",
     "load_pair": "sharpscope.study",
     "report": "sharpscope.study",
     "run": "sharpscope.study",
