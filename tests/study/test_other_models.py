@@ -101,7 +101,8 @@ def test_a_vit_b_32_of_real_size_runs_on_a_small_machine(image_folder: MakeFolde
         "--granularity", "block", "--probe-size", "4", "--batch-size", "2",
         "--measures", "hessian_trace", "lambda_max", "lambda_min", "--rtol", "0.5", "--max-matvecs", "3",
         "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5", "--selects", "random",
-        "--targets", "delta", "--repair-alphas", "1", "--bootstrap", "50", "--out", str(tmp_path / "run"),
+        "--targets", "delta", "--repair-alphas", "1", "--bootstrap", "50", "--threads", "1",
+        "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(arguments) == 0
     sharpness = read_csv(tmp_path / "run" / "tables" / "sharpness.csv", "sharpness")
