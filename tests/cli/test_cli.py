@@ -313,7 +313,8 @@ def test_failed_units_give_exit_1_and_the_report_all_the_same(asked, monkeypatch
 def process(*argv: str, study: str, **options) -> subprocess.Popen[str]:
     """``sharpscope ARGV`` in a process of its own, with ``study`` for the body of a stand-in sharpscope.study."""
     code = (
-        "import sys, time, types\n"
+        "import signal, sys, time, types\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         "import sharpscope\n"
         "from sharpscope.cli import main\n"
         "fake = types.ModuleType('sharpscope.study')\n"
