@@ -100,6 +100,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         probe="mini:photo",
         id=("mini:photo",),
         ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
+        alphas=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
         seed=seed,
         probe_size=32,
         batch_size=32,
