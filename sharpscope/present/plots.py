@@ -81,7 +81,7 @@ def all_figures(
         ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, [criterion] if criterion else None)),
         ("repair", get["repair"], repair),
         ("correlation_path", get["correlations"], lambda df: correlation(df, "path")),
-        ("correlation_pairs", get["correlations"], lambda df: correlation(df, "pairs")),
+        ("correlation_pairs", _widest(get["correlations"]), lambda df: correlation(df, "pairs")),
         ("correlation_scatter", points, correlation_scatter),
     ]
     figures = {}
@@ -91,6 +91,15 @@ def all_figures(
                 if len(table):
                     figures[name] = figure_of(draw(table))
     return figures
+
+
+def _widest(correlations: pd.DataFrame) -> pd.DataFrame:
+    """The across-pair rows of the source with the most pairs: two say nothing beside a shipped table of ten."""
+    rows = correlations[correlations["scope"] == "pairs"] if len(correlations) else correlations
+    if not len(rows):
+        return rows
+    most = rows.groupby("source")["n"].max()
+    return rows[rows["source"] == most.idxmax()]
 
 
 def _in_order(table: pd.DataFrame, pairs: Sequence[str]) -> pd.DataFrame:
