@@ -98,8 +98,8 @@ def test_a_vit_b_32_of_real_size_runs_on_a_small_machine(image_folder: MakeFolde
     arguments = [
         "run", *files, "--model", "ViT-B-32", "--head", "zeroshot", "--probe", f"folder:{data}",
         "--id", f"folder:{data}", "--classnames", str(tmp_path / "names.txt"), "--alphas", "0", "1",
-        "--granularity", "block", "--probe-size", "4", "--batch-size", "2",
-        "--measures", "hessian_trace", "lambda_max", "lambda_min", "--rtol", "0.5", "--max-matvecs", "3",
+        "--granularity", "block", "--probe-size", "2", "--batch-size", "2",
+        "--measures", "hessian_trace", "lambda_max", "lambda_min", "--rtol", "0.5", "--max-matvecs", "2",
         "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5", "--selects", "random",
         "--targets", "delta", "--repair-alphas", "1", "--bootstrap", "50", "--threads", "1",
         "--out", str(tmp_path / "run"),
