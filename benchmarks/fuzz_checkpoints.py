@@ -251,7 +251,8 @@ def fuzz(seconds: float, seed: int, folder: Path, limit: int | None = None) -> d
             findings.append({"container": name, "outcome": outcome, "detail": detail[:500], "hex": data[:4000].hex()})
         number += 1
     return {
-        "files": number, "seed": seed, "cpu_seconds": round(time.process_time() - start, 1), "slowest_s": round(slowest, 3),
+        "files": number, "seed": seed, "cpu_seconds": round(time.process_time() - start, 1),
+        "slowest_s": round(slowest, 3),
         "findings": findings, "outcomes": dict(sorted(counts.items())),
         "containers": {n: dict(sorted(c.items())) for n, c in by_container.items()},
         "command": " ".join(["python", "benchmarks/fuzz_checkpoints.py", *sys.argv[1:]]),
