@@ -121,7 +121,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         jobs=min(2, os.cpu_count() or 1),
         title="sharpscope on the embedded world",
         question=(
-            "Two fine-tuned models with the same ID accuracy (about 90 %): can sharpness on ID data tell which of them "
+            "Two fine-tuned models with the same ID accuracy: can sharpness on ID data tell which of them "
             "may be interpolated?"
         ),
     )

@@ -30,7 +30,8 @@ class EigenEstimate:
 
     ``residual`` = ||H v - lambda v|| for the unit vector v: some eigenvalue of H lies within it, for certain. ``error``
     is the sharper, estimated bound min(residual, residual^2 / gap), the gap taken from the other Ritz values (Parlett
-    1998, 11.7); ``converged`` says whether it came down to the tolerance.
+    1998, 11.7); ``converged`` says whether it came down to the tolerance: an estimate, not a proof
+    (benchmarks/README.md says how often it was right).
     """
 
     value: float
