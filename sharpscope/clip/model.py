@@ -241,6 +241,33 @@ class ClipModel:
         """Features [T, D] of ``tokens`` [T, context_length], unit rows if ``normalize``."""
         return self._encode(self._text, self.text_names, theta, tokens, normalize)
 
+    def embed_tokens(self, theta: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
+        """The rows of the token embedding that ``tokens`` [T, L] name: [T, L, W], as the text tower first sees them."""
+        _require(theta, (name := f"{self._token_embedding()}.weight",), self.name)
+        return F.embedding(tokens.to(theta[name].device), theta[name])
+
+    def encode_embedded(
+        self, theta: Mapping[str, Tensor], tokens: Tensor, embeddings: Tensor, normalize: bool = True
+    ) -> Tensor:
+        """Text features with ``embeddings`` [T, L, W] in the place of those of ``tokens``: how prompts are learnt.
+
+        ``tokens`` still say where a text ends. Differentiable in ``theta`` and ``embeddings``; with those of
+        :meth:`embed_tokens` equal to ``encode_text``. Raises ConfigError for a text tower that is not open_clip's own.
+        """
+        module = self._text.get_submodule(f"clip.{self._token_embedding()}")
+        hook = module.register_forward_hook(lambda *_: embeddings)
+        try:
+            return self.encode_text(theta, tokens, normalize)
+        finally:
+            hook.remove()
+
+    def _token_embedding(self) -> str:
+        """Name of the module that embeds tokens."""
+        for name in ("token_embedding", "text.token_embedding"):
+            if f"{name}.weight" in self.shapes:
+                return name
+        raise ConfigError(f"model '{shown(self.name)}': prompts need a text tower with a token_embedding of its own.")
+
     def _encode(
         self, tower: nn.Module, names: tuple[str, ...], theta: Mapping[str, Tensor], inputs: Tensor, normalize: bool
     ) -> Tensor:

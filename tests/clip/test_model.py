@@ -349,3 +349,34 @@ def test_check_names_reshaped_tensors_and_ignores_others(
     tiny_model.check({**tiny_theta, "head.weight": torch.zeros(3, 12)})
     with pytest.raises(PairMismatch, match=r"visual\.proj \[2, 2\] instead of \[16, 12\]"):
         tiny_model.check({**tiny_theta, "visual.proj": torch.zeros(2, 2)})
+
+
+# ---------------------------------------------------------------------- prompts in the place of token embeddings
+@pytest.mark.parametrize("kind", ["vit", "customtext"])
+def test_its_own_embeddings_give_the_text_features(kind: str, tiny_thetas: Thetas) -> None:
+    model, theta = tiny_thetas[kind]
+    tokens = model.tokenize(["a photo of a cup", "a key"])
+    embeddings = model.embed_tokens(theta, tokens)
+    assert embeddings.shape == (2, 16, 16)
+    assert torch.equal(model.encode_embedded(theta, tokens, embeddings), model.encode_text(theta, tokens))
+    # the words of the one in the places of the other: the end of the text alone is told by the tokens
+    other = model.tokenize(["a photo of a key", "a cup"])
+    mixed = model.encode_embedded(theta, tokens, model.embed_tokens(theta, other))
+    torch.testing.assert_close(mixed, model.encode_text(theta, other))
+    assert torch.equal(model.encode_text(theta, tokens), model.encode_embedded(theta, tokens, embeddings))
+
+
+def test_the_derivative_in_an_embedding_is_that_of_finite_differences(tiny_thetas: Thetas) -> None:
+    model, single = tiny_thetas["customtext"]
+    theta, tokens = double(single), model.tokenize(["a cup"])
+    embeddings = model.embed_tokens(theta, tokens).requires_grad_()
+    direction = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def feature(step: float) -> torch.Tensor:
+        return model.encode_embedded(theta, tokens, embeddings + step * direction)[0, 0]
+
+    (gradient,) = torch.autograd.grad(feature(0.0), embeddings)
+    with torch.no_grad():
+        difference = (feature(1e-5) - feature(-1e-5)) / 2e-5
+    assert float((gradient * direction).sum()) == pytest.approx(float(difference), rel=1e-6)
+    assert not gradient[0, 4:].any()  # "a cup" ends at position 3: nothing behind it counts
