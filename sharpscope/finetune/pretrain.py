@@ -54,8 +54,10 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
-def pretrain(model: ClipModel, config: Pretraining | None = None, seed: int = 0) -> Trained:
-    """Train both towers from scratch on captioned images; a function of (config, seed).
+def pretrain(
+    model: ClipModel, config: Pretraining | None = None, seed: int = 0, start: Mapping[str, Tensor] | None = None
+) -> Trained:
+    """Train both towers on captioned images, from scratch or on from ``start``; a function of its arguments.
 
     Every batch comes from ONE style. In mixed batches the style tells most pairs apart, and the class is not learned:
     accuracy stays near chance.
@@ -88,6 +90,5 @@ def pretrain(model: ClipModel, config: Pretraining | None = None, seed: int = 0)
     def constrain(theta: Theta) -> None:
         theta["logit_scale"].clamp_(0, math.log(100))
 
-    return train(
-        model.init(seed), model.parameter_names, loss, config.recipe, constrain=constrain, description="pretraining"
-    )
+    theta = model.init(seed) if start is None else start
+    return train(theta, model.parameter_names, loss, config.recipe, constrain=constrain, description="pretraining")
