@@ -1,0 +1,86 @@
+"""Mixing what two models say, not what they weigh: the output-space baselines beside the interpolation path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "FailureSet", "calibrating_temperature", "failure_distance", "finetuned_weight", "mixed_outputs",
+]  # fmt: skip
+
+NEAREST_SHARE = 0.001
+"""k as a share of the failures: VRF's 0.1 %."""
+CENTRE, WIDTH = 1.5, 0.6
+"""VRF's sigmoid: from these distances on the fine-tuned model is trusted less than the zero-shot one, and how fast."""
+
+
+def mixed_outputs(logits_0: Tensor, logits_1: Tensor, weight: Tensor | float = 0.5) -> Tensor:
+    """Log-probabilities ``log((1 - w) softmax(logits_0) + w softmax(logits_1))``: [n, C].
+
+    logits [n, C] of the zero-shot and the fine-tuned model, of the competing classes only; ``weight`` of the fine-tuned
+    one, a number or [n]. At 1/2 it is the output-space ensemble (OSE) that Zhu et al. 2024 (2411.06966) compare with.
+    """
+    w = torch.as_tensor(weight, dtype=logits_0.dtype, device=logits_0.device).reshape(-1, 1)
+    return torch.logaddexp((1 - w).log() + logits_0.log_softmax(1), w.log() + logits_1.log_softmax(1))
+
+
+@dataclass(frozen=True)
+class FailureSet:
+    """What VRF knows of the two models: where the zero-shot one fails, and how sure of themselves they should be.
+
+    ``features`` [m, D], unit rows: the fine-tuned tower's, of the training images that the fine-tuned model gets right
+    and the zero-shot one wrong; ``temperature_0``, ``temperature_1``: see :func:`calibrating_temperature`. Source: Zhu
+    et al. 2024 (VRF, 2411.06966), with the published code's squared distances.
+    """
+
+    features: Tensor
+    temperature_0: float = 1.0
+    temperature_1: float = 1.0
+
+    @classmethod
+    def of(
+        cls, features: Tensor, right_0: Tensor, right_1: Tensor, temperature_0: float = 1.0, temperature_1: float = 1.0
+    ) -> FailureSet:
+        """From the training images' ``features`` [n, D] (unit rows) and where each model is right, bool [n]."""
+        return cls(features[right_1 & ~right_0], temperature_0, temperature_1)
+
+    @property
+    def k(self) -> int:
+        """Which neighbour: ``max(1, round(0.001 m))``."""
+        return max(1, round(NEAREST_SHARE * len(self.features)))
+
+    def mixed(self, logits_0: Tensor, logits_1: Tensor, features: Tensor) -> Tensor:
+        """VRF's log-probabilities [n, C] of images with these fine-tuned ``features`` [n, D] (unit rows)."""
+        weight = finetuned_weight(failure_distance(features, self.features, self.k))
+        return mixed_outputs(logits_0 / self.temperature_0, logits_1 / self.temperature_1, weight)
+
+
+def failure_distance(features: Tensor, failures: Tensor, k: int) -> Tensor:
+    """Squared distance [n] from each row of ``features`` [n, D] to its ``k``-th nearest of ``failures`` [m, D].
+
+    In [0, 4] for unit rows; infinite where there are fewer than ``k`` failures.
+    """
+    if len(failures) < k:
+        return features.new_full((len(features),), torch.inf)
+    squared = features.square().sum(1)[:, None] - 2 * features @ failures.T + failures.square().sum(1)
+    return squared.clamp(min=0).kthvalue(k, dim=1).values
+
+
+def finetuned_weight(distance: Tensor, centre: float = CENTRE, width: float = WIDTH) -> Tensor:
+    """``1 / (1 + exp((d - centre) / width))``: near a failure of the zero-shot model the fine-tuned one counts more."""
+    return torch.sigmoid(-(distance - centre) / width)
+
+
+def calibrating_temperature(logits: Tensor, accuracy: float, low: float = 0.01, high: float = 100.0) -> float:
+    """T in [low, high] such that the mean of ``max softmax(logits / T)`` is ``accuracy``; the nearer bound if none is.
+
+    logits [n, C]. The mean confidence falls as T grows: bisection in log T, to a relative 1e-6.
+    """
+    while high / low > 1 + 1e-6:
+        middle = (low * high) ** 0.5
+        sure = float((logits.double() / middle).softmax(1).amax(1).mean())
+        low, high = (middle, high) if sure > accuracy else (low, middle)
+    return (low * high) ** 0.5
