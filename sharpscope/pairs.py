@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -107,7 +108,7 @@ def load_pair(
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
-        _classnames(classnames, stored, model),
+        _classnames(classnames, ends, model),
         read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates,
         scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
@@ -222,17 +223,29 @@ def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
 
 
 def _classnames(
-    given: str | FilePath | Sequence[str] | None, stored: Mapping[str, Any] | None, model: str
+    given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...], model: str
 ) -> Sequence[str]:
     if isinstance(given, (str, FilePath)):
         return read_classnames(given)
     if given is not None:
         return tuple(given)
-    if stored and stored.get("classnames"):
-        return tuple(stored["classnames"])
+    for end in reversed(ends):
+        if (head := end.facts.get("head")) and head.get("classnames"):
+            return tuple(head["classnames"])
+        if told := _told_names(end):
+            return told
     if model == "mini":
         return miniworld.CLASSES
     raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+
+
+def _told_names(end: Checkpoint) -> tuple[str, ...]:
+    """The class names in the metadata of a file without a head: one that is made from its text tower."""
+    try:
+        told = json.loads(end.facts.get("metadata", {}).get("sharpscope.classnames", "[]"))
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(told) if isinstance(told, list) and all(isinstance(name, str) for name in told) else ()
 
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:

@@ -19,9 +19,12 @@ from sharpscope.clip import miniworld
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.finetune.data import TensorExamples
+from sharpscope.finetune.fit import fit
+from sharpscope.finetune.method import Task
 from sharpscope.finetune.pretrain import Pretraining, as_tensor, pretrain
 from sharpscope.finetune.trainer import Theta
-from sharpscope.finetune.wise_ft import WiseFT, wise_ft
+from sharpscope.finetune.wise_ft import WiseFT
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 __all__ = ["FINETUNED", "TEST_SIZE", "ZEROSHOT", "FineTuning", "accuracies", "classifier", "load", "train_world"]
@@ -44,8 +47,7 @@ class FineTuning:
     seed: int = 0
 
     def recipe(self) -> WiseFT:
-        plain = WiseFT(lr=self.lr, epochs=self.epochs, batch_size=64, warmup=0.0, scale_baked=False)
-        return dataclasses.replace(plain, warmup=self.warmup * plain.steps(self.n))
+        return WiseFT(lr=self.lr, epochs=self.epochs, batch_size=64, warmup=self.warmup, scale_baked=False)
 
 
 FINETUNED: Final[dict[str, FineTuning]] = {
@@ -124,9 +126,9 @@ def _between(theta_0: Theta, theta_1: Theta, alpha: float) -> Theta:
 
 def _finetune(model: ClipModel, theta_0: Theta, run: FineTuning, path: Path) -> None:
     sample = miniworld.make("photo", run.n, miniworld.SEEDS["train"])
-    images, labels = as_tensor(sample.images, model), torch.from_numpy(sample.labels)
-    names = (miniworld.CLASSES, miniworld.TEMPLATES)
-    theta = wise_ft(model, theta_0, images, labels, *names, run.recipe(), run.seed).theta
+    examples = TensorExamples(as_tensor(sample.images, model), torch.from_numpy(sample.labels))
+    task = Task(model, theta_0, miniworld.CLASSES, miniworld.TEMPLATES, run.n, run.seed)
+    theta = fit(run.recipe(), task, examples).theta
     head = {
         "sharpscope.head.scale_baked": "false",
         "sharpscope.head.normalize": "true",
