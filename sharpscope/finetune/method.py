@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
@@ -23,7 +24,8 @@ from sharpscope.finetune.trainer import Optimizer, Recipe, Theta
 from sharpscope.seeds import derive
 
 __all__ = [
-    "Batch", "Exported", "Losses", "Method", "Prepared", "Stage", "Task", "both_towers", "of_classifier", "with_head",
+    "Batch", "Exported", "Losses", "Method", "Prepared", "Stage", "Task", "both_towers", "cross_entropy", "image_tower",
+    "of_classifier", "text_head", "with_head",
 ]  # fmt: skip
 
 
@@ -204,7 +206,28 @@ def with_head(task: Task, *, scale_baked: bool) -> tuple[Classifier, Theta]:
     return classifier, classifier.attach(task.theta_0)
 
 
-def both_towers(task: Task) -> Classifier:
+def cross_entropy(classifier: Classifier) -> Callable[[Theta, Batch], Losses]:
+    """The loss of classification alone."""
+
+    def losses(theta: Theta, batch: Batch) -> Losses:
+        logits = classifier.logits(theta, batch.images)
+        return Losses(F.cross_entropy(logits, batch.labels), logits=logits)
+
+    return losses
+
+
+def image_tower(task: Task) -> tuple[str, ...]:
+    """Names of the image tower's parameters."""
+    return tuple(n for n in task.model.parameter_names if n.startswith("visual."))
+
+
+def both_towers(task: Task) -> tuple[str, ...]:
+    """Names of both towers' parameters and of the logit scale."""
+    text = {*task.model.text_names, "logit_scale"}
+    return tuple(n for n in task.model.parameter_names if n.startswith("visual.") or n in text)
+
+
+def text_head(task: Task) -> Classifier:
     """The head rebuilt from the text tower at every theta (FLYP, CLIPFit, StarFT)."""
     return Classifier(task.model, "text", task.classnames, task.templates)
 

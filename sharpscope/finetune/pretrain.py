@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip import miniworld
 from sharpscope.clip.model import ClipModel
+from sharpscope.finetune.contrastive import contrastive_loss
 from sharpscope.finetune.trainer import Recipe, Theta, Trained, train
 
-__all__ = ["Pretraining", "as_tensor", "contrastive_loss", "pretrain"]
+__all__ = ["Pretraining", "as_tensor", "pretrain"]
 
 _RECIPE = Recipe(lr=1e-3, steps=1900, warmup=40, betas=(0.9, 0.98))
 _MIX = {"photo": 0.35, "clipart": 0.2, "painting": 0.15, "sketch": 0.12, "quickdraw": 0.08, "neon": 0.10}
@@ -42,16 +42,6 @@ def as_tensor(images: np.ndarray[Any, np.dtype[np.uint8]], model: ClipModel) -> 
     """uint8 [n, H, W, 3] -> float32 [n, 3, H, W], normalised by the model's mean and std."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.mean, model.std))
     return (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-
-def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """``(CE(L, I) + CE(L^T, I)) / 2`` of ``L = scale * images @ texts^T``: what belongs together has the same row.
-
-    images, texts: unit rows [B, D]. Source: Radford et al. 2021 (2103.00020).
-    """
-    logits = scale * images @ texts.T
-    targets = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 def pretrain(

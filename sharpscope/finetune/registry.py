@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.finetune.flyp import Flyp
+from sharpscope.finetune.l2_sp import L2SP
+from sharpscope.finetune.linear_probe import LinearProbe
+from sharpscope.finetune.lipsum_ft import LipsumFT
+from sharpscope.finetune.lp_ft import LpFT
 from sharpscope.finetune.method import Method
+from sharpscope.finetune.starft import StarFT
 from sharpscope.finetune.wise_ft import WiseFT
 
 __all__ = ["METHODS", "method_named"]
@@ -14,6 +20,12 @@ METHODS: Final[dict[str, type[Method]]] = {
     m.name: m
     for m in (
         WiseFT,
+        LinearProbe,
+        LpFT,
+        L2SP,
+        LipsumFT,
+        Flyp,
+        StarFT,
     )
 }  # fmt: skip
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
-
-from sharpscope.finetune.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, with_head
-from sharpscope.finetune.trainer import Theta
+from sharpscope.finetune.method import (
+    Method,
+    Prepared,
+    Stage,
+    Task,
+    cross_entropy,
+    image_tower,
+    of_classifier,
+    with_head,
+)  # fmt: skip
 
 __all__ = ["WiseFT"]
 
@@ -35,14 +40,6 @@ class WiseFT(Method):
 
     def prepare(self, task: Task) -> Prepared:
         classifier, theta = with_head(task, scale_baked=self.scale_baked)
-        tower = [k for k in task.model.parameter_names if k.startswith("visual.")] if self.scope == "tower" else []
-
-        def losses(theta: Theta, batch: Batch) -> Losses:
-            logits = classifier.logits(theta, batch.images)
-            return Losses(F.cross_entropy(logits, batch.labels), logits=logits)
-
-        def logits(theta: Theta, images: Tensor) -> Tensor:
-            return classifier.logits(theta, images)
-
-        stage = Stage((*tower, "head.weight"), self.recipe(task.n))
-        return Prepared(theta, (stage,), losses, logits, of_classifier(classifier))
+        trained = (*image_tower(task), "head.weight") if self.scope == "tower" else ("head.weight",)
+        stage = Stage(trained, self.recipe(task.n))
+        return Prepared(theta, (stage,), cross_entropy(classifier), classifier.logits, of_classifier(classifier))

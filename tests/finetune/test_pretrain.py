@@ -11,7 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip import miniworld
 from sharpscope.clip.model import ClipModel
-from sharpscope.finetune.pretrain import Pretraining, as_tensor, contrastive_loss, pretrain
+from sharpscope.finetune.contrastive import contrastive_loss
+from sharpscope.finetune.pretrain import Pretraining, as_tensor, pretrain
 from sharpscope.finetune.trainer import Recipe
 
 FEW = Pretraining(pool=320, batch_size=32, recipe=Recipe(lr=1e-3, steps=2, warmup=1, betas=(0.9, 0.98)))
