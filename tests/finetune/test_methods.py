@@ -57,6 +57,8 @@ def test_exactly_the_named_tensors_move(name: str, task: Task, examples: TensorE
 
 @EVERY
 def test_the_penalty_vanishes_at_the_start(name: str, task: Task, examples: TensorExamples) -> None:
+    # a learnt prompt starts as these words: at the zero-shot classifier where they are the only template
+    task = dataclasses.replace(task, templates=("a photo of a {}.",))
     prepared = quick(name).prepare(task)
     losses = prepared.losses(prepared.theta, first_batch(task, examples))
     assert losses.fit.ndim == 0 and bool(losses.fit.isfinite())
@@ -133,7 +135,8 @@ def test_what_is_saved_classifies_as_what_was_trained(
     fitted = fit(quick(name, lr=0.1), task, examples)
     write_checkpoint(tmp_path / "zeroshot.safetensors", task.theta_0)
     write_checkpoint(tmp_path / "finetuned.safetensors", *fitted.exported)
-    assert read_checkpoint(tmp_path / "finetuned.safetensors", partial=True).facts["dropped"] == []
+    dropped = read_checkpoint(tmp_path / "finetuned.safetensors", partial=True).facts["dropped"]
+    assert all(n.startswith("prompt_learner.") for n in dropped)  # kept in the file for other backbones
     pair = load_pair(
         tmp_path / "zeroshot.safetensors",
         tmp_path / "finetuned.safetensors",
