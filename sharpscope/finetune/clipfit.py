@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
-from sharpscope.finetune.method import Batch, Losses, Method, Prepared, Stage, Task, both_towers, of_classifier
+from sharpscope.finetune.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
 from sharpscope.finetune.prompts import class_drift
 from sharpscope.finetune.trainer import Optimizer, Theta
 
@@ -48,7 +48,7 @@ class CLIPFit(Method):
     """Weight of the penalty: 8 for base-to-new, 2 for few-shot classification."""
 
     def prepare(self, task: Task) -> Prepared:
-        classifier = both_towers(task)
+        classifier = text_head(task)
         with torch.no_grad():
             start = classifier.class_vectors(task.theta_0)
 

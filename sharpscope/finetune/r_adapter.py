@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
-from sharpscope.finetune.method import Batch, Losses, Method, Prepared, Stage, Task, both_towers, of_classifier
+from sharpscope.finetune.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
 from sharpscope.finetune.trainer import Theta
 
 __all__ = ["RAdapter", "adapters_of", "merged", "mpm_nce"]
@@ -52,7 +52,7 @@ class RAdapter(Method):
     def prepare(self, task: Task) -> Prepared:
         if not 0 <= self.drop < 1 or not 0 <= self.smoothing < 1:
             raise ConfigError("r-adapter: drop and smoothing need numbers from 0 to below 1.")
-        model, classifier = task.model, both_towers(task)
+        model, classifier = task.model, text_head(task)
         places = adapters_of(model)
         added = {n: torch.zeros(d, d, device=task.device) for n, (_, d) in places.items()}
         captions = _captions(task)
