@@ -17,8 +17,9 @@ from sharpscope.clip.data import load_dataset, read_classnames, read_lines
 from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.clip.probe import Probe
 from sharpscope.config import StudyConfig
-from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.hvp import HessianEngine, MemoryPlan, plan_memory
 from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError, did_you_mean, shown
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.pairs import LoadedPair, check_activation, load_pair, resolve_checkpoint
@@ -53,7 +54,7 @@ def plan(config: StudyConfig) -> str:
     if not contexts:
         raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
     context = next(iter(contexts.values()))
-    costs = _costs(context)
+    costs, layout = _costs(context)
     layers, alphas = len(context.layers), len(config.alphas)
     inner = len([a for a in config.alphas if 0 < a < 1]) if config.repair_alphas is None else len(config.repair_alphas)
     repairs = len(variants(config, context.layers, [context.layers[0].name])) * inner
@@ -76,22 +77,23 @@ def plan(config: StudyConfig) -> str:
         f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
         f"{_PRODUCTS['eigen']} products a layer, at most {config.max_matvecs})",
         f"one Hessian-vector product of the whole model: {costs['hvp']:.3g} s; of every layer: {costs['sweep']:.3g} s",
-        f"memory of one gradient graph: {costs['graph'] / 2**20:,.0f} MiB a batch; of all: "
-        f"{costs['graph'] * len(context.probe.batches) / 2**20:,.0f} MiB",
+        f"memory: {layout}",
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB of units, and the report",
     ]
     return "\n".join(lines)
 
 
-def _costs(context: Context) -> dict[str, float]:
-    """Seconds of the parts of the work, each timed once at the middle of the path."""
+def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
+    """Seconds of the parts of the work, each timed once at the middle of the path, and how memory will be used."""
     config, probe = context.config, context.probe
     theta = context.theta(0.5 if 0.5 in config.alphas else config.alphas[len(config.alphas) // 2])
     blocks = {ALL: [n for x in context.layers for n in x.params]} | {x.name: x.params for x in context.layers}
-    batches = len(probe.batches)
-    first = context.make_probe(config.batch_size)
-    first.batches, first.weights = probe.batches[:1], (1.0,)
     with second_order():
+        cut, layout = plan_memory(probe, theta, blocks[ALL], context.settings.memory)
+        assert isinstance(cut, Probe)
+        batches = len(cut.batches)
+        first = cut.rebatched(cut.batch_size)
+        first.batches, first.weights = cut.batches[:1], (1.0,)
         start = time.perf_counter()
         engine = HessianEngine(first, theta, blocks)
         build = (time.perf_counter() - start) * batches
@@ -121,11 +123,12 @@ def _costs(context: Context) -> dict[str, float]:
     chosen = len(perturbed) / len(config.alphas)
     worst = sum(m.startswith("sharpness_max") for m in config.measures) * config.pgd_steps * layers * build / 2 * chosen
     ggn = ("ggn_trace" in config.measures) * min(40, config.max_matvecs) * build / 2
-    curvature = (products > 0) * build + products * sweep + averages * chosen + worst + ggn
-    return {
+    rebuilt = (layout.batches - layout.kept) / layout.batches * build
+    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + ggn
+    costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
-        "graph": float(engine.graph_bytes),
     }  # fmt: skip
+    return costs, layout
 
 
 def _duration(seconds: float) -> str:

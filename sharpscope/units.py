@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any, Literal
@@ -36,6 +36,9 @@ __all__ = ["CHUNK", "Context", "Variant", "compute", "pick_device", "plan_curvat
 CHUNK = 4
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
 loses no more than this."""
+
+_RETRIES = 8
+"""How often the memory budget is halved after an accelerator ran out of memory."""
 
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 Progress = Callable[[str], None]
@@ -94,21 +97,17 @@ class Context:
     @cached_property
     def probe(self) -> Probe:
         """The fixed probe set, checked to give the same loss twice."""
-        probe = self.make_probe(self.config.batch_size)
-        probe.check_deterministic(self.theta(0.0))
-        return probe
-
-    def make_probe(self, batch_size: int) -> Probe:
-        """The same probe examples in batches of another size."""
-        return Probe(
+        probe = Probe(
             self.pair.classifier,
             self._dataset(self.config.probe, "train"),
             size=self.config.probe_size,
-            batch_size=batch_size,
+            batch_size=self.config.batch_size,
             seed=self.config.seed,
             device=self.device,
             dtype=self.dtype,
         )
+        probe.check_deterministic(self.theta(0.0))
+        return probe
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -221,50 +220,57 @@ def _accuracy(context: Context, alpha: float, variant: str, hits: Mapping[str, n
 
 # ---------------------------------------------------------------------- sharpness
 def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progress) -> Unit:
-    """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next."""
+    """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next.
+
+    The rows ``engine`` say how gradient graphs were laid out in memory; they go into the run's log.
+    """
     config = context.config
     measures = expand_measures(config.measures)
     rows: list[dict[str, Any]] = []
+    engine: list[dict[str, Any]] = []
     warm: dict[str, Tensor] = {}
     frozen = set(_still(context))
     for alpha in alphas:
         wanted = [m for m in measures if _measured_at(config, m, alpha)]
         result, shrunk = _measure(context, alpha, wanted, warm, progress)
         warm = result.warm
+        if result.facts:
+            engine.append({"alpha": alpha} | result.facts)
         for row in result.rows:
             still = "does not move" if row["layer"] in frozen else ""
             note = "; ".join(x for x in (row["note"], still, shrunk) if x)
             rows.append(
                 {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
             )
-    return Unit({"sharpness": rows})
+    return Unit({"sharpness": rows, "engine": engine})
 
 
 def _measure(
     context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, Tensor], progress: Progress
 ) -> tuple[MeasureResult, str]:
-    """All measures at one alpha; out of memory, the batches are halved (which changes no result) and it is said."""
-    probe, batch_size = context.probe, context.config.batch_size
-    while True:
+    """All measures at one alpha; out of memory on a GPU, the budget of the graphs is halved and all is done again."""
+    probe, settings = context.probe, context.settings
+    for attempt in range(_RETRIES + 1):
         try:
             result = measure_layers(
                 probe,
                 context.theta(alpha),
                 context.layers,
                 measures,
-                context.settings,
+                settings,
                 key=(context.pair.name, alpha),
                 warm=warm,
                 progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
             )
         except torch.OutOfMemoryError:
-            if batch_size == 1:
+            if attempt == _RETRIES:
                 raise
-            batch_size //= 2
             torch.cuda.empty_cache()
-            probe = context.make_probe(batch_size)
+            settings = replace(settings, memory=(settings.memory or 0) // 2)
         else:
-            return result, "" if probe is context.probe else f"in batches of {batch_size} for lack of memory"
+            used = result.facts.get("batch_size") or probe.batch_size
+            return result, "" if used >= probe.batch_size else f"curvature in batches of {used} for lack of memory"
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:

@@ -117,7 +117,8 @@ class Crew:
                 units[task.key] = result
                 if seconds is not None:
                     directory.save(task.key, result)
-                    directory.log("unit", key=task.key, seconds=round(seconds, 3))
+                    engine = {"engine": result.rows["engine"]} if result.rows.get("engine") else {}
+                    directory.log("unit", key=task.key, seconds=round(seconds, 3), **engine)
             bar.update()
         return units, failed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -58,6 +59,27 @@ class Probe:
             )
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
 
+    @property
+    def batch_size(self) -> int:
+        """Examples in the largest batch."""
+        return max(len(labels) for _, labels in self.batches)
+
+    def rebatched(self, batch_size: int) -> Probe:
+        """The same examples in batches of at most ``batch_size``, cut from these: the same loss up to rounding.
+
+        Batches that are small enough stay as they are, bit for bit; no image is loaded again.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"probe: the batch size must be at least 1, got {batch_size}.")
+        other = copy.copy(self)
+        other.batches = tuple(
+            part
+            for images, labels in self.batches
+            for part in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        )
+        other.weights = tuple(len(labels) / self.n for _, labels in other.batches)
+        return other
+
     def __len__(self) -> int:
         return self.n
 
@@ -74,6 +96,10 @@ class Probe:
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """Mean cross-entropy of batch ``i``, a scalar; the loss is sum_i weights[i] * batch_loss(i). Differentiable."""
         return F.cross_entropy(self.batch_logits(i, theta), self.batches[i][1])
+
+    def batch_labels(self, i: int) -> Tensor:
+        """Classes of batch ``i``, int64 [B]."""
+        return self.batches[i][1]
 
     def sample_losses(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of every example [n], in the probe's order, on its device; without gradients."""

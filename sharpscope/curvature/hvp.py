@@ -8,20 +8,24 @@ routes to a Hessian this is one of the few that are right through layer_norm (se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.kernels import ThirdDerivative, analytic_kernels
-from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.errors import ConfigError, NumericalError
 
-__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "memory_in_use"]
+__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "MemoryPlan", "graph_bytes", "plan_memory"]
+
+WORK = 0.5
+"""What a product needs beside the graph that it goes through, in graphs of that size (a third was seen)."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,117 @@ class BlockSpec:
 
 
 @dataclass(frozen=True)
+class MemoryPlan:
+    """What a memory budget makes of the batches: how large they are, and of how many the gradient graph is kept.
+
+    ``graph_bytes``: of the largest batch's graph; ``batch_size``: None where the objective cannot be cut.
+    """
+
+    memory: int | None
+    graph_bytes: int
+    batch_size: int | None
+    batches: int
+    kept: int
+
+    def __str__(self) -> str:
+        size = "" if self.batch_size is None else f" of {self.batch_size}"
+        how = "all kept" if self.kept == self.batches else f"{self.kept} kept, the others rebuilt for every step"
+        limit = "" if self.memory is None else f", budget {_mib(self.memory)}"
+        return f"{self.batches} gradient graphs{size} examples, {_mib(self.graph_bytes)} each, {how}{limit}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
+
+
+@dataclass(frozen=True)
 class _Graph:
     loss: Tensor
     gradient: dict[str, Tensor]
+
+
+def _differentiate(objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> _Graph:
+    loss = objective.batch_loss(i, theta)
+    if loss.ndim != 0:
+        raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
+    grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
+    return _Graph(loss, {n: g for n, g in zip(params, grads, strict=True) if g is not None})
+
+
+def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
+    """Bytes that ``tensors`` and everything their autograd graph has saved keep alive, without the ``known`` tensors.
+
+    Counted storage by storage: exact, the same on every machine, and blind to what an allocator holds in reserve.
+    """
+    storages: dict[int, int] = {}
+
+    def take(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                take(item)
+
+    saved: dict[type, tuple[str, ...]] = {}
+    todo, seen = [], set()
+    for t in tensors:
+        take(t)
+        todo.append(t.grad_fn)
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        kind = type(node)
+        if kind not in saved:
+            saved[kind] = tuple(a for a in dir(node) if a.startswith("_saved_") or a == "saved_tensors")
+        for attribute in saved[kind]:
+            take(getattr(node, attribute))
+        todo += [following for following, _ in node.next_functions]
+    for t in known:
+        storages.pop(t.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
+
+
+def plan_memory(
+    objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str], memory: int | None
+) -> tuple[Objective, MemoryPlan]:
+    """The objective in batches whose graphs fit into ``memory`` bytes, and how many of them can be kept.
+
+    A graph grows linearly with its batch: those of 2 and of 3 examples, counted exactly, tell all others before
+    anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` graphs) fit;
+    all graphs are kept where they fit beside those, else as many as leave room for the one that is being rebuilt.
+    Objectives that are not ``Divisible`` keep their batches, and their first one's graph is measured.
+    """
+    params = {n: theta[n].detach().clone().requires_grad_() for n in names}
+    full = {**theta, **params}
+
+    def measured(part: Objective) -> int:
+        with analytic_kernels():
+            try:
+                graph = _differentiate(part, 0, full, params)
+            except ThirdDerivative:
+                graph = None
+        graph = graph or _differentiate(part, 0, full, params)
+        return graph_bytes([graph.loss, *graph.gradient.values()], full.values())
+
+    size: int | None = None
+    if isinstance(objective, Divisible) and objective.batch_size > 3:
+        size = objective.batch_size
+        two, three = (measured(objective.rebatched(n)) for n in (2, 3))
+        each = three - two
+        while size > 1 and memory is not None and (1 + WORK) * (two + each * (size - 2)) > memory:
+            size = -(-size // 2)
+        one = two + each * (size - 2)
+        objective = objective if size == objective.batch_size else objective.rebatched(size)
+    else:
+        one = measured(objective)
+        size = objective.batch_size if isinstance(objective, Divisible) else None
+    batches = len(objective.weights)
+    room = math.inf if memory is None else memory / max(one, 1) - WORK
+    kept = batches if room >= batches else max(int(room) - 1, 0)
+    return objective, MemoryPlan(memory, one, size, batches, kept)
 
 
 class HessianEngine:
@@ -63,8 +175,9 @@ class HessianEngine:
         objective: the loss, a mean over samples cut into batches.
         theta: named tensors; those named in a block become variables, all others are constants.
         blocks: layer name -> parameter names. Blocks may overlap (the whole model beside its layers).
-        memory: bytes that kept graphs may take; where those of all batches need more, graphs are rebuilt batch by
-            batch, once for every round of products. None: keep everything. The results are the same bits either way.
+        memory: bytes that gradient graphs may take (see ``plan_memory``): where those of all batches need more, only
+            some are kept and the others rebuilt, once for every round of products, which changes no bit; where a
+            single one needs more, batches become smaller, which changes the result by rounding only. None: keep all.
         analytic: run GELU, layer norm, attention and patch embedding with written-out second derivatives (see
             ``kernels``): a quarter cheaper, the same up to rounding. A loss that itself contains a gradient falls back.
 
@@ -96,48 +209,53 @@ class HessianEngine:
         first = next(iter(self.params.values()))
         self.dtype, self.device = first.dtype, first.device
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
-        self._graphs: list[_Graph | None] = [None] * len(objective.weights)
-        self._build(memory)
+        batches = len(objective.weights)
+        self.plan = MemoryPlan(None, 0, None, batches, batches)
+        if memory is not None:
+            self.objective, self.plan = plan_memory(objective, theta, moving, memory)
+        self._graphs: list[_Graph | None] = [None] * self.plan.batches
+        self._build()
 
     # ------------------------------------------------------------------ graphs
+    @property
+    def kept(self) -> bool:
+        """Whether no graph is ever built again."""
+        return self.plan.kept == self.plan.batches
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the first batch's graph."""
+        graph = self._graph(0)
+        return graph_bytes([graph.loss, *graph.gradient.values()], self.theta.values())
+
     def _graph(self, i: int) -> _Graph:
         kept = self._graphs[i]
-        return kept if kept is not None else self._differentiate(i)
-
-    def _differentiate(self, i: int) -> _Graph:
+        if kept is not None:
+            return kept
         with analytic_kernels() if self.analytic else nullcontext():
-            loss = self.objective.batch_loss(i, self.theta)
-        if loss.ndim != 0:
-            raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-        if not torch.isfinite(loss):
-            raise NumericalError(f"loss of batch {i} is {loss.item()}: no curvature there.")
-        try:
-            grads = torch.autograd.grad(loss, list(self.params.values()), create_graph=True, allow_unused=True)
-        except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
-            self.analytic = False
-            return self._differentiate(i)
-        return _Graph(loss, {n: g for n, g in zip(self.params, grads, strict=True) if g is not None})
+            try:
+                return _differentiate(self.objective, i, self.theta, self.params)
+            except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
+                self.analytic = False
+        return self._graph(i)
 
-    def _build(self, memory: int | None) -> None:
-        """One pass: loss and gradient, keeping as many graphs as ``memory`` allows (measured on the first)."""
-        total = torch.zeros((), dtype=torch.float64)
+    def _build(self) -> None:
+        """One pass: loss and gradient, keeping as many graphs as planned."""
+        losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
-        before = memory_in_use(self.device)
-        keep = True
-        self.graph_bytes = 0
         for i, weight in enumerate(self.objective.weights):
-            graph = self._differentiate(i)
-            total += weight * graph.loss.detach().double().cpu()
+            graph = self._graph(i)
+            losses.append(graph.loss.detach().double())
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
                 sums[name] = sums[name] + part if name in sums else part
-            if i == 0:
-                self.graph_bytes = max(memory_in_use(self.device) - before, 0)
-                keep = memory is None or self.graph_bytes * len(self.objective.weights) <= memory
-            if keep:
+            if i < self.plan.kept:
                 self._graphs[i] = graph
-        self.kept = keep
-        self.loss = total.item()
+        values = torch.stack(losses).tolist()
+        for i, value in enumerate(values):
+            if not math.isfinite(value):
+                raise NumericalError(f"loss of batch {i} is {value}: no curvature there.")
+        self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         self._gradient = sums
         if not all(torch.isfinite(g).all() for g in sums.values()):
             raise NumericalError("gradient of the loss is not finite: no curvature there.")
@@ -157,10 +275,12 @@ class HessianEngine:
     def products(self, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """H_ll V_l for every requested layer: {layer: [p_l, k_l]} -> the same shapes, in one pass over the batches."""
         sums: dict[str, Tensor] = {}
+        # Each column by itself in memory: the same bits whatever else is asked for in the same round.
+        columns = {layer: [v.contiguous() for v in vectors.unbind(1)] for layer, vectors in requests.items()}
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
-            for layer, vectors in requests.items():
-                part = weight * torch.stack([self._product(graph, layer, v) for v in vectors.unbind(1)], dim=1)
+            for layer in requests:
+                part = weight * torch.stack([self._product(graph, layer, v) for v in columns[layer]], dim=1)
                 sums[layer] = sums[layer] + part if layer in sums else part
             del graph
         for layer, vectors in requests.items():
@@ -205,10 +325,3 @@ class LayerHessian:
 
     def __repr__(self) -> str:
         return f"LayerHessian({self.layer!r}, size={self.shape[0]}, dtype={self.dtype})"
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Bytes this process holds on ``device`` (resident set on a CPU, allocator's count on CUDA)."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    return int(psutil.Process().memory_info().rss)

@@ -27,6 +27,11 @@ __all__ = ["MeasureResult", "MeasureSettings", "layer_curvature", "measure_layer
 
 _TRACES = ("hessian_trace", "weighted_trace")
 _EIGENVALUES = ("lambda_max", "lambda_min", "lambda_abs")
+_GRADIENT = ("gradient_curvature", "gradient_alignment")
+_OUTER: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
+    "ggn_trace": ggn.ggn_trace,
+    "fisher_trace": ggn.fisher_trace,
+}
 _TRACE_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {"xtrace": xtrace_steps, "hutchpp": hutchpp_steps}
 
 
@@ -70,7 +75,7 @@ def measure_layers(
     """All ``measures`` of every layer and of the whole model, ``(all)``, at ``theta``.
 
     Args:
-        objective: the probe's loss; ``ggn_trace`` also needs its ``batch_logits``.
+        objective: the probe's loss; ``ggn_trace`` and ``fisher_trace`` also need its ``batch_logits``.
         theta: named tensors.
         layers: as ``weights.layers.split_layers`` gives them; the whole model is all of their parameters together.
         measures: names of ``schema.MEASURES``.
@@ -97,12 +102,12 @@ def measure_layers(
         table = _Table(everything, partial(derive, settings.seed, *key), settings)
         facts: dict[str, Any] = {}
         vectors: dict[str, Tensor] = {}
-        if any(m in measures for m in (*_TRACES, *_EIGENVALUES)):
+        if any(m in measures for m in (*_TRACES, *_EIGENVALUES, *_GRADIENT)):
             vectors, facts = _second_order(objective, theta, everything, measures, table, warm or {})
             progress("Hessian")
-        if "ggn_trace" in measures:
-            _ggn(objective, theta, everything, table)
-            progress("ggn_trace")
+        for measure in (m for m in _OUTER if m in measures):
+            _outer(objective, theta, everything, measure, table)
+            progress(measure)
         for measure in measures:
             if measure.startswith("sharpness_"):
                 _finite_radius(objective, theta, everything, measure, table)
@@ -124,7 +129,7 @@ class _Table:
     def add(self, layer: str, measure: str, estimate: float, *, seed: int, converged: bool, **more: Any) -> None:
         x = self.layers[layer]
         finite = math.isfinite(estimate)
-        per_param = estimate / x.num_params if measure not in _EIGENVALUES and finite else math.nan
+        per_param = estimate / x.num_params if measure not in (*_EIGENVALUES, *_GRADIENT) and finite else math.nan
         row = {
             "layer": layer, "tower": x.tower, "depth": x.depth, "kind": x.kind, "num_params": x.num_params,
             "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
@@ -142,7 +147,7 @@ class _Table:
     def rows(self) -> list[dict[str, Any]]:
         for (_, measure), row in self._rows.items():
             whole = self._rows.get((ALL, measure))
-            if whole is not None and whole["estimate"] not in (0.0, None):
+            if measure not in _GRADIENT and whole is not None and whole["estimate"] not in (0.0, None):
                 row["share"] = row["estimate"] / whole["estimate"]
         return list(self._rows.values())
 
@@ -156,7 +161,7 @@ def _second_order(
     warm: Mapping[str, Tensor],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Traces and eigenvalues: layer by layer on kept graphs, or all layers in lock step when graphs are rebuilt."""
-    wanted = [m for m in (*_TRACES, *_EIGENVALUES) if m in measures]
+    wanted = [m for m in (*_TRACES, *_EIGENVALUES, *_GRADIENT) if m in measures]
     settings = table.settings
     try:
         engine = HessianEngine(objective, theta, {x.name: x.params for x in layers}, memory=settings.memory)
@@ -164,6 +169,8 @@ def _second_order(
     except NumericalError as error:
         table.fail(wanted, str(error))
         return {}, {}
+    if any(m in measures for m in _GRADIENT):
+        _along_gradient(engine, table)
     work: dict[str, Estimator[TraceEstimate | ExtremeEigenvalues]] = {}
     common: dict[str, Any] = {
         "dtype": engine.dtype,
@@ -207,7 +214,11 @@ def _second_order(
             ends = [e.vector for e in (result.largest, result.smallest) if e.vector is not None]
             if ends:
                 vectors[layer] = torch.stack(ends).sum(0)
-    facts = {"graphs_kept": engine.kept, "graph_bytes": engine.graph_bytes, "unused": list(engine.unused)}
+    plan = engine.plan
+    facts = {
+        "batch_size": plan.batch_size, "batches": plan.batches, "graphs_kept": plan.kept,
+        "graph_bytes": plan.graph_bytes, "unused": len(engine.unused),
+    }  # fmt: skip
     return vectors, facts
 
 
@@ -220,7 +231,7 @@ def _merged(engine: HessianEngine, requests: Mapping[str, Tensor]) -> dict[str, 
     out: dict[str, Tensor] = {}
     for layer, tasks in by_layer.items():
         parts = products[layer].split([requests[t].shape[1] for t in tasks], dim=1)
-        out |= dict(zip(tasks, parts, strict=True))
+        out |= {t: part.contiguous() for t, part in zip(tasks, parts, strict=True)}
     return out
 
 
@@ -250,13 +261,31 @@ def _eigen_rows(table: _Table, layer: str, result: ExtremeEigenvalues, seed: int
         )  # fmt: skip
 
 
-def _ggn(objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], table: _Table) -> None:
+def _along_gradient(engine: HessianEngine, table: _Table) -> None:
+    """g'Hg / g'g and cos(g, Hg) of every layer, from one product each in one pass; undefined at a zero gradient."""
+    gradients = {layer: engine.gradient(layer) for layer in engine.blocks}
+    products = engine.products({layer: g[:, None] for layer, g in gradients.items()})
+    for layer, g in gradients.items():
+        g, hg = g.double(), products[layer][:, 0].double()
+        bend, size, length = (float(x) for x in (g @ hg, g @ g, hg.norm()))
+        row: dict[str, Any] = {"seed": 0, "converged": True, "stderr": 0.0, "num_matvecs": 1}
+        if size == 0:
+            row |= {"stderr": math.nan, "status": "undefined", "note": "the gradient is zero"}
+        table.add(layer, "gradient_curvature", bend / size if size else math.nan, **row)
+        cosine = bend / (math.sqrt(size) * length) if size and length else 0.0 if size else math.nan
+        table.add(layer, "gradient_alignment", cosine, **row)
+
+
+def _outer(
+    objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], measure: str, table: _Table
+) -> None:
+    """Traces of mean outer products of the logits' gradients, all layers from the same backward passes."""
     if not hasattr(objective, "batch_logits"):
-        table.fail(["ggn_trace"], "the loss gives no logits")
+        table.fail([measure], "the loss gives no logits")
         return
-    seed = table.seed("ggn")
-    estimates = ggn.ggn_trace(
-        objective,  # type: ignore[arg-type]
+    seed = table.seed(measure.removesuffix("_trace"))
+    estimates = _OUTER[measure](
+        objective,
         theta,
         {x.name: x.params for x in layers},
         seed=seed,
@@ -265,7 +294,7 @@ def _ggn(objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Lay
     )
     for layer, result in estimates.items():
         table.add(
-            layer, "ggn_trace", result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+            layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
             num_matvecs=result.num_matvecs,
         )  # fmt: skip
 

@@ -18,6 +18,7 @@ from sharpscope.errors import NumericalError
 
 __all__ = [
     "DenseOperator",
+    "Divisible",
     "Estimator",
     "FunctionOperator",
     "Objective",
@@ -43,6 +44,20 @@ class Objective(Protocol):
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """Mean loss of batch i, a scalar that can be differentiated twice in theta."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An objective whose examples can be cut into batches of another size: the same mean over the same samples."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in its largest batch."""
+        ...
+
+    def rebatched(self, batch_size: int) -> Objective:
+        """The same loss in batches of at most ``batch_size`` examples, in the same order."""
         ...
 
 

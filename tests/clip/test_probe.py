@@ -141,3 +141,21 @@ def test_deterministic_probe_passes_and_noise_is_found(
 def test_no_examples_is_a_config_error(kwargs: dict[str, int], classifier: Classifier) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         probe_of(classifier, **kwargs)
+
+
+def test_cut_into_other_batches_the_examples_and_the_loss_stay(classifier: Classifier, theta: Theta) -> None:
+    probe = probe_of(classifier)
+    assert probe.batch_size == 8 and [len(y) for _, y in probe.batches] == [8, 8, 4]
+    small = probe.rebatched(3)
+    assert [len(y) for _, y in small.batches] == [3, 3, 2, 3, 3, 2, 3, 1] and small.batch_size == 3
+    assert sum(small.weights) == pytest.approx(1) and small.indices == probe.indices and len(small) == 20
+    assert small.loss(theta) == pytest.approx(probe.loss(theta), rel=1e-12)
+    same = probe.rebatched(8)
+    assert all(
+        torch.equal(a, b)
+        for mine, his in zip(same.batches, probe.batches, strict=True)
+        for a, b in zip(mine, his, strict=True)
+    )
+    assert torch.equal(probe.batch_labels(2), probe.batches[2][1])
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        probe.rebatched(0)
