@@ -154,6 +154,17 @@ def test_the_manifest_says_what_was_done(finished: study.Run) -> None:
     assert manifest["alpha_on"] == "finetuned" and manifest["seed"] == 0 and manifest["threads"] == 1
     assert StudyConfig.from_dict(manifest["config"]) == small_config()
     assert re.fullmatch("[0-9a-f]{64}", manifest["pairs"]["success"]["finetuned"]["sha256"])
+    log = [json.loads(line) for line in (finished.root / "log.jsonl").read_text().splitlines()]
+    curvature = [e for e in log if e["event"] == "unit" and e["key"].startswith("curvature/")]
+    layout = curvature[0]["engine"][0]
+    assert layout["alpha"] == 0.0 and layout["graphs_kept"] == layout["batches"] == 2 and layout["graph_bytes"] > 2**20
+
+
+def test_the_plan_says_what_fits_into_memory() -> None:
+    config = small_config(pairs=small_config().pairs[:1])
+    assert "2 gradient graphs of 8 examples" in study.plan(config) and "all kept" in study.plan(config)
+    tight = study.plan(dataclasses.replace(config, memory=0.006))
+    assert re.search(r"memory: \d+ gradient graphs of [24] examples, [45] MiB each, \d+ kept, the others", tight), tight
 
 
 def test_notebook_names_and_summary(finished: study.Run) -> None:
