@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sharpscope.clip.probe import Probe
     from sharpscope.config import PairConfig, StudyConfig
     from sharpscope.curvature.measures import layer_curvature
+    from sharpscope.finetune import finetune
     from sharpscope.study import layer_sharpness, load_pair, report, run
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Probe",
     "StudyConfig",
     "__version__",
+    "finetune",
     "layer_curvature",
     "layer_sharpness",
     "load_dataset",
@@ -35,6 +37,7 @@ _HOME = {
     "PairConfig": "sharpscope.config",
     "Probe": "sharpscope.clip.probe",
     "StudyConfig": "sharpscope.config",
+    "finetune": "sharpscope.finetune",
     "layer_curvature": "sharpscope.curvature.measures",
     "layer_sharpness": "sharpscope.study",
     "load_dataset": "sharpscope.clip.data",

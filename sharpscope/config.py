@@ -28,6 +28,7 @@ __all__ = [
     "StudyConfig",
     "Target",
     "TraceMethod",
+    "checked_fields",
     "expand_measures",
     "parse_rule",
 ]
@@ -172,7 +173,7 @@ class StudyConfig:
     """Free notes kept in the manifest."""
 
     def __post_init__(self) -> None:
-        for name, value in _checked_fields(type(self), vars(self)).items():
+        for name, value in checked_fields(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
         _check(self)
 
@@ -219,7 +220,7 @@ def _known_keys(data: Mapping[str, Any], kind: type, where: str = "") -> None:
             raise ConfigError(f"{where}unknown key '{shown(key, 60)}'.{did_you_mean(str(key), known)}")
 
 
-def _checked_fields(kind: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+def checked_fields(kind: type, values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """Every field's value in its declared type (a list as a tuple, 1 as 1.0); else ConfigError."""
     hints = get_type_hints(kind)
     return {f.name: _typed(values[f.name], hints[f.name], where + f.name) for f in dataclasses.fields(kind)}
@@ -259,7 +260,7 @@ def _nested(value: Any, kind: Any, name: str) -> Any:
     _known_keys(value, kind, f"{name}: ")
     if missing := [key for key in wanted if key not in value]:
         raise ConfigError(f"{name}: has no {' and no '.join(missing)}; it needs {', '.join(wanted)}.")
-    return kind(**_checked_fields(kind, value, f"{name}."))
+    return kind(**checked_fields(kind, value, f"{name}."))
 
 
 def _scalar(value: Any, kind: type, name: str) -> Any:

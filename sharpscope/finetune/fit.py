@@ -82,7 +82,8 @@ class _Judge:
         if self.validation is None:
             return
         with torch.no_grad():
-            accuracy = self.validation(lambda images: self.prepared.logits(theta, images))
+            frozen = self.prepared.freeze(theta)
+            accuracy = self.validation(lambda images: self.prepared.logits(frozen, images))
         self.accuracies.append((step, accuracy))
         if self.keep_best and accuracy > self.best_accuracy:
             self.best_accuracy, self.best = accuracy, {n: t.clone() for n, t in moved.items()}

@@ -51,4 +51,6 @@ class Flyp(Method):
             return Losses(contrastive_loss(images, texts, theta["logit_scale"].exp()))
 
         stage = Stage(both_towers(task), self.recipe(task.n))
-        return Prepared(dict(task.theta_0), (stage,), losses, classifier.logits, of_classifier(classifier))
+        return Prepared(
+            dict(task.theta_0), (stage,), losses, classifier.logits, of_classifier(classifier), classifier.frozen
+        )

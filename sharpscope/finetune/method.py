@@ -120,6 +120,8 @@ class Prepared:
     """How the model classifies images [B, 3, H, W] at any time: what validation and the tables measure."""
     export: Callable[[Theta], Exported]
     """What is saved of a theta (of the averaged one, where the method averages)."""
+    freeze: Callable[[Theta], Theta] = dict
+    """theta with what ``logits`` computes anew for every batch (class vectors, merged weights) computed once."""
     constrain: Callable[[Theta], None] | None = None
     """Puts leaves back where they have to be, in place, after every step."""
     facts: Mapping[str, Any] = field(default_factory=dict)

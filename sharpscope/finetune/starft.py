@@ -95,4 +95,4 @@ class StarFT(Method):
         moved = (*towers, "head.weight") if classify else both_towers(task)
         names = (*model.shapes, "head.weight") if classify else None
         stage = Stage(moved, self.recipe(task.n))
-        return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier, names))
+        return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier, names), classifier.frozen)
