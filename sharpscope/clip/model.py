@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sharpscope.clip.prefix import Prefix
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
 
 __all__ = ["ClipModel", "second_order"]
@@ -279,6 +280,10 @@ class ClipModel:
         with _no_fast_path():
             features = functional_call(tower, state, (inputs,))
         return F.normalize(features, dim=-1) if normalize else features
+
+    def prefix(self, changed: Collection[str]) -> Prefix:
+        """What both towers compute before any of the ``changed`` parameters is used, to be computed once only."""
+        return Prefix(self._image.clip, changed)
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """A buffer that no checkpoint holds (the causal mask), on the device and in the dtype of ``like``."""

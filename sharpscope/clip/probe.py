@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from sharpscope.clip.data import Dataset, stratified
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
 
-__all__ = ["Probe"]
+__all__ = ["Objective", "Probe"]
+
+
+class Objective(Protocol):
+    """A mean over samples in batches, as ``curvature.operator.Objective``, which this room does not know."""
+
+    @property
+    def weights(self) -> Sequence[float]: ...
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor: ...
 
 
 class Probe:
@@ -101,6 +111,14 @@ class Probe:
         """Classes of batch ``i``, int64 [B]."""
         return self.batches[i][1]
 
+    def suffix(self, theta: Mapping[str, Tensor], names: Collection[str]) -> Objective:
+        """This loss for weights that differ from ``theta`` in ``names`` only: the same bits, less work.
+
+        What comes before the first of them in the forward pass is computed once for each batch, class vectors that
+        cannot change once for all. Meant to be asked for one batch after the other: it remembers the last one.
+        """
+        return _Suffix(self, theta, tuple(names))
+
     def sample_losses(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of every example [n], in the probe's order, on its device; without gradients."""
         with torch.no_grad():
@@ -126,3 +144,25 @@ class Probe:
                         f"two losses of the same batch differ: {first.item():.9g} and {second.item():.9g}.\n"
                         "Dropout, augmentation or another random operation is active: such a loss has no curvature."
                     )
+
+
+class _Suffix:
+    """See :meth:`Probe.suffix`."""
+
+    def __init__(self, probe: Probe, theta: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
+        self.probe, self.weights = probe, probe.weights
+        self._theta, self._names = theta, names
+        classifier = probe.classifier
+        text = classifier.mode == "text" and not set(names) & set(classifier.model.text_names)
+        vectors = classifier.frozen(theta) if text else {}
+        self._fixed = {k: v for k, v in vectors.items() if k not in theta}
+        self._prefix = classifier.model.prefix(names)
+        self._batch: int | None = None
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        if self._batch != i:
+            with self._prefix.recording([self._theta[n] for n in self._names if n in self._theta]):
+                self.probe.batch_loss(i, {**self._theta, **self._fixed})
+            self._batch = i
+        with self._prefix.replaying():
+            return self.probe.batch_loss(i, {**theta, **self._fixed})

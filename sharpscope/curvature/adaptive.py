@@ -9,16 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.operator import Cuttable, Objective
+from sharpscope.seeds import derive
 
 __all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_avg", "sharpness_max"]
 
 Norm = Literal["l2", "linf"]
+
+NOISE_KEPT = 2**30
+"""Bytes up to which all noise draws of a layer are kept; beyond, each is drawn again for every batch."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ def sharpness_avg(
     """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
 
     Antithetic pairs: every draw is used with both signs, which cancels the first-order term <g, delta> exactly; the
-    small-rho limit is rho^2 / 2 * tr(diag(c) H diag(c)).
+    small-rho limit is rho^2 / 2 * tr(diag(c) H diag(c)). What precedes the layer in the forward pass is computed once
+    for each batch where the objective is ``Cuttable``.
 
     Args:
         objective, theta: the loss and where.
@@ -61,20 +67,32 @@ def sharpness_avg(
         rtol: tolerance for ``converged``: stderr <= rtol * |estimate|.
         base: the unperturbed loss of every batch, where known.
     """
-    generator = torch.Generator().manual_seed(seed)
     flat = {n: theta[n].detach() for n in names}
-    base = [float(objective.batch_loss(i, theta)) for i in range(len(objective.weights))] if base is None else base
-    rises = torch.zeros(samples, dtype=torch.float64)
+    size = sum(w.numel() * w.element_size() for w in flat.values())
+
+    def draw(s: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(derive(seed, "noise", s))
+        return {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
+
+    noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
+    rises: list[Tensor | float] = [0.0] * samples  # on the device: no number is waited for on the way
+    target = _without_prefix(objective, theta, names)
     with torch.no_grad():
-        for s in range(samples):
-            noise = {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
-            for i, weight in enumerate(objective.weights):
+        for i, weight in enumerate(objective.weights):
+            start = objective.batch_loss(i, theta) if base is None else base[i]
+            for s in range(samples):
                 for sign in (1, -1):
-                    moved = {**theta, **{n: w + sign * noise[n] for n, w in flat.items()}}
-                    rises[s] += weight * (float(objective.batch_loss(i, moved)) - base[i]) / 2
-    mean = float(rises.mean())
-    stderr = float(rises.std()) / math.sqrt(samples) if samples > 1 else math.nan
+                    moved = {**theta, **{n: w + sign * noise(s)[n] for n, w in flat.items()}}
+                    rises[s] = rises[s] + weight * (target.batch_loss(i, moved).double() - start) / 2
+    values = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rises]).cpu()
+    mean = float(values.mean())
+    stderr = float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
     return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples)
+
+
+def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
+    """The objective for weights that differ from ``theta`` in ``names`` only, where it knows a cheaper way to it."""
+    return objective.suffix(theta, names) if isinstance(objective, Cuttable) else objective
 
 
 def _noise(w: Tensor, rho: float, adaptive: bool, generator: torch.Generator) -> Tensor:
@@ -97,13 +115,14 @@ def sharpness_max(
     What the search finds is a lower bound of the maximum. Step 2 rho, momentum 0.75; at the checkpoints of
     ``auto_pgd_checkpoints`` the step is halved and the search returns to the best point (with its own delta) when fewer
     than 75 % of the steps since the last one improved, or when neither the step nor the best value changed. Zero
-    weights have c = 0 and stay where they are.
+    weights have c = 0 and stay where they are. All steps share what precedes the layer, as in ``sharpness_avg``.
 
     Source: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
     rises, settled = [], True
+    target = _without_prefix(objective, theta, names)
     for i in range(len(objective.weights)):
-        rise, done = _auto_pgd(objective, i, theta, names, rho, norm, adaptive, steps)
+        rise, done = _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps)
         rises.append(rise)
         settled &= done
     weights = torch.tensor(list(objective.weights), dtype=torch.float64)
@@ -128,6 +147,7 @@ def _auto_pgd(
     shapes = [theta[n].shape for n in names]
     sizes = [theta[n].numel() for n in names]
     w = torch.cat([theta[n].detach().reshape(-1) for n in names])
+    # One number is waited for in each step: the loss, which decides what is best and whether the step is halved.
     c = w.abs() if adaptive else torch.ones_like(w)
 
     def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
@@ -143,7 +163,7 @@ def _auto_pgd(
             return c * gradient.sign()
         scaled = c * gradient
         length = scaled.norm()
-        return c * scaled / length if length > 0 else torch.zeros_like(c)
+        return torch.where(length > 0, c * scaled / length, 0.0)
 
     delta = previous = torch.zeros_like(w)
     start, gradient = loss_and_gradient(delta)
@@ -180,7 +200,7 @@ def project(delta: Tensor, c: Tensor, rho: float, norm: Norm) -> Tensor:
         return torch.minimum(torch.maximum(delta, -rho * c), rho * c)
     inside = torch.where(c > 0, delta / torch.where(c > 0, c, 1.0), 0.0)
     length = inside.norm()
-    return c * inside * (rho / length if length > rho else 1.0)
+    return c * inside * torch.where(length > rho, rho / length, 1.0)
 
 
 def auto_pgd_checkpoints(steps: int) -> frozenset[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from sharpscope.errors import NumericalError
 
 __all__ = [
+    "Cuttable",
     "DenseOperator",
     "Divisible",
     "Estimator",
@@ -44,6 +45,15 @@ class Objective(Protocol):
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """Mean loss of batch i, a scalar that can be differentiated twice in theta."""
+        ...
+
+
+@runtime_checkable
+class Cuttable(Protocol):
+    """An objective that knows a cheaper way to its loss when only some tensors change."""
+
+    def suffix(self, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
+        """The same loss, bit for bit, for weights that differ from ``theta`` in ``names`` only."""
         ...
 
 
