@@ -31,7 +31,7 @@ def study() -> sharpscope.StudyConfig:
         pairs=tuple(
             sharpscope.PairConfig(name, "mini:zeroshot", f"mini:{name}")
             for name in miniworld.checkpoint_names()
-            if name != "zeroshot"
+            if name not in ("zeroshot", "upgraded")
         ),
         model="mini",
         probe="mini:photo",

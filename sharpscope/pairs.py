@@ -20,7 +20,7 @@ from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
-from sharpscope.weights.naming import Tower
+from sharpscope.weights.naming import TOWERS, Tower, tower_of
 from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 
 __all__ = ["LoadedPair", "check_activation", "load_pair", "load_study_pair", "resolve_checkpoint"]
@@ -126,7 +126,8 @@ def load_pair(
             "of the path gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
         )
     facts = {
-        "model": clip.name, "head": mode, "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
+        "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
+        "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
         **pair.facts,
     }  # fmt: skip
@@ -246,6 +247,22 @@ def _told_names(end: Checkpoint) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         return ()
     return tuple(told) if isinstance(told, list) and all(isinstance(name, str) for name in told) else ()
+
+
+def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]) -> str:
+    """Which of the parameters that the logits depend on differ, tower by tower, and of what kind they are."""
+    moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
+    if all(tower_of(n) == "head" for n in moving):
+        return "the head alone: the towers stand still, and the path mixes the logits of the two heads"
+    norms = {n for x in split_layers({n: theta_0[n].shape for n in names}) if x.kind == "norm" for n in x.params}
+    said = []
+    for tower in TOWERS:
+        own = [n for n in moving if tower_of(n) == tower]
+        kinds = {"norms" if n in norms else "biases" if n.endswith("bias") else "" for n in own}
+        what = f" ({' and '.join(sorted(kinds))} alone)" if "" not in kinds and tower in ("image", "text") else ""
+        if own:
+            said.append(f"{tower}: {len(own)} of {sum(tower_of(n) == tower for n in names)} tensors{what}")
+    return "; ".join(said)
 
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:

@@ -143,7 +143,8 @@ class Results:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
                 self._fallback[name] = "no layer is a straggler by the rule: its highest score is repaired instead"
-            self._variants[name] = variants(self.config, self.layers[name], chosen)
+            frozen = table.loc[table["status"] == "frozen", "layer"]
+            self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
         return self._variants[name]
 
     def tables(self) -> dict[str, pd.DataFrame]:

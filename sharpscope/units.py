@@ -337,26 +337,32 @@ def _rms(context: Context, layer: Layer) -> float:
 
 
 # ---------------------------------------------------------------------- repair
-def variants(config: StudyConfig, layers: Sequence[Layer], chosen: Iterable[str]) -> list[Variant]:
-    """Every repair of the chosen layers with its controls; empty when nothing is chosen."""
-    names = set(chosen)
+def variants(
+    config: StudyConfig, layers: Sequence[Layer], chosen: Iterable[str], frozen: Iterable[str] = ()
+) -> list[Variant]:
+    """Every repair of the chosen layers with its controls; empty when nothing is chosen.
+
+    ``frozen``: layers whose delta is zero (most of them where only norms or a head moved): they are no control.
+    """
+    names, still = set(chosen), set(frozen)
     straggler = [x for x in layers if x.name in names]
     if not straggler:
         return []
+    moving = [x for x in layers if x.name not in still]
     groups: dict[Group, Sequence[Layer]] = {
         "straggler": straggler,
-        "random_layers": matched_control(straggler, layers, derive(config.seed, "control")),
-        "all_layers": layers,
-        "everything": layers,
+        "random_layers": matched_control(straggler, moving, derive(config.seed, "control")),
+        "all_layers": moving,
+        "everything": moving,
     }
     total = sum(x.num_params for x in layers)
-    share = sum(x.num_params for x in straggler) / total
+    share = sum(x.num_params for x in straggler) / sum(x.num_params for x in moving)
     out = []
     for target, select, density in product(config.targets, config.selects, config.densities):
         for group, members in groups.items():
             kept = 1 - share * (1 - density) if group == "all_layers" else density
             dropped = sum(x.num_params for x in members) * (1 - kept)
-            if members:
+            if members and (group == "straggler" or list(members) != straggler):  # where nothing else moves: no control
                 layer_names = tuple(x.name for x in members)
                 out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total))
     return out

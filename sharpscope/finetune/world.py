@@ -1,4 +1,4 @@
-"""Training of everything that ships with the embedded world: one zero-shot CLIP and what ten recipes make of it."""
+"""Training of everything that ships with the embedded world: a zero-shot CLIP, ten fine-tunings, a better CLIP."""
 
 from __future__ import annotations
 
@@ -23,13 +23,24 @@ from sharpscope.finetune.data import TensorExamples
 from sharpscope.finetune.fit import fit
 from sharpscope.finetune.method import Task
 from sharpscope.finetune.pretrain import Pretraining, as_tensor, pretrain
-from sharpscope.finetune.trainer import Theta
+from sharpscope.finetune.trainer import Recipe, Theta
 from sharpscope.finetune.wise_ft import WiseFT
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
-__all__ = ["FINETUNED", "TEST_SIZE", "ZEROSHOT", "FineTuning", "accuracies", "classifier", "load", "train_world"]
+__all__ = [
+    "FINETUNED",
+    "TEST_SIZE",
+    "UPGRADED",
+    "ZEROSHOT",
+    "FineTuning",
+    "accuracies",
+    "classifier",
+    "load",
+    "train_world",
+]
 
 ZEROSHOT: Final = "zeroshot"
+UPGRADED: Final = "upgraded"
 TEST_SIZE: Final = 400
 """Images a domain behind the manifest's accuracies."""
 _ALPHAS: Final = (0.3, 0.5, 1.0)
@@ -64,15 +75,20 @@ FINETUNED: Final[dict[str, FineTuning]] = {
 }
 """Success and failure differ in the learning rate alone; the others are there for correlations across pairs."""
 
+UPGRADE: Final = Pretraining(noise=0.05, confuse=0.3, recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98)))
+"""The zero-shot model trained on, on other images with cleaner captions: the update of a backbone that a prompt or a
+task vector made on the old one may or may not survive."""
+_UPGRADE_SEED: Final = 1
+
 
 def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
     """Train the checkpoints named in ``only`` (default: all) into the folder ``out``; returns its manifest's path.
 
     Fine-tunings start from ``out/zeroshot.safetensors``, the half-precision file itself, or from the packaged one when
     it is not there. The manifest keeps the entries of checkpoints that are not trained again. About 210 CPU-seconds for
-    the zero-shot model and 15 to 40 for each other one. Raises ConfigError for an unknown name.
+    the zero-shot model, 90 for the upgraded one and 15 to 40 for each other. Raises ConfigError for an unknown name.
     """
-    known = (ZEROSHOT, *FINETUNED)
+    known = (ZEROSHOT, *FINETUNED, UPGRADED)
     for name in only:
         if name not in known:
             raise ConfigError(f"only: '{shown(name)}' is none of {', '.join(known)}.{did_you_mean(name, known)}")
@@ -88,7 +104,11 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
         if only and name not in only:
             continue
         path, alphas = out / f"{name}.safetensors", (0.0,) if name == ZEROSHOT else _ALPHAS
-        if name != ZEROSHOT:
+        if name == UPGRADED:
+            better = pretrain(model, UPGRADE, _UPGRADE_SEED, {n: theta_0[n] for n in model.shapes}).theta
+            _write(path, better, {})
+            alphas = (1.0,)
+        elif name != ZEROSHOT:
             _finetune(model, theta_0, FINETUNED[name], path)
         theta_1 = theta_0 if name == ZEROSHOT else {**theta_0, **load(model, path)}
         path_points = {f"{a:g}": accuracies(model, _between(theta_0, theta_1, a)) for a in alphas}
@@ -143,15 +163,16 @@ def _write(path: Path, theta: Mapping[str, Tensor], metadata: dict[str, str]) ->
 
 def _facts(name: str, path: Path) -> dict[str, Any]:
     data = path.read_bytes()
-    recipe: Any = Pretraining() if name == ZEROSHOT else FINETUNED[name]
+    pretraining = {ZEROSHOT: Pretraining(), UPGRADED: UPGRADE}
+    recipe: Any = pretraining.get(name) or FINETUNED[name]
     facts = dataclasses.asdict(recipe)
     return {
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
-        "method": "contrastive pretraining" if name == ZEROSHOT else "wise_ft",
+        "method": "contrastive pretraining" if name in pretraining else "wise_ft",
         "recipe": facts,
-        "seed": facts.pop("seed", 0),
+        "seed": facts.pop("seed", _UPGRADE_SEED if name == UPGRADED else 0),
         "torch": torch.__version__,
     }
 

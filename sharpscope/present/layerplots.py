@@ -102,8 +102,8 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
     """One measure over layers (forward order, downwards) and alpha; a panel a pair, one logarithmic colour scale.
 
     Where most values are negative (``lambda_min``) the colour is that of minus the value. Values of the other sign
-    have no logarithm and are hatched; a ring marks an estimate that did not converge, a cross one that failed. Raises
-    NoData without a row of ``measure``.
+    have no logarithm and are hatched; a ring marks an estimate that did not converge, a cross one that failed, a bar on
+    the left a layer whose weights both ends share. Raises NoData without a row of ``measure``.
     """
     table = sharpness[sharpness["measure"] == measure]
     if not len(table):
@@ -152,7 +152,10 @@ def _marks(other_sign: str) -> dict[str, Any]:
         ),
         "not_converged": Line2D([], [], **ring, label="not converged"),
         "failed": Line2D([], [], color=INK["bad"], marker="x", ls="none", markersize=4, label="failed"),
-        "frozen": Patch(facecolor="#f4f4f4", edgecolor="#bbbbbb", lw=0.4, label="does not move, or not measured"),
+        "absent": Patch(facecolor="#f4f4f4", edgecolor="#bbbbbb", lw=0.4, label="not measured"),
+        "frozen": Line2D(
+            [], [], color=INK["grey"], marker="|", ls="none", markersize=7, markeredgewidth=2, label="does not move"
+        ),
     }
 
 
@@ -183,9 +186,15 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
         if at.any():
             ax.scatter(x[at] + 0.5, y[at] + 0.5, zorder=3, **style)
             seen.add(status)
+    still = sorted(set(y[rows["note"].astype(str).str.contains("does not move").to_numpy(bool)]))
+    wide = 0.02 * len(alphas)
+    for i in still:
+        ax.add_patch(Rectangle((-1.5 * wide, i + 0.1), wide, 0.8, facecolor=INK["grey"], lw=0, clip_on=False))
+        seen.add("frozen")
+    ax.set_xlim(0, len(alphas))
     measured = np.zeros(grid.shape, bool)
     measured[y, x] = np.isfinite(rows["estimate"].to_numpy(float)) | (rows["status"] == "failed").to_numpy()
-    return seen | (set() if measured.all() else {"frozen"})
+    return seen | (set() if measured.all() else {"absent"})
 
 
 # ---------------------------------------------------------------------------------------------------------- stragglers

@@ -99,6 +99,8 @@ def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: 
     caption = f"{measure} of each layer at α = {alpha:g}, in the order of the forward pass" + (
         "" if len(size) == len(body) else "; the sharpest"
     )
+    if rows["note"].astype(str).str.contains("does not move").any():
+        caption += "; ▪ does not move: both ends share its weights"
     return Grid.of(head, body, caption, range(1, len(head)), "tables/sharpness.csv", total=len(size))
 
 

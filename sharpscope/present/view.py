@@ -152,6 +152,8 @@ def estimate_cell(row: Mapping[str, Any]) -> Cell:
         return status_cell(status, str(row["note"]))
     error = row["stderr"] if _finite(row["stderr"]) else row["residual"]
     text = with_error(float(row["estimate"]), float(error) if _finite(error) else math.nan)
+    if "does not move" in str(row["note"]):
+        text += " ▪"
     if status == "not_converged":
         return cell(text + " °", "open", f"not converged: {row['note']}")
     return cell(text, _STATUS_KINDS.get(status, ""), str(row["note"] or ""))

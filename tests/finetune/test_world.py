@@ -20,7 +20,17 @@ from sharpscope.errors import ConfigError
 from sharpscope.finetune import world
 from sharpscope.finetune.pretrain import Pretraining, pretrain
 from sharpscope.finetune.trainer import Theta
-from sharpscope.finetune.world import FINETUNED, TEST_SIZE, ZEROSHOT, FineTuning, accuracies, load, train_world
+from sharpscope.finetune.world import (
+    FINETUNED,
+    TEST_SIZE,
+    UPGRADE,
+    UPGRADED,
+    ZEROSHOT,
+    FineTuning,
+    accuracies,
+    load,
+    train_world,
+)
 from sharpscope.weights.checkpoint import read_checkpoint
 
 CHECKPOINTS: dict[str, Any] = miniworld.manifest()["checkpoints"]
@@ -42,9 +52,9 @@ def path_of(model: ClipModel, name: str) -> dict[float, Theta]:
 # ---------------------------------------------------------------- files
 def test_the_manifest_lists_every_file_and_nothing_else() -> None:
     folder = miniworld.checkpoint_path(ZEROSHOT).parent
-    assert miniworld.checkpoint_names() == (ZEROSHOT, *FINETUNED)
+    assert miniworld.checkpoint_names() == (ZEROSHOT, *FINETUNED, UPGRADED)
     assert {f.name for f in folder.glob("*.safetensors")} == {c["file"] for c in CHECKPOINTS.values()}
-    assert sum(f.stat().st_size for f in folder.iterdir()) <= 6_000_000
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= 6_500_000
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -59,7 +69,7 @@ def test_each_file_holds_what_its_method_trains_in_half_precision(name: str, mod
     checkpoint = read_checkpoint(miniworld.checkpoint_path(name), expected_sha256=CHECKPOINTS[name]["sha256"])
     assert {t.dtype for t in checkpoint.tensors.values()} == {torch.float16}
     assert all(t.isfinite().all() for t in checkpoint.tensors.values())
-    if name == ZEROSHOT:
+    if name in (ZEROSHOT, UPGRADED):
         assert set(checkpoint.tensors) == set(model.shapes)
         assert checkpoint.facts["head"] is None
         return
@@ -70,10 +80,10 @@ def test_each_file_holds_what_its_method_trains_in_half_precision(name: str, mod
 
 
 def test_the_recipes_of_the_manifest_are_those_of_the_code() -> None:
-    configs: dict[str, Any] = {ZEROSHOT: Pretraining(), **FINETUNED}
+    configs: dict[str, Any] = {ZEROSHOT: Pretraining(), UPGRADED: UPGRADE, **FINETUNED}
     for name, config in configs.items():
         wanted = json.loads(json.dumps(dataclasses.asdict(config)))
-        assert CHECKPOINTS[name]["seed"] == wanted.pop("seed", 0)
+        assert CHECKPOINTS[name]["seed"] == wanted.pop("seed", 1 if name == UPGRADED else 0)
         assert CHECKPOINTS[name]["recipe"] == wanted
 
 
@@ -112,6 +122,11 @@ def test_the_middle_of_the_path_beats_both_ends_or_loses_to_both(name: str, sign
     start, middle, end = (mean(measured[a].values()) for a in (0.0, 0.3, 1.0))
     stderr = (0.5 * 0.5 / (TEST_SIZE * len(OOD))) ** 0.5  # of one mean; the differences are paired, theirs is smaller
     assert sign * (middle - start) > 2 * stderr and sign * (middle - end) > 2 * stderr
+
+
+def test_the_upgraded_model_is_better_everywhere() -> None:
+    old, new = CHECKPOINTS[ZEROSHOT]["accuracy"]["0"], CHECKPOINTS[UPGRADED]["accuracy"]["1"]
+    assert all(new[domain] > old[domain] + 0.05 for domain in miniworld.DOMAINS)
 
 
 def test_both_pairs_end_at_the_same_id_accuracy() -> None:
@@ -155,9 +170,9 @@ def test_without_names_everything_is_trained_from_the_pretraining_on(
     monkeypatch.setattr(world, "FINETUNED", {"short": FineTuning(1e-3, n=64, epochs=1)})
     monkeypatch.setattr(world, "accuracies", lambda *a: {})
     few = dataclasses.replace(Pretraining(), pool=320, recipe=dataclasses.replace(Pretraining().recipe, steps=1))
-    monkeypatch.setattr(world, "pretrain", lambda clip: pretrain(clip, few))
+    monkeypatch.setattr(world, "pretrain", lambda clip, *on: pretrain(clip, few, *on[1:]))
     train_world(tmp_path)
-    assert list(json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]) == [ZEROSHOT, "short"]
+    assert list(json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]) == [ZEROSHOT, "short", UPGRADED]
     # the fine-tuning started from the new zero-shot model, not from the packaged one: one step moves no weight by more
     # than a few learning rates
     new, packaged = (load(model, f) for f in (tmp_path / "zeroshot.safetensors", miniworld.checkpoint_path(ZEROSHOT)))
