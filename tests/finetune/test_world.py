@@ -84,7 +84,10 @@ def test_the_recipes_of_the_manifest_are_those_of_the_code() -> None:
     for name, config in configs.items():
         wanted = json.loads(json.dumps(dataclasses.asdict(config)))
         assert CHECKPOINTS[name]["seed"] == wanted.pop("seed", 1 if name == UPGRADED else 0)
-        assert CHECKPOINTS[name]["recipe"] == wanted
+        recorded = dict(CHECKPOINTS[name]["recipe"])
+        if "recipe" in wanted:  # what a recipe could not yet say when the first files were made
+            recorded["recipe"] = {"optimizer": "adamw", "momentum": 0.9, "warmup_lr": None, **recorded["recipe"]}
+        assert recorded == wanted
 
 
 def test_success_and_failure_differ_in_the_learning_rate_alone() -> None:
