@@ -280,32 +280,40 @@ class Sparsify:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Accuracy of one checkpoint on data sets, with Wilson intervals."""
+    """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
-    checkpoint: Annotated[Positional[str], arg(metavar="FILE")]
-    """Checkpoint file."""
+    checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
+    """Checkpoint files of one architecture."""
     datasets: Annotated[tuple[str, ...], arg(aliases=["--data"])]
-    """Data set specs: ``folder:PATH``, ``mini:DOMAIN``."""
+    """Data set specs, or collections of them (imagenet-shifts, lipsum-imagenet, domainnet-real), whose averages are
+    added."""
     model: str = "ViT-B-32"
     """open_clip model name, config JSON, or ``mini``."""
     head: HeadMode = "auto"
-    """zeroshot or text: built from the text tower; stored: the checkpoint's own; auto: stored where there is one."""
+    """stored: the checkpoint's own; zeroshot or text: from its text tower, in each set's class names and templates;
+    auto: stored where there is one that has the set's classes."""
+    metrics: tuple[str, ...] | None = None
+    """top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: all that have a meaning for a set."""
     classnames: str | None = None
-    """Text file with one class name a line; default: the data set's own."""
+    """Text file with one class name a line; default: each data set's own."""
     templates: str | None = None
-    """Text file with one prompt template a line, ``{}`` for the class name."""
+    """Text file with one prompt template a line, ``{}`` for the class name; default: each data set's own."""
     data_root: str | None = None
-    """Folder under which relative ``folder:`` paths are looked up."""
+    """Folder under which named sets and relative paths are looked up."""
     batch_size: int = 128
     """Examples a batch."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     limit: int | None = None
     """At most this many examples a data set (a fixed, stratified choice)."""
+    seed: int = 0
+    """Seed of ``--limit``'s choice and of the bootstrap intervals."""
     csv: bool = False
-    """Print CSV instead of a table."""
+    """Print CSV (a row a metric) instead of a table (a row a data set)."""
 
     def __call__(self) -> Outcome:
+        if not self.checkpoints:
+            raise ConfigError("evaluate: give at least one checkpoint file.")
         if not self.datasets:
             raise ConfigError("--datasets: give at least one, e.g. --datasets mini:photo folder:val.")
         for flag, value in (("batch-size", self.batch_size), ("limit", self.limit)):
@@ -314,9 +322,10 @@ class Evaluate:
         from sharpscope import study
 
         table = study.evaluate(
-            self.checkpoint,
+            self.checkpoints,
             self.model,
             self.datasets,
+            metrics=self.metrics,
             head=self.head,
             classnames=self.classnames,
             templates=self.templates,
@@ -324,8 +333,10 @@ class Evaluate:
             batch_size=self.batch_size,
             device=self.device,
             limit=self.limit,
+            seed=self.seed,
+            progress=_bar(),
         )
-        return _show(table, self.csv)
+        return _show(table, self.csv) if self.csv else Outcome(_by_dataset(table))
 
 
 @dataclass(frozen=True)
@@ -420,22 +431,61 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Correlate:
-    """Correlate sharpness with OOD accuracy across the pairs of several runs."""
+class _AcrossRuns:
+    """The runs of a comparison, and accuracies that were measured elsewhere."""
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
     """Run directories."""
     accuracy: str | None = None
-    """Accuracies measured elsewhere (CSV with the columns of accuracy.csv)."""
+    """Accuracies measured elsewhere: CSV with the columns of accuracy.csv, or the result file of WiSE-FT, model-soups,
+    CLIP_benchmark (also a folder of json), FLYP, StarFT, Dassl or MonoSoup. A model belongs to a pair if it is called
+    by the path of the pair's checkpoint, the pair's name, or the end of that path."""
+    match: tuple[str, ...] = ()
+    """Where names differ: PAIR=MODEL, or PAIR@ALPHA=MODEL for one point of its path (PAIR@0: its zero-shot model)."""
+    id: tuple[str, ...] = ()
+    """Which of those data sets are in distribution; default: the one trained on if the file tells, else ImageNet."""
+    seed: int = 0
+    """Seed of the bootstrap."""
     csv: bool = False
     """Print CSV instead of a table."""
 
-    def __call__(self) -> Outcome:
+    def check(self) -> None:
         if not self.runs:
-            raise ConfigError("correlate: give at least one run directory.")
+            raise ConfigError(f"{type(self).__name__.lower()}: give at least one run directory.")
+        if self.accuracy is None and (self.match or self.id):
+            raise ConfigError("--match, --id: are about the file of --accuracy, which is missing.")
+
+
+@dataclass(frozen=True)
+class Correlate(_AcrossRuns):
+    """Correlate sharpness with OOD accuracy across the pairs of several runs."""
+
+    def __call__(self) -> Outcome:
+        self.check()
         from sharpscope import study
 
-        return _show(study.correlate(self.runs, accuracy=self.accuracy), self.csv)
+        table = study.correlate(self.runs, accuracy=self.accuracy, match=self.match, ids=self.id, seed=self.seed)
+        return _show(table, self.csv)
+
+
+@dataclass(frozen=True)
+class Robustness(_AcrossRuns):
+    """Effective robustness: OOD accuracy beyond what a baseline lets one expect at the same ID accuracy."""
+
+    baseline: str = "finetuned"
+    """Models on whose line OOD accuracy is expected: zeroshot, finetuned or ends (of these runs), or a CSV file with
+    dataset, id_accuracy, ood_accuracy (a row a model) or dataset, intercept, slope (logit scale)."""
+
+    def __call__(self) -> Outcome:
+        self.check()
+        from sharpscope import study
+
+        return _show(
+            study.robustness(
+                self.runs, self.baseline, accuracy=self.accuracy, match=self.match, ids=self.id, seed=self.seed
+            ),
+            self.csv,
+        )
 
 
 @dataclass(frozen=True)
@@ -444,15 +494,37 @@ class Report:
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Run directory."""
+    results: Literal["wise-ft", "clip-benchmark"] | None = None
+    """Write the accuracies also as these tools do, into RUN/results/: results.jsonl of WiSE-FT, json of
+    CLIP_benchmark."""
 
     def __call__(self) -> Outcome:
         from sharpscope import study
 
-        return _finish(study.report(self.run))
+        return _finish(study.report(self.run, results=self.results))
 
 
 def _show(table: pd.DataFrame, csv: bool) -> Outcome:
     return Outcome(table.to_csv(index=False).rstrip("\n") if csv else table.to_string(index=False))
+
+
+def _by_dataset(table: pd.DataFrame) -> str:
+    """A line a (checkpoint, data set), a column a metric, intervals beside; what is to be said of a set below."""
+    cells = [
+        f"{value:.4f} [{low:.4f}, {high:.4f}]" if low == low else f"{value:.4f}"
+        for value, low, high in zip(table["estimate"], table["ci_low"], table["ci_high"], strict=True)
+    ]
+    order = ["checkpoint", "dataset", "n"]
+    wide = table.assign(cell=cells).pivot_table(
+        index=order, columns="metric", values="cell", aggfunc="first", sort=False
+    )
+    named = [m for m in dict.fromkeys(table["metric"]) if m in wide]
+    lines = [wide[named].fillna("").reset_index().to_string(index=False)]
+    notes = table.loc[table["note"] != "", ["dataset", "note"]].drop_duplicates()
+    lines += [
+        f"{shown(dataset)}: {shown(note, 300)}" for dataset, note in zip(notes["dataset"], notes["note"], strict=True)
+    ]
+    return "\n".join(lines)
 
 
 def _finish(run: FinishedRun) -> Outcome:
@@ -498,5 +570,6 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "finetune": Finetune,
     "correlate": Correlate,
+    "robustness": Robustness,
     "report": Report,
 }

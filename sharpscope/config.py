@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.schema import MEASURES
+from sharpscope.schema import MEASURES, METRICS
 
 __all__ = [
     "ALPHAS",
@@ -85,6 +85,9 @@ class StudyConfig:
     """Data set specs of the ID test sets."""
     ood: tuple[str, ...] = ()
     """Data set specs of the OOD test sets; their average is reported with their names."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to report beside top-1 and what a set's field reports: top5, mean_per_class, macro_f1, worst_group, ece,
+    nll. Findings always use a set's primary metric (iWildCam: macro_f1, FMoW: worst_group, else top1)."""
     data_root: str | None = None
     """Folder under which relative ``folder:`` paths are looked up."""
     classnames: str | None = None
@@ -205,6 +208,14 @@ def expand_measures(names: tuple[str, ...], key: str = "measures") -> tuple[str,
     return tuple(m for m in MEASURES if m in names)
 
 
+def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
+    """Raise ConfigError for a metric of an unknown name."""
+    for name in names:
+        if name not in METRICS:
+            near = did_you_mean(name, METRICS) or f" Known: {', '.join(METRICS)}."
+            raise ConfigError(f"{key}: unknown metric '{shown(name, 60)}'.{near}")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
@@ -297,6 +308,7 @@ def _check(c: StudyConfig) -> None:
     if c.perturbation_alphas is not None and not set(c.perturbation_alphas) <= set(c.alphas):
         raise ConfigError("perturbation_alphas: each must be one of alphas.")
     expand_measures(c.measures)
+    check_metrics(c.metrics)
     _check_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
     least = {"threads": 0, "eval_limit": 1} | dict.fromkeys(_COUNTS, 1)
@@ -314,7 +326,7 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    for name in ("id", "ood", "measures", "densities", "targets", "selects", "criticality_noise"):
+    for name in ("id", "ood", "metrics", "measures", "densities", "targets", "selects", "criticality_noise"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")

@@ -19,6 +19,7 @@ __all__ = [
     "NonFiniteWeights",
     "NumericalError",
     "PairMismatch",
+    "ResultsError",
     "RunDirectoryError",
     "SharpscopeError",
     "UnsafeCheckpoint",
@@ -75,6 +76,10 @@ class NumericalError(SharpscopeError):
     """A unit of work whose numbers are not finite or whose operator is not symmetric; the run goes on, exit 1."""
 
     exit_code = 1
+
+
+class ResultsError(SharpscopeError):
+    """A file of results measured elsewhere that cannot be read, or does not fit the runs; names line and key."""
 
 
 class RunDirectoryError(SharpscopeError):

@@ -9,11 +9,13 @@ from typing import TypedDict
 import numpy as np
 import pandas as pd
 
+from sharpscope.across import covariates
 from sharpscope.clip import miniworld
 from sharpscope.config import StudyConfig, expand_measures
 from sharpscope.findings.advice import advice_table, reference_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
 from sharpscope.findings.failure import failure_table
+from sharpscope.findings.frames import Answered
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
 from sharpscope.findings.stragglers import LayerLosses, NoiseLosses, chosen_layers, stragglers_table
@@ -21,7 +23,7 @@ from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.present.plots import points_of
 from sharpscope.present.tables import normalised, read_csv
 from sharpscope.schema import ALL, COLUMNS
-from sharpscope.steps import covariates
+from sharpscope.scores import Predictions
 from sharpscope.unitfile import Unit
 from sharpscope.units import Variant, plan_curvature, roles, variants
 from sharpscope.weights.layers import Layer
@@ -93,11 +95,11 @@ class Results:
         rows = [row for unit in self.units.values() for row in unit.rows.get(table, [])]
         return normalised(pd.DataFrame(rows, columns=list(COLUMNS[table])), table)
 
-    def arrays(self, name: str) -> tuple[list[float], dict[str, np.ndarray], np.ndarray]:
-        """(alphas, {data set: right [A, n]}, probe losses [A, n]) of the path units that are there."""
+    def arrays(self, name: str) -> tuple[list[float], dict[str, Answered], np.ndarray]:
+        """(alphas, {data set: what was answered [A, n]}, probe losses [A, n]) of the path units that are there."""
         alphas = [a for a in self.config.alphas if f"path/{name}/{a!r}" in self.units]
         units = [self.units[f"path/{name}/{a!r}"] for a in alphas]
-        hits = {spec: np.stack([u.arrays[f"correct:{spec}"] for u in units]) for spec in roles(self.config)}
+        hits = {spec: _answered(spec, units) for spec in roles(self.config)} if units else {}
         return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
 
     def stragglers(self, name: str) -> pd.DataFrame:
@@ -198,7 +200,7 @@ class Results:
     def _chosen(self, name: str) -> tuple[str, ...]:
         return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
 
-    def _repairs(self, name: str, alphas: Sequence[float], hits: Mapping[str, np.ndarray]) -> Repairs:
+    def _repairs(self, name: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
         runs = []
         for variant in self.variants(name):
             found = [
@@ -207,7 +209,7 @@ class Results:
                 if (unit := self.units.get(f"repair/{name}/{variant.name}/{alpha!r}")) is not None
             ]
             if found:
-                right = {spec: np.stack([unit.arrays[f"correct:{spec}"] for _, unit in found]) for spec in hits}
+                right = {spec: _answered(spec, [unit for _, unit in found]) for spec in hits}
                 runs.append(
                     RepairRun(
                         variant.name,
@@ -321,6 +323,16 @@ def stacked(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of the schema from several, empty ones included."""
     rows = [row for frame in frames for row in frame.to_dict("records")]
     return normalised(pd.DataFrame(rows, columns=list(COLUMNS[name])), name)
+
+
+def _answered(spec: str, units: Sequence[Unit]) -> Answered:
+    """What several models answered on one data set: which examples are right, or predictions and their metric."""
+    key = next((k for k in units[0].arrays if k.endswith(f":predicted:{spec}")), None)
+    if key is None:
+        return np.stack([u.arrays[f"correct:{spec}"] for u in units])
+    metric, first = key.partition(":")[0], units[0].arrays
+    predicted = np.stack([u.arrays[key] for u in units])
+    return Predictions(metric, first[f"{metric}:labels:{spec}"], predicted, first.get(f"{metric}:groups:{spec}"))
 
 
 def _shipped(table: str) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ALL", "COLUMNS", "DENSE", "KEYS", "MEASURES", "STATUSES"]
+__all__ = ["ALL", "COLUMNS", "DENSE", "KEYS", "MEASURES", "METRICS", "STATUSES"]
 
 ALL: Final = "(all)"
 """The layer name of the whole model: all moving parameters at once."""
@@ -39,6 +39,17 @@ MEASURES: Final[dict[str, str]] = {
 }
 """Every layer-wise measure by the name that flags, tables and figures use."""
 
+METRICS: Final[dict[str, str]] = {
+    "top1": "share of examples whose largest logit is the label's",
+    "top5": "share of examples whose label is among the five largest logits",
+    "mean_per_class": "mean over classes of the share that is right",
+    "macro_f1": "mean over classes of F1 (iWildCam)",
+    "worst_group": "smallest share that is right over groups (FMoW: regions, without Other)",
+    "ece": "expected calibration error, 15 bins of equal width",
+    "nll": "negative log-likelihood of the labels, nats",
+}
+"""Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
+
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha", "loss", "loss_stderr", "distance_0", "distance_1", "num_moving", "status"),
     "sharpness": (
@@ -47,6 +58,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
+        "primary",
     ),
     "stragglers": (
         "pair", "layer", "criterion", "base", "score", "threshold", "rule", "chosen", "probability", "status", "note",

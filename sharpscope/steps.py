@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
-from sharpscope.clip.data import load_dataset, read_classnames, read_lines
-from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note
-from sharpscope.clip.head import Classifier
+from sharpscope.clip.data import read_classnames
+from sharpscope.clip.evaluate import correct
 from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.clip.probe import Probe
 from sharpscope.config import StudyConfig
 from sharpscope.curvature.hvp import HessianEngine, MemoryPlan, plan_memory
-from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError, did_you_mean, shown
-from sharpscope.findings.correlation import pair_correlations
-from sharpscope.pairs import LoadedPair, check_activation, load_pair, resolve_checkpoint
-from sharpscope.present.tables import normalised, number, percent, read_csv
-from sharpscope.schema import ALL, DENSE
-from sharpscope.units import Context, pick_device, plan_curvature, variants
+from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.present.tables import number, percent
+from sharpscope.schema import ALL
+from sharpscope.units import Context, plan_curvature, variants
 from sharpscope.weights import (
     Checkpoint,
     InterpolationPath,
@@ -41,7 +37,7 @@ from sharpscope.weights.compare import check_finite, check_model
 from sharpscope.weights.naming import Tower, is_buffer, listing
 from sharpscope.weights.writing import in_huggingface_names
 
-__all__ = ["convert", "correlate", "covariates", "evaluate", "inspect", "interpolate", "plan", "sparsify"]
+__all__ = ["convert", "inspect", "interpolate", "plan", "sparsify"]
 
 _PRODUCTS = {"trace": 40, "eigen": 8}
 """Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
@@ -369,115 +365,3 @@ def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedP
             "sharpscope.classnames": json.dumps(list(classifier.classnames)),
         }
     write_checkpoint(out, theta, metadata)
-
-
-# ---------------------------------------------------------------------- accuracy and correlation
-def evaluate(
-    checkpoint: str | FilePath,
-    model: str = "ViT-B-32",
-    specs: Sequence[str] = (),
-    *,
-    head: str = "auto",
-    classnames: str | FilePath | Sequence[str] | None = None,
-    templates: str | FilePath | Sequence[str] | None = None,
-    data_root: str | None = None,
-    batch_size: int = 128,
-    device: str = "auto",
-    limit: int | None = None,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Top-1 accuracy of one checkpoint on data sets, with Wilson intervals: the accuracy table without pair and
-    alpha."""
-    clip, weights = ClipModel.load(model), read_checkpoint(resolve_checkpoint(checkpoint))
-    stored = weights.facts.get("head")
-    use_stored = head == "stored" or (head == "auto" and stored is not None)
-    if use_stored and stored is None:
-        raise ConfigError(f"head: {shown(weights.source)} has no stored head; use --head zeroshot.")
-    require: tuple[Tower, ...] = ("image",) if use_stored else ("image", "text", "scale")
-    check_model(weights.tensors, clip.shapes, clip.name, source=shown(weights.source, 300), require=require)
-    check_activation(clip, (weights,))
-    names: Sequence[str] | None = (stored or {}).get("classnames") if classnames is None else None
-    if classnames is not None:
-        names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
-    options = {"model": clip, "data_root": data_root, "limit": limit}
-    datasets = {spec: load_dataset(spec, classnames=names, **options) for spec in specs}  # type: ignore[arg-type]
-    classifier = Classifier(
-        clip,
-        "stored" if use_stored else "zeroshot",
-        names or next(iter(datasets.values())).classnames,
-        read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates,
-        scale_baked=bool(use_stored and stored and stored["scale_baked"]),
-        normalize=not (use_stored and stored and not stored["normalize"]),
-    )
-    where = pick_device(device)
-    theta = {n: t.float() if t.is_floating_point() else t for n, t in weights.tensors.items()}
-    theta = {n: t.to(where) for n, t in classifier.attach(_with_scale(theta, model)).items()}
-    hits = {spec: correct(classifier, theta, d, batch_size, where) for spec, d in datasets.items()}
-    rows = accuracy_rows(
-        "",
-        float("nan"),
-        DENSE,
-        hits,
-        dict.fromkeys(hits, "test"),
-        level,
-        {s: dataset_note(d) for s, d in datasets.items()},
-    )
-    return pd.DataFrame(rows)[["dataset", "metric", "estimate", "ci_low", "ci_high", "n", "note"]]
-
-
-def _with_scale(theta: Mapping[str, Tensor], model: str) -> dict[str, Tensor]:
-    """A fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT freezes
-    it)."""
-    if "logit_scale" in theta or model != "mini":
-        return dict(theta)
-    return {**theta, "logit_scale": read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors["logit_scale"].float()}
-
-
-def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
-    """pair, alpha, distance from theta_0 and ID accuracy: what sharpness has to be held against."""
-    dense = accuracy[(accuracy["variant"] == DENSE) & (accuracy["role"] == "id")]
-    mean = dense.groupby(["pair", "alpha"])["estimate"].mean().rename("id_accuracy").reset_index()
-    distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
-    return distance.merge(mean, on=["pair", "alpha"], how="left")
-
-
-def correlate(
-    runs: Sequence[str | os.PathLike[str]],
-    accuracy: str | os.PathLike[str] | None = None,
-    *,
-    seed: int = 0,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-) -> pd.DataFrame:
-    """Across-pair correlations over the pairs of several run directories; ``accuracy`` replaces what they measured.
-
-    Raises RunDirectoryError for a folder without tables, ConfigError where two runs have a pair of the same name.
-    """
-    tables: dict[str, list[pd.DataFrame]] = {"sharpness": [], "accuracy": [], "path": []}
-    seen: dict[str, str] = {}
-    for run in runs:
-        for name, parts in tables.items():
-            file = FilePath(run) / "tables" / f"{name}.csv"
-            if not file.exists():
-                raise RunDirectoryError(
-                    f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
-                )
-            parts.append(read_csv(file, name))
-        for pair in tables["path"][-1]["pair"].unique():
-            if pair in seen:
-                raise ConfigError(f"correlate: both {shown(seen[pair])} and {shown(run)} have a pair '{shown(pair)}'.")
-            seen[str(pair)] = str(run)
-    joined = {
-        name: normalised(pd.concat([p for p in parts if len(p)] or parts[:1]), name) for name, parts in tables.items()
-    }
-    if accuracy is not None:
-        joined["accuracy"] = read_csv(accuracy, "accuracy")
-    return pair_correlations(
-        joined["sharpness"],
-        joined["accuracy"],
-        covariates(joined["accuracy"], joined["path"]),
-        source="run",
-        seed=seed,
-        bootstrap=bootstrap,
-        level=level,
-    )

@@ -20,19 +20,22 @@ import pandas as pd
 import torch
 
 import sharpscope
+from sharpscope.across import correlate, robustness
 from sharpscope.clip import miniworld
 from sharpscope.clip.data import check_spec
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
+from sharpscope.evaluation import evaluate
+from sharpscope.findings.foreign import written
 from sharpscope.findings.verdicts import CLAIMS
 from sharpscope.pairs import LoadedPair, load_pair
 from sharpscope.present.plots import all_figures, figure_bytes
 from sharpscope.present.report import build_report
 from sharpscope.present.tables import csv_bytes, parquet_bytes
 from sharpscope.results import Results, stacked
-from sharpscope.steps import correlate, evaluate, inspect, interpolate, plan, sparsify
+from sharpscope.steps import inspect, interpolate, plan, sparsify
 from sharpscope.store import RunDirectory
 from sharpscope.units import Context
 from sharpscope.weights.layers import Layer
@@ -40,7 +43,7 @@ from sharpscope.work import Bar, Crew, peak_memory, threads_of
 
 __all__ = [
     "Run", "correlate", "demo_config", "evaluate", "inspect", "interpolate", "layer_sharpness", "load_pair", "plan",
-    "report", "run", "sparsify",
+    "report", "robustness", "run", "sparsify",
 ]  # fmt: skip
 
 MakeBar = Callable[..., Bar]
@@ -160,8 +163,11 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
         return _write(directory, results, crew)
 
 
-def report(root: str | os.PathLike[str]) -> Run:
-    """Rebuild tables, figures and report of a run directory from its finished units."""
+def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
+    """Rebuild tables, figures and report of a run directory from its finished units.
+
+    ``results``: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
+    """
     directory = RunDirectory.existing(root)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != sharpscope.__version__:
@@ -173,14 +179,26 @@ def report(root: str | os.PathLike[str]) -> Run:
         name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
         for name, stored in directory.manifest["layers"].items()
     }
-    results = Results(config, layers)
-    for tasks in (results.first_tasks, results.repair_tasks):
+    done = Results(config, layers)
+    for tasks in (done.first_tasks, done.repair_tasks):
         found = {t.key: directory.load(t.key) for t in tasks()}
-        results.take(
+        done.take(
             {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
         )
     with Crew(dataclasses.replace(config, jobs=1)) as crew:
-        return _write(directory, results, crew)
+        finished = _write(directory, done, crew)
+    if results is not None:
+        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
+        files = written(
+            finished.accuracy,
+            results,
+            model=config.model,
+            zeroshot={n: e[0] for n, e in ends.items()},
+            finetuned={n: e[1] for n, e in ends.items()},
+        )
+        for name, data in files.items():
+            directory.write(f"results/{name}", data)
+    return finished
 
 
 # ---------------------------------------------------------------------- run directory

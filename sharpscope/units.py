@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.data import Dataset, load_dataset
-from sharpscope.clip.evaluate import accuracy_rows, correct, dataset_note, mean_row
+from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
 from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
@@ -125,6 +126,11 @@ class Context:
             seed=self.config.seed,
         )
 
+    @cached_property
+    def features(self) -> FeatureCache | None:
+        """Image features for all alphas, where the image tower does not move."""
+        return None if any(n.startswith("visual.") for n in self.pair.moving) else FeatureCache()
+
     def theta(self, alpha: float) -> dict[str, Tensor]:
         """theta(alpha) on the device."""
         return {k: v.to(self.device) for k, v in self.path.at(alpha).items()}
@@ -187,7 +193,7 @@ def _path_unit(context: Context, alpha: float) -> Unit:
     losses = context.probe.sample_losses(theta).double().cpu().numpy()
     distance_0, distance_1 = context.path.distance(alpha)
     finite = bool(np.isfinite(losses).all())
-    row = {
+    row: dict[str, Any] = {
         "pair": pair.name,
         "alpha": alpha,
         "loss": float(losses.mean()) if finite else math.nan,
@@ -197,25 +203,50 @@ def _path_unit(context: Context, alpha: float) -> Unit:
         "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
         "status": "ok" if finite else "failed",
     }
-    hits = _evaluate(context, theta)
-    rows = {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, hits)}
-    return Unit(rows, {"losses": losses, **{f"correct:{spec}": h for spec, h in hits.items()}})
+    given = _evaluate(context, theta)
+    return Unit(
+        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)},
+        {"losses": losses, **_answered(context, given)},
+    )
 
 
-def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answers]:
+    config, classifier = context.config, context.pair.classifier
     return {
-        spec: correct(context.pair.classifier, theta, dataset, context.config.batch_size, context.device)
+        spec: answers(classifier, theta, dataset, config.batch_size, context.device, cache=context.features)
         for spec, dataset in context.datasets.items()
     }
 
 
-def _accuracy(context: Context, alpha: float, variant: str, hits: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    config, name = context.config, context.pair.name
-    notes = {spec: dataset_note(dataset) for spec, dataset in context.datasets.items()}
-    rows = accuracy_rows(name, alpha, variant, hits, roles(config), config.level, notes)
-    if config.ood:
-        rows.append(mean_row(name, alpha, variant, {s: hits[s] for s in config.ood}, config.level))
-    return rows
+def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    config, datasets = context.config, context.datasets
+    rows = accuracy_rows(
+        context.pair.name,
+        alpha,
+        variant,
+        given,
+        roles(config),
+        {spec: reported(dataset, config.metrics) for spec, dataset in datasets.items()},
+        level=config.level,
+        notes={spec: dataset_note(dataset) for spec, dataset in datasets.items()},
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    return rows + mean_rows(rows)
+
+
+def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.ndarray]:
+    """``correct:SET`` of every set; where the set's field goes by another metric also what that is made of."""
+    arrays: dict[str, np.ndarray] = {}
+    for spec, one in given.items():
+        arrays[f"correct:{spec}"] = one.correct
+        primary = context.datasets[spec].metrics[0]
+        if primary != "top1":
+            arrays |= {f"{primary}:predicted:{spec}": one.predicted.astype(np.int32)}
+            arrays |= {f"{primary}:labels:{spec}": one.labels.astype(np.int32)}
+            if one.groups is not None:
+                arrays |= {f"{primary}:groups:{spec}": one.groups.astype(np.int32)}
+    return arrays
 
 
 # ---------------------------------------------------------------------- sharpness
@@ -382,8 +413,5 @@ def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
         seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
     )
     theta = {k: v.to(context.device) for k, v in theta.items()}
-    hits = _evaluate(context, theta)
-    return Unit(
-        {"accuracy": _accuracy(context, alpha, variant.name, hits)},
-        {f"correct:{spec}": h for spec, h in hits.items()},
-    )
+    given = _evaluate(context, theta)
+    return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given))

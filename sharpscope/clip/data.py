@@ -77,6 +77,10 @@ class Dataset:
 
     ``labels`` int64 [n] index ``classnames``. ``classes``: the indices of the classes that the set can hold where these
     are only some of ``classnames`` (ImageNet-R and -A have 200 of 1000), else None; accuracy is then taken among them.
+    ``projection`` (an integer for each of ``classnames``): targets are coarser, ``labels`` index ``target_names``, and
+    class c belongs to target ``projection[c]``, -1 for none (ObjectNet), see :meth:`project`. ``templates``: the set's
+    own prompts or None; ``groups`` int64 [n] index ``group_names`` where the set has groups (the regions of FMoW), else
+    None; ``metrics``: what the set's field reports, the first being its headline.
     ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names, matching (labels to names).
     """
 
@@ -92,17 +96,27 @@ class Dataset:
         classes: Sequence[int] | None = None,
         facts: Mapping[str, Any] | None = None,
         rows: Sequence[int] | None = None,
+        templates: Sequence[str] | None = None,
+        groups: Tensor | None = None,
+        group_names: Sequence[str] = (),
+        metrics: Sequence[str] = ("top1",),
+        projection: Sequence[int] | None = None,
+        target_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.classnames, self.labels = name, tuple(classnames), labels.long()
+        self.metrics, self.templates = tuple(metrics), None if templates is None else tuple(templates)
+        self.groups, self.group_names = None if groups is None else groups.long(), tuple(group_names)
+        self.projection = None if projection is None else tuple(projection)
+        self.target_names = self.classnames if target_names is None else tuple(target_names)
         self.classes = tuple(classes) if classes is not None else None
         self._source, self._rows = source, list(range(len(labels))) if rows is None else list(rows)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
         self.facts: dict[str, Any] = {**(facts or {}), "n": len(self._rows)}
         if not len(self.labels):
             raise DatasetError(f"{shown(name)}: the data set has no images.")
-        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.classnames):
+        if int(self.labels.min()) < 0 or int(self.labels.max()) >= len(self.target_names):
             bad = int(self.labels.max()) if int(self.labels.min()) >= 0 else int(self.labels.min())
-            raise DatasetError(f"{shown(name)}: label {bad} is out of range for {len(self.classnames)} class names.")
+            raise DatasetError(f"{shown(name)}: label {bad} is out of range for {len(self.target_names)} class names.")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -118,19 +132,43 @@ class Dataset:
             # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
             yield pixels.float().div_(255).sub_(self._mean).div_(self._std), self.labels[start : start + batch_size]
 
+    def project(self, logits: Tensor) -> Tensor:
+        """Scores [B, T] whose columns are what ``labels`` index, from a classifier's logits [B, C].
+
+        Without ``classes`` and ``projection`` the logits themselves; with ``classes`` T = C and the other columns are
+        -inf; with ``projection`` column t is the largest logit of the classes of target t, as in WiSE-FT's evaluation
+        of ObjectNet (Wortsman et al. 2022, arXiv 2109.01903).
+        """
+        if self.projection is not None:
+            to = torch.tensor(self.projection, device=logits.device)
+            inside = to >= 0
+            scores = logits.new_full((len(logits), len(self.target_names)), -torch.inf)
+            return scores.scatter_reduce(1, to[inside].expand(len(logits), -1), logits[:, inside], "amax")
+        if self.classes is not None:
+            among = torch.tensor(self.classes, device=logits.device)
+            return torch.full_like(logits, -torch.inf).index_copy(1, among, logits[:, among])
+        return logits
+
     def subset(self, indices: Sequence[int] | Tensor) -> Dataset:
         """The images at ``indices``, in that order, as a data set of the same name."""
         index = [int(i) for i in indices]
+        at = torch.tensor(index, dtype=torch.long)
         return Dataset(
             self.name,
             self.classnames,
-            self.labels[torch.tensor(index, dtype=torch.long)],
+            self.labels[at],
             self._source,
             mean=self._mean.flatten().tolist(),
             std=self._std.flatten().tolist(),
             classes=self.classes,
             facts=self.facts,
             rows=[self._rows[i] for i in index],
+            templates=self.templates,
+            groups=None if self.groups is None else self.groups[at],
+            group_names=self.group_names,
+            metrics=self.metrics,
+            projection=self.projection,
+            target_names=self.target_names,
         )
 
 

@@ -148,7 +148,14 @@ class Classifier:
 
     def logits(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits [B, C] of normalised ``images`` [B, 3, H, W]; differentiable in ``theta``."""
-        features = self.model.encode_image(theta, images, normalize=self.normalize)
+        return self.logits_of(theta, self.features(theta, images))
+
+    def features(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """What the head reads of ``images``: features [B, D], of unit length where ``normalize``."""
+        return self.model.encode_image(theta, images, normalize=self.normalize)
+
+    def logits_of(self, theta: Mapping[str, Tensor], features: Tensor) -> Tensor:
+        """Logits [B, C] of image ``features`` [B, D]: the part of :meth:`logits` after the image tower."""
         logits = F.linear(features, self.class_vectors(theta))
         if not self.scale_baked:
             logits = _scale(theta) * logits

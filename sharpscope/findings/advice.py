@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from sharpscope.findings.frames import alpha_index, check_correct, table, unique_in_order
-from sharpscope.findings.intervals import min_replicates, percentile_interval, stratified_means
+from sharpscope.findings.frames import Answered, alpha_index, check_correct, table, unique_in_order
+from sharpscope.findings.intervals import min_replicates, percentile_interval, scores_of, stratified_means
 from sharpscope.findings.prediction import (
     FEWEST_REFERENCES,
     REFERENCE,
@@ -33,7 +33,7 @@ NOT_FROM_ID = "whether holding layers back gains OOD accuracy cannot be told fro
 def advice_table(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, np.ndarray],
+    correct: Mapping[str, Answered],
     roles: Mapping[str, str],
     features: pd.DataFrame | None = None,
     references: pd.DataFrame | None = None,
@@ -58,7 +58,7 @@ def advice_table(
 
     Args:
         pair: the judged pair.
-        alphas: [A] increasing; correct: data set -> bool [A, n]; roles: data set -> "id" | "ood".
+        alphas: [A] increasing; correct: data set -> bool [A, n] or predictions; roles: data set -> "id" | "ood".
         features: ``reference_table`` rows of the judged pair.
         references: ``reference_table`` rows of other pairs.
         stragglers: the judged pair's straggler layers, advised only with ``reference_repairs``.
@@ -75,7 +75,7 @@ def advice_table(
     split = check_correct(alphas, correct, roles)
     grid = [float(a) for a in alphas]
     ood, ood_reps = _curve(split["ood"], bootstrap, seed, pair)
-    id_mean = np.mean([v.mean(axis=1) for v in split["id"].values()], axis=0) if split["id"] else None
+    id_mean = np.mean([scores_of(v) for v in split["id"].values()], axis=0) if split["id"] else None
     rows = []
     for rule in RULES:
         row: dict[str, Any] = {"pair": pair, "rule": rule, "layers": "", "density": math.nan, "status": "ok"}
@@ -104,7 +104,7 @@ def advice_table(
 
 
 def _curve(
-    sets: Mapping[str, np.ndarray], bootstrap: int, seed: int, pair: str
+    sets: Mapping[str, Answered], bootstrap: int, seed: int, pair: str
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     if not sets:
         return None, None

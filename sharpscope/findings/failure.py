@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import alpha_index, check_correct, table
-from sharpscope.findings.intervals import max_min_interval, min_replicates, resampled_means
+from sharpscope.findings.frames import Answered, alpha_index, check_correct, table
+from sharpscope.findings.intervals import max_min_interval, min_replicates, resampled_means, scores_of
 from sharpscope.seeds import derive
 
 __all__ = ["FLAGS", "OOD_MEAN", "PROBE", "failure_table"]
@@ -28,7 +28,7 @@ PROBE = "probe"
 def failure_table(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, np.ndarray],
+    correct: Mapping[str, Answered],
     roles: Mapping[str, str],
     probe_losses: np.ndarray,
     *,
@@ -60,7 +60,7 @@ def failure_table(
     Args:
         pair: name of the pair.
         alphas: [A] increasing.
-        correct: data set -> bool [A, n], the same examples at every alpha.
+        correct: data set -> bool [A, n], the same examples at every alpha; or predictions and their metric.
         roles: data set -> "id" | "ood".
         probe_losses: [A, n] loss of every probe example.
         eps: drop in accuracy (0-1) that F2 forgives (ours).
@@ -80,7 +80,7 @@ def failure_table(
     if f3 not in ("excess", "paper"):
         raise ConfigError(f"f3: '{f3}' is none of excess, paper.")
     ood = check_correct(alphas, correct, roles)["ood"]
-    means = {name: values.mean(axis=1) for name, values in ood.items()}
+    means = {name: scores_of(values) for name, values in ood.items()}
     reps = {
         name: resampled_means(values, bootstrap, np.random.default_rng(derive(seed, "failure", pair, name)))
         for name, values in ood.items()

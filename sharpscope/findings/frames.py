@@ -10,11 +10,23 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError
 from sharpscope.schema import COLUMNS, DENSE
+from sharpscope.scores import Predictions
 
-__all__ = ["accuracy_grid", "alpha_index", "check_correct", "one_metric", "ordered", "table", "unique_in_order"]
+__all__ = [
+    "Answered",
+    "accuracy_grid",
+    "alpha_index",
+    "check_correct",
+    "one_metric",
+    "ordered",
+    "table",
+    "unique_in_order",
+]
 
 ALPHA_TOLERANCE = 1e-9
 METRICS = ("top1", "accuracy")
+Answered = np.ndarray | Predictions
+"""What models answered on one data set: bool [models, n] (judged by the share that is right), or predictions."""
 
 
 def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -42,8 +54,12 @@ def alpha_index(alphas: Sequence[float], alpha: float) -> int | None:
 
 
 def one_metric(accuracy: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
-    """The rows of the plain path and of one metric: ``metric``, or top1, or the first in the table."""
+    """The rows of the plain path and of one metric: ``metric``; or every set's primary one, where the table tells it,
+    else top1; or the first in the table."""
     rows = accuracy[accuracy["variant"] == DENSE]
+    if metric is None and "primary" in rows and rows["primary"].notna().any():
+        told = rows["primary"].astype("boolean")
+        return rows[told.fillna(rows["metric"] == METRICS[0]).astype(bool)]
     if metric is None:
         names = ordered(rows["metric"], METRICS)
         metric = names[0] if names else METRICS[0]
@@ -65,18 +81,18 @@ def accuracy_grid(
 
 
 def check_correct(
-    alphas: Sequence[float], correct: Mapping[str, np.ndarray], roles: Mapping[str, str]
-) -> dict[str, dict[str, np.ndarray]]:
-    """``correct`` split by role into {"id": {...}, "ood": {...}}, every array bool [alphas, n]; raises ConfigError."""
-    split: dict[str, dict[str, np.ndarray]] = {"id": {}, "ood": {}}
-    for name, array in correct.items():
-        values = np.asarray(array)
-        if values.ndim != 2 or values.shape[0] != len(alphas) or values.shape[1] == 0:
+    alphas: Sequence[float], correct: Mapping[str, Answered], roles: Mapping[str, str]
+) -> dict[str, dict[str, Answered]]:
+    """``correct`` split by role into {"id": {...}, "ood": {...}}, each for [alphas, n]; raises ConfigError."""
+    split: dict[str, dict[str, Answered]] = {"id": {}, "ood": {}}
+    for name, given in correct.items():
+        values = given if isinstance(given, Predictions) else np.asarray(given)
+        if len(values.shape) != 2 or values.shape[0] != len(alphas) or values.shape[1] == 0:
             raise ConfigError(f"correct['{name}']: needs shape [{len(alphas)} alphas, n >= 1], got {values.shape}.")
-        if values.dtype != np.bool_ and not np.isin(values, (0, 1)).all():
+        if isinstance(values, np.ndarray) and values.dtype != np.bool_ and not np.isin(values, (0, 1)).all():
             raise ConfigError(f"correct['{name}']: needs one True or False an example.")
         role = roles.get(name)
         if role not in split:
             raise ConfigError(f"roles['{name}']: needs 'id' or 'ood', got {role!r}.")
-        split[role][name] = values.astype(bool)
+        split[role][name] = values if isinstance(values, Predictions) else values.astype(bool)
     return split

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
+from sharpscope.scores import Predictions
+
 __all__ = [
     "bca_interval",
     "benjamini_hochberg",
@@ -21,6 +23,7 @@ __all__ = [
     "permutation_p",
     "resample_counts",
     "resampled_means",
+    "scores_of",
     "stratified_means",
 ]
 
@@ -40,16 +43,24 @@ def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> np.nda
     return np.bincount(draws.ravel(), minlength=replicates * n).reshape(replicates, n)
 
 
-def resampled_means(values: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+def scores_of(values: np.ndarray | Predictions) -> np.ndarray:
+    """Mean over examples of every row of an array [K, n], or what predictions are judged by: [K]."""
+    return values.scores() if isinstance(values, Predictions) else np.asarray(values).mean(axis=1)
+
+
+def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.random.Generator) -> np.ndarray:
     """Bootstrap means over examples, all rows of ``values`` resampled together (paired).
 
     Args:
-        values: [K, n], bool or float; column i belongs to example i in every row.
+        values: [K, n], bool or float; column i belongs to example i in every row. Or predictions of K models.
         replicates: number of bootstrap samples R.
 
     Returns:
-        [R, K] means. For bool values the sums are whole numbers and therefore the same bits in any order of summing.
+        [R, K] means (scores of predictions). For bool values the sums are whole numbers and therefore the same bits in
+        any order of summing.
     """
+    if isinstance(values, Predictions):
+        return values.resampled(replicates, rng)
     values = np.atleast_2d(np.asarray(values))
     rows, n = values.shape
     dtype: type[np.floating] = np.float32 if values.dtype == np.bool_ and n < _EXACT_IN_FLOAT32 else np.float64
@@ -64,17 +75,17 @@ def resampled_means(values: np.ndarray, replicates: int, rng: np.random.Generato
 
 
 def stratified_means(
-    blocks: Sequence[np.ndarray], replicates: int, rngs: Sequence[np.random.Generator]
+    blocks: Sequence[np.ndarray | Predictions], replicates: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average over data sets of the mean over examples, and its bootstrap within each data set.
 
     Args:
-        blocks: one array [K, n_d] a data set; the sets count equally whatever their size.
+        blocks: one array [K, n_d] (or predictions of K models) a data set; the sets count equally whatever their size.
 
     Returns:
         (means [K], replicates [R, K]).
     """
-    means = np.mean([np.asarray(b).mean(axis=1) for b in blocks], axis=0)
+    means = np.mean([scores_of(b) for b in blocks], axis=0)
     total = sum(resampled_means(b, replicates, rng) for b, rng in zip(blocks, rngs, strict=True))
     return means, np.asarray(total) / len(blocks)
 

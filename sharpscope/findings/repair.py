@@ -7,14 +7,15 @@ for nothing. So a repaired model is compared with the point of the plain path th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import alpha_index, check_correct, table, unique_in_order
+from sharpscope.findings.frames import Answered, alpha_index, check_correct, table, unique_in_order
 from sharpscope.findings.intervals import max_min_interval, min_replicates, percentile_interval, stratified_means
+from sharpscope.scores import Predictions
 from sharpscope.seeds import derive
 
 __all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain", "repair_table"]
@@ -45,8 +46,8 @@ class Variant:
     control: str
     """none (the stragglers) | random_layers | all_layers (as many dropped entries) | everything (same density)."""
     alphas: tuple[float, ...]
-    correct: Mapping[str, np.ndarray]
-    """Data set -> bool [len(alphas), n]; the data sets and examples of the plain path."""
+    correct: Mapping[str, Answered]
+    """Data set -> bool [len(alphas), n] or predictions; the data sets and examples of the plain path."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def match_plain(
 def repair_table(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, np.ndarray],
+    correct: Mapping[str, Answered],
     roles: Mapping[str, str],
     variants: Sequence[Variant],
     *,
@@ -121,7 +122,7 @@ def repair_table(
 def analyse_repairs(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, np.ndarray],
+    correct: Mapping[str, Answered],
     roles: Mapping[str, str],
     variants: Sequence[Variant],
     *,
@@ -141,7 +142,7 @@ def analyse_repairs(
     Args:
         pair: name of the pair.
         alphas: [A] of the plain path, increasing.
-        correct: data set -> bool [A, n] of the plain path; roles: data set -> "id" | "ood".
+        correct: data set -> bool [A, n] (or predictions) of the plain path; roles: data set -> "id" | "ood".
         variants: the repairs and controls; alphas where one has nothing to match stay out of its average.
         level, bootstrap, seed: of the intervals.
 
@@ -193,18 +194,21 @@ def analyse_repairs(
     return _contrasted(pair, table("repair", rows), variants, cells, gain, gain_reps, level)
 
 
-def _stacked(sets: Mapping[str, np.ndarray], variants: Sequence[Variant]) -> dict[str, np.ndarray]:
-    """Data set -> bool [A + cells, n]: the plain path, then every variant at its alphas."""
-    out = {}
+def _stacked(sets: Mapping[str, Answered], variants: Sequence[Variant]) -> dict[str, Answered]:
+    """Data set -> bool [A + cells, n] or predictions: the plain path, then every variant at its alphas."""
+    out: dict[str, Answered] = {}
     for name, plain in sets.items():
-        parts = [plain]
+        rows = plain.predicted if isinstance(plain, Predictions) else plain
+        parts = [rows]
         for v in variants:
-            part = np.asarray(v.correct.get(name, np.empty((0, 0))))
+            given = v.correct.get(name, np.empty((0, 0)))
+            part = np.asarray(given.predicted if isinstance(given, Predictions) else given)
             if part.shape != (len(v.alphas), plain.shape[1]):
                 want = f"[{len(v.alphas)}, {plain.shape[1]}]"
                 raise ConfigError(f"repair '{v.variant}': correct['{name}'] needs shape {want}, got {part.shape}.")
-            parts.append(part.astype(bool))
-        out[name] = np.concatenate(parts)
+            parts.append(part.astype(rows.dtype))
+        both = np.concatenate(parts)
+        out[name] = replace(plain, predicted=both) if isinstance(plain, Predictions) else both
     for v in variants:
         if v.control not in CONTROLS:
             raise ConfigError(f"repair '{v.variant}': control '{v.control}' is none of {', '.join(CONTROLS)}.")

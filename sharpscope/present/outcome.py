@@ -11,6 +11,7 @@ import pandas as pd
 from sharpscope.errors import shown
 from sharpscope.present.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.present.style import short_set
+from sharpscope.present.tables import primary_rows
 from sharpscope.present.view import (
     ACROSS,
     Block,
@@ -158,7 +159,7 @@ def pairs(source: Source) -> Section:
 # ------------------------------------------------------------------------------------------------------- accuracy
 def accuracy(source: Source) -> Section:
     table = source.table("accuracy")
-    dense = table[table["variant"] == DENSE]
+    dense = primary_rows(table[table["variant"] == DENSE])
     if not len(dense):
         return Section("Accuracy along the path", "accuracy", (absent("accuracy of the plain path"),))
     rows = []

@@ -32,6 +32,7 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
+from sharpscope.present.tables import primary_rows
 from sharpscope.schema import ALL, DENSE, MEASURES
 
 __all__ = ["accuracy_along_alpha", "average", "dense_rows", "sharpness_along_alpha", "wiseft_curve"]
@@ -39,12 +40,12 @@ __all__ = ["accuracy_along_alpha", "average", "dense_rows", "sharpness_along_alp
 
 # ------------------------------------------------------------------------------------------------- what tables hold
 def dense_rows(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """Rows of the plain path and one metric: top1, or the first there is."""
+    """Rows of the plain path and one metric a set: its primary one, where the table tells it, else top1, or the first
+    there is."""
     rows = accuracy[(accuracy["variant"] == DENSE) & accuracy["estimate"].notna()]
     if not len(rows):
         raise NoData(f"{figure}: the accuracy table has no rows of the plain path.")
-    metric = "top1" if (rows["metric"] == "top1").any() else rows["metric"].iloc[0]
-    return rows[rows["metric"] == metric].sort_values("alpha", kind="stable")
+    return primary_rows(rows).sort_values("alpha", kind="stable")
 
 
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, points_of, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
+from sharpscope.present.robustplots import effective_robustness
 from sharpscope.present.style import (
     NoData,
     figure_bytes,
@@ -35,6 +36,7 @@ __all__ = [
     "all_figures",
     "correlation",
     "correlation_scatter",
+    "effective_robustness",
     "figure_bytes",
     "heatmap",
     "points_of",

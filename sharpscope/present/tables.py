@@ -35,11 +35,12 @@ __all__ = [
     "parquet_bytes",
     "percent",
     "points",
+    "primary_rows",
     "read_csv",
     "with_error",
 ]
 
-_BOOLS = frozenset({"chosen", "converged", "present"})
+_BOOLS = frozenset({"chosen", "converged", "present", "primary"})
 _INTS = frozenset({"depth", "n", "num_matvecs", "num_moving", "num_params", "seed"})
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
@@ -71,6 +72,14 @@ def normalised(df: pd.DataFrame, name: str) -> pd.DataFrame:
         raise RunDirectoryError(f"table {name}: {int(twins.sum())} rows repeat the key of another row, e.g. {what}.")
     order = pd.DataFrame({c: _sort_ranks(out[c], c) for c in key})
     return out.iloc[np.lexsort([order[c] for c in reversed(key)])].reset_index(drop=True)
+
+
+def primary_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Of an accuracy table, the rows of every set's primary metric: told by ``primary``, else top1, else the first."""
+    if "primary" in accuracy and accuracy["primary"].notna().any():
+        return accuracy[accuracy["primary"].astype("boolean").fillna(accuracy["metric"] == "top1").astype(bool)]
+    names = set(accuracy["metric"])
+    return accuracy if len(names) < 2 else accuracy[accuracy["metric"] == ("top1" if "top1" in names else min(names))]
 
 
 def _schema(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -61,13 +61,13 @@ def asked(monkeypatch, tmp_path):
 
     study = types.ModuleType("sharpscope.study")
     study.run = record("run", lambda config, out, progress: Finished(out))
-    study.report = record("report", lambda root: Finished(root))
+    study.report = record("report", lambda root, results: Finished(root))
     study.demo_config = lambda seed: StudyConfig(seed=seed, model="mini")
     study.plan = record("plan", lambda config: "12 units")
     study.inspect = record("inspect", lambda a, b, model: f"{a} {b} {model}")
     for name in ("interpolate", "sparsify"):
         setattr(study, name, record(name, lambda *a, **k: None))
-    for name in ("evaluate", "correlate"):
+    for name in ("evaluate", "correlate", "robustness"):
         setattr(study, name, record(name, lambda *a, **k: Table()))
     monkeypatch.setitem(sys.modules, "sharpscope.study", study)
     monkeypatch.setattr(sharpscope, "study", study, raising=False)
@@ -212,12 +212,21 @@ def test_the_other_commands(asked, capsys):
         "sparsify", ("x", "y"), 0.1, "magnitude", 1.0,
     )  # fmt: skip
     assert cli.main(["evaluate", "c.pt", "--data", "mini:photo", "mini:sketch", "--limit", "9", "--csv"]) == 0
-    assert asked.pop()[1] == ("c.pt", "ViT-B-32", ("mini:photo", "mini:sketch"))
-    assert cli.main(["correlate", "r1", "r2", "--accuracy", "acc.csv"]) == 0
-    assert asked.pop() == ("correlate", (("r1", "r2"),), {"accuracy": "acc.csv"})
-    assert cli.main(["report", "r1"]) == 0
-    assert asked.pop() == ("report", ("r1",), {})
-    assert capsys.readouterr().out.splitlines()[-4:] == ["a,table", "a table", "the answer", "report: r1/report.html"]
+    assert asked.pop()[1] == (("c.pt",), "ViT-B-32", ("mini:photo", "mini:sketch"))
+    assert cli.main(["evaluate", "a.pt", "b.pt", "--datasets", "imagenet-shifts", "--metrics", "ece", "--csv"]) == 0
+    _, positional, flags = asked.pop()
+    assert (positional[0], flags["metrics"], flags["head"]) == (("a.pt", "b.pt"), ("ece",), "auto")
+    argv = ["correlate", "--accuracy", "results.jsonl", "r1", "r2", "--match", "a=b", "a@0=c", "--id", "ImageNet"]
+    elsewhere = {"accuracy": "results.jsonl", "match": ("a=b", "a@0=c"), "ids": ("ImageNet",), "seed": 0}
+    assert cli.main(argv) == 0
+    assert asked.pop() == ("correlate", (("r1", "r2"),), elsewhere)
+    assert cli.main(["robustness", "r1", "--baseline", "models.csv"]) == 0
+    assert asked.pop()[1] == (("r1",), "models.csv")
+    assert cli.main(["report", "r1", "--results", "wise-ft"]) == 0
+    assert asked.pop() == ("report", ("r1",), {"results": "wise-ft"})
+    assert capsys.readouterr().out.splitlines()[-5:] == [
+        "a,table", "a table", "a table", "the answer", "report: r1/report.html",
+    ]  # fmt: skip
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -255,7 +264,11 @@ def test_the_other_commands(asked, capsys):
         ("sparsify --zeroshot a --finetuned b --layers --out o", "--layers: name at least one"),
         ("evaluate c --data mini:photo --limit 0", "--limit: needs a whole number of at least 1"),
         ("evaluate c --data", "--datasets: give at least one"),
+        ("evaluate --data mini:photo", "evaluate: give at least one checkpoint"),
         ("correlate", "at least one run"),
+        ("correlate r1 --match a=b", "--match, --id: are about the file of --accuracy"),
+        ("robustness", "robustness: give at least one run"),
+        ("report r1 --results wiseft", "'wiseft'"),
     ],
 )
 def test_bad_input_gives_one_clear_message_and_exit_2(asked, capsys, tmp_path, argv, words):

@@ -124,12 +124,27 @@ def make_accuracy() -> pd.DataFrame:
             for dataset, values in curves.items():
                 role, value = "id" if dataset == "photo" else "ood", values[i] / 100
                 rows.append(
-                    (pair, a, DENSE, "mini:" + dataset, role, "top1", value, value - 0.012, value + 0.012, 1600, "")
+                    (
+                        pair,
+                        a,
+                        DENSE,
+                        "mini:" + dataset,
+                        role,
+                        "top1",
+                        value,
+                        value - 0.012,
+                        value + 0.012,
+                        1600,
+                        "",
+                        True,
+                    )
                 )
             mean = float(np.mean([curves[d][i] for d in OOD])) / 100
             joined = "+".join("mini:" + d for d in OOD)
-            rows.append((pair, a, DENSE, joined, "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, ""))
-        rows.append((pair, 0.5, "straggler:delta:random:0.5", "mini:photo", "id", "top1", 0.7, 0.68, 0.72, 1600, ""))
+            rows.append((pair, a, DENSE, joined, "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, "", True))
+        rows.append(
+            (pair, 0.5, "straggler:delta:random:0.5", "mini:photo", "id", "top1", 0.7, 0.68, 0.72, 1600, "", True)
+        )
     return pd.DataFrame(rows, columns=list(COLUMNS["accuracy"]))
 
 

@@ -365,6 +365,7 @@ def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
         "fig_heatmap",
         "fig_path",
         "fig_repair",
+        "fig_robustness",
         "fig_stragglers",
     ]
 

@@ -1,0 +1,148 @@
+"""From logits and labels to what the field reports: metrics of one model on one data set, each with its interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.scores import Statistic, draws, label_score, share, wilson
+from sharpscope.seeds import derive
+
+__all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates", "wilson"]
+
+ECE_BINS = 15
+"""Equal-width bins of confidence in the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
+
+_PROPORTIONS = ("top1", "top5")
+_BIASED = ("ece", "worst_group")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model answered on one data set, an entry an example; all that the metrics need of the logits.
+
+    ``labels`` and ``predicted``: int64, among the set's own classes. ``confidence``: softmax of the predicted class.
+    ``in_top5``: whether the label is among the 5 largest logits (ties count in the label's favour only where they are
+    below 5 strictly larger ones); None for sets of 5 classes or fewer. ``nll``: -log softmax of the label (nats).
+    ``groups``: int64 or None; negative: in no group.
+    """
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    nll: NDArray[np.float64]
+    in_top5: NDArray[np.bool_] | None = None
+    groups: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Answers:
+        """From logits [n, C], -inf for classes that do not compete, and labels [n] among them."""
+        log_p = F.log_softmax(logits.double(), dim=1)
+        predicted = logits.argmax(dim=1)
+        at = labels[:, None].to(logits.device)
+        own, competing = logits.gather(1, at), int(torch.isfinite(logits[0]).sum())
+        return cls(
+            labels=labels.cpu().numpy(),
+            predicted=predicted.cpu().numpy(),
+            confidence=log_p.gather(1, predicted[:, None])[:, 0].exp().cpu().numpy(),
+            nll=-log_p.gather(1, at)[:, 0].cpu().numpy(),
+            in_top5=((logits > own).sum(dim=1) < 5).cpu().numpy() if competing > 5 else None,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Answers], groups: NDArray[np.int64] | None = None) -> Answers:
+        """Batches one after the other, with the groups of all of them."""
+        together: dict[str, Any] = {"groups": groups}
+        for name in ("labels", "predicted", "confidence", "nll", "in_top5"):
+            values = [getattr(p, name) for p in parts]
+            together[name] = None if values[0] is None else np.concatenate(values)
+        return cls(**together)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each example's largest logit is its label's."""
+        return self.predicted == self.labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def statistic(self, metric: str) -> Statistic | None:
+        """``metric`` (a key of ``schema.METRICS``) of these answers; None where it has no meaning (no groups ...)."""
+        if metric == "top5":
+            return None if self.in_top5 is None else share(self.in_top5)
+        if metric == "nll":
+            return share(self.nll)
+        if metric == "ece":
+            return calibration_error(self.confidence, self.correct)
+        if metric == "worst_group" and (self.groups is None or not (self.groups >= 0).any()):
+            return None
+        return label_score(metric, self.labels, self.predicted, self.groups)
+
+
+def calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], bins: int = ECE_BINS) -> Statistic:
+    """Expected calibration error: sum over bins of n_b/n |accuracy_b - mean confidence_b|.
+
+    Bins (b/B, (b+1)/B] of equal width in confidence, B = 15; the first holds 0 too. Source: Guo et al. 2017 (arXiv
+    1706.04599).
+    """
+    n = len(confidence)
+    b = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = sparse.csr_array((hits - confidence, (np.arange(n), b)), shape=(n, bins))
+    columns = sparse.hstack([gap, sparse.csr_array(np.ones((n, 1)))], format="csr")
+    return Statistic(columns, lambda sums: np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
+
+
+def estimates(
+    answers: Answers,
+    metrics: Sequence[str],
+    *,
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    key: tuple[object, ...] = (),
+) -> dict[str, tuple[float, float, float]]:
+    """metric -> (estimate, low, high), those that have a meaning here, in the order asked for.
+
+    Intervals: Wilson's for the proportions top1 and top5. For the others a bootstrap over examples, the same
+    ``bootstrap`` draws for all of them, from ``seed`` and ``key``: percentiles (Efron 1979), and for the calibration
+    error and the worst group the reverse percentiles 2 estimate - quantile within [0, 1] (Davison and Hinkley 1997,
+    section 5.2). These two are biased (up, and down), resampling biases them once more, and percentiles would miss the
+    truth up to always; the estimate may then lie outside its interval. Simulated coverage of .95: .91-.95 for macro F1,
+    mean per class and nll from 300 examples on, .89-.92 for the worst group; for the calibration error .83-.97, and .5
+    where the truth is exactly 0. NaN where resampling knows no spread.
+    """
+    found = {m: s for m in metrics if (s := answers.statistic(m)) is not None}
+    out = {}
+    resampled = {m: s for m, s in found.items() if m not in _PROPORTIONS}
+    bounds: dict[str, tuple[float, float]] = {}
+    if resampled:
+        rng = np.random.default_rng(derive(seed, "metrics", *key))
+        parts = [[s.resampled(w) for s in resampled.values()] for w in draws(len(answers), bootstrap, rng)]
+        for i, (metric, statistic) in enumerate(resampled.items()):
+            reps = np.concatenate([p[i] for p in parts])
+            bounds[metric] = _interval(metric, statistic.value(), reps, level)
+    n = len(answers)
+    for metric, statistic in found.items():
+        value = statistic.value()
+        low, high = bounds[metric] if metric in bounds else wilson(round(value * n), n, level)
+        out[metric] = (value, low, high)
+    return out
+
+
+def _interval(metric: str, estimate: float, replicates: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """Bootstrap bounds from ``replicates`` [R]; NaN where all agree or there are fewer than 2 / (1 - level)."""
+    if len(replicates) < math.ceil(round(2 / (1 - level), 6)) or np.ptp(replicates) <= 1e-12:
+        return math.nan, math.nan
+    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    if metric not in _BIASED:
+        return float(low), float(high)
+    return float(np.clip(2 * estimate - high, 0, 1)), float(np.clip(2 * estimate - low, 0, 1))

@@ -1,0 +1,224 @@
+"""The step ``evaluate``: any checkpoints on any data sets, one table."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from sharpscope.clip.data import Dataset, load_dataset, read_classnames, read_lines
+from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.config import check_metrics
+from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
+from sharpscope.pairs import check_activation, resolve_checkpoint
+from sharpscope.schema import DENSE, METRICS
+from sharpscope.specs import COLLECTIONS, expand_specs
+from sharpscope.units import pick_device
+from sharpscope.weights import Checkpoint, read_checkpoint
+from sharpscope.weights.compare import check_model
+from sharpscope.weights.naming import Tower
+
+__all__ = ["COLUMNS", "evaluate"]
+
+COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
+"""Columns of the table. ``role``: test (one data set) | mean (over those that ``dataset`` names)."""
+
+Names = tuple[str, ...]
+Source = str | FilePath
+
+
+def evaluate(
+    checkpoints: Source | Sequence[Source],
+    model: str = "ViT-B-32",
+    specs: Sequence[str] = (),
+    *,
+    metrics: Sequence[str] | None = None,
+    head: str = "auto",
+    classnames: Source | Sequence[str] | None = None,
+    templates: Source | Sequence[str] | None = None,
+    data_root: str | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    limit: int | None = None,
+    level: float = 0.95,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    progress: Callable[..., Any] | None = None,
+) -> pd.DataFrame:
+    """Every metric of every checkpoint on every data set, with intervals: columns ``COLUMNS``.
+
+    Args:
+        checkpoints: one or several, of one architecture.
+        model: open_clip name, config JSON, or ``mini``.
+        specs: data set specs, or names of collections, whose averages are added, each naming its sets.
+        metrics: beside those that a set's field reports and top1; default: all that have a meaning for the set.
+        head: stored | zeroshot | text; auto: the stored head where there is one and the set's classes are among its
+            own, else one from the text tower (and the note says so). A head from text is made for each set with the
+            set's class names and templates.
+        classnames, templates: instead of the set's own (a list, or a file with one a line).
+        level, bootstrap, seed: of the intervals, see ``clip.metrics.estimates``.
+        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: silent.
+
+    Raises:
+        ConfigError, CheckpointError, PairMismatch, DatasetError: for anything wrong with the input.
+    """
+    files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
+    check_metrics(tuple(metrics or ()))
+    wanted = METRICS if metrics is None else metrics
+    clip, where, sets = ClipModel.load(model), pick_device(device), expand_specs(specs)
+    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
+    prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
+    cache = FeatureCache() if len(files) > 1 else None
+    rows: list[dict[str, Any]] = []
+    for label, file in zip(_labels(files), files, strict=True):
+        weights = read_checkpoint(resolve_checkpoint(file))
+        check_activation(clip, (weights,))
+        heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
+        own: list[dict[str, Any]] = []
+        for spec in sets:
+            classifier, theta, dataset, said = heads.for_set(spec, data)
+            with contextlib.closing((progress or _silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
+                given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
+            own += accuracy_rows(
+                label,
+                float("nan"),
+                DENSE,
+                {spec: given},
+                {spec: "test"},
+                {spec: reported(dataset, wanted)},
+                level=level,
+                notes={spec: "; ".join(x for x in (dataset_note(dataset), said) if x)},
+                bootstrap=bootstrap,
+                seed=seed,
+            )
+        rows += own + _averages(own, specs)
+    return pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
+
+
+def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
+    """The means over the sets of every collection that was asked for by name."""
+    out = []
+    for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
+        members = [r | {"role": name} for r in rows if r["dataset"] in COLLECTIONS[name]]
+        for row in mean_rows(members, name, "mean"):
+            out.append(row | {"note": "; ".join(x for x in (f"mean of {name}", row["note"]) if x)})
+    return out
+
+
+def _labels(files: Sequence[Source]) -> list[str]:
+    """What the checkpoints are called in the table: the stems of their files where these differ, else their paths."""
+    stems = [FilePath(str(f).removeprefix("mini:")).stem for f in files]
+    labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
+    if len(set(labels)) != len(labels):
+        raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
+    return labels
+
+
+class _Silent:
+    def update(self, n: float = 1) -> None: ...
+    def close(self) -> None: ...
+
+
+def _silent(**_: object) -> _Silent:
+    return _Silent()
+
+
+@dataclass
+class _Data:
+    """Data sets by spec and class names, each loaded once."""
+
+    clip: ClipModel
+    options: Mapping[str, Any]
+    _loaded: dict[tuple[str, Names | None], Dataset] = field(default_factory=dict)
+
+    def get(self, spec: str, names: Names | None) -> Dataset:
+        key = (spec, names)
+        if key not in self._loaded:
+            self._loaded[key] = load_dataset(spec, model=self.clip, classnames=names, **self.options)
+        return self._loaded[key]
+
+
+@dataclass
+class _Heads:
+    """The heads of one checkpoint: its stored one, and those from its text tower, each made once."""
+
+    clip: ClipModel
+    model: str
+    weights: Checkpoint
+    mode: str
+    names: Names | None
+    """Class names that the user gave."""
+    templates: Names
+    where: torch.device
+    _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
+    _theta: dict[str, Tensor] = field(default_factory=dict)
+
+    def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+        """(classifier, theta, data set in its class names, what to say about the head)."""
+        stored = self.weights.facts.get("head")
+        if self.mode == "stored" and stored is None:
+            raise ConfigError(f"head: {shown(self.weights.source)} has no stored head; use --head zeroshot.")
+        own: Names | None = tuple((stored or {}).get("classnames") or ()) or None
+        named = self.names or own
+        if stored is not None and self.mode in ("stored", "auto"):
+            try:
+                dataset = data.get(spec, named)
+                return (*self._make("stored", named or dataset.classnames, ()), dataset, "")
+            except (DatasetError, PairMismatch):
+                if self.mode == "stored" or self.names or not self._has_text():
+                    raise
+            dataset = data.get(spec, None)
+            said = "head from text: the stored one has other classes"
+        else:
+            dataset, said = self._named(spec, data, named), ""
+        templates = self.templates or dataset.templates or ()
+        return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
+
+    def _named(self, spec: str, data: _Data, named: Names | None) -> Dataset:
+        """In the given class names, or the checkpoint's where they fit, else in the set's own."""
+        if named is not None and named != self.names:
+            with contextlib.suppress(DatasetError):
+                return data.get(spec, named)
+            return data.get(spec, None)
+        return data.get(spec, named)
+
+    def _has_text(self) -> bool:
+        return all(n in self.weights.tensors for n in (*self.clip.text_names, "logit_scale"))
+
+    def _make(self, mode: str, names: Names, templates: Names) -> tuple[Classifier, dict[str, Tensor]]:
+        key = (mode, names, templates)
+        if key not in self._made:
+            if not self._theta:
+                self._theta = self._loaded()
+            stored = self.weights.facts.get("head") if mode == "stored" else None
+            require: tuple[Tower, ...] = ("image",) if stored else ("image", "text", "scale")
+            source = shown(self.weights.source, 300)
+            check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=require)
+            classifier = Classifier(
+                self.clip,
+                "stored" if stored else "zeroshot",
+                names,
+                templates or None,
+                scale_baked=bool(stored and stored["scale_baked"]),
+                normalize=not (stored and not stored["normalize"]),
+            )
+            self._made[key] = classifier, classifier.attach(self._theta)
+        return self._made[key]
+
+    def _loaded(self) -> dict[str, Tensor]:
+        tensors = self.weights.tensors
+        theta = {n: (t.float() if t.is_floating_point() else t).to(self.where) for n, t in tensors.items()}
+        if "logit_scale" not in theta and self.model == "mini":
+            # a fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT's)
+            zeroshot = read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors
+            theta["logit_scale"] = zeroshot["logit_scale"].float().to(self.where)
+        return theta

@@ -1,0 +1,222 @@
+"""Effective robustness: OOD accuracy beyond what the ID accuracy lets one expect, by a named baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import special, stats
+
+from sharpscope.errors import ConfigError, ResultsError, shown
+from sharpscope.findings.frames import one_metric, unique_in_order
+from sharpscope.findings.intervals import min_replicates
+from sharpscope.schema import DENSE
+from sharpscope.seeds import derive
+
+__all__ = ["BASELINES", "COLUMNS", "Baseline", "baseline_points", "effective_robustness", "points", "read_baseline"]
+
+COLUMNS = (
+    "pair", "alpha", "dataset", "id_accuracy", "ood_accuracy", "expected", "estimate", "ci_low", "ci_high",
+    "baseline", "baseline_n", "note",
+)  # fmt: skip
+"""Columns of ``effective_robustness``."""
+BASELINES = ("zeroshot", "finetuned", "ends")
+"""Baselines that a run holds itself: its models at alpha = 0, at alpha = 1, or both."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Models that set what is to be expected: logit(OOD) = intercept + slope * logit(ID).
+
+    ``id_accuracy``, ``ood_accuracy``: of the models [m]; ``id_n``, ``ood_n``: examples behind each, 0 where not known.
+    The fit is least squares on the logit scale (Taori et al. 2020, arXiv 2007.00644, section 3).
+    """
+
+    name: str
+    id_accuracy: np.ndarray
+    ood_accuracy: np.ndarray
+    id_n: np.ndarray
+    ood_n: np.ndarray
+
+    def fit(self) -> tuple[float, float]:
+        """(intercept, slope)."""
+        lines = _fits(_logit(self.id_accuracy, self.id_n)[None], _logit(self.ood_accuracy, self.ood_n)[None])
+        return float(lines[0, 0]), float(lines[0, 1])
+
+
+def points(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """pair, alpha, dataset, id_accuracy, ood_accuracy, id_n, ood_n: every point of the plain path on every OOD set and
+    their mean, ID accuracy being the mean over the ID sets; primary metrics."""
+    rows = one_metric(accuracy[accuracy["variant"] == DENSE])
+    known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
+    ids = (
+        known[known["role"] == "id"]
+        .groupby(["pair", "alpha"], sort=False)
+        .agg(id_accuracy=("estimate", "mean"), id_n=("n", "sum"))
+    )
+    ood = known[known["role"].isin(("ood", "ood_mean"))].rename(columns={"estimate": "ood_accuracy", "n": "ood_n"})
+    both = ood.merge(ids.reset_index(), on=["pair", "alpha"])
+    finite = np.isfinite(both["id_accuracy"]) & np.isfinite(both["ood_accuracy"])
+    columns = ["pair", "alpha", "dataset", "id_accuracy", "ood_accuracy", "id_n", "ood_n"]
+    return both.loc[finite, columns].reset_index(drop=True)
+
+
+def baseline_points(accuracy: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The points that ``name`` (zeroshot, finetuned, ends) makes the baseline, as ``points`` gives them.
+
+    Pairs that share their zero-shot model have it once (the same accuracies).
+    """
+    if name not in BASELINES:
+        raise ConfigError(f"baseline: '{shown(name)}' is none of {', '.join(BASELINES)}, nor a file.")
+    alphas = {"zeroshot": (0.0,), "finetuned": (1.0,), "ends": (0.0, 1.0)}[name]
+    found = points(accuracy)
+    return found[found["alpha"].isin(alphas)].drop_duplicates(["dataset", "id_accuracy", "ood_accuracy"])
+
+
+def read_baseline(path: str | Path) -> pd.DataFrame:
+    """A baseline's models from CSV: dataset, id_accuracy, ood_accuracy (fractions), perhaps id_n, ood_n and model.
+
+    The 204 models of Taori et al. 2020, say; or ``dataset, intercept, slope``: a line that was fitted elsewhere, which
+    then has no uncertainty of its own. Raises ResultsError naming line and column.
+    """
+    try:
+        table = pd.read_csv(path)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as e:
+        raise ResultsError(f"baseline {shown(path)}: cannot be read ({shown(e, 80)}).") from None
+    wanted = ("dataset", "intercept", "slope") if "slope" in table else ("dataset", "id_accuracy", "ood_accuracy")
+    if lost := [c for c in wanted if c not in table]:
+        raise ResultsError(f"baseline {shown(path)}: no column '{lost[0]}'; needs dataset, id_accuracy, ood_accuracy "
+                           "(or dataset, intercept, slope).")  # fmt: skip
+    for column in wanted[1:]:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        bad = ~np.isfinite(numbers) | ((numbers < 0) | (numbers > 1) if "accuracy" in column else False)
+        if bad.any():
+            line = int(np.flatnonzero(bad)[0])
+            kind = "fraction" if "accuracy" in column else "number"
+            raise ResultsError(
+                f"baseline {shown(path)}, line {line + 2}, column '{column}': "
+                f"{shown(table[column].iloc[line], 40)} is no {kind}."
+            )
+        table[column] = numbers
+    return table.assign(dataset=table["dataset"].astype(str))
+
+
+def effective_robustness(
+    accuracy: pd.DataFrame,
+    baseline: pd.DataFrame,
+    name: str,
+    *,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """OOD - inv_logit(b + k logit(ID)) of every point of the plain path, for each OOD set that the baseline has.
+
+    b, k: least squares of logit(OOD) on logit(ID) over the baseline's models for the same OOD set (``baseline``: as
+    ``baseline_points`` or ``read_baseline`` give it; ``name``: how rows name it). Accuracies of 0 and 1 are moved half
+    an example inside. Interval: percentile bootstrap of three things at once, the model's own accuracies and those of
+    the baseline (binomial, ID and OOD images being different ones), and which models make the baseline (resampled where
+    there are at least 3; two give a line through both, whose choice has no spread, and the note says so). Where counts
+    are not known the accuracy counts as exact.
+
+    Returns:
+        Columns ``COLUMNS``; ``baseline_n``: its models (0: a line that was given). OOD sets that the baseline lacks,
+        and fits with fewer than 2 different ID accuracies, have NaN and the reason.
+
+    Source: Taori et al. 2020 (arXiv 2007.00644), section 3: rho(f) = acc2(f) - beta(acc1(f)).
+    """
+    out = []
+    for dataset, own in points(accuracy).groupby("dataset", sort=False):
+        rng = np.random.default_rng(derive(seed, "robustness", name, dataset))
+        mine = baseline[baseline["dataset"] == dataset]
+        out.append(_judged(own, mine, rng, bootstrap, level).assign(baseline=name))
+    if not out:
+        raise ResultsError("effective robustness: no point has both an ID and an OOD accuracy.")
+    return pd.concat(out, ignore_index=True)[list(COLUMNS)]
+
+
+def _judged(
+    own: pd.DataFrame, baseline: pd.DataFrame, rng: np.random.Generator, replicates: int, level: float
+) -> pd.DataFrame:
+    blank = own.assign(expected=math.nan, estimate=math.nan, ci_low=math.nan, ci_high=math.nan, baseline_n=0, note="")
+    given = "slope" in baseline
+    if not len(baseline):
+        return blank.assign(note="undefined: the baseline has no model for this set")
+    notes = []
+    if given:
+        line = np.array([[float(baseline["intercept"].iloc[0]), float(baseline["slope"].iloc[0])]])
+        lines, m = np.repeat(line, replicates, axis=0), 0
+        notes.append("the line was given: no uncertainty of its own")
+    else:
+        counts = [
+            baseline[c].fillna(0).to_numpy(float) if c in baseline else np.zeros(len(baseline))
+            for c in ("id_n", "ood_n")
+        ]
+        base = Baseline("", baseline["id_accuracy"].to_numpy(float), baseline["ood_accuracy"].to_numpy(float), *counts)
+        m = len(baseline)
+        if len(np.unique(base.id_accuracy)) < 2:
+            return blank.assign(
+                baseline_n=m, note=f"undefined: {m} baseline models have one ID accuracy; a line needs two"
+            )
+        line = np.array([base.fit()])
+        lines = _resampled_lines(base, replicates, rng)
+        if m < 3:
+            notes.append("line through two models")
+    x, y = own["id_accuracy"].to_numpy(float), own["ood_accuracy"].to_numpy(float)
+    id_n, ood_n = own["id_n"].to_numpy(float), own["ood_n"].to_numpy(float)
+    expected = special.expit(line[0, 0] + line[0, 1] * _logit(x, id_n))
+    xs, ys = _drawn(x, id_n, replicates, rng), _drawn(y, ood_n, replicates, rng)
+    reps = ys - special.expit(lines[:, :1] + lines[:, 1:] * _logit(xs, id_n))
+    low, high = np.full(len(x), math.nan), np.full(len(x), math.nan)
+    if replicates >= min_replicates(level) and (m >= 3 or (id_n > 0).any()):
+        low, high = np.nanquantile(reps, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return own.assign(
+        expected=expected, estimate=y - expected, ci_low=low, ci_high=high, baseline_n=m, note="; ".join(notes)
+    )
+
+
+def _resampled_lines(base: Baseline, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """(intercept, slope) of resampled baselines: [R, 2]; draws of models with one ID accuracy are drawn anew."""
+    m = len(base.id_accuracy)
+    x, y = _drawn(base.id_accuracy, base.id_n, replicates, rng), _drawn(base.ood_accuracy, base.ood_n, replicates, rng)
+    pick = np.tile(np.arange(m), (replicates, 1))
+    if m >= 3:
+        pick = rng.integers(0, m, size=(replicates, m))
+        for _ in range(100):
+            flat = np.ptp(base.id_accuracy[pick], axis=1) == 0
+            if not flat.any():
+                break
+            pick[flat] = rng.integers(0, m, size=(int(flat.sum()), m))
+    rows = np.arange(replicates)[:, None]
+    return _fits(_logit(x[rows, pick], base.id_n[pick]), _logit(y[rows, pick], base.ood_n[pick]))
+
+
+def _fits(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Least squares (intercept, slope) of every row: [R, 2]; a row without spread in x has NaN."""
+    dx = x - x.mean(axis=1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (dx * y).sum(axis=1) / (dx**2).sum(axis=1)
+    return np.stack([y.mean(axis=1) - slope * x.mean(axis=1), slope], axis=1)
+
+
+def _drawn(p: np.ndarray, n: np.ndarray, replicates: int, rng: np.random.Generator) -> np.ndarray:
+    """Binomial accuracies [R, K] around ``p``; exact where ``n`` is 0."""
+    count = np.maximum(n, 1).astype(int)
+    drawn = stats.binom.rvs(count, np.clip(p, 0, 1), size=(replicates, len(p)), random_state=rng) / count
+    return np.where(n > 0, drawn, p)
+
+
+def _logit(p: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """logit of accuracies kept half an example (or 1e-6) inside (0, 1)."""
+    edge = np.where(n > 0, 0.5 / np.maximum(n, 1), 1e-6)
+    return np.asarray(special.logit(np.clip(p, edge, 1 - edge)))
+
+
+def sets_of(table: pd.DataFrame) -> Sequence[str]:
+    """The OOD sets of a table of effective robustness, averages last."""
+    names = unique_in_order(table["dataset"])
+    return sorted(names, key=lambda d: d.count("+"))

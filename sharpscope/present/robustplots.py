@@ -1,0 +1,135 @@
+"""The scatter of OOD against ID accuracy on logit axes, with the line that a baseline draws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from sharpscope.present.style import (
+    COLOURS,
+    INK,
+    MARKERS,
+    NoData,
+    key,
+    label,
+    names_of,
+    new_figure,
+    short_set,
+    styled,
+)
+
+__all__ = ["effective_robustness"]
+
+_TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
+_MOST_SETS = 6
+
+
+@styled
+def effective_robustness(robustness: pd.DataFrame) -> Figure:
+    """OOD against ID accuracy on logit axes, one panel an OOD set; grey: what the baseline lets one expect.
+
+    ``robustness``: pair, alpha, dataset, id_accuracy, ood_accuracy, expected, estimate, ci_low, ci_high, baseline,
+    baseline_n (``findings.robustness.effective_robustness``). Effective robustness is the height above the line; bars:
+    its interval. Source: Taori et al. 2020 (arXiv 2007.00644), fig. 1. Raises NoData without a point.
+    """
+    rows = robustness[np.isfinite(robustness["id_accuracy"]) & np.isfinite(robustness["ood_accuracy"])]
+    if not len(rows):
+        raise NoData("effective_robustness: no point has both an ID and an OOD accuracy.")
+    sets = sorted(names_of(rows, "dataset"), key=lambda d: d.count("+"))
+    shown, fewer = sets[:_MOST_SETS], len(sets) - _MOST_SETS
+    columns = min(2, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = new_figure(2.45 * lines + 0.6)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    pairs = names_of(rows)
+    for i, ax in enumerate(axes.flat):
+        ax.set_visible(i < len(shown))
+        if i < len(shown):
+            _panel(ax, rows[rows["dataset"] == shown[i]], pairs)
+            ax.set_title(_title(shown[i]))
+            if i % columns == 0:
+                ax.set_ylabel("OOD accuracy (%, logit scale)")
+            if i + columns >= len(shown):
+                ax.set_xlabel("ID accuracy (%, logit scale)")
+    known = rows[np.isfinite(rows["expected"])]
+    count = int(known["baseline_n"].max()) if len(known) else 0
+    of = f" of {count} models" if count else ""
+    handles = [
+        Line2D(
+            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=3, label=label(p, 22)
+        )
+        for i, p in enumerate(pairs)
+    ]
+    handles += [
+        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
+    ]
+    if len(known):
+        name = label(str(known["baseline"].iloc[0]), 30)
+        handles.append(Line2D([], [], color=INK["grey"], ls="--", lw=1.0, label=f"expected: {name}{of}"))
+    key(figure, handles, f"{fewer} more sets in the table" if fewer > 0 else "")
+    return figure
+
+
+def _title(dataset: str) -> str:
+    parts = dataset.split("+")
+    return short_set(dataset) if len(parts) == 1 else f"mean of {len(parts)} OOD sets"
+
+
+def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
+    for i, pair in enumerate(pairs):
+        own = rows[rows["pair"] == pair].sort_values("alpha")
+        x, y = _logit(own["id_accuracy"]), _logit(own["ood_accuracy"])
+        colour = COLOURS[i % len(COLOURS)]
+        # the interval of the height above the line, drawn at the point
+        low, high = (_logit(own["expected"] + own[c]) for c in ("ci_low", "ci_high"))
+        known = np.isfinite(low) & np.isfinite(high)
+        ax.vlines(x[known], low[known], high[known], color=colour, alpha=0.3, lw=0.8)
+        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=2.8, zorder=2)
+        for alpha, mark, size in ((0.0, "*", 80), (1.0, "s", 28)):
+            at = np.isclose(own["alpha"], alpha)
+            ink = INK["black"] if alpha == 0 else colour
+            ax.scatter(x[at], y[at], s=size, marker=mark, color=ink, edgecolor="white", lw=0.6, zorder=4)
+    heights = _logit(rows["ood_accuracy"])
+    line = rows[np.isfinite(rows["expected"])].sort_values("id_accuracy").drop_duplicates("id_accuracy")
+    if len(line):  # straight on these axes
+        x, y = _logit(line["id_accuracy"]), _logit(line["expected"])
+        if len(line) > 1 and x[-1] > x[0]:
+            slope = (y[-1] - y[0]) / (x[-1] - x[0])
+            room = 0.15 * (x[-1] - x[0])
+            x, y = np.append(x[0] - room, x[-1] + room), np.append(y[0] - slope * room, y[-1] + slope * room)
+        ax.plot(x, y, color=INK["grey"], ls="--", lw=1.0, zorder=1)
+        heights = np.append(heights, y)
+    ax.grid(True)
+    ax.margins(x=0.1)
+    room = max(0.05, 0.15 * float(np.ptp(heights)))  # bars may run out of the panel: near 0 they are long on this scale
+    ax.set_ylim(float(heights.min()) - room, float(heights.max()) + room)
+    for axis in (ax.xaxis, ax.yaxis):
+        _percent_ticks(axis)
+
+
+def _percent_ticks(axis: Axis) -> None:
+    """Round percentages where they lie on a logit axis, as many as there is room for."""
+    low, high = sorted(axis.get_view_interval())
+    first, last = (100 / (1 + math.exp(-v)) for v in (low, high))
+    wanted = [t for t in _TICKS if first <= t <= last]
+    for step in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1):
+        if len(wanted) < 3:  # a narrow range
+            wanted = [step * k for k in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    wanted = wanted[:: max(1, math.ceil(len(wanted) / 7))]
+    places = [float(v) for v in _logit(np.array(wanted) / 100)]
+    axis.set_major_locator(FixedLocator(places))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FixedFormatter([f"{t:g}" for t in wanted]))
+
+
+def _logit(values: pd.Series | np.ndarray) -> np.ndarray:
+    p = np.clip(np.asarray(values, dtype=float), 1e-4, 1 - 1e-4)
+    return np.asarray(np.log(p / (1 - p)))

@@ -1,0 +1,193 @@
+"""Scores of predictions as functions of weighted sums over examples: one formula for the estimate and its bootstrap.
+
+A bootstrap sample is a vector of weights (how often each example was drawn), so a score that is known from sums over
+examples is known for every sample from one sparse matrix product. numpy and scipy only: the rooms with images and the
+rooms with tables share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+__all__ = [
+    "Predictions", "Statistic", "draws", "label_score", "macro_f1", "mean_per_class", "share", "wilson", "worst_group",
+]  # fmt: skip
+
+Floats = NDArray[np.float64]
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """``finish(weights @ columns)``: a score that depends on the examples through weighted sums alone.
+
+    ``columns``: [n, m], one row an example; ``finish``: sums [..., m] -> scores [...].
+    """
+
+    columns: sparse.csr_array
+    finish: Callable[[Floats], Floats]
+
+    def value(self) -> float:
+        """The score of the examples as they are, each with weight 1."""
+        return float(self.finish(np.asarray(self.columns.sum(axis=0), dtype=np.float64)))
+
+    def resampled(self, weights: NDArray[np.floating]) -> Floats:
+        """The score under every row of ``weights`` [R, n]; [R]."""
+        return self.finish(np.asarray(self.columns.T @ weights.T).T)
+
+
+def share(values: NDArray[np.generic]) -> Statistic:
+    """The mean over examples of one number each (a rate, a loss)."""
+    n = len(values)
+    columns = np.stack([np.asarray(values, dtype=np.float64), np.ones(n)], axis=1)
+    return Statistic(sparse.csr_array(columns), lambda sums: sums[..., 0] / sums[..., 1])
+
+
+def mean_per_class(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> Statistic:
+    """Mean over the classes that occur of the share of their examples that is right (balanced accuracy)."""
+    seen, index = np.unique(labels, return_inverse=True)
+    c = len(seen)
+    hits = predicted == labels
+    return Statistic(
+        sparse.hstack([_one_hot(index, c, hits), _one_hot(index, c)], format="csr"),
+        lambda sums: _mean_ratio(sums[..., :c], sums[..., c:]),
+    )
+
+
+def macro_f1(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> Statistic:
+    """Mean over the classes that occur among the labels of F1 = 2 TP / (2 TP + FP + FN).
+
+    As WILDS defines it for iWildCam (Koh et al. 2021, arXiv 2012.07421): classes without an example do not count,
+    examples taken for them do, as misses.
+    """
+    seen, index = np.unique(labels, return_inverse=True)
+    c = len(seen)
+    place = np.searchsorted(seen, predicted)
+    known = (place < c) & (seen[np.minimum(place, c - 1)] == predicted)
+    taken = _one_hot(np.where(known, place, 0), c, known)
+    columns = sparse.hstack([_one_hot(index, c, predicted == labels), _one_hot(index, c), taken], format="csr")
+
+    def finish(sums: Floats) -> Floats:
+        hits, labelled, named = sums[..., :c], sums[..., c : 2 * c], sums[..., 2 * c :]
+        f1 = 2 * hits / np.maximum(labelled + named, 1e-300)
+        return _mean_where(f1, labelled > 0)
+
+    return Statistic(columns, finish)
+
+
+def worst_group(hits: NDArray[np.bool_], groups: NDArray[np.integer]) -> Statistic:
+    """Smallest share of right examples over the groups that occur; negative group numbers belong to no group.
+
+    Source: Sagawa et al. 2020 (arXiv 1911.08731); FMoW's worst region in WILDS (Koh et al. 2021, arXiv 2012.07421).
+    """
+    seen, index = np.unique(groups, return_inverse=True)
+    member = groups >= 0
+    if not member.any():
+        raise ValueError("worst_group: no example belongs to a group.")
+    first = int((seen < 0).sum())
+    c = len(seen) - first
+    index = np.maximum(index - first, 0)
+    columns = sparse.hstack([_one_hot(index, c, member & hits), _one_hot(index, c, member)], format="csr")
+
+    def finish(sums: Floats) -> Floats:
+        right, size = sums[..., :c], sums[..., c:]
+        return np.where(size > 0, right / np.maximum(size, 1e-300), np.inf).min(axis=-1)
+
+    return Statistic(columns, finish)
+
+
+def label_score(
+    metric: str,
+    labels: NDArray[np.integer],
+    predicted: NDArray[np.integer],
+    groups: NDArray[np.integer] | None = None,
+) -> Statistic:
+    """The score ``metric`` (top1, mean_per_class, macro_f1, worst_group) of predicted labels."""
+    if metric == "top1":
+        return share(predicted == labels)
+    if metric == "mean_per_class":
+        return mean_per_class(labels, predicted)
+    if metric == "macro_f1":
+        return macro_f1(labels, predicted)
+    if metric == "worst_group" and groups is not None:
+        return worst_group(predicted == labels, groups)
+    raise ValueError(f"'{metric}' is no score of predicted labels" + " without groups." * (metric == "worst_group"))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What K models answered on one data set that is judged by more than the share of right answers.
+
+    ``metric``: see ``label_score``; ``labels`` [n], ``predicted`` [K, n], ``groups`` [n] or None.
+    """
+
+    metric: str
+    labels: NDArray[np.integer]
+    predicted: NDArray[np.integer]
+    groups: NDArray[np.integer] | None = None
+
+    def __post_init__(self) -> None:
+        if self.predicted.ndim != 2 or self.predicted.shape[1] != len(self.labels) or not len(self.labels):
+            raise ValueError(f"predicted: needs shape [models, {len(self.labels)}], got {self.predicted.shape}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.predicted.shape[0], self.predicted.shape[1]
+
+    def scores(self) -> Floats:
+        """The metric of every model: [K]."""
+        return np.array([s.value() for s in self._statistics()])
+
+    def resampled(self, replicates: int, rng: np.random.Generator) -> Floats:
+        """Bootstrap over examples, the same draws for all models: [R, K]."""
+        statistics, n = list(self._statistics()), len(self.labels)
+        parts = [np.stack([s.resampled(weights) for s in statistics], axis=1) for weights in draws(n, replicates, rng)]
+        return np.concatenate(parts)
+
+    def _statistics(self) -> Iterator[Statistic]:
+        return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
+
+
+def draws(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
+    """How often each of ``n`` examples is drawn in each bootstrap sample: float64 [r, n], in portions of R in all."""
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for start in range(0, replicates, step):
+        rows = min(step, replicates - start)
+        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+
+
+def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, ``k`` of ``n``.
+
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n, z the normal quantile of (1 + level)/2; inside
+    [0, 1] and never of zero width. Raises ValueError unless 0 <= k <= n, n >= 1, 0 < level < 1. Source: Wilson 1927,
+    J. Am. Stat. Assoc. 22:209-212.
+    """
+    if not (0 <= k <= n and n >= 1 and 0 < level < 1):
+        raise ValueError(f"wilson: needs 0 <= k <= n, n >= 1 and 0 < level < 1; got k={k}, n={n}, level={level}.")
+    z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    centre, scale = p + z * z / (2 * n), 1 + z * z / n
+    return (0.0 if k == 0 else (centre - half) / scale), (1.0 if k == n else (centre + half) / scale)
+
+
+def _one_hot(index: NDArray[np.integer], width: int, keep: NDArray[np.bool_] | None = None) -> sparse.csr_array:
+    """[n, width] with a 1 at ``index`` of every example (that is in ``keep``)."""
+    rows = np.arange(len(index)) if keep is None else np.flatnonzero(keep)
+    return sparse.csr_array((np.ones(len(rows)), (rows, index[rows])), shape=(len(index), width))
+
+
+def _mean_ratio(part: Floats, whole: Floats) -> Floats:
+    return _mean_where(part / np.maximum(whole, 1e-300), whole > 0)
+
+
+def _mean_where(values: Floats, there: NDArray[np.bool_]) -> Floats:
+    return np.where(there, values, 0.0).sum(axis=-1) / there.sum(axis=-1)
