@@ -39,7 +39,7 @@ Dtype = Literal["float32", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
-TraceMethod = Literal["hutchinson", "xtrace", "hutchpp"]
+TraceMethod = Literal["per_example", "hutchinson", "xtrace", "hutchpp"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
@@ -122,9 +122,9 @@ class StudyConfig:
     max_matvecs: int = 100
     """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent before rtol is reached, the
     status is not_converged."""
-    trace_method: TraceMethod = "hutchinson"
-    """How traces are estimated: hutchinson (random signs, the reference), xtrace (far fewer products at small rtol) or
-    hutchpp; with the latter two weighted_trace takes products of its own."""
+    trace_method: TraceMethod = "per_example"
+    """How traces are estimated: per_example (random signs of each example's own; the whole model as the sum of its
+    layers), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
     noise_samples: int = 8
     """Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20

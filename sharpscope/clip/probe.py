@@ -70,6 +70,11 @@ class Probe:
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Examples in every batch."""
+        return tuple(len(labels) for _, labels in self.batches)
+
+    @property
     def batch_size(self) -> int:
         """Examples in the largest batch."""
         return max(len(labels) for _, labels in self.batches)

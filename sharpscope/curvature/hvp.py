@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.kernels import ThirdDerivative, analytic_kernels
-from sharpscope.curvature.operator import Divisible, Objective
+from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher
+from sharpscope.curvature.taps import Tap, Taps
 from sharpscope.errors import ConfigError, NumericalError
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "MemoryPlan", "graph_bytes", "plan_memory"]
@@ -80,14 +81,30 @@ def _mib(size: int) -> str:
 class _Graph:
     loss: Tensor
     gradient: dict[str, Tensor]
+    taps: tuple[tuple[Tap, Tensor], ...] = ()
+    """Where parameters enter, with the loss's gradient there."""
+    tapped: frozenset[str] = frozenset()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.loss, *self.gradient.values(), *(g for _, g in self.taps)]
 
 
-def _differentiate(objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> _Graph:
-    loss = objective.batch_loss(i, theta)
+def _differentiate(
+    objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor], analytic: bool
+) -> _Graph:
+    sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
+    taps = None if sizes is None else Taps(params, sizes[i])
+    with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
+        loss = objective.batch_loss(i, theta)
     if loss.ndim != 0:
         raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-    grads = torch.autograd.grad(loss, list(params.values()), create_graph=True, allow_unused=True)
-    return _Graph(loss, {n: g for n, g in zip(params, grads, strict=True) if g is not None})
+    places = () if taps is None else tuple(t for t in taps.taps if set(t.names) <= taps.names)
+    inputs = [*params.values(), *(t.y for t in places)]
+    grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+    gradient = {n: g for n, g in zip(params, grads, strict=False) if g is not None}
+    open_taps = tuple((t, g) for t, g in zip(places, grads[len(params) :], strict=True) if g is not None)
+    return _Graph(loss, gradient, open_taps, frozenset(n for t, _ in open_taps for n in t.names))
 
 
 def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
@@ -140,13 +157,11 @@ def plan_memory(
     full = {**theta, **params}
 
     def measured(part: Objective) -> int:
-        with analytic_kernels():
-            try:
-                graph = _differentiate(part, 0, full, params)
-            except ThirdDerivative:
-                graph = None
-        graph = graph or _differentiate(part, 0, full, params)
-        return graph_bytes([graph.loss, *graph.gradient.values()], full.values())
+        try:
+            graph = _differentiate(part, 0, full, params, analytic=True)
+        except ThirdDerivative:
+            graph = _differentiate(part, 0, full, params, analytic=False)
+        return graph_bytes(graph.tensors, full.values())
 
     size: int | None = None
     if isinstance(objective, Divisible) and objective.batch_size > 3:
@@ -225,18 +240,16 @@ class HessianEngine:
     @property
     def graph_bytes(self) -> int:
         """Bytes of the first batch's graph."""
-        graph = self._graph(0)
-        return graph_bytes([graph.loss, *graph.gradient.values()], self.theta.values())
+        return graph_bytes(self._graph(0).tensors, self.theta.values())
 
     def _graph(self, i: int) -> _Graph:
         kept = self._graphs[i]
         if kept is not None:
             return kept
-        with analytic_kernels() if self.analytic else nullcontext():
-            try:
-                return _differentiate(self.objective, i, self.theta, self.params)
-            except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
-                self.analytic = False
+        try:
+            return _differentiate(self.objective, i, self.theta, self.params, self.analytic)
+        except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
+            self.analytic = False
         return self._graph(i)
 
     def _build(self) -> None:
@@ -260,6 +273,7 @@ class HessianEngine:
         if not all(torch.isfinite(g).all() for g in sums.values()):
             raise NumericalError("gradient of the loss is not finite: no curvature there.")
         self.unused = tuple(name for name in self.params if name not in sums)
+        self.by_example = self._check_examples()
 
     # ------------------------------------------------------------------ what estimators use
     def gradient(self, layer: str) -> Tensor:
@@ -274,18 +288,89 @@ class HessianEngine:
 
     def products(self, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """H_ll V_l for every requested layer: {layer: [p_l, k_l]} -> the same shapes, in one pass over the batches."""
-        sums: dict[str, Tensor] = {}
+        answers = self.answer({layer: (layer, request) for layer, request in requests.items()})
+        return dict(answers)
+
+    def answer(self, requests: Mapping[str, tuple[str, Tensor | Probes]]) -> dict[str, Tensor]:
+        """What several estimators ask of their layers, {who: (layer, request)}, in one pass over the batches.
+
+        A matrix V [p_l, k] gets H_ll V. ``Probes`` get [units, count], whose column sums are independent unbiased
+        estimates of the trace (see ``operator.Probes``): a row an example for the parameters that are tapped (see
+        ``taps``), a row a batch for the others.
+        """
         # Each column by itself in memory: the same bits whatever else is asked for in the same round.
-        columns = {layer: [v.contiguous() for v in vectors.unbind(1)] for layer, vectors in requests.items()}
+        columns = {
+            who: [v.contiguous() for v in request.unbind(1)]
+            for who, (_, request) in requests.items()
+            if isinstance(request, Tensor)
+        }
+        sums: dict[str, Tensor] = {}
+        units: dict[str, list[Tensor]] = {}
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
-            for layer in requests:
-                part = weight * torch.stack([self._product(graph, layer, v) for v in columns[layer]], dim=1)
-                sums[layer] = sums[layer] + part if layer in sums else part
+            for who, (layer, request) in requests.items():
+                if isinstance(request, Tensor):
+                    part = weight * torch.stack([self._product(graph, layer, v) for v in columns[who]], dim=1)
+                    sums[who] = sums[who] + part if who in sums else part
+                else:
+                    units.setdefault(who, []).append(weight * self._second_derivatives(graph, layer, request))
             del graph
-        for layer, vectors in requests.items():
-            self.num_matvecs[layer] += vectors.shape[1]
-        return sums
+        for layer, request in requests.values():
+            self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
+        return sums | {who: torch.cat(parts) for who, parts in units.items()}
+
+    def _second_derivatives(self, graph: _Graph, layer: str, probes: Probes) -> Tensor:
+        return torch.stack([self._quadratic_forms(graph, layer, probes) for _ in range(probes.count)], dim=1)
+
+    def _quadratic_forms(self, graph: _Graph, layer: str, probes: Probes) -> Tensor:
+        """v'Hv of the batch's mean loss, cut into what each example adds, and last what the others add together."""
+
+        def signs(*shape: int) -> Tensor:
+            return rademacher(shape, probes.generator).to(self.device, self.dtype)
+
+        names = frozenset(self.blocks[layer].names)
+        tapped = names & graph.tapped if self.by_example else frozenset()
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # place, gradient there, direction
+        for tap, g in graph.taps if tapped else ():
+            if g.requires_grad and (moving := tapped.intersection(tap.names)):
+                pairs.append((tap.y, g, tap.tangent(signs, moving, probes.weighted)))
+        examples = len(pairs)
+        for name in self.blocks[layer].names:
+            if name not in tapped and name in graph.gradient and graph.gradient[name].requires_grad:
+                v = signs(*self.params[name].shape)
+                v = v * self.params[name].detach().abs() if probes.weighted else v
+                pairs.append((self.params[name], graph.gradient[name], v))
+        if not pairs:
+            return torch.zeros(1, dtype=torch.float64, device=self.device)
+        places, gradients, directions = zip(*pairs, strict=True)
+        products = torch.autograd.grad(
+            gradients, places, directions, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        forms = [(v * hv).double() for v, hv in zip(directions, products, strict=True)]
+        parts = [f.flatten(1).sum(1) for f in forms[:examples]]
+        rest = [f.sum() for f in forms[examples:]]
+        out = [torch.stack(parts).sum(0)] if parts else []
+        return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
+
+    def _check_examples(self) -> bool:
+        """Whether the taps' first dimension is the examples', and these do not see each other.
+
+        One product through the smallest graph, whose entries beside that example have to be exact zeros: batch norm in
+        training mode, a contrastive loss, a text tower or tokens in the first dimension all show.
+        """
+        graph = self._graph(0)
+        pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
+        if not pairs:
+            return False
+        directions = [torch.zeros_like(g) for _, g in pairs]
+        generator = torch.Generator().manual_seed(0)
+        for v in directions:
+            v[0] = rademacher(tuple(v.shape[1:]), generator).to(v)
+        products = torch.autograd.grad(
+            [g for _, g in pairs], [tap.y for tap, _ in pairs], directions,
+            retain_graph=True, allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        return not any(bool(p[1:].any()) for p in products)
 
     def _product(self, graph: _Graph, layer: str, v: Tensor) -> Tensor:
         spec = self.blocks[layer]
@@ -321,7 +406,10 @@ class LayerHessian:
         return self.matmat(v[:, None])[:, 0]
 
     def matmat(self, vs: Tensor) -> Tensor:
-        return self.engine.products({self.layer: vs})[self.layer]
+        return self.answer(vs)
+
+    def answer(self, request: Tensor | Probes) -> Tensor:
+        return self.engine.answer({self.layer: (self.layer, request)})[self.layer]
 
     def __repr__(self) -> str:
         return f"LayerHessian({self.layer!r}, size={self.shape[0]}, dtype={self.dtype})"

@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
+from sharpscope.curvature.taps import Taps
+
 __all__ = ["ThirdDerivative", "analytic_kernels"]
 
 
@@ -334,7 +336,14 @@ _SWAPPED: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 class analytic_kernels(TorchFunctionMode):  # noqa: N801 - used as a context manager
-    """While entered, torch's functions above run with analytic second derivatives where they can."""
+    """While entered, torch's functions above run with analytic second derivatives where they can.
+
+    ``taps`` watches the same forward pass from below and is told of the layer norms, which it would not see.
+    """
+
+    def __init__(self, taps: Taps | None = None) -> None:
+        super().__init__()
+        self._taps = taps
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -344,5 +353,7 @@ class analytic_kernels(TorchFunctionMode):  # noqa: N801 - used as a context man
         if ours is not None and torch.is_grad_enabled():
             out = ours(*args, **kwargs)
             if out is not None:
+                if self._taps is not None and func is F.layer_norm:
+                    self._taps.see(func, args, kwargs, out)
                 return out
         return func(*args, **kwargs)

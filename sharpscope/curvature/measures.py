@@ -17,7 +17,14 @@ from sharpscope.curvature import adaptive, ggn
 from sharpscope.curvature.eigen import ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
-from sharpscope.curvature.trace import TraceEstimate, hutchinson_steps, hutchpp_steps, scaled, xtrace_steps
+from sharpscope.curvature.trace import (
+    TraceEstimate,
+    hutchinson_steps,
+    hutchpp_steps,
+    per_example_steps,
+    scaled,
+    xtrace_steps,
+)
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.schema import ALL, MEASURES
 from sharpscope.seeds import derive
@@ -32,7 +39,11 @@ _OUTER: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
     "ggn_trace": ggn.ggn_trace,
     "fisher_trace": ggn.fisher_trace,
 }
-_TRACE_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {"xtrace": xtrace_steps, "hutchpp": hutchpp_steps}
+_TRACE_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
+    "per_example": per_example_steps,
+    "xtrace": xtrace_steps,
+    "hutchpp": hutchpp_steps,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class MeasureSettings:
     rho_linf: float = 0.002
     rho_l2: float = 0.5
     memory: int | None = None
-    trace_method: str = "hutchinson"
+    trace_method: str = "per_example"
 
 
 @dataclass(frozen=True)
@@ -180,17 +191,7 @@ def _second_order(
     }
     for x in layers:
         size = engine.blocks[x.name].size
-        if any(m in measures for m in _TRACES):
-            scale = engine.weights(x.name).abs() if "weighted_trace" in measures else None
-            seed = table.seed("trace", x.name)
-            if settings.trace_method == "hutchinson":
-                work[f"trace {x.name}"] = hutchinson_steps(size, seed=seed, scale=scale, **common)
-            else:
-                steps = _TRACE_METHODS[settings.trace_method]
-                if "hessian_trace" in measures:
-                    work[f"trace {x.name}"] = steps(size, seed=seed, **common)
-                if scale is not None:
-                    work[f"weighted {x.name}"] = scaled(steps(size, seed=seed, **common), scale)
+        work |= _trace_tasks(engine, x.name, measures, table, common)
         if any(m in measures for m in _EIGENVALUES):
             work[f"eigen {x.name}"] = lanczos_steps(
                 size, seed=table.seed("eigen", x.name), start=warm.get(x.name), **common
@@ -200,13 +201,17 @@ def _second_order(
         for task in list(work):
             results[task] = solve(work.pop(task), engine.operator(task.split(" ", 1)[1]))
     else:
-        results = solve_together(work, partial(_merged, engine))
+        results = solve_together(
+            work, lambda requests: engine.answer({t: (t.split(" ", 1)[1], r) for t, r in requests.items()})
+        )
+    if settings.trace_method == "per_example":
+        _add_up(results, settings.rtol)
     vectors = {}
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
         seed = table.seed(kind, layer)
         if isinstance(result, TraceEstimate) and kind == "weighted":
-            _trace_row(table, layer, "weighted_trace", result, table.seed("trace", layer))
+            _trace_row(table, layer, "weighted_trace", result, seed)
         elif isinstance(result, TraceEstimate):
             _trace_rows(table, layer, result, seed)
         else:
@@ -222,17 +227,38 @@ def _second_order(
     return vectors, facts
 
 
-def _merged(engine: HessianEngine, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Answer the open requests of several estimators of the same layers with one pass over the batches."""
-    by_layer: dict[str, list[str]] = {}
-    for task in requests:
-        by_layer.setdefault(task.split(" ", 1)[1], []).append(task)
-    products = engine.products({x: torch.cat([requests[t] for t in tasks], dim=1) for x, tasks in by_layer.items()})
-    out: dict[str, Tensor] = {}
-    for layer, tasks in by_layer.items():
-        parts = products[layer].split([requests[t].shape[1] for t in tasks], dim=1)
-        out |= {t: part.contiguous() for t, part in zip(tasks, parts, strict=True)}
-    return out
+def _trace_tasks(
+    engine: HessianEngine, layer: str, measures: Sequence[str], table: _Table, common: Mapping[str, Any]
+) -> dict[str, Estimator[TraceEstimate]]:
+    """The estimators of one layer's trace and weighted trace; what is added up from the layers needs none."""
+    method, size = table.settings.trace_method, engine.blocks[layer].size
+    plain, weighted = (m in measures for m in _TRACES)
+    if not (plain or weighted) or (method == "per_example" and layer == ALL):
+        return {}
+    seed = table.seed("trace", layer)
+    if method == "hutchinson":
+        scale = engine.weights(layer).abs() if weighted else None
+        return {f"trace {layer}": hutchinson_steps(size, seed=seed, scale=scale, **common)}
+    steps = _TRACE_METHODS[method]
+    tasks = {f"trace {layer}": steps(size, seed=seed, **common)} if plain else {}
+    if weighted and method == "per_example":
+        seed = table.seed("weighted", layer)
+        tasks[f"weighted {layer}"] = per_example_steps(size, seed=seed, scale=engine.weights(layer).abs(), **common)
+    elif weighted:
+        unscaled = steps(size, seed=table.seed("weighted", layer), **common)
+        tasks[f"weighted {layer}"] = scaled(unscaled, engine.weights(layer).abs())
+    return tasks
+
+
+def _add_up(results: dict[str, Any], rtol: float) -> None:
+    """The whole model's traces as the sums of its layers', which are independent; no product is spent on it."""
+    for kind in ("trace", "weighted"):
+        parts = [r for task, r in results.items() if task.split(" ", 1)[0] == kind]
+        if parts:
+            value = math.fsum(r.estimate for r in parts)
+            stderr = math.sqrt(math.fsum(r.stderr**2 for r in parts))
+            spent = max(r.num_matvecs for r in parts)
+            results[f"{kind} {ALL}"] = TraceEstimate(value, stderr, stderr <= rtol * abs(value), spent)
 
 
 def _trace_row(table: _Table, layer: str, measure: str, result: TraceEstimate, seed: int) -> None:
@@ -333,8 +359,8 @@ class _ModuleObjective:
     def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Sequence[Any]) -> None:
         self._wrapped = _LossModule(module, loss)
         self._batches = batches
-        sizes = [_batch_size(b) for b in batches]
-        self.weights = [n / sum(sizes) for n in sizes]
+        self.batch_sizes = [_batch_size(b) for b in batches]
+        self.weights = [n / sum(self.batch_sizes) for n in self.batch_sizes]
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         named = {f"module.{n}": t for n, t in theta.items()}

@@ -9,6 +9,7 @@ not fit in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -17,21 +18,41 @@ from torch import Tensor
 from sharpscope.errors import NumericalError
 
 __all__ = [
+    "AnswersProbes",
     "Cuttable",
     "DenseOperator",
     "Divisible",
     "Estimator",
     "FunctionOperator",
     "Objective",
+    "Probes",
     "SymmetricOperator",
     "check_symmetric",
+    "rademacher",
     "solve",
     "solve_together",
 ]
 
 T = TypeVar("T")
-Estimator = Generator[Tensor, Tensor, T]
-"""Yields V of shape [p, k], is sent H V of shape [p, k], returns its result."""
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Asks for v' H v of ``count`` independent directions of random signs, cut into independent parts.
+
+    The answer is float64 [units, count]: its column sums are unbiased estimates of tr H, and entries of different rows
+    or columns are uncorrelated, so that the variance of a sum is the sum of variances, one from each row. The Hessian
+    of a mean over examples gives a row an example (see ``taps``), any other operator a single row.
+    """
+
+    count: int
+    generator: torch.Generator
+    weighted: bool = False
+    """Of diag(c) H diag(c) with c the magnitudes of the parameters."""
+
+
+Estimator = Generator[Tensor | Probes, Tensor, T]
+"""Yields V of shape [p, k] and is sent H V of shape [p, k], or yields ``Probes``; returns its result."""
 
 
 class Objective(Protocol):
@@ -93,6 +114,15 @@ class SymmetricOperator(Protocol):
         ...
 
 
+@runtime_checkable
+class AnswersProbes(Protocol):
+    """An operator that can give the examples directions of their own."""
+
+    def answer(self, request: Tensor | Probes) -> Tensor:
+        """H V for a matrix V, see ``Probes`` for those."""
+        ...
+
+
 class FunctionOperator:
     """A symmetric operator from a function ``v -> H v``; the default matmat takes the columns one by one."""
 
@@ -127,22 +157,39 @@ class DenseOperator:
         return self.matrix @ vs
 
 
+def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Independent signs, +1 or -1 with probability 1/2 each, int8 of the given shape."""
+    return torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1
+
+
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
     """Run one estimator to its end on one operator."""
     try:
         request = next(estimator)
         while True:
-            request = estimator.send(operator.matmat(request))
+            request = estimator.send(_answer(operator, request))
     except StopIteration as stop:
         return stop.value
 
 
+def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
+    if isinstance(request, Tensor):
+        return operator.matmat(request)
+    if isinstance(operator, AnswersProbes):
+        return operator.answer(request)
+    if request.weighted:
+        raise NumericalError("operator: it has no parameters whose magnitudes could weigh the directions.")
+    v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
+    return (v * operator.matmat(v)).double().sum(0, keepdim=True)
+
+
 def solve_together(
-    estimators: Mapping[str, Estimator[T]], products: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+    estimators: Mapping[str, Estimator[T]],
+    products: Callable[[dict[str, Tensor | Probes]], Mapping[str, Tensor]],
 ) -> dict[str, T]:
     """Run many estimators in lock step: each round is ONE call of ``products`` with every open request, by name."""
     results: dict[str, T] = {}
-    requests: dict[str, Tensor] = {}
+    requests: dict[str, Tensor | Probes] = {}
     answers: Mapping[str, Tensor | None] = dict.fromkeys(estimators)
     while answers:
         requests = {}

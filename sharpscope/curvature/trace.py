@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
+from scipy.stats import norm
+from scipy.stats import t as student_t
 from torch import Tensor
 
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, rademacher, solve
 
 __all__ = [
     "TraceEstimate",
@@ -17,7 +19,8 @@ __all__ = [
     "hutchinson_steps",
     "hutchpp",
     "hutchpp_steps",
-    "rademacher",
+    "per_example",
+    "per_example_steps",
     "scaled",
     "xtrace",
     "xtrace_steps",
@@ -25,6 +28,12 @@ __all__ = [
 
 T = TypeVar("T")
 
+FIRST = 2
+"""Products of ``per_example`` before it looks at its error: the least that show a variance."""
+ENOUGH = 10.0
+"""Degrees of freedom from which its error is trusted, to stop or to say how many products are needed."""
+WIDENING = 1.15
+"""v'Hv of a few large eigenvalues is skewed: in simulations (tests/laws) Student's interval covered 91 to 94 %."""
 XTRACE_INFLATION = math.sqrt(2)
 XTRACE_FIRST = 24
 """Products before an adaptive XTrace looks at its error for the first time."""
@@ -44,6 +53,91 @@ class TraceEstimate:
     converged: bool
     num_matvecs: int
     weighted: tuple[float, float] | None = None
+
+
+def per_example(
+    operator: SymmetricOperator, *, seed: int, rtol: float = 0.05, max_matvecs: int = 100, scale: Tensor | None = None
+) -> TraceEstimate:
+    """Hutchinson's estimator with a direction of random signs for every example: one product, n probes.
+
+    tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j, with variance 2/n^2 sum_j ||off(H_j)||^2
+    in place of 2 ||off(1/n sum_j H_j)||^2 for a shared direction: up to n times less, and never more where the H_j
+    agree (``taps`` says how it is done). Two products give every example two values, hence n degrees of freedom for the
+    variance; with it the number of products follows as in ``hutchinson`` (Stein 1945).
+
+    ``stderr`` is widened by Student's t at the degrees of freedom that the examples' unequal variances leave
+    (Satterthwaite 1946) and by ``WIDENING``, so that estimate +- 1.96 stderr covers 95 %. On an operator that knows no
+    examples this is Hutchinson's estimator; where as many products as coordinates would be needed, the trace is taken
+    exactly from unit vectors.
+
+    Args:
+        operator: shape [p, p].
+        seed: of the directions.
+        rtol: relative tolerance, > 0.
+        max_matvecs: products at most.
+        scale: the magnitudes c of the layer's parameters, shape [p]: estimate tr(diag(c) H diag(c)) instead.
+
+    Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, 1803.04386.
+    """
+    steps = per_example_steps(
+        operator.shape[0],
+        dtype=operator.dtype,
+        device=operator.device,
+        seed=seed,
+        rtol=rtol,
+        max_matvecs=max_matvecs,
+        scale=scale,
+    )
+    return solve(steps, operator)
+
+
+def per_example_steps(
+    size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+    rtol: float,
+    max_matvecs: int,
+    scale: Tensor | None = None,
+) -> Estimator[TraceEstimate]:
+    """``per_example`` as an estimator that asks for its products."""
+    square, weighted = None if scale is None else scale.double() ** 2, scale is not None
+    if size <= FIRST:
+        return (yield from _exactly(size, dtype, device, square, 0))
+    generator = torch.Generator().manual_seed(seed)
+    most = max(max_matvecs, FIRST)
+    parts = (yield Probes(FIRST, generator, weighted)).double()
+    while True:
+        count = parts.shape[1]
+        mean, spread, freedom = _pooled(parts)
+        stderr = WIDENING * spread * float(student_t.ppf(0.975, max(freedom, 1.0)) / norm.ppf(0.975))
+        within = stderr <= rtol * abs(mean) and freedom >= ENOUGH
+        if not math.isfinite(mean) or within or count >= most:
+            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), count)
+        # An error that is not known yet (few degrees of freedom) says little about how many products are needed.
+        needed = count * (stderr / (rtol * abs(mean))) ** 2 if mean else math.inf
+        if needed >= size and count + size <= most:
+            return (yield from _exactly(size, dtype, device, square, count))
+        wanted = min(needed, most, math.inf if freedom >= ENOUGH else 2 * count)
+        parts = torch.cat([parts, (yield Probes(max(math.ceil(wanted) - count, 1), generator, weighted)).double()], 1)
+
+
+def _exactly(
+    size: int, dtype: torch.dtype, device: torch.device, square: Tensor | None, spent: int
+) -> Estimator[TraceEstimate]:
+    """The trace, or where ``square`` is given the weighted one as the estimate, from one product a coordinate."""
+    exact = yield from _exact(size, dtype, device, square, spent)
+    return exact if exact.weighted is None else replace(exact, estimate=exact.weighted[0], weighted=None)
+
+
+def _pooled(parts: Tensor) -> tuple[float, float, float]:
+    """(mean of the column sums, its standard error, degrees of freedom of that) of [units, count]."""
+    count = parts.shape[1]
+    variances = parts.var(1, correction=1)
+    total = float(variances.sum())
+    freedom = (count - 1) * total**2 / float((variances**2).sum()) if total > 0 else math.inf
+    return float(parts.sum()) / count, math.sqrt(total / count), freedom
 
 
 def hutchinson(
@@ -106,7 +200,7 @@ def hutchinson_steps(
     wanted = pilot
     while True:
         for _ in range(wanted - len(plain)):
-            v = rademacher(size, 1, generator).to(device, dtype)
+            v = rademacher((size, 1), generator).to(device, dtype)
             product = (v * (yield v)).double()[:, 0]
             plain = torch.cat([plain, product.sum().cpu().view(1)])
             if square is not None:
@@ -253,7 +347,7 @@ def hutchpp_steps(
     if size <= 3 * k:
         return (yield from _exact(size, dtype, device, None, 0))
     generator = torch.Generator().manual_seed(seed)
-    image = (yield rademacher(size, k, generator).to(device, dtype)).double()
+    image = (yield rademacher((size, k), generator).to(device, dtype)).double()
     if not torch.isfinite(image).all():
         return TraceEstimate(math.nan, math.nan, False, k)
     q, _ = torch.linalg.qr(image)
@@ -263,7 +357,7 @@ def hutchpp_steps(
     wanted = min(max(pilot, 2), room)
     while True:
         for _ in range(wanted - len(samples)):
-            v = rademacher(size, 1, generator).to(device, torch.float64)
+            v = rademacher((size, 1), generator).to(device, torch.float64)
             v = v - q @ (q.mT @ v)
             samples = torch.cat([samples, (v * (yield v.to(dtype)).double()).sum().cpu().view(1)])
         rest, stderr = _mean_stderr(samples)
@@ -275,20 +369,16 @@ def hutchpp_steps(
 
 
 def scaled(estimator: Estimator[T], scale: Tensor) -> Estimator[T]:
-    """``estimator`` on diag(c) H diag(c) where products are H's own."""
+    """``estimator``, one that asks for products only, on diag(c) H diag(c) where these are H's own."""
     try:
         request = next(estimator)
         while True:
+            assert isinstance(request, Tensor)
             column = scale.to(request)[:, None]
             request = estimator.send(column * (yield column * request))
     except StopIteration as stop:
         result: T = stop.value
         return result
-
-
-def rademacher(size: int, count: int, generator: torch.Generator) -> Tensor:
-    """[size, count] independent signs, +1 or -1 with probability 1/2 each."""
-    return torch.randint(0, 2, (size, count), generator=generator, dtype=torch.int8) * 2 - 1
 
 
 def _mean_stderr(samples: Tensor) -> tuple[float, float]:
