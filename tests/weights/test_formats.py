@@ -16,6 +16,7 @@ from sharpscope import steps
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import CheckpointError, PairMismatch
+from sharpscope.evaluation import evaluate
 from sharpscope.pairs import load_pair
 from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint
 
@@ -290,4 +291,4 @@ def test_evaluate_believes_what_a_file_tells_of_its_activation(
 ) -> None:
     made = systems("FLYP")
     with pytest.raises(PairMismatch, match="QuickGELU"):
-        steps.evaluate(made.path, str(tiny_paths["vit"]), ["mini:photo"], classnames=list("ab"), head="zeroshot")
+        evaluate(made.path, str(tiny_paths["vit"]), ["mini:photo"], classnames=list("ab"), head="zeroshot")

@@ -1,0 +1,110 @@
+"""A study of sets that do not go by top-1: tables, intervals and findings follow the set's own metric."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from sharpscope import units
+from sharpscope.clip.data import load_dataset
+from sharpscope.config import PairConfig, StudyConfig
+from sharpscope.findings.frames import one_metric
+from sharpscope.results import Results
+from sharpscope.unitfile import Unit
+
+ALPHAS = (0.0, 0.5, 1.0)
+WILD, REGIONS = "mini:sketch", "mini:neon"
+
+
+def load(spec: str, **options: Any) -> Any:
+    """The embedded world as if its sketches were iWildCam and its neon signs FMoW."""
+    dataset = load_dataset(spec, **options)
+    if spec == WILD:
+        dataset.metrics = ("macro_f1", "top1")
+    if spec == REGIONS:
+        dataset.metrics, dataset.group_names = ("worst_group", "top1"), ("Asia", "Other", "Europe")
+        dataset.groups = torch.arange(len(dataset)) % 3
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def done() -> tuple[units.Context, dict[str, Unit], Results]:
+    config = StudyConfig(
+        pairs=(PairConfig("p", "mini:zeroshot", "mini:success"),), model="mini", probe="mini:photo", id=("mini:photo",),
+        ood=(WILD, REGIONS), alphas=ALPHAS, granularity="block", probe_size=8, eval_limit=90, bootstrap=60, threads=1,
+        metrics=("ece",), straggler_criterion="rewind", layer_alphas=(0.0, 1.0), repair_alphas=(0.5,),
+        densities=(0.5,), targets=("delta",), selects=("random",),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(units, "load_dataset", load)
+        context = units.Context.load(config, config.pairs[0])
+        keys = [*(f"path/p/{a!r}" for a in ALPHAS), "layers/p/finetuned"]
+        found = {key: units.compute(context, key) for key in keys}
+        results = Results(config, {"p": context.layers})
+        results.take(found, {})
+        for task in results.repair_tasks():
+            found[task.key] = units.compute(context, task.key, task.variant)
+        results.take(found, {})
+    return context, found, results
+
+
+def test_rows_of_every_metric_and_which_is_primary(done: tuple[Any, dict[str, Unit], Results]) -> None:
+    _, _, results = done
+    table = results.measured("accuracy")
+    dense = table[(table["variant"] == "dense") & (table["alpha"] == 0.5)]
+    kinds = {(r["dataset"], r["metric"]): bool(r["primary"]) for _, r in dense[dense["role"] != "ood_mean"].iterrows()}
+    assert kinds == {
+        ("mini:photo", "top1"): True, ("mini:photo", "ece"): False,
+        (WILD, "macro_f1"): True, (WILD, "top1"): False, (WILD, "ece"): False,
+        (REGIONS, "worst_group"): True, (REGIONS, "top1"): False, (REGIONS, "ece"): False,
+    }  # fmt: skip
+    mean = dense[dense["role"] == "ood_mean"].set_index("metric")
+    assert list(mean.index) == ["ece", "primary", "top1"]
+    assert set(mean["dataset"]) == {f"{WILD}+{REGIONS}"}
+    own = dense.set_index(["dataset", "metric"])["estimate"]
+    assert mean.loc["primary", "estimate"] == pytest.approx(
+        (own.loc[WILD, "macro_f1"] + own.loc[REGIONS, "worst_group"]) / 2
+    )
+    kept = one_metric(table)
+    assert set(kept[kept["dataset"] == WILD]["metric"]) == {"macro_f1"}
+    assert set(kept[kept["role"] == "ood_mean"]["metric"]) == {"primary"}
+
+
+def test_estimates_are_those_of_the_answers(done: tuple[Any, dict[str, Unit], Results]) -> None:
+    _, found, results = done
+    table = results.measured("accuracy")
+    at = table[(table["variant"] == "dense") & (table["alpha"] == 1.0)].set_index(["dataset", "metric"])["estimate"]
+    arrays = found["path/p/1.0"].arrays
+    labels, predicted = (arrays[f"macro_f1:{x}:{WILD}"] for x in ("labels", "predicted"))
+    wanted = f1_score(labels, predicted, average="macro", labels=np.unique(labels))
+    assert at[WILD, "macro_f1"] == pytest.approx(wanted)
+    hits, groups = arrays[f"correct:{REGIONS}"], np.arange(90) % 3
+    assert at[REGIONS, "worst_group"] == pytest.approx(min(hits[groups == 0].mean(), hits[groups == 2].mean()))
+    assert f"top1:predicted:{REGIONS}" not in arrays
+    assert "macro_f1:predicted:mini:photo" not in arrays
+
+
+def test_findings_go_by_the_primary_metric(done: tuple[Any, dict[str, Unit], Results]) -> None:
+    _, _, results = done
+    tables = results.tables()
+    accuracy = one_metric(tables["accuracy"]).set_index(["role", "dataset", "alpha"])["estimate"].sort_index()
+    curve = accuracy["ood_mean", f"{WILD}+{REGIONS}"]
+    failure = tables["failure"].set_index(["flag", "dataset"]).sort_index()
+    assert failure.loc[("F1", "ood_mean"), "estimate"] == pytest.approx(curve[[0.5, 1.0]].max() - curve[0.0])
+    wild = accuracy["ood", WILD]
+    assert failure.loc[("F4", WILD), "estimate"] == pytest.approx((wild[0.0] + wild[1.0]) / 2 - wild[0.5])
+    assert np.isfinite(failure.loc[("F1", WILD), ["ci_low", "ci_high"]].astype(float)).all()
+    advice = tables["advice"].set_index("rule")
+    assert advice.loc["oracle", "ood_accuracy"] == pytest.approx(curve.max())
+    repair = tables["repair"]
+    assert len(repair) == 4
+    for _, row in repair.iterrows():
+        own = tables["accuracy"]
+        own = own[(own["variant"] == row["variant"]) & (own["role"] == "ood_mean") & own["primary"]]
+        assert row["ood_accuracy"] == pytest.approx(float(own["estimate"].iloc[0]))
+    assert isinstance(tables["verdicts"], pd.DataFrame)
