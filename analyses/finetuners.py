@@ -1,0 +1,205 @@
+"""Every fine-tuning method side by side on the embedded world: its pairs, their analysis, one table, the claims.
+
+    python analyses/finetuners.py --out runs/finetuners            (`make finetuners`: about ten minutes, two quiet cores)
+    python analyses/finetuners.py --out runs/finetuners --choose   the learning rates, on ID validation alone
+
+Resumable. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed, and their mean),
+results/finetuners_claims.csv (what each paper says of itself, beside what happened here) and, with --choose,
+results/finetuners_rates.csv. Intervals are Student's over the seeds, of differences between methods with the same seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import tyro
+import yaml
+from finetuner_claims import claims
+from tqdm import tqdm
+
+import sharpscope
+from sharpscope.clip.miniworld import SHIFTS, STYLES
+from sharpscope.errors import NumericalError
+
+HERE = Path(__file__).parent
+SETTINGS: dict[str, Any] = yaml.safe_load((HERE / "finetuners.yaml").read_text(encoding="utf-8"))
+OOD = (*STYLES[1:], *SHIFTS)
+
+
+def tuned(method: str, seed: int, out: Path | None, **changes: Any) -> Any:
+    """One fine-tuning with the shared budget."""
+    own = {k: v for k, v in SETTINGS["methods"][method].items() if k != "rates"}
+    return sharpscope.finetune(
+        SETTINGS["zeroshot"],
+        SETTINGS["train"],
+        method,
+        model="mini",
+        val=f"{SETTINGS['train']}@val",
+        seed=seed,
+        out=out and out / "pairs" / f"{method}-{seed}",
+        progress=False,
+        **{**SETTINGS["budget"], **own, **changes},
+    )
+
+
+def choose(job: tuple[str, float]) -> tuple[str, float, float]:
+    """(method, rate, ID validation accuracy at the end); nan where training diverges."""
+    torch.set_num_threads(1)
+    try:
+        return (*job, tuned(job[0], SETTINGS["choice_seed"], None, lr=job[1]).accuracies[-1][1])
+    except NumericalError:
+        return (*job, float("nan"))
+
+
+def pair(job: tuple[str, int, str]) -> tuple[str, int]:
+    """Train one pair and take the curvature of its fine-tuned end (both kept in its folder)."""
+    torch.set_num_threads(1)
+    method, seed, out = job
+    finished = tuned(method, seed, Path(out))
+    table = finished.path.parent / "curvature.csv"
+    if not table.exists():
+        curvature(finished.path).to_csv(table, index=False)
+    return method, seed
+
+
+def curvature(path: Path) -> pd.DataFrame:
+    """Trace and largest eigenvalue of every block at theta_1."""
+    loaded = sharpscope.load_pair(SETTINGS["zeroshot"], path, model="mini")
+    train = sharpscope.load_dataset(SETTINGS["train"], model=loaded.model, split="train")
+    probe = sharpscope.Probe(loaded.classifier, train, size=SETTINGS["probe_size"], batch_size=SETTINGS["probe_size"])
+    wanted = SETTINGS["curvature"]
+    return sharpscope.layer_sharpness(loaded, probe, **{**wanted, "measures": tuple(wanted["measures"])})
+
+
+def study(method: str, out: Path) -> sharpscope.StudyConfig:
+    """Path, accuracies, failures and stragglers of one method's pairs."""
+    return sharpscope.StudyConfig.from_dict(
+        {
+            "pairs": [
+                {
+                    "name": f"{method}-{seed}",
+                    "zeroshot": SETTINGS["zeroshot"],
+                    "finetuned": str(out / "pairs" / f"{method}-{seed}" / f"{method}.safetensors"),
+                }
+                for seed in SETTINGS["seeds"]
+            ],
+            "model": "mini",
+            "probe": SETTINGS["train"],
+            "id": [SETTINGS["train"]],
+            "ood": [f"mini:{domain}" for domain in OOD],
+            "jobs": min(2, os.cpu_count() or 1),
+            "probe_size": SETTINGS["probe_size"],
+            "title": f"{method} on the embedded world",
+            **SETTINGS["study"],
+        }
+    )
+
+
+def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
+    """One row for each pair of ``method``."""
+    for seed in SETTINGS["seeds"]:
+        name = f"{method}-{seed}"
+        table = run.accuracy[(run.accuracy["pair"] == name) & (run.accuracy["variant"] == "dense")]
+        path = run.path[run.path["pair"] == name].set_index("alpha")
+        by_role = {
+            role: t.pivot(index="alpha", columns="dataset", values="estimate") for role, t in table.groupby("role")
+        }
+        accuracy_id, average = by_role["id"].iloc[:, 0], by_role["ood"].mean(axis=1)
+        best = float(average.idxmax())
+        sets = {f"ood_{d.removeprefix('mini:')}": by_role["ood"].loc[1.0, d] for d in by_role["ood"].columns}
+        flags = run.failure[(run.failure["pair"] == name) & run.failure["present"].eq(True)]["flag"].unique()
+        chosen = run.stragglers[(run.stragglers["pair"] == name) & run.stragglers["chosen"].eq(True)]
+        chosen = chosen[chosen["criterion"] == SETTINGS["study"]["straggler_criterion"]]
+        sharp = pd.read_csv(out / "pairs" / name / "curvature.csv")
+        sharp = sharp[(sharp["layer"] != "(all)") & (sharp["status"] != "failed")]
+        measured = {}
+        for tower in ("image", "text", "head"):
+            of_tower = sharp[sharp["tower"] == tower]
+            traces = of_tower[of_tower["measure"] == "hessian_trace"]["estimate"]
+            largest = of_tower[of_tower["measure"] == "lambda_max"]["estimate"]
+            measured[f"trace_{tower}"] = traces.sum() if len(traces) else float("nan")
+            measured[f"lambda_max_{tower}"] = largest.max() if len(largest) else float("nan")
+        yield {
+            "method": method,
+            "seed": str(seed),
+            "lr": SETTINGS["methods"][method]["lr"],
+            "id_zeroshot": accuracy_id[0.0],
+            "id": accuracy_id[1.0],
+            "ood_zeroshot": average[0.0],
+            "ood": average[1.0],
+            **sets,
+            "best_alpha": best,
+            "ood_best": average[best],
+            "id_best": accuracy_id[best],
+            "gain": average[best] - max(average[0.0], average[1.0]),
+            "failures": " ".join(sorted(flags)),
+            "stragglers": " ".join(sorted(chosen["layer"].unique())),
+            "distance": path.loc[1.0, "distance_0"],
+            "moving": path.loc[1.0, "num_moving"],
+            **measured,
+        }
+
+
+def summarised(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with a row ``seed = mean`` after each method's own."""
+    parts = []
+    for method, of_method in table.groupby("method", sort=False):
+        mean = of_method.mean(numeric_only=True).to_dict() | {"method": method, "seed": "mean"}
+        parts += [of_method, pd.DataFrame([mean], columns=table.columns)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def write(table: pd.DataFrame, name: str, results: Path) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    table.to_csv(results / name, index=False, float_format="%.5g", quoting=csv.QUOTE_MINIMAL)
+
+
+def pooled(work: Any, jobs: list[Any], what: str) -> list[Any]:
+    """``work`` on every job, two processes at a time."""
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
+        return list(tqdm(pool.map(work, jobs), total=len(jobs), desc=what, disable=None, file=sys.stderr))
+
+
+def main(
+    out: Path = Path("runs/finetuners"),
+    results: Path = HERE / "results",
+    methods: tuple[str, ...] = (),
+    choose_rates: Annotated[bool, tyro.conf.arg(name="choose")] = False,
+) -> None:
+    """Train, analyse and tabulate.
+
+    Args:
+        out: Folder for pairs and runs; the same command again resumes.
+        results: Folder for the tables.
+        methods: Only these methods; default: all of finetuners.yaml.
+        choose_rates: Compare the learning rates instead.
+    """
+    settings: Mapping[str, Any] = SETTINGS["methods"]
+    names = methods or tuple(settings)
+    if choose_rates:
+        found = pooled(choose, [(m, lr) for m in names for lr in settings[m]["rates"]], "rates")
+        write(pd.DataFrame(found, columns=["method", "lr", "id_validation"]), "finetuners_rates.csv", results)
+        return
+    pooled(pair, [(m, seed, str(out)) for m in names for seed in SETTINGS["seeds"]], "pairs")
+    bar = functools.partial(tqdm, file=sys.stderr, disable=None)
+    collected: list[dict[str, Any]] = []
+    for method in names:
+        collected += rows(method, sharpscope.run(study(method, out), out / "runs" / method, progress=bar), out)
+    table = pd.DataFrame(collected)
+    write(summarised(table), "finetuners.csv", results)
+    write(claims(table), "finetuners_claims.csv", results)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tyro.cli(main)

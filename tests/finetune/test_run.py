@@ -1,0 +1,118 @@
+"""From files to a file, by command and by call: resumable, self-describing, refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sharpscope
+from sharpscope.cli import main
+from sharpscope.errors import ConfigError
+from sharpscope.finetune import fit as fit_module
+from sharpscope.finetune.run import Tuned, finetune
+from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+
+QUICK: dict[str, Any] = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
+
+
+def tuned(method: str = "wise-ft", **changes: Any) -> Tuned:
+    return finetune("mini:zeroshot", "mini:photo", method, **{**QUICK, **changes})
+
+
+def test_the_file_says_what_it_is_and_is_half_of_a_pair(tmp_path: Path) -> None:
+    result = tuned("lipsum-ft", out=tmp_path, texts=4)
+    assert result.path == tmp_path / "lipsum-ft.safetensors" and [f.name for f in tmp_path.iterdir()] == [
+        result.path.name
+    ]
+    metadata = read_checkpoint(result.path).facts["metadata"]
+    told = json.loads(metadata["sharpscope.finetune"])
+    assert told["method"] == "lipsum-ft" and told["hyperparameters"]["texts"] == 4 and told["val"] == "mini:photo@val"
+    assert len(result.accuracies) == 2 and "kept" in result.summary()  # two epochs begun: three steps of two
+    pair = sharpscope.load_pair("mini:zeroshot", result.path, model="mini")
+    assert pair.classifier.mode == "stored" and not pair.classifier.scale_baked and pair.name == "lipsum-ft"
+    text = tuned("flyp", out=tmp_path)
+    assert sharpscope.load_pair("mini:zeroshot", text.path, model="mini").classifier.mode == "text"
+
+
+def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> None:
+    first = tuned(out=tmp_path)
+    before = first.path.read_bytes()
+    again = tuned(out=tmp_path)
+    assert again.losses == () and first.path.read_bytes() == before
+    assert all(torch.equal(again.theta[k], first.theta[k]) for k in first.theta)
+    with pytest.raises(ConfigError, match=r"of another fine-tuning \(hyperparameters differ\)"):
+        tuned(out=tmp_path, lr=2e-3)
+
+
+def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tuned(out=tmp_path / "whole").path.read_bytes()
+    real = fit_module.train
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        after = options["after"]
+
+        def interrupting(state: Any) -> None:
+            after(state)
+            if state.step == 2:
+                raise KeyboardInterrupt
+
+        return real(*args, **{**options, "after": interrupting})
+
+    monkeypatch.setattr(fit_module, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(out=tmp_path / "part", checkpoint_every=1)
+    assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.state.safetensors"]
+    monkeypatch.setattr(fit_module, "train", real)
+    with pytest.raises(ConfigError, match="belongs to another fine-tuning"):
+        tuned(out=tmp_path / "part", seed=1)
+    assert tuned(out=tmp_path / "part", checkpoint_every=1).path.read_bytes() == whole
+    assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.safetensors"]
+
+
+def test_the_room_is_callable() -> None:
+    result = sharpscope.finetune("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)
+    assert result.path is None and set(result.theta) >= {"head.weight"} and len(result.losses) == 3
+
+
+def test_values_are_checked_as_the_methods_fields() -> None:
+    for changes, complaint in (
+        ({"strenth": 1.0}, "no hyperparameter 'strenth'. Did you mean 'strength'"),
+        ({"strength": "much"}, "strength: needs a number"),
+        ({"texts": 1.5}, "texts: needs a whole number"),
+        ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            tuned("lipsum-ft", **changes)
+    result = tuned("lipsum-ft", strength="1e-1", clip_norm="none", texts="4", keep_best="false")
+    method: Any = result.method
+    assert (method.strength, method.clip_norm, method.texts, method.keep_best) == (0.1, None, 4, False)
+
+
+def test_an_image_folder_by_command(
+    image_folder: Callable[..., Path],
+    tiny_paths: dict[str, Path],
+    tiny_theta: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, base = image_folder({"cat": 6, "dog": 6}), tmp_path / "base.safetensors"
+    write_checkpoint(base, tiny_theta)
+    arguments = [
+        "finetune", "--zeroshot", str(base), "--train", f"folder:{folder}", "--method", "flyp", "--model",
+        str(tiny_paths["vit"]), "--lr", "0.01", "--epochs", "2", "--batch-size", "4", "--set", "warmup=0", "--out",
+        str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
+    assert main([*arguments, "--seed", "1"]) == 2 and "seed differ" in capsys.readouterr().err
+    assert main([*arguments[:7], "--set", "warmup"]) == 2 and "is not NAME=VALUE" in capsys.readouterr().err
+    assert main(["finetune", "--train", "mini:photo"]) == 2 and "--zeroshot: is missing" in capsys.readouterr().err
+    assert main(["finetune", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "lipsum-ft" in listed and "arXiv 2404.00860" in listed
