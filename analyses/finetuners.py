@@ -1,6 +1,6 @@
 """Every fine-tuning method side by side on the embedded world: its pairs, their analysis, one table, the claims.
 
-    python analyses/finetuners.py --out runs/finetuners            (`make finetuners`: about ten minutes, two quiet cores)
+    python analyses/finetuners.py --out runs/finetuners            (`make finetuners`; ten minutes on two quiet cores)
     python analyses/finetuners.py --out runs/finetuners --choose   the learning rates, on ID validation alone
 
 Resumable. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed, and their mean),
