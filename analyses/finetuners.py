@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 import tyro
 import yaml
+from finetuner_baselines import ensembles, upgraded
 from finetuner_claims import claims
 from tqdm import tqdm
 
@@ -61,24 +62,42 @@ def choose(job: tuple[str, float]) -> tuple[str, float, float]:
         return (*job, float("nan"))
 
 
-def pair(job: tuple[str, int, str]) -> tuple[str, int]:
-    """Train one pair and take the curvature of its fine-tuned end (both kept in its folder)."""
+def pair(job: tuple[str, int, str]) -> None:
+    """Train one pair, take the curvature of its fine-tuned end and what else is asked of it; kept in its folder."""
     torch.set_num_threads(1)
     method, seed, out = job
     finished = tuned(method, seed, Path(out))
-    table = finished.path.parent / "curvature.csv"
-    if not table.exists():
-        curvature(finished.path).to_csv(table, index=False)
-    return method, seed
+    tables = finished.path.parent / "curvature.csv", finished.path.parent / "beside.csv"
+    if all(t.exists() for t in tables):
+        return
+    loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini")
+    train = data(SETTINGS["train"], loaded, "train", SETTINGS["budget"]["shots"] * len(loaded.classifier.classnames))
+    curvature(loaded, train).to_csv(tables[0], index=False)
+    beside(method, loaded, finished.path, train).to_csv(tables[1], index=False)
 
 
-def curvature(path: Path) -> pd.DataFrame:
+def data(spec: str, loaded: Any, split: str, limit: int) -> Any:
+    return sharpscope.load_dataset(spec, model=loaded.model, split=split, limit=limit)
+
+
+def curvature(loaded: Any, train: Any) -> pd.DataFrame:
     """Trace and largest eigenvalue of every block at theta_1."""
-    loaded = sharpscope.load_pair(SETTINGS["zeroshot"], path, model="mini")
-    train = sharpscope.load_dataset(SETTINGS["train"], model=loaded.model, split="train")
     probe = sharpscope.Probe(loaded.classifier, train, size=SETTINGS["probe_size"], batch_size=SETTINGS["probe_size"])
     wanted = SETTINGS["curvature"]
     return sharpscope.layer_sharpness(loaded, probe, **{**wanted, "measures": tuple(wanted["measures"])})
+
+
+def beside(method: str, loaded: Any, path: Path, train: Any) -> pd.DataFrame:
+    """One row: accuracy on an upgraded backbone, and of output-space ensembles where these are asked for."""
+    limit = SETTINGS["study"]["eval_limit"]
+    test = {"id": data(SETTINGS["train"], loaded, "test", limit)}
+    test |= {domain: data(f"mini:{domain}", loaded, "test", limit) for domain in OOD}
+    found = upgraded(loaded, path, SETTINGS["upgraded"], {"id": test["id"]})
+    if method in SETTINGS["ensembles"]:
+        mixed = pd.DataFrame(ensembles(loaded, train, data(SETTINGS["train"], loaded, "val", limit), test))
+        for kind in mixed.index:
+            found |= {f"id_{kind}": mixed.loc[kind, "id"], f"ood_{kind}": mixed.loc[kind, list(OOD)].mean()}
+    return pd.DataFrame([found])
 
 
 def study(method: str, out: Path) -> sharpscope.StudyConfig:
@@ -147,6 +166,7 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
             "distance": path.loc[1.0, "distance_0"],
             "moving": path.loc[1.0, "num_moving"],
             **measured,
+            **pd.read_csv(out / "pairs" / name / "beside.csv").iloc[0].to_dict(),
         }
 
 
