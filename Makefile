@@ -7,10 +7,15 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: demo test lint clean
+.PHONY: demo finetuners test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
+
+# Every fine-tuning method on the embedded world, side by side: about ten minutes on two quiet cores, resumable.
+finetuners: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) analyses/finetuners.py --out runs/finetuners
+	$(PYTHON) figures/fig_finetuners.py analyses/results/finetuners.csv --out figures
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sharpscope.present.layerplots import heatmap, straggler_ranking
+from sharpscope.present.methodplots import methods
 from sharpscope.present.pairplots import correlation, correlation_scatter, points_of, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
 from sharpscope.present.robustplots import effective_robustness
@@ -39,6 +40,7 @@ __all__ = [
     "effective_robustness",
     "figure_bytes",
     "heatmap",
+    "methods",
     "points_of",
     "repair",
     "save",

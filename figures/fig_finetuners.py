@@ -1,0 +1,28 @@
+"""Every fine-tuning method on the embedded world: OOD and ID accuracy at its end and at the best point of its path.
+
+python figures/fig_finetuners.py analyses/results/finetuners.csv --out figures
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from sharpscope.present.plots import methods, save
+from sharpscope.present.script import paper_style
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, metavar="TABLE", help="finetuners.csv, as analyses/finetuners.py writes it")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
+    args = parser.parse_args(argv)
+    with paper_style(__file__):
+        save(methods(pd.read_csv(args.table, dtype={"seed": str})), args.out, "finetuners")
+
+
+if __name__ == "__main__":
+    main()
