@@ -54,7 +54,7 @@ def ensembles(
     ends = pair.theta_0, pair.theta_1
 
     def both(dataset: Dataset) -> list[Tensor]:
-        return [logits(pair.classifier, theta, dataset) for theta in ends]
+        return [logits(pair.classifier, theta, dataset)[0] for theta in ends]
 
     def features(dataset: Dataset) -> Tensor:
         with torch.no_grad():
