@@ -15,10 +15,11 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
 from sharpscope.seeds import derive
+from sharpscope.weights.prompts import PROMPTS
 
 __all__ = ["ATTENTION", "CTX", "PREFIX", "Prompts", "class_drift", "conditioned", "initial_context"]
 
-PREFIX = "prompt_learner."
+PREFIX = PROMPTS
 CTX = f"{PREFIX}ctx"
 """The context vectors [M, W]."""
 ATTENTION = tuple(f"{PREFIX}attn.{part}" for part in ("q", "k", "v", "out"))
@@ -81,9 +82,10 @@ class Prompts:
 def conditioned(context: Tensor, names: Tensor, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
     """Class-conditioned context ``v_c = v + softmax(n(v) q (n(E_c) k)^T / sqrt W) n(E_c) v out``: [C, M, W].
 
-    context [M, W]; names [C, L, W] token embeddings, of which ``mask`` [C, L] marks the class name E_c; q, k, v, out
-    [W, W]; n: layer norm without parameters. Source: Wang et al. 2024 (ContCoOp, 2412.20895) puts one attention layer
-    between the learnt context and the class embeddings; the direction, one head, the residual and the norms are ours.
+    context [M, W] or [C, M, W]; names [C, L, W] token embeddings, of which ``mask`` [C, L] marks the class name E_c; q,
+    k, v, out [W, W]; n: layer norm without parameters. Source: Wang et al. 2024 (ContCoOp, 2412.20895) puts one
+    attention layer between the learnt context and the class embeddings; the direction, one head, the residual and the
+    norms are ours.
     """
     width = context.shape[-1:]
     words = F.layer_norm(names, width)

@@ -1,0 +1,33 @@
+"""The learnt prompts in a checkpoint: no part of a CLIP, so ``read_checkpoint`` leaves them out."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+import torch
+
+from sharpscope.errors import shown
+from sharpscope.weights.assemble import checked
+from sharpscope.weights.containers import open_regular, read_container
+from sharpscope.weights.naming import unwrap
+from sharpscope.weights.sources import locate
+
+__all__ = ["PROMPTS", "read_prompts"]
+
+PROMPTS: Final = "prompt_learner."
+"""What their names begin with."""
+_LEARNT: Final = re.compile(r"(?:module\.)?(?:prompt_learner\.)?(ctx|attn\.(?:q|k|v|out))")
+
+
+def read_prompts(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Context (``prompt_learner.ctx``) and, of ContCoOp, its attention layer in float32; empty where there are none.
+
+    Of files that ``sharpscope finetune`` writes and of Dassl's (CoOp, KgCoOp: ``ctx`` [M, W], or [C, M, W] for one of
+    each class). Raises CheckpointError, CorruptCheckpoint, UnsafeCheckpoint as ``read_checkpoint`` does.
+    """
+    with open_regular(locate(path).path) as (handle, size, source):
+        state = unwrap(read_container(handle, size, source).value, shown(source)).state
+        found = {m[1]: checked(name, value, source) for name, value in state.items() if (m := _LEARNT.fullmatch(name))}
+    return {PROMPTS + name: tensor.float() for name, tensor in found.items()} if "ctx" in found else {}
