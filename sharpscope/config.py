@@ -23,6 +23,7 @@ __all__ = [
     "Dtype",
     "Granularity",
     "HeadMode",
+    "OutputBaseline",
     "PairConfig",
     "Select",
     "StudyConfig",
@@ -39,6 +40,7 @@ Dtype = Literal["float32", "float64"]
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
+OutputBaseline = Literal["ose", "vrf"]
 TraceMethod = Literal["per_example", "hutchinson", "xtrace", "hutchpp"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
@@ -135,6 +137,13 @@ class StudyConfig:
     """Radius of sharpness_max (their grid: .0005 .001 .002 .004)."""
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (their grid: .5 1 2 4)."""
+
+    output_baselines: tuple[OutputBaseline, ...] = ()
+    """What to evaluate beside the path: ose (mean of the two ends' probabilities), vrf (the mean weighted for every
+    image, Zhu et al. 2024)."""
+    upgraded: str | None = None
+    """A better zero-shot checkpoint of the same architecture: the path's change is evaluated on it too (compatibility);
+    a prompt method's prompts are used there as they are."""
 
     layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
@@ -326,7 +335,8 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    for name in ("id", "ood", "metrics", "measures", "densities", "targets", "selects", "criticality_noise"):
+    lists = ("id", "ood", "metrics", "measures", "densities", "targets", "selects", "criticality_noise")
+    for name in (*lists, "output_baselines"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")

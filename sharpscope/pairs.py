@@ -17,11 +17,13 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError, PairMismatch, shown
+from sharpscope.finetune.compatibility import transplanted
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
 from sharpscope.weights.naming import TOWERS, Tower, tower_of
 from sharpscope.weights.path import InterpolationPath, Pair, check_pair
+from sharpscope.weights.prompts import read_prompts
 
 __all__ = ["LoadedPair", "check_activation", "load_pair", "load_study_pair", "resolve_checkpoint"]
 
@@ -34,7 +36,8 @@ class LoadedPair:
     """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
 
     ``theta_0`` and ``theta_1`` carry ``head.*`` where the head mode has one; ``parameters`` are the names that the
-    logits depend on, the only ones that can be layers.
+    logits depend on, the only ones that can be layers; ``upgraded``: the ends of the path that the same change, or the
+    same prompts, make on an upgraded backbone, where one was given (``finetune.compatibility.transplanted``).
     """
 
     name: str
@@ -44,6 +47,7 @@ class LoadedPair:
     theta_1: dict[str, Tensor]
     parameters: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
+    upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
         """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
@@ -77,6 +81,7 @@ def load_pair(
     classnames: str | FilePath | Sequence[str] | None = None,
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
+    upgraded: Source | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture.
 
@@ -89,6 +94,7 @@ def load_pair(
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
         templates: list, or file with one template a line, ``{}`` for the name.
         name: how tables call the pair; default: the fine-tuned file's stem.
+        upgraded: better zero-shot weights of the same architecture, on which the pair's change is looked at too.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
@@ -131,7 +137,14 @@ def load_pair(
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
         **pair.facts,
     }  # fmt: skip
-    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts)
+    better = None
+    if upgraded is not None:
+        end = _read(upgraded, "upgraded")
+        check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
+        facts["upgraded"] = _file_facts(end)
+        prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
+        better = transplanted(classifier, theta_0, theta_1, _single(end.tensors), prompts)
+    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
 
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
@@ -144,6 +157,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
         classnames=config.classnames,
         templates=config.templates,
         name=pair.name,
+        upgraded=config.upgraded,
     )
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["ALL", "COLUMNS", "DENSE", "KEYS", "MEASURES", "METRICS", "STATUSES"]
+__all__ = ["ALL", "COLUMNS", "DENSE", "KEYS", "MEASURES", "METRICS", "STATUSES", "UPGRADED"]
 
 ALL: Final = "(all)"
 """The layer name of the whole model: all moving parameters at once."""
 
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
+
+UPGRADED: Final = "upgraded"
+"""The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""
 
 STATUSES: Final = ("ok", "not_converged", "failed", "undefined", "frozen")
 """ok | not_converged (budget spent before the tolerance) | failed (not finite; the reason in ``note``) |

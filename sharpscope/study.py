@@ -213,7 +213,8 @@ def _check_study(config: StudyConfig) -> None:
 
 def _identity(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    inputs = {n: [c.pair.facts[end]["sha256"] for end in ("zeroshot", "finetuned")] for n, c in contexts.items()}
+    ends = ("zeroshot", "finetuned", *(["upgraded"] if config.upgraded else []))
+    inputs = {n: [c.pair.facts[end]["sha256"] for end in ends] for n, c in contexts.items()}
     return {"config": numbers, "inputs": inputs, "sharpscope": sharpscope.__version__, "torch": torch.__version__}
 
 

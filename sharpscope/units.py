@@ -18,6 +18,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from sharpscope.beside import output_baselines
 from sharpscope.clip.data import Dataset, load_dataset
 from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.metrics import Answers
@@ -25,7 +26,7 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
 from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
 from sharpscope.pairs import LoadedPair, load_study_pair
-from sharpscope.schema import DENSE
+from sharpscope.schema import DENSE, UPGRADED
 from sharpscope.seeds import derive
 from sharpscope.unitfile import Unit
 from sharpscope.weights.layers import Layer
@@ -164,8 +165,8 @@ def pick_device(device: str) -> torch.device:
 
 
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
-    """The unit ``kind/pair/what``: path/P/ALPHA, curvature/P/FIRST-LAST, layers/P/BASE, noise/P,
-    repair/P/VARIANT/ALPHA."""
+    """The unit ``kind/pair/what``: path/P/ALPHA, curvature/P/FIRST-LAST, layers/P/BASE, noise/P, outputs/P,
+    upgraded/P/ALPHA, repair/P/VARIANT/ALPHA."""
     kind, _, *rest = key.split("/")
     if kind == "path":
         return _path_unit(context, float(rest[0]))
@@ -176,6 +177,10 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
         return _layers_unit(context, rest[0], progress)
     if kind == "noise":
         return _noise_unit(context, progress)
+    if kind == "outputs":
+        return _outputs_unit(context)
+    if kind == "upgraded":
+        return _upgraded_unit(context, float(rest[0]))
     assert kind == "repair" and variant is not None
     return _repair_unit(context, variant, float(rest[-1]))
 
@@ -216,6 +221,25 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answer
         spec: answers(classifier, theta, dataset, config.batch_size, context.device, cache=context.features)
         for spec, dataset in context.datasets.items()
     }
+
+
+def _outputs_unit(context: Context) -> Unit:
+    """Accuracy of the mixed outputs of the two ends; no alpha, for they are no point of the path."""
+    config = context.config
+    calibrate_on = config.id[0] if config.id else None
+    found = output_baselines(
+        context.pair, context.probe, context.datasets, config.output_baselines, calibrate_on, config.batch_size
+    )
+    rows = [row for name, given in found.items() for row in _accuracy(context, math.nan, name, given)]
+    return Unit({"accuracy": rows})
+
+
+def _upgraded_unit(context: Context, alpha: float) -> Unit:
+    """Accuracy on the upgraded backbone, the pair's change added alpha times."""
+    assert context.pair.upgraded is not None
+    path = InterpolationPath(*context.pair.upgraded, context.dtype, context.config.extrapolate)
+    given = _evaluate(context, {k: v.to(context.device) for k, v in path.at(alpha).items()})
+    return Unit({"accuracy": _accuracy(context, alpha, UPGRADED, given)})
 
 
 def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, Answers]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,7 +30,7 @@ from sharpscope.present.view import (
     records,
     status_cell,
 )
-from sharpscope.schema import ALL, DENSE
+from sharpscope.schema import ALL, DENSE, UPGRADED
 
 __all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
 
@@ -187,12 +187,35 @@ def accuracy(source: Source) -> Section:
         "ends by more than its interval. "
         "Below: probe loss, with the chord between its ends.",
     )
-    return Section(
-        "Accuracy along the path",
-        "accuracy",
-        (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"),),
-        tuple(figures),
-    )
+    grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
+    return Section("Accuracy along the path", "accuracy", grids, tuple(figures))
+
+
+_BESIDE = {
+    "ose": "mean of the ends' probabilities",
+    "vrf": "VRF: the ends' probabilities, weighted for every image",
+    UPGRADED: "the same change on the upgraded backbone",
+}
+
+
+def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
+    """Output-space baselines, and the ends of the path on an upgraded backbone, where they were evaluated."""
+    rows = []
+    found = primary_rows(table[table["variant"].isin(_BESIDE)])
+    for pair in pairs_of(found, order):
+        own = found[found["pair"] == pair]
+        for variant in (v for v in _BESIDE if v in set(own["variant"])):
+            here = own[own["variant"] == variant]
+            for alpha in (0.0, 1.0) if variant == UPGRADED else (math.nan,):
+                at = here[here["alpha"].isna()] if math.isnan(alpha) else here[here["alpha"] == alpha]
+                if len(at):
+                    what = "the upgraded backbone, zero-shot" if alpha == 0 else _BESIDE[variant]
+                    spans = [_mean_cell(at[at["role"] == role]) for role in ("id", "ood_mean")]
+                    rows.append((cell(pair), cell(what, title=variant), alpha_cell(alpha), *spans))
+    if not rows:
+        return ()
+    head = ("pair", "beside the path", "α", "ID accuracy", "mean OOD accuracy")
+    return (Grid.of(head, rows, "What no point of the path is.", (2, 3, 4), "tables/accuracy.csv"),)
 
 
 def _mean_cell(rows: pd.DataFrame) -> Cell:

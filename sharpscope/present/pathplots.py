@@ -82,7 +82,8 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequence[float] = (0.2, 0.5, 0.8)) -> Axes:
     """OOD against ID accuracy along each pair's path, ends marked, ``alphas`` written beside their points.
 
-    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals.
+    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals. Output-space baselines (``ose``,
+    ``vrf``), where the table has them, stand beside the path.
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
     Raises NoData without ID and OOD rows.
     """
@@ -134,6 +135,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
                 at.append((row["estimate_id"], row["estimate_ood"]))
                 texts.append(f"{row['alpha']:g}")
                 inks.append(colour)
+    mixed = _outputs(ax, accuracy, list(curves))
     ax.grid(True)
     ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
     ends_key = [
@@ -141,9 +143,25 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
         Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
     ]
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    key(figure_of(ax), [*lines, *ends_key], "numbers: α")
+    key(figure_of(ax), [*lines, *ends_key, *mixed], "numbers: α")
     place_labels(ax, at, texts, inks, avoid=every)
     return ax
+
+
+def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Line2D]:
+    """A mark for each pair's mixed outputs; their keys."""
+    keys = []
+    for variant, mark, name in (("ose", "P", "OSE (mean output)"), ("vrf", "X", "VRF")):
+        rows = primary_rows(accuracy[(accuracy["variant"] == variant) & accuracy["estimate"].notna()]).assign(alpha=0.0)
+        for i, pair in enumerate(pairs):
+            own = rows[rows["pair"] == pair]
+            both = average(own, "id").merge(average(own, "ood"), on="alpha") if len(own) else own
+            if len(both):
+                at = both["estimate_x"], both["estimate_y"]
+                ax.scatter(*at, marker=mark, s=42, color=COLOURS[i % len(COLOURS)], edgecolor="white", lw=0.6, zorder=4)
+        if len(rows):
+            keys.append(Line2D([], [], color=INK["grey"], marker=mark, ls="none", markersize=5, label=name))
+    return keys
 
 
 # ------------------------------------------------------------------------------------------------- along the path

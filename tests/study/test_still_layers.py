@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -68,6 +69,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
         repair_alphas=(0.5,),
         bootstrap=20,
         threads=1,
+        output_baselines=("ose", "vrf"),
+        upgraded="mini:upgraded",
     )
     return study.run(config, folder / "run")
 
@@ -111,7 +114,7 @@ def test_controls_are_drawn_from_what_moves(finished: study.Run) -> None:
 def test_the_path_of_a_prompt_mixes_the_logits_of_two_heads(finished: study.Run) -> None:
     """theta(1/2) has the mean of the two classifiers' logits: its losses by hand from the ends."""
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    context = study.Context.load(dataclasses.replace(config), config.pairs[1])
+    context = study.Context.load(config, config.pairs[1])
     probe, pair = context.probe, context.pair
     images, labels = probe.batches[0]
     ends = [pair.classifier.logits(theta, images) for theta in (pair.theta_0, pair.theta_1)]
@@ -122,8 +125,78 @@ def test_the_path_of_a_prompt_mixes_the_logits_of_two_heads(finished: study.Run)
     assert path.loc[1.0, "distance_0"] == pytest.approx(2 * path.loc[0.5, "distance_0"])
 
 
+# ---------------------------------------------------------------------- beside the path
+def accuracy(run: study.Run, pair: str, variant: str, dataset: str) -> pd.DataFrame:
+    table = run.accuracy
+    wanted = (table["pair"] == pair) & (table["variant"] == variant) & (table["dataset"] == dataset)
+    return table[wanted & (table["metric"] == "top1") & table["role"].isin(("id", "ood"))].set_index("alpha")[
+        "estimate"
+    ]
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def test_mixed_outputs_by_hand(finished: study.Run) -> None:
+    """OSE and VRF of both pairs in numpy, from the images on: failures, neighbours, temperatures, weights."""
+    config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
+    for which in config.pairs:
+        context = study.Context.load(config, which)
+        pair, probe = context.pair, context.probe
+
+        @torch.no_grad()
+        def said(images: torch.Tensor, pair: Any = pair) -> tuple[list[np.ndarray], np.ndarray]:
+            ends = (pair.theta_0, pair.theta_1)
+            features = pair.model.encode_image(pair.theta_1, images)
+            return [pair.classifier.logits(t, images).double().numpy() for t in ends], features.double().numpy()
+
+        (train_0, train_1), known = said(torch.cat([x for x, _ in probe.batches]))
+        y = torch.cat([y for _, y in probe.batches]).numpy()
+        failures = known[(train_1.argmax(1) == y) & (train_0.argmax(1) != y)]
+        test = {n: [torch.cat(p) for p in zip(*d.batches(16), strict=True)] for n, d in context.datasets.items()}
+        scores, _ = said(test["mini:photo"][0])
+        right = [(s.argmax(1) == test["mini:photo"][1].numpy()).mean() for s in scores]
+        grid = np.geomspace(0.05, 20, 4001)
+        temperatures = [
+            grid[np.argmin([abs(softmax(s / t).max(1).mean() - r) for t in grid])]
+            for s, r in zip(scores, right, strict=True)
+        ]
+        for name, (images, labels) in test.items():
+            (zero, one), features = said(images)
+            mean = (softmax(zero) + softmax(one)) / 2
+            found = accuracy(finished, which.name, "ose", name)
+            assert np.isnan(found.index).all()
+            assert found.iloc[0] == pytest.approx((mean.argmax(1) == labels.numpy()).mean())
+            gaps = ((features[:, None] - failures[None]) ** 2).sum(2)  # fewer than 1500 failures: the nearest
+            nearest = gaps.min(1) if len(failures) else np.full(len(features), np.inf)
+            weight = (1 / (1 + np.exp((nearest - 1.5) / 0.6)))[:, None]
+            mixed = (1 - weight) * softmax(zero / temperatures[0]) + weight * softmax(one / temperatures[1])
+            vrf = accuracy(finished, which.name, "vrf", name).iloc[0]
+            assert vrf == pytest.approx((mixed.argmax(1) == labels.numpy()).mean(), abs=1.01 / len(labels))
+
+
+def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
+    """alpha 0 is its zero-shot model, whatever the pair; alpha 1 has the pair's change in it."""
+    for dataset in ("mini:photo", "mini:sketch"):
+        zero = {p: accuracy(finished, p, "upgraded", dataset).loc[0.0] for p in ("clipfit", "contcoop")}
+        assert zero["clipfit"] == zero["contcoop"] > accuracy(finished, "clipfit", "dense", dataset).loc[0.0]
+    config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
+    context = study.Context.load(config, config.pairs[0])
+    better = read_checkpoint(miniworld.checkpoint_path("upgraded")).tensors
+    theta = {n: t.float() + context.pair.theta_1[n] - context.pair.theta_0[n] for n, t in better.items()}
+    images, labels = (torch.cat(p) for p in zip(*context.datasets["mini:sketch"].batches(16), strict=True))
+    right = (context.pair.classifier.logits(theta, images).argmax(1) == labels).double().mean()
+    assert accuracy(finished, "clipfit", "upgraded", "mini:sketch").loc[1.0] == pytest.approx(float(right))
+    manifest = json.loads((finished.root / "manifest.json").read_text())
+    assert miniworld.manifest()["checkpoints"]["upgraded"]["sha256"] in manifest["identity"]["inputs"]["contcoop"]
+
+
 def test_the_report_says_what_moves(finished: study.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
     assert "the head alone: the towers stand still, and the path mixes the logits of the two heads" in page
     assert "image: 20 of 56 tensors (norms alone); text: 2 of 29 tensors (biases alone)" in page
+    for said in ("the same change on the upgraded backbone", "mean of the ends’ probabilities", "VRF"):
+        assert said in page or said.replace("’", "&#39;") in page
     assert "▪ does not move: both ends share its weights" in page
