@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sharpscope.clip.probe import Probe
     from sharpscope.config import PairConfig, StudyConfig
     from sharpscope.curvature.measures import layer_curvature
+    from sharpscope.evaluation import evaluate
+    from sharpscope.findings.foreign import read_results
     from sharpscope.finetune import finetune
     from sharpscope.study import layer_sharpness, load_pair, report, run
 
@@ -22,11 +24,13 @@ __all__ = [
     "Probe",
     "StudyConfig",
     "__version__",
+    "evaluate",
     "finetune",
     "layer_curvature",
     "layer_sharpness",
     "load_dataset",
     "load_pair",
+    "read_results",
     "report",
     "run",
 ]
@@ -37,11 +41,13 @@ _HOME = {
     "PairConfig": "sharpscope.config",
     "Probe": "sharpscope.clip.probe",
     "StudyConfig": "sharpscope.config",
+    "evaluate": "sharpscope.evaluation",
     "finetune": "sharpscope.finetune",
     "layer_curvature": "sharpscope.curvature.measures",
     "layer_sharpness": "sharpscope.study",
     "load_dataset": "sharpscope.clip.data",
     "load_pair": "sharpscope.study",
+    "read_results": "sharpscope.findings.foreign",
     "report": "sharpscope.study",
     "run": "sharpscope.study",
 }

@@ -86,12 +86,16 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 
 Reading guide
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
+  accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones
+  accuracy.primary     whether the set's field goes by this metric: the one that findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
-  ``control:random_layers:delta:random:0.5`` stragglers.base      finetuned | zeroshot | midpoint (single-layer paths),
-  or the alphas a sustained rule used repair.gain          OOD accuracy minus that of the plain path at the same ID
-  accuracy (``plain_alpha``, interpolated) correlations.scope   path (points along alpha of one pair: descriptive) |
-  pairs (one point a pair, at ``alpha``: evidence) correlations.source  run (this run's own pairs) | shipped (the table
-  that comes with the embedded world) verdicts.verdict     holds | does not hold | cannot be told
+                       ``control:random_layers:delta:random:0.5``
+  stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas a sustained rule used
+  repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``:
+                       evidence)
+  correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
+  verdicts.verdict     holds | does not hold | cannot be told
 """
 
 KEYS: Final[dict[str, tuple[str, ...]]] = {

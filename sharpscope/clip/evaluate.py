@@ -253,6 +253,8 @@ def _mean(parts: Sequence[Row], dataset: str, role: str, metric: str, note: str)
     above = math.sqrt(sum((r["ci_high"] - r["estimate"]) ** 2 for r in parts)) / k
     pair, alpha, variant = (parts[0][x] for x in ("pair", "alpha", "variant"))
     n = sum(r["n"] for r in parts)
+    if not math.isfinite(below + above):
+        note = "; ".join(x for x in (note, "no interval: one of its sets has none") if x)
     return _row(pair, alpha, variant, dataset, role, metric, mean, mean - below, mean + above, n, note)
 
 

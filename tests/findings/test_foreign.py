@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sharpscope.errors import ConfigError, ResultsError
 from sharpscope.findings.foreign import join_accuracy, read_results, written
@@ -239,6 +241,7 @@ def test_monosoup(tmp_path: Path) -> None:
         ('{"eval_datasets": ["ImageNet"], "alpha": "half"}', "key 'alpha': needs a number"),
         ('{"dataset": "x", "pretrained": null, "metrics": {}}', "key 'pretrained': needs a str"),
         ('{"config": {}, "results": {"ImageNet": 0.5}}', "no 'finetuned_checkpoint'"),
+        ('{"config": {"finetuned_checkpoint": "a"}, "results": null}', "key 'results': needs an accuracy a set"),
         ("\x1b[31m\n", r"of no known format \(it starts with '\\x1b\[31m"),
     ],
 )
@@ -258,6 +261,45 @@ def test_bytes_that_are_no_text_and_files_that_are_not_there(tmp_path: Path) -> 
     (tmp_path / "folder").mkdir()
     with pytest.raises(ResultsError, match=r"has no \*.json"):
         read_results(tmp_path / "folder")
+
+
+VALID: tuple[dict[str, Any], ...] = (
+    {**WISE_FT, "alpha": 0.5, "ImageNet:top1": 0.7, "ImageNetA:top1": 0.3, "load": ["a.pt", "b.pt"]},
+    {**WISE_FT, "ImageNet:top1": 0.7},
+    {"model_name": "model_1", "ImageNet": 0.7, "ImageNetR": 0.3},
+    CLIP_BENCHMARK,
+    {"config": {"finetuned_checkpoint": "x.pt", "version": "variance"}, "results": {"ImageNet": 0.7}},
+)
+TSV = "\tepoch\tImageNet Accuracy\tIWildCamOODF1-macro_all\n0\t0\t.7\t.3\n1\t1\t.7\t\n"
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers(-2, 2) | st.text(max_size=4),
+    lambda x: st.lists(x, max_size=2) | st.dictionaries(st.text(max_size=4), x, max_size=2),
+)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_was_changed_in_a_file_it_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    if data.draw(st.booleans()):
+        text = data.draw(st.sampled_from((TSV, DASSL, json.dumps(VALID[0]))))
+        at, size = data.draw(st.integers(0, len(text))), data.draw(st.integers(0, 40))
+        text = text[:at] + data.draw(st.text(max_size=5)) + text[at + size :]
+    else:
+        row = dict(data.draw(st.sampled_from(VALID)))
+        for key in data.draw(st.lists(st.sampled_from(sorted(row)), max_size=2)):
+            if data.draw(st.booleans()):
+                row[key] = data.draw(JSON)
+            else:
+                row.pop(key, None)
+        text = json.dumps(data.draw(st.sampled_from((row, [row, row], [row, VALID[2]]))))
+    (tmp_path / "r").write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        table = read_results(tmp_path / "r")
+    except ResultsError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert table["estimate"].between(0, 1).all()
+        assert tuple(table.columns) == COLUMNS["accuracy"]
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

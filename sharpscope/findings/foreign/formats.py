@@ -133,6 +133,8 @@ def monosoup(lines: Sequence[Line]) -> list[Measured]:
         config, results = row["config"], row["results"]
         if not isinstance(config, dict) or not isinstance(config.get("finetuned_checkpoint"), str):
             raise ResultsError(f"{where}, key 'config': has no 'finetuned_checkpoint'.")
+        if not isinstance(results, dict):
+            raise ResultsError(f"{where}, key 'results': needs an accuracy a set, got {shown(repr(results), 40)}.")
         file = config["finetuned_checkpoint"]
         values = {(spec_of(k), "top1"): fraction(v, where, k) for k, v in results.items()}
         variant = f"monosoup:{config.get('version', '')}"
