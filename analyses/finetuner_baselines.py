@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,39 +10,20 @@ from torch import Tensor
 from sharpscope.clip.data import Dataset
 from sharpscope.clip.ensembles import FailureSet, calibrating_temperature, mixed_outputs
 from sharpscope.clip.evaluate import correct, logits
-from sharpscope.clip.head import Classifier
-from sharpscope.clip.miniworld import checkpoint_path
-from sharpscope.finetune.prompts import CTX, PREFIX, Prompts
 from sharpscope.pairs import LoadedPair
-from sharpscope.weights import read_checkpoint
 
 __all__ = ["ensembles", "upgraded"]
 
-Theta = dict[str, Tensor]
 
-
-def upgraded(pair: LoadedPair, path: Path, backbone: str, sets: Mapping[str, Dataset]) -> dict[str, float]:
-    """Accuracy on each data set when what was learnt is carried to another backbone.
+def upgraded(pair: LoadedPair, sets: Mapping[str, Dataset]) -> dict[str, float]:
+    """Accuracy on each data set when what was learnt is carried to ``pair.upgraded``, and of that backbone alone.
 
     A prompt module works on the new text tower; of any other method the task vector theta_1 - theta_0 is added to the
-    new backbone and its zero-shot head (Ilharco et al. 2023, arXiv 2212.04089). ``zeroshot``: the backbone alone.
+    new backbone and its zero-shot head (Ilharco et al. 2023, arXiv 2212.04089).
     """
-    model, names = pair.model, pair.classifier.classnames
-    base = {n: t.float() for n, t in read_checkpoint(checkpoint_path(backbone)).tensors.items()}
-    plain = Classifier(model, "zeroshot", names, pair.classifier.templates)
-    learnt = {n: t for n, t in read_checkpoint(path, partial=True).tensors.items() if n.startswith(PREFIX)}
-    if learnt:
-        prompts = Prompts.of(model, names, len(learnt[CTX]))
-        with torch.no_grad():
-            theta = {**base, "head.weight": prompts.class_vectors(model, {**base, **learnt})}
-        classifier = plain
-    else:
-        classifier = pair.classifier
-        start = classifier.attach(base)
-        theta = {n: t + (pair.theta_1[n] - pair.theta_0[n]) if n in pair.moving else t for n, t in start.items()}
-    found = {f"{name}_upgraded": float(correct(classifier, theta, d).mean()) for name, d in sets.items()}
-    whole = plain.attach(base)
-    return found | {f"{name}_upgraded_zeroshot": float(correct(plain, whole, d).mean()) for name, d in sets.items()}
+    assert pair.upgraded is not None
+    start, adapted = ({n: float(correct(pair.classifier, t, d).mean()) for n, d in sets.items()} for t in pair.upgraded)
+    return {f"{n}_upgraded": a for n, a in adapted.items()} | {f"{n}_upgraded_zeroshot": a for n, a in start.items()}
 
 
 def ensembles(

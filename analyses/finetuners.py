@@ -67,13 +67,13 @@ def pair(job: tuple[str, int, str]) -> None:
     torch.set_num_threads(1)
     method, seed, out = job
     finished = tuned(method, seed, Path(out))
-    tables = finished.path.parent / "curvature.csv", finished.path.parent / "beside.csv"
+    tables = finished.path.parent / "curvature.csv", finished.path.parent / "carried.csv"
     if all(t.exists() for t in tables):
         return
-    loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini")
+    loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini", upgraded=SETTINGS["upgraded"])
     train = data(SETTINGS["train"], loaded, "train", SETTINGS["budget"]["shots"] * len(loaded.classifier.classnames))
     curvature(loaded, train).to_csv(tables[0], index=False)
-    beside(method, loaded, finished.path, train).to_csv(tables[1], index=False)
+    beside(method, loaded, train).to_csv(tables[1], index=False)
 
 
 def data(spec: str, loaded: Any, split: str, limit: int) -> Any:
@@ -87,12 +87,12 @@ def curvature(loaded: Any, train: Any) -> pd.DataFrame:
     return sharpscope.layer_sharpness(loaded, probe, **{**wanted, "measures": tuple(wanted["measures"])})
 
 
-def beside(method: str, loaded: Any, path: Path, train: Any) -> pd.DataFrame:
+def beside(method: str, loaded: Any, train: Any) -> pd.DataFrame:
     """One row: accuracy on an upgraded backbone, and of output-space ensembles where these are asked for."""
     limit = SETTINGS["study"]["eval_limit"]
     test = {"id": data(SETTINGS["train"], loaded, "test", limit)}
     test |= {domain: data(f"mini:{domain}", loaded, "test", limit) for domain in OOD}
-    found = upgraded(loaded, path, SETTINGS["upgraded"], {"id": test["id"]})
+    found = upgraded(loaded, {"id": test["id"]})
     if method in SETTINGS["ensembles"]:
         mixed = pd.DataFrame(ensembles(loaded, train, data(SETTINGS["train"], loaded, "val", limit), test))
         for kind in mixed.index:
@@ -166,7 +166,7 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
             "distance": path.loc[1.0, "distance_0"],
             "moving": path.loc[1.0, "num_moving"],
             **measured,
-            **pd.read_csv(out / "pairs" / name / "beside.csv").iloc[0].to_dict(),
+            **pd.read_csv(out / "pairs" / name / "carried.csv").iloc[0].to_dict(),
         }
 
 
