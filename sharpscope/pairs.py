@@ -16,8 +16,8 @@ from sharpscope.clip.data import read_classnames, read_lines
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.config import PairConfig, StudyConfig
-from sharpscope.errors import ConfigError, PairMismatch, shown
-from sharpscope.finetune.compatibility import transplanted
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, shown
+from sharpscope.finetune.compatibility import prompted, transplanted
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
@@ -105,7 +105,7 @@ def load_pair(
     """
     clip = ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
-    ends = first, _read(finetuned, "finetuned", first)
+    ends = first, _read_finetuned(finetuned, first, clip, classnames)
     pair: Pair = check_pair(*ends)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
@@ -179,6 +179,20 @@ def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoi
     return checkpoint_of(source, f"<{role}>")
 
 
+def _read_finetuned(
+    source: Source, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
+) -> Checkpoint:
+    """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
+    try:
+        return _read(source, "finetuned", first)
+    except CheckpointError:
+        path = resolve_checkpoint(source) if isinstance(source, (str, FilePath)) else None
+        prompts = read_prompts(path) if path is not None else {}
+        if path is None or not prompts:
+            raise
+        return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name))
+
+
 def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``theta`` with its float16 and bfloat16 tensors as float32: what a path is computed in, and exact."""
     return {n: t.float() if t.dtype in _HALF else t for n, t in theta.items()}
@@ -237,9 +251,7 @@ def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
     return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
 
 
-def _classnames(
-    given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...], model: str
-) -> Sequence[str]:
+def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Checkpoint], model: str) -> Sequence[str]:
     if isinstance(given, (str, FilePath)):
         return read_classnames(given)
     if given is not None:

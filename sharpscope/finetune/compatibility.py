@@ -1,17 +1,52 @@
-"""Does what was learnt on one backbone survive its update? The same prompts, or the same change, on a better CLIP."""
+"""Learnt prompts and task vectors on a backbone: the one they were made on, or its update (do they survive it?)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import PairMismatch, shown
 from sharpscope.finetune.prompts import CTX, Prompts
 from sharpscope.finetune.trainer import Theta
+from sharpscope.weights.checkpoint import Checkpoint
+from sharpscope.weights.sources import locate
 
-__all__ = ["transplanted"]
+__all__ = ["prompted", "transplanted"]
+
+
+@torch.no_grad()
+def prompted(
+    model: ClipModel,
+    base: Checkpoint,
+    prompts: Mapping[str, Tensor],
+    path: str | os.PathLike[str],
+    classnames: Sequence[str],
+) -> Checkpoint:
+    """``base`` with the head that ``prompts`` make of ``classnames``: what a file of prompts alone means (CoOp, Dassl).
+
+    ``path``: the file, whose sha256 is that of the result. Raises PairMismatch where the context has not the width of
+    the text tower.
+    """
+    theta = {n: t.float() if t.is_floating_point() else t for n, t in base.tensors.items()}
+    width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+    if prompts[CTX].shape[-1] != width:
+        raise PairMismatch(
+            f"{shown(path, 200)}: its context has vectors of {prompts[CTX].shape[-1]} numbers, the text tower of "
+            f"'{shown(model.name)}' {width}."
+        )
+    learnt = Prompts.of(model, classnames, prompts[CTX].shape[-2])
+    head = {"scale_baked": False, "normalize": True, "classnames": list(classnames), "told_by": "prompts"}
+    facts = {**base.facts, "head": head, "container": "prompts", "metadata": {}}
+    with open(locate(path).path, "rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    vectors = learnt.class_vectors(model, {**theta, **prompts})
+    return Checkpoint({**base.tensors, "head.weight": vectors}, facts, digest, str(path))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 
 from sharpscope.clip.head import Classifier, zero_shot_head
 from sharpscope.clip.model import ClipModel
+from sharpscope.errors import CheckpointError, PairMismatch
 from sharpscope.finetune.compatibility import transplanted
 from sharpscope.finetune.contcoop import ContCoOp
 from sharpscope.finetune.coop import CoOp
 from sharpscope.finetune.data import TensorExamples
 from sharpscope.finetune.fit import fit
 from sharpscope.finetune.method import Task
-from sharpscope.finetune.prompts import ATTENTION, CTX, Prompts
+from sharpscope.finetune.prompts import ATTENTION, CTX, Prompts, initial_context
 from sharpscope.finetune.trainer import Theta
+from sharpscope.pairs import load_pair
 from sharpscope.weights.checkpoint import write_checkpoint
 from sharpscope.weights.prompts import read_prompts
 
@@ -99,3 +102,26 @@ def test_dassls_files_are_read(
 def test_a_file_without_prompts_has_none(tiny_theta: Theta, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "clip.safetensors", tiny_theta)
     assert read_prompts(tmp_path / "clip.safetensors") == {}
+
+
+# ---------------------------------------------------------------------- CoOp's own files, which hold the context alone
+def test_a_file_of_prompts_alone_makes_a_pair(tiny_theta: Theta, tiny_paths: dict[str, Path], tmp_path: Path) -> None:
+    """The words "a photo of a" as a context: the pair ends at the classifier of that prompt."""
+    names, model = ("star", "sea horse"), ClipModel.load(str(tiny_paths["vit"]))
+    write_checkpoint(tmp_path / "zs.safetensors", tiny_theta)
+    context = initial_context(model, tiny_theta, "a photo of a")
+    torch.save({"state_dict": {"ctx": context}, "epoch": 50}, tmp_path / "model.pth.tar-50")
+    ends = tmp_path / "zs.safetensors", tmp_path / "model.pth.tar-50"
+    pair = load_pair(*ends, model=str(tiny_paths["vit"]), classnames=names, templates=["a {}"])
+    assert pair.classifier.mode == "stored" and pair.moving == ("head.weight",)
+    torch.testing.assert_close(
+        pair.theta_1["head.weight"], zero_shot_head(model, tiny_theta, names, ["a photo of a {}."])
+    )
+    torch.testing.assert_close(pair.theta_0["head.weight"], zero_shot_head(model, tiny_theta, names, ["a {}"]))
+    assert pair.facts["finetuned"]["sha256"] == hashlib.sha256(ends[1].read_bytes()).hexdigest()
+    torch.save({"state_dict": {"ctx": torch.zeros(4, 512)}}, ends[1])
+    with pytest.raises(PairMismatch, match="has vectors of 512 numbers, the text tower of '.*' 16"):
+        load_pair(*ends, model=str(tiny_paths["vit"]), classnames=names)
+    torch.save({"state_dict": {"token_prefix": torch.zeros(2, 1, 16)}}, ends[1])
+    with pytest.raises(CheckpointError, match="learnt prompts only"):
+        load_pair(*ends, model=str(tiny_paths["vit"]), classnames=names)
