@@ -423,11 +423,11 @@ class Finetune:
             checkpoint_every=self.checkpoint_every,
             **changes,
         )
-        lines = [f"wrote {shown(str(tuned.path), 500)}: {tuned.summary()}"]
-        lines.append(
-            f"next: sharpscope run --zeroshot {shown(self.zeroshot)} --finetuned {shown(str(tuned.path), 500)} ..."
+        file = shown(str(tuned.path), 500)
+        return Outcome(
+            f"wrote {file}: {tuned.summary()}\n"
+            f"next: sharpscope run --zeroshot {shown(self.zeroshot)} --finetuned {file} --model {shown(self.model)} ..."
         )
-        return Outcome("\n".join(lines))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def load_pair(
         head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
             has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
-        templates: list, or file with one template a line, ``{}`` for the name.
+        templates: list, or file with one template a line, ``{}`` for the name; default: those of the checkpoint's
+            fine-tuning where it tells, else the model's.
         name: how tables call the pair; default: the fine-tuned file's stem.
         upgraded: better zero-shot weights of the same architecture, on which the pair's change is looked at too.
 
@@ -115,7 +116,7 @@ def load_pair(
         clip,
         mode,  # type: ignore[arg-type]
         _classnames(classnames, ends, model),
-        read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates,
+        _templates(templates, ends),
         scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
         bias="head.bias" in pair.theta_1,
@@ -259,17 +260,24 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
     for end in reversed(ends):
         if (head := end.facts.get("head")) and head.get("classnames"):
             return tuple(head["classnames"])
-        if told := _told_names(end):
+        if told := _told(end, "sharpscope.classnames"):  # of a file without a head: one made from its text tower
             return told
     if model == "mini":
         return miniworld.CLASSES
     raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
 
 
-def _told_names(end: Checkpoint) -> tuple[str, ...]:
-    """The class names in the metadata of a file without a head: one that is made from its text tower."""
+def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:
+    """Those given, else those that the fine-tuned file says its training started from, else the model's own."""
+    if isinstance(given, (str, FilePath)):
+        return read_lines(given, "templates")
+    return given or _told(ends[1], "sharpscope.templates") or None
+
+
+def _told(end: Checkpoint, key: str) -> tuple[str, ...]:
+    """The texts in a file's metadata under ``key``; none where there are none."""
     try:
-        told = json.loads(end.facts.get("metadata", {}).get("sharpscope.classnames", "[]"))
+        told = json.loads(end.facts.get("metadata", {}).get(key, "[]"))
     except (ValueError, RecursionError):
         return ()
     return tuple(told) if isinstance(told, list) and all(isinstance(name, str) for name in told) else ()

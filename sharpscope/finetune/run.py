@@ -20,10 +20,10 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetune.data import load_examples
 from sharpscope.finetune.fit import fit
-from sharpscope.finetune.method import Method, Task
+from sharpscope.finetune.method import Method, Prepared, Task
 from sharpscope.finetune.registry import configured
 from sharpscope.finetune.statefile import StateFile
-from sharpscope.finetune.trainer import Precision, Theta
+from sharpscope.finetune.trainer import Precision, Theta, learning_rate
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_model
 
@@ -45,6 +45,8 @@ class Tuned:
     """Of every step; empty where the file was there already."""
     accuracies: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """(step, validation accuracy) after every epoch."""
+    note: str = ""
+    """What was odd, in words."""
 
     def summary(self) -> str:
         """One line on what happened."""
@@ -58,7 +60,7 @@ class Tuned:
             said.append(f"validation accuracy {last:.1%} at the end{kept}")
         elif self.method.keep_best:
             said.append("the last weights, for want of --val")
-        return ", ".join(said)
+        return ", ".join(said) + (f"\n{self.note}" if self.note else "")
 
 
 def finetune(
@@ -140,7 +142,18 @@ def finetune(
     if file is not None and state is not None:
         write_checkpoint(file, tensors, metadata)
         state.path.unlink(missing_ok=True)
-    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies)
+    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, _note(fitted.prepared))
+
+
+def _note(prepared: Prepared) -> str:
+    for recipe in (stage.recipe for stage in prepared.stages):
+        if recipe.steps and recipe.warmup > recipe.steps:
+            peak = max(learning_rate(recipe, step) for step in range(recipe.steps)) / recipe.lr
+            return (
+                f"note: {recipe.warmup:g} steps of warm-up in {recipe.steps}: the rate never passed {peak:.0%} of lr "
+                f"{recipe.lr:g} (--set warmup=0.1 is a tenth of all steps)"
+            )
+    return ""
 
 
 def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:

@@ -74,6 +74,24 @@ def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path, monkeypa
     assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.safetensors"]
 
 
+def test_the_pair_starts_where_training_started_whatever_the_templates(tmp_path: Path) -> None:
+    own = ("the {}", "one {}")
+    for method in ("wise-ft", "flyp"):
+        path = tuned(method, out=tmp_path, templates=own, steps=1, lr=1e-9).path
+        pair, other = (
+            sharpscope.load_pair("mini:zeroshot", path, model="mini", templates=t) for t in (None, ("a photo of a {}",))
+        )
+        assert pair.classifier.templates == own
+        vectors, wrong = (p.classifier.class_vectors(p.theta_0) for p in (pair, other))
+        torch.testing.assert_close(vectors, pair.classifier.class_vectors(pair.theta_1), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(vectors, wrong, rtol=1e-2, atol=1e-2)
+
+
+def test_a_warm_up_longer_than_the_run_is_said() -> None:
+    assert "500 steps of warm-up in 3: the rate never passed" in tuned().summary()
+    assert "warm-up" not in tuned(warmup=0.1).summary()
+
+
 def test_the_room_is_callable() -> None:
     result = sharpscope.finetune("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)
     assert result.path is None and set(result.theta) >= {"head.weight"} and len(result.losses) == 3
