@@ -207,6 +207,12 @@ def _check_study(config: StudyConfig) -> None:
         raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
     if not config.id and not config.ood:
         raise ConfigError("id, ood: give at least one test set (--id SPEC --ood SPEC ...).")
+    measure = config.straggler_criterion.partition(":")[2]
+    if measure and measure not in config.measures:  # else it would be found out when everything has been computed
+        raise ConfigError(
+            f"straggler_criterion: '{config.straggler_criterion}' needs {measure} among measures.\n"
+            "Remedy: add it, or choose another criterion (rewind, instability and criticality need no measure)."
+        )
     for spec in (config.probe, *config.id, *config.ood):
         check_spec(spec)
 

@@ -268,6 +268,7 @@ BAD: Bad = {
     "unknown spec": lambda d, z: [*PAIR, *BASE, "--ood", "mini:sketsh"],
     "alpha outside": lambda d, z: [*PAIR, *BASE, "--alphas", "0", "1.5"],
     "unknown measure": lambda d, z: [*PAIR, *BASE, "--measures", "lambda_mx"],
+    "criterion without its measure": lambda d, z: [*PAIR, *BASE, "--measures", "lambda_max"],
     "no test set": lambda d, z: [*PAIR, "--model", "mini"],
     "class names that do not fit": lambda d, z: [*PAIR, *BASE, "--classnames", __file__],
 }  # fmt: skip
