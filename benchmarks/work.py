@@ -50,6 +50,10 @@ class Work:
     labels: Tensor
     weights: tuple[float, ...] = (1.0,)
 
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return (len(self.labels),)
+
     @classmethod
     def make(cls, *, width: int, blocks: int, head_width: int, images: int = 64) -> Work:
         data = load_dataset("mini:photo", model=None, split="train", limit=images)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature import adaptive, ggn
-from sharpscope.curvature.eigen import ExtremeEigenvalues, lanczos_steps
+from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
 from sharpscope.curvature.trace import (
@@ -33,7 +33,7 @@ from sharpscope.weights.layers import Layer, split_layers
 __all__ = ["MeasureResult", "MeasureSettings", "layer_curvature", "measure_layers"]
 
 _TRACES = ("hessian_trace", "weighted_trace")
-_EIGENVALUES = ("lambda_max", "lambda_min", "lambda_abs")
+_EIGENVALUES: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
 _GRADIENT = ("gradient_curvature", "gradient_alignment")
 _OUTER: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
     "ggn_trace": ggn.ggn_trace,
@@ -192,10 +192,10 @@ def _second_order(
     for x in layers:
         size = engine.blocks[x.name].size
         work |= _trace_tasks(engine, x.name, measures, table, common)
-        if any(m in measures for m in _EIGENVALUES):
-            work[f"eigen {x.name}"] = lanczos_steps(
-                size, seed=table.seed("eigen", x.name), start=warm.get(x.name), **common
-            )
+        if ends := [end for measure, end in _EIGENVALUES.items() if measure in measures]:
+            start = warm.get(x.name, engine.gradient(x.name))
+            seed = table.seed("eigen", x.name)
+            work[f"eigen {x.name}"] = lanczos_steps(size, seed=seed, start=start, ends=ends, **common)
     if engine.kept:
         results = {}
         for task in list(work):
@@ -216,9 +216,9 @@ def _second_order(
             _trace_rows(table, layer, result, seed)
         else:
             _eigen_rows(table, layer, result, seed)
-            ends = [e.vector for e in (result.largest, result.smallest) if e.vector is not None]
-            if ends:
-                vectors[layer] = torch.stack(ends).sum(0)
+            found = [e.vector for e in (result.largest, result.smallest) if e.vector is not None]
+            if found:
+                vectors[layer] = torch.stack(found).sum(0)
     plan = engine.plan
     facts = {
         "batch_size": plan.batch_size, "batches": plan.batches, "graphs_kept": plan.kept,
