@@ -62,6 +62,10 @@ def plan(config: StudyConfig) -> str:
         "repair": repairs * costs["evaluate"],
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    if config.upgraded or config.output_baselines:
+        passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
+        seconds["beside it"] = passes * costs["evaluate"]
+        units["beside it"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
     total = sum(seconds.values()) * len(contexts) / config.jobs
     images = sum(len(d) for d in context.datasets.values())
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20

@@ -194,7 +194,7 @@ def accuracy(source: Source) -> Section:
 _BESIDE = {
     "ose": "mean of the ends' probabilities",
     "vrf": "VRF: the ends' probabilities, weighted for every image",
-    UPGRADED: "the same change on the upgraded backbone",
+    UPGRADED: "what was learnt, on the upgraded backbone",
 }
 
 
