@@ -73,7 +73,7 @@ def evaluate(
     files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
     check_metrics(tuple(metrics or ()))
     wanted = METRICS if metrics is None else metrics
-    clip, where, sets = ClipModel.load(model), pick_device(device), expand_specs(specs)
+    clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pandas as pd
 from scipy import special, stats
 
 from sharpscope.errors import ConfigError, ResultsError, shown
-from sharpscope.findings.frames import one_metric, unique_in_order
+from sharpscope.findings.frames import one_metric
 from sharpscope.findings.intervals import min_replicates
 from sharpscope.schema import DENSE
 from sharpscope.seeds import derive
@@ -214,9 +213,3 @@ def _logit(p: np.ndarray, n: np.ndarray) -> np.ndarray:
     """logit of accuracies kept half an example (or 1e-6) inside (0, 1)."""
     edge = np.where(n > 0, 0.5 / np.maximum(n, 1), 1e-6)
     return np.asarray(special.logit(np.clip(p, edge, 1 - edge)))
-
-
-def sets_of(table: pd.DataFrame) -> Sequence[str]:
-    """The OOD sets of a table of effective robustness, averages last."""
-    names = unique_in_order(table["dataset"])
-    return sorted(names, key=lambda d: d.count("+"))
