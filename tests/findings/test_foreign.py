@@ -134,6 +134,12 @@ def test_clip_benchmark(tmp_path: Path) -> None:
     assert value(table, dataset="imagenet-sketch", metric="top5") == 0.7
     assert value(table, role="id") == 0.6
     assert value(read_results(tmp_path / "result_0.json"), metric="top1") == 0.41
+    tags = [{**CLIP_BENCHMARK, "pretrained": "openai", "model": m} for m in ("ViT-B-32", "ViT-L-14")]
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags" / "all.json").write_text(json.dumps(tags))
+    assert set(read_results(tmp_path / "tags")["pair"]) == {"ViT-B-32/openai", "ViT-L-14/openai"}
+    with pytest.raises(ResultsError, match=r"a \(2 models: ViT-B-32/openai, ViT-L-14/openai\)"):
+        join_accuracy(read_measured(tmp_path / "tags"), [RunPair("a", "openai")])
     (tmp_path / "result_9.json").write_text(json.dumps(CLIP_BENCHMARK))
     with pytest.raises(ResultsError, match=r"'imagenet-sketch' of .* was there before \(.*result_0.json\)"):
         read_results(tmp_path)

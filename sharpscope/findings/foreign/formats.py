@@ -112,7 +112,9 @@ def clip_benchmark(lines: Sequence[Line]) -> list[Measured]:
         before = found.get((f"{model}/{tag}", alpha))
         if before is not None and set(before.values) & set(values):
             raise ResultsError(f"{where}: '{shown(spec, 60)}' of '{shown(tag, 60)}' was there before ({before.where}).")
-        names = unique([f"{_folder(str(tag))}{name}", str(tag), f"{model}/{tag}"])
+        named = [f"{_folder(str(tag))}{name}", str(tag)]
+        is_file = named[0] != tag or _folder(named[0])  # several architectures have a tag of the same name
+        names = unique([*named, f"{model}/{tag}"] if is_file else [f"{model}/{tag}", *named])
         merged = {**(before.values if before else {}), **values}
         found[f"{model}/{tag}", alpha] = Measured(names, alpha, merged, before.where if before else where)
     return list(found.values())
