@@ -37,7 +37,7 @@ class ContCoOp(CoOp):
     strength: float = 8.0
 
     def modules(self, task: Task, context: Tensor) -> Theta:
-        width = context.shape[1]
+        width = context.shape[-1]
         generator = task.generator("attention")
         drawn = {n: torch.randn(width, width, generator=generator) / width**0.5 for n in ATTENTION[:-1]}
-        return {n: t.to(context) for n, t in drawn.items()} | {ATTENTION[-1]: torch.zeros_like(context[0]).diag()}
+        return {n: t.to(context) for n, t in drawn.items()} | {ATTENTION[-1]: context.new_zeros(width, width)}

@@ -49,6 +49,8 @@ class CoOp(Method):
     """The context starts as the embeddings of these words."""
     length: int | None = None
     """Start from so many random vectors instead (the paper's best: 16)."""
+    class_specific: bool = False
+    """A context of its own for every class (the paper's CSC) instead of one for all."""
     strength: float = 0.0
     """Weight of the penalty."""
 
@@ -56,6 +58,8 @@ class CoOp(Method):
         model = task.model
         context = initial_context(model, task.theta_0, self.words, self.length, task.seed).to(task.device)
         prompts = Prompts.of(model, task.classnames, len(context))
+        if self.class_specific:
+            context = context.repeat(len(task.classnames), 1, 1)
         added = {CTX: context, **self.modules(task, context)}
         with torch.no_grad():
             start = zero_shot_head(model, task.theta_0, task.classnames, task.templates)
@@ -87,7 +91,7 @@ class CoOp(Method):
         return Prepared({**task.theta_0, **added}, (stage,), losses, logits, export)
 
     def modules(self, task: Task, context: Tensor) -> Theta:
-        """What is trained beside the ``context`` [M, W]."""
+        """What is trained beside the ``context`` [M, W] (or [C, M, W])."""
         return {}
 
 

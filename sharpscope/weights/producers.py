@@ -24,6 +24,8 @@ def told_producer(
         return "Lipsum-FT" if any(n.partition(".")[0] in ("ext", "cls") for n in names) else "Hugging Face Flax"
     if naming == "Hugging Face":
         return "Hugging Face transformers"
+    if naming == "Dassl" and "head.weight" in names:
+        return "sharpscope finetune (learnt prompts and the head that they make)"
     if naming == "Dassl":
         return "Dassl (CoOp, CLIPFit, ContCoOp)"
     if kind:

@@ -21,7 +21,7 @@ from sharpscope.finetune.method import Task
 from sharpscope.finetune.prompts import ATTENTION, CTX, Prompts, initial_context
 from sharpscope.finetune.trainer import Theta
 from sharpscope.pairs import load_pair
-from sharpscope.weights.checkpoint import write_checkpoint
+from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.prompts import read_prompts
 
 
@@ -70,6 +70,8 @@ def test_the_same_prompts_on_the_upgraded_text_tower(
     write_checkpoint(tmp_path / "prompts.safetensors", *fitted.exported)
     prompts = read_prompts(tmp_path / "prompts.safetensors")
     assert set(prompts) == ({CTX, *ATTENTION} if kind is ContCoOp else {CTX})
+    told = read_checkpoint(tmp_path / "prompts.safetensors", partial=True).facts["producer"]
+    assert told == "sharpscope finetune (learnt prompts and the head that they make)"
     assert all(torch.equal(t, fitted.theta[n]) for n, t in prompts.items())
     classifier = Classifier(task.model, "stored", task.classnames, task.templates)
     start, adapted = transplanted(classifier, {}, {}, upgraded, prompts)

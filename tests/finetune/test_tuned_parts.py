@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,28 @@ def test_prompts_leave_both_towers_alone(name: str, task: Task) -> None:
     assert CTX in moved(prepared.theta, after)
     if name == "contcoop":  # out starts at 0, and lets the others move as soon as it has moved
         assert moved(prepared.theta, after) == added
+
+
+@pytest.mark.parametrize("name", ["coop", "contcoop"])
+def test_a_context_for_every_class_starts_as_the_shared_one_and_is_moved_by_its_own_class(
+    name: str, task: Task
+) -> None:
+    method = dataclasses.replace(METHODS[name], class_specific=True, strength=0.0)
+    prepared, shared = method.prepare(task), METHODS[name].prepare(task)
+    start = prepared.theta[CTX]
+    assert start.shape == (3, 4, 16)
+    assert all(torch.equal(own, shared.theta[CTX]) for own in start)
+    torch.testing.assert_close(
+        prepared.logits(prepared.theta, batch().images), shared.logits(shared.theta, batch().images)
+    )
+    after = trained(method, prepared)
+    assert not any(torch.equal(after[CTX][i], after[CTX][j]) for i, j in ((0, 1), (1, 2), (0, 2)))
+    # the class vector of one class hears of its own context alone
+    vectors = prepared.export(after).tensors["head.weight"]
+    mixed = {**after, CTX: torch.stack([after[CTX][0], start[1], start[2]])}
+    other = prepared.export(mixed).tensors["head.weight"]
+    torch.testing.assert_close(other[0], vectors[0])
+    assert not torch.allclose(other[1], vectors[1], atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["coop", "kgcoop", "contcoop", "clipfit"])
