@@ -13,7 +13,14 @@ from typing import Any, Final
 import torch
 
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
-from sharpscope.weights.adapters import Lora, adapter_settings, merge_residual, split_adapters
+from sharpscope.weights.adapters import (
+    Lora,
+    adapter_settings,
+    has_residual,
+    merge_residual,
+    split_adapters,
+    unfolded,
+)
 from sharpscope.weights.containers import Content
 from sharpscope.weights.inert import OddTensor, PendingTensor
 from sharpscope.weights.modules import ModuleFacts
@@ -29,6 +36,7 @@ from sharpscope.weights.naming import (
     unwrap,
 )
 from sharpscope.weights.producers import told_producer
+from sharpscope.weights.schemes import Recipe
 
 __all__ = ["assemble", "checked", "read_head", "tied_names"]
 
@@ -58,32 +66,37 @@ def assemble(
     base: tuple[Mapping[str, torch.Tensor], str] | None = None,
     partial: bool = False,
     whole: bool = True,
+    adapter_scale: float | None = None,
 ) -> tuple[Tensors, dict[str, Any]]:
     """``(tensors in open_clip's names, facts)`` of a file's content.
 
     ``config``: of the folder it lies in; ``base``: tensors and sha256 of the weights that a partial file is laid over;
-    ``partial``: without them, give what there is; ``whole``: an image tower has to be there. Raises CheckpointError.
+    ``partial``: without them, give what there is; ``whole``: an image tower has to be there; ``adapter_scale``: see
+    ``read_checkpoint``. Raises CheckpointError.
     """
-    found = unwrap(content.value, source)
+    found = unwrap(unfolded(content.value, source), source)
     _check_sizes(found.state, source)
-    settings = adapter_settings(config or {}, content.metadata, found.beside)
-    plain, loras = split_adapters(found.state, settings, source)
+    settings = adapter_settings(
+        config or {}, content.metadata, found.beside, adapter_scale, found.module.eval_scale if found.module else None
+    )
+    plain, loras = split_adapters(found.state, settings, source, checked)
     names = normalise([*plain, *(n for n in loras if n not in plain)], source)
     own: Tensors = {}
-    changes: Tensors = {}
+    changes: dict[str, Recipe] = {}
     for new, recipe in names.recipes.items():
         olds = [old for old, _ in recipe.sources if old]
-        only_change = all(old in loras and old not in plain for old in olds)
-        if len(olds) < len(recipe.sources) and not only_change:
+        if all(old in loras and old not in plain for old in olds):
+            changes[new] = recipe
+        elif len(olds) < len(recipe.sources):
             raise CheckpointError(f"{source}: '{shown(new)}' is q, k and v together; there is only {listing(olds)}.")
-        made = recipe.make(lambda old: _value(old, plain, loras, source))
-        (changes if only_change else own)[new] = made
-    incomplete = names.partial or bool(changes) or (not own and bool(loras))
-    incomplete |= any("adapter_" in n for n in own) and not any(n.endswith("conv1.weight") for n in own)
+        else:
+            own[new] = recipe.make(lambda old: _value(old, plain, loras, source))
+    incomplete = names.partial or bool(changes)
+    incomplete |= any(map(has_residual, own)) and not any(n.endswith("conv1.weight") for n in own)
     overlay = None
     if incomplete and base is not None:
         own_count = len(own) + len(changes)
-        own, overlay = _laid_over(own, changes, base, source), {"base_sha256": base[1], "own": own_count}
+        own, overlay = _laid_over(own, changes, loras, base, source), {"base_sha256": base[1], "own": own_count}
     elif incomplete and not partial:
         raise CheckpointError(
             f"{source}: holds only what was tuned ({len(own) + len(changes)} tensors, {names.naming} names); the "
@@ -91,8 +104,8 @@ def assemble(
         )
     laid = overlay is not None or not incomplete
     merged = len(loras)
-    if laid and any("adapter_" in n for n in own):
-        own, merged = merge_residual(own, source)
+    if laid and any(map(has_residual, own)):
+        own, merged = merge_residual(own, settings, source)
     if whole and laid and not any(tower_of(n) == "image" for n in own):
         raise CheckpointError(f"{source}: holds no image tower of a CLIP (no visual.* among {listing(own, 3)}).")
     facts = _facts(own, content, names, found.module, source)
@@ -151,26 +164,31 @@ def checked(name: object, value: object, source: str) -> torch.Tensor:
         raise CheckpointError(f"{source}: key {shown(repr(name))} is a {type(name).__name__}; tensors need names.")
     if isinstance(value, OddTensor):
         raise CheckpointError(f"{source}: '{shown(name)}' is {value.problem}.")
-    if isinstance(value, PendingTensor):
-        value = value.read()
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, (torch.Tensor, PendingTensor)):
         raise CheckpointError(f"{source}: '{shown(name)}' is a {type(value).__name__}, not a tensor.")
-    problem = None
-    if value.is_nested:
-        problem = "a nested tensor"
-    elif value.layout != torch.strided:
-        problem = "a sparse tensor; store it dense (.to_dense())"
-    elif value.device.type == "meta":
-        problem = "a meta tensor, a shape without values; save the weights themselves"
-    elif value.is_quantized or "float8" in str(value.dtype) or "float4" in str(value.dtype):
-        problem = f"quantised ({value.dtype}); dequantise it, curvature needs the original weights"
-    elif value.is_complex():
-        problem = f"complex ({value.dtype}); a CLIP's weights are real"
-    elif value.dtype not in ACCEPTED:
-        problem = f"of dtype {value.dtype}, which no CLIP has"
+    problem = None if isinstance(value, PendingTensor) else _odd_layout(value)
+    dtype = value.dtype
+    if problem is None and dtype not in ACCEPTED:
+        if dtype.is_complex:
+            problem = f"complex ({dtype}); a CLIP's weights are real"
+        elif str(dtype).startswith(("torch.float8", "torch.float4", "torch.q")):
+            problem = f"quantised ({dtype}); dequantise it, curvature needs the original weights"
+        else:
+            problem = f"of dtype {dtype}, which no CLIP has"
     if problem:
         raise CheckpointError(f"{source}: '{shown(name)}' is {problem}.")
-    return value.detach()
+    return value.read() if isinstance(value, PendingTensor) else value.detach()
+
+
+def _odd_layout(value: torch.Tensor) -> str | None:
+    """What makes a live tensor more, or less, than a block of numbers; None for one that is just that."""
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout != torch.strided:
+        return "a sparse tensor; store it dense (.to_dense())"
+    if value.device.type == "meta":
+        return "a meta tensor, a shape without values; save the weights themselves"
+    return None
 
 
 def _names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
@@ -183,35 +201,50 @@ def _names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
 
 
 def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:
-    """Tensor ``name`` of the file with its LoRA change, or the change alone where the file has no such tensor."""
+    """Tensor ``name`` of the file with its LoRA change."""
     if name not in plain:
-        return loras[name].delta()
+        raise CheckpointError(f"{source}: '{shown(name)}' has a LoRA change, but its neighbours are weights; merge it.")
     tensor = checked(name, plain[name], source)
     if name not in loras:
         return tensor
-    change = loras[name]
-    if change.shape != tuple(tensor.shape):
+    if loras[name].shape != tuple(tensor.shape):
         raise CheckpointError(
-            f"{source}: the LoRA change of '{shown(name)}' has shape {list(change.shape)}, not {list(tensor.shape)}."
+            f"{source}: the LoRA change of '{shown(name)}' has shape {list(loras[name].shape)}, "
+            f"not {list(tensor.shape)}."
         )
-    return (tensor.float() + change.delta()).to(tensor.dtype)
+    return loras[name].added_to(tensor)
 
 
-def _laid_over(own: Tensors, changes: Tensors, base: tuple[Mapping[str, torch.Tensor], str], source: str) -> Tensors:
+def _laid_over(
+    own: Tensors,
+    changes: Mapping[str, Recipe],
+    loras: Mapping[str, Lora],
+    base: tuple[Mapping[str, torch.Tensor], str],
+    source: str,
+) -> Tensors:
     tensors = dict(base[0]) | own
     for name, tensor in own.items():
         if name in base[0] and base[0][name].shape != tensor.shape:
             raise CheckpointError(
                 f"{source}: '{shown(name)}' has shape {list(tensor.shape)}, in the base {list(base[0][name].shape)}."
             )
-    for name, change in changes.items():
-        under = base[0].get(name)
-        if under is None or under.shape != change.shape:
-            raise CheckpointError(
-                f"{source}: its change of '{shown(name)}' {list(change.shape)} fits nothing in the base."
-            )
-        tensors[name] = (under.float() + change).to(under.dtype)
+    for name, recipe in changes.items():
+        under, shape = tensors.get(name), _change_shape(recipe, loras)
+        if under is None or tuple(under.shape) != shape:  # told before any change is made: small files claim large ones
+            raise CheckpointError(f"{source}: its change of '{shown(name)}' {shape} fits nothing in the base.")
+        wide = torch.promote_types(under.dtype, torch.float32)
+        change = recipe.make(lambda old: loras[old].delta())
+        tensors[name] = (under.to(wide) + change.to(wide)).to(under.dtype)
     return tensors
+
+
+def _change_shape(recipe: Recipe, loras: Mapping[str, Lora]) -> tuple[int, ...]:
+    """Shape of what ``recipe`` makes of LoRA changes; empty where its parts differ."""
+    shapes = {loras[old].shape[:: -1 if how == "T" else 1] for old, how in recipe.sources if old}
+    if len(shapes) > 1:
+        return ()
+    out, into = shapes.pop()
+    return out * len(recipe.sources), into
 
 
 def _check_sizes(state: Mapping[str, Any], source: str) -> None:

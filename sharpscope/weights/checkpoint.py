@@ -75,6 +75,7 @@ def read_checkpoint(
     base: Checkpoint | None = None,
     head: str | os.PathLike[str] | None = None,
     partial: bool = False,
+    adapter_scale: float | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of a CLIP, in any format of the field; the content decides, never the extension.
 
@@ -84,6 +85,8 @@ def read_checkpoint(
     the index and its shards, one after the other. ``base``: zero-shot weights that a partial file (Dassl, adapters) is
     laid over; whole files ignore it. ``head``: a classification head kept in a file of its own (task_vectors).
     ``partial``: a partial file without base is given as it is, with ``facts["partial"]``, not refused.
+    ``adapter_scale``: what an adapter's change is multiplied by, where the file does not say: LoRA's alpha / r,
+    R-Adapter's eval_scale (its learnt scale is in the file).
 
     Raises CheckpointError (missing, no checkpoint, unknown names, sparse, quantised, complex or meta tensors),
     CorruptCheckpoint (damaged, truncated, another sha256), UnsafeCheckpoint (would run code; exit code 3).
@@ -94,7 +97,7 @@ def read_checkpoint(
     under = None if base is None else (base.tensors, base.sha256)
     with contextlib.ExitStack() as files:
         content, digest, size, source = _open(files, located.path, expected_sha256)
-        tensors, facts = assemble(content, source, located.config, located.quick_gelu, under, partial)
+        tensors, facts = assemble(content, source, located.config, located.quick_gelu, under, partial, True, adapter_scale)
         facts["num_bytes"] = size
     if head is not None:
         tensors, facts = _with_head(tensors, facts, os.fspath(head), source)

@@ -13,8 +13,8 @@ from typing import IO, Any, Final
 import torch
 
 from sharpscope.errors import CorruptCheckpoint, shown
-from sharpscope.weights.inert import DamagedPickleError, OddTensor, PendingTensor, Storage, dtype_named, like_tensor
-from sharpscope.weights.pickles import Blob, Budget, Region
+from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, OddTensor, PendingTensor, Storage, dtype_named, like_tensor
+from sharpscope.weights.regions import Blob, Budget, Region
 from sharpscope.weights.torchfiles import copied
 
 __all__ = ["looks_like", "read_flax"]
@@ -132,7 +132,7 @@ def _flat(tree: Any) -> dict[str, Any]:
     open_: list[tuple[str, Any]] = [("", tree)]
     while open_:
         name, value = open_.pop()
-        if len(name) > 1000:
+        if len(name) > MAX_NAME:
             raise DamagedPickleError("a name of thousands of characters")
         if isinstance(value, dict):
             if "__msgpack_chunked_array__" in value:

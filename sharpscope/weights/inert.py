@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 MAX_DIMENSIONS: Final = 16
+MAX_NAME: Final = 1000
+"""Longest name of a tensor, class or function; a longer one, shared, would be copied and searched without end."""
 
 
 class DamagedPickleError(ValueError):

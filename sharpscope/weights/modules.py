@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sharpscope.weights.inert import DamagedPickleError, Inert, like_tensor
+from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, Inert, like_tensor
 
 __all__ = ["ModuleFacts", "is_module", "module_state"]
 
@@ -22,9 +22,10 @@ MAX_WORK: Final = 500_000
 @dataclass
 class ModuleFacts:
     """``kind``: class of the outermost module. ``heads``: name of a classification head -> its plain attributes.
-    ``kinds``: classes of all modules in it."""
+    ``kinds``: classes of all modules in it. ``eval_scale``: R-Adapter's."""
 
     kind: str = ""
+    eval_scale: float | None = None
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
 
@@ -58,9 +59,11 @@ def module_state(root: Inert) -> tuple[dict[str, Any], ModuleFacts]:
     while open_:
         prefix, module, depth = open_.pop()
         count += 1 + sum(len(v) for v in module.state.values() if isinstance(v, (dict, list))) + len(module.state)
-        if depth > MAX_DEPTH or count > MAX_WORK or len(prefix) > 1000:
+        if depth > MAX_DEPTH or count > MAX_WORK or len(prefix) > MAX_NAME:
             raise DamagedPickleError("modules without end")
         facts.kinds.add(module.kind)
+        if isinstance(scale := module.state.get("eval_scale"), (int, float)):
+            facts.eval_scale = float(scale)
         if module.kind.rpartition(".")[2] == "ClassificationHead" or prefix == "classification_head.":
             facts.heads[prefix] = {k: v for k, v in module.state.items() if isinstance(v, (bool, int, float, str))}
         for name, value in _own(module):
@@ -97,6 +100,6 @@ def _children(module: Inert) -> Iterator[tuple[str, Inert]]:
 
 
 def _text(name: Any) -> str:
-    if not isinstance(name, str):
-        raise DamagedPickleError("a tensor whose name is no text")
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        raise DamagedPickleError("a tensor whose name is no text, or a very long one")
     return name

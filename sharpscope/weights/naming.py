@@ -14,9 +14,9 @@ from typing import Any, Final, Literal
 import torch
 
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
-from sharpscope.weights.inert import DamagedPickleError, like_tensor
+from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, like_tensor
 from sharpscope.weights.modules import ModuleFacts, is_module, module_state
-from sharpscope.weights.schemes import Place, Recipe, gather, scheme_of
+from sharpscope.weights.schemes import Place, Recipe, gather, open_clip_place, scheme_of
 
 __all__ = [
     "HEAD_BIAS",
@@ -200,7 +200,9 @@ def normalise(names: Iterable[str], source: str) -> Names:
         current = {old: new.removeprefix(found) for old, new in current.items()}
     scheme = scheme_of([n for n in current.values() if not n.startswith(_HEAD_PREFIXES)])
     if scheme is None:
-        places = {old: None if new in _CONSTANTS else Place(_head_name(new, source)) for old, new in current.items()}
+        places = {
+            old: None if new in _CONSTANTS else open_clip_place(_head_name(new, source)) for old, new in current.items()
+        }
     else:
         places = {
             old: Place(_head_name(new, source)) if new.startswith(_HEAD_PREFIXES) else scheme.place(new)
@@ -246,6 +248,8 @@ def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
     for key, value in content.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{source}: key {shown(repr(key))} is a {type(key).__name__}; tensors need names.")
+        if len(key) > MAX_NAME:
+            raise CheckpointError(f"{source}: '{shown(key, 60)}' is a name of {len(key)} characters; no tensor has it.")
         if not like_tensor(value):
             kind = shown(getattr(value, "kind", type(value).__name__))
             raise CheckpointError(f"{source}: '{shown(key)}' is a {kind}, not a tensor; save the state dict alone.")

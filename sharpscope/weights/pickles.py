@@ -10,80 +10,17 @@ from __future__ import annotations
 import pickletools
 import struct
 from collections.abc import Callable
-from typing import IO, Any, Final
+from typing import Any, Final
 
-from sharpscope.weights.inert import DamagedPickleError, Inert, Name, PendingTensor, Report, key_of
+from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, Inert, Name, PendingTensor, Report, key_of
+from sharpscope.weights.regions import Blob, Budget, Region
 
-__all__ = ["Blob", "Budget", "Machine", "Region"]
+__all__ = ["Machine"]
 
-MAX_OPCODES: Final = 800_000
-"""A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
-MAX_MEMORY: Final = 48 * 2**20
-"""Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
 BLOB: Final = 1024
 """Strings of bytes of this length or more are left in the file."""
 
-
-class Region:
-    """The bytes ``[start, end)`` of an open file, read in order; never more than there are."""
-
-    def __init__(self, handle: IO[bytes], start: int, end: int) -> None:
-        self.handle, self.position, self.end = handle, start, end
-
-    def read(self, count: int) -> bytes:
-        """At most ``count`` bytes (pickletools' own readers notice when there are fewer)."""
-        count = min(count, self.end - self.position)
-        self.handle.seek(self.position)
-        data = self.handle.read(max(count, 0))
-        self.position += len(data)
-        return data
-
-    def exactly(self, count: int) -> bytes:
-        """``count`` bytes; DamagedPickleError where there are fewer."""
-        if count > self.end - self.position:
-            raise DamagedPickleError("cut off")
-        return self.read(count)
-
-    def readline(self) -> bytes:
-        """Up to and including the next newline."""
-        self.handle.seek(self.position)
-        data = self.handle.readline(min(self.end - self.position, 65_536))
-        self.position += len(data)
-        return data
-
-    def skip(self, count: int) -> Region:
-        """The next ``count`` bytes as a region of their own, passed over."""
-        if count > self.end - self.position:
-            raise DamagedPickleError("cut off")
-        part = Region(self.handle, self.position, self.position + count)
-        self.position += count
-        return part
-
-
-class Blob:
-    """Bytes that stayed in the file."""
-
-    __slots__ = ("region",)
-
-    def __init__(self, region: Region) -> None:
-        self.region = region
-
-
-class Budget:
-    """What all pickles of one file may cost together."""
-
-    def __init__(self) -> None:
-        self.opcodes, self.memory = MAX_OPCODES, MAX_MEMORY
-
-    def spend(self, memory: int) -> None:
-        """One opcode and ``memory`` bytes; DamagedPickleError where there are none left."""
-        self.opcodes -= 1
-        self.memory -= memory
-        if self.opcodes < 0 or self.memory < 0:
-            raise DamagedPickleError("more objects than any checkpoint has")
-
-
-_OPCODES: Final = {o.code: o for o in pickletools.opcodes}
+_OPCODES: Final = {ord(o.code): o for o in pickletools.opcodes}
 _MARK: Final = object()
 _LENGTHS: Final = {
     "BINBYTES": ("<I", bytes), "BINBYTES8": ("<Q", bytes), "BYTEARRAY8": ("<Q", bytes), "BINSTRING": ("<i", str),
@@ -93,7 +30,6 @@ _EMPTY: Final[dict[str, tuple[Callable[[], Any], int]]] = {
     "EMPTY_TUPLE": (tuple, 8), "EMPTY_LIST": (list, 100), "EMPTY_DICT": (dict, 260), "EMPTY_SET": (list, 260),
     "NONE": (lambda: None, 8), "NEWTRUE": (lambda: True, 8), "NEWFALSE": (lambda: False, 8),
 }  # fmt: skip
-_NUMBERS: Final = frozenset({"INT", "LONG", "LONG1", "LONG4", "BININT", "BININT1", "BININT2"})
 
 
 class Machine:
@@ -121,19 +57,22 @@ class Machine:
         try:
             while True:
                 code = self.region.exactly(1)
-                opcode = _OPCODES.get(code.decode("latin-1"))
+                opcode = _OPCODES.get(code[0])
                 if opcode is None:
                     raise DamagedPickleError(f"opcode {code.hex()} does not exist")
+                name = opcode.name
                 self.budget.spend(40)
-                if opcode.name == "STOP":
+                if name == "STOP":
                     return self._pop()
-                self._step(opcode.name, self._argument(opcode))
+                step = _STEPS.get(name)
+                if step is None:
+                    raise DamagedPickleError(f"opcode {name} has no place in a file")
+                step(self, name, None if opcode.arg is None else self._argument(opcode))
         except DamagedPickleError:
             raise
         except Exception as error:  # stack underflow, bad text, foreign types where others belong ...
             raise DamagedPickleError(f"{type(error).__name__} in its pickle") from None
 
-    # ------------------------------------------------------------------ reading an opcode's argument
     def _argument(self, opcode: Any) -> Any:
         if opcode.name in _LENGTHS:
             form, kind = _LENGTHS[opcode.name]
@@ -150,8 +89,6 @@ class Machine:
             if not 0 <= length <= 64:
                 raise DamagedPickleError("a number of thousands of digits")
             return int.from_bytes(self.region.exactly(length), "little", signed=True)
-        if opcode.arg is None:
-            return None
         before = self.region.position
         value = opcode.arg.reader(self.region)
         self.budget.spend(4 * (self.region.position - before) + 60)
@@ -173,60 +110,56 @@ class Machine:
                 return items
         raise DamagedPickleError("a mark is missing")
 
-    def _step(self, name: str, argument: Any) -> None:
-        push = self.stack.append
-        if name in _EMPTY:
-            make, cost = _EMPTY[name]
-            self.budget.spend(cost)
-            push(make())
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.budget.spend(100)
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            push(self.memo[argument])
-        elif name == "MARK":
-            push(_MARK)
-        elif name in ("PROTO", "FRAME"):
-            pass
-        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            items = self._to_mark() if name == "TUPLE" else [self._pop() for _ in range(int(name[5:]))][::-1]
-            self.budget.spend(60)
-            push(tuple(items))
-        elif name in ("LIST", "FROZENSET"):
-            push(self._to_mark())
-        elif name == "DICT":
-            items = self._to_mark()
-            push({})
-            self._set(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            self._set([self._pop(), self._pop()][::-1] if name == "SETITEM" else self._to_mark())
-        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
-            self._extend([self._pop()] if name == "APPEND" else self._to_mark())
-        elif name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD"):
-            self._object(name, argument)
-        elif name in ("EXT1", "EXT2", "EXT4"):
-            self.report.unsafe[f"extension {argument}"] = None
-            push(Inert("an extension"))
-        elif name in ("PERSID", "BINPERSID"):
-            if self.persistent is None:
-                raise DamagedPickleError("a persistent id outside torch's own files")
-            self.budget.spend(400)
-            push(self.persistent(argument if name == "PERSID" else self._pop()))
-        elif name == "POP":
+    def _constant(self, name: str, _: Any) -> None:
+        make, cost = _EMPTY[name]
+        self.budget.spend(cost)
+        self.stack.append(make())
+
+    def _push(self, name: str, value: Any) -> None:
+        if type(value) is int and value.bit_length() > 512:
+            raise DamagedPickleError("a number of hundreds of digits")
+        self.stack.append(value)
+
+    def _put(self, name: str, index: Any) -> None:
+        self.budget.spend(100)
+        self.memo[len(self.memo) if name == "MEMOIZE" else index] = self.stack[-1]
+
+    def _get(self, name: str, index: Any) -> None:
+        self.stack.append(self.memo[index])
+
+    def _mark(self, name: str, _: Any) -> None:
+        self.stack.append(_MARK)
+
+    def _nothing(self, name: str, _: Any) -> None:
+        pass
+
+    def _drop(self, name: str, _: Any) -> None:
+        if name == "POP":
             self.stack.pop()
-        elif name == "POP_MARK":
-            self._to_mark()
-        elif name == "DUP":
-            push(self.stack[-1])
-        elif isinstance(argument, (int, float, str, bytes, Blob)) and not name.endswith("BUFFER"):
-            if name in _NUMBERS and isinstance(argument, int) and argument.bit_length() > 512:
-                raise DamagedPickleError("a number of hundreds of digits")
-            push(argument)
         else:
-            raise DamagedPickleError(f"opcode {name} has no place in a file")
+            self._to_mark()
+
+    def _again(self, name: str, _: Any) -> None:
+        self.stack.append(self.stack[-1])
 
     # ------------------------------------------------------------------ containers
-    def _set(self, items: list[Any]) -> None:
+    def _tuple(self, name: str, _: Any) -> None:
+        items = self._to_mark() if name == "TUPLE" else [self._pop() for _ in range(int(name[5:]))][::-1]
+        self.budget.spend(60)
+        self.stack.append(tuple(items))
+
+    def _list(self, name: str, _: Any) -> None:
+        self.stack.append(self._to_mark())
+
+    def _dict(self, name: str, _: Any) -> None:
+        items = self._to_mark()
+        self.stack.append({})
+        self._put_in(items)
+
+    def _items(self, name: str, _: Any) -> None:
+        self._put_in([self._pop(), self._pop()][::-1] if name == "SETITEM" else self._to_mark())
+
+    def _put_in(self, items: list[Any]) -> None:
         if len(items) % 2:
             raise DamagedPickleError("a key without a value")
         target = self.stack[-1]
@@ -239,7 +172,8 @@ class Machine:
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key_of(key)] = value
 
-    def _extend(self, items: list[Any]) -> None:
+    def _extend(self, name: str, _: Any) -> None:
+        items = [self._pop()] if name == "APPEND" else self._to_mark()
         target = self.stack[-1]
         if isinstance(target, Inert):
             target.entries = [] if target.entries is None else target.entries
@@ -247,6 +181,12 @@ class Machine:
         if not isinstance(target, list):
             raise DamagedPickleError("items for what is no list")
         target.extend(items)
+
+    def _persistent(self, name: str, argument: Any) -> None:
+        if self.persistent is None:
+            raise DamagedPickleError("a persistent id outside torch's own files")
+        self.budget.spend(400)
+        self.stack.append(self.persistent(argument if name == "PERSID" else self._pop()))
 
     # ------------------------------------------------------------------ objects that stay inert
     def _object(self, name: str, argument: Any) -> None:
@@ -277,9 +217,13 @@ class Machine:
             args, kind = self._pop(), self._pop()
             push(self._instance(kind, args))
 
+    def _extension(self, name: str, number: Any) -> None:
+        self.report.unsafe[f"extension {number}"] = None
+        self.stack.append(Inert("an extension"))
+
     def _name(self, module: Any, name: Any) -> Name:
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise DamagedPickleError("a name that is no text")
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
+            raise DamagedPickleError("a name that is no text, or a very long one")
         found = Name(module, name)
         self.report.saw(found)
         return found
@@ -322,3 +266,30 @@ def _build(target: Any, state: Any) -> None:
             target.args = (*target.args[:1], state)
     elif not isinstance(target, (dict, PendingTensor)):  # those two: attributes, hooks; nothing we need
         raise DamagedPickleError("state for what has none")
+
+
+_STEPS: Final[dict[str, Callable[[Machine, str, Any], None]]] = {
+    name: step
+    for names, step in (
+        (" ".join(_EMPTY), Machine._constant),
+        ("INT LONG LONG1 LONG4 BININT BININT1 BININT2 FLOAT BINFLOAT", Machine._push),
+        ("STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8", Machine._push),
+        ("BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8", Machine._push),
+        ("PUT BINPUT LONG_BINPUT MEMOIZE", Machine._put),
+        ("GET BINGET LONG_BINGET", Machine._get),
+        ("MARK", Machine._mark),
+        ("PROTO FRAME", Machine._nothing),
+        ("POP POP_MARK", Machine._drop),
+        ("DUP", Machine._again),
+        ("TUPLE TUPLE1 TUPLE2 TUPLE3", Machine._tuple),
+        ("LIST FROZENSET", Machine._list),
+        ("DICT", Machine._dict),
+        ("SETITEM SETITEMS", Machine._items),
+        ("APPEND APPENDS ADDITEMS", Machine._extend),
+        ("PERSID BINPERSID", Machine._persistent),
+        ("GLOBAL STACK_GLOBAL INST OBJ NEWOBJ NEWOBJ_EX REDUCE BUILD", Machine._object),
+        ("EXT1 EXT2 EXT4", Machine._extension),
+    )
+    for name in names.split()
+}
+"""Every opcode but STOP and the two for buffers outside the file, which no file has."""

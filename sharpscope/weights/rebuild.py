@@ -63,10 +63,10 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    known = REBUILDERS.get(str(function)) if isinstance(function, Name) else None
-    if known is None or not isinstance(args, tuple):
-        return Inert(str(function) if isinstance(function, Name) else "a tensor subclass")
-    return known(*args)
+    """A subclass of Tensor: the tensor that it wraps (its arguments are not reckoned: they may be shared)."""
+    name = str(function) if isinstance(function, Name) else "a tensor subclass"
+    known = REBUILDERS.get(name) if name.startswith("torch._utils._rebuild_") else None
+    return Inert(name) if known is None or not isinstance(args, tuple) else known(*args)
 
 
 def _ordered(*args: Any) -> dict[Any, Any]:

@@ -13,13 +13,13 @@ import torch
 
 from sharpscope.errors import CorruptCheckpoint, shown
 from sharpscope.weights.inert import DamagedPickleError, OddTensor, PendingTensor, Storage
-from sharpscope.weights.pickles import Region
+from sharpscope.weights.regions import Region
 from sharpscope.weights.torchfiles import copied
 
 __all__ = ["looks_like", "read_safetensors", "serialise", "unique_keys"]
 
-MAX_HEADER: Final = 4 * 2**20
-"""Longest header: some 30,000 tensors, a CLIP has at most 3,000."""
+MAX_HEADER: Final = 2 * 2**20
+"""Longest header: some 15,000 tensors, a CLIP has at most 3,000. JSON may take 25 times its size in memory."""
 
 _DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

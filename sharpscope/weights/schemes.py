@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-__all__ = ["SCHEMES", "Place", "Recipe", "Scheme", "gather", "huggingface_names", "scheme_of"]
+__all__ = ["SCHEMES", "Place", "Recipe", "Scheme", "gather", "huggingface_names", "open_clip_place", "scheme_of"]
 
 _QKV: Final = {"q": 0, "k": 1, "v": 2}
 
@@ -50,6 +50,20 @@ def _turned(tensor: torch.Tensor, how: str) -> torch.Tensor:
     if how == "HWIO" and tensor.ndim == 4:
         return tensor.permute(3, 2, 0, 1).contiguous()
     return tensor
+
+
+# ---------------------------------------------------------------------- open_clip, with q, k and v apart
+_SPLIT: Final = re.compile(r"(.*resblocks\.\d+\.attn)\.(?:([qkv])_)?proj\.(weight|bias)")
+
+
+def open_clip_place(name: str) -> Place:
+    """Place of a tensor in open_clip's own names; CLIP-LoRA and others split the attention's projections."""
+    found = _SPLIT.fullmatch(name)
+    if found is None:
+        return Place(name)
+    if found[2] is None:
+        return Place(f"{found[1]}.out_proj.{found[3]}")
+    return Place(f"{found[1]}.in_proj_{found[3]}", part=_QKV[found[2]], parts=3)
 
 
 # ---------------------------------------------------------------------- Hugging Face

@@ -18,8 +18,9 @@ import torch
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoint, shown
 from sharpscope.weights.inert import DamagedPickleError, Report, Storage
 from sharpscope.weights.naming import listing
-from sharpscope.weights.pickles import Blob, Budget, Machine, Region
+from sharpscope.weights.pickles import Machine
 from sharpscope.weights.rebuild import rebuild, storage_dtype
+from sharpscope.weights.regions import Blob, Budget, Region
 
 __all__ = ["LEGACY", "MAX_DIRECTORY", "copied", "read_legacy", "read_raw_pickle", "read_zip"]
 
@@ -41,13 +42,15 @@ Read = tuple[str, Any, Report]
 def read_zip(handle: IO[bytes], size: int, source: str) -> tuple[str, Any, Report, zipfile.ZipFile]:
     """``(container, content, report, archive)``; tensors are read from the archive later, which has to stay open."""
     try:
-        _check_directory_size(handle, size, source)
-        archive = zipfile.ZipFile(handle)
+        archive = zipfile.ZipFile(_Wary(handle, source))  # type: ignore[call-overload]
         _check_directory(archive, size, source)
         container, root = _root(archive, source)
         content, report = _read_data_pkl(archive, root, source)
     except CheckpointError:
         raise
+    except zipfile.BadZipFile as error:
+        what = "the directory at its end is missing" if "not a zip" in str(error) else shown(error)
+        raise CorruptCheckpoint(f"{source}: is cut off or damaged ({what}); download or copy it again.") from None
     except Exception as error:  # zipfile lets UnicodeDecodeError, NotImplementedError ... through on damaged bytes
         raise CorruptCheckpoint(
             f"{source}: is a damaged or cut off zip archive ({shown(error)}); download or copy it again."
@@ -55,24 +58,20 @@ def read_zip(handle: IO[bytes], size: int, source: str) -> tuple[str, Any, Repor
     return container, content, report, archive
 
 
-def _check_directory_size(handle: IO[bytes], size: int, source: str) -> None:
-    """Refuse a directory of millions of entries before zipfile turns each into an object."""
-    start = max(0, size - 65_535 - 22 - 76)  # the longest comment, the end record, the zip64 records before it
-    handle.seek(start)
-    tail = handle.read(size - start)
-    end = tail.rfind(b"PK\x05\x06")
-    if end < 0 or len(tail) < end + 22:
-        raise CorruptCheckpoint(
-            f"{source}: is cut off: the directory at its end is missing; download or copy it again."
-        )
-    length = struct.unpack_from("<L", tail, end + 12)[0]
-    large = tail.rfind(b"PK\x06\x06", 0, end)
-    if large >= 0 and len(tail) >= large + 48:  # zipfile believes this record whatever the short one says
-        length = max(length if length != 0xFFFFFFFF else 0, struct.unpack_from("<Q", tail, large + 40)[0])
-    if length > MAX_DIRECTORY:
-        raise CorruptCheckpoint(
-            f"{source}: its archive claims a directory of {length} bytes; no CLIP has as many tensors."
-        )
+class _Wary:
+    """The file as zipfile sees it: a directory of millions of entries, each to become an object, is not read."""
+
+    def __init__(self, handle: IO[bytes], source: str) -> None:
+        self.handle, self.source = handle, source
+        self.seek, self.tell, self.seekable = handle.seek, handle.tell, handle.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        """``handle.read``; zipfile asks for the rest only at the end of the file, for the longest comment."""
+        if count > MAX_DIRECTORY:
+            raise CorruptCheckpoint(
+                f"{self.source}: its archive claims a directory of {count} bytes; no CLIP has as many tensors."
+            )
+        return self.handle.read(MAX_DIRECTORY if count < 0 else count)
 
 
 def _check_directory(archive: zipfile.ZipFile, size: int, source: str) -> None:
@@ -195,6 +194,7 @@ class _Nested:
 
     def __init__(self, report: Report, budget: Budget, depth: int = 0) -> None:
         self.report, self.budget, self.depth = report, budget, depth
+        self.storages: dict[tuple[int, int], Any] = {}
 
     def reduce(self, name: str, args: tuple[Any, ...]) -> Any:
         if name != "torch.storage._load_from_bytes":
@@ -204,13 +204,16 @@ class _Nested:
             self.report.unsafe["torch.storage._load_from_bytes inside another"] = None
             return NotImplemented
         if isinstance(data, bytes):
-            region = Region(io.BytesIO(data), 0, len(data))
-        elif isinstance(data, Blob):
-            region = Region(data.region.handle, data.region.position, data.region.end)
-        else:
+            return self._storage(Region(io.BytesIO(data), 0, len(data)))
+        if not isinstance(data, Blob):
             raise DamagedPickleError("a storage that is no bytes")
-        storage = _legacy(region, _Nested(self.report, self.budget, depth=1))
-        return storage
+        place = data.region.position, data.region.end
+        if place not in self.storages:  # the same bytes named a thousand times are one storage, not a thousand
+            self.storages[place] = self._storage(Region(data.region.handle, *place))
+        return self.storages[place]
+
+    def _storage(self, region: Region) -> Any:
+        return _legacy(region, _Nested(self.report, self.budget, depth=1))
 
 
 def _legacy(region: Region, nested: _Nested) -> Any:
