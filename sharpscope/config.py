@@ -90,6 +90,8 @@ class StudyConfig:
     metrics: tuple[str, ...] = ()
     """Metrics to report beside top-1 and what a set's field reports: top5, mean_per_class, macro_f1, worst_group, ece,
     nll. Findings always use a set's primary metric (iWildCam: macro_f1, FMoW: worst_group, else top1)."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors' head_DATASET.pt), for each checkpoint without one."""
     data_root: str | None = None
     """Folder under which relative ``folder:`` paths are looked up."""
     classnames: str | None = None

@@ -92,7 +92,8 @@ def shown(text: object, limit: int = 120) -> str:
     >>> shown("a\\nb")
     'a\\\\nb'
     """
-    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)[: limit + 1])
+    start = str(text)[: limit + 1]  # the texts of a file may have megabytes
+    clean = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in start)
     return clean if len(clean) <= limit else clean[: limit - 1] + "…"
 
 

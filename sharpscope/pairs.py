@@ -18,10 +18,11 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, shown
 from sharpscope.finetune.compatibility import prompted, transplanted
-from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.layers import Layer, split_layers
 from sharpscope.weights.naming import TOWERS, Tower, tower_of
+from sharpscope.weights.pair import alike_heads
 from sharpscope.weights.path import InterpolationPath, Pair, check_pair
 from sharpscope.weights.prompts import read_prompts
 
@@ -82,6 +83,7 @@ def load_pair(
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
     upgraded: Source | None = None,
+    head_file: str | FilePath | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture.
 
@@ -96,6 +98,7 @@ def load_pair(
             fine-tuning where it tells, else the model's.
         name: how tables call the pair; default: the fine-tuned file's stem.
         upgraded: better zero-shot weights of the same architecture, on which the pair's change is looked at too.
+        head_file: classification head in a file of its own (task_vectors), for each checkpoint that holds none.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
@@ -106,7 +109,8 @@ def load_pair(
     """
     clip = ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
-    ends = first, _read_finetuned(finetuned, first, clip, classnames)
+    second = _read_finetuned(finetuned, first, clip, classnames)
+    ends = alike_heads(*_with_head_file((first, second), head_file, head))
     pair: Pair = check_pair(*ends)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
@@ -136,6 +140,7 @@ def load_pair(
         "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
         "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
+        **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip
     better = None
@@ -159,6 +164,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
         templates=config.templates,
         name=pair.name,
         upgraded=config.upgraded,
+        head_file=config.head_file,
     )
 
 
@@ -192,6 +198,25 @@ def _read_finetuned(
         if path is None or not prompts:
             raise
         return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name))
+
+
+def _with_head_file(
+    ends: tuple[Checkpoint, Checkpoint], path: str | FilePath | None, head: str
+) -> tuple[Checkpoint, Checkpoint]:
+    """``ends``, those without a head with that of the file ``path``."""
+    if path is None:
+        return ends
+    if head not in ("auto", "stored"):
+        raise ConfigError(f"head_file: is a stored head, which --head {shown(head)} does not use.")
+    if all(e.facts.get("head") for e in ends):
+        raise ConfigError(f"head_file: {shown(path)} is not needed: both checkpoints hold a head of their own.")
+    first, second = (e if e.facts.get("head") else with_head(e, path) for e in ends)
+    return first, second
+
+
+def _head_digest(ends: tuple[Checkpoint, Checkpoint]) -> str:
+    """sha256 of the head's own file."""
+    return next(str(h["file_sha256"]) for e in ends if "file_sha256" in (h := e.facts["head"] or {}))
 
 
 def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -219,9 +219,16 @@ def _check_study(config: StudyConfig) -> None:
 
 def _identity(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    ends = ("zeroshot", "finetuned", *(["upgraded"] if config.upgraded else []))
-    inputs = {n: [c.pair.facts[end]["sha256"] for end in ends] for n, c in contexts.items()}
+    inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     return {"config": numbers, "inputs": inputs, "sharpscope": sharpscope.__version__, "torch": torch.__version__}
+
+
+def _hashes(pair: Mapping[str, Any]) -> list[str]:
+    """sha256 of every file that a pair is made of."""
+    return [
+        *(pair[end]["sha256"] for end in ("zeroshot", "finetuned", "upgraded") if end in pair),
+        *([pair["head_file"]] if "head_file" in pair else []),
+    ]
 
 
 def _manifest(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:

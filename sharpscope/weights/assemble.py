@@ -5,14 +5,13 @@ Every tensor is checked here, one after the other, as it is read.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
+from sharpscope.errors import CheckpointError, shown
 from sharpscope.weights.adapters import (
     Lora,
     adapter_settings,
@@ -22,38 +21,14 @@ from sharpscope.weights.adapters import (
     unfolded,
 )
 from sharpscope.weights.containers import Content
-from sharpscope.weights.inert import OddTensor, PendingTensor
+from sharpscope.weights.heads import head_facts, names_beside
 from sharpscope.weights.modules import ModuleFacts
-from sharpscope.weights.naming import (
-    HEAD_BIAS,
-    HEAD_WEIGHT,
-    TOWERS,
-    Names,
-    is_buffer,
-    listing,
-    normalise,
-    tower_of,
-    unwrap,
-)
+from sharpscope.weights.naming import HEAD_WEIGHT, TOWERS, Names, is_buffer, listing, normalise, tower_of, unwrap
 from sharpscope.weights.producers import told_producer
 from sharpscope.weights.schemes import Recipe
+from sharpscope.weights.tensors import check_sizes, checked, tied_names
 
-__all__ = ["assemble", "checked", "read_head", "tied_names"]
-
-ACCEPTED: Final = (
-    torch.float16,
-    torch.bfloat16,
-    torch.float32,
-    torch.float64,
-    torch.uint8,
-    torch.int8,
-    torch.int16,
-    torch.int32,
-    torch.int64,
-    torch.bool,
-)
-BAKED_NORM: Final = 2.0
-"""Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
+__all__ = ["assemble"]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -75,7 +50,7 @@ def assemble(
     ``read_checkpoint``. Raises CheckpointError.
     """
     found = unwrap(unfolded(content.value, source), source)
-    _check_sizes(found.state, source)
+    check_sizes(found.state, source)
     settings = adapter_settings(
         config or {}, content.metadata, found.beside, adapter_scale, found.module.eval_scale if found.module else None
     )
@@ -110,7 +85,7 @@ def assemble(
         raise CheckpointError(f"{source}: holds no image tower of a CLIP (no visual.* among {listing(own, 3)}).")
     facts = _facts(own, content, names, found.module, source)
     if facts["head"] and facts["head"]["classnames"] is None:
-        facts["head"]["classnames"] = _names_beside(found.beside, len(own[HEAD_WEIGHT]))
+        facts["head"]["classnames"] = names_beside(found.beside, len(own[HEAD_WEIGHT]))
     facts |= {
         "wrapper": ".".join(found.path),
         "ignored": list(found.ignored),
@@ -123,81 +98,6 @@ def assemble(
         "overlay": overlay,
     }
     return own, facts
-
-
-def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
-    """``(head.weight and head.bias, what is known of them)`` of a file that holds a classification head alone."""
-    found = unwrap(content.value, source)
-    _check_sizes(found.state, source)
-    prefixes = ("module.", "classification_head.", "head.")
-    tensors: Tensors = {}
-    for old, value in found.state.items():
-        new = old
-        for prefix in prefixes:
-            new = new.removeprefix(prefix)
-        if new not in ("weight", "bias"):
-            raise CheckpointError(f"{source}: '{shown(old)}' is no part of a linear head (weight, bias).")
-        tensors[f"head.{new}"] = checked(old, value, source)
-    renamed = {f"classification_head.{n}": n for n in tensors} if found.module else {}
-    facts = _head_facts(tensors, renamed, content.metadata, found.module, source)
-    if facts is None:
-        raise CheckpointError(f"{source}: holds no head (weight, bias).")
-    return tensors, facts
-
-
-def tied_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """``{other name: first name}`` of the tensors that are one and the same memory, seen the same way."""
-    first: dict[tuple[Any, ...], str] = {}
-    ties: dict[str, str] = {}
-    for name, t in tensors.items():
-        if t.numel() == 0:
-            continue
-        known = first.setdefault((t.device, t.data_ptr(), t.dtype, t.shape, t.stride()), name)
-        if known != name:
-            ties[name] = known
-    return ties
-
-
-def checked(name: object, value: object, source: str) -> torch.Tensor:
-    """``value`` detached, if it is a dense tensor of plain numbers; otherwise a CheckpointError naming the key."""
-    if not isinstance(name, str):
-        raise CheckpointError(f"{source}: key {shown(repr(name))} is a {type(name).__name__}; tensors need names.")
-    if isinstance(value, OddTensor):
-        raise CheckpointError(f"{source}: '{shown(name)}' is {value.problem}.")
-    if not isinstance(value, (torch.Tensor, PendingTensor)):
-        raise CheckpointError(f"{source}: '{shown(name)}' is a {type(value).__name__}, not a tensor.")
-    problem = None if isinstance(value, PendingTensor) else _odd_layout(value)
-    dtype = value.dtype
-    if problem is None and dtype not in ACCEPTED:
-        if dtype.is_complex:
-            problem = f"complex ({dtype}); a CLIP's weights are real"
-        elif str(dtype).startswith(("torch.float8", "torch.float4", "torch.q")):
-            problem = f"quantised ({dtype}); dequantise it, curvature needs the original weights"
-        else:
-            problem = f"of dtype {dtype}, which no CLIP has"
-    if problem:
-        raise CheckpointError(f"{source}: '{shown(name)}' is {problem}.")
-    return value.read() if isinstance(value, PendingTensor) else value.detach()
-
-
-def _odd_layout(value: torch.Tensor) -> str | None:
-    """What makes a live tensor more, or less, than a block of numbers; None for one that is just that."""
-    if value.is_nested:
-        return "a nested tensor"
-    if value.layout != torch.strided:
-        return "a sparse tensor; store it dense (.to_dense())"
-    if value.device.type == "meta":
-        return "a meta tensor, a shape without values; save the weights themselves"
-    return None
-
-
-def _names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
-    """Class names kept beside the state dict, where they are one text a class."""
-    for key in ("classnames", "class_names", "classes"):
-        names = beside.get(key)
-        if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(n, str) for n in names):
-            return list(names)
-    return None
 
 
 def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:
@@ -247,29 +147,6 @@ def _change_shape(recipe: Recipe, loras: Mapping[str, Lora]) -> tuple[int, ...]:
     return out * len(recipe.sources), into
 
 
-def _check_sizes(state: Mapping[str, Any], source: str) -> None:
-    """Refuse tensors that claim more than their bytes in the file hold (stride 0, overlaps), before any is made."""
-    seen: set[tuple[Any, ...]] = set()
-    stored: dict[int, int] = {}
-    claimed = 0
-    for name, value in state.items():
-        if not isinstance(value, PendingTensor):
-            continue
-        size, held = value.numel() * value.dtype.itemsize, value.storage.nbytes
-        if size > held:
-            raise CorruptCheckpoint(
-                f"{source}: '{shown(name)}' claims {list(value.shape)}, {size} bytes; the file has {held}."
-            )
-        view = (id(value.storage), value.offset, value.shape, value.stride, value.dtype)
-        claimed += 0 if view in seen else size
-        seen.add(view)
-        stored[id(value.storage)] = held
-    if claimed > 2 * sum(stored.values()):  # a transposed or sliced view or two are no attack
-        raise CorruptCheckpoint(
-            f"{source}: its tensors overlap: they claim {claimed} bytes, the file has {sum(stored.values())}."
-        )
-
-
 def _quick_gelu(
     content: Content, module: ModuleFacts | None, facts: Mapping[str, Any], config: bool | None
 ) -> bool | None:
@@ -300,61 +177,9 @@ def _facts(tensors: Tensors, content: Content, names: Names, module: ModuleFacts
         "num_params": sum(t.numel() for n, t in tensors.items() if n not in ties and not is_buffer(n)),
         "towers": [t for t in TOWERS if t in towers],
         "tied": ties,
-        "head": _head_facts(tensors, names.renamed, content.metadata, module, source),
+        "head": head_facts(tensors, names.renamed, content.metadata, module, source),
         "metadata": dict(sorted(content.metadata.items())),
         "safe": not report.classes and not report.calls,
         "classes": list(report.classes),
         "calls": list(report.calls),
     }
-
-
-def _head_facts(
-    tensors: Tensors,
-    renamed: Mapping[str, str],
-    metadata: Mapping[str, str],
-    module: ModuleFacts | None,
-    source: str,
-) -> dict[str, Any] | None:
-    """What is known about the head: written in the metadata, or implied by its name, or else told by its length."""
-    weight, bias = tensors.get(HEAD_WEIGHT), tensors.get(HEAD_BIAS)
-    if weight is None:
-        if bias is not None:
-            raise CheckpointError(f"{source}: holds {HEAD_BIAS} but no {HEAD_WEIGHT}.")
-        return None
-    if weight.ndim != 2 or len(weight) == 0 or (bias is not None and bias.shape != weight.shape[:1]):
-        shapes = f"{list(weight.shape)}" + ("" if bias is None else f" and {list(bias.shape)}")
-        raise CheckpointError(f"{source}: its head has shape {shapes}; expected [classes, embedding] and [classes].")
-    classnames = _from_json(metadata, "sharpscope.classnames", list, source)
-    if classnames is not None and (len(classnames) != len(weight) or not all(isinstance(c, str) for c in classnames)):
-        raise CheckpointError(
-            f"{source}: metadata sharpscope.classnames does not give {len(weight)} names, one a class."
-        )
-    baked = _from_json(metadata, "sharpscope.head.scale_baked", bool, source)
-    normalize = _from_json(metadata, "sharpscope.head.normalize", bool, source)
-    wise_ft = any("classification_head." in old for old in renamed)
-    lipsum = any(old.partition(".")[0] in ("cls", "params") for old in renamed)
-    named = "names" if wise_ft or lipsum else "length of the class vectors"
-    told_by = "metadata" if baked is not None else named
-    if normalize is None and module is not None:
-        said = [h["normalize"] for h in module.heads.values() if isinstance(h.get("normalize"), bool)]
-        normalize = said[0] if said else None
-    if baked is None:
-        baked = False if lipsum else wise_ft or bool(weight.double().norm(dim=1).median() >= BAKED_NORM)
-    return {
-        "scale_baked": baked,
-        "normalize": True if normalize is None else normalize,
-        "classnames": classnames,
-        "told_by": told_by,
-    }
-
-
-def _from_json(metadata: Mapping[str, str], key: str, kind: type, source: str) -> Any:
-    if key not in metadata:
-        return None
-    try:
-        value = json.loads(metadata[key])
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, kind):
-        raise CheckpointError(f"{source}: metadata {key} is no JSON {kind.__name__}: {shown(metadata[key])}.")
-    return value

@@ -7,6 +7,7 @@ understood on the way (container, names, head, dtypes) is kept in ``Checkpoint.f
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import html
 import json
@@ -21,16 +22,18 @@ from typing import IO, Any, Final
 import torch
 
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, shown
-from sharpscope.weights.assemble import assemble, checked, read_head, tied_names
+from sharpscope.weights.assemble import assemble
 from sharpscope.weights.containers import Content, open_regular, read_container
+from sharpscope.weights.heads import read_head
 from sharpscope.weights.inert import Report
 from sharpscope.weights.naming import HEAD_WEIGHT, TOWERS, listing, unwrap
 from sharpscope.weights.safetensorsfile import serialise
 from sharpscope.weights.sources import locate, shards
+from sharpscope.weights.tensors import checked, tied_names
 
-__all__ = ["Checkpoint", "Source", "as_theta", "checkpoint_of", "read_checkpoint", "tied_names", "write_checkpoint"]
+__all__ = ["Checkpoint", "Source", "as_theta", "checkpoint_of", "read_checkpoint", "with_head", "write_checkpoint"]
 
-MAX_INDEX: Final = 8 * 2**20
+MAX_INDEX: Final = 2 * 2**20
 """Longest index.json of a sharded checkpoint."""
 
 
@@ -97,11 +100,12 @@ def read_checkpoint(
     under = None if base is None else (base.tensors, base.sha256)
     with contextlib.ExitStack() as files:
         content, digest, size, source = _open(files, located.path, expected_sha256)
-        tensors, facts = assemble(content, source, located.config, located.quick_gelu, under, partial, True, adapter_scale)
+        tensors, facts = assemble(
+            content, source, located.config, located.quick_gelu, under, partial, True, adapter_scale
+        )
         facts["num_bytes"] = size
-    if head is not None:
-        tensors, facts = _with_head(tensors, facts, os.fspath(head), source)
-    return Checkpoint(tensors, facts, digest, os.path.expanduser(os.fspath(path)))
+    read = Checkpoint(tensors, facts, digest, os.path.expanduser(os.fspath(path)))
+    return read if head is None else with_head(read, head)
 
 
 def _open(files: contextlib.ExitStack, path: str, expected: str | None) -> tuple[Content, str, int, str]:
@@ -113,8 +117,9 @@ def _open(files: contextlib.ExitStack, path: str, expected: str | None) -> tuple
     opened = []
     if size <= MAX_INDEX and handle.read(64).lstrip().startswith(b"{"):
         handle.seek(0)
-        if b'"weight_map"' in handle.read():
-            for shard, names in shards(path).items():
+        index = handle.read()
+        if b'"weight_map"' in index:
+            for shard, names in shards(path, index).items():
                 part, length, label = files.enter_context(open_regular(shard))
                 _hash(part, hasher)
                 size += length
@@ -140,19 +145,21 @@ def _open(files: contextlib.ExitStack, path: str, expected: str | None) -> tuple
     return Content(f"sharded {content.container}", merged, metadata, report), digest, size, source
 
 
-def _with_head(
-    tensors: dict[str, torch.Tensor], facts: dict[str, Any], path: str, source: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """``tensors`` and ``facts`` with the head that the file ``path`` holds."""
+def with_head(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkpoint:
+    """``checkpoint`` with the classification head that the file ``path`` holds; its sha256 is in ``facts["head"]``.
+
+    Raises CheckpointError where it has one already, or where the file holds anything but weight and bias.
+    """
     with contextlib.ExitStack() as files:
-        content, digest, _, label = _open(files, path, None)
+        content, digest, _, label = _open(files, os.fspath(path), None)
         head, told = read_head(content, label)
+    tensors, facts = checkpoint.tensors, checkpoint.facts
     if HEAD_WEIGHT in tensors:
-        raise CheckpointError(f"{source}: already holds a head; {label} is not needed.")
+        raise CheckpointError(f"{shown(checkpoint.source, 200)}: already holds a head; {label} is not needed.")
     towers = [t for t in TOWERS if t in facts["towers"] or t == "head"]
     added = {"head": {**told, "file_sha256": digest}, "towers": towers, "num_tensors": len(tensors) + len(head)}
     added["num_params"] = facts["num_params"] + sum(t.numel() for t in head.values())
-    return {**tensors, **head}, {**facts, **added}
+    return dataclasses.replace(checkpoint, tensors={**tensors, **head}, facts={**facts, **added})
 
 
 def _hash(handle: IO[bytes], hasher: Any) -> None:

@@ -13,7 +13,15 @@ from typing import IO, Any, Final
 import torch
 
 from sharpscope.errors import CorruptCheckpoint, shown
-from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, OddTensor, PendingTensor, Storage, dtype_named, like_tensor
+from sharpscope.weights.inert import (
+    MAX_NAME,
+    DamagedPickleError,
+    OddTensor,
+    PendingTensor,
+    Storage,
+    dtype_named,
+    like_tensor,
+)
 from sharpscope.weights.regions import Blob, Budget, Region
 from sharpscope.weights.torchfiles import copied
 

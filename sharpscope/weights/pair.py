@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 from collections import Counter
 from collections.abc import Collection
@@ -16,7 +17,7 @@ from sharpscope.weights.compare import check_finite, check_fit, common_ties, des
 from sharpscope.weights.layers import place
 from sharpscope.weights.naming import TOWERS, is_buffer, is_derived, tower_of
 
-__all__ = ["Pair", "check_pair"]
+__all__ = ["Pair", "alike_heads", "check_pair"]
 
 Theta = dict[str, torch.Tensor]
 
@@ -48,6 +49,44 @@ class Pair:
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
+
+
+def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both, with heads of one kind where both have one, so that a path between them means something; logits stay.
+
+    A head without the scale baked in gets ``exp(logit_scale) * weight`` where the other's has it (the scale of theta_0
+    where the file has none), a head without bias gets zeros where the other has one. Raises PairMismatch where one
+    takes unit features and the other does not, or where their classes differ.
+    """
+    heads = first.facts.get("head"), second.facts.get("head")
+    if heads[0] is None or heads[1] is None:
+        return first, second
+    both = f"{_label(first, '')} and {_label(second, '')}"
+    if heads[0]["normalize"] != heads[1]["normalize"]:
+        raise PairMismatch(f"{both}: only one of the two heads takes features of unit length.")
+    if heads[0]["classnames"] and heads[1]["classnames"] and heads[0]["classnames"] != heads[1]["classnames"]:
+        raise PairMismatch(f"{both}: their heads have other classes, or the same in another order.")
+    baked = heads[0]["scale_baked"] or heads[1]["scale_baked"]
+    bias = next((e.tensors["head.bias"] for e in (first, second) if "head.bias" in e.tensors), None)
+    scale = first.tensors.get("logit_scale")
+    return _with_head_like(first, baked, bias, scale), _with_head_like(second, baked, bias, scale)
+
+
+def _with_head_like(
+    end: Checkpoint, baked: bool, bias: torch.Tensor | None, otherwise: torch.Tensor | None
+) -> Checkpoint:
+    """``end`` with its head's scale baked in if ``baked``, and with a bias if there is ``bias``."""
+    head, tensors = end.facts["head"], dict(end.tensors)
+    if baked and not head["scale_baked"]:
+        scale = tensors.get("logit_scale", otherwise)
+        if scale is None:
+            raise PairMismatch(f"{_label(end, '')}: its head needs a logit_scale, which neither file has.")
+        weight = tensors["head.weight"]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        tensors["head.weight"] = (weight.double() * scale.double().exp()).to(wide)
+    if bias is not None and "head.bias" not in tensors:
+        tensors["head.bias"] = torch.zeros_like(bias)
+    return dataclasses.replace(end, tensors=tensors, facts={**end.facts, "head": {**head, "scale_baked": baked}})
 
 
 def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[str] | None = None) -> Pair:

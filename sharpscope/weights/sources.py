@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ WEIGHTS: Final = (
     "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.safetensors", "adapter_model.bin",
 )  # fmt: skip
 CONFIGS: Final = ("open_clip_config.json", "config.json", "adapter_config.json")
-MAX_JSON: Final = 8 * 2**20
+MAX_JSON: Final = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,25 @@ def _configs(folder: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    """The JSON object in the regular file ``path``."""
     try:
-        if path.stat().st_size > MAX_JSON:
+        with open(path, "rb") as handle:
+            data = handle.read(MAX_JSON + 1)
+    except OSError as error:
+        raise CorruptCheckpoint(f"{shown(path, 200)}: cannot be read ({shown(error.strerror)}).") from None
+    return _parsed(data, path)
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        if len(data) > MAX_JSON:
             raise ValueError("it is too long")
-        data = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=unique_keys)
-    except (OSError, ValueError, RecursionError) as error:
+        parsed = json.loads(data.decode("utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(f"{shown(path, 200)}: cannot be read as JSON ({shown(error)}).") from None
-    if not isinstance(data, dict):
-        raise CorruptCheckpoint(f"{shown(path, 200)}: is a JSON {type(data).__name__}, not an object.")
-    return data
+    if not isinstance(parsed, dict):
+        raise CorruptCheckpoint(f"{shown(path, 200)}: is a JSON {type(parsed).__name__}, not an object.")
+    return parsed
 
 
 def _hub(spec: str) -> Located:
@@ -96,45 +107,46 @@ def _hub(spec: str) -> Located:
         except Exception as error:  # httpx, OS, validation: whatever, it is one line for the user
             reason = shown(str(error).strip().split("\n", 1)[0] or type(error).__name__, 150)
             break
-        folder = Path(found).parent
-        if name.endswith("index.json"):
-            for shard in sorted(set(_weight_map(Path(found)).values())):
-                hf_hub_download(identity, shard, revision=revision or None, etag_timeout=5)
-        for config in CONFIGS:
-            try:
-                hf_hub_download(identity, config, revision=revision or None, etag_timeout=5)
-            except Exception:
-                continue
-        return Located(found, _configs(folder))
+        index = sorted({*_weight_map(_json(Path(found)), Path(found)).values()}) if name.endswith("index.json") else []
+        for beside in (*index, *CONFIGS):  # what is missing in the end is told where it is needed
+            if _plain(beside):
+                with contextlib.suppress(Exception):
+                    hf_hub_download(identity, beside, revision=revision or None, etag_timeout=5)
+        return Located(found, _configs(Path(found).parent))
     raise CheckpointError(
         f"{shown(spec, 200)}: cannot be had from the Hugging Face hub: {reason}.\n"
         "Download it elsewhere and pass the file."
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    names = _json(index).get("weight_map")
+def _weight_map(index: dict[str, Any], path: Path) -> dict[str, str]:
+    names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
-        raise CorruptCheckpoint(f"{shown(index, 200)}: has no weight_map; it is no index of a sharded checkpoint.")
+        raise CorruptCheckpoint(f"{shown(path, 200)}: has no weight_map; it is no index of a sharded checkpoint.")
     return names
 
 
-def shards(index: str | os.PathLike[str]) -> dict[str, list[str]]:
-    """``{path of a shard: names of the tensors it holds}`` of an index.json.
+def _plain(shard: str) -> bool:
+    """Whether ``shard`` is the name of a file in the same folder."""
+    return os.path.basename(shard) == shard and shard not in ("", ".", "..") and not {"\\", "\0"} & set(shard)
+
+
+def shards(path: str | os.PathLike[str], data: bytes) -> dict[str, list[str]]:
+    """``{path of a shard: names of the tensors it holds}`` of the index.json at ``path`` that reads ``data``.
 
     Raises CorruptCheckpoint for a shard outside the index's own folder, by ``../`` or by a link (links into the blobs
     of the same repository, as the hub's cache has them, are fine).
     """
-    path = Path(index).expanduser()
+    path = Path(path).expanduser()
     folder = path.resolve().parent if not path.is_symlink() else path.parent.resolve()
     held: dict[str, list[str]] = {}
-    for name, shard in _weight_map(path).items():
+    for name, shard in _weight_map(_parsed(data, path), path).items():
         held.setdefault(shard, []).append(name)
     if len(held) > 500:
         raise CorruptCheckpoint(f"{shown(path, 200)}: names {len(held)} shards; no CLIP has as many.")
     found: dict[str, list[str]] = {}
     for shard, names in sorted(held.items()):
-        if os.path.basename(shard) != shard or shard in ("", ".", "..") or "\\" in shard or "\0" in shard:
+        if not _plain(shard):
             raise CorruptCheckpoint(
                 f"{shown(path, 200)}: its shard '{shown(shard)}' lies in another folder; do not use it."
             )

@@ -42,7 +42,7 @@ Read = tuple[str, Any, Report]
 def read_zip(handle: IO[bytes], size: int, source: str) -> tuple[str, Any, Report, zipfile.ZipFile]:
     """``(container, content, report, archive)``; tensors are read from the archive later, which has to stay open."""
     try:
-        archive = zipfile.ZipFile(_Wary(handle, source))  # type: ignore[call-overload]
+        archive = zipfile.ZipFile(_Wary(handle, source))
         _check_directory(archive, size, source)
         container, root = _root(archive, source)
         content, report = _read_data_pkl(archive, root, source)

@@ -1,0 +1,103 @@
+"""Classification heads: what is known of one, and how it is read from a file of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+
+from sharpscope.errors import CheckpointError, shown
+from sharpscope.weights.containers import Content
+from sharpscope.weights.modules import ModuleFacts
+from sharpscope.weights.naming import HEAD_BIAS, HEAD_WEIGHT, unwrap
+from sharpscope.weights.tensors import check_sizes, checked
+
+__all__ = ["head_facts", "names_beside", "read_head"]
+
+BAKED_NORM: Final = 2.0
+"""Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
+    """``(head.weight and head.bias, what is known of them)`` of a file that holds a classification head alone."""
+    found = unwrap(content.value, source)
+    check_sizes(found.state, source)
+    prefixes = ("module.", "classification_head.", "head.")
+    tensors: Tensors = {}
+    for old, value in found.state.items():
+        new = old
+        for prefix in prefixes:
+            new = new.removeprefix(prefix)
+        if new not in ("weight", "bias"):
+            raise CheckpointError(f"{source}: '{shown(old)}' is no part of a linear head (weight, bias).")
+        tensors[f"head.{new}"] = checked(old, value, source)
+    renamed = {f"classification_head.{n}": n for n in tensors} if found.module else {}
+    facts = head_facts(tensors, renamed, content.metadata, found.module, source)
+    if facts is None:
+        raise CheckpointError(f"{source}: holds no head (weight, bias).")
+    return tensors, facts
+
+
+def head_facts(
+    tensors: Tensors,
+    renamed: Mapping[str, str],
+    metadata: Mapping[str, str],
+    module: ModuleFacts | None,
+    source: str,
+) -> dict[str, Any] | None:
+    """What is known about the head: written in the metadata, or implied by its name, or else told by its length."""
+    weight, bias = tensors.get(HEAD_WEIGHT), tensors.get(HEAD_BIAS)
+    if weight is None:
+        if bias is not None:
+            raise CheckpointError(f"{source}: holds {HEAD_BIAS} but no {HEAD_WEIGHT}.")
+        return None
+    if weight.ndim != 2 or len(weight) == 0 or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = f"{list(weight.shape)}" + ("" if bias is None else f" and {list(bias.shape)}")
+        raise CheckpointError(f"{source}: its head has shape {shapes}; expected [classes, embedding] and [classes].")
+    classnames = _from_json(metadata, "sharpscope.classnames", list, source)
+    if classnames is not None and (len(classnames) != len(weight) or not all(isinstance(c, str) for c in classnames)):
+        raise CheckpointError(
+            f"{source}: metadata sharpscope.classnames does not give {len(weight)} names, one a class."
+        )
+    baked = _from_json(metadata, "sharpscope.head.scale_baked", bool, source)
+    normalize = _from_json(metadata, "sharpscope.head.normalize", bool, source)
+    wise_ft = any("classification_head." in old for old in renamed)
+    lipsum = any(old.partition(".")[0] in ("cls", "params") for old in renamed)
+    named = "names" if wise_ft or lipsum else "length of the class vectors"
+    told_by = "metadata" if baked is not None else named
+    if normalize is None and module is not None:
+        said = [h["normalize"] for h in module.heads.values() if isinstance(h.get("normalize"), bool)]
+        normalize = said[0] if said else None
+    if baked is None:
+        baked = False if lipsum else wise_ft or bool(weight.double().norm(dim=1).median() >= BAKED_NORM)
+    return {
+        "scale_baked": baked,
+        "normalize": True if normalize is None else normalize,
+        "classnames": classnames,
+        "told_by": told_by,
+    }
+
+
+def names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
+    """Class names kept beside the state dict, where they are one text a class."""
+    for key in ("classnames", "class_names", "classes"):
+        names = beside.get(key)
+        if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(n, str) for n in names):
+            return list(names)
+    return None
+
+
+def _from_json(metadata: Mapping[str, str], key: str, kind: type, source: str) -> Any:
+    if key not in metadata:
+        return None
+    try:
+        value = json.loads(metadata[key])
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        raise CheckpointError(f"{source}: metadata {key} is no JSON {kind.__name__}: {shown(metadata[key])}.")
+    return value
