@@ -18,6 +18,10 @@ def told_producer(
     """
     keys = set(beside)
     kind = module.kind.rpartition(".")[2] if module else ""
+    if any(".adapter_attn" in n or ".adapter_mlp" in n for n in names):
+        return "R-Adapter"
+    if any(n.endswith("w_lora_A") for n in names):
+        return "CLIP-LoRA"
     if container == "TorchScript archive":
         return "OpenAI CLIP" if {"input_resolution", "context_length", "vocab_size"} & set(names) else "TorchScript"
     if naming == "Hugging Face Flax":

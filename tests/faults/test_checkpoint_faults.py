@@ -12,11 +12,13 @@ import re
 import struct
 import tarfile
 import tracemalloc
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import safetensors.torch
@@ -562,7 +564,11 @@ def _memory(field: str) -> int:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's resettable peak")
-@pytest.mark.parametrize("container", ["torch zip", "safetensors", "legacy torch file", "raw pickle"])
+@pytest.mark.parametrize(
+    "container",
+    ["torch zip", "safetensors", "legacy torch file", "raw pickle", "TorchScript archive", "flax msgpack",
+     "sharded safetensors"],
+)  # fmt: skip
 def test_reading_costs_at_most_twice_the_file(tmp_path: Path, container: str) -> None:
     big = {"visual.proj": torch.randn(2**24)}
     path, size = tmp_path / "a", 4 * 2**24
@@ -570,6 +576,25 @@ def test_reading_costs_at_most_twice_the_file(tmp_path: Path, container: str) ->
         safetensors.torch.save_file(big, path)
     elif container == "raw pickle":
         path.write_bytes(pickle.dumps(big))
+    elif container == "flax msgpack":  # kernels are turned, so that every tensor is copied once more
+        kernel = np.ones((2**12, 2**12), np.float32)
+        array = msgpack.ExtType(1, msgpack.packb((kernel.shape, "float32", kernel.tobytes()), use_bin_type=True))
+        layer = {"mlp": {"fc1": {"kernel": array}}}
+        path.write_bytes(msgpack.packb({"ext": {"vision_model": {"encoder": {"layers": {"0": layer}}}}}))
+        del kernel, array, layer
+    elif container == "sharded safetensors":
+        halves = {"visual.a": big["visual.proj"][: 2**23], "visual.b": big["visual.proj"][2**23 :]}
+        for name, half in halves.items():
+            safetensors.torch.save_file({name: half}, tmp_path / f"{name}.safetensors")
+        path.write_text(json.dumps({"weight_map": {n: f"{n}.safetensors" for n in halves}}))
+        del halves, half
+    elif container == "TorchScript archive":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            holder: Any = nn.Sequential()
+            holder.add_module("visual", nn.Linear(2**12, 2**12, bias=False))
+            torch.jit.save(torch.jit.trace(holder, torch.zeros(1, 2**12)), path)
+        del holder
     else:
         torch.save(big, path, _use_new_zipfile_serialization=container == "torch zip")
     del big

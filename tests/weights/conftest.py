@@ -443,18 +443,47 @@ def _lora(tmp: Path, thetas: Any, paths: Any, modeling: Any, images: Tensor, tok
 
 
 def _r_adapter(tmp: Path, thetas: Any, paths: Any, modeling: Any, images: Tensor, tokens: Tensor, head: Tensor) -> Made:
+    """R-Adapter's training checkpoint: adapters of one matrix and of two, each beside its average."""
     clip = _clip(thetas, "quickgelu")
-    state = {f"module.{n}": t.clone() for n, t in clip.state_dict().items()}
+    state = {f"module.model.{n}": t.clone() for n, t in clip.state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
     for i, block in enumerate(clip.visual.transformer.resblocks):
         for which, layer in (("attn", block.attn.out_proj), ("mlp", block.mlp.c_proj)):
-            matrix = 0.2 * torch.randn(16, 16, generator=torch.Generator().manual_seed(i))
-            state[f"module.visual.transformer.resblocks.{i}.adapter_{which}.weight"] = matrix
-            layer.weight.copy_(layer.weight + matrix @ layer.weight)
-            layer.bias.copy_(layer.bias + matrix @ layer.bias)
-    torch.save({"epoch": 1, "state_dict": state}, tmp / "r_adapter.pt")
+            down, up = torch.randn(4, 16, generator=generator), 0.2 * torch.randn(16, 4, generator=generator)
+            scale = torch.tensor([0.3])
+            for copy, factor in (("", 2.0), ("_cache", 1.0)):
+                name = f"module.model.visual.transformer.resblocks.{i}.adapter_{which}{copy}"
+                two = {f"{name}.d.weight": down, f"{name}.u.weight": factor * up}
+                state |= {f"{name}.s": scale, **(two if i else {f"{name}.f.weight": factor * up @ down})}
+            change = 0.5 * scale * up @ down
+            layer.weight.copy_(layer.weight + change @ layer.weight)
+            layer.bias.copy_(layer.bias + change @ layer.bias)
+    torch.save({"epoch": 1, "state_dict": state, "args": {"eval_scale": 0.5}}, tmp / "r_adapter.pt")
     return Made(
-        str(tmp / "r_adapter.pt"), dict(clip.state_dict()), images, "open_clip", "torch zip",
+        str(tmp / "r_adapter.pt"), dict(clip.state_dict()), images, "R-Adapter", "torch zip",
         **_whole(clip, images, tokens), facts={"adapter": 4},
+    )  # fmt: skip
+
+
+def _clip_lora(tmp: Path, thetas: Any, paths: Any, modeling: Any, images: Tensor, tokens: Tensor, head: Tensor) -> Made:
+    """CLIP-LoRA's own file, rank 1: there its two rules for the scale agree."""
+    from sharpscope.weights.checkpoint import checkpoint_of
+
+    clip = _clip(thetas, "quickgelu")
+    base = checkpoint_of({n: t.clone() for n, t in clip.state_dict().items()}, "base")
+    weights: dict[str, Any] = {}
+    for i, block in enumerate(clip.visual.transformer.resblocks):
+        pairs = {p: (torch.randn(1, 16), torch.randn(16, 1)) for p in ("q_proj", "v_proj", "proj")}
+        weights[f"layer_{i}"] = {p: {"w_lora_A": a, "w_lora_B": b} for p, (a, b) in pairs.items()}
+        for part, (a, b) in pairs.items():
+            start = {"q_proj": 0, "v_proj": 32}.get(part)
+            place = block.attn.out_proj.weight if start is None else block.attn.in_proj_weight[start : start + 16]
+            place.add_(2 * b @ a)
+    told = {"r": 1, "alpha": 2, "encoder": "vision", "params": ["q", "v", "o"], "position": "all"}
+    torch.save({"weights": weights, "metadata": told}, tmp / "lora_weights.pt")
+    return Made(
+        str(tmp / "lora_weights.pt"), dict(clip.state_dict()), images, "CLIP-LoRA", "torch zip",
+        **_whole(clip, images, tokens), read={"base": base}, facts={"adapter": 6},
     )  # fmt: skip
 
 
@@ -462,7 +491,7 @@ _MAKERS: dict[str, Callable[..., Made]] = {
     "OpenAI": _openai, "TorchScript": _script, "open_clip training": _training, "open_clip hub folder": _hub,
     "WiSE-FT": _wise_ft, "FLYP": _flyp, "task_vectors": _task_vectors, "model-soups": _soups, "StarFT": _starft,
     "Dassl": _dassl, "Lipsum-FT": _lipsum, "Hugging Face": _hugging, "sharded": _sharded, "LoRA": _lora,
-    "R-Adapter": _r_adapter,
+    "R-Adapter": _r_adapter, "CLIP-LoRA": _clip_lora,
 }  # fmt: skip
 SYSTEMS = tuple(_MAKERS)
 

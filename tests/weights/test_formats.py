@@ -202,6 +202,86 @@ def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"alpha_pattern": {"fc1": 3}}, "alpha for each module"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the weights below"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out"),
+        ({"lora_alpha": None, "alpha": 3}, "without alpha"),  # alpha of anything
+    ],
+)
+def test_lora_that_is_more_than_one_product_is_refused(
+    systems: Callable[[str], Made], tmp_path: Path, config: dict[str, Any], word: str
+) -> None:
+    made = systems("LoRA")
+    told = json.loads((tmp_path / "adapter_config.json").read_text()) | config
+    if "alpha" in told:
+        del told["r"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match=word):
+        read_checkpoint(made.path, **made.read)
+
+
+def test_the_scale_of_an_adapter_may_be_given(systems: Callable[[str], Made], tmp_path: Path) -> None:
+    made = systems("LoRA")
+    (tmp_path / "adapter_config.json").unlink()
+    read = read_checkpoint(made.path, **made.read, adapter_scale=4.0)  # alpha 8, rank 2
+    assert all(_close(read.tensors[n], t) for n, t in made.tensors.items())
+    made = systems("R-Adapter")
+    content = torch.load(made.path, weights_only=True)
+    del content["args"]
+    torch.save(content, made.path)
+    with pytest.raises(CheckpointError, match=r"without eval_scale[^~]*--adapter-scale"):
+        read_checkpoint(made.path)
+    read = read_checkpoint(made.path, adapter_scale=0.5)
+    assert all(_close(read.tensors[n], t) for n, t in made.tensors.items())
+
+
+class StochasticAdapter(torch.nn.Module):
+    """As R-Adapter's: a matrix, a learnt scale, and the share of it that evaluation takes as a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = torch.nn.Linear(16, 16)
+        self.s = torch.nn.Parameter(torch.full((1,), 0.1))
+        self.eval_scale = 0.8
+
+
+def test_a_pickled_r_adapter_tells_its_own_scale(tiny_theta: Any, tmp_path: Path) -> None:
+    state = {n: t for n, t in tiny_theta.items() if n.startswith("visual.")}
+    module, adapter = torch.nn.Module(), StochasticAdapter()
+    for name, value in state.items():
+        *path, leaf = name.split(".")
+        owner = module
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, torch.nn.Module())
+            owner = owner.get_submodule(part)
+        owner.register_parameter(leaf, torch.nn.Parameter(value))
+    module.get_submodule("visual.transformer.resblocks.0").add_module("adapter_mlp", adapter)
+    torch.save(module, tmp_path / "a.pt")
+    read = read_checkpoint(tmp_path / "a.pt")
+    layer = "visual.transformer.resblocks.0.mlp.c_proj"
+    whole = torch.eye(16) + 0.08 * adapter.f.weight.detach()
+    assert _close(read.tensors[f"{layer}.weight"], whole @ state[f"{layer}.weight"])
+    assert _close(read.tensors[f"{layer}.bias"], whole @ state[f"{layer}.bias"] + 0.08 * adapter.f.bias.detach())
+
+
+def test_clip_lora_of_rank_2_does_not_say_its_scale(systems: Callable[[str], Made], tmp_path: Path) -> None:
+    made = systems("CLIP-LoRA")
+    content = torch.load(made.path, weights_only=True)
+    for position, word in (("all", "by r or by its root"), ("top3", "which these are")):
+        for parts in content["weights"].values():
+            for pair in parts.values():
+                pair["w_lora_A"] = pair["w_lora_A"][:1].repeat(2, 1)
+                pair["w_lora_B"] = pair["w_lora_B"][:, :1].repeat(1, 2)
+        content["metadata"]["position"] = position
+        torch.save(content, made.path)
+        with pytest.raises(CheckpointError, match=word):
+            read_checkpoint(made.path, **made.read)
+
+
+@pytest.mark.parametrize(
     ("names", "word"),
     [
         (["visual.transformer.resblocks.0.adapter_1.weight"], "does not say where"),
