@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sharpscope.clip.data import load_dataset
     from sharpscope.clip.probe import Probe
     from sharpscope.config import PairConfig, StudyConfig
-    from sharpscope.curvature.measures import layer_curvature
+    from sharpscope.curvature.notebook import layer_curvature
     from sharpscope.evaluation import evaluate
     from sharpscope.findings.foreign import read_results
     from sharpscope.finetune import finetune
@@ -43,7 +43,7 @@ _HOME = {
     "StudyConfig": "sharpscope.config",
     "evaluate": "sharpscope.evaluation",
     "finetune": "sharpscope.finetune",
-    "layer_curvature": "sharpscope.curvature.measures",
+    "layer_curvature": "sharpscope.curvature.notebook",
     "layer_sharpness": "sharpscope.study",
     "load_dataset": "sharpscope.clip.data",
     "load_pair": "sharpscope.study",

@@ -25,6 +25,7 @@ __all__ = [
     "HeadMode",
     "OutputBaseline",
     "PairConfig",
+    "Precision",
     "Select",
     "StudyConfig",
     "Target",
@@ -37,6 +38,7 @@ __all__ = [
 Granularity = Literal["tensor", "module", "block"]
 HeadMode = Literal["auto", "zeroshot", "stored", "text"]
 Dtype = Literal["float32", "float64"]
+Precision = Literal["full", "tf32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
@@ -111,6 +113,9 @@ class StudyConfig:
     """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
     dtype: Dtype = "float32"
     """Arithmetic of path, loss and curvature."""
+    precision: Precision = "full"
+    """Arithmetic of the matrix products inside Hessian-vector products and Gauss-Newton traces: full (that of dtype),
+    tf32 (on a GPU) or bf16 (autocast); the error this makes is measured and written into the manifest."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     seed: int = 0
@@ -129,6 +134,10 @@ class StudyConfig:
     trace_method: TraceMethod = "per_example"
     """How traces are estimated: per_example (random signs of each example's own; the whole model as the sum of its
     layers), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
+    density_layers: tuple[str, ...] = ()
+    """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
+    density_alphas: tuple[float, ...] | None = None
+    """The alphas at which it is taken; default: the first, the middle and the last."""
     noise_samples: int = 8
     """Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
@@ -308,7 +317,7 @@ def _got(value: Any) -> str:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("perturbation_alphas", "repair_alphas"):
+    for name in ("perturbation_alphas", "density_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -316,8 +325,11 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    if c.perturbation_alphas is not None and not set(c.perturbation_alphas) <= set(c.alphas):
-        raise ConfigError("perturbation_alphas: each must be one of alphas.")
+    for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
+        if chosen is not None and not set(chosen) <= set(c.alphas):
+            raise ConfigError(f"{name}: each must be one of alphas.")
+    if c.precision != "full" and c.dtype != "float32":
+        raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
     check_metrics(c.metrics)
     _check_criterion(c.straggler_criterion)
@@ -337,8 +349,8 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    lists = ("id", "ood", "metrics", "measures", "densities", "targets", "selects", "criticality_noise")
-    for name in (*lists, "output_baselines"):
+    lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
+    for name in (*lists, "criticality_noise", "output_baselines"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")

@@ -180,6 +180,7 @@ class Results:
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
+            "density": self.measured("density"),
             "accuracy": accuracy,
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),

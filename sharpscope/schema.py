@@ -59,6 +59,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate",
         "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
     ),
+    "density": (
+        "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed",
+    ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
         "primary",
@@ -85,6 +88,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 """Table name -> columns, in order. Columns are added at need; none is renamed or dropped.
 
 Reading guide
+  density              eigenvalues of H_ll near ``value``, a density of total 1 smoothed by a Gaussian of sd ``width``
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones
   accuracy.primary     whether the set's field goes by this metric: the one that findings use
@@ -101,6 +105,7 @@ Reading guide
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha"),
     "sharpness": ("pair", "alpha", "layer", "measure"),
+    "density": ("pair", "alpha", "layer", "value"),
     "accuracy": ("pair", "alpha", "variant", "dataset", "role", "metric"),
     "stragglers": ("pair", "layer", "criterion", "base", "rule"),
     "failure": ("pair", "flag", "dataset"),

@@ -26,6 +26,7 @@ from sharpscope.clip.data import check_spec
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.curvature.precision import precision_error
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.evaluation import evaluate
 from sharpscope.findings.foreign import written
@@ -35,9 +36,10 @@ from sharpscope.present.plots import all_figures, figure_bytes
 from sharpscope.present.report import build_report
 from sharpscope.present.tables import csv_bytes, parquet_bytes
 from sharpscope.results import Results, stacked
+from sharpscope.schema import ALL
 from sharpscope.steps import inspect, interpolate, plan, sparsify
 from sharpscope.store import RunDirectory
-from sharpscope.units import Context
+from sharpscope.units import Context, check_density_layers
 from sharpscope.weights.layers import Layer
 from sharpscope.work import Bar, Crew, peak_memory, threads_of
 
@@ -147,6 +149,7 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
         contexts = {p.name: Context.load(config, p) for p in config.pairs}
         for context in contexts.values():
             _ = context.probe, context.datasets
+            check_density_layers(config, context.layers)
         crew.add_contexts(contexts)
         directory = RunDirectory.open(
             tempfile.mkdtemp(prefix="sharpscope-") if out is None else out,
@@ -243,6 +246,7 @@ def _manifest(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str,
             n: {"probe": c.probe.dataset.facts | {"size": c.probe.n}, **{s: d.facts for s, d in c.datasets.items()}}
             for n, c in contexts.items()
         },
+        **({} if config.precision == "full" else {"precision": _precision(config, contexts)}),
         "seed": config.seed,
         "threads": threads_of(config),
         "versions": {
@@ -255,6 +259,18 @@ def _manifest(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str,
         },
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def _precision(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
+    """The error of one Hessian-vector product of every layer in the middle of the path, against full precision."""
+    alpha = config.alphas[len(config.alphas) // 2]
+    errors = {}
+    for name, c in contexts.items():
+        blocks = {ALL: [n for x in c.layers for n in x.params]} | {x.name: x.params for x in c.layers}
+        errors[name] = precision_error(
+            c.probe, c.theta(alpha), blocks, config.precision, seed=config.seed, memory=c.settings.memory
+        )
+    return {"kind": config.precision, "alpha": alpha, "hvp_error": errors}
 
 
 def _write(directory: RunDirectory, results: Results, crew: Crew) -> Run:

@@ -24,16 +24,27 @@ from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, datas
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
-from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
+from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_density, measure_layers
+from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.pairs import LoadedPair, load_study_pair
-from sharpscope.schema import DENSE, UPGRADED
+from sharpscope.schema import ALL, DENSE, UPGRADED
 from sharpscope.seeds import derive
 from sharpscope.unitfile import Unit
 from sharpscope.weights.layers import Layer
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import matched_control, sparsify
 
-__all__ = ["CHUNK", "Context", "Variant", "compute", "pick_device", "plan_curvature", "roles", "variants"]
+__all__ = [
+    "CHUNK",
+    "Context",
+    "Variant",
+    "check_density_layers",
+    "compute",
+    "pick_device",
+    "plan_curvature",
+    "roles",
+    "variants",
+]
 
 CHUNK = 4
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
@@ -150,7 +161,7 @@ class Context:
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
             rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
-            trace_method=c.trace_method,
+            trace_method=c.trace_method, precision=c.precision,
         )  # fmt: skip
 
 
@@ -283,6 +294,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     measures = expand_measures(config.measures)
     rows: list[dict[str, Any]] = []
     engine: list[dict[str, Any]] = []
+    density: list[dict[str, Any]] = []
     warm: dict[str, Tensor] = {}
     frozen = set(_still(context))
     for alpha in alphas:
@@ -297,7 +309,32 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
             rows.append(
                 {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
             )
-    return Unit({"sharpness": rows, "engine": engine})
+        if alpha in _density_alphas(config):
+            found = measure_density(
+                context.probe, context.theta(alpha), context.layers, config.density_layers, context.settings,
+                key=(context.pair.name, alpha),
+            )  # fmt: skip
+            density += [{"pair": context.pair.name, "alpha": alpha} | row for row in found]
+            progress(f"alpha {alpha:g}: density")
+    return Unit({"sharpness": rows, "engine": engine} | ({"density": density} if density else {}))
+
+
+def check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
+    """Raise ConfigError for a name in ``density_layers`` that is no layer."""
+    known = [ALL, *(x.name for x in layers)]
+    for name in config.density_layers:
+        if name not in known:
+            raise ConfigError(
+                f"density_layers: no layer '{shown(name)}' at granularity {config.granularity}."
+                f"{did_you_mean(name, known)}"
+            )
+
+
+def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
+    if not config.density_layers:
+        return ()
+    alphas = config.alphas
+    return (alphas[0], alphas[len(alphas) // 2], alphas[-1]) if config.density_alphas is None else config.density_alphas
 
 
 def _measure(

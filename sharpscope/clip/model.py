@@ -30,20 +30,20 @@ _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
 
 
 @contextlib.contextmanager
-def second_order() -> Iterator[None]:
+def second_order(*, tf32: bool = False) -> Iterator[None]:
     """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
 
     open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
     kernel has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32 (cuDNN convolutions use it
-    by default), whose 10-bit products make Hessians unsymmetric. Everything is restored on leaving, also after an
-    exception.
+    by default), whose 10-bit products make Hessians unsymmetric, unless it is asked for. Everything is restored on
+    leaving, also after an exception.
     """
     backends: Any = torch.backends
     settings = (backends.cudnn.conv, backends.cuda.matmul)
     before = [s.fp32_precision for s in settings]
     try:
         for s in settings:
-            s.fp32_precision = "ieee"
+            s.fp32_precision = "tf32" if tf32 else "ieee"
         with sdpa_kernel(SDPBackend.MATH), _no_fast_path():
             yield
     finally:

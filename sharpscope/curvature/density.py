@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
-from sharpscope.curvature.operator import SymmetricOperator
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 
-__all__ = ["SpectralDensity", "spectral_density"]
+__all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
+
+WIDTH = 0.02
+"""Standard deviation of the smoothing Gaussian where none is given, as a share of the width of the spectrum."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,18 @@ class SpectralDensity:
         """(1/p) tr H^k and its standard error over the runs."""
         runs = (self.weights * self.nodes**k).sum(axis=1)
         return float(runs.mean()), float(runs.std(ddof=1) / math.sqrt(len(runs))) if len(runs) > 1 else math.nan
+
+    def grid(self, points: int = 201) -> tuple[np.ndarray, float]:
+        """Values from below the smallest to above the largest node, and the width of Gaussian that suits them.
+
+        ``WIDTH`` times the spectrum's width; for one point eigenvalue a hundredth of it (or 1e-12).
+        """
+        nodes = self.nodes[self.weights > 0]
+        low, high = float(nodes.min()), float(nodes.max())
+        width = WIDTH * (high - low)
+        if width <= 1e-9 * max(abs(low), abs(high)):
+            width = max(0.01 * abs(high), 1e-12)
+        return np.linspace(low - 4 * width, high + 4 * width, points), width
 
     def __call__(self, x: np.ndarray, *, width: float) -> tuple[np.ndarray, np.ndarray]:
         """Density at ``x`` smoothed by a Gaussian of sd ``width``, and its standard error over the runs."""
@@ -47,23 +62,34 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
 
     Source: Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159; Golub and Welsch 1969.
     """
-    size = operator.shape[0]
+    estimator = spectral_density_steps(
+        operator.shape[0], dtype=operator.dtype, device=operator.device, seed=seed, steps=steps, runs=runs
+    )
+    return solve(estimator, operator)
+
+
+def spectral_density_steps(
+    size: int, *, dtype: torch.dtype, device: torch.device, seed: int, steps: int = 20, runs: int = 8
+) -> Estimator[SpectralDensity]:
+    """``spectral_density`` as an estimator that asks for its products (see ``operator.solve``)."""
     steps = min(steps, size)
     generator = torch.Generator().manual_seed(seed)
     nodes, weights = np.zeros((runs, steps)), np.zeros((runs, steps))
     spent = 0
     for run in range(runs):
-        q = torch.randn(size, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
+        q = torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
         basis = (q / q.norm())[:, None]
         alphas, betas = np.zeros(steps), np.zeros(steps)
         for i in range(steps):
-            product = operator.matvec(basis[:, -1])
+            product = (yield basis[:, -1:].contiguous())[:, 0]
             spent += 1
+            if not torch.isfinite(product).all():
+                return SpectralDensity(np.full((runs, steps), math.nan), np.zeros((runs, steps)), size, spent)
             alphas[i] = float(basis[:, -1] @ product)
             for _ in range(2):
                 product = product - basis @ (basis.mT @ product)
             betas[i] = float(product.norm())
-            if i + 1 == steps or betas[i] <= 10 * torch.finfo(operator.dtype).eps * max(1.0, abs(alphas[i])):
+            if i + 1 == steps or betas[i] <= 10 * torch.finfo(dtype).eps * max(1.0, abs(alphas[i])):
                 break
             basis = torch.cat([basis, (product / betas[i])[:, None]], dim=1)
         used = basis.shape[1]

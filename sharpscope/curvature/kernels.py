@@ -319,9 +319,9 @@ def _multi_head(
 
 
 def _precise(*tensors: Tensor) -> bool:
-    """Full precision, and no torch.func transform under way: those need rules of their own."""
+    """Full precision, and no torch.func transform or autocast under way: those need rules of their own."""
     return not torch._C._are_functorch_transforms_active() and all(
-        t.dtype in (torch.float32, torch.float64) for t in tensors
+        t.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(t.device.type) for t in tensors
     )
 
 

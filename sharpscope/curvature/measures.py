@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature import adaptive, ggn
+from sharpscope.curvature.density import spectral_density_steps
 from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
+from sharpscope.curvature.precision import ASYMMETRY, in_precision
 from sharpscope.curvature.trace import (
     TraceEstimate,
     hutchinson_steps,
@@ -28,9 +30,9 @@ from sharpscope.curvature.trace import (
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.schema import ALL, MEASURES
 from sharpscope.seeds import derive
-from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.weights.layers import Layer
 
-__all__ = ["MeasureResult", "MeasureSettings", "layer_curvature", "measure_layers"]
+__all__ = ["MeasureResult", "MeasureSettings", "measure_density", "measure_layers"]
 
 _TRACES = ("hessian_trace", "weighted_trace")
 _EIGENVALUES: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
@@ -60,6 +62,9 @@ class MeasureSettings:
     rho_l2: float = 0.5
     memory: int | None = None
     trace_method: str = "per_example"
+    precision: str = "full"
+    density_steps: int = 20
+    density_runs: int = 8
 
 
 @dataclass(frozen=True)
@@ -109,16 +114,18 @@ def measure_layers(
     names = tuple(n for x in layers for n in x.params)
     whole = Layer(ALL, names, ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
     everything = (whole, *layers)
-    with second_order():
+    rough = in_precision(objective, settings.precision, theta)
+    with second_order(tf32=settings.precision == "tf32"):
         table = _Table(everything, partial(derive, settings.seed, *key), settings)
         facts: dict[str, Any] = {}
         vectors: dict[str, Tensor] = {}
         if any(m in measures for m in (*_TRACES, *_EIGENVALUES, *_GRADIENT)):
-            vectors, facts = _second_order(objective, theta, everything, measures, table, warm or {})
+            vectors, facts = _second_order(rough, theta, everything, measures, table, warm or {})
             progress("Hessian")
         for measure in (m for m in _OUTER if m in measures):
-            _outer(objective, theta, everything, measure, table)
+            _outer(rough, theta, everything, measure, table)
             progress(measure)
+    with second_order():  # differences of losses: always in full precision
         for measure in measures:
             if measure.startswith("sharpness_"):
                 _finite_radius(objective, theta, everything, measure, table)
@@ -126,6 +133,50 @@ def measure_layers(
     order = {m: i for i, m in enumerate(MEASURES)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
     return MeasureResult([r for r in rows if r["measure"] in measures], vectors, facts)
+
+
+def measure_density(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    layers: Sequence[Layer],
+    names: Sequence[str],
+    settings: MeasureSettings | None = None,
+    *,
+    key: Sequence[object] = (),
+) -> list[dict[str, Any]]:
+    """Rows of the density table (without pair and alpha) for the layers called ``names``, ``(all)`` among them.
+
+    Stochastic Lanczos quadrature, smoothed by a Gaussian whose ``width`` every row states (``density.WIDTH``).
+    """
+    settings = settings or MeasureSettings()
+    blocks = {ALL: tuple(n for x in layers for n in x.params)} | {x.name: x.params for x in layers}
+    seeds = {name: derive(settings.seed, *key, "density", name) for name in names}
+    rows: list[dict[str, Any]] = []
+    with second_order(tf32=settings.precision == "tf32"):
+        rough = in_precision(objective, settings.precision, theta)
+        engine = HessianEngine(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
+        work = {
+            name: spectral_density_steps(
+                engine.blocks[name].size, dtype=engine.dtype, device=engine.device, seed=seeds[name],
+                steps=settings.density_steps, runs=settings.density_runs,
+            )
+            for name in names
+        }  # fmt: skip
+        for name, found in solve_together(
+            work, lambda asked: engine.answer({n: (n, request) for n, request in asked.items()})
+        ).items():
+            if not np.isfinite(found.nodes).all():
+                raise NumericalError(f"density of {name}: a product is not finite.")
+            grid, width = found.grid()
+            values, errors = found(grid, width=width)
+            rows += [
+                {
+                    "layer": name, "value": float(x), "density": float(d), "stderr": float(e), "width": width,
+                    "num_params": found.size, "num_matvecs": found.num_matvecs, "seed": seeds[name],
+                }
+                for x, d, e in zip(grid, values, errors, strict=True)
+            ]  # fmt: skip
+    return rows
 
 
 class _Table:
@@ -176,7 +227,8 @@ def _second_order(
     settings = table.settings
     try:
         engine = HessianEngine(objective, theta, {x.name: x.params for x in layers}, memory=settings.memory)
-        check_symmetric(engine.operator(ALL), torch.Generator().manual_seed(table.seed("symmetry")))
+        generator = torch.Generator().manual_seed(table.seed("symmetry"))
+        check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
     except NumericalError as error:
         table.fail(wanted, str(error))
         return {}, {}
@@ -351,79 +403,3 @@ def _finite_radius(
             x.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
             num_matvecs=result.num_evaluations, rho=rho,
         )  # fmt: skip
-
-
-class _ModuleObjective:
-    """A loss of a live module, as the engine wants it: a function of named tensors."""
-
-    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Sequence[Any]) -> None:
-        self._wrapped = _LossModule(module, loss)
-        self._batches = batches
-        self.batch_sizes = [_batch_size(b) for b in batches]
-        self.weights = [n / sum(self.batch_sizes) for n in self.batch_sizes]
-
-    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        named = {f"module.{n}": t for n, t in theta.items()}
-        return torch.func.functional_call(self._wrapped, named, (self._batches[i],))
-
-
-class _LossModule(nn.Module):
-    """Makes ``loss(module, batch)`` a forward pass, so that functional_call can put other tensors into the module."""
-
-    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Tensor]) -> None:
-        super().__init__()
-        self.module = module
-        self._loss = loss
-
-    def forward(self, batch: Any) -> Tensor:
-        return self._loss(self.module, batch)
-
-
-def _batch_size(batch: Any) -> int:
-    first = batch
-    while isinstance(first, (tuple, list, dict)):
-        first = next(iter(first.values())) if isinstance(first, dict) else first[0]
-    if not isinstance(first, Tensor) or first.ndim == 0:
-        raise ConfigError("batches: the first item of a batch must be a tensor with one row an example.")
-    return len(first)
-
-
-def layer_curvature(
-    module: nn.Module,
-    loss: Callable[[nn.Module, Any], Tensor],
-    batches: Iterable[Any],
-    *,
-    granularity: str = "module",
-    measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
-    **settings: Any,
-) -> pd.DataFrame:
-    """Layer-wise curvature of any loss of any module: one row a layer and measure, with error bars.
-
-    >>> loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
-    >>> table = layer_curvature(net, loss, loader, rtol=0.01)                                        # doctest: +SKIP
-
-    Args:
-        module: handed back as it came: weights, gradients, mode. Measured in eval mode.
-        loss: ``loss(module, batch)`` -> mean loss of the batch, a scalar.
-        batches: tensors or tuples of tensors whose first has one row an example; the Hessian is that of the mean over
-            all EXAMPLES, also when the last batch is smaller.
-        granularity: tensor | module | block.
-        measures: names of ``schema.MEASURES`` (``ggn_trace`` needs logits and is for CLIP probes).
-        settings: fields of ``MeasureSettings``.
-
-    Returns the columns of the sharpness table but pair and alpha.
-    """
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        objective = _ModuleObjective(module, loss, list(batches))
-        theta = {n: p.detach() for n, p in module.named_parameters()}
-        moving = {n: t.shape for n, t in theta.items() if t.is_floating_point()}
-        layers = split_layers(moving, granularity)
-        result = measure_layers(objective, theta, layers, measures, MeasureSettings(**settings))
-    finally:
-        for m, training in modes.items():
-            m.training = training
-    frame = pd.DataFrame(result.rows)
-    frame.insert(1, "granularity", granularity)
-    return frame

@@ -73,6 +73,11 @@ def sharpness(source: Source) -> Section:
         for m in measures
         for f in source.figure(f"heatmap_{m}", f"{m}: {MEASURES.get(m, 'a further measure')}.", wide=False)
     ]
+    figures += source.figure(
+        "spectral_density",
+        "Where the eigenvalues of a layer's Hessian lie (stochastic Lanczos quadrature; the Gaussian's width is in "
+        "tables/density.csv); bands one standard error over random starts.",
+    )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
 
 

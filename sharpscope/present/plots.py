@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sharpscope.present.densityplots import spectral_density
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.methodplots import methods
 from sharpscope.present.pairplots import correlation, correlation_scatter, points_of, repair
@@ -46,6 +47,7 @@ __all__ = [
     "save",
     "sharpness_along_alpha",
     "short_layer",
+    "spectral_density",
     "straggler_ranking",
     "wiseft_curve",
 ]
@@ -82,6 +84,7 @@ def all_figures(
             (f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m))
             for m in sorted(measures, key=lambda m: (list(MEASURES).index(m) if m in MEASURES else len(MEASURES), m))
         ),
+        ("spectral_density", get["density"], spectral_density),
         ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, [criterion] if criterion else None)),
         ("repair", get["repair"], repair),
         ("correlation_path", get["correlations"], lambda df: correlation(df, "path")),

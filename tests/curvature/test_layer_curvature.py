@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.curvature.measures import layer_curvature
+from sharpscope.curvature.notebook import layer_curvature
 from sharpscope.errors import ConfigError
 
 

@@ -421,6 +421,22 @@ def test_spectral_density_moments_are_those_of_the_operator() -> None:
     assert np.trapezoid(curve, grid) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_spectral_density_of_a_diagonal_operator_is_a_sum_of_gaussians() -> None:
+    values = [-3.0] * 20 + [0.0] * 60 + [5.0] * 15 + [11.0] * 5
+    density = spectral_density(DenseOperator(torch.diag(torch.tensor(values, dtype=torch.float64))), seed=1, runs=200)
+    assert density.num_matvecs <= 200 * 5  # four different eigenvalues: the Krylov space closes and says so
+    grid, width = density.grid()
+    curve, stderr = density(grid, width=width)
+    truth = sum(np.exp(-0.5 * ((grid - v) / width) ** 2) for v in values) / (len(values) * width * np.sqrt(2 * np.pi))
+    assert (np.abs(curve - truth) <= 5 * stderr + 1e-6).all() and stderr.max() < 0.05 * truth.max()
+    assert width == pytest.approx(0.02 * 14) and np.trapezoid(curve, grid) == pytest.approx(1, abs=1e-3)
+    for k in (1, 2):
+        value, error = density.moment(k)
+        assert abs(value - np.mean(np.array(values) ** k)) <= 4 * error
+    flat = spectral_density(spectrum([2.0] * 7), seed=0, runs=2)
+    assert flat.num_matvecs == 2 and flat.grid()[1] == pytest.approx(0.02)
+
+
 # ------------------------------------------------------------------ finite radius
 def quadratic(h: Tensor) -> Batched:
     return Batched(lambda t, x: t["w"], [(torch.zeros(1, 1), torch.zeros(1))], lambda w, y: 0.5 * w @ h @ w)

@@ -358,6 +358,7 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
     return {
         "path": make_path(),
         "sharpness": make_sharpness(layers),
+        "density": make_density(),
         "accuracy": make_accuracy(),
         "stragglers": make_stragglers(layers),
         "failure": make_failure(),
@@ -367,6 +368,21 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
         "verdicts": make_verdicts(),
         "points": make_points(),
     }
+
+
+def make_density() -> pd.DataFrame:
+    x = np.linspace(-1.0, 9.0, 41)
+    return table(
+        "density",
+        [
+            {"pair": pair, "alpha": alpha, "layer": layer, "value": v, "density": d, "stderr": 0.1 * d, "width": 0.2}
+            | {"num_params": 500, "num_matvecs": 160, "seed": 3}
+            for pair in CURVES
+            for alpha in (0.0, 0.5, 1.0)
+            for layer in (ALL, "head")
+            for v, d in zip(x, np.exp(-0.5 * (x / (0.2 + 2 * alpha)) ** 2), strict=True)
+        ],
+    )
 
 
 FEW = ("hessian_trace", "lambda_max", "lambda_min")

@@ -68,7 +68,14 @@ def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
 
 def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
     heat = ["heatmap_hessian_trace", "heatmap_lambda_max", "heatmap_lambda_min"]
-    rest = ["straggler_ranking", "repair", "correlation_path", "correlation_pairs", "correlation_scatter"]
+    rest = [
+        "spectral_density",
+        "straggler_ranking",
+        "repair",
+        "correlation_path",
+        "correlation_pairs",
+        "correlation_scatter",
+    ]
     assert list(figures) == ["wiseft_curve", "accuracy_along_alpha", "sharpness_along_alpha", *heat, *rest]
     assert {figure.get_figwidth() for figure in figures.values()} == {5.5}
     parts = [plots.all_figures(few, share=(k, 3)) for k in range(3)]
@@ -269,7 +276,7 @@ def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Ta
     dirty = rename(few, NAMES)
     dirty["sharpness"] = dirty["sharpness"][dirty["sharpness"]["measure"] == "lambda_max"]
     figures = plots.all_figures(dirty)
-    assert len(figures) == 9
+    assert len(figures) == 10
     words = set()
     for name in ("wiseft_curve", "heatmap_lambda_max", "straggler_ranking", "correlation_scatter"):
         FigureCanvasAgg(figures[name]).draw()
@@ -278,6 +285,18 @@ def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Ta
     assert "\\$\\frac{x\\$ <script>\\n" in {w[:40] for w in words} | words
     assert all(len(w) < 130 for w in words)
     assert [t.get_text() for t in figures["wiseft_curve"].legends[0].get_texts()][1] == " _nolegend_ □"
+
+
+def test_densities_by_layer_and_pair_with_one_line_an_alpha(few: Tables) -> None:
+    figure = plots.spectral_density(few["density"])
+    assert len(figure.axes) == 4 and [t.get_text() for t in figure.legends[0].get_texts()] == [
+        "α = 0", "α = 0.5", "α = 1",
+    ]  # fmt: skip
+    drawn = figure.axes[0].lines[0]
+    rows = few["density"].query(f"layer == '{ALL}' and alpha == 0").sort_values("value")
+    own = rows[rows["pair"] == rows["pair"].iloc[0]]
+    assert list(drawn.get_xdata()) == list(own["value"])
+    assert max(drawn.get_ydata()) == own["density"].max() and min(drawn.get_ydata()) > 0
 
 
 def test_ten_thousand_layers_are_summarised(many: pd.DataFrame) -> None:

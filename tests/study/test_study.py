@@ -52,6 +52,8 @@ def small_config(**changes: Any) -> StudyConfig:
         criticality_noise=(1.0,),
         repair_alphas=(0.5,),
         bootstrap=60,
+        density_layers=("visual.post",),
+        density_alphas=(0.5,),
         jobs=1,
     )
     return dataclasses.replace(config, **changes)
@@ -116,6 +118,18 @@ def test_eigenvalues_and_traces_are_consistent(finished: study.Run) -> None:
     magnitude = np.maximum(wide["lambda_max"].abs(), wide["lambda_min"].abs())
     np.testing.assert_allclose(wide["lambda_abs"].abs(), magnitude)
     assert (wide["ggn_trace"] > 0).all()
+
+
+def test_the_density_of_a_chosen_layer_has_its_trace_as_mean(finished: study.Run) -> None:
+    table = finished.density
+    assert set(table["layer"]) == {"visual.post"} and set(table["alpha"]) == {0.5} and (table["stderr"] >= 0).all()
+    for pair, own in table.groupby("pair"):
+        assert np.trapezoid(own["density"], own["value"]) == pytest.approx(1, abs=0.01)
+        mean = np.trapezoid(own["density"] * own["value"], own["value"]) * own["num_params"].iloc[0]
+        rows = finished.sharpness.query("layer == 'visual.post' and alpha == 0.5 and measure == 'hessian_trace'")
+        trace = rows[rows["pair"] == pair].iloc[0]
+        assert mean == pytest.approx(trace["estimate"], rel=0.5, abs=6 * trace["stderr"])
+    assert (finished.root / "figures" / "spectral_density.png").stat().st_size > 0
 
 
 def test_path_table_has_the_ends_where_they_belong(finished: study.Run) -> None:

@@ -1,0 +1,57 @@
+"""The figure of spectral densities: where the eigenvalues of a layer's Hessian lie, along the path."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sharpscope.present.order import layer_key
+from sharpscope.present.style import COLOURS, INK, NoData, key, label, names_of, new_figure, short_layer, styled
+
+__all__ = ["spectral_density"]
+
+_LAYERS = 8
+_DEPTH = 1e-5
+"""What is shown below the highest value of a panel."""
+
+
+@styled
+def spectral_density(density: pd.DataFrame) -> Figure:
+    """Density of eigenvalues by layer (rows) and pair (columns), one line an alpha, logarithmic; bands: one standard
+    error.
+
+    At most eight layers, in forward order. Raises NoData without a finite density.
+    """
+    table = density[np.isfinite(density["density"])]
+    if not len(table):
+        raise NoData("spectral_density: the density table is empty.")
+    layers = sorted(table["layer"].unique(), key=layer_key)[:_LAYERS]
+    pairs = names_of(table)[:3]
+    alphas = sorted(table["alpha"].unique())
+    colours = {a: COLOURS[i % len(COLOURS)] for i, a in enumerate(alphas)}
+    figure = new_figure(1.25 * len(layers) + 0.6)
+    axes = figure.subplots(len(layers), len(pairs), squeeze=False)
+    for i, layer in enumerate(layers):
+        for j, pair in enumerate(pairs):
+            ax = axes[i, j]
+            own = table[(table["layer"] == layer) & (table["pair"] == pair)]
+            top = float(own["density"].max()) if len(own) else 1.0
+            floor = top * _DEPTH
+            for alpha, line in own.groupby("alpha"):
+                line = line.sort_values("value")
+                x, y = line["value"], line["density"].clip(lower=floor)
+                error = line["stderr"].fillna(0.0)
+                low, high = (line["density"] - error).clip(lower=floor), (line["density"] + error).clip(lower=floor)
+                ax.plot(x, y, color=colours[alpha], lw=0.9)
+                ax.fill_between(x, low, high, color=colours[alpha], alpha=0.2, lw=0)
+            ax.set_yscale("log")
+            ax.set_ylim(floor, 3 * top)
+            ax.axvline(0, color=INK["grey"], lw=0.5, zorder=0)
+            ax.set_title(f"{label(pair, 20)}: {short_layer(layer)}", fontsize=7)
+            if i + 1 == len(layers):
+                ax.set_xlabel("eigenvalue")
+        axes[i, 0].set_ylabel("density")
+    key(figure, [Line2D([], [], color=colours[a], label=f"α = {a:g}") for a in alphas])
+    return figure
