@@ -258,6 +258,8 @@ class HessianEngine:
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
+            if i == 0:
+                self.by_example = _sees_examples_alone(graph)
             losses.append(graph.loss.detach().double())
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
@@ -273,7 +275,6 @@ class HessianEngine:
         if not all(torch.isfinite(g).all() for g in sums.values()):
             raise NumericalError("gradient of the loss is not finite: no curvature there.")
         self.unused = tuple(name for name in self.params if name not in sums)
-        self.by_example = self._check_examples()
 
     # ------------------------------------------------------------------ what estimators use
     def gradient(self, layer: str) -> Tensor:
@@ -352,26 +353,6 @@ class HessianEngine:
         out = [torch.stack(parts).sum(0)] if parts else []
         return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
 
-    def _check_examples(self) -> bool:
-        """Whether the taps' first dimension is the examples', and these do not see each other.
-
-        One product through the smallest graph, whose entries beside that example have to be exact zeros: batch norm in
-        training mode, a contrastive loss, a text tower or tokens in the first dimension all show.
-        """
-        graph = self._graph(0)
-        pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
-        if not pairs:
-            return False
-        directions = [torch.zeros_like(g) for _, g in pairs]
-        generator = torch.Generator().manual_seed(0)
-        for v in directions:
-            v[0] = rademacher(tuple(v.shape[1:]), generator).to(v)
-        products = torch.autograd.grad(
-            [g for _, g in pairs], [tap.y for tap, _ in pairs], directions,
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
-        return not any(bool(p[1:].any()) for p in products)
-
     def _product(self, graph: _Graph, layer: str, v: Tensor) -> Tensor:
         spec = self.blocks[layer]
         pairs = [
@@ -391,6 +372,26 @@ class HessianEngine:
     def operator(self, layer: str) -> LayerHessian:
         """The Hessian block of one layer as a SymmetricOperator."""
         return LayerHessian(self, layer)
+
+
+def _sees_examples_alone(graph: _Graph) -> bool:
+    """Whether the taps' first dimension is the examples', and these do not see each other.
+
+    One product through the first graph, whose entries beside that example have to be exact zeros: batch norm in
+    training mode, a contrastive loss, a text tower or tokens in the first dimension all show.
+    """
+    pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
+    if not pairs:
+        return False
+    directions = [torch.zeros_like(g) for _, g in pairs]
+    generator = torch.Generator().manual_seed(0)
+    for v in directions:
+        v[0] = rademacher(tuple(v.shape[1:]), generator).to(v)
+    products = torch.autograd.grad(
+        [g for _, g in pairs], [tap.y for tap, _ in pairs], directions,
+        retain_graph=True, allow_unused=True, materialize_grads=True,
+    )  # fmt: skip
+    return not any(bool(p[1:].any()) for p in products)
 
 
 class LayerHessian:
