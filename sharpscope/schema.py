@@ -60,7 +60,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
     ),
     "density": (
-        "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed",
+        "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
+        "note",
     ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",

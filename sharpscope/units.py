@@ -24,7 +24,8 @@ from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, datas
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
-from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_density, measure_layers
+from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
+from sharpscope.curvature.spectra import measure_density
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.pairs import LoadedPair, load_study_pair
 from sharpscope.schema import ALL, DENSE, UPGRADED

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature import adaptive, ggn
-from sharpscope.curvature.density import spectral_density_steps
 from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
@@ -32,7 +30,7 @@ from sharpscope.schema import ALL, MEASURES
 from sharpscope.seeds import derive
 from sharpscope.weights.layers import Layer
 
-__all__ = ["MeasureResult", "MeasureSettings", "measure_density", "measure_layers"]
+__all__ = ["MeasureResult", "MeasureSettings", "measure_layers"]
 
 _TRACES = ("hessian_trace", "weighted_trace")
 _EIGENVALUES: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
@@ -133,50 +131,6 @@ def measure_layers(
     order = {m: i for i, m in enumerate(MEASURES)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
     return MeasureResult([r for r in rows if r["measure"] in measures], vectors, facts)
-
-
-def measure_density(
-    objective: Objective,
-    theta: Mapping[str, Tensor],
-    layers: Sequence[Layer],
-    names: Sequence[str],
-    settings: MeasureSettings | None = None,
-    *,
-    key: Sequence[object] = (),
-) -> list[dict[str, Any]]:
-    """Rows of the density table (without pair and alpha) for the layers called ``names``, ``(all)`` among them.
-
-    Stochastic Lanczos quadrature, smoothed by a Gaussian whose ``width`` every row states (``density.WIDTH``).
-    """
-    settings = settings or MeasureSettings()
-    blocks = {ALL: tuple(n for x in layers for n in x.params)} | {x.name: x.params for x in layers}
-    seeds = {name: derive(settings.seed, *key, "density", name) for name in names}
-    rows: list[dict[str, Any]] = []
-    with second_order(tf32=settings.precision == "tf32"):
-        rough = in_precision(objective, settings.precision, theta)
-        engine = HessianEngine(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
-        work = {
-            name: spectral_density_steps(
-                engine.blocks[name].size, dtype=engine.dtype, device=engine.device, seed=seeds[name],
-                steps=settings.density_steps, runs=settings.density_runs,
-            )
-            for name in names
-        }  # fmt: skip
-        for name, found in solve_together(
-            work, lambda asked: engine.answer({n: (n, request) for n, request in asked.items()})
-        ).items():
-            if not np.isfinite(found.nodes).all():
-                raise NumericalError(f"density of {name}: a product is not finite.")
-            grid, width = found.grid()
-            values, errors = found(grid, width=width)
-            rows += [
-                {
-                    "layer": name, "value": float(x), "density": float(d), "stderr": float(e), "width": width,
-                    "num_params": found.size, "num_matvecs": found.num_matvecs, "seed": seeds[name],
-                }
-                for x, d, e in zip(grid, values, errors, strict=True)
-            ]  # fmt: skip
-    return rows
 
 
 class _Table:

@@ -376,7 +376,7 @@ def make_density() -> pd.DataFrame:
         "density",
         [
             {"pair": pair, "alpha": alpha, "layer": layer, "value": v, "density": d, "stderr": 0.1 * d, "width": 0.2}
-            | {"num_params": 500, "num_matvecs": 160, "seed": 3}
+            | {"num_params": 500, "num_matvecs": 160, "seed": 3, "status": "ok", "note": ""}
             for pair in CURVES
             for alpha in (0.0, 0.5, 1.0)
             for layer in (ALL, "head")
