@@ -39,7 +39,7 @@ def small_config(**changes: Any) -> StudyConfig:
     config = dataclasses.replace(
         study.demo_config(),
         ood=("mini:sketch", "mini:clipart"),
-        alphas=(0.0, 0.25, 0.5, 0.75, 1.0),
+        alphas=(0.0, 0.5, 1.0),
         granularity="block",
         probe_size=12,
         batch_size=8,
@@ -189,11 +189,6 @@ def test_notebook_names_and_summary(finished: study.Run) -> None:
 
 
 # ------------------------------------------------------------------ same numbers, whatever happens
-def test_two_processes_give_the_same_tables_byte_for_byte(finished: study.Run, tmp_path: Path) -> None:
-    again = study.run(small_config(jobs=2), tmp_path / "run")
-    assert table_bytes(again.root) == table_bytes(finished.root)
-
-
 def test_running_again_computes_only_what_is_missing_or_damaged(finished: study.Run, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(finished.root, root)
@@ -227,14 +222,16 @@ def test_another_config_is_refused_with_the_difference(finished: study.Run) -> N
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_it_finishes_with_the_same_tables(finished: study.Run, tmp_path: Path) -> None:
+def test_killed_at_random_instants_two_processes_finish_with_the_same_tables_as_one(
+    finished: study.Run, tmp_path: Path
+) -> None:
     (tmp_path / "study.yaml").write_text(dump(small_config(jobs=2)))
     root = tmp_path / "run"
     command = [sys.executable, "-m", "sharpscope", "run", str(tmp_path / "study.yaml"), "--out", str(root)]
     rng = random.Random(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     kills = 0
-    while kills < 3:
+    while kills < 2:
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
