@@ -63,7 +63,10 @@ def choose(job: tuple[str, float]) -> tuple[str, float, float]:
 
 
 def pair(job: tuple[str, int, str]) -> None:
-    """Train one pair, take the curvature of its fine-tuned end and what else is asked of it; kept in its folder."""
+    """Train one pair, take the curvature of its fine-tuned end and what else is asked of it; kept in its folder.
+
+    The folder belongs to the settings that it was made with: after changing these, another --out.
+    """
     torch.set_num_threads(1)
     method, seed, out = job
     finished = tuned(method, seed, Path(out))
@@ -72,7 +75,8 @@ def pair(job: tuple[str, int, str]) -> None:
         return
     loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini", upgraded=SETTINGS["upgraded"])
     train = data(SETTINGS["train"], loaded, "train", SETTINGS["budget"]["shots"] * len(loaded.classifier.classnames))
-    curvature(loaded, train).to_csv(tables[0], index=False)
+    if not tables[0].exists():
+        curvature(loaded, train).to_csv(tables[0], index=False)
     beside(method, loaded, train).to_csv(tables[1], index=False)
 
 
