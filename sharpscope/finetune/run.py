@@ -173,7 +173,7 @@ def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -
 
 def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tuple[str, ...]) -> Tuned:
     """The finished file, if it is this fine-tuning's."""
-    there = read_checkpoint(file)
+    there = read_checkpoint(file, partial=True)  # prompts alone are a whole result too
     try:
         told = json.loads(there.facts["metadata"].get("sharpscope.finetune", "{}"))
     except (ValueError, RecursionError):

@@ -45,6 +45,8 @@ def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> N
     again = tuned(out=tmp_path)
     assert again.losses == () and first.path.read_bytes() == before
     assert all(torch.equal(again.theta[k], first.theta[k]) for k in first.theta)
+    prompts = tuned("coop", out=tmp_path)  # a file that holds only what was tuned
+    assert prompts.losses and tuned("coop", out=tmp_path).losses == ()
     with pytest.raises(ConfigError, match=r"of another fine-tuning \(hyperparameters differ\)"):
         tuned(out=tmp_path, lr=2e-3)
 
