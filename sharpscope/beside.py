@@ -34,8 +34,8 @@ def output_baselines(
     which: Sequence[str],
     calibrate_on: str | None,
     batch_size: int = 128,
-) -> dict[str, dict[str, Answers]]:
-    """{baseline: {data set: answers}} of the outputs of theta_0 and theta_1, mixed; on the probe's device and dtype.
+) -> tuple[dict[str, dict[str, Answers]], dict[str, str]]:
+    """({baseline: {data set: answers}}, {baseline: what to know of it}): theta_0's and theta_1's outputs, mixed.
 
     VRF's failures are looked for among the probe's training examples; its two temperatures are those that make the mean
     confidence on the ID set ``calibrate_on`` equal to the accuracy there, as in the published code (None: 1, 1).
@@ -50,6 +50,7 @@ def output_baselines(
         )
         scores[name] = (zero, one), labels
     answered: dict[str, dict[str, Answers]] = {}
+    notes: dict[str, str] = {}
     if "ose" in which:
         answered["ose"] = {name: Answers.of(mixed_outputs(*both), labels) for name, (both, labels) in scores.items()}
     if "vrf" in which:
@@ -63,7 +64,12 @@ def output_baselines(
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
             answered["vrf"][name] = Answers.of(failures.mixed(*both, features), labels)
-    return answered
+        where = f"on {calibrate_on}" if calibrate_on is not None else "not calibrated"
+        notes["vrf"] = (
+            f"{len(failures.features)} failures among {probe.n} probe images, neighbour {failures.k}; temperatures "
+            f"{temperatures[0]:.3g} and {temperatures[1]:.3g} ({where})"
+        )
+    return answered, notes
 
 
 @torch.inference_mode()

@@ -151,7 +151,8 @@ class StudyConfig:
 
     output_baselines: tuple[OutputBaseline, ...] = ()
     """What to evaluate beside the path: ose (mean of the two ends' probabilities), vrf (the mean weighted for every
-    image, Zhu et al. 2024)."""
+    image, Zhu et al. 2024; the zero-shot model's failures are looked for in the probe set, confidence is calibrated on
+    the first ID set)."""
     upgraded: str | None = None
     """A better zero-shot checkpoint of the same architecture: the path's change is evaluated on it too (compatibility);
     a prompt method's prompts are used there as they are."""

@@ -239,10 +239,13 @@ def _outputs_unit(context: Context) -> Unit:
     """Accuracy of the mixed outputs of the two ends; no alpha, for they are no point of the path."""
     config = context.config
     calibrate_on = config.id[0] if config.id else None
-    found = output_baselines(
+    found, notes = output_baselines(
         context.pair, context.probe, context.datasets, config.output_baselines, calibrate_on, config.batch_size
     )
-    rows = [row for name, given in found.items() for row in _accuracy(context, math.nan, name, given)]
+    rows = []
+    for name, given in found.items():
+        for row in _accuracy(context, math.nan, name, given):
+            rows.append(row | {"note": "; ".join(x for x in (row["note"], notes.get(name)) if x)})
     return Unit({"accuracy": rows})
 
 

@@ -211,7 +211,8 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                 if len(at):
                     what = "the upgraded backbone, zero-shot" if alpha == 0 else _BESIDE[variant]
                     spans = [_mean_cell(at[at["role"] == role]) for role in ("id", "ood_mean")]
-                    rows.append((cell(pair), cell(what, title=variant), alpha_cell(alpha), *spans))
+                    why = next((n for n in at["note"] if not is_missing(n) and n), variant)
+                    rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
     head = ("pair", "beside the path", "α", "ID accuracy", "mean OOD accuracy")

@@ -164,6 +164,8 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
             grid[np.argmin([abs(softmax(s / t).max(1).mean() - r) for t in grid])]
             for s, r in zip(scores, right, strict=True)
         ]
+        notes = finished.accuracy[(finished.accuracy["pair"] == which.name) & (finished.accuracy["variant"] == "vrf")]
+        assert notes["note"].str.startswith(f"{len(failures)} failures among 8 probe images, neighbour 1; temp").all()
         for name, (images, labels) in test.items():
             (zero, one), features = said(images)
             mean = (softmax(zero) + softmax(one)) / 2
