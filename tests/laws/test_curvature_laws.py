@@ -259,6 +259,20 @@ def test_a_spent_budget_is_not_called_converged() -> None:
     assert not hutchinson(operator, seed=0, rtol=1e-4, max_matvecs=20).converged
 
 
+def test_only_the_ends_that_are_asked_for_have_to_converge() -> None:
+    operator = spectrum([-20.0, 10.0, 5.0, *np.linspace(-0.5, 0.5, 300)])
+    both = lanczos(operator, seed=0, rtol=1e-3)
+    dominant = lanczos(operator, seed=0, rtol=1e-3, ends=["dominant"])
+    assert dominant.dominant.converged and dominant.dominant.value == pytest.approx(-20.0, rel=1e-3)
+    assert dominant.largest.num_matvecs < both.largest.num_matvecs
+    crowded = spectrum([10.0, 5.0, *np.linspace(-0.5, 0.5, 300)])  # the lower end is the edge of a bulk
+    largest, smallest = (lanczos(crowded, seed=0, rtol=1e-3, ends=[end]) for end in ("largest", "smallest"))
+    assert largest.largest.converged and largest.largest.value == pytest.approx(10.0, rel=1e-3)
+    assert smallest.smallest.converged and smallest.smallest.value == pytest.approx(-0.5, abs=1e-3)
+    assert largest.largest.num_matvecs < 0.5 * smallest.smallest.num_matvecs
+    assert not largest.smallest.converged  # and says so
+
+
 def test_a_warm_start_saves_products_and_cannot_hide_a_new_eigenvector() -> None:
     values = [100.0, 60.0, *np.linspace(-1, 1, 298)]
     operator = spectrum(values)
