@@ -219,10 +219,13 @@ def test_rescaling_the_adapters_is_the_path(task: Task) -> None:
 def test_the_reader_of_adapter_files_merges_alike(task: Task, tmp_path: Path) -> None:
     from sharpscope.weights.checkpoint import read_checkpoint
 
-    theta = {**task.theta_0, **random_adapters(task.model)}
-    write_checkpoint(tmp_path / "unmerged.safetensors", theta)
-    read = read_checkpoint(tmp_path / "unmerged.safetensors").tensors
-    for name, tensor in merged(theta, adapters_of(task.model)).items():
+    """A file in the published code's names (matrix ``f``, learnt scale ``s``), evaluated with half of the change."""
+    places, adapters = adapters_of(task.model), random_adapters(task.model)
+    theirs = {n.replace(".weight", ".f.weight"): t for n, t in adapters.items()}
+    theirs |= {n.replace(".weight", ".s"): torch.ones(1) for n in adapters}
+    write_checkpoint(tmp_path / "unmerged.safetensors", {**task.theta_0, **theirs})
+    read = read_checkpoint(tmp_path / "unmerged.safetensors", adapter_scale=0.5).tensors
+    for name, tensor in merged({**task.theta_0, **adapters}, places, dict.fromkeys(places, 0.5)).items():
         torch.testing.assert_close(read[name], tensor)
 
 
