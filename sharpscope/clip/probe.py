@@ -64,7 +64,7 @@ class Probe:
         self.n = len(self.indices)
         with torch.inference_mode(False):  # these tensors are used where gradients flow
             self.batches: tuple[tuple[Tensor, Tensor], ...] = tuple(
-                (images.to(self.device, dtype), labels.to(self.device))
+                (_onto(images, self.device).to(dtype), _onto(labels, self.device))
                 for images, labels in dataset.subset(self.indices).batches(batch_size)
             )
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
@@ -149,6 +149,13 @@ class Probe:
                         f"two losses of the same batch differ: {first.item():.9g} and {second.item():.9g}.\n"
                         "Dropout, augmentation or another random operation is active: such a loss has no curvature."
                     )
+
+
+def _onto(batch: Tensor, device: torch.device) -> Tensor:
+    """The batch on ``device``; to a GPU by way of pinned memory, so that the next one is read meanwhile."""
+    if device.type != "cuda":
+        return batch.to(device)
+    return batch.pin_memory().to(device, non_blocking=True)
 
 
 class _Suffix:

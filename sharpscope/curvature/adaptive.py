@@ -154,6 +154,8 @@ def _auto_pgd(
         point = (w + delta).requires_grad_()
         parts = [p.view(s) for p, s in zip(point.split(sizes), shapes, strict=True)]
         loss = objective.batch_loss(i, {**theta, **dict(zip(names, parts, strict=True))})
+        if not loss.requires_grad:  # parameters that the loss never sees
+            return float(loss), torch.zeros_like(w)
         (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
         return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
 

@@ -51,14 +51,24 @@ class ClassificationObjective(Objective, Protocol):
 
 # ------------------------------------------------------------------ as operators
 @dataclass(frozen=True)
-class GaussNewton:
-    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f, p constant: its Hessian is G, its value 0."""
+class _OfLogits:
+    """Cut into the batches of ``objective``."""
 
     objective: ClassificationObjective
 
     @property
     def weights(self) -> Sequence[float]:
         return self.objective.weights
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        sizes: Sequence[int] = self.objective.batch_sizes  # type: ignore[attr-defined]  # where it knows them
+        return sizes
+
+
+@dataclass(frozen=True)
+class GaussNewton(_OfLogits):
+    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f, p constant: its Hessian is G, its value 0."""
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         logits = self.objective.batch_logits(i, theta)
@@ -67,7 +77,7 @@ class GaussNewton:
 
 
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(_OfLogits):
     """1/2 mean_js ((p_j - e_js)' d_j)^2, e_js one-hot: ``samples`` labels for each example, drawn from p.
 
     Its Hessian is the Monte Carlo Fisher information, with G as its mean over seeds; ``samples`` None takes the mean
@@ -75,14 +85,9 @@ class Fisher:
     Fisher information away from a perfect fit (Kunstner, Balles, Hennig 2019, arXiv 1905.12558).
     """
 
-    objective: ClassificationObjective
     samples: int | None = None
     seed: int = 0
     empirical: bool = False
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self.objective.weights
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         if self.samples is None and not self.empirical:
@@ -98,14 +103,8 @@ class Fisher:
 
 
 @dataclass(frozen=True)
-class Residual:
+class Residual(_OfLogits):
     """mean_j (p_j - y_j)' f_j(theta) with p constant: its gradient is the loss's own, its Hessian R = H - G."""
-
-    objective: ClassificationObjective
-
-    @property
-    def weights(self) -> Sequence[float]:
-        return self.objective.weights
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         logits = self.objective.batch_logits(i, theta)
@@ -120,8 +119,9 @@ def with_control(
     """tr H = tr G + tr(H - G): an estimator of tr R, sent products of ``Residual``, with ``control`` = tr G added.
 
     The errors are independent and add up in squares; ``converged``: the whole error is at most ``rtol`` times the sum.
-    ``num_matvecs`` counts the products with R only (tr G costs one backward pass a probe for ALL layers together). What
-    it pays: benchmarks/control_variate.py.
+    ``num_matvecs`` counts the products with R only (tr G costs one backward pass a probe for ALL layers together).
+    benchmarks/control_variate.py says what it saves: 1.3 to 13 times fewer products on the embedded world, and all of
+    them for a head that the logits are linear in.
     """
     rest = yield from estimator
     value, stderr = control.estimate + rest.estimate, math.hypot(control.stderr, rest.stderr)

@@ -3,7 +3,9 @@
 For each batch there is ONE forward and ONE gradient with ``create_graph=True`` for all parameters; the product of layer
 l's Hessian block with v is the derivative of <g_l, v> with respect to the layer's own parameters on that kept graph
 (double backward, Pearlmutter 1994), and autograd prunes everything that does not lead from g_l to them. Of torch's
-routes to a Hessian this is one of the few that are right through layer_norm (see tests/laws).
+routes to a Hessian this is one of the few that are right through layer_norm (see tests/laws). No ``torch.compile``:
+what AOTAutograd compiles has no second backward, and torch 2.15 does not even say so (the gradient seems to have a
+graph, from which the parameters are missing).
 """
 
 from __future__ import annotations

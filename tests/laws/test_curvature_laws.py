@@ -524,3 +524,54 @@ def test_projection_lands_in_the_set_leaves_its_points_alone_and_handles_zero_ax
         assert radius <= 0.4 + 1e-12 and out[2] == 0
         if size < 0.1:
             torch.testing.assert_close(out, delta)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_worst_case_at_small_rho_is_rho_times_the_dual_norm_of_the_scaled_gradient(norm: str) -> None:
+    x, y = draw(16, 5), labels(16, 3)
+    objective = Batched(lambda t, z: (z @ t["a"].mT).tanh() @ t["b"].mT, [(x, y)])
+    theta = {"a": draw(4, 5, seed=1), "b": draw(3, 4, seed=2)}
+    leaf = theta["a"].clone().requires_grad_()
+    (g,) = torch.autograd.grad(objective.batch_loss(0, {**theta, "a": leaf}), leaf)
+    scaled_gradient = (theta["a"].abs() * g).flatten()
+    dual = float(scaled_gradient.norm() if norm == "l2" else scaled_gradient.abs().sum())
+    errors = []
+    for rho in (1e-3, 1e-4):
+        found = sharpness_max(objective, theta, ["a"], rho=rho, norm=norm)
+        errors.append(abs(found.estimate / (rho * dual) - 1))
+    assert errors[0] < 0.05 and errors[1] < 0.005  # the next term is of order rho
+
+
+def test_zero_weights_biases_and_parameters_that_the_loss_never_sees() -> None:
+    x, y = draw(12, 4), labels(12, 3)
+    objective = Batched(lambda t, z: z @ t["w"].mT + t["b"], [(x[:8], y[:8]), (x[8:], y[8:])])
+    theta = {"w": draw(3, 4, seed=3), "b": torch.zeros(3).double(), "idle": draw(5, seed=4)}
+    theta["w"][1] = 0.0
+    for names in (["b"], ["idle"], ["w", "b", "idle"]):
+        for found in (
+            sharpness_avg(objective, theta, names, rho=0.3, seed=0),
+            sharpness_max(objective, theta, names, rho=0.3, norm="l2"),
+            sharpness_max(objective, theta, names, rho=0.3, norm="linf"),
+        ):
+            assert np.isfinite(found.estimate)
+            assert (found.estimate == 0) == (
+                names != ["w", "b", "idle"]
+            )  # |w| = 0 does not move, nor does what is idle
+    moved = sharpness_max(objective, theta, ["b"], rho=0.3, adaptive=False)
+    assert moved.estimate > 0  # a plain ball has no such points
+    engine = HessianEngine(objective, theta, {"idle": ["idle"], "b": ["b"], "mixed": ["idle", "b"]})
+    assert engine.unused == ("idle",) and not engine.operator("idle").matvec(draw(5)).any()
+    product = engine.operator("mixed").matvec(torch.cat([draw(5), draw(3)]))
+    assert torch.equal(product[5:], engine.operator("b").matvec(draw(3))) and not product[:5].any()
+
+
+def test_a_layer_of_one_parameter_is_its_second_derivative() -> None:
+    x, y, w = draw(10), labels(10, 2).double(), torch.tensor(0.7, dtype=torch.float64)
+    objective = Batched(lambda t, a: a * t["w"], [(x[:7], y[:7]), (x[7:], y[7:])], F.binary_cross_entropy_with_logits)
+    truth = float((x**2 * torch.sigmoid(x * w) * torch.sigmoid(-x * w)).mean())
+    operator = HessianEngine(objective, {"w": w}, {"w": ["w"]}).operator("w")
+    assert operator.shape == (1, 1)
+    ends = lanczos(operator, seed=0)
+    trace = hutchinson(operator, seed=0)
+    assert ends.largest.value == pytest.approx(truth, rel=1e-12) == ends.smallest.value
+    assert trace.estimate == pytest.approx(truth, rel=1e-12) and trace.stderr == 0
