@@ -122,7 +122,7 @@ def traces(engine: HessianEngine, dense: dict[str, Tensor], repeats: int) -> Row
     hits, spent, errors = 0, [], []
     classic: list[tuple[int, float]] = []
     stopped: list[tuple[int, float]] = []
-    for name, matrix in dense.items():
+    for layer, matrix in dense.items():
         matrix = matrix.double()
         truth = float(matrix.trace())
         off = float((matrix**2).sum() - (matrix.diagonal() ** 2).sum())
@@ -140,7 +140,7 @@ def traces(engine: HessianEngine, dense: dict[str, Tensor], repeats: int) -> Row
             rms = [np.sqrt(np.mean([(method(m, s) / truth - 1) ** 2 for s in range(repeats)])) for m in budgets]
             needed.setdefault(name, []).append(_crossing(budgets, rms))
         for seed in range(repeats):
-            found = per_example(engine.operator(name), seed=seed, max_matvecs=1000, rtol=TOLERANCE)
+            found = per_example(engine.operator(layer), seed=seed, max_matvecs=1000, rtol=TOLERANCE)
             hits += abs(found.estimate - truth) <= 1.96 * found.stderr
             spent.append(found.num_matvecs)
             errors.append(found.estimate / truth - 1)
