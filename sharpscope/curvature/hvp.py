@@ -153,6 +153,7 @@ def plan_memory(
     A graph grows linearly with its batch: those of 2 and of 3 examples, counted exactly, tell all others before
     anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` graphs) fit;
     all graphs are kept where they fit beside those, else as many as leave room for the one that is being rebuilt.
+    Halving ends where what every graph holds whatever its batch (a text tower) outweighs the examples.
     Objectives that are not ``Divisible`` keep their batches, and their first one's graph is measured.
     """
     params = {n: theta[n].detach().clone().requires_grad_() for n in names}
@@ -170,9 +171,11 @@ def plan_memory(
         size = objective.batch_size
         two, three = (measured(objective.rebatched(n)) for n in (2, 3))
         each = three - two
-        while size > 1 and memory is not None and (1 + WORK) * (two + each * (size - 2)) > memory:
+        fixed = two - 2 * each
+        limit = math.inf if memory is None else memory / (1 + WORK)
+        while size > 1 and fixed + each * size > limit and each * size > fixed:
             size = -(-size // 2)
-        one = two + each * (size - 2)
+        one = fixed + each * size
         objective = objective if size == objective.batch_size else objective.rebatched(size)
     else:
         one = measured(objective)

@@ -125,6 +125,25 @@ def test_the_budget_decides_what_is_kept_and_how_small_batches_get() -> None:
     assert whole(Uncut(objective), theta, 10).plan.kept == 0 and not whole(Uncut(objective), theta, 10).kept
 
 
+def test_batches_are_not_cut_for_what_every_graph_holds_anyway() -> None:
+    class WithText(Transformer):
+        """A part that all examples share, as class vectors from a text tower, is in every batch's graph."""
+
+        def rebatched(self, size: int) -> WithText:
+            return WithText(self.net, super().rebatched(size).batches, self.calls)
+
+        def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+            shared = (theta["linear1.weight"][:1] * torch.ones(4000, 1, dtype=torch.float64)).tanh().square().mean()
+            return super().batch_loss(i, theta) + shared
+
+    objective, theta = problem((8, 8))
+    heavy = WithText(objective.net, objective.batches)
+    size = whole(heavy, theta).graph_bytes
+    assert size > 4 * whole(objective, theta).graph_bytes
+    plan = whole(heavy, theta, size // 4).plan
+    assert (plan.batch_size, plan.batches, plan.kept) == (8, 2, 0)
+
+
 def test_results_do_not_depend_on_the_budget() -> None:
     objective, theta = problem()
     reference = whole(objective, theta)
