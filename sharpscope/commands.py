@@ -165,6 +165,9 @@ class Convert:
     """Text file with the head's class names, one a line, in its order."""
     quick_gelu: bool | None = None
     """Whether the model uses QuickGELU, where the file does not tell (OpenAI's weights do)."""
+    adapter_scale: float | None = None
+    """What an adapter's change is multiplied by, where the file does not tell: LoRA's alpha / r, R-Adapter's
+    eval_scale."""
 
     def __call__(self) -> Outcome:
         _check_output(self.out, self.source, *(p for p in (self.base, self.head) if p))
@@ -180,6 +183,7 @@ class Convert:
             head=self.head,
             classnames=self.classnames,
             quick_gelu=self.quick_gelu,
+            adapter_scale=self.adapter_scale,
         )
         return Outcome(f"wrote {shown(self.out)}: {len(read.tensors)} tensors of {shown(read.facts['producer'])}")
 
@@ -202,6 +206,10 @@ class Interpolate:
     """Allow alpha outside [0, 1]."""
     classnames: str | None = None
     """Text file with one class name a line, where a head is stored without its names."""
+    head: HeadMode = "auto"
+    """stored: the checkpoints' own; zeroshot, text: from the text tower; auto: as in ``sharpscope run``."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
 
     def __call__(self) -> Outcome:
         _check_alpha(self.alpha, self.extrapolate)
@@ -216,6 +224,8 @@ class Interpolate:
             self.model,
             classnames=self.classnames,
             extrapolate=self.extrapolate,
+            head=self.head,
+            head_file=self.head_file,
         )
         return Outcome(f"wrote {shown(self.out)}")
 
@@ -250,6 +260,10 @@ class Sparsify:
     """Allow alpha outside [0, 1]."""
     classnames: str | None = None
     """Text file with one class name a line, where a head is stored without its names."""
+    head: HeadMode = "auto"
+    """stored: the checkpoints' own; zeroshot, text: from the text tower; auto: as in ``sharpscope run``."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
 
     def __call__(self) -> Outcome:
         _check_alpha(self.alpha, self.extrapolate)
@@ -274,6 +288,8 @@ class Sparsify:
             seed=self.seed,
             classnames=self.classnames,
             extrapolate=self.extrapolate,
+            head=self.head,
+            head_file=self.head_file,
         )
         return Outcome(f"wrote {shown(self.out)}")
 
@@ -292,6 +308,10 @@ class Evaluate:
     head: HeadMode = "auto"
     """stored: the checkpoint's own; zeroshot or text: from its text tower, in each set's class names and templates;
     auto: stored where there is one that has the set's classes."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
+    base: str | None = None
+    """Zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA)."""
     metrics: tuple[str, ...] | None = None
     """top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: all that have a meaning for a set."""
     classnames: str | None = None
@@ -325,6 +345,8 @@ class Evaluate:
             self.checkpoints,
             self.model,
             self.datasets,
+            head_file=self.head_file,
+            base=self.base,
             metrics=self.metrics,
             head=self.head,
             classnames=self.classnames,

@@ -23,6 +23,7 @@ from sharpscope.schema import DENSE, METRICS
 from sharpscope.specs import COLLECTIONS, expand_specs
 from sharpscope.units import pick_device
 from sharpscope.weights import Checkpoint, read_checkpoint
+from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.naming import Tower
 
@@ -52,6 +53,8 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: Callable[..., Any] | None = None,
+    head_file: Source | None = None,
+    base: Source | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: columns ``COLUMNS``.
 
@@ -66,6 +69,8 @@ def evaluate(
         classnames, templates: instead of the set's own (a list, or a file with one a line).
         level, bootstrap, seed: of the intervals, see ``clip.metrics.estimates``.
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: silent.
+        head_file: head in a file of its own (task_vectors), for each checkpoint without one.
+        base: zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA).
 
     Raises:
         ConfigError, CheckpointError, PairMismatch, DatasetError: for anything wrong with the input.
@@ -77,10 +82,13 @@ def evaluate(
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
+    under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     cache = FeatureCache() if len(files) > 1 else None
     rows: list[dict[str, Any]] = []
     for label, file in zip(_labels(files), files, strict=True):
-        weights = read_checkpoint(resolve_checkpoint(file))
+        weights = read_checkpoint(resolve_checkpoint(file), base=under)
+        if head_file is not None and not weights.facts["head"]:
+            weights = with_head(weights, head_file)
         check_activation(clip, (weights,))
         heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
         own: list[dict[str, Any]] = []

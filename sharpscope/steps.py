@@ -17,7 +17,7 @@ from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.clip.probe import Probe
 from sharpscope.config import StudyConfig
 from sharpscope.curvature.hvp import HessianEngine, MemoryPlan, plan_memory
-from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, did_you_mean, shown
 from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.present.tables import number, percent
 from sharpscope.schema import ALL
@@ -33,11 +33,14 @@ from sharpscope.weights import (
     write_checkpoint,
 )
 from sharpscope.weights import sparsify as sparsified
+from sharpscope.weights.checkpoint import read_head_file
 from sharpscope.weights.compare import check_finite, check_model
 from sharpscope.weights.naming import Tower, is_buffer, listing
+from sharpscope.weights.pair import alike_heads
+from sharpscope.weights.producers import trains_openai_weights
 from sharpscope.weights.writing import in_huggingface_names
 
-__all__ = ["convert", "inspect", "interpolate", "plan", "sparsify"]
+__all__ = ["convert", "fitting_models", "inspect", "interpolate", "plan", "sparsify"]
 
 _PRODUCTS = {"trace": 40, "eigen": 8}
 """Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
@@ -144,12 +147,36 @@ def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | Non
 
     A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
     """
-    first = read_checkpoint(resolve_checkpoint(a), partial=True)
+    try:
+        first = read_checkpoint(resolve_checkpoint(a), partial=True)
+    except UnsafeCheckpoint:
+        raise
+    except CheckpointError as error:
+        try:
+            head, facts = read_head_file(resolve_checkpoint(a))
+        except CheckpointError:
+            raise error from None
+        if b is not None:
+            raise ConfigError(f"{shown(a)}: is a classification head alone; there is nothing to compare.") from None
+        return _described_head(str(a), head, facts)
     text = [_described(first, model)]
     if b is not None:
         second = read_checkpoint(resolve_checkpoint(b), base=first)
-        text += [_described(second, model), _compared(first, second)]
+        text += [_described(second, model), _compared(*alike_heads(first, second))]
     return "\n\n".join(text)
+
+
+def _described_head(source: str, head: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    return "\n".join([
+        shown(source, 300),
+        f"  format        {facts['container']}, read without running any of its code",
+        "  written by    WiSE-FT or task_vectors: a classification head in a file of its own",
+        f"  safety        {_safety_line(facts)}",
+        f"  sha256        {facts['file_sha256']}",
+        *([f"  classes       {listing(facts['classes'], 30)}"] if facts["classes"] else []),
+        "  holds         head",
+        f"  head          {_head_line(facts, head)}",
+    ])  # fmt: skip
 
 
 def _described(checkpoint: Checkpoint, model: str | None) -> str:
@@ -161,6 +188,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         f"  written by    {shown(facts['producer'])}",
         f"  safety        {_safety_line(facts)}",
         f"  sha256        {checkpoint.sha256}",
+        f"  checksum      {_CHECKSUMS[facts['container'] in ('torch zip', 'TorchScript archive')]}",
         f"  names         {shown(facts['naming'])}"
         + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
         f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
@@ -177,24 +205,38 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         return "\n".join(lines)
     lines += [
         f"  looks like    {describe(tensors)}",
-        f"  activation    {_ACTIVATIONS[facts['quick_gelu']]}",
+        f"  activation    {_activation(facts)}",
         "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
     ]
     if model is not None:
         clip = ClipModel.load(model)
         check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=_IMAGE)
-        lines.append(f"  fits          {shown(clip.name)}")
-    elif guess := _confirmed(tensors, facts["quick_gelu"]):
-        lines.append(f"  fits          {guess}")
+        lines.append(f"  fits          {shown(clip.name)}, {_activation_of(clip)}, every tensor of its image tower")
+    elif fitting := fitting_models(tensors, facts["quick_gelu"]):
+        lines.append(f"  fits          {listing(fitting, 4)}: every tensor of the image tower")
+    else:
+        lines.append("  fits          nothing that could be guessed; --model NAME or CONFIG.json checks it")
     return "\n".join(lines)
 
 
 _IMAGE: tuple[Tower, ...] = ("image",)
-_ACTIVATIONS = {
-    True: "QuickGELU (told by the file)",
-    False: "GELU (told by the file)",
-    None: "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)",
+_CHECKSUMS = {
+    True: "every entry has its own, those that were read match",
+    False: "the format has none: compare the sha256 with its source's",
 }
+
+
+def _activation(facts: Mapping[str, Any]) -> str:
+    """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
+    if (told := facts["quick_gelu"]) is not None:
+        return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
+    if trains_openai_weights(facts["producer"]):
+        return "QuickGELU (inferred: this system trains OpenAI's weights; --model NAME-quickgelu)"
+    return "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
+
+
+def _activation_of(clip: ClipModel) -> str:
+    return "QuickGELU" if clip.config.get("quick_gelu") else "GELU"
 
 
 def _safety_line(facts: Mapping[str, Any]) -> str:
@@ -204,17 +246,21 @@ def _safety_line(facts: Mapping[str, Any]) -> str:
     return f"nothing was run; other programs would import {classes} classes of it and call {calls} functions"
 
 
-def _confirmed(tensors: Mapping[str, Tensor], quick_gelu: bool | None) -> str | None:
-    """The open_clip model that the shapes are guessed to be, if every tensor of its image tower is there."""
-    name = describe(tensors).partition(":")[0]
-    for guess in (f"{name}-quickgelu", name) if quick_gelu else (name,):
+def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
+    """open_clip's own models whose config has these sizes and whose image tower is made of exactly these tensors.
+
+    ``quick_gelu``: keep those with this activation, where it is known; else both kinds fit.
+    """
+    fitting = []
+    for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):
         try:
-            clip = ClipModel.load(guess)
+            clip = ClipModel.load(name)
             check_model(tensors, clip.shapes, clip.name, require=_IMAGE)
         except (ConfigError, PairMismatch):
             continue
-        return f"{clip.name}, every tensor of it"
-    return None
+        if quick_gelu is None or bool(clip.config.get("quick_gelu")) == quick_gelu:
+            fitting.append(name)
+    return fitting
 
 
 def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -259,15 +305,17 @@ def convert(
     head: str | FilePath | None = None,
     classnames: str | FilePath | None = None,
     quick_gelu: bool | None = None,
+    adapter_scale: float | None = None,
 ) -> Checkpoint:
     """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
 
     ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head``: a file with a head of its own;
-    ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell. Values
-    and dtypes are the file's own, bit for bit. Atomic; raises as ``read_checkpoint`` does.
+    ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell;
+    ``adapter_scale``: see ``read_checkpoint``. Values and dtypes are the file's own, bit for bit. Atomic; raises as
+    ``read_checkpoint`` does.
     """
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
-    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head)
+    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head, adapter_scale=adapter_scale)
     check_finite(read.tensors, shown(read.source, 200))
     tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
     write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu))
@@ -312,9 +360,11 @@ def interpolate(
     *,
     classnames: str | FilePath | Sequence[str] | None = None,
     extrapolate: bool = False,
+    head: str = "auto",
+    head_file: str | FilePath | None = None,
 ) -> None:
-    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included."""
-    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames)
+    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included; see ``load_pair``."""
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
     path = pair.path(extrapolate=extrapolate)
     _write_theta(out, path.at(alpha), pair, {"alpha": repr(float(alpha))})
 
@@ -334,10 +384,12 @@ def sparsify(
     seed: int = 0,
     classnames: str | FilePath | Sequence[str] | None = None,
     extrapolate: bool = False,
+    head: str = "auto",
+    head_file: str | FilePath | None = None,
 ) -> None:
     """Write theta(alpha) with ``layers`` made sparse; see ``weights.sparsify``. Raises ConfigError for an unknown
     layer."""
-    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames)
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
     known = {x.name: x for x in pair.layers(granularity)}
     for name in layers:
         if name not in known:

@@ -137,6 +137,15 @@ class ClipModel:
             )
         return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
 
+    @staticmethod
+    def named_like(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
+        """Names of open_clip's models whose config agrees with the image tower in ``shapes``, as far as sizes are told.
+
+        A guess without building anything; to be confirmed by ``shapes`` of the model itself.
+        """
+        told = _told_sizes(shapes)
+        return tuple(n for n in open_clip.list_models() if told and _sizes_of(open_clip.get_model_config(n)) == told)
+
     @classmethod
     def _load_mini(cls, tokenizer: Tokenizer | None) -> ClipModel:
         root = resources.files("sharpscope.clip").joinpath("miniworld_data")
@@ -348,6 +357,28 @@ class _LazyTokenizer:
         """``path`` beside the config JSON when it is there, else as it is."""
         beside = self.folder / path if self.folder is not None else None
         return str(beside) if beside is not None and beside.exists() else str(path)
+
+
+def _told_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...] | None:
+    """(kind, embedding, width, patch) of the image tower that these tensors make up; None where they do not tell."""
+    if "visual.attnpool.c_proj.weight" in shapes and "visual.layer1.0.conv1.weight" in shapes:
+        stages = [{n.split(".")[2] for n in shapes if n.startswith(f"visual.layer{i}.")} for i in range(1, 5)]
+        width = shapes["visual.layer1.0.conv1.weight"][0]
+        return "resnet", shapes["visual.attnpool.c_proj.weight"][0], width, tuple(map(len, stages))
+    if "visual.conv1.weight" in shapes and "visual.proj" in shapes:
+        width, _, patch = shapes["visual.conv1.weight"][:3]
+        return "vit", shapes["visual.proj"][1], width, patch
+    return None  # timm trunks: the config names a class, no sizes
+
+
+def _sizes_of(config: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """The same of an open_clip config."""
+    vision, embedding = config["vision_cfg"], config["embed_dim"]
+    if "timm_model_name" in vision:
+        return None
+    if isinstance(vision.get("layers"), list):
+        return "resnet", embedding, vision.get("width", 64), tuple(vision["layers"])
+    return "vit", embedding, vision.get("width", 768), vision.get("patch_size", 16)
 
 
 def _require(theta: Mapping[str, Tensor], names: Sequence[str], model: str) -> None:

@@ -31,7 +31,16 @@ from sharpscope.weights.safetensorsfile import serialise
 from sharpscope.weights.sources import locate, shards
 from sharpscope.weights.tensors import checked, tied_names
 
-__all__ = ["Checkpoint", "Source", "as_theta", "checkpoint_of", "read_checkpoint", "with_head", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Source",
+    "as_theta",
+    "checkpoint_of",
+    "read_checkpoint",
+    "read_head_file",
+    "with_head",
+    "write_checkpoint",
+]
 
 MAX_INDEX: Final = 2 * 2**20
 """Longest index.json of a sharded checkpoint."""
@@ -150,16 +159,31 @@ def with_head(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkpoin
 
     Raises CheckpointError where it has one already, or where the file holds anything but weight and bias.
     """
-    with contextlib.ExitStack() as files:
-        content, digest, _, label = _open(files, os.fspath(path), None)
-        head, told = read_head(content, label)
+    head, told = read_head_file(path)
+    label = shown(path, 200)
+    told = {k: told[k] for k in ("scale_baked", "normalize", "classnames", "told_by", "file_sha256")}
     tensors, facts = checkpoint.tensors, checkpoint.facts
     if HEAD_WEIGHT in tensors:
         raise CheckpointError(f"{shown(checkpoint.source, 200)}: already holds a head; {label} is not needed.")
     towers = [t for t in TOWERS if t in facts["towers"] or t == "head"]
-    added = {"head": {**told, "file_sha256": digest}, "towers": towers, "num_tensors": len(tensors) + len(head)}
+    added = {"head": told, "towers": towers, "num_tensors": len(tensors) + len(head)}
     added["num_params"] = facts["num_params"] + sum(t.numel() for t in head.values())
     return dataclasses.replace(checkpoint, tensors={**tensors, **head}, facts={**facts, **added})
+
+
+def read_head_file(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """``(head.weight and head.bias, facts)`` of a file that holds a classification head alone (task_vectors').
+
+    ``facts``: scale_baked, normalize, classnames, told_by, file_sha256; container, safe, classes, calls as of a
+    checkpoint. Raises CheckpointError for a file with anything else in it.
+    """
+    with contextlib.ExitStack() as files:
+        content, digest, _, label = _open(files, os.fspath(path), None)
+        head, told = read_head(content, label)
+    report = content.report
+    seen = {"classes": list(report.classes), "calls": list(report.calls), "container": content.container}
+    safe = not report.classes and not report.calls
+    return head, {**told, "file_sha256": digest, "safe": safe, **seen}
 
 
 def _hash(handle: IO[bytes], hasher: Any) -> None:

@@ -122,8 +122,7 @@ def _extension(region: Region, budget: Budget, depth: int, kind: int, source: st
         raise DamagedPickleError("an array that is none")
     place = data.region
     storage = Storage(dtype, place.end - place.position, lambda: copied(place, source))
-    strides = tuple(math.prod(shape[i + 1 :]) if _whole(shape) else -1 for i in range(len(shape)))
-    made = PendingTensor(storage, 0, tuple(shape), strides, dtype)
+    made = PendingTensor(storage, 0, tuple(shape), _strides(shape), dtype)
     if made.numel() * dtype.itemsize != storage.nbytes:
         raise DamagedPickleError("an array of another size than its shape")
     return made
@@ -131,6 +130,36 @@ def _extension(region: Region, budget: Budget, depth: int, kind: int, source: st
 
 def _whole(shape: list[Any]) -> bool:
     return len(shape) <= 16 and all(type(n) is int and 0 <= n < 2**48 for n in shape)
+
+
+def _joined(chunks: dict[str, Any]) -> PendingTensor:
+    """An array of more than 1 GB, which flax cuts: {shape: {"0": n, ...}, chunks: {"0": flat piece, ...}}."""
+    shape, held = chunks.get("shape"), chunks.get("chunks")
+    if not isinstance(shape, dict) or not isinstance(held, dict) or not held:
+        raise DamagedPickleError("an array in pieces that is none")
+    sizes: list[Any] = [shape.get(str(i)) for i in range(len(shape))]
+    pieces = [held.get(str(i)) for i in range(len(held))]
+    good = [p for p in pieces if isinstance(p, PendingTensor) and p.dtype == getattr(pieces[0], "dtype", None)]
+    if len(good) != len(pieces) or not _whole(sizes):
+        raise DamagedPickleError("an array in pieces of which some are missing")
+    nbytes = sum(p.storage.nbytes for p in good)
+
+    def read() -> torch.Tensor:
+        whole, at = torch.empty(nbytes, dtype=torch.uint8), 0
+        for piece in good:
+            whole[at : at + piece.storage.nbytes] = piece.storage.fresh()
+            at += piece.storage.nbytes
+        return whole
+
+    dtype = good[0].dtype
+    made = PendingTensor(Storage(dtype, nbytes, read), 0, tuple(sizes), _strides(sizes), dtype)
+    if made.numel() * dtype.itemsize != nbytes:
+        raise DamagedPickleError("an array in pieces of another size than its shape")
+    return made
+
+
+def _strides(shape: list[Any]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) if _whole(shape) else -1 for i in range(len(shape)))
 
 
 def _flat(tree: Any) -> dict[str, Any]:
@@ -144,7 +173,7 @@ def _flat(tree: Any) -> dict[str, Any]:
             raise DamagedPickleError("a name of thousands of characters")
         if isinstance(value, dict):
             if "__msgpack_chunked_array__" in value:
-                value = OddTensor("an array cut into pieces of 1 GB; no CLIP has one as large")
+                value = _joined(value)
             else:
                 open_ += [(f"{name}.{k}" if name else k, v) for k, v in reversed(value.items())]
                 continue

@@ -87,6 +87,10 @@ class Storage:
             self._data = self._read()
         return self._data
 
+    def fresh(self) -> torch.Tensor:
+        """The bytes, not kept: for those that go into a larger tensor at once."""
+        return self._read() if self._data is None else self._data
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PendingTensor:

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from typing import Final
 
 from sharpscope.weights.modules import ModuleFacts
 
-__all__ = ["told_producer"]
+__all__ = ["told_producer", "trains_openai_weights"]
+
+_OPENAI_S: Final = (
+    "OpenAI CLIP",
+    "WiSE-FT",
+    "FLYP",
+    "model-soups",
+    "StarFT",
+    "Dassl",
+    "CoOp",
+    "Lipsum-FT",
+    "R-Adapter",
+    "CLIP-LoRA",
+)
+"""Systems that start from OpenAI's weights, or do so unless told otherwise."""
+
+
+def trains_openai_weights(producer: str) -> bool:
+    """Whether what ``producer`` writes descends, as a rule, from OpenAI's weights, which have QuickGELU."""
+    return producer.startswith(_OPENAI_S)
 
 
 def told_producer(

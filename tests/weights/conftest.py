@@ -319,7 +319,14 @@ def _hf(paths: Any) -> Any:
 
     transformers.logging.set_verbosity_error()
     size = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    text = {**size, "num_hidden_layers": 1, "vocab_size": 708, "max_position_embeddings": 16, "eos_token_id": 2}
+    text = {
+        **size,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "vocab_size": 708,
+        "max_position_embeddings": 16,
+        "eos_token_id": 2,
+    }
     vision = {**size, "num_hidden_layers": 2, "image_size": 16, "patch_size": 8}
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from torch import Tensor
 from sharpscope import steps
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.errors import CheckpointError, PairMismatch
+from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, PairMismatch
 from sharpscope.evaluation import evaluate
 from sharpscope.pairs import load_pair
-from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint
+from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 Made = Any
 
@@ -65,13 +66,56 @@ def test_every_system_s_file_gives_its_logits(made: Made, tiny_paths: dict[str, 
     assert made.features is not None or made.logits is not None
 
 
-def test_inspect_says_what_every_file_is(made: Made) -> None:
-    text = steps.inspect(made.path)
-    assert made.container in text and made.producer in text and "read without running any of its code" in text
-    if made.read.get("base"):
-        assert "partial" in text and "zero-shot" in text
+def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path], tmp_path: Path) -> None:
+    """Format, producer, safety, classes, towers, architecture confirmed against a config, activation, head."""
+    model = str(tiny_paths[made.kind])
+    if base := made.read.get("base"):
+        text = steps.inspect(made.path)
+        assert "only what was tuned; it needs the zero-shot weights below it" in text
+        write_checkpoint(tmp_path / "base.safetensors", base.tensors)
+        text = steps.inspect(tmp_path / "base.safetensors", made.path, model).split("\n\n")[1]
     else:
-        assert "looks like    a ViT (width 16, 2 blocks, patch 8, 16 px)" in text
+        text = steps.inspect(made.path, None, model)
+    lines = {line[2:16].strip(): line[16:] for line in text.splitlines()[1:]}
+    facts = _read(made).facts
+    assert lines["format"] == f"{made.container}, read without running any of its code"
+    assert lines["written by"] == made.producer
+    assert lines["sha256"] == read_checkpoint(made.path, **made.read).sha256
+    assert ("its own" in lines["checksum"]) == (made.container in ("torch zip", "TorchScript archive"))
+    assert (lines["safety"] == "plain tensors") == facts["safe"]
+    assert all(name in lines.get("classes", "") for name in facts["classes"][:30])
+    assert ("classes" in lines) == bool(facts["classes"])
+    towers = [t for t in facts["towers"] if t != "head" or "head" not in made.read]
+    assert lines["holds"] == ", ".join(towers)
+    assert lines["looks like"].startswith("a ViT (width 16, 2 blocks, patch 8, 16 px), embedding 12")
+    activation = "GELU" if made.kind in ("vit", "customtext") else "QuickGELU"
+    assert lines["fits"] == f"{model}, {activation}, every tensor of its image tower"
+    told = facts["quick_gelu"]
+    known = {True: "QuickGELU (told by the file)", False: "GELU (told by the file)"}
+    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not told by the file")))
+    if "head" in towers:
+        baked = "" if facts["head"]["scale_baked"] else "not "
+        assert lines["head"] == f"5 classes x 12, logit scale {baked}baked in, features normalised"
+    else:
+        assert lines["head"] == "none stored: built from the text tower"
+
+
+def test_inspect_of_a_head_alone(systems: Callable[[str], Made]) -> None:
+    made = systems("task_vectors")
+    text = steps.inspect(made.read["head"])
+    assert "5 classes x 12, logit scale baked in, features normalised" in text and "ClassificationHead" in text
+    with pytest.raises(ConfigError, match="a classification head alone"):
+        steps.inspect(made.read["head"], made.path)
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336", "RN50", "ViT-B-16-plus-240"])
+def test_the_architecture_is_guessed_among_open_clip_s_and_confirmed(name: str) -> None:
+    tensors = {n: torch.empty(s, device="meta") for n, s in ClipModel.load(name).shapes.items()}
+    found = steps.fitting_models(tensors)
+    assert name in found and all(n.removesuffix("-quickgelu") == name for n in found)
+    assert all("quickgelu" in n for n in steps.fitting_models(tensors, True))
+    del tensors["visual.ln_post.weight" if "ViT" in name else "visual.bn1.weight"]
+    assert steps.fitting_models(tensors) == []
 
 
 def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Path) -> None:
@@ -79,8 +123,6 @@ def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Pa
     out.parent.mkdir()
     if made.read.get("base"):
         base = tmp_path / "base.safetensors"
-        from sharpscope.weights.checkpoint import write_checkpoint
-
         write_checkpoint(base, made.read["base"].tensors)
     steps.convert(made.path, out, base=base, head=made.read.get("head"))
     before, after = _read(made), read_checkpoint(out)
@@ -192,6 +234,29 @@ def test_duplicate_class_names_are_refused_by_load_pair_as_by_evaluate(tmp_path:
 
 
 # ------------------------------------------------------------------ adapters, heads, hubs
+
+
+@pytest.mark.parametrize("missing", [None, "1", "shape"])
+def test_an_array_that_flax_cut_into_pieces_is_joined(tmp_path: Path, missing: str | None) -> None:
+    """flax cuts arrays of more than 1 GB: {__msgpack_chunked_array__, shape: {"0": n, ...}, chunks: {"0": ...}}."""
+    whole = torch.randn(4, 6)
+    chunks = {str(i): piece.numpy() for i, piece in enumerate(whole.reshape(-1).split(10))}
+    array: dict[str, Any] = {"__msgpack_chunked_array__": True, "shape": {"0": 4, "1": 6}, "chunks": chunks}
+    if missing == "shape":
+        array["shape"] = {"0": 4, "1": 5}
+    elif missing:
+        del chunks[missing]
+
+    def leaf(value: Any) -> msgpack.ExtType:
+        return msgpack.ExtType(1, msgpack.packb((value.shape, "float32", value.tobytes()), use_bin_type=True))
+
+    tree = {"ext": {"visual_projection": {"kernel": array}}}
+    (tmp_path / "a.ckpt").write_bytes(msgpack.packb(tree, default=leaf, use_bin_type=True))
+    if missing:
+        with pytest.raises(CorruptCheckpoint, match="pieces"):
+            read_checkpoint(tmp_path / "a.ckpt")
+    else:
+        assert torch.equal(read_checkpoint(tmp_path / "a.ckpt").tensors["visual.proj"], whole)
 
 
 def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path: Path) -> None:
