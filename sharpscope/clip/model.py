@@ -15,6 +15,7 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
@@ -23,10 +24,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sharpscope.clip.prefix import Prefix
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
 
-__all__ = ["ClipModel", "second_order"]
+__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates", "second_order"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
+
+
+def imagenet_classnames() -> tuple[str, ...]:
+    """The 1000 class names of ImageNet in the usual order, as open_clip has them (Radford et al. 2021's, revised)."""
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """The 80 prompts of Radford et al. 2021 (arXiv 2103.00020) for ImageNet, ``{}`` for the class name."""
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 @contextlib.contextmanager

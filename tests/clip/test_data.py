@@ -106,7 +106,7 @@ def test_mini_fits_a_model_of_another_size(tiny_paths: dict[str, Path]) -> None:
     model = ClipModel.load(str(tiny_paths["nested"]))
     images, _ = everything(load_dataset("mini:photo@val", model=model, limit=4))
     small = load_dataset("mini:photo@val", limit=4)
-    picture = small._source.read([small._rows[2]])[0]
+    picture = next(small._source.stream([[small._rows[2]]]))[1][0]
     expected = model.preprocess(Image.fromarray(picture.permute(1, 2, 0).numpy()))
     assert images.shape == (4, 3, 16, 16)
     assert torch.equal(images[2], expected)
@@ -138,11 +138,11 @@ def test_folders_too_big_to_keep_give_the_same_bits(
     root = image_folder({"a": 5, "b": 4})
     (root / "a" / "002.png").write_bytes(b"not an image")
     kept = load_dataset(f"folder:{root}", model=tiny_model)
-    monkeypatch.setattr("sharpscope.clip.data._KEPT_BYTES", 100)
+    monkeypatch.setattr("sharpscope.clip.sets.images.KEPT_BYTES", 100)
     lazy = load_dataset(f"folder:{root}", model=tiny_model)
     for a, b in zip(everything(kept), everything(lazy), strict=True):
         assert torch.equal(a, b)
-    assert kept.facts == lazy.facts
+    assert kept.facts | {"streamed": True} == lazy.facts
     (root / "b" / "000.png").unlink()
     with pytest.raises(DatasetError, match=r"000\.png"):
         everything(lazy)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from sharpscope.clip.data import Dataset, _Memory
+from sharpscope.clip.data import Dataset
 from sharpscope.clip.evaluate import (
     FeatureCache,
     accuracy_rows,
@@ -26,6 +26,7 @@ from sharpscope.clip.evaluate import (
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.sets.dataset import Memory
 from sharpscope.errors import DatasetError, NumericalError
 from sharpscope.schema import COLUMNS
 from sharpscope.scores import wilson
@@ -43,7 +44,7 @@ def toy(
         "toy",
         names,
         torch.tensor(labels),
-        _Memory(torch.from_numpy(pixels)),
+        Memory(torch.from_numpy(pixels)),
         mean=mean,
         std=std,
         classes=classes,

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sharpscope.clip.data import Dataset, _Memory
+from sharpscope.clip.data import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.sets.dataset import Memory
 from sharpscope.curvature.adaptive import sharpness_avg, sharpness_max
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
 from sharpscope.weights.layers import Layer, split_layers
@@ -28,9 +29,7 @@ Thetas = dict[str, tuple[ClipModel, dict[str, Tensor]]]
 def setting(thetas: Thetas, kind: str, mode: str, sizes: int = 4) -> tuple[Probe, dict[str, Tensor], list[Layer]]:
     model, theta = thetas[kind]
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, *model.image_size), dtype=np.uint8)
-    data = Dataset(
-        "toy", NAMES, torch.arange(7) % 3, _Memory(torch.from_numpy(pixels)), mean=(0.5,) * 3, std=(0.5,) * 3
-    )
+    data = Dataset("toy", NAMES, torch.arange(7) % 3, Memory(torch.from_numpy(pixels)), mean=(0.5,) * 3, std=(0.5,) * 3)
     classifier = Classifier(model, mode, NAMES)  # type: ignore[arg-type]
     theta = classifier.attach(theta)
     layers = split_layers({n: theta[n].shape for n in classifier.reached(theta)}, "module")

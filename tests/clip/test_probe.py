@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.data import Dataset, _Memory
+from sharpscope.clip.data import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.sets.dataset import Memory
 from sharpscope.errors import ConfigError, NonDeterministicProbe
 
 NAMES = ("cup", "key", "fish")
@@ -22,7 +23,7 @@ Theta = dict[str, torch.Tensor]
 def toy(n: int = 23) -> Dataset:
     pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 16, 16), dtype=np.uint8)
     labels = torch.arange(n) % 3
-    return Dataset("toy", NAMES, labels, _Memory(torch.from_numpy(pixels)), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Dataset("toy", NAMES, labels, Memory(torch.from_numpy(pixels)), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture

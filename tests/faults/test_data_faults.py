@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sharpscope.clip.data import Dataset, _Memory, load_dataset, read_classnames
+from sharpscope.clip.data import Dataset, load_dataset, read_classnames
 from sharpscope.clip.evaluate import dataset_note
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.sets.dataset import Memory
 from sharpscope.errors import ConfigError, DatasetError
 
 MakeFolder = Callable[..., Path]
@@ -173,7 +174,7 @@ def test_limit_zero_and_folder_without_model(image_folder: MakeFolder) -> None:
 # ---------------------------------------------------------------------- labels
 def dataset_of(labels: list[int], names: tuple[str, ...]) -> Dataset:
     pixels = torch.zeros(len(labels), 3, 16, 16, dtype=torch.uint8)
-    return Dataset("toy", names, torch.tensor(labels), _Memory(pixels), mean=(0.5,) * 3, std=(0.5,) * 3)
+    return Dataset("toy", names, torch.tensor(labels), Memory(pixels), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.mark.parametrize(("labels", "bad"), [([0, 2, 1], "2"), ([0, -1], "-1")])

@@ -1,0 +1,1 @@
+"""Data sets: one layout a file; ``clip.data`` is the entry."""

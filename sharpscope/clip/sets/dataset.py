@@ -1,0 +1,227 @@
+"""A data set as the rest of sharpscope sees it: images in a fixed order with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sharpscope.errors import DatasetError, shown
+from sharpscope.seeds import derive
+
+__all__ = ["Dataset", "Memory", "Source", "stratified"]
+
+NOT_A_TARGET = -1
+
+
+class Source(Protocol):
+    """Where pixels come from, by row. ``lost``: the rows that turned out to be unreadable, with their files' names."""
+
+    lost: dict[int, str]
+
+    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """For each batch of rows: those that can be read, and their pixels as uint8 [B, 3, H, W]."""
+        ...
+
+
+class Memory:
+    """Pixels uint8 [n, 3, H, W] that are there already."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels, self.lost = pixels, dict[int, str]()
+
+    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        for rows in batches:
+            yield list(rows), self.pixels[torch.as_tensor(rows, dtype=torch.long)]
+
+
+class Dataset:
+    """Images with labels, always in the same order, normalised when a batch is taken.
+
+    ``classnames``: the classes of the classifier that reads the images: one name for each column of its logits [B, C].
+    ``labels`` int64 [n]: the targets. Three cases, all served by :meth:`project`:
+
+    - ``classes`` and ``projection`` None: targets are the classifier's classes, compared among all C.
+    - ``classes`` (indices into ``classnames``): the set holds only these of the classifier's classes (ImageNet-R and -A
+      have 200 of 1000); targets index ``classnames`` still, and are compared among ``classes``.
+    - ``projection`` (C integers): targets are coarser than the classifier's classes. ``projection[c]`` is the target
+      that class c belongs to, -1 for none (ObjectNet: several ImageNet classes are one of its 113, most are none).
+      ``labels`` then index ``target_names``; the score of target t is max {logits[:, c] : projection[c] = t}, as in
+      WiSE-FT's ``ObjectNet.project_logits`` (Wortsman et al. 2022, arXiv 2109.01903).
+
+    ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n] index ``group_names`` where the
+    set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
+    being its headline. ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names (the first
+    five), matching (labels to names), streamed.
+
+    Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
+    Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so
+    that what is unreadable shows, and ``len`` shrinks, during the first pass over ``batches``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classnames: Sequence[str],
+        labels: Tensor,
+        source: Source,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: Sequence[int] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        rows: Sequence[int] | None = None,
+        templates: Sequence[str] | None = None,
+        groups: Tensor | None = None,
+        group_names: Sequence[str] = (),
+        metrics: Sequence[str] = ("top1",),
+        projection: Sequence[int] | None = None,
+        target_names: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.classnames, self.metrics = name, tuple(classnames), tuple(metrics)
+        self.classes = tuple(classes) if classes is not None else None
+        self.projection = tuple(projection) if projection is not None else None
+        self.target_names = tuple(target_names) if target_names is not None else self.classnames
+        self.templates = tuple(templates) if templates is not None else None
+        self.group_names = tuple(group_names)
+        self._labels, self._groups = labels.long(), groups.long() if groups is not None else None
+        self._source, self._rows = source, list(range(len(labels))) if rows is None else list(rows)
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+        self._facts = dict(facts or {})
+        if not len(labels):
+            raise DatasetError(f"{shown(name)}: the data set has no images.")
+        _check_range(name, "label", self._labels, len(self.target_names), "class names")
+        if self._groups is not None:
+            _check_range(name, "group", self._groups, len(self.group_names), "group names")
+        if self.projection is not None:
+            if len(self.projection) != len(self.classnames):
+                raise DatasetError(
+                    f"{shown(name)}: a projection of {len(self.projection)} for {len(self.classnames)} class names."
+                )
+            if missing := set(range(len(self.target_names))) - set(self.projection):
+                raise DatasetError(
+                    f"{shown(name)}: no class belongs to '{shown(self.target_names[min(missing)])}' "
+                    f"(target {min(missing)})."
+                )
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self)} images, {len(self.target_names)} classes)"
+
+    @property
+    def labels(self) -> Tensor:
+        """Targets int64 [n], in order."""
+        return self._labels if len(self._kept) == len(self._rows) else self._labels[self._kept]
+
+    @property
+    def groups(self) -> Tensor | None:
+        """Group of each image, int64 [n], or None."""
+        return self._groups if self._groups is None or len(self._kept) == len(self._rows) else self._groups[self._kept]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is known of the set by now, as plain data."""
+        lost = [self._source.lost[r] for r in self._rows if r in self._source.lost]
+        return {**self._facts, "skipped": len(lost), "skipped_names": lost[:5], "n": len(self)}
+
+    @property
+    def _kept(self) -> Sequence[int]:
+        """Places in ``_rows`` of what is not known to be unreadable."""
+        lost = self._source.lost
+        return [i for i, r in enumerate(self._rows) if r not in lost] if lost else range(len(self._rows))
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images float32 [B, 3, H, W], labels int64 [B]) in order; the last batch may be smaller.
+
+        A batch that holds an unreadable image is smaller by it. Which images make a batch does not depend on what was
+        found unreadable before, so that every pass gives the same bits. Raises DatasetError where nothing is readable.
+        """
+        starts = range(0, len(self._rows), batch_size)
+        found = 0
+        for start, (rows, pixels) in zip(
+            starts, self._source.stream([self._rows[s : s + batch_size] for s in starts]), strict=True
+        ):
+            if not rows:
+                continue
+            found += len(rows)
+            place = {row: start + i for i, row in enumerate(self._rows[start : start + batch_size])}
+            # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
+            images = pixels.float().div_(255).sub_(self._mean).div_(self._std)
+            yield images, self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
+        if not found:
+            some = next(iter(self._source.lost.values()), "")
+            raise DatasetError(f"{shown(self.name)}: none of {len(self._rows)} images can be read, e.g. {shown(some)}.")
+
+    def project(self, logits: Tensor) -> Tensor:
+        """Scores [B, T] whose columns are what ``labels`` index, from a classifier's logits [B, C].
+
+        Without ``classes`` and ``projection`` the logits themselves; with ``classes`` T = C and the other columns are
+        -inf; with ``projection`` column t is the largest logit of the classes of target t. A head that has the targets
+        themselves (T columns) is taken as it is.
+        """
+        if self.projection is not None and logits.shape[1] != len(self.projection):
+            if logits.shape[1] == len(self.target_names):
+                return logits
+            raise DatasetError(
+                f"{shown(self.name)}: logits of {logits.shape[1]} classes, neither {len(self.projection)} nor "
+                f"{len(self.target_names)}."
+            )
+        if self.projection is not None:
+            to = torch.tensor(self.projection, device=logits.device)
+            inside = to != NOT_A_TARGET
+            scores = logits.new_full((len(logits), len(self.target_names)), -torch.inf)
+            return scores.index_reduce(1, to[inside], logits[:, inside], "amax")
+        if self.classes is not None:
+            among = torch.tensor(self.classes, device=logits.device)
+            return torch.full_like(logits, -torch.inf).index_copy(1, among, logits[:, among])
+        return logits
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Dataset:
+        """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name."""
+        kept = self._kept
+        index = [kept[int(i)] for i in indices]
+        at = torch.tensor(index, dtype=torch.long)
+        return Dataset(
+            self.name,
+            self.classnames,
+            self._labels[at],
+            self._source,
+            mean=self._mean.flatten().tolist(),
+            std=self._std.flatten().tolist(),
+            classes=self.classes,
+            facts=self._facts,
+            rows=[self._rows[i] for i in index],
+            templates=self.templates,
+            groups=self._groups[at] if self._groups is not None else None,
+            group_names=self.group_names,
+            metrics=self.metrics,
+            projection=self.projection,
+            target_names=self.target_names,
+        )
+
+
+def _check_range(name: str, what: str, values: Tensor, count: int, names: str) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= count:
+        bad = high if low >= 0 else low
+        raise DatasetError(f"{shown(name)}: {what} {bad} is out of range for {count} {names}.")
+
+
+def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) -> list[int]:
+    """``size`` indices, balanced over the classes as far as these go, fixed by ``seed``; their order mixes the classes.
+
+    Every class's members are shuffled and dealt out one class after the other; a smaller ``size`` is a beginning of it.
+    """
+    generator = torch.Generator().manual_seed(derive(seed, "stratified", *purpose))
+    shuffled = torch.randperm(len(labels), generator=generator)
+    of_class = labels[shuffled]
+    rank = torch.empty(len(labels), dtype=torch.long)
+    for c in of_class.unique():
+        at = of_class == c
+        rank[at] = torch.arange(int(at.sum()))
+    order = torch.argsort(rank, stable=True)  # within a rank: the random order, a new one for every rank
+    return [int(i) for i in shuffled[order][: len(labels) if size is None else size]]
