@@ -61,12 +61,12 @@ class Probe:
         self.classifier, self.dataset, self.normalize_logits = classifier, dataset, normalize_logits
         self.device, self.dtype = torch.device(device), dtype
         self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))
-        self.n = len(self.indices)
         with torch.inference_mode(False):  # these tensors are used where gradients flow
             self.batches: tuple[tuple[Tensor, Tensor], ...] = tuple(
                 (_onto(images, self.device).to(dtype), _onto(labels, self.device))
                 for images, labels in dataset.subset(self.indices).batches(batch_size)
             )
+        self.n = sum(self.batch_sizes)  # an unreadable image of a large set shows only now
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
 
     @property

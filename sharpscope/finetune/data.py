@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset  # type: ignore[import-untyped]
 
 from sharpscope.clip.data import Dataset, load_dataset, stratified
-from sharpscope.clip.data import _match as match
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.sets.names import match
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.seeds import derive
 

@@ -174,7 +174,7 @@ class Dataset:
             to = torch.tensor(self.projection, device=logits.device)
             inside = to != NOT_A_TARGET
             scores = logits.new_full((len(logits), len(self.target_names)), -torch.inf)
-            return scores.index_reduce(1, to[inside], logits[:, inside], "amax")
+            return scores.scatter_reduce(1, to[inside].expand(len(logits), -1), logits[:, inside], "amax")
         if self.classes is not None:
             among = torch.tensor(self.classes, device=logits.device)
             return torch.full_like(logits, -torch.inf).index_copy(1, among, logits[:, among])
