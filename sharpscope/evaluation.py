@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sharpscope.clip.data import Dataset, load_dataset, read_classnames, read_lines
+from sharpscope.clip.data import Dataset, check_folders, load_dataset, read_classnames, read_lines
 from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
@@ -79,6 +79,7 @@ def evaluate(
     check_metrics(tuple(metrics or ()))
     wanted = METRICS if metrics is None else metrics
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
+    check_folders(sets, data_root)
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates

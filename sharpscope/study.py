@@ -22,7 +22,7 @@ import torch
 import sharpscope
 from sharpscope.across import correlate, robustness
 from sharpscope.clip import miniworld
-from sharpscope.clip.data import check_spec
+from sharpscope.clip.data import check_folders, check_spec
 from sharpscope.clip.probe import Probe
 from sharpscope.config import DEFAULT_MEASURES, PairConfig, StudyConfig
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
@@ -220,6 +220,7 @@ def _check_study(config: StudyConfig) -> None:
         )
     for spec in (config.probe, *config.id, *config.ood):
         check_spec(spec)
+    check_folders((config.probe, *config.id, *config.ood), config.data_root)
 
 
 def _identity(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:

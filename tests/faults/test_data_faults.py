@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import os
 import struct
+import tarfile
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -153,6 +159,10 @@ def test_missing_classname_file(tiny_model: ClipModel, image_folder: MakeFolder,
         ("mimi:sketch", "Did you mean 'mini:sketch'"),
         ("fodler:x", "Did you mean 'folder:PATH'"),
         ("imagenet:val", "mini:DOMAIN, folder:PATH"),
+        ("imagnet-r", "Did you mean 'imagenet-r'"),
+        ("domainnet:photo", "Known: clipart, infograph"),
+        ("imagenet+gausian_noise@3", "Did you mean 'gaussian_noise'"),
+        ("imagenet+gaussian_noise@6", "severities 1 ... 5"),
         ("mini:phot", "Did you mean 'photo'"),
         ("mini:photo@tset", "Did you mean 'test'"),
         ("mini:photo@", "unknown split"),
@@ -191,3 +201,124 @@ def test_empty_data_set() -> None:
 def test_probe_and_classifier_must_agree_on_the_classes(tiny_model: ClipModel) -> None:
     with pytest.raises(DatasetError, match="label 2 is out of range for the classifier's 2"):
         Probe(Classifier(tiny_model, "text", ("a", "b")), dataset_of([0, 1, 2], ("a", "b", "c")))
+
+
+# ---------------------------------------------------------------------- whatever else lies on a disk
+def test_a_named_pipe_does_not_hang_the_run(tiny_model: ClipModel, image_folder: MakeFolder) -> None:
+    root = image_folder({"a": 2})
+    os.mkfifo(root / "a" / "pipe.png")
+    dataset = load_dataset(f"folder:{root}", model=tiny_model)
+    assert (len(dataset), dataset.facts["skipped_names"]) == (2, ["a/pipe.png"])
+
+
+def test_an_image_that_never_comes_is_named(
+    tiny_model: ClipModel, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = threading.Event()
+    monkeypatch.setattr("sharpscope.clip.sets.images.PATIENCE", 0.2)
+    monkeypatch.setattr("sharpscope.clip.sets.images.Files.open", lambda self, i: gone.wait(60))
+    try:
+        with pytest.raises(DatasetError, match=r"000\.png: not decoded after"):
+            load_dataset(f"folder:{image_folder({'a': 1})}", model=tiny_model)
+    finally:
+        gone.set()
+
+
+def test_large_sets_find_bad_images_on_the_way(
+    tiny_model: ClipModel, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder({"a": 3, "b": 3})
+    (root / "a" / "001.png").write_bytes(b"not an image")
+    monkeypatch.setattr("sharpscope.clip.sets.images.KEPT_BYTES", 0)
+    dataset = load_dataset(f"folder:{root}", model=tiny_model)
+    assert (len(dataset), dataset.facts["skipped"]) == (6, 0)  # nothing decoded yet
+    first = [(x, y) for x, y in dataset.batches(2)]
+    assert [len(y) for _, y in first] == [1, 2, 2]
+    assert (len(dataset), dataset.facts["skipped"], dataset.facts["skipped_names"]) == (5, 1, ["a/001.png"])
+    assert dataset.labels.tolist() == torch.cat([y for _, y in first]).tolist() == [0, 0, 1, 1, 1]
+    for (x, _), (again, _) in zip(first, dataset.batches(2), strict=True):  # the same batches in every pass
+        assert torch.equal(x, again)
+    assert len(dataset.subset([0, 4]).labels) == 2
+
+
+def test_a_probe_of_a_large_set_counts_what_was_read(
+    tiny_model: ClipModel, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = image_folder({"a": 3, "b": 3})
+    (root / "a" / "001.png").write_bytes(b"not an image")
+    monkeypatch.setattr("sharpscope.clip.sets.images.KEPT_BYTES", 0)
+    dataset = load_dataset(f"folder:{root}", model=tiny_model)
+    probe = Probe(Classifier(tiny_model, "text", ("a", "b")), dataset, batch_size=4)
+    assert probe.n == 5
+    assert sum(probe.weights) == pytest.approx(1)
+
+
+def tar_of(*members: tuple[str, bytes, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+FILE, LINK = tarfile.REGTYPE, tarfile.SYMTYPE
+IMAGE = png_bomb(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no images|no tar archive"),
+        (b"<html>not found</html>" * 50, "no tar archive"),
+        (gzip.compress(tar_of(("a.png", IMAGE, FILE), ("a.cls", b"0", FILE))), "gunzip"),
+        (tar_of(("a.png", IMAGE * 50, FILE), ("a.cls", b"0", FILE))[:700], "cut off|damaged"),
+        (tar_of(("a.png", IMAGE, FILE)), "sample 'a' has no label"),
+        (tar_of(("a.cls", b"0", FILE)), "sample 'a' has no image"),
+        (tar_of(("a.png", b"", LINK), ("a.cls", b"0", FILE)), "sample 'a' has no image"),
+        (tar_of(("a.png", IMAGE, FILE), ("a.cls", b"cat", FILE)), "'a.cls' holds no label"),
+        (tar_of(("a.png", IMAGE, FILE), ("a.cls", b"1" * 5000, FILE)), "'a.cls' holds no label"),
+        (tar_of(("a.png", IMAGE, FILE), ("a.jpg", IMAGE, FILE), ("a.cls", b"0", FILE)), "two members 'a.jpg'"),
+        (tar_of(("a.png", IMAGE, FILE), ("a.cls", b"7", FILE)), "label 7 of 0.tar/a is out of range for 2"),
+        (tar_of(("a.png", IMAGE, FILE), ("a.cls", b"-1", FILE)), "label -1 of 0.tar/a is out of range for 2"),
+    ],
+)
+def test_hostile_tars(content: bytes, message: str, tmp_path: Path, tiny_model: ClipModel) -> None:
+    (tmp_path / "0.tar").write_bytes(content)
+    with pytest.raises(DatasetError, match=message) as caught:
+        load_dataset("wds:0.tar", model=tiny_model, data_root=tmp_path, classnames=("cat", "dog"))
+    assert "0.tar" in str(caught.value)
+
+
+def test_tars_and_arrays_that_are_not_there(tmp_path: Path, tiny_model: ClipModel) -> None:
+    for spec in ("wds:gone", "wds:gone.tar", "npz:gone", "npz:gone.npz", "cifar10", "cifar10.1", "stl10", "fmow",
+                 "imagenet", "domainnet:real", "subset:gone.txt", "objectnet", "torchvision:EuroSAT"):  # fmt: skip
+        with pytest.raises(DatasetError):
+            load_dataset(spec, model=tiny_model, data_root=tmp_path)
+
+
+def test_arrays_are_not_unpickled(tmp_path: Path, tiny_model: ClipModel) -> None:
+    np.save(tmp_path / "test_images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "test_labels.npy", np.array([0]))
+    with pytest.raises(DatasetError, match=r"test_images\.npy: no plain array"):
+        load_dataset(f"npz:{tmp_path}", model=tiny_model)
+    np.save(tmp_path / "test_images.npy", np.zeros((1, 4, 4, 3)))
+    with pytest.raises(DatasetError, match="needs uint8"):
+        load_dataset(f"npz:{tmp_path}", model=tiny_model)
+    np.save(tmp_path / "test_images.npy", np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    with pytest.raises(DatasetError, match="one integer for each"):
+        load_dataset(f"npz:{tmp_path}", model=tiny_model)
+
+
+def test_folders_that_are_no_classes_of_imagenet(tmp_path: Path, tiny_model: ClipModel) -> None:
+    (tmp_path / "imagenet" / "val" / "n00000001").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="folder 'n00000001' is no WordNet id"):
+        load_dataset("imagenet", model=tiny_model, data_root=tmp_path)
+    (tmp_path / "imagenetv2-matched-frequency-format-val" / "1000").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="folder '1000' is no number of a class"):
+        load_dataset("imagenet-v2", model=tiny_model, data_root=tmp_path)
+    (tmp_path / "imagenet-a" / "n01440764").mkdir(parents=True)
+    with pytest.raises(DatasetError, match="is none of the 200 classes"):
+        load_dataset("imagenet-a", model=tiny_model, data_root=tmp_path)

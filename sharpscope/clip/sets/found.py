@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.sets.dataset import Dataset, stratified
 from sharpscope.clip.sets.images import Decoded, Edit, Images, fits
-from sharpscope.clip.sets.names import match, match_indexed
+from sharpscope.clip.sets.names import folded, match, match_indexed
 from sharpscope.errors import ConfigError, DatasetError, shown
 
 __all__ = ["Found", "Request", "assemble", "need_model"]
@@ -42,8 +42,9 @@ class Found:
     ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
     ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
     the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
-    length. ``present``: the classes that the set can hold, where these are only some. ``before``: edits of each image
-    before it is resized. ``where``: what messages call the set.
+    length. ``partial``: images of classes that a head does not have are left out. ``present``: the classes that the set
+    can hold, where these are only some. ``before``: edits of each image before it is resized. ``where``: what messages
+    call the set.
     """
 
     images: Images
@@ -52,6 +53,7 @@ class Found:
     where: str
     split: str | None = None
     indexed: bool = False
+    partial: bool = False
     present: tuple[int, ...] | None = None
     projection: tuple[int, ...] | None = None
     target_names: tuple[str, ...] | None = None
@@ -93,7 +95,7 @@ def assemble(found: Found, request: Request) -> Dataset:
         raise DatasetError(f"data set {shown(request.spec)}: no images under {shown(found.where)}.")
     _check_labels(found)
     matched = _matched(found, request.classnames)
-    labels = torch.tensor(matched.to, dtype=torch.long)[torch.from_numpy(np.asarray(found.labels, dtype=np.int64))]
+    labels = torch.tensor(matched.to, dtype=torch.long)[torch.tensor(found.labels.tolist(), dtype=torch.long)]
     rows = torch.arange(len(labels))[labels >= 0]
     if not len(rows):
         raise DatasetError(f"data set {shown(request.spec)}: none of its classes is among the class names.")
@@ -119,7 +121,7 @@ def assemble(found: Found, request: Request) -> Dataset:
         classes=matched.classes,
         rows=chosen,
         templates=request.templates or found.templates,
-        groups=torch.from_numpy(found.groups)[rows] if found.groups is not None else None,
+        groups=torch.tensor(found.groups.tolist(), dtype=torch.long)[rows] if found.groups is not None else None,
         group_names=found.group_names,
         metrics=found.metrics,
         projection=matched.projection,
@@ -149,6 +151,10 @@ def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
     every = range(len(found.target_names or found.classes))
     if names is None:
         return _Matched(found.classes, every, "own", found.present, found.projection, found.target_names)
+    if found.partial:
+        index = {folded(n): i for i, n in enumerate(names)}
+        places = [index.get(folded(c), -1) for c in found.classes]
+        return _Matched(names, places, "name", _some([p for p in places if p >= 0], names, None))
     if not found.indexed:
         classnames, to, matching = match(found.classes, names, found.where)
         return _Matched(classnames, to, matching, _some(to, names, found.present))
@@ -165,8 +171,8 @@ def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
         return _Matched(classnames, to, matching, _some(to, names, None))
     present = found.present or tuple(every)
     classnames, to, matching = match([found.classes[c] for c in present], names, found.where)  # a head of these alone
-    places = dict(zip(present, to, strict=True))
-    return _Matched(classnames, [places.get(c, -1) for c in every], matching, _some(to, names, None))
+    at = dict(zip(present, to, strict=True))
+    return _Matched(classnames, [at.get(c, -1) for c in every], matching, _some(to, names, None))
 
 
 def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:

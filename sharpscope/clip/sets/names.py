@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sharpscope.clip.model import imagenet_classnames
+from sharpscope.clip.model import imagenet_classnames, imagenet_templates
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["folded", "match", "match_indexed", "read_classnames", "read_lines", "read_templates", "spoken"]
 
 
 def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file (BOM or not), outer spaces removed; DatasetError for a blank line."""
+    """The lines of a UTF-8 text file (BOM or not), outer spaces removed; DatasetError for a blank line.
+
+    The word ``imagenet`` in place of a path: ImageNet's 1000 names, or its 80 templates, as open_clip has them.
+    """
+    if str(path) == "imagenet":
+        return imagenet_templates() if what == "templates" else imagenet_classnames()
     try:
         text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
