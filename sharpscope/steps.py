@@ -16,7 +16,8 @@ from sharpscope.clip.evaluate import correct
 from sharpscope.clip.model import ClipModel, second_order
 from sharpscope.clip.probe import Probe
 from sharpscope.config import StudyConfig
-from sharpscope.curvature.hvp import HessianEngine, MemoryPlan, plan_memory
+from sharpscope.curvature.graphs import MemoryPlan, plan_memory
+from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, did_you_mean, shown
 from sharpscope.pairs import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.present.tables import number, percent

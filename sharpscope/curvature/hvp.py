@@ -11,24 +11,19 @@ graph, from which the parameters are missing).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.kernels import ThirdDerivative, analytic_kernels
-from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher
-from sharpscope.curvature.taps import Tap, Taps
+from sharpscope.curvature.graphs import GradientGraph, MemoryPlan, differentiate, graph_bytes, plan_memory
+from sharpscope.curvature.kernels import ThirdDerivative
+from sharpscope.curvature.operator import Objective, Probes, rademacher
 from sharpscope.errors import ConfigError, NumericalError
 
-__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "MemoryPlan", "graph_bytes", "plan_memory"]
-
-WORK = 0.5
-"""What a product needs beside the graph that it goes through, in graphs of that size (a third was seen)."""
+__all__ = ["BlockSpec", "HessianEngine", "LayerHessian"]
 
 
 @dataclass(frozen=True)
@@ -53,137 +48,6 @@ class BlockSpec:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes -> [p]."""
         return torch.cat([t.reshape(-1) for t in tensors])
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """What a memory budget makes of the batches: how large they are, and of how many the gradient graph is kept.
-
-    ``graph_bytes``: of the largest batch's graph; ``batch_size``: None where the objective cannot be cut.
-    """
-
-    memory: int | None
-    graph_bytes: int
-    batch_size: int | None
-    batches: int
-    kept: int
-
-    def __str__(self) -> str:
-        size = "" if self.batch_size is None else f" of {self.batch_size}"
-        how = "all kept" if self.kept == self.batches else f"{self.kept} kept, the others rebuilt for every step"
-        limit = "" if self.memory is None else f", budget {_mib(self.memory)}"
-        return f"{self.batches} gradient graphs{size} examples, {_mib(self.graph_bytes)} each, {how}{limit}"
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
-
-
-@dataclass(frozen=True)
-class _Graph:
-    loss: Tensor
-    gradient: dict[str, Tensor]
-    taps: tuple[tuple[Tap, Tensor], ...] = ()
-    """Where parameters enter, with the loss's gradient there."""
-    tapped: frozenset[str] = frozenset()
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.loss, *self.gradient.values(), *(g for _, g in self.taps)]
-
-
-def _differentiate(
-    objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor], analytic: bool
-) -> _Graph:
-    sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
-    taps = None if sizes is None else Taps(params, sizes[i])
-    with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
-        loss = objective.batch_loss(i, theta)
-    if loss.ndim != 0:
-        raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-    places = () if taps is None else tuple(t for t in taps.taps if set(t.names) <= taps.names)
-    inputs = [*params.values(), *(t.y for t in places)]
-    grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
-    gradient = {n: g for n, g in zip(params, grads, strict=False) if g is not None}
-    open_taps = tuple((t, g) for t, g in zip(places, grads[len(params) :], strict=True) if g is not None)
-    return _Graph(loss, gradient, open_taps, frozenset(n for t, _ in open_taps for n in t.names))
-
-
-def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
-    """Bytes that ``tensors`` and everything their autograd graph has saved keep alive, without the ``known`` tensors.
-
-    Counted storage by storage: exact, the same on every machine, and blind to what an allocator holds in reserve.
-    """
-    storages: dict[int, int] = {}
-
-    def take(value: Any) -> None:
-        if isinstance(value, Tensor):
-            storage = value.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-        elif isinstance(value, (tuple, list)):
-            for item in value:
-                take(item)
-
-    saved: dict[type, tuple[str, ...]] = {}
-    todo, seen = [], set()
-    for t in tensors:
-        take(t)
-        todo.append(t.grad_fn)
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        kind = type(node)
-        if kind not in saved:
-            saved[kind] = tuple(a for a in dir(node) if a.startswith("_saved_") or a == "saved_tensors")
-        for attribute in saved[kind]:
-            take(getattr(node, attribute))
-        todo += [following for following, _ in node.next_functions]
-    for t in known:
-        storages.pop(t.untyped_storage().data_ptr(), None)
-    return sum(storages.values())
-
-
-def plan_memory(
-    objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str], memory: int | None
-) -> tuple[Objective, MemoryPlan]:
-    """The objective in batches whose graphs fit into ``memory`` bytes, and how many of them can be kept.
-
-    A graph grows linearly with its batch: those of 2 and of 3 examples, counted exactly, tell all others before
-    anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` graphs) fit;
-    all graphs are kept where they fit beside those, else as many as leave room for the one that is being rebuilt.
-    Halving ends where what every graph holds whatever its batch (a text tower) outweighs the examples.
-    Objectives that are not ``Divisible`` keep their batches, and their first one's graph is measured.
-    """
-    params = {n: theta[n].detach().clone().requires_grad_() for n in names}
-    full = {**theta, **params}
-
-    def measured(part: Objective) -> int:
-        try:
-            graph = _differentiate(part, 0, full, params, analytic=True)
-        except ThirdDerivative:
-            graph = _differentiate(part, 0, full, params, analytic=False)
-        return graph_bytes(graph.tensors, full.values())
-
-    size: int | None = None
-    if isinstance(objective, Divisible) and objective.batch_size > 3:
-        size = objective.batch_size
-        two, three = (measured(objective.rebatched(n)) for n in (2, 3))
-        each = three - two
-        fixed = two - 2 * each
-        limit = math.inf if memory is None else memory / (1 + WORK)
-        while size > 1 and fixed + each * size > limit and each * size > fixed:
-            size = -(-size // 2)
-        one = fixed + each * size
-        objective = objective if size == objective.batch_size else objective.rebatched(size)
-    else:
-        one = measured(objective)
-        size = objective.batch_size if isinstance(objective, Divisible) else None
-    batches = len(objective.weights)
-    room = math.inf if memory is None else memory / max(one, 1) - WORK
-    kept = batches if room >= batches else max(int(room) - 1, 0)
-    return objective, MemoryPlan(memory, one, size, batches, kept)
 
 
 class HessianEngine:
@@ -233,7 +97,7 @@ class HessianEngine:
         self.plan = MemoryPlan(None, 0, None, batches, batches)
         if memory is not None:
             self.objective, self.plan = plan_memory(objective, theta, moving, memory)
-        self._graphs: list[_Graph | None] = [None] * self.plan.batches
+        self._graphs: list[GradientGraph | None] = [None] * self.plan.batches
         self._build()
 
     # ------------------------------------------------------------------ graphs
@@ -247,12 +111,12 @@ class HessianEngine:
         """Bytes of the first batch's graph."""
         return graph_bytes(self._graph(0).tensors, self.theta.values())
 
-    def _graph(self, i: int) -> _Graph:
+    def _graph(self, i: int) -> GradientGraph:
         kept = self._graphs[i]
         if kept is not None:
             return kept
         try:
-            return _differentiate(self.objective, i, self.theta, self.params, self.analytic)
+            return differentiate(self.objective, i, self.theta, self.params, self.analytic)
         except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
             self.analytic = False
         return self._graph(i)
@@ -325,10 +189,10 @@ class HessianEngine:
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.cat(parts) for who, parts in units.items()}
 
-    def _second_derivatives(self, graph: _Graph, layer: str, probes: Probes) -> Tensor:
+    def _second_derivatives(self, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
         return torch.stack([self._quadratic_forms(graph, layer, probes) for _ in range(probes.count)], dim=1)
 
-    def _quadratic_forms(self, graph: _Graph, layer: str, probes: Probes) -> Tensor:
+    def _quadratic_forms(self, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
         """v'Hv of the batch's mean loss, cut into what each example adds, and last what the others add together."""
 
         def signs(*shape: int) -> Tensor:
@@ -358,7 +222,7 @@ class HessianEngine:
         out = [torch.stack(parts).sum(0)] if parts else []
         return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
 
-    def _product(self, graph: _Graph, layer: str, v: Tensor) -> Tensor:
+    def _product(self, graph: GradientGraph, layer: str, v: Tensor) -> Tensor:
         spec = self.blocks[layer]
         pairs = [
             (graph.gradient[n], part) for n, part in zip(spec.names, spec.split(v), strict=True) if n in graph.gradient
@@ -379,7 +243,7 @@ class HessianEngine:
         return LayerHessian(self, layer)
 
 
-def _sees_examples_alone(graph: _Graph) -> bool:
+def _sees_examples_alone(graph: GradientGraph) -> bool:
     """Whether the taps' first dimension is the examples', and these do not see each other.
 
     One product through the first graph, whose entries beside that example have to be exact zeros: batch norm in

@@ -87,7 +87,7 @@ def plain(net: nn.Module, batch: Any) -> Tensor:
 
 
 def perceptron() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(0.5), nn.Linear(4, 3))
+    return nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Dropout(0.5), nn.Linear(3, 3))
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Loss, Callable[[], Any], Callable[[nn.Module, Any], Any]]] = {

@@ -12,7 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope import units
 from sharpscope.clip.model import second_order
-from sharpscope.curvature.hvp import WORK, HessianEngine, graph_bytes, plan_memory
+from sharpscope.curvature.graphs import WORK, graph_bytes, plan_memory
+from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.kernels import analytic_kernels
 from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
 from sharpscope.weights.layers import split_layers
