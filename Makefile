@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 # Every fine-tuning method on the embedded world, side by side: about ten minutes on two quiet cores, resumable.
 finetuners: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) analyses/finetuners.py --out runs/finetuners
-	$(PYTHON) figures/fig_finetuners.py analyses/results/finetuners.csv --out figures
+	$(PYTHON) figures/fig_finetuners.py analyses/results/finetuners.csv --out analyses/results
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

@@ -47,10 +47,12 @@ def more_ood(paper: str, says: str, method: str, other: str) -> Claim:
 
 
 CLAIMS = (
-    Claim("WiSE-FT (2109.01903)", "some point of the path has more OOD accuracy than both ends", ("wise-ft",),
-          of("wise-ft", "gain")),
-    Claim("WiSE-FT (2109.01903)", "that point has no less ID accuracy than zero-shot", ("wise-ft",),
-          minus(of("wise-ft", "id_best"), of("wise-ft", "id_zeroshot"))),
+    Claim("WiSE-FT (2109.01903)", "the middle of the path has more OOD accuracy than the fine-tuned end", ("wise-ft",),
+          minus(of("wise-ft", "ood_half"), of("wise-ft", "ood"))),
+    Claim("WiSE-FT (2109.01903)", "the middle of the path has more OOD accuracy than zero-shot", ("wise-ft",),
+          minus(of("wise-ft", "ood_half"), of("wise-ft", "ood_zeroshot"))),
+    Claim("WiSE-FT (2109.01903)", "and no less ID accuracy than the fine-tuned end", ("wise-ft",),
+          minus(of("wise-ft", "id_half"), of("wise-ft", "id"))),
     more_ood("Lipsum-FT (2404.00860)", "more OOD than plain fine-tuning, no less ID", "lipsum-ft", "wise-ft"),
     Claim("CLIPFit (2409.16718)", "gains over zero-shot where it was tuned", ("clipfit",),
           minus(of("clipfit", "id"), of("clipfit", "id_zeroshot"))),

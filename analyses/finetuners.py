@@ -5,7 +5,11 @@
 
 Resumable. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed, and their mean),
 results/finetuners_claims.csv (what each paper says of itself, beside what happened here) and, with --choose,
-results/finetuners_rates.csv. Intervals are Student's over the seeds, of differences between methods with the same seed.
+results/finetuners_rates.csv. Accuracies are fractions; ``ood`` is the mean over the sets; id and ood are the fine-tuned
+end's. ``best_alpha`` is an oracle's, the best of the path on the OOD labels themselves, so that ``gain`` (over the
+better end) is never negative; ``ood_half`` is the middle of the path, which nobody chose. Traces are sums over blocks,
+lambda_max the largest block's, both at theta_1. Intervals are Student's over the seeds, of differences with the same
+seed: they speak of other seeds, not of other data.
 """
 
 from __future__ import annotations
@@ -161,6 +165,8 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
             "ood_zeroshot": average[0.0],
             "ood": average[1.0],
             **sets,
+            "id_half": accuracy_id[0.5],
+            "ood_half": average[0.5],
             "best_alpha": best,
             "ood_best": average[best],
             "id_best": accuracy_id[best],

@@ -1,6 +1,6 @@
 """Every fine-tuning method on the embedded world: OOD and ID accuracy at its end and at the best point of its path.
 
-python figures/fig_finetuners.py analyses/results/finetuners.csv --out figures
+python figures/fig_finetuners.py analyses/results/finetuners.csv --out analyses/results
 """
 
 from __future__ import annotations
