@@ -371,14 +371,16 @@ class _LazyTokenizer:
 
 
 def _told_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...] | None:
-    """(kind, embedding, width, patch) of the image tower that these tensors make up; None where they do not tell."""
+    """(kind, embedding, width, patch, blocks, positions) of the image tower; None where these tensors do not tell."""
     if "visual.attnpool.c_proj.weight" in shapes and "visual.layer1.0.conv1.weight" in shapes:
         stages = [{n.split(".")[2] for n in shapes if n.startswith(f"visual.layer{i}.")} for i in range(1, 5)]
         width = shapes["visual.layer1.0.conv1.weight"][0]
         return "resnet", shapes["visual.attnpool.c_proj.weight"][0], width, tuple(map(len, stages))
     if "visual.conv1.weight" in shapes and "visual.proj" in shapes:
         width, _, patch = shapes["visual.conv1.weight"][:3]
-        return "vit", shapes["visual.proj"][1], width, patch
+        blocks = {n.split(".")[3] for n in shapes if n.startswith("visual.transformer.resblocks.")}
+        cells = shapes["visual.positional_embedding"][0] if "visual.positional_embedding" in shapes else 0
+        return "vit", shapes["visual.proj"][1], width, patch, len(blocks), cells
     return None  # timm trunks: the config names a class, no sizes
 
 
@@ -389,7 +391,9 @@ def _sizes_of(config: Mapping[str, Any]) -> tuple[Any, ...] | None:
         return None
     if isinstance(vision.get("layers"), list):
         return "resnet", embedding, vision.get("width", 64), tuple(vision["layers"])
-    return "vit", embedding, vision.get("width", 768), vision.get("patch_size", 16)
+    patch, size = vision.get("patch_size", 16), vision.get("image_size", 224)
+    cells = (size // patch) ** 2 + 1 if isinstance(size, int) and isinstance(patch, int) else 0
+    return "vit", embedding, vision.get("width", 768), patch, vision.get("layers", 12), cells
 
 
 def _require(theta: Mapping[str, Tensor], names: Sequence[str], model: str) -> None:
