@@ -15,6 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.schema import MEASURES, METRICS
+from sharpscope.specs import expand_specs
 
 __all__ = [
     "ALPHAS",
@@ -88,7 +89,8 @@ class StudyConfig:
     id: tuple[str, ...] = ()
     """Data set specs of the ID test sets."""
     ood: tuple[str, ...] = ()
-    """Data set specs of the OOD test sets; their average is reported with their names."""
+    """Data set specs of the OOD test sets, or collections (imagenet-shifts, lipsum-imagenet, domainnet-real); their
+    average is reported with their names."""
     metrics: tuple[str, ...] = ()
     """Metrics to report beside top-1 and what a set's field reports: top5, mean_per_class, macro_f1, worst_group, ece,
     nll. Findings always use a set's primary metric (iWildCam: macro_f1, FMoW: worst_group, else top1)."""
@@ -199,6 +201,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         for name, value in checked_fields(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        for name in ("id", "ood"):  # a collection's name stands for its sets
+            object.__setattr__(self, name, expand_specs(getattr(self, name)))
         _check(self)
 
     @property

@@ -127,3 +127,11 @@ def test_the_config_needs_no_torch():
     code = "import sys, sharpscope.config, sharpscope.studyfile; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "numpy", "pandas", "open_clip"} & set(modules)
+
+
+def test_a_collection_stands_for_its_sets():
+    config = StudyConfig(id=("imagenet",), ood=("lipsum-imagenet", "mini:photo"))
+    assert config.ood == ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "mini:photo")
+    assert StudyConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ConfigError, match="metrics: unknown metric 'top_1'. Did you mean 'top1'"):
+        StudyConfig(metrics=("top_1",))
