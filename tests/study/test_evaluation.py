@@ -138,3 +138,33 @@ def test_several_checkpoints_and_the_bars_they_show(
     assert bars[0].desc.startswith(str(tuned))
     with pytest.raises(ConfigError, match="given twice"):
         evaluate([tuned, tuned], model, sets[:1])
+
+
+def test_named_sets_under_one_data_root(tmp_path: Path, tiny_paths: dict[str, Path], tiny_theta: Theta) -> None:
+    """A head of 1000 classes that always says electric ray (5), else tiger shark (3), else goldfish (1)."""
+    bias = torch.zeros(1000)
+    bias[[5, 3, 1]] = torch.tensor([30.0, 20.0, 10.0])
+    facts = {"sharpscope.head.scale_baked": "true", "sharpscope.head.normalize": "true"}
+    head = {"head.weight": torch.zeros(1000, 12), "head.bias": bias}
+    write_checkpoint(tmp_path / "ft.safetensors", {**tiny_theta, **head}, facts)
+    folder(tmp_path / "imagenet-r", "n01443537")  # goldfish: of ImageNet-R's classes the others are none
+    (tmp_path / "imagenet-r" / "n01443537" / "broken.jpg").write_bytes(b"no image")
+    folder(tmp_path / "objectnet-1.0" / "images", "chair", "mug", "zebra")
+    maps = {
+        "folder_to_objectnet_label.json": json.dumps({"chair": "Chair", "mug": "Mug", "zebra": "Zebra"}),
+        "objectnet_to_imagenet_1k.json": json.dumps({"Mug": "coffee mug", "Chair": "barber chair; rocking chair"}),
+        "imagenet_to_label_2012_v2": "barber chair\ncoffee mug\nrocking chair\n",
+        "pytorch_to_imagenet_2012_id.json": json.dumps({"7": 0, "3": 1, "5": 2}),
+    }  # fmt: skip
+    (tmp_path / "objectnet-1.0" / "mappings").mkdir()
+    for name, text in maps.items():
+        (tmp_path / "objectnet-1.0" / "mappings" / name).write_text(text)
+    specs = ("imagenet-r", "objectnet")
+    table = evaluate(tmp_path / "ft.safetensors", str(tiny_paths["vit"]), specs, data_root=str(tmp_path), device="cpu")
+    assert top1(table, "imagenet-r") == 1
+    assert note(table, "imagenet-r") == "1 unreadable images skipped; among 200 of 1000 classes"
+    assert top1(table, "objectnet") == 0.5  # chair by its class 5 against the mug's 3: 30 to 20
+    values = table.set_index(["dataset", "metric"])["estimate"]
+    assert values["objectnet", "nll"] == pytest.approx(np.log1p(np.exp(-10)) + 10 / 2)
+    assert values["imagenet-r", "nll"] == pytest.approx(np.log1p(199 * np.exp(-10)), rel=1e-5)
+    assert set(table[table["dataset"] == "objectnet"]["n"]) == {6}
