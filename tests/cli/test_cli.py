@@ -184,7 +184,7 @@ def test_the_other_commands(asked, capsys):
         )
         == 0
     )
-    keywords = {"classnames": None, "extrapolate": False}
+    keywords = {"classnames": None, "extrapolate": False, "head": "auto", "head_file": None}
     assert asked.pop() == ("interpolate", ("a", "b", 0.25, "m.safetensors", "mini"), keywords)
     assert (
         cli.main(
