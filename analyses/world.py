@@ -20,7 +20,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-import sharpscope
+import sharpscope.study
 from sharpscope.clip import miniworld
 from sharpscope.finetune.world import train_world
 
@@ -38,12 +38,13 @@ def study() -> sharpscope.StudyConfig:
         id=("mini:photo",),
         ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
         alphas=(0.0, 0.3, 0.5, 1.0),
+        measures=sharpscope.study.demo_config().measures,
         probe_size=64,
         batch_size=64,
-        rtol=0.1,
-        max_matvecs=32,
+        rtol=0.15,
+        max_matvecs=16,
         noise_samples=4,
-        perturbation_alphas=(0.5, 1.0),
+        perturbation_alphas=(0.5,),
         pgd_steps=10,
         layer_alphas=(0.0, 1.0),
         criticality_noise=(1.0,),
