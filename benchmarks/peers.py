@@ -326,7 +326,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def measure(quick: bool) -> Rows:
+def measure(quick: bool, images: int) -> Rows:
     repeats = 4 if quick else 12
     rows = one_product(repeats)
     _say("one product")
@@ -334,7 +334,7 @@ def measure(quick: bool) -> Rows:
     if not quick:
         rows += [r | {"what": "hvp_all_layers_12_blocks_width_128"} for r in every_layer(4, width=128)]
     _say("every layer of 12 blocks")
-    work = Work.make(width=16, blocks=4, head_width=8, images=256)
+    work = Work.make(width=16, blocks=4, head_width=8, images=images)
     at = trained_path(work)
     alphas = ALPHAS[4:7] if quick else ALPHAS
     with second_order():
@@ -364,14 +364,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", required=True, type=Path, help="where the rows, versions and machine go")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and layers, under five minutes")
+    parser.add_argument("--images", type=int, default=256, help="size of the probe set for traces, eigenvalues and map")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
-    rows = measure(options.quick)
+    rows = measure(options.quick, options.images)
     print(table(rows))
     clean = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows]
     part = options.json.with_suffix(".part")
-    part.write_text(json.dumps(environment() | {"rows": clean}, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(environment() | {"images": options.images, "rows": clean}, indent=1) + "\n", encoding="utf-8")
     part.replace(options.json)
 
 
