@@ -372,7 +372,9 @@ def main() -> None:
     print(table(rows))
     clean = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows]
     part = options.json.with_suffix(".part")
-    part.write_text(json.dumps(environment() | {"images": options.images, "rows": clean}, indent=1) + "\n", encoding="utf-8")
+    part.write_text(
+        json.dumps(environment() | {"images": options.images, "rows": clean}, indent=1) + "\n", encoding="utf-8"
+    )
     part.replace(options.json)
 
 
