@@ -368,7 +368,7 @@ class Finetune:
     zeroshot: str = ""
     """Checkpoint of the zero-shot model (or ``mini:zeroshot``)."""
     train: str = ""
-    """Training data: ``folder:PATH``, ``mini:photo`` ..., or ``csv:PATH`` of image-caption pairs (filepath, title)."""
+    """Training data: any data set (its train split), or ``csv:PATH`` of image-caption pairs (filepath, title)."""
     method: str = "wise-ft"
     """How to fine-tune; --list names the methods."""
     lr: float | None = None
@@ -379,6 +379,8 @@ class Finetune:
     """Optimizer steps in all, whatever --epochs says."""
     batch_size: int | None = None
     """Examples a batch."""
+    accumulate: int | None = None
+    """Parts of each batch, one in memory at a time (losses of single images only; the gradient is the same)."""
     set: tuple[str, ...] = ()
     """Any other hyperparameter of the method, NAME=VALUE (``--list`` shows them)."""
     model: str = "ViT-B-32"
@@ -400,7 +402,7 @@ class Finetune:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """bfloat16, float16: autocast on CUDA; the weights stay float32."""
     augment: bool = True
-    """Random crops, for image files."""
+    """Random crops; arrays and the embedded world stay as they are."""
     checkpoint_every: int = 500
     """Steps between two states on disk."""
     list: bool = False
@@ -421,7 +423,7 @@ class Finetune:
             if not equals:
                 raise ConfigError(f"--set: '{shown(pair, 60)}' is not NAME=VALUE.")
             changes[name.replace("-", "_")] = text
-        for name in ("lr", "epochs", "steps", "batch_size"):
+        for name in ("lr", "epochs", "steps", "batch_size", "accumulate"):
             if getattr(self, name) is not None:
                 changes[name] = getattr(self, name)
         if "epochs" in changes:

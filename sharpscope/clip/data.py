@@ -83,6 +83,7 @@ def load_dataset(
     templates: Sequence[str] | str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    augment: bool = False,
 ) -> Dataset:
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
 
@@ -94,7 +95,8 @@ def load_dataset(
 
     ``classnames``: the names of the head's rows (a sequence, or a text file), which labels then index: by name (case
     aside, ``_`` as space) where all classes are among them, else in order where there are as many. ``templates``: in
-    place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``.
+    place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
+    training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world stay as they are.
     Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
     """
     asked = _parsed(spec)
@@ -114,6 +116,7 @@ def load_dataset(
         limit,
         seed,
         (corruption(*asked.corruption),) if asked.corruption else (),
+        augment,
     )
     find = _WITH_REST[asked.kind][1] if asked.kind in _WITH_REST else _NAMED[asked.kind]
     if find is None:

@@ -113,12 +113,15 @@ class _Stage:
         per_epoch = max(1, self.task.n // self.method.batch_size)
         meter: dict[str, str] = {}
 
-        def loss(current: Theta, step: int) -> Tensor:
-            batch = next(batches)
-            losses = self.prepared.losses(current, batch)
-            if losses.logits is not None:
-                meter["accuracy"] = f"{float((losses.logits.detach().argmax(1) == batch.labels).float().mean()):.2f}"
-            return losses.total
+        def loss(current: Theta, step: int) -> Iterator[Tensor]:
+            batch, accuracy = next(batches), 0.0
+            for part in batch.split(self.method.accumulate):
+                share = len(part.labels) / len(batch.labels)  # parts of unequal size weigh what they hold
+                losses = self.prepared.losses(current, part)
+                if losses.logits is not None:
+                    accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
+                    meter["accuracy"] = f"{accuracy:.2f}"
+                yield share * losses.total
 
         def after(state: State) -> None:
             done = state.step == recipe.steps
@@ -165,10 +168,10 @@ class _Stage:
 
         def read(item: tuple[int, Tensor]) -> Batch:
             step, indices = item
-            images, captions = self.examples.batch(indices, derive(seed, "augment", step))
+            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", step))
             return Batch(
                 images.to(task.device, non_blocking=True),
-                self.examples.labels[indices].to(task.device, non_blocking=True),
+                labels.to(task.device, non_blocking=True),
                 None if captions is None else task.model.tokenize(captions).to(task.device),
                 step,
                 step / steps,

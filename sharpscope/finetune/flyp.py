@@ -33,6 +33,7 @@ class Flyp(Method):
     name: ClassVar[str] = "flyp"
     title: ClassVar[str] = "FLYP"
     source: ClassVar[str] = "Goyal et al. 2023, arXiv 2212.00638"
+    couples: ClassVar[bool] = True
 
     lr: float = 1e-5
     epochs: int = 10

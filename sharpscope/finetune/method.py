@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -68,6 +68,15 @@ class Batch:
     """step / steps of the stage, in [0, 1)."""
     seed: int = 0
     """The run's seed and stage."""
+
+    def split(self, parts: int) -> Iterator[Batch]:
+        """The examples in up to ``parts`` batches of (all but) equal size, in order; all else is the same in each."""
+        count = min(parts, len(self.labels))
+        tokens = [None] * count if self.tokens is None else self.tokens.tensor_split(count)
+        for images, labels, texts in zip(
+            self.images.tensor_split(count), self.labels.tensor_split(count), tokens, strict=True
+        ):
+            yield dataclasses.replace(self, images=images, labels=labels, tokens=texts)
 
     def generator(self, *purpose: object) -> torch.Generator:
         """A random stream of its own for this step and ``purpose``; on the CPU, whatever the device."""
@@ -142,6 +151,8 @@ class Method(ABC):
     """In figures: ``Lipsum-FT``."""
     source: ClassVar[str]
     """Authors, year, arXiv id."""
+    couples: ClassVar[bool] = False
+    """The loss compares the examples of a batch with each other: no mean over parts of the batch gives it."""
 
     lr: float = 1e-5
     """Peak learning rate."""
@@ -150,6 +161,8 @@ class Method(ABC):
     steps: int | None = None
     """Optimizer steps in all, whatever ``epochs`` says."""
     batch_size: int = 512
+    accumulate: int = 1
+    """Parts of each batch whose gradients are taken one after the other, in so much less memory: the same gradient."""
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
     """Of SGD."""
@@ -168,6 +181,15 @@ class Method(ABC):
     """Decay of the moving average of the weights that is kept instead of the last ones; None: none."""
     keep_best: bool = False
     """Keep the weights of the epoch with the best validation accuracy, where there is a validation set."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"{self.name}: accumulate needs at least 1 part a batch, got {self.accumulate}.")
+        if self.accumulate > 1 and self.couples:
+            raise ConfigError(
+                f"{self.name}: accumulate {self.accumulate} is not its loss, which compares all images of a batch with "
+                "each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bfloat16."
+            )
 
     @abstractmethod
     def prepare(self, task: Task) -> Prepared:

@@ -36,6 +36,7 @@ class RAdapter(Method):
     name: ClassVar[str] = "r-adapter"
     title: ClassVar[str] = "R-Adapter"
     source: ClassVar[str] = "Kim et al. 2024, arXiv 2408.05749"
+    couples: ClassVar[bool] = True
 
     lr: float = 5e-4
     epochs: int = 10

@@ -46,7 +46,7 @@ class Tuned:
     accuracies: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """(step, validation accuracy) after every epoch."""
     note: str = ""
-    """What was odd, in words."""
+    """What was odd, in words: images that could not be read (since it was last taken up), a warm-up too long."""
 
     def summary(self) -> str:
         """One line on what happened."""
@@ -86,7 +86,8 @@ def finetune(
 
     Args:
         zeroshot: checkpoint file (or ``mini:zeroshot``), Checkpoint or named tensors; not modified.
-        train: data set spec; ``csv:PATH`` for image-caption pairs. See ``data.load_examples``.
+        train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs. See
+            ``data.load_examples``.
         method: name in ``registry.METHODS``, or a Method; ``hyperparameters`` override its defaults.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
@@ -95,7 +96,7 @@ def finetune(
         classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
         device: cpu, cuda, or auto.
         precision: bfloat16, float16: autocast on CUDA.
-        augment: random crops, for image files.
+        augment: random crops; arrays and the embedded world stay as they are.
 
     Raises ConfigError, DatasetError, CheckpointError, PairMismatch for what does not fit; NumericalError when training
     diverges.
@@ -142,7 +143,8 @@ def finetune(
     if file is not None and state is not None:
         write_checkpoint(file, tensors, metadata)
         state.path.unlink(missing_ok=True)
-    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, _note(fitted.prepared))
+    note = "\n".join(filter(None, (examples.skipped, _note(fitted.prepared))))
+    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, note)
 
 
 def _note(prepared: Prepared) -> str:
@@ -193,12 +195,7 @@ def _accuracy(dataset: Dataset, batch_size: int = 256) -> Callable[[Callable[[Te
     def measure(logits: Callable[[Tensor], Tensor]) -> float:
         hits = 0
         for images, labels in dataset.batches(batch_size):
-            values = logits(images)
-            if dataset.classes is not None:
-                outside = torch.ones(values.shape[1], dtype=torch.bool)
-                outside[list(dataset.classes)] = False
-                values = values.masked_fill(outside.to(values.device), -torch.inf)
-            hits += int((values.argmax(1).cpu() == labels).sum())
+            hits += int((dataset.project(logits(images)).argmax(1).cpu() == labels).sum())
         return hits / len(dataset)
 
     return measure

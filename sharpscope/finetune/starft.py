@@ -57,6 +57,7 @@ class StarFT(Method):
     name: ClassVar[str] = "starft"
     title: ClassVar[str] = "StarFT"
     source: ClassVar[str] = "Kim et al. 2025, arXiv 2505.13232"
+    couples: ClassVar[bool] = True
 
     lr: float = 1e-5
     epochs: int = 10

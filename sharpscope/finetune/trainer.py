@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ __all__ = [
 ]  # fmt: skip
 
 Theta = dict[str, Tensor]
-Loss = Callable[[Theta, int], Tensor]
-"""(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors."""
+Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
+"""(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
+of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""
 Optimizer = Literal["adamw", "sgd"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -162,14 +163,19 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
-        with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=half):
-            value = loss(current, step)
-        state.losses.append(float(value.detach()))
-        if not math.isfinite(state.losses[-1]):
-            raise NumericalError(
-                f"finetune: loss {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
-            )
-        scaler.scale(value).backward()
+        state.losses.append(0.0)
+        terms = _terms(loss, current, step)
+        while True:
+            with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=half):
+                term = next(terms, None)
+            if term is None:
+                break
+            state.losses[-1] += float(term.detach())
+            if not math.isfinite(state.losses[-1]):
+                raise NumericalError(
+                    f"finetune: loss {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
+                )
+            scaler.scale(term).backward()
         if recipe.clip_norm is not None:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(list(leaves.values()), recipe.clip_norm)
@@ -188,6 +194,11 @@ def train(
         if description and not bar.disable:
             bar.set_postfix({"loss": f"{state.losses[-1]:.3f}", **(meter or {})}, refresh=False)
     return Trained({**theta, **state.kept}, tuple(state.losses))
+
+
+def _terms(loss: Loss, theta: Theta, step: int) -> Iterator[Tensor]:
+    value = loss(theta, step)
+    yield from (value,) if isinstance(value, Tensor) else value
 
 
 def _optimizer(leaves: Theta, recipe: Recipe) -> torch.optim.Optimizer:

@@ -149,6 +149,36 @@ def test_what_is_saved_classifies_as_what_was_trained(
     torch.testing.assert_close(saved, trained, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if not m.couples])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(name: str, task: Task, examples: TensorExamples) -> None:
+    """Plain SGD moves by the gradient: in float64 the same for 11 images at once and in parts of 3, 2, 2, 2 and 2."""
+    theta = {k: t.double() if t.is_floating_point() else t for k, t in task.theta_0.items()}
+    exact, data = dataclasses.replace(task, theta_0=theta), TensorExamples(examples.images.double(), examples.labels)
+    plain = {"optimizer": "sgd", "clip_norm": None, "batch_size": 11, "steps": 2, "warmup_lr": None, "ema": None}
+    whole, parts = (fit(quick(name, accumulate=k, **plain), exact, data) for k in (1, 5))
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-12)
+    for key in all_trained(whole.prepared):
+        moved = whole.theta[key] - whole.prepared.theta[key]
+        torch.testing.assert_close(parts.theta[key] - whole.prepared.theta[key], moved, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.couples])
+def test_a_loss_between_images_is_not_taken_apart(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: accumulate 2 is not its loss"):
+        quick(name, accumulate=2)
+    with pytest.raises(ConfigError, match="accumulate needs at least 1 part"):
+        quick(name, accumulate=0)
+
+
+@EVERY
+def test_couples_says_whether_the_mean_over_parts_is_the_loss(name: str, task: Task, examples: TensorExamples) -> None:
+    prepared = quick(name).prepare(task)
+    start = {k: t + 0.01 * t.sin() if k in all_trained(prepared) else t for k, t in prepared.theta.items()}
+    batch = first_batch(task, examples)
+    whole, *parts = (float(prepared.losses(start, b).total) for b in (batch, *batch.split(2)))
+    assert (sum(parts) / 2 == pytest.approx(whole, rel=1e-4)) != METHODS[name].couples
+
+
 def test_a_state_of_another_run_is_refused(task: Task, examples: TensorExamples, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     fit(quick("wise-ft"), task, examples, state_file=StateFile(path, {"seed": 1}))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> N
         tuned(out=tmp_path, lr=2e-3)
 
 
-def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = tuned(out=tmp_path / "whole").path.read_bytes()
+@contextmanager
+def killed_at_step_2() -> Iterator[None]:
     real = fit_module.train
 
     def stopped(*args: Any, **options: Any) -> Any:
@@ -65,15 +66,42 @@ def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path, monkeypa
 
         return real(*args, **{**options, "after": interrupting})
 
-    monkeypatch.setattr(fit_module, "train", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module, "train", stopped)
+        yield
+
+
+def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path) -> None:
+    whole = tuned(out=tmp_path / "whole").path.read_bytes()
+    with killed_at_step_2():
         tuned(out=tmp_path / "part", checkpoint_every=1)
     assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.state.safetensors"]
-    monkeypatch.setattr(fit_module, "train", real)
     with pytest.raises(ConfigError, match="belongs to another fine-tuning"):
         tuned(out=tmp_path / "part", seed=1)
     assert tuned(out=tmp_path / "part", checkpoint_every=1).path.read_bytes() == whole
     assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.safetensors"]
+
+
+def test_so_it_does_on_random_crops_with_unreadable_images_among_them(
+    image_folder: Callable[..., Path], tiny_paths: dict[str, Path], tiny_theta: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = image_folder({"train/cat": 6, "train/dog": 5})
+    for name in ("cat/002", "dog/000"):
+        (folder / "train" / f"{name}.png").write_bytes(b"no image")
+
+    def run(out: str, **changes: Any) -> Tuned:
+        options = {"batch_size": 5, "steps": 6, "shots": None, "warmup": 0.0, "accumulate": 2, "checkpoint_every": 1}
+        where = {"model": str(tiny_paths["vit"]), "out": tmp_path / out}
+        return finetune(tiny_theta, f"folder:{folder}", **{**QUICK, **options, **where, **changes})
+
+    whole = run("whole")
+    assert whole.summary().endswith("note: 2 of 11 images cannot be read and were left out (cat/002.png, dog/000.png)")
+    with killed_at_step_2():
+        run("part")
+    assert run("part").path.read_bytes() == whole.path.read_bytes()
+    plain = run("plain", augment=False)
+    assert any(not torch.equal(plain.theta[k], whole.theta[k]) for k in whole.theta)
+    assert run("whole", seed=0).losses == ()
 
 
 def test_the_pair_starts_where_training_started_whatever_the_templates(tmp_path: Path) -> None:
@@ -124,13 +152,14 @@ def test_an_image_folder_by_command(
     write_checkpoint(base, tiny_theta)
     arguments = [
         "finetune", "--zeroshot", str(base), "--train", f"folder:{folder}", "--method", "flyp", "--model",
-        str(tiny_paths["vit"]), "--lr", "0.01", "--epochs", "2", "--batch-size", "4", "--set", "warmup=0", "--out",
-        str(tmp_path / "out"), "--device", "cpu",
+        str(tiny_paths["vit"]), "--lr", "0.01", "--epochs", "2", "--batch-size", "4", "--set", "warmup=0",
+        "--accumulate", "1", "--out", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "6 steps" in capsys.readouterr().out
     assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
     assert main([*arguments, "--seed", "1"]) == 2 and "seed differ" in capsys.readouterr().err
+    assert main([*arguments, "--accumulate", "2"]) == 2 and "is not its loss" in capsys.readouterr().err
     assert main([*arguments[:7], "--set", "warmup"]) == 2 and "is not NAME=VALUE" in capsys.readouterr().err
     assert main(["finetune", "--train", "mini:photo"]) == 2 and "--zeroshot: is missing" in capsys.readouterr().err
     assert main(["finetune", "--list"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -102,6 +103,19 @@ def test_the_gradient_norm_is_clipped_as_a_whole() -> None:
     # |g| = 1e-7 in all: (0.6, 0.8) * 1e-7, against Adam's eps of 1e-8
     torch.testing.assert_close(-clipped["a"], torch.tensor([6 / 7]), rtol=1e-3, atol=0)
     torch.testing.assert_close(-clipped["b"], torch.tensor([8 / 9]), rtol=1e-3, atol=0)
+
+
+def test_terms_of_a_loss_are_its_sum_and_are_differentiated_one_after_the_other() -> None:
+    def terms(theta: dict[str, torch.Tensor], step: int) -> Iterator[torch.Tensor]:
+        assert theta["b"].grad is None
+        yield 0.25 * quadratic(theta, step)
+        torch.testing.assert_close(theta["b"].grad, 0.5 * (theta["b"].detach() - 1))
+        yield 0.75 * quadratic(theta, step)
+
+    whole, summed = (train(start(), ["w", "b"], loss, Recipe(lr=0.1, steps=3)) for loss in (quadratic, terms))
+    assert summed.losses == pytest.approx(whole.losses, rel=1e-6)
+    for name in ("w", "b"):
+        torch.testing.assert_close(summed.theta[name], whole.theta[name])
 
 
 def test_constraints_hold_after_every_step() -> None:

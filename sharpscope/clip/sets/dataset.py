@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +21,11 @@ class Source(Protocol):
 
     lost: dict[int, str]
 
-    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
-        """For each batch of rows: those that can be read, and their pixels as uint8 [B, 3, H, W]."""
+    def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
+        """For each batch of rows: those that can be read, and their pixels as uint8 [B, 3, H, W].
+
+        ``seed``: of the random crops, where the source takes any; None: as evaluation sees the images.
+        """
         ...
 
 
@@ -32,7 +35,7 @@ class Memory:
     def __init__(self, pixels: Tensor) -> None:
         self.pixels, self.lost = pixels, dict[int, str]()
 
-    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         for rows in batches:
             yield list(rows), self.pixels[torch.as_tensor(rows, dtype=torch.long)]
 
@@ -113,6 +116,11 @@ class Dataset:
         return f"Dataset({self.name!r}, {len(self)} images, {len(self.target_names)} classes)"
 
     @property
+    def listed(self) -> int:
+        """How many images there should be: ``len`` and those that cannot be read."""
+        return len(self._rows)
+
+    @property
     def labels(self) -> Tensor:
         """Targets int64 [n], in order."""
         return self._labels if len(self._kept) == len(self._rows) else self._labels[self._kept]
@@ -148,13 +156,32 @@ class Dataset:
             if not rows:
                 continue
             found += len(rows)
-            place = {row: start + i for i, row in enumerate(self._rows[start : start + batch_size])}
-            # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
-            images = pixels.float().div_(255).sub_(self._mean).div_(self._std)
-            yield images, self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
+            yield self._batch(range(start, min(start + batch_size, len(self._rows))), rows, pixels)
         if not found:
-            some = next(iter(self._source.lost.values()), "")
-            raise DatasetError(f"{shown(self.name)}: none of {len(self._rows)} images can be read, e.g. {shown(some)}.")
+            raise self._unreadable(len(self._rows))
+
+    def take(self, places: Sequence[int] | Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
+        """(images float32 [B, 3, H, W], labels int64 [B]) at ``places``, each 0 ... ``listed`` - 1, without repetition.
+
+        Smaller by the images that cannot be read, which have their places all the same: what is at a place never
+        changes. ``seed``: draws the random crops of a set that was loaded with ``augment`` (other sets have none); a
+        crop depends on it and on the image alone. Raises DatasetError where none of them can be read.
+        """
+        wanted = [int(p) for p in places]
+        (rows, pixels), *_ = self._source.stream([[self._rows[p] for p in wanted]], seed)
+        if not rows:
+            raise self._unreadable(len(wanted))
+        return self._batch(wanted, rows, pixels)
+
+    def _batch(self, places: Iterable[int], rows: Sequence[int], pixels: Tensor) -> tuple[Tensor, Tensor]:
+        place = {self._rows[p]: p for p in places}
+        # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
+        images = pixels.float().div_(255).sub_(self._mean).div_(self._std)
+        return images, self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
+
+    def _unreadable(self, count: int) -> DatasetError:
+        some = next((self._source.lost[r] for r in self._rows if r in self._source.lost), "")
+        return DatasetError(f"{shown(self.name)}: none of {count} images can be read, e.g. {shown(some)}.")
 
     def project(self, logits: Tensor) -> Tensor:
         """Scores [B, T] whose columns are what ``labels`` index, from a classifier's logits [B, C].

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.sets.dataset import Dataset, stratified
-from sharpscope.clip.sets.images import Decoded, Edit, Images, fits
+from sharpscope.clip.sets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.sets.names import folded, match, match_indexed
 from sharpscope.errors import ConfigError, DatasetError, shown
 
@@ -33,6 +33,7 @@ class Request:
     limit: int | None = None
     seed: int = 0
     edits: tuple[Edit, ...] = ()
+    augment: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def need_model(request: Request) -> ClipModel:
 def assemble(found: Found, request: Request) -> Dataset:
     """The Dataset of ``found`` for ``request``: labels in the head's numbering, at most ``limit`` images, balanced.
 
-    Sets that fit into memory are decoded and kept, others are decoded as they are read.
+    Sets that fit into memory are decoded and kept; others, and what is to be augmented, are decoded as they are read.
     """
     model = need_model(request)
     if not len(found.labels):
@@ -101,9 +102,10 @@ def assemble(found: Found, request: Request) -> Dataset:
         raise DatasetError(f"data set {shown(request.spec)}: none of its classes is among the class names.")
     if request.limit is not None:
         rows = rows[sorted(stratified(labels[rows], request.limit, request.seed, request.spec))]
-    source = Decoded(found.images, model, found.before, request.edits)
+    augment = request.augment and not isinstance(found.images, Arrays)
+    source = Decoded(found.images, model, found.before, request.edits, augment)
     chosen = rows.tolist()
-    streamed = not fits(len(chosen), model)
+    streamed = augment or not fits(len(chosen), model)
     if not streamed:
         source.keep(chosen)
         if len(source.lost) == len(chosen):

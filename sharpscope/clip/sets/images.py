@@ -21,7 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.sets.crops import random_crop
 from sharpscope.errors import DatasetError, shown
+from sharpscope.seeds import derive
 
 __all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits"]
 
@@ -107,15 +109,22 @@ class Decoded:
     """``images`` as the model wants them: uint8 [3, H, W], after ``edits`` before and ``after`` behind its geometry.
 
     Image i of a stream is decoded by one of as many threads as there are cores while earlier ones are being used. What
-    cannot be read goes to ``lost``. With :meth:`keep` everything is decoded once and stays in memory.
+    cannot be read goes to ``lost``. With :meth:`keep` everything is decoded once and stays in memory. With ``augment``
+    a stream that is given a seed takes a random crop of every image in place of the model's geometry.
     """
 
     _alive: ClassVar[weakref.WeakSet[Decoded]] = weakref.WeakSet()
 
     def __init__(
-        self, images: Images, model: ClipModel, before: Sequence[Edit] = (), after: Sequence[Edit] = ()
+        self,
+        images: Images,
+        model: ClipModel,
+        before: Sequence[Edit] = (),
+        after: Sequence[Edit] = (),
+        augment: bool = False,
     ) -> None:
         self.images, self.model, self.before, self.after = images, model, tuple(before), tuple(after)
+        self.augment = augment
         self.lost: dict[int, str] = {}
         self._seen: set[int] = set()
         self._place: dict[int, int] = {}
@@ -136,16 +145,16 @@ class Decoded:
         """What all sets that are kept take together."""
         return sum(s._kept.nbytes for s in cls._alive if s._kept is not None)
 
-    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         """See :class:`~sharpscope.clip.sets.dataset.Source`; DatasetError for an image that was readable before."""
         if self._kept is None:
-            yield from self._decoded(batches)
+            yield from self._decoded(batches, seed if self.augment else None)
             return
         for rows in batches:
             good = [r for r in rows if r not in self.lost]
             yield good, self._kept[torch.tensor([self._place[r] for r in good], dtype=torch.long)]
 
-    def _decoded(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    def _decoded(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         # PIL remarks on odd metadata; a filter, as catch_warnings would reach into whatever runs between two batches
         warnings.filterwarnings("ignore", module=r"PIL\.")
         pool = ThreadPoolExecutor(max_workers=_cores(), thread_name_prefix="decode")
@@ -156,7 +165,7 @@ class Decoded:
                 while ahead < _AHEAD or not waiting:
                     if (rows := next(todo, None)) is None:
                         break
-                    waiting.append([(r, pool.submit(self._one, r)) for r in rows if r not in self.lost])
+                    waiting.append([(r, pool.submit(self._one, r, seed)) for r in rows if r not in self.lost])
                     ahead += len(rows)
                 batch = waiting.popleft()
                 ahead -= len(batch)
@@ -186,7 +195,7 @@ class Decoded:
         self._seen.update(good)
         return good, pixels[: len(good)].permute(0, 3, 1, 2).contiguous()
 
-    def _one(self, row: int) -> Tensor | None:
+    def _one(self, row: int, seed: int | None) -> Tensor | None:
         """uint8 [H, W, 3] of one image, None where it cannot be read; decompression bombs count as unreadable."""
         try:
             image = self.images.open(row)
@@ -195,9 +204,12 @@ class Decoded:
             image, name = image.convert("RGB"), self.images.name(row)
             for edit in self.before:
                 image = edit(image, name)
-            # as open_clip's image_transform(is_train=False) does, before it turns pixels into floats
-            for transform in self.model.geometry:
-                image = transform(image)
+            # as open_clip's image_transform does, before it turns pixels into floats
+            if seed is not None:
+                image = random_crop(image, self.model.image_size, derive(seed, row))
+            else:
+                for transform in self.model.geometry:
+                    image = transform(image)
             for edit in self.after:
                 image = edit(image, name)
             return torch.from_numpy(np.array(image, dtype=np.uint8))

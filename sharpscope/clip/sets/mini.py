@@ -38,7 +38,7 @@ class _Rendered:
         self._place: dict[int, int] = {}
         self._pixels = torch.empty(0, dtype=torch.uint8)
 
-    def stream(self, batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+    def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         self._draw({row for rows in batches for row in rows})
         for rows in batches:
             yield list(rows), self._pixels[torch.tensor([self._place[r] for r in rows], dtype=torch.long)]
