@@ -17,6 +17,7 @@ from sharpscope.clip.sets.domains import DOMAINS, find_domainnet, find_fmow, fin
 from sharpscope.clip.sets.folder import find_folder
 from sharpscope.clip.sets.found import Found, Request, assemble, need_model
 from sharpscope.clip.sets.imagenet import FOLDERS, find_imagenet, find_objectnet, find_subset
+from sharpscope.clip.sets.images import Edit
 from sharpscope.clip.sets.libraries import find_hf, find_torchvision
 from sharpscope.clip.sets.mini import MINI_SIZES, load_mini
 from sharpscope.clip.sets.names import read_classnames, read_lines, read_templates
@@ -70,7 +71,7 @@ class _Spec:
     kind: str
     rest: str
     split: str | None
-    corruption: tuple[str, int] | None
+    edits: tuple[Edit, ...]
 
 
 def load_dataset(
@@ -115,7 +116,7 @@ def load_dataset(
         tuple(prompts) if prompts is not None else None,
         limit,
         seed,
-        (corruption(*asked.corruption),) if asked.corruption else (),
+        asked.edits,
         augment,
     )
     find = _WITH_REST[asked.kind][1] if asked.kind in _WITH_REST else _NAMED[asked.kind]
@@ -139,13 +140,14 @@ def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:
 
 
 def check_spec(spec: str) -> tuple[str, str]:
-    """(kind, rest) of a data set spec, without opening anything; ConfigError for an unknown kind, domain or split."""
+    """(kind, rest) of a data set spec, without opening any data; ConfigError for an unknown kind, domain or split."""
     asked = _parsed(spec)
     return asked.kind, asked.rest
 
 
 def _parsed(spec: str) -> _Spec:
-    whole, broken = spec, None
+    whole = spec
+    edits: tuple[Edit, ...] = ()
     if found := _CORRUPTED.match(spec):
         name, severity = found["name"], int(found["severity"])
         if name not in CORRUPTIONS or not 1 <= severity <= 5:
@@ -154,7 +156,7 @@ def _parsed(spec: str) -> _Spec:
                 f"data set {shown(spec)}: no corruption '{shown(name)}@{severity}' (severities 1 ... 5).{near}\n"
                 f"Known: {', '.join(CORRUPTIONS)}."
             )
-        whole, broken = found["spec"], (name, severity)
+        whole, edits = found["spec"], (corruption(name, severity),)
     kind, colon, rest = whole.partition(":")
     split = None
     if kind not in ("folder", "npz"):  # their paths may hold an @, and they have no other splits
@@ -185,4 +187,4 @@ def _parsed(spec: str) -> _Spec:
             f"data set: DomainNet has no domain '{shown(rest)}'.{did_you_mean(rest, DOMAINS)} "
             f"Known: {', '.join(DOMAINS)}."
         )
-    return _Spec(kind, rest, split, broken)
+    return _Spec(kind, rest, split, edits)

@@ -15,7 +15,6 @@ from PIL import Image
 
 from sharpscope.clip.data import COLLECTIONS, check_folders, check_spec, expand_specs, load_dataset
 from sharpscope.clip.model import ClipModel, imagenet_classnames, imagenet_templates
-from sharpscope.clip.sets.corruptions import CORRUPTIONS, corruption
 from sharpscope.clip.sets.dataset import Dataset, Memory
 from sharpscope.clip.sets.imagenet import wnids
 from sharpscope.errors import ConfigError, DatasetError
@@ -338,37 +337,6 @@ def test_hf(tmp_path: Path, tiny_model: ClipModel) -> None:
 
 
 # ---------------------------------------------------------------------- corruptions
-@pytest.mark.parametrize("name", CORRUPTIONS)
-def test_corruptions_are_fixed_by_the_name_and_grow(name: str) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(7, axis=0).repeat(7, axis=1)
-    image = Image.fromarray(pixels)
-
-    def off(severity: int) -> float:
-        changed = corruption(name, severity)(image, "a.png")
-        assert np.array_equal(changed, corruption(name, severity)(image, "a.png"))
-        assert changed.size == image.size
-        return float(np.abs(np.asarray(changed, dtype=float) - pixels).mean())
-
-    assert off(1) > 0
-    assert off(1) < off(5) or name == "saturate"  # which takes colour away first, then adds it
-    one, other = (np.asarray(corruption(name, 3)(image, n)) for n in ("a.png", "b.png"))
-    assert np.array_equal(one, other) != name.endswith("noise")
-
-
-def test_corruptions_by_hand() -> None:
-    flat = Image.new("RGB", (64, 64), (100, 50, 50))
-    noise = np.asarray(corruption("gaussian_noise", 1)(Image.new("RGB", (128, 128), (128,) * 3), "x"), dtype=float)
-    assert abs(noise.std() / 255 - 0.08) < 0.002
-    for name in ("gaussian_blur", "defocus_blur", "zoom_blur"):  # blurs leave a flat image alone
-        assert np.abs(np.asarray(corruption(name, 5)(flat, "x"), dtype=int) - [100, 50, 50]).max() <= 1
-    two = Image.fromarray(np.array([[[0, 0, 0], [200, 200, 200]]], dtype=np.uint8))
-    assert np.asarray(corruption("contrast", 1)(two, "x"))[0, :, 0].tolist() == [60, 140]  # 100 -+ .4 * 100
-    bright = np.asarray(corruption("brightness", 2)(flat, "x"))[0, 0]  # value .392 + .2; red stays twice the others
-    assert bright.tolist() == [151, 75, 75]
-    pale = np.asarray(corruption("saturate", 2)(flat, "x"), dtype=int)[0, 0]
-    assert np.abs(pale - [100, 95, 95]).max() <= 1  # S .5 -> .05
-
-
 def test_corrupted_sets(image_folder: Callable[..., Path], tiny_model: ClipModel) -> None:
     spec = f"folder:{image_folder({'a': 2, 'b': 1})}"
     clean = load_dataset(spec, model=tiny_model)
