@@ -25,7 +25,7 @@ import torch
 from sharpscope import study
 from sharpscope.cli import main
 from sharpscope.clip.probe import Probe
-from sharpscope.config import PairConfig, StudyConfig
+from sharpscope.config import DEFAULT_MEASURES, PairConfig, StudyConfig
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
 from sharpscope.present.tables import read_csv
 from sharpscope.schema import ALL, COLUMNS, KEYS, STATUSES
@@ -39,8 +39,9 @@ def small_config(**changes: Any) -> StudyConfig:
     config = dataclasses.replace(
         study.demo_config(),
         ood=("mini:sketch", "mini:clipart"),
-        alphas=(0.0, 0.5, 1.0),
+        alphas=(0.0, 0.25, 0.5, 1.0),
         granularity="block",
+        measures=DEFAULT_MEASURES,
         probe_size=12,
         batch_size=8,
         eval_limit=96,
