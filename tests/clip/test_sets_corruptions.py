@@ -28,7 +28,7 @@ GROWS = {
     "frost": ((1, 5),),
     "fog": ((1, 2), (1, 3, 5), (1, 4)),
     "saturate": ((1, 2), (3, 4, 5)),  # paler; redder
-    "elastic_transform": ((1, 2), (3, 5), (4, 5)),  # a large affine map; ripples over a small one
+    "elastic_transform": ((1, 2),),  # large affine maps; then small ones with ripples, for which see below
 }
 """Severities along which the distance grows, where these are not 1 to 5."""
 SHADES = (20, 70, 120, 170, 220)
@@ -159,7 +159,7 @@ def test_elastic_moves_are_bounded(severity: int) -> None:
     image, size = places(200), 200
     strength, sigma, jitter = np.array(
         ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[severity - 1]
-    ) * (244 * size / 224)
+    ) * np.array([244 * (size / 224) ** 2, 244 * size / 224, 244 * size / 224])
     moved = np.abs(corrupted("elastic_transform", severity, image) - np.asarray(image).astype(int))[..., :2]
     assert moved.max() > 1
     if severity >= 3:
@@ -167,6 +167,27 @@ def test_elastic_moves_are_bounded(severity: int) -> None:
         ripple = 6 * strength / np.sqrt(3) / (2 * np.sqrt(np.pi) * sigma)
         assert moved.max() < 4 * jitter * 1.3 + ripple
     assert np.abs(corrupted("elastic_transform", severity, flat(100)) - 100).max() <= 1
+
+
+@pytest.mark.parametrize(("severity", "share"), [(3, 0.05), (4, 0.07), (5, 0.12)])
+def test_elastic_ripples_are_as_high_as_smoothed_noise(severity: int, share: float) -> None:
+    size, inner = 224, np.s_[30:-30, 30:-30]
+    at = np.asarray(places(size)).astype(float)[inner].reshape(-1, 3)[:, :2]
+    came = corrupted("elastic_transform", severity, places(size))[inner].reshape(-1, 3)[:, :2]
+    known = np.column_stack([at, np.ones(len(at))])
+    ripples = came - known @ np.linalg.lstsq(known, came, rcond=None)[0]
+    height = share * 244 / np.sqrt(3) / (2 * np.sqrt(np.pi) * 0.01 * 244)  # of uniform noise, smoothed by sigma
+    assert ripples.std() == pytest.approx(np.hypot(height, 1 / np.sqrt(12)), rel=0.1)  # and of bytes cut off
+
+
+@pytest.mark.parametrize("severity", [2, 5])
+def test_elastic_moves_grow_with_the_image(severity: int) -> None:
+    def moved(size: int) -> float:
+        image = places(size)
+        changed = [corrupted("elastic_transform", severity, image, f"{i}.png") for i in range(24)]
+        return float(np.mean([np.abs(c - np.asarray(image).astype(int))[..., :2].mean() for c in changed]))
+
+    assert moved(240) / moved(80) == pytest.approx(3, rel=0.2)
 
 
 # ---------------------------------------------------------------------- weather

@@ -101,7 +101,9 @@ def elastic_transform(x: Array, s: int, rng: np.random.Generator) -> Array:
     smooth random field; all lengths in proportion to the image's shorter side."""
     share = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[s]
     height, width = x.shape[:2]
-    strength, sigma, jitter = (c * 244 * min(height, width) / 224 for c in share)  # 244: theirs, at 224 pixels
+    size = min(height, width) / 224
+    strength, sigma, jitter = (c * 244 * size for c in share)  # 244 is theirs, at 224 pixels
+    strength *= size  # noise smoothed over sigma falls off as 1 / sigma
     middle, arm = np.array([height // 2, width // 2]), min(height, width) // 3
     old = middle + arm * np.array([[1, 1], [-1, 1], [-1, -1]])
     new = old + rng.uniform(-jitter, jitter, size=old.shape)
