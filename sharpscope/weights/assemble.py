@@ -90,7 +90,13 @@ def assemble(
         "wrapper": ".".join(found.path),
         "ignored": list(found.ignored),
         "producer": told_producer(
-            content.container, names.naming, names.prefix, found.state, found.module, map(str, found.beside)
+            content.container,
+            names.naming,
+            names.prefix,
+            found.state,
+            found.module,
+            map(str, found.beside),
+            content.metadata,
         ),
         "quick_gelu": _quick_gelu(content, found.module, facts, quick_gelu),
         "adapter": merged,

@@ -30,12 +30,21 @@ def trains_openai_weights(producer: str) -> bool:
 
 
 def told_producer(
-    container: str, naming: str, prefix: str, names: Collection[str], module: ModuleFacts | None, beside: Iterable[str]
+    container: str,
+    naming: str,
+    prefix: str,
+    names: Collection[str],
+    module: ModuleFacts | None,
+    beside: Iterable[str],
+    metadata: Collection[str] = (),
 ) -> str:
     """The system that writes such files, or the most that can be told.
 
-    ``names``: of the tensors in the file; ``beside``: the keys beside its state dict. An opinion, not a check.
+    ``names``: of the tensors in the file; ``beside``: the keys beside its state dict; ``metadata``: those of its
+    header. An opinion, not a check.
     """
+    if "sharpscope.finetune" in metadata and naming != "Dassl":
+        return "sharpscope finetune"
     keys = set(beside)
     kind = module.kind.rpartition(".")[2] if module else ""
     if any(".adapter_attn" in n or ".adapter_mlp" in n for n in names):

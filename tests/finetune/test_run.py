@@ -30,7 +30,9 @@ def test_the_file_says_what_it_is_and_is_half_of_a_pair(tmp_path: Path) -> None:
     assert result.path == tmp_path / "lipsum-ft.safetensors" and [f.name for f in tmp_path.iterdir()] == [
         result.path.name
     ]
-    metadata = read_checkpoint(result.path).facts["metadata"]
+    facts = read_checkpoint(result.path).facts
+    assert facts["producer"] == "sharpscope finetune"
+    metadata = facts["metadata"]
     told = json.loads(metadata["sharpscope.finetune"])
     assert told["method"] == "lipsum-ft" and told["hyperparameters"]["texts"] == 4 and told["val"] == "mini:photo@val"
     assert len(result.accuracies) == 2 and "kept" in result.summary()  # two epochs begun: three steps of two
