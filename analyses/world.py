@@ -1,7 +1,7 @@
 """Make everything that ships with the embedded world again, from the seed.
 
     python analyses/world.py --out DIR [--only NAME ...]     train the checkpoints (about ten minutes, one thread)
-    python analyses/world.py --out DIR --tables              measure all pairs: the across-pair tables (about 15
+    python analyses/world.py --out DIR --tables              measure all pairs: the across-pair tables (about six
     minutes)
 
 Writes NAME.safetensors and manifest.json, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
