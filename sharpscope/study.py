@@ -98,7 +98,7 @@ class Run:
 
 
 def demo_config(seed: int = 0) -> StudyConfig:
-    """The embedded world's success and failure pair, side by side: about a minute on two cores."""
+    """The embedded world's success and failure pair, side by side: a minute and a half on two cores."""
     return StudyConfig(
         pairs=tuple(PairConfig(name, "mini:zeroshot", f"mini:{name}") for name in ("success", "failure")),
         model="mini",

@@ -128,7 +128,7 @@ class HessianEngine:
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
             if i == 0:
-                self.by_example = _sees_examples_alone(graph)
+                self.by_example = graph.tapped if _sees_examples_alone(graph) else frozenset()
             losses.append(graph.loss.detach().double())
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
@@ -199,7 +199,7 @@ class HessianEngine:
             return rademacher(shape, probes.generator).to(self.device, self.dtype)
 
         names = frozenset(self.blocks[layer].names)
-        tapped = names & graph.tapped if self.by_example else frozenset()
+        tapped = names & graph.tapped & self.by_example
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # place, gradient there, direction
         for tap, g in graph.taps if tapped else ():
             if g.requires_grad and (moving := tapped.intersection(tap.names)):
@@ -247,10 +247,11 @@ def _sees_examples_alone(graph: GradientGraph) -> bool:
     """Whether the taps' first dimension is the examples', and these do not see each other.
 
     One product through the first graph, whose entries beside that example have to be exact zeros: batch norm in
-    training mode, a contrastive loss, a text tower or tokens in the first dimension all show.
+    training mode, a contrastive loss, a text tower or tokens in the first dimension all show. One example alone shows
+    nothing. What passes holds for these parameters only: in a batch of another size others may look like it by chance.
     """
     pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
-    if not pairs:
+    if not pairs or len(pairs[0][0].y) == 1:
         return False
     directions = [torch.zeros_like(g) for _, g in pairs]
     generator = torch.Generator().manual_seed(0)

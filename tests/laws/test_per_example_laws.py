@@ -153,7 +153,6 @@ def test_examples_that_see_each_other_are_noticed(trouble: str) -> None:
                 return torch.tanh(self.mix(x.transpose(0, 1))).mean(0)
 
         net = TokensFirst()
-    assert loss is not F.cross_entropy or net is not None
     work = Loss(net, [(x, y)], loss)
     engine = work.engine()
     assert not engine.by_example
@@ -162,6 +161,26 @@ def test_examples_that_see_each_other_are_noticed(trouble: str) -> None:
     assert parts.shape == (1, 200)
     stderr = float(parts.std()) / 200**0.5
     assert abs(float(parts.mean()) - sum(_diagonal(engine, name))) <= 5 * stderr + 1e-9
+
+
+@pytest.mark.parametrize("sizes", [(6, 4), (1, 4)])
+def test_as_many_tokens_as_examples_in_a_later_batch_deceive_nobody(sizes: tuple[int, int]) -> None:
+    class TokensFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(5, 3).double()
+            self.head = nn.Linear(3, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.tanh(self.mix(x.transpose(0, 1))).mean(0))
+
+    engine = Loss(TokensFirst(), data(sizes, 4, 5)).engine()  # four tokens, and four examples in the second batch
+    parts = engine.operator("mix.weight").answer(Probes(300, torch.Generator().manual_seed(1)))
+    assert parts.shape == (2, 300)
+    assert (
+        abs(float(parts.sum(0).mean()) - sum(_diagonal(engine, "mix.weight")))
+        <= 5 * float(parts.sum(0).std()) / 300**0.5
+    )
 
 
 def test_a_parameter_used_twice_overwritten_or_otherwise_is_left_to_shared_directions() -> None:
