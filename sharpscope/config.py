@@ -129,7 +129,8 @@ class StudyConfig:
     eval_limit: int | None = None
     """At most this many test examples a data set (a fixed, stratified choice); default: all."""
     rtol: float = 0.05
-    """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|."""
+    """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|; the
+    smaller end of the spectrum, once followed along alpha, at the part of its residual that matters (README)."""
     max_matvecs: int = 100
     """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent before rtol is reached, the
     status is not_converged."""

@@ -25,6 +25,7 @@ from sharpscope.clip import miniworld
 from sharpscope.clip.data import check_folders, check_spec
 from sharpscope.clip.probe import Probe
 from sharpscope.config import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
 from sharpscope.curvature.precision import precision_error
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
@@ -333,7 +334,7 @@ def layer_sharpness(
     """
     path, layers = pair.path(probe.dtype), pair.layers(granularity)
     rows: list[dict[str, Any]] = []
-    warm: dict[str, torch.Tensor] = {}
+    warm: dict[str, RitzSpace] = {}
     for alpha in alphas:
         theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
         result = measure_layers(

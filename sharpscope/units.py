@@ -24,6 +24,7 @@ from sharpscope.clip.evaluate import FeatureCache, accuracy_rows, answers, datas
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
 from sharpscope.config import PairConfig, StudyConfig, expand_measures
+from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
 from sharpscope.curvature.spectra import measure_density
 from sharpscope.errors import ConfigError, did_you_mean, shown
@@ -47,7 +48,7 @@ __all__ = [
     "variants",
 ]
 
-CHUNK = 4
+CHUNK = 6
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
 loses no more than this."""
 
@@ -299,7 +300,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     rows: list[dict[str, Any]] = []
     engine: list[dict[str, Any]] = []
     density: list[dict[str, Any]] = []
-    warm: dict[str, Tensor] = {}
+    warm: dict[str, RitzSpace] = {}
     frozen = set(_still(context))
     for alpha in alphas:
         wanted = [m for m in measures if _measured_at(config, m, alpha)]
@@ -342,7 +343,7 @@ def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
 
 
 def _measure(
-    context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, Tensor], progress: Progress
+    context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, RitzSpace], progress: Progress
 ) -> tuple[MeasureResult, str]:
     """All measures at one alpha; out of memory on a GPU, the budget of the graphs is halved and all is done again."""
     probe, settings = context.probe, context.settings

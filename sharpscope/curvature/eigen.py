@@ -14,11 +14,31 @@ from torch import Tensor
 
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 
-__all__ = ["EigenEstimate", "End", "ExtremeEigenvalues", "lanczos", "lanczos_steps", "power_iteration"]
+__all__ = [
+    "EigenEstimate",
+    "End",
+    "ExtremeEigenvalues",
+    "RitzSpace",
+    "Rows",
+    "lanczos",
+    "lanczos_steps",
+    "power_iteration",
+    "random_unit",
+    "tolerances",
+    "wanted_ends",
+]
 
 SMALL_END = 0.1
 """An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a
 relative tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
+KEPT = 24
+"""Ritz vectors that a point of a path leaves to the next one, beside those of the two ends."""
+KEPT_BYTES = 2**28
+"""What they may take for a layer; the ends are kept in any case."""
+STEADY = 0.8
+"""Overlap of an end's vectors at neighbouring points from which they are taken for one vector that turns."""
+BLOCK = 8
+"""Vectors that ``Rows`` holds in one piece of memory."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +46,8 @@ class EigenEstimate:
     """An eigenvalue estimate.
 
     ``residual`` = ||H v - lambda v|| for the unit vector v: some eigenvalue of H lies within it, for certain.
-    ``converged``: the residual came down to the tolerance. That it is the OUTERMOST eigenvalue cannot be proved from
-    products; benchmarks/README.md says how often it was.
+    ``converged``: the estimated error (for Lanczos and power iteration the residual itself) came down to the tolerance.
+    That it is the OUTERMOST eigenvalue cannot be proved from products; benchmarks/README.md says how often it was.
     """
 
     value: float
@@ -39,15 +59,131 @@ class EigenEstimate:
 
 @dataclass(frozen=True)
 class ExtremeEigenvalues:
-    """Both ends of the spectrum: the largest and the smallest algebraic eigenvalue."""
+    """Both ends of the spectrum: the largest and the smallest algebraic eigenvalue.
+
+    ``space``: what was learned about the large eigenvalues, for ``tracking.tracked`` at a neighbouring point.
+    """
 
     largest: EigenEstimate
     smallest: EigenEstimate
+    space: RitzSpace | None = field(default=None, repr=False, compare=False)
 
     @property
     def dominant(self) -> EigenEstimate:
         """The one of larger magnitude (with its sign): what power iteration finds."""
         return self.largest if abs(self.largest.value) >= abs(self.smallest.value) else self.smallest
+
+
+class Rows:
+    """Vectors of one length that become more, in blocks, so that none is ever copied; as a matrix [m, p]."""
+
+    def __init__(self) -> None:
+        self._blocks: list[Tensor] = []
+        self._used = 0
+
+    def __len__(self) -> int:
+        return self._used
+
+    def append(self, row: Tensor) -> None:
+        """Add [p]."""
+        if self._used == BLOCK * len(self._blocks):
+            self._blocks.append(row.new_empty(BLOCK, len(row)))
+        self._blocks[-1][self._used % BLOCK] = row
+        self._used += 1
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        return [b[: self._used - BLOCK * i] for i, b in enumerate(self._blocks)]
+
+    def dot(self, columns: Tensor) -> Tensor:
+        """[p, k] -> [m, k]: the inner products."""
+        return torch.cat([part @ columns for part in self._parts])
+
+    def combined(self, columns: Tensor | np.ndarray) -> Tensor:
+        """[m, k] -> [k, p]: for each column the sum of the rows times its entries."""
+        mixing = torch.as_tensor(columns).to(self._blocks[0])
+        parts = zip(self._parts, mixing.split(BLOCK), strict=True)
+        out = next((m.mT @ part) for part, m in parts)
+        for part, m in parts:
+            out = out + m.mT @ part
+        return out
+
+
+@dataclass(frozen=True)
+class RitzSpace:
+    """Ritz pairs of one point of a path, for the next one.
+
+    ``ends`` [2, p], ``outer`` [2]: the vectors and values of the smallest and the largest; ``vectors`` [k, p],
+    ``values`` [k]: of the other large eigenvalues; ``before``: the ends at the point before this one. On the CPU,
+    wherever the operator is.
+    """
+
+    ends: Tensor
+    outer: np.ndarray
+    vectors: Tensor
+    values: np.ndarray
+    before: Tensor | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, mixing: np.ndarray, basis: Rows, last: RitzSpace | None = None) -> RitzSpace:
+        """From all Ritz values [m], ascending, and the coefficients [m, m] of their vectors in an orthonormal basis.
+
+        Those count as large that have half the magnitude of the smaller end; what the ``last`` point knew beside them
+        is kept where there is room.
+        """
+        ends = basis.combined(mixing[:, [0, -1]]).cpu()
+        bound = 0.5 * np.abs(values[[0, -1]]).min()
+        most = min(KEPT, KEPT_BYTES // (ends[0].numel() * ends.element_size()))
+        others = [i for i in range(1, len(values) - 1) if abs(values[i]) > bound]
+        others = sorted(others, key=lambda i: -abs(values[i]))[:most]
+        vectors, kept = list(basis.combined(mixing[:, others]).cpu()), list(values[others])
+        for value, v in () if last is None else zip(last.values, last.vectors, strict=True):
+            if len(vectors) >= most:
+                break
+            for u in vectors:
+                v = v - (u @ v) * u
+            if (length := float(v.norm())) > 0.5:
+                vectors.append(v / length)
+                kept.append(value)
+        together = torch.stack(vectors) if vectors else ends[:0]
+        return cls(ends, values[[0, -1]], together, np.array(kept), None if last is None else last.ends)
+
+    def order(self, ends: Sequence[End]) -> list[int]:
+        """Which of (smallest 0, largest 1) ``ends`` asks for, the one of larger magnitude first."""
+        larger = int(np.abs(self.outer).argmax())
+        asked = {{"smallest": 0, "largest": 1, "dominant": larger}[end] for end in ends}
+        return sorted(asked, key=lambda i: i != larger)
+
+    def ahead(self, end: int) -> Tensor:
+        """[p]: the vector of an end where the line through the last two points leads.
+
+        Vectors that turned by more than 37 degrees were another eigenvalue's before: there is no line to follow.
+        """
+        now = self.ends[end]
+        then = now if self.before is None else self.before[end]
+        cosine = float(now @ then)
+        return 2 * now - math.copysign(1, cosine) * then if abs(cosine) > STEADY else now
+
+
+def random_unit(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A unit vector [p] of random direction, the same on every device."""
+    q = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+    return q / q.norm()
+
+
+def tolerances(ends: np.ndarray, rtol: float) -> np.ndarray:
+    """Allowed errors of eigenvalues: ``rtol`` times their magnitude, at least ``SMALL_END`` of the largest one's."""
+    allowed: np.ndarray = rtol * np.maximum(np.abs(ends), SMALL_END * np.abs(ends).max())
+    return allowed
+
+
+def wanted_ends(values: np.ndarray, errors: np.ndarray, ends: Sequence[End]) -> list[int]:
+    """Which of (smallest, largest) are asked for; both where it is not settled which one is dominant."""
+    places = {"smallest": {0}, "largest": {1}, "dominant": {int(np.abs(values).argmax())}}
+    minor = int(np.abs(values).argmin())
+    if abs(values[minor]) + errors[minor] > np.abs(values).max():
+        places["dominant"] = {0, 1}
+    return sorted(set().union(*(places[end] for end in ends)))
 
 
 End = Literal["largest", "smallest", "dominant"]
@@ -110,18 +246,16 @@ def lanczos_steps(
     min_steps: int = 2,
 ) -> Estimator[ExtremeEigenvalues]:
     """``lanczos`` as an estimator that asks for its products (see ``operator.solve``)."""
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
-    q = q / q.norm()
+    q = random_unit(size, seed, device, dtype)
     if start is not None and float(start.norm()) > 0:
         q = start.to(device, dtype) / start.norm() + 0.5 * q
         q = q / q.norm()
-    basis = torch.empty(size, 0, dtype=dtype, device=device)
+    basis = Rows()
     alphas: list[float] = []
     betas: list[float] = []
     steps = min(size, max_matvecs)
     for step in range(1, steps + 1):
-        basis = torch.cat([basis, q[:, None]], dim=1)
+        basis.append(q)
         product = (yield q[:, None])[:, 0]
         if not torch.isfinite(product).all():
             bad = EigenEstimate(math.nan, math.nan, False, step)
@@ -129,28 +263,21 @@ def lanczos_steps(
         alphas.append(float(q @ product))
         rest = product
         for _ in range(2):  # classical Gram-Schmidt, twice is enough (Giraud et al. 2005)
-            rest = rest - basis @ (basis.mT @ rest)
+            rest = rest - basis.combined(basis.dot(rest[:, None]))[0]
         beta = float(rest.norm())
         # A remainder at rounding level: the Krylov space is invariant and its Ritz values are exact.
         closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size
         betas.append(0.0 if closed else beta)
         values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
-        residuals = np.abs(betas[-1] * vectors[-1])
-        within = residuals <= rtol * np.maximum(np.abs(values), SMALL_END * np.abs(values).max())
-        places = {"smallest": 0, "largest": -1, "dominant": int(np.abs(values).argmax())}
-        wanted = [places[end] for end in ends]
+        residuals = np.abs(betas[-1] * vectors[-1])[[0, -1]]
+        within = residuals <= tolerances(values[[0, -1]], rtol)
+        wanted = wanted_ends(values[[0, -1]], residuals, ends)
         if (step >= min_steps and within[wanted].all()) or closed or step == steps:
+            outer = basis.combined(vectors[:, [0, -1]])
             smallest, largest = (
-                EigenEstimate(
-                    float(values[i]),
-                    float(residuals[i]),
-                    bool(within[i]),
-                    step,
-                    basis @ torch.from_numpy(vectors[:, i].copy()).to(device, dtype),
-                )
-                for i in (0, -1)
+                EigenEstimate(float(values[-i]), float(residuals[i]), bool(within[i]), step, outer[i]) for i in (0, 1)
             )
-            return ExtremeEigenvalues(largest, smallest)
+            return ExtremeEigenvalues(largest, smallest, RitzSpace.of(values, vectors, basis))
         q = rest / beta
     raise AssertionError("unreachable: the last step returns")
 

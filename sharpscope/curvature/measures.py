@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature import adaptive, ggn
-from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
+from sharpscope.curvature.eigen import End, ExtremeEigenvalues, RitzSpace, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric, solve, solve_together
 from sharpscope.curvature.precision import ASYMMETRY, in_precision
@@ -25,6 +25,7 @@ from sharpscope.curvature.trace import (
     scaled,
     xtrace_steps,
 )
+from sharpscope.curvature.tracking import tracked_steps
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.schema import ALL, MEASURES
 from sharpscope.seeds import derive
@@ -67,11 +68,10 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """Rows for the sharpness table (without pair, alpha and granularity) and the vectors that warm the next alpha's
-    start."""
+    """Rows for the sharpness table (without pair, alpha and granularity) and what the next alpha starts from."""
 
     rows: list[dict[str, Any]]
-    warm: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    warm: dict[str, RitzSpace] = field(default_factory=dict, repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,7 +83,7 @@ def measure_layers(
     settings: MeasureSettings | None = None,
     *,
     key: Sequence[object] = (),
-    warm: Mapping[str, Tensor] | None = None,
+    warm: Mapping[str, RitzSpace] | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> MeasureResult:
     """All ``measures`` of every layer and of the whole model, ``(all)``, at ``theta``.
@@ -95,7 +95,8 @@ def measure_layers(
         measures: names of ``schema.MEASURES``.
         settings: precision, radii, seed.
         key: makes the seeds of this point its own (pair name, alpha).
-        warm: vectors by layer from a neighbouring point, as a former result's ``warm``.
+        warm: Ritz pairs by layer from a neighbouring point, as a former result's ``warm``: its eigenvectors are
+            followed (``tracking.tracked``), otherwise Lanczos starts from the gradient.
         progress: called with the name of each finished measure.
 
     A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
@@ -116,9 +117,9 @@ def measure_layers(
     with second_order(tf32=settings.precision == "tf32"):
         table = _Table(everything, partial(derive, settings.seed, *key), settings)
         facts: dict[str, Any] = {}
-        vectors: dict[str, Tensor] = {}
+        spaces: dict[str, RitzSpace] = {}
         if any(m in measures for m in (*_TRACES, *_EIGENVALUES, *_GRADIENT)):
-            vectors, facts = _second_order(rough, theta, everything, measures, table, warm or {})
+            spaces, facts = _second_order(rough, theta, everything, measures, table, warm or {})
             progress("Hessian")
         for measure in (m for m in _OUTER if m in measures):
             _outer(rough, theta, everything, measure, table)
@@ -130,7 +131,7 @@ def measure_layers(
                 progress(measure)
     order = {m: i for i, m in enumerate(MEASURES)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
-    return MeasureResult([r for r in rows if r["measure"] in measures], vectors, facts)
+    return MeasureResult([r for r in rows if r["measure"] in measures], spaces, facts)
 
 
 class _Table:
@@ -174,8 +175,8 @@ def _second_order(
     layers: Sequence[Layer],
     measures: Sequence[str],
     table: _Table,
-    warm: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    warm: Mapping[str, RitzSpace],
+) -> tuple[dict[str, RitzSpace], dict[str, Any]]:
     """Traces and eigenvalues: layer by layer on kept graphs, or all layers in lock step when graphs are rebuilt."""
     wanted = [m for m in (*_TRACES, *_EIGENVALUES, *_GRADIENT) if m in measures]
     settings = table.settings
@@ -199,9 +200,12 @@ def _second_order(
         size = engine.blocks[x.name].size
         work |= _trace_tasks(engine, x.name, measures, table, common)
         if ends := [end for measure, end in _EIGENVALUES.items() if measure in measures]:
-            start = warm.get(x.name, engine.gradient(x.name))
-            seed = table.seed("eigen", x.name)
-            work[f"eigen {x.name}"] = lanczos_steps(size, seed=seed, start=start, ends=ends, **common)
+            how = common | {"seed": table.seed("eigen", x.name), "ends": ends}
+            work[f"eigen {x.name}"] = (
+                tracked_steps(size, warm[x.name], **how)
+                if x.name in warm
+                else lanczos_steps(size, start=engine.gradient(x.name), **how)
+            )
     if engine.kept:
         results = {}
         for task in list(work):
@@ -212,7 +216,7 @@ def _second_order(
         )
     if settings.trace_method == "per_example":
         _add_up(results, settings.rtol)
-    vectors = {}
+    spaces = {}
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
         seed = table.seed(kind, layer)
@@ -222,15 +226,14 @@ def _second_order(
             _trace_rows(table, layer, result, seed)
         else:
             _eigen_rows(table, layer, result, seed)
-            found = [e.vector for e in (result.largest, result.smallest) if e.vector is not None]
-            if found:
-                vectors[layer] = torch.stack(found).sum(0)
+            if result.space is not None:
+                spaces[layer] = result.space
     plan = engine.plan
     facts = {
         "batch_size": plan.batch_size, "batches": plan.batches, "graphs_kept": plan.kept,
         "graph_bytes": plan.graph_bytes, "unused": len(engine.unused),
     }  # fmt: skip
-    return vectors, facts
+    return spaces, facts
 
 
 def _trace_tasks(
