@@ -34,6 +34,7 @@ __all__ = [
     "Residual",
     "fisher_trace",
     "ggn_trace",
+    "is_cross_entropy",
 ]
 
 EXACT_COST = 3
@@ -116,6 +117,14 @@ class Residual(_OfLogits):
         labels = self.objective.batch_labels(i)[:, None]
         p = logits.detach().softmax(1)
         return ((p * logits).sum() - logits.gather(1, labels).sum()) / len(p)
+
+
+def is_cross_entropy(objective: ClassificationObjective, theta: Mapping[str, Tensor]) -> bool:
+    """Whether the first batch's loss is the mean cross-entropy of its logits, up to rounding: what H = G + R needs."""
+    with torch.no_grad():
+        loss, logits = objective.batch_loss(0, theta).double(), objective.batch_logits(0, theta).double()
+        own = torch.nn.functional.cross_entropy(logits, objective.batch_labels(0))
+    return bool(torch.isclose(loss, own, rtol=1e-3, atol=1e-5))
 
 
 # ------------------------------------------------------------------ traces
