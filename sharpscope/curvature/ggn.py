@@ -39,8 +39,8 @@ __all__ = [
 
 EXACT_COST = 3
 """What a backward pass example by example costs at least, in backward passes of whole batches."""
-FEW = 16
-"""Up to as many classes nothing is sampled where examples stand alone: a tolerance of 5 % needs as many probes."""
+FEW = 4
+"""Up to as many classes nothing is sampled where examples stand alone: all columns cost as much as a look."""
 
 
 class ClassificationObjective(Objective, Protocol):
@@ -144,7 +144,7 @@ def ggn_trace(
     E ||J_jl' B e||^2 for signs e. One backward pass of <logits, cotangents> gives the squared norm of EVERY example's
     gradient, from the places where parameters enter a forward pass (see ``taps``), without forming a gradient:
 
-    - up to ``FEW`` classes, or where it is cheaper than what the tolerance needs: all columns, C passes, no error;
+    - up to ``FEW`` classes, or where it costs at most twice what the tolerance needs: all columns, C passes, no error;
     - else signs of each example's own. The estimate is sum_j w_j mean_k s_jk over ``pilot`` probes k and then as many
       as the block that needs most does; its error counts examples and probes (see ``trace.pooled``).
 
@@ -228,7 +228,8 @@ def _square_trace(
         more = min(more, max_probes - squares.spent)
         if more <= 0:
             break
-        if squares.own_open and more > squares.classes:
+        affordable = squares.classes <= max_probes - squares.spent
+        if squares.own_open and 2 * more > squares.classes and affordable:  # no error is worth up to twice the passes
             squares.settle_own()
         elif not squares.own_open and squares.divisible and more > EXACT_COST * squares.classes:
             squares.settle_rest()
