@@ -273,10 +273,11 @@ class _Squares:
         self.settled = torch.zeros(len(rows), dtype=torch.float64)
         self.count = self.spent = 0
         self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # a batch: own, rest, and what the rest are
-        logits, places = self._watched(0)
-        self._alone = _alone(logits, places)
-        self.classes, self.own_open = logits.shape[1], bool(self._alone)
-        self.rest_open = not self._alone.issuperset(self.names)
+        self._alone: frozenset[str] | None = None
+        self._tapped = True
+        logits, taps, rest = self._forward(0)
+        self._tapped = self.own_open = bool(taps)
+        self.classes, self.rest_open = logits.shape[1], bool(rest)
 
     # ------------------------------------------------------------------ passes over the data
     def sample(self, count: int, draw: Draw, generator: torch.Generator) -> None:
@@ -350,7 +351,11 @@ class _Squares:
     def _forward(self, i: int) -> tuple[Tensor, list[Tap], list[str]]:
         """Logits of batch i, places where its examples stand alone, and the parameters that enter elsewhere."""
         logits, places = self._watched(i)
-        taps = [tap for tap in places if self._alone.issuperset(tap.names)]
+        if len(logits) > 1 and self._alone is None:
+            self._alone = _alone(logits, places)
+        # An example that is its batch sees no other, and shows nothing of larger batches.
+        alone = self._alone if self._alone is not None and len(logits) > 1 else frozenset(self.names)
+        taps = [tap for tap in places if self._tapped and alone.issuperset(tap.names)]
         tapped = {name for tap in taps for name in tap.names}
         return logits, taps, [name for name in self.names if name not in tapped]
 
@@ -382,15 +387,15 @@ def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
 
     One backward pass from one example, whose entries beside that example have to be exact zeros (and those of its own
     have not, else nothing is shown): batch norm in training mode, logits between examples, a text tower or tokens in
-    the first dimension all show. What passes in the first batch holds for these parameters only (see
+    the first dimension all show. What passes in one batch holds for these parameters only (see
     ``hvp._sees_examples_alone``).
     """
     one = len(logits) // 2
-    if len(logits) == 1 or not places:
+    if not places:
         return frozenset()
     cotangent = torch.zeros_like(logits)
     cotangent[one] = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(0)).to(logits)
-    grads = torch.autograd.grad(logits, [tap.y for tap in places], cotangent, allow_unused=True)
+    grads = torch.autograd.grad(logits, [tap.y for tap in places], cotangent, retain_graph=True, allow_unused=True)
     shown = [
         tap.names
         for tap, g in zip(places, grads, strict=True)

@@ -67,10 +67,13 @@ class Classification(Regression):
         return self.batches[i][1]
 
 
-def work(kind: type[Regression] = Classification, classes: int = 20, sizes: Sequence[int] = (9, 7)) -> Regression:
+def work(
+    kind: type[Regression] = Classification, classes: int = 20, sizes: Sequence[int] = (9, 7), width: int = 6
+) -> Regression:
     g = torch.Generator().manual_seed(2)
-    net = nn.Sequential(nn.Linear(5, 6), nn.GELU(), nn.LayerNorm(6), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, classes))
-    net = net.double()
+    net = nn.Sequential(
+        nn.Linear(5, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, 5), nn.Tanh(), nn.Linear(5, classes)
+    ).double()
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(0.7 * torch.randn(p.shape, generator=g, dtype=torch.float64))
@@ -88,7 +91,7 @@ def table(
 
 
 def truths(objective: Regression) -> dict[str, float]:
-    """tr H of every layer and of the whole, from as many products as parameters."""
+    """tr H of every layer and of the whole model, from as many products as parameters."""
     blocks = {x.name: x.params for x in split_layers({n: t.shape for n, t in objective.theta.items()}, "module")}
     blocks["(all)"] = tuple(objective.theta)
     engine = HessianEngine(objective, objective.theta, blocks)
@@ -189,14 +192,24 @@ def test_the_whole_model_is_the_sum_of_its_layers() -> None:
 
 
 def test_fewer_products_than_by_example_alone_for_the_same_error() -> None:
-    objective = work(classes=3, sizes=(40, 24))
-    plain = table(objective, trace_method="per_example", rtol=0.01, max_matvecs=1000)
-    found = table(objective, rtol=0.01, max_matvecs=1000)
+    """G grows with the square of the logits' scale, which is large in a CLIP, and H - G only with the scale."""
+    objective = work(classes=3, sizes=(20, 12), width=12)
+    with torch.no_grad():
+        objective.net[5].weight.mul_(6)
+        g = torch.Generator().manual_seed(0)
+        probabilities = [objective._logits(i, objective.theta).softmax(1) for i in range(2)]
+    own = [
+        (x, torch.multinomial(p, 1, generator=g)[:, 0])
+        for (x, _), p in zip(objective.batches, probabilities, strict=True)
+    ]
+    objective = Classification(objective.net, own)
+    plain = table(objective, trace_method="per_example", rtol=0.05, max_matvecs=1000)
+    found = table(objective, rtol=0.05, max_matvecs=1000)
     spent = [sum(r["num_matvecs"] for r in t.values()) for t in (plain, found)]
-    assert spent[1] < 0.7 * spent[0]
+    assert spent[1] < 0.4 * spent[0]
     for key, row in found.items():
         gap = abs(row["estimate"] - plain[key]["estimate"])
-        assert gap <= 4 * math.hypot(row["stderr"], plain[key]["stderr"]), key
+        assert gap <= 4 * math.hypot(row["stderr"], plain[key]["stderr"]) + 1e-12, key
 
 
 @pytest.mark.parametrize(
@@ -231,7 +244,7 @@ def test_everything_but_the_trace_is_as_by_per_example() -> None:
 # ------------------------------------------------------------------ memory
 def test_a_memory_budget_changes_nothing_but_how_often_graphs_are_built() -> None:
     objective = work(classes=3)
-    roomy, tight = (table(objective, rtol=0.02, memory=memory) for memory in (None, 1))
+    roomy, tight = (table(objective, rtol=0.02, max_matvecs=200, memory=m) for m in (None, 1))
     for key, row in tight.items():
         assert row["estimate"] == pytest.approx(roomy[key]["estimate"], abs=4 * row["stderr"] + 1e-10), key
         assert row["converged"]
