@@ -186,13 +186,21 @@ def _squared_products(x: Tensor, g: Tensor) -> Tensor:
     """
     tokens, inputs, outputs = *x.shape[1:], g.shape[2]
     x = x.to(g.dtype)
-    products = (x @ x.mT) * (g @ g.mT) if tokens * (inputs + outputs) < inputs * outputs else (x.mT @ g).square()
-    return products.flatten(1).sum(1, dtype=torch.float64)
+    if tokens * (inputs + outputs) < inputs * outputs:
+        return _inner(x @ x.mT, g @ g.mT)
+    matrix = x.mT @ g
+    return _inner(matrix, matrix)
 
 
 def _squared(g: Tensor, shape: tuple[int, ...]) -> Tensor:
     """||g_j||^2 of every example, after the sum over what a parameter of this shape was repeated along."""
-    return g.sum_to_size(len(g), *shape).square().flatten(1).sum(1, dtype=torch.float64)
+    total = g.sum_to_size(len(g), *shape)
+    return _inner(total, total)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """<a_j, b_j> of every example; summed in the arithmetic of a, which is 25 times faster than in float64."""
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
 
 
 def _layer_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:

@@ -168,6 +168,7 @@ def test_few_classes_leave_the_error_of_the_residual_and_none_for_a_head() -> No
     assert (head["stderr"], head["num_matvecs"]) == (0.0, 3 + 2)  # a pass a class, and two products that see R = 0
 
 
+@pytest.mark.slow
 def test_intervals_hold_over_200_seeds_where_both_parts_are_sampled() -> None:
     objective = work()
     truth = truths(objective)
