@@ -1,10 +1,10 @@
-"""Does the Gauss-Newton trace pay as a control variate? Products with H, or with H - G, for a trace to 5 % and 1 %.
+"""What does the Gauss-Newton part save as a control variate? Every layer's trace, by per_example and by controlled.
 
     python benchmarks/control_variate.py --json FILE
 
-On the embedded failure pair in the middle of its path, by layer: the spread of ``PRODUCTS`` products, by directions of
-each example's own and by shared ones, tells how many a tolerance needs. tr G takes one backward pass a probe, all
-layers together, and is given as if it were free.
+The embedded failure pair in the middle of its path (64 images), and the benchmarks' tower in the middle of a trained
+path (1,024 images); to 5 % and to 1 %. Products and passes by layer, and the processor seconds of each method, engines
+and all, in gradients of the same loss in the same run.
 """
 
 from __future__ import annotations
@@ -12,17 +12,66 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+from work import Work, seconds, trained_path
 
 import sharpscope
 from sharpscope.clip.model import second_order
-from sharpscope.curvature.ggn import Residual, ggn_trace
-from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.trace import hutchinson, per_example
+from sharpscope.curvature.ggn import ClassificationObjective, ggn_trace
+from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.weights.layers import Layer
 
-PRODUCTS = {"per_example": 4, "hutchinson": 40}
+METHODS = ("per_example", "controlled")
+
+
+def gradient_seconds(objective: ClassificationObjective, theta: Mapping[str, Tensor], layers: Sequence[Layer]) -> float:
+    """One gradient of the loss for all parameters that are measured."""
+    params = {n: theta[n].clone().requires_grad_() for x in layers for n in x.params}
+
+    def gradient() -> None:
+        for i in range(len(objective.weights)):
+            torch.autograd.grad(objective.batch_loss(i, {**theta, **params}), list(params.values()))
+
+    return seconds(gradient, 5)
+
+
+def compare(
+    what: str, objective: ClassificationObjective, theta: Mapping[str, Tensor], layers: Sequence[Layer], rtol: float
+) -> dict[str, Any]:
+    with second_order():
+        unit = gradient_seconds(objective, theta, layers)
+        blocks = {x.name: x.params for x in layers}
+        positive = ggn_trace(objective, theta, blocks, seed=0, rtol=rtol / 3, max_probes=100)
+        passes = seconds(lambda: ggn_trace(objective, theta, blocks, seed=0, rtol=rtol / 3, max_probes=100), 1) / unit
+    out: dict[str, Any] = {"work": what, "rtol": rtol, "gauss_newton": {"gradients": passes}, "methods": {}}
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in METHODS:
+        settings = MeasureSettings(rtol=rtol, max_matvecs=20_000, trace_method=method)
+        start = time.process_time()
+        rows = measure_layers(objective, theta, layers, ["hessian_trace"], settings).rows
+        spent = time.process_time() - start
+        keys = ("estimate", "stderr", "num_matvecs", "converged")
+        tables[method] = {r["layer"]: {k: r[k] for k in keys} for r in rows}
+        out["methods"][method] = {"gradients": spent / unit, "layers": tables[method]}
+        print(f"{what}, to {rtol:.0%}: {method} {spent / unit:.0f} gradients", flush=True)
+    out["gauss_newton"]["passes"] = next(iter(positive.values())).num_matvecs
+    for layer, plain in tables["per_example"].items():
+        other = tables["controlled"][layer]
+        gap = abs(plain["estimate"] - other["estimate"]) / (plain["stderr"] ** 2 + other["stderr"] ** 2) ** 0.5
+        share = positive[layer].estimate / other["estimate"] if layer in positive else float("nan")
+        other |= {"gap_in_errors": gap} | ({"gauss_newton_share": share} if layer in positive else {})
+        print(
+            f"{layer:32s} {plain['estimate']:9.4g} {other['estimate']:9.4g}, {gap:4.1f} errors apart; products "
+            f"{plain['num_matvecs']:5d} {other['num_matvecs']:5d}; tr G / tr H {share:.2f}",
+            flush=True,
+        )
+    return out
 
 
 def main() -> None:
@@ -33,28 +82,17 @@ def main() -> None:
     pair = sharpscope.load_pair("mini:zeroshot", "mini:failure", model="mini")
     data = sharpscope.load_dataset("mini:photo", model=pair.model, split="train")
     probe = sharpscope.Probe(pair.classifier, data, size=64, batch_size=64)
-    theta = pair.path().at(0.5)
-    blocks = {x.name: x.params for x in pair.layers("block")}
-    rows = []
-    with second_order():
-        positive = ggn_trace(probe, theta, blocks, seed=0, rtol=0.02, max_probes=100)
-        engines = {"H": HessianEngine(probe, theta, blocks), "H - G": HessianEngine(Residual(probe), theta, blocks)}
-        for layer in blocks:
-            trace = 0.0
-            for method, estimate in (("per_example", per_example), ("hutchinson", hutchinson)):
-                for what, engine in engines.items():
-                    count = PRODUCTS[method]
-                    found = estimate(engine.operator(layer), seed=1, rtol=1e-9, max_matvecs=count)
-                    trace = trace or found.estimate  # of H by the finer method, which comes first
-                    needed = {f"{r:.0%}": count * (found.stderr / (r * trace)) ** 2 for r in (0.05, 0.01)}
-                    rows.append({"layer": layer, "method": method, "of": what, "trace": found.estimate, **needed})
-                    print(f"{layer:32s}{method:12s}{what:6s} {found.estimate:8.3g}", end="  ")
-                    print("  ".join(f"{v:8.1f} products to {k}" for k, v in needed.items()), flush=True)
-            print(
-                f"{layer:32s}tr G / tr H = {positive[layer].estimate / trace:.2f}, {positive[layer].num_matvecs} probes"
-            )
+    work = Work.make(width=16, blocks=4, head_width=8, images=1024)
+    tower = trained_path(work)(0.5)
+    results = []
+    for rtol in (0.05, 0.01):
+        results.append(compare("embedded pair, 64 images", probe, pair.path().at(0.5), pair.layers("block"), rtol))
+        results.append(compare("tower, 1,024 images", work, tower, work.layers, rtol))
     if options.json:
-        about = {"machine": platform.machine(), "torch": torch.__version__, "rows": rows}
+        about = {
+            "command": "OMP_NUM_THREADS=1 python benchmarks/control_variate.py --json FILE",
+            "machine": platform.machine(), "torch": torch.__version__, "results": results,
+        }  # fmt: skip
         options.json.write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -68,8 +68,14 @@ class Work:
     def layers(self) -> tuple[Layer, ...]:
         return split_layers({n: p.shape for n, p in self.module.named_parameters()}, "block")
 
+    def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(self.module, dict(theta), (self.images,))
+
+    def batch_labels(self, i: int) -> Tensor:
+        return self.labels
+
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        return F.cross_entropy(torch.func.functional_call(self.module, dict(theta), (self.images,)), self.labels)
+        return F.cross_entropy(self.batch_logits(i, theta), self.labels)
 
     def gradient_seconds(self, repeats: int) -> float:
         """ONE gradient of the loss for all parameters, the unit of every figure: by the faster attention kernel."""

@@ -44,7 +44,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
-TraceMethod = Literal["per_example", "hutchinson", "xtrace", "hutchpp"]
+TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
@@ -136,7 +136,8 @@ class StudyConfig:
     status is not_converged."""
     trace_method: TraceMethod = "per_example"
     """How traces are estimated: per_example (random signs of each example's own; the whole model as the sum of its
-    layers), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
+    layers), controlled (the same on the Hessian less its Gauss-Newton part, whose trace is added from first
+    derivatives), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
     density_layers: tuple[str, ...] = ()
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None

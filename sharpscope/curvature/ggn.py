@@ -11,6 +11,7 @@ matrix: given to ``hvp.HessianEngine`` they become operators per layer that ever
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.operator import Divisible, Estimator, Objective
-from sharpscope.curvature.trace import TraceEstimate
+from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.kernels import ThirdDerivative
+from sharpscope.curvature.operator import Divisible, Objective
+from sharpscope.curvature.taps import Tap
+from sharpscope.curvature.trace import ENOUGH, TraceEstimate, pooled
 from sharpscope.seeds import derive
 
 __all__ = [
@@ -30,11 +34,13 @@ __all__ = [
     "Residual",
     "fisher_trace",
     "ggn_trace",
-    "with_control",
+    "is_cross_entropy",
 ]
 
 EXACT_COST = 3
 """What a backward pass example by example costs at least, in backward passes of whole batches."""
+FEW = 4
+"""Up to as many classes nothing is sampled where examples stand alone: all columns cost as much as a look."""
 
 
 class ClassificationObjective(Objective, Protocol):
@@ -113,19 +119,12 @@ class Residual(_OfLogits):
         return ((p * logits).sum() - logits.gather(1, labels).sum()) / len(p)
 
 
-def with_control(
-    estimator: Estimator[TraceEstimate], control: TraceEstimate, *, rtol: float
-) -> Estimator[TraceEstimate]:
-    """tr H = tr G + tr(H - G): an estimator of tr R, sent products of ``Residual``, with ``control`` = tr G added.
-
-    The errors are independent and add up in squares; ``converged``: the whole error is at most ``rtol`` times the sum.
-    ``num_matvecs`` counts the products with R only (tr G costs one backward pass a probe for ALL layers together).
-    benchmarks/control_variate.py says what it saves: 1.3 to 13 times fewer products on the embedded world, and all of
-    them for a head that the logits are linear in.
-    """
-    rest = yield from estimator
-    value, stderr = control.estimate + rest.estimate, math.hypot(control.stderr, rest.stderr)
-    return TraceEstimate(value, stderr, stderr <= rtol * abs(value), rest.num_matvecs)
+def is_cross_entropy(objective: ClassificationObjective, theta: Mapping[str, Tensor]) -> bool:
+    """Whether the first batch's loss is the mean cross-entropy of its logits, up to rounding: what H = G + R needs."""
+    with torch.no_grad():
+        loss, logits = objective.batch_loss(0, theta).double(), objective.batch_logits(0, theta).double()
+        own = torch.nn.functional.cross_entropy(logits, objective.batch_labels(0))
+    return bool(torch.isclose(loss, own, rtol=1e-3, atol=1e-5))
 
 
 # ------------------------------------------------------------------ traces
@@ -137,20 +136,25 @@ def ggn_trace(
     seed: int,
     rtol: float = 0.05,
     max_probes: int = 100,
-    pilot: int = 8,
+    pilot: int = 2,
 ) -> dict[str, TraceEstimate]:
-    """tr G_ll for every block at the price of one backward pass a probe, all blocks together.
+    """tr G_ll for every block, all blocks together from the same backward passes.
 
-    With B B' = diag(p) - p p', B = diag(sqrt p) - p sqrt(p)', and independent signs e, u = J' B e has E||u_l||^2 = tr
-    G_ll: one backward of <logits, B e> gives u for all parameters, without the cross-layer terms of a shared Hessian
-    probe. The number of probes follows from a pilot, as in ``trace.hutchinson``, for the block that needs most.
+    tr G_ll = sum_j w_j sum_c ||J_jl' b_jc||^2 with b_jc the columns of B, B B' = diag(p) - p p', and equally
+    E ||J_jl' B e||^2 for signs e. One backward pass of <logits, cotangents> gives the squared norm of EVERY example's
+    gradient, from the places where parameters enter a forward pass (see ``taps``), without forming a gradient:
 
-    Few classes: where more than ``EXACT_COST`` probes a class would be needed (and allowed) and the objective can be
-    cut into single examples, sum_jc ||J_j' b_jc||^2 is taken over all examples and classes instead, without error.
+    - up to ``FEW`` classes, or where it costs at most twice what the tolerance needs: all columns, C passes, no error;
+    - else signs of each example's own. The estimate is sum_j w_j mean_k s_jk over ``pilot`` probes k and then as many
+      as the block that needs most does; its error counts examples and probes (see ``trace.pooled``).
+
+    Parameters that enter elsewhere, or where examples see each other, are left to the gradient of a batch as a whole:
+    the terms between different examples have mean 0 and are one more source of noise; made exact example by example,
+    if the objective can be cut and it pays (``EXACT_COST``).
 
     ``num_matvecs`` counts backward passes over the data. Converged: stderr <= rtol * estimate.
 
-    Source: Schraudolph 2002; Hutchinson 1990.
+    Sources: Schraudolph 2002; Hutchinson 1990; Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679.
     """
     return _square_trace(objective, theta, blocks, _signs, seed, rtol, max_probes, pilot)
 
@@ -163,13 +167,12 @@ def fisher_trace(
     seed: int,
     rtol: float = 0.05,
     max_probes: int = 100,
-    pilot: int = 8,
+    pilot: int = 2,
 ) -> dict[str, TraceEstimate]:
     """tr of the Fisher information E_{y ~ p}[g g'] of every block, labels drawn from the model's own p.
 
-    One draw of a label for every example gives u = J'(p - e_y) with E||u_l||^2 = tr F_ll, as different examples' terms
-    are independent with mean 0. For a softmax tr F = tr G: two estimators of one number, stopped and made exact for few
-    classes in the same way.
+    One draw of a label for every example gives u_j = J_j'(p_j - e_y) with E||u_jl||^2 = tr F_ll of that example. For a
+    softmax tr F = tr G: two estimators of one number, stopped and made exact for few classes in the same way.
 
     Source: Amari 1998; Kunstner, Balles, Hennig 2019, arXiv 1905.12558.
     """
@@ -196,6 +199,13 @@ def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=p.shape[1] - 1)
 
 
+def _column(p: Tensor, c: int) -> Tensor:
+    """sqrt(p_c) (e_c - p), row by row: column c of B."""
+    column = -p
+    column[:, c] += 1
+    return column * p[:, c : c + 1].sqrt()
+
+
 def _square_trace(
     objective: ClassificationObjective,
     theta: Mapping[str, Tensor],
@@ -206,71 +216,189 @@ def _square_trace(
     max_probes: int,
     pilot: int,
 ) -> dict[str, TraceEstimate]:
-    squares = _Squares(theta, blocks)
+    squares = _Squares(objective, theta, blocks)
     generator = torch.Generator().manual_seed(seed)
-    samples = torch.zeros(0, len(blocks), dtype=torch.float64)
-    wanted = min(max(pilot, 2), max_probes)
-    while len(samples) < wanted:
-        more, classes = squares.sampled(objective, wanted - len(samples), lambda p: draw(p, generator))
-        samples = torch.cat([samples, more])
-        if wanted > pilot or wanted == max_probes:
+    if squares.own_open and squares.classes <= min(FEW, max_probes):
+        squares.settle_own()
+    if squares.own_open or squares.rest_open:
+        squares.sample(max(pilot, 2), draw, generator)
+    while True:
+        looks = squares.looks()
+        more = max(_probes(look, squares.count, rtol) for look in looks) - squares.count
+        more = min(more, max_probes - squares.spent)
+        if more <= 0:
             break
-        mean, stderr = samples.mean(0), samples.std(0) / math.sqrt(len(samples))
-        ratio = torch.where(mean > 0, stderr / (rtol * mean), 0.0).max()
-        wanted = int(min(math.ceil(len(samples) * float(ratio) ** 2), max_probes)) if ratio > 1 else wanted
-        if wanted > EXACT_COST * classes and isinstance(objective, Divisible):
-            exact = squares.exact(objective.rebatched(1))  # type: ignore[arg-type]
-            spent = len(samples) + classes
-            return {x: TraceEstimate(v, 0.0, math.isfinite(v), spent) for x, v in zip(blocks, exact, strict=True)}
-    out = {}
-    for k, layer in enumerate(blocks):
-        value = float(samples[:, k].mean())
-        error = float(samples[:, k].std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
-        out[layer] = TraceEstimate(value, error, error <= rtol * value, len(samples))
-    return out
+        affordable = squares.classes <= max_probes - squares.spent
+        if squares.own_open and 2 * more > squares.classes and affordable:  # no error is worth up to twice the passes
+            squares.settle_own()
+        elif not squares.own_open and squares.divisible and more > EXACT_COST * squares.classes:
+            squares.settle_rest()
+        else:
+            squares.sample(more, draw, generator)
+    return {
+        block: TraceEstimate(value, error, math.isfinite(value) and error <= rtol * value, squares.spent)
+        for block, (value, error, _) in zip(blocks, looks, strict=True)
+    }
+
+
+def _probes(look: tuple[float, float, float], count: int, rtol: float) -> int:
+    """How many probes bring a block's error down to rtol, as far as ``count`` of them can tell."""
+    value, error, freedom = look
+    if not math.isfinite(value) or (error <= rtol * value and freedom >= ENOUGH):
+        return count
+    needed = count * (error / (rtol * value)) ** 2
+    return max(math.ceil(needed if freedom >= ENOUGH else min(needed, 2 * count)), count + 1)
 
 
 class _Squares:
-    """||J' c||^2 of every block for cotangents c of the logits; everything stays on the device until the end."""
+    """||J_j' c_j||^2 of every block for cotangents c of the logits: sampled, or settled by all columns of B.
 
-    def __init__(self, theta: Mapping[str, Tensor], blocks: Mapping[str, Sequence[str]]) -> None:
-        names = list(dict.fromkeys(n for block in blocks.values() for n in block))
-        self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
+    Two kinds of parameters: a block's own squares come from the places where each example stands alone, ``[blocks, n]``
+    of a batch; the rest enter elsewhere, and have ||sum_j J_j' c_j||^2, [blocks]. ``own_open``, ``rest_open``: whether
+    that kind is still sampled. ``spent``: backward passes over the data so far, ``count`` of them samples.
+    """
+
+    def __init__(
+        self,
+        objective: ClassificationObjective,
+        theta: Mapping[str, Tensor],
+        blocks: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.objective, self.divisible = objective, isinstance(objective, Divisible)
+        self.names = list(dict.fromkeys(n for block in blocks.values() for n in block))
+        self.params = {n: theta[n].detach().clone().requires_grad_() for n in self.names}
         self.theta = {**theta, **self.params}
-        rows = [[float(n in set(block)) for n in names] for block in blocks.values()]
+        rows = [[float(n in set(block)) for n in self.names] for block in blocks.values()]
         self.members = torch.tensor(rows, dtype=torch.float64)
+        self.settled = torch.zeros(len(rows), dtype=torch.float64)
+        self.count = self.spent = 0
+        self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # a batch: own, rest, and what the rest are
+        self._alone: frozenset[str] | None = None
+        self._tapped = True
+        logits, taps, rest = self._forward(0)
+        self._tapped = self.own_open = bool(taps)
+        self.classes, self.rest_open = logits.shape[1], bool(rest)
 
-    def of(self, logits: Tensor, cotangent: Tensor, *, last: bool) -> Tensor:
-        """[blocks], float64, on the device."""
-        grads = torch.autograd.grad(
-            logits, list(self.params.values()), cotangent, retain_graph=not last, allow_unused=True
-        )
-        zero = torch.zeros((), dtype=torch.float64, device=logits.device)
-        norms = [zero if g is None else torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in grads]
-        return self.members.to(logits.device) @ torch.stack(norms)
+    # ------------------------------------------------------------------ passes over the data
+    def sample(self, count: int, draw: Draw, generator: torch.Generator) -> None:
+        """``count`` probes more, batch outer and probe inner (one forward pass a batch)."""
+        for i, weight in enumerate(self.objective.weights):
+            logits, taps, rest = self._forward(i)
+            p = logits.detach().softmax(1)
+            taps = taps if self.own_open else []
+            pairs = [self._squares(logits, taps, rest, draw(p, generator), last=k + 1 == count) for k in range(count)]
+            own, together = (torch.stack(x, -1).cpu() * (weight / len(p)) for x in zip(*pairs, strict=True))
+            if self.count:
+                before = self._samples[i]
+                own, together = torch.cat([before[0], own], -1), torch.cat([before[1], together], -1)
+                self._samples[i] = (own, together, rest)
+            else:
+                self._samples.append((own, together, rest))
+        self.count, self.spent = self.count + count, self.spent + count
 
-    def sampled(
-        self, objective: ClassificationObjective, count: int, draw: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, int]:
-        """[count, blocks] samples, batch outer and probe inner (one forward a batch), and the number of classes."""
-        totals: list[Tensor | float] = [0.0] * count
-        classes = 0
-        for i, weight in enumerate(objective.weights):
-            logits = objective.batch_logits(i, self.theta)
-            p, classes = logits.detach().softmax(1), logits.shape[1]
-            for k in range(count):
-                totals[k] = totals[k] + self.of(logits, draw(p), last=k + 1 == count) * (weight / len(p))
-        return torch.stack([torch.as_tensor(t) for t in totals]).cpu(), classes
+    def settle_own(self) -> None:
+        """sum_jc w_j ||J_j' b_jc||^2 where examples stand alone: as many backward passes as classes."""
+        for i, weight in enumerate(self.objective.weights):
+            logits, taps, rest = self._forward(i)
+            self.rest_open |= bool(rest)
+            p = logits.detach().softmax(1)
+            for c in range(self.classes):
+                own, _ = self._squares(logits, taps, [], _column(p, c), last=c + 1 == self.classes)
+                self.settled += own.sum(1).cpu() * (weight / len(p))
+        self._samples = [(torch.zeros_like(own), rest, names) for own, rest, names in self._samples]
+        self.own_open, self.spent = False, self.spent + self.classes
 
-    def exact(self, singles: ClassificationObjective) -> list[float]:
-        """sum_jc w_j ||J_j' b_jc||^2, example by example and class by class."""
-        total = torch.zeros(len(self.members), dtype=torch.float64)
-        for j, weight in enumerate(singles.weights):
-            logits = singles.batch_logits(j, self.theta)
-            p, classes = logits.detach().softmax(1), logits.shape[1]
-            parts = []
-            for c in range(classes):
-                column = (torch.nn.functional.one_hot(torch.tensor([c], device=p.device), classes) - p) * p[:, c].sqrt()
-                parts.append(self.of(logits, column, last=c + 1 == classes))
-            total += weight * torch.stack(parts).sum(0).cpu()
-        return total.tolist()
+    def settle_rest(self) -> None:
+        """The same for the others: from batches of one example."""
+        singles: ClassificationObjective = self.objective.rebatched(1)  # type: ignore[attr-defined]
+        start = 0
+        for batch, (_, _, rest) in zip(self.objective.weights, self._samples, strict=True):
+            stop = start + round(batch * len(singles.weights))
+            for j in range(start, stop if rest else start):
+                logits = singles.batch_logits(j, self.theta)
+                p = logits.detach().softmax(1)
+                for row, c in itertools.product(range(len(p)), range(self.classes)):
+                    alone = torch.zeros_like(p)
+                    alone[row] = _column(p, c)[row]
+                    _, square = self._squares(logits, [], rest, alone, last=False)
+                    self.settled += square.cpu() * (singles.weights[j] / len(p))
+            start = stop
+        self._samples = [(own, torch.zeros_like(rest), names) for own, rest, names in self._samples]
+        self.rest_open, self.spent = False, self.spent + self.classes
+
+    def looks(self) -> list[tuple[float, float, float]]:
+        """(estimate, standard error, its degrees of freedom) of every block."""
+        if not self.count:
+            return [(value, 0.0, math.inf) for value in self.settled.tolist()]
+        out = []
+        for b, value in enumerate(self.settled.tolist()):
+            # Where a batch has a rest, the same cotangents are in it and in the examples' own: one independent part.
+            parts = [own[b].sum(0, keepdim=True) + r[b] if r[b].any() else own[b] for own, r, _ in self._samples]
+            mean, error, freedom = pooled(torch.cat(parts))
+            out.append((value + mean, error, freedom))
+        return out
+
+    # ------------------------------------------------------------------ one batch
+    def _watched(self, i: int) -> tuple[Tensor, tuple[Tap, ...]]:
+        sizes: Sequence[int] | None = getattr(self.objective, "batch_sizes", None)
+        size = None if sizes is None else sizes[i]
+        try:
+            logits, places = watched(self.objective.batch_logits, i, self.theta, self.params, size, analytic=True)
+        except ThirdDerivative:
+            logits, places = watched(self.objective.batch_logits, i, self.theta, self.params, size, analytic=False)
+        return logits, places if len(logits) == size else ()
+
+    def _forward(self, i: int) -> tuple[Tensor, list[Tap], list[str]]:
+        """Logits of batch i, places where its examples stand alone, and the parameters that enter elsewhere."""
+        logits, places = self._watched(i)
+        if len(logits) > 1 and self._alone is None:
+            self._alone = _alone(logits, places)
+        # An example that is its batch sees no other, and shows nothing of larger batches.
+        alone = self._alone if self._alone is not None and len(logits) > 1 else frozenset(self.names)
+        taps = [tap for tap in places if self._tapped and alone.issuperset(tap.names)]
+        tapped = {name for tap in taps for name in tap.names}
+        return logits, taps, [name for name in self.names if name not in tapped]
+
+    def _squares(
+        self, logits: Tensor, taps: Sequence[Tap], rest: Sequence[str], cotangent: Tensor, *, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Float64 on the device: [blocks, n] of the examples' own and [blocks] of the rest."""
+        members = self.members.to(logits.device)
+        own, together = members.new_zeros(len(members), len(logits)), members.new_zeros(len(members))
+        inputs = [*(tap.y for tap in taps), *(self.params[name] for name in rest)]
+        if not inputs:
+            return own, together
+        grads = torch.autograd.grad(logits, inputs, cotangent, retain_graph=not last, allow_unused=True)
+        found: dict[str, Tensor] = {}
+        for tap, g in zip(taps, grads, strict=False):
+            if g is not None:
+                found |= tap.squares(g.to(self.params[tap.names[0]].dtype), frozenset(tap.names))
+        if found:
+            own = members[:, [self.names.index(name) for name in found]] @ torch.stack(list(found.values()))
+        sums = {name: g for name, g in zip(rest, grads[len(taps) :], strict=True) if g is not None}
+        if sums:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in sums.values()]
+            together = members[:, [self.names.index(name) for name in sums]] @ torch.stack(norms)
+        return own, together
+
+
+def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
+    """The parameters at whose places an example's logits depend on its own row only.
+
+    One backward pass from one example, whose entries beside that example have to be exact zeros (and those of its own
+    have not, else nothing is shown): batch norm in training mode, logits between examples, a text tower or tokens in
+    the first dimension all show. What passes in one batch holds for these parameters only (see
+    ``hvp._sees_examples_alone``).
+    """
+    one = len(logits) // 2
+    if not places:
+        return frozenset()
+    cotangent = torch.zeros_like(logits)
+    cotangent[one] = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(0)).to(logits)
+    grads = torch.autograd.grad(logits, [tap.y for tap in places], cotangent, retain_graph=True, allow_unused=True)
+    shown = [
+        tap.names
+        for tap, g in zip(places, grads, strict=True)
+        if g is not None and bool(g[one].any()) and not bool(g[:one].any()) and not bool(g[one + 1 :].any())
+    ]
+    return frozenset(name for names in shown for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.taps import Tap, Taps
 from sharpscope.errors import ConfigError
 
-__all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory"]
+__all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]
 
 WORK = 0.5
 """What a product needs beside the graph that it goes through, in graphs of that size (a third was seen)."""
@@ -61,17 +61,29 @@ class GradientGraph:
         return [self.loss, *self.gradient.values(), *(g for _, g in self.taps)]
 
 
+def watched(
+    function: Callable[[int, Mapping[str, Tensor]], Tensor],
+    i: int,
+    theta: Mapping[str, Tensor],
+    params: Mapping[str, Tensor],
+    examples: int | None,
+    analytic: bool,
+) -> tuple[Tensor, tuple[Tap, ...]]:
+    """``function(i, theta)`` and where ``params`` enter it linearly and nowhere else (none if ``examples`` is None)."""
+    taps = None if examples is None else Taps(params, examples)
+    with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
+        out = function(i, theta)
+    return out, () if taps is None else tuple(t for t in taps.taps if set(t.names) <= taps.names)
+
+
 def differentiate(
     objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor], analytic: bool
 ) -> GradientGraph:
     """One forward and one gradient of batch ``i``; raises ThirdDerivative where ``analytic`` cannot do it."""
     sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
-    taps = None if sizes is None else Taps(params, sizes[i])
-    with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
-        loss = objective.batch_loss(i, theta)
+    loss, places = watched(objective.batch_loss, i, theta, params, None if sizes is None else sizes[i], analytic)
     if loss.ndim != 0:
         raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-    places = () if taps is None else tuple(t for t in taps.taps if set(t.names) <= taps.names)
     inputs = [*params.values(), *(t.y for t in places)]
     grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
     gradient = {n: g for n, g in zip(params, grads, strict=False) if g is not None}

@@ -128,7 +128,7 @@ def layer_curvature(
         granularity: tensor | module | block.
         measures: names of ``schema.MEASURES``.
         logits: ``logits(module, batch)`` -> (logits [n, C], labels [n]) where the loss is their cross-entropy:
-            ``ggn_trace`` and ``fisher_trace`` need it.
+            ``ggn_trace``, ``fisher_trace`` and ``trace_method="controlled"`` need it.
         settings: fields of ``MeasureSettings``.
 
     Returns the columns of the sharpness table but pair and alpha.

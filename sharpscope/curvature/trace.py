@@ -21,6 +21,7 @@ __all__ = [
     "hutchpp_steps",
     "per_example",
     "per_example_steps",
+    "pooled",
     "scaled",
     "xtrace",
     "xtrace_steps",
@@ -100,25 +101,33 @@ def per_example_steps(
     rtol: float,
     max_matvecs: int,
     scale: Tensor | None = None,
+    offset: tuple[float, float] = (0.0, 0.0),
 ) -> Estimator[TraceEstimate]:
-    """``per_example`` as an estimator that asks for its products."""
+    """``per_example`` as an estimator that asks for its products.
+
+    ``offset``: a part of the trace that is known from elsewhere, and its standard error. The estimate is the sum, its
+    error that of both (they have to be independent), and it is the sum that has to reach ``rtol``: a part that is
+    small beside the other, like H - G beside G, needs few products.
+    """
+    known, blur = offset
     square, weighted = None if scale is None else scale.double() ** 2, scale is not None
     if size <= FIRST:
-        return (yield from _exactly(size, dtype, device, square, 0))
+        return _shifted((yield from _exactly(size, dtype, device, square, 0)), offset, rtol)
     generator = torch.Generator().manual_seed(seed)
     most = max(max_matvecs, FIRST)
     parts = (yield Probes(FIRST, generator, weighted)).double()
     while True:
         count = parts.shape[1]
-        mean, spread, freedom = _pooled(parts)
-        stderr = WIDENING * spread * float(student_t.ppf(0.975, max(freedom, 1.0)) / norm.ppf(0.975))
+        rest, spread, freedom = pooled(parts)
+        mean, stderr = known + rest, math.hypot(blur, spread)
         within = stderr <= rtol * abs(mean) and freedom >= ENOUGH
         if not math.isfinite(mean) or within or count >= most:
             return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), count)
         # An error that is not known yet (few degrees of freedom) says little about how many products are needed.
-        needed = count * (stderr / (rtol * abs(mean))) ** 2 if mean else math.inf
+        room = (rtol * mean) ** 2 - blur**2
+        needed = count * spread**2 / room if room > 0 else math.inf
         if needed >= size and count + size <= most:
-            return (yield from _exactly(size, dtype, device, square, count))
+            return _shifted((yield from _exactly(size, dtype, device, square, count)), offset, rtol)
         wanted = min(needed, most, math.inf if freedom >= ENOUGH else 2 * count)
         parts = torch.cat([parts, (yield Probes(max(math.ceil(wanted) - count, 1), generator, weighted)).double()], 1)
 
@@ -131,13 +140,25 @@ def _exactly(
     return exact if exact.weighted is None else replace(exact, estimate=exact.weighted[0], weighted=None)
 
 
-def _pooled(parts: Tensor) -> tuple[float, float, float]:
-    """(mean of the column sums, its standard error, degrees of freedom of that) of [units, count]."""
+def _shifted(exact: TraceEstimate, offset: tuple[float, float], rtol: float) -> TraceEstimate:
+    value, stderr = exact.estimate + offset[0], math.hypot(exact.stderr, offset[1])
+    return replace(exact, estimate=value, stderr=stderr, converged=exact.converged and stderr <= rtol * abs(value))
+
+
+def pooled(parts: Tensor) -> tuple[float, float, float]:
+    """(mean of the column sums, its standard error, degrees of freedom of that) of [units, count], count >= 2.
+
+    Independent units of unequal variance, each seen ``count`` times: their variances add up, with the degrees of
+    freedom of Satterthwaite 1946. The error is widened by Student's t and ``WIDENING``, so that the mean +- 1.96 times
+    it covers 95 %.
+    """
     count = parts.shape[1]
     variances = parts.var(1, correction=1)
-    total = float(variances.sum())
-    freedom = (count - 1) * total**2 / float((variances**2).sum()) if total > 0 else math.inf
-    return float(parts.sum()) / count, math.sqrt(total / count), freedom
+    total, largest = float(variances.sum()), float(variances.max())
+    shares = variances / largest  # their squares do not underflow
+    freedom = (count - 1) * float(shares.sum() ** 2 / shares.square().sum()) if largest > 0 else math.inf
+    student = float(student_t.ppf(0.975, max(freedom, 1.0)) / norm.ppf(0.975))
+    return float(parts.sum()) / count, WIDENING * student * math.sqrt(total / count), freedom
 
 
 def hutchinson(

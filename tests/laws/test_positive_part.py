@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.curvature.ggn import Fisher, GaussNewton, Residual, fisher_trace, ggn_trace, with_control
+from sharpscope.curvature.ggn import Fisher, GaussNewton, Residual, fisher_trace, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.measures import MeasureSettings, measure_layers
-from sharpscope.curvature.operator import solve
-from sharpscope.curvature.trace import hutchinson_steps
 from sharpscope.weights.layers import split_layers
 
 
@@ -148,6 +146,7 @@ def test_softmax_regression_has_a_kronecker_gauss_newton() -> None:
     torch.testing.assert_close(dense(GaussNewton(objective), theta, ["weight"]), truth, rtol=1e-12, atol=1e-14)
 
 
+# ------------------------------------------------------------------ traces without taps: this loss names no examples
 @pytest.mark.parametrize("estimate", [ggn_trace, fisher_trace])
 def test_traces_are_exact_for_few_classes_and_sampled_with_their_error_else(curved, estimate) -> None:
     objective, theta = curved
@@ -157,7 +156,8 @@ def test_traces_are_exact_for_few_classes_and_sampled_with_their_error_else(curv
     sampled = estimate(Uncut(objective), theta, blocks, seed=0, rtol=0.03, max_probes=3000)
     for layer, value in truth.items():
         assert exact[layer].estimate == pytest.approx(value, rel=1e-10)
-        assert (exact[layer].stderr, exact[layer].converged, exact[layer].num_matvecs) == (0.0, True, 8 + 3)
+        assert (exact[layer].stderr, exact[layer].converged) == (0.0, True)
+        assert 2 + 3 <= exact[layer].num_matvecs <= 16 + 3  # some to see that it would take more, then three columns
         assert 0 < abs(sampled[layer].estimate - value) <= 4 * sampled[layer].stderr
         assert sampled[layer].stderr < 0.05 * value and sampled[layer].num_matvecs > 100
     few = estimate(objective, theta, blocks, seed=0, rtol=0.01, max_probes=9)  # dearer than all that may be spent
@@ -174,24 +174,6 @@ def test_fisher_trace_states_an_interval_that_holds_over_200_seeds() -> None:
         ]
         hits += abs(found.estimate - truth) <= 2 * found.stderr
     assert hits >= 180, hits
-
-
-def test_trace_with_the_gauss_newton_as_control_is_unbiased_and_says_its_whole_error(curved) -> None:
-    objective, theta = curved
-    names = list(theta)
-    truth = float(dense(objective, theta, names).trace())
-    engine = HessianEngine(Residual(objective), theta, {"(all)": names})
-    control = ggn_trace(Uncut(objective), theta, {"(all)": names}, seed=1, max_probes=64, rtol=1e-3)["(all)"]
-    hits = 0
-    for seed in range(40):
-        steps = hutchinson_steps(
-            engine.blocks["(all)"].size, dtype=engine.dtype, device=engine.device, seed=seed, rtol=1e-9, max_matvecs=24
-        )
-        found = solve(with_control(steps, control, rtol=0.2), engine.operator("(all)"))
-        assert found.stderr > control.stderr > 0 and found.num_matvecs == 24
-        assert found.converged == (found.stderr <= 0.2 * abs(found.estimate))
-        hits += abs(found.estimate - truth) <= 2.5 * found.stderr
-    assert hits >= 36
 
 
 # ------------------------------------------------------------------ in the registry
