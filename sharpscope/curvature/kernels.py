@@ -57,7 +57,7 @@ class _Gelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _Slope.apply(g, *ctx.saved_tensors)
+        return _slope(g, *ctx.saved_tensors)
 
 
 class _Silu(torch.autograd.Function):
@@ -72,7 +72,12 @@ class _Silu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Tensor:
-        return _Slope.apply(g, *ctx.saved_tensors)
+        return _slope(g, *ctx.saved_tensors)
+
+
+def _slope(g: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """g f'(x); where no derivative of it will be asked for, nothing is prepared for one."""
+    return _Slope.apply(g, x, first, second) if torch.is_grad_enabled() else g * first
 
 
 class _Slope(torch.autograd.Function):
@@ -103,7 +108,16 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, w, mean, rstd = ctx.saved_tensors
-        return (*_NormGradient.apply(g, x, w, mean, rstd), None)
+        if torch.is_grad_enabled():
+            return (*_NormGradient.apply(g, x, w, mean, rstd), None)
+        return (*_norm_backward(g.contiguous(), x, w, mean, rstd), None)
+
+
+def _norm_backward(g: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
+        g, x, (x.shape[-1],), mean, rstd, w, torch.zeros_like(w), [True, True, True]
+    )
+    return out
 
 
 class _NormGradient(torch.autograd.Function):
@@ -117,9 +131,7 @@ class _NormGradient(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         g = g.contiguous()
         xhat = (x - mean).mul_(rstd)
-        gx, gw, gb = torch.ops.aten.native_layer_norm_backward(
-            g, x, (x.shape[-1],), mean, rstd, w, torch.zeros_like(w), [True, True, True]
-        )
+        gx, gw, gb = _norm_backward(g, x, w, mean, rstd)
         h = _rows(g * w, xhat)
         ctx.save_for_backward(g, w, xhat, rstd, gx, h)
         ctx.set_materialize_grads(False)
