@@ -9,12 +9,15 @@ of several repeats, one thread). Rows: {what, tool, value, unit, error, note}; `
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import platform
+import resource
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,15 +34,19 @@ from torch import Tensor
 from work import Work, crash_as_shipped, load, quiet, relative, seconds, trained_path
 
 from sharpscope.clip.model import second_order
-from sharpscope.curvature.eigen import lanczos
+from sharpscope.curvature.eigen import End, RitzSpace, lanczos
+from sharpscope.curvature.ggn import Residual, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import DenseOperator
-from sharpscope.curvature.trace import per_example, xtrace
+from sharpscope.curvature.operator import DenseOperator, SymmetricOperator, solve
+from sharpscope.curvature.trace import TraceEstimate, per_example, per_example_steps, xtrace
+from sharpscope.curvature.tracking import tracked
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 TOLERANCE = 0.01
 PACKAGES = ("torch", "open_clip_torch", "pyhessian", "hessian-eigenthings", "curvlinops-for-pytorch", "scipy", "numpy")
 Rows = list[dict[str, Any]]
+Found = tuple[float, float]
+"""(largest, smallest) eigenvalue."""
 
 
 def row(what: str, tool: str, value: float, unit: str, error: float = math.nan, note: str = "") -> dict[str, Any]:
@@ -65,6 +72,30 @@ def one_product(repeats: int) -> Rows:
         note = "; ".join(x for x in ("error: |Hv - double backward| / |Hv|", crash) if x)
         rows.append(row("hvp_full", tool, cost, "gradients", relative(found, truth), note))
     return rows
+
+
+def peak_memory() -> Rows:
+    """peak_memory_mib: what one product with the whole Hessian adds to a process, 4 blocks of width 128, 256 images."""
+    rows = []
+    for tool in TOOLS:
+        call = [sys.executable, __file__, "--peak", tool]
+        out = subprocess.run(call, capture_output=True, text=True, check=True).stdout
+        note = "the kept graph of the gradient included" if tool in ("sharpscope", "PyHessian") else ""
+        rows.append(row("peak_memory_mib", tool, float(out.splitlines()[-1]), "MiB", note=note))
+    return rows
+
+
+def peak(tool: str) -> float:
+    """In this process: MiB at the peak of a product, less that of a forward pass."""
+    work = Work.make(width=128, blocks=4, head_width=32, images=256)
+    names = [n for layer in work.layers for n in layer.params]
+    v = torch.randn(sum(t.numel() for t in work.theta.values()), generator=torch.Generator().manual_seed(0))
+    with second_order():
+        loss = work.batch_loss(0, {n: p.requires_grad_() for n, p in work.theta.items()})
+        del loss
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        TOOLS[tool](work, names)(v)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 def every_layer(repeats: int, width: int) -> Rows:
@@ -98,7 +129,8 @@ def product_costs(work: Work, layers: dict[str, Sequence[str]], repeats: int) ->
             wide = tool == "curvlinops"
             product = engine.operator(name).matvec if tool == "sharpscope" else make(work, params)
             argument = v[:, None].repeat(1, 8) if wide else v
-            out[tool][name] = seconds(lambda call=product, x=argument: call(x), repeats) / (8 if wide else 1)
+            times = 4 * repeats if tool in ("sharpscope", "PyHessian") else repeats  # the cheap ones, where noise shows
+            out[tool][name] = seconds(lambda call=product, x=argument: call(x), times) / (8 if wide else 1)
     return out
 
 
@@ -201,114 +233,213 @@ def _pyhessian_rule(operator: DenseOperator, seed: int, truth: float) -> tuple[i
 
 
 # ------------------------------------------------------------------ eigenvalues
-def eigenvalues(work: Work, at: Callable[[float], dict[str, Tensor]], alphas: Sequence[float]) -> Rows:
-    """eigs_1pct_hvps: products for BOTH extreme eigenvalues to 1 % (the smaller end: of a tenth of the radius)."""
+PAIR: tuple[End, ...] = ("largest", "dominant")
+"""Both eigenvalues that lambda_max stands for: the largest algebraic one and the one of largest magnitude."""
+BOTH: tuple[End, ...] = ("largest", "smallest")
+"""Both ends of the spectrum; the smaller end to 1 % of its magnitude or of a tenth of the radius."""
+KIND = {PAIR: "", BOTH: ", both ends"}
+FIXED = (4, 6, 8, 10, 12, 16, 20, 24, 32)
+
+
+class Scores:
+    """Products spent and worst errors, by tool and pair of eigenvalues."""
+
+    def __init__(self) -> None:
+        self.spent: dict[tuple[str, tuple[End, ...]], list[int]] = {}
+        self.errors: dict[tuple[str, tuple[End, ...]], list[float]] = {}
+
+    def add(self, tool: str, ends: tuple[End, ...], count: int, found: Found, truth: Found) -> None:
+        """Errors in units of the truth, of the smaller end in units of at least a tenth of the radius."""
+        radius = max(map(abs, truth))
+        errors = [abs(_end(found, end) - _end(truth, end)) / max(abs(_end(truth, end)), 0.1 * radius) for end in ends]
+        self.spent.setdefault((tool, ends), []).append(count)
+        self.errors.setdefault((tool, ends), []).append(max(errors))
+
+    def within(self, tool: str, ends: tuple[End, ...]) -> float:
+        return float(np.mean([e <= TOLERANCE for e in self.errors[tool, ends]]))
+
+    def row(self, tool: str, ends: tuple[End, ...], name: str, how: str) -> dict[str, Any]:
+        errors = self.errors[tool, ends]
+        note = f"{how}; {100 * self.within(tool, ends):.0f} % of {len(errors)} problems within 1 %; error: the worst"
+        value = float(np.mean(self.spent[tool, ends]))
+        return row("eigs_1pct_hvps", name + KIND[ends], value, "HVPs a layer and alpha", max(errors), note)
+
+
+def _end(pair: Found, end: End) -> float:
+    """Of (largest, smallest)."""
+    return {"largest": pair[0], "smallest": pair[1], "dominant": max(pair, key=abs)}[end]
+
+
+def eigenvalues(
+    work: Work, at: Callable[[float], dict[str, Tensor]], alphas: Sequence[float], peers_at: Sequence[float]
+) -> Rows:
+    """eigs_1pct_hvps: products for two eigenvalues to 1 %, along the path; tools that know no path at ``peers_at``."""
     layers = {x.name: x.params for x in work.layers}
-    spent: dict[str, list[int]] = {}
-    missed: dict[str, list[float]] = {}
-    warm: dict[str, Tensor] = {}
-    fixed = (8, 12, 16, 20, 24, 32)
+    scores = Scores()
+    spaces: dict[tuple[str, tuple[End, ...]], RitzSpace] = {}
     for alpha in alphas:
         engine = HessianEngine(work, at(alpha), layers)
         for name in layers:
-            operator = engine.operator(name)
-            exact = lanczos(operator, seed=7, rtol=1e-3, max_matvecs=60)
+            operator, gradient = engine.operator(name), engine.gradient(name)
+            exact = lanczos(operator, seed=7, rtol=1e-3, max_matvecs=90)
             truth = (exact.largest.value, exact.smallest.value)
-
-            def note(tool: str, count: int, pair: tuple[float, float], truth: tuple[float, float] = truth) -> None:
-                radius = max(map(abs, truth))
-                spent.setdefault(tool, []).append(count)
-                missed.setdefault(tool, []).append(
-                    max(abs(a - b) / max(abs(b), 0.1 * radius) for a, b in zip(pair, truth, strict=True))
-                )
-
-            start = warm.get(name, engine.gradient(name))
-            for tool, first in (("sharpscope", start), ("sharpscope, cold", engine.gradient(name))):
-                ends = lanczos(operator, seed=1, rtol=TOLERANCE, start=first)
-                note(tool, ends.largest.num_matvecs, (ends.largest.value, ends.smallest.value))
-                if tool == "sharpscope":
-                    assert ends.largest.vector is not None and ends.smallest.vector is not None
-                    warm[name] = ends.largest.vector + ends.smallest.vector
-            top = lanczos(operator, seed=1, rtol=TOLERANCE, start=start, ends=["largest"]).largest
-            note("sharpscope, largest", top.num_matvecs, (top.value, truth[1]))
-            count = [0]
-
-            def counted(v: np.ndarray, call: Any = operator, count: list[int] = count) -> np.ndarray:
-                count[0] += 1
-                return call.matvec(torch.from_numpy(np.asarray(v, dtype=np.float32).reshape(-1))).numpy()
-
-            scipy_operator = LinearOperator(operator.shape, matvec=counted, dtype=np.float32)
-            start = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(np.float32)
-            low, high = sorted(
-                eigsh(scipy_operator, k=2, which="BE", tol=TOLERANCE, return_eigenvectors=False, v0=start)
-            )
-            note("curvlinops", count[0], (float(high), float(low)))
-            theirs = LambdaOperator(
-                operator.matvec, size=operator.shape[0], device=torch.device("cpu"), dtype=torch.float32
-            )
-            run = lanczos_tridiagonal(theirs, torch.from_numpy(start), fixed[-1])  # shorter runs are its beginnings
-            for m in fixed:
-                a, b = run.alphas[:m].double().numpy(), run.betas[: m - 1].double().numpy()
-                found = eigh_tridiagonal(a, b, eigvals_only=True)
-                note(f"hessian-eigenthings {m}", m, (float(found[-1]), float(found[0])))
-    within = {tool: float(np.mean([e <= TOLERANCE for e in errors])) for tool, errors in missed.items()}
-    enough = next((m for m in fixed if within[f"hessian-eigenthings {m}"] >= within["sharpscope"]), fixed[-1])
-    tell = lambda tool: f"{100 * within[tool]:.0f} % of {len(spent[tool])} problems within 1 %; error: the worst"  # noqa: E731
-    names = {
-        "sharpscope": ("sharpscope", "Lanczos, warm along alpha, own stop"),
-        "sharpscope, cold": ("sharpscope, cold", "Lanczos from the gradient, own stop"),
-        "sharpscope, largest": ("sharpscope, largest one only", "Lanczos, warm along alpha, own stop"),
-        f"hessian-eigenthings {enough}": ("hessian-eigenthings", "Lanczos, least fixed count that does as well"),
-        "curvlinops": ("curvlinops", "scipy eigsh 'BE' on an exact operator (its own Hv is off)"),
-    }
-    rows = [
-        row("eigs_1pct_hvps", tool, float(np.mean(spent[key])), "HVPs a layer and alpha", max(missed[key]),
-            f"{how}; {tell(key)}")
-        for key, (tool, how) in names.items()
-    ]  # fmt: skip
-    only = "power iteration finds the eigenvalue of largest magnitude only: not the other end"
-    rows.append(row("eigs_1pct_hvps", "PyHessian", math.nan, "HVPs a layer and alpha", note=only))
+            for ends in (PAIR, BOTH):
+                space = spaces.get((name, ends))
+                if space is None or alpha in peers_at:
+                    ours = lanczos(operator, seed=1, rtol=TOLERANCE, start=gradient, ends=ends)
+                    pair = (ours.largest.value, ours.smallest.value)
+                    scores.add("cold", ends, ours.largest.num_matvecs, pair, truth)
+                if space is not None:
+                    ours = tracked(operator, space, seed=1, rtol=TOLERANCE, ends=ends)
+                    pair = (ours.largest.value, ours.smallest.value)
+                scores.add("sharpscope", ends, ours.largest.num_matvecs, pair, truth)
+                assert ours.space is not None
+                spaces[name, ends] = ours.space
+            if alpha in peers_at:
+                _peers(operator, truth, scores)
+    rows = []
+    for ends in (PAIR, BOTH):
+        what = "largest and largest in magnitude" if ends == PAIR else "largest and smallest"
+        rows.append(scores.row("sharpscope", ends, "sharpscope", f"{what}; followed along alpha, own stop"))
+        rows.append(scores.row("cold", ends, "sharpscope, cold", f"{what}; each alpha from the gradient, own stop"))
+        target = scores.within("sharpscope", ends)
+        enough = next((m for m in FIXED if scores.within(f"lanczos {m}", ends) >= target), FIXED[-1])
+        how = "Lanczos, least fixed count that does as well"
+        rows.append(scores.row(f"lanczos {enough}", ends, "hessian-eigenthings", how))
+        how = f"scipy eigsh '{'LM' if ends == PAIR else 'BE'}' on an exact operator (its own Hv is off)"
+        rows.append(scores.row("eigsh", ends, "curvlinops", how))
+    rows.append(scores.row("power", PAIR, "PyHessian", "power iteration, its own stop; finds no other end"))
     return rows
+
+
+def _peers(operator: SymmetricOperator, truth: Found, scores: Scores) -> None:
+    start = np.random.default_rng(0).standard_normal(operator.shape[0]).astype(np.float32)
+    count = [0]
+
+    def counted(v: np.ndarray) -> np.ndarray:
+        count[0] += 1
+        return operator.matvec(torch.from_numpy(np.asarray(v, dtype=np.float32).reshape(-1))).numpy()
+
+    scipy_operator = LinearOperator(operator.shape, matvec=counted, dtype=np.float32)
+
+    def eigs(k: int, which: str) -> list[float]:
+        found = eigsh(scipy_operator, k=k, which=which, tol=TOLERANCE, return_eigenvectors=False, v0=start)
+        return sorted(map(float, found))
+
+    low, high = eigs(2, "BE")
+    scores.add("eigsh", BOTH, count[0], (high, low), truth)
+    count[0] = 0
+    dominant = eigs(1, "LM")[0]
+    largest = dominant if dominant > 0 else eigs(1, "LA")[0]
+    scores.add("eigsh", PAIR, count[0], (largest, min(dominant, largest)), truth)
+    theirs = LambdaOperator(operator.matvec, size=operator.shape[0], device=torch.device("cpu"), dtype=torch.float32)
+    run = lanczos_tridiagonal(theirs, torch.from_numpy(start), FIXED[-1])  # shorter runs are its beginnings
+    for m in FIXED:
+        a, b = run.alphas[:m].double().numpy(), run.betas[: m - 1].double().numpy()
+        found = eigh_tridiagonal(a, b, eigvals_only=True)
+        for ends in (PAIR, BOTH):
+            scores.add(f"lanczos {m}", ends, m, (float(found[-1]), float(found[0])), truth)
+    products, value = _power_rule(operator)
+    scores.add("power", PAIR, products, (value, value), truth)
+
+
+def _power_rule(operator: SymmetricOperator) -> tuple[int, float]:
+    """PyHessian's power iteration: at most 100 steps, until the quotient moves by less than a thousandth."""
+    v = torch.randn(operator.shape[0], generator=torch.Generator().manual_seed(0))
+    v, before = v / v.norm(), math.inf
+    for step in range(1, 101):
+        product = operator.matvec(v)
+        value = float(v @ product)
+        if abs(value - before) / (abs(value) + 1e-6) < 1e-3:
+            return step, value
+        before, v = value, product / product.norm()
+    return 100, value
 
 
 # ------------------------------------------------------------------ the whole map
 def layer_map(
     work: Work, at: Callable[[float], dict[str, Tensor]], rows: Rows, repeats: int, alphas: Sequence[float]
 ) -> Rows:
-    """layer_map_gradients: every layer, 11 alphas, trace to 1 %, both eigenvalues: ours run, the peers' added up."""
+    """layer_map_gradients: every layer, 11 alphas, trace and two eigenvalues to 1 %: ours run, the peers' added up."""
     load(work, at(0.5))
     unit = work.gradient_seconds(2 * repeats)
     layers = {x.name: x.params for x in work.layers}
     with second_order():
         costs = product_costs(work, layers, repeats)
-    start = time.process_time()
-    warm: dict[str, Tensor] = {}
-    stated = []
+    spent: dict[Any, float] = dict.fromkeys(("graphs", "per_example", "controlled", PAIR, BOTH), 0.0)
+    spaces: dict[tuple[str, tuple[End, ...]], RitzSpace] = {}
+    stated: dict[str, list[float]] = {"per_example": [], "controlled": []}
+
+    @contextlib.contextmanager
+    def timed(what: Any) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        spent[what] += time.process_time() - start
+
     for alpha in alphas:
+        theta = at(alpha)
         with second_order():
-            engine = HessianEngine(work, at(alpha), layers)
-            for name in layers:
-                operator = engine.operator(name)
-                found = per_example(operator, seed=0, max_matvecs=1000, rtol=TOLERANCE)
-                ends = lanczos(operator, seed=0, rtol=TOLERANCE, start=warm.get(name, engine.gradient(name)))
-                assert ends.largest.vector is not None and ends.smallest.vector is not None
-                warm[name] = ends.largest.vector + ends.smallest.vector
-                stated.append(found.stderr / abs(found.estimate))
-    ours = (time.process_time() - start) / unit * len(ALPHAS) / len(alphas)
-    how = "run end to end" if len(alphas) == len(ALPHAS) else f"run at {len(alphas)} alphas, times 11 / {len(alphas)}"
-    error = float(np.mean(stated))
-    out = [
-        row("layer_map_gradients", "sharpscope", ours, "gradients", error, f"{how}; error: mean stated one of a trace")
-    ]
+            with timed("controlled"):
+                found = _controlled(work, theta, layers)
+                stated["controlled"] += [x.stderr / abs(x.estimate) for x in found]
+            with timed("graphs"):
+                engine = HessianEngine(work, theta, layers)
+            with timed("per_example"):
+                found = [per_example(engine.operator(n), seed=0, max_matvecs=1000, rtol=TOLERANCE) for n in layers]
+                stated["per_example"] += [x.stderr / abs(x.estimate) for x in found]
+            for ends in (PAIR, BOTH):
+                with timed(ends):
+                    for name in layers:
+                        operator, space = engine.operator(name), spaces.get((name, ends))
+                        if space is None:
+                            ours = lanczos(operator, seed=0, rtol=TOLERANCE, start=engine.gradient(name), ends=ends)
+                        else:
+                            ours = tracked(operator, space, seed=0, rtol=TOLERANCE, ends=ends)
+                        assert ours.space is not None
+                        spaces[name, ends] = ours.space
+    out = []
+    for ends in (PAIR, BOTH):
+        for method, name in (("per_example", "sharpscope"), ("controlled", "sharpscope, controlled")):
+            value = (spent["graphs"] + spent[method] + spent[ends]) / unit
+            note = f"run end to end; traces {100 * spent[method] / unit / value:.0f} % of it; error: mean stated one"
+            error = float(np.mean(stated[method]))
+            out.append(row("layer_map_gradients", name + KIND[ends], value, "gradients", error, note))
+        out += _peers_maps(rows, {tool: sum(c.values()) / unit for tool, c in costs.items()}, ends, len(alphas))
+    return out
+
+
+def _controlled(work: Work, theta: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]]) -> list[TraceEstimate]:
+    """What ``trace_method="controlled"`` does: tr H = tr G + tr(H - G)."""
+    control = ggn_trace(work, theta, layers, seed=0, rtol=TOLERANCE / 3, max_probes=1000)
+    engine = HessianEngine(Residual(work), theta, layers)
+    common: dict[str, Any] = {"dtype": engine.dtype, "device": engine.device, "rtol": TOLERANCE, "max_matvecs": 1000}
+    out = []
+    for name, g in control.items():
+        steps = per_example_steps(engine.blocks[name].size, seed=0, offset=(g.estimate, g.stderr), **common)
+        out.append(solve(steps, engine.operator(name)))
+    return out
+
+
+def _peers_maps(rows: Rows, sweeps: Mapping[str, float], ends: tuple[End, ...], alphas: int) -> Rows:
+    """Products of trace_1pct_hvps and eigs_1pct_hvps times the measured cost of one product for every layer."""
     value = {(r["what"], r["tool"]): r["value"] for r in rows}
-    for tool in ("hessian-eigenthings", "curvlinops", "PyHessian"):
-        eigs = value["eigs_1pct_hvps", "hessian-eigenthings" if tool == "PyHessian" else tool]
-        each = value["trace_1pct_hvps", tool] + eigs
-        total = len(ALPHAS) * each * sum(costs[tool].values()) / unit
-        note = "products of trace_1pct_hvps and eigs_1pct_hvps times their measured cost a layer"
-        note += "; Lanczos counted, which it has not" if tool == "PyHessian" else ""
-        note += "; its products are wrong on a ViT (hvp_full)" if tool == "curvlinops" else ""
-        out.append(row("layer_map_gradients", tool, total, "gradients", TOLERANCE, note))
+    tools = ("PyHessian", "hessian-eigenthings", "curvlinops")
+    trace = {tool: value["trace_1pct_hvps", tool] for tool in tools}
+    eigs = {tool: value.get(("eigs_1pct_hvps", tool + KIND[ends]), math.inf) for tool in tools}
+    out = []
+    for tool in tools:
+        note, products = "products of trace_1pct_hvps and eigs_1pct_hvps times their measured cost a layer", eigs[tool]
+        if math.isinf(products):
+            products = eigs["hessian-eigenthings"]
+            note += "; Lanczos counted, which it has not"
+        if tool == "curvlinops":
+            note += "; its products are wrong on a ViT (hvp_full)"
+        total = alphas * (trace[tool] + products) * sweeps[tool]
+        out.append(row("layer_map_gradients", tool + KIND[ends], total, "gradients", TOLERANCE, note))
+    cheapest = min(("PyHessian", "hessian-eigenthings"), key=lambda tool: sweeps[tool])
+    total = alphas * (min(trace.values()) + min(eigs.values())) * sweeps[cheapest]
+    note = f"the best of each, which no tool does: fewest products for either, {cheapest}'s products (right, cheapest)"
+    out.append(row("layer_map_gradients", "peers combined" + KIND[ends], total, "gradients", TOLERANCE, note))
     return out
 
 
@@ -330,23 +461,23 @@ def measure(quick: bool, images: int) -> Rows:
     repeats = 4 if quick else 12
     rows = one_product(repeats)
     _say("one product")
-    rows += every_layer(2 if quick else 8, width=64)
+    rows += every_layer(2 if quick else 6, width=64)
     if not quick:
+        rows += peak_memory()
         rows += [r | {"what": "hvp_all_layers_12_blocks_width_128"} for r in every_layer(4, width=128)]
     _say("every layer of 12 blocks")
     work = Work.make(width=16, blocks=4, head_width=8, images=images)
     at = trained_path(work)
-    alphas = ALPHAS[4:7] if quick else ALPHAS
     with second_order():
         engine = HessianEngine(work, at(0.5), {x.name: x.params for x in work.layers})
         chosen = [work.layers[i].name for i in ((4, 5) if quick else range(6))]
         dense = {n: engine.operator(n).matmat(torch.eye(engine.blocks[n].size)) for n in chosen}
         _say("dense truth")
-        rows += traces(engine, dense, 5 if quick else 20)
+        rows += traces(engine, dense, 5 if quick else 10)
         _say("traces")
-        rows += eigenvalues(work, at, alphas)
+        rows += eigenvalues(work, at, ALPHAS, (0.5,) if quick else (0.0, 0.2, 0.5, 0.8, 1.0))
     _say("eigenvalues")
-    return rows + layer_map(work, at, rows, repeats, alphas)
+    return rows + layer_map(work, at, rows, repeats, ALPHAS)
 
 
 def _say(done: str) -> None:
@@ -362,12 +493,18 @@ def table(rows: Rows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", required=True, type=Path, help="where the rows, versions and machine go")
+    parser.add_argument("--json", type=Path, help="where the rows, versions and machine go")
+    parser.add_argument("--peak", choices=list(TOOLS), help="print the memory of one product, and nothing else")
     parser.add_argument("--quick", action="store_true", help="fewer repeats and layers, under five minutes")
     parser.add_argument("--images", type=int, default=256, help="size of the probe set for traces, eigenvalues and map")
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()
+    if options.peak:
+        print(peak(options.peak))
+        return
+    if options.json is None:
+        parser.error("--json FILE is missing")
     rows = measure(options.quick, options.images)
     print(table(rows))
     clean = [{k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()} for r in rows]

@@ -43,7 +43,7 @@ from sharpscope.weights.writing import in_huggingface_names
 
 __all__ = ["convert", "fitting_models", "inspect", "interpolate", "plan", "sparsify"]
 
-_PRODUCTS = {"trace": 40, "eigen": 8}
+_PRODUCTS = {"trace": 40, "eigen": 6}
 """Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
 
 
