@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from work import Work, seconds
+from work import Work, peak_mib, seconds
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature.hvp import HessianEngine
@@ -32,7 +31,7 @@ def point(blocks: int, width: int, images: int) -> dict[str, float]:
     torch.set_num_threads(1)
     work = Work.make(width=width, blocks=blocks, head_width=32, images=images)
     unit = work.gradient_seconds(5)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     layers = {x.name: x.params for x in work.layers}
     names = [n for params in layers.values() for n in params]
     with second_order():
@@ -41,10 +40,10 @@ def point(blocks: int, width: int, images: int) -> dict[str, float]:
         for name in engine.blocks:
             v = torch.ones(engine.blocks[name].size)
             costs[name] = seconds(lambda name=name, v=v: engine.operator(name).matvec(v), 4) / unit
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_mib()
     return {
         "gradient_ms": 1e3 * unit, "whole": costs.pop("(all)"), "sweep": sum(costs.values()), "layers": len(costs),
-        "graph_mib": engine.graph_bytes / 2**20, "added_peak_mib": (peak - before) / 2**10,
+        "graph_mib": engine.graph_bytes / 2**20, "added_peak_mib": peak - before,
     }  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import contextlib
 import json
 import math
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -31,7 +30,7 @@ from scipy.linalg import eigh_tridiagonal
 from scipy.sparse.linalg import LinearOperator, eigsh
 from tools import TOOLS
 from torch import Tensor
-from work import Work, crash_as_shipped, load, quiet, relative, seconds, trained_path
+from work import Work, crash_as_shipped, load, peak_mib, quiet, relative, seconds, trained_path
 
 from sharpscope.clip.model import second_order
 from sharpscope.curvature.eigen import End, RitzSpace, lanczos
@@ -93,9 +92,9 @@ def peak(tool: str) -> float:
     with second_order():
         loss = work.batch_loss(0, {n: p.requires_grad_() for n, p in work.theta.items()})
         del loss
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_mib()
         TOOLS[tool](work, names)(v)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_mib() - before
 
 
 def every_layer(repeats: int, width: int) -> Rows:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import open_clip
 import torch
@@ -17,7 +18,7 @@ from sharpscope.clip.data import load_dataset
 from sharpscope.clip.model import second_order
 from sharpscope.weights.layers import Layer, split_layers
 
-__all__ = ["Tower", "Work", "seconds", "trained_path"]
+__all__ = ["Tower", "Work", "peak_mib", "seconds", "trained_path"]
 
 
 class Tower(nn.Module):
@@ -97,6 +98,12 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
         call()
         best = min(best, time.process_time() - start)
     return best
+
+
+def peak_mib() -> float:
+    """This process' peak memory; not getrusage's, in which a child starts with its parent's. Linux."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def trained_path(work: Work, *, steps: int = 60) -> Callable[[float], dict[str, Tensor]]:
