@@ -138,7 +138,7 @@ def tracked_steps(
         new = None
         if lacking and spent < min(max_matvecs, size):
             end = first if first in lacking else lacking[0]
-            while new is None and end not in seeded:
+            if end not in seeded:
                 seeded.add(end)
                 new = _outside(space.ahead(end).to(device, dtype), basis)
             if new is None:
@@ -164,10 +164,12 @@ class _Known:
         return shares.double().cpu().numpy(), r - shares @ self.vectors
 
     def error(self, value: float, shares: np.ndarray, rest: float) -> float:
+        """sum_k min(|c_k|, c_k^2 / |theta_k - value|) + ||r_0||, ``rest`` the norm of r_0."""
         gaps = np.maximum(np.abs(self.values - value), np.finfo(float).tiny)
         return float(np.minimum(np.abs(shares), shares**2 / gaps).sum()) + rest
 
     def precondition(self, value: float, shares: np.ndarray, rest: Tensor) -> Tensor:
+        """[p]: t of ``tracked``, the next direction."""
         gaps = np.maximum(np.abs(self.values - value), max(NEAREST * abs(value), np.finfo(float).tiny))
         return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest) @ self.vectors
 
