@@ -64,6 +64,23 @@ def test_followed_ends_are_those_of_the_dense_matrix(sign: float) -> None:
     assert spent["followed"] < 0.7 * spent["afresh"]
 
 
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+def test_the_neighbours_pairs_precondition(rtol: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the plain residual as the next direction, from the same spaces and by the same stop."""
+
+    def spent() -> int:
+        space, total = lanczos(turning(0.0), seed=0, rtol=rtol).space, 0
+        for t in (0.2, 0.4, 0.6):
+            found = tracked(turning(t), space, seed=0, rtol=rtol)
+            total, space = total + found.smallest.num_matvecs, found.space
+        return total
+
+    preconditioned = spent()
+    plain = lambda self, value, shares, rest: rest + torch.from_numpy(shares).to(rest) @ self.vectors  # noqa: E731
+    monkeypatch.setattr(_Known, "precondition", plain)
+    assert preconditioned < 0.9 * spent()
+
+
 def test_to_a_tight_tolerance_it_agrees_with_scipy() -> None:
     space = lanczos(turning(0.0), seed=0, rtol=0.01).space
     operator = turning(0.2)
