@@ -197,6 +197,8 @@ class StudyConfig:
     """Headline of the report."""
     question: str | None = None
     """The question printed on top of the report, answered by this run's numbers."""
+    caveat: str | None = None
+    """What a reader must know before the answer: printed above it in the report and first in the terminal."""
     tags: dict[str, str] = field(default_factory=dict)
     """Free notes kept in the manifest."""
 

@@ -89,8 +89,8 @@ def build_report(
     Args:
         tables: by the names of the schema, any of them missing or empty (the section then says so).
         figures: PNGs by the names of ``plots.all_figures``; others are put at the end.
-        manifest: plain data; read are ``config`` (or ``identity.config``): title, question, pairs, measures,
-            straggler_criterion; ``pairs``:
+        manifest: plain data; read are ``config`` (or ``identity.config``): title, question, caveat, pairs,
+            measures, straggler_criterion; ``pairs``:
             facts of each pair by name, nested as they come; ``timing``; all else is listed under "How it was made".
         timing: kind of unit -> {"units": count, "seconds": total} (or seconds); default ``manifest["timing"]``.
     """
@@ -105,6 +105,7 @@ def build_report(
     return _template().render(
         title=shown(title, 200),
         question=shown(source.config.get("question") or "", 1000),
+        caveat=shown(source.config.get("caveat") or "", 2000),
         answer=_short_answer(source),
         sections=sections,
         glossary=GLOSSARY,

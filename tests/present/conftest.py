@@ -317,6 +317,7 @@ def make_manifest() -> dict[str, Any]:
         "config": {
             "title": "sharpscope demo",
             "question": question,
+            "caveat": "Seen in a designed world only.",
             "pairs": [{"name": p, "zeroshot": "mini:zeroshot", "finetuned": f"mini:{p}"} for p in CURVES],
             "model": "mini",
             "measures": list(DEFAULT_MEASURES),

@@ -108,7 +108,9 @@ def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Pa
 def test_question_answer_and_advice_come_first(page: Page) -> None:
     top = page.text("")
     assert "can sharpness on ID data tell which may be interpolated?" in top
-    assert "Answer: no." in top and "over 6 other pairs Spearman is -0.2" in top
+    assert "Answer:" not in top and "On these pairs and these test sets: does not hold." in top
+    assert top.index("Seen in a designed world only.") < top.index("does not hold")
+    assert "over 6 other pairs Spearman is -0.2" in top
     answer = page.text("answer")
     assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
     assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer

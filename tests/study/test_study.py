@@ -185,6 +185,8 @@ def test_the_plan_says_what_fits_into_memory() -> None:
 def test_notebook_names_and_summary(finished: study.Run) -> None:
     assert finished.summary().count("\n") >= 4 and "advice for success" in finished.summary()
     assert "<ul>" in finished._repr_html_()
+    told = dataclasses.replace(finished, caveat="A designed world.").summary()
+    assert told.startswith("A designed world.\n") and told.endswith(finished.summary())
     with pytest.raises(AttributeError, match="Did you mean 'sharpness'"):
         _ = finished.sharpnes
 
