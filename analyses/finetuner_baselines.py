@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sharpscope.clip.data import Dataset
+from sharpscope.clip.accuracy import correct, logits
+from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.ensembles import FailureSet, calibrating_temperature, mixed_outputs
-from sharpscope.clip.evaluate import correct, logits
-from sharpscope.pairs import LoadedPair
+from sharpscope.clip.pair import LoadedPair
 
 __all__ = ["ensembles", "upgraded"]
 

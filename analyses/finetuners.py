@@ -33,8 +33,8 @@ from finetuner_claims import claims
 from tqdm import tqdm
 
 import sharpscope
-from sharpscope.clip.miniworld import SHIFTS, STYLES
 from sharpscope.errors import NumericalError
+from sharpscope.miniworld.world import SHIFTS, STYLES
 
 HERE = Path(__file__).parent
 SETTINGS: dict[str, Any] = yaml.safe_load((HERE / "finetuners.yaml").read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ OOD = (*STYLES[1:], *SHIFTS)
 def tuned(method: str, seed: int, out: Path | None, **changes: Any) -> Any:
     """One fine-tuning with the shared budget."""
     own = {k: v for k, v in SETTINGS["methods"][method].items() if k != "rates"}
-    return sharpscope.finetune(
+    return sharpscope.finetuning(
         SETTINGS["zeroshot"],
         SETTINGS["train"],
         method,

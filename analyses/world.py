@@ -20,9 +20,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-import sharpscope.study
-from sharpscope.clip import miniworld
-from sharpscope.finetune.world import train_world
+import sharpscope
+from sharpscope.finetuning.world import train_world
+from sharpscope.miniworld import world as miniworld
+from sharpscope.study.demo import demo_config
 
 
 def study() -> sharpscope.StudyConfig:
@@ -38,7 +39,7 @@ def study() -> sharpscope.StudyConfig:
         id=("mini:photo",),
         ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
         alphas=(0.0, 0.3, 0.5, 1.0),
-        measures=sharpscope.study.demo_config().measures,
+        measures=demo_config().measures,
         probe_size=64,
         batch_size=64,
         rtol=0.15,

@@ -22,10 +22,11 @@ from torch import Tensor
 from work import Work, seconds, trained_path
 
 import sharpscope
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.ggn import ClassificationObjective, ggn_trace
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
-from sharpscope.weights.layers import Layer
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.layers import Layer
 
 METHODS = ("per_example", "controlled")
 

@@ -282,7 +282,7 @@ def part_env(out, options):
 
     def switches():
         """Defaults outside and inside second_order, and whether torch's older switches can still be read in there."""
-        from sharpscope.clip.model import second_order
+        from sharpscope.curvature.arithmetic import second_order
 
         b = torch.backends
         read = lambda: {"conv": b.cudnn.conv.fp32_precision, "matmul": b.cuda.matmul.fp32_precision}  # noqa: E731
@@ -451,8 +451,8 @@ def tiny_model(kind, folder):
     """(ClipModel, theta in float64, random and nowhere degenerate)."""
     import torch
 
-    from sharpscope.clip import miniworld
     from sharpscope.clip.model import ClipModel
+    from sharpscope.miniworld import world as miniworld
 
     shutil.copy(miniworld.tokenizer_path(), Path(folder) / "mini_bpe.txt.gz")
     path = Path(folder) / f"{kind}.json"
@@ -472,10 +472,9 @@ def toy_probe(model, theta, device, dtype, mode="stored", batch=8):
     import numpy as np
     import torch
 
-    from sharpscope.clip.data import Dataset
+    from sharpscope.clip.datasets.dataset import Dataset, Memory
     from sharpscope.clip.head import Classifier
     from sharpscope.clip.probe import Probe
-    from sharpscope.clip.sets.dataset import Memory
 
     names = ("cup", "key", "fish")
     pixels = np.random.default_rng(0).integers(0, 256, (20, 3, *model.image_size), dtype=np.uint8)
@@ -513,11 +512,11 @@ def part_products(out, options):
     import torch
 
     import sharpscope
-    from sharpscope.clip.model import second_order
-    from sharpscope.curvature.measures import MeasureSettings, measure_layers
+    from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
+    from sharpscope.curvature.measures.registry import measure_layers
+    from sharpscope.curvature.measures.rows import MeasureSettings
     from sharpscope.curvature.operator import check_symmetric
-    from sharpscope.curvature.precision import in_precision, precision_error
-    from sharpscope.schema import MEASURES
+    from sharpscope.vocabulary import MEASURES
 
     size, batch = (24, 16) if options.quick else (64, 40)  # ragged batches
     pair = sharpscope.load_pair("mini:zeroshot", "mini:failure", model="mini")
@@ -689,7 +688,7 @@ def part_products(out, options):
                     for device in ("cpu", DEVICE):
                         p, at = toy_probe(model, start, device, f64, mode)
                         names = p.classifier.parameters(at)
-                        parts = sharpscope.weights.layers.split_layers({n: at[n].shape for n in names}, "module")
+                        parts = sharpscope.layers.split_layers({n: at[n].shape for n in names}, "module")
                         with second_order():
                             got, engine = products_of(p, at, parts)
                         found.append(got)
@@ -704,7 +703,7 @@ def part_products(out, options):
                         "parameters": len(names),
                     }
 
-                import sharpscope.weights.layers
+                import sharpscope.layers
 
                 out.check(f"{kind}, head {mode}, float64", architecture, bad=exact(1e-9), limit=30)
 
@@ -778,7 +777,7 @@ def part_products(out, options):
     )
 
     def density():
-        from sharpscope.curvature.spectra import measure_density
+        from sharpscope.curvature.measures.density import measure_density
 
         how = MeasureSettings(density_steps=8, density_runs=2)
         found = [
@@ -806,7 +805,8 @@ def part_products(out, options):
 # ---------------------------------------------------------------------- a whole study
 def study(device, folder, quick):
     """The demo's study on a device at four alphas; quick: a corner of it."""
-    from sharpscope.study import demo_config, run
+    from sharpscope.study.demo import demo_config
+    from sharpscope.study.run import run
 
     config = dataclasses.replace(demo_config(), device=device, alphas=(0.0, 0.3, 0.5, 1.0), repair_alphas=(0.3, 0.5))
     if quick:
@@ -852,7 +852,7 @@ def study_process(device, folder, options, threads=None):
 def part_demo(out, options):
     import pandas as pd
 
-    from sharpscope.schema import KEYS
+    from sharpscope.tables.schema import KEYS
 
     ours, theirs = Path(options.work) / "study_device", Path(options.work) / "study_cpu"
 
@@ -1038,13 +1038,14 @@ def part_vit_b(out, options):
     from torch.nn import functional as F  # noqa: N812
 
     import sharpscope
-    from sharpscope.clip.evaluate import answers
+    from sharpscope.clip.accuracy import answers
     from sharpscope.clip.head import Classifier
-    from sharpscope.clip.model import second_order
-    from sharpscope.curvature import eigen, hvp, measures
+    from sharpscope.curvature import eigen, hvp
+    from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.hvp import HessianEngine
-    from sharpscope.curvature.measures import MeasureSettings, measure_layers
-    from sharpscope.curvature.precision import in_precision, precision_error
+    from sharpscope.curvature.measures import registry as measures
+    from sharpscope.curvature.measures.registry import measure_layers
+    from sharpscope.curvature.measures.rows import MeasureSettings
 
     work = tempfile.TemporaryDirectory()
     count, classes, batch, steps = (
@@ -1405,11 +1406,11 @@ def random_loss(model, count, batch, device, classes=20):
 def part_vit_l(out, options):
     import torch
 
-    from sharpscope import units
-    from sharpscope.clip.model import second_order
+    from sharpscope.curvature.arithmetic import second_order
     from sharpscope.curvature.hvp import HessianEngine
-    from sharpscope.curvature.measures import MeasureSettings
-    from sharpscope.weights.layers import split_layers
+    from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.layers import split_layers
+    from sharpscope.study import compute as units
 
     work = tempfile.TemporaryDirectory()
     _, model = big_model("ViT-L-14", options, work.name)
@@ -1436,7 +1437,7 @@ def part_vit_l(out, options):
 
     def product(precision):
         def timed():
-            from sharpscope.curvature.precision import in_precision
+            from sharpscope.curvature.arithmetic import in_precision
 
             empty()
             memory()
@@ -1552,13 +1553,13 @@ def part_train(out, options):
     import torch
 
     import sharpscope
-    from sharpscope.finetune import fit as fit_module
-    from sharpscope.finetune.registry import METHODS
+    from sharpscope.finetuning import fit as fit_module
+    from sharpscope.finetuning.registry import METHODS
 
     quick = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
 
     def tuned(method, device, **more):
-        return sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
+        return sharpscope.finetuning("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
 
     def compared(method):
         def work():
@@ -1650,7 +1651,7 @@ def part_train(out, options):
             try:
                 how = {"model": name, "device": DEVICE, "precision": precision, "augment": augment, "progress": False}
                 how |= {"batch_size": batch, "steps": steps, "lr": 1e-5}
-                done, seconds = once(lambda: sharpscope.finetune(kept["theta"], f"folder:{images}", method, **how))
+                done, seconds = once(lambda: sharpscope.finetuning(kept["theta"], f"folder:{images}", method, **how))
             finally:
                 fit_module.train = real
             pace = (times[-1] - times[1]) / (len(times) - 2)
@@ -1720,9 +1721,9 @@ def sweeps(options, seconds):
     """How many sweeps of ViT-B-32's layers this process does in so long; prints JSON."""
     import torch
 
-    from sharpscope.clip.model import second_order
+    from sharpscope.curvature.arithmetic import second_order
     from sharpscope.curvature.hvp import HessianEngine
-    from sharpscope.weights.layers import split_layers
+    from sharpscope.layers import split_layers
 
     with tempfile.TemporaryDirectory() as folder:
         _, model = big_model("ViT-B-32", options, folder)
@@ -1915,9 +1916,9 @@ def main():
             import pandas  # noqa: F401
             import torch
 
-            import sharpscope.evaluation
-            import sharpscope.finetune
-            import sharpscope.study  # noqa: F401
+            import sharpscope.clip.evaluate
+            import sharpscope.finetuning.run
+            import sharpscope.study.run  # noqa: F401
 
             spent = time.monotonic() - begun
             log.say(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import sharpscope
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.eigen import End, RitzSpace, lanczos
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.tracking import tracked

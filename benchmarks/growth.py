@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import torch
 from work import Work, peak_mib, seconds
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.hvp import HessianEngine
 
 BASE = {"blocks": 4, "width": 64, "images": 64}

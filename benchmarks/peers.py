@@ -32,7 +32,7 @@ from tools import TOOLS
 from torch import Tensor
 from work import Work, crash_as_shipped, load, peak_mib, quiet, relative, seconds, trained_path
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.eigen import End, RitzSpace, lanczos
 from sharpscope.curvature.ggn import Residual, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine

@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 import sharpscope
+from sharpscope.clip.datasets import images as ours
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.sets import images as ours
 
 BATCH = 128
 

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from work import quiet
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
-from sharpscope.curvature.precision import in_precision, precision_error
-from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.layers import Layer, split_layers
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
 CLASSES = 100

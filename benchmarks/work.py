@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip import miniworld
-from sharpscope.clip.data import load_dataset
-from sharpscope.clip.model import second_order
-from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.layers import Layer, split_layers
+from sharpscope.miniworld import world as miniworld
 
 __all__ = ["Tower", "Work", "peak_mib", "seconds", "trained_path"]
 

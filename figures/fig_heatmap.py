@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharpscope.present.plots import heatmap, save
+from sharpscope.present.layerplots import heatmap
 from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.schema import MEASURES
+from sharpscope.present.style import save
+from sharpscope.vocabulary import MEASURES
 
 
 def main(argv: Sequence[str] | None = None) -> None:

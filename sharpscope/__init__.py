@@ -9,15 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sharpscope.vocabulary import __version__
+
 if TYPE_CHECKING:
-    from sharpscope.clip.data import load_dataset
+    from sharpscope.clip.datasets.spec import load_dataset
+    from sharpscope.clip.evaluate import evaluate
+    from sharpscope.clip.pair import load_pair
     from sharpscope.clip.probe import Probe
-    from sharpscope.config import PairConfig, StudyConfig
-    from sharpscope.curvature.notebook import layer_curvature
-    from sharpscope.evaluation import evaluate
-    from sharpscope.findings.foreign import read_results
-    from sharpscope.finetune import finetune
-    from sharpscope.study import layer_sharpness, load_pair, report, run
+    from sharpscope.config.study import PairConfig, StudyConfig
+    from sharpscope.exchange import read_results
+    from sharpscope.finetuning.run import finetune
+    from sharpscope.notebook import layer_curvature, layer_sharpness
+    from sharpscope.study.run import report, run
 
 __all__ = [
     "PairConfig",
@@ -35,21 +38,19 @@ __all__ = [
     "run",
 ]
 
-__version__ = "0.1.0"
-
 _HOME = {
-    "PairConfig": "sharpscope.config",
+    "PairConfig": "sharpscope.config.study",
     "Probe": "sharpscope.clip.probe",
-    "StudyConfig": "sharpscope.config",
-    "evaluate": "sharpscope.evaluation",
-    "finetune": "sharpscope.finetune",
-    "layer_curvature": "sharpscope.curvature.notebook",
-    "layer_sharpness": "sharpscope.study",
-    "load_dataset": "sharpscope.clip.data",
-    "load_pair": "sharpscope.study",
-    "read_results": "sharpscope.findings.foreign",
-    "report": "sharpscope.study",
-    "run": "sharpscope.study",
+    "StudyConfig": "sharpscope.config.study",
+    "evaluate": "sharpscope.clip.evaluate",
+    "finetune": "sharpscope.finetuning.run",
+    "layer_curvature": "sharpscope.notebook",
+    "layer_sharpness": "sharpscope.notebook",
+    "load_dataset": "sharpscope.clip.datasets.spec",
+    "load_pair": "sharpscope.clip.pair",
+    "read_results": "sharpscope.exchange",
+    "report": "sharpscope.study.run",
+    "run": "sharpscope.study.run",
 }
 
 

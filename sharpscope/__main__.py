@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from sharpscope.cli import main
+from sharpscope.cli.main import main
 
 __all__: list[str] = []
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 __all__ = [
+    "MAX_NAMES",
     "CheckpointError",
     "ConfigError",
     "CorruptCheckpoint",
     "DatasetError",
     "IdenticalPair",
+    "NoData",
     "NonDeterministicProbe",
     "NonFiniteWeights",
     "NumericalError",
@@ -24,6 +27,7 @@ __all__ = [
     "SharpscopeError",
     "UnsafeCheckpoint",
     "did_you_mean",
+    "listing",
     "shown",
 ]
 
@@ -36,6 +40,10 @@ class SharpscopeError(Exception):
 
 class ConfigError(SharpscopeError):
     """A flag, YAML key or argument that has no meaning, with the nearest one that has."""
+
+
+class NoData(ConfigError):
+    """A figure was asked for of a table without the rows that it shows."""
 
 
 class CheckpointError(SharpscopeError):
@@ -105,3 +113,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+MAX_NAMES: Final = 10
+"""A message names at most this many tensors."""
+
+
+def listing(names: Iterable[str], limit: int = MAX_NAMES) -> str:
+    """``names`` for a message: at most ``limit`` of them, made safe for the terminal, then how many more there are."""
+    every = list(names)
+    text = ", ".join(shown(n, 90) for n in every[:limit])
+    return text if len(every) <= limit else f"{text} and {len(every) - limit} more"

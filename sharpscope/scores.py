@@ -17,8 +17,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 __all__ = [
-    "Predictions", "Statistic", "draws", "label_score", "macro_f1", "mean_per_class", "share", "wilson", "worst_group",
-]  # fmt: skip
+    "Predictions",
+    "Statistic",
+    "draws",
+    "label_score",
+    "macro_f1",
+    "mean_per_class",
+    "share",
+    "wilson",
+    "worst_group",
+]
 
 Floats = NDArray[np.float64]
 _DRAWS_AT_ONCE = 4_000_000

@@ -50,7 +50,7 @@ TINY: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="session")
 def tiny_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """kind -> path of its config JSON, its BPE file beside it; "nested" is "vit" as {model_cfg, preprocess_cfg}."""
-    from sharpscope.clip import miniworld
+    from sharpscope.miniworld import world as miniworld
 
     folder = tmp_path_factory.mktemp("tiny")
     shutil.copy(miniworld.tokenizer_path(), folder / "mini_bpe.txt.gz")

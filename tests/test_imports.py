@@ -108,7 +108,7 @@ def test_the_weights_need_no_open_clip():
 
 
 def test_only_the_command_line_prints_and_exits():
-    assert users("print", "sys.exit", "exit", "quit") == {"cli.py", "__main__.py"}
+    assert users("print", "sys.exit", "exit", "quit") == {"cli/main.py", "__main__.py"}
 
 
 def test_few_files_write_and_each_of_them_whole_files():
@@ -118,13 +118,13 @@ def test_few_files_write_and_each_of_them_whole_files():
     )  # fmt: skip
     known = {
         "atomic.py": "the way everything is written",
-        "unitfile.py": "np.savez into memory",
+        "study/unitfile.py": "np.savez into memory",
         "weights/checkpoint.py": "write_checkpoint",
-        "finetune/world.py": "trains the embedded world's files again",
-        "present/tables.py": "to_parquet into memory",
+        "finetuning/world.py": "trains the embedded world's files again",
+        "tables/files.py": "to_parquet into memory",
     }
     assert writers <= set(known)
-    assert {"atomic.py", "unitfile.py", "weights/checkpoint.py"} <= writers, "the search finds nothing any more"
+    assert {"atomic.py", "study/unitfile.py", "weights/checkpoint.py"} <= writers, "the search finds nothing any more"
 
 
 def test_nothing_that_may_run_a_files_code():

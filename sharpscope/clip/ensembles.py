@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "FailureSet", "calibrating_temperature", "failure_distance", "finetuned_weight", "mixed_outputs",
-]  # fmt: skip
+__all__ = ["FailureSet", "calibrating_temperature", "failure_distance", "finetuned_weight", "mixed_outputs"]
 
 NEAREST_SHARE = 0.001
 """k as a share of the failures: VRF's 0.1 %."""

@@ -1,298 +1,232 @@
-"""From (theta, data set) to scores, answers and accuracy rows with intervals: one pass over the images each."""
+"""The step ``evaluate``: any checkpoints on any data sets, one table."""
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sharpscope.clip.data import Dataset
+from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.metrics import Answers, estimates
-from sharpscope.errors import DatasetError, NumericalError
+from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
+from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
+from sharpscope.layers import Tower
+from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs
+from sharpscope.weights import Checkpoint, read_checkpoint
+from sharpscope.weights.checkpoint import with_head
+from sharpscope.weights.compare import check_model
 
-__all__ = [
-    "FeatureCache", "accuracy_rows", "answers", "correct", "dataset_note", "logits", "mean_rows", "reported",
-]  # fmt: skip
+__all__ = ["COLUMNS", "evaluate"]
 
-Row = dict[str, Any]
-Theta = Mapping[str, Tensor]
-Progress = Callable[[int], object]
-_NO_REGION = "Other"
+COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
+"""Columns of the table. ``role``: test (one data set) | mean (over those that ``dataset`` names)."""
 
-
-class FeatureCache:
-    """The image features of the tower last seen, so that another head, or another alpha of a tower that does not move,
-    costs no image.
-
-    A tower is known by the SHA-256 of its tensors; the features of another one are forgotten. They stay on the CPU, at
-    most ``limit`` bytes of them (a data set that does not fit is computed each time), and are the same bits.
-    """
-
-    def __init__(self, limit: int = 2 * 2**30) -> None:
-        self.limit = limit
-        self._tower = b""
-        self._kept: dict[tuple[Dataset, int], list[tuple[Tensor, Tensor]]] = {}
-
-    def batches(
-        self, classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [B, D], labels [B]) of every batch, from memory where they are there."""
-        tower = _digest(classifier, theta)
-        if tower != self._tower:
-            self._tower, self._kept = tower, {}
-        key = (dataset, batch_size)
-        if key in self._kept:
-            device = theta[classifier.model.image_names[0]].device
-            yield from ((features.to(device), labels) for features, labels in self._kept[key])
-            return
-        taken = sum(f.nbytes for parts in self._kept.values() for f, _ in parts)
-        parts: list[tuple[Tensor, Tensor]] | None = []
-        for features, labels in _features(classifier, theta, dataset, batch_size):
-            taken += features.nbytes
-            if taken > self.limit:
-                parts = None
-            if parts is not None:
-                parts.append((features.cpu(), labels))
-            yield features, labels
-        if parts is not None:
-            self._kept[key] = parts
+Names = tuple[str, ...]
+Source = str | FilePath
 
 
-def _digest(classifier: Classifier, theta: Theta) -> bytes:
-    sha = hashlib.sha256(f"{id(classifier.model)} {classifier.normalize}".encode())
-    for name in classifier.model.image_names:
-        if name in theta:
-            value = theta[name].detach().cpu().contiguous()
-            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.digest()
-
-
-def _features(
-    classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in dataset.batches(batch_size):
-        yield classifier.features(theta, images), labels
-
-
-# ---------------------------------------------------------------------- what a model answers
-def answers(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int = 128,
-    device: torch.device | str | None = None,
+def evaluate(
+    checkpoints: Source | Sequence[Source],
+    model: str = "ViT-B-32",
+    specs: Sequence[str] = (),
     *,
-    cache: FeatureCache | None = None,
-    progress: Progress = lambda images: None,
-) -> Answers:
-    """What theta answers to every image of ``dataset``, in its order: streamed, one pass.
-
-    Scores are the logits of the classes that the set can hold (``Dataset.project``: the 200 of ImageNet-R, the 113 of
-    ObjectNet); confidences are their softmax. ``device``: where to compute; default: where ``theta`` is. ``cache``:
-    keeps image features for the next call; ``progress``: called with the number of images of every batch. Raises
-    NumericalError for logits that are not finite (an argmax of NaN would count as class 0), DatasetError for labels
-    out of the classifier's range.
-    """
-    parts = []
-    for scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
-        parts.append(Answers.of(scores, labels))
-        progress(len(labels))
-    return Answers.joined(parts, _groups(dataset))
-
-
-def correct(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
+    metrics: Sequence[str] | None = None,
+    head: str = "auto",
+    classnames: Source | Sequence[str] | None = None,
+    templates: Source | Sequence[str] | None = None,
+    data_root: str | None = None,
     batch_size: int = 128,
-    device: torch.device | str | None = None,
-) -> NDArray[np.bool_]:
-    """Whether the largest score is the label's: bool [n], in the data set's order; see ``answers``."""
-    return answers(classifier, theta, dataset, batch_size, device).correct
-
-
-def logits(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int = 128,
-    device: torch.device | str | None = None,
-    *,
-    cache: FeatureCache | None = None,
-    progress: Progress = lambda images: None,
-) -> tuple[Tensor, Tensor]:
-    """(scores [n, T], labels int64 [n] among the T), on the CPU, for what combines the outputs of several models.
-
-    Scores are logits after ``Dataset.project``: classes that the set cannot hold have -inf. For every image at once:
-    n T numbers (ImageNet: 200 MB in float32). Arguments and errors of ``answers``.
-    """
-    parts = []
-    for scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
-        parts.append((scores.cpu(), labels.cpu()))
-        progress(len(labels))
-    return torch.cat([s for s, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def _scores(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int,
-    device: torch.device | str | None,
-    cache: FeatureCache | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores over the set's classes and labels among them, batch by batch."""
-    _check_labels(classifier, dataset)
-    with torch.inference_mode():
-        if device is not None:
-            theta = {k: v.to(device) for k, v in theta.items()}
-        theta = classifier.frozen(theta)
-        stream = _features if cache is None else cache.batches
-        for features, labels in stream(classifier, theta, dataset, batch_size):
-            out = classifier.logits_of(theta, features)
-            if not bool(torch.isfinite(out).all()):
-                raise NumericalError(f"{dataset.name}: logits are not finite.")
-            yield dataset.project(out), labels
-
-
-def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
-    last = int(dataset.labels.max()) if dataset.classes is None else max(*dataset.classes, int(dataset.labels.max()))
-    if dataset.projection is None and last >= len(classifier.classnames):
-        raise DatasetError(
-            f"{dataset.name}: label {last} is out of range for the classifier's "
-            f"{len(classifier.classnames)} class names."
-        )
-
-
-def _groups(dataset: Dataset) -> NDArray[np.int64] | None:
-    """The group of every image; WILDS leaves the region Other out of FMoW's worst region, and so it is in no group."""
-    if dataset.groups is None:
-        return None
-    groups = dataset.groups.numpy().copy()
-    if _NO_REGION in dataset.group_names:
-        groups[groups == dataset.group_names.index(_NO_REGION)] = -1
-    return groups
-
-
-# ---------------------------------------------------------------------- rows
-def reported(dataset: Dataset, more: Iterable[str] = ()) -> tuple[str, ...]:
-    """The metrics of a set's rows: its field's own (the first is its primary one), top1, and ``more``."""
-    return tuple(dict.fromkeys([*dataset.metrics, "top1", *more]))
-
-
-def accuracy_rows(
-    pair: str,
-    alpha: float,
-    variant: str,
-    given: Mapping[str, Answers],
-    roles: Mapping[str, str],
-    metrics: Mapping[str, Sequence[str]] | None = None,
-    *,
+    device: str = "auto",
+    limit: int | None = None,
     level: float = 0.95,
-    notes: Mapping[str, str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> list[Row]:
-    """Rows of the accuracy table: every metric of every data set, with its interval (``metrics.estimates``).
+    progress: Callable[..., Any] | None = None,
+    head_file: Source | None = None,
+    base: Source | None = None,
+) -> pd.DataFrame:
+    """Every metric of every checkpoint on every data set, with intervals: columns ``COLUMNS``.
 
-    ``given``: data set name -> ``answers``; ``roles``: name -> ``id`` or ``ood``; ``metrics``: name -> what to report,
-    the first one primary (default: top1). A metric without a meaning for a set has no row.
+    Args:
+        checkpoints: one or several, of one architecture.
+        model: open_clip name, config JSON, or ``mini``.
+        specs: data set specs, or names of collections, whose averages are added, each naming its sets.
+        metrics: beside those that a set's field reports and top1; default: all that have a meaning for the set.
+        head: stored | zeroshot | text; auto: the stored head where there is one and the set's classes are among its
+            own, else one from the text tower (and the note says so). A head from text is made for each set with the
+            set's class names and templates.
+        classnames, templates: instead of the set's own (a list, or a file with one a line).
+        level, bootstrap, seed: of the intervals, see ``clip.metrics.estimates``.
+        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: silent.
+        head_file: head in a file of its own (task_vectors), for each checkpoint without one.
+        base: zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA).
+
+    Raises:
+        ConfigError, CheckpointError, PairMismatch, DatasetError: for anything wrong with the input.
     """
-    rows = []
-    for name, one in given.items():
-        wanted = ("top1",) if metrics is None else metrics[name]
-        found = estimates(one, wanted, level=level, bootstrap=bootstrap, seed=seed, key=(pair, alpha, variant, name))
-        for metric, (value, low, high) in found.items():
-            said = [
-                (notes or {}).get(name, ""),
-                "" if math.isfinite(low) else "no interval: resampling knows no spread",
-                "" if not math.isfinite(low) or low <= value <= high else f"{metric} is biased, its interval is not",
-            ]
-            note = "; ".join(x for x in said if x)
-            row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, len(one), note)
-            rows.append(row | {"primary": metric == wanted[0]})
-    return rows
+    files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
+    check_metrics(tuple(metrics or ()))
+    wanted = METRICS if metrics is None else metrics
+    clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
+    check_folders(sets, data_root)
+    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
+    prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
+    under = None if base is None else read_checkpoint(resolve_checkpoint(base))
+    cache = FeatureCache() if len(files) > 1 else None
+    rows: list[dict[str, Any]] = []
+    for label, file in zip(_labels(files), files, strict=True):
+        weights = read_checkpoint(resolve_checkpoint(file), base=under)
+        if head_file is not None and not weights.facts["head"]:
+            weights = with_head(weights, head_file)
+        check_activation(clip, (weights,))
+        heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
+        own: list[dict[str, Any]] = []
+        for spec in sets:
+            classifier, theta, dataset, said = heads.for_set(spec, data)
+            with contextlib.closing((progress or _silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
+                given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
+            own += accuracy_rows(
+                label,
+                float("nan"),
+                DENSE,
+                {spec: given},
+                {spec: "test"},
+                {spec: reported(dataset, wanted)},
+                level=level,
+                notes={spec: "; ".join(x for x in (dataset_note(dataset), said) if x)},
+                bootstrap=bootstrap,
+                seed=seed,
+            )
+        rows += own + _averages(own, specs)
+    return pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
 
 
-def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = "ood_mean") -> list[Row]:
-    """The macro average over the data sets of ``role``: m = 1/K sum_k m_k, every set with the same weight.
-
-    One row of the sets' primary metrics (called ``primary`` where these differ, named in the note) and one of every
-    other metric that all of them have. ``dataset`` names the sets, joined by ``+``. Interval for independent sets by
-    squaring and adding theirs: m - 1/K sqrt(sum (m_k - l_k)^2), and likewise above (Zou and Donner 2008, Stat. Med.
-    27:1693). For large sets it is the stratified normal interval; with m_k near 0 or 1 it keeps its width. It speaks
-    about other images of these sets, not about other sets. ``n``: examples in all.
-    """
-    own = [r for r in rows if r["role"] == role]
-    names = list(dict.fromkeys(r["dataset"] for r in own))
-    if not names:
-        return []
-    first = [r for r in own if r["primary"]]
-    kinds = list(dict.fromkeys(r["metric"] for r in first))
-    note = "" if len(kinds) == 1 else "mean of " + ", ".join(f"{r['metric']} of {r['dataset']}" for r in first)
-    out = [_mean(first, "+".join(names), to, kinds[0] if len(kinds) == 1 else "primary", note) | {"primary": True}]
-    for metric in dict.fromkeys(r["metric"] for r in own):
-        parts = [r for r in own if r["metric"] == metric]
-        if len(parts) == len(names) and kinds != [metric]:
-            out.append(_mean(parts, "+".join(names), to, metric, "") | {"primary": False})
+def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
+    """The means over the sets of every collection that was asked for by name."""
+    out = []
+    for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
+        members = [r | {"role": name} for r in rows if r["dataset"] in COLLECTIONS[name]]
+        for row in mean_rows(members, name, "mean"):
+            out.append(row | {"note": "; ".join(x for x in (f"mean of {name}", row["note"]) if x)})
     return out
 
 
-def _mean(parts: Sequence[Row], dataset: str, role: str, metric: str, note: str) -> Row:
-    k = len(parts)
-    mean = sum(r["estimate"] for r in parts) / k
-    below = math.sqrt(sum((r["estimate"] - r["ci_low"]) ** 2 for r in parts)) / k
-    above = math.sqrt(sum((r["ci_high"] - r["estimate"]) ** 2 for r in parts)) / k
-    pair, alpha, variant = (parts[0][x] for x in ("pair", "alpha", "variant"))
-    n = sum(r["n"] for r in parts)
-    if not math.isfinite(below + above):
-        note = "; ".join(x for x in (note, "no interval: one of its sets has none") if x)
-    return _row(pair, alpha, variant, dataset, role, metric, mean, mean - below, mean + above, n, note)
+def _labels(files: Sequence[Source]) -> list[str]:
+    """What the checkpoints are called in the table: the stems of their files where these differ, else their paths."""
+    stems = [FilePath(str(f).removeprefix("mini:")).stem for f in files]
+    labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
+    if len(set(labels)) != len(labels):
+        raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
+    return labels
 
 
-def dataset_note(dataset: Dataset) -> str:
-    """What a reader of an accuracy must know of its data set: skipped images, a subset of the classes."""
-    said = []
-    if dataset.facts.get("skipped"):
-        said.append(f"{dataset.facts['skipped']} unreadable images skipped")
-    if dataset.classes is not None:
-        said.append(f"among {len(dataset.classes)} of {len(dataset.classnames)} classes")
-    if dataset.projection is not None:
-        said.append(f"{len(dataset.target_names)} classes, each the largest logit of its own")
-    return "; ".join(said)
+class _Silent:
+    def update(self, n: float = 1) -> None: ...
+    def close(self) -> None: ...
 
 
-def _row(
-    pair: str,
-    alpha: float,
-    variant: str,
-    dataset: str,
-    role: str,
-    metric: str,
-    estimate: float,
-    low: float,
-    high: float,
-    n: int,
-    note: str,
-) -> Row:
-    return {
-        "pair": pair,
-        "alpha": alpha,
-        "variant": variant,
-        "dataset": dataset,
-        "role": role,
-        "metric": metric,
-        "estimate": estimate,
-        "ci_low": low,
-        "ci_high": high,
-        "n": n,
-        "note": note,
-    }
+def _silent(**_: object) -> _Silent:
+    return _Silent()
+
+
+@dataclass
+class _Data:
+    """Data sets by spec and class names, each loaded once."""
+
+    clip: ClipModel
+    options: Mapping[str, Any]
+    _loaded: dict[tuple[str, Names | None], Dataset] = field(default_factory=dict)
+
+    def get(self, spec: str, names: Names | None) -> Dataset:
+        key = (spec, names)
+        if key not in self._loaded:
+            self._loaded[key] = load_dataset(spec, model=self.clip, classnames=names, **self.options)
+        return self._loaded[key]
+
+
+@dataclass
+class _Heads:
+    """The heads of one checkpoint: its stored one, and those from its text tower, each made once."""
+
+    clip: ClipModel
+    model: str
+    weights: Checkpoint
+    mode: str
+    names: Names | None
+    """Class names that the user gave."""
+    templates: Names
+    where: torch.device
+    _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
+    _theta: dict[str, Tensor] = field(default_factory=dict)
+
+    def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+        """(classifier, theta, data set in its class names, what to say about the head)."""
+        stored = self.weights.facts.get("head")
+        if self.mode == "stored" and stored is None:
+            raise ConfigError(f"head: {shown(self.weights.source)} has no stored head; use --head zeroshot.")
+        own: Names | None = tuple((stored or {}).get("classnames") or ()) or None
+        named = self.names or own
+        if stored is not None and self.mode in ("stored", "auto"):
+            try:
+                dataset = data.get(spec, named)
+                return (*self._make("stored", named or dataset.classnames, ()), dataset, "")
+            except (DatasetError, PairMismatch):
+                if self.mode == "stored" or self.names or not self._has_text():
+                    raise
+            dataset = data.get(spec, None)
+            said = "head from text: the stored one has other classes"
+        else:
+            dataset, said = self._named(spec, data, named), ""
+        templates = self.templates or dataset.templates or ()
+        return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
+
+    def _named(self, spec: str, data: _Data, named: Names | None) -> Dataset:
+        """In the given class names, or the checkpoint's where they fit, else in the set's own."""
+        if named is not None and named != self.names:
+            with contextlib.suppress(DatasetError):
+                return data.get(spec, named)
+            return data.get(spec, None)
+        return data.get(spec, named)
+
+    def _has_text(self) -> bool:
+        return all(n in self.weights.tensors for n in (*self.clip.text_names, "logit_scale"))
+
+    def _make(self, mode: str, names: Names, templates: Names) -> tuple[Classifier, dict[str, Tensor]]:
+        key = (mode, names, templates)
+        if key not in self._made:
+            if not self._theta:
+                self._theta = self._loaded()
+            stored = self.weights.facts.get("head") if mode == "stored" else None
+            require: tuple[Tower, ...] = ("image",) if stored else ("image", "text", "scale")
+            source = shown(self.weights.source, 300)
+            check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=require)
+            classifier = Classifier(
+                self.clip,
+                "stored" if stored else "zeroshot",
+                names,
+                templates or None,
+                scale_baked=bool(stored and stored["scale_baked"]),
+                normalize=not (stored and not stored["normalize"]),
+            )
+            self._made[key] = classifier, classifier.attach(self._theta)
+        return self._made[key]
+
+    def _loaded(self) -> dict[str, Tensor]:
+        tensors = self.weights.tensors
+        theta = {n: (t.float() if t.is_floating_point() else t).to(self.where) for n, t in tensors.items()}
+        if "logit_scale" not in theta and self.model == "mini":
+            # a fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT's)
+            zeroshot = read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors
+            theta["logit_scale"] = zeroshot["logit_scale"].float().to(self.where)
+        return theta

@@ -27,7 +27,7 @@ def default_templates(model: ClipModel) -> tuple[str, ...]:
     """The prompts where the user gives none: the embedded world's own for ``mini``, else :data:`DEFAULT_TEMPLATES`."""
     if model.name != "mini":
         return DEFAULT_TEMPLATES
-    from sharpscope.clip import miniworld
+    from sharpscope.miniworld import world as miniworld
 
     return tuple(miniworld.TEMPLATES)
 

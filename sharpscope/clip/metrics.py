@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.scores import Statistic, draws, label_score, share, wilson
 from sharpscope.seeds import derive
 
-__all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates", "wilson"]
+__all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates"]
 
 ECE_BINS = 15
 """Equal-width bins of confidence in the calibration error (Guo et al. 2017, arXiv 1706.04599)."""

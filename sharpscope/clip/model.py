@@ -19,12 +19,11 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpscope.clip.prefix import Prefix
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
 
-__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates", "second_order"]
+__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 _NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
@@ -41,29 +40,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def second_order(*, tf32: bool = False) -> Iterator[None]:
-    """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
-
-    open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
-    kernel has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32 (cuDNN convolutions use it
-    by default), whose 10-bit products make Hessians unsymmetric, unless it is asked for. Everything is restored on
-    leaving, also after an exception.
-    """
-    backends: Any = torch.backends
-    settings = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [s.fp32_precision for s in settings]
-    try:
-        for s in settings:
-            s.fp32_precision = "tf32" if tf32 else "ieee"
-        with sdpa_kernel(SDPBackend.MATH), _no_fast_path():
-            yield
-    finally:
-        for s, value in zip(settings, before, strict=True):
-            s.fp32_precision = value
-
-
-@contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
+def no_fast_path() -> Iterator[None]:
     """nn.MultiheadAttention by its Python route, with and without gradients: the fast one has no derivatives at all."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -297,7 +274,7 @@ class ClipModel:
         state = {f"clip.{k}": theta[k] for k in names if k in theta}
         state |= {f"clip.{k}": self._constant(k, like) for k in self._constants}
         inputs = inputs.to(like.device, like.dtype) if inputs.is_floating_point() else inputs.to(like.device)
-        with _no_fast_path():
+        with no_fast_path():
             features = functional_call(tower, state, (inputs,))
         return F.normalize(features, dim=-1) if normalize else features
 

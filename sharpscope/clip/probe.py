@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.data import Dataset, stratified
+from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
 

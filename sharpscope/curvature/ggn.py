@@ -20,10 +20,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import watched
-from sharpscope.curvature.kernels import ThirdDerivative
 from sharpscope.curvature.operator import Divisible, Objective
-from sharpscope.curvature.taps import Tap
+from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.trace import ENOUGH, TraceEstimate, pooled
 from sharpscope.seeds import derive
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.kernels import ThirdDerivative, analytic_kernels
+from sharpscope.curvature.double_backward import ThirdDerivative, analytic_kernels
 from sharpscope.curvature.operator import Divisible, Objective
-from sharpscope.curvature.taps import Tap, Taps
+from sharpscope.curvature.per_example import Tap, Taps
 from sharpscope.errors import ConfigError
 
 __all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]

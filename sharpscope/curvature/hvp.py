@@ -18,8 +18,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import GradientGraph, MemoryPlan, differentiate, graph_bytes, plan_memory
-from sharpscope.curvature.kernels import ThirdDerivative
 from sharpscope.curvature.operator import Objective, Probes, rademacher
 from sharpscope.errors import ConfigError, NumericalError
 

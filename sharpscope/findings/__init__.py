@@ -1,12 +1,15 @@
 """Tables in, tables out: what the measured numbers of a study mean. pandas and scipy, no torch."""
 
+from __future__ import annotations
+
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
 from sharpscope.findings.criteria import LayerLosses, NoiseLosses
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, repair_table
-from sharpscope.findings.stragglers import chosen_layers, select, stragglers_table
+from sharpscope.findings.selection import select
+from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 
 __all__ = [

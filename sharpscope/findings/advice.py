@@ -10,20 +10,13 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from sharpscope.findings.frames import Answered, alpha_index, check_correct, table, unique_in_order
-from sharpscope.findings.intervals import min_replicates, percentile_interval, scores_of, stratified_means
-from sharpscope.findings.prediction import (
-    FEWEST_REFERENCES,
-    REFERENCE,
-    Prediction,
-    along,
-    at_alpha,
-    predict_gain,
-    reference_table,
-)
+from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, along, at_alpha, predict_gain
+from sharpscope.findings.resampling import min_replicates, percentile_interval, scores_of, stratified_means
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import table, unique_in_order
 
-__all__ = ["FEWEST_REFERENCES", "REFERENCE", "RULES", "Prediction", "advice_table", "predict_gain", "reference_table"]
+__all__ = ["RULES", "advice_table"]
 
 RULES = ("zeroshot", "half", "finetuned", "id_best", "sharpscope", "oracle")
 _SAFE = ("pair", "alpha", "measure", "log_ratio", "distance")

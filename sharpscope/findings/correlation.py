@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from sharpscope.findings.cube import BEST, GROUPS, Cube, sharpness_cube
-from sharpscope.findings.frames import accuracy_grid, alpha_index, one_metric, table, unique_in_order
-from sharpscope.findings.intervals import bca_interval, benjamini_hochberg, permutation_p, resample_counts
-from sharpscope.findings.kernels import (
+from sharpscope.findings.frames import accuracy_grid, alpha_index
+from sharpscope.findings.rank_correlation import (
     METHODS,
     correlate,
     is_constant,
@@ -19,8 +17,11 @@ from sharpscope.findings.kernels import (
     partial_spearman,
     weighted_correlate,
 )
-from sharpscope.schema import ALL
+from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, permutation_p, resample_counts
+from sharpscope.findings.sharpness import BEST, GROUPS, Cube, sharpness_cube
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import dense_rows, table, unique_in_order
+from sharpscope.vocabulary import ALL
 
 __all__ = ["AGAINST", "COVARIATE", "FEWEST", "PAIRS", "pair_correlations", "path_correlations"]
 
@@ -156,7 +157,7 @@ def pair_correlations(
         Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
         column: status "undefined" with the reason.
     """
-    accuracy = one_metric(accuracy, metric)
+    accuracy = dense_rows(accuracy, metric)
     pairs = sorted(set(sharpness["pair"]) & set(accuracy["pair"]))
     chosen = _common_alphas(sharpness, pairs) if alphas is None else [float(a) for a in alphas]
     cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
@@ -270,7 +271,7 @@ def path_correlations(
     Returns:
         Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
     """
-    accuracy = one_metric(accuracy, metric)
+    accuracy = dense_rows(accuracy, metric)
     rows: list[dict[str, object]] = []
     nan = float("nan")
     for pair in unique_in_order(sharpness["pair"]):

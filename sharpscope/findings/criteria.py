@@ -10,7 +10,16 @@ import numpy as np
 from sharpscope.errors import ConfigError, did_you_mean
 from sharpscope.findings.frames import alpha_index
 
-__all__ = ["BASES", "LOSS_SLACK", "LayerLosses", "NoiseLosses", "barrier", "criticality", "instability", "rewind"]
+__all__ = [
+    "BASES",
+    "LOSS_SLACK",
+    "LayerLosses",
+    "NoiseLosses",
+    "barrier",
+    "criticality",
+    "instability",
+    "rewind",
+]
 
 BASES = ("finetuned", "zeroshot", "midpoint")
 LOSS_SLACK = 0.15

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, alpha_index, check_correct, table
-from sharpscope.findings.intervals import max_min_interval, min_replicates, resampled_means, scores_of
+from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.resampling import max_min_interval, min_replicates, resampled_means, scores_of
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import table
 
 __all__ = ["FLAGS", "OOD_MEAN", "PROBE", "failure_table"]
 

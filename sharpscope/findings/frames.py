@@ -1,48 +1,20 @@
-"""What the findings share: tables with the columns of the schema, and tables turned into arrays."""
+"""What the findings share: alphas, and tables turned into arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.schema import COLUMNS, DENSE
 from sharpscope.scores import Predictions
 
-__all__ = [
-    "Answered",
-    "accuracy_grid",
-    "alpha_index",
-    "check_correct",
-    "one_metric",
-    "ordered",
-    "table",
-    "unique_in_order",
-]
+__all__ = ["Answered", "accuracy_grid", "alpha_index", "check_correct"]
 
 ALPHA_TOLERANCE = 1e-9
-METRICS = ("top1", "accuracy")
 Answered = np.ndarray | Predictions
 """What models answered on one data set: bool [models, n] (judged by the share that is right), or predictions."""
-
-
-def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """``rows`` as the table ``name`` of the schema: exactly its columns, in their order."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS[name]))
-
-
-def unique_in_order(values: Iterable[Any]) -> list[Any]:
-    """The distinct values in the order in which they first appear."""
-    return list(dict.fromkeys(values))
-
-
-def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
-    """Distinct ``names``: those in ``first`` in that order, then the others as they appear."""
-    seen = unique_in_order(names)
-    return [n for n in first if n in seen] + [n for n in seen if n not in first]
 
 
 def alpha_index(alphas: Sequence[float], alpha: float) -> int | None:
@@ -51,19 +23,6 @@ def alpha_index(alphas: Sequence[float], alpha: float) -> int | None:
         if abs(float(value) - alpha) <= ALPHA_TOLERANCE:
             return i
     return None
-
-
-def one_metric(accuracy: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
-    """The rows of the plain path and of one metric: ``metric``; or every set's primary one, where the table tells it,
-    else top1; or the first in the table."""
-    rows = accuracy[accuracy["variant"] == DENSE]
-    if metric is None and "primary" in rows and rows["primary"].notna().any():
-        told = rows["primary"].astype("boolean")
-        return rows[told.fillna(rows["metric"] == METRICS[0]).astype(bool)]
-    if metric is None:
-        names = ordered(rows["metric"], METRICS)
-        metric = names[0] if names else METRICS[0]
-    return rows[rows["metric"] == metric]
 
 
 def accuracy_grid(

@@ -11,18 +11,11 @@ import pandas as pd
 from scipy import stats
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import alpha_index, one_metric, unique_in_order
-from sharpscope.schema import ALL
+from sharpscope.findings.frames import alpha_index
+from sharpscope.tables.rows import dense_rows, unique_in_order
+from sharpscope.vocabulary import ALL
 
-__all__ = [
-    "FEWEST_REFERENCES",
-    "REFERENCE",
-    "Prediction",
-    "along",
-    "at_alpha",
-    "predict_gain",
-    "reference_table",
-]
+__all__ = ["FEWEST_REFERENCES", "REFERENCE", "Prediction", "along", "at_alpha", "predict_gain", "reference_table"]
 
 FEWEST_REFERENCES = 4
 REFERENCE = (
@@ -50,7 +43,7 @@ def reference_table(
             (``distance_0 + distance_1`` where that is missing); give it in the same unit for all pairs.
         metric: which accuracy metric.
     """
-    accuracy = one_metric(accuracy, metric)
+    accuracy = dense_rows(accuracy, metric)
     whole = sharpness[(sharpness["layer"] == ALL) & ~sharpness["status"].isin(("failed", "undefined"))]
     known = {role: _means(accuracy[accuracy["role"] == role]) for role in ("id", "ood_mean")}
     span = dict(_by_pair(path, path["distance_0"] + path["distance_1"]))

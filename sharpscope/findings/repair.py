@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, alpha_index, check_correct, table, unique_in_order
-from sharpscope.findings.intervals import max_min_interval, min_replicates, percentile_interval, stratified_means
+from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.resampling import max_min_interval, min_replicates, percentile_interval, stratified_means
 from sharpscope.scores import Predictions
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import table, unique_in_order
 
 __all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain", "repair_table"]
 

@@ -11,10 +11,9 @@ import pandas as pd
 from scipy import special, stats
 
 from sharpscope.errors import ConfigError, ResultsError, shown
-from sharpscope.findings.frames import one_metric
-from sharpscope.findings.intervals import min_replicates
-from sharpscope.schema import DENSE
+from sharpscope.findings.resampling import min_replicates
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import dense_rows
 
 __all__ = ["BASELINES", "COLUMNS", "Baseline", "baseline_points", "effective_robustness", "points", "read_baseline"]
 
@@ -50,7 +49,7 @@ class Baseline:
 def points(accuracy: pd.DataFrame) -> pd.DataFrame:
     """pair, alpha, dataset, id_accuracy, ood_accuracy, id_n, ood_n: every point of the plain path on every OOD set and
     their mean, ID accuracy being the mean over the ID sets; primary metrics."""
-    rows = one_metric(accuracy[accuracy["variant"] == DENSE])
+    rows = dense_rows(accuracy)
     known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
     ids = (
         known[known["role"] == "id"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharpscope.config import parse_rule
 from sharpscope.errors import ConfigError
+from sharpscope.vocabulary import parse_rule
 
 __all__ = ["Selection", "masked_median", "select", "standardise", "sustained"]
 

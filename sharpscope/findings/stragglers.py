@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from sharpscope.config import parse_rule
 from sharpscope.errors import ConfigError, did_you_mean
 from sharpscope.findings.criteria import (
     BASES,
@@ -23,27 +22,15 @@ from sharpscope.findings.criteria import (
     instability,
     rewind,
 )
-from sharpscope.findings.frames import alpha_index, table, unique_in_order
-from sharpscope.findings.intervals import resample_counts
+from sharpscope.findings.frames import alpha_index
+from sharpscope.findings.resampling import resample_counts
 from sharpscope.findings.selection import Selection, select, standardise, sustained
-from sharpscope.findings.sharpscores import FORMS, SharpnessGrid, sharpness_grids
+from sharpscope.findings.sharpness import FORMS, SharpnessGrid, sharpness_grids
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.vocabulary import parse_rule
 
-__all__ = [
-    "BASES",
-    "LOSS_SLACK",
-    "SUSTAINED",
-    "LayerLosses",
-    "NoiseLosses",
-    "barrier",
-    "chosen_layers",
-    "criticality",
-    "instability",
-    "rewind",
-    "select",
-    "sharpness_scores",
-    "stragglers_table",
-]
+__all__ = ["SUSTAINED", "chosen_layers", "sharpness_scores", "stragglers_table"]
 
 SUSTAINED = 0.8
 """Default share of the alphas at which a layer's sharpness has to stand out; ours."""

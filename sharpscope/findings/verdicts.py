@@ -17,15 +17,15 @@ import pandas as pd
 from scipy import special
 
 from sharpscope.findings.correlation import FEWEST, PAIRS
-from sharpscope.findings.cube import BEST, STRAGGLERS
 from sharpscope.findings.failure import OOD_MEAN, PROBE
-from sharpscope.findings.frames import one_metric, table, unique_in_order
-from sharpscope.findings.intervals import permutation_p
-from sharpscope.findings.kernels import correlate, is_constant
 from sharpscope.findings.prediction import along
+from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.repair import Repairs
-from sharpscope.schema import ALL
+from sharpscope.findings.resampling import permutation_p
+from sharpscope.findings.sharpness import BEST, STRAGGLERS
 from sharpscope.seeds import derive
+from sharpscope.tables.rows import dense_rows, table, unique_in_order
+from sharpscope.vocabulary import ALL
 
 __all__ = ["CANNOT", "CLAIMS", "DOES_NOT_HOLD", "HOLDS", "verdicts_table"]
 
@@ -88,7 +88,7 @@ def verdicts_table(
     rows += [_repair_row(r, failure, gain_margin) for r in repairs]
     pairs = tuple(unique_in_order(accuracy["pair"])[:2]) if question_pairs is None else question_pairs
     question = _Question(tuple(pairs), measure, alpha, level, id_tolerance, bootstrap, seed, reference_source)
-    rows.append(question.row(sharpness, one_metric(accuracy), references))
+    rows.append(question.row(sharpness, dense_rows(accuracy), references))
     return table("verdicts", rows)
 
 

@@ -7,8 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sharpscope.present.order import layer_key
-from sharpscope.present.style import COLOURS, INK, NoData, key, label, names_of, new_figure, short_layer, styled
+from sharpscope.errors import NoData
+from sharpscope.layers import layer_key
+from sharpscope.present.style import COLOURS, INK, key, label, new_figure, short_layer, styled
+from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["spectral_density"]
 
@@ -28,7 +30,7 @@ def spectral_density(density: pd.DataFrame) -> Figure:
     if not len(table):
         raise NoData("spectral_density: the density table is empty.")
     layers = sorted(table["layer"].unique(), key=layer_key)[:_LAYERS]
-    pairs = names_of(table)[:3]
+    pairs = unique_in_order(table["pair"])[:3]
     alphas = sorted(table["alpha"].unique())
     colours = {a: COLOURS[i % len(COLOURS)] for i, a in enumerate(alphas)}
     figure = new_figure(1.25 * len(layers) + 0.6)

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from sharpscope.errors import NoData
+from sharpscope.layers import layer_key
 from sharpscope.present.style import (
     COLOURS,
     INK,
-    NoData,
     first_pairs,
     key,
     label,
@@ -29,8 +30,7 @@ from sharpscope.present.style import (
     short_layer,
     styled,
 )
-from sharpscope.present.tables import layer_key
-from sharpscope.schema import ALL, MEASURES
+from sharpscope.vocabulary import ALL, MEASURES
 
 __all__ = [
     "ROW",

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.formats import interval, is_missing, number, percent, points
-from sharpscope.present.order import layer_key
+from sharpscope.layers import layer_key
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     ACROSS,
@@ -32,7 +31,8 @@ from sharpscope.present.view import (
     records,
     status_cell,
 )
-from sharpscope.schema import ALL, MEASURES
+from sharpscope.tables.formats import interval, is_missing, number, percent, points
+from sharpscope.vocabulary import ALL, MEASURES
 
 __all__ = ["correlations", "repair", "sharpness", "stragglers"]
 

@@ -8,20 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from sharpscope.present.formats import MISSING, number
 from sharpscope.present.style import short_layer
-from sharpscope.present.view import (
-    MOST_ROWS,
-    Block,
-    Cell,
-    Grid,
-    Section,
-    Source,
-    cell,
-    flat,
-    records,
-    status_cell,
-)
+from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Section, Source, cell, flat, records, status_cell
+from sharpscope.tables.formats import MISSING, number
 
 __all__ = ["making", "problems"]
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sharpscope.present.style import COLOURS, INK, NoData, key, label, new_figure, plain_log, styled
+from sharpscope.errors import NoData
+from sharpscope.present.style import COLOURS, INK, key, label, new_figure, plain_log, styled
 
 __all__ = ["methods"]
 

@@ -9,9 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.present.style import short_set
-from sharpscope.present.tables import primary_rows
 from sharpscope.present.view import (
     ACROSS,
     Block,
@@ -30,7 +28,9 @@ from sharpscope.present.view import (
     records,
     status_cell,
 )
-from sharpscope.schema import ALL, DENSE, UPGRADED
+from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
+from sharpscope.tables.rows import primary_rows
+from sharpscope.vocabulary import ALL, DENSE, UPGRADED
 
 __all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
 

@@ -14,26 +14,25 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
+from sharpscope.errors import NoData
 from sharpscope.present.layerplots import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
-from sharpscope.present.pathplots import average, dense_rows
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
-    NoData,
     first_pairs,
     key,
     label,
-    names_of,
     new_figure,
     place_labels,
     plain_log,
     styled,
     title_of,
 )
-from sharpscope.schema import ALL, MEASURES
+from sharpscope.tables.rows import unique_in_order
+from sharpscope.vocabulary import MEASURES
 
-__all__ = ["correlation", "correlation_scatter", "points_of", "repair"]
+__all__ = ["correlation", "correlation_scatter", "repair"]
 
 
 # -------------------------------------------------------------------------------------------------------------- repair
@@ -126,28 +125,6 @@ def _repair_panel(
     return at
 
 
-# --------------------------------------------------------------------------------------------------- across the pairs
-def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
-    """Whole-model sharpness and OOD gain at the alpha nearest ``alpha``, a row a pair and measure.
-
-    For ``correlation_scatter``: columns pair, sharpness, ood_gain (OOD accuracy minus zero-shot's), measure, alpha.
-    """
-    dense = dense_rows(accuracy, "points_of")
-    rows = []
-    whole = sharpness[(sharpness["layer"] == ALL) & sharpness["estimate"].notna()]
-    for pair in names_of(whole):
-        mean = average(dense[dense["pair"] == pair], "ood").set_index("alpha")["estimate"] / 100
-        if 0.0 not in mean.index:
-            continue
-        for measure, own in whole[whole["pair"] == pair].groupby("measure", sort=False):
-            own = own[own["alpha"].isin(mean.index)]
-            if len(own):
-                best = own.iloc[int((own["alpha"] - alpha).abs().to_numpy().argmin())]
-                gain = mean[best["alpha"]] - mean[0.0]
-                rows.append((pair, best["estimate"], gain, measure, best["alpha"]))
-    return pd.DataFrame(rows, columns=["pair", "sharpness", "ood_gain", "measure", "alpha"])
-
-
 @styled
 def correlation_scatter(points: pd.DataFrame, alpha: float = 0.5) -> Figure:
     """Whole-model sharpness against OOD gain over zero-shot, one labelled point a pair, one panel a measure.
@@ -164,7 +141,7 @@ def correlation_scatter(points: pd.DataFrame, alpha: float = 0.5) -> Figure:
     columns = min(2, len(measures))
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(measures) / columns))
     axes = figure.subplots(math.ceil(len(measures) / columns), columns, sharey=True, squeeze=False)
-    colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(names_of(points))}
+    colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(unique_in_order(points["pair"]))}
     for k, ax in enumerate(axes.flat):
         ax.set_visible(k < len(measures))
     for measure, ax in zip(measures, axes.flat, strict=False):
@@ -220,7 +197,7 @@ def correlation(
     table = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
     if not len(table):
         raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
-    names = names_of(table, "against")
+    names = unique_in_order(table["against"])
     against = against or next((a for a in _AGAINST if a in names), names[0])
     table = table[table["against"] == against]
     raw = table["measure"].isin(MEASURES)  # the shares and covariates of the table are left to the report

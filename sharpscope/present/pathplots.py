@@ -14,17 +14,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from sharpscope.errors import NoData
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
     SET_COLOURS,
-    NoData,
     figure_of,
     first_pairs,
     key,
     label,
-    names_of,
     new_figure,
     place_labels,
     plain_log,
@@ -32,42 +31,18 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.present.tables import primary_rows
-from sharpscope.schema import ALL, DENSE, MEASURES
+from sharpscope.tables.rows import average, dense_rows, primary_rows, unique_in_order
+from sharpscope.vocabulary import ALL, MEASURES
 
-__all__ = ["accuracy_along_alpha", "average", "dense_rows", "sharpness_along_alpha", "wiseft_curve"]
+__all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
 
 
-# ------------------------------------------------------------------------------------------------- what tables hold
-def dense_rows(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
-    """Rows of the plain path and one metric a set: its primary one, where the table tells it, else top1, or the first
-    there is."""
-    rows = accuracy[(accuracy["variant"] == DENSE) & accuracy["estimate"].notna()]
+def _dense(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
+    """The plain path's rows that have an estimate, along alpha; raises NoData where there are none."""
+    rows = dense_rows(accuracy[accuracy["estimate"].notna()]).sort_values("alpha", kind="stable")
     if not len(rows):
         raise NoData(f"{figure}: the accuracy table has no rows of the plain path.")
-    return primary_rows(rows).sort_values("alpha", kind="stable")
-
-
-def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
-    """alpha, estimate, ci_low, ci_high of one pair's ID or OOD accuracy, in percent.
-
-    OOD: the ``ood_mean`` rows over the most sets; without any, and for ID, the mean of the sets (with an interval only
-    when it is one set).
-    """
-    mean = rows[rows["role"] == f"{role}_mean"]
-    if len(mean):
-        names = sorted(mean["dataset"].unique(), key=lambda d: (-d.count("+"), d))
-        chosen = mean[mean["dataset"] == names[0]]
-    else:
-        chosen = rows[rows["role"] == role]
-    columns = ["estimate", "ci_low", "ci_high"]
-    if chosen["dataset"].nunique() > 1:
-        out = chosen.groupby("alpha")[columns].mean().reset_index()
-        out[columns[1:]] = math.nan
-    else:
-        out = chosen[["alpha", *columns]].reset_index(drop=True)
-    out[columns] *= 100
-    return out
+    return rows
 
 
 def _bars(rows: pd.DataFrame) -> np.ndarray | None:
@@ -87,9 +62,9 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
     Raises NoData without ID and OOD rows.
     """
-    dense = dense_rows(accuracy, "wiseft_curve")
+    dense = _dense(accuracy, "wiseft_curve")
     curves = {}
-    for pair in names_of(dense):
+    for pair in unique_in_order(dense["pair"]):
         rows = dense[dense["pair"] == pair]
         both = average(rows, "id").merge(average(rows, "ood"), on="alpha", suffixes=("_id", "_ood"))
         if len(both):
@@ -175,12 +150,12 @@ def accuracy_along_alpha(
     chord between its ends.
     ``failure`` adds the names of the flags that were raised. Raises NoData without rows.
     """
-    dense = dense_rows(accuracy, "accuracy_along_alpha")
+    dense = _dense(accuracy, "accuracy_along_alpha")
     pairs, fewer = first_pairs(dense)
     loss = path is not None and bool(path["loss"].notna().any())
     columns = min(2, len(pairs))
     lines = math.ceil(len(pairs) / columns)
-    sets = sorted(names_of(dense[dense["role"] == "ood"], "dataset"))
+    sets = sorted(unique_in_order(dense[dense["role"] == "ood"]["dataset"]))
     colours = (
         dict(zip(sets, SET_COLOURS, strict=False)) if len(sets) <= len(SET_COLOURS) else dict.fromkeys(sets, "#aaaaaa")
     )
@@ -279,7 +254,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
         raise NoData(f"sharpness_along_alpha: the sharpness table has no estimate for layer '{label(layer)}'.")
     present = set(table["measure"])
     measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
-    pairs = names_of(table)
+    pairs = unique_in_order(table["pair"])
     columns = min(3, len(measures))
     lines = math.ceil(len(measures) / columns)
     figure = new_figure(1.3 * lines + (0.45 if lines > 1 else 0.8))

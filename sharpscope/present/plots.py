@@ -1,7 +1,7 @@
 """Every figure of a study as one function from tidy tables to Axes (one panel) or a Figure (several).
 
-The tables have the columns of ``sharpscope.schema``. No function touches matplotlib's global state or pyplot; the
-reader's own style (``matplotlib.style.context``) is respected, what it leaves at the defaults is filled in from
+The tables have the columns of ``sharpscope.tables.schema``. No function touches matplotlib's global state or pyplot;
+the reader's own style (``matplotlib.style.context``) is respected, what it leaves at the defaults is filled in from
 ``style.STYLE``.
 """
 
@@ -16,41 +16,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sharpscope.errors import NoData
 from sharpscope.present.densityplots import spectral_density
 from sharpscope.present.layerplots import heatmap, straggler_ranking
-from sharpscope.present.methodplots import methods
-from sharpscope.present.pairplots import correlation, correlation_scatter, points_of, repair
+from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
-from sharpscope.present.robustplots import effective_robustness
-from sharpscope.present.style import (
-    NoData,
-    figure_bytes,
-    figure_of,
-    plain_style,
-    save,
-    short_layer,
-)
-from sharpscope.schema import COLUMNS, MEASURES
+from sharpscope.present.style import figure_of, plain_style
+from sharpscope.tables.rows import points_of
+from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import MEASURES
 
-__all__ = [
-    "NoData",
-    "accuracy_along_alpha",
-    "all_figures",
-    "correlation",
-    "correlation_scatter",
-    "effective_robustness",
-    "figure_bytes",
-    "heatmap",
-    "methods",
-    "points_of",
-    "repair",
-    "save",
-    "sharpness_along_alpha",
-    "short_layer",
-    "spectral_density",
-    "straggler_ranking",
-    "wiseft_curve",
-]
+__all__ = ["all_figures"]
 
 
 # ---------------------------------------------------------------------------------------------------------- all of them

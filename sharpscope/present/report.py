@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from sharpscope.errors import shown
 from sharpscope.present import layerwise, making, outcome
 from sharpscope.present.view import Figure, Section, Source
-from sharpscope.schema import MEASURES
+from sharpscope.vocabulary import MEASURES
 
 __all__ = ["CITATIONS", "GLOSSARY", "build_report"]
 

@@ -12,18 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from sharpscope.present.style import (
-    COLOURS,
-    INK,
-    MARKERS,
-    NoData,
-    key,
-    label,
-    names_of,
-    new_figure,
-    short_set,
-    styled,
-)
+from sharpscope.errors import NoData
+from sharpscope.present.style import COLOURS, INK, MARKERS, key, label, new_figure, short_set, styled
+from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["effective_robustness"]
 
@@ -42,13 +33,13 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
     rows = robustness[np.isfinite(robustness["id_accuracy"]) & np.isfinite(robustness["ood_accuracy"])]
     if not len(rows):
         raise NoData("effective_robustness: no point has both an ID and an OOD accuracy.")
-    sets = sorted(names_of(rows, "dataset"), key=lambda d: d.count("+"))
+    sets = sorted(unique_in_order(rows["dataset"]), key=lambda d: d.count("+"))
     shown, fewer = sets[:_MOST_SETS], len(sets) - _MOST_SETS
     columns = min(2, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = new_figure(2.45 * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
-    pairs = names_of(rows)
+    pairs = unique_in_order(rows["pair"])
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(shown))
         if i < len(shown):

@@ -12,7 +12,7 @@ import matplotlib.style
 import pandas as pd
 
 from sharpscope.errors import SharpscopeError
-from sharpscope.present.tables import read_csv
+from sharpscope.tables.files import read_csv
 
 __all__ = ["figure_parser", "paper_style", "run_table"]
 

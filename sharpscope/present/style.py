@@ -26,8 +26,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sharpscope.atomic import write_atomic
-from sharpscope.errors import ConfigError, shown
-from sharpscope.schema import ALL
+from sharpscope.errors import NoData, shown
+from sharpscope.tables.rows import unique_in_order
+from sharpscope.vocabulary import ALL
 
 __all__ = [
     "COLOURS",
@@ -37,13 +38,11 @@ __all__ = [
     "SET_COLOURS",
     "STYLE",
     "WIDTH",
-    "NoData",
     "figure_bytes",
     "figure_of",
     "first_pairs",
     "key",
     "label",
-    "names_of",
     "new_figure",
     "place_labels",
     "plain_log",
@@ -103,10 +102,6 @@ STYLE: Final[dict[Any, Any]] = {
 """Applied to every setting that the reader's own style leaves at matplotlib's default."""
 
 
-class NoData(ConfigError):  # noqa: N818  a kind of ConfigError; the tree's names say what is wrong
-    """A figure was asked for of a table without the rows that it shows."""
-
-
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
     """Draw under STYLE wherever the current settings are matplotlib's own; the settings are restored afterwards."""
 
@@ -130,14 +125,9 @@ def plain_style() -> Iterator[None]:
         yield
 
 
-def names_of(df: pd.DataFrame, column: str = "pair") -> list[str]:
-    """The distinct values of a column in the order in which they first appear."""
-    return list(dict.fromkeys(df[column]))
-
-
 def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:
     """The pairs that a figure of many panels shows, and a remark on those that it leaves to the table."""
-    every = names_of(df)
+    every = unique_in_order(df["pair"])
     rest = len(every) - MOST_PAIRS
     return every[:MOST_PAIRS], f"{rest} more pairs in the table" if rest > 0 else ""
 

@@ -11,7 +11,8 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.style import short_layer
-from sharpscope.present.tables import normalised, with_error
+from sharpscope.tables.files import normalised
+from sharpscope.tables.formats import with_error
 
 __all__ = [
     "ACROSS",

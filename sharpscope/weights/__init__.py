@@ -6,10 +6,11 @@ No images and no forward pass here. The order of reading: ``checkpoint`` (file -
 
 from __future__ import annotations
 
+from sharpscope.layers import Layer, split_layers
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_finite, check_model, describe
-from sharpscope.weights.layers import Layer, split_layers
-from sharpscope.weights.path import FisherPath, InterpolationPath, Pair, check_pair, fisher_path, lines_path
+from sharpscope.weights.pair import Pair, check_pair
+from sharpscope.weights.path import FisherPath, InterpolationPath, fisher_path, lines_path
 from sharpscope.weights.sparsify import kept_entries, matched_control, sparsify
 
 __all__ = [

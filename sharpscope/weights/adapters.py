@@ -19,7 +19,7 @@ from typing import Any, Final
 import torch
 
 from sharpscope.errors import CheckpointError, shown
-from sharpscope.weights.inert import Inert
+from sharpscope.weights.files.inert import Inert
 
 __all__ = ["Lora", "Settings", "adapter_settings", "has_residual", "merge_residual", "split_adapters", "unfolded"]
 

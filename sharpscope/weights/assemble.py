@@ -11,22 +11,16 @@ from typing import Any
 
 import torch
 
-from sharpscope.errors import CheckpointError, shown
-from sharpscope.weights.adapters import (
-    Lora,
-    adapter_settings,
-    has_residual,
-    merge_residual,
-    split_adapters,
-    unfolded,
-)
-from sharpscope.weights.containers import Content
+from sharpscope.errors import CheckpointError, listing, shown
+from sharpscope.layers import HEAD_WEIGHT, TOWERS, is_buffer, tower_of
+from sharpscope.weights.adapters import Lora, adapter_settings, has_residual, merge_residual, split_adapters, unfolded
+from sharpscope.weights.files.containers import Content
+from sharpscope.weights.files.modules import ModuleFacts
+from sharpscope.weights.files.tensors import check_sizes, checked, tied_names
 from sharpscope.weights.heads import head_facts, names_beside
-from sharpscope.weights.modules import ModuleFacts
-from sharpscope.weights.naming import HEAD_WEIGHT, TOWERS, Names, is_buffer, listing, normalise, tower_of, unwrap
+from sharpscope.weights.naming import Names, normalise, unwrap
 from sharpscope.weights.producers import told_producer
 from sharpscope.weights.schemes import Recipe
-from sharpscope.weights.tensors import check_sizes, checked, tied_names
 
 __all__ = ["assemble"]
 

@@ -21,15 +21,16 @@ from typing import IO, Any, Final
 
 import torch
 
-from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, shown
+from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, listing, shown
+from sharpscope.layers import HEAD_WEIGHT, TOWERS
 from sharpscope.weights.assemble import assemble
-from sharpscope.weights.containers import Content, open_regular, read_container
+from sharpscope.weights.files.containers import Content, open_regular, read_container
+from sharpscope.weights.files.inert import Report
+from sharpscope.weights.files.safetensorsfile import serialise
+from sharpscope.weights.files.sources import locate, shards
+from sharpscope.weights.files.tensors import checked, tied_names
 from sharpscope.weights.heads import read_head
-from sharpscope.weights.inert import Report
-from sharpscope.weights.naming import HEAD_WEIGHT, TOWERS, listing, unwrap
-from sharpscope.weights.safetensorsfile import serialise
-from sharpscope.weights.sources import locate, shards
-from sharpscope.weights.tensors import checked, tied_names
+from sharpscope.weights.naming import unwrap
 
 __all__ = [
     "Checkpoint",

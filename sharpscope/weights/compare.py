@@ -13,10 +13,9 @@ from typing import Final
 
 import torch
 
-from sharpscope.errors import NonFiniteWeights, PairMismatch, shown
-from sharpscope.weights.layers import place
-from sharpscope.weights.naming import MAX_NAMES, Tower, is_derived, listing, tower_of
-from sharpscope.weights.tensors import tied_names
+from sharpscope.errors import MAX_NAMES, NonFiniteWeights, PairMismatch, listing, shown
+from sharpscope.layers import Tower, is_derived, place, tower_of
+from sharpscope.weights.files.tensors import tied_names
 
 __all__ = ["check_finite", "check_fit", "check_model", "common_ties", "describe", "differences", "l2_distance"]
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 import torch
 
 from sharpscope.errors import CheckpointError, shown
-from sharpscope.weights.containers import Content
-from sharpscope.weights.modules import ModuleFacts
-from sharpscope.weights.naming import HEAD_BIAS, HEAD_WEIGHT, unwrap
-from sharpscope.weights.tensors import check_sizes, checked
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
+from sharpscope.weights.files.containers import Content
+from sharpscope.weights.files.modules import ModuleFacts
+from sharpscope.weights.files.tensors import check_sizes, checked
+from sharpscope.weights.naming import unwrap
 
 __all__ = ["head_facts", "names_beside", "read_head"]
 

@@ -6,40 +6,19 @@ do, it silently renames tensors (``logit_scale`` became ``cale``) and leaves the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 
-from sharpscope.errors import CheckpointError, CorruptCheckpoint, shown
-from sharpscope.weights.inert import MAX_NAME, DamagedPickleError, like_tensor
-from sharpscope.weights.modules import ModuleFacts, is_module, module_state
+from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, is_derived
+from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, like_tensor
+from sharpscope.weights.files.modules import ModuleFacts, is_module, module_state
 from sharpscope.weights.schemes import Place, Recipe, gather, open_clip_place, scheme_of
 
-__all__ = [
-    "HEAD_BIAS",
-    "HEAD_WEIGHT",
-    "MAX_NAMES",
-    "TOWERS",
-    "Names",
-    "Tower",
-    "Unwrapped",
-    "is_buffer",
-    "is_derived",
-    "listing",
-    "normalise",
-    "tower_of",
-    "unwrap",
-]
-
-Tower = Literal["image", "text", "head", "scale"]
-TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "head", "scale")
-HEAD_WEIGHT: Final = "head.weight"
-HEAD_BIAS: Final = "head.bias"
-MAX_NAMES: Final = 10
-"""A message names at most this many tensors."""
+__all__ = ["Names", "Unwrapped", "normalise", "unwrap"]
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
 """Keys under which training scripts keep the state dict, beside epoch, optimizer and the like."""
@@ -57,11 +36,6 @@ _HEAD_PREFIXES: Final = ("classification_head.", "head.")
 
 _CONSTANTS: Final = ("input_resolution", "context_length", "vocab_size")
 """Integers that OpenAI's files keep among the tensors; open_clip has no such names and needs none of them."""
-
-_STATISTICS = re.compile(r"(^|\.)(running_mean|running_var|num_batches_tracked)$")
-_DERIVED = re.compile(
-    r"(^|\.)(attn_mask|position_ids|relative_position_index|relative_coords_table|input_resolution|context_length|vocab_size)$"
-)
 
 
 @dataclass(frozen=True)
@@ -95,36 +69,6 @@ class Names:
     def renamed(self) -> dict[str, str]:
         """Name in the file -> open_clip's."""
         return {old: new for new, recipe in self.recipes.items() for old, _ in recipe.sources if old}
-
-
-def tower_of(name: str) -> Tower:
-    """The part of the CLIP that tensor ``name`` belongs to (what is neither image, head nor scale is text).
-
-    >>> [tower_of(n) for n in ("visual.proj", "ln_final.weight", "head.bias", "logit_scale")]
-    ['image', 'text', 'head', 'scale']
-    """
-    if name.startswith("visual."):
-        return "image"
-    if name.startswith("head."):
-        return "head"
-    return "scale" if name in ("logit_scale", "logit_bias") else "text"
-
-
-def is_derived(name: str) -> bool:
-    """Whether ``name`` is a constant that the architecture determines (masks, index tables): a file may lack it."""
-    return _DERIVED.search(name) is not None
-
-
-def is_buffer(name: str) -> bool:
-    """Whether ``name`` is a buffer by its name (normalisation statistics, constants): state, but no parameter."""
-    return _STATISTICS.search(name) is not None or is_derived(name)
-
-
-def listing(names: Iterable[str], limit: int = MAX_NAMES) -> str:
-    """``names`` for a message: at most ``limit`` of them, made safe for the terminal, then how many more there are."""
-    every = list(names)
-    text = ", ".join(shown(n, 90) for n in every[:limit])
-    return text if len(every) <= limit else f"{text} and {len(every) - limit} more"
 
 
 def unwrap(content: object, source: str) -> Unwrapped:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 
 from sharpscope.errors import IdenticalPair, PairMismatch, shown
+from sharpscope.layers import TOWERS, is_buffer, is_derived, place, tower_of
 from sharpscope.weights.checkpoint import Checkpoint, Source, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, describe, l2_distance
-from sharpscope.weights.layers import place
-from sharpscope.weights.naming import TOWERS, is_buffer, is_derived, tower_of
 
 __all__ = ["Pair", "alike_heads", "check_pair"]
 

@@ -13,14 +13,12 @@ from typing import Final, Literal, get_args
 
 import torch
 
-from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
+from sharpscope.layers import TOWERS, Layer, is_buffer
 from sharpscope.weights.checkpoint import Source, as_theta
-from sharpscope.weights.compare import check_finite, check_fit, check_model, common_ties, l2_distance
-from sharpscope.weights.layers import Layer
-from sharpscope.weights.naming import TOWERS, is_buffer, listing
-from sharpscope.weights.pair import Pair, check_pair
+from sharpscope.weights.compare import check_finite, check_fit, common_ties, l2_distance
 
-__all__ = ["Base", "FisherPath", "InterpolationPath", "Pair", "check_model", "check_pair", "fisher_path", "lines_path"]
+__all__ = ["Base", "FisherPath", "InterpolationPath", "fisher_path", "lines_path"]
 
 Theta = dict[str, torch.Tensor]
 Base = Literal["finetuned", "zeroshot", "midpoint"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from sharpscope.weights.modules import ModuleFacts
+from sharpscope.weights.files.modules import ModuleFacts
 
 __all__ = ["told_producer", "trains_openai_weights"]
 
@@ -43,7 +43,7 @@ def told_producer(
     ``names``: of the tensors in the file; ``beside``: the keys beside its state dict; ``metadata``: those of its
     header. An opinion, not a check.
     """
-    if "sharpscope.finetune" in metadata and naming != "Dassl":
+    if "sharpscope.finetuning" in metadata and naming != "Dassl":
         return "sharpscope finetune"
     keys = set(beside)
     kind = module.kind.rpartition(".")[2] if module else ""

@@ -9,10 +9,10 @@ from typing import Final
 import torch
 
 from sharpscope.errors import shown
-from sharpscope.weights.containers import open_regular, read_container
+from sharpscope.weights.files.containers import open_regular, read_container
+from sharpscope.weights.files.sources import locate
+from sharpscope.weights.files.tensors import checked
 from sharpscope.weights.naming import unwrap
-from sharpscope.weights.sources import locate
-from sharpscope.weights.tensors import checked
 
 __all__ = ["PROMPTS", "read_prompts"]
 

@@ -13,10 +13,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch, did_you_mean, shown
+from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch, did_you_mean, listing, shown
+from sharpscope.layers import Layer, is_buffer
 from sharpscope.seeds import derive
-from sharpscope.weights.layers import Layer
-from sharpscope.weights.naming import is_buffer, listing
 
 __all__ = ["Rescale", "Select", "Target", "keep_masks", "kept_entries", "matched_control", "sparsify"]
 

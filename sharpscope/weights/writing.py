@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sharpscope.errors import CheckpointError, shown
+from sharpscope.errors import CheckpointError, listing, shown
+from sharpscope.layers import is_derived, tower_of
 from sharpscope.weights.checkpoint import Checkpoint
-from sharpscope.weights.naming import is_derived, listing, tower_of
 from sharpscope.weights.schemes import huggingface_names
 
 __all__ = ["in_huggingface_names"]

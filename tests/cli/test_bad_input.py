@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sharpscope import cli
+from sharpscope.cli import main as cli
 
 GOOD = "--zeroshot mini:zeroshot --finetuned mini:success --model mini --probe folder:images --id folder:images"
 
@@ -28,7 +28,7 @@ def files(tmp_path, monkeypatch, image_folder):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from sharpscope.clip import miniworld
+    from sharpscope.miniworld import world as miniworld
 
     monkeypatch.chdir(tmp_path)
     image_folder(dict.fromkeys(miniworld.CLASSES, 1))

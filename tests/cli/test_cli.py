@@ -8,14 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import types
 
 import pytest
 
 import sharpscope
-from sharpscope import cli
-from sharpscope.commands import COMMANDS
-from sharpscope.config import PairConfig, StudyConfig
+from sharpscope.cli import main as cli
+from sharpscope.cli.commands import COMMANDS
+from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
 
 STUDY = """\
@@ -49,7 +48,7 @@ class Table:
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """Calls of sharpscope.study, in order: (name, args, kwargs)."""
+    """Calls of sharpscope.study.run, in order: (name, args, kwargs)."""
     calls = []
 
     def record(name, answer):
@@ -59,18 +58,20 @@ def asked(monkeypatch, tmp_path):
 
         return call
 
-    study = types.ModuleType("sharpscope.study")
-    study.run = record("run", lambda config, out, progress: Finished(out))
-    study.report = record("report", lambda root, results: Finished(root))
-    study.demo_config = lambda seed: StudyConfig(seed=seed, model="mini")
-    study.plan = record("plan", lambda config: "12 units")
-    study.inspect = record("inspect", lambda a, b, model: f"{a} {b} {model}")
-    for name in ("interpolate", "sparsify"):
-        setattr(study, name, record(name, lambda *a, **k: None))
-    for name in ("evaluate", "correlate", "robustness"):
-        setattr(study, name, record(name, lambda *a, **k: Table()))
-    monkeypatch.setitem(sys.modules, "sharpscope.study", study)
-    monkeypatch.setattr(sharpscope, "study", study, raising=False)
+    answers = {
+        "sharpscope.study.run.run": record("run", lambda config, out, progress: Finished(out)),
+        "sharpscope.study.run.report": record("report", lambda root, results: Finished(root)),
+        "sharpscope.study.demo.demo_config": lambda seed: StudyConfig(seed=seed, model="mini"),
+        "sharpscope.study.plan.plan": record("plan", lambda config: "12 units"),
+        "sharpscope.clip.inspect.inspect": record("inspect", lambda a, b, model: f"{a} {b} {model}"),
+        "sharpscope.clip.export.interpolate": record("interpolate", lambda *a, **k: None),
+        "sharpscope.clip.export.sparsify": record("sparsify", lambda *a, **k: None),
+        "sharpscope.clip.evaluate.evaluate": record("evaluate", lambda *a, **k: Table()),
+        "sharpscope.study.across.correlate": record("correlate", lambda *a, **k: Table()),
+        "sharpscope.study.across.robustness": record("robustness", lambda *a, **k: Table()),
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(name, answer)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.yaml").write_text(STUDY)
     return calls
@@ -301,7 +302,7 @@ def test_errors_become_exit_codes_without_a_traceback(asked, monkeypatch, capsys
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(sys.modules["sharpscope.study"], "run", fail)
+    monkeypatch.setattr(sys.modules["sharpscope.study.run"], "run", fail)
     assert cli.main(["demo"]) == code
     told = capsys.readouterr().err
     assert words in told
@@ -313,7 +314,7 @@ def test_errors_become_exit_codes_without_a_traceback(asked, monkeypatch, capsys
 
 
 def test_failed_units_give_exit_1_and_the_report_all_the_same(asked, monkeypatch, capsys):
-    monkeypatch.setattr(sys.modules["sharpscope.study"], "run", lambda *a, **k: Finished("r", tuple("abcd")))
+    monkeypatch.setattr(sys.modules["sharpscope.study.run"], "run", lambda *a, **k: Finished("r", tuple("abcd")))
     assert cli.main(["demo"]) == 1
     told = capsys.readouterr()
     assert "report: r/report.html" in told.out
@@ -324,15 +325,15 @@ def test_failed_units_give_exit_1_and_the_report_all_the_same(asked, monkeypatch
 
 
 def process(*argv: str, study: str, **options) -> subprocess.Popen[str]:
-    """``sharpscope ARGV`` in a process of its own, with ``study`` for the body of a stand-in sharpscope.study."""
+    """``sharpscope ARGV`` in a process of its own, with ``study`` for the body of the module that does its work."""
+    name = "sharpscope.clip.inspect" if argv[0] == "inspect" else "sharpscope.study.run"
     code = (
         "import signal, sys, time, types\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
-        "import sharpscope\n"
-        "from sharpscope.cli import main\n"
-        "fake = types.ModuleType('sharpscope.study')\n"
+        "from sharpscope.cli.main import main\n"
+        f"fake = types.ModuleType({name!r})\n"
         f"exec({study!r}, fake.__dict__)\n"
-        "sys.modules['sharpscope.study'] = sharpscope.study = fake\n"
+        f"sys.modules[{name!r}] = fake\n"
         "sys.exit(main())"
     )
     return subprocess.Popen([sys.executable, "-c", code, *argv], stderr=subprocess.PIPE, text=True, **options)
@@ -341,7 +342,7 @@ def process(*argv: str, study: str, **options) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "--help"], ["run", "--seed", "x"], ["nonsense"]])
 def test_talking_about_flags_imports_nothing_heavy(argv):
     code = (
-        "import sys; from sharpscope.cli import main; main(sys.argv[1:]);"
+        "import sys; from sharpscope.cli.main import main; main(sys.argv[1:]);"
         "print(*sorted({'torch', 'open_clip', 'pandas', 'matplotlib', 'numpy', 'scipy'} & set(sys.modules)), 'end')"
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sharpscope import cli
-from sharpscope.present.tables import csv_bytes
-from sharpscope.schema import COLUMNS
+from sharpscope.cli import main as cli
+from sharpscope.tables.files import csv_bytes
+from sharpscope.tables.schema import COLUMNS
 
 Sharpness = Callable[..., pd.DataFrame]
 PAIRS = ("a", "b", "c", "d", "e")
@@ -143,7 +143,8 @@ def test_evaluate_gives_every_metric_of_every_set(capsys: pytest.CaptureFixture[
 
 
 def test_a_collection_has_its_average(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sharpscope import evaluation, specs
+    from sharpscope import vocabulary as specs
+    from sharpscope.clip import evaluate as evaluation
 
     words = {"styles": ("mini:sketch", "mini:neon")}
     monkeypatch.setattr(specs, "COLLECTIONS", words)

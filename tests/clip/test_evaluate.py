@@ -1,282 +1,170 @@
-"""Accuracy: argmax over the right classes, intervals that cover, rows with the columns of the schema."""
+"""The step evaluate on files: which head reads which set, and what is said of it."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import json
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import binom, binomtest
+from PIL import Image
 
-from sharpscope.clip.data import Dataset
-from sharpscope.clip.evaluate import (
-    FeatureCache,
-    accuracy_rows,
-    answers,
-    correct,
-    dataset_note,
-    logits,
-    mean_rows,
-    reported,
-)
+from sharpscope.clip.accuracy import correct
+from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.sets.dataset import Memory
-from sharpscope.errors import DatasetError, NumericalError
-from sharpscope.schema import COLUMNS
-from sharpscope.scores import wilson
+from sharpscope.errors import ConfigError, DatasetError, PairMismatch
+from sharpscope.weights import write_checkpoint
 
 NAMES = ("cup", "key", "fish", "ring")
 Theta = dict[str, torch.Tensor]
 
 
-def toy(
-    labels: list[int], classes: tuple[int, ...] | None = None, names: tuple[str, ...] = NAMES, **more: Any
-) -> Dataset:
-    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 3, 16, 16), dtype=np.uint8)
-    mean = std = (0.5,) * 3
-    return Dataset(
-        "toy",
-        names,
-        torch.tensor(labels),
-        Memory(torch.from_numpy(pixels)),
-        mean=mean,
-        std=std,
-        classes=classes,
-        **more,
+def folder(root: Path, *classes: str) -> str:
+    rng = np.random.default_rng(len(classes))
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+    return f"folder:{root}"
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[str, str, str]:
+    """All four classes; two of them; two others."""
+    return (
+        folder(tmp_path / "all", *NAMES),
+        folder(tmp_path / "some", "ring", "key"),
+        folder(tmp_path / "x", "dog", "owl"),
     )
 
 
-# ---------------------------------------------------------------------- correct
-@pytest.mark.parametrize("mode", ["zeroshot", "stored", "text"])
-def test_correct_is_argmax(mode: str, tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, mode, NAMES)  # type: ignore[arg-type]
-    theta, dataset = c.attach(tiny_theta), toy([0, 1, 2, 3, 0, 1, 2, 3, 0])
-    images, labels = next(dataset.batches(9))
-    expected = (c.logits(theta, images).argmax(dim=1) == labels).numpy()
-    assert expected.any()
-    for batch_size in (1, 4, 9):
-        got = correct(c, theta, dataset, batch_size, "cpu")
-        assert got.dtype == np.bool_
-        assert got.tolist() == expected.tolist()
+@pytest.fixture
+def tuned(tmp_path: Path, tiny_theta: Theta) -> Path:
+    """A whole model with a head of four classes that always answers 'ring', else 'key'."""
+    head = {"head.weight": torch.zeros(4, 12), "head.bias": torch.tensor([0.0, 2.0, 1.0, 3.0])}
+    facts = {
+        "sharpscope.head.scale_baked": "true", "sharpscope.head.normalize": "true",
+        "sharpscope.classnames": json.dumps(NAMES),
+    }  # fmt: skip
+    write_checkpoint(tmp_path / "tuned.safetensors", {**tiny_theta, **head}, facts)
+    return tmp_path / "tuned.safetensors"
 
 
-def test_classes_that_the_set_cannot_hold_are_no_competitors(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, "stored", NAMES)
-    bias = torch.tensor([0.0, 1e3, 2e3, 1e6])  # class 3 always wins, class 2 among (1, 2)
-    theta = {**c.attach(tiny_theta), "head.bias": bias}
-    assert correct(c, theta, toy([2, 2, 1])).tolist() == [False, False, False]
-    among = toy([2, 2, 1], classes=(1, 2))
-    assert correct(c, theta, among).tolist() == [True, True, False]
-    assert dataset_note(among) == "among 2 of 4 classes"
-    assert dataset_note(toy([0])) == ""
+def top1(table: pd.DataFrame, spec: str) -> float:
+    (value,) = table[(table["dataset"] == spec) & (table["metric"] == "top1")]["estimate"]
+    return float(value)
 
 
-def test_logits_that_are_not_finite_are_no_accuracy(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, "stored", NAMES)
-    theta = c.attach(tiny_theta)
-    theta["head.weight"] = theta["head.weight"].clone()
-    theta["head.weight"][0, 0] = math.nan
-    with pytest.raises(NumericalError, match="toy: logits are not finite"):
-        correct(c, theta, toy([0, 1]))
+def note(table: pd.DataFrame, spec: str) -> str:
+    (said,) = table[(table["dataset"] == spec) & (table["metric"] == "top1")]["note"]
+    return str(said)
 
 
-def test_labels_beyond_the_classifier(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, "text", NAMES[:2])
-    with pytest.raises(DatasetError, match="label 3 is out of range"):
-        correct(c, tiny_theta, toy([0, 3]))
+def test_each_set_gets_the_head_that_has_its_classes(
+    tuned: Path, sets: tuple[str, str, str], tiny_paths: dict[str, Path], tiny_model: ClipModel, tiny_theta: Theta
+) -> None:
+    every, some, other = sets
+    table = evaluate(tuned, str(tiny_paths["vit"]), sets, device="cpu")
+    assert top1(table, every) == 0.25  # always ring
+    assert top1(table, some) == 0.5
+    assert note(table, every) == ""
+    assert note(table, some) == "among 2 of 4 classes"
+    assert note(table, other) == "head from text: the stored one has other classes"
+    dataset = load_dataset(other, model=tiny_model)
+    zeroshot = Classifier(tiny_model, "zeroshot", ("dog", "owl"))
+    assert top1(table, other) == correct(zeroshot, zeroshot.attach(tiny_theta), dataset).mean()
+    assert set(table["checkpoint"]) == {"tuned"}
+    with pytest.raises(DatasetError, match="2 class folders do not fit 4 class names"):
+        evaluate(tuned, str(tiny_paths["vit"]), sets, head="stored", device="cpu")
 
 
-# ---------------------------------------------------------------------- projections
-def test_three_classes_onto_two_by_hand(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    """ObjectNet's way: several classes are one target, a class without a target competes with nobody."""
-    c = Classifier(tiny_model, "stored", NAMES)
-    bias = torch.tensor([0.0, 3e3, 5e3, 1e6])  # of other sizes than any logit of the tiny model
-    theta = {**c.attach(tiny_theta), "head.bias": bias}
-    onto = toy([0, 1, 1, 0], projection=(0, 0, 1, -1), target_names=("a", "b"))
-    scores, labels = logits(c, theta, onto)
-    plain, _ = logits(c, theta, toy([0, 1, 2, 3]))
-    assert torch.equal(scores, torch.stack([plain[:, :2].max(dim=1).values, plain[:, 2]], dim=1))
-    assert labels.tolist() == [0, 1, 1, 0]
-    given = answers(c, theta, onto)
-    assert given.predicted.tolist() == [1, 1, 1, 1]
-    assert given.correct.tolist() == [False, True, True, False]
-    gap = scores[:, 1] - scores[:, 0]  # far: the softmax of two targets is 1 and exp(-gap)
-    assert given.nll == pytest.approx(np.where(labels == 1, 0.0, gap.double()))
-    assert given.in_top5 is None
-    assert dataset_note(onto) == "2 classes, each the largest logit of its own"
+def test_without_a_text_tower_the_stored_head_is_all_there_is(
+    tmp_path: Path, sets: tuple[str, str, str], tiny_paths: dict[str, Path], tiny_theta: Theta
+) -> None:
+    body = {k: v for k, v in tiny_theta.items() if k.startswith("visual.")}
+    head = {"head.weight": torch.zeros(4, 12), "head.bias": torch.tensor([0.0, 2.0, 1.0, 3.0])}
+    write_checkpoint(tmp_path / "v.safetensors", {**body, **head}, {"sharpscope.head.scale_baked": "true"})
+    model = str(tiny_paths["vit"])
+    table = evaluate(tmp_path / "v.safetensors", model, sets[:1], device="cpu")
+    assert top1(table, sets[0]) == 0.25  # the folder's own names, of which there are as many
+    with pytest.raises(PairMismatch, match="does not fit 2 class names"):
+        evaluate(tmp_path / "v.safetensors", model, sets[2:], device="cpu")
+    with pytest.raises(PairMismatch, match="18 missing: positional_embedding"):
+        evaluate(tmp_path / "v.safetensors", model, sets[:1], head="zeroshot", device="cpu")
 
 
-def test_scores_of_classes_that_the_set_cannot_hold(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, "zeroshot", NAMES)
-    theta = c.attach(tiny_theta)
-    scores, labels = logits(c, theta, toy([1, 2, 1], classes=(1, 2)), batch_size=2)
-    plain, _ = logits(c, theta, toy([1, 2, 1]), batch_size=2)
-    assert torch.equal(scores[:, 1:3], plain[:, 1:3])
-    assert torch.isinf(scores[:, [0, 3]]).all()
-    given = answers(c, theta, toy([1, 2, 1], classes=(1, 2)))
-    assert set(given.predicted) <= {1, 2}
-    two = torch.log_softmax(plain[:, 1:3].double(), dim=1)
-    assert given.nll == pytest.approx(-two[range(3), labels - 1].numpy())
-
-
-def test_the_region_other_is_no_region(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c = Classifier(tiny_model, "zeroshot", NAMES)
-    groups = {"groups": torch.tensor([0, 1, 2, 2]), "group_names": ("Asia", "Other", "Europe")}
-    dataset = toy([0, 1, 2, 3], metrics=("worst_group", "top1"), **groups)
-    given = answers(c, c.attach(tiny_theta), dataset, 3)
-    assert given.groups is not None
-    assert given.groups.tolist() == [0, -1, 2, 2]
-    hits = given.correct
-    worst = given.statistic("worst_group")
-    assert worst is not None
-    assert worst.value() == min(float(hits[0]), float(hits[2:].mean()))
-    assert reported(dataset) == ("worst_group", "top1")
-    assert reported(toy([0]), ("ece", "top1")) == ("top1", "ece")
-
-
-# ---------------------------------------------------------------------- features that are kept
-class Counting(Classifier):
-    images = 0
-
-    def features(self, theta: Any, images: torch.Tensor) -> torch.Tensor:
-        self.images += len(images)
-        return super().features(theta, images)
-
-
-def test_a_tower_that_does_not_move_sees_every_image_once(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c, cache, sets = Counting(tiny_model, "stored", NAMES), FeatureCache(), [toy([0, 1, 2]), toy([3, 1])]
-    theta = c.attach(tiny_theta)
-    for alpha in (0.0, 0.5, 1.0):  # only the head moves
-        here = {**theta, "head.weight": theta["head.weight"] * (1 - alpha) + alpha * theta["head.weight"].flip(0)}
-        for dataset in sets:
-            got, labels = logits(c, here, dataset, 2, cache=cache)
-            wanted, _ = logits(Classifier(tiny_model, "stored", NAMES), here, dataset, 2)
-            assert torch.equal(got, wanted)
-            assert torch.equal(labels, dataset.labels)
-    assert c.images == 5
-    name = tiny_model.image_names[0]
-    moved = {**theta, name: theta[name] * 1.5}
-    assert not torch.equal(logits(c, moved, sets[0], 2, cache=cache)[0], logits(c, theta, sets[0], 2)[0])
-    assert c.images == 5 + 3 + 3
-
-
-def test_features_that_do_not_fit_are_computed_anew(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c, cache, dataset = Counting(tiny_model, "zeroshot", NAMES), FeatureCache(limit=100), toy([0, 1, 2])
-    theta = c.attach(tiny_theta)
-    first, again = (answers(c, theta, dataset, 2, cache=cache) for _ in range(2))
-    assert c.images == 6
-    np.testing.assert_array_equal(first.nll, again.nll)
-
-
-def test_progress_counts_images(tiny_model: ClipModel, tiny_theta: Theta) -> None:
-    c, seen = Classifier(tiny_model, "zeroshot", NAMES), list[int]()
-    answers(c, c.attach(tiny_theta), toy([0, 1, 2, 3, 0]), 2, progress=seen.append)
-    assert seen == [2, 2, 1]
-
-
-# ---------------------------------------------------------------------- Wilson
-@given(st.integers(1, 400), st.data(), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_wilson_is_scipys(n: int, data: st.DataObject, level: float) -> None:
-    k = data.draw(st.integers(0, n))
-    ours = wilson(k, n, level)
-    theirs = binomtest(k, n).proportion_ci(level, method="wilson")
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    assert 0 <= ours[0] <= k / n <= ours[1] <= 1
-    assert ours[0] < ours[1]
-    low, high = wilson(n - k, n, level)
-    assert (1 - high, 1 - low) == pytest.approx(ours, abs=1e-12)
-
-
-def test_wilson_covers_about_as_often_as_it_says() -> None:
-    for p in (0.05, 0.5, 0.9):
-        k = np.arange(101)
-        inside = [low <= p <= high for low, high in (wilson(int(i), 100) for i in k)]
-        assert binom.pmf(k, 100, p)[inside].sum() == pytest.approx(0.95, abs=0.025)
-
-
-@pytest.mark.parametrize("args", [(-1, 5, 0.9), (6, 5, 0.9), (0, 0, 0.9), (1, 2, 1.0), (1, 2, 0.0)])
-def test_wilson_refuses_nonsense(args: tuple[int, int, float]) -> None:
-    with pytest.raises(ValueError, match="wilson"):
-        wilson(*args)
-
-
-# ---------------------------------------------------------------------- rows
-def right(k: int, n: int) -> Answers:
-    """k of n right, among two classes."""
-    labels = np.zeros(n, np.int64)
-    half = np.full(n, 0.5)
-    return Answers(labels, (np.arange(n) >= k).astype(np.int64), half, -np.log(half))
-
-
-def mean_of(counts: dict[str, Answers], level: float = 0.95) -> dict[str, Any]:
-    rows = accuracy_rows("A", 0.5, "dense", counts, dict.fromkeys(counts, "ood"), level=level)
-    (row,) = mean_rows(rows)
-    return row
-
-
-def test_rows_have_the_schemas_columns() -> None:
-    given = {"mini:photo": right(30, 40), "mini:neon": right(3, 20)}
-    roles, notes = {"mini:photo": "id", "mini:neon": "ood"}, {"mini:neon": "why"}
-    rows = accuracy_rows("A", 0.5, "dense", given, roles, level=0.9, notes=notes)
-    assert [tuple(r) for r in [*rows, *mean_rows(rows)]] == [COLUMNS["accuracy"]] * 3
-    photo, neon = rows
-    assert (photo["dataset"], photo["role"], photo["metric"], photo["n"], photo["note"]) == (
-        "mini:photo", "id", "top1", 40, "",
+def test_class_names_and_templates_of_the_user_come_first(
+    tuned: Path, sets: tuple[str, str, str], tiny_paths: dict[str, Path], tiny_model: ClipModel, tiny_theta: Theta
+) -> None:
+    model = str(tiny_paths["vit"])
+    table = evaluate(
+        tuned, model, sets[2:], head="zeroshot", classnames=["an owl", "a dog"], templates=["{}!"], metrics=["nll"],
+        device="cpu",
     )  # fmt: skip
-    assert (neon["role"], neon["estimate"], neon["note"]) == ("ood", 0.15, "why")
-    assert (photo["ci_low"], photo["ci_high"]) == wilson(30, 40, 0.9)
+    classifier = Classifier(tiny_model, "zeroshot", ("an owl", "a dog"), ["{}!"])
+    dataset = load_dataset(sets[2], model=tiny_model, classnames=["an owl", "a dog"])
+    assert top1(table, sets[2]) == correct(classifier, classifier.attach(tiny_theta), dataset).mean()
+    assert list(table["metric"]) == ["top1", "nll"]
 
 
-def test_mean_is_over_sets_and_names_them() -> None:
-    row = mean_of({"x": right(10, 10), "y": right(0, 90)})
-    assert (row["dataset"], row["role"], row["estimate"], row["n"]) == ("x+y", "ood_mean", 0.5, 100)
-    assert (row["metric"], row["primary"]) == ("top1", True)
-    assert row["ci_low"] < 0.5 < row["ci_high"]
-    assert mean_rows([]) == []
+def test_several_checkpoints_and_the_bars_they_show(
+    tmp_path: Path, tuned: Path, sets: tuple[str, str, str], tiny_paths: dict[str, Path]
+) -> None:
+    class Bar:
+        def __init__(self, total: int, desc: str) -> None:
+            self.total, self.desc, self.done, self.closed = total, desc, 0, False
+            bars.append(self)
+
+        def update(self, n: int) -> None:
+            self.done += n
+
+        def close(self) -> None:
+            self.closed = True
+
+    bars: list[Bar] = []
+    (tmp_path / "b").mkdir()
+    again = tmp_path / "b" / "tuned.safetensors"
+    again.write_bytes(tuned.read_bytes())
+    model = str(tiny_paths["vit"])
+    table = evaluate([tuned, again], model, sets[:2], metrics=["ece"], device="cpu", progress=Bar)
+    assert list(dict.fromkeys(table["checkpoint"])) == [str(tuned), str(again)]  # of one stem: the paths
+    first, second = (g.drop(columns="checkpoint").reset_index(drop=True) for _, g in table.groupby("checkpoint"))
+    pd.testing.assert_frame_equal(first[["dataset", "estimate"]], second[["dataset", "estimate"]])
+    assert [(b.total, b.done, b.closed) for b in bars] == [(12, 12, True), (6, 6, True)] * 2
+    assert bars[0].desc.startswith(str(tuned))
+    with pytest.raises(ConfigError, match="given twice"):
+        evaluate([tuned, tuned], model, sets[:1])
 
 
-def test_mean_of_sets_that_go_by_different_metrics() -> None:
-    given = {"wild": right(8, 10), "x": right(5, 10)}
-    metrics = {"wild": ("macro_f1", "top1"), "x": ("top1", "nll")}
-    rows = accuracy_rows("A", 0.5, "dense", given, dict.fromkeys(given, "ood"), metrics, bootstrap=50)
-    assert [(r["dataset"], r["metric"], r["primary"]) for r in rows] == [
-        ("wild", "macro_f1", True), ("wild", "top1", False), ("x", "top1", True), ("x", "nll", False),
-    ]  # fmt: skip
-    f1 = 2 * 8 / (10 + 8)  # one class has examples: TP 8, FN 2
-    assert rows[0]["estimate"] == pytest.approx(f1)
-    first, second = mean_rows(rows)
-    assert (first["metric"], first["primary"]) == ("primary", True)
-    assert first["estimate"] == pytest.approx((f1 + 0.5) / 2)
-    assert first["note"] == "mean of macro_f1 of wild, top1 of x"
-    assert (second["metric"], second["estimate"], second["primary"]) == ("top1", pytest.approx(0.65), False)
-    assert rows[3]["note"] == "no interval: resampling knows no spread"
-
-
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(30, 60)), min_size=1, max_size=5))
-def test_mean_interval_laws(counts: list[tuple[int, int]]) -> None:
-    row, z = mean_of({f"d{i}": right(k, n) for i, (k, n) in enumerate(counts)}), 1.959963984540054
-    assert 0 <= row["ci_low"] <= row["estimate"] <= row["ci_high"] <= 1
-    if len(counts) == 1:
-        assert (row["ci_low"], row["ci_high"]) == pytest.approx(wilson(*counts[0]))
-    big = {f"d{i}": right(1000 * k + 500 * n, 2000 * n) for i, (k, n) in enumerate(counts)}
-    wide = mean_of(big)
-    ps = [(h.correct.mean(), len(h)) for h in big.values()]
-    stratified_normal = z * math.sqrt(sum(p * (1 - p) / n for p, n in ps)) / len(ps)
-    assert wide["ci_high"] - wide["estimate"] == pytest.approx(stratified_normal, rel=0.02)
-    assert wide["estimate"] - wide["ci_low"] == pytest.approx(stratified_normal, rel=0.02)
-
-
-def test_mean_interval_covers_in_simulation() -> None:
-    rng = np.random.default_rng(0)
-    ps, ns = np.array([0.05, 0.4, 0.98]), (40, 80, 60)
-    covered = 0
-    for _ in range(400):
-        row = mean_of({f"d{i}": right(rng.binomial(n, p), n) for i, (p, n) in enumerate(zip(ps, ns, strict=True))})
-        covered += row["ci_low"] <= ps.mean() <= row["ci_high"]
-    assert binomtest(covered, 400, 0.95).pvalue > 0.001
+def test_named_sets_under_one_data_root(tmp_path: Path, tiny_paths: dict[str, Path], tiny_theta: Theta) -> None:
+    """A head of 1000 classes that always says electric ray (5), else tiger shark (3), else goldfish (1)."""
+    bias = torch.zeros(1000)
+    bias[[5, 3, 1]] = torch.tensor([30.0, 20.0, 10.0])
+    facts = {"sharpscope.head.scale_baked": "true", "sharpscope.head.normalize": "true"}
+    head = {"head.weight": torch.zeros(1000, 12), "head.bias": bias}
+    write_checkpoint(tmp_path / "ft.safetensors", {**tiny_theta, **head}, facts)
+    folder(tmp_path / "imagenet-r", "n01443537")  # goldfish: of ImageNet-R's classes the others are none
+    (tmp_path / "imagenet-r" / "n01443537" / "broken.jpg").write_bytes(b"no image")
+    folder(tmp_path / "objectnet-1.0" / "images", "chair", "mug", "zebra")
+    maps = {
+        "folder_to_objectnet_label.json": json.dumps({"chair": "Chair", "mug": "Mug", "zebra": "Zebra"}),
+        "objectnet_to_imagenet_1k.json": json.dumps({"Mug": "coffee mug", "Chair": "barber chair; rocking chair"}),
+        "imagenet_to_label_2012_v2": "barber chair\ncoffee mug\nrocking chair\n",
+        "pytorch_to_imagenet_2012_id.json": json.dumps({"7": 0, "3": 1, "5": 2}),
+    }  # fmt: skip
+    (tmp_path / "objectnet-1.0" / "mappings").mkdir()
+    for name, text in maps.items():
+        (tmp_path / "objectnet-1.0" / "mappings" / name).write_text(text)
+    specs = ("imagenet-r", "objectnet")
+    table = evaluate(tmp_path / "ft.safetensors", str(tiny_paths["vit"]), specs, data_root=str(tmp_path), device="cpu")
+    assert top1(table, "imagenet-r") == 1
+    assert note(table, "imagenet-r") == "1 unreadable images skipped; among 200 of 1000 classes"
+    assert top1(table, "objectnet") == 0.5  # chair by its class 5 against the mug's 3: 30 to 20
+    values = table.set_index(["dataset", "metric"])["estimate"]
+    assert values["objectnet", "nll"] == pytest.approx(np.log1p(np.exp(-10)) + 10 / 2)
+    assert values["imagenet-r", "nll"] == pytest.approx(np.log1p(199 * np.exp(-10)), rel=1e-5)
+    assert set(table[table["dataset"] == "objectnet"]["n"]) == {6}

@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.head import DEFAULT_TEMPLATES, Classifier, default_templates, zero_shot_head
-from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.clip.model import ClipModel
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.errors import ConfigError, PairMismatch
 
 NAMES = tuple(f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("cup", "key", "fish", "ring"))

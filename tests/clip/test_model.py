@@ -12,7 +12,8 @@ import pytest
 import torch
 from open_clip import CLIP, CustomTextCLIP
 
-from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.clip.model import ClipModel
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.errors import ConfigError, PairMismatch
 
 KINDS = ("vit", "quickgelu", "resnet", "customtext")

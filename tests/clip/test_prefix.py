@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sharpscope.clip.data import Dataset
+from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.clip.model import ClipModel
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
-from sharpscope.clip.sets.dataset import Memory
-from sharpscope.curvature.adaptive import sharpness_avg, sharpness_max
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
-from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.curvature.perturbation import sharpness_avg, sharpness_max
+from sharpscope.layers import Layer, split_layers
 
 NAMES = ("cup", "key", "fish")
 CASES = (("vit", "stored"), ("vit", "text"), ("resnet", "zeroshot"), ("customtext", "text"))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.data import Dataset
+from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.model import ClipModel, second_order
+from sharpscope.clip.model import ClipModel
 from sharpscope.clip.probe import Probe
-from sharpscope.clip.sets.dataset import Memory
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.errors import ConfigError, NonDeterministicProbe
 
 NAMES = ("cup", "key", "fish")

@@ -25,19 +25,19 @@ def scenarios(folder):
     import torch
 
     import sharpscope
-    from sharpscope.clip.evaluate import FeatureCache, answers, logits
-    from sharpscope.clip.model import second_order
+    from sharpscope.clip.accuracy import FeatureCache, answers, logits
     from sharpscope.curvature import ggn
+    from sharpscope.curvature.arithmetic import precision_error, second_order
     from sharpscope.curvature.eigen import lanczos, power_iteration
     from sharpscope.curvature.hvp import HessianEngine
-    from sharpscope.curvature.measures import MeasureSettings, measure_layers
-    from sharpscope.curvature.precision import precision_error
-    from sharpscope.curvature.spectra import measure_density
+    from sharpscope.curvature.measures.density import measure_density
+    from sharpscope.curvature.measures.registry import measure_layers
+    from sharpscope.curvature.measures.rows import MeasureSettings
     from sharpscope.curvature.trace import hutchinson, hutchpp, per_example, xtrace
     from sharpscope.curvature.tracking import tracked
-    from sharpscope.finetune.registry import METHODS
-    from sharpscope.schema import MEASURES
-    from sharpscope.study import demo_config
+    from sharpscope.finetuning.registry import METHODS
+    from sharpscope.study.demo import demo_config
+    from sharpscope.vocabulary import MEASURES
 
     pair = sharpscope.load_pair("mini:zeroshot", "mini:failure", model="mini")
     # The embedded world is loaded from files: what "pair" holds are host tensors in every scenario.
@@ -117,8 +117,7 @@ def scenarios(folder):
 
     def projected(device):
         """Sets that hold some of the classes only, and classes united to coarser ones."""
-        from sharpscope.clip.data import Dataset
-        from sharpscope.clip.sets.dataset import Memory
+        from sharpscope.clip.datasets.dataset import Dataset, Memory
 
         names = pair.classifier.classnames
         pixels = torch.from_numpy(
@@ -147,14 +146,14 @@ def scenarios(folder):
                 "progress": False,
                 "augment": False,
             }
-            done = sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **settings, **how)
+            done = sharpscope.finetuning("mini:zeroshot", "mini:photo", method, device=device, **settings, **how)
             return list(done.losses)
 
         return scenario
 
     def resumed(device):
         out = Path(folder) / f"resumed-{device}"
-        from sharpscope.finetune.statefile import StateFile
+        from sharpscope.finetuning.statefile import StateFile
 
         seen = []
         save = StateFile.save
@@ -166,7 +165,7 @@ def scenarios(folder):
         StateFile.save = kept
         try:
             settings = {"model": "mini", "steps": 3, "batch_size": 8, "lr": 1e-3, "shots": 2, "progress": False}
-            done = sharpscope.finetune(
+            done = sharpscope.finetuning(
                 "mini:zeroshot", "mini:photo", "wise-ft", device=device, out=out, checkpoint_every=1, **settings
             )
         finally:

@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sharpscope.clip.data import Dataset, load_dataset, read_classnames
-from sharpscope.clip.evaluate import dataset_note
+from sharpscope.clip.accuracy import dataset_note
+from sharpscope.clip.datasets.dataset import Dataset, Memory
+from sharpscope.clip.datasets.names import read_classnames
+from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.probe import Probe
-from sharpscope.clip.sets.dataset import Memory
 from sharpscope.errors import ConfigError, DatasetError
 
 MakeFolder = Callable[..., Path]
@@ -215,8 +216,8 @@ def test_an_image_that_never_comes_is_named(
     tiny_model: ClipModel, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = threading.Event()
-    monkeypatch.setattr("sharpscope.clip.sets.images.PATIENCE", 0.2)
-    monkeypatch.setattr("sharpscope.clip.sets.images.Files.open", lambda self, i: gone.wait(60))
+    monkeypatch.setattr("sharpscope.clip.datasets.images.PATIENCE", 0.2)
+    monkeypatch.setattr("sharpscope.clip.datasets.images.Files.open", lambda self, i: gone.wait(60))
     try:
         with pytest.raises(DatasetError, match=r"000\.png: not decoded after"):
             load_dataset(f"folder:{image_folder({'a': 1})}", model=tiny_model)
@@ -229,7 +230,7 @@ def test_large_sets_find_bad_images_on_the_way(
 ) -> None:
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "001.png").write_bytes(b"not an image")
-    monkeypatch.setattr("sharpscope.clip.sets.images.KEPT_BYTES", 0)
+    monkeypatch.setattr("sharpscope.clip.datasets.images.KEPT_BYTES", 0)
     dataset = load_dataset(f"folder:{root}", model=tiny_model)
     assert (len(dataset), dataset.facts["skipped"]) == (6, 0)  # nothing decoded yet
     first = [(x, y) for x, y in dataset.batches(2)]
@@ -246,7 +247,7 @@ def test_a_probe_of_a_large_set_counts_what_was_read(
 ) -> None:
     root = image_folder({"a": 3, "b": 3})
     (root / "a" / "001.png").write_bytes(b"not an image")
-    monkeypatch.setattr("sharpscope.clip.sets.images.KEPT_BYTES", 0)
+    monkeypatch.setattr("sharpscope.clip.datasets.images.KEPT_BYTES", 0)
     dataset = load_dataset(f"folder:{root}", model=tiny_model)
     probe = Probe(Classifier(tiny_model, "text", ("a", "b")), dataset, batch_size=4)
     assert probe.n == 5

@@ -17,7 +17,8 @@ import pytest
 from sharpscope import seeds
 from sharpscope.atomic import host_name
 from sharpscope.errors import RunDirectoryError
-from sharpscope.store import RunDirectory, Unit
+from sharpscope.study.store import RunDirectory
+from sharpscope.study.unitfile import Unit
 
 IDENTITY = {"config": {"seed": 0}}
 KEYS = [f"curvature/Pair/{i}" for i in range(40)]
@@ -25,7 +26,7 @@ KEYS = [f"curvature/Pair/{i}" for i in range(40)]
 WORKER = """
 import os, sys, time
 import numpy as np
-from sharpscope.store import RunDirectory, Unit
+from sharpscope.study.store import RunDirectory, Unit
 root, num_keys, pause = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 run = RunDirectory.open(root, {"config": {"seed": 0}}, {"alpha_on": "finetuned"})
 print("ready", flush=True)

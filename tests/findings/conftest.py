@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sharpscope.schema import COLUMNS
+from sharpscope.tables.schema import COLUMNS
 
 Sharpness = Callable[..., pd.DataFrame]
 Accuracy = Callable[..., pd.DataFrame]

@@ -9,7 +9,7 @@ import pytest
 from sharpscope.errors import ConfigError
 from sharpscope.findings.advice import RULES, advice_table
 from sharpscope.findings.prediction import REFERENCE, predict_gain, reference_table
-from sharpscope.schema import COLUMNS, KEYS
+from sharpscope.tables.schema import COLUMNS, KEYS
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 ROLES = {"id": "id", "x": "ood"}

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from sharpscope.findings.correlation import PAIRS, pair_correlations, path_correlations
-from sharpscope.schema import COLUMNS, KEYS
+from sharpscope.tables.schema import COLUMNS, KEYS
 
 ALPHAS = (0.0, 0.5, 1.0)
 
@@ -116,8 +116,8 @@ def test_under_the_null_false_alarms_are_at_most_nominal(world, n: int) -> None:
 
 def test_intervals_of_moderate_samples_cover(world) -> None:
     """BCa over 30 pairs with true Pearson .6: coverage within a few points of nominal."""
-    from sharpscope.findings.intervals import bca_interval, resample_counts
-    from sharpscope.findings.kernels import correlate, weighted_correlate
+    from sharpscope.findings.rank_correlation import correlate, weighted_correlate
+    from sharpscope.findings.resampling import bca_interval, resample_counts
 
     runs, hits = 300, 0
     for seed in range(runs):

@@ -6,7 +6,7 @@ import pytest
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.failure import failure_table
-from sharpscope.schema import COLUMNS, KEYS
+from sharpscope.tables.schema import COLUMNS, KEYS
 
 ALPHAS = (0.0, 0.5, 1.0)
 N = 1000

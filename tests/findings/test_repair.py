@@ -6,7 +6,7 @@ import pytest
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.repair import CONTRASTS, Variant, analyse_repairs, repair_table
-from sharpscope.schema import COLUMNS, KEYS
+from sharpscope.tables.schema import COLUMNS, KEYS
 
 GRID = (0.0, 0.5, 1.0)
 ROLES = {"id": "id", "x": "ood", "y": "ood"}

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.stragglers import LayerLosses, NoiseLosses, chosen_layers, stragglers_table
-from sharpscope.schema import COLUMNS, KEYS
+from sharpscope.findings.criteria import LayerLosses, NoiseLosses
+from sharpscope.findings.stragglers import chosen_layers, stragglers_table
+from sharpscope.tables.schema import COLUMNS, KEYS
 
 LAYERS = tuple(f"l{i}" for i in range(6))
 ALPHAS = (0.0, 0.5, 1.0)

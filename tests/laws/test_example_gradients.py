@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.ggn import fisher_trace, ggn_trace
 from sharpscope.curvature.graphs import watched
 from sharpscope.curvature.trace import TraceEstimate

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sharpscope.findings import kernels
+from sharpscope.findings import rank_correlation as kernels
 from sharpscope.findings.criteria import NoiseLosses, barrier, criticality, instability, rewind
 from sharpscope.findings.failure import failure_table
-from sharpscope.findings.intervals import (
+from sharpscope.findings.prediction import predict_gain
+from sharpscope.findings.repair import Variant, analyse_repairs, match_plain
+from sharpscope.findings.resampling import (
     bca_interval,
     benjamini_hochberg,
     max_min_interval,
@@ -23,8 +25,6 @@ from sharpscope.findings.intervals import (
     resample_counts,
     resampled_means,
 )
-from sharpscope.findings.prediction import predict_gain
-from sharpscope.findings.repair import Variant, analyse_repairs, match_plain
 from sharpscope.findings.selection import masked_median, select, standardise, sustained
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)

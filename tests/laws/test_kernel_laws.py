@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.double_backward import analytic_kernels
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.kernels import analytic_kernels
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

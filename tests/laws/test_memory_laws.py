@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope import units
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.double_backward import analytic_kernels
 from sharpscope.curvature.graphs import WORK, graph_bytes, plan_memory
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.kernels import analytic_kernels
-from sharpscope.curvature.measures import MeasureResult, MeasureSettings, measure_layers
-from sharpscope.weights.layers import split_layers
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
+from sharpscope.layers import split_layers
+from sharpscope.study import compute as units
 
 MEASURES = ("hessian_trace", "lambda_max", "lambda_min", "gradient_curvature")
 

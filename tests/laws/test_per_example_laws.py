@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.model import second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import DenseOperator, Probes, rademacher
 from sharpscope.curvature.trace import hutchinson, per_example

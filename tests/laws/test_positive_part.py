@@ -12,8 +12,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.ggn import Fisher, GaussNewton, Residual, fisher_trace, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
-from sharpscope.weights.layers import split_layers
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.layers import split_layers
 
 
 @dataclass

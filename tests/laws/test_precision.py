@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope import study
-from sharpscope.clip.model import second_order
-from sharpscope.config import StudyConfig
+from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import Divisible
-from sharpscope.curvature.precision import in_precision, precision_error
 from sharpscope.errors import ConfigError
-from sharpscope.weights.layers import split_layers
+from sharpscope.layers import split_layers
+from sharpscope.study import run as study
+from sharpscope.study.demo import demo_config
 
 
 class Attention:
@@ -112,7 +113,7 @@ def test_what_does_not_go_together_is_said() -> None:
 
 def test_the_manifest_of_a_run_states_the_error_of_every_layer() -> None:
     config = dataclasses.replace(
-        study.demo_config(), pairs=study.demo_config().pairs[:1], alphas=(0.5,), probe_size=8, ood=(),
+        demo_config(), pairs=demo_config().pairs[:1], alphas=(0.5,), probe_size=8, ood=(),
         granularity="block",
         measures=("hessian_trace",), perturbation_alphas=None, repair_alphas=(), max_matvecs=2, jobs=1, eval_limit=16,
         precision="bf16", bootstrap=10,

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.eigen import RitzSpace, lanczos
-from sharpscope.curvature.measures import MeasureSettings, measure_layers
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import DenseOperator, FunctionOperator
 from sharpscope.curvature.tracking import _Known, tracked
-from sharpscope.weights.layers import split_layers
+from sharpscope.layers import split_layers
 
 SIZE = 300
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sharpscope.config import DEFAULT_MEASURES
-from sharpscope.schema import ALL, COLUMNS, DENSE
+from sharpscope.config.study import DEFAULT_MEASURES
+from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import ALL, DENSE
 
 LAYERS = (
     "visual.conv1",

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sharpscope.present.plots import NoData, methods
+from sharpscope.errors import NoData
+from sharpscope.present.methodplots import methods
 
 SCRIPT = Path(__file__).parents[2] / "figures" / "fig_finetuners.py"
 

@@ -22,8 +22,8 @@ from matplotlib.text import Text
 
 from sharpscope.errors import ConfigError
 from sharpscope.present import plots, style
-from sharpscope.present.tables import csv_bytes
-from sharpscope.schema import ALL
+from sharpscope.tables.files import csv_bytes
+from sharpscope.vocabulary import ALL
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "figures").glob("fig_*.py"))
@@ -403,7 +403,7 @@ def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_
         "figure = plots.all_figures({'accuracy': df})['wiseft_curve']\n"
         "for path, data in zip(sys.argv[2:], plots.figure_bytes(figure)):\n"
         "    open(path, 'wb').write(data)\n"
-        "other = {'torch', 'open_clip', 'matplotlib.pyplot', 'sharpscope.findings', 'sharpscope.study'}\n"
+        "other = {'torch', 'open_clip', 'matplotlib.pyplot', 'sharpscope.findings', 'sharpscope.study.run'}\n"
         "bad = other & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
-from sharpscope.present.tables import normalised
-from sharpscope.schema import COLUMNS, MEASURES
+from sharpscope.tables.files import normalised
+from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import MEASURES
 
 Tables = dict[str, pd.DataFrame]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))

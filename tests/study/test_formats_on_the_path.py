@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sharpscope.cli import main
-from sharpscope.present.tables import read_csv
+from sharpscope.cli.main import main
+from sharpscope.tables.files import read_csv
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.schemes import huggingface_names
 
@@ -267,7 +267,7 @@ def test_two_stored_heads_of_different_kinds_make_one_path(
     world: World, tiny_paths: dict[str, Path], tmp_path: Path
 ) -> None:
     """WiSE-FT's head has the scale baked in and a bias, Lipsum-FT's neither; at both ends the logits are their own."""
-    from sharpscope.pairs import load_pair
+    from sharpscope.clip.pair import load_pair
 
     zero = {**world.zero, "head.weight": world.head}
     write_checkpoint(tmp_path / "zero.safetensors", zero, {"sharpscope.head.scale_baked": "false"})

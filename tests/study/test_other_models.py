@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from sharpscope import study
-from sharpscope.cli import main
+from sharpscope.cli.main import main
 from sharpscope.clip.model import ClipModel
-from sharpscope.present.tables import read_csv
-from sharpscope.schema import ALL
+from sharpscope.study import run as study
+from sharpscope.tables.files import read_csv
+from sharpscope.vocabulary import ALL
 from sharpscope.weights.checkpoint import write_checkpoint
 
 MakeFolder = Callable[..., Path]

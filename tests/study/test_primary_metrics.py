@@ -10,12 +10,13 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from sharpscope import units
-from sharpscope.clip.data import Dataset, load_dataset
-from sharpscope.config import PairConfig, StudyConfig
-from sharpscope.findings.frames import one_metric
-from sharpscope.results import Results
-from sharpscope.unitfile import Unit
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.study import compute as units
+from sharpscope.study.results import Results
+from sharpscope.study.unitfile import Unit
+from sharpscope.tables.rows import dense_rows
 
 ALPHAS = (0.0, 0.5, 1.0)
 WILD, REGIONS = "mini:sketch", "mini:neon"
@@ -76,7 +77,7 @@ def test_rows_of_every_metric_and_which_is_primary(done: tuple[Any, dict[str, Un
     assert mean.loc["primary", "estimate"] == pytest.approx(
         (own.loc[WILD, "macro_f1"] + own.loc[REGIONS, "worst_group"]) / 2
     )
-    kept = one_metric(table)
+    kept = dense_rows(table)
     assert set(kept[kept["dataset"] == WILD]["metric"]) == {"macro_f1"}
     assert set(kept[kept["role"] == "ood_mean"]["metric"]) == {"primary"}
 
@@ -98,7 +99,7 @@ def test_estimates_are_those_of_the_answers(done: tuple[Any, dict[str, Unit], Re
 def test_findings_go_by_the_primary_metric(done: tuple[Any, dict[str, Unit], Results]) -> None:
     _, _, results = done
     tables = results.tables()
-    accuracy = one_metric(tables["accuracy"]).set_index(["role", "dataset", "alpha"])["estimate"].sort_index()
+    accuracy = dense_rows(tables["accuracy"]).set_index(["role", "dataset", "alpha"])["estimate"].sort_index()
     curve = accuracy["ood_mean", f"{WILD}+{REGIONS}"]
     failure = tables["failure"].set_index(["flag", "dataset"]).sort_index()
     assert failure.loc[("F1", "ood_mean"), "estimate"] == pytest.approx(curve[[0.5, 1.0]].max() - curve[0.0])

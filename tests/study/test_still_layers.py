@@ -12,17 +12,18 @@ import pandas as pd
 import pytest
 import torch
 
-from sharpscope import study
-from sharpscope.clip import miniworld
 from sharpscope.clip.model import ClipModel
-from sharpscope.config import PairConfig, StudyConfig
-from sharpscope.finetune.clipfit import CLIPFit
-from sharpscope.finetune.contcoop import ContCoOp
-from sharpscope.finetune.data import TensorExamples
-from sharpscope.finetune.fit import fit
-from sharpscope.finetune.method import Task
-from sharpscope.finetune.pretrain import as_tensor
-from sharpscope.schema import ALL
+from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.finetuning.examples import TensorExamples
+from sharpscope.finetuning.fit import fit
+from sharpscope.finetuning.method import Task
+from sharpscope.finetuning.methods.clipfit import CLIPFit
+from sharpscope.finetuning.methods.contcoop import ContCoOp
+from sharpscope.finetuning.pretrain import as_tensor
+from sharpscope.miniworld import world as miniworld
+from sharpscope.study import run as study
+from sharpscope.study.plan import plan
+from sharpscope.vocabulary import ALL
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -198,9 +199,7 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
 
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    assert re.search(
-        r"beside it +4 units", study.plan(config)
-    )  # three alphas on the upgraded backbone, and the outputs
+    assert re.search(r"beside it +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:

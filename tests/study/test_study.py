@@ -22,22 +22,27 @@ import pandas as pd
 import pytest
 import torch
 
-from sharpscope import study
-from sharpscope.cli import main
+from sharpscope.cli.main import main
+from sharpscope.clip.pair import load_pair
 from sharpscope.clip.probe import Probe
-from sharpscope.config import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.config.studyfile import dump
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
-from sharpscope.present.tables import read_csv
-from sharpscope.schema import ALL, COLUMNS, KEYS, STATUSES
-from sharpscope.store import RunDirectory
-from sharpscope.studyfile import dump
+from sharpscope.notebook import layer_sharpness
+from sharpscope.study import run as study
+from sharpscope.study.demo import demo_config
+from sharpscope.study.plan import plan
+from sharpscope.study.store import RunDirectory
+from sharpscope.tables.files import read_csv
+from sharpscope.tables.schema import COLUMNS, KEYS
+from sharpscope.vocabulary import ALL, STATUSES
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
 def small_config(**changes: Any) -> StudyConfig:
     """The demo's two pairs with everything small: seconds instead of a minute."""
     config = dataclasses.replace(
-        study.demo_config(),
+        demo_config(),
         ood=("mini:sketch", "mini:clipart"),
         alphas=(0.0, 0.25, 0.5, 1.0),
         granularity="block",
@@ -177,8 +182,8 @@ def test_the_manifest_says_what_was_done(finished: study.Run) -> None:
 
 def test_the_plan_says_what_fits_into_memory() -> None:
     config = small_config(pairs=small_config().pairs[:1])
-    assert "2 gradient graphs of 8 examples" in study.plan(config) and "all kept" in study.plan(config)
-    tight = study.plan(dataclasses.replace(config, memory=0.006))
+    assert "2 gradient graphs of 8 examples" in plan(config) and "all kept" in plan(config)
+    tight = plan(dataclasses.replace(config, memory=0.006))
     assert re.search(r"memory: \d+ gradient graphs of [24] examples, [45] MiB each, \d+ kept, the others", tight), tight
 
 
@@ -263,7 +268,7 @@ def save(folder: Path, name: str, theta: dict[str, torch.Tensor]) -> str:
 
 @pytest.fixture
 def zeroshot() -> dict[str, torch.Tensor]:
-    from sharpscope.clip import miniworld
+    from sharpscope.miniworld import world as miniworld
 
     return dict(read_checkpoint(miniworld.checkpoint_path("zeroshot")).tensors)
 
@@ -301,19 +306,19 @@ def test_bad_input_is_one_message_and_exit_2_and_leaves_nothing(
 
 def test_api_raises_the_typed_errors(zeroshot: dict[str, torch.Tensor]) -> None:
     with pytest.raises(IdenticalPair):
-        study.load_pair(zeroshot, zeroshot, model="mini")
+        load_pair(zeroshot, zeroshot, model="mini")
     broken = zeroshot | {"visual.proj": zeroshot["visual.proj"] * math.nan}
     with pytest.raises(NonFiniteWeights, match="visual.proj"):
-        study.load_pair(zeroshot, broken, model="mini")
+        load_pair(zeroshot, broken, model="mini")
     with pytest.raises(PairMismatch):
-        study.load_pair(zeroshot, {k: v for k, v in zeroshot.items() if "resblocks.3" not in k}, model="mini")
+        load_pair(zeroshot, {k: v for k, v in zeroshot.items() if "resblocks.3" not in k}, model="mini")
     with pytest.raises(ConfigError, match="stored"):
         moved = zeroshot | {"visual.proj": zeroshot["visual.proj"] + 1}
-        study.load_pair(zeroshot, moved, model="mini", head="stored")
+        load_pair(zeroshot, moved, model="mini", head="stored")
     text = {k: v + 0.01 if k.startswith("transformer.") else v for k, v in zeroshot.items()}
     with pytest.raises(PairMismatch, match="head 'zeroshot'"):
-        study.load_pair(zeroshot, text, model="mini", head="zeroshot")
-    assert study.load_pair(zeroshot, text, model="mini").classifier.mode == "text"
+        load_pair(zeroshot, text, model="mini", head="zeroshot")
+    assert load_pair(zeroshot, text, model="mini").classifier.mode == "text"
 
 
 def test_a_unit_that_fails_is_said_and_the_rest_goes_on(tmp_path: Path, zeroshot: dict[str, torch.Tensor]) -> None:
@@ -332,16 +337,16 @@ def test_a_unit_that_fails_is_said_and_the_rest_goes_on(tmp_path: Path, zeroshot
 
 # ------------------------------------------------------------------ notebook
 def test_ten_lines_in_a_notebook(zeroshot: dict[str, torch.Tensor]) -> None:
-    pair = study.load_pair("mini:zeroshot", "mini:success", model="mini")
-    from sharpscope.clip.data import load_dataset
+    pair = load_pair("mini:zeroshot", "mini:success", model="mini")
+    from sharpscope.clip.datasets.spec import load_dataset
 
     probe = Probe(pair.classifier, load_dataset("mini:photo", model=pair.model, split="train"), size=8, batch_size=8)
-    table = study.layer_sharpness(pair, probe, alphas=(0.0, 1.0), granularity="block", max_matvecs=4)
+    table = layer_sharpness(pair, probe, alphas=(0.0, 1.0), granularity="block", max_matvecs=4)
     assert set(table["alpha"]) == {0.0, 1.0} and set(table["measure"]) == {"hessian_trace", "lambda_max", "lambda_min"}
     assert "16 classes" in repr(pair.classifier) and "<table>" in pair._repr_html_()
     before = {k: v.clone() for k, v in zeroshot.items()}
     other = {k: v + 0.01 if k.startswith("visual.") and v.is_floating_point() else v for k, v in zeroshot.items()}
-    study.load_pair(zeroshot, other, model="mini")
+    load_pair(zeroshot, other, model="mini")
     assert all(torch.equal(before[k], zeroshot[k]) for k in before)
 
 

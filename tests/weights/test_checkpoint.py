@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint
+from sharpscope.layers import tower_of
 from sharpscope.weights.checkpoint import as_theta, checkpoint_of, read_checkpoint, write_checkpoint
-from sharpscope.weights.naming import tower_of
-from sharpscope.weights.tensors import tied_names
+from sharpscope.weights.files.tensors import tied_names
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "int64", "int32", "int16", "int8", "uint8", "bool"]
 Thetas = dict[str, tuple[Any, dict[str, Tensor]]]

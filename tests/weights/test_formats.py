@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpscope import steps
+from sharpscope.clip.evaluate import evaluate
+from sharpscope.clip.export import convert
 from sharpscope.clip.head import Classifier
+from sharpscope.clip.inspect import fitting_models, inspect
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import load_pair
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, PairMismatch
-from sharpscope.evaluation import evaluate
-from sharpscope.pairs import load_pair
 from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
 Made = Any
@@ -70,12 +71,12 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     """Format, producer, safety, classes, towers, architecture confirmed against a config, activation, head."""
     model = str(tiny_paths[made.kind])
     if base := made.read.get("base"):
-        text = steps.inspect(made.path)
+        text = inspect(made.path)
         assert "only what was tuned; it needs the zero-shot weights below it" in text
         write_checkpoint(tmp_path / "base.safetensors", base.tensors)
-        text = steps.inspect(tmp_path / "base.safetensors", made.path, model).split("\n\n")[1]
+        text = inspect(tmp_path / "base.safetensors", made.path, model).split("\n\n")[1]
     else:
-        text = steps.inspect(made.path, None, model)
+        text = inspect(made.path, None, model)
     lines = {line[2:16].strip(): line[16:] for line in text.splitlines()[1:]}
     facts = _read(made).facts
     assert lines["format"] == f"{made.container}, read without running any of its code"
@@ -102,20 +103,20 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
 
 def test_inspect_of_a_head_alone(systems: Callable[[str], Made]) -> None:
     made = systems("task_vectors")
-    text = steps.inspect(made.read["head"])
+    text = inspect(made.read["head"])
     assert "5 classes x 12, logit scale baked in, features normalised" in text and "ClassificationHead" in text
     with pytest.raises(ConfigError, match="a classification head alone"):
-        steps.inspect(made.read["head"], made.path)
+        inspect(made.read["head"], made.path)
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-L-14-336", "RN50", "ViT-B-16-plus-240"])
 def test_the_architecture_is_guessed_among_open_clip_s_and_confirmed(name: str) -> None:
     tensors = {n: torch.empty(s, device="meta") for n, s in ClipModel.load(name).shapes.items()}
-    found = steps.fitting_models(tensors)
+    found = fitting_models(tensors)
     assert name in found and all(n.removesuffix("-quickgelu") == name for n in found)
-    assert all("quickgelu" in n for n in steps.fitting_models(tensors, True))
+    assert all("quickgelu" in n for n in fitting_models(tensors, True))
     del tensors["visual.ln_post.weight" if "ViT" in name else "visual.bn1.weight"]
-    assert steps.fitting_models(tensors) == []
+    assert fitting_models(tensors) == []
 
 
 def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Pa
     if made.read.get("base"):
         base = tmp_path / "base.safetensors"
         write_checkpoint(base, made.read["base"].tensors)
-    steps.convert(made.path, out, base=base, head=made.read.get("head"))
+    convert(made.path, out, base=base, head=made.read.get("head"))
     before, after = _read(made), read_checkpoint(out)
     assert after.facts["naming"] == "open_clip" and after.facts["safe"] and not after.facts["partial"]
     assert {*after.tensors} == {*before.tensors}
@@ -141,7 +142,7 @@ def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Pa
 @pytest.mark.parametrize("system", ["OpenAI", "model-soups", "Hugging Face", "FLYP"])
 def test_convert_to_hugging_face_s_names_and_back(systems: Callable[[str], Made], system: str, tmp_path: Path) -> None:
     made = systems(system)
-    steps.convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
+    convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
     back = read_checkpoint(tmp_path / "hf.safetensors")
     assert back.facts["naming"] == "Hugging Face"
     assert {*back.tensors} == {*made.tensors}
@@ -153,7 +154,7 @@ def test_transformers_reads_what_is_converted_to_its_names(systems: Callable[[st
 
     made = systems("Hugging Face")
     original = load_file(Path(made.path.removeprefix("local-dir:")) / "model.safetensors")
-    steps.convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
+    convert(made.path, tmp_path / "hf.safetensors", names="huggingface")
     written = load_file(tmp_path / "hf.safetensors")
     assert {*written} == {*original}
     assert all(torch.equal(written[n], original[n]) for n in original)
@@ -162,7 +163,7 @@ def test_transformers_reads_what_is_converted_to_its_names(systems: Callable[[st
 def test_resnets_have_no_hugging_face_names(tmp_path: Path, tiny_thetas: Any) -> None:
     torch.save(tiny_thetas["resnet"][1], tmp_path / "rn.pt")
     with pytest.raises(CheckpointError, match="no place in Hugging Face"):
-        steps.convert(tmp_path / "rn.pt", tmp_path / "x.safetensors", names="huggingface")
+        convert(tmp_path / "rn.pt", tmp_path / "x.safetensors", names="huggingface")
     assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -400,7 +401,7 @@ def test_classes_found_in_a_pickle_are_listed(systems: Callable[[str], Made]) ->
     read = _read(made)
     assert "src.models.modeling.ImageClassifier" in read.facts["classes"]
     assert "torch.nn.modules.normalization.LayerNorm" in read.facts["classes"] or read.facts["classes"]
-    text = steps.inspect(made.path)
+    text = inspect(made.path)
     assert "src.models.modeling.ImageClassifier" in text and "other programs would import" in text
 
 
@@ -414,7 +415,7 @@ def test_class_names_beside_the_state_dict_are_kept(tiny_theta: Any, tmp_path: P
 def test_the_command_line_converts_and_inspects(
     systems: Callable[[str], Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sharpscope import cli
+    from sharpscope.cli import main as cli
 
     made = systems("task_vectors")
     out, names = tmp_path / "x.safetensors", _names(tmp_path)

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharpscope.errors import CheckpointError
-from sharpscope.weights.naming import is_buffer, is_derived, listing, normalise, tower_of, unwrap
+from sharpscope.errors import CheckpointError, listing
+from sharpscope.layers import is_buffer, is_derived, tower_of
+from sharpscope.weights.naming import normalise, unwrap
 
 BODY = ("visual.conv1.weight", "visual.proj", "transformer.resblocks.0.ln_1.weight", "logit_scale")
 STATE = {"visual.proj": torch.ones(2)}

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from sharpscope.errors import IdenticalPair, NonFiniteWeights, PairMismatch
+from sharpscope.layers import tower_of
 from sharpscope.weights.checkpoint import checkpoint_of
 from sharpscope.weights.compare import check_model, describe
-from sharpscope.weights.naming import tower_of
-from sharpscope.weights.path import check_pair
+from sharpscope.weights.pair import check_pair
 
 Thetas = dict[str, tuple[Any, dict[str, Tensor]]]
 KINDS = ["vit", "resnet", "customtext"]

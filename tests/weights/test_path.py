@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
-from sharpscope.weights.layers import split_layers
+from sharpscope.layers import split_layers
 from sharpscope.weights.path import InterpolationPath, fisher_path, lines_path
 
 BLOCK = "visual.transformer.resblocks.0."

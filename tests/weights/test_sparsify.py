@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
-from sharpscope.weights.layers import Layer, split_layers
+from sharpscope.layers import Layer, split_layers
 from sharpscope.weights.sparsify import keep_masks, kept_entries, matched_control, sparsify
 
 W, B, OTHER = "visual.bn1.weight", "visual.bn1.bias", "visual.proj"

@@ -1,0 +1,1 @@
+"""The command line: ``main`` (arguments, terminal, exit code), ``commands`` (the table of them), a file a group."""

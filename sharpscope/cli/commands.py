@@ -1,0 +1,29 @@
+"""The subcommands, one dataclass each: its fields are its flags, calling it does the work and returns what to say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sharpscope.cli.across import Correlate, Robustness
+from sharpscope.cli.evaluate import Evaluate
+from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
+from sharpscope.cli.finetune import Finetune
+from sharpscope.cli.studies import Demo, Plan, Report, Run
+
+__all__ = ["COMMANDS"]
+
+
+COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "run": Run,
+    "plan": Plan,
+    "inspect": Inspect,
+    "convert": Convert,
+    "interpolate": Interpolate,
+    "sparsify": Sparsify,
+    "evaluate": Evaluate,
+    "finetune": Finetune,
+    "correlate": Correlate,
+    "robustness": Robustness,
+    "report": Report,
+}

@@ -1,0 +1,199 @@
+"""The command line: arguments to a command (``sharpscope.cli.commands``), what it says to the terminal, its exit code.
+
+The only module that prints or exits. Exit codes: 0 done, 1 some units failed, 2 bad input, 3 unsafe file refused,
+130 interrupted (state kept).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Union
+
+import tyro
+
+from sharpscope.cli.commands import COMMANDS
+from sharpscope.cli.outcome import Outcome
+from sharpscope.cli.studies import StudyCommand
+from sharpscope.config import studyfile
+from sharpscope.config.study import StudyConfig
+from sharpscope.errors import ConfigError, SharpscopeError, did_you_mean, shown
+from sharpscope.vocabulary import __version__
+
+__all__ = ["main"]
+
+_ABOUT = "Layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version."
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; never raises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names in any alphabet, whatever the terminal's
+    try:
+        with _terminable(), warnings.catch_warnings():
+            if not sys.warnoptions and not _debugging():
+                warnings.simplefilter("ignore")  # other libraries' advice to programmers; ours are rows with a status
+            outcome = _parse(arguments)()
+            _say(outcome.text)
+    except KeyboardInterrupt:
+        return _complain(_interruption(arguments), _INTERRUPTED, "sharpscope: ")
+    except Exception as error:
+        text, code = _described(error)
+        return _complain(text, code)
+    return _complain(outcome.complaint, outcome.code)
+
+
+def _described(error: Exception) -> tuple[str, int]:
+    """The message and the exit code of what went wrong."""
+    if isinstance(error, SharpscopeError):
+        return str(error), error.exit_code
+    if isinstance(error, MemoryError):
+        return "out of memory. Try a smaller --batch-size or --memory.", 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "the accelerator is out of memory. Try a smaller --batch-size or --memory.", 1
+    if isinstance(error, OSError):
+        where = f"{shown(error.filename)}: " if error.filename else ""
+        return f"{where}{error.strerror or shown(error)}.", 2
+    return (
+        f"this should not have happened: {type(error).__name__}: {shown(error, 300)}\n"
+        "Please report it with what SHARPSCOPE_DEBUG=1 prints.",
+        1,
+    )
+
+
+def _interruption(arguments: list[str]) -> str:
+    keeps_state = bool(arguments) and getattr(COMMANDS.get(arguments[0]), "keeps_state", False)
+    return "interrupted: state kept; run the same command again to resume." if keeps_state else "interrupted."
+
+
+# -- arguments ---------------------------------------------------------------------------------------------------------
+
+
+def _parse(arguments: list[str]) -> Callable[[], Outcome]:
+    """The command that ``arguments`` ask for; raises ConfigError."""
+    first = arguments[0] if arguments else "--help"
+    if first in ("--version", "-V"):
+        return lambda: Outcome(f"sharpscope {__version__}")
+    if first in ("-h", "--help", "help") or first.startswith("--tyro-"):
+        return _help(arguments)
+    if first not in COMMANDS:
+        what = "flag before the command:" if first.startswith("-") else "command"
+        near = did_you_mean(first, COMMANDS) or f" Known: {', '.join(COMMANDS)}."
+        raise ConfigError(f"unknown {what} '{shown(first, 60)}'.{near}")
+    kind, rest = COMMANDS[first], arguments[1:]
+    command = _tyro(kind, f"sharpscope {first}", rest)
+    if isinstance(command, StudyCommand) and command.study is not None:
+        loaded = studyfile.load(command.study)
+        values = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(StudyConfig)}
+        # Once more with the file's values for defaults, so that flags given win; pairs and tags are joined by hand.
+        command = _tyro(kind, f"sharpscope {first}", rest, default=kind(**{**values, "pairs": (), "tags": {}}))
+        command = dataclasses.replace(command, pairs=loaded.pairs, tags={**loaded.tags, **command.tags})
+    return command
+
+
+def _help(arguments: list[str]) -> Callable[[], Outcome]:
+    """The page that lists the commands (an error when nothing was asked for), or tyro's shell completions."""
+    kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
+    special = arguments if arguments and arguments[0].startswith("--tyro-") else ["--help"]
+    page = _tyro(Union[kinds], "sharpscope", special, description=_ABOUT)  # noqa: UP007 (a tuple made at run time)
+    return page if arguments else lambda: dataclasses.replace(page(), code=2, complaint="which command?")
+
+
+def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
+    """What tyro makes of ``arguments``; its help pages as a command that says them, its complaints as ConfigError."""
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            return tyro.cli(kind, prog=program, args=arguments, **options)
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
+    return lambda: Outcome(out.getvalue().rstrip())
+
+
+def _complaint(page: str, kind: Any) -> str:
+    """What is wrong, out of the page that tyro prints: title, rule, complaint, rule, long advice."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯").rstrip() for line in page.splitlines()]
+    parts: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if set(line.strip()) <= set("─-"):
+            parts.append([])
+        elif "── " not in line and " ──" not in line:  # a title in its box's frame
+            parts[-1].append(line)
+    parts = [part for part in parts if part]
+    if len(parts) > 1 and len(parts[0]) == 1 and not parts[0][0].rstrip().endswith((".", "]", "'")):
+        parts = parts[1:]  # a title on a line of its own
+    if not parts:
+        return "these arguments have no meaning."
+    said = [line.strip() for line in parts[0]]
+    if said[0].startswith("Missing from"):
+        depth = min(len(line) - len(line.lstrip()) for line in parts[0][1:])
+        said = ["missing:", ", ".join(line.strip() for line in parts[0][1:] if line[depth] != " ")]
+    text = shown(" ".join(" ".join(said).split()), 300).rstrip(".") + "."
+    if said[0].startswith("Error parsing") and len(parts) > 1 and len(parts[1]) > 1:
+        text += f" Expected {shown(parts[1][1].strip(), 100)}."
+    unknown = re.search(r"--[\w-]+", text) if text.startswith("Unrecognized") else None
+    if unknown and dataclasses.is_dataclass(kind):
+        text += did_you_mean(unknown[0], [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)])
+    return text
+
+
+# -- the terminal and the process --------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    """Print on stdout; that the reader went away (``| head``) is no error."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own last flush finds a way
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _complain(text: str, code: int, label: str = "sharpscope: error: ") -> int:
+    """Print ``text``, at most three lines of it, on stderr; returns ``code``."""
+    with contextlib.suppress(OSError):
+        if _debugging() and sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        if text:
+            print(label + "\n".join(text.splitlines()[:3]), file=sys.stderr, flush=True)
+    return code
+
+
+def _debugging() -> bool:
+    return os.environ.get("SHARPSCOPE_DEBUG", "") not in ("", "0")
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does: state kept, exit code 130."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What a command says when it is done, and how tables, runs and progress look in a terminal."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sharpscope.errors import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sharpscope.study.run import Run as FinishedRun
+
+__all__ = ["Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command has to say on stdout, what it complains of on stderr, and its exit code."""
+
+    text: str
+    complaint: str = ""
+    code: int = 0
+
+
+def shown_table(table: pd.DataFrame, csv: bool) -> Outcome:
+    return Outcome(table.to_csv(index=False).rstrip("\n") if csv else table.to_string(index=False))
+
+
+def finished(run: FinishedRun) -> Outcome:
+    text = f"{run.summary()}\nreport: {shown(Path(run.root) / 'report.html', 500)}"
+    failed = tuple(run.failed_units)
+    if not failed:
+        return Outcome(text)
+    names = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
+    complaint = f"{len(failed)} units failed: {shown(names, 200)}\nThe tables say why (status, note)."
+    return Outcome(text, complaint, 1)
+
+
+def progress_bar() -> Callable[..., Any]:
+    """tqdm with our habits: on stderr, silent when that is not a terminal, gone when done."""
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+
+def stem_of(path: str) -> str:
+    return path.removeprefix("mini:") if path.startswith("mini:") else Path(path).stem

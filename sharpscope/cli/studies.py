@@ -1,0 +1,131 @@
+"""The commands on whole studies: run, plan, demo, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import Positional, Suppress, arg
+
+from sharpscope.cli.outcome import Outcome, finished, progress_bar, stem_of
+from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.errors import ConfigError
+
+__all__ = ["StudyCommand"]
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What to analyse and where to keep it; StudyConfig's own fields follow."""
+
+    study: Annotated[Positional[str | None], arg(metavar="[STUDY.yaml]")] = None
+    """Study file (YAML); flags override what it says."""
+    zeroshot: str | None = None
+    """Checkpoint of the zero-shot model, theta_0 (or ``mini:zeroshot``)."""
+    finetuned: tuple[str, ...] = ()
+    """Checkpoints of fine-tuned models, theta_1, each a pair with theta_0 (or ``mini:success`` ...)."""
+    name: tuple[str, ...] = ()
+    """Names of the pairs; default: the stems of the fine-tuned files."""
+    out: str | None = None
+    """Run directory; the same command again resumes it. Default: runs/NAME."""
+
+
+@dataclass(frozen=True)
+class StudyCommand(StudyConfig, _Files):
+    """A command that takes a whole study: every field of StudyConfig is a flag."""
+
+    pairs: Suppress[tuple[PairConfig, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Nothing is checked before flags and study file have come together: see ``config``."""
+
+    def config(self) -> StudyConfig:
+        """The study that file and flags describe together; raises ConfigError."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig)}
+        config = StudyConfig(**{**values, "pairs": self._pairs()})
+        if not config.pairs:
+            raise ConfigError(
+                "nothing to analyse: give --zeroshot and --finetuned, or a study file (sharpscope run study.yaml).\n"
+                "'sharpscope demo' needs neither."
+            )
+        return config
+
+    def _pairs(self) -> tuple[PairConfig, ...]:
+        if self.zeroshot is None and not self.finetuned:
+            if self.name:
+                raise ConfigError("--name: names the pairs of --finetuned, which is missing.")
+            return self.pairs
+        zeroshot = {p.zeroshot for p in self.pairs} if self.zeroshot is None else {self.zeroshot}
+        if len(zeroshot) != 1:
+            raise ConfigError("--zeroshot: give the zero-shot checkpoint beside --finetuned.")
+        (first,) = zeroshot
+        if not self.finetuned:
+            if not self.pairs:
+                raise ConfigError("--finetuned: give the fine-tuned checkpoint beside --zeroshot.")
+            return tuple(dataclasses.replace(p, zeroshot=first) for p in self.pairs)
+        names = self.name or tuple(stem_of(path) for path in self.finetuned)
+        if len(names) != len(self.finetuned):
+            raise ConfigError(f"--name: {len(names)} names for {len(self.finetuned)} fine-tuned checkpoints.")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"--finetuned: two pairs would be called the same ({', '.join(names)}); give --name.")
+        return tuple(PairConfig(n, first, path) for n, path in zip(names, self.finetuned, strict=True))
+
+
+@dataclass(frozen=True)
+class Run(StudyCommand):
+    """Analyse pairs of checkpoints: path, sharpness, stragglers, repair, correlation, report."""
+
+    keeps_state: ClassVar[bool] = True
+
+    def __call__(self) -> Outcome:
+        config = self.config()
+        from sharpscope.study.run import run
+
+        out = self.out or f"runs/{Path(self.study).stem if self.study else config.pairs[0].name}"
+        return finished(run(config, out, progress=progress_bar()))
+
+
+@dataclass(frozen=True)
+class Plan(StudyCommand):
+    """Say what a run would cost (units, time, memory, disk); writes nothing."""
+
+    def __call__(self) -> Outcome:
+        config = self.config()
+        from sharpscope.study.plan import plan
+
+        return Outcome(plan(config))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole method on the embedded world: one pair that interpolates well beside one that does not."""
+
+    out: str = "runs/demo"
+    """Run directory; the same command again resumes it."""
+    seed: int = 0
+    """Seed of everything random."""
+    keeps_state: ClassVar[bool] = True
+
+    def __call__(self) -> Outcome:
+        from sharpscope.study.demo import demo_config
+        from sharpscope.study.run import run
+
+        return finished(run(demo_config(seed=self.seed), self.out, progress=progress_bar()))
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rebuild tables, figures and report of a run from its finished units."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run directory."""
+    results: Literal["wise-ft", "clip-benchmark"] | None = None
+    """Write the accuracies also as these tools do, into RUN/results/: results.jsonl of WiSE-FT, json of
+    CLIP_benchmark."""
+
+    def __call__(self) -> Outcome:
+        from sharpscope.study.run import report
+
+        return finished(report(self.run, results=self.results))

@@ -1,0 +1,151 @@
+"""DomainNet, and two data sets of WILDS, in the folders of their releases."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.clip.datasets.folder import class_folders, class_images
+from sharpscope.clip.datasets.found import Found, Request
+from sharpscope.clip.datasets.images import Files
+from sharpscope.clip.datasets.names import read_lines, spoken
+from sharpscope.errors import DatasetError, shown
+
+__all__ = ["DOMAINS", "find_domainnet", "find_fmow", "find_iwildcam"]
+
+DOMAINS: Final = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+_FMOW_TEMPLATES: Final = tuple(
+    f"{how} photo of a {{}}{where}."
+    for where in ("", " in asia", " in africa", " in the americas", " in europe", " in oceania")
+    for how in ("satellite", "aerial")
+)
+_OTHER = "Other"
+
+
+def find_domainnet(request: Request) -> Found:
+    """``domainnet:DOMAIN``: the images that ``DOMAIN_test.txt`` lists (``DOMAIN/CLASS/NAME.jpg LABEL``), or, without
+    that file, all in the class folders of ``DOMAIN``."""
+    root = _place(request, ("domainnet", "DomainNet"))
+    split = "train" if request.split == "train" else "test"
+    name = f"{request.rest}_{split}.txt"
+    file = next((f for f in (root / name, root / "splits" / name) if f.is_file()), None)
+    if file is None:
+        folder = root / request.rest
+        found = class_folders(folder, request.spec)
+        paths, labels = class_images(folder, found)
+        return Found(Files(folder, paths), labels, tuple(map(spoken, found)), str(folder))
+    paths, numbers = [], []
+    folder_of: dict[int, str] = {}
+    for line, text in enumerate(read_lines(file, "image list"), 1):
+        path, _, label = text.rpartition(" ")
+        parts = path.split("/")
+        if not label.isdecimal() or len(parts) < 2 or ".." in parts or path.startswith("/"):
+            raise DatasetError(f"{shown(file)}, line {line}: '{shown(text)}' is no 'DOMAIN/CLASS/NAME.jpg LABEL'.")
+        if folder_of.setdefault(int(label), parts[-2]) != parts[-2]:
+            raise DatasetError(
+                f"{shown(file)}, line {line}: label {label} was '{shown(folder_of[int(label)])}' before, "
+                f"here it is '{shown(parts[-2])}'."
+            )
+        paths.append(path)
+        numbers.append(int(label))
+    order = sorted(folder_of)
+    place = {label: i for i, label in enumerate(order)}
+    classes = tuple(spoken(folder_of[label]) for label in order)
+    array = np.array([place[n] for n in numbers], dtype=np.int64)
+    return Found(Files(root, paths), array, classes, str(file), split)
+
+
+def find_iwildcam(request: Request) -> Found:
+    """``iwildcam`` (``iwildcam_v2.0/metadata.csv``, images in ``train/``; ``@id_test``, ``@test`` ...): 182 species,
+    judged by macro F1 (Koh et al. 2021, arXiv 2012.07421). Names from ``categories.csv`` where that has them by y."""
+    root = _place(request, ("iwildcam_v2.0", os.path.join("wilds", "iwildcam_v2.0")))
+    table = _csv(root / "metadata.csv", ("split", "filename", "y"))
+    table = _of_split(table, request, root)
+    count = int(table["y"].max()) + 1
+    names = [str(i) for i in range(count)]
+    file = root / "categories.csv"
+    if file.is_file():
+        known = _csv(file, ("y", "name"))
+        known = known[known["y"] < 99999]
+        by_number = dict(zip(known["y"].astype(int), known["name"].astype(str), strict=True))
+        names = [by_number.get(i, str(i)) for i in range(max(count, max(by_number) + 1))]
+    return Found(
+        Files(root / "train", [str(f) for f in table["filename"]]),
+        table["y"].to_numpy(dtype=np.int64),
+        tuple(names),
+        str(root),
+        request.split,
+        indexed=True,
+        metrics=("macro_f1", "top1"),
+        templates=("a photo of {}.", "{} in the wild."),
+    )
+
+
+def find_fmow(request: Request) -> Found:
+    """``fmow`` (``fmow_v1.1/rgb_metadata.csv``, ``images/rgb_img_ROW.png``; ``@id_test``, ``@test`` ...): 62 land uses,
+    judged by the worst of five regions (Koh et al. 2021, arXiv 2012.07421).
+
+    As there: images since 2016 are out of distribution (``test``), those of 2013-2015 are for its validation (``val``),
+    earlier ones are ``train``, ``id_val`` and ``id_test``; a country without a region is in ``Other``.
+    """
+    root = _place(request, ("fmow_v1.1", os.path.join("wilds", "fmow_v1.1")))
+    table = _csv(root / "rgb_metadata.csv", ("split", "category", "country_code", "timestamp"))
+    codes = _csv(root / "country_code_mapping.csv", ("alpha-3", "region"))
+    regions = dict(zip(codes["alpha-3"].astype(str), codes["region"], strict=True))
+    region = [r if isinstance(r := regions.get(str(c)), str) else _OTHER for c in table["country_code"]]
+    years = pd.to_datetime(table["timestamp"], utc=True, format="ISO8601").dt.year
+    ood = np.where(years >= 2016, "test", np.where(years >= 2013, "val", ""))
+    own = table["split"].astype(str)
+    inside = own.map({"train": "train", "val": "id_val", "test": "id_test"})
+    table["split"] = np.where(ood == "", inside, np.where(ood == own, ood, "unused"))
+    classes = sorted(set(table["category"].astype(str)))
+    names = sorted(set(region))
+    table["region"] = [names.index(r) for r in region]
+    table = _of_split(table, request, root)
+    numbers = {c: i for i, c in enumerate(classes)}
+    return Found(
+        Files(root / "images", [f"rgb_img_{row}.png" for row in table.index]),
+        np.array([numbers[str(c)] for c in table["category"]], dtype=np.int64),
+        tuple(map(spoken, classes)),
+        str(root),
+        request.split,
+        indexed=True,
+        groups=table["region"].to_numpy(dtype=np.int64),
+        group_names=tuple(names),
+        metrics=("worst_group", "top1"),
+        templates=(*_FMOW_TEMPLATES, "a photo of a {}.", "{}."),
+    )
+
+
+def _place(request: Request, names: tuple[str, ...]) -> Path:
+    root = Path(request.root).expanduser()
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise DatasetError(
+        f"data set {shown(request.spec)}: no folder {' or '.join(names)} under the data root {shown(root)}."
+    )
+
+
+def _csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, keep_default_na=False)
+    except OSError as e:
+        raise DatasetError(f"{shown(path)}: cannot be read: {e.strerror or e}.") from e
+    except (ValueError, UnicodeError, pd.errors.ParserError) as e:
+        raise DatasetError(f"{shown(path)}: is no table ({shown(e)}).") from e
+    if missing := [c for c in columns if c not in table.columns]:
+        raise DatasetError(f"{shown(path)}: has no column '{missing[0]}'.")
+    return table
+
+
+def _of_split(table: pd.DataFrame, request: Request, root: Path) -> pd.DataFrame:
+    part = table[table["split"] == request.split]
+    if not len(part):
+        known = ", ".join(sorted({str(s) for s in table["split"]} - {"unused", "nan"}))
+        raise DatasetError(f"data set {shown(request.spec)}: {shown(root)} has no split '{request.split}' ({known}).")
+    return part

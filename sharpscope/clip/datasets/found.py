@@ -1,0 +1,183 @@
+"""What a layout finds on disk, and how it becomes a Dataset for the head at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sharpscope.clip.datasets.dataset import Dataset, stratified
+from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
+from sharpscope.clip.datasets.names import folded, match, match_indexed
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError, DatasetError, shown
+
+__all__ = ["Found", "Request", "assemble", "need_model"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a data set is asked for, with which model and head."""
+
+    spec: str
+    kind: str
+    rest: str
+    split: str
+    model: ClipModel | None = None
+    root: str = "."
+    classnames: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    limit: int | None = None
+    seed: int = 0
+    edits: tuple[Edit, ...] = ()
+    augment: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of a set, nothing of them decoded yet, in its own numbering of classes.
+
+    ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
+    ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
+    the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
+    length. ``partial``: images of classes that a head does not have are left out. ``present``: the classes that the set
+    can hold, where these are only some. ``before``: edits of each image before it is resized. ``where``: what messages
+    call the set.
+    """
+
+    images: Images
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    where: str
+    split: str | None = None
+    indexed: bool = False
+    partial: bool = False
+    present: tuple[int, ...] | None = None
+    projection: tuple[int, ...] | None = None
+    target_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+    groups: NDArray[np.int64] | None = None
+    group_names: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("top1",)
+    before: tuple[Edit, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Where the labels of a Found stand among a head's class names; -1 for images of classes that the head lacks."""
+
+    classnames: tuple[str, ...]
+    to: Sequence[int]
+    matching: str
+    classes: tuple[int, ...] | None = None
+    projection: tuple[int, ...] | None = None
+    target_names: tuple[str, ...] | None = None
+
+
+def need_model(request: Request) -> ClipModel:
+    """The model; ConfigError without one."""
+    if request.model is None:
+        raise ConfigError(
+            f"data set {shown(request.spec)}: image files need a model, whose size, mean and std they are given."
+        )
+    return request.model
+
+
+def assemble(found: Found, request: Request) -> Dataset:
+    """The Dataset of ``found`` for ``request``: labels in the head's numbering, at most ``limit`` images, balanced.
+
+    Sets that fit into memory are decoded and kept; others, and what is to be augmented, are decoded as they are read.
+    """
+    model = need_model(request)
+    if not len(found.labels):
+        raise DatasetError(f"data set {shown(request.spec)}: no images under {shown(found.where)}.")
+    _check_labels(found)
+    matched = _matched(found, request.classnames)
+    labels = torch.tensor(matched.to, dtype=torch.long)[torch.tensor(found.labels.tolist(), dtype=torch.long)]
+    rows = torch.arange(len(labels))[labels >= 0]
+    if not len(rows):
+        raise DatasetError(f"data set {shown(request.spec)}: none of its classes is among the class names.")
+    if request.limit is not None:
+        rows = rows[sorted(stratified(labels[rows], request.limit, request.seed, request.spec))]
+    augment = request.augment and not isinstance(found.images, Arrays)
+    source = Decoded(found.images, model, found.before, request.edits, augment)
+    chosen = rows.tolist()
+    streamed = augment or not fits(len(chosen), model)
+    if not streamed:
+        source.keep(chosen)
+        if len(source.lost) == len(chosen):
+            raise DatasetError(
+                f"data set {shown(request.spec)}: none of {len(chosen)} images can be read, "
+                f"e.g. {shown(next(iter(source.lost.values())))}."
+            )
+    return Dataset(
+        request.spec,
+        matched.classnames,
+        labels[rows],
+        source,
+        mean=model.mean,
+        std=model.std,
+        classes=matched.classes,
+        rows=chosen,
+        templates=request.templates or found.templates,
+        groups=torch.tensor(found.groups.tolist(), dtype=torch.long)[rows] if found.groups is not None else None,
+        group_names=found.group_names,
+        metrics=found.metrics,
+        projection=matched.projection,
+        target_names=matched.target_names,
+        facts={
+            "spec": request.spec,
+            "kind": request.kind,
+            "split": found.split,
+            "matching": matched.matching,
+            "streamed": streamed,
+        },
+    )
+
+
+def _check_labels(found: Found) -> None:
+    """Labels out of range are found before anything else is done with them, the file or row named."""
+    count = len(found.target_names or found.classes)
+    bad = np.flatnonzero((found.labels < 0) | (found.labels >= count))
+    if len(bad):
+        raise DatasetError(
+            f"{shown(found.where)}: label {found.labels[bad[0]]} of {shown(found.images.name(int(bad[0])))} is out of "
+            f"range for {count} class names."
+        )
+
+
+def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
+    every = range(len(found.target_names or found.classes))
+    if names is None:
+        return _Matched(found.classes, every, "own", found.present, found.projection, found.target_names)
+    if found.partial:
+        index = {folded(n): i for i, n in enumerate(names)}
+        places = [index.get(folded(c), -1) for c in found.classes]
+        return _Matched(names, places, "name", _some([p for p in places if p >= 0], names, None))
+    if not found.indexed:
+        classnames, to, matching = match(found.classes, names, found.where)
+        return _Matched(classnames, to, matching, _some(to, names, found.present))
+    to_all = match_indexed(found.classes, names, found.where)
+    if to_all is not None and found.projection is not None:
+        back = [-1] * len(names)
+        for own, place in enumerate(to_all):
+            back[place] = found.projection[own]
+        return _Matched(names, every, "order", None, tuple(back), found.target_names)
+    if to_all is not None:
+        return _Matched(names, to_all, "order", _some(to_all, names, found.present))
+    if found.target_names is not None:  # a head of the coarser classes themselves
+        classnames, to, matching = match(found.target_names, names, found.where)
+        return _Matched(classnames, to, matching, _some(to, names, None))
+    present = found.present or tuple(every)
+    classnames, to, matching = match([found.classes[c] for c in present], names, found.where)  # a head of these alone
+    at = dict(zip(present, to, strict=True))
+    return _Matched(classnames, [at.get(c, -1) for c in every], matching, _some(to, names, None))
+
+
+def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:
+    """The head's classes that the set can hold, None for all of them."""
+    held = sorted(to if present is None else (to[c] for c in present))
+    return tuple(held) if len(held) < len(names) else None

@@ -1,0 +1,229 @@
+"""From image files, archives and arrays to uint8 pixels: decoded by all cores, in order, never more than needed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import warnings
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sharpscope.clip.datasets.crops import random_crop
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import DatasetError, shown
+from sharpscope.seeds import derive
+
+__all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits"]
+
+KEPT_BYTES: Final = 4 * 2**30
+"""Decoded sets of up to this size in all stay in memory: each is read at every alpha."""
+PATIENCE: Final = 600.0
+"""Seconds that one image may take, on a slow network say, before the run says which it waits for."""
+_AHEAD: Final = 256  # images decoded before they are asked for
+
+Edit = Callable[[Image.Image, str], Image.Image]
+"""A change of an image that may depend on its name."""
+
+
+class Images(Protocol):
+    """Images by number; nothing is read before :meth:`open`."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What users know image ``i`` by, in messages and as the seed of its corruption."""
+        ...
+
+    def open(self, i: int) -> Image.Image:
+        """Image ``i``; any exception means that it cannot be read. Called from several threads at once."""
+        ...
+
+
+class Files:
+    """Image files ``paths`` below the folder ``root``."""
+
+    def __init__(self, root: str | Path, paths: Sequence[str]) -> None:
+        self.root, self.paths = str(root), paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, i: int) -> str:
+        return self.paths[i]
+
+    def open(self, i: int) -> Image.Image:
+        # a named pipe or a device in an image's place must not hang the run: opened without waiting, then looked at
+        fd = os.open(os.path.join(self.root, self.paths[i]), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with open(fd, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError("not a regular file")
+            return Image.open(io.BytesIO(file.readall()))
+
+
+class Arrays:
+    """Images as one uint8 array [n, H, W, 3] (or [n, H, W]), possibly mapped from a file."""
+
+    def __init__(self, pixels: NDArray[np.uint8], name: str) -> None:
+        self.pixels, self.label = pixels, name
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def name(self, i: int) -> str:
+        return f"{self.label}[{i}]"
+
+    def open(self, i: int) -> Image.Image:
+        return Image.fromarray(np.ascontiguousarray(self.pixels[i]))
+
+
+class Indexed:
+    """Images that some library hands out by number, by ``get(i)``."""
+
+    def __init__(self, count: int, get: Callable[[int], Any], name: str) -> None:
+        self.count, self.get, self.label = count, get, name
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, i: int) -> str:
+        return f"{self.label}[{i}]"
+
+    def open(self, i: int) -> Image.Image:
+        image = self.get(i)
+        return image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+
+
+class Decoded:
+    """``images`` as the model wants them: uint8 [3, H, W], after ``edits`` before and ``after`` behind its geometry.
+
+    Image i of a stream is decoded by one of as many threads as there are cores while earlier ones are being used. What
+    cannot be read goes to ``lost``. With :meth:`keep` everything is decoded once and stays in memory. With ``augment``
+    a stream that is given a seed takes a random crop of every image in place of the model's geometry.
+    """
+
+    _alive: ClassVar[weakref.WeakSet[Decoded]] = weakref.WeakSet()
+
+    def __init__(
+        self,
+        images: Images,
+        model: ClipModel,
+        before: Sequence[Edit] = (),
+        after: Sequence[Edit] = (),
+        augment: bool = False,
+    ) -> None:
+        self.images, self.model, self.before, self.after = images, model, tuple(before), tuple(after)
+        self.augment = augment
+        self.lost: dict[int, str] = {}
+        self._seen: set[int] = set()
+        self._place: dict[int, int] = {}
+        self._kept: Tensor | None = None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Decode ``rows`` now and keep them."""
+        self._kept = torch.empty((len(rows), 3, *self.model.image_size), dtype=torch.uint8)
+        Decoded._alive.add(self)
+        chunks = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+        for good, pixels in self._decoded(chunks):
+            at = len(self._place)
+            self._kept[at : at + len(good)] = pixels
+            self._place |= {row: at + i for i, row in enumerate(good)}
+
+    @classmethod
+    def kept_bytes(cls) -> int:
+        """What all sets that are kept take together."""
+        return sum(s._kept.nbytes for s in cls._alive if s._kept is not None)
+
+    def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
+        """See :class:`~sharpscope.clip.datasets.dataset.Source`; DatasetError for an image that was readable before."""
+        if self._kept is None:
+            yield from self._decoded(batches, seed if self.augment else None)
+            return
+        for rows in batches:
+            good = [r for r in rows if r not in self.lost]
+            yield good, self._kept[torch.tensor([self._place[r] for r in good], dtype=torch.long)]
+
+    def _decoded(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
+        # PIL remarks on odd metadata; a filter, as catch_warnings would reach into whatever runs between two batches
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        pool = ThreadPoolExecutor(max_workers=_cores(), thread_name_prefix="decode")
+        waiting: deque[list[tuple[int, Future[Tensor | None]]]] = deque()
+        try:
+            ahead, todo = 0, iter(batches)
+            for _ in batches:
+                while ahead < _AHEAD or not waiting:
+                    if (rows := next(todo, None)) is None:
+                        break
+                    waiting.append([(r, pool.submit(self._one, r, seed)) for r in rows if r not in self.lost])
+                    ahead += len(rows)
+                batch = waiting.popleft()
+                ahead -= len(batch)
+                yield self._collected(batch)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _collected(self, batch: Sequence[tuple[int, Future[Tensor | None]]]) -> tuple[list[int], Tensor]:
+        height, width = self.model.image_size
+        pixels = torch.empty((len(batch), height, width, 3), dtype=torch.uint8)
+        good: list[int] = []
+        for row, future in batch:
+            try:
+                image = future.result(timeout=PATIENCE)
+            except TimeoutError as e:
+                raise DatasetError(
+                    f"{shown(self.images.name(row))}: not decoded after {PATIENCE:.0f} s; is its disk still there?"
+                ) from e
+            if image is not None:
+                pixels[len(good)] = image
+                good.append(row)
+            elif row in self._seen:
+                name = shown(self.images.name(row))
+                raise DatasetError(f"{name}: this image could be read before and cannot be any more.")
+            else:
+                self.lost[row] = self.images.name(row)
+        self._seen.update(good)
+        return good, pixels[: len(good)].permute(0, 3, 1, 2).contiguous()
+
+    def _one(self, row: int, seed: int | None) -> Tensor | None:
+        """uint8 [H, W, 3] of one image, None where it cannot be read; decompression bombs count as unreadable."""
+        try:
+            image = self.images.open(row)
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL would only warn
+                return None
+            image, name = image.convert("RGB"), self.images.name(row)
+            for edit in self.before:
+                image = edit(image, name)
+            # as open_clip's image_transform does, before it turns pixels into floats
+            if seed is not None:
+                image = random_crop(image, self.model.image_size, derive(seed, row))
+            else:
+                for transform in self.model.geometry:
+                    image = transform(image)
+            for edit in self.after:
+                image = edit(image, name)
+            return torch.from_numpy(np.array(image, dtype=np.uint8))
+        except MemoryError:
+            raise
+        except Exception:  # broken files raise OSError, SyntaxError, struct.error, ... as their format likes
+            return None
+
+
+def fits(count: int, model: ClipModel) -> bool:
+    """Whether ``count`` more images of ``model`` may stay in memory."""
+    return count * 3 * math.prod(model.image_size) + Decoded.kept_bytes() <= KEPT_BYTES
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,178 @@
+"""From a data set spec to deterministic batches of images and labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from sharpscope.clip.datasets.arrays import find_cifar, find_npz, find_stl10
+from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam
+from sharpscope.clip.datasets.folder import find_folder
+from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
+from sharpscope.clip.datasets.imagenet import FOLDERS, find_imagenet, find_objectnet, find_subset
+from sharpscope.clip.datasets.images import Edit
+from sharpscope.clip.datasets.libraries import find_hf, find_torchvision
+from sharpscope.clip.datasets.mini import MINI_SIZES, load_mini
+from sharpscope.clip.datasets.names import read_classnames, read_templates
+from sharpscope.clip.datasets.shards import find_shards
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
+from sharpscope.miniworld import world as miniworld
+
+__all__ = ["KINDS", "check_folders", "check_spec", "load_dataset"]
+
+Split = Literal["train", "test", "val"]
+
+_WITH_REST: Mapping[str, tuple[str, Callable[[Request], Found] | None]] = {
+    "mini": ("DOMAIN", None),
+    "folder": ("PATH", find_folder),
+    "wds": ("PATH", find_shards),
+    "npz": ("PATH", find_npz),
+    "torchvision": ("NAME", find_torchvision),
+    "hf": ("NAME", find_hf),
+    "domainnet": ("DOMAIN", find_domainnet),
+    "subset": ("FILE", find_subset),
+}
+_NAMED: Mapping[str, Callable[[Request], Found]] = {
+    **dict.fromkeys(("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch"), find_imagenet),
+    "objectnet": find_objectnet,
+    **dict.fromkeys(("cifar10", "cifar10.1", "cifar10.2", "cifar100"), find_cifar),
+    "stl10": find_stl10,
+    "iwildcam": find_iwildcam,
+    "fmow": find_fmow,
+}
+KINDS: tuple[str, ...] = (*(f"{k}:{rest}" for k, (rest, _) in _WITH_REST.items()), *_NAMED)
+"""The kinds of data set specs."""
+
+_CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY], taken apart."""
+
+    kind: str
+    rest: str
+    split: str | None
+    edits: tuple[Edit, ...]
+
+
+def load_dataset(
+    spec: str,
+    *,
+    model: ClipModel | None = None,
+    split: Split = "test",
+    data_root: str | Path | None = None,
+    classnames: Sequence[str] | str | Path | None = None,
+    templates: Sequence[str] | str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    augment: bool = False,
+) -> Dataset:
+    """The data set that ``spec`` names, with the image size, mean and std of ``model``.
+
+    ``mini:DOMAIN``: the embedded world; train, val and test are disjoint draws. ``folder:PATH``: class folders;
+    ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
+    ``subset:FILE``; or a name of its own (``imagenet``, ``objectnet`` ...), looked for under ``data_root``. Paths are
+    under ``data_root`` unless absolute. ``@SPLIT`` behind a spec overrides ``split``; ``+gaussian_noise@3`` corrupts
+    the images (ImageNet-C's names, severity 1 ... 5).
+
+    ``classnames``: the names of the head's rows (a sequence, or a text file), which labels then index: by name (case
+    aside, ``_`` as space) where all classes are among them, else in order where there are as many. ``templates``: in
+    place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
+    training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world stay as they are.
+    Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
+    """
+    asked = _parsed(spec)
+    names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
+    prompts = read_templates(templates) if isinstance(templates, (str, Path)) else templates
+    if limit is not None and limit < 1:
+        raise ConfigError(f"data set {shown(spec)}: limit must be at least 1, got {limit}.")
+    request = Request(
+        spec,
+        asked.kind,
+        asked.rest,
+        asked.split or split,
+        model,
+        str(data_root or "."),
+        tuple(names) if names is not None else None,
+        tuple(prompts) if prompts is not None else None,
+        limit,
+        seed,
+        asked.edits,
+        augment,
+    )
+    find = _WITH_REST[asked.kind][1] if asked.kind in _WITH_REST else _NAMED[asked.kind]
+    if find is None:
+        return load_mini(request)
+    need_model(request)
+    return assemble(find(request), request)
+
+
+def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:
+    """Raise one DatasetError for all of ImageNet's relatives among ``specs`` that are not below ``data_root``."""
+    root = Path(data_root or ".").expanduser()
+    kinds = dict.fromkeys(_parsed(spec).kind for spec in specs)
+    wanted = {k: FOLDERS[k] for k in kinds if k in FOLDERS}
+    missing = [f"{k} ({tried[0]}/)" for k, tried in wanted.items() if not any((root / t).is_dir() for t in tried)]
+    if missing:
+        raise DatasetError(
+            f"data root {shown(root)}: lacks the folders of {', '.join(missing)}.\n"
+            "Remedy: --data-root is the folder that holds imagenet/, imagenet-r/, sketch/ ... side by side."
+        )
+
+
+def check_spec(spec: str) -> tuple[str, str]:
+    """(kind, rest) of a data set spec, without opening any data; ConfigError for an unknown kind, domain or split."""
+    asked = _parsed(spec)
+    return asked.kind, asked.rest
+
+
+def _parsed(spec: str) -> _Spec:
+    whole = spec
+    edits: tuple[Edit, ...] = ()
+    if found := _CORRUPTED.match(spec):
+        name, severity = found["name"], int(found["severity"])
+        if name not in CORRUPTIONS or not 1 <= severity <= 5:
+            near = did_you_mean(name, CORRUPTIONS) if name not in CORRUPTIONS else ""
+            raise ConfigError(
+                f"data set {shown(spec)}: no corruption '{shown(name)}@{severity}' (severities 1 ... 5).{near}\n"
+                f"Known: {', '.join(CORRUPTIONS)}."
+            )
+        whole, edits = found["spec"], (corruption(name, severity),)
+    kind, colon, rest = whole.partition(":")
+    split = None
+    if kind not in ("folder", "npz"):  # their paths may hold an @, and they have no other splits
+        if colon:
+            rest, at, last = rest.rpartition("@") if "@" in rest else (rest, "", "")
+        else:
+            kind, at, last = kind.partition("@")
+        split = last if at else None
+    known = (kind in _WITH_REST and rest) if colon else kind in _NAMED
+    if not known or split == "":
+        if split == "" and kind in _WITH_REST:
+            raise ConfigError(f"data set {shown(spec)}: unknown split ''. Known: train, val, test.")
+        specs = [f"mini:{d}" for d in miniworld.DOMAINS] + list(_NAMED)
+        near = did_you_mean(spec, _NAMED) if not colon else ""
+        near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, KINDS)
+        raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(KINDS)}).{near}")
+    if kind == "mini" and rest not in miniworld.DOMAINS:
+        near = did_you_mean(rest, miniworld.DOMAINS)
+        raise ConfigError(
+            f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
+            f"Known: {', '.join(miniworld.DOMAINS)}."
+        )
+    if kind == "mini" and split is not None and split not in MINI_SIZES:
+        near = did_you_mean(split, MINI_SIZES)
+        raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(split)}'.{near} Known: train, val, test.")
+    if kind == "domainnet" and rest not in DOMAINS:
+        raise ConfigError(
+            f"data set: DomainNet has no domain '{shown(rest)}'.{did_you_mean(rest, DOMAINS)} "
+            f"Known: {', '.join(DOMAINS)}."
+        )
+    return _Spec(kind, rest, split, edits)

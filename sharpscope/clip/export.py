@@ -1,0 +1,147 @@
+"""Checkpoints written out: any format as safetensors, one point of a path, a point with some layers made sparse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+
+from torch import Tensor
+
+from sharpscope.clip.datasets.names import read_classnames
+from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
+from sharpscope.weights import sparsify as sparsified
+from sharpscope.weights.compare import check_finite
+from sharpscope.weights.writing import in_huggingface_names
+
+__all__ = ["convert", "interpolate", "sparsify"]
+
+
+# ---------------------------------------------------------------------- one file for another
+def convert(
+    source: str | FilePath,
+    out: str | FilePath,
+    *,
+    names: str = "open_clip",
+    base: str | FilePath | None = None,
+    head: str | FilePath | None = None,
+    classnames: str | FilePath | None = None,
+    quick_gelu: bool | None = None,
+    adapter_scale: float | None = None,
+) -> Checkpoint:
+    """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
+
+    ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head``: a file with a head of its own;
+    ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell;
+    ``adapter_scale``: see ``read_checkpoint``. Values and dtypes are the file's own, bit for bit. Atomic; raises as
+    ``read_checkpoint`` does.
+    """
+    under = None if base is None else read_checkpoint(resolve_checkpoint(base))
+    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head, adapter_scale=adapter_scale)
+    check_finite(read.tensors, shown(read.source, 200))
+    tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
+    write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu))
+    return read
+
+
+def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu: bool | None) -> dict[str, str]:
+    facts = read.facts
+    kept = {k: v for k, v in facts["metadata"].items() if k.startswith("sharpscope.") or k == "format"}
+    told = facts["quick_gelu"] if quick_gelu is None else quick_gelu
+    written = {
+        **kept,
+        "sharpscope.converted_from": json.dumps({
+            "file": FilePath(read.source).name, "sha256": read.sha256, "container": facts["container"],
+            "naming": facts["naming"], "prefix": facts["prefix"], "producer": facts["producer"],
+            "overlay": facts["overlay"], "adapter": facts["adapter"],
+        }),
+    }  # fmt: skip
+    if told is not None:
+        written["sharpscope.quick_gelu"] = json.dumps(told)
+    if facts["head"]:
+        written["sharpscope.head.scale_baked"] = json.dumps(facts["head"]["scale_baked"])
+        written["sharpscope.head.normalize"] = json.dumps(facts["head"]["normalize"])
+        if classnames is not None:
+            named = read_classnames(classnames)
+            if len(named) != len(read.tensors["head.weight"]):
+                raise ConfigError(
+                    f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                    f"{len(read.tensors['head.weight'])} classes."
+                )
+            written["sharpscope.classnames"] = json.dumps(list(named))
+    return written
+
+
+# ---------------------------------------------------------------------- one point of a path
+def interpolate(
+    zeroshot: str | FilePath,
+    finetuned: str | FilePath,
+    alpha: float,
+    out: str | FilePath,
+    model: str = "ViT-B-32",
+    *,
+    classnames: str | FilePath | Sequence[str] | None = None,
+    extrapolate: bool = False,
+    head: str = "auto",
+    head_file: str | FilePath | None = None,
+) -> None:
+    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included; see ``load_pair``."""
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
+    path = pair.path(extrapolate=extrapolate)
+    _write_theta(out, path.at(alpha), pair, {"alpha": repr(float(alpha))})
+
+
+def sparsify(
+    zeroshot: str | FilePath,
+    finetuned: str | FilePath,
+    *,
+    layers: Sequence[str],
+    density: float,
+    out: str | FilePath,
+    target: str = "delta",
+    select: str = "random",
+    alpha: float = 1.0,
+    model: str = "ViT-B-32",
+    granularity: str = "module",
+    seed: int = 0,
+    classnames: str | FilePath | Sequence[str] | None = None,
+    extrapolate: bool = False,
+    head: str = "auto",
+    head_file: str | FilePath | None = None,
+) -> None:
+    """Write theta(alpha) with ``layers`` made sparse; see ``weights.sparsify``. Raises ConfigError for an unknown
+    layer."""
+    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
+    known = {x.name: x for x in pair.layers(granularity)}
+    for name in layers:
+        if name not in known:
+            raise ConfigError(
+                f"--layers: no layer '{shown(name)}' at granularity {granularity}.{did_you_mean(name, known)}\n"
+                "'sharpscope inspect A B' lists the layers."
+            )
+    path = pair.path(extrapolate=extrapolate)
+    theta = sparsified(
+        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    _write_theta(out, theta, pair, {
+        "alpha": repr(float(alpha)), "sparse_layers": json.dumps(list(layers)), "density": repr(float(density)),
+        "target": target, "select": select, "seed": str(seed),
+    })  # fmt: skip
+
+
+def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedPair, facts: Mapping[str, str]) -> None:
+    classifier = pair.classifier
+    metadata = {f"sharpscope.{k}": v for k, v in facts.items()} | {
+        "sharpscope.alpha_on": "finetuned",
+        "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
+        "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
+    }
+    if "head.weight" in theta:
+        metadata |= {
+            "sharpscope.head.scale_baked": json.dumps(classifier.scale_baked),
+            "sharpscope.head.normalize": json.dumps(classifier.normalize),
+            "sharpscope.classnames": json.dumps(list(classifier.classnames)),
+        }
+    write_checkpoint(out, theta, metadata)

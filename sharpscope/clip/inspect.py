@@ -1,0 +1,176 @@
+"""What a checkpoint file holds, which models it fits, and how two of them differ layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any
+
+from torch import Tensor
+
+from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import resolve_checkpoint
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, listing, shown
+from sharpscope.layers import Tower, is_buffer, split_layers
+from sharpscope.tables.formats import number, percent
+from sharpscope.weights import Checkpoint, InterpolationPath, Pair, check_pair, describe, read_checkpoint
+from sharpscope.weights.checkpoint import read_head_file
+from sharpscope.weights.compare import check_model
+from sharpscope.weights.pair import alike_heads
+from sharpscope.weights.producers import trains_openai_weights
+
+__all__ = ["fitting_models", "inspect"]
+
+
+# ---------------------------------------------------------------------- what is in a file
+def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
+    """What one checkpoint holds, or how two of them differ layer by layer; raises as ``read_checkpoint`` does.
+
+    A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+    """
+    try:
+        first = read_checkpoint(resolve_checkpoint(a), partial=True)
+    except UnsafeCheckpoint:
+        raise
+    except CheckpointError as error:
+        try:
+            head, facts = read_head_file(resolve_checkpoint(a))
+        except CheckpointError:
+            raise error from None
+        if b is not None:
+            raise ConfigError(f"{shown(a)}: is a classification head alone; there is nothing to compare.") from None
+        return _described_head(str(a), head, facts)
+    text = [_described(first, model)]
+    if b is not None:
+        second = read_checkpoint(resolve_checkpoint(b), base=first)
+        text += [_described(second, model), _compared(*alike_heads(first, second))]
+    return "\n\n".join(text)
+
+
+def _described_head(source: str, head: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    return "\n".join([
+        shown(source, 300),
+        f"  format        {facts['container']}, read without running any of its code",
+        "  written by    WiSE-FT or task_vectors: a classification head in a file of its own",
+        f"  safety        {_safety_line(facts)}",
+        f"  sha256        {facts['file_sha256']}",
+        *([f"  classes       {listing(facts['classes'], 30)}"] if facts["classes"] else []),
+        "  holds         head",
+        f"  head          {_head_line(facts, head)}",
+    ])  # fmt: skip
+
+
+def _described(checkpoint: Checkpoint, model: str | None) -> str:
+    facts, tensors = checkpoint.facts, checkpoint.tensors
+    head = facts.get("head")
+    lines = [
+        shown(checkpoint.source, 300),
+        f"  format        {facts['container']}, read without running any of its code",
+        f"  written by    {shown(facts['producer'])}",
+        f"  safety        {_safety_line(facts)}",
+        f"  sha256        {checkpoint.sha256}",
+        f"  checksum      {_CHECKSUMS[facts['container'] in ('torch zip', 'TorchScript archive')]}",
+        f"  names         {shown(facts['naming'])}"
+        + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
+        f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
+        + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
+        f"  holds         {', '.join(facts['towers']) or 'nothing of a CLIP by itself'}",
+    ]
+    for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
+        if names:
+            lines.append(f"  {title:<12}  {listing(names, 30)}")
+    if facts["adapter"]:
+        lines.append(f"  adapter       {facts['adapter']} changes of weights, merged")
+    if facts["partial"]:
+        lines.append("  partial       only what was tuned; it needs the zero-shot weights below it (inspect BASE FILE)")
+        return "\n".join(lines)
+    lines += [
+        f"  looks like    {describe(tensors)}",
+        f"  activation    {_activation(facts)}",
+        "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
+    ]
+    if model is not None:
+        clip = ClipModel.load(model)
+        check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=_IMAGE)
+        lines.append(f"  fits          {shown(clip.name)}, {_activation_of(clip)}, every tensor of its image tower")
+    elif fitting := fitting_models(tensors, facts["quick_gelu"]):
+        lines.append(f"  fits          {listing(fitting, 4)}: every tensor of the image tower")
+    else:
+        lines.append("  fits          nothing that could be guessed; --model NAME or CONFIG.json checks it")
+    return "\n".join(lines)
+
+
+_IMAGE: tuple[Tower, ...] = ("image",)
+_CHECKSUMS = {
+    True: "every entry has its own, those that were read match",
+    False: "the format has none: compare the sha256 with its source's",
+}
+
+
+def _activation(facts: Mapping[str, Any]) -> str:
+    """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
+    if (told := facts["quick_gelu"]) is not None:
+        return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
+    if trains_openai_weights(facts["producer"]):
+        return "QuickGELU (inferred: this system trains OpenAI's weights; --model NAME-quickgelu)"
+    return "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
+
+
+def _activation_of(clip: ClipModel) -> str:
+    return "QuickGELU" if clip.config.get("quick_gelu") else "GELU"
+
+
+def _safety_line(facts: Mapping[str, Any]) -> str:
+    if facts["safe"]:
+        return "plain tensors"
+    classes, calls = len(facts["classes"]), len(facts["calls"])
+    return f"nothing was run; other programs would import {classes} classes of it and call {calls} functions"
+
+
+def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
+    """open_clip's own models whose config has these sizes and whose image tower is made of exactly these tensors.
+
+    ``quick_gelu``: keep those with this activation, where it is known; else both kinds fit.
+    """
+    fitting = []
+    for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):
+        try:
+            clip = ClipModel.load(name)
+            check_model(tensors, clip.shapes, clip.name, require=_IMAGE)
+        except (ConfigError, PairMismatch):
+            continue
+        if quick_gelu is None or bool(clip.config.get("quick_gelu")) == quick_gelu:
+            fitting.append(name)
+    return fitting
+
+
+def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    classes, width = tensors["head.weight"].shape
+    baked = "logit scale baked in" if head["scale_baked"] else "logit scale not baked in"
+    return f"{classes} classes x {width}, {baked}, features {'' if head['normalize'] else 'not '}normalised"
+
+
+def _compared(first: Checkpoint, second: Checkpoint) -> str:
+    pair = check_pair(first, second)
+    shapes = {n: t.shape for n, t in pair.theta_0.items() if t.is_floating_point() and not is_buffer(n)}
+    path = (
+        InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head_in"] in ("both", "none") else _headless(pair)
+    )
+    rows = []
+    for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, "module"):
+        distance = path.layer_distance(layer)
+        size = float(sum(path.theta_0[n].double().square().sum() for n in layer.params)) ** 0.5
+        rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))
+    width = max(len(shown(r[0], 60)) for r in rows)
+    lines = [repr(pair), f"{'layer':<{width}}  tower  {'parameters':>11}  {'distance':>9}  relative"]
+    for name, tower, count, distance, relative in rows:
+        moved = f"{number(distance):>9}  {percent(relative)}" if distance else "        0  does not move"
+        lines.append(f"{shown(name, 60):<{width}}  {tower:<5}  {count:>11,}  {moved}")
+    return "\n".join(lines)
+
+
+def _headless(pair: Pair) -> InterpolationPath:
+    zero, one = (
+        {n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)
+    )
+    return InterpolationPath(zero, one)

@@ -1,0 +1,330 @@
+"""A pair ready for work: two checkpoints, the model they belong to, the head that reads them, the path between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.clip.transplant import prompted, transplanted
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, shown
+from sharpscope.layers import TOWERS, Layer, Tower, split_layers, tower_of
+from sharpscope.miniworld import world as miniworld
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, with_head
+from sharpscope.weights.compare import check_model
+from sharpscope.weights.pair import Pair, alike_heads, check_pair
+from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.prompts import read_prompts
+
+__all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
+
+_HALF = (torch.float16, torch.bfloat16)
+Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
+
+
+@dataclass(frozen=True)
+class LoadedPair:
+    """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
+
+    ``theta_0`` and ``theta_1`` carry ``head.*`` where the head mode has one; ``parameters`` are the names that the
+    logits depend on, the only ones that can be layers; ``upgraded``: the ends of the path that the same change, or the
+    same prompts, make on an upgraded backbone, where one was given (``finetune.compatibility.transplanted``).
+    """
+
+    name: str
+    model: ClipModel
+    classifier: Classifier
+    theta_0: dict[str, Tensor]
+    theta_1: dict[str, Tensor]
+    parameters: tuple[str, ...]
+    facts: dict[str, Any] = field(default_factory=dict, repr=False)
+    upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+
+    def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
+        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
+        return InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
+
+    def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
+        """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
+        return split_layers({n: self.theta_0[n].shape for n in self.parameters}, granularity)
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Those parameters that differ between the two ends."""
+        return tuple(n for n in self.parameters if not torch.equal(self.theta_0[n], self.theta_1[n]))
+
+    def __repr__(self) -> str:
+        count = sum(self.theta_0[n].numel() for n in self.moving)
+        head = self.classifier.mode
+        return f"LoadedPair({self.name!r}, {self.model.name!r}, head={head!r}, {count:,} moving parameters)"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in _summary(self).items())
+        return f"<table>{rows}</table>"
+
+
+def load_pair(
+    zeroshot: Source,
+    finetuned: Source,
+    *,
+    model: str = "ViT-B-32",
+    head: str = "auto",
+    classnames: str | FilePath | Sequence[str] | None = None,
+    templates: str | FilePath | Sequence[str] | None = None,
+    name: str | None = None,
+    upgraded: Source | None = None,
+    head_file: str | FilePath | None = None,
+) -> LoadedPair:
+    """Load and check two checkpoints of one architecture.
+
+    Args:
+        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
+            modified.
+        model: open_clip model name, path of an open_clip config JSON, or ``mini``.
+        head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
+            has a head, else text where the text tower moves, else zeroshot.
+        classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
+        templates: list, or file with one template a line, ``{}`` for the name; default: those of the checkpoint's
+            fine-tuning where it tells, else the model's.
+        name: how tables call the pair; default: the fine-tuned file's stem.
+        upgraded: better zero-shot weights of the same architecture, on which the pair's change is looked at too.
+        head_file: classification head in a file of its own (task_vectors), for each checkpoint that holds none.
+
+    Raises:
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
+        PairMismatch: keys, shapes or dtypes that do not fit each other or the model.
+        IdenticalPair: nothing to interpolate.
+        NonFiniteWeights: NaN or infinite weights, by key.
+        ConfigError: unknown model, head, or no class names.
+    """
+    clip = ClipModel.load(model)
+    first = _read(zeroshot, "zeroshot")
+    second = _read_finetuned(finetuned, first, clip, classnames)
+    ends = alike_heads(*_with_head_file((first, second), head_file, head))
+    pair: Pair = check_pair(*ends)
+    stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
+    mode = _head_mode(head, pair, clip)
+    _check_model(pair, clip, ends, _needed(mode, pair, stored))
+    check_activation(clip, ends)
+    classifier = Classifier(
+        clip,
+        mode,  # type: ignore[arg-type]
+        _classnames(classnames, ends, model),
+        _templates(templates, ends),
+        scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
+        normalize=not (mode == "stored" and stored and not stored["normalize"]),
+        bias="head.bias" in pair.theta_1,
+    )
+    zero, one, cast = _single(pair.theta_0), _single(pair.theta_1), _halves(pair.theta_0)
+    theta_0 = classifier.attach(zero)
+    theta_1 = classifier.attach(one, zero)
+    names = tuple(
+        n for n in classifier.reached(theta_0) if n != "logit_scale" or not torch.equal(theta_0[n], theta_1[n])
+    )
+    if all(torch.equal(theta_0[n], theta_1[n]) for n in names):
+        raise PairMismatch(
+            f"pair: the weights that differ are not among those that head '{mode}' uses, so that every point "
+            "of the path gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
+        )
+    facts = {
+        "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
+        "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
+        "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
+        **({} if head_file is None else {"head_file": _head_digest(ends)}),
+        **pair.facts,
+    }  # fmt: skip
+    better = None
+    if upgraded is not None:
+        end = _read(upgraded, "upgraded")
+        check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
+        facts["upgraded"] = _file_facts(end)
+        prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
+        better = transplanted(classifier, theta_0, theta_1, _single(end.tensors), prompts)
+    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
+
+
+def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
+    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, hub and
+    folder ids (``hf-hub:``, ``local-dir:``) stay as they are, anything else is a path."""
+    text = str(source)
+    if text.startswith("mini:"):
+        return miniworld.checkpoint_path(text.removeprefix("mini:"))
+    return text if text.startswith(("hf-hub:", "hf_hub:", "local-dir:")) else FilePath(text)
+
+
+def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoint:
+    """The checkpoint of one end; a partial file (Dassl, adapters) is laid over ``base``."""
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, (str, FilePath)):
+        return read_checkpoint(resolve_checkpoint(source), base=base)
+    return checkpoint_of(source, f"<{role}>")
+
+
+def _read_finetuned(
+    source: Source, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
+) -> Checkpoint:
+    """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
+    try:
+        return _read(source, "finetuned", first)
+    except CheckpointError:
+        path = resolve_checkpoint(source) if isinstance(source, (str, FilePath)) else None
+        prompts = read_prompts(path) if path is not None else {}
+        if path is None or not prompts:
+            raise
+        return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name))
+
+
+def _with_head_file(
+    ends: tuple[Checkpoint, Checkpoint], path: str | FilePath | None, head: str
+) -> tuple[Checkpoint, Checkpoint]:
+    """``ends``, those without a head with that of the file ``path``."""
+    if path is None:
+        return ends
+    if head not in ("auto", "stored"):
+        raise ConfigError(f"head_file: is a stored head, which --head {shown(head)} does not use.")
+    if all(e.facts.get("head") for e in ends):
+        raise ConfigError(f"head_file: {shown(path)} is not needed: both checkpoints hold a head of their own.")
+    first, second = (e if e.facts.get("head") else with_head(e, path) for e in ends)
+    return first, second
+
+
+def _head_digest(ends: tuple[Checkpoint, Checkpoint]) -> str:
+    """sha256 of the head's own file."""
+    return next(str(h["file_sha256"]) for e in ends if "file_sha256" in (h := e.facts["head"] or {}))
+
+
+def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``theta`` with its float16 and bfloat16 tensors as float32: what a path is computed in, and exact."""
+    return {n: t.float() if t.dtype in _HALF else t for n, t in theta.items()}
+
+
+def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many tensors of each half type were cast to float32."""
+    return {str(d).removeprefix("torch."): n for d in _HALF if (n := sum(t.dtype == d for t in theta.values()))}
+
+
+def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
+    """The towers whose every tensor the logits depend on: a WiSE-FT file keeps only leftovers of its text tower."""
+    if mode == "stored":
+        both = "head.weight" in pair.theta_0 and "head.weight" in pair.theta_1
+        scale: tuple[Tower, ...] = () if stored and stored["scale_baked"] else ("scale",)
+        return ("image", *scale) if both else ("image", "text", "scale")
+    return ("image", "text", "scale")
+
+
+def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint], needed: tuple[Tower, ...]) -> None:
+    for theta, end in zip((pair.theta_0, pair.theta_1), ends, strict=True):
+        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        check_model(body, model.shapes, model.name, source=end.source, require=needed)
+
+
+def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
+    """Raise PairMismatch where a file tells of another activation (GELU, QuickGELU) than the model has.
+
+    Names and shapes are the same with both, the logits are not; a file that does not tell is not guessed at.
+    """
+    if not model.config:
+        return
+    asked = bool(model.config.get("quick_gelu", False))
+    for end in ends:
+        told = end.facts.get("quick_gelu")
+        if told is not None and told != asked:
+            this, other = ("QuickGELU", "GELU") if told else ("GELU", "QuickGELU")
+            remedy = f"{model.name}-quickgelu" if told else model.name.removesuffix("-quickgelu")
+            raise PairMismatch(
+                f"{shown(end.source, 200)} was trained with {this}, but model '{shown(model.name)}' has {other}: names "
+                f"and shapes are the same, the logits are not.\nRemedy: --model {shown(remedy)}, or a config JSON with "
+                f'"quick_gelu": {str(told).lower()}.'
+            )
+
+
+def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
+    if head == "stored" and "head.weight" not in pair.theta_1:
+        raise ConfigError(
+            "head: 'stored' was asked for, but the fine-tuned checkpoint has no head.weight.\n"
+            "Remedy: --head zeroshot (head from theta_0's text tower) or --head text (rebuilt at every alpha)."
+        )
+    if head != "auto":
+        return head
+    if "head.weight" in pair.theta_1:
+        return "stored"
+    return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
+
+
+def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Checkpoint], model: str) -> Sequence[str]:
+    if isinstance(given, (str, FilePath)):
+        return read_classnames(given)
+    if given is not None:
+        return tuple(given)
+    for end in reversed(ends):
+        if (head := end.facts.get("head")) and head.get("classnames"):
+            return tuple(head["classnames"])
+        if told := _told(end, "sharpscope.classnames"):  # of a file without a head: one made from its text tower
+            return told
+    if model == "mini":
+        return miniworld.CLASSES
+    raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+
+
+def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:
+    """Those given, else those that the fine-tuned file says its training started from, else the model's own."""
+    if isinstance(given, (str, FilePath)):
+        return read_lines(given, "templates")
+    return given or _told(ends[1], "sharpscope.templates") or None
+
+
+def _told(end: Checkpoint, key: str) -> tuple[str, ...]:
+    """The texts in a file's metadata under ``key``; none where there are none."""
+    try:
+        told = json.loads(end.facts.get("metadata", {}).get(key, "[]"))
+    except (ValueError, RecursionError):
+        return ()
+    return tuple(told) if isinstance(told, list) and all(isinstance(name, str) for name in told) else ()
+
+
+def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]) -> str:
+    """Which of the parameters that the logits depend on differ, tower by tower, and of what kind they are."""
+    moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
+    if all(tower_of(n) == "head" for n in moving):
+        return "the head alone: the towers stand still, and the path mixes the logits of the two heads"
+    norms = {n for x in split_layers({n: theta_0[n].shape for n in names}) if x.kind == "norm" for n in x.params}
+    said = []
+    for tower in TOWERS:
+        own = [n for n in moving if tower_of(n) == tower]
+        kinds = {"norms" if n in norms else "biases" if n.endswith("bias") else "" for n in own}
+        what = f" ({' and '.join(sorted(kinds))} alone)" if "" not in kinds and tower in ("image", "text") else ""
+        if own:
+            said.append(f"{tower}: {len(own)} of {sum(tower_of(n) == tower for n in names)} tensors{what}")
+    return "; ".join(said)
+
+
+def _file_facts(end: Checkpoint) -> dict[str, Any]:
+    return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+
+
+def _stem(source: Source) -> str:
+    if isinstance(source, (str, FilePath)):
+        return FilePath(str(source).removeprefix("mini:")).stem
+    return "finetuned"
+
+
+def _summary(pair: LoadedPair) -> dict[str, Any]:
+    return {
+        "pair": pair.name, "model": pair.model.name, "head": pair.classifier.mode,
+        "classes": len(pair.classifier.classnames), "moving tensors": len(pair.moving),
+        "zero-shot": pair.facts["zeroshot"]["source"], "fine-tuned": pair.facts["finetuned"]["source"],
+    }  # fmt: skip
+
+
+def pick_device(device: str) -> torch.device:
+    """cpu, cuda, or for auto CUDA where there is one."""
+    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))

@@ -1,1 +1,0 @@
-"""Data sets: one layout a file; ``clip.data`` is the entry."""

@@ -1,0 +1,272 @@
+"""The one description of a study: command line, YAML file, notebook and manifest are all this object.
+
+No torch here: ``sharpscope --help`` imports this module and must answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import (
+    Device,
+    Dtype,
+    Granularity,
+    HeadMode,
+    OutputBaseline,
+    Precision,
+    Select,
+    Target,
+    TraceMethod,
+    check_criterion,
+    check_metrics,
+    expand_measures,
+    expand_specs,
+    parse_rule,
+)
+
+__all__ = ["ALPHAS", "DEFAULT_MEASURES", "PairConfig", "StudyConfig"]
+
+ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
+DEFAULT_MEASURES: tuple[str, ...] = (
+    "hessian_trace",
+    "weighted_trace",
+    "ggn_trace",
+    "lambda_max",
+    "lambda_min",
+    "lambda_abs",
+    "sharpness_avg",
+    "sharpness_max",
+    "sharpness_max_l2",
+)
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it."""
+
+    name: str
+    """How tables and figures call the pair."""
+    zeroshot: str
+    """Checkpoint file of theta_0 (or ``mini:zeroshot``)."""
+    finetuned: str
+    """Checkpoint file of theta_1 (or ``mini:success``, ``mini:failure`` ...)."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Everything that decides the numbers of a run; a run directory belongs to exactly one of these."""
+
+    pairs: tuple[PairConfig, ...] = ()
+    """The pairs to analyse, side by side in one report."""
+    model: str = "ViT-B-32"
+    """open_clip model name, path of an open_clip config JSON, or ``mini``."""
+    head: HeadMode = "auto"
+    """zeroshot: built once from theta_0's text tower, frozen; stored: taken from the checkpoints and interpolated
+    (theta_0 without one gets its zero-shot head); text: rebuilt from the text tower at every alpha; auto: stored where
+    the fine-tuned checkpoint has a head, else text where the text tower moves, else zeroshot."""
+    probe: str = "mini:photo"
+    """Data set spec of the ID training examples on which the loss and its curvature are measured."""
+    id: tuple[str, ...] = ()
+    """Data set specs of the ID test sets."""
+    ood: tuple[str, ...] = ()
+    """Data set specs of the OOD test sets, or collections (imagenet-shifts, lipsum-imagenet, domainnet-real); their
+    average is reported with their names."""
+    metrics: tuple[str, ...] = ()
+    """Metrics to report beside top-1 and what a set's field reports: top5, mean_per_class, macro_f1, worst_group, ece,
+    nll. Findings always use a set's primary metric (iWildCam: macro_f1, FMoW: worst_group, else top1)."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors' head_DATASET.pt), for each checkpoint without one."""
+    data_root: str | None = None
+    """Folder under which relative ``folder:`` paths are looked up."""
+    classnames: str | None = None
+    """Text file with one class name a line; default: the probe set's own."""
+    templates: str | None = None
+    """Text file with one prompt template a line, ``{}`` for the class name; default: the model's or a plain one."""
+
+    alphas: tuple[float, ...] = ALPHAS
+    """Points of the path, on the fine-tuned side."""
+    extrapolate: bool = False
+    """Allow alphas outside [0, 1]."""
+    granularity: Granularity = "module"
+    """What a layer is: every tensor, every module, or every block."""
+    measures: tuple[str, ...] = DEFAULT_MEASURES
+    """Which sharpness measures to take for every layer and the whole model."""
+    perturbation_alphas: tuple[float, ...] | None = None
+    """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
+    dtype: Dtype = "float32"
+    """Arithmetic of path, loss and curvature."""
+    precision: Precision = "full"
+    """Arithmetic of the matrix products inside Hessian-vector products and Gauss-Newton traces: full (that of dtype),
+    tf32 (on a GPU) or bf16 (autocast); the error this makes is measured and written into the manifest."""
+    device: Device = "auto"
+    """Where to compute; auto takes CUDA when there is one."""
+    seed: int = 0
+    """Seed of probes, noise, masks and bootstrap; nothing else is random."""
+    probe_size: int = 1024
+    """How many ID training examples make the probe set (2410.16476 and Andriushchenko et al. 2023: 1024)."""
+    batch_size: int = 128
+    """Examples a batch, for the probe and the evaluation."""
+    eval_limit: int | None = None
+    """At most this many test examples a data set (a fixed, stratified choice); default: all."""
+    rtol: float = 0.05
+    """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|; the
+    smaller end of the spectrum, once followed along alpha, at the part of its residual that matters (README)."""
+    max_matvecs: int = 100
+    """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent before rtol is reached, the
+    status is not_converged."""
+    trace_method: TraceMethod = "per_example"
+    """How traces are estimated: per_example (random signs of each example's own; the whole model as the sum of its
+    layers), controlled (the same on the Hessian less its Gauss-Newton part, whose trace is added from first
+    derivatives), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
+    density_layers: tuple[str, ...] = ()
+    """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
+    density_alphas: tuple[float, ...] | None = None
+    """The alphas at which it is taken; default: the first, the middle and the last."""
+    noise_samples: int = 8
+    """Gaussian perturbations for sharpness_avg."""
+    pgd_steps: int = 20
+    """Auto-PGD steps for sharpness_max."""
+    rho_avg: float = 0.1
+    """Radius of sharpness_avg (Andriushchenko et al. 2023's grid for adaptive ViT: .1 .2 .4 .8)."""
+    rho_linf: float = 0.002
+    """Radius of sharpness_max (their grid: .0005 .001 .002 .004)."""
+    rho_l2: float = 0.5
+    """Radius of sharpness_max_l2 (their grid: .5 1 2 4)."""
+
+    output_baselines: tuple[OutputBaseline, ...] = ()
+    """What to evaluate beside the path: ose (mean of the two ends' probabilities), vrf (the mean weighted for every
+    image, Zhu et al. 2024; the zero-shot model's failures are looked for in the probe set, confidence is calibrated on
+    the first ID set)."""
+    upgraded: str | None = None
+    """A better zero-shot checkpoint of the same architecture: the path's change is evaluated on it too (compatibility);
+    a prompt method's prompts are used there as they are."""
+
+    layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
+    criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Noise levels of the criticality criterion, in units of the layer's own weight rms."""
+    straggler_criterion: str = "share:hessian_trace"
+    """Which criterion decides the stragglers that are repaired (``sharpness:M``, ``share:M``, ``per_param:M`` for a
+    measure M, ``instability``, ``rewind``, ``criticality``); the others are reported beside it."""
+    straggler_rule: str = "mad:2"
+    """How scores become a set: ``mad:K`` (median + K robust sd), ``sd:T`` (mean + T sd), ``top:K``, ``abs:X``."""
+    bootstrap: int = 1000
+    """Bootstrap and permutation replicates."""
+    level: float = 0.95
+    """Coverage of every interval."""
+
+    densities: tuple[float, ...] = (0.5, 0.9)
+    """Fractions of entries KEPT when the stragglers are made sparse."""
+    targets: tuple[Target, ...] = ("delta", "weight")
+    """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
+    selects: tuple[Select, ...] = ("random", "magnitude")
+    """Which entries are kept: a random choice, or the largest |delta| (|weight|)."""
+    repair_alphas: tuple[float, ...] | None = None
+    """Points of the repaired paths; default: those of ``alphas`` strictly between the ends."""
+    shipped_pairs: bool = False
+    """Add the across-pair table that comes with the embedded world to the correlations (marked ``shipped``)."""
+
+    threads: int = 0
+    """CPU threads of each worker; 0: cores / jobs. Part of the config because sums in another order differ in the
+    last bit."""
+    jobs: int = 1
+    """Worker processes."""
+    memory: float | None = None
+    """GiB that kept gradient graphs may take in each worker; default: half of what is free / jobs."""
+    title: str | None = None
+    """Headline of the report."""
+    question: str | None = None
+    """The question printed on top of the report, answered by this run's numbers."""
+    caveat: str | None = None
+    """What a reader must know before the answer: printed above it in the report and first in the terminal."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Free notes kept in the manifest."""
+
+    def __post_init__(self) -> None:
+        for name, value in checked_fields(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
+        for name in ("id", "ood"):  # a collection's name stands for its sets
+            object.__setattr__(self, name, expand_specs(getattr(self, name)))
+        _check(self)
+
+    @property
+    def path_alphas(self) -> tuple[float, ...]:
+        """The points of the path."""
+        return self.alphas
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
+        return plain(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
+        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest."""
+        try:
+            check_keys(data, cls)
+            return cls(**data)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+
+def _check(c: StudyConfig) -> None:
+    _check_alphas("alphas", c.alphas, c.extrapolate)
+    for name in ("perturbation_alphas", "density_alphas", "repair_alphas"):
+        if (alphas := getattr(c, name)) is not None:
+            _check_alphas(name, alphas, c.extrapolate)
+    if not c.alphas:
+        raise ConfigError("alphas: give at least one, e.g. --alphas 0 0.5 1.")
+    _check_alphas("layer_alphas", c.layer_alphas, False)
+    if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
+        raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
+    for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
+        if chosen is not None and not set(chosen) <= set(c.alphas):
+            raise ConfigError(f"{name}: each must be one of alphas.")
+    if c.precision != "full" and c.dtype != "float32":
+        raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
+    expand_measures(c.measures)
+    check_metrics(c.metrics)
+    check_criterion(c.straggler_criterion)
+    parse_rule(c.straggler_rule)
+    least = {"threads": 0, "eval_limit": 1} | dict.fromkeys(_COUNTS, 1)
+    for name, low in least.items():
+        value = getattr(c, name)
+        if value is not None and value < low:
+            raise ConfigError(f"{name}: needs a whole number of at least {low}, got {value}.")
+    for name in ("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"):
+        value = getattr(c, name)
+        for number in value if isinstance(value, tuple) else [] if value is None else [value]:
+            if not (math.isfinite(number) and number > 0):
+                raise ConfigError(f"{name}: needs a positive number, got {number}.")
+    if not 0 < c.level < 1:
+        raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
+    for density in c.densities:
+        if not 0 <= density <= 1:
+            raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
+    lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
+    for name in (*lists, "criticality_noise", "output_baselines"):
+        values = getattr(c, name)
+        if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+            raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
+    names = [p.name for p in c.pairs]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"pairs: every pair needs its own name, got {shown(', '.join(names))}.")
+
+
+_COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
+
+
+def _check_alphas(name: str, alphas: tuple[float, ...], extrapolate: bool) -> None:
+    if bad := [alpha for alpha in alphas if not math.isfinite(alpha)]:
+        raise ConfigError(f"{name}: {bad[0]} is not a finite number.")
+    if len(set(alphas)) != len(alphas):
+        raise ConfigError(f"{name}: duplicated values in {list(alphas)}; give every alpha once.")
+    if list(alphas) != sorted(alphas):
+        raise ConfigError(f"{name}: {list(alphas)} is not in increasing order.")
+    for alpha in alphas:
+        if not extrapolate and not 0 <= alpha <= 1:
+            raise ConfigError(f"{name}: {alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate).")

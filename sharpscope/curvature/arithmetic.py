@@ -1,0 +1,100 @@
+"""The arithmetic of second derivatives: kernels differentiable twice, and matrix products in lower precision."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sharpscope.clip.model import no_fast_path
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.operator import Objective
+from sharpscope.errors import ConfigError
+from sharpscope.seeds import derive
+
+__all__ = ["ASYMMETRY", "in_precision", "precision_error", "second_order"]
+
+
+@contextlib.contextmanager
+def second_order(*, tf32: bool = False) -> Iterator[None]:
+    """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
+
+    open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
+    kernel has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32 (cuDNN convolutions use it
+    by default), whose 10-bit products make Hessians unsymmetric, unless it is asked for. Everything is restored on
+    leaving, also after an exception.
+    """
+    backends: Any = torch.backends
+    settings = (backends.cudnn.conv, backends.cuda.matmul)
+    before = [s.fp32_precision for s in settings]
+    try:
+        for s in settings:
+            s.fp32_precision = "tf32" if tf32 else "ieee"
+        with sdpa_kernel(SDPBackend.MATH), no_fast_path():
+            yield
+    finally:
+        for s, value in zip(settings, before, strict=True):
+            s.fp32_precision = value
+
+
+ASYMMETRY: dict[str, float | None] = {"full": None, "tf32": 0.05, "bf16": 0.2}
+"""How unsymmetric a Hessian may be in each arithmetic before nothing is measured with it (None: by its dtype)."""
+
+
+class _HalfPrecision:
+    """An objective whose forward pass runs under bf16 autocast; weights, sums and results stay in float32."""
+
+    def __init__(self, objective: Any, device: str) -> None:
+        self._objective, self._device = objective, device
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._objective, name)
+        if name == "rebatched":
+            return lambda size: _HalfPrecision(value(size), self._device)
+        if name not in ("batch_loss", "batch_logits"):
+            return value
+
+        def call(i: int, theta: Mapping[str, Tensor]) -> Tensor:
+            with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
+                return value(i, theta).float()
+
+        return call
+
+
+def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tensor]) -> Objective:
+    """The objective in the arithmetic asked for: full, tf32 (see ``clip.model.second_order``) or bf16."""
+    if precision not in ASYMMETRY:
+        raise ConfigError(f"precision: '{precision}' is none of {', '.join(ASYMMETRY)}.")
+    if precision != "bf16":
+        return objective
+    half: Objective = _HalfPrecision(objective, next(iter(theta.values())).device.type)
+    return half
+
+
+def precision_error(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    blocks: Mapping[str, Sequence[str]],
+    precision: str,
+    *,
+    seed: int = 0,
+    memory: int | None = None,
+) -> dict[str, float]:
+    """||(H~ - H) v|| / ||H v|| of every block: H~ in ``precision``, H in full, v one random vector."""
+    products = []
+    for kind in ("full", precision):
+        with second_order(tf32=kind == "tf32"):
+            rough = in_precision(objective, kind, theta)
+            engine = HessianEngine(rough, theta, blocks, memory=memory)
+            requests = {}
+            for layer, spec in engine.blocks.items():
+                generator = torch.Generator().manual_seed(derive(seed, "precision", layer))
+                v = torch.randn(spec.size, 1, generator=generator, dtype=torch.float64)
+                requests[layer] = v.to(engine.device, engine.dtype)
+            products.append(engine.products(requests))
+    full, other = products
+    return {n: float((other[n] - h).norm() / h.norm()) if float(h.norm()) else 0.0 for n, h in full.items()}

@@ -1,0 +1,198 @@
+"""Numbers measured elsewhere, put to the pairs of runs by the names of their checkpoints."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from sharpscope.errors import ResultsError, did_you_mean, shown
+from sharpscope.exchange.measured import Measured, stem
+from sharpscope.exchange.reading import accuracy_table
+from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.vocabulary import DENSE
+
+__all__ = ["RunPair", "join_accuracy", "matched", "with_means"]
+
+_PRIMARY = (("iwildcam", "macro_f1"), ("fmow", "worst_group"))
+"""What the field goes by for the sets of WILDS (Koh et al. 2021, arXiv 2012.07421); top1 for all others."""
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """A pair of a run: its name in the tables and the file of its fine-tuned end."""
+
+    name: str
+    finetuned: str
+
+
+def join_accuracy(
+    models: Sequence[Measured],
+    pairs: Sequence[RunPair],
+    *,
+    match: Sequence[str] = (),
+    ids: Sequence[str] = (),
+) -> pd.DataFrame:
+    """The accuracy table of ``pairs`` from models that were measured elsewhere, with the averages over OOD sets.
+
+    A model is a pair's fine-tuned end (or a point of its path, by the alpha that the file tells) if one of its names
+    is the path of the pair's checkpoint; else the pair's name; else the end of that path (or the other way round),
+    suffixes of files aside. One model cannot be two pairs. ``match``: ``PAIR=MODEL`` says it outright,
+    ``PAIR@ALPHA=MODEL`` puts a model at one alpha of a pair. ``ids``: names of the ID sets. Raises ResultsError that
+    lists every pair that fits no model, or more than one.
+    """
+    chosen, lost = matched(models, pairs, match)
+    if lost:
+        names = unique_in_order(m.names[0] for m in models)
+        some = ", ".join(shown(n, 40) for n in names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "")
+        raise ResultsError(
+            f"{len(lost)} of {len(pairs)} pairs are not to be found by name: {shown('; '.join(lost), 400)}.\n"
+            f"Measured: {some}.\nRemedy: --match PAIR=MODEL (or PAIR@ALPHA=MODEL)."
+        )
+    parts = [accuracy_table(own, ids).assign(pair=name) for name, own in chosen.items()]
+    return with_means(pd.concat(parts, ignore_index=True))
+
+
+def matched(
+    models: Sequence[Measured], pairs: Sequence[RunPair], match: Sequence[str] = ()
+) -> tuple[dict[str, list[Measured]], list[str]]:
+    """(pair -> its models, what could not be matched)."""
+    told = [_rule(rule, pairs, models) for rule in match]
+    chosen: dict[str, list[Measured]] = {}
+    lost = []
+    taken_by: dict[str, list[str]] = {}
+    for pair in pairs:
+        rules = [(alpha, name) for of, alpha, name in told if of == pair.name]
+        given = [m for alpha, name in rules for m in _placed(models, name, alpha)]
+        if any(alpha is None for alpha, _ in rules):
+            chosen[pair.name] = given
+            continue
+        groups = _by_name(models, pair)
+        if len(groups) > 1:
+            lost.append(f"{pair.name} ({len(groups)} models: {', '.join(groups)})")
+        elif groups or given:
+            taken = {m.alpha for m in given}
+            own = [m for g in groups.values() for m in g if m.alpha not in taken]
+            chosen[pair.name] = given + own
+            for name in groups:
+                taken_by.setdefault(name, []).append(pair.name)
+        else:
+            lost.append(pair.name)
+    lost += [f"{' and '.join(who)} (one model: {name})" for name, who in taken_by.items() if len(who) > 1]
+    return chosen, lost
+
+
+def _rule(rule: str, pairs: Sequence[RunPair], models: Sequence[Measured]) -> tuple[str, float | None, str]:
+    """``PAIR=MODEL`` or ``PAIR@ALPHA=MODEL`` as (pair, alpha or None, model)."""
+    names = sorted((p.name for p in pairs), key=len, reverse=True)
+    for name in names:
+        found = re.fullmatch(re.escape(name) + r"(?:@(\d+(?:\.\d+)?))?=(.+)", rule)
+        if found:
+            known = {n for m in models for n in m.names}
+            if found.group(2) not in known:
+                near = did_you_mean(found.group(2), known)
+                raise ResultsError(f"--match {shown(rule)}: no model '{shown(found.group(2), 60)}' was measured.{near}")
+            return name, None if found.group(1) is None else float(found.group(1)), found.group(2)
+    raise ResultsError(
+        f"--match {shown(rule)}: needs PAIR=MODEL or PAIR@ALPHA=MODEL, PAIR one of {shown(', '.join(names))}."
+    )
+
+
+def _placed(models: Sequence[Measured], name: str, alpha: float | None) -> list[Measured]:
+    """The models of that name; at ``alpha`` (a single model then) where one is given."""
+    own = [m for m in models if name in m.names]
+    if alpha is None:
+        return own
+    last = max(own, key=lambda m: m.alpha)
+    return [Measured(last.names, alpha, last.values, last.where, last.variant, last.counts, last.trained_on, last.note)]
+
+
+def _by_name(models: Sequence[Measured], pair: RunPair) -> dict[str, list[Measured]]:
+    """The models that one of the pair's names fits, the surest kind of name that fits any, by their own name."""
+    kinds: list[Callable[[str], bool]] = [
+        lambda name: name == pair.finetuned,
+        lambda name: name == pair.name,
+        lambda name: _same_file(name, pair.finetuned),
+    ]
+    for fits in kinds:
+        groups: dict[str, list[Measured]] = {}
+        for m in models:
+            if any(fits(name) for name in m.names):
+                groups.setdefault(m.names[0], []).append(m)
+        if groups:
+            return groups
+    return {}
+
+
+def _same_file(name: str, path: str) -> bool:
+    """Whether the shorter of two paths is the end of the longer, file suffixes aside; folders that differ tell apart.
+
+    >>> _same_file("finetuned", "/data/a/finetuned.pt"), _same_file("b/finetuned.pt", "/data/a/finetuned.pt")
+    (True, False)
+    """
+    a, b = ([*re.split(r"[/\\]", p)[:-1], stem(p)] for p in (name, path))
+    k = min(len(a), len(b))
+    return a[-k:] == b[-k:]
+
+
+def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """An accuracy table with ``primary`` told and, where it has none, the mean over the OOD sets that all points have.
+
+    Interval of the mean only where all its sets have one (independent sets: half widths squared and added).
+    """
+    known = accuracy.get("primary", pd.Series(pd.NA, index=accuracy.index)).astype("boolean")
+    own = pd.Series(
+        [m == _primary(str(d), accuracy) for d, m in zip(accuracy["dataset"], accuracy["metric"], strict=True)],
+        index=accuracy.index,
+    )
+    out = accuracy.assign(primary=known.fillna(own).astype(bool))
+    if (out["role"] == "ood_mean").any():
+        return out
+    ood = out[(out["role"] == "ood") & out["primary"] & (out["variant"] == DENSE)]
+    points = {
+        key: dict(zip(g["dataset"], g.to_dict("records"), strict=True)) for key, g in ood.groupby(["pair", "alpha"])
+    }
+    if not points:
+        sets = ", ".join(unique_in_order(out["dataset"]))
+        raise ResultsError(
+            f"accuracy: none of the sets ({shown(sets)}) is out of distribution; --id names those that are not."
+        )
+    common = [d for d in unique_in_order(ood["dataset"]) if all(d in sets for sets in points.values())]
+    if not common:
+        raise ResultsError("accuracy: no OOD set was measured at every point, so that no average means the same twice.")
+    left = [d for d in unique_in_order(ood["dataset"]) if d not in common]
+    rows = [_mean_row([sets[d] for d in common], left) for sets in points.values()]
+    return pd.concat([out, table("accuracy", rows)], ignore_index=True)
+
+
+def _primary(dataset: str, accuracy: pd.DataFrame) -> str:
+    there = set(accuracy.loc[accuracy["dataset"] == dataset, "metric"])
+    for begins, metric in _PRIMARY:
+        if begins in dataset.casefold() and metric in there:
+            return metric
+    return "top1" if "top1" in there else min(there)
+
+
+def _mean_row(parts: Sequence[Mapping[str, object]], left: Iterable[str]) -> dict[str, object]:
+    k = len(parts)
+    values, lows, highs = ([float(str(p[c])) for p in parts] for c in ("estimate", "ci_low", "ci_high"))
+    mean = sum(values) / k
+    below = math.sqrt(sum((v - low) ** 2 for v, low in zip(values, lows, strict=True))) / k
+    above = math.sqrt(sum((high - v) ** 2 for v, high in zip(values, highs, strict=True))) / k
+    kinds = unique_in_order(str(p["metric"]) for p in parts)
+    gone = ", ".join(left)
+    return {
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
+        "dataset": "+".join(str(p["dataset"]) for p in parts),
+        "role": "ood_mean",
+        "metric": kinds[0] if len(kinds) == 1 else "primary",
+        "estimate": mean,
+        "ci_low": mean - below,
+        "ci_high": mean + above,
+        "n": None,
+        "note": f"without {gone}, which not every point has" if gone else "",
+        "primary": True,
+    }

@@ -1,0 +1,242 @@
+"""The sharpness table of one pair as arrays [layers, alphas], and fresh draws of it from its own uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.findings.frames import alpha_index
+from sharpscope.tables.rows import ordered, unique_in_order
+from sharpscope.vocabulary import ALL, MEASURES
+
+__all__ = [
+    "BEST",
+    "FORMS",
+    "OTHERS",
+    "SHARE",
+    "STRAGGLERS",
+    "Cube",
+    "SharpnessGrid",
+    "sharpness_cube",
+    "sharpness_grids",
+]
+
+FORMS = ("sharpness", "per_param", "share")
+"""sharpness (the estimate itself), per_param (divided by the number of parameters), share (of the whole model)."""
+
+
+@dataclass(frozen=True)
+class SharpnessGrid:
+    """One measure of one pair; every array is [L, A] with NaN where the table has no finite estimate."""
+
+    measure: str
+    layers: tuple[str, ...]
+    alphas: tuple[float, ...]
+    estimate: np.ndarray
+    error: np.ndarray
+    """stderr where known, else the residual (a bound, so on the safe side), else 0."""
+    share: np.ndarray
+    num_params: np.ndarray
+    whole: np.ndarray
+    """[A] the estimate of the whole model."""
+    unconverged: np.ndarray
+    frozen: frozenset[str]
+
+    def values(self, form: str, log: bool) -> np.ndarray:
+        """The form's values [L, A], their log on request (NaN where <= 0).
+
+        The log of the share differs from that of the estimate by a constant at each alpha and would single out the
+        same layers; shares are therefore judged on the linear scale, where values <= 0 count too.
+        """
+        return _logged(self._form(self.estimate, form), log)
+
+    def draws(self, form: str, log: bool, replicates: int, rng: np.random.Generator) -> np.ndarray:
+        """[R, L, A] draws of ``values`` with estimate ~ N(estimate, error^2), independent over layers and alphas."""
+        noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
+        if form == "share":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                noise = noise / np.abs(self.whole)
+            return _logged(self.share + noise, log)
+        return _logged(self._form(self.estimate + noise, form), log)
+
+    def _form(self, estimate: np.ndarray, form: str) -> np.ndarray:
+        if form == "share":
+            return self.share
+        return estimate / self.num_params[:, None] if form == "per_param" else estimate
+
+
+def _logged(values: np.ndarray, log: bool) -> np.ndarray:
+    finite = np.where(np.isfinite(values), values, np.nan)
+    if not log:
+        return finite
+    positive = finite > 0
+    return np.where(positive, np.log(np.where(positive, finite, 1.0)), np.nan)
+
+
+def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGrid]:
+    """One grid a measure, in the schema's order; the whole model is no layer and gives ``whole`` only."""
+    rows = sharpness[sharpness["pair"] == pair]
+    for measure in ordered(rows["measure"], tuple(MEASURES)):
+        part = rows[rows["measure"] == measure]
+        layers = [name for name in unique_in_order(part["layer"]) if name != ALL]
+        alphas = sorted(unique_in_order(float(a) for a in part["alpha"]))
+        shape = (len(layers) + 1, len(alphas))
+        row_of = {name: i for i, name in enumerate([*layers, ALL])}
+        i = part["layer"].map(row_of).to_numpy()
+        j = np.searchsorted(alphas, part["alpha"].to_numpy(dtype=float))
+        status = part["status"].to_numpy()
+        usable = np.isfinite(part["estimate"].to_numpy(dtype=float)) & ~np.isin(status, ("failed", "undefined"))
+
+        def grid(
+            values: np.ndarray,
+            fill: float = np.nan,
+            at: tuple[np.ndarray, np.ndarray, np.ndarray] = (i, j, usable),
+            shape: tuple[int, int] = shape,
+        ) -> np.ndarray:
+            out = np.full(shape, fill)
+            out[at[0][at[2]], at[1][at[2]]] = values[at[2]]
+            return out
+
+        stderr = part["stderr"].to_numpy(dtype=float)
+        residual = part["residual"].to_numpy(dtype=float)
+        error = np.abs(np.where(np.isfinite(stderr), stderr, np.where(np.isfinite(residual), residual, 0.0)))
+        sizes = part.groupby("layer")["num_params"].first()
+        estimate = grid(part["estimate"].to_numpy(dtype=float))
+        still = frozenset(part.loc[part["status"] == "frozen", "layer"]) - {ALL}
+        if layers:
+            yield SharpnessGrid(
+                measure=measure,
+                layers=tuple(layers),
+                alphas=tuple(alphas),
+                estimate=estimate[:-1],
+                error=grid(error, 0.0)[:-1],
+                share=grid(part["share"].to_numpy(dtype=float))[:-1],
+                num_params=np.array([float(sizes[name]) for name in layers]),
+                whole=estimate[-1],
+                unconverged=grid((status == "not_converged").astype(float), 0.0)[:-1] > 0,
+                frozen=still,
+            )
+
+
+STRAGGLERS = "(stragglers)"
+"""Layer name of each pair's own straggler layers taken together."""
+OTHERS = "(others)"
+"""Layer name of all layers that are no stragglers of their pair."""
+BEST = "(best)"
+"""Layer name of whichever single layer has the largest |correlation|."""
+SHARE = "share:"
+GROUPS = (ALL, STRAGGLERS, OTHERS, BEST)
+
+
+@dataclass(frozen=True)
+class Cube:
+    """``values`` [M, L, P, A], NaN where there is no finite estimate; ``present`` [M, L]: the table has such rows."""
+
+    measures: tuple[str, ...]
+    """Each measure raw and, behind it, ``share:`` of the whole model (1 for the whole model itself: left out)."""
+    layers: tuple[str, ...]
+    pairs: tuple[str, ...]
+    alphas: tuple[float, ...]
+    values: np.ndarray
+    present: np.ndarray
+
+    def columns(self) -> list[tuple[int, int]]:
+        """(measure, layer) places that the table has, measures first."""
+        return [(m, int(layer)) for m in range(len(self.measures)) for layer in np.flatnonzero(self.present[m])]
+
+
+def _together(values: np.ndarray, measure: str) -> np.ndarray:
+    """One number for the layers along axis 0: what adds up is added, extremes stay extremes; NaN if any is missing."""
+    if measure == "lambda_min":
+        return values.min(axis=0)
+    if measure == "lambda_abs":
+        largest = np.abs(np.where(np.isnan(values), -1.0, values)).argmax(axis=0)
+        picked = np.take_along_axis(values, largest[None], axis=0)[0]
+        return np.where(np.isnan(values).any(axis=0), np.nan, picked)
+    if measure == "lambda_max" or measure.startswith("sharpness_max"):
+        return values.max(axis=0)
+    return values.sum(axis=0)
+
+
+def sharpness_cube(
+    sharpness: pd.DataFrame,
+    pairs: Sequence[str],
+    alphas: Sequence[float],
+    stragglers: Mapping[str, Collection[str]] | None = None,
+) -> Cube:
+    """Arrange the rows of ``pairs`` at ``alphas``; rows whose status is failed or undefined have no value.
+
+    Args:
+        stragglers: pair -> its straggler layers; adds the layers ``(stragglers)`` and ``(others)``: traces and mean
+            rises added up (exact for traces: H's diagonal blocks), eigenvalues and worst cases by their extreme. A
+            pair without stragglers, or with one whose estimate is missing, has no value there.
+    """
+    rows = sharpness[sharpness["pair"].isin(list(pairs))]
+    measures = ordered(rows["measure"], tuple(MEASURES))
+    layers = ordered(rows["layer"], (ALL,))
+    place = {name: i for i, name in enumerate(pairs)}
+    column = {a: alpha_index(alphas, float(a)) for a in unique_in_order(rows["alpha"])}
+    at_alpha = np.array([-1 if column[a] is None else column[a] for a in rows["alpha"]], dtype=int)
+    at_measure = pd.Categorical(rows["measure"], categories=measures).codes.astype(int)
+    at_layer = pd.Categorical(rows["layer"], categories=layers).codes.astype(int)
+    at_pair = np.array([place[p] for p in rows["pair"]], dtype=int)
+    bad = np.isin(rows["status"].to_numpy(), ("failed", "undefined"))
+    shape = (len(measures), len(layers), len(pairs), len(alphas))
+    present = np.zeros(shape[:2], dtype=bool)
+    present[at_measure, at_layer] = True
+
+    def filled(name: str) -> np.ndarray:
+        numbers = rows[name].to_numpy(dtype=float)
+        keep = (at_alpha >= 0) & np.isfinite(numbers) & ~bad
+        out = np.full(shape, np.nan)
+        out[at_measure[keep], at_layer[keep], at_pair[keep], at_alpha[keep]] = numbers[keep]
+        return out
+
+    raw, share = filled("estimate"), filled("share")
+    shared = present.copy()
+    if ALL in layers:
+        shared[:, layers.index(ALL)] = False
+    if stragglers is not None and measures:
+        raw, share = _with_groups(raw, share, measures, layers, pairs, stragglers)
+        layers = [*layers, STRAGGLERS, OTHERS]
+        more = np.ones((len(measures), 2), dtype=bool)
+        present, shared = np.hstack([present, more]), np.hstack([shared, more])
+    names = [name for m in measures for name in (m, SHARE + m)]
+    both = np.stack([raw, share], axis=1).reshape(2 * len(measures), *raw.shape[1:])
+    seen = np.stack([present, shared], axis=1).reshape(2 * len(measures), present.shape[1])
+    order = [layers.index(n) for n in ordered(layers, GROUPS)]
+    return Cube(
+        measures=tuple(names),
+        layers=tuple(layers[i] for i in order),
+        pairs=tuple(pairs),
+        alphas=tuple(float(a) for a in alphas),
+        values=both[:, order],
+        present=seen[:, order],
+    )
+
+
+def _with_groups(
+    raw: np.ndarray,
+    share: np.ndarray,
+    measures: Sequence[str],
+    layers: Sequence[str],
+    pairs: Sequence[str],
+    stragglers: Mapping[str, Collection[str]],
+) -> tuple[np.ndarray, np.ndarray]:
+    groups = np.full((raw.shape[0], 2, *raw.shape[2:]), np.nan)
+    for p, pair in enumerate(pairs):
+        chosen = set(stragglers.get(pair, ()))
+        members = [i for i, name in enumerate(layers) if name in chosen and name != ALL]
+        others = [i for i, name in enumerate(layers) if name not in chosen and name != ALL]
+        for m, measure in enumerate(measures):
+            for g, group in enumerate((members, others)):
+                if group and members:
+                    groups[m, g, p] = _together(raw[m, group, p], measure)
+    whole = raw[:, [layers.index(ALL)]] if ALL in layers else np.full_like(groups[:, :1], np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = groups / whole
+    shares[~np.isfinite(shares)] = np.nan
+    return np.concatenate([raw, groups], axis=1), np.concatenate([share, shares], axis=1)

@@ -1,0 +1,191 @@
+"""A method on a task: its stages one after the other, batches, validation, and a state to take up again."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from sharpscope.errors import ConfigError
+from sharpscope.finetuning.examples import Examples
+from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
+from sharpscope.finetuning.statefile import Progress, StateFile
+from sharpscope.finetuning.trainer import Precision, State, Theta, epochs, train
+from sharpscope.seeds import derive
+
+__all__ = ["Fitted", "fit"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Validation = Callable[[Callable[[Tensor], Tensor]], float]
+"""(logits of images) -> accuracy on the validation set."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training left: ``theta`` (all tensors, those of the method included), what to save, and how it went."""
+
+    theta: Theta
+    exported: Exported
+    losses: tuple[float, ...]
+    """Of every step of every stage."""
+    accuracies: tuple[tuple[int, float], ...]
+    """(steps of all stages so far, validation accuracy), after every epoch."""
+    prepared: Prepared
+
+
+def fit(
+    method: Method,
+    task: Task,
+    examples: Examples,
+    *,
+    validation: Validation | None = None,
+    state_file: StateFile | None = None,
+    every: int = 500,
+    precision: Precision = "float32",
+    progress: bool = True,
+) -> Fitted:
+    """Train ``method`` on ``examples``; a function of its arguments, whether it was interrupted or not.
+
+    validation  asked after every epoch and at the end; decides what is kept where the method says ``keep_best``
+    state_file  where the state is kept every ``every`` steps, and from where it is taken up
+
+    Raises ConfigError where a batch is larger than the data, NumericalError when training diverges.
+    """
+    if len(examples) != task.n:
+        raise ConfigError(f"finetune: the task speaks of {task.n} examples, there are {len(examples)}.")
+    prepared = method.prepare(task)
+    at = (state_file.load(task.device) if state_file else None) or Progress()
+    for number in range(at.stage, len(prepared.stages)):
+        last = number + 1 == len(prepared.stages)
+        judge = _Judge(prepared, validation, method.keep_best and last, at)
+        run = _Stage(method, task, examples, prepared, number, precision, progress)
+        at = run(at, judge, state_file.save if state_file else None, every)
+    theta = {**prepared.theta, **at.moved, **at.best}
+    return Fitted(theta, prepared.export(theta), tuple(at.losses), tuple(at.accuracies), prepared)
+
+
+class _Judge:
+    """Validation accuracies along the way, and the best weights where these are to be kept."""
+
+    def __init__(self, prepared: Prepared, validation: Validation | None, keep_best: bool, at: Progress) -> None:
+        self.prepared, self.validation, self.keep_best = prepared, validation, keep_best
+        self.accuracies, self.best, self.best_accuracy = list(at.accuracies), dict(at.best), at.best_accuracy
+
+    def __call__(self, step: int, theta: Theta, moved: Theta) -> None:
+        if self.validation is None:
+            return
+        with torch.no_grad():
+            frozen = self.prepared.freeze(theta)
+            accuracy = self.validation(lambda images: self.prepared.logits(frozen, images))
+        self.accuracies.append((step, accuracy))
+        if self.keep_best and accuracy > self.best_accuracy:
+            self.best_accuracy, self.best = accuracy, {n: t.clone() for n, t in moved.items()}
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage of a method, ready to run."""
+
+    method: Method
+    task: Task
+    examples: Examples
+    prepared: Prepared
+    number: int
+    precision: Precision
+    progress: bool
+
+    @property
+    def stage(self) -> Stage:
+        return self.prepared.stages[self.number]
+
+    def __call__(self, at: Progress, judge: _Judge, save: Callable[[Progress], None] | None, every: int) -> Progress:
+        """From where ``at`` stands to the end of the stage."""
+        recipe, before = self.stage.recipe, len(at.losses)
+        theta = {**self.prepared.theta, **at.moved}
+        batches = self._batches(at.state.step if at.state else 0)
+        per_epoch = max(1, self.task.n // self.method.batch_size)
+        meter: dict[str, str] = {}
+
+        def loss(current: Theta, step: int) -> Iterator[Tensor]:
+            batch, accuracy = next(batches), 0.0
+            for part in batch.split(self.method.accumulate):
+                share = len(part.labels) / len(batch.labels)  # parts of unequal size weigh what they hold
+                losses = self.prepared.losses(current, part)
+                if losses.logits is not None:
+                    accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
+                    meter["accuracy"] = f"{accuracy:.2f}"
+                yield share * losses.total
+
+        def after(state: State) -> None:
+            done = state.step == recipe.steps
+            if done or state.step % per_epoch == 0:
+                judge(before + state.step, {**theta, **state.kept}, state.kept)
+            if save is not None and not done and state.step % every == 0:
+                save(dataclasses.replace(
+                    at, state=state, accuracies=judge.accuracies, best=judge.best, best_accuracy=judge.best_accuracy
+                ))  # fmt: skip
+
+        fitted = train(
+            theta,
+            self.stage.trained,
+            loss,
+            recipe,
+            constrain=self.prepared.constrain,
+            ema=self.method.ema,
+            precision=self.precision,
+            resume=at.state,
+            after=after,
+            meter=meter,
+            description=f"{self.method.name}, {self.stage.name}" if self.progress else None,
+        )
+        finished = Progress(
+            stage=self.number + 1,
+            moved={**at.moved, **{n: fitted.theta[n] for n in self.stage.trained}},
+            losses=[*at.losses, *fitted.losses],
+            accuracies=judge.accuracies,
+            best=judge.best,
+            best_accuracy=judge.best_accuracy,
+        )
+        if save is not None:
+            save(finished)
+        return finished
+
+    def _batches(self, done: int) -> Iterator[Batch]:
+        """The batches from step ``done`` on, the next one being read while the last one is learned from."""
+        task, size, steps = self.task, self.method.batch_size, self.stage.recipe.steps
+        # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
+        order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
+        rounds = -(-steps // max(1, task.n // size))
+        order = itertools.islice(epochs(task.n, size, rounds, order_seed), done, steps)
+        seed = derive(task.seed, "finetune", self.number)
+
+        def read(item: tuple[int, Tensor]) -> Batch:
+            step, indices = item
+            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", step))
+            return Batch(
+                images.to(task.device, non_blocking=True),
+                labels.to(task.device, non_blocking=True),
+                None if captions is None else task.model.tokenize(captions).to(task.device),
+                step,
+                step / steps,
+                seed,
+            )
+
+        return _ahead(read, enumerate(order, done))
+
+
+def _ahead(work: Callable[[T], R], items: Iterator[T], depth: int = 2) -> Iterator[R]:
+    """``map(work, items)``, in order, up to ``depth`` results being made beforehand in a thread of their own."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(work, item) for item in itertools.islice(items, depth)]
+        while waiting:
+            result = waiting.pop(0).result()
+            waiting += [pool.submit(work, item) for item in itertools.islice(items, 1)]
+            yield result

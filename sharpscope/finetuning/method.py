@@ -1,0 +1,287 @@
+"""What a fine-tuning method is: hyperparameters, the tensors that move, the loss of a batch, the pair that it leaves.
+
+One small file each; ``registry.METHODS`` lists them, ``trainer.fit`` runs them. Everything random is a function of
+(seed, step), so that a run that is stopped and taken up again draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError
+from sharpscope.finetuning.trainer import Optimizer, Recipe, Theta
+from sharpscope.seeds import derive
+
+__all__ = [
+    "Batch",
+    "Exported",
+    "Losses",
+    "Method",
+    "Prepared",
+    "Stage",
+    "Task",
+    "both_towers",
+    "cross_entropy",
+    "image_tower",
+    "of_classifier",
+    "text_head",
+    "with_head",
+]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is given: a zero-shot CLIP, the classes, how many examples there are, and a seed."""
+
+    model: ClipModel
+    theta_0: Theta
+    """Float32 tensors of the zero-shot checkpoint on the device where training happens; never modified. May bring a
+    ``head.weight`` of its own to start from."""
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    n: int
+    """Training examples, of which an epoch's ragged last batch is dropped."""
+    seed: int = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.theta_0["logit_scale"].device
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A random stream of its own for ``purpose`` (how prompts start, say); on the CPU."""
+        return torch.Generator().manual_seed(derive(self.seed, "finetune", *purpose))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples, on the device."""
+
+    images: Tensor
+    """float32 [B, 3, H, W], normalised."""
+    labels: Tensor
+    """int64 [B] in 0 ... len(classnames) - 1; -1 where an image-caption pair has no class."""
+    tokens: Tensor | None = None
+    """Token ids [B, context_length] of the images' captions, where the training data has captions."""
+    step: int = 0
+    """Of its stage, from 0."""
+    progress: float = 0.0
+    """step / steps of the stage, in [0, 1)."""
+    seed: int = 0
+    """The run's seed and stage."""
+
+    def split(self, parts: int) -> Iterator[Batch]:
+        """The examples in up to ``parts`` batches of (all but) equal size, in order; all else is the same in each."""
+        count = min(parts, len(self.labels))
+        tokens = [None] * count if self.tokens is None else self.tokens.tensor_split(count)
+        for images, labels, texts in zip(
+            self.images.tensor_split(count), self.labels.tensor_split(count), tokens, strict=True
+        ):
+            yield dataclasses.replace(self, images=images, labels=labels, tokens=texts)
+
+    def generator(self, *purpose: object) -> torch.Generator:
+        """A random stream of its own for this step and ``purpose``; on the CPU, whatever the device."""
+        return torch.Generator().manual_seed(derive(self.seed, "step", self.step, *purpose))
+
+
+class Losses(NamedTuple):
+    """The loss of a batch, ``fit + penalty``, and the logits that it came from."""
+
+    fit: Tensor
+    """What is to be learned, a scalar."""
+    penalty: Tensor | None = None
+    """What is to be kept, a scalar with its weight in it: 0 at the start where it pulls towards theta_0."""
+    logits: Tensor | None = None
+    """[B, C], for the running accuracy."""
+
+    @property
+    def total(self) -> Tensor:
+        return self.fit if self.penalty is None else self.fit + self.penalty
+
+
+class Exported(NamedTuple):
+    """What the fine-tuned file holds: tensors in open_clip's names, and facts about them as text."""
+
+    tensors: Theta
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with its own parameters and recipe; most methods have one."""
+
+    trained: tuple[str, ...]
+    """Names of the tensors that move."""
+    recipe: Recipe
+    name: str = "fine-tuning"
+    """Label of the progress bar."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A method at work on one task. ``theta`` in and out of its functions has the keys of ``theta`` here."""
+
+    theta: Theta
+    """Where training starts: theta_0 and what the method adds (head, prompts, adapters), on the device."""
+    stages: tuple[Stage, ...]
+    losses: Callable[[Theta, Batch], Losses]
+    """Differentiable in the trained tensors; everything random comes from ``batch.generator``."""
+    logits: Callable[[Theta, Tensor], Tensor]
+    """How the model classifies images [B, 3, H, W] at any time: what validation and the tables measure."""
+    export: Callable[[Theta], Exported]
+    """What is saved of a theta (of the averaged one, where the method averages)."""
+    freeze: Callable[[Theta], Theta] = dict
+    """theta with what ``logits`` computes anew for every batch (class vectors, merged weights) computed once."""
+    constrain: Callable[[Theta], None] | None = None
+    """Puts leaves back where they have to be, in place, after every step."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a reader of the checkpoint should know beyond the hyperparameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way of fine-tuning. The fields are its hyperparameters, the defaults its paper's (on the paper's data).
+
+    A subclass sets ``name``, ``title``, ``source``, overrides the defaults that differ, adds its own, and gives
+    ``prepare``. Its docstring's first line is its description.
+    """
+
+    name: ClassVar[str]
+    """On the command line and in tables: ``lipsum-ft``."""
+    title: ClassVar[str]
+    """In figures: ``Lipsum-FT``."""
+    source: ClassVar[str]
+    """Authors, year, arXiv id."""
+    couples: ClassVar[bool] = False
+    """The loss compares the examples of a batch with each other: no mean over parts of the batch gives it."""
+
+    lr: float = 1e-5
+    """Peak learning rate."""
+    epochs: int = 10
+    """Times over the training data."""
+    steps: int | None = None
+    """Optimizer steps in all, whatever ``epochs`` says."""
+    batch_size: int = 512
+    accumulate: int = 1
+    """Parts of each batch whose gradients are taken one after the other, in so much less memory: the same gradient."""
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
+    """Of SGD."""
+    beta2: float = 0.999
+    """Of AdamW; its beta1 is 0.9."""
+    warmup: float = 0.0
+    """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    warmup_lr: float | None = None
+    """Constant rate during warm-up; None: linear from 0."""
+    weight_decay: float = 0.1
+    clip_norm: float | None = 1.0
+    """Largest norm of the whole gradient; None: not clipped."""
+    shots: int | None = None
+    """At most so many training images a class; None: all."""
+    ema: float | None = None
+    """Decay of the moving average of the weights that is kept instead of the last ones; None: none."""
+    keep_best: bool = False
+    """Keep the weights of the epoch with the best validation accuracy, where there is a validation set."""
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise ConfigError(f"{self.name}: accumulate needs at least 1 part a batch, got {self.accumulate}.")
+        if self.accumulate > 1 and self.couples:
+            raise ConfigError(
+                f"{self.name}: accumulate {self.accumulate} is not its loss, which compares all images of a batch with "
+                "each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bfloat16."
+            )
+
+    @abstractmethod
+    def prepare(self, task: Task) -> Prepared:
+        """The method at work on ``task``."""
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        return (type(self).__doc__ or "").strip().splitlines()[0]
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Name -> value of every field."""
+        return dataclasses.asdict(self)
+
+    def recipe(self, n: int, **changes: Any) -> Recipe:
+        """How to step over ``n`` examples; ``changes``: fields that differ in one stage (lr, epochs, steps ...)."""
+        method = dataclasses.replace(self, **changes) if changes else self
+        if not 1 <= method.batch_size <= n:
+            raise ConfigError(f"finetune: batch size {method.batch_size} does not fit {n} training examples.")
+        steps = method.epochs * (n // method.batch_size) if method.steps is None else method.steps
+        return Recipe(
+            lr=method.lr,
+            steps=steps,
+            warmup=method.warmup * steps if method.warmup < 1 else method.warmup,
+            warmup_lr=method.warmup_lr,
+            weight_decay=method.weight_decay,
+            betas=(0.9, method.beta2),
+            clip_norm=method.clip_norm,
+            optimizer=method.optimizer,
+            momentum=method.momentum,
+        )
+
+
+# ---------------------------------------------------------------------- what several methods share
+def with_head(task: Task, *, scale_baked: bool) -> tuple[Classifier, Theta]:
+    """A stored head that starts as the zero-shot one (or as theta_0's own ``head.weight``), and theta with it."""
+    classifier = Classifier(task.model, "stored", task.classnames, task.templates, scale_baked=scale_baked)
+    return classifier, classifier.attach(task.theta_0)
+
+
+def cross_entropy(classifier: Classifier) -> Callable[[Theta, Batch], Losses]:
+    """The loss of classification alone."""
+
+    def losses(theta: Theta, batch: Batch) -> Losses:
+        logits = classifier.logits(theta, batch.images)
+        return Losses(F.cross_entropy(logits, batch.labels), logits=logits)
+
+    return losses
+
+
+def image_tower(task: Task) -> tuple[str, ...]:
+    """Names of the image tower's parameters."""
+    return tuple(n for n in task.model.parameter_names if n.startswith("visual."))
+
+
+def both_towers(task: Task) -> tuple[str, ...]:
+    """Names of both towers' parameters and of the logit scale."""
+    text = {*task.model.text_names, "logit_scale"}
+    return tuple(n for n in task.model.parameter_names if n.startswith("visual.") or n in text)
+
+
+def text_head(task: Task) -> Classifier:
+    """The head rebuilt from the text tower at every theta (FLYP, CLIPFit, StarFT)."""
+    return Classifier(task.model, "text", task.classnames, task.templates)
+
+
+def of_classifier(classifier: Classifier, names: tuple[str, ...] | None = None) -> Callable[[Theta], Exported]:
+    """An ``export`` of open_clip's tensors and the head that ``classifier`` reads; the facts that read it back.
+
+    ``names``: which tensors; default: for a stored head the image tower, the head and (unless it is baked in) the logit
+    scale, else both towers.
+    """
+    model = classifier.model
+    stored = classifier.mode == "stored"
+    kept = names or ((*model.image_names, "head.weight", "head.bias", "logit_scale") if stored else tuple(model.shapes))
+
+    def export(theta: Theta) -> Exported:
+        metadata = {"sharpscope.classnames": json.dumps(list(classifier.classnames))}
+        if stored:
+            metadata["sharpscope.head.scale_baked"] = json.dumps(classifier.scale_baked)
+            metadata["sharpscope.head.normalize"] = json.dumps(classifier.normalize)
+        return Exported({n: theta[n].detach() for n in kept if n in theta}, metadata)
+
+    return export

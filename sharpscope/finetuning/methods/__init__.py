@@ -1,0 +1,1 @@
+"""The fine-tuning methods, one a file; ``finetuning.registry`` lists them."""

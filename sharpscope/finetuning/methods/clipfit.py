@@ -1,0 +1,81 @@
+"""CLIPFit: few-shot fine-tuning of the text tower's MLP biases and the image tower's norms alone (Li et al. 2024)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.model import ClipModel
+from sharpscope.clip.prompts import class_drift
+from sharpscope.errors import ConfigError, shown
+from sharpscope.finetuning.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
+from sharpscope.finetuning.trainer import Optimizer, Theta
+
+__all__ = ["CLIPFit", "clipfit_names"]
+
+_TEXT_BIAS = re.compile(r".*\.mlp\.c_proj\.bias")
+_IMAGE_NORM = re.compile(r"visual\.(.*[._])?(ln|norm)(_\w+|\d*)\.(weight|bias)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPFit(Method):
+    """Text MLP output biases and image norms move, class vectors are held near the zero-shot ones; few shots.
+
+    ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``, g_c the class vector of the tuned text tower, g_c^0 that of
+    theta_0 with the same templates: the penalty is 0 at the start. The head follows the text tower: every step embeds
+    all classes in all templates, so for many classes give one template, as the paper does.
+    """
+
+    name: ClassVar[str] = "clipfit"
+    title: ClassVar[str] = "CLIPFit"
+    source: ClassVar[str] = "Li et al. 2024, arXiv 2409.16718"
+
+    lr: float = 2e-3
+    epochs: int = 100
+    batch_size: int = 32
+    optimizer: Optimizer = "sgd"
+    warmup: float = 0.01
+    """The first of 100 epochs."""
+    warmup_lr: float | None = 1e-5
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    shots: int | None = 16
+    strength: float = 8.0
+    """Weight of the penalty: 8 for base-to-new, 2 for few-shot classification."""
+
+    def prepare(self, task: Task) -> Prepared:
+        classifier = text_head(task)
+        with torch.no_grad():
+            start = classifier.class_vectors(task.theta_0)
+
+        def losses(theta: Theta, batch: Batch) -> Losses:
+            vectors = classifier.class_vectors(theta)
+            features = task.model.encode_image(theta, batch.images)
+            logits = theta["logit_scale"].exp() * F.linear(features, vectors)
+            penalty = self.strength * class_drift(vectors, start)
+            return Losses(F.cross_entropy(logits, batch.labels), penalty, logits)
+
+        def logits(theta: Theta, images: Tensor) -> Tensor:
+            return classifier.logits(theta, images)
+
+        stage = Stage(clipfit_names(task.model), self.recipe(task.n))
+        return Prepared(task.theta_0, (stage,), losses, logits, of_classifier(classifier))
+
+
+def clipfit_names(model: ClipModel) -> tuple[str, ...]:
+    """What CLIPFit trains: ``*.mlp.c_proj.bias`` of the text tower, weight and bias of every image ``ln*`` (``norm*``).
+
+    Raises ConfigError for a model that lacks either.
+    """
+    text, image = set(model.text_names), set(model.image_names)
+    biases = [n for n in model.parameter_names if n in text and _TEXT_BIAS.fullmatch(n)]
+    norms = [n for n in model.parameter_names if n in image and _IMAGE_NORM.fullmatch(n)]
+    if not biases or not norms:
+        lacking = "text mlp.c_proj.bias" if not biases else "image layer norms"
+        raise ConfigError(f"clipfit: model '{shown(model.name)}' has no {lacking} to train.")
+    return (*norms, *biases)

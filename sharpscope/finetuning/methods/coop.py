@@ -1,0 +1,108 @@
+"""Prompt learning with frozen towers: CoOp's plain context, and KgCoOp, which holds the class vectors in place.
+
+The towers do not move, so what is analysed as a pair is the head: from the zero-shot class vectors (the templates') to
+those of the learnt prompt. On that path the logits of the two are mixed linearly. The file holds the prompts and this
+head only, and is read over the zero-shot checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.head import zero_shot_head
+from sharpscope.clip.prompts import CTX, PREFIX, Prompts, class_drift, initial_context
+from sharpscope.finetuning.method import Batch, Exported, Losses, Method, Prepared, Stage, Task
+from sharpscope.finetuning.trainer import Optimizer, Theta
+
+__all__ = ["CoOp", "KgCoOp"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoOp(Method):
+    """A context shared by all classes is learnt in the place of the template's words; both towers are frozen.
+
+    ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``, g_c the class vector of the prompt ``[v_1] ... [v_M] name.``,
+    g_c^0 the zero-shot one; strength 0 is CoOp itself.
+    """
+
+    name: ClassVar[str] = "coop"
+    title: ClassVar[str] = "CoOp"
+    source: ClassVar[str] = "Zhou et al. 2022, arXiv 2109.01134"
+
+    lr: float = 2e-3
+    epochs: int = 50
+    batch_size: int = 32
+    optimizer: Optimizer = "sgd"
+    warmup: float = 0.02
+    """The first of 50 epochs."""
+    warmup_lr: float | None = 1e-5
+    weight_decay: float = 5e-4
+    clip_norm: float | None = None
+    shots: int | None = 16
+    words: str = "a photo of a"
+    """The context starts as the embeddings of these words."""
+    length: int | None = None
+    """Start from so many random vectors instead (the paper's best: 16)."""
+    class_specific: bool = False
+    """A context of its own for every class (the paper's CSC) instead of one for all."""
+    strength: float = 0.0
+    """Weight of the penalty."""
+
+    def prepare(self, task: Task) -> Prepared:
+        model = task.model
+        context = initial_context(model, task.theta_0, self.words, self.length, task.seed).to(task.device)
+        prompts = Prompts.of(model, task.classnames, len(context))
+        if self.class_specific:
+            context = context.repeat(len(task.classnames), 1, 1)
+        added = {CTX: context, **self.modules(task, context)}
+        with torch.no_grad():
+            start = zero_shot_head(model, task.theta_0, task.classnames, task.templates)
+
+        def logits(theta: Theta, images: Tensor, vectors: Tensor | None = None) -> Tensor:
+            with torch.no_grad():
+                features = model.encode_image(theta, images)
+            vectors = prompts.class_vectors(model, theta) if vectors is None else vectors
+            return theta["logit_scale"].exp() * F.linear(features, vectors)
+
+        def losses(theta: Theta, batch: Batch) -> Losses:
+            vectors = prompts.class_vectors(model, theta)
+            scores = logits(theta, batch.images, vectors)
+            penalty = self.strength * class_drift(vectors, start) if self.strength else None
+            return Losses(F.cross_entropy(scores, batch.labels), penalty, scores)
+
+        @torch.no_grad()
+        def export(theta: Theta) -> Exported:
+            learnt = {n: t.detach() for n, t in theta.items() if n.startswith(PREFIX)}
+            head = {"head.weight": prompts.class_vectors(model, theta)}
+            facts = {
+                "sharpscope.classnames": json.dumps(list(task.classnames)),
+                "sharpscope.head.scale_baked": "false",
+                "sharpscope.head.normalize": "true",
+            }
+            return Exported({**learnt, **head}, facts)
+
+        stage = Stage(tuple(added), self.recipe(task.n))
+        return Prepared({**task.theta_0, **added}, (stage,), losses, logits, export)
+
+    def modules(self, task: Task, context: Tensor) -> Theta:
+        """What is trained beside the ``context`` [M, W] (or [C, M, W])."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KgCoOp(CoOp):
+    """CoOp whose class vectors are held near the zero-shot ones."""
+
+    name: ClassVar[str] = "kgcoop"
+    title: ClassVar[str] = "KgCoOp"
+    source: ClassVar[str] = "Yao et al. 2023, arXiv 2303.13283"
+
+    epochs: int = 100
+    warmup: float = 0.01
+    strength: float = 8.0

@@ -1,0 +1,66 @@
+"""L2-SP: weight decay towards the starting point instead of towards zero (Li et al. 2018, 1802.01483)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sharpscope.finetuning.method import (
+    Batch,
+    Losses,
+    Method,
+    Prepared,
+    Stage,
+    Task,
+    cross_entropy,
+    image_tower,
+    of_classifier,
+    with_head,
+)
+from sharpscope.finetuning.trainer import Optimizer, Theta
+
+__all__ = ["L2SP", "squared_distance"]
+
+
+def squared_distance(theta: Mapping[str, Tensor], start: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    """``sum_n ||theta_n - start_n||^2`` over the tensors ``names``, a scalar."""
+    return torch.stack([(theta[n] - start[n]).square().sum() for n in names]).sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2SP(Method):
+    """Cross-entropy + strength / 2 * ||theta - theta_0||^2 over image tower and head; no other weight decay.
+
+    The paper decays a new head towards zero (beta); this one starts as the zero-shot head, so its start is pulled at
+    like everything else's. Their steps of the learning rate are a cosine here, and ``strength`` is chosen among powers
+    of ten for each data set there.
+    """
+
+    name: ClassVar[str] = "l2-sp"
+    title: ClassVar[str] = "L2-SP"
+    source: ClassVar[str] = "Li et al. 2018, arXiv 1802.01483"
+
+    lr: float = 0.01
+    steps: int | None = 9000
+    batch_size: int = 64
+    optimizer: Optimizer = "sgd"
+    weight_decay: float = 0.0
+    strength: float = 0.1
+    """alpha in the paper; >= 0."""
+    scale_baked: bool = True
+    """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
+
+    def prepare(self, task: Task) -> Prepared:
+        classifier, start = with_head(task, scale_baked=self.scale_baked)
+        trained = (*image_tower(task), "head.weight")
+        classify = cross_entropy(classifier)
+
+        def losses(theta: Theta, batch: Batch) -> Losses:
+            return classify(theta, batch)._replace(penalty=self.strength / 2 * squared_distance(theta, start, trained))
+
+        stage = Stage(trained, self.recipe(task.n))
+        return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier))

@@ -1,0 +1,100 @@
+"""Lipsum-FT: energies of random texts are kept while the classifier learns (Nam et al. 2024, 2404.00860)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError
+from sharpscope.finetuning.method import (
+    Batch,
+    Losses,
+    Method,
+    Prepared,
+    Stage,
+    Task,
+    image_tower,
+    of_classifier,
+    with_head,
+)
+from sharpscope.finetuning.trainer import Theta
+
+__all__ = ["LipsumFT", "energy_gap", "random_texts"]
+
+
+def energy_gap(images: Tensor, images_0: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+    """``mean_x 1/(2M) sum_m (s <f(x), g(t_m)> - s <f_0(x), g(t_m)>)^2``, a scalar.
+
+    images, images_0: unit features [B, D] of the model and of theta_0; texts: unit features [M, D]; scale: s.
+    """
+    return (scale * (images - images_0) @ texts.T).square().sum(1).mean() / (2 * len(texts))
+
+
+def random_texts(model: ClipModel, count: int, length: int, generator: torch.Generator) -> Tensor:
+    """Token ids [count, context_length]: start, ``length`` tokens drawn uniformly from the vocabulary, end, padding.
+
+    Raises ConfigError where these do not fit the context, or where the tokenizer's end is not its highest id (which is
+    where CLIP's text tower looks).
+    """
+    empty = model.tokenize([""])
+    start, end, context = int(empty[0, 0]), int(empty[0, 1]), empty.shape[1]
+    if length < 1 or length + 2 > context:
+        raise ConfigError(f"lipsum-ft: text_length {length} does not fit a context of {context} tokens.")
+    if not start + 1 == end == int(empty.max()):
+        raise ConfigError(f"lipsum-ft: the tokenizer of '{model.name}' does not end texts with its highest token.")
+    tokens = empty.repeat(count, 1)
+    tokens[:, 1 : 1 + length] = torch.randint(0, start, (count, length), generator=generator)
+    tokens[:, 1 + length] = end
+    return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class LipsumFT(Method):
+    """Cross-entropy + strength * the squared change of the images' energies with random texts; text tower frozen.
+
+    Image tower, projection and head move; the text tower and the scale s are theta_0's throughout. The head's rows have
+    unit length at the start and the scale is NOT baked into them. As in the authors' code the energies have the scale
+    in them, and the tokens are drawn from all but start and end.
+    """
+
+    name: ClassVar[str] = "lipsum-ft"
+    title: ClassVar[str] = "Lipsum-FT"
+    source: ClassVar[str] = "Nam et al. 2024, arXiv 2404.00860"
+
+    lr: float = 1e-5
+    epochs: int = 10
+    batch_size: int = 256
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    keep_best: bool = True
+    strength: float = 1.0
+    """lambda in the paper; >= 0."""
+    texts: int = 80
+    """Random texts a step, M."""
+    text_length: int = 8
+    """Random tokens between start and end."""
+
+    def prepare(self, task: Task) -> Prepared:
+        classifier, start = with_head(task, scale_baked=False)
+        model, scale = task.model, start["logit_scale"].exp()
+        frozen = dict(task.theta_0)
+
+        def losses(theta: Theta, batch: Batch) -> Losses:
+            images = model.encode_image(theta, batch.images)
+            logits = scale * images @ theta["head.weight"].T
+            with torch.no_grad():
+                images_0 = model.encode_image(frozen, batch.images)
+                tokens = random_texts(model, self.texts, self.text_length, batch.generator("texts"))
+                texts = model.encode_text(frozen, tokens)
+            gap = energy_gap(images, images_0, texts, scale)
+            return Losses(F.cross_entropy(logits, batch.labels), self.strength * gap, logits)
+
+        random_texts(model, 1, self.text_length, task.generator("texts"))  # complains now, not at the first step
+        stage = Stage((*image_tower(task), "head.weight"), self.recipe(task.n))
+        return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier))

@@ -1,0 +1,99 @@
+"""StarFT: what zero-shot CLIP thinks of spurious texts is kept while it is fine-tuned (Kim et al. 2025, 2505.13232)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.finetuning.method import (
+    Batch,
+    Losses,
+    Method,
+    Prepared,
+    Stage,
+    Task,
+    both_towers,
+    of_classifier,
+    text_head,
+    with_head,
+)
+from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
+from sharpscope.finetuning.trainer import Theta
+
+__all__ = ["BACKGROUNDS", "StarFT", "alignment"]
+
+BACKGROUNDS = (
+    "a photo of a {} on grass", "a photo of a {} on snow", "a photo of a {} on sand", "a photo of a {} near water",
+    "a photo of a {} in a forest", "a photo of a {} in a city", "a photo of a {} under a blue sky",
+    "a photo of a {} at night", "a blurred photo of a {}", "a dark photo of a {}", "a small {} in the distance",
+)  # fmt: skip
+"""Spurious contexts: ours. The paper has a language model write some sixty about backgrounds (others: textures)."""
+
+
+def alignment(logits: Tensor, logits_0: Tensor, labels: Tensor) -> Tensor:
+    """``1/B sum_i KL(softmax_j Z_0[i, j] || softmax_j Z[i, j])`` over the texts j of OTHER classes than image i's.
+
+    logits, logits_0: [B, B] of image i and spurious text j, of the model and of theta_0; labels [B], negative ones are
+    a class of their own each. 0 for an image whose batch has no other class.
+    """
+    same = (labels[:, None] == labels[None, :]) & (labels[:, None] >= 0)
+    same |= torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    target, source = (z.masked_fill(same, -1e8) for z in (logits_0, logits))
+    return F.kl_div(source.log_softmax(1), target.softmax(1), reduction="batchmean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarFT(Method):
+    """A base loss + strength * KL between zero-shot and present image x spurious-text probabilities.
+
+    Every image comes with a spurious text: its class's name in a context that should not matter. lambda falls linearly
+    to 0: after every step here, after every epoch in the authors' code. Both sides use theta_0's logit scale.
+    """
+
+    name: ClassVar[str] = "starft"
+    title: ClassVar[str] = "StarFT"
+    source: ClassVar[str] = "Kim et al. 2025, arXiv 2505.13232"
+    couples: ClassVar[bool] = True
+
+    lr: float = 1e-5
+    epochs: int = 10
+    batch_size: int = 512
+    warmup: float = 500.0
+    weight_decay: float = 0.1
+    clip_norm: float | None = None
+    base: Literal["contrastive", "cross_entropy"] = "contrastive"
+    """contrastive: FLYP's loss, both towers; cross_entropy: WiSE-FT's, its head beside the text tower."""
+    strength: float = 0.5
+    """lambda_e in the paper, at the start; >= 0."""
+    spurious: tuple[str, ...] = BACKGROUNDS
+    """Spurious texts, {} for the class's name."""
+
+    def prepare(self, task: Task) -> Prepared:
+        model, frozen = task.model, dict(task.theta_0)
+        scale_0 = frozen["logit_scale"].exp()
+        caption, spurious = class_captions(task), class_captions(task, self.spurious)
+        classify = self.base == "cross_entropy"
+        classifier, start = with_head(task, scale_baked=True) if classify else (text_head(task), frozen)
+
+        def losses(theta: Theta, batch: Batch) -> Losses:
+            images, odd = model.encode_image(theta, batch.images), spurious(batch)
+            with torch.no_grad():
+                logits_0 = model.encode_image(frozen, batch.images) @ encode_distinct(model, frozen, odd).T
+            present = images @ encode_distinct(model, theta, odd).T
+            weight = self.strength * (1 - batch.progress)
+            penalty = weight * alignment(scale_0 * present, scale_0 * logits_0, batch.labels)
+            if classify:
+                logits = images @ theta["head.weight"].T
+                return Losses(F.cross_entropy(logits, batch.labels), penalty, logits)
+            texts = encode_distinct(model, theta, caption(batch) if batch.tokens is None else batch.tokens)
+            return Losses(contrastive_loss(images, texts, theta["logit_scale"].exp()), penalty)
+
+        towers = tuple(n for n in both_towers(task) if n != "logit_scale")
+        moved = (*towers, "head.weight") if classify else both_towers(task)
+        names = (*model.shapes, "head.weight") if classify else None
+        stage = Stage(moved, self.recipe(task.n))
+        return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier, names), classifier.frozen)

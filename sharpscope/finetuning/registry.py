@@ -1,0 +1,103 @@
+"""All fine-tuning methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from sharpscope.config.fields import checked_fields
+from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.finetuning.method import Method
+from sharpscope.finetuning.methods.clipfit import CLIPFit
+from sharpscope.finetuning.methods.contcoop import ContCoOp
+from sharpscope.finetuning.methods.coop import CoOp, KgCoOp
+from sharpscope.finetuning.methods.flyp import Flyp
+from sharpscope.finetuning.methods.l2_sp import L2SP
+from sharpscope.finetuning.methods.linear_probe import LinearProbe
+from sharpscope.finetuning.methods.lipsum_ft import LipsumFT
+from sharpscope.finetuning.methods.lp_ft import LpFT
+from sharpscope.finetuning.methods.r_adapter import RAdapter
+from sharpscope.finetuning.methods.starft import StarFT
+from sharpscope.finetuning.methods.wise_ft import WiseFT
+
+__all__ = ["METHODS", "configured", "listing", "method_named"]
+
+METHODS: Final[dict[str, type[Method]]] = {
+    m.name: m
+    for m in (
+        WiseFT,
+        LinearProbe,
+        LpFT,
+        L2SP,
+        LipsumFT,
+        Flyp,
+        StarFT,
+        CLIPFit,
+        CoOp,
+        KgCoOp,
+        ContCoOp,
+        RAdapter,
+    )
+}  # fmt: skip
+
+
+def method_named(name: str) -> type[Method]:
+    """The method called ``name``; ConfigError with the nearest for an unknown one."""
+    if name not in METHODS:
+        raise ConfigError(f"method: '{shown(name)}' is none of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
+    return METHODS[name]
+
+
+def listing() -> str:
+    """Every method with its source and hyperparameters, for reading."""
+    lines = []
+    for kind in METHODS.values():
+        method = kind()
+        settings = ", ".join(f"{n}={_brief(v)}" for n, v in method.hyperparameters().items())
+        lines += [f"{kind.name:<13} {method.description}", f"{'':<13} {kind.source}", f"{'':<13} {settings}"]
+    return "\n".join(lines)
+
+
+def _brief(value: Any) -> str:
+    return (
+        f"({len(value)} texts)"
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
+    """``method`` with some hyperparameters changed; ConfigError for an unknown one or a value of another type.
+
+    A text where no text belongs is read as YAML: ``"0.5"``, ``"none"``, ``"[a, b]"`` (the command line's values).
+    """
+    start = method_named(method)() if isinstance(method, str) else method
+    known = [f.name for f in dataclasses.fields(start)]
+    for name in changes:
+        if name not in known:
+            near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            raise ConfigError(f"{start.name}: no hyperparameter '{shown(name, 60)}'.{near}")
+    values = {**{n: getattr(start, n) for n in known}, **{n: _plain(v) for n, v in changes.items()}}
+    return type(start)(**checked_fields(type(start), values, f"{start.name}: "))
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lower() == "none":
+        return None
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+    if isinstance(read, str):  # YAML 1.1 takes 1e-5 for a text
+        try:
+            return float(read)
+        except ValueError:
+            return read
+    return read

@@ -1,0 +1,207 @@
+"""A fine-tuning from files to a file: what the command and ``sharpscope.finetuning`` do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharpscope.atomic import writing
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.clip.head import default_templates
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError, shown
+from sharpscope.finetuning.examples import load_examples
+from sharpscope.finetuning.fit import fit
+from sharpscope.finetuning.method import Method, Prepared, Task
+from sharpscope.finetuning.registry import configured
+from sharpscope.finetuning.statefile import StateFile
+from sharpscope.finetuning.trainer import Precision, Theta, learning_rate
+from sharpscope.miniworld import world as miniworld
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
+from sharpscope.weights.compare import check_model
+
+__all__ = ["Tuned", "finetune"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished fine-tuning."""
+
+    path: Path | None
+    """The checkpoint, which ``sharpscope run --finetuned`` takes; None where nothing was to be written."""
+    method: Method
+    classnames: tuple[str, ...]
+    theta: Theta = field(repr=False)
+    """What the checkpoint holds."""
+    metadata: Mapping[str, str] = field(repr=False)
+    losses: tuple[float, ...] = field(default=(), repr=False)
+    """Of every step; empty where the file was there already."""
+    accuracies: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+    """(step, validation accuracy) after every epoch."""
+    note: str = ""
+    """What was odd, in words: images that could not be read (since it was last taken up), a warm-up too long."""
+
+    def summary(self) -> str:
+        """One line on what happened."""
+        said = [self.method.title]
+        if not self.losses:
+            return f"{said[0]}, finished before"
+        said.append(f"{len(self.losses)} steps, loss {self.losses[0]:.3g} -> {self.losses[-1]:.3g}")
+        if self.accuracies:
+            last, best = self.accuracies[-1][1], max(a for _, a in self.accuracies)
+            kept = f", {best:.1%} kept" if self.method.keep_best else ""
+            said.append(f"validation accuracy {last:.1%} at the end{kept}")
+        elif self.method.keep_best:
+            said.append("the last weights, for want of --val")
+        return ", ".join(said) + (f"\n{self.note}" if self.note else "")
+
+
+def finetune(
+    zeroshot: str | Path | Checkpoint | Mapping[str, Tensor],
+    train: str,
+    method: str | Method = "wise-ft",
+    *,
+    model: str = "ViT-B-32",
+    out: str | Path | None = None,
+    val: str | None = None,
+    data_root: str | Path | None = None,
+    classnames: str | Path | Sequence[str] | None = None,
+    templates: str | Path | Sequence[str] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "float32",
+    augment: bool = True,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+    **hyperparameters: Any,
+) -> Tuned:
+    """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again takes up where it was interrupted.
+
+    Args:
+        zeroshot: checkpoint file (or ``mini:zeroshot``), Checkpoint or named tensors; not modified.
+        train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs. See
+            ``data.load_examples``.
+        method: name in ``registry.METHODS``, or a Method; ``hyperparameters`` override its defaults.
+        model: open_clip model name, config JSON, or ``mini``.
+        out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
+        val: data set whose accuracy is taken after every epoch, and by which the best weights are kept where the method
+            keeps these; the embedded world has one by itself.
+        classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
+        device: cpu, cuda, or auto.
+        precision: bfloat16, float16: autocast on CUDA.
+        augment: random crops; arrays and the embedded world stay as they are.
+
+    Raises ConfigError, DatasetError, CheckpointError, PairMismatch for what does not fit; NumericalError when training
+    diverges.
+    """
+    tuning = configured(method, hyperparameters)
+    clip = ClipModel.load(model)
+    names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
+    prompts = read_lines(templates, "templates") if isinstance(templates, (str, Path)) else templates
+    start = _start(zeroshot)
+    check_model(
+        start.tensors, clip.shapes, clip.name, source=shown(start.source, 200), require=("image", "text", "scale")
+    )
+    options = {"data_root": data_root, "classnames": names}
+    examples, found = load_examples(train, clip, shots=tuning.shots, augment=augment, seed=seed, **options)  # type: ignore[arg-type]
+    names, prompts = tuple(found), tuple(prompts or default_templates(clip))
+    if val is None and tuning.keep_best and train.startswith("mini:"):
+        val = f"{train.partition('@')[0]}@val"
+    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    belongs = {
+        "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,
+        "model": clip.name, "train": train, "val": val, "examples": len(examples), "augment": augment, "seed": seed,
+        "precision": precision, "device": where.type, "classnames": _digest(names), "templates": _digest(prompts),
+    }  # fmt: skip
+    file, state = _files(out, tuning, belongs)
+    if file is not None and file.exists():
+        return _already(file, belongs, tuning, names)
+    theta_0 = {
+        n: t.to(where, torch.float32) if t.is_floating_point() else t.to(where) for n, t in start.tensors.items()
+    }
+    task = Task(clip, theta_0, names, prompts, len(examples), seed)
+    judge = _accuracy(load_dataset(val, model=clip, **options)) if val else None  # type: ignore[arg-type]
+    fitted = fit(
+        tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
+        progress=progress,
+    )  # fmt: skip
+    tensors = {n: t.detach().cpu() for n, t in fitted.exported.tensors.items()}
+    metadata = {
+        **fitted.exported.metadata,
+        "sharpscope.finetuning": json.dumps(belongs | dict(fitted.prepared.facts)),
+        "sharpscope.templates": json.dumps(list(prompts)),
+    }
+    if clip.config:
+        metadata["sharpscope.quick_gelu"] = json.dumps(bool(clip.config.get("quick_gelu", False)))
+    if file is not None and state is not None:
+        write_checkpoint(file, tensors, metadata)
+        state.path.unlink(missing_ok=True)
+    note = "\n".join(filter(None, (examples.skipped, _note(fitted.prepared))))
+    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, note)
+
+
+def _note(prepared: Prepared) -> str:
+    for recipe in (stage.recipe for stage in prepared.stages):
+        if recipe.steps and recipe.warmup > recipe.steps:
+            peak = max(learning_rate(recipe, step) for step in range(recipe.steps)) / recipe.lr
+            return (
+                f"note: {recipe.warmup:g} steps of warm-up in {recipe.steps}: the rate never passed {peak:.0%} of lr "
+                f"{recipe.lr:g} (--set warmup=0.1 is a tenth of all steps)"
+            )
+    return ""
+
+
+def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:
+    if isinstance(zeroshot, str) and zeroshot.startswith("mini:"):
+        return read_checkpoint(miniworld.checkpoint_path(zeroshot))
+    return read_checkpoint(zeroshot) if isinstance(zeroshot, (str, Path)) else checkpoint_of(zeroshot, "<zeroshot>")
+
+
+def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -> tuple[Path | None, StateFile | None]:
+    if out is None:
+        return None, None
+    folder = Path(out).expanduser()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{method.name}.safetensors", StateFile(folder / f"{method.name}.state.safetensors", belongs)
+
+
+def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tuple[str, ...]) -> Tuned:
+    """The finished file, if it is this fine-tuning's."""
+    there = read_checkpoint(file, partial=True)  # prompts alone are a whole result too
+    try:
+        told = json.loads(there.facts["metadata"].get("sharpscope.finetuning", "{}"))
+    except (ValueError, RecursionError):
+        told = {}
+    different = [k for k, v in json.loads(json.dumps(dict(belongs))).items() if told.get(k) != v]
+    if different:
+        raise ConfigError(
+            f"{shown(file)}: is there, and of another fine-tuning ({', '.join(different[:5])} differ).\n"
+            "Remedy: another --out; nothing is overwritten."
+        )
+    return Tuned(file, method, names, there.tensors, there.facts["metadata"])
+
+
+def _accuracy(dataset: Dataset, batch_size: int = 256) -> Callable[[Callable[[Tensor], Tensor]], float]:
+    """Top-1 accuracy on ``dataset`` of any function from images to logits."""
+
+    def measure(logits: Callable[[Tensor], Tensor]) -> float:
+        hits = 0
+        for images, labels in dataset.batches(batch_size):
+            hits += int((dataset.project(logits(images)).argmax(1).cpu() == labels).sum())
+        return hits / len(dataset)
+
+    return measure
+
+
+def _digest(names: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]

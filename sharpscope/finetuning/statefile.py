@@ -1,0 +1,109 @@
+"""Where an interrupted fine-tuning stands, as one safetensors file: tensors, and JSON in the metadata; no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from sharpscope.atomic import write_atomic
+from sharpscope.errors import ConfigError, CorruptCheckpoint, shown
+from sharpscope.finetuning.trainer import State, Theta
+from sharpscope.weights.files.safetensorsfile import serialise
+
+__all__ = ["Progress", "StateFile"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a method has come: finished stages, and the state inside the present one."""
+
+    stage: int = 0
+    """Finished stages."""
+    moved: Theta = field(default_factory=dict)
+    """Tensors that finished stages have moved."""
+    losses: list[float] = field(default_factory=list)
+    """Of finished stages."""
+    accuracies: list[tuple[int, float]] = field(default_factory=list)
+    best: Theta = field(default_factory=dict)
+    best_accuracy: float = -1.0
+    state: State | None = None
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The file ``path`` of the run that ``belongs`` describes (JSON); another run's state is refused."""
+
+    path: Path
+    belongs: Mapping[str, Any]
+
+    def save(self, at: Progress) -> None:
+        """Write ``at``, whole or not at all."""
+        state = at.state
+        tensors = {f"moved/{n}": t for n, t in at.moved.items()} | {f"best/{n}": t for n, t in at.best.items()}
+        facts: dict[str, Any] = {
+            "stage": at.stage, "accuracies": at.accuracies, "best_accuracy": at.best_accuracy,
+            "belongs": dict(self.belongs), "step": None, "scaler": {},
+        }  # fmt: skip
+        if state is not None:
+            facts |= {"step": state.step, "scaler": state.scaler}
+            tensors |= {f"leaf/{n}": t for n, t in state.leaves.items()}
+            tensors |= {f"average/{n}": t for n, t in state.average.items()}
+            tensors |= {f"slot/{slot}/{n}": t for n, slots in state.slots.items() for slot, t in slots.items()}
+        tensors["losses"] = torch.tensor(at.losses, dtype=torch.float64)
+        tensors["state/losses"] = torch.tensor(state.losses if state else [], dtype=torch.float64)
+        write_atomic(self.path, b"".join(serialise(tensors, {"sharpscope.finetuning": json.dumps(facts)})))
+
+    def load(self, device: torch.device) -> Progress | None:
+        """What ``save`` wrote, None where there is no file; ConfigError where it is another run's."""
+        if not self.path.exists():
+            return None
+        tensors, facts = self._read(device)
+        if facts["belongs"] != json.loads(json.dumps(dict(self.belongs))):
+            raise ConfigError(
+                f"{shown(self.path)}: belongs to another fine-tuning: {_difference(facts['belongs'], self.belongs)}.\n"
+                "Remedy: the settings of that one, or another --out."
+            )
+
+        def part(prefix: str) -> Theta:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        state = None
+        if facts["step"] is not None:
+            slots: dict[str, dict[str, torch.Tensor]] = {}
+            for name, tensor in part("slot/").items():
+                slot, _, leaf = name.partition("/")
+                # Adam counts its steps on the CPU, wherever the weights are
+                slots.setdefault(leaf, {})[slot] = tensor.cpu() if slot == "step" else tensor
+            losses = tensors["state/losses"].tolist()
+            state = State(facts["step"], part("leaf/"), slots, part("average/"), losses, facts["scaler"])
+        return Progress(
+            stage=facts["stage"],
+            moved=part("moved/"),
+            losses=tensors["losses"].tolist(),
+            accuracies=[(int(step), float(value)) for step, value in facts["accuracies"]],
+            best=part("best/"),
+            best_accuracy=facts["best_accuracy"],
+            state=state,
+        )
+
+    def _read(self, device: torch.device) -> tuple[Theta, dict[str, Any]]:
+        try:
+            with safetensors.safe_open(self.path, "pt") as file:
+                facts = json.loads((file.metadata() or {})["sharpscope.finetuning"])
+                return {n: file.get_tensor(n).to(device) for n in file.keys()}, facts  # noqa: SIM118 (no mapping)
+        except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
+            raise CorruptCheckpoint(
+                f"{shown(self.path)}: no state of a fine-tuning can be read from it ({shown(error)}).\n"
+                "Remedy: remove the file to begin anew."
+            ) from None
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    different = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    return "; ".join(f"{k} was {shown(old.get(k), 40)}, is {shown(new.get(k), 40)}" for k in different[:3])

@@ -1,0 +1,238 @@
+"""The one training loop: named leaf tensors, a loss of the step, warm-up and cosine decay, a state to take up again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sharpscope.errors import ConfigError, NumericalError, shown
+
+__all__ = [
+    "Loss",
+    "Optimizer",
+    "Precision",
+    "Recipe",
+    "State",
+    "Theta",
+    "Trained",
+    "epochs",
+    "learning_rate",
+    "train",
+]
+
+Theta = dict[str, Tensor]
+Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
+"""(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
+of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""
+Optimizer = Literal["adamw", "sgd"]
+Precision = Literal["float32", "bfloat16", "float16"]
+
+_SLOTS: dict[Optimizer, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq", "step"), "sgd": ("momentum_buffer",)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to step: AdamW (Loshchilov & Hutter 2019, 1711.05101) or SGD, warm-up, cosine to 0, clipped gradient norm."""
+
+    lr: float
+    """Peak learning rate, > 0."""
+    steps: int
+    """Optimizer steps in all, >= 0."""
+    warmup: float = 0.0
+    """Steps of warm-up; a fraction of a step is allowed (1.5 % of 640 steps)."""
+    weight_decay: float = 0.1
+    """On tensors of two and more dimensions only: gains, biases and the logit scale do not decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = 1.0
+    """Largest norm of the whole gradient; None: not clipped."""
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
+    """Of SGD."""
+    warmup_lr: float | None = None
+    """Constant rate during warm-up; None: a linear rise from 0."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("lr", self.lr), ("warmup_lr", self.warmup_lr)):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"recipe: {name} needs a positive number, got {value}.")
+        if self.steps < 0 or self.warmup < 0 or self.weight_decay < 0:
+            raise ConfigError("recipe: steps, warmup and weight_decay cannot be negative.")
+        if self.optimizer not in _SLOTS:
+            raise ConfigError(f"recipe: optimizer '{shown(self.optimizer)}' is none of {', '.join(_SLOTS)}.")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """``theta`` after training (untrained tensors are the very objects that came in), and the loss of every step."""
+
+    theta: Theta
+    losses: tuple[float, ...]
+
+
+@dataclass
+class State:
+    """Everything that the next step depends on; ``leaves``, ``slots`` and ``average`` are the live tensors themselves.
+
+    ``slots``: the optimizer's memory, {tensor name: {slot: tensor}}; ``average``: the moving average of the leaves, or
+    empty; ``scaler``: the loss scale's state for float16.
+    """
+
+    step: int
+    leaves: Theta
+    slots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    average: Theta = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> Theta:
+        """What is to be evaluated and saved: the averaged leaves where there is an average."""
+        return {name: tensor.detach() for name, tensor in (self.average or self.leaves).items()}
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """``lr * min(1, (step + 1) / warmup) * (1 + cos(pi * step / steps)) / 2`` at ``step`` = 0 ... steps - 1.
+
+    With ``warmup_lr``: that rate before step ``warmup``, the cosine's from there on (CoOp's and CLIPFit's first epoch).
+    """
+    if recipe.warmup_lr is not None and step < recipe.warmup:
+        return recipe.warmup_lr
+    # not (step + 1) / warmup alone: with less than one step of warm-up the first step has the full rate
+    ramp = min(1.0, (step + 1) / max(1.0, recipe.warmup)) if recipe.warmup_lr is None else 1.0
+    return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+
+
+def epochs(n: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
+    """Indices of each step's batch, ``count`` times over ``n`` examples, each time newly shuffled, ragged ends dropped.
+
+    Raises ConfigError where there is not one whole batch.
+    """
+    if not 1 <= batch_size <= n:
+        raise ConfigError(f"finetune: batch size {batch_size} does not fit {n} training examples.")
+    return _epochs(n, batch_size, count, torch.Generator().manual_seed(seed))
+
+
+def _epochs(n: int, batch_size: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    for _ in range(count):
+        yield from torch.randperm(n, generator=generator)[: n // batch_size * batch_size].view(-1, batch_size)
+
+
+def train(
+    theta: Mapping[str, Tensor],
+    trained: Sequence[str],
+    loss: Loss,
+    recipe: Recipe,
+    *,
+    constrain: Callable[[Theta], None] | None = None,
+    ema: float | None = None,
+    precision: Precision = "float32",
+    resume: State | None = None,
+    after: Callable[[State], None] | None = None,
+    meter: Mapping[str, str] | None = None,
+    description: str | None = None,
+) -> Trained:
+    """Minimise ``loss`` over the tensors named in ``trained``, starting from ``theta``, which is left as it is.
+
+    loss       called once a step with theta, the trained tensors as leaves; draws its own batches (see ``epochs``)
+    constrain  called after every step, without gradients, to put the leaves back where they have to be, in place
+    ema        decay d of the average a <- d a + (1 - d) theta that is returned instead of the last theta
+    precision  bfloat16, float16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
+    resume     a state that ``after`` has seen: training goes on from there, with the bits it would have had
+    after      called with the state after every step; copies what it keeps
+    meter      what the progress bar shows beside the loss, read after every step
+    description  label of the progress bar (on a terminal only); None: no bar
+
+    The same theta, loss and recipe give the same bits on the same machine and thread count.
+    Raises ConfigError for a name that theta lacks, NumericalError when the loss is no longer finite.
+    """
+    unknown = [name for name in trained if name not in theta]
+    if unknown or not trained:
+        raise ConfigError(
+            f"finetune: nothing called {', '.join(map(shown, unknown[:5])) or '(nothing)'} to train in theta."
+        )
+    start: Mapping[str, Tensor] = theta if resume is None else resume.leaves
+    leaves = {name: start[name].detach().clone().requires_grad_() for name in trained}
+    current = {**theta, **leaves}
+    optimizer = _optimizer(leaves, recipe)
+    device = next(iter(leaves.values())).device
+    half = device.type == "cuda" and precision != "float32"
+    scaler = torch.amp.GradScaler(device.type, enabled=half and precision == "float16")
+    state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
+    if resume is not None:
+        _take_up(state, resume, optimizer, scaler)
+    silent = None if description else True
+    bar = tqdm(range(state.step, recipe.steps), description, initial=state.step, total=recipe.steps, disable=silent)
+    for step in bar:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, step)
+        optimizer.zero_grad()
+        state.losses.append(0.0)
+        terms = _terms(loss, current, step)
+        while True:
+            with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=half):
+                term = next(terms, None)
+            if term is None:
+                break
+            state.losses[-1] += float(term.detach())
+            if not math.isfinite(state.losses[-1]):
+                raise NumericalError(
+                    f"finetune: loss {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
+                )
+            scaler.scale(term).backward()
+        if recipe.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(list(leaves.values()), recipe.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        with torch.no_grad():
+            if constrain is not None:
+                constrain(current)
+            for name, average in state.average.items():
+                average.lerp_(leaves[name], 1 - (ema or 0.0))
+        state.step = step + 1
+        if after is not None:
+            state.slots = {n: _slots(optimizer, leaf, recipe) for n, leaf in leaves.items()}
+            state.scaler = scaler.state_dict()
+            after(state)
+        if description and not bar.disable:
+            bar.set_postfix({"loss": f"{state.losses[-1]:.3f}", **(meter or {})}, refresh=False)
+    return Trained({**theta, **state.kept}, tuple(state.losses))
+
+
+def _terms(loss: Loss, theta: Theta, step: int) -> Iterator[Tensor]:
+    value = loss(theta, step)
+    yield from (value,) if isinstance(value, Tensor) else value
+
+
+def _optimizer(leaves: Theta, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in leaves.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in leaves.values() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+
+
+def _slots(optimizer: torch.optim.Optimizer, leaf: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    """The optimizer's memory of one leaf; empty where no gradient has reached it yet."""
+    held: MutableMapping[str, Any] = optimizer.state.get(leaf, {})
+    return {slot: held[slot] for slot in _SLOTS[recipe.optimizer] if isinstance(held.get(slot), Tensor)}
+
+
+def _take_up(state: State, resume: State, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    state.step, state.losses = resume.step, list(resume.losses)
+    for name, average in state.average.items():
+        average.copy_(resume.average[name])
+    for name, leaf in state.leaves.items():
+        if slots := resume.slots.get(name):
+            optimizer.state[leaf] = {slot: t.detach().clone() for slot, t in slots.items()}
+    if resume.scaler:
+        scaler.load_state_dict(resume.scaler)

@@ -1,0 +1,127 @@
+"""Steps over the pairs of several runs: correlation and effective robustness, accuracies from there or elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+import pandas as pd
+
+from sharpscope.errors import ConfigError, RunDirectoryError, shown
+from sharpscope.exchange.join import RunPair, join_accuracy, with_means
+from sharpscope.exchange.reading import read_measured
+from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
+from sharpscope.tables.files import normalised, read_csv
+from sharpscope.tables.rows import covariates
+
+__all__ = ["correlate", "robustness"]
+
+Path = str | os.PathLike[str]
+
+
+def correlate(
+    runs: Sequence[Path],
+    accuracy: Path | None = None,
+    *,
+    match: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Across-pair correlations over the pairs of several run directories.
+
+    ``accuracy``: numbers measured elsewhere instead of the runs' own: a table with the columns of accuracy.csv, or a
+    file of another system (``findings.foreign.FORMATS``), whose models are put to the pairs by name (see
+    ``findings.foreign.join_accuracy`` for ``match`` and ``ids``). Raises RunDirectoryError for a folder without tables,
+    ConfigError where two runs have a pair of the same name, ResultsError for what cannot be read or matched.
+    """
+    joined = _tables(runs, ("sharpness", "accuracy", "path"))
+    if accuracy is not None:
+        joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
+    return pair_correlations(
+        joined["sharpness"],
+        joined["accuracy"],
+        covariates(joined["accuracy"], joined["path"]),
+        source="run",
+        seed=seed,
+        bootstrap=bootstrap,
+        level=level,
+    )
+
+
+def robustness(
+    runs: Sequence[Path],
+    baseline: Path,
+    accuracy: Path | None = None,
+    *,
+    match: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Effective robustness of every point of every path, see ``findings.robustness.effective_robustness``.
+
+    ``baseline``: zeroshot, finetuned or ends (the models of these runs at alpha 0, 1, or both), or a CSV file of models
+    or lines (``read_baseline``).
+    """
+    table = _tables(runs, ("accuracy", "path"))["accuracy"]
+    if accuracy is not None:
+        table = _elsewhere(accuracy, _pairs(runs), match, ids)
+    named = str(baseline)
+    rows = baseline_points(table, named) if named in BASELINES else read_baseline(named)
+    name = named if named in BASELINES else FilePath(baseline).name
+    return effective_robustness(table, rows, name, seed=seed, bootstrap=bootstrap, level=level)
+
+
+def _tables(runs: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The tables of all runs, one below the other; no pair may be in two of them."""
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    seen: dict[str, str] = {}
+    for run in runs:
+        for name, parts in tables.items():
+            file = FilePath(run) / "tables" / f"{name}.csv"
+            if not file.exists():
+                raise RunDirectoryError(
+                    f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
+                )
+            parts.append(read_csv(file, name))
+        for pair in tables["path"][-1]["pair"].unique():
+            if pair in seen:
+                raise ConfigError(f"correlate: both {shown(seen[pair])} and {shown(run)} have a pair '{shown(pair)}'.")
+            seen[str(pair)] = str(run)
+    return {
+        name: normalised(pd.concat([p for p in parts if len(p)] or parts[:1]), name) for name, parts in tables.items()
+    }
+
+
+def _pairs(runs: Sequence[Path]) -> list[RunPair]:
+    """Every run's pairs with their fine-tuned files, as the manifests name them."""
+    out = []
+    for run in runs:
+        try:
+            pairs = json.loads((FilePath(run) / "manifest.json").read_text(encoding="utf-8"))["config"]["pairs"]
+            out += [RunPair(str(p["name"]), str(p["finetuned"])) for p in pairs]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RunDirectoryError(
+                f"{shown(run)}: its manifest.json does not tell the pairs and their files."
+            ) from None
+    return out
+
+
+def _elsewhere(accuracy: Path, pairs: Sequence[RunPair], match: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
+    file = FilePath(accuracy)
+    if file.is_file() and _is_ours(file):
+        return normalised(with_means(read_csv(file, "accuracy")), "accuracy")
+    return normalised(join_accuracy(read_measured(file), pairs, match=match, ids=ids), "accuracy")
+
+
+def _is_ours(file: FilePath) -> bool:
+    """Whether the first line holds the columns of accuracy.csv."""
+    with file.open("rb") as stream:
+        columns = stream.readline(10_000).decode("utf-8-sig", errors="replace").strip().replace('"', "").split(",")
+    return {"pair", "dataset", "estimate"} <= set(columns)

@@ -1,0 +1,296 @@
+"""The units of work of a study: pure functions of (config, what) whose results the run directory keeps.
+
+A unit's numbers depend on the config, the input files and its own key, never on which process computes it, when, or
+after which restart. Units of one kind for one pair share a ``Context``; a worker process makes it once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.baselines import output_baselines
+from sharpscope.clip.metrics import Answers
+from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.eigen import RitzSpace
+from sharpscope.curvature.measures.density import measure_density
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.curvature.measures.rows import MeasureResult
+from sharpscope.layers import Layer
+from sharpscope.seeds import derive
+from sharpscope.study.context import Context
+from sharpscope.study.tasks import Variant, roles
+from sharpscope.study.unitfile import Unit
+from sharpscope.vocabulary import DENSE, UPGRADED, expand_measures
+from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.sparsify import sparsify
+
+__all__ = ["compute"]
+
+_RETRIES = 8
+"""How often the memory budget is halved after an accelerator ran out of memory."""
+Progress = Callable[[str], None]
+
+
+def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
+    """The unit ``kind/pair/what``: path/P/ALPHA, curvature/P/FIRST-LAST, layers/P/BASE, noise/P, outputs/P,
+    upgraded/P/ALPHA, repair/P/VARIANT/ALPHA."""
+    kind, _, *rest = key.split("/")
+    if kind == "path":
+        return _path_unit(context, float(rest[0]))
+    if kind == "curvature":
+        first, last = (float(a) for a in rest[0].split(".."))
+        return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
+    if kind == "layers":
+        return _layers_unit(context, rest[0], progress)
+    if kind == "noise":
+        return _noise_unit(context, progress)
+    if kind == "outputs":
+        return _outputs_unit(context)
+    if kind == "upgraded":
+        return _upgraded_unit(context, float(rest[0]))
+    assert kind == "repair" and variant is not None
+    return _repair_unit(context, variant, float(rest[-1]))
+
+
+# ---------------------------------------------------------------------- along the path
+def _path_unit(context: Context, alpha: float) -> Unit:
+    """Loss of every probe example, distances, and which test examples are right, at theta(alpha)."""
+    pair, theta = context.pair, context.theta(alpha)
+    losses = context.probe.sample_losses(theta).double().cpu().numpy()
+    distance_0, distance_1 = context.path.distance(alpha)
+    finite = bool(np.isfinite(losses).all())
+    row: dict[str, Any] = {
+        "pair": pair.name,
+        "alpha": alpha,
+        "loss": float(losses.mean()) if finite else math.nan,
+        "loss_stderr": float(losses.std(ddof=1) / math.sqrt(len(losses))) if finite and len(losses) > 1 else math.nan,
+        "distance_0": distance_0,
+        "distance_1": distance_1,
+        "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
+        "status": "ok" if finite else "failed",
+    }
+    given = _evaluate(context, theta)
+    return Unit(
+        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)},
+        {"losses": losses, **_answered(context, given)},
+    )
+
+
+def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answers]:
+    config, classifier = context.config, context.pair.classifier
+    return {
+        spec: answers(classifier, theta, dataset, config.batch_size, context.device, cache=context.features)
+        for spec, dataset in context.datasets.items()
+    }
+
+
+def _outputs_unit(context: Context) -> Unit:
+    """Accuracy of the mixed outputs of the two ends; no alpha, for they are no point of the path."""
+    config = context.config
+    calibrate_on = config.id[0] if config.id else None
+    found, notes = output_baselines(
+        context.pair, context.probe, context.datasets, config.output_baselines, calibrate_on, config.batch_size
+    )
+    rows = []
+    for name, given in found.items():
+        for row in _accuracy(context, math.nan, name, given):
+            rows.append(row | {"note": "; ".join(x for x in (row["note"], notes.get(name)) if x)})
+    return Unit({"accuracy": rows})
+
+
+def _upgraded_unit(context: Context, alpha: float) -> Unit:
+    """Accuracy on the upgraded backbone, the pair's change added alpha times."""
+    assert context.pair.upgraded is not None
+    path = InterpolationPath(*context.pair.upgraded, context.dtype, context.config.extrapolate)
+    given = _evaluate(context, {k: v.to(context.device) for k, v in path.at(alpha).items()})
+    return Unit({"accuracy": _accuracy(context, alpha, UPGRADED, given)})
+
+
+def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    config, datasets = context.config, context.datasets
+    rows = accuracy_rows(
+        context.pair.name,
+        alpha,
+        variant,
+        given,
+        roles(config),
+        {spec: reported(dataset, config.metrics) for spec, dataset in datasets.items()},
+        level=config.level,
+        notes={spec: dataset_note(dataset) for spec, dataset in datasets.items()},
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
+    return rows + mean_rows(rows)
+
+
+def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.ndarray]:
+    """``correct:SET`` of every set; where the set's field goes by another metric also what that is made of."""
+    arrays: dict[str, np.ndarray] = {}
+    for spec, one in given.items():
+        arrays[f"correct:{spec}"] = one.correct
+        primary = context.datasets[spec].metrics[0]
+        if primary != "top1":
+            arrays |= {f"{primary}:predicted:{spec}": one.predicted.astype(np.int32)}
+            arrays |= {f"{primary}:labels:{spec}": one.labels.astype(np.int32)}
+            if one.groups is not None:
+                arrays |= {f"{primary}:groups:{spec}": one.groups.astype(np.int32)}
+    return arrays
+
+
+# ---------------------------------------------------------------------- sharpness
+def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progress) -> Unit:
+    """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next.
+
+    The rows ``engine`` say how gradient graphs were laid out in memory; they go into the run's log.
+    """
+    config = context.config
+    measures = expand_measures(config.measures)
+    rows: list[dict[str, Any]] = []
+    engine: list[dict[str, Any]] = []
+    density: list[dict[str, Any]] = []
+    warm: dict[str, RitzSpace] = {}
+    frozen = set(_still(context))
+    for alpha in alphas:
+        wanted = [m for m in measures if _measured_at(config, m, alpha)]
+        result, shrunk = _measure(context, alpha, wanted, warm, progress)
+        warm = result.warm
+        if result.facts:
+            engine.append({"alpha": alpha} | result.facts)
+        for row in result.rows:
+            still = "does not move" if row["layer"] in frozen else ""
+            note = "; ".join(x for x in (row["note"], still, shrunk) if x)
+            rows.append(
+                {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
+            )
+        if alpha in _density_alphas(config):
+            found = measure_density(
+                context.probe, context.theta(alpha), context.layers, config.density_layers, context.settings,
+                key=(context.pair.name, alpha),
+            )  # fmt: skip
+            density += [{"pair": context.pair.name, "alpha": alpha} | row for row in found]
+            progress(f"alpha {alpha:g}: density")
+    return Unit({"sharpness": rows, "engine": engine} | ({"density": density} if density else {}))
+
+
+def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
+    if not config.density_layers:
+        return ()
+    alphas = config.alphas
+    return (alphas[0], alphas[len(alphas) // 2], alphas[-1]) if config.density_alphas is None else config.density_alphas
+
+
+def _measure(
+    context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, RitzSpace], progress: Progress
+) -> tuple[MeasureResult, str]:
+    """All measures at one alpha; out of memory on a GPU, the budget of the graphs is halved and all is done again."""
+    probe, settings = context.probe, context.settings
+    for attempt in range(_RETRIES + 1):
+        try:
+            result = measure_layers(
+                probe,
+                context.theta(alpha),
+                context.layers,
+                measures,
+                settings,
+                key=(context.pair.name, alpha),
+                warm=warm,
+                progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
+            )
+        except torch.OutOfMemoryError:
+            if attempt == _RETRIES:
+                raise
+            torch.cuda.empty_cache()
+            settings = replace(settings, memory=(settings.memory or 0) // 2)
+        else:
+            used = result.facts.get("batch_size") or probe.batch_size
+            return result, "" if used >= probe.batch_size else f"curvature in batches of {used} for lack of memory"
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
+    chosen = config.perturbation_alphas
+    return not measure.startswith("sharpness_") or chosen is None or alpha in chosen
+
+
+def _still(context: Context) -> list[str]:
+    """Layers whose delta is zero."""
+    moving = set(context.pair.moving)
+    return [x.name for x in context.layers if not moving & set(x.params)]
+
+
+# ---------------------------------------------------------------------- single layers
+def _layers_unit(context: Context, base: str, progress: Progress) -> Unit:
+    """Probe losses [L, A, n] with only one layer moved, the rest at ``base``."""
+    alphas = context.config.layer_alphas
+    losses = np.empty((len(context.layers), len(alphas), context.probe.n))
+    # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
+    at_base = {"finetuned": 1.0, "zeroshot": 0.0, "midpoint": 0.5}[base]
+    common = context.probe.sample_losses(context.theta(at_base)).double().cpu().numpy()
+    for i, layer in enumerate(context.layers):
+        for j, alpha in enumerate(alphas):
+            losses[i, j] = common if alpha == at_base else _losses(context, context.on_layer(layer, alpha, base))
+        progress(f"{base}: {layer.name}")
+    return Unit({}, {"losses": losses, "alphas": np.array(alphas)})
+
+
+def _noise_unit(context: Context, progress: Progress) -> Unit:
+    """Probe losses [L, A, S, n] with a layer at alpha plus Gaussian noise, the rest at theta_1."""
+    config, pair = context.config, context.pair
+    alphas, sigmas = [a for a in config.layer_alphas if a > 0], config.criticality_noise
+    losses = np.empty((len(context.layers), len(alphas), len(sigmas), context.probe.n))
+    for i, layer in enumerate(context.layers):
+        generator = torch.Generator().manual_seed(derive(config.seed, "noise", pair.name, layer.name))
+        rms = _rms(context, layer)
+        noise = {n: torch.randn(pair.theta_1[n].shape, generator=generator, dtype=torch.float64) for n in layer.params}
+        for j, alpha in enumerate(alphas):
+            theta = context.on_layer(layer, alpha, "finetuned")
+            for k, sigma in enumerate(sigmas):
+                moved = {n: theta[n] + (sigma * rms * noise[n]).to(theta[n]) for n in layer.params}
+                losses[i, j, k] = _losses(context, theta | moved)
+        progress(f"noise: {layer.name}")
+    return Unit(
+        {},
+        {
+            "losses": losses,
+            "alphas": np.array(alphas),
+            "sigmas": np.array(sigmas),
+            "distance_sq": np.array([context.path.layer_distance(x) ** 2 for x in context.layers]),
+            "weight_rms": np.array([_rms(context, x) for x in context.layers]),
+        },
+    )
+
+
+def _losses(context: Context, theta: Mapping[str, Tensor]) -> np.ndarray:
+    return context.probe.sample_losses(theta).double().cpu().numpy()
+
+
+def _rms(context: Context, layer: Layer) -> float:
+    """Root mean square of the layer's fine-tuned weights."""
+    total = sum(float(context.pair.theta_1[n].double().square().sum()) for n in layer.params)
+    return math.sqrt(total / layer.num_params)
+
+
+def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
+    """Which test examples a repaired point of the path gets right."""
+    config = context.config
+    members = [x for x in context.layers if x.name in set(variant.layers)]
+    theta = sparsify(
+        context.path.at(alpha),
+        context.path.at(0.0),
+        members,
+        variant.kept,
+        target=variant.target,  # type: ignore[arg-type]
+        select=variant.select,  # type: ignore[arg-type]
+        seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
+    )
+    theta = {k: v.to(context.device) for k, v in theta.items()}
+    given = _evaluate(context, theta)
+    return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given))

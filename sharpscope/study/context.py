@@ -1,0 +1,138 @@
+"""A pair with the data that a study looks at it with, loaded once in every process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor
+
+from sharpscope.clip.accuracy import FeatureCache
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
+from sharpscope.clip.probe import Probe
+from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.layers import Layer
+from sharpscope.study.tasks import roles
+from sharpscope.vocabulary import ALL
+from sharpscope.weights.path import InterpolationPath
+
+__all__ = ["Context", "check_density_layers", "load_study_pair"]
+
+
+def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
+    """``load_pair`` with the settings of a study."""
+    return load_pair(
+        pair.zeroshot,
+        pair.finetuned,
+        model=config.model,
+        head=config.head,
+        classnames=config.classnames,
+        templates=config.templates,
+        name=pair.name,
+        upgraded=config.upgraded,
+        head_file=config.head_file,
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """A pair with the data that a study looks at it with."""
+
+    config: StudyConfig
+    pair: LoadedPair
+
+    @classmethod
+    def load(cls, config: StudyConfig, pair: PairConfig) -> Context:
+        return cls(config, load_study_pair(config, pair))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.config.dtype == "float64" else torch.float32
+
+    @cached_property
+    def device(self) -> torch.device:
+        return pick_device(self.config.device)
+
+    @cached_property
+    def path(self) -> InterpolationPath:
+        return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        return self.pair.layers(self.config.granularity)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """The fixed probe set, checked to give the same loss twice."""
+        probe = Probe(
+            self.pair.classifier,
+            self._dataset(self.config.probe, "train"),
+            size=self.config.probe_size,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            device=self.device,
+            dtype=self.dtype,
+        )
+        probe.check_deterministic(self.theta(0.0))
+        return probe
+
+    @cached_property
+    def datasets(self) -> dict[str, Dataset]:
+        """ID and OOD test sets by spec."""
+        return {spec: self._dataset(spec, "test", self.config.eval_limit) for spec in roles(self.config)}
+
+    def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
+        return load_dataset(
+            spec,
+            model=self.pair.model,
+            split=split,
+            data_root=self.config.data_root,
+            classnames=self.pair.classifier.classnames,
+            limit=limit,
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def features(self) -> FeatureCache | None:
+        """Image features for all alphas, where the image tower does not move."""
+        return None if any(n.startswith("visual.") for n in self.pair.moving) else FeatureCache()
+
+    def theta(self, alpha: float) -> dict[str, Tensor]:
+        """theta(alpha) on the device."""
+        return {k: v.to(self.device) for k, v in self.path.at(alpha).items()}
+
+    def on_layer(self, layer: Layer, alpha: float, base: str) -> dict[str, Tensor]:
+        theta = self.path.at_layer(layer, alpha, base)  # type: ignore[arg-type]
+        return {k: v.to(self.device) for k, v in theta.items()}
+
+    @property
+    def settings(self) -> MeasureSettings:
+        c = self.config
+        available = psutil.virtual_memory().available
+        if self.device.type == "cuda":
+            available = torch.cuda.mem_get_info(self.device)[0]
+        memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
+        return MeasureSettings(
+            seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
+            trace_method=c.trace_method, precision=c.precision,
+        )  # fmt: skip
+
+
+def check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
+    """Raise ConfigError for a name in ``density_layers`` that is no layer."""
+    known = [ALL, *(x.name for x in layers)]
+    for name in config.density_layers:
+        if name not in known:
+            raise ConfigError(
+                f"density_layers: no layer '{shown(name)}' at granularity {config.granularity}."
+                f"{did_you_mean(name, known)}"
+            )

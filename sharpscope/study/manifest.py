@@ -1,0 +1,76 @@
+"""What a run directory writes about itself: the identity that decides its numbers, and the manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.arithmetic import precision_error
+from sharpscope.study.context import Context
+from sharpscope.study.workers import threads_of
+from sharpscope.vocabulary import ALL, __version__
+
+__all__: list[str] = []
+_NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
+"""Fields of the config that change no number: a run directory may be taken up again with others."""
+
+
+def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
+    numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
+    inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
+    return {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
+
+
+def _hashes(pair: Mapping[str, Any]) -> list[str]:
+    """sha256 of every file that a pair is made of."""
+    return [
+        *(pair[end]["sha256"] for end in ("zeroshot", "finetuned", "upgraded") if end in pair),
+        *([pair["head_file"]] if "head_file" in pair else []),
+    ]
+
+
+def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
+    device = next(iter(contexts.values())).device
+    packages = ("open_clip_torch", "numpy", "scipy", "pandas")
+    return {
+        "config": config.to_dict(),
+        "alpha_on": "finetuned",
+        "pairs": {n: c.pair.facts for n, c in contexts.items()},
+        "layers": {n: [dataclasses.asdict(x) for x in c.layers] for n, c in contexts.items()},
+        "data": {
+            n: {"probe": c.probe.dataset.facts | {"size": c.probe.n}, **{s: d.facts for s, d in c.datasets.items()}}
+            for n, c in contexts.items()
+        },
+        **({} if config.precision == "full" else {"precision": _precision(config, contexts)}),
+        "seed": config.seed,
+        "threads": threads_of(config),
+        "versions": {
+            "sharpscope": __version__, "python": platform.python_version(), "torch": torch.__version__,
+            **{p: metadata.version(p) for p in packages},
+        },
+        "hardware": {
+            "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def _precision(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
+    """The error of one Hessian-vector product of every layer in the middle of the path, against full precision."""
+    alpha = config.alphas[len(config.alphas) // 2]
+    errors = {}
+    for name, c in contexts.items():
+        blocks = {ALL: [n for x in c.layers for n in x.params]} | {x.name: x.params for x in c.layers}
+        errors[name] = precision_error(
+            c.probe, c.theta(alpha), blocks, config.precision, seed=config.seed, memory=c.settings.memory
+        )
+    return {"kind": config.precision, "alpha": alpha, "hvp_error": errors}

@@ -1,0 +1,118 @@
+"""Each step of the method alone: what a study would cost, what is in a file, one point of a path, one evaluation."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from sharpscope.clip.accuracy import correct
+from sharpscope.clip.probe import Probe
+from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.graphs import MemoryPlan, plan_memory
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.errors import ConfigError
+from sharpscope.study.context import Context
+from sharpscope.study.tasks import plan_curvature, variants
+from sharpscope.vocabulary import ALL
+
+__all__ = ["plan"]
+
+_PRODUCTS = {"trace": 40, "eigen": 6}
+"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
+
+
+# ---------------------------------------------------------------------- what would it cost
+def plan(config: StudyConfig) -> str:
+    """Units of work and their estimated time, memory and disk, from one timed gradient graph; writes nothing."""
+    contexts = {p.name: Context.load(config, p) for p in config.pairs}
+    if not contexts:
+        raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
+    context = next(iter(contexts.values()))
+    costs, layout = _costs(context)
+    layers, alphas = len(context.layers), len(config.alphas)
+    inner = len([a for a in config.alphas if 0 < a < 1]) if config.repair_alphas is None else len(config.repair_alphas)
+    repairs = len(variants(config, context.layers, [context.layers[0].name])) * inner
+    seconds = {
+        "curvature": alphas * costs["curvature"],
+        "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
+        * layers * costs["loss"],
+        "path": alphas * (costs["loss"] + costs["evaluate"]),
+        "repair": repairs * costs["evaluate"],
+    }  # fmt: skip
+    units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    if config.upgraded or config.output_baselines:
+        passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
+        seconds["beside it"] = passes * costs["evaluate"]
+        units["beside it"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
+    total = sum(seconds.values()) * len(contexts) / config.jobs
+    images = sum(len(d) for d in context.datasets.values())
+    disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
+    lines = [
+        f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
+        f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
+        f"{context.device}",
+        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} a pair" for kind, s in seconds.items()),
+        f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
+        f"{_PRODUCTS['eigen']} products a layer, at most {config.max_matvecs})",
+        f"one Hessian-vector product of the whole model: {costs['hvp']:.3g} s; of every layer: {costs['sweep']:.3g} s",
+        f"memory: {layout}",
+        f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB of units, and the report",
+    ]
+    return "\n".join(lines)
+
+
+def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
+    """Seconds of the parts of the work, each timed once at the middle of the path, and how memory will be used."""
+    config, probe = context.config, context.probe
+    theta = context.theta(0.5 if 0.5 in config.alphas else config.alphas[len(config.alphas) // 2])
+    blocks = {ALL: [n for x in context.layers for n in x.params]} | {x.name: x.params for x in context.layers}
+    with second_order():
+        cut, layout = plan_memory(probe, theta, blocks[ALL], context.settings.memory)
+        assert isinstance(cut, Probe)
+        batches = len(cut.batches)
+        first = cut.rebatched(cut.batch_size)
+        first.batches, first.weights = cut.batches[:1], (1.0,)
+        start = time.perf_counter()
+        engine = HessianEngine(first, theta, blocks)
+        build = (time.perf_counter() - start) * batches
+        times = {}
+        for layer, spec in engine.blocks.items():
+            v = torch.ones(spec.size, 1, dtype=engine.dtype, device=engine.device)
+            start = time.perf_counter()
+            engine.products({layer: v})
+            times[layer] = (time.perf_counter() - start) * batches
+    start = time.perf_counter()
+    probe.sample_losses(theta)
+    loss = time.perf_counter() - start
+    dataset = next(iter(context.datasets.values()))
+    few = dataset.subset(range(min(len(dataset), 2 * config.batch_size)))
+    start = time.perf_counter()
+    correct(context.pair.classifier, theta, few, config.batch_size, context.device)
+    images = sum(len(d) for d in context.datasets.values())
+    evaluate = (time.perf_counter() - start) / len(few) * images
+    sweep = sum(times.values())
+    wanted = (("trace", ("hessian_trace", "weighted_trace")), ("eigen", ("lambda_max", "lambda_min", "lambda_abs")))
+    products = sum(
+        min(_PRODUCTS[kind], config.max_matvecs) for kind, names in wanted if set(names) & set(config.measures)
+    )
+    layers = len(context.layers) + 1
+    averages = sum(m.startswith("sharpness_avg") for m in config.measures) * 2 * config.noise_samples * layers * loss
+    perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
+    chosen = len(perturbed) / len(config.alphas)
+    worst = sum(m.startswith("sharpness_max") for m in config.measures) * config.pgd_steps * layers * build / 2 * chosen
+    ggn = ("ggn_trace" in config.measures) * min(40, config.max_matvecs) * build / 2
+    rebuilt = (layout.batches - layout.kept) / layout.batches * build
+    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + ggn
+    costs = {
+        "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
+    }  # fmt: skip
+    return costs, layout
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,338 @@
+"""From units of work to tables: findings are made here, from what is there, once for each pair."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+import pandas as pd
+
+from sharpscope.config.study import StudyConfig
+from sharpscope.findings.advice import advice_table
+from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.criteria import LayerLosses, NoiseLosses
+from sharpscope.findings.failure import failure_table
+from sharpscope.findings.frames import Answered
+from sharpscope.findings.prediction import reference_table
+from sharpscope.findings.repair import Repairs, analyse_repairs
+from sharpscope.findings.repair import Variant as RepairRun
+from sharpscope.findings.stragglers import chosen_layers, stragglers_table
+from sharpscope.findings.verdicts import verdicts_table
+from sharpscope.layers import Layer
+from sharpscope.miniworld import world as miniworld
+from sharpscope.scores import Predictions
+from sharpscope.study.tasks import Task, Variant, plan_curvature, roles, variants
+from sharpscope.study.unitfile import Unit
+from sharpscope.tables.files import normalised, read_csv
+from sharpscope.tables.rows import covariates, points_of, stacked
+from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import ALL, expand_measures
+
+__all__ = ["Results"]
+
+_BASES = ("finetuned", "zeroshot", "midpoint")
+_FIXED_ALPHAS = (0.5, 1.0)
+"""Where pairs are compared with each other, where the path has these points: fixed before looking."""
+
+
+class _Resampling(TypedDict):
+    bootstrap: int
+    level: float
+    seed: int
+
+
+class Results:
+    """The units of a study and the tables that follow from them; neither checkpoints nor data are opened.
+
+    ``layers``: those of every pair, in forward order.
+    """
+
+    def __init__(self, config: StudyConfig, layers: Mapping[str, Sequence[Layer]]) -> None:
+        self.config, self.layers = config, layers
+        self.units: dict[str, Unit] = {}
+        self.failed: dict[str, str] = {}
+        self._stragglers: dict[str, pd.DataFrame] = {}
+        self._variants: dict[str, list[Variant]] = {}
+        self._fallback: dict[str, str] = {}
+        self._resampling: _Resampling = {
+            "bootstrap": config.bootstrap,
+            "level": config.level,
+            "seed": config.seed,
+        }
+
+    def take(self, units: Mapping[str, Unit], failed: Mapping[str, str]) -> None:
+        self.units |= units
+        self.failed |= failed
+
+    def first_tasks(self) -> list[Task]:
+        """The longest first, so that no core waits at the end."""
+        names = list(self.layers)
+        kinds = [
+            [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
+            [f"layers/{n}/{base}" for base in _BASES for n in names],
+            [f"noise/{n}" for n in names],
+            [f"path/{n}/{alpha!r}" for alpha in self.config.alphas for n in names],
+            [f"upgraded/{n}/{alpha!r}" for alpha in self.config.alphas for n in names if self.config.upgraded],
+            [f"outputs/{n}" for n in names if self.config.output_baselines],
+        ]
+        return [Task(key) for keys in kinds for key in keys]
+
+    def repair_tasks(self) -> list[Task]:
+        return [
+            Task(f"repair/{name}/{variant.name}/{alpha!r}", variant)
+            for name in self.layers
+            for variant in self.variants(name)
+            for alpha in self.repair_alphas
+        ]
+
+    @property
+    def repair_alphas(self) -> tuple[float, ...]:
+        given = self.config.repair_alphas
+        return tuple(a for a in self.config.alphas if 0 < a < 1) if given is None else given
+
+    # ------------------------------------------------------------------ what was measured
+    def measured(self, table: str) -> pd.DataFrame:
+        """The rows of ``table`` that the units brought, over all pairs."""
+        rows = [row for unit in self.units.values() for row in unit.rows.get(table, [])]
+        return normalised(pd.DataFrame(rows, columns=list(COLUMNS[table])), table)
+
+    def arrays(self, name: str) -> tuple[list[float], dict[str, Answered], np.ndarray]:
+        """(alphas, {data set: what was answered [A, n]}, probe losses [A, n]) of the path units that are there."""
+        alphas = [a for a in self.config.alphas if f"path/{name}/{a!r}" in self.units]
+        units = [self.units[f"path/{name}/{a!r}"] for a in alphas]
+        hits = {spec: _answered(spec, units) for spec in roles(self.config)} if units else {}
+        return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
+
+    def stragglers(self, name: str) -> pd.DataFrame:
+        """The stragglers table of one pair."""
+        if name not in self._stragglers:
+            layers = tuple(x.name for x in self.layers[name])
+            losses = [
+                LayerLosses(layers, base, tuple(unit.arrays["alphas"].tolist()), unit.arrays["losses"])
+                for base in _BASES
+                if (unit := self.units.get(f"layers/{name}/{base}")) is not None
+            ]
+            unit = self.units.get(f"noise/{name}")
+            noise = None
+            if unit is not None:
+                a = unit.arrays
+                noise = NoiseLosses(
+                    layers,
+                    tuple(a["alphas"].tolist()),
+                    tuple(a["sigmas"].tolist()),
+                    a["losses"],
+                    a["distance_sq"],
+                    a["weight_rms"],
+                )
+            self._stragglers[name] = stragglers_table(
+                name,
+                losses,
+                noise,
+                self.measured("sharpness"),
+                rule=self.config.straggler_rule,
+                bootstrap=self.config.bootstrap,
+                seed=self.config.seed,
+            )
+        return self._stragglers[name]
+
+    def variants(self, name: str) -> list[Variant]:
+        """Repairs of the stragglers; where the rule chose nobody, of the layer with the highest score (and it is
+        said)."""
+        if name not in self._variants:
+            table = self.stragglers(name)
+            criterion = self.config.straggler_criterion
+            chosen = chosen_layers(table, criterion)
+            if not chosen:
+                rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
+                chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
+                self._fallback[name] = "no layer is a straggler by the rule: its highest score is repaired instead"
+            frozen = table.loc[table["status"] == "frozen", "layer"]
+            self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
+        return self._variants[name]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """All tables of the run, from the units that are there."""
+        path, sharpness, accuracy = (self.measured(t) for t in ("path", "sharpness", "accuracy"))
+        failure, repair, advice = [], [], []
+        repairs: dict[str, Repairs] = {}
+        references = self._references(sharpness, accuracy, path)
+        for name in self.layers:
+            alphas, hits, losses = self.arrays(name)
+            if not alphas:
+                continue
+            failure.append(failure_table(name, alphas, hits, roles(self.config), losses, **self._resampling))
+            repairs[name] = self._repairs(name, alphas, hits)
+            repair.append(repairs[name].table)
+            features = reference_table(sharpness, accuracy, path)
+            advice.append(
+                advice_table(
+                    name,
+                    alphas,
+                    hits,
+                    roles(self.config),
+                    features[features["pair"] == name],
+                    references,
+                    stragglers=self._chosen(name),
+                    **self._resampling,
+                )
+            )
+        tables = {
+            "path": path,
+            "sharpness": self._with_failed(sharpness),
+            "density": self.measured("density"),
+            "accuracy": accuracy,
+            "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
+            "failure": stacked("failure", failure),
+            "repair": stacked("repair", repair),
+            "correlations": self._correlations(sharpness, accuracy, path),
+            "advice": stacked("advice", advice),
+        }
+        tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs)])
+        return tables
+
+    def points(self) -> pd.DataFrame:
+        """One point a pair for the scatter of sharpness against OOD gain: this run's pairs and the shipped others."""
+        frames: dict[str, pd.DataFrame] = {}
+        for name in ("sharpness", "accuracy"):
+            own, shipped = self.measured(name), _shipped(name)
+            frames[name] = stacked(name, [own, shipped[~shipped["pair"].isin(own["pair"])]])
+        return points_of(frames["sharpness"], frames["accuracy"])
+
+    # ------------------------------------------------------------------ findings
+    def _chosen(self, name: str) -> tuple[str, ...]:
+        return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
+
+    def _repairs(self, name: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
+        runs = []
+        for variant in self.variants(name):
+            found = [
+                (alpha, unit)
+                for alpha in self.repair_alphas
+                if (unit := self.units.get(f"repair/{name}/{variant.name}/{alpha!r}")) is not None
+            ]
+            if found:
+                right = {spec: _answered(spec, [unit for _, unit in found]) for spec in hits}
+                runs.append(
+                    RepairRun(
+                        variant.name,
+                        variant.layers,
+                        variant.target,
+                        variant.select,
+                        variant.density,
+                        variant.kept_fraction,
+                        "none" if variant.group == "straggler" else variant.group,
+                        tuple(alpha for alpha, _ in found),
+                        right,
+                    )
+                )
+        c = self.config
+        repairs = analyse_repairs(
+            name, alphas, hits, roles(self.config), runs, level=c.level, bootstrap=c.bootstrap, seed=c.seed
+        )
+        said = self._fallback.get(name, "")
+        if said and len(repairs.table):
+            notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
+            repairs = dataclasses.replace(repairs, table=repairs.table.assign(note=notes))
+        return repairs
+
+    def _references(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+        """What the advice may learn from: this run's pairs and, where asked for, the embedded world's (never the judged
+        one)."""
+        own = reference_table(sharpness, accuracy, path)
+        if not self.config.shipped_pairs:
+            return own
+        shipped = reference_table(*(_shipped(t) for t in ("sharpness", "accuracy", "path")))
+        return pd.concat([own, shipped[~shipped["pair"].isin(own["pair"])]], ignore_index=True)
+
+    def _correlations(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+        c = self.config
+        stragglers = {name: self._chosen(name) for name in self.layers}
+        parts = [path_correlations(sharpness, accuracy)]
+        parts.append(
+            pair_correlations(
+                sharpness,
+                accuracy,
+                covariates(accuracy, path),
+                source="run",
+                stragglers=stragglers,
+                alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
+                **self._resampling,
+            )
+        )
+        if c.shipped_pairs:
+            tables = {t: _shipped(t) for t in ("sharpness", "accuracy", "path")}
+            shipped = pair_correlations(
+                tables["sharpness"],
+                tables["accuracy"],
+                covariates(tables["accuracy"], tables["path"]),
+                source="shipped",
+                stragglers=self._shipped_stragglers(tables["sharpness"]),
+                alphas=_FIXED_ALPHAS,
+                **self._resampling,
+            )
+            parts.append(shipped)
+        return stacked("correlations", parts)
+
+    def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
+        """Straggler layers of the shipped pairs by this run's criterion, where sharpness alone decides it."""
+        criterion, rule = self.config.straggler_criterion, self.config.straggler_rule
+        measure = criterion.partition(":")[2]
+        rows = sharpness[sharpness["measure"] == measure]
+        if not len(rows):
+            return None
+        tables = {
+            str(name): stragglers_table(str(name), [], None, rows, rule=rule, bootstrap=1, seed=self.config.seed)
+            for name in rows["pair"].unique()
+        }
+        return {name: chosen_layers(table, criterion) for name, table in tables.items()}
+
+    def _verdicts(self, tables: Mapping[str, pd.DataFrame], repairs: Mapping[str, Repairs]) -> pd.DataFrame:
+        c = self.config
+        return verdicts_table(
+            tables["correlations"],
+            tables["failure"],
+            list(repairs.values()),
+            tables["sharpness"],
+            tables["accuracy"],
+            self._references(tables["sharpness"], tables["accuracy"], tables["path"]),
+            reference_source="shipped" if c.shipped_pairs else "run",
+            level=c.level,
+            bootstrap=c.bootstrap,
+            seed=c.seed,
+        )
+
+    def _with_failed(self, sharpness: pd.DataFrame) -> pd.DataFrame:
+        """Rows for curvature that could not be had: never a silent gap."""
+        rows = []
+        for key, reason in self.failed.items():
+            kind, name, *rest = key.split("/")
+            if kind == "curvature":
+                first, last = (float(a) for a in rest[0].split(".."))
+                rows += [
+                    {
+                        "pair": name, "alpha": alpha, "layer": ALL, "granularity": self.config.granularity,
+                        "tower": ALL,
+                        "depth": -1, "kind": ALL, "num_params": 0, "measure": measure, "converged": False,
+                        "num_matvecs": 0, "seed": self.config.seed, "status": "failed", "note": reason,
+                    }
+                    for alpha in self.config.alphas if first <= alpha <= last
+                    for measure in expand_measures(self.config.measures)
+                ]  # fmt: skip
+        return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
+
+
+def _answered(spec: str, units: Sequence[Unit]) -> Answered:
+    """What several models answered on one data set: which examples are right, or predictions and their metric."""
+    key = next((k for k in units[0].arrays if k.endswith(f":predicted:{spec}")), None)
+    if key is None:
+        return np.stack([u.arrays[f"correct:{spec}"] for u in units])
+    metric, first = key.partition(":")[0], units[0].arrays
+    predicted = np.stack([u.arrays[key] for u in units])
+    return Predictions(metric, first[f"{metric}:labels:{spec}"], predicted, first.get(f"{metric}:groups:{spec}"))
+
+
+def _shipped(table: str) -> pd.DataFrame:
+    """The embedded world's across-pair table, as ``analyses/world.py`` computed it."""
+    return read_csv(miniworld.pairs_table(table), table)

@@ -1,0 +1,334 @@
+"""The run directory: finished units of work, each in one self-checking file, and everything derived from them.
+
+The only module that writes into a run directory. Three rules keep it whole whatever happens to the process:
+
+* a file appears under its name complete or not at all: temporary file in the same folder, fsync, ``os.replace``;
+* a unit file carries the SHA-256 of its key and contents; one that does not match is set aside as ``.bad`` and its
+  unit is simply missing again;
+* claims only save work: two processes that computed the same unit would write the same bytes to the same name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+
+from sharpscope.atomic import (
+    FOREIGN_HOURS,
+    host_name,
+    is_stale,
+    set_aside,
+    start_of,
+    write_all,
+    write_atomic,
+    write_once,
+    writing,
+)
+from sharpscope.errors import RunDirectoryError, shown
+from sharpscope.study.unitfile import LONGEST_NAME, Unit, decode, encode, file_name, key_of
+
+__all__ = ["Claim", "RunDirectory"]
+
+_FORMAT: Final = "sharpscope-run/1"
+_OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """This process works on ``key``; a context manager that releases the claim, also after an exception."""
+
+    key: str
+    _path: Path
+    _text: bytes
+    _directory: RunDirectory
+
+    def release(self) -> None:
+        """Give the claim back; a claim that somebody else took over meanwhile is left alone."""
+        with contextlib.suppress(OSError), self._directory._locked():
+            if self._path.read_bytes() == self._text:
+                self._path.unlink()
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+
+@dataclass(frozen=True, eq=False)
+class RunDirectory:
+    """``manifest.json``, ``units/``, ``claims/``, ``log.jsonl`` and the derived files of one run; see ``open``."""
+
+    root: Path
+    manifest: dict[str, Any]
+    writable: bool = True
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], identity: dict[str, Any], manifest: dict[str, Any]) -> RunDirectory:
+        """The run directory at ``root``, made if there is none: its first file is ``manifest.json``.
+
+        ``identity`` is what decides the numbers (config, hashes of the inputs, version): a directory belongs to one
+        identity. ``manifest`` is what is worth knowing beside it and may differ from one start to the next; the first
+        one stays. Raises RunDirectoryError with a short diff for another identity, for a folder that holds something
+        else, and when the disk refuses.
+        """
+        root = Path(root)
+        identity, manifest = _plain(identity), _plain(manifest)
+        if root.exists() and not root.is_dir():
+            raise RunDirectoryError(f"{shown(root)}: is a file, not a run directory. Choose another --out.")
+        with writing(root):
+            root.mkdir(parents=True, exist_ok=True)
+            if not (root / "manifest.json").exists():
+                _refuse_strangers(root)
+                text = json.dumps({"format": _FORMAT, "identity": identity, **manifest}, indent=2) + "\n"
+                write_once(root / "manifest.json", text.encode())
+        stored = _read_manifest(root)
+        if difference := _difference(stored["identity"], identity):
+            raise RunDirectoryError(
+                f"{shown(root)}: belongs to another experiment: {difference}.\n"
+                "Choose another --out, or remove the folder if you no longer need it."
+            )
+        run = cls(root, stored)
+        with writing(root):
+            for folder in ("units", "claims"):
+                (root / folder).mkdir(exist_ok=True)
+            run._clean()
+        return run
+
+    @classmethod
+    def existing(cls, root: str | os.PathLike[str]) -> RunDirectory:
+        """The run directory at ``root`` whatever its identity, to write derived files anew."""
+        return cls(Path(root), _read_manifest(Path(root)))
+
+    @classmethod
+    def read_only(cls, root: str | os.PathLike[str]) -> RunDirectory:
+        """The run directory at ``root`` for reading alone: nothing in it is changed, damaged units read as missing."""
+        return dataclasses.replace(cls.existing(root), writable=False)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers of this run, as it was given to ``open`` (JSON types)."""
+        return self.manifest["identity"]
+
+    # -- units ---------------------------------------------------------------------------------------------------------
+
+    def load(self, key: str) -> Unit | None:
+        """The finished unit ``key``, or None when it is missing or its file is damaged (then kept as ``.bad``)."""
+        path = self._unit_path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RunDirectoryError(f"{shown(path)}: cannot be read: {error.strerror}.") from error
+        try:
+            return decode(key, data)
+        except (ValueError, KeyError, TypeError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
+            if self.writable:
+                aside = set_aside(path)
+                self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
+            return None
+
+    def save(self, key: str, unit: Unit) -> None:
+        """Write the unit ``key`` atomically; saving it again replaces it. Raises RunDirectoryError."""
+        self._check_writable()
+        write_atomic(self._unit_path(key), encode(key, unit))
+
+    def done(self, keys: Iterable[str]) -> set[str]:
+        """Those of ``keys`` that have a unit file (its contents are checked by ``load``)."""
+        return {key for key in keys if self._unit_path(key).exists()}
+
+    def keys(self) -> list[str]:
+        """The keys of all units in the directory, sorted."""
+        found = []
+        for path in (self.root / "units").glob("*.unit"):
+            if len(path.name) < LONGEST_NAME:
+                with contextlib.suppress(ValueError):
+                    found.append(key_of(path.name.removesuffix(".unit")))
+            else:  # the name is a digest: the file knows its key
+                with contextlib.suppress(ValueError, KeyError, TypeError, OSError), path.open("rb") as file:
+                    found.append(str(json.loads(file.readline())["key"]))
+        return sorted(found)
+
+    # -- claims --------------------------------------------------------------------------------------------------------
+
+    def claim(self, key: str) -> Claim | None:
+        """The right to work on ``key``, or None when another live process has it or the unit is finished.
+
+        ``with claim: run.save(claim.key, ...)``. The claim of a dead process (this host: no process of that id
+        and start time; another host: older than a day) is taken over.
+        """
+        self._check_writable()
+        path = self.root / "claims" / f"{file_name(key)}.claim"
+        text = json.dumps({"key": key, **_myself(), "token": secrets.token_hex(8)}).encode()
+        with writing(path), self._locked():
+            if path.exists():
+                if self.holder(key) is not None:
+                    return None
+                path.unlink()
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                write_all(handle, text)
+            finally:
+                os.close(handle)
+        claim = Claim(key, path, text, self)
+        if self._unit_path(key).exists():  # finished by its last holder while we were asking
+            claim.release()
+            return None
+        return claim
+
+    def holder(self, key: str) -> str | None:
+        """``"process 12 on host"`` that holds a live claim on ``key``, or None."""
+        path = self.root / "claims" / f"{file_name(key)}.claim"
+        try:
+            age = time.time() - path.stat().st_mtime
+            claim = json.loads(path.read_bytes())
+            host, pid, start = str(claim["host"]), int(claim["pid"]), claim["start"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # none, or one whose writer died while writing it: live ones are written under the lock
+        alive = start_of(pid) == start if host == host_name() else age < FOREIGN_HOURS * 3600
+        return f"process {pid} on {shown(host, 60)}" if alive else None
+
+    # -- derived files and the log -------------------------------------------------------------------------------------
+
+    def write(self, relpath: str, data: bytes) -> Path:
+        """Write a derived file (``tables/path.csv``) atomically below the root; returns its path."""
+        self._check_writable()
+        parts = Path(relpath).parts
+        if not parts or Path(relpath).is_absolute() or ".." in parts or parts[0] in _OWN:
+            raise ValueError(f"{relpath!r} is no place for a derived file of a run directory")
+        path = self.root / relpath
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+        return path
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one line to ``log.jsonl`` (time, process, event, fields) with a single write."""
+        self._check_writable()
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps(_plain({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
+        path = self.root / "log.jsonl"
+        with writing(path):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                if os.write(handle, line.encode()) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(handle)
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _unit_path(self, key: str) -> Path:
+        return self.root / "units" / f"{file_name(key)}.unit"
+
+    def _check_writable(self) -> None:
+        if not self.writable:
+            raise RunDirectoryError(f"{shown(self.root)}: was opened for reading only.")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time; the kernel releases it at death. Where locks fail, claims are advice."""
+        handle = os.open(self.root / "claims" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _clean(self) -> None:
+        """Remove the temporary files of dead processes and end a torn last line of the log."""
+        for path in self.root.rglob(".tmp-*"):
+            with contextlib.suppress(OSError):
+                if is_stale(path):
+                    path.unlink()
+        log = self.root / "log.jsonl"
+        if log.exists() and log.stat().st_size:
+            with log.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+
+def _refuse_strangers(root: Path) -> None:
+    names = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+    if names:
+        raise RunDirectoryError(
+            f"{shown(root)}: holds {shown(names[0], 40)} but no manifest.json, so it is not a run directory. "
+            "Choose another --out."
+        )
+
+
+def _read_manifest(root: Path) -> dict[str, Any]:
+    path = root / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunDirectoryError(f"{shown(root)}: is not a run directory (it has no manifest.json).") from error
+    except OSError as error:
+        raise RunDirectoryError(f"{shown(path)}: cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise RunDirectoryError(f"{shown(path)}: is damaged ({shown(error, 60)}). Choose another --out.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or "identity" not in manifest:
+        raise RunDirectoryError(f"{shown(path)}: is not the manifest of a {_FORMAT} directory. Choose another --out.")
+    return manifest
+
+
+def _plain(data: dict[str, Any]) -> dict[str, Any]:
+    """``data`` as JSON gives it back (lists for tuples, Python numbers), so that equal means equal after a restart."""
+
+    def default(value: Any) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        if isinstance(value, os.PathLike):
+            return os.fspath(value)
+        raise TypeError(f"{type(value).__name__} has no place in a manifest or log")
+
+    return json.loads(json.dumps(data, default=default))
+
+
+def _difference(there: Any, here: Any) -> str:
+    old, new = dict(_leaves(there)), dict(_leaves(here))
+    lines = [
+        f"{shown(name, 60)} is {_brief(old, name)} there, {_brief(new, name)} here"
+        for name in dict.fromkeys([*new, *old])
+        if old.get(name) != new.get(name)
+    ]
+    more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+    return "; ".join(lines[:3]) + more
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    inner: Iterable[tuple[object, Any]] = ()
+    if isinstance(value, dict) and value:
+        inner = value.items()
+    elif isinstance(value, list) and any(isinstance(v, (dict, list)) for v in value):
+        inner = enumerate(value)
+    else:
+        yield name, json.dumps(value)
+    for key, item in inner:
+        yield from _leaves(item, f"{name}.{key}" if name else str(key))
+
+
+def _brief(leaves: dict[str, str], name: str) -> str:
+    return shown(leaves[name], 50) if name in leaves else "not set"
+
+
+def _myself() -> dict[str, Any]:
+    return {"host": host_name(), "pid": os.getpid(), "start": start_of(os.getpid())}

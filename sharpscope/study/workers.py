@@ -1,0 +1,236 @@
+"""Getting units of work done: here or in several processes, resumed, shared with others on the same directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from sharpscope.config.study import StudyConfig
+from sharpscope.errors import NumericalError, SharpscopeError, shown
+from sharpscope.study.compute import compute
+from sharpscope.study.context import Context
+from sharpscope.study.store import Claim, RunDirectory
+from sharpscope.study.tasks import Task
+from sharpscope.study.unitfile import Unit
+
+__all__ = ["Bar", "Crew", "peak_memory", "threads_of"]
+
+_T = TypeVar("_T")
+_POLL = 0.5
+_Result = tuple["Task", Unit | str, float | None]
+
+
+class Bar(Protocol):
+    """A progress bar as tqdm makes it."""
+
+    def update(self, n: float = 1) -> Any: ...
+    def set_postfix_str(self, s: str = "") -> Any: ...
+    def close(self) -> Any: ...
+
+
+class Crew:
+    """Computes tasks of one study: this process does one job, worker processes the others.
+
+    A context manager: worker processes end with it, whatever happens, and by themselves when this process is killed.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self._contexts: dict[str, Context] = {}
+        self._pool: ProcessPoolExecutor | None = None
+        if config.jobs > 1:
+            self._pool = ProcessPoolExecutor(
+                config.jobs - 1,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(threads_of(config), os.getpid()),
+            )
+            # Workers import torch and load the first pair while this process still checks the inputs.
+            self._warm = [self._pool.submit(_warm_up, config) for _ in range(config.jobs - 1)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            workers = list((self._pool._processes or {}).values())
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.join()
+
+    def add_contexts(self, contexts: Mapping[str, Context]) -> None:
+        """The contexts that this process uses (worker processes make their own)."""
+        self._contexts.update(contexts)
+
+    def spread(self, work: Callable[..., _T], shares: Sequence[tuple[Any, ...]]) -> list[_T]:
+        """``work(*share)`` for every share, the first one here and the others in the worker processes."""
+        if self._pool is None:
+            return [work(*share) for share in shares]
+        futures = [self._pool.submit(work, *share) for share in shares[1:]]
+        return [work(*shares[0]), *(f.result() for f in futures)]
+
+    def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
+        """(units by key, reasons of failed ones by key): what is finished is read, the rest computed and saved."""
+        units: dict[str, Unit] = {}
+        failed: dict[str, str] = {}
+        waiting: deque[Task] = deque()
+        for task in tasks:
+            unit = directory.load(task.key)
+            if unit is None:
+                waiting.append(task)
+            else:
+                units[task.key] = unit
+                bar.update()
+        for task, result, seconds in self._results(directory, waiting, bar):
+            if isinstance(result, str):
+                failed[task.key] = result
+                directory.log("failed", key=task.key, reason=result)
+            else:
+                units[task.key] = result
+                if seconds is not None:
+                    directory.save(task.key, result)
+                    engine = {"engine": result.rows["engine"]} if result.rows.get("engine") else {}
+                    directory.log("unit", key=task.key, seconds=round(seconds, 3), **engine)
+            bar.update()
+        return units, failed
+
+    def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
+        """Claim, compute, hand over; what another live process has claimed is waited for and read (seconds None)."""
+        running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
+        elsewhere: deque[Task] = deque()
+        try:
+            while waiting or running or elsewhere:
+                # One unit in hand and one in reserve for each worker: none idles while this process is at its own.
+                while waiting and len(running) < 2 * (self.config.jobs - 1):
+                    task = waiting.popleft()
+                    claim = directory.claim(task.key)
+                    if claim is None:
+                        elsewhere.append(task)
+                    else:
+                        assert self._pool is not None
+                        running[self._pool.submit(_remote, self.config, task)] = (task, claim)
+                if waiting:
+                    task = waiting.popleft()
+                    claim = directory.claim(task.key)
+                    if claim is None:
+                        elsewhere.append(task)
+                    else:
+                        with claim:
+                            yield (task, *self._here(task, bar))
+                elif running:
+                    wait(running, return_when=FIRST_COMPLETED)
+                elif elsewhere:
+                    time.sleep(_POLL)
+                for future in [f for f in running if f.done()]:
+                    task, claim = running.pop(future)
+                    with claim:
+                        yield (task, *_outcome(future))
+                for _ in range(len(elsewhere)):
+                    task = elsewhere.popleft()
+                    unit = directory.load(task.key)
+                    if unit is not None:
+                        yield task, unit, None
+                    elif directory.holder(task.key) is None:
+                        waiting.append(task)
+                    else:
+                        elsewhere.append(task)
+        finally:
+            for _, claim in running.values():
+                claim.release()
+
+    def _here(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
+        with _threads(threads_of(self.config)):
+            return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
+
+
+def threads_of(config: StudyConfig) -> int:
+    """CPU threads of each worker: as asked, else the cores shared among the jobs."""
+    return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
+
+
+def peak_memory() -> int:
+    """Bytes of resident memory that this process and its ended workers have taken at most (the larger of the two)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
+
+
+def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:
+    """The unit and its seconds, or the reason why its numbers cannot be had; errors of the input are raised."""
+    start = time.perf_counter()
+    result: Unit | str
+    try:
+        result = work()
+    except NumericalError as error:
+        result = str(error)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        result = f"out of memory: {shown(error)}"
+    return result, time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------- inside a worker process
+def _start_worker(threads: int, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole process group
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A killed parent must not leave workers behind: leave as soon as somebody else has adopted us."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _warm_up(config: StudyConfig) -> None:
+    """Make the contexts; what is wrong with the input is said by the parent, which looks at it too."""
+    with contextlib.suppress(SharpscopeError):
+        for pair in config.pairs[:4]:
+            context = _context(json.dumps(config.to_dict()), pair.name)
+            _ = context.probe, context.datasets
+
+
+def _remote(config: StudyConfig, task: Task) -> tuple[Unit | str, float]:
+    return _guarded(lambda: compute(_context(json.dumps(config.to_dict()), task.pair), task.key, task.variant))
+
+
+@lru_cache(maxsize=4)
+def _context(config: str, pair: str) -> Context:
+    study = StudyConfig.from_dict(json.loads(config))
+    return Context.load(study, next(p for p in study.pairs if p.name == pair))
+
+
+def _outcome(future: Future[tuple[Unit | str, float]]) -> tuple[Unit | str, float]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise SharpscopeError(
+            "a worker process died (killed, or out of memory); finished units are kept.\n"
+            "Remedy: run the same command again, with --jobs 1 or a smaller --batch-size if it happens again."
+        ) from error

@@ -1,0 +1,75 @@
+"""The tables of a run and their columns: the interface between the rooms and to whoever reads a run directory.
+
+Every row names its ``pair`` (a study may hold several). ``alpha`` is always on the FINE-TUNED side:
+theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["COLUMNS", "KEYS"]
+
+COLUMNS: Final[dict[str, tuple[str, ...]]] = {
+    "path": ("pair", "alpha", "loss", "loss_stderr", "distance_0", "distance_1", "num_moving", "status"),
+    "sharpness": (
+        "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate",
+        "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
+    ),
+    "density": (
+        "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
+        "note",
+    ),
+    "accuracy": (
+        "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
+        "primary",
+    ),
+    "stragglers": (
+        "pair", "layer", "criterion", "base", "score", "threshold", "rule", "chosen", "probability", "status", "note",
+    ),
+    "failure": ("pair", "flag", "dataset", "alpha", "estimate", "ci_low", "ci_high", "present", "note"),
+    "repair": (
+        "pair", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
+        "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status",
+        "note",
+    ),
+    "correlations": (
+        "pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "estimate", "ci_low", "ci_high",
+        "p_value", "q_value", "n", "source", "status", "note",
+    ),
+    "advice": (
+        "pair", "rule", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high", "regret", "ood_accuracy",
+        "status", "note",
+    ),
+    "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
+}  # fmt: skip
+"""Table name -> columns, in order. Columns are added at need; none is renamed or dropped.
+
+Reading guide
+  density              eigenvalues of H_ll near ``value``, a density of total 1 smoothed by a Gaussian of sd ``width``
+  accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
+  accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones
+  accuracy.primary     whether the set's field goes by this metric: the one that findings use
+  accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
+                       ``control:random_layers:delta:random:0.5``
+  stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas a sustained rule used
+  repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``:
+                       evidence)
+  correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
+  verdicts.verdict     holds | does not hold | cannot be told
+"""
+
+KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "path": ("pair", "alpha"),
+    "sharpness": ("pair", "alpha", "layer", "measure"),
+    "density": ("pair", "alpha", "layer", "value"),
+    "accuracy": ("pair", "alpha", "variant", "dataset", "role", "metric"),
+    "stragglers": ("pair", "layer", "criterion", "base", "rule"),
+    "failure": ("pair", "flag", "dataset"),
+    "repair": ("pair", "variant", "alpha"),
+    "correlations": ("pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "source"),
+    "advice": ("pair", "rule"),
+    "verdicts": ("pair", "claim"),
+}
+"""Columns that identify a row of each table: no two rows agree on all of them."""

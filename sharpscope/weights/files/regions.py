@@ -1,0 +1,80 @@
+"""Reading strangers' bytes: pieces of an open file, and a budget for what is made of them."""
+
+from __future__ import annotations
+
+from typing import IO, Final
+
+from sharpscope.weights.files.inert import DamagedPickleError
+
+__all__ = ["Blob", "Budget", "Region"]
+
+MAX_OPCODES: Final = 800_000
+"""A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
+MAX_MEMORY: Final = 48 * 2**20
+"""Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
+AHEAD: Final = 4096
+"""Bytes that are read from the file at once."""
+
+
+class Region:
+    """The bytes ``[start, end)`` of an open file, read in order; never more than there are."""
+
+    def __init__(self, handle: IO[bytes], start: int, end: int) -> None:
+        self.handle, self.position, self.end = handle, start, end
+        self._ahead, self._from = b"", start
+
+    def read(self, count: int) -> bytes:
+        """At most ``count`` bytes (pickletools' own readers notice when there are fewer)."""
+        count = max(0, min(count, self.end - self.position))
+        at = self.position - self._from
+        if at + count > len(self._ahead):
+            self.handle.seek(self.position)
+            self._ahead = self.handle.read(max(count, min(AHEAD, self.end - self.position)))
+            self._from, at = self.position, 0
+        data = self._ahead[at : at + count]
+        self.position += len(data)
+        return data
+
+    def exactly(self, count: int) -> bytes:
+        """``count`` bytes; DamagedPickleError where there are fewer."""
+        if count > self.end - self.position:
+            raise DamagedPickleError("cut off")
+        return self.read(count)
+
+    def readline(self) -> bytes:
+        """Up to and including the next newline."""
+        self.handle.seek(self.position)
+        data = self.handle.readline(min(self.end - self.position, 65_536))
+        self.position += len(data)
+        return data
+
+    def skip(self, count: int) -> Region:
+        """The next ``count`` bytes as a region of their own, passed over."""
+        if count > self.end - self.position:
+            raise DamagedPickleError("cut off")
+        part = Region(self.handle, self.position, self.position + count)
+        self.position += count
+        return part
+
+
+class Blob:
+    """Bytes that stayed in the file."""
+
+    __slots__ = ("region",)
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+
+class Budget:
+    """What all pickles of one file may cost together."""
+
+    def __init__(self) -> None:
+        self.opcodes, self.memory = MAX_OPCODES, MAX_MEMORY
+
+    def spend(self, memory: int) -> None:
+        """One opcode and ``memory`` bytes; DamagedPickleError where there are none left."""
+        self.opcodes -= 1
+        self.memory -= memory
+        if self.opcodes < 0 or self.memory < 0:
+            raise DamagedPickleError("more objects than any checkpoint has")

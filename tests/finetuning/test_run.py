@@ -1,0 +1,169 @@
+"""From files to a file, by command and by call: resumable, self-describing, refused where it does not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sharpscope
+from sharpscope.cli.main import main
+from sharpscope.errors import ConfigError
+from sharpscope.finetuning import fit as fit_module
+from sharpscope.finetuning.run import Tuned, finetune
+from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+
+QUICK: dict[str, Any] = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
+
+
+def tuned(method: str = "wise-ft", **changes: Any) -> Tuned:
+    return finetune("mini:zeroshot", "mini:photo", method, **{**QUICK, **changes})
+
+
+def test_the_file_says_what_it_is_and_is_half_of_a_pair(tmp_path: Path) -> None:
+    result = tuned("lipsum-ft", out=tmp_path, texts=4)
+    assert result.path == tmp_path / "lipsum-ft.safetensors" and [f.name for f in tmp_path.iterdir()] == [
+        result.path.name
+    ]
+    facts = read_checkpoint(result.path).facts
+    assert facts["producer"] == "sharpscope finetune"
+    metadata = facts["metadata"]
+    told = json.loads(metadata["sharpscope.finetuning"])
+    assert told["method"] == "lipsum-ft" and told["hyperparameters"]["texts"] == 4 and told["val"] == "mini:photo@val"
+    assert len(result.accuracies) == 2 and "kept" in result.summary()  # two epochs begun: three steps of two
+    pair = sharpscope.load_pair("mini:zeroshot", result.path, model="mini")
+    assert pair.classifier.mode == "stored" and not pair.classifier.scale_baked and pair.name == "lipsum-ft"
+    text = tuned("flyp", out=tmp_path)
+    assert sharpscope.load_pair("mini:zeroshot", text.path, model="mini").classifier.mode == "text"
+
+
+def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> None:
+    first = tuned(out=tmp_path)
+    before = first.path.read_bytes()
+    again = tuned(out=tmp_path)
+    assert again.losses == () and first.path.read_bytes() == before
+    assert all(torch.equal(again.theta[k], first.theta[k]) for k in first.theta)
+    prompts = tuned("coop", out=tmp_path)  # a file that holds only what was tuned
+    assert prompts.losses and tuned("coop", out=tmp_path).losses == ()
+    with pytest.raises(ConfigError, match=r"of another fine-tuning \(hyperparameters differ\)"):
+        tuned(out=tmp_path, lr=2e-3)
+
+
+@contextmanager
+def killed_at_step_2() -> Iterator[None]:
+    real = fit_module.train
+
+    def stopped(*args: Any, **options: Any) -> Any:
+        after = options["after"]
+
+        def interrupting(state: Any) -> None:
+            after(state)
+            if state.step == 2:
+                raise KeyboardInterrupt
+
+        return real(*args, **{**options, "after": interrupting})
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit_module, "train", stopped)
+        yield
+
+
+def test_interrupted_and_taken_up_writes_the_same_bytes(tmp_path: Path) -> None:
+    whole = tuned(out=tmp_path / "whole").path.read_bytes()
+    with killed_at_step_2():
+        tuned(out=tmp_path / "part", checkpoint_every=1)
+    assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.state.safetensors"]
+    with pytest.raises(ConfigError, match="belongs to another fine-tuning"):
+        tuned(out=tmp_path / "part", seed=1)
+    assert tuned(out=tmp_path / "part", checkpoint_every=1).path.read_bytes() == whole
+    assert [f.name for f in (tmp_path / "part").iterdir()] == ["wise-ft.safetensors"]
+
+
+def test_so_it_does_on_random_crops_with_unreadable_images_among_them(
+    image_folder: Callable[..., Path], tiny_paths: dict[str, Path], tiny_theta: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = image_folder({"train/cat": 6, "train/dog": 5})
+    for name in ("cat/002", "dog/000"):
+        (folder / "train" / f"{name}.png").write_bytes(b"no image")
+
+    def run(out: str, **changes: Any) -> Tuned:
+        options = {"batch_size": 5, "steps": 6, "shots": None, "warmup": 0.0, "accumulate": 2, "checkpoint_every": 1}
+        where = {"model": str(tiny_paths["vit"]), "out": tmp_path / out}
+        return finetune(tiny_theta, f"folder:{folder}", **{**QUICK, **options, **where, **changes})
+
+    whole = run("whole")
+    assert whole.summary().endswith("note: 2 of 11 images cannot be read and were left out (cat/002.png, dog/000.png)")
+    with killed_at_step_2():
+        run("part")
+    assert run("part").path.read_bytes() == whole.path.read_bytes()
+    plain = run("plain", augment=False)
+    assert any(not torch.equal(plain.theta[k], whole.theta[k]) for k in whole.theta)
+    assert run("whole", seed=0).losses == ()
+
+
+def test_the_pair_starts_where_training_started_whatever_the_templates(tmp_path: Path) -> None:
+    own = ("the {}", "one {}")
+    for method in ("wise-ft", "flyp"):
+        path = tuned(method, out=tmp_path, templates=own, steps=1, lr=1e-9).path
+        pair, other = (
+            sharpscope.load_pair("mini:zeroshot", path, model="mini", templates=t) for t in (None, ("a photo of a {}",))
+        )
+        assert pair.classifier.templates == own
+        vectors, wrong = (p.classifier.class_vectors(p.theta_0) for p in (pair, other))
+        torch.testing.assert_close(vectors, pair.classifier.class_vectors(pair.theta_1), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(vectors, wrong, rtol=1e-2, atol=1e-2)
+
+
+def test_a_warm_up_longer_than_the_run_is_said() -> None:
+    assert "500 steps of warm-up in 3: the rate never passed" in tuned().summary()
+    assert "warm-up" not in tuned(warmup=0.1).summary()
+
+
+def test_the_room_is_callable() -> None:
+    result = sharpscope.finetuning("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)
+    assert result.path is None and set(result.theta) >= {"head.weight"} and len(result.losses) == 3
+
+
+def test_values_are_checked_as_the_methods_fields() -> None:
+    for changes, complaint in (
+        ({"strenth": 1.0}, "no hyperparameter 'strenth'. Did you mean 'strength'"),
+        ({"strength": "much"}, "strength: needs a number"),
+        ({"texts": 1.5}, "texts: needs a whole number"),
+        ({"optimizer": "sdg"}, "Did you mean 'sgd'"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            tuned("lipsum-ft", **changes)
+    result = tuned("lipsum-ft", strength="1e-1", clip_norm="none", texts="4", keep_best="false")
+    method: Any = result.method
+    assert (method.strength, method.clip_norm, method.texts, method.keep_best) == (0.1, None, 4, False)
+
+
+def test_an_image_folder_by_command(
+    image_folder: Callable[..., Path],
+    tiny_paths: dict[str, Path],
+    tiny_theta: dict[str, Any],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, base = image_folder({"cat": 6, "dog": 6}), tmp_path / "base.safetensors"
+    write_checkpoint(base, tiny_theta)
+    arguments = [
+        "finetune", "--zeroshot", str(base), "--train", f"folder:{folder}", "--method", "flyp", "--model",
+        str(tiny_paths["vit"]), "--lr", "0.01", "--epochs", "2", "--batch-size", "4", "--set", "warmup=0",
+        "--accumulate", "1", "--out", str(tmp_path / "out"), "--device", "cpu",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert "6 steps" in capsys.readouterr().out
+    assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
+    assert main([*arguments, "--seed", "1"]) == 2 and "seed differ" in capsys.readouterr().err
+    assert main([*arguments, "--accumulate", "2"]) == 2 and "is not its loss" in capsys.readouterr().err
+    assert main([*arguments[:7], "--set", "warmup"]) == 2 and "is not NAME=VALUE" in capsys.readouterr().err
+    assert main(["finetune", "--train", "mini:photo"]) == 2 and "--zeroshot: is missing" in capsys.readouterr().err
+    assert main(["finetune", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "lipsum-ft" in listed and "arXiv 2404.00860" in listed
