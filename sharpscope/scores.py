@@ -8,7 +8,7 @@ rooms with tables share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,18 +17,25 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 __all__ = [
+    "PROPORTIONS",
     "Predictions",
     "Statistic",
     "draws",
+    "independent_mean",
     "label_score",
     "macro_f1",
     "mean_per_class",
+    "min_replicates",
+    "percentile_interval",
+    "resample_counts",
     "share",
     "wilson",
     "worst_group",
 ]
 
 Floats = NDArray[np.float64]
+PROPORTIONS = ("top1", "top5")
+"""The metrics that are a share of examples, k of n, so that Wilson's interval is theirs."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -163,13 +170,52 @@ class Predictions:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
 
 
+def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> Floats:
+    """How often each of ``n`` examples is drawn in each of R bootstrap samples: whole numbers, float64 [R, n]."""
+    drawn = rng.integers(0, n, size=(replicates, n))
+    drawn += np.arange(replicates)[:, None] * n
+    return np.bincount(drawn.ravel(), minlength=replicates * n).reshape(replicates, n).astype(np.float64)
+
+
 def draws(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """How often each of ``n`` examples is drawn in each bootstrap sample: float64 [r, n], in portions of R in all."""
+    """``resample_counts`` in portions [r, n] of R samples in all, so that many examples do not fill the memory."""
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, replicates, step):
-        rows = min(step, replicates - start)
-        drawn = rng.integers(0, n, size=(rows, n)) + np.arange(rows)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        yield resample_counts(n, min(step, replicates - start), rng)
+
+
+def min_replicates(level: float) -> int:
+    """Fewest replicates whose tails reach ``level`` at all: 2 / (1 - level), 40 at .95; fewer give no interval."""
+    return math.ceil(round(2 / (1 - level), 6))
+
+
+def percentile_interval(replicates: Floats, level: float, *, skip_nan: bool = False) -> tuple[Floats, Floats]:
+    """Percentile bounds of each column of ``replicates`` [R, ...] (Efron 1979).
+
+    NaN with fewer than ``min_replicates(level)`` replicates. ``skip_nan``: replicates in which the statistic has no
+    value are left out; without it one of them makes the bounds NaN.
+    """
+    if len(replicates) < min_replicates(level):
+        missing = np.full(replicates.shape[1:], np.nan)
+        return missing, missing.copy()
+    quantile = np.nanquantile if skip_nan else np.quantile
+    low, high = quantile(replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def independent_mean(
+    estimates: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+) -> tuple[float, float, float]:
+    """The mean of K independent estimates with its interval: (mean, low, high).
+
+    mean - 1/K sqrt(sum_k (m_k - low_k)^2), and likewise above: half widths are squared and added. Bounds are NaN where
+    one of the estimates has none. Source: Zou and Donner 2008, Stat. Med. 27:1693.
+    """
+    k = len(estimates)
+    mean = sum(estimates) / k
+    below = math.sqrt(sum((m - low) ** 2 for m, low in zip(estimates, lows, strict=True))) / k
+    above = math.sqrt(sum((high - m) ** 2 for m, high in zip(estimates, highs, strict=True))) / k
+    return mean, mean - below, mean + above
 
 
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -7,30 +7,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
 __all__ = [
+    "AGAINST",
     "ALL",
+    "BASES",
+    "BEST",
+    "CANNOT",
+    "CLAIMS",
     "COLLECTIONS",
+    "CORRELATIONS",
+    "CRITERIA",
     "DENSE",
+    "DOES_NOT_HOLD",
+    "FLAGS",
+    "GROUPS",
+    "GROUP_TITLES",
+    "HOLDS",
     "MEASURES",
     "METRICS",
+    "OOD_MEAN",
+    "OTHERS",
+    "OUTPUT_BASELINES",
+    "PAIRS",
+    "PRIMARY_METRICS",
+    "PROBE",
     "STATUSES",
+    "STRAGGLERS",
     "UPGRADED",
+    "Base",
+    "Criterion",
     "Device",
     "Dtype",
+    "Flag",
     "Granularity",
+    "Group",
     "HeadMode",
     "OutputBaseline",
     "Precision",
     "Select",
+    "Standing",
     "Target",
     "TraceMethod",
     "__version__",
+    "check_metrics",
     "expand_measures",
     "expand_specs",
+    "parse_criterion",
     "parse_rule",
 ]
 
@@ -45,6 +72,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
+Base = Literal["finetuned", "zeroshot", "midpoint"]
+Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -65,16 +94,23 @@ def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
             raise ConfigError(f"{key}: unknown metric '{shown(name, 60)}'.{near}")
 
 
-def check_criterion(criterion: str) -> None:
-    kind, _, measure = criterion.partition(":")
-    if kind in ("sharpness", "share", "per_param") and measure:
-        expand_measures((measure,), "straggler_criterion")
-    elif criterion not in (known := ("instability", "rewind", "criticality")):
-        near = did_you_mean(criterion, known)
-        raise ConfigError(
-            f"straggler_criterion: '{shown(criterion, 60)}' is none of {', '.join(known)}, "
-            f"sharpness:M, share:M, per_param:M (M a measure).{near}"
-        )
+def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criterion, str]:
+    """``"share:hessian_trace"`` -> (criterion ``share``, ``"hessian_trace"``); ``"rewind"`` -> (``rewind``, ``""``).
+
+    Raises ConfigError for an unknown criterion or measure, a measure that is missing, and one that has no meaning.
+    """
+    name, _, measure = text.partition(":")
+    if name not in CRITERIA:
+        known = ", ".join(c.spelling for c in CRITERIA.values())
+        raise ConfigError(f"{key}: '{shown(text, 60)}' is none of {known} (M a measure).{did_you_mean(name, CRITERIA)}")
+    criterion = CRITERIA[name]
+    if criterion.takes_measure and not measure:
+        raise ConfigError(f"{key}: '{name}' needs a measure, e.g. {name}:hessian_trace.")
+    if measure and not criterion.takes_measure:
+        raise ConfigError(f"{key}: '{shown(text, 60)}': {name} takes no measure; write {name} alone.")
+    if measure:
+        expand_measures((measure,), key)
+    return criterion, measure
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
@@ -96,6 +132,32 @@ ALL: Final = "(all)"
 
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
+
+STRAGGLERS: Final = "(stragglers)"
+"""The layer name of each pair's own straggler layers taken together."""
+
+OTHERS: Final = "(others)"
+"""The layer name of all layers that are no stragglers of their pair."""
+
+BEST: Final = "(best)"
+"""The layer name of whichever single layer has the largest |correlation|."""
+
+GROUP_TITLES: Final[dict[str, str]] = {
+    ALL: "whole model",
+    STRAGGLERS: "stragglers",
+    OTHERS: "all other layers",
+    BEST: "best single layer",
+}
+"""Every layer name that stands for several layers, in the order in which tables show them -> what figures write."""
+
+PAIRS: Final = "(pairs)"
+"""The ``pair`` of rows that have one point a pair."""
+
+OOD_MEAN: Final = "ood_mean"
+"""The role of the mean over the OOD sets, and the data set of failure flags that are raised on it."""
+
+PROBE: Final = "probe"
+"""The data set of the failure flag that is raised on the probe loss."""
 
 UPGRADED: Final = "upgraded"
 """The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""
@@ -123,6 +185,105 @@ MEASURES: Final[dict[str, str]] = {
 }
 """Every layer-wise measure by the name that flags, tables and figures use."""
 
+
+@dataclass(frozen=True)
+class Standing:
+    """Where all other layers stand while one layer moves alone: at ``alpha`` of the path; ``text`` says it in words."""
+
+    alpha: float
+    text: str
+
+
+BASES: Final[dict[Base, Standing]] = {
+    "finetuned": Standing(1.0, "every other layer is the fine-tuned model's"),
+    "zeroshot": Standing(0.0, "every other layer is the zero-shot model's"),
+    "midpoint": Standing(0.5, "every other layer is half way between the two models"),
+}
+"""Base of a single-layer path -> where the other layers stand. The first one decides who is repaired."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A straggler criterion: how layers are scored before a rule makes a set of the scores."""
+
+    name: str
+    text: str
+    """What the score says, in one sentence."""
+    source: str
+    """Authors, year and arXiv id; ``ours`` where there is no paper."""
+    of: Literal["path", "noise", "sharpness"] = "path"
+    """What it is a function of: the losses on the layer's own path (``findings.criteria.NAME``), the losses under noise
+    on the layer, or one measure's estimates along the whole path."""
+    bases: tuple[Base, ...] = tuple(BASES)
+    """The bases on which it is taken, where it is a function of losses."""
+    main: bool = False
+    """Whether the ranking figure, which has room for four, prefers it when nobody asks for others."""
+
+    @property
+    def takes_measure(self) -> bool:
+        """Whether it is written with a measure, as in ``share:hessian_trace``."""
+        return self.of == "sharpness"
+
+    @property
+    def spelling(self) -> str:
+        """How it is written: ``rewind``, or ``share:M`` for a measure M."""
+        return f"{self.name}:M" if self.takes_measure else self.name
+
+
+CRITERIA: Final[dict[str, Criterion]] = {
+    c.name: c
+    for c in (
+        Criterion(
+            "instability",
+            "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
+            "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
+        ),
+        Criterion(
+            "barrier",
+            "Largest height of the loss on the layer's own path above the straight line between the path's two ends.",
+            "Vlaar and Frankle 2022, arXiv 2106.16004; Adilova et al. 2024, arXiv 2307.06966",
+        ),
+        Criterion(
+            "rewind",
+            "Loss with the layer alone at theta_0 minus the loss with it at theta_1.",
+            "Zhang, Bengio and Singer 2019, arXiv 1902.01996",
+            main=True,
+        ),
+        Criterion(
+            "criticality",
+            "Smallest ratio of the layer's squared movement to the variance of noise on it at which the loss is kept.",
+            "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
+            of="noise",
+            bases=("finetuned",),
+            main=True,
+        ),
+        Criterion(
+            "sharpness",
+            "How far the logarithm of the layer's sharpness M stands out from the other layers along the path.",
+            "ours",
+            of="sharpness",
+            bases=(),
+            main=True,
+        ),
+        Criterion(
+            "per_param",
+            "How far the logarithm of the layer's sharpness M, divided by its number of parameters, stands out.",
+            "ours",
+            of="sharpness",
+            bases=(),
+        ),
+        Criterion(
+            "share",
+            "How far the layer's share of the whole model's sharpness M stands out, on the linear scale.",
+            "ours",
+            of="sharpness",
+            bases=(),
+            main=True,
+        ),
+    )
+}
+"""Every straggler criterion by name, in the order of the stragglers table."""
+
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",
     "top5": "share of examples whose label is among the five largest logits",
@@ -133,6 +294,61 @@ METRICS: Final[dict[str, str]] = {
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
+
+PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group"}
+"""Data set -> the metric that its field goes by; top1 for every other one. Source: WILDS (Koh et al. 2021, arXiv
+2012.07421)."""
+
+CORRELATIONS: Final = ("pearson", "spearman", "kendall")
+"""Correlation coefficients of the correlations table, without a covariate."""
+
+AGAINST: Final = ("ood_accuracy", "ood_gain")
+"""What sharpness is correlated with: OOD(alpha), or OOD(alpha) - OOD(0) of the same pair."""
+
+OUTPUT_BASELINES: Final[dict[OutputBaseline, str]] = {
+    "ose": "mean of the ends' probabilities",
+    "vrf": "VRF: the ends' probabilities, weighted for every image",
+}
+"""What mixes the outputs of the path's two ends -> what it mixes. The name is also the ``variant`` of its rows in the
+accuracy table, whose alpha is missing because it is no point of the path. VRF: Zhu et al. 2024, arXiv 2411.06966."""
+
+GROUPS: Final[dict[Group, str]] = {
+    "straggler": "stragglers",
+    "random_layers": "random other layers",
+    "all_layers": "all layers, as many entries",
+    "everything": "all layers, same density",
+}
+"""Which layers a repair makes sparse -> what figures write: the stragglers, and the controls beside them."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A way in which interpolation fails: ``text`` says when, ``estimate`` what its number is."""
+
+    text: str
+    estimate: str
+
+
+FLAGS: Final[dict[str, Flag]] = {
+    "F1": Flag("no point of the path beats zero-shot", "best gain over zero-shot"),
+    "F2": Flag("a point is worse than both ends", "depth below the worse end"),
+    "F3": Flag("the probe loss rises between the ends", "rise of the loss"),
+    "F4": Flag("a point lies below the chord between the ends", "depth below the chord"),
+}
+"""The flags of the failure table; their formulas stand at ``findings.failure.failure_table``."""
+
+HOLDS: Final = "holds"
+DOES_NOT_HOLD: Final = "does not hold"
+CANNOT: Final = "cannot be told"
+"""The three verdicts on a claim."""
+
+CLAIMS: Final[dict[str, str]] = {
+    "whole": "whole-model sharpness does not tell which pairs can be interpolated",
+    "stragglers": "straggler-layer sharpness tells which pairs can be interpolated",
+    "repair": "making the straggler layers sparse repairs the failure",
+    "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
+}
+"""The claims that verdicts are about, as the column ``claim`` writes them; ``question`` is the demo's own."""
 
 COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "imagenet-shifts": ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),

@@ -16,6 +16,8 @@ from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers, estimates
 from sharpscope.errors import DatasetError, NumericalError
+from sharpscope.tables.rows import mean_row
+from sharpscope.vocabulary import OOD_MEAN
 
 __all__ = [
     "FeatureCache",
@@ -229,14 +231,10 @@ def accuracy_rows(
     return rows
 
 
-def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = "ood_mean") -> list[Row]:
-    """The macro average over the data sets of ``role``: m = 1/K sum_k m_k, every set with the same weight.
+def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> list[Row]:
+    """The macro average over the data sets of ``role`` as rows of role ``to``; see ``tables.rows.mean_row``.
 
-    One row of the sets' primary metrics (called ``primary`` where these differ, named in the note) and one of every
-    other metric that all of them have. ``dataset`` names the sets, joined by ``+``. Interval for independent sets by
-    squaring and adding theirs: m - 1/K sqrt(sum (m_k - l_k)^2), and likewise above (Zou and Donner 2008, Stat. Med.
-    27:1693). For large sets it is the stratified normal interval; with m_k near 0 or 1 it keeps its width. It speaks
-    about other images of these sets, not about other sets. ``n``: examples in all.
+    One row of the sets' primary metrics and one of every other metric that all of them have.
     """
     own = [r for r in rows if r["role"] == role]
     names = list(dict.fromkeys(r["dataset"] for r in own))
@@ -244,25 +242,19 @@ def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = "ood_mean") -> l
         return []
     first = [r for r in own if r["primary"]]
     kinds = list(dict.fromkeys(r["metric"] for r in first))
-    note = "" if len(kinds) == 1 else "mean of " + ", ".join(f"{r['metric']} of {r['dataset']}" for r in first)
-    out = [_mean(first, "+".join(names), to, kinds[0] if len(kinds) == 1 else "primary", note) | {"primary": True}]
+    out = [_mean(first, to) | {"primary": True}]
     for metric in dict.fromkeys(r["metric"] for r in own):
         parts = [r for r in own if r["metric"] == metric]
         if len(parts) == len(names) and kinds != [metric]:
-            out.append(_mean(parts, "+".join(names), to, metric, "") | {"primary": False})
+            out.append(_mean(parts, to) | {"primary": False})
     return out
 
 
-def _mean(parts: Sequence[Row], dataset: str, role: str, metric: str, note: str) -> Row:
-    k = len(parts)
-    mean = sum(r["estimate"] for r in parts) / k
-    below = math.sqrt(sum((r["estimate"] - r["ci_low"]) ** 2 for r in parts)) / k
-    above = math.sqrt(sum((r["ci_high"] - r["estimate"]) ** 2 for r in parts)) / k
-    pair, alpha, variant = (parts[0][x] for x in ("pair", "alpha", "variant"))
-    n = sum(r["n"] for r in parts)
-    if not math.isfinite(below + above):
-        note = "; ".join(x for x in (note, "no interval: one of its sets has none") if x)
-    return _row(pair, alpha, variant, dataset, role, metric, mean, mean - below, mean + above, n, note)
+def _mean(parts: Sequence[Row], role: str) -> Row:
+    row = mean_row(parts, role)
+    known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
+    said = [row["note"], "" if known else "no interval: one of its sets has none"]
+    return row | {"note": "; ".join(x for x in said if x)}
 
 
 def dataset_note(dataset: Dataset) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,13 +15,7 @@ from sharpscope.clip.metrics import Answers
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.probe import Probe
 
-__all__ = ["OUTPUT_BASELINES", "output_baselines"]
-
-OUTPUT_BASELINES: Final = {
-    "ose": "mean of the two ends' probabilities",
-    "vrf": "mean weighted for every image by its distance to the zero-shot model's failures (Zhu et al. 2024)",
-}
-"""Name -> what it mixes; also the ``variant`` of its accuracy rows, whose alpha is missing: no point of the path."""
+__all__ = ["output_baselines"]
 
 Theta = Mapping[str, Tensor]
 

@@ -14,7 +14,7 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.scores import Statistic, draws, label_score, share, wilson
+from sharpscope.scores import PROPORTIONS, Statistic, draws, label_score, percentile_interval, share, wilson
 from sharpscope.seeds import derive
 
 __all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates"]
@@ -22,7 +22,6 @@ __all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates"]
 ECE_BINS = 15
 """Equal-width bins of confidence in the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
 
-_PROPORTIONS = ("top1", "top5")
 _BIASED = ("ece", "worst_group")
 
 
@@ -76,7 +75,7 @@ class Answers:
         return len(self.labels)
 
     def statistic(self, metric: str) -> Statistic | None:
-        """``metric`` (a key of ``schema.METRICS``) of these answers; None where it has no meaning (no groups ...)."""
+        """``metric`` (a key of ``vocabulary.METRICS``) of these answers; None where it has no meaning here."""
         if metric == "top5":
             return None if self.in_top5 is None else share(self.in_top5)
         if metric == "nll":
@@ -122,7 +121,7 @@ def estimates(
     """
     found = {m: s for m in metrics if (s := answers.statistic(m)) is not None}
     out = {}
-    resampled = {m: s for m, s in found.items() if m not in _PROPORTIONS}
+    resampled = {m: s for m, s in found.items() if m not in PROPORTIONS}
     bounds: dict[str, tuple[float, float]] = {}
     if resampled:
         rng = np.random.default_rng(derive(seed, "metrics", *key))
@@ -140,9 +139,9 @@ def estimates(
 
 def _interval(metric: str, estimate: float, replicates: NDArray[np.float64], level: float) -> tuple[float, float]:
     """Bootstrap bounds from ``replicates`` [R]; NaN where all agree or there are fewer than 2 / (1 - level)."""
-    if len(replicates) < math.ceil(round(2 / (1 - level), 6)) or np.ptp(replicates) <= 1e-12:
+    if not len(replicates) or np.ptp(replicates) <= 1e-12:
         return math.nan, math.nan
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
+    low, high = percentile_interval(replicates, level)
     if metric not in _BIASED:
         return float(low), float(high)
     return float(np.clip(2 * estimate - high, 0, 1)), float(np.clip(2 * estimate - low, 0, 1))

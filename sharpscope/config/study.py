@@ -8,11 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
+    CRITERIA,
     Device,
     Dtype,
     Granularity,
@@ -22,10 +25,10 @@ from sharpscope.vocabulary import (
     Select,
     Target,
     TraceMethod,
-    check_criterion,
     check_metrics,
     expand_measures,
     expand_specs,
+    parse_criterion,
     parse_rule,
 )
 
@@ -55,6 +58,12 @@ class PairConfig:
     """Checkpoint file of theta_0 (or ``mini:zeroshot``)."""
     finetuned: str
     """Checkpoint file of theta_1 (or ``mini:success``, ``mini:failure`` ...)."""
+
+
+def _criterion_help() -> str:
+    """What ``--help`` says of the straggler criterion: made from the vocabulary when it is asked for."""
+    known = ", ".join(c.spelling for c in CRITERIA.values())
+    return f"Which criterion decides the stragglers that are repaired: {known} (M a measure); all are reported."
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,7 @@ class StudyConfig:
     """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
     criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Noise levels of the criticality criterion, in units of the layer's own weight rms."""
-    straggler_criterion: str = "share:hessian_trace"
-    """Which criterion decides the stragglers that are repaired (``sharpness:M``, ``share:M``, ``per_param:M`` for a
-    measure M, ``instability``, ``rewind``, ``criticality``); the others are reported beside it."""
+    straggler_criterion: Annotated[str, Doc(_criterion_help())] = "share:hessian_trace"
     straggler_rule: str = "mad:2"
     """How scores become a set: ``mad:K`` (median + K robust sd), ``sd:T`` (mean + T sd), ``top:K``, ``abs:X``."""
     bootstrap: int = 1000
@@ -230,7 +237,7 @@ def _check(c: StudyConfig) -> None:
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
     check_metrics(c.metrics)
-    check_criterion(c.straggler_criterion)
+    parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
     least = {"threads": 0, "eval_limit": 1} | dict.fromkeys(_COUNTS, 1)
     for name, low in least.items():

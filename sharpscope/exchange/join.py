@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,13 +11,10 @@ import pandas as pd
 from sharpscope.errors import ResultsError, did_you_mean, shown
 from sharpscope.exchange.measured import Measured, stem
 from sharpscope.exchange.reading import accuracy_table
-from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import DENSE
+from sharpscope.tables.rows import mean_row, table, unique_in_order
+from sharpscope.vocabulary import DENSE, OOD_MEAN, PRIMARY_METRICS
 
 __all__ = ["RunPair", "join_accuracy", "matched", "with_means"]
-
-_PRIMARY = (("iwildcam", "macro_f1"), ("fmow", "worst_group"))
-"""What the field goes by for the sets of WILDS (Koh et al. 2021, arXiv 2012.07421); top1 for all others."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +137,7 @@ def _same_file(name: str, path: str) -> bool:
 def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
     """An accuracy table with ``primary`` told and, where it has none, the mean over the OOD sets that all points have.
 
-    Interval of the mean only where all its sets have one (independent sets: half widths squared and added).
+    See ``tables.rows.mean_row`` for the mean and its interval.
     """
     known = accuracy.get("primary", pd.Series(pd.NA, index=accuracy.index)).astype("boolean")
     own = pd.Series(
@@ -149,7 +145,7 @@ def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
         index=accuracy.index,
     )
     out = accuracy.assign(primary=known.fillna(own).astype(bool))
-    if (out["role"] == "ood_mean").any():
+    if (out["role"] == OOD_MEAN).any():
         return out
     ood = out[(out["role"] == "ood") & out["primary"] & (out["variant"] == DENSE)]
     points = {
@@ -164,35 +160,17 @@ def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
     if not common:
         raise ResultsError("accuracy: no OOD set was measured at every point, so that no average means the same twice.")
     left = [d for d in unique_in_order(ood["dataset"]) if d not in common]
-    rows = [_mean_row([sets[d] for d in common], left) for sets in points.values()]
+    said = f"without {', '.join(left)}, which not every point has" if left else ""
+    rows = []
+    for measured in points.values():
+        row = mean_row([measured[d] for d in common])
+        rows.append(row | {"note": "; ".join(x for x in (row["note"], said) if x), "primary": True})
     return pd.concat([out, table("accuracy", rows)], ignore_index=True)
 
 
 def _primary(dataset: str, accuracy: pd.DataFrame) -> str:
     there = set(accuracy.loc[accuracy["dataset"] == dataset, "metric"])
-    for begins, metric in _PRIMARY:
-        if begins in dataset.casefold() and metric in there:
+    for name, metric in PRIMARY_METRICS.items():
+        if name in dataset.casefold() and metric in there:  # others write FMOWOOD, IWildCamOODNonEmpty ...
             return metric
     return "top1" if "top1" in there else min(there)
-
-
-def _mean_row(parts: Sequence[Mapping[str, object]], left: Iterable[str]) -> dict[str, object]:
-    k = len(parts)
-    values, lows, highs = ([float(str(p[c])) for p in parts] for c in ("estimate", "ci_low", "ci_high"))
-    mean = sum(values) / k
-    below = math.sqrt(sum((v - low) ** 2 for v, low in zip(values, lows, strict=True))) / k
-    above = math.sqrt(sum((high - v) ** 2 for v, high in zip(values, highs, strict=True))) / k
-    kinds = unique_in_order(str(p["metric"]) for p in parts)
-    gone = ", ".join(left)
-    return {
-        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
-        "dataset": "+".join(str(p["dataset"]) for p in parts),
-        "role": "ood_mean",
-        "metric": kinds[0] if len(kinds) == 1 else "primary",
-        "estimate": mean,
-        "ci_low": mean - below,
-        "ci_high": mean + above,
-        "n": None,
-        "note": f"without {gone}, which not every point has" if gone else "",
-        "primary": True,
-    }

@@ -13,7 +13,7 @@ import pandas as pd
 from sharpscope.errors import ResultsError, shown
 from sharpscope.exchange import formats
 from sharpscope.exchange.measured import Measured
-from sharpscope.scores import wilson
+from sharpscope.scores import PROPORTIONS, wilson
 from sharpscope.tables.rows import table
 
 __all__ = ["FORMATS", "accuracy_table", "read_measured", "read_results"]
@@ -54,7 +54,7 @@ def accuracy_table(models: Sequence[Measured], ids: Sequence[str] = ()) -> pd.Da
     for m in models:
         for (dataset, metric), value in m.values.items():
             n = m.counts.get(dataset)
-            low, high = wilson(round(value * n), n) if n and metric == "top1" else (math.nan, math.nan)
+            low, high = wilson(round(value * n), n) if n and metric in PROPORTIONS else (math.nan, math.nan)
             rows.append(
                 {
                     "pair": m.names[0], "alpha": m.alpha, "variant": m.variant, "dataset": dataset,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
-from sharpscope.findings.criteria import LayerLosses, NoiseLosses
 from sharpscope.findings.failure import failure_table
+from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.prediction import reference_table
-from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, repair_table
+from sharpscope.findings.repair import Repairs, Variant, analyse_repairs
 from sharpscope.findings.selection import select
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
@@ -24,7 +24,6 @@ __all__ = [
     "pair_correlations",
     "path_correlations",
     "reference_table",
-    "repair_table",
     "select",
     "stragglers_table",
     "verdicts_table",

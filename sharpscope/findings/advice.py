@@ -12,13 +12,16 @@ from scipy import special
 
 from sharpscope.findings.frames import Answered, alpha_index, check_correct
 from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, along, at_alpha, predict_gain
-from sharpscope.findings.resampling import min_replicates, percentile_interval, scores_of, stratified_means
+from sharpscope.findings.resampling import scores_of, stratified_means
+from sharpscope.scores import min_replicates, percentile_interval
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
 
 __all__ = ["RULES", "advice_table"]
 
 RULES = ("zeroshot", "half", "finetuned", "id_best", "sharpscope", "oracle")
+_MEASURES = ("ggn_trace", "hessian_trace")
+"""The first of these that is positive for all pairs makes the prediction."""
 _SAFE = ("pair", "alpha", "measure", "log_ratio", "distance")
 NOT_FROM_ID = "whether holding layers back gains OOD accuracy cannot be told from ID data of this pair"
 
@@ -33,8 +36,6 @@ def advice_table(
     *,
     stragglers: Sequence[str] = (),
     reference_repairs: pd.DataFrame | None = None,
-    measures: Sequence[str] = ("ggn_trace", "hessian_trace"),
-    ridge: float = 1.0,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -55,11 +56,11 @@ def advice_table(
         features: ``reference_table`` rows of the judged pair.
         references: ``reference_table`` rows of other pairs.
         stragglers: the judged pair's straggler layers, advised only with ``reference_repairs``.
-        reference_repairs: ``repair`` tables of OTHER pairs: if one sparsity gained there at equal ID accuracy (at least
-            4 pairs, the t interval of the mean over pairs above 0 after Bonferroni over sparsities) its density and the
-            straggler layers are advised, else none: whether it would gain here needs OOD labels, which advice has not.
-        measures: the first of these that is positive for all pairs is used.
-        ridge, level, bootstrap, seed: of the prediction and the intervals.
+        reference_repairs: ``repair`` tables of pairs with stragglers; rows of the judged pair are dropped. If one
+            sparsity of the stragglers gained on the OTHER pairs at equal ID accuracy (at least 4 pairs, the t interval
+            of the mean over pairs above 0 after Bonferroni over sparsities) its density and the judged pair's straggler
+            layers are advised, else none: whether it would gain here needs OOD labels, which advice has not.
+        level, bootstrap, seed: of the intervals.
 
     Returns:
         Table ``advice``: ci_low/ci_high belong to predicted_gain (over zero-shot); the regret's paired bootstrap
@@ -86,7 +87,7 @@ def advice_table(
             row["status"] = "undefined" if ood is None else "ok"
             note = "no OOD set was given" if ood is None else "chosen on the OOD labels: not advice, the yardstick"
         elif rule == "sharpscope":
-            ours, note = _sharpscope(pair, grid, features, references, measures, ridge, level)
+            ours, note = _sharpscope(pair, grid, features, references, level)
             held, why = _held_back(pair, stragglers, reference_repairs, level)
             row |= ours | held
             note = f"{note}; {why}"
@@ -133,8 +134,6 @@ def _sharpscope(
     grid: Sequence[float],
     features: pd.DataFrame | None,
     references: pd.DataFrame | None,
-    measures: Sequence[str],
-    ridge: float,
     level: float,
 ) -> tuple[dict[str, Any], str]:
     fallback = {"alpha": 0.5, "status": "undefined"}
@@ -147,8 +146,8 @@ def _sharpscope(
     best: tuple[float, Prediction] | None = None
     ends: dict[float, float] = {0.0: 0.0}
     measure, used = "", 0
-    for name in measures:
-        predictions = {a: _predicted(own, others, name, a, ridge, level) for a in grid if 0 < a <= 1}
+    for name in _MEASURES:
+        predictions = {a: _predicted(own, others, name, a, level) for a in grid if 0 < a <= 1}
         usable = {a: p for a, p in predictions.items() if p is not None}
         if usable:
             measure, used = name, max(p.n for p in usable.values())
@@ -160,7 +159,7 @@ def _sharpscope(
         count = others["pair"].nunique()
         return fallback, (
             f"undefined: fewer than {FEWEST_REFERENCES} of {count} reference pairs have positive "
-            f"{' or '.join(measures)}, a distance and OOD accuracy; alpha = 0.5 is a convention"
+            f"{' or '.join(_MEASURES)}, a distance and OOD accuracy; alpha = 0.5 is a convention"
         )
     about = f"{used} reference pairs, {measure} of the whole model"
     end, end_gain = max(ends.items(), key=lambda item: item[1])
@@ -175,9 +174,7 @@ def _sharpscope(
     return {"alpha": alpha, "predicted_gain": p.gain, "ci_low": p.low, "ci_high": p.high}, f"{over} ({about})"
 
 
-def _predicted(
-    own: pd.DataFrame, others: pd.DataFrame, measure: str, alpha: float, ridge: float, level: float
-) -> Prediction | None:
+def _predicted(own: pd.DataFrame, others: pd.DataFrame, measure: str, alpha: float, level: float) -> Prediction | None:
     judged = _features(own[own["measure"] == measure], alpha)
     if judged is None:
         return None
@@ -191,7 +188,7 @@ def _predicted(
             gains.append(gain)
     if len(rows) < FEWEST_REFERENCES:
         return None
-    return predict_gain(np.array(rows), np.array(gains), judged, ridge=ridge, level=level)
+    return predict_gain(np.array(rows), np.array(gains), judged, level=level)
 
 
 def _features(rows: pd.DataFrame, alpha: float) -> np.ndarray | None:
@@ -216,6 +213,8 @@ def _held_back(
         low = float(gains.mean() - half * gains.std(ddof=1) / math.sqrt(len(gains)))
         if low > 0 and (best is None or low > best[0]):
             best = (low, key, len(gains))
+    if best is None and not tested:
+        return {}, NOT_FROM_ID
     if best is None:
         return {}, f"{NOT_FROM_ID}, and no sparsity gained on at least {FEWEST_REFERENCES} other pairs beyond doubt"
     target, select, density = best[1]

@@ -10,25 +10,21 @@ import pandas as pd
 
 from sharpscope.findings.frames import accuracy_grid, alpha_index
 from sharpscope.findings.rank_correlation import (
-    METHODS,
     correlate,
     is_constant,
     partial_null,
     partial_spearman,
     weighted_correlate,
 )
-from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, permutation_p, resample_counts
-from sharpscope.findings.sharpness import BEST, GROUPS, Cube, sharpness_cube
+from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, permutation_p
+from sharpscope.findings.sharpness import Cube, sharpness_cube
+from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import dense_rows, table, unique_in_order
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES, OOD_MEAN, PAIRS
 
-__all__ = ["AGAINST", "COVARIATE", "FEWEST", "PAIRS", "pair_correlations", "path_correlations"]
+__all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
 
-AGAINST = ("ood_accuracy", "ood_gain")
-"""ood_accuracy: OOD(alpha); ood_gain: OOD(alpha) - OOD(0) of the same pair."""
-PAIRS = "(pairs)"
-"""The ``pair`` of rows that have one point a pair."""
 COVARIATE = "covariate:"
 """Prefix of the measure of rows that correlate a covariate itself with OOD: what sharpness has to beat."""
 FEWEST = 4
@@ -127,8 +123,6 @@ def pair_correlations(
     level: float = 0.95,
     alphas: Sequence[float] | None = None,
     stragglers: Mapping[str, Collection[str]] | None = None,
-    each_ood: bool = False,
-    metric: str | None = None,
 ) -> pd.DataFrame:
     """Correlation across pairs, one point a pair, at each fixed alpha: the evidence.
 
@@ -150,22 +144,20 @@ def pair_correlations(
         seed, bootstrap, level: of resampling; ``bootstrap`` is also the number of permutations.
         alphas: which; default: all above 0 at which every pair has sharpness.
         stragglers: pair -> straggler layers; adds ``(stragglers)`` and ``(others)``, see ``cube``.
-        each_ood: also against every OOD set, not only their mean.
-        metric: which accuracy metric; default top1 or the only one.
 
     Returns:
         Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
         column: status "undefined" with the reason.
     """
-    accuracy = dense_rows(accuracy, metric)
+    accuracy = dense_rows(accuracy)
     pairs = sorted(set(sharpness["pair"]) & set(accuracy["pair"]))
     chosen = _common_alphas(sharpness, pairs) if alphas is None else [float(a) for a in alphas]
     cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
     z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
     rows: list[dict[str, object]] = []
-    for role, dataset in _datasets(accuracy, each_ood):
-        ood = accuracy_grid(accuracy, role, dataset, pairs, chosen)
-        start = accuracy_grid(accuracy, role, dataset, pairs, (0.0,))
+    for dataset in _means_of(accuracy):
+        ood = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, chosen)
+        start = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, (0.0,))
         for a, alpha in enumerate(chosen):
             given = {name: _covariate(covariates, name, pairs, alpha) for name in z_names}
             for against, y in zip(AGAINST, (ood[:, a], ood[:, a] - start[:, 0]), strict=True):
@@ -196,7 +188,7 @@ def _one_outcome(
     whole = [(COVARIATE + name, ALL) for name in zs]
     x = x.reshape(len(keys), n)
     plain = np.vstack([x, *(z[None] for z in zs.values())])
-    for method in METHODS:
+    for method in CORRELATIONS:
         boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], method))
         block = _block(plain, y[known], method, outcome, perms, boot, level)
         yield from _rows(labels + whole, block, {**head, "method": method})
@@ -210,7 +202,7 @@ def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, o
     """Rows of one method, with q over the layers of each measure and its ``(best)`` row before them."""
     for measure in unique_in_order(m for m, _ in labels):
         here = [k for k, (m, _) in enumerate(labels) if m == measure]
-        single = np.array([k for k in here if labels[k][1] not in GROUPS], dtype=int)
+        single = np.array([k for k in here if labels[k][1] not in GROUP_TITLES], dtype=int)
         q = block.p.copy()
         q[single] = benjamini_hochberg(block.p[single])
         if len(single) > 1:
@@ -254,14 +246,7 @@ def _best_row(
     return {**row, **some, "status": "ok", "note": note}
 
 
-def path_correlations(
-    sharpness: pd.DataFrame,
-    accuracy: pd.DataFrame,
-    *,
-    source: str = "run",
-    each_ood: bool = False,
-    metric: str | None = None,
-) -> pd.DataFrame:
+def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     """Correlation along alpha inside each pair: descriptive only.
 
     The points of one path are not independent and both curves bend with alpha, so n is no sample size: no interval
@@ -271,7 +256,7 @@ def path_correlations(
     Returns:
         Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
     """
-    accuracy = dense_rows(accuracy, metric)
+    accuracy = dense_rows(accuracy)
     rows: list[dict[str, object]] = []
     nan = float("nan")
     for pair in unique_in_order(sharpness["pair"]):
@@ -279,11 +264,11 @@ def path_correlations(
         cube = sharpness_cube(sharpness, [pair], alphas)
         keys = cube.columns()
         x = np.array([cube.values[m, layer, 0] for m, layer in keys])
-        for role, dataset in _datasets(accuracy[accuracy["pair"] == pair], each_ood):
-            ood = accuracy_grid(accuracy, role, dataset, [pair], alphas)[0]
-            start = accuracy_grid(accuracy, role, dataset, [pair], (0.0,))[0, 0]
+        for dataset in _means_of(accuracy[accuracy["pair"] == pair]):
+            ood = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], alphas)[0]
+            start = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], (0.0,))[0, 0]
             for against, y in zip(AGAINST, (ood, ood - start), strict=True):
-                for method in METHODS:
+                for method in CORRELATIONS:
                     block = _path_block(x, y, method, against)
                     for k, (m, layer) in enumerate(keys):
                         bad = not np.isfinite(block.estimate[k])
@@ -303,7 +288,7 @@ def path_correlations(
                                 "p_value": nan,
                                 "q_value": nan,
                                 "n": int(block.n[k]),
-                                "source": source,
+                                "source": "run",
                                 "status": "undefined" if bad else "ok",
                                 "note": block.why[k] if bad else PATH_NOTE,
                             }
@@ -338,11 +323,9 @@ def _common_alphas(sharpness: pd.DataFrame, pairs: Sequence[str]) -> list[float]
     return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
 
 
-def _datasets(accuracy: pd.DataFrame, each_ood: bool) -> list[tuple[str, str]]:
-    roles = ("ood_mean", "ood") if each_ood else ("ood_mean",)
-    return [
-        (role, name) for role in roles for name in unique_in_order(accuracy.loc[accuracy["role"] == role, "dataset"])
-    ]
+def _means_of(accuracy: pd.DataFrame) -> list[str]:
+    """The means over OOD sets that the table has, by the names of their sets."""
+    return unique_in_order(accuracy.loc[accuracy["role"] == OOD_MEAN, "dataset"])
 
 
 def _covariate(covariates: pd.DataFrame | None, name: str, pairs: Sequence[str], alpha: float) -> np.ndarray:

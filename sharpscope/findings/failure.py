@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import Answered, alpha_index, check_correct
-from sharpscope.findings.resampling import max_min_interval, min_replicates, resampled_means, scores_of
+from sharpscope.findings.resampling import max_min_interval, resampled_means, scores_of
+from sharpscope.scores import min_replicates
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table
+from sharpscope.vocabulary import OOD_MEAN, PROBE
 
-__all__ = ["FLAGS", "OOD_MEAN", "PROBE", "failure_table"]
-
-FLAGS = {
-    "F1": "no point of the path beats the zero-shot model: max over alpha > 0 of OOD(alpha) - OOD(0) <= 0",
-    "F2": "some point is worse than both ends: max over interior alpha of min(ends) - OOD(alpha) > eps",
-    "F3": "the probe loss rises between the ends (interpolation instability) by more than loss_eps",
-    "F4": "some point is below the chord between the ends: max over interior alpha of chord - OOD(alpha) > 0",
-}
-OOD_MEAN = "ood_mean"
-PROBE = "probe"
+__all__ = ["failure_table"]
 
 
 def failure_table(
@@ -35,7 +27,6 @@ def failure_table(
     *,
     eps: float = 0.01,
     loss_eps: float = 0.01,
-    f3: Literal["excess", "paper"] = "excess",
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -50,13 +41,13 @@ def failure_table(
         F3  max_alpha L(alpha) - max(L(0), L(1))                present if ci_low > loss_eps
 
     so F1 is a failure when NEGATIVE and the others when positive. A maximum over noisy points is too large on
-    average; ``intervals.max_min_interval`` gives bounds that pay for the choice of alpha, from a bootstrap over
+    average; ``resampling.max_min_interval`` gives bounds that pay for the choice of alpha, from a bootstrap over
     examples paired across alphas, and within each data set for the mean. Each flag is then present without cause with
     probability at most (1 - level) / 2, to the accuracy of the bootstrap.
 
     F3: the paper's LII = max L - (L(0) + L(1)) / 2 is made for ends of equal loss. A zero-shot and a fine-tuned model
-    differ, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth; ours (``f3="excess"``) is LII less that
-    part. ``f3="paper"`` judges LII itself. The note of the row gives LII and the part that the ends force.
+    differ, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth; ours is LII less that part. The note of the
+    row gives LII and the part that the ends force.
 
     Args:
         pair: name of the pair.
@@ -66,7 +57,6 @@ def failure_table(
         probe_losses: [A, n] loss of every probe example.
         eps: drop in accuracy (0-1) that F2 forgives (ours).
         loss_eps: rise in nats that F3 forgives (ours).
-        f3: see above.
         level: coverage of the intervals.
         bootstrap: replicates.
         seed: the run's seed.
@@ -78,8 +68,6 @@ def failure_table(
     Raises:
         ConfigError: shapes or roles that do not fit.
     """
-    if f3 not in ("excess", "paper"):
-        raise ConfigError(f"f3: '{f3}' is none of excess, paper.")
     ood = check_correct(alphas, correct, roles)["ood"]
     means = {name: scores_of(values) for name, values in ood.items()}
     reps = {
@@ -97,7 +85,7 @@ def failure_table(
         rows += _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
     else:
         rows += [_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4")]
-    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, f3, level, bootstrap, seed, few))
+    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few))
     rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
     return table("failure", rows)
 
@@ -169,7 +157,6 @@ def _loss_flag(
     alphas: Sequence[float],
     losses: np.ndarray,
     loss_eps: float,
-    f3: str,
     level: float,
     bootstrap: int,
     seed: int,
@@ -186,16 +173,10 @@ def _loss_flag(
     mean = losses.mean(axis=1)
     reps = resampled_means(losses, bootstrap, np.random.default_rng(derive(seed, "failure", pair, PROBE, "loss")))
     path = [i for i, a in enumerate(alphas) if 0 <= a <= 1]
-    if f3 == "excess":
-        ends = [start, end]
-        cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
-    else:
-        middle, middles = mean[[start, end]].mean(), reps[:, [start, end]].mean(axis=1)
-        cells, draws = (mean[path] - middle)[:, None], (reps[:, path] - middles[:, None])[:, :, None]
+    ends = [start, end]
+    cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
     lii = float(mean[path].max() - (mean[start] + mean[end]) / 2)
     forced = float(abs(mean[start] - mean[end]) / 2)
     note = f"LII {lii:.4g}, of which the ends' unequal losses force {forced:.4g}"
-    if f3 == "paper":
-        note += "; judged: LII itself"
     note = "; ".join(part for part in (note, few) if part)
     return _judged(pair, "F3", PROBE, alphas, path, cells, draws, level, loss_eps, note)

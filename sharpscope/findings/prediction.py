@@ -12,8 +12,8 @@ from scipy import stats
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import alpha_index
-from sharpscope.tables.rows import dense_rows, unique_in_order
-from sharpscope.vocabulary import ALL
+from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
+from sharpscope.vocabulary import ALL, OOD_MEAN
 
 __all__ = ["FEWEST_REFERENCES", "REFERENCE", "Prediction", "along", "at_alpha", "predict_gain", "reference_table"]
 
@@ -33,19 +33,16 @@ REFERENCE = (
 is <= 0); distance between theta_0 and theta_1; accuracies in [0, 1]; ood_gain = OOD(alpha) - OOD(0)."""
 
 
-def reference_table(
-    sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame, *, metric: str | None = None
-) -> pd.DataFrame:
+def reference_table(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     """The whole model's sharpness, distance and accuracies of every pair along its path: columns ``REFERENCE``.
 
     Args:
         sharpness, accuracy, path: tables of the schema, any number of pairs. Distance is ``distance_0`` at alpha = 1
             (``distance_0 + distance_1`` where that is missing); give it in the same unit for all pairs.
-        metric: which accuracy metric.
     """
-    accuracy = dense_rows(accuracy, metric)
-    whole = sharpness[(sharpness["layer"] == ALL) & ~sharpness["status"].isin(("failed", "undefined"))]
-    known = {role: _means(accuracy[accuracy["role"] == role]) for role in ("id", "ood_mean")}
+    accuracy = dense_rows(accuracy)
+    whole = sharpness[(sharpness["layer"] == ALL) & has_value(sharpness)]
+    known = {role: _means(accuracy[accuracy["role"] == role]) for role in ("id", OOD_MEAN)}
     span = dict(_by_pair(path, path["distance_0"] + path["distance_1"]))
     at_end = np.isclose(path["alpha"].to_numpy(dtype=float), 1.0)
     span |= dict(_by_pair(path[at_end], path.loc[at_end, "distance_0"]))
@@ -57,7 +54,7 @@ def reference_table(
             start = values.get(0.0, math.nan)
             for alpha in sorted(values):
                 ratio = values[alpha] / start if start > 0 else math.nan
-                ood = known["ood_mean"].get((pair, alpha), math.nan)
+                ood = known[OOD_MEAN].get((pair, alpha), math.nan)
                 rows.append(
                     {
                         "pair": pair,
@@ -68,7 +65,7 @@ def reference_table(
                         "distance": span.get(pair, math.nan),
                         "id_accuracy": known["id"].get((pair, alpha), math.nan),
                         "ood_accuracy": ood,
-                        "ood_gain": ood - known["ood_mean"].get((pair, 0.0), math.nan),
+                        "ood_gain": ood - known[OOD_MEAN].get((pair, 0.0), math.nan),
                     }
                 )
     return pd.DataFrame(rows, columns=list(REFERENCE))
@@ -76,10 +73,9 @@ def reference_table(
 
 def _means(rows: pd.DataFrame) -> dict[tuple[str, float], float]:
     """(pair, alpha) -> accuracy averaged over the data sets in ``rows``."""
-    found: dict[tuple[str, float], list[float]] = {}
-    for pair, alpha, estimate in zip(rows["pair"], rows["alpha"], rows["estimate"], strict=True):
-        found.setdefault((pair, round(float(alpha), 9)), []).append(float(estimate))
-    return {key: sum(values) / len(values) for key, values in found.items()}
+    mean = mean_accuracy(rows)
+    points = zip(mean["pair"], mean["alpha"], mean["estimate"], strict=True)
+    return {(str(pair), round(float(alpha), 9)): float(estimate) for pair, alpha, estimate in points}
 
 
 def _by_pair(rows: pd.DataFrame, values: pd.Series) -> Iterator[tuple[str, float]]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from scipy import stats
 
-__all__ = ["METHODS", "correlate", "is_constant", "partial_null", "partial_spearman", "weighted_correlate"]
+__all__ = ["correlate", "is_constant", "partial_null", "partial_spearman", "weighted_correlate"]
 
-METHODS: Final = ("pearson", "spearman", "kendall")
 _TINY = 1e-10
 _CELLS_AT_ONCE = 4_000_000
 

@@ -14,14 +14,16 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import Answered, alpha_index, check_correct
-from sharpscope.findings.resampling import max_min_interval, min_replicates, percentile_interval, stratified_means
-from sharpscope.scores import Predictions
+from sharpscope.findings.resampling import max_min_interval, stratified_means
+from sharpscope.scores import Predictions, min_replicates, percentile_interval
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.vocabulary import GROUPS, Select, Target
 
-__all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain", "repair_table"]
+__all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain"]
 
-CONTROLS = ("none", "random_layers", "all_layers", "everything")
+CONTROLS = ("none", *(group for group in GROUPS if group != "straggler"))
+"""What stands in the column ``control``: none for the stragglers themselves, else which layers were taken instead."""
 CONTRASTS = (
     "pair", "target", "select", "density", "num_alphas", "gain", "gain_low", "gain_high",
     "difference", "difference_low", "difference_high", "note",
@@ -38,8 +40,8 @@ class Variant:
     variant: str
     """Its name in the tables, e.g. ``straggler:delta:random:0.5``."""
     layers: tuple[str, ...]
-    target: str
-    select: str
+    target: Target
+    select: Select
     density: float
     """Fraction of entries kept, as asked for."""
     kept_fraction: float
@@ -64,7 +66,7 @@ class Repairs:
     """max over those rows of min(gain, difference to the control): > 0 if some sparse stragglers beat both."""
     ci_low: float
     ci_high: float
-    """Its interval, which pays for having taken the best row (``intervals.max_min_interval``)."""
+    """Its interval, which pays for having taken the best row (``resampling.max_min_interval``)."""
     best: str
     """The row it is for, e.g. ``delta:magnitude:0.5``; empty where there is none."""
 
@@ -103,21 +105,6 @@ def match_plain(
     before = np.take_along_axis(ood, first, axis=-1)[..., 0]
     after = np.take_along_axis(ood, first + 1, axis=-1)[..., 0]
     return grid[left] + step * (grid[left + 1] - grid[left]), before + step * (after - before), inside
-
-
-def repair_table(
-    pair: str,
-    alphas: Sequence[float],
-    correct: Mapping[str, Answered],
-    roles: Mapping[str, str],
-    variants: Sequence[Variant],
-    *,
-    level: float = 0.95,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Table ``repair`` of one pair; see ``analyse_repairs``."""
-    return analyse_repairs(pair, alphas, correct, roles, variants, level=level, bootstrap=bootstrap, seed=seed).table
 
 
 def analyse_repairs(

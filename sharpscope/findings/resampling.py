@@ -12,35 +12,19 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from sharpscope.scores import Predictions
+from sharpscope.scores import Predictions, draws, min_replicates
 
 __all__ = [
     "bca_interval",
     "benjamini_hochberg",
     "max_min_interval",
-    "min_replicates",
-    "percentile_interval",
     "permutation_p",
-    "resample_counts",
     "resampled_means",
     "scores_of",
     "stratified_means",
 ]
 
-_DRAWS_AT_ONCE = 4_000_000
 _EXACT_IN_FLOAT32 = 2**24
-
-
-def min_replicates(level: float) -> int:
-    """Fewest replicates whose tails reach ``level`` at all: 2 / (1 - level), 40 at .95; fewer give no interval."""
-    return math.ceil(round(2 / (1 - level), 6))
-
-
-def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each of ``n`` examples is drawn in each of ``replicates`` bootstrap samples: int [replicates, n]."""
-    draws = rng.integers(0, n, size=(replicates, n))
-    draws += np.arange(replicates)[:, None] * n
-    return np.bincount(draws.ravel(), minlength=replicates * n).reshape(replicates, n)
 
 
 def scores_of(values: np.ndarray | Predictions) -> np.ndarray:
@@ -65,13 +49,8 @@ def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.r
     rows, n = values.shape
     dtype: type[np.floating] = np.float32 if values.dtype == np.bool_ and n < _EXACT_IN_FLOAT32 else np.float64
     columns: np.ndarray = np.ascontiguousarray(values.T, dtype=dtype)
-    out = np.empty((replicates, rows))
-    step = max(1, _DRAWS_AT_ONCE // n)
-    for start in range(0, replicates, step):
-        count = min(step, replicates - start)
-        counts: np.ndarray = resample_counts(n, count, rng).astype(dtype)
-        out[start : start + count] = counts @ columns
-    return out / n
+    sums: list[np.ndarray] = [counts.astype(dtype) @ columns for counts in draws(n, replicates, rng)]
+    return np.concatenate(sums).astype(np.float64) / n if sums else np.empty((0, rows))
 
 
 def stratified_means(
@@ -88,15 +67,6 @@ def stratified_means(
     means = np.mean([scores_of(b) for b in blocks], axis=0)
     total = sum(resampled_means(b, replicates, rng) for b, rng in zip(blocks, rngs, strict=True))
     return means, np.asarray(total) / len(blocks)
-
-
-def percentile_interval(replicates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile bounds of each column (Efron 1979); NaN with fewer than ``min_replicates(level)`` replicates."""
-    if len(replicates) < min_replicates(level):
-        missing = np.full(replicates.shape[1:], np.nan)
-        return missing, missing.copy()
-    low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
 
 
 def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[float, float, float, int]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
 from sharpscope.errors import ConfigError, ResultsError, shown
-from sharpscope.findings.resampling import min_replicates
+from sharpscope.scores import percentile_interval
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows
+from sharpscope.tables.rows import dense_rows, mean_accuracy
+from sharpscope.vocabulary import OOD_MEAN
 
 __all__ = ["BASELINES", "COLUMNS", "Baseline", "baseline_points", "effective_robustness", "points", "read_baseline"]
 
@@ -22,8 +24,8 @@ COLUMNS = (
     "baseline", "baseline_n", "note",
 )  # fmt: skip
 """Columns of ``effective_robustness``."""
-BASELINES = ("zeroshot", "finetuned", "ends")
-"""Baselines that a run holds itself: its models at alpha = 0, at alpha = 1, or both."""
+BASELINES: Final[dict[str, tuple[float, ...]]] = {"zeroshot": (0.0,), "finetuned": (1.0,), "ends": (0.0, 1.0)}
+"""Baseline that a run holds itself -> the alphas of its models."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,6 @@ class Baseline:
     The fit is least squares on the logit scale (Taori et al. 2020, arXiv 2007.00644, section 3).
     """
 
-    name: str
     id_accuracy: np.ndarray
     ood_accuracy: np.ndarray
     id_n: np.ndarray
@@ -51,13 +52,9 @@ def points(accuracy: pd.DataFrame) -> pd.DataFrame:
     their mean, ID accuracy being the mean over the ID sets; primary metrics."""
     rows = dense_rows(accuracy)
     known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
-    ids = (
-        known[known["role"] == "id"]
-        .groupby(["pair", "alpha"], sort=False)
-        .agg(id_accuracy=("estimate", "mean"), id_n=("n", "sum"))
-    )
-    ood = known[known["role"].isin(("ood", "ood_mean"))].rename(columns={"estimate": "ood_accuracy", "n": "ood_n"})
-    both = ood.merge(ids.reset_index(), on=["pair", "alpha"])
+    ids = mean_accuracy(rows[rows["role"] == "id"]).rename(columns={"estimate": "id_accuracy", "n": "id_n"})
+    ood = known[known["role"].isin(("ood", OOD_MEAN))].rename(columns={"estimate": "ood_accuracy", "n": "ood_n"})
+    both = ood.merge(ids, on=["pair", "alpha"])
     finite = np.isfinite(both["id_accuracy"]) & np.isfinite(both["ood_accuracy"])
     columns = ["pair", "alpha", "dataset", "id_accuracy", "ood_accuracy", "id_n", "ood_n"]
     return both.loc[finite, columns].reset_index(drop=True)
@@ -70,9 +67,8 @@ def baseline_points(accuracy: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     if name not in BASELINES:
         raise ConfigError(f"baseline: '{shown(name)}' is none of {', '.join(BASELINES)}, nor a file.")
-    alphas = {"zeroshot": (0.0,), "finetuned": (1.0,), "ends": (0.0, 1.0)}[name]
     found = points(accuracy)
-    return found[found["alpha"].isin(alphas)].drop_duplicates(["dataset", "id_accuracy", "ood_accuracy"])
+    return found[found["alpha"].isin(BASELINES[name])].drop_duplicates(["dataset", "id_accuracy", "ood_accuracy"])
 
 
 def read_baseline(path: str | Path) -> pd.DataFrame:
@@ -154,7 +150,7 @@ def _judged(
             baseline[c].fillna(0).to_numpy(float) if c in baseline else np.zeros(len(baseline))
             for c in ("id_n", "ood_n")
         ]
-        base = Baseline("", baseline["id_accuracy"].to_numpy(float), baseline["ood_accuracy"].to_numpy(float), *counts)
+        base = Baseline(baseline["id_accuracy"].to_numpy(float), baseline["ood_accuracy"].to_numpy(float), *counts)
         m = len(baseline)
         if len(np.unique(base.id_accuracy)) < 2:
             return blank.assign(
@@ -170,8 +166,8 @@ def _judged(
     xs, ys = _drawn(x, id_n, replicates, rng), _drawn(y, ood_n, replicates, rng)
     reps = ys - special.expit(lines[:, :1] + lines[:, 1:] * _logit(xs, id_n))
     low, high = np.full(len(x), math.nan), np.full(len(x), math.nan)
-    if replicates >= min_replicates(level) and (m >= 3 or (id_n > 0).any()):
-        low, high = np.nanquantile(reps, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    if m >= 3 or (id_n > 0).any():  # else nothing was drawn: neither models nor examples
+        low, high = percentile_interval(reps, level, skip_nan=True)
     return own.assign(
         expected=expected, estimate=y - expected, ci_low=low, ci_high=high, baseline_n=m, note="; ".join(notes)
     )

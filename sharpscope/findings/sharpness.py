@@ -9,23 +9,16 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.findings.frames import alpha_index
-from sharpscope.tables.rows import ordered, unique_in_order
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.tables.rows import has_value, measures_in, ordered, unique_in_order
+from sharpscope.vocabulary import ALL, GROUP_TITLES, OTHERS, STRAGGLERS
 
 __all__ = [
-    "BEST",
-    "FORMS",
-    "OTHERS",
     "SHARE",
-    "STRAGGLERS",
     "Cube",
     "SharpnessGrid",
     "sharpness_cube",
     "sharpness_grids",
 ]
-
-FORMS = ("sharpness", "per_param", "share")
-"""sharpness (the estimate itself), per_param (divided by the number of parameters), share (of the whole model)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,10 @@ class SharpnessGrid:
     frozen: frozenset[str]
 
     def values(self, form: str, log: bool) -> np.ndarray:
-        """The form's values [L, A], their log on request (NaN where <= 0).
+        """The values [L, A] that a criterion of sharpness judges, their log on request (NaN where <= 0).
+
+        ``form`` is the criterion's name: sharpness (the estimate itself), per_param (divided by the layer's number of
+        parameters) or share (of the whole model). Raises ValueError for another one.
 
         The log of the share differs from that of the estimate by a constant at each alpha and would single out the
         same layers; shares are therefore judged on the linear scale, where values <= 0 count too.
@@ -63,9 +59,13 @@ class SharpnessGrid:
         return _logged(self._form(self.estimate + noise, form), log)
 
     def _form(self, estimate: np.ndarray, form: str) -> np.ndarray:
+        if form == "sharpness":
+            return estimate
+        if form == "per_param":
+            return estimate / self.num_params[:, None]
         if form == "share":
             return self.share
-        return estimate / self.num_params[:, None] if form == "per_param" else estimate
+        raise ValueError(f"'{form}' is no form of sharpness: sharpness, per_param, share.")
 
 
 def _logged(values: np.ndarray, log: bool) -> np.ndarray:
@@ -79,7 +79,7 @@ def _logged(values: np.ndarray, log: bool) -> np.ndarray:
 def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGrid]:
     """One grid a measure, in the schema's order; the whole model is no layer and gives ``whole`` only."""
     rows = sharpness[sharpness["pair"] == pair]
-    for measure in ordered(rows["measure"], tuple(MEASURES)):
+    for measure in measures_in(rows):
         part = rows[rows["measure"] == measure]
         layers = [name for name in unique_in_order(part["layer"]) if name != ALL]
         alphas = sorted(unique_in_order(float(a) for a in part["alpha"]))
@@ -88,7 +88,7 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
         i = part["layer"].map(row_of).to_numpy()
         j = np.searchsorted(alphas, part["alpha"].to_numpy(dtype=float))
         status = part["status"].to_numpy()
-        usable = np.isfinite(part["estimate"].to_numpy(dtype=float)) & ~np.isin(status, ("failed", "undefined"))
+        usable = np.isfinite(part["estimate"].to_numpy(dtype=float)) & has_value(part).to_numpy()
 
         def grid(
             values: np.ndarray,
@@ -121,14 +121,8 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
             )
 
 
-STRAGGLERS = "(stragglers)"
-"""Layer name of each pair's own straggler layers taken together."""
-OTHERS = "(others)"
-"""Layer name of all layers that are no stragglers of their pair."""
-BEST = "(best)"
-"""Layer name of whichever single layer has the largest |correlation|."""
 SHARE = "share:"
-GROUPS = (ALL, STRAGGLERS, OTHERS, BEST)
+"""Prefix of the measure of rows that hold a layer's share of the whole model's sharpness."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +169,7 @@ def sharpness_cube(
             pair without stragglers, or with one whose estimate is missing, has no value there.
     """
     rows = sharpness[sharpness["pair"].isin(list(pairs))]
-    measures = ordered(rows["measure"], tuple(MEASURES))
+    measures = measures_in(rows)
     layers = ordered(rows["layer"], (ALL,))
     place = {name: i for i, name in enumerate(pairs)}
     column = {a: alpha_index(alphas, float(a)) for a in unique_in_order(rows["alpha"])}
@@ -183,7 +177,7 @@ def sharpness_cube(
     at_measure = pd.Categorical(rows["measure"], categories=measures).codes.astype(int)
     at_layer = pd.Categorical(rows["layer"], categories=layers).codes.astype(int)
     at_pair = np.array([place[p] for p in rows["pair"]], dtype=int)
-    bad = np.isin(rows["status"].to_numpy(), ("failed", "undefined"))
+    bad = ~has_value(rows).to_numpy()
     shape = (len(measures), len(layers), len(pairs), len(alphas))
     present = np.zeros(shape[:2], dtype=bool)
     present[at_measure, at_layer] = True
@@ -207,7 +201,7 @@ def sharpness_cube(
     names = [name for m in measures for name in (m, SHARE + m)]
     both = np.stack([raw, share], axis=1).reshape(2 * len(measures), *raw.shape[1:])
     seen = np.stack([present, shared], axis=1).reshape(2 * len(measures), present.shape[1])
-    order = [layers.index(n) for n in ordered(layers, GROUPS)]
+    order = [layers.index(n) for n in ordered(layers, tuple(GROUP_TITLES))]
     return Cube(
         measures=tuple(names),
         layers=tuple(layers[i] for i in order),

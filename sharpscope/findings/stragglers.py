@@ -6,46 +6,38 @@ criteria below. None of them looks at an OOD label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError, did_you_mean
-from sharpscope.findings.criteria import (
-    BASES,
-    LOSS_SLACK,
-    LayerLosses,
-    NoiseLosses,
-    barrier,
-    criticality,
-    instability,
-    rewind,
-)
+from sharpscope.findings.criteria import loss_scores
+from sharpscope.findings.criteria.criticality import criticality
 from sharpscope.findings.frames import alpha_index
-from sharpscope.findings.resampling import resample_counts
+from sharpscope.findings.losses import LayerLosses, NoiseLosses, between_ends
 from sharpscope.findings.selection import Selection, select, standardise, sustained
-from sharpscope.findings.sharpness import FORMS, SharpnessGrid, sharpness_grids
+from sharpscope.findings.sharpness import SharpnessGrid, sharpness_grids
+from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import parse_rule
+from sharpscope.vocabulary import CRITERIA, Criterion, parse_rule
 
 __all__ = ["SUSTAINED", "chosen_layers", "sharpness_scores", "stragglers_table"]
 
 SUSTAINED = 0.8
-"""Default share of the alphas at which a layer's sharpness has to stand out; ours."""
+"""Share of the alphas at which a layer's sharpness has to stand out; ours. Raised, fewer layers are chosen."""
 
 
-def sharpness_scores(values: np.ndarray, rule: str, fraction: float = SUSTAINED) -> np.ndarray:
+def sharpness_scores(values: np.ndarray, rule: str) -> np.ndarray:
     """One score a layer from its sharpness along the path; ``select(scores, rule)`` then chooses.
 
     mad:K, sd:T and top:K score the z across layers at each alpha, abs:X the value itself; the score is what the layer
-    exceeds at ``fraction`` of the alphas (``sustained``), so score > K says: an outlier at that many alphas.
+    exceeds at ``SUSTAINED`` of the alphas (``sustained``), so score > K says: an outlier at that many alphas.
 
     Args:
         values: [..., L, A]: log sharpness, or the share (linear); NaN where there is none.
         rule: the straggler rule.
-        fraction: share of the alphas (ours).
 
     Returns:
         [..., L], NaN where too few alphas have a value.
@@ -54,7 +46,7 @@ def sharpness_scores(values: np.ndarray, rule: str, fraction: float = SUSTAINED)
     if kind != "abs":
         across = np.swapaxes(values, -1, -2)
         values = np.swapaxes(standardise(across, "sd" if kind == "sd" else "mad"), -1, -2)
-    return sustained(values, fraction)
+    return sustained(values, SUSTAINED)
 
 
 def _choose(scores: np.ndarray, rule: str, scored_as_z: bool, floor: float | None) -> Selection:
@@ -74,16 +66,14 @@ def stragglers_table(
     rule: str = "mad:2",
     bootstrap: int = 1000,
     seed: int = 0,
-    fraction: float = SUSTAINED,
-    slack: float = LOSS_SLACK,
-    frozen: Collection[str] = (),
 ) -> pd.DataFrame:
     """Every criterion's score, threshold and choice for every layer of one pair.
 
-    Criteria: ``instability``, ``barrier`` and ``rewind`` for each base; ``criticality``; ``sharpness:M``,
-    ``per_param:M`` and ``share:M`` for every measure M of the table. ``probability`` is how often the layer is chosen
-    when the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from
-    N(estimate, stderr^2) (their residual where they have no stderr). A layer that does not move is ``frozen``.
+    Criteria: those of ``vocabulary.CRITERIA`` in their order; the ones of single-layer paths for each of their bases,
+    the ones that take a measure for every measure of the table. ``probability`` is how often the layer is chosen when
+    the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from N(estimate,
+    stderr^2) (their residual where they have no stderr). A layer that does not move is ``frozen``: its status in the
+    sharpness table, or a distance of 0 in ``noise``, says so.
 
     Args:
         pair: name of the pair.
@@ -93,24 +83,25 @@ def stragglers_table(
         rule: mad:K | sd:T | top:K | abs:X.
         bootstrap: replicates R.
         seed: the run's seed.
-        fraction: share of alphas at which sharpness has to stand out.
-        slack: see ``criticality``.
-        frozen: layers known not to move, beside those whose status or distance says so.
 
     Returns:
         Table ``stragglers``: criteria in the order above, layers in the order given. For sharpness the score is a z,
         the threshold K (abs:X: the value, and X). A set may be empty; ``note`` then says why.
     """
     grids = list(sharpness_grids(sharpness, pair))
-    still = set(frozen).union(*(g.frozen for g in grids))
+    still = set[str]().union(*(g.frozen for g in grids))
     if noise is not None:
         still |= {name for name, d in zip(noise.layers, noise.distance_sq, strict=True) if d == 0}
-    by_base = {entry.base: entry for entry in losses}
-    frames = [
-        *_loss_rows(pair, by_base, rule, bootstrap, seed, still),
-        *_criticality_rows(pair, by_base, noise, rule, bootstrap, seed, slack, still),
-        *_sharpness_rows(pair, grids, rule, bootstrap, seed, fraction, still),
-    ]
+    by_base: dict[str, LayerLosses] = {entry.base: entry for entry in losses}
+    resampled = {base: _resampled(pair, entry.losses, bootstrap, seed) for base, entry in by_base.items()}
+    frames: list[Rows] = []
+    for criterion in CRITERIA.values():
+        if criterion.of == "path":
+            frames += _loss_rows(pair, criterion, by_base, resampled, rule, still)
+        elif criterion.of == "noise":
+            frames += _noise_rows(pair, criterion, by_base, noise, rule, bootstrap, seed, still)
+        else:
+            frames += _sharpness_rows(pair, criterion, grids, rule, bootstrap, seed, still)
     return table("stragglers", (row for rows in frames for row in rows))
 
 
@@ -167,31 +158,27 @@ def _why_nobody(scores: np.ndarray) -> str:
 
 
 def _loss_rows(
-    pair: str, by_base: dict[str, LayerLosses], rule: str, bootstrap: int, seed: int, still: Collection[str]
+    pair: str,
+    criterion: Criterion,
+    by_base: Mapping[str, LayerLosses],
+    resampled: Mapping[str, np.ndarray],
+    rule: str,
+    still: Collection[str],
 ) -> Iterator[Rows]:
-    criteria: dict[str, Callable[[np.ndarray, Sequence[float]], np.ndarray]] = {
-        "instability": instability,
-        "barrier": barrier,
-        "rewind": rewind,
-    }
-    resampled = {base: _resampled(pair, entry.losses, bootstrap, seed) for base, entry in by_base.items()}
-    for criterion, score in criteria.items():
-        for base in BASES:
-            if base not in by_base:
-                continue
-            entry = by_base[base]
-            means = np.asarray(entry.losses, dtype=float).mean(axis=-1)
-            moving = np.array([name not in still for name in entry.layers])
-            scores = np.where(moving, score(means, entry.alphas), np.nan)
-            chosen = select(scores, rule, floor=0.0)
-            again = np.where(moving, score(resampled[base], entry.alphas), np.nan)
-            probability = select(again, rule, floor=0.0).mask.mean(axis=0)
-            notes = [""] * len(entry.layers)
-            if criterion == "instability":
-                gap = np.abs(rewind(means, entry.alphas)) / 2
-                notes = [f"{g:.3g} of it is half the difference of the two ends' losses" for g in gap]
-            missing = ("failed", "the loss is not finite somewhere on this layer's path")
-            yield _rows(pair, criterion, base, rule, entry.layers, still, scores, chosen, probability, notes, missing)
+    for base in (b for b in criterion.bases if b in by_base):
+        entry = by_base[base]
+        means = np.asarray(entry.losses, dtype=float).mean(axis=-1)
+        moving = np.array([name not in still for name in entry.layers])
+        scores = np.where(moving, loss_scores(criterion.name, means, entry.alphas), np.nan)
+        chosen = select(scores, rule, floor=0.0)
+        again = np.where(moving, loss_scores(criterion.name, resampled[base], entry.alphas), np.nan)
+        probability = select(again, rule, floor=0.0).mask.mean(axis=0)
+        notes = [""] * len(entry.layers)
+        if criterion.name == "instability":
+            _, _, start, end = between_ends(means, entry.alphas)
+            notes = [f"{g:.3g} of it is half the difference of the two ends' losses" for g in np.abs(start - end) / 2]
+        missing = ("failed", "the loss is not finite somewhere on this layer's path")
+        yield _rows(pair, criterion.name, base, rule, entry.layers, still, scores, chosen, probability, notes, missing)
 
 
 def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
@@ -204,41 +191,42 @@ def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.n
     flat = np.asarray(losses, dtype=float).reshape(-1, n)
     means = np.full((bootstrap, len(flat)), np.nan)
     finite = np.isfinite(flat).all(axis=1)  # a NaN row must not reach the others through 0 * NaN
-    means[:, finite] = counts.astype(float) @ flat[finite].T / n
+    means[:, finite] = counts @ flat[finite].T / n
     return means.reshape(bootstrap, *losses.shape[:-1])
 
 
-def _criticality_rows(
+def _noise_rows(
     pair: str,
-    by_base: dict[str, LayerLosses],
+    criterion: Criterion,
+    by_base: Mapping[str, LayerLosses],
     noise: NoiseLosses | None,
     rule: str,
     bootstrap: int,
     seed: int,
-    slack: float,
     still: Collection[str],
 ) -> Iterator[Rows]:
     if noise is None:
         return
     moving = np.array([name not in still for name in noise.layers])
-    entry = by_base.get("finetuned")
+    (base,) = criterion.bases  # the noise is added where all other layers are fine-tuned
+    entry = by_base.get(base)
     usable = entry is not None and entry.losses.shape[-1] == noise.losses.shape[-1]
     if entry is None or not usable:
         scores = np.full(len(noise.layers), np.nan)
         why = "needs the fine-tuned loss on the same probe examples (single-layer paths with base finetuned)"
         chosen, notes = select(scores, rule, floor=0.0), [why] * len(noise.layers)
         zero, undefined = np.zeros(len(noise.layers)), ("undefined", why)
-        yield _rows(pair, "criticality", "finetuned", rule, noise.layers, still, scores, chosen, zero, notes, undefined)
+        yield _rows(pair, criterion.name, base, rule, noise.layers, still, scores, chosen, zero, notes, undefined)
         return
     # theta_1 itself: any layer at alpha = 1 with the rest at theta_1.
     end = alpha_index(entry.alphas, 1.0)
     reference = np.asarray(entry.losses[0, end], dtype=float)
     values = np.asarray(noise.losses, dtype=float)
-    raw, censored = criticality(values.mean(axis=-1), reference.mean(), noise, slack)
+    raw, censored = criticality(values.mean(axis=-1), reference.mean(), noise)
     raw = np.where(moving, raw, np.nan)
     joined = np.concatenate([reference[None], values.reshape(-1, values.shape[-1])])
     again = _resampled(pair, joined, bootstrap, seed)
-    drawn, _ = criticality(again[:, 1:].reshape(bootstrap, *values.shape[:3]), again[:, 0], noise, slack)
+    drawn, _ = criticality(again[:, 1:].reshape(bootstrap, *values.shape[:3]), again[:, 0], noise)
     # Scores span orders of magnitude and may be 0 (fully rewindable): outliers are judged on log(1 + score).
     absolute = parse_rule(rule)[0] == "abs"
     chosen = select(raw if absolute else np.log1p(raw), rule, floor=0.0)
@@ -247,35 +235,33 @@ def _criticality_rows(
     probability = select(drawn if absolute else np.log1p(drawn), rule, floor=0.0).mask.mean(axis=0)
     notes = ["at least this: the smallest noise already costs more than the slack" if c else "" for c in censored]
     rms = ("undefined", "the layer's weights are all 0: noise in units of their rms has no meaning")
-    yield _rows(pair, "criticality", "finetuned", rule, noise.layers, still, raw, chosen, probability, notes, rms)
+    yield _rows(pair, criterion.name, base, rule, noise.layers, still, raw, chosen, probability, notes, rms)
 
 
 def _sharpness_rows(
     pair: str,
+    criterion: Criterion,
     grids: Sequence[SharpnessGrid],
     rule: str,
     bootstrap: int,
     seed: int,
-    fraction: float,
     still: Collection[str],
 ) -> Iterator[Rows]:
-    kind = parse_rule(rule)[0]
-    for form in FORMS:
-        for grid in grids:
-            moving = np.array([name not in still for name in grid.layers])[:, None]
-            rng = np.random.default_rng(derive(seed, "stragglers", pair, grid.measure))
-            log = form != "share" and kind != "abs"
-            values = np.where(moving, grid.values(form, log), np.nan)
-            scores = sharpness_scores(values, rule, fraction)
-            chosen = _choose(scores, rule, kind != "abs", None)
-            drawn = np.where(moving, grid.draws(form, log, bootstrap, rng), np.nan)
-            again = sharpness_scores(drawn, rule, fraction)
-            probability = _choose(again, rule, kind != "abs", None).mask.mean(axis=0)
-            notes = [_along(grid, i, log) for i in range(len(grid.layers))]
-            base = f"{fraction:.0%} of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}]"
-            name = f"{form}:{grid.measure}"
-            missing = ("undefined", "too few alphas with a value")
-            yield _rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
+    form, absolute = criterion.name, parse_rule(rule)[0] == "abs"
+    for grid in grids:
+        moving = np.array([name not in still for name in grid.layers])[:, None]
+        rng = np.random.default_rng(derive(seed, "stragglers", pair, grid.measure))
+        log = form != "share" and not absolute  # see SharpnessGrid.values for why shares stay linear
+        values = np.where(moving, grid.values(form, log), np.nan)
+        scores = sharpness_scores(values, rule)
+        chosen = _choose(scores, rule, not absolute, None)
+        drawn = np.where(moving, grid.draws(form, log, bootstrap, rng), np.nan)
+        probability = _choose(sharpness_scores(drawn, rule), rule, not absolute, None).mask.mean(axis=0)
+        notes = [_along(grid, i, log) for i in range(len(grid.layers))]
+        base = f"{SUSTAINED:.0%} of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}]"
+        name = f"{form}:{grid.measure}"
+        missing = ("undefined", "too few alphas with a value")
+        yield _rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
 
 
 def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
@@ -293,15 +279,14 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
     return "; ".join(parts)
 
 
-def chosen_layers(
-    stragglers: pd.DataFrame, criterion: str, *, base: str | None = None, pair: str | None = None
-) -> tuple[str, ...]:
+def chosen_layers(stragglers: pd.DataFrame, criterion: str, *, pair: str | None = None) -> tuple[str, ...]:
     """The layers that ``criterion`` chose, in the table's (forward) order; possibly none.
+
+    A loss criterion chooses on the first of its bases in the table: finetuned where there is one.
 
     Args:
         stragglers: the table.
         criterion: e.g. ``share:hessian_trace``.
-        base: for the loss criteria; default: the first base in the table (finetuned where there is one).
         pair: needed when the table holds several.
 
     Raises:
@@ -314,5 +299,4 @@ def chosen_layers(
     if criterion not in known:
         raise ConfigError(f"criterion: '{criterion}' is not in the table.{did_you_mean(criterion, known)}")
     rows = rows[rows["criterion"] == criterion]
-    base = rows["base"].iloc[0] if base is None else base
-    return tuple(rows.loc[(rows["base"] == base) & rows["chosen"].astype(bool), "layer"])
+    return tuple(rows.loc[(rows["base"] == rows["base"].iloc[0]) & rows["chosen"].astype(bool), "layer"])

@@ -10,32 +10,45 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
-from sharpscope.findings.correlation import FEWEST, PAIRS
-from sharpscope.findings.failure import OOD_MEAN, PROBE
+from sharpscope.findings.correlation import FEWEST
 from sharpscope.findings.prediction import along
 from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.repair import Repairs
 from sharpscope.findings.resampling import permutation_p
-from sharpscope.findings.sharpness import BEST, STRAGGLERS
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, table, unique_in_order
-from sharpscope.vocabulary import ALL
+from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, nearest, table, unique_in_order
+from sharpscope.vocabulary import (
+    ALL,
+    BEST,
+    CANNOT,
+    CLAIMS,
+    DOES_NOT_HOLD,
+    HOLDS,
+    OOD_MEAN,
+    PAIRS,
+    PROBE,
+    STRAGGLERS,
+)
 
-__all__ = ["CANNOT", "CLAIMS", "DOES_NOT_HOLD", "HOLDS", "verdicts_table"]
+__all__ = ["verdicts_table"]
 
-HOLDS, DOES_NOT_HOLD, CANNOT = "holds", "does not hold", "cannot be told"
-CLAIMS = {
-    "whole": "whole-model sharpness does not tell which pairs can be interpolated",
-    "stragglers": "straggler-layer sharpness tells which pairs can be interpolated",
-    "repair": "making the straggler layers sparse repairs the failure",
-    "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
-}
+
+MEASURE: Final = "hessian_trace"
+"""The measure that verdicts are about; all other measures stay in the correlations table."""
+ALPHA: Final = 0.5
+"""The alpha at which pairs are compared; all other alphas stay in the correlations table."""
+MARGIN: Final = 0.3
+"""A correlation whose whole interval lies within +- this counts as absent (ours). Raised, absences are found sooner."""
+GAIN_MARGIN: Final = 0.01
+"""A repair whose whole interval lies below this gain in accuracy does not help (ours)."""
+ID_TOLERANCE: Final = 0.02
+"""Two ID accuracies that differ by no more than this count as the same (ours)."""
 
 
 def verdicts_table(
@@ -46,48 +59,41 @@ def verdicts_table(
     accuracy: pd.DataFrame,
     references: pd.DataFrame | None = None,
     *,
-    question_pairs: tuple[str, str] | None = None,
     reference_source: str = "run",
-    measure: str = "hessian_trace",
-    alpha: float = 0.5,
-    margin: float = 0.3,
-    gain_margin: float = 0.01,
-    id_tolerance: float = 0.02,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
     """One row a claim, and for the repair one a pair.
 
-    whole       Spearman of the whole model's ``measure`` with OOD gain across pairs at ``alpha``: does not hold if p <=
-                1 - level and the interval excludes 0; holds if the interval lies within +-``margin``.
+    whole       Spearman of the whole model's ``MEASURE`` with OOD gain across pairs at ``ALPHA``: does not hold if p <=
+                1 - level and the interval excludes 0; holds if the interval lies within +-``MARGIN``.
     stragglers  the same of the stragglers' sharpness (row ``(stragglers)``; the best layer with its max-over-layers p
                 where there is none), read the other way round.
     repair      where a failure flag is present: max over sparsities of min(gain at equal ID accuracy, difference to
-                the random-layer control): holds above 0, does not hold below ``gain_margin`` with the whole interval.
-    question    two pairs: only if ID accuracies at alpha = 1 agree to ``id_tolerance`` and their OOD gains at ``alpha``
-                differ for certain. Does not hold if their sharpness does not differ, or if the sign found on the OTHER
-                pairs of ``references`` (these two left out; Spearman of sharpness and OOD gain, permutation p <= 1 -
-                level) orders them wrongly; holds if it orders them rightly; no such sign: cannot be told.
+                the random-layer control): holds above 0, does not hold below ``GAIN_MARGIN`` with the whole interval.
+    question    the first two pairs of ``accuracy``: only if ID accuracies at alpha = 1 agree to ``ID_TOLERANCE`` and
+                their OOD gains at ``ALPHA`` differ for certain. Does not hold if their sharpness does not differ, or
+                if the sign found on the OTHER pairs of ``references`` (these two left out; Spearman of sharpness and
+                OOD gain, permutation p <= 1 - level) orders them wrongly; holds if it orders them rightly; no such
+                sign: cannot be told.
 
-    ``measure`` and ``alpha`` are fixed before looking; all other measures and alphas stay in the correlations.
+    The measure and the alpha are fixed before looking.
 
     Args:
         correlations, failure, sharpness, accuracy: tables of the schema.
         repairs: ``analyse_repairs`` of every pair.
         references: ``reference_table`` of as many pairs as there are.
-        question_pairs: which two; default the first two of ``accuracy``.
         reference_source: run | shipped: where ``references`` come from.
-        margin, gain_margin, id_tolerance: correlation, accuracy, accuracy (ours).
         level, bootstrap, seed: of intervals and permutations.
 
     Returns:
         Table ``verdicts``; ``evidence`` is one sentence made of the numbers.
     """
-    rows = _correlation_rows(correlations, measure, alpha, margin, level)
-    rows += [_repair_row(r, failure, gain_margin) for r in repairs]
-    pairs = tuple(unique_in_order(accuracy["pair"])[:2]) if question_pairs is None else question_pairs
-    question = _Question(tuple(pairs), measure, alpha, level, id_tolerance, bootstrap, seed, reference_source)
+    rows = _correlation_rows(correlations, level)
+    rows += [_repair_row(r, failure) for r in repairs]
+    pairs = tuple(unique_in_order(accuracy["pair"])[:2])
+    question = _Question(pairs, level, bootstrap, seed, reference_source)
     rows.append(question.row(sharpness, dense_rows(accuracy), references))
     return table("verdicts", rows)
 
@@ -104,47 +110,45 @@ def _span(low: float, high: float, digits: int = 2) -> str:
     return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "(no interval)"
 
 
-def _correlation_rows(
-    correlations: pd.DataFrame, measure: str, alpha: float, margin: float, level: float
-) -> list[dict[str, Any]]:
+def _correlation_rows(correlations: pd.DataFrame, level: float) -> list[dict[str, Any]]:
     rows = correlations[(correlations["scope"] == "pairs") & (correlations["against"] == "ood_gain")]
-    rows = rows[rows["measure"] == measure]
+    rows = rows[rows["measure"] == MEASURE]
     nan = (math.nan, math.nan, math.nan)
     if not len(rows):
-        why = f"No across-pair correlation of {measure} with OOD gain was computed."
+        why = f"No across-pair correlation of {MEASURE} with OOD gain was computed."
         return [_row(PAIRS, claim, "run", CANNOT, nan, 0, why) for claim in ("whole", "stragglers")]
     biggest = rows.groupby("source", sort=True)["n"].max()
     source = max(sorted(biggest.index), key=lambda s: (int(biggest[s]), s == "run"))
     rows = rows[rows["source"] == source]
     dataset = rows["dataset"].iloc[0]
-    near = min(unique_in_order(rows["alpha"].astype(float)), key=lambda a: (abs(a - alpha), a))
+    near = nearest(rows["alpha"], ALPHA)
     rows = rows[(rows["dataset"] == dataset) & (rows["alpha"].astype(float) == near)]
     out = []
     for claim, layers in (("whole", (ALL,)), ("stragglers", (STRAGGLERS, BEST))):
         found = [rows[(rows["layer"] == layer) & (rows["method"] == "spearman")] for layer in layers]
         some = [f.iloc[0] for f in found if len(f)]
         if not some:
-            why = f"No across-pair correlation of {measure} in the layer {' or '.join(layers)} was computed."
+            why = f"No across-pair correlation of {MEASURE} in the layer {' or '.join(layers)} was computed."
             out.append(_row(PAIRS, claim, str(source), CANNOT, nan, 0, why))
             continue
         row = next((r for r in some if r["status"] == "ok"), some[0])
         numbers = (row["estimate"], row["ci_low"], row["ci_high"])
         partial = rows[(rows["layer"] == row["layer"]) & rows["method"].str.startswith("spearman|")]
-        why = _correlation_sentence(row, partial, measure, near)
+        why = _correlation_sentence(row, partial, near)
         if claim == "stragglers" and row["layer"] == BEST:
             why = why[:-1] + f" ({row['note']})."
-        verdict = _correlation_verdict(claim, row, margin, level)
+        verdict = _correlation_verdict(claim, row, level)
         out.append(_row(PAIRS, claim, str(source), verdict, numbers, int(row["n"]), why))
     return out
 
 
-def _correlation_verdict(claim: str, row: pd.Series, margin: float, level: float) -> str:
+def _correlation_verdict(claim: str, row: pd.Series, level: float) -> str:
     low, high = float(row["ci_low"]), float(row["ci_high"])
     if row["status"] != "ok":
         return CANNOT
     # NaN bounds (a perfect correlation, a picked layer) exclude nothing and confine nothing: p decides alone.
     related = float(row["p_value"]) <= 1 - level + 1e-12 and not low <= 0 <= high
-    absent = -margin < low and high < margin
+    absent = low > -MARGIN and high < MARGIN
     if related and not absent:
         return HOLDS if claim == "stragglers" else DOES_NOT_HOLD
     if absent:
@@ -152,9 +156,9 @@ def _correlation_verdict(claim: str, row: pd.Series, margin: float, level: float
     return CANNOT
 
 
-def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, measure: str, alpha: float) -> str:
+def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, alpha: float) -> str:
     names = {ALL: "the whole model", STRAGGLERS: "the straggler layers", BEST: "the best single layer"}
-    what = f"Spearman of the {measure} of {names[row['layer']]} with OOD gain at alpha {alpha:g} over {row['n']} pairs"
+    what = f"Spearman of the {MEASURE} of {names[row['layer']]} with OOD gain at alpha {alpha:g} over {row['n']} pairs"
     if row["status"] != "ok":
         return f"{what} is undefined: {row['note']}."
     text = (
@@ -166,7 +170,7 @@ def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, measure: str, a
     return text + "."
 
 
-def _repair_row(repairs: Repairs, failure: pd.DataFrame, gain_margin: float) -> dict[str, Any]:
+def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     mine = failure[(failure["pair"] == repairs.pair) & failure["dataset"].isin((OOD_MEAN, PROBE))]
     flags = list(mine.loc[mine["present"].astype(bool), "flag"])
     numbers = (repairs.estimate, repairs.ci_low, repairs.ci_high)
@@ -182,7 +186,7 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame, gain_margin: float) -> 
     verdict = CANNOT
     if flags and repairs.ci_low > 0:
         verdict = HOLDS
-    elif flags and repairs.ci_high < gain_margin:
+    elif flags and repairs.ci_high < GAIN_MARGIN:
         verdict = DOES_NOT_HOLD
     return _row(repairs.pair, "repair", "run", verdict, numbers, n, text)
 
@@ -196,10 +200,7 @@ class _Question:
     """The demo's question about two pairs; every number that the sentence names is computed here."""
 
     pairs: tuple[str, ...]
-    measure: str
-    alpha: float
     level: float
-    id_tolerance: float
     bootstrap: int
     seed: int
     reference_source: str
@@ -218,8 +219,8 @@ class _Question:
         ratio, ratio_low, ratio_high = self._sharpness(sharpness)
         rho, p, n = self._sign(references)
         facts = (
-            f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {self.alpha:g} that "
-            f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and whole-model {self.measure} "
+            f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {ALPHA:g} that "
+            f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and whole-model {MEASURE} "
             f"in the log ratio {ratio:+.2f} {_span(ratio_low, ratio_high)}"
         )
         signed = math.isfinite(p) and p <= 1 - self.level + 1e-12
@@ -229,7 +230,7 @@ class _Question:
         told = f"over {n} other pairs {told}"
         if not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
             verdict, end = CANNOT, "a number is missing"
-        elif abs(ids[0] - ids[1]) > self.id_tolerance:
+        elif abs(ids[0] - ids[1]) > ID_TOLERANCE:
             verdict, end = CANNOT, "their ID accuracies are not the same, so the question does not arise"
         elif low <= 0 <= high:
             verdict, end = CANNOT, "their outcomes do not differ beyond the noise"
@@ -249,15 +250,15 @@ class _Question:
         return rows[np.isclose(rows["alpha"].to_numpy(dtype=float), alpha)]
 
     def _mean(self, accuracy: pd.DataFrame, pair: str, alpha: float, role: str) -> float:
-        rows = self._cell(accuracy, pair, alpha, role)
-        return float(rows["estimate"].mean()) if len(rows) else math.nan
+        rows = mean_accuracy(self._cell(accuracy, pair, alpha, role))
+        return float(rows["estimate"].iloc[0]) if len(rows) else math.nan
 
     def _outcome(self, accuracy: pd.DataFrame) -> tuple[float, float, float]:
         """Difference of the OOD gains; the tables hold no pairing of examples, so the interval is on the wide side."""
         gains, variance = [], 0.0
-        starts = [self._cell(accuracy, pair, 0.0, "ood_mean") for pair in self.pairs]
+        starts = [self._cell(accuracy, pair, 0.0, OOD_MEAN) for pair in self.pairs]
         for pair, start in zip(self.pairs, starts, strict=True):
-            here = self._cell(accuracy, pair, self.alpha, "ood_mean")
+            here = self._cell(accuracy, pair, ALPHA, OOD_MEAN)
             if not len(here) or not len(start):
                 return math.nan, math.nan, math.nan
             gains.append(float(here["estimate"].iloc[0]) - float(start["estimate"].iloc[0]))
@@ -275,8 +276,8 @@ class _Question:
         logs, variance = [], 0.0
         for pair in self.pairs:
             rows = sharpness[(sharpness["pair"] == pair) & (sharpness["layer"] == ALL)]
-            rows = rows[(rows["measure"] == self.measure) & ~rows["status"].isin(("failed", "undefined"))]
-            rows = rows[np.isclose(rows["alpha"].to_numpy(dtype=float), self.alpha)]
+            rows = rows[(rows["measure"] == MEASURE) & has_value(rows)]
+            rows = rows[np.isclose(rows["alpha"].to_numpy(dtype=float), ALPHA)]
             if not len(rows) or not float(rows["estimate"].iloc[0]) > 0:
                 return math.nan, math.nan, math.nan
             estimate, stderr = float(rows["estimate"].iloc[0]), float(rows["stderr"].iloc[0])
@@ -289,11 +290,11 @@ class _Question:
     def _sign(self, references: pd.DataFrame | None) -> tuple[float, float, int]:
         if references is None:
             return math.nan, math.nan, 0
-        rows = references[(references["measure"] == self.measure) & ~references["pair"].isin(self.pairs)]
+        rows = references[(references["measure"] == MEASURE) & ~references["pair"].isin(self.pairs)]
         points = []
         for pair in sorted(unique_in_order(rows["pair"])):
             one = rows[rows["pair"] == pair]
-            point = (along(one, "sharpness", self.alpha), along(one, "ood_gain", self.alpha))
+            point = (along(one, "sharpness", ALPHA), along(one, "ood_gain", ALPHA))
             if all(math.isfinite(v) for v in point):
                 points.append(point)
         if len(points) < FEWEST:
@@ -301,7 +302,7 @@ class _Question:
         x, y = np.array(points).T
         if is_constant(x) or is_constant(y):
             return math.nan, math.nan, len(points)
-        rng = np.random.default_rng(derive(self.seed, "verdict", self.measure, self.alpha))
+        rng = np.random.default_rng(derive(self.seed, "verdict", MEASURE, ALPHA))
         order = rng.permuted(np.tile(np.arange(len(y)), (self.bootstrap, 1)), axis=1)
         rho = correlate(x[None], y[None], "spearman")[0]
         return float(rho[0]), float(permutation_p(rho, correlate(x[None], y[order], "spearman"))[0]), len(points)

@@ -30,7 +30,7 @@ from sharpscope.present.style import (
     short_layer,
     styled,
 )
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, parse_criterion
 
 __all__ = [
     "ROW",
@@ -49,14 +49,14 @@ MOST = 40
 """Layers that a figure can name legibly."""
 
 
-def layer_rows(table: pd.DataFrame, weight: pd.Series, most: int = MOST) -> tuple[list[str], int]:
+def layer_rows(table: pd.DataFrame, weight: pd.Series) -> tuple[list[str], int]:
     """Layers in forward order after ``(all)`` and other groups; how many of the smallest ``weight`` were left out."""
     groups = [n for n in table["layer"].unique() if n.startswith("(")]
     names = [n for n in table["layer"].unique() if not n.startswith("(")]
-    if len(names) > most:
+    if len(names) > MOST:
         largest = weight.abs().groupby(table["layer"]).max().drop(groups).fillna(-math.inf)
         order = pd.DataFrame({"w": -largest, "n": largest.index}).sort_values(["w", "n"])
-        kept = list(order.index[:most])
+        kept = list(order.index[:MOST])
     else:
         kept = names
     return [*sorted(groups, key=layer_key), *sorted(kept, key=layer_key)], len(names) - len(kept)
@@ -186,7 +186,7 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
         if at.any():
             ax.scatter(x[at] + 0.5, y[at] + 0.5, zorder=3, **style)
             seen.add(status)
-    still = sorted(set(y[rows["note"].astype(str).str.contains("does not move").to_numpy(bool)]))
+    still = sorted(set(y[(rows["status"] == "frozen").to_numpy(bool)]))
     wide = 0.02 * len(alphas)
     for i in still:
         ax.add_patch(Rectangle((-1.5 * wide, i + 0.1), wide, 0.8, facecolor=INK["grey"], lw=0, clip_on=False))
@@ -202,9 +202,12 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
 def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None = None) -> Figure:
     """Score of every layer by each criterion, filled where chosen, with the rule's threshold and the probability (%).
 
-    ``criteria``: at most four, as the table names them (default: one of each family). Rows are layers in forward
-    order, panels pair x criterion. Raises NoData without a finite score.
+    ``criteria``: at most four, as the table names them (default: the main ones of ``vocabulary.CRITERIA``). Rows are
+    layers in forward order, panels pair x criterion. Raises ConfigError for an unknown criterion, NoData without a
+    finite score.
     """
+    for name in criteria or ():
+        parse_criterion(name, "criteria")
     table = stragglers[np.isfinite(stragglers["score"])]
     if not len(table):
         raise NoData("straggler_ranking: the table has no score to show.")
@@ -243,21 +246,24 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
     return figure
 
 
-_FAMILIES = ("sharpness", "share", "rewind", "criticality", "instability", "per_param", "barrier")
-
-
 def _panels(table: pd.DataFrame, criteria: Sequence[str] | None) -> list[tuple[str, str, str]]:
-    """(criterion, base, rule) of at most four panels: those asked for, then one of each family, of the same measure."""
+    """(criterion, base, rule) of at most four panels: those asked for, then one of each criterion, of the same measure.
+
+    Main criteria come before the others, those of sharpness before those of losses, and what the vocabulary does not
+    know (the table of a run whose plugin is not here) last.
+    """
     kinds = list(table[["criterion", "base", "rule"]].drop_duplicates().itertuples(index=False, name=None))
     first = list(criteria or ())
     measures = [c.partition(":")[2] for c in first] + list(MEASURES)
 
     def rank(kind: tuple[str, str, str]) -> tuple[int, ...]:
-        family, _, measure = kind[0].partition(":")
-        place = _FAMILIES.index(family) if family in _FAMILIES else len(_FAMILIES)
+        name, _, measure = kind[0].partition(":")
+        known = CRITERIA.get(name)
         return (
             first.index(kind[0]) if kind[0] in first else len(first),
-            place,
+            known is None or not known.main,
+            known is None or not known.takes_measure,
+            list(CRITERIA).index(name) if known else len(CRITERIA),
             measures.index(measure) if measure in measures else 99,
         )
 

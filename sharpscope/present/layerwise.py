@@ -13,7 +13,6 @@ from sharpscope.errors import shown
 from sharpscope.layers import layer_key
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
-    ACROSS,
     MOST_ROWS,
     Block,
     Cell,
@@ -26,13 +25,13 @@ from sharpscope.present.view import (
     estimate_cell,
     in_order,
     layer_cell,
-    nearest,
     pairs_of,
     records,
     status_cell,
 )
 from sharpscope.tables.formats import interval, is_missing, number, percent, points
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.tables.rows import MIDDLE, measures_in, nearest, widest
+from sharpscope.vocabulary import ALL, MEASURES, PAIRS
 
 __all__ = ["correlations", "repair", "sharpness", "stragglers"]
 
@@ -43,8 +42,7 @@ def sharpness(source: Source) -> Section:
     title = "Layer-wise sharpness"
     if not len(table):
         return Section(title, "sharpness", (absent("sharpness"),))
-    measures = [m for m in MEASURES if m in set(table["measure"])]
-    measures += sorted(set(table["measure"]) - set(MEASURES))
+    measures = measures_in(table)
     pairs = pairs_of(table, source.order)
     alphas = sorted(table["alpha"].dropna().unique())
     shown_alphas = sorted({nearest(alphas, a) for a in (0.0, 0.5, 1.0)})
@@ -63,7 +61,7 @@ def sharpness(source: Source) -> Section:
     whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
     lead = source.config.get("measures")
     main = next((m for m in (lead if isinstance(lead, (list, tuple)) else ()) if m in measures), measures[0])
-    layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, 0.5))
+    layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, MIDDLE))
     figures = source.figure(
         "sharpness_along_alpha",
         "Whole-model sharpness along α; bars one standard error or residual, hollow marks not converged.",
@@ -104,7 +102,7 @@ def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: 
     caption = f"{measure} of each layer at α = {alpha:g}, in the order of the forward pass" + (
         "" if len(size) == len(body) else "; the sharpest"
     )
-    if rows["note"].astype(str).str.contains("does not move").any():
+    if (rows["status"] == "frozen").any():
         caption += "; ▪ does not move: both ends share its weights"
     return Grid.of(head, body, caption, range(1, len(head)), "tables/sharpness.csv", total=len(size))
 
@@ -150,7 +148,7 @@ def repair(source: Source) -> Section:
     title = "Repair: making layers sparse"
     if not len(table):
         return Section(title, "repair", (absent("repairs (nobody was a straggler, or none were asked for)"),))
-    alpha = nearest(table["alpha"].unique(), 0.5)
+    alpha = nearest(table["alpha"].unique(), MIDDLE)
     here = in_order(table[table["alpha"] == alpha], source.order)
     rows = [
         (
@@ -236,15 +234,14 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     table = table[
         (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].isin(MEASURES)
     ]
-    for column, wanted in (("against", "ood_gain"), ("dataset", "")):
-        if len(table):
-            names = sorted(table[column].unique(), key=lambda v: (v != wanted, -v.count("+"), v))
-            table = table[table[column] == names[0]]
+    if len(table):
+        table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
+        table = table[table["dataset"] == widest(table["dataset"])]
     grids = []
     for origin, rows in table.groupby("source", sort=True):
         if not np.isfinite(rows["estimate"]).any():
             continue
-        alpha = nearest(rows["alpha"], 0.5)
+        alpha = nearest(rows["alpha"], MIDDLE)
         rows = rows[rows["alpha"] == alpha] if not math.isnan(alpha) else rows[rows["layer"] == ALL]
         columns: list[tuple[str, str]] = [
             (p, g) for p in pairs_of(rows, source.order) for g in sorted(rows["layer"].unique(), key=layer_key)
@@ -257,7 +254,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         ]
         head = (
             "measure",
-            *(short_layer(g) if p == ACROSS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
+            *(short_layer(g) if p == PAIRS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
         )
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
         where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at α = {alpha:g}"

@@ -11,7 +11,6 @@ import pandas as pd
 from sharpscope.errors import shown
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
-    ACROSS,
     Block,
     Cell,
     Grid,
@@ -30,24 +29,30 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.rows import primary_rows
-from sharpscope.vocabulary import ALL, DENSE, UPGRADED
+from sharpscope.vocabulary import (
+    CANNOT,
+    CLAIMS,
+    DENSE,
+    DOES_NOT_HOLD,
+    FLAGS,
+    HOLDS,
+    OOD_MEAN,
+    OUTPUT_BASELINES,
+    PAIRS,
+    PROBE,
+    UPGRADED,
+)
 
 __all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
 
-_MEAN = ("ood_mean", "probe")
-_FLAGS = {
-    "F1": ("no point of the path beats zero-shot", "best gain over zero-shot"),
-    "F2": ("a point is worse than both ends", "depth below the worse end"),
-    "F3": ("the probe loss rises between the ends", "rise of the loss"),
-    "F4": ("a point lies below the chord between the ends", "depth below the chord"),
-}
-_VERDICTS = {"holds": ("good", "✓"), "does not hold": ("bad", "✗"), "cannot be told": ("open", "?")}
+_MEAN = (OOD_MEAN, PROBE)
+_VERDICTS = {HOLDS: ("good", "✓"), DOES_NOT_HOLD: ("bad", "✗"), CANNOT: ("open", "?")}
 
 
 # ---------------------------------------------------------------------------------------------------- answer and advice
 def is_question(claim: str) -> bool:
     """Whether a verdict answers the study's question itself; it is printed first."""
-    return "two fine-tuned models" in claim
+    return claim == CLAIMS["question"]
 
 
 def answer(source: Source) -> Section:
@@ -57,7 +62,7 @@ def answer(source: Source) -> Section:
     rows = []
     for row in sorted(records(table), key=lambda r: not is_question(r["claim"])):
         kind, sign = _VERDICTS.get(str(row["verdict"]), ("open", "?"))
-        about = "across pairs" if row["pair"] in (ACROSS, ALL, "") else f"pair {row['pair']}"
+        about = "across pairs" if row["pair"] == PAIRS else f"pair {row['pair']}"
         shipped = " (Evidence from the table that ships with the embedded world.)" if row["source"] == "shipped" else ""
         claim = f"{row['claim']} ({about})"
         numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
@@ -165,16 +170,16 @@ def accuracy(source: Source) -> Section:
     rows = []
     for pair in pairs_of(dense, source.order):
         own = dense[dense["pair"] == pair]
-        mean = own[own["role"] == "ood_mean"]
+        mean = own[own["role"] == OOD_MEAN]
         inner = mean[(mean["alpha"] > 0) & (mean["alpha"] < 1)]
         known = inner[inner["estimate"].notna()]
         best = float(known["alpha"].iloc[int(known["estimate"].to_numpy().argmax())]) if len(known) else math.nan
         for what, alpha in (("zero-shot", 0.0), ("best between, by OOD labels", best), ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
-                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", "ood_mean")]
+                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
                 rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
-    sets = dict.fromkeys(dense.loc[dense["role"] == "ood_mean", "dataset"])
+    sets = dict.fromkeys(dense.loc[dense["role"] == OOD_MEAN, "dataset"])
     named = "; ".join(", ".join(short_set(d) for d in s.split("+")) for s in sets)
     head = ("pair", "where", "α", "ID accuracy", "mean OOD accuracy")
     caption = f"OOD mean over: {named}." if named else ""
@@ -191,9 +196,8 @@ def accuracy(source: Source) -> Section:
     return Section("Accuracy along the path", "accuracy", grids, tuple(figures))
 
 
-_BESIDE = {
-    "ose": "mean of the ends' probabilities",
-    "vrf": "VRF: the ends' probabilities, weighted for every image",
+_BESIDE: dict[str, str] = {
+    **{str(name): text for name, text in OUTPUT_BASELINES.items()},
     UPGRADED: "what was learnt, on the upgraded backbone",
 }
 
@@ -210,7 +214,7 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                 at = here[here["alpha"].isna()] if math.isnan(alpha) else here[here["alpha"] == alpha]
                 if len(at):
                     what = "the upgraded backbone, zero-shot" if alpha == 0 else _BESIDE[variant]
-                    spans = [_mean_cell(at[at["role"] == role]) for role in ("id", "ood_mean")]
+                    spans = [_mean_cell(at[at["role"] == role]) for role in ("id", OOD_MEAN)]
                     why = next((n for n in at["note"] if not is_missing(n) and n), variant)
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
@@ -238,7 +242,7 @@ def failure(source: Source) -> Section:
     lines: list[Block] = []
     for pair in pairs_of(table, source.order):
         flags = sorted(set(raised.loc[raised["pair"] == pair, "flag"]))
-        told = "; ".join(f"{f} ({_FLAGS[f][0]})" if f in _FLAGS else str(f) for f in flags)
+        told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else str(f) for f in flags)
         how = f"fails by {shown(told, 600)}." if flags else "no failure flag beyond the noise."
         lines.append(Line(f"{shown(pair)}: {how}"))
     head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
@@ -262,7 +266,7 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         if known and bool(row["present"])
         else cell("no" if known else None, "good" if known else "open")
     )
-    what = _FLAGS.get(str(row["flag"]), ("", ""))[1]
+    what = FLAGS[str(row["flag"])].estimate if row["flag"] in FLAGS else ""
     alpha = alpha_cell(row["alpha"])
     named = cell(row["dataset"] if row["dataset"] in _MEAN else short_set(str(row["dataset"])))
     return (

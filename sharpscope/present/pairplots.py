@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -29,21 +30,13 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import unique_in_order
-from sharpscope.vocabulary import MEASURES
+from sharpscope.tables.rows import MIDDLE, measures_in, nearest, unique_in_order, widest
+from sharpscope.vocabulary import AGAINST, GROUPS, MEASURES, Group
 
 __all__ = ["correlation", "correlation_scatter", "repair"]
 
 
 # -------------------------------------------------------------------------------------------------------------- repair
-_GROUPS = {
-    "straggler": "stragglers",
-    "random_layers": "random other layers",
-    "all_layers": "all layers, as many entries",
-    "everything": "all layers, same density",
-}
-
-
 @styled
 def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
     """Gain in OOD accuracy over the plain path at the same ID accuracy, by repair: stragglers beside their controls.
@@ -54,11 +47,10 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
     rows = table[table["gain"].notna()].copy()
     if not len(rows):
         raise NoData("repair: the table has no gain to show.")
-    rows["group"] = [_group(v, c) for v, c in zip(rows["variant"], rows["control"], strict=True)]
+    rows["group"] = ["straggler" if control == "none" else control for control in rows["control"]]
     rows["how"] = [f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)]
     (pairs, fewer), targets = first_pairs(rows), sorted(set(rows["target"]))
-    hows, groups = sorted(set(rows["how"])), [g for g in _GROUPS if g in set(rows["group"])]
-    groups += sorted(set(rows["group"]) - set(groups))
+    hows, groups = sorted(set(rows["how"])), [g for g in GROUPS if g in set(rows["group"])]
     figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 2))
     columns = min(2, len(pairs))
     axes = figure.subplots(
@@ -85,7 +77,7 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             ls="none",
-            label=_GROUPS.get(g, label(g)),
+            label=GROUPS[g],
         )
         for i, g in enumerate(groups)
     ]
@@ -94,14 +86,8 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
     return figure
 
 
-def _group(variant: str, control: str) -> str:
-    if variant.startswith("control:"):
-        return variant.split(":")[1]
-    return "straggler" if control in ("", "none") else control
-
-
 def _repair_panel(
-    ax: Axes, rows: pd.DataFrame, hows: list[str], groups: list[str], alpha: float | None
+    ax: Axes, rows: pd.DataFrame, hows: list[str], groups: Sequence[Group], alpha: float | None
 ) -> float | None:
     ax.axvline(0, color=INK["grey"], lw=0.8, zorder=0)
     ax.set(yticks=range(len(hows)), yticklabels=hows, ylim=(len(hows) - 0.45, -0.55))
@@ -109,8 +95,7 @@ def _repair_panel(
     ax.tick_params(axis="y", length=0)
     if not len(rows):
         return None
-    alphas = np.sort(rows["alpha"].unique())
-    at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
+    at = nearest(rows["alpha"], MIDDLE if alpha is None else alpha)
     for g, group in enumerate(groups):
         colour, marker = COLOURS[g % len(COLOURS)], MARKERS[g % len(MARKERS)]
         for h, how in enumerate(hows):
@@ -126,18 +111,18 @@ def _repair_panel(
 
 
 @styled
-def correlation_scatter(points: pd.DataFrame, alpha: float = 0.5) -> Figure:
+def correlation_scatter(points: pd.DataFrame) -> Figure:
     """Whole-model sharpness against OOD gain over zero-shot, one labelled point a pair, one panel a measure.
 
     ``points``: pair, sharpness, ood_gain (0-1), measure, alpha, and perhaps source (``shipped`` points are hollow);
-    of several alphas of a pair and measure the one nearest ``alpha`` is shown. Raises NoData without a finite point.
+    of several alphas of a pair and measure the one nearest 0.5 is shown. Raises NoData without a finite point.
     """
     rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
-    rows = rows.assign(far=(rows["alpha"].astype(float) - alpha).abs()).sort_values("far", kind="stable")
+    rows = rows.assign(far=(rows["alpha"].astype(float) - MIDDLE).abs()).sort_values("far", kind="stable")
     rows = rows.drop_duplicates(["pair", "measure"]).sort_index()
     if not len(rows):
         raise NoData("correlation_scatter: no pair has both a sharpness and an OOD gain.")
-    measures = [m for m in MEASURES if m in set(rows["measure"])] + sorted(set(rows["measure"]) - set(MEASURES))
+    measures = measures_in(rows)
     columns = min(2, len(measures))
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(measures) / columns))
     axes = figure.subplots(math.ceil(len(measures) / columns), columns, sharey=True, squeeze=False)
@@ -177,9 +162,6 @@ def correlation_scatter(points: pd.DataFrame, alpha: float = 0.5) -> Figure:
 
 
 # ---------------------------------------------------------------------------------------------------------- correlation
-_AGAINST = ("ood_gain", "ood_accuracy")
-
-
 @styled
 def correlation(
     correlations: pd.DataFrame,
@@ -198,26 +180,23 @@ def correlation(
     if not len(table):
         raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
     names = unique_in_order(table["against"])
-    against = against or next((a for a in _AGAINST if a in names), names[0])
+    against = against or next((a for a in reversed(AGAINST) if a in names), names[0])
     table = table[table["against"] == against]
     raw = table["measure"].isin(MEASURES)  # the shares and covariates of the table are left to the report
     table = table[raw] if raw.any() else table
     if not len(table):
         raise NoData(f"correlation: no rows against {label(against)}.")
-    most = sorted(table["dataset"].unique(), key=lambda d: (-d.count("+"), d))[0]
-    table = table[table["dataset"] == most]
+    table = table[table["dataset"] == widest(table["dataset"])]
     if not np.isfinite(table["estimate"]).any():
         raise NoData(f"correlation: every estimate with scope {label(scope)} is undefined.")
-    alphas = np.sort(table["alpha"].dropna().unique())
     at = None
-    if len(alphas):
-        at = float(alphas[np.abs(alphas - (0.5 if alpha is None else alpha)).argmin()])
+    if table["alpha"].notna().any():
+        at = nearest(table["alpha"], MIDDLE if alpha is None else alpha)
         table = table[table["alpha"] == at]
     table = table.sort_values("source", kind="stable").drop_duplicates(["pair", "layer", "measure"])
     pairs, fewer = first_pairs(table)
     layers, left_out = layer_rows(table, table["estimate"])
-    present = set(table["measure"])
-    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
+    measures = measures_in(table)
     columns = min(2 if len(measures) > 4 else 3, len(pairs))
     lines = math.ceil(len(pairs) / columns)
     figure = new_figure(lines * (ROW * max(4, len(layers)) + 1.15) + 0.3)

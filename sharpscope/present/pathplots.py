@@ -31,10 +31,13 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import average, dense_rows, primary_rows, unique_in_order
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.tables.rows import average, dense_rows, measures_in, primary_rows, unique_in_order
+from sharpscope.vocabulary import ALL, OOD_MEAN, OUTPUT_BASELINES, PROBE
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
+
+_WRITTEN = (0.2, 0.5, 0.8)
+"""The alphas that the WiSE-FT curve writes beside their points."""
 
 
 def _dense(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
@@ -54,11 +57,11 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 
 # ----------------------------------------------------------------------------------------------------------- WiSE-FT
 @styled
-def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequence[float] = (0.2, 0.5, 0.8)) -> Axes:
-    """OOD against ID accuracy along each pair's path, ends marked, ``alphas`` written beside their points.
+def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """OOD against ID accuracy along each pair's path, ends marked, alpha written beside some of its points.
 
-    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals. Output-space baselines (``ose``,
-    ``vrf``), where the table has them, stand beside the path.
+    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals. Output-space baselines
+    (``vocabulary.OUTPUT_BASELINES``), where the table has them, stand beside the path.
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
     Raises NoData without ID and OOD rows.
     """
@@ -103,7 +106,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
         )  # points on the line between its marks: no number shall lie on it
         every += list(zip(np.interp(along, range(len(x)), x), np.interp(along, range(len(x)), y), strict=True))
         inner = rows[(rows["alpha"] > 0) & (rows["alpha"] < 1)]
-        for wanted in alphas:
+        for wanted in _WRITTEN:
             far = (inner["alpha"] - wanted).abs().to_numpy()
             if len(far) and far.min() < 0.05:
                 row = inner.iloc[int(far.argmin())]
@@ -126,7 +129,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, alphas: Sequenc
 def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Line2D]:
     """A mark for each pair's mixed outputs; their keys."""
     keys = []
-    for variant, mark, name in (("ose", "P", "OSE (mean output)"), ("vrf", "X", "VRF")):
+    for variant, mark in zip(OUTPUT_BASELINES, MARKERS[-len(OUTPUT_BASELINES) :], strict=True):
         rows = primary_rows(accuracy[(accuracy["variant"] == variant) & accuracy["estimate"].notna()]).assign(alpha=0.0)
         for i, pair in enumerate(pairs):
             own = rows[rows["pair"] == pair]
@@ -135,7 +138,7 @@ def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Lin
                 at = both["estimate_x"], both["estimate_y"]
                 ax.scatter(*at, marker=mark, s=42, color=COLOURS[i % len(COLOURS)], edgecolor="white", lw=0.6, zorder=4)
         if len(rows):
-            keys.append(Line2D([], [], color=INK["grey"], marker=mark, ls="none", markersize=5, label=name))
+            keys.append(Line2D([], [], color=INK["grey"], marker=mark, ls="none", markersize=5, label=variant.upper()))
     return keys
 
 
@@ -224,7 +227,8 @@ def _with_flags(pair: str, failure: pd.DataFrame | None) -> str:
     if failure is None or not (failure["pair"] == pair).any():
         return label(pair, 34)
     own = failure[failure["pair"] == pair]
-    own = own[own["dataset"].isin(("ood_mean", "probe"))] if own["dataset"].isin(("ood_mean", "probe")).any() else own
+    mean = own["dataset"].isin((OOD_MEAN, PROBE))
+    own = own[mean] if mean.any() else own
     raised = sorted(set(own.loc[own["present"].fillna(False).astype(bool), "flag"]))
     return title_of(pair, f"(flags {', '.join(map(label, raised))})" if raised else "(no failure flag)", 34)
 
@@ -243,17 +247,16 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
 
 # --------------------------------------------------------------------------------------------------------- whole model
 @styled
-def sharpness_along_alpha(sharpness: pd.DataFrame, layer: str = ALL) -> Figure:
-    """Each measure of the whole model (or of ``layer``) along the path, one line a pair.
+def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
+    """Each measure of the whole model along the path, one line a pair.
 
     Bars: one standard error or residual; hollow: not converged. Logarithmic where all values are positive and spread
     over more than a factor of 8. Raises NoData without rows.
     """
-    table = sharpness[(sharpness["layer"] == layer) & np.isfinite(sharpness["estimate"])]
+    table = sharpness[(sharpness["layer"] == ALL) & np.isfinite(sharpness["estimate"])]
     if not len(table):
-        raise NoData(f"sharpness_along_alpha: the sharpness table has no estimate for layer '{label(layer)}'.")
-    present = set(table["measure"])
-    measures = [m for m in MEASURES if m in present] + sorted(present - set(MEASURES))
+        raise NoData("sharpness_along_alpha: the sharpness table has no estimate of the whole model.")
+    measures = measures_in(table)
     pairs = unique_in_order(table["pair"])
     columns = min(3, len(measures))
     lines = math.ceil(len(measures) / columns)

@@ -22,9 +22,8 @@ from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
 from sharpscope.present.style import figure_of, plain_style
-from sharpscope.tables.rows import points_of
+from sharpscope.tables.rows import measures_in, points_of
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import MEASURES
 
 __all__ = ["all_figures"]
 
@@ -47,7 +46,7 @@ def all_figures(
     """
     get = {name: _in_order(tables.get(name, pd.DataFrame()), pairs) for name in (*COLUMNS, "points")}
     path, failure = (get[name] if len(get[name]) else None for name in ("path", "failure"))
-    measures = set(get["sharpness"]["measure"]) if len(get["sharpness"]) else set()
+    measures = measures_in(get["sharpness"]) if len(get["sharpness"]) else []
     points = get["points"]
     if not len(points) and len(get["sharpness"]) and len(get["accuracy"]):
         points = points_of(get["sharpness"], get["accuracy"])
@@ -56,10 +55,7 @@ def all_figures(
         ("wiseft_curve", get["accuracy"], wiseft_curve),
         ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
         ("sharpness_along_alpha", get["sharpness"], sharpness_along_alpha),
-        *(
-            (f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m))
-            for m in sorted(measures, key=lambda m: (list(MEASURES).index(m) if m in MEASURES else len(MEASURES), m))
-        ),
+        *((f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m)) for m in measures),
         ("spectral_density", get["density"], spectral_density),
         ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, [criterion] if criterion else None)),
         ("repair", get["repair"], repair),

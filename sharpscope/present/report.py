@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from sharpscope.errors import shown
 from sharpscope.present import layerwise, making, outcome
 from sharpscope.present.view import Figure, Section, Source
-from sharpscope.vocabulary import MEASURES
+from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES
 
 __all__ = ["CITATIONS", "GLOSSARY", "build_report"]
 
@@ -26,11 +26,11 @@ GLOSSARY: dict[str, str] = {
     **{name: f"{text}." for name, text in MEASURES.items()},
     "stderr, residual": "Standard error over random probes; for an eigenvalue ‖Hv − λv‖, a bound on its error.",
     "straggler": "A layer whose own movement or sharpness stands out by the rule; the set may be empty.",
-    "instability (LII)": "Largest loss minus the mean of its ends (Frankle et al. 2020), on one layer's path.",
-    "rewind, criticality": "Rise of the loss when one layer goes back to θ₀; the noise and movement that a layer "
-    "tolerates (Chatterji et al. 2020).",
-    "F1–F4": "Ways to fail: nothing beats zero-shot (F1), a point is below both ends (F2), the loss rises in between "
-    "(F3), a point is below the chord (F4).",
+    **{c.spelling: c.text for c in CRITERIA.values()},
+    "base": "Where all other layers stand while one layer moves alone: "
+    + "; ".join(f"{name}: {base.text}" for name, base in BASES.items())
+    + ".",
+    **{name: f"A way to fail: {flag.text}." for name, flag in FLAGS.items()},
     "density, delta, weight": "Fraction of entries kept; dropped ones return to θ₀ (delta) or become 0 (weight).",
     "gain": "OOD accuracy of a repaired model minus that of the plain path at the same ID accuracy.",
     "regret": "OOD accuracy lost against the α that OOD labels would have picked.",

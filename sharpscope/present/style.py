@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, shown
 from sharpscope.tables.rows import unique_in_order
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import GROUP_TITLES
 
 __all__ = [
     "COLOURS",
@@ -70,6 +70,13 @@ SET_COLOURS: Final = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
 )  # fmt: skip
 """One a data set: Paul Tol's muted palette."""
+
+_LABEL_SIZE: Final = 6.0
+"""Size in points of the texts beside marks."""
+_LONGEST_LAYER: Final = 26
+"""Letters of a layer's name that figures write; of longer ones the middle is left out."""
+_DPI: Final = 200
+"""Dots an inch of PNG files."""
 
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
@@ -178,10 +185,10 @@ def _plain_number(value: float) -> str:
     return f"{digits}e{int(power)}"
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
+def new_figure(height: float) -> Figure:
     """An empty figure (inches) that no pyplot state knows of; axes are fitted around their labels."""
     figure = Figure(
-        figsize=(width, height),
+        figsize=(WIDTH, height),
         layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02),
         facecolor="white",
     )
@@ -201,15 +208,7 @@ def label(text: object, limit: int = 60) -> str:
     return " " + clean if clean.startswith("_") else clean
 
 
-_GROUP_NAMES = {
-    ALL: "whole model",
-    "(stragglers)": "stragglers",
-    "(others)": "all other layers",
-    "(best)": "best single layer",
-}
-
-
-def short_layer(name: str, limit: int = 26) -> str:
+def short_layer(name: str) -> str:
     """A layer's name as figures write it: towers and containers dropped, blocks numbered, long names cut in the middle.
 
     >>> short_layer("visual.transformer.resblocks.3.mlp"), short_layer("transformer.resblocks.0.attn")
@@ -217,8 +216,8 @@ def short_layer(name: str, limit: int = 26) -> str:
     >>> short_layer("visual.layer2.1.conv1"), short_layer("(all)")
     ('layer2.1 conv1', 'whole model')
     """
-    if name in _GROUP_NAMES:
-        return _GROUP_NAMES[name]
+    if name in GROUP_TITLES:
+        return GROUP_TITLES[name]
     text = shown(name, 400)
     tower = ""
     if text.startswith("visual."):
@@ -229,7 +228,8 @@ def short_layer(name: str, limit: int = 26) -> str:
     text = re.sub(r"stages\.(\d+)", r"stage \1", text)
     text = re.sub(r"\.(?!\d)", " ", text)
     text = tower + text.removeprefix("text_" if tower else "")
-    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+    half = _LONGEST_LAYER // 2
+    return text if len(text) <= _LONGEST_LAYER else f"{text[: half - 1]}…{text[-(_LONGEST_LAYER - half) :]}"
 
 
 def short_set(spec: str) -> str:
@@ -244,7 +244,6 @@ def place_labels(
     texts: Sequence[str],
     colours: Sequence[str],
     avoid: Sequence[tuple[float, float]] = (),
-    size: float = 6.0,
 ) -> None:
     """Write ``texts`` beside the points ``at`` where they cover nothing; those without such a place are left out.
 
@@ -258,7 +257,7 @@ def place_labels(
     blocked = [(x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit) for x, y in (place(p) for p in [*at, *avoid])]
     for point, text, colour in zip(at, texts, colours, strict=True):
         x, y = place(point)
-        wide, high = 0.62 * size * len(text) * unit, 1.1 * size * unit
+        wide, high = 0.62 * _LABEL_SIZE * len(text) * unit, 1.1 * _LABEL_SIZE * unit
         for distance in (4.0, 7.0, 11.0):
             gap = distance * unit
             spots = [
@@ -275,7 +274,7 @@ def place_labels(
             style: dict[str, Any] = {
                 "ha": "center",
                 "va": "center",
-                "fontsize": size,
+                "fontsize": _LABEL_SIZE,
                 "color": colour,
                 "annotation_clip": False,
             }
@@ -297,7 +296,7 @@ def _is_free(
 _BYTES: Final[dict[Any, Any]] = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
 
 
-def figure_bytes(figure: Figure | Axes, dpi: int = 200) -> tuple[bytes, bytes]:
+def figure_bytes(figure: Figure | Axes) -> tuple[bytes, bytes]:
     """(PNG, PDF) of a figure: no date, no version, fonts embedded; the same bytes each time on one matplotlib."""
     figure = figure_of(figure)
     engine, canvas, own_dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
@@ -307,7 +306,7 @@ def figure_bytes(figure: Figure | Axes, dpi: int = 200) -> tuple[bytes, bytes]:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # fitted once: each further draw would move the axes by a hair
         try:  # the canvases themselves, since savefig draws everything twice
-            figure.dpi = dpi
+            figure.dpi = _DPI
             FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
             FigureCanvasPdf(figure).print_pdf(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
         finally:

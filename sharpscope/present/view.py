@@ -15,7 +15,6 @@ from sharpscope.tables.files import normalised
 from sharpscope.tables.formats import with_error
 
 __all__ = [
-    "ACROSS",
     "MOST_ROWS",
     "Block",
     "Cell",
@@ -32,14 +31,10 @@ __all__ = [
     "in_order",
     "layer_cell",
     "layer_names",
-    "nearest",
     "pairs_of",
     "records",
     "status_cell",
 ]
-
-ACROSS: Final = "(pairs)"
-"""The ``pair`` of rows that have one point a pair."""
 
 MOST_ROWS: Final = 30
 """Rows of a table that the report prints; the rest is counted and left to the CSV."""
@@ -131,8 +126,9 @@ def layer_cell(name: str) -> Cell:
     return cell(short_layer(name), "name", title=name)
 
 
-def layer_names(joined: str, most: int = 8) -> str:
-    """``visual.conv1+head`` -> ``conv1, head``; of many the first ones and a count."""
+def layer_names(joined: str) -> str:
+    """``visual.conv1+head`` -> ``conv1, head``; of many the first eight and a count."""
+    most = 8
     names = [n for n in joined.replace(";", "+").split("+") if n]
     text = ", ".join(short_layer(n) for n in names[:most])
     return text + (f" and {len(names) - most} more" if len(names) > most else "")
@@ -153,8 +149,8 @@ def estimate_cell(row: Mapping[str, Any]) -> Cell:
         return status_cell(status, str(row["note"]))
     error = row["stderr"] if _finite(row["stderr"]) else row["residual"]
     text = with_error(float(row["estimate"]), float(error) if _finite(error) else math.nan)
-    if "does not move" in str(row["note"]):
-        text += " ▪"
+    if status == "frozen":  # its loss still has a curvature in it
+        return cell(text + " ▪", "", str(row["note"] or ""))
     if status == "not_converged":
         return cell(text + " °", "open", f"not converged: {row['note']}")
     return cell(text, _STATUS_KINDS.get(status, ""), str(row["note"] or ""))
@@ -162,12 +158,6 @@ def estimate_cell(row: Mapping[str, Any]) -> Cell:
 
 def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def nearest(values: Iterable[float], wanted: float) -> float:
-    """The value nearest to ``wanted``, the smaller of two; NaN of none."""
-    known = sorted(v for v in values if _finite(float(v)))
-    return min(known, key=lambda v: (abs(v - wanted), v)) if known else math.nan
 
 
 def pairs_of(table: pd.DataFrame, order: Sequence[str]) -> list[str]:

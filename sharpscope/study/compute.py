@@ -28,7 +28,7 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import DENSE, UPGRADED, expand_measures
+from sharpscope.vocabulary import BASES, DENSE, UPGRADED, Base, expand_measures
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
 
@@ -49,7 +49,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
     if kind == "layers":
-        return _layers_unit(context, rest[0], progress)
+        return _layers_unit(context, next(b for b in BASES if b == rest[0]), progress)
     if kind == "noise":
         return _noise_unit(context, progress)
     if kind == "outputs":
@@ -227,12 +227,12 @@ def _still(context: Context) -> list[str]:
 
 
 # ---------------------------------------------------------------------- single layers
-def _layers_unit(context: Context, base: str, progress: Progress) -> Unit:
+def _layers_unit(context: Context, base: Base, progress: Progress) -> Unit:
     """Probe losses [L, A, n] with only one layer moved, the rest at ``base``."""
     alphas = context.config.layer_alphas
     losses = np.empty((len(context.layers), len(alphas), context.probe.n))
     # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
-    at_base = {"finetuned": 1.0, "zeroshot": 0.0, "midpoint": 0.5}[base]
+    at_base = BASES[base].alpha
     common = context.probe.sample_losses(context.theta(at_base)).double().cpu().numpy()
     for i, layer in enumerate(context.layers):
         for j, alpha in enumerate(alphas):
@@ -287,8 +287,8 @@ def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
         context.path.at(0.0),
         members,
         variant.kept,
-        target=variant.target,  # type: ignore[arg-type]
-        select=variant.select,  # type: ignore[arg-type]
+        target=variant.target,
+        select=variant.select,
         seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
     )
     theta = {k: v.to(context.device) for k, v in theta.items()}

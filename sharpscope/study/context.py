@@ -21,7 +21,7 @@ from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import Layer
 from sharpscope.study.tasks import roles
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, Base
 from sharpscope.weights.path import InterpolationPath
 
 __all__ = ["Context", "check_density_layers", "load_study_pair"]
@@ -109,8 +109,8 @@ class Context:
         """theta(alpha) on the device."""
         return {k: v.to(self.device) for k, v in self.path.at(alpha).items()}
 
-    def on_layer(self, layer: Layer, alpha: float, base: str) -> dict[str, Tensor]:
-        theta = self.path.at_layer(layer, alpha, base)  # type: ignore[arg-type]
+    def on_layer(self, layer: Layer, alpha: float, base: Base) -> dict[str, Tensor]:
+        theta = self.path.at_layer(layer, alpha, base)
         return {k: v.to(self.device) for k, v in theta.items()}
 
     @property

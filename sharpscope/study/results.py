@@ -12,9 +12,9 @@ import pandas as pd
 from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
-from sharpscope.findings.criteria import LayerLosses, NoiseLosses
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered
+from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
@@ -28,11 +28,10 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, expand_measures
+from sharpscope.vocabulary import ALL, BASES, expand_measures, parse_criterion
 
 __all__ = ["Results"]
 
-_BASES = ("finetuned", "zeroshot", "midpoint")
 _FIXED_ALPHAS = (0.5, 1.0)
 """Where pairs are compared with each other, where the path has these points: fixed before looking."""
 
@@ -71,7 +70,7 @@ class Results:
         names = list(self.layers)
         kinds = [
             [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
-            [f"layers/{n}/{base}" for base in _BASES for n in names],
+            [f"layers/{n}/{base}" for base in BASES for n in names],
             [f"noise/{n}" for n in names],
             [f"path/{n}/{alpha!r}" for alpha in self.config.alphas for n in names],
             [f"upgraded/{n}/{alpha!r}" for alpha in self.config.alphas for n in names if self.config.upgraded],
@@ -111,7 +110,7 @@ class Results:
             layers = tuple(x.name for x in self.layers[name])
             losses = [
                 LayerLosses(layers, base, tuple(unit.arrays["alphas"].tolist()), unit.arrays["losses"])
-                for base in _BASES
+                for base in BASES
                 if (unit := self.units.get(f"layers/{name}/{base}")) is not None
             ]
             unit = self.units.get(f"noise/{name}")
@@ -155,29 +154,29 @@ class Results:
     def tables(self) -> dict[str, pd.DataFrame]:
         """All tables of the run, from the units that are there."""
         path, sharpness, accuracy = (self.measured(t) for t in ("path", "sharpness", "accuracy"))
-        failure, repair, advice = [], [], []
-        repairs: dict[str, Repairs] = {}
+        measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
+        failure = [
+            failure_table(name, alphas, hits, roles(self.config), losses, **self._resampling)
+            for name, (alphas, hits, losses) in measured.items()
+        ]
+        repairs = {name: self._repairs(name, alphas, hits) for name, (alphas, hits, _) in measured.items()}
         references = self._references(sharpness, accuracy, path)
-        for name in self.layers:
-            alphas, hits, losses = self.arrays(name)
-            if not alphas:
-                continue
-            failure.append(failure_table(name, alphas, hits, roles(self.config), losses, **self._resampling))
-            repairs[name] = self._repairs(name, alphas, hits)
-            repair.append(repairs[name].table)
-            features = reference_table(sharpness, accuracy, path)
-            advice.append(
-                advice_table(
-                    name,
-                    alphas,
-                    hits,
-                    roles(self.config),
-                    features[features["pair"] == name],
-                    references,
-                    stragglers=self._chosen(name),
-                    **self._resampling,
-                )
+        features = reference_table(sharpness, accuracy, path)
+        of_stragglers = stacked("repair", [r.table for n, r in repairs.items() if n not in self._fallback])
+        advice = [
+            advice_table(
+                name,
+                alphas,
+                hits,
+                roles(self.config),
+                features[features["pair"] == name],
+                references,
+                stragglers=self._chosen(name),
+                reference_repairs=of_stragglers,
+                **self._resampling,
             )
+            for name, (alphas, hits, _) in measured.items()
+        ]
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
@@ -185,7 +184,7 @@ class Results:
             "accuracy": accuracy,
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),
-            "repair": stacked("repair", repair),
+            "repair": stacked("repair", [r.table for r in repairs.values()]),
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": stacked("advice", advice),
         }
@@ -278,7 +277,7 @@ class Results:
     def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
         """Straggler layers of the shipped pairs by this run's criterion, where sharpness alone decides it."""
         criterion, rule = self.config.straggler_criterion, self.config.straggler_rule
-        measure = criterion.partition(":")[2]
+        _, measure = parse_criterion(criterion)
         rows = sharpness[sharpness["measure"] == measure]
         if not len(rows):
             return None

@@ -18,7 +18,6 @@ from sharpscope.clip.datasets.spec import check_folders, check_spec
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
-from sharpscope.findings.verdicts import CLAIMS
 from sharpscope.layers import Layer
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
@@ -29,7 +28,7 @@ from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.workers import Bar, Crew, peak_memory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
-from sharpscope.vocabulary import __version__
+from sharpscope.vocabulary import CLAIMS, CRITERIA, __version__, parse_criterion
 
 __all__ = ["Run", "report", "run"]
 
@@ -159,11 +158,12 @@ def _check_study(config: StudyConfig) -> None:
         raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
     if not config.id and not config.ood:
         raise ConfigError("id, ood: give at least one test set (--id SPEC --ood SPEC ...).")
-    measure = config.straggler_criterion.partition(":")[2]
+    _, measure = parse_criterion(config.straggler_criterion)
     if measure and measure not in config.measures:  # else it would be found out when everything has been computed
+        free = ", ".join(c.name for c in CRITERIA.values() if not c.takes_measure)
         raise ConfigError(
             f"straggler_criterion: '{config.straggler_criterion}' needs {measure} among measures.\n"
-            "Remedy: add it, or choose another criterion (rewind, instability and criticality need no measure)."
+            f"Remedy: add it, or choose a criterion that needs no measure ({free})."
         )
     for spec in (config.probe, *config.id, *config.ood):
         check_spec(spec)

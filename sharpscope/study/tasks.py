@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import Group, Select, Target
 from sharpscope.weights.sparsify import matched_control
 
 __all__ = ["CHUNK", "Task", "Variant", "plan_curvature", "roles", "variants"]
@@ -17,8 +17,6 @@ __all__ = ["CHUNK", "Task", "Variant", "plan_curvature", "roles", "variants"]
 CHUNK = 6
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
 loses no more than this."""
-
-Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class Variant:
 
     group: Group
     layers: tuple[str, ...]
-    target: str
-    select: str
+    target: Target
+    select: Select
     density: float
     kept: float
     kept_fraction: float

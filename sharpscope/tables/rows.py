@@ -8,24 +8,35 @@ from typing import Any, Final
 
 import pandas as pd
 
+from sharpscope.scores import independent_mean
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, DENSE
+from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN
 
 __all__ = [
+    "MIDDLE",
     "average",
     "covariates",
     "dense_rows",
+    "has_value",
+    "mean_accuracy",
+    "mean_row",
+    "measures_in",
+    "nearest",
     "ordered",
     "points_of",
     "primary_rows",
     "stacked",
     "table",
     "unique_in_order",
+    "widest",
 ]
 
+MIDDLE: Final = 0.5
+"""The alpha of the one point that stands for a path where a table or a figure has room for one."""
 _FIRST_METRICS: Final = ("top1", "accuracy")
 """Which metric stands for a set where no row says which one is primary; else the first one in the table."""
+_WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -45,6 +56,22 @@ def unique_in_order(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def has_value(table: pd.DataFrame) -> pd.Series:
+    """Whether the status of each row says that its estimate is a number to be used (a frozen layer's is)."""
+    return ~table["status"].isin(_WITHOUT_VALUE)
+
+
+def nearest(values: Iterable[float], wanted: float) -> float:
+    """The finite value nearest to ``wanted``, the smaller of two; NaN where there is none."""
+    known = [float(v) for v in values if math.isfinite(float(v))]
+    return min(known, key=lambda v: (abs(v - wanted), v)) if known else math.nan
+
+
+def measures_in(table: pd.DataFrame) -> list[str]:
+    """The measures of a table in the vocabulary's order; what the vocabulary does not know comes last, by name."""
+    return ordered(sorted(set(table["measure"])), tuple(MEASURES))
+
+
 def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
     """Distinct ``names``: those in ``first`` in that order, then the others as they appear."""
     seen = unique_in_order(names)
@@ -52,23 +79,59 @@ def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
 
 
 # ----------------------------------------------------------------------------------------------------------- accuracy
-def primary_rows(accuracy: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
-    """The rows of one metric a data set.
-
-    ``metric`` where it is given; else the primary one of every set, where the column ``primary`` tells it (top1 for the
-    rows that do not tell); else top1, accuracy, or the first metric of the table.
-    """
-    if metric is None and "primary" in accuracy and accuracy["primary"].notna().any():
+def primary_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one metric a data set: the primary one of every set, where the column ``primary`` tells it (top1 for
+    the rows that do not tell); else top1, accuracy, or the first metric of the table."""
+    if "primary" in accuracy and accuracy["primary"].notna().any():
         told = accuracy["primary"].astype("boolean")
         return accuracy[told.fillna(accuracy["metric"] == _FIRST_METRICS[0]).astype(bool)]
-    if metric is None:
-        metric = next(iter(ordered(accuracy["metric"], _FIRST_METRICS)), _FIRST_METRICS[0])
+    metric = next(iter(ordered(accuracy["metric"], _FIRST_METRICS)), _FIRST_METRICS[0])
     return accuracy[accuracy["metric"] == metric]
 
 
-def dense_rows(accuracy: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
+def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
     """``primary_rows`` of the plain path, without any repair."""
-    return primary_rows(accuracy[accuracy["variant"] == DENSE], metric)
+    return primary_rows(accuracy[accuracy["variant"] == DENSE])
+
+
+def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[str, Any]:
+    """The accuracy row of the macro average over K data sets of one model: m = 1/K sum_k m_k, all sets equal in weight.
+
+    ``parts``: accuracy rows, one a set. ``dataset`` names the sets, joined by ``+``; ``metric`` is theirs, or
+    ``primary`` where they differ, each then named in the note; the interval is that of independent sets
+    (``scores.independent_mean``), NaN where one of them has none; it speaks about other images of these sets, not about
+    other sets. ``n``: examples in all, missing where one of the sets does not tell.
+    """
+    columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
+    mean, low, high = independent_mean(*columns)
+    kinds = unique_in_order(r["metric"] for r in parts)
+    counts = [r["n"] for r in parts]
+    return {
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
+        "dataset": "+".join(str(r["dataset"]) for r in parts),
+        "role": role,
+        "metric": kinds[0] if len(kinds) == 1 else "primary",
+        "estimate": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "n": None if any(pd.isna(n) for n in counts) else int(sum(counts)),
+        "note": "" if len(kinds) == 1 else "mean of " + ", ".join(f"{r['metric']} of {r['dataset']}" for r in parts),
+    }
+
+
+def mean_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """pair, alpha, estimate, n: the mean over the data sets in ``rows`` at every point, in order of appearance.
+
+    ``rows``: one metric a set, of one role (see ``dense_rows``). ``n``: examples in all, 0 where not known.
+    """
+    known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
+    points = known.groupby(["pair", "alpha"], sort=False)
+    return points.agg(estimate=("estimate", "mean"), n=("n", "sum")).reset_index()
+
+
+def widest(names: Iterable[str]) -> str:
+    """Of several means (``a+b``, ``a+b+c``) the one over the most data sets; the first by name of equals."""
+    return min(names, key=lambda name: (-name.count("+"), name))
 
 
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
@@ -78,11 +141,7 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     when it is one set).
     """
     mean = rows[rows["role"] == f"{role}_mean"]
-    if len(mean):
-        names = sorted(mean["dataset"].unique(), key=lambda d: (-d.count("+"), d))
-        chosen = mean[mean["dataset"] == names[0]]
-    else:
-        chosen = rows[rows["role"] == role]
+    chosen = mean[mean["dataset"] == widest(mean["dataset"])] if len(mean) else rows[rows["role"] == role]
     columns = ["estimate", "ci_low", "ci_high"]
     if chosen["dataset"].nunique() > 1:
         out = chosen.groupby("alpha")[columns].mean().reset_index()
@@ -96,13 +155,13 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
 def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     """pair, alpha, distance from theta_0 and ID accuracy: what sharpness has to be held against."""
     dense = dense_rows(accuracy[accuracy["role"] == "id"])
-    mean = dense.groupby(["pair", "alpha"])["estimate"].mean().rename("id_accuracy").reset_index()
+    mean = mean_accuracy(dense).rename(columns={"estimate": "id_accuracy"}).drop(columns="n")
     distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
     return distance.merge(mean, on=["pair", "alpha"], how="left")
 
 
-def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame, alpha: float = 0.5) -> pd.DataFrame:
-    """Whole-model sharpness and OOD gain at the alpha nearest ``alpha``, a row a pair and measure.
+def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, a row a pair and measure.
 
     For ``correlation_scatter``: columns pair, sharpness, ood_gain (OOD accuracy minus zero-shot's), measure, alpha.
     """
@@ -116,7 +175,7 @@ def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame, alpha: float = 0.
         for measure, own in whole[whole["pair"] == pair].groupby("measure", sort=False):
             own = own[own["alpha"].isin(mean.index)]
             if len(own):
-                best = own.iloc[int((own["alpha"] - alpha).abs().to_numpy().argmin())]
+                best = own[own["alpha"] == nearest(own["alpha"], MIDDLE)].iloc[0]
                 gain = mean[best["alpha"]] - mean[0.0]
                 rows.append((pair, best["estimate"], gain, measure, best["alpha"]))
     return pd.DataFrame(rows, columns=["pair", "sharpness", "ood_gain", "measure", "alpha"])

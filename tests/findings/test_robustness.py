@@ -31,7 +31,7 @@ def models(ids: np.ndarray, slope: float, intercept: float, n: float = 0, datase
 def test_the_line_is_found_and_what_is_above_it(accuracy_of: Accuracy) -> None:
     base = models(np.array([0.3, 0.5, 0.6, 0.8]), slope=0.9, intercept=-0.7)
     columns = (base[c].to_numpy(float) for c in ("id_accuracy", "ood_accuracy", "id_n", "ood_n"))
-    assert Baseline("b", *columns).fit() == pytest.approx((-0.7, 0.9))
+    assert Baseline(*columns).fit() == pytest.approx((-0.7, 0.9))
     own = accuracy_of("run", (0.0, 0.5), (0.4, 0.5), (0.55, 0.7))
     table = effective_robustness(own, base, "mine", bootstrap=200)
     assert tuple(table.columns) == COLUMNS

@@ -14,6 +14,7 @@ from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
 from sharpscope.clip.datasets.names import read_lines, spoken
 from sharpscope.errors import DatasetError, shown
+from sharpscope.vocabulary import PRIMARY_METRICS
 
 __all__ = ["DOMAINS", "find_domainnet", "find_fmow", "find_iwildcam"]
 
@@ -80,7 +81,7 @@ def find_iwildcam(request: Request) -> Found:
         str(root),
         request.split,
         indexed=True,
-        metrics=("macro_f1", "top1"),
+        metrics=(PRIMARY_METRICS["iwildcam"], "top1"),
         templates=("a photo of {}.", "{} in the wild."),
     )
 
@@ -116,7 +117,7 @@ def find_fmow(request: Request) -> Found:
         indexed=True,
         groups=table["region"].to_numpy(dtype=np.int64),
         group_names=tuple(names),
-        metrics=("worst_group", "top1"),
+        metrics=(PRIMARY_METRICS["fmow"], "top1"),
         templates=(*_FMOW_TEMPLATES, "a photo of a {}.", "{}."),
     )
 

@@ -1,0 +1,33 @@
+"""Linear interpolation instability of a layer's own path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sharpscope.findings.losses import between_ends
+
+__all__ = ["instability"]
+
+
+def instability(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+    """LII = max over alpha in [0, 1] of L(alpha) - (L(0) + L(1)) / 2.
+
+    The ends take part in the maximum, so LII >= |L(0) - L(1)| / 2: ends of unequal loss alone make it positive, and it
+    is 0 for a flat path only. ``barrier`` is free of that part.
+
+    Args:
+        losses: [..., A] mean losses in nats.
+        alphas: [A] with 0 and 1.
+
+    Returns:
+        [...], >= 0.
+
+    Raises:
+        ConfigError: 0 or 1 is not among ``alphas``.
+
+    Source: Frankle et al. 2020 (arXiv 1912.05671); used by Abdollahpoorrostam 2024 (arXiv 2410.16476).
+    """
+    inner, _, start, end = between_ends(losses, alphas)
+    return inner.max(axis=-1) - (start + end) / 2
