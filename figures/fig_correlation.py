@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from sharpscope.present.pairplots import correlation
 from sharpscope.present.script import figure_parser, paper_style, run_table
 from sharpscope.present.style import save
+from sharpscope.vocabulary import AGAINST, CORRELATIONS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
     parser.add_argument("--scope", default="pairs", choices=("pairs", "path"))
-    parser.add_argument("--method", default="spearman", choices=("spearman", "pearson", "kendall"))
-    parser.add_argument("--against", choices=("ood_accuracy", "ood_gain"), help="default: ood_gain")
+    parser.add_argument("--method", default="spearman", choices=CORRELATIONS)
+    parser.add_argument("--against", choices=AGAINST, help="default: ood_gain")
     parser.add_argument("--alpha", type=float, help="which alpha across pairs; default: nearest 0.5")
     args = parser.parse_args(argv)
     with paper_style(__file__):

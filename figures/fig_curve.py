@@ -15,7 +15,7 @@ from sharpscope.present.style import save
 def main(argv: Sequence[str] | None = None) -> None:
     args = figure_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
-        save(wiseft_curve(run_table(args.run, "accuracy")), args.out, "curve")
+        save(wiseft_curve(run_table(args.run, "accuracy")), args.out, "wiseft_curve")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = figure_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
         accuracy, path, failure = (run_table(args.run, name) for name in ("accuracy", "path", "failure"))
-        save(accuracy_along_alpha(accuracy, path, failure), args.out, "path")
+        save(accuracy_along_alpha(accuracy, path, failure), args.out, "accuracy_along_alpha")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from sharpscope.present.style import save
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
-    parser.add_argument("--criteria", nargs="+", metavar="NAME", help="at most four; default: one of each family")
+    parser.add_argument("--criteria", nargs="+", metavar="NAME", help="at most four; default: the main ones")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        save(straggler_ranking(run_table(args.run, "stragglers"), args.criteria), args.out, "stragglers")
+        save(straggler_ranking(run_table(args.run, "stragglers"), args.criteria), args.out, "straggler_ranking")
 
 
 if __name__ == "__main__":

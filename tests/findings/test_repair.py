@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.repair import CONTRASTS, Variant, analyse_repairs, repair_table
+from sharpscope.findings.repair import CONTRASTS, Variant, analyse_repairs
 from sharpscope.tables.schema import COLUMNS, KEYS
 
 GRID = (0.0, 0.5, 1.0)
@@ -37,7 +37,7 @@ def variant(
 
 
 def test_gain_by_hand() -> None:
-    row = repair_table("p", GRID, PLAIN, ROLES, [variant("v", ids=0.6, ood=0.55)]).iloc[0]
+    row = analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v", ids=0.6, ood=0.55)]).table.iloc[0]
     assert row["id_accuracy"] == pytest.approx(0.6) and row["ood_accuracy"] == pytest.approx(0.65)
     assert row["plain_alpha"] == pytest.approx(0.25) and row["plain_ood_accuracy"] == pytest.approx(0.55)
     assert row["gain"] == pytest.approx(0.1)
@@ -48,25 +48,25 @@ def test_gain_by_hand() -> None:
 def test_a_variant_equal_to_a_point_of_the_path_gains_exactly_nothing() -> None:
     same = {name: values[[1]] for name, values in PLAIN.items()}
     v = Variant("v", ("a",), "delta", "random", 1.0, 1.0, "none", (0.5,), same)
-    row = repair_table("p", GRID, PLAIN, ROLES, [v]).iloc[0]
+    row = analyse_repairs("p", GRID, PLAIN, ROLES, [v]).table.iloc[0]
     assert (row["gain"], row["plain_alpha"]) == (0.0, 0.5)
     assert row["ci_low"] == pytest.approx(0, abs=1e-12) and row["ci_high"] == pytest.approx(0, abs=1e-12)
 
 
 def test_table_has_the_schemas_columns_a_row_a_cell_and_the_same_bits_again() -> None:
     variants = [variant("v", alphas=(0.25, 0.5)), variant("w", control="random_layers", alphas=(0.5,))]
-    table = repair_table("p", GRID, PLAIN, ROLES, variants, seed=1)
+    table = analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=1).table
     assert tuple(table.columns) == COLUMNS["repair"]
     assert list(zip(table["variant"], table["alpha"], strict=True)) == [("v", 0.25), ("v", 0.5), ("w", 0.5)]
     assert not table.duplicated(list(KEYS["repair"])).any()
-    pd.testing.assert_frame_equal(table, repair_table("p", GRID, PLAIN, ROLES, variants, seed=1), check_exact=True)
-    other = repair_table("p", GRID, PLAIN, ROLES, variants, seed=2)
+    pd.testing.assert_frame_equal(table, analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=1).table, check_exact=True)
+    other = analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=2).table
     assert (other["ci_low"] != table["ci_low"]).any()
 
 
 @pytest.mark.parametrize("ids", [0.3, 0.95])
 def test_id_accuracy_that_the_plain_path_never_has_is_undefined(ids: float) -> None:
-    row = repair_table("p", GRID, PLAIN, ROLES, [variant("v", ids=ids)]).iloc[0]
+    row = analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v", ids=ids)]).table.iloc[0]
     assert row["status"] == "undefined" and "never has this ID accuracy (its range: 0.500-0.900)" in row["note"]
     assert row[["gain", "plain_alpha", "ci_low", "ci_high"]].isna().all()
     assert row["id_accuracy"] == pytest.approx(ids)
@@ -77,7 +77,7 @@ def test_a_match_at_the_edge_of_the_range_says_how_often_it_falls_outside() -> N
     v = variant("v")
     correct = {**v.correct, "id": answers((0.5,), 7)}
     edge = Variant("v", v.layers, v.target, v.select, v.density, v.kept_fraction, v.control, v.alphas, correct)
-    row = repair_table("p", GRID, harder, ROLES, [edge]).iloc[0]
+    row = analyse_repairs("p", GRID, harder, ROLES, [edge]).table.iloc[0]
     assert row["status"] == "ok" and "of the replicates lie outside" in row["note"]
 
 
@@ -117,15 +117,15 @@ def test_nothing_to_compare_is_an_empty_answer_not_an_error() -> None:
     assert not len(none.table) and tuple(none.table.columns) == COLUMNS["repair"] and np.isnan(none.estimate)
     only_id = analyse_repairs("p", GRID, {"id": PLAIN["id"]}, {"id": "id"}, [variant("v")])
     assert only_id.table["status"].iloc[0] == "undefined" and "no OOD set" in only_id.table["note"].iloc[0]
-    few = repair_table("p", GRID, PLAIN, ROLES, [variant("v")], bootstrap=10).iloc[0]
+    few = analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v")], bootstrap=10).table.iloc[0]
     assert np.isnan(few["ci_low"]) and "do not reach" in few["note"] and np.isfinite(few["gain"])
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="own name"):
-        repair_table("p", GRID, PLAIN, ROLES, [variant("v"), variant("v")])
+        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v"), variant("v")]).table
     with pytest.raises(ConfigError, match=r"correct\['id'\] needs shape \[1, 400\], got \(2, 400\)"):
         bad = variant("v", alphas=(0.5, 0.6))
-        repair_table("p", GRID, PLAIN, ROLES, [Variant("v", (), "d", "r", 0.5, 0.5, "none", (0.5,), bad.correct)])
+        analyse_repairs("p", GRID, PLAIN, ROLES, [Variant("v", (), "d", "r", 0.5, 0.5, "none", (0.5,), bad.correct)]).table
     with pytest.raises(ConfigError, match="control 'chance'"):
-        repair_table("p", GRID, PLAIN, ROLES, [variant("v", control="chance")])
+        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v", control="chance")]).table

@@ -7,8 +7,9 @@ import pytest
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.prediction import REFERENCE
 from sharpscope.findings.repair import CONTRASTS, Repairs
-from sharpscope.findings.verdicts import CANNOT, CLAIMS, DOES_NOT_HOLD, HOLDS, verdicts_table
+from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.tables.schema import COLUMNS, KEYS
+from sharpscope.vocabulary import CANNOT, CLAIMS, DOES_NOT_HOLD, HOLDS
 
 ALPHAS = (0.0, 0.5, 1.0)
 CORRELATION = {"pair": "(pairs)", "measure": "hessian_trace", "against": "ood_gain", "dataset": "x+y", "scope": "pairs"}

@@ -11,21 +11,24 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from sharpscope.findings import rank_correlation as kernels
-from sharpscope.findings.criteria import NoiseLosses, barrier, criticality, instability, rewind
+from sharpscope.findings.criteria.barrier import barrier
+from sharpscope.findings.criteria.criticality import criticality
+from sharpscope.findings.criteria.instability import instability
+from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
+from sharpscope.findings.losses import NoiseLosses
 from sharpscope.findings.prediction import predict_gain
 from sharpscope.findings.repair import Variant, analyse_repairs, match_plain
 from sharpscope.findings.resampling import (
     bca_interval,
     benjamini_hochberg,
     max_min_interval,
-    min_replicates,
-    percentile_interval,
     permutation_p,
-    resample_counts,
     resampled_means,
 )
 from sharpscope.findings.selection import masked_median, select, standardise, sustained
+from sharpscope.scores import draws, min_replicates, percentile_interval, resample_counts
+from sharpscope.vocabulary import CORRELATIONS
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -54,7 +57,7 @@ def test_correlations_are_scipys(ties: bool) -> None:
         np.testing.assert_allclose(kernels.correlate(x, y, method), want, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", kernels.METHODS)
+@pytest.mark.parametrize("method", CORRELATIONS)
 def test_a_resample_is_the_same_as_repeating_its_points(method: str) -> None:
     rng = np.random.default_rng(2)
     x, y = np.round(rng.normal(size=(4, 9)), 1), rng.normal(size=9)
@@ -103,7 +106,7 @@ def test_rank_correlations_ignore_monotone_transforms_and_pearson_affine_ones(se
     )
 
 
-@pytest.mark.parametrize("method", kernels.METHODS)
+@pytest.mark.parametrize("method", CORRELATIONS)
 def test_a_constant_has_no_correlation(method: str) -> None:
     y = np.random.default_rng(0).normal(size=(1, 6))
     assert np.isnan(kernels.correlate(np.full((1, 6), 0.1), y, method)).all()

@@ -194,15 +194,15 @@ def make_repair() -> pd.DataFrame:
             ("none", "straggler"),
             ("random_layers", "control:random_layers"),
             ("all_layers", "control:all_layers"),
-            ("all_layers", "control:everything"),
+            ("everything", "control:everything"),
         ):
             for target in ("delta", "weight"):
                 for select in ("random", "magnitude"):
                     for density in (0.5, 0.9):
-                        shift = {"none": -0.01, "random_layers": 0.0, "all_layers": 0.02}[control]
+                        shift = {"none": -0.01, "random_layers": 0.0, "all_layers": 0.02, "everything": 0.02}[control]
                         for a in ALPHAS[1:-1]:
                             gain = shift + rng.normal(0, 0.012)
-                            bad = target == "weight" and density == 0.5 and a > 0.7 and control == "all_layers"
+                            bad = target == "weight" and density == 0.5 and a > 0.7 and control in ("all_layers", "everything")
                             rows.append(
                                 {
                                     "pair": pair,

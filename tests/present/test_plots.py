@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
-from sharpscope.errors import ConfigError
+from sharpscope.errors import ConfigError, NoData
 from sharpscope.present import plots, style
 from sharpscope.tables.files import csv_bytes
+from sharpscope.tables.rows import points_of
 from sharpscope.vocabulary import ALL
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,7 @@ def figures(few: Tables) -> dict[str, Figure]:
 @pytest.fixture(scope="module")
 def drawn(figures: dict[str, Figure]) -> dict[str, tuple[bytes, bytes]]:
     some = ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "straggler_ranking", "correlation_pairs")
-    return {name: plots.figure_bytes(figures[name]) for name in some}
+    return {name: style.figure_bytes(figures[name]) for name in some}
 
 
 def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
@@ -90,8 +91,8 @@ def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
     again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure")})
     assert len(again) == 2
     for name, figure in again.items():
-        assert plots.figure_bytes(figure) == drawn[name]
-        assert plots.figure_bytes(figures[name]) == drawn[name]
+        assert style.figure_bytes(figure) == drawn[name]
+        assert style.figure_bytes(figures[name]) == drawn[name]
     for png, pdf in drawn.values():
         assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
         for word in (b"CreationDate", b"Producer", b"Creator", b"Software", b"Matplotlib"):
@@ -258,7 +259,7 @@ def test_correlation_marks_significance_and_what_is_undefined(few: Tables) -> No
 
 
 def test_points_of_takes_the_gain_over_zero_shot(few: Tables) -> None:
-    points = plots.points_of(few["sharpness"], few["accuracy"], alpha=0.28)
+    points = points_of(few["sharpness"].query("alpha < 0.32"), few["accuracy"])
     assert set(points["measure"]) == {"hessian_trace", "lambda_max", "lambda_min"} and len(points) == 6
     mean = few["accuracy"].query("pair == 'failure' and role == 'ood_mean'").set_index("alpha")["estimate"]
     row = points[(points["pair"] == "failure") & (points["measure"] == "lambda_max")].iloc[0]
@@ -303,7 +304,7 @@ def test_ten_thousand_layers_are_summarised(many: pd.DataFrame) -> None:
     figure = plots.heatmap(many, "hessian_trace")
     labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
     assert len(labels) == 40
-    largest = many[many["alpha"] == 0].nlargest(40, "estimate")["layer"].map(plots.short_layer)
+    largest = many[many["alpha"] == 0].nlargest(40, "estimate")["layer"].map(style.short_layer)
     assert set(labels) == set(largest)
     assert figure.legends[0].get_texts()[-1].get_text() == "9960 more layers in the table"
     FigureCanvasAgg(figure).draw()
@@ -323,10 +324,10 @@ def test_without_data_there_is_no_figure_but_an_error_that_says_so(few: Tables) 
         lambda t: plots.correlation(t["correlations"]),
         lambda t: plots.correlation_scatter(t["points"]),
     ):
-        with pytest.raises(plots.NoData, match="no "):
+        with pytest.raises(NoData, match="no "):
             draw(empty)
-    assert issubclass(plots.NoData, ConfigError)
-    with pytest.raises(plots.NoData, match="none of the criteria|no rows"):
+    assert issubclass(NoData, ConfigError)
+    with pytest.raises(NoData, match="none of the criteria|no rows"):
         plots.correlation(few["correlations"], method="kendall")
 
 
@@ -350,10 +351,10 @@ def test_layer_names_stay_distinct(layers: tuple[str, ...]) -> None:
         "text.transformer.resblocks.0",
     ]
     names += ["token_embedding.weight", "text_projection", "visual.transformer.resblocks.3.attn.in_proj_weight"]
-    short = [plots.short_layer(n) for n in names]
+    short = [style.short_layer(n) for n in names]
     assert len(set(short)) == len(set(names))
     assert max(map(len, short)) <= 26
-    assert plots.short_layer("visual.transformer.resblocks.3.mlp") == "block 3 mlp"
+    assert style.short_layer("visual.transformer.resblocks.3.mlp") == "block 3 mlp"
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem != "fig_finetuners"], ids=lambda p: p.stem)
@@ -398,10 +399,11 @@ def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_
     (tmp_path / "accuracy.csv").write_bytes(csv_bytes(few["accuracy"], "accuracy"))
     code = (
         "import sys\n"
-        "from sharpscope.present import plots, report, tables\n"
-        "df = tables.read_csv(sys.argv[1] + '/accuracy.csv', 'accuracy')\n"
+        "from sharpscope.present import plots, report, style\n"
+        "from sharpscope.tables.files import read_csv\n"
+        "df = read_csv(sys.argv[1] + '/accuracy.csv', 'accuracy')\n"
         "figure = plots.all_figures({'accuracy': df})['wiseft_curve']\n"
-        "for path, data in zip(sys.argv[2:], plots.figure_bytes(figure)):\n"
+        "for path, data in zip(sys.argv[2:], style.figure_bytes(figure)):\n"
         "    open(path, 'wb').write(data)\n"
         "other = {'torch', 'open_clip', 'matplotlib.pyplot', 'sharpscope.findings', 'sharpscope.study.run'}\n"
         "bad = other & set(sys.modules)\n"
@@ -417,7 +419,7 @@ def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_
     }
     subprocess.run([sys.executable, "-c", code, str(tmp_path), *map(str, outputs)], env=env, check=True, timeout=300)
     # the table comes back sorted: failure before success
-    here = plots.figure_bytes(
+    here = style.figure_bytes(
         plots.all_figures({"accuracy": few["accuracy"].sort_values("pair", kind="stable")})["wiseft_curve"]
     )
     assert tuple(path.read_bytes() for path in outputs) == here
