@@ -170,18 +170,18 @@ class Predictions:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
 
 
-def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> Floats:
-    """How often each of ``n`` examples is drawn in each of R bootstrap samples: whole numbers, float64 [R, n]."""
+def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """How often each of ``n`` examples is drawn in each of R bootstrap samples: int64 [R, n]."""
     drawn = rng.integers(0, n, size=(replicates, n))
     drawn += np.arange(replicates)[:, None] * n
-    return np.bincount(drawn.ravel(), minlength=replicates * n).reshape(replicates, n).astype(np.float64)
+    return np.bincount(drawn.ravel(), minlength=replicates * n).reshape(replicates, n)
 
 
 def draws(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """``resample_counts`` in portions [r, n] of R samples in all, so that many examples do not fill the memory."""
+    """``resample_counts`` in portions, float64 [r, n] of R samples in all, so that many examples fit into memory."""
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, replicates, step):
-        yield resample_counts(n, min(step, replicates - start), rng)
+        yield resample_counts(n, min(step, replicates - start), rng).astype(np.float64)
 
 
 def min_replicates(level: float) -> int:

@@ -191,7 +191,7 @@ def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.n
     flat = np.asarray(losses, dtype=float).reshape(-1, n)
     means = np.full((bootstrap, len(flat)), np.nan)
     finite = np.isfinite(flat).all(axis=1)  # a NaN row must not reach the others through 0 * NaN
-    means[:, finite] = counts @ flat[finite].T / n
+    means[:, finite] = counts.astype(float) @ flat[finite].T / n
     return means.reshape(bootstrap, *losses.shape[:-1])
 
 

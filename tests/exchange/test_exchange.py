@@ -414,3 +414,26 @@ def test_wise_ft_lines_hold_what_their_scatter_plot_reads(accuracy_of: Callable[
     assert own_name("folder:/data/my-set") == "my-set"
     with pytest.raises(ConfigError, match="unknown form 'wiseft'. Did you mean 'wise-ft'"):
         written(own_table(accuracy_of), "wiseft", model="m", zeroshot={}, finetuned={})
+
+
+def test_a_runs_own_table_without_its_means_gets_the_same_ones_back() -> None:
+    from sharpscope.clip.accuracy import mean_rows  # what a run writes
+    from sharpscope.tables.rows import table as made
+
+    rows = []
+    for alpha, shift in ((0.0, 0.0), (0.5, 0.07), (1.0, 0.031)):
+        for dataset, metric, value, low, high, n in (
+            ("imagenet-a", "top1", 0.3, 0.27, 0.35, 700),
+            ("iwildcam@test", "macro_f1", 0.21, 0.19, 0.22, 4000),
+            ("imagenet-r", "top1", 0.41, 0.4, 0.43, 900),
+        ):
+            row = {"pair": "a", "alpha": alpha, "variant": "dense", "dataset": dataset, "role": "ood", "note": ""}
+            row |= {"metric": metric, "estimate": value + shift, "ci_low": low + shift, "ci_high": high + shift, "n": n}
+            rows.append(row | {"primary": True})
+    own = [mean for alpha in (0.0, 0.5, 1.0) for mean in mean_rows([r for r in rows if r["alpha"] == alpha])]
+    back = with_means(made("accuracy", rows))
+    back = back[back["role"] == "ood_mean"].reset_index(drop=True)
+    want = made("accuracy", own)
+    want = want[want["primary"].astype(bool)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(back, want, check_exact=True, check_dtype=False)
+    assert set(back["metric"]) == {"primary"} and set(back["n"]) == {5600}

@@ -59,7 +59,9 @@ def test_table_has_the_schemas_columns_a_row_a_cell_and_the_same_bits_again() ->
     assert tuple(table.columns) == COLUMNS["repair"]
     assert list(zip(table["variant"], table["alpha"], strict=True)) == [("v", 0.25), ("v", 0.5), ("w", 0.5)]
     assert not table.duplicated(list(KEYS["repair"])).any()
-    pd.testing.assert_frame_equal(table, analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=1).table, check_exact=True)
+    pd.testing.assert_frame_equal(
+        table, analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=1).table, check_exact=True
+    )
     other = analyse_repairs("p", GRID, PLAIN, ROLES, variants, seed=2).table
     assert (other["ci_low"] != table["ci_low"]).any()
 
@@ -123,9 +125,9 @@ def test_nothing_to_compare_is_an_empty_answer_not_an_error() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="own name"):
-        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v"), variant("v")]).table
+        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v"), variant("v")])
     with pytest.raises(ConfigError, match=r"correct\['id'\] needs shape \[1, 400\], got \(2, 400\)"):
         bad = variant("v", alphas=(0.5, 0.6))
-        analyse_repairs("p", GRID, PLAIN, ROLES, [Variant("v", (), "d", "r", 0.5, 0.5, "none", (0.5,), bad.correct)]).table
+        analyse_repairs("p", GRID, PLAIN, ROLES, [Variant("v", (), "d", "r", 0.5, 0.5, "none", (0.5,), bad.correct)])
     with pytest.raises(ConfigError, match="control 'chance'"):
-        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v", control="chance")]).table
+        analyse_repairs("p", GRID, PLAIN, ROLES, [variant("v", control="chance")])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from sharpscope import scores
 from sharpscope.findings import rank_correlation as kernels
 from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.criticality import criticality
@@ -27,7 +28,7 @@ from sharpscope.findings.resampling import (
     resampled_means,
 )
 from sharpscope.findings.selection import masked_median, select, standardise, sustained
-from sharpscope.scores import draws, min_replicates, percentile_interval, resample_counts
+from sharpscope.scores import draws, independent_mean, min_replicates, percentile_interval, resample_counts
 from sharpscope.vocabulary import CORRELATIONS
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -193,6 +194,33 @@ def test_max_min_interval_covers_the_true_maximum() -> None:
         above += low > 0.3
     assert hits / runs >= 0.9 - 3 * math.sqrt(0.9 * 0.1 / runs)
     assert above / runs <= upper(0.05, runs)
+
+
+def test_a_bootstrap_in_portions_is_the_bootstrap_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever draws, in whatever portions: the same samples of one seed, hence the same interval everywhere."""
+    values = np.random.default_rng(0).normal(size=(3, 37))
+    whole = resample_counts(37, 100, np.random.default_rng(5))
+    assert (whole.sum(axis=1) == 37).all() and whole.shape == (100, 37)
+    for portion in (37, 37 * 7, 10**6):
+        monkeypatch.setattr(scores, "_DRAWS_AT_ONCE", portion)
+        parts = list(draws(37, 100, np.random.default_rng(5)))
+        assert len(parts) == -(-100 // (portion // 37))
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+        means = resampled_means(values, 100, np.random.default_rng(5))
+        np.testing.assert_allclose(means, whole @ values.T / 37, rtol=1e-13)
+
+
+def test_the_mean_of_independent_estimates_by_hand() -> None:
+    mean, low, high = independent_mean([0.5, 0.7], [0.2, 0.3], [0.6, 0.9])
+    assert (
+        mean == pytest.approx(0.6)
+        and low == pytest.approx(0.6 - 0.25)
+        and high == pytest.approx(0.6 + math.hypot(0.1, 0.2) / 2)
+    )
+    assert np.isnan(independent_mean([0.5, 0.7], [0.2, np.nan], [0.6, 0.9])[1])
+    replicates = np.array([[1.0, np.nan]] * 60 + [[2.0, 3.0]] * 60)
+    assert np.isnan(percentile_interval(replicates, 0.95)[0][1])
+    assert percentile_interval(replicates, 0.95, skip_nan=True)[0][1] == 3.0
 
 
 # --- straggler criteria ---

@@ -202,7 +202,12 @@ def make_repair() -> pd.DataFrame:
                         shift = {"none": -0.01, "random_layers": 0.0, "all_layers": 0.02, "everything": 0.02}[control]
                         for a in ALPHAS[1:-1]:
                             gain = shift + rng.normal(0, 0.012)
-                            bad = target == "weight" and density == 0.5 and a > 0.7 and control in ("all_layers", "everything")
+                            bad = (
+                                target == "weight"
+                                and density == 0.5
+                                and a > 0.7
+                                and control in ("all_layers", "everything")
+                            )
                             rows.append(
                                 {
                                     "pair": pair,

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -229,6 +230,36 @@ def test_stragglers_are_filled_where_chosen(few: Tables) -> None:
         assert len(ax.texts) == (own["probability"] >= 0.005).sum()
 
 
+def test_an_unknown_criterion_is_no_empty_panel(few: Tables) -> None:
+    with pytest.raises(ConfigError, match="criteria: 'rewnd' is none of .* Did you mean 'rewind'"):
+        plots.straggler_ranking(few["stragglers"], ["rewnd", "rewind"])
+
+
+def test_the_main_criteria_are_shown_when_nobody_asks_for_others(few: Tables) -> None:
+    figure = plots.straggler_ranking(few["stragglers"])
+    families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
+    assert families == ["sharpness", "share", "rewind", "criticality"]
+
+
+def test_a_layer_that_does_not_move_is_known_by_its_status_and_keeps_its_colour(few: Tables) -> None:
+    table = few["sharpness"].query("measure == 'lambda_max'").copy()
+
+    def marked(table: pd.DataFrame) -> tuple[int, list[str], np.ndarray]:
+        figure = plots.heatmap(table, "lambda_max")
+        bars = [p for ax in figure.axes for p in ax.patches if p.get_facecolor() == to_rgba(style.INK["grey"])]
+        words = [t.get_text() for t in figure.legends[0].get_texts()]
+        mesh = next(c for c in figure.axes[0].collections if isinstance(c, QuadMesh))
+        return len(bars), words, np.ma.filled(mesh.get_array(), np.nan)
+
+    table["note"] = "the layer does not move"  # a note is for reading, not for deciding
+    none, words, colours = marked(table)
+    assert none == 0 and "does not move" not in words
+    still = table["layer"].isin(("visual.conv1", "head"))
+    bars, words, again = marked(table.assign(note="", status=table["status"].mask(still, "frozen")))
+    assert bars == 4 and "does not move" in words  # two layers in each of two pairs
+    np.testing.assert_array_equal(again, colours)
+
+
 def test_repair_shows_gain_in_points_beside_the_zero_line(few: Tables) -> None:
     figure = plots.repair(few["repair"], alpha=0.31)
     panels = [ax for ax in figure.axes if ax.get_visible()]
@@ -373,6 +404,7 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
     files = sorted((tmp_path / "out").iterdir())
     assert [f.suffix for f in files] == [".pdf", ".png"]
     assert files[0].stem == files[1].stem
+    assert files[0].stem in {*plots.all_figures(few), "robustness"}  # the name that it has in a run directory
     assert all(f.stat().st_size > 5000 for f in files)
     with pytest.raises(SystemExit, match="no such file"):
         module.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])

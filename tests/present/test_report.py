@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
+from sharpscope.present.view import Cell, estimate_cell
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import MEASURES
@@ -267,3 +268,16 @@ def test_timing_may_be_given_apart_and_manifest_may_be_nested(tables: Tables, ma
     page = Page(build_report(tables, {}, nested, timing={"path": 3.5}))
     assert "path | — | 3.50 | —" in page.text("making")
     assert "sharpscope demo" in page.text("")
+
+
+def test_a_frozen_layer_is_marked_by_its_status_and_its_number_stands(
+    tables: dict[str, pd.DataFrame], manifest: dict[str, Any]
+) -> None:
+    told = "▪ does not move: both ends share its weights"
+    sharp = tables["sharpness"].assign(note="the layer does not move")
+    assert told not in build_report({"sharpness": sharp}, {}, manifest)
+    row = {"status": "frozen", "estimate": 12.345, "stderr": 0.41, "residual": np.nan, "note": ""}
+    assert estimate_cell(row) == Cell("12.3 ± 0.4 ▪")
+    assert estimate_cell(row | {"estimate": np.nan, "note": "why"}) == Cell("frozen", "note", "why")
+    still = sharp.assign(status=sharp["status"].mask(sharp["layer"] == "head", "frozen"), note="")
+    assert told in build_report({"sharpness": still}, {}, manifest)

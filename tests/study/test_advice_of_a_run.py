@@ -1,0 +1,75 @@
+"""Advice in a whole run: what sparse stragglers gained on the OTHER pairs says whether to hold layers back here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.layers import Layer
+from sharpscope.study.results import Results
+from sharpscope.study.unitfile import Unit
+
+ALPHAS = (0.0, 0.5, 1.0)
+N = 400
+ID, OOD = "mini:photo", "mini:sketch"
+LAYERS = tuple(Layer(f"l{i}", (f"l{i}.weight",), "image", i, "mlp", 10) for i in range(6))
+
+
+def right(level: float) -> np.ndarray:
+    return np.arange(N) < round(level * N)
+
+
+def run_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5") -> pd.DataFrame:
+    """The advice of a run in which the repaired layers of pair NAME gain ``gains[NAME]`` at equal ID accuracy.
+
+    ``stragglers``: the pairs that have one; in the others the layer of the highest score is repaired instead.
+    """
+    names = [f"p{i}" for i in range(pairs)]
+    config = StudyConfig(
+        pairs=tuple(PairConfig(n, "mini:zeroshot", f"mini:{n}") for n in names),
+        id=(ID,), ood=(OOD,), alphas=ALPHAS, measures=("ggn_trace",), straggler_criterion="rewind",
+        densities=(0.5,), targets=("delta",), selects=("random",), bootstrap=60,
+    )  # fmt: skip
+    results = Results(config, dict.fromkeys(names, LAYERS))
+    units: dict[str, Unit] = {}
+    for name in names:
+        for alpha in ALPHAS:
+            row = {"pair": name, "alpha": alpha, "loss": 1.0, "distance_0": alpha, "distance_1": 1 - alpha}
+            answered = {f"correct:{ID}": right(0.5 + 0.4 * alpha), f"correct:{OOD}": right(0.4 + 0.1 * alpha)}
+            units[f"path/{name}/{alpha!r}"] = Unit({"path": [row]}, {"losses": np.ones(8), **answered})
+        losses = np.ones((6, 3, 8))
+        losses[2, 0] += 5.0 * (name in stragglers)
+        units[f"layers/{name}/finetuned"] = Unit({}, {"losses": losses, "alphas": np.array(ALPHAS)})
+    results.take(units, {})
+    for task in results.repair_tasks():
+        gain = gains.get(task.pair, 0.0) if "straggler" in task.key.split("/")[2] else 0.0
+        answered = {f"correct:{ID}": right(0.7), f"correct:{OOD}": right(0.45 + gain)}
+        results.take({task.key: Unit({}, answered)}, {})
+    advice = results.tables()["advice"]
+    return advice[advice["rule"] == "sharpscope"].set_index("pair")
+
+
+def test_layers_are_held_back_where_it_helped_the_other_pairs() -> None:
+    gains = {f"p{i}": 0.1 + 0.01 * i for i in range(6)}
+    found = run_of(6, gains)
+    assert set(found["layers"]) == {"l2"} and set(found["density"]) == {0.5}
+    assert found["note"].str.contains("on average on 5 other pairs").all()
+
+
+def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
+    without = {f"p{i}": 0.1 + 0.01 * i for i in range(1, 6)}
+    judged = [run_of(6, without | {"p0": own}).loc["p0"] for own in (-0.4, 0.5)]
+    for column in ("layers", "density", "alpha"):
+        assert judged[0][column] == judged[1][column]
+    assert judged[0]["layers"] == "l2"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "gain", "stragglers"), [(4, 0.1, "p0p1p2p3"), (6, -0.1, "p0p1p2p3p4p5"), (6, 0.1, "p0")], ids=str
+)
+def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, stragglers: str) -> None:
+    found = run_of(pairs, {f"p{i}": gain + 0.01 * i for i in range(pairs)}, stragglers)
+    assert set(found["layers"]) == {""} and found["density"].isna().all()
+    assert found["note"].str.contains("cannot be told from ID data of this pair").all()
