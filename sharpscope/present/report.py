@@ -26,9 +26,9 @@ GLOSSARY: dict[str, str] = {
     **{name: f"{text}." for name, text in MEASURES.items()},
     "stderr, residual": "Standard error over random probes; for an eigenvalue ‖Hv − λv‖, a bound on its error.",
     "straggler": "A layer whose own movement or sharpness stands out by the rule; the set may be empty.",
-    **{c.spelling: c.text for c in CRITERIA.values()},
+    **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},
     "base": "Where all other layers stand while one layer moves alone: "
-    + "; ".join(f"{name}: {base.text}" for name, base in BASES.items())
+    + "; ".join(f"{name}, {base.text}" for name, base in BASES.items())
     + ".",
     **{name: f"A way to fail: {flag.text}." for name, flag in FLAGS.items()},
     "density, delta, weight": "Fraction of entries kept; dropped ones return to θ₀ (delta) or become 0 (weight).",

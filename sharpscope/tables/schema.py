@@ -57,6 +57,8 @@ Reading guide
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
+  advice.layers        the straggler layers to hold back, with ``density``: filled where sparse stragglers gained OOD
+                       accuracy on at least four other pairs of the run beyond doubt
   verdicts.verdict     holds | does not hold | cannot be told
 """
 

@@ -84,7 +84,7 @@ def test_help_glossary_and_hint_name_them_all() -> None:
     hint = get_type_hints(StudyConfig, include_extras=True)["straggler_criterion"].__metadata__[0].documentation
     for criterion in CRITERIA.values():
         assert criterion.spelling in hint
-        assert GLOSSARY[criterion.spelling] == criterion.text
+        assert GLOSSARY[criterion.spelling] == f"{criterion.text[:-1]} ({criterion.source})."
     pairs = (PairConfig("a", "mini:zeroshot", "mini:success"),)
     with pytest.raises(ConfigError, match=r"needs no measure \(instability, barrier, rewind, criticality\)"):
         run(StudyConfig(pairs=pairs, id=("mini:photo",), measures=("ggn_trace",)))
