@@ -136,6 +136,7 @@ class Words(Mapping[str, W], Generic[W]):
         self.origins: dict[str, Origin] = {}
         """Of the words from outside."""
         self._words = {word.name: word for word in own}
+        self._recalled: set[str] = set()
 
     def __getitem__(self, name: str) -> W:
         return self._words[name]
@@ -167,13 +168,20 @@ class Words(Mapping[str, W], Generic[W]):
 
     def add(self, word: W) -> None:
         """Make ``word`` known; raises ConfigError where its name is taken."""
-        if word.name in self:
+        if word.name in self and word.name not in self._recalled:
             raise ConfigError(f"the {self.kind} '{shown(word.name, 60)}' is known already; give yours another name.")
         self._words[word.name] = word
+        self._recalled.discard(word.name)
         if _LOADING:
             origin, added = _LOADING[-1]
             self.origins[word.name] = origin
             added.append((self, word.name))
+
+    def recall(self, word: W, origin: Origin) -> None:
+        """Make a word from outside known by its facts alone, as a finished run tells them; ``add`` may follow."""
+        if word.name not in self:
+            self._words[word.name], self.origins[word.name] = word, origin
+            self._recalled.add(word.name)
 
     def remove(self, name: str) -> None:
         """Forget a word from outside (one whose plug-in failed half-way)."""

@@ -10,12 +10,14 @@ import hashlib
 import os
 import sys
 import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Origin, from_outside
+from sharpscope.vocabulary import MEASURES, Measure, Origin, from_outside
 
-__all__ = ["load_plugin", "loaded_plugins"]
+__all__ = ["load_plugin", "loaded_plugins", "recall_words"]
 
 _LOADED: dict[str, str] = {}
 """sha256 of every file that was run -> its path."""
@@ -57,3 +59,9 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
 def loaded_plugins() -> tuple[str, ...]:
     """The paths of the files that this process has run, in order: what a worker process has to run too."""
     return tuple(_LOADED.values())
+
+
+def recall_words(manifest: Mapping[str, Any]) -> None:
+    """Make the measures from outside that a run's manifest tells of known by their facts; none of their code is run."""
+    for told in manifest.get("measures", {}).values():
+        MEASURES.recall(Measure(**told["word"]), Origin(**told["origin"]))
