@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
@@ -247,6 +247,14 @@ class Measure:
     """Whether the estimate divided by the number of parameters has a meaning."""
     share: bool = True
     """Whether the estimate divided by the whole model's has a meaning."""
+
+    def __post_init__(self) -> None:
+        for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):
+            if given not in get_args(known):
+                raise ConfigError(
+                    f"measure '{shown(self.name, 60)}': {field} '{shown(given, 60)}' is none of "
+                    f"{', '.join(get_args(known))}.{did_you_mean(str(given), get_args(known))}"
+                )
 
 
 def _eigenvalue(name: str, text: str, adds_up: AddsUp) -> Measure:

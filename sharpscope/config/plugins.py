@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sharpscope.errors import ConfigError, shown
+from sharpscope.errors import ConfigError, RunDirectoryError, shown
 from sharpscope.vocabulary import MEASURES, Measure, Origin, from_outside
 
 __all__ = ["load_plugin", "loaded_plugins", "recall_words"]
@@ -62,6 +62,12 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def recall_words(manifest: Mapping[str, Any]) -> None:
-    """Make the measures from outside that a run's manifest tells of known by their facts; none of their code is run."""
-    for told in manifest.get("measures", {}).values():
-        MEASURES.recall(Measure(**told["word"]), Origin(**told["origin"]))
+    """Make the measures from outside that a run's manifest tells of known by their facts; none of their code is run.
+
+    Raises RunDirectoryError where the manifest does not tell them as ``sharpscope run`` does.
+    """
+    try:
+        for told in manifest.get("measures", {}).values():
+            MEASURES.recall(Measure(**told["word"]), Origin(**told["origin"]))
+    except (AttributeError, KeyError, TypeError):
+        raise RunDirectoryError("manifest.json: its 'measures' do not tell what the run's own measures are.") from None
