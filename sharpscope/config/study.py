@@ -15,7 +15,6 @@ from typing_extensions import Doc
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
-    CRITERIA,
     Device,
     Dtype,
     Granularity,
@@ -26,6 +25,7 @@ from sharpscope.vocabulary import (
     Target,
     TraceMethod,
     check_metrics,
+    criterion_spellings,
     expand_measures,
     expand_specs,
     parse_criterion,
@@ -62,7 +62,7 @@ class PairConfig:
 
 def _criterion_help() -> str:
     """What ``--help`` says of the straggler criterion: made from the vocabulary when it is asked for."""
-    known = ", ".join(c.spelling for c in CRITERIA.values())
+    known = ", ".join(criterion_spellings())
     return f"Which criterion decides the stragglers that are repaired: {known} (M a measure); all are reported."
 
 

@@ -28,7 +28,7 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import BASES, DENSE, UPGRADED, Base, expand_measures
+from sharpscope.vocabulary import BASES, DENSE, MEASURES, UPGRADED, Base, expand_measures
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
 
@@ -216,8 +216,8 @@ def _measure(
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
-    chosen = config.perturbation_alphas
-    return not measure.startswith("sharpness_") or chosen is None or alpha in chosen
+    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
+    return chosen is None or alpha in chosen
 
 
 def _still(context: Context) -> list[str]:

@@ -14,7 +14,18 @@ from sharpscope.errors import ConfigError
 from sharpscope.findings import criteria
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
-from sharpscope.vocabulary import BASES, CRITERIA, GROUPS, OUTPUT_BASELINES, Base, Criterion, Group, OutputBaseline
+from sharpscope.vocabulary import (
+    BASES,
+    CRITERIA,
+    GROUPS,
+    OUTPUT_BASELINES,
+    Base,
+    Criterion,
+    Group,
+    Origin,
+    OutputBaseline,
+    from_outside,
+)
 
 LAYERS = tuple(f"l{i}" for i in range(6))
 ALPHAS = (0.0, 0.5, 1.0)
@@ -107,9 +118,11 @@ def peak(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
 def registered() -> Iterator[Criterion]:
     """A criterion that a user brought along, until the end of the test."""
     criterion = Criterion("peak", "Largest loss on the layer's own path.", "ours", bases=("zeroshot", "midpoint"))
-    criteria.register(criterion, peak)
+    with from_outside(Origin("mine.py", "0"), "--plugin mine.py"):
+        criteria.register(criterion, peak)
     yield criterion
-    del CRITERIA["peak"], criteria._REGISTERED["peak"]
+    CRITERIA.remove("peak")
+    criteria._REGISTERED.pop("peak", None)
 
 
 def test_a_criterion_from_outside_is_chosen_like_any_other(registered: Criterion, sharp: pd.DataFrame) -> None:
@@ -124,13 +137,19 @@ def test_a_criterion_from_outside_is_chosen_like_any_other(registered: Criterion
 
 def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
     for known in ("peak", "barrier"):
-        with pytest.raises(ConfigError, match=f"criterion '{known}': the name is taken"):
+        with pytest.raises(ConfigError, match=f"the criterion '{known}' is known already"):
             criteria.register(Criterion(known, "x.", "ours"), peak)
     with pytest.raises(ConfigError, match="a name is made of letters"):
         criteria.register(Criterion("share:me", "x.", "ours"), peak)
     with pytest.raises(ConfigError, match="of has to be 'path', got 'sharpness'"):
         criteria.register(Criterion("mine", "x.", "ours", of="sharpness"), peak)
     assert "mine" not in CRITERIA
+
+
+def test_a_criterion_without_its_code_asks_for_it(registered: Criterion, sharp: pd.DataFrame) -> None:
+    del criteria._REGISTERED["peak"]  # as where a finished run's manifest told of it, but nobody brought its file
+    with pytest.raises(ConfigError, match=r"criterion 'peak': its code is not here\.\nRemedy: load it from mine\.py"):
+        table(sharp)
 
 
 def test_a_criterion_that_gives_no_score_a_layer_is_named(registered: Criterion, sharp: pd.DataFrame) -> None:

@@ -37,8 +37,6 @@ def register(criterion: Criterion, function: LossCriterion) -> None:
     Raises:
         ConfigError: a criterion of this name is known, the name is no plain word, or it is no function of path losses.
     """
-    if criterion.name in CRITERIA:
-        raise ConfigError(f"criterion '{shown(criterion.name, 60)}': the name is taken; known: {', '.join(CRITERIA)}.")
     if not criterion.name.isidentifier():
         raise ConfigError(f"criterion '{shown(criterion.name, 60)}': a name is made of letters, digits and '_'.")
     if criterion.of != "path":
@@ -46,7 +44,7 @@ def register(criterion: Criterion, function: LossCriterion) -> None:
             f"criterion '{criterion.name}': of has to be 'path', got '{criterion.of}'; criteria of noise or of a "
             "measure cannot be added from outside."
         )
-    CRITERIA[criterion.name] = criterion
+    CRITERIA.add(criterion)
     _REGISTERED[criterion.name] = function
 
 
@@ -54,11 +52,15 @@ def loss_scores(name: str, losses: np.ndarray, alphas: Sequence[float]) -> np.nd
     """The scores [..., L] of criterion ``name`` from ``losses`` [..., L, A] on the layers' own paths.
 
     Raises:
-        ConfigError: the criterion's function gives an array of another shape.
+        ConfigError: the criterion's function gives an array of another shape, or the criterion is from outside and
+            its code has not been loaded.
     """
-    function = _REGISTERED.get(name)
-    if function is None:
-        function = getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    if name in CRITERIA.origins and name not in _REGISTERED:
+        source = shown(CRITERIA.origins[name].source, 60)
+        raise ConfigError(
+            f"criterion '{name}': its code is not here.\nRemedy: load it from {source} (--plugin FILE.py)."
+        )
+    function = _REGISTERED.get(name) or getattr(importlib.import_module(f"{__name__}.{name}"), name)
     scores = np.asarray(function(losses, alphas), dtype=float)
     if scores.shape != losses.shape[:-1]:
         raise ConfigError(
