@@ -194,11 +194,6 @@ class StudyConfig:
             object.__setattr__(self, name, expand_specs(getattr(self, name)))
         _check(self)
 
-    @property
-    def path_alphas(self) -> tuple[float, ...]:
-        """The points of the path."""
-        return self.alphas
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
         return plain(dataclasses.asdict(self))
