@@ -24,6 +24,7 @@ __all__ = [
     "Granularity",
     "HeadMode",
     "OutputBaseline",
+    "PathName",
     "Precision",
     "Select",
     "Target",
@@ -32,6 +33,7 @@ __all__ = [
     "expand_measures",
     "expand_specs",
     "parse_rule",
+    "path_variant",
 ]
 
 __version__: Final = "0.1.0"
@@ -45,6 +47,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
+PathName = Literal["linear", "lines"]
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -96,6 +99,16 @@ ALL: Final = "(all)"
 
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
+
+
+def path_variant(path: str) -> str:
+    """The variant of a path's accuracy rows: ``dense`` for the linear path, ``path:NAME`` for every other.
+
+    >>> path_variant("linear"), path_variant("lines")
+    ('dense', 'path:lines')
+    """
+    return DENSE if path == "linear" else f"path:{path}"
+
 
 UPGRADED: Final = "upgraded"
 """The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""

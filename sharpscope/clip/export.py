@@ -11,6 +11,7 @@ from torch import Tensor
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.vocabulary import PathName, Select, Target
 from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_finite
@@ -86,11 +87,16 @@ def interpolate(
     extrapolate: bool = False,
     head: str = "auto",
     head_file: str | FilePath | None = None,
+    path: PathName = "linear",
 ) -> None:
-    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included; see ``load_pair``."""
+    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included.
+
+    ``path``: linear, or lines (see ``LoadedPair.path``); any but the linear one is named in the file's metadata. The
+    other arguments and the errors are those of ``load_pair`` and ``LoadedPair.path``.
+    """
     pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
-    path = pair.path(extrapolate=extrapolate)
-    _write_theta(out, path.at(alpha), pair, {"alpha": repr(float(alpha))})
+    theta = pair.path(extrapolate=extrapolate, kind=path).at(alpha)
+    _write_theta(out, theta, pair, {"alpha": repr(float(alpha)), **({} if path == "linear" else {"path": path})})
 
 
 def sparsify(
@@ -100,8 +106,8 @@ def sparsify(
     layers: Sequence[str],
     density: float,
     out: str | FilePath,
-    target: str = "delta",
-    select: str = "random",
+    target: Target = "delta",
+    select: Select = "random",
     alpha: float = 1.0,
     model: str = "ViT-B-32",
     granularity: str = "module",
@@ -123,8 +129,8 @@ def sparsify(
             )
     path = pair.path(extrapolate=extrapolate)
     theta = sparsified(
-        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed,  # type: ignore[arg-type]
-    )  # fmt: skip
+        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed
+    )
     _write_theta(out, theta, pair, {
         "alpha": repr(float(alpha)), "sparse_layers": json.dumps(list(layers)), "density": repr(float(density)),
         "target": target, "select": select, "seed": str(seed),

@@ -6,28 +6,33 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.transplant import prompted, transplanted
-from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, shown
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
 from sharpscope.layers import TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
-from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, with_head
+from sharpscope.vocabulary import PathName
+from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.pair import Pair, alike_heads, check_pair
-from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.path import InterpolationPath, lines_path
 from sharpscope.weights.prompts import read_prompts
+from sharpscope.weights.theta import HALF_TYPES, without_halves
 
-__all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
+__all__ = ["LoadedPair", "check_activation", "checkpoint_stem", "load_pair", "pick_device", "resolve_checkpoint"]
 
-_HALF = (torch.float16, torch.bfloat16)
-Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
+LINES_SCALES: Final = (0.0, 1.0)
+"""alpha and beta of LiNeS on the path called ``lines``, the defaults of its published code: the first layer's change is
+undone, the last one's is kept, and the path between has no further number to choose."""
+CheckpointSource = str | FilePath | Weights
+"""What a checkpoint may be given as: a file, ``mini:NAME``, a hub or folder id, or weights in memory."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,21 @@ class LoadedPair:
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
     upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
-    def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
-        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
-        return InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
+    def path(
+        self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
+    ) -> InterpolationPath:
+        """A path that starts at theta_0, lazily: alpha in [0, 1] (any number with ``extrapolate``) -> theta(alpha).
+
+        ``kind``: linear is ``(1 - alpha) * theta_0 + alpha * theta_1`` with bit-exact ends (Wortsman et al. 2022,
+        arXiv 2109.01903). lines is the straight path to the LiNeS edit of theta_1 (Wang et al. 2024, arXiv 2410.17146),
+        whose change grows from none in the stem to all of theta_1's in the deepest layer: see
+        ``weights.path.lines_path``; its start is theta_0 bit for bit. Raises ConfigError for an unknown kind.
+        """
+        if kind not in get_args(PathName):
+            known = get_args(PathName)
+            raise ConfigError(f"path: '{shown(kind)}' is none of {', '.join(known)}.{did_you_mean(str(kind), known)}")
+        straight = InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
+        return straight if kind == "linear" else lines_path(straight, self.layers(), *LINES_SCALES)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
         """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
@@ -72,15 +89,15 @@ class LoadedPair:
 
 
 def load_pair(
-    zeroshot: Source,
-    finetuned: Source,
+    zeroshot: CheckpointSource,
+    finetuned: CheckpointSource,
     *,
     model: str = "ViT-B-32",
     head: str = "auto",
     classnames: str | FilePath | Sequence[str] | None = None,
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
-    upgraded: Source | None = None,
+    upgraded: CheckpointSource | None = None,
     head_file: str | FilePath | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture.
@@ -123,7 +140,7 @@ def load_pair(
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
         bias="head.bias" in pair.theta_1,
     )
-    zero, one, cast = _single(pair.theta_0), _single(pair.theta_1), _halves(pair.theta_0)
+    zero, one, cast = without_halves(pair.theta_0), without_halves(pair.theta_1), _halves(pair.theta_0)
     theta_0 = classifier.attach(zero)
     theta_1 = classifier.attach(one, zero)
     names = tuple(
@@ -147,20 +164,22 @@ def load_pair(
         check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
         facts["upgraded"] = _file_facts(end)
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
-        better = transplanted(classifier, theta_0, theta_1, _single(end.tensors), prompts)
+        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts)
     return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
 
 
 def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
-    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, hub and
-    folder ids (``hf-hub:``, ``local-dir:``) stay as they are, anything else is a path."""
-    text = str(source)
-    if text.startswith("mini:"):
-        return miniworld.checkpoint_path(text.removeprefix("mini:"))
-    return text if text.startswith(("hf-hub:", "hf_hub:", "local-dir:")) else FilePath(text)
+    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, all else
+    (a path, a hub or folder id) stays as it is. Raises ConfigError for a checkpoint that the world does not have."""
+    return miniworld.checkpoint_path(str(source)) if str(source).startswith("mini:") else source
 
 
-def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoint:
+def checkpoint_stem(source: str | FilePath) -> str:
+    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
+    return FilePath(str(source).removeprefix("mini:")).stem
+
+
+def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -> Checkpoint:
     """The checkpoint of one end; a partial file (Dassl, adapters) is laid over ``base``."""
     if isinstance(source, Checkpoint):
         return source
@@ -170,7 +189,7 @@ def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoi
 
 
 def _read_finetuned(
-    source: Source, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
+    source: CheckpointSource, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
 ) -> Checkpoint:
     """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
     try:
@@ -202,14 +221,9 @@ def _head_digest(ends: tuple[Checkpoint, Checkpoint]) -> str:
     return next(str(h["file_sha256"]) for e in ends if "file_sha256" in (h := e.facts["head"] or {}))
 
 
-def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``theta`` with its float16 and bfloat16 tensors as float32: what a path is computed in, and exact."""
-    return {n: t.float() if t.dtype in _HALF else t for n, t in theta.items()}
-
-
 def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
     """How many tensors of each half type were cast to float32."""
-    return {str(d).removeprefix("torch."): n for d in _HALF if (n := sum(t.dtype == d for t in theta.values()))}
+    return {str(d).removeprefix("torch."): n for d in HALF_TYPES if (n := sum(t.dtype == d for t in theta.values()))}
 
 
 def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
@@ -311,10 +325,8 @@ def _file_facts(end: Checkpoint) -> dict[str, Any]:
     return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
 
 
-def _stem(source: Source) -> str:
-    if isinstance(source, (str, FilePath)):
-        return FilePath(str(source).removeprefix("mini:")).stem
-    return "finetuned"
+def _stem(source: CheckpointSource) -> str:
+    return checkpoint_stem(source) if isinstance(source, (str, FilePath)) else "finetuned"
 
 
 def _summary(pair: LoadedPair) -> dict[str, Any]:

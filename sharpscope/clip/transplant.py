@@ -15,10 +15,9 @@ from sharpscope.clip.prompts import CTX, Prompts
 from sharpscope.errors import PairMismatch, shown
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.files.sources import locate
+from sharpscope.weights.theta import Theta, cast, on_device
 
 __all__ = ["prompted", "transplanted"]
-
-Theta = dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -34,7 +33,7 @@ def prompted(
     ``path``: the file, whose sha256 is that of the result. Raises PairMismatch where the context has not the width of
     the text tower.
     """
-    theta = {n: t.float() if t.is_floating_point() else t for n, t in base.tensors.items()}
+    theta = {n: cast(t, torch.float32) for n, t in base.tensors.items()}
     width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
     if prompts[CTX].shape[-1] != width:
         raise PairMismatch(
@@ -69,7 +68,7 @@ def transplanted(
     if prompts:
         learnt = Prompts.of(classifier.model, classifier.classnames, prompts[CTX].shape[-2])
         at = upgraded[classifier.model.text_names[0]].device
-        module = {n: t.to(at) for n, t in prompts.items()}
+        module = on_device(prompts, at)
         return start, {**start, "head.weight": learnt.class_vectors(classifier.model, {**upgraded, **module})}
     adapted = dict(start)
     for name in (*classifier.model.parameter_names, "head.weight", "head.bias"):

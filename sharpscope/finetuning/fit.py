@@ -16,8 +16,9 @@ from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
 from sharpscope.finetuning.statefile import Progress, StateFile
-from sharpscope.finetuning.trainer import Precision, State, Theta, epochs, train
+from sharpscope.finetuning.trainer import Precision, State, epochs, train
 from sharpscope.seeds import derive
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Fitted", "fit"]
 

@@ -20,8 +20,9 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
-from sharpscope.finetuning.trainer import Optimizer, Recipe, Theta
+from sharpscope.finetuning.trainer import Optimizer, Recipe
 from sharpscope.seeds import derive
+from sharpscope.weights.theta import Theta
 
 __all__ = [
     "Batch",

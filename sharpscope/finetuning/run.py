@@ -18,16 +18,17 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import pick_device, resolve_checkpoint
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
 from sharpscope.finetuning.registry import configured
 from sharpscope.finetuning.statefile import StateFile
-from sharpscope.finetuning.trainer import Precision, Theta, learning_rate
-from sharpscope.miniworld import world as miniworld
+from sharpscope.finetuning.trainer import Precision, learning_rate
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Tuned", "finetune"]
 
@@ -116,7 +117,7 @@ def finetune(
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
         val = f"{train.partition('@')[0]}@val"
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    where = pick_device(device)
     belongs = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,
         "model": clip.name, "train": train, "val": val, "examples": len(examples), "augment": augment, "seed": seed,
@@ -125,10 +126,7 @@ def finetune(
     file, state = _files(out, tuning, belongs)
     if file is not None and file.exists():
         return _already(file, belongs, tuning, names)
-    theta_0 = {
-        n: t.to(where, torch.float32) if t.is_floating_point() else t.to(where) for n, t in start.tensors.items()
-    }
-    task = Task(clip, theta_0, names, prompts, len(examples), seed)
+    task = Task(clip, on_device(start.tensors, where, torch.float32), names, prompts, len(examples), seed)
     judge = _accuracy(load_dataset(val, model=clip, **options)) if val else None  # type: ignore[arg-type]
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
@@ -161,9 +159,9 @@ def _note(prepared: Prepared) -> str:
 
 
 def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:
-    if isinstance(zeroshot, str) and zeroshot.startswith("mini:"):
-        return read_checkpoint(miniworld.checkpoint_path(zeroshot))
-    return read_checkpoint(zeroshot) if isinstance(zeroshot, (str, Path)) else checkpoint_of(zeroshot, "<zeroshot>")
+    if isinstance(zeroshot, (str, Path)):
+        return read_checkpoint(resolve_checkpoint(zeroshot))
+    return checkpoint_of(zeroshot, "<zeroshot>")
 
 
 def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -> tuple[Path | None, StateFile | None]:

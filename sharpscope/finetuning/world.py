@@ -23,9 +23,10 @@ from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import Pretraining, as_tensor, pretrain
-from sharpscope.finetuning.trainer import Recipe, Theta
+from sharpscope.finetuning.trainer import Recipe
 from sharpscope.miniworld import world as miniworld
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+from sharpscope.weights.theta import Theta, without_halves
 
 __all__ = [
     "FINETUNED",
@@ -123,7 +124,7 @@ def classifier(model: ClipModel) -> Classifier:
 
 def load(model: ClipModel, path: Path) -> Theta:
     """A shipped file as float32 theta, the zero-shot one together with its head."""
-    theta = {name: tensor.float() for name, tensor in read_checkpoint(path).tensors.items()}
+    theta = without_halves(read_checkpoint(path).tensors)
     return theta if "head.weight" in theta else classifier(model).attach(theta)
 
 

@@ -13,12 +13,11 @@ import torch
 
 from sharpscope.errors import IdenticalPair, PairMismatch, shown
 from sharpscope.layers import TOWERS, is_buffer, is_derived, place, tower_of
-from sharpscope.weights.checkpoint import Checkpoint, Source, as_theta
+from sharpscope.weights.checkpoint import Checkpoint, Weights, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, describe, l2_distance
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Pair", "alike_heads", "check_pair"]
-
-Theta = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,7 +87,7 @@ def _with_head_like(
     return dataclasses.replace(end, tensors=tensors, facts={**end.facts, "head": {**head, "scale_baked": baked}})
 
 
-def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[str] | None = None) -> Pair:
+def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collection[str] | None = None) -> Pair:
     """Check that two sets of weights fit each other and can be interpolated; inputs are not modified.
 
     Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
@@ -131,7 +130,7 @@ def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[
     return Pair(ends[0], ends[1], zero, one, moving, facts)
 
 
-def _label(source: Source, otherwise: str) -> str:
+def _label(source: Weights, otherwise: str) -> str:
     return shown(source.source, 200) if isinstance(source, Checkpoint) else otherwise
 
 

@@ -21,7 +21,7 @@ from sharpscope.vocabulary import Select, Target
 __all__ = ["keep_masks", "matched_control", "sparsify"]
 
 TRIALS = 64
-"""How many random sets of layers are drawn for a control; the one closest in size is taken."""
+"""Random draws among which the control closest in size is taken."""
 
 
 def sparsify(
@@ -93,7 +93,8 @@ def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: 
 
     The closest in size of 64 random draws without replacement (each: layers in random order, taken while they bring the
     total nearer). In the order of ``all_layers``; empty when nothing was chosen or nothing else is left. Pass the
-    moving layers as ``all_layers``: a layer that does not move is no control.
+    moving
+    layers: a frozen one is no control.
     """
     chosen = tuple(chosen)
     taken = {layer.name for layer in chosen}

@@ -18,7 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.head import zero_shot_head
 from sharpscope.clip.prompts import CTX, PREFIX, Prompts, class_drift, initial_context
 from sharpscope.finetuning.method import Batch, Exported, Losses, Method, Prepared, Stage, Task
-from sharpscope.finetuning.trainer import Optimizer, Theta
+from sharpscope.finetuning.trainer import Optimizer
+from sharpscope.weights.theta import Theta
 
 __all__ = ["CoOp", "KgCoOp"]
 

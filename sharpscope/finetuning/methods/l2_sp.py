@@ -21,7 +21,8 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
-from sharpscope.finetuning.trainer import Optimizer, Theta
+from sharpscope.finetuning.trainer import Optimizer
+from sharpscope.weights.theta import Theta
 
 __all__ = ["L2SP", "squared_distance"]
 

@@ -22,7 +22,7 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.weights.theta import Theta
 
 __all__ = ["LipsumFT", "energy_gap", "random_texts"]
 

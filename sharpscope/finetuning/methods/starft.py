@@ -22,7 +22,7 @@ from sharpscope.finetuning.method import (
     with_head,
 )
 from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.weights.theta import Theta
 
 __all__ = ["BACKGROUNDS", "StarFT", "alignment"]
 
