@@ -11,10 +11,12 @@ from torch import Tensor
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.vocabulary import PathName, Select, Target
 from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_finite
+from sharpscope.weights.heads import head_metadata
 from sharpscope.weights.writing import in_huggingface_names
 
 __all__ = ["convert", "interpolate", "sparsify"]
@@ -62,16 +64,14 @@ def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu:
     if told is not None:
         written["sharpscope.quick_gelu"] = json.dumps(told)
     if facts["head"]:
-        written["sharpscope.head.scale_baked"] = json.dumps(facts["head"]["scale_baked"])
-        written["sharpscope.head.normalize"] = json.dumps(facts["head"]["normalize"])
-        if classnames is not None:
-            named = read_classnames(classnames)
-            if len(named) != len(read.tensors["head.weight"]):
-                raise ConfigError(
-                    f"classnames: {shown(classnames)} has {len(named)} names, the head "
-                    f"{len(read.tensors['head.weight'])} classes."
-                )
-            written["sharpscope.classnames"] = json.dumps(list(named))
+        named = None if classnames is None else read_classnames(classnames)
+        if named is not None and len(named) != len(read.tensors[HEAD_WEIGHT]):
+            raise ConfigError(
+                f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                f"{len(read.tensors[HEAD_WEIGHT])} classes."
+            )
+        told_head = {key: facts["head"][key] for key in ("scale_baked", "normalize")}
+        written |= head_metadata(**told_head, classnames=named)
     return written
 
 
@@ -144,10 +144,8 @@ def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedP
         "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
         "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
     }
-    if "head.weight" in theta:
-        metadata |= {
-            "sharpscope.head.scale_baked": json.dumps(classifier.scale_baked),
-            "sharpscope.head.normalize": json.dumps(classifier.normalize),
-            "sharpscope.classnames": json.dumps(list(classifier.classnames)),
-        }
+    if HEAD_WEIGHT in theta:
+        metadata |= head_metadata(
+            scale_baked=classifier.scale_baked, normalize=classifier.normalize, classnames=classifier.classnames
+        )
     write_checkpoint(out, theta, metadata)

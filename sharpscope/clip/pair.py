@@ -16,11 +16,12 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
-from sharpscope.layers import TOWERS, Layer, Tower, split_layers, tower_of
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
 from sharpscope.vocabulary import PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.heads import CLASSNAMES
 from sharpscope.weights.pair import Pair, alike_heads, check_pair
 from sharpscope.weights.path import InterpolationPath, lines_path
 from sharpscope.weights.prompts import read_prompts
@@ -92,7 +93,7 @@ def load_pair(
     zeroshot: CheckpointSource,
     finetuned: CheckpointSource,
     *,
-    model: str = "ViT-B-32",
+    model: str | ClipModel = "ViT-B-32",
     head: str = "auto",
     classnames: str | FilePath | Sequence[str] | None = None,
     templates: str | FilePath | Sequence[str] | None = None,
@@ -105,7 +106,8 @@ def load_pair(
     Args:
         zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
             modified.
-        model: open_clip model name, path of an open_clip config JSON, or ``mini``.
+        model: open_clip model name, path of an open_clip config JSON, ``mini``, or a ClipModel (that of a live module:
+            ``ClipModel.from_module``).
         head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
             has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
@@ -122,11 +124,11 @@ def load_pair(
         NonFiniteWeights: NaN or infinite weights, by key.
         ConfigError: unknown model, head, or no class names.
     """
-    clip = ClipModel.load(model)
+    clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
     second = _read_finetuned(finetuned, first, clip, classnames)
     ends = alike_heads(*_with_head_file((first, second), head_file, head))
-    pair: Pair = check_pair(*ends)
+    pair: Pair = check_pair(*ends, parameter_names=clip.parameter_names)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
     _check_model(pair, clip, ends, _needed(mode, pair, stored))
@@ -134,11 +136,11 @@ def load_pair(
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
-        _classnames(classnames, ends, model),
+        _classnames(classnames, ends, clip.name),
         _templates(templates, ends),
         scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
-        bias="head.bias" in pair.theta_1,
+        bias=HEAD_BIAS in pair.theta_1,
     )
     zero, one, cast = without_halves(pair.theta_0), without_halves(pair.theta_1), _halves(pair.theta_0)
     theta_0 = classifier.attach(zero)
@@ -229,7 +231,7 @@ def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
 def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
     """The towers whose every tensor the logits depend on: a WiSE-FT file keeps only leftovers of its text tower."""
     if mode == "stored":
-        both = "head.weight" in pair.theta_0 and "head.weight" in pair.theta_1
+        both = HEAD_WEIGHT in pair.theta_0 and HEAD_WEIGHT in pair.theta_1
         scale: tuple[Tower, ...] = () if stored and stored["scale_baked"] else ("scale",)
         return ("image", *scale) if both else ("image", "text", "scale")
     return ("image", "text", "scale")
@@ -237,7 +239,7 @@ def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[To
 
 def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint], needed: tuple[Tower, ...]) -> None:
     for theta, end in zip((pair.theta_0, pair.theta_1), ends, strict=True):
-        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
         check_model(body, model.shapes, model.name, source=end.source, require=needed)
 
 
@@ -262,14 +264,14 @@ def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
 
 
 def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
-    if head == "stored" and "head.weight" not in pair.theta_1:
+    if head == "stored" and HEAD_WEIGHT not in pair.theta_1:
         raise ConfigError(
             "head: 'stored' was asked for, but the fine-tuned checkpoint has no head.weight.\n"
             "Remedy: --head zeroshot (head from theta_0's text tower) or --head text (rebuilt at every alpha)."
         )
     if head != "auto":
         return head
-    if "head.weight" in pair.theta_1:
+    if HEAD_WEIGHT in pair.theta_1:
         return "stored"
     return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
 
@@ -282,7 +284,7 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
     for end in reversed(ends):
         if (head := end.facts.get("head")) and head.get("classnames"):
             return tuple(head["classnames"])
-        if told := _told(end, "sharpscope.classnames"):  # of a file without a head: one made from its text tower
+        if told := _told(end, CLASSNAMES):  # of a file without a head: one made from its text tower
             return told
     if model == "mini":
         return miniworld.CLASSES

@@ -13,6 +13,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.prompts import CTX, Prompts
 from sharpscope.errors import PairMismatch, shown
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.files.sources import locate
 from sharpscope.weights.theta import Theta, cast, on_device
@@ -46,7 +47,7 @@ def prompted(
     with open(locate(path).path, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     vectors = learnt.class_vectors(model, {**theta, **prompts})
-    return Checkpoint({**base.tensors, "head.weight": vectors}, facts, digest, str(path))
+    return Checkpoint({**base.tensors, HEAD_WEIGHT: vectors}, facts, digest, str(path))
 
 
 @torch.no_grad()
@@ -69,9 +70,9 @@ def transplanted(
         learnt = Prompts.of(classifier.model, classifier.classnames, prompts[CTX].shape[-2])
         at = upgraded[classifier.model.text_names[0]].device
         module = on_device(prompts, at)
-        return start, {**start, "head.weight": learnt.class_vectors(classifier.model, {**upgraded, **module})}
+        return start, {**start, HEAD_WEIGHT: learnt.class_vectors(classifier.model, {**upgraded, **module})}
     adapted = dict(start)
-    for name in (*classifier.model.parameter_names, "head.weight", "head.bias"):
+    for name in (*classifier.model.parameter_names, HEAD_WEIGHT, HEAD_BIAS):
         if name in start and name in theta_1 and start[name].shape == theta_1[name].shape:
             adapted[name] = start[name] + (theta_1[name] - theta_0[name]).to(start[name])
     return start, adapted

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -31,6 +31,9 @@ from sharpscope.weights.compare import check_model
 from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Tuned", "finetune"]
+
+_VALIDATION_BATCH: Final = 256
+"""Images at a time in validation; more take more memory and change no accuracy."""
 
 
 @dataclass(frozen=True)
@@ -189,12 +192,12 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     return Tuned(file, method, names, there.tensors, there.facts["metadata"])
 
 
-def _accuracy(dataset: Dataset, batch_size: int = 256) -> Callable[[Callable[[Tensor], Tensor]], float]:
+def _accuracy(dataset: Dataset) -> Callable[[Callable[[Tensor], Tensor]], float]:
     """Top-1 accuracy on ``dataset`` of any function from images to logits."""
 
     def measure(logits: Callable[[Tensor], Tensor]) -> float:
         hits = 0
-        for images, labels in dataset.batches(batch_size):
+        for images, labels in dataset.batches(_VALIDATION_BATCH):
             hits += int((dataset.project(logits(images)).argmax(1).cpu() == labels).sum())
         return hits / len(dataset)
 

@@ -161,7 +161,8 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next.
 
     A layer that does not move keeps its estimate and gets the status ``frozen``, unless it failed or is undefined; the
-    whole model is no layer and is never frozen. The rows ``engine`` say how gradient graphs were laid out in memory; they go into the run's log.
+    whole model is no layer and is never frozen. The rows ``engine`` say how gradient graphs were laid out in memory;
+    they go into the run's log.
     """
     config = context.config
     measures = expand_measures(config.measures)
