@@ -45,6 +45,7 @@ def small_config(**changes: Any) -> StudyConfig:
         demo_config(),
         ood=("mini:sketch", "mini:clipart"),
         alphas=(0.0, 0.25, 0.5, 1.0),
+        paths=("linear", "lines"),
         granularity="block",
         measures=DEFAULT_MEASURES,
         probe_size=12,
