@@ -23,7 +23,7 @@ from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
-from sharpscope.finetuning.registry import configured
+from sharpscope.finetuning.registry import METHODS, configured
 from sharpscope.finetuning.statefile import StateFile
 from sharpscope.finetuning.trainer import Precision, learning_rate
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
@@ -121,11 +121,13 @@ def finetune(
     if val is None and tuning.keep_best and train.startswith("mini:"):
         val = f"{train.partition('@')[0]}@val"
     where = pick_device(device)
-    belongs = {
+    belongs: dict[str, Any] = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,
         "model": clip.name, "train": train, "val": val, "examples": len(examples), "augment": augment, "seed": seed,
         "precision": precision, "device": where.type, "classnames": _digest(names), "templates": _digest(prompts),
     }  # fmt: skip
+    if origin := METHODS.origins.get(tuning.name):
+        belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)
     if file is not None and file.exists():
         return _already(file, belongs, tuning, names)

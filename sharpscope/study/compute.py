@@ -28,7 +28,7 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import DENSE, UPGRADED, expand_measures, path_variant
+from sharpscope.vocabulary import DENSE, MEASURES, UPGRADED, expand_measures, path_variant
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
 from sharpscope.weights.theta import on_device
@@ -230,8 +230,8 @@ def _measure(
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
-    chosen = config.perturbation_alphas
-    return not measure.startswith("sharpness_") or chosen is None or alpha in chosen
+    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
+    return chosen is None or alpha in chosen
 
 
 def _frozen(context: Context) -> frozenset[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from sharpscope.clip.datasets.spec import check_folders, check_spec
+from sharpscope.config.plugins import recall_words
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
@@ -121,6 +122,7 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
     ``results``: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
     """
     directory = RunDirectory.existing(root)
+    recall_words(directory.manifest)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
         raise RunDirectoryError(
