@@ -224,14 +224,6 @@ class ClipModel:
         assert isinstance(tokens, Tensor)
         return tokens.long()
 
-    def check(self, theta: Mapping[str, Tensor]) -> None:
-        """Raise PairMismatch unless ``theta`` holds every tensor of the model in its shape; others may be there."""
-        _require(theta, tuple(self.shapes), self.name)
-        wrong = [k for k in self.shapes if k in theta and theta[k].shape != self.shapes[k]]
-        if wrong:
-            some = ", ".join(f"{shown(k)} {[*theta[k].shape]} instead of {[*self.shapes[k]]}" for k in wrong[:10])
-            raise PairMismatch(f"{len(wrong)} tensors do not fit the model '{shown(self.name)}': {some}")
-
     # ------------------------------------------------------------------ features
     def encode_image(self, theta: Mapping[str, Tensor], images: Tensor, normalize: bool = True) -> Tensor:
         """Features [B, D] of ``images`` [B, 3, H, W] normalised by mean and std; unit rows if ``normalize``."""

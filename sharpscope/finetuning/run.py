@@ -1,4 +1,4 @@
-"""A fine-tuning from files to a file: what the command and ``sharpscope.finetuning`` do."""
+"""A fine-tuning from files to a file: what the command and ``sharpscope.finetune`` do."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
 def _path_unit(context: Context, alpha: float) -> Unit:
     """Loss of every probe example, distances, and which test examples are right, at theta(alpha)."""
     pair, theta = context.pair, context.theta(alpha)
-    losses = context.probe.sample_losses(theta).double().cpu().numpy()
+    losses = _losses(context, theta)
     distance_0, distance_1 = context.path.distance(alpha)
     finite = bool(np.isfinite(losses).all())
     row: dict[str, Any] = {
@@ -247,7 +247,7 @@ def _layers_unit(context: Context, base: str, progress: Progress) -> Unit:
     losses = np.empty((len(context.layers), len(alphas), context.probe.n))
     # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
     at_base = {"finetuned": 1.0, "zeroshot": 0.0, "midpoint": 0.5}[base]
-    common = context.probe.sample_losses(context.theta(at_base)).double().cpu().numpy()
+    common = _losses(context, context.theta(at_base))
     for i, layer in enumerate(context.layers):
         for j, alpha in enumerate(alphas):
             losses[i, j] = common if alpha == at_base else _losses(context, context.on_layer(layer, alpha, base))

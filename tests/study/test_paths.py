@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -96,6 +97,9 @@ def test_nothing_but_accuracy_knows_of_the_further_path(finished: study.Run, tmp
     kept = finished.accuracy[finished.accuracy["variant"] != "path:lines"].reset_index(drop=True)
     assert kept.equals(alone.accuracy)
     assert not set(alone.accuracy["variant"]) & {"path:lines"}
+    identities = [json.loads((r.root / "manifest.json").read_text())["identity"]["config"] for r in (alone, finished)]
+    assert "paths" not in identities[0]  # as before there were further paths
+    assert identities[1]["paths"] == ["linear", "lines"]
 
 
 def test_a_run_cut_off_among_the_further_points_goes_on_with_the_same_bytes(
