@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.vocabulary import ALL, Granularity
+from sharpscope.vocabulary import GROUP_TITLES, Granularity
 
 __all__ = [
     "HEAD_BIAS",
@@ -120,7 +120,7 @@ _TURNS: Final = {
     "visual": 0, "text": 1, "text_decoder": 2, "head": 3, "classification_head": 3, "logit_scale": 4, "logit_bias": 5,
 }  # fmt: skip
 """A name's first token -> when its part of the CLIP has its turn. With any other first token it is the text tower's."""
-_GROUPS: Final = (ALL, "(stragglers)", "(others)", "(best)")
+_GROUPS: Final = tuple(GROUP_TITLES)
 """The names of groups of layers; they come before all layers."""
 
 

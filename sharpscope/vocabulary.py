@@ -54,6 +54,7 @@ __all__ = [
     "Measure",
     "Origin",
     "OutputBaseline",
+    "PathName",
     "Precision",
     "Select",
     "Standing",
@@ -68,6 +69,7 @@ __all__ = [
     "from_outside",
     "parse_criterion",
     "parse_rule",
+    "path_variant",
 ]
 
 __version__: Final = "0.1.0"
@@ -83,6 +85,7 @@ Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
+PathName = Literal["linear", "lines"]
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -164,6 +167,16 @@ OOD_MEAN: Final = "ood_mean"
 
 PROBE: Final = "probe"
 """The data set of the failure flag that is raised on the probe loss."""
+
+
+def path_variant(path: str) -> str:
+    """The variant of a path's accuracy rows: ``dense`` for the linear path, ``path:NAME`` for every other.
+
+    >>> path_variant("linear"), path_variant("lines")
+    ('dense', 'path:lines')
+    """
+    return DENSE if path == "linear" else f"path:{path}"
+
 
 UPGRADED: Final = "upgraded"
 """The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""

@@ -18,8 +18,8 @@ from sharpscope.tables.files import read_csv
 
 ROOT = Path(__file__).parents[1]
 ARGV = (
-    "run --zeroshot mini:zeroshot --finetuned mini:success mini:failure --model mini --probe mini:photo --id mini:photo "
-    "--ood mini:sketch --alphas 0 0.5 1 --granularity block --measures gradient_square gradient_curvature "
+    "run --zeroshot mini:zeroshot --finetuned mini:success mini:failure --model mini --probe mini:photo "
+    "--id mini:photo --ood mini:sketch --alphas 0 0.5 1 --granularity block --measures gradient_square gradient_curvature "
     "--straggler-criterion half_way --straggler-rule top:1 --probe-size 8 --batch-size 8 --limit 32 --max-matvecs 4 "
     "--layer-alphas 0 0.5 1 --criticality-noise 1 --densities 0.5 --targets delta --selects random --repair-alphas 0.5 "
     "--bootstrap 40 --threads 1 --out r"
@@ -83,7 +83,6 @@ def test_the_new_criterion_decides_and_is_right_in_every_table(followed: Path) -
     stragglers = table(followed, "stragglers")
     mine = stragglers[stragglers["criterion"] == "half_way"]
     assert set(mine["base"]) == {"finetuned", "zeroshot", "midpoint"}
-    # on the fine-tuned base alpha 1 is theta_1 for every layer: L(1/2) - L(1) is rewind's half-way, so never above LII's
     of_base = mine[mine["base"] == "finetuned"].set_index(["pair", "layer"])
     assert np.isfinite(of_base.loc[of_base["status"] == "ok", "score"]).all()
     chosen = of_base[of_base["chosen"].astype(bool)]

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sharpscope.errors import ConfigError, NumericalError, shown
+from sharpscope.weights.theta import Theta
 
 __all__ = [
     "Loss",
@@ -19,14 +20,12 @@ __all__ = [
     "Precision",
     "Recipe",
     "State",
-    "Theta",
     "Trained",
     "epochs",
     "learning_rate",
     "train",
 ]
 
-Theta = dict[str, Tensor]
 Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
 of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""

@@ -26,6 +26,8 @@ _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
+    if config.paths == ("linear",):  # a run from before there were further paths is the same run
+        del numbers["paths"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)

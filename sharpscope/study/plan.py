@@ -46,6 +46,9 @@ def plan(config: StudyConfig) -> str:
         "repair": repairs * costs["evaluate"],
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    if further := alphas * (len(config.paths) - 1):
+        seconds["further paths"] = further * costs["evaluate"]
+        units["further paths"] = further
     if config.upgraded or config.output_baselines:
         passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
         seconds["beside it"] = passes * costs["evaluate"]
