@@ -14,7 +14,7 @@ from sharpscope.errors import shown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sharpscope.study.run import Run as FinishedRun
+    from sharpscope.study.report import Run as FinishedRun
 
 __all__ = ["Outcome"]
 

@@ -126,6 +126,6 @@ class Report:
     CLIP_benchmark."""
 
     def __call__(self) -> Outcome:
-        from sharpscope.study.run import report
+        from sharpscope.study.report import report
 
         return finished(report(self.run, results=self.results))

@@ -11,7 +11,7 @@ from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkp
 from sharpscope.weights.compare import check_finite, check_model, describe
 from sharpscope.weights.pair import Pair, check_pair
 from sharpscope.weights.path import FisherPath, InterpolationPath, fisher_path, lines_path
-from sharpscope.weights.sparsify import kept_entries, matched_control, sparsify
+from sharpscope.weights.sparsify import kept_entries, sparsify
 
 __all__ = [
     "Checkpoint",
@@ -27,7 +27,6 @@ __all__ = [
     "fisher_path",
     "kept_entries",
     "lines_path",
-    "matched_control",
     "read_checkpoint",
     "sparsify",
     "split_layers",

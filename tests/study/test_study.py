@@ -32,6 +32,7 @@ from sharpscope.notebook import layer_sharpness
 from sharpscope.study import run as study
 from sharpscope.study.demo import demo_config
 from sharpscope.study.plan import plan
+from sharpscope.study.report import report
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.schema import COLUMNS, KEYS
@@ -219,7 +220,7 @@ def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.
     for derived in ("tables", "figures"):
         shutil.rmtree(root / derived)
     (root / "report.html").unlink()
-    rebuilt = study.report(root)
+    rebuilt = report(root)
     assert table_bytes(rebuilt.root) == table_bytes(finished.root)
     assert rebuilt.report.read_bytes() == finished.report.read_bytes()
 
