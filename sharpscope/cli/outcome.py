@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sharpscope.study.report import Run as FinishedRun
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "finished", "progress_bar", "shown_table", "stem_of"]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from sharpscope.cli.options import given
 from sharpscope.cli.outcome import Outcome, finished, progress_bar, stem_of
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError
 
-__all__ = ["StudyCommand"]
+__all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
 
 @dataclass(frozen=True)
@@ -128,4 +129,4 @@ class Report:
     def __call__(self) -> Outcome:
         from sharpscope.study.report import report
 
-        return finished(report(self.run, results=self.results))
+        return finished(report(**given(self, run="root")))

@@ -39,6 +39,7 @@ from sharpscope.atomic import (
     write_once,
     writing,
 )
+from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
 from sharpscope.study.unitfile import LONGEST_NAME, Unit, decode, encode, file_name, key_of
 
@@ -287,6 +288,9 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise RunDirectoryError(f"{shown(path)}: is damaged ({shown(error, 60)}). Choose another --out.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or "identity" not in manifest:
         raise RunDirectoryError(f"{shown(path)}: is not the manifest of a {_FORMAT} directory. Choose another --out.")
+    for part in (manifest, manifest["identity"]):
+        if isinstance(part, dict) and isinstance(part.get("config"), dict):
+            part["config"] = current_keys(part["config"])
     return manifest
 
 
