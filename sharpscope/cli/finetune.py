@@ -11,7 +11,7 @@ from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Precision
 
-__all__ = ["Finetune"]
+__all__ = ["HYPERPARAMETERS", "Finetune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +39,16 @@ class _Hyperparameters:
             if not equals:
                 raise ConfigError(f"--set: '{shown(pair, 60)}' is not NAME=VALUE.")
             out[name.replace("-", "_")] = text
-        for name in _NAMED:
-            if getattr(self, name) is not None:
+        for name in HYPERPARAMETERS:
+            if name != "set" and getattr(self, name) is not None:
                 out[name] = getattr(self, name)
         if "epochs" in out:
             out.setdefault("steps", None)  # a method that counts steps by default counts epochs when told these
         return out
 
 
-_ALL = tuple(f.name for f in dataclasses.fields(_Hyperparameters))
-_NAMED = tuple(name for name in _ALL if name != "set")
+HYPERPARAMETERS = tuple(f.name for f in dataclasses.fields(_Hyperparameters))
+"""The flags that change the method itself; what is not given is left to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Finetune(Computing, Images, Model, _Hyperparameters, _Task):
         from sharpscope.finetuning.run import finetune
 
         settled = dataclasses.replace(self, out=self.out or f"runs/{self.method}")
-        tuned = finetune(**given(settled, "list", *_ALL), **changes)
+        tuned = finetune(**given(settled, "list", *HYPERPARAMETERS), **changes)
         file = shown(str(tuned.path), 500)
         return Outcome(
             f"wrote {file}: {tuned.summary()}\n"

@@ -177,18 +177,22 @@ def _complaint(page: str, kind: Any) -> str:
         depth = min(len(line) - len(line.lstrip()) for line in parts[0][1:])
         said = ["missing:", ", ".join(line.strip() for line in parts[0][1:] if line[depth] != " ")]
     text = " ".join(" ".join(said).split()).rstrip(".") + "."
-    if unread := re.match(r"Error parsing ([^:]+): (.*)", text):  # then come Python's words; the last quoted one is it
-        value = re.search(r"[\s\[](['\"])((?:(?!\1).)*)\1[^'\"]*$", unread[2])
-        expected = (
-            parts[1][1].strip().removeprefix(unread[1]).strip() if len(parts) > 1 and len(parts[1]) > 1 else "that"
-        )
-        expected = re.sub(r"^\{(\[.*\])\}$", r"\1", expected.removeprefix("{None}|"))
-        text = f"{unread[1]}: {repr(value[2]) + ' ' if value else ''}cannot be read as {expected}."
+    if text.startswith("Error parsing "):
+        return shown(_unread(text, parts[1][1].strip() if len(parts) > 1 and len(parts[1]) > 1 else ""), 300)
     text = re.sub(r"^Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1: needs a value.", text)
     unknown = re.search(r"--[\w-]+", text) if text.startswith("Unrecognized") else None
-    if unknown and dataclasses.is_dataclass(kind):
-        text += did_you_mean(unknown[0], [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)])
-    return shown(text, 300)
+    flags = (
+        [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    )
+    return shown(text, 300) + (did_you_mean(unknown[0], flags) if unknown else "")
+
+
+def _unread(text: str, usage: str) -> str:
+    """Which value cannot be read as what; ``text`` ends in Python's own words, ``usage`` is ``--flag METAVAR``."""
+    flag = text.removeprefix("Error parsing ").partition(":")[0]
+    value = re.search(r"[\s\[](['\"])((?:(?!\1).)*)\1[^'\"]*$", text)  # what is quoted last
+    expected = re.sub(r"^\{(\[.*\])\}$", r"\1", usage.removeprefix(f"{flag} ").removeprefix("{None}|"))
+    return f"{flag}: {repr(value[2]) + ' ' if value else ''}cannot be read as {expected or 'that'}."
 
 
 # -- the terminal and the process --------------------------------------------------------------------------------------

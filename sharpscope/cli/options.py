@@ -9,19 +9,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Device, HeadMode
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 __all__ = ["AsTable", "Computing", "Ends", "Head", "Images", "Model", "Point", "check_output", "given"]
 
 
-def given(command: DataclassInstance, *left_out: str, **called: str) -> dict[str, Any]:
+def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     """The fields of ``command`` by name, as keywords for the function that does the work.
 
     ``left_out``: fields that are no business of that function. ``called``: field -> the function's word for it. A field

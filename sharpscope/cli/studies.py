@@ -84,8 +84,11 @@ class Run(StudyCommand):
         config = self.config()
         from sharpscope.study.run import run
 
-        out = self.out or f"runs/{Path(self.study).stem if self.study else config.pairs[0].name}"
-        return finished(run(config, out, progress=progress_bar()))
+        return finished(run(config, self.folder(), progress=progress_bar()))
+
+    def folder(self) -> str:
+        """The run directory: as asked, else named after the study file or the first pair."""
+        return self.out or f"runs/{Path(self.study).stem if self.study else self.config().pairs[0].name}"
 
 
 @dataclass(frozen=True)

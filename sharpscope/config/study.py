@@ -234,8 +234,8 @@ def _check(c: StudyConfig) -> None:
             raise ConfigError(f"{name}: each must be one of alphas.")
     if c.precision == "fp16":
         raise ConfigError(
-            "precision: fp16 is for finetune alone; second derivatives leave float16's range (6e-8 to 65504), and losses "
-            "are scaled against that in training only.\nRemedy: bf16, which has the range of float32."
+            "precision: fp16 is for finetune alone; second derivatives leave float16's range (6e-8 to 65504), and only "
+            "training scales its loss against that.\nRemedy: bf16, which has the range of float32."
         )
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")

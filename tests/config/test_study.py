@@ -104,6 +104,12 @@ def test_what_has_no_meaning_is_refused_in_one_line(values, words):
     assert words in refused(**values)
 
 
+def test_what_studies_cannot_compute_in_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="fp16 is for finetune alone; second derivatives .*\\nRemedy: bf16"):
+        StudyConfig(precision="fp16")
+    assert StudyConfig(precision="bf16").precision == "bf16"
+
+
 def test_hostile_text_is_escaped():
     assert "\x1b" not in refused(device="\x1b[31mcpu\n")
     assert "\x1b" not in refused(measures=["\x1b[31m" * 100])
