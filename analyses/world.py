@@ -4,7 +4,7 @@
     python analyses/world.py --out DIR --tables              measure all pairs: the across-pair tables (about six
     minutes)
 
-Writes NAME.safetensors and manifest.json, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
+Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
 sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and the
 processor.
 """
@@ -23,6 +23,7 @@ from tqdm import tqdm
 import sharpscope
 from sharpscope.finetuning.world import train_world
 from sharpscope.miniworld import world as miniworld
+from sharpscope.miniworld.tokenizer import mini_bpe, vocabulary
 from sharpscope.study.demo import demo_config
 
 
@@ -76,6 +77,7 @@ def main(out: str, only: tuple[str, ...] = (), tables: bool = False) -> None:
         measure(Path(out))
     else:
         train_world(out, only)
+        (Path(out) / miniworld.tokenizer_path().name).write_bytes(mini_bpe(vocabulary()))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,19 @@
 """Which tensors form a layer: names -> ordered layers at granularity tensor | module | block.
 
 Everything is read off the names, so it works for a state dict without its model, whatever its order (safetensors sorts
-by size). Two tables hold what is known about open_clip's and timm's towers: what comes before, in and after the blocks.
+by size). The tables below hold what is known about the towers of open_clip, timm and transformers: in which order the
+forward pass uses what stands in a tower, in a block and in a module.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
@@ -30,338 +34,6 @@ __all__ = [
     "split_layers",
     "tower_of",
 ]
-
-Kind = Literal["embedding", "conv", "norm", "attention", "mlp", "projection", "head", "block", "scale", "other"]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A group of tensors whose sharpness is measured, or whose change is made sparse, together.
-
-    ``depth``: index of its block in its tower, as the forward pass meets them (what precedes the first block 0, the
-    first block 1 ...). ``num_params``: number of elements. ``params``: the tensors' names, in forward order.
-    """
-
-    name: str
-    params: tuple[str, ...]
-    tower: Tower
-    depth: int
-    kind: Kind
-    num_params: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor stands: tower, block (None outside of the blocks), module, whether it precedes the blocks."""
-
-    tower: Tower
-    block: str | None
-    module: str
-    stem: bool
-    key: tuple[Any, ...]
-
-
-_CONTAINER: Final = re.compile(
-    r"^(resblocks|blocks|block|layers|layer|stages|cross_attn|h)$|^(layer|stages_|blocks_)\d+$"
-)
-_EMBED: Final = (
-    "class_embedding",
-    "positional_embedding",
-    "cls_emb",
-    "cls_token",
-    "pos_embed",
-    "reg_token",
-    "dist_token",
-    "register_token",
-)
-"""Bare parameters added to the tokens: together they are the layer ``embed``."""
-_BRIDGES: Final = ("downsample", "pos_emb")
-"""What stands between two stages."""
-_WRAPPERS: Final = ("visual", "text", "text_decoder", "trunk", "transformer", "encoder", "decoder", "backbone", "model")
-"""Names that only wrap what follows them."""
-
-
-def _ranks(*lines: str) -> dict[str, int]:
-    return {name: rank for rank, line in enumerate(lines) for name in line.split()}
-
-
-_OUTSIDE: Final = _ranks(
-    "patch_embed",
-    "stem conv_stem",
-    "conv1",
-    "bn1",
-    "conv2",
-    "bn2",
-    "conv3",
-    "bn3",
-    "embeddings token_embedding",
-    " ".join(_EMBED),
-    "rope",
-    "ln_pre norm_pre",
-    " ".join(_BRIDGES),
-    "blocks " + " ".join(_WRAPPERS),
-    "unknown",
-    "conv_head final_conv",
-    "norm",
-    "pooler attn_pool attnpool",
-    "fc_norm",
-    "ln_post ln_final",
-    "head",
-    "proj text_projection",
-)
-"""Rank of a name outside of the blocks in the forward pass; ``blocks`` stands for the containers of blocks."""
-
-_INSIDE: Final = _ranks(
-    "pre_norm norm1 ln_1 layer_norm1 ln_q",
-    "ln_k",
-    "conv_pw conv1 conv1_1x1",
-    "bn1",
-    "conv_dw conv2 conv2_kxk",
-    "bn2",
-    "se",
-    "conv_pwl conv3 conv3_1x1",
-    "bn3",
-    "shortcut downsample",
-    "token_mixer",
-    "attn attention self_attn",
-    "ls_1 ls1 gamma_1",
-    "norm2 ln_2 layer_norm2",
-    "query latent",
-    "q_proj_weight q_proj q",
-    "k_proj_weight k_proj",
-    "v_proj_weight v_proj",
-    "in_proj_weight qkv kv",
-    "in_proj_bias",
-    "q_norm ln_inner",
-    "k_norm",
-    "out_proj proj",
-    "c_fc fc1",
-    "norm ln",
-    "mlp",
-    "c_proj fc2",
-    "ls_2 ls2 gamma_2 gamma layer_scale",
-    "unknown",
-    "weight",
-    "bias",
-    "running_mean",
-    "running_var",
-    "num_batches_tracked",
-    "logit_scale",
-    "logit_bias",
-)
-"""Rank of a name inside of a block or module."""
-
-_FOLDED: Final[dict[str, str]] = {
-    "ls_1": "attn",
-    "ls1": "attn",
-    "gamma_1": "attn",
-    "ls_2": "mlp",
-    "ls2": "mlp",
-    "gamma_2": "mlp",
-    "gamma": "mlp",
-    "layer_scale": "mlp",
-}
-"""Layer scales belong to the module whose output they scale."""
-
-_KINDS: Final[tuple[tuple[str, Kind], ...]] = (
-    (r"embed$|.*embedding|.*embeddings$|pos_emb$", "embedding"),
-    (r"ln_|.*norm\d?$|bn\d", "norm"),
-    (r"attn|attention|.*attn$|attn_?pool|token_mixer", "attention"),
-    (r"mlp|fc\d?$|ffn", "mlp"),
-    (r"conv|patch_embed|stem|downsample|shortcut|.*_conv$|se$", "conv"),
-    (r"proj|text_projection|head|pooler", "projection"),
-)
-
-
-def split_layers(
-    shapes: Mapping[str, Sequence[int]],
-    granularity: str = "module",
-    *,
-    only: Collection[str] | None = None,
-) -> tuple[Layer, ...]:
-    """Group tensors into layers, ordered as the forward pass meets them: image tower, text tower, head, scale.
-
-    ``shapes``: name -> shape, in any order; the layers partition these names. ``only``: keep just these names (the
-    moving ones); depths are still counted in the whole model. Granularity:
-
-    - ``tensor``: every tensor;
-    - ``module``: of a transformer block ``ln_1``, ``attn``, ``ln_2``, ``mlp`` (layer scales with what they scale), of a
-      convolutional block its convolutions and norms; class and positional embeddings together as ``embed``;
-    - ``block``: every residual block; ``stem`` for what precedes them, ``post`` for what follows.
-
-    Where the order inside an unknown kind of block cannot be told from its names, it is alphabetical. Raises
-    ConfigError.
-    """
-    if granularity not in get_args(Granularity):
-        known = get_args(Granularity)
-        raise ConfigError(
-            f"granularity: '{shown(granularity)}' is none of {', '.join(known)}.{did_you_mean(granularity, known)}"
-        )
-    places = {name: place(name) for name in shapes}
-    depths = _depths(places.values())
-    groups: dict[str, list[str]] = {}
-    for name in sorted(shapes, key=lambda n: (places[n].key, n)):
-        if only is None or name in only:
-            groups.setdefault(_group(name, places[name], granularity), []).append(name)
-    return tuple(_layer(group, names, places, depths, shapes, granularity) for group, names in groups.items())
-
-
-def place(name: str) -> Place:
-    """Where the tensor ``name`` stands, told by its name alone."""
-    tower = tower_of(name)
-    if tower in ("head", "scale"):
-        module = "head" if tower == "head" else name
-        return Place(tower, None, module, True, (TOWERS.index(tower), *_sorted(name.split("."), _INSIDE)))
-    tokens = name.split(".")
-    end = _block_end(tokens)
-    order = (TOWERS.index(tower), int(tokens[0] == "text_decoder"))
-    if end:
-        block, inner = ".".join(tokens[:end]), tokens[end:]
-        whole = not inner or tokens[end - 1] in _BRIDGES
-        module = block if whole else f"{block}.{_FOLDED.get(inner[0], inner[0])}"
-        # layer scales sort right behind what they scale: the module's own rank comes first
-        first = _FOLDED.get(inner[0], inner[0]) if inner else ""
-        key = _sorted(tokens[:end], _OUTSIDE), _sorted([first, *inner], _INSIDE)
-        return Place(tower, block, module, False, (*order, *key))
-    head = next((i for i, t in enumerate(tokens) if t not in _WRAPPERS), len(tokens) - 1)
-    module = ".".join(tokens[: head + 1])
-    if tokens[head] in _EMBED:
-        module = ".".join([*(tokens[:head] or ["text"]), "embed"])
-    key = _sorted(tokens[: head + 1], _OUTSIDE), _sorted(tokens[head + 1 :], _INSIDE)
-    return Place(tower, None, module, _rank(tokens[head], _OUTSIDE) < _OUTSIDE["blocks"], (*order, *key))
-
-
-def _block_end(tokens: Sequence[str]) -> int:
-    """How many leading tokens name the block: through the last index of its container; 0 when there is none."""
-    for i in range(len(tokens) - 1):
-        if _CONTAINER.match(tokens[i]) and tokens[i + 1].isdigit():
-            end = i + 2
-            if end + 1 < len(tokens) and tokens[end] in ("blocks", "layers") and tokens[end + 1].isdigit():
-                return end + 2  # stages.1.blocks.0
-            if end < len(tokens) and tokens[end].isdigit():
-                return end + 1  # blocks.0.1
-            if end < len(tokens) and tokens[i] in ("stages", "layers") and tokens[end] in _BRIDGES:
-                return end + 1  # stages.1.downsample: what leads from one stage into the next
-            return end
-    return 0
-
-
-def _sorted(tokens: Iterable[str], ranks: Mapping[str, int]) -> tuple[tuple[int, str, int], ...]:
-    """Sort key: known rank first, then alphabetical, numbers as numbers."""
-    key = []
-    for token in tokens:
-        digits = token[len(token.rstrip("0123456789")) :][:18]
-        key.append((_rank(token, ranks), token.removesuffix(digits), int(digits or -1)))
-    return tuple(key)
-
-
-def _rank(token: str, ranks: Mapping[str, int]) -> int:
-    if token in ranks:
-        return ranks[token]
-    if ranks is _OUTSIDE and (token.isdigit() or _CONTAINER.match(token)):
-        return ranks["blocks"]
-    return ranks["unknown"]
-
-
-def _depths(places: Iterable[Place]) -> dict[tuple[Tower, str | None], int]:
-    """``(tower, block) -> depth``; ``(tower, None)`` gives that of what follows the last block."""
-    first: dict[tuple[Tower, str], tuple[Any, ...]] = {}
-    for p in places:
-        if p.block is not None:
-            first[p.tower, p.block] = min(first.get((p.tower, p.block), p.key), p.key)
-    depths: dict[tuple[Tower, str | None], int] = {}
-    for tower in TOWERS:
-        blocks = sorted((b for t, b in first if t == tower), key=lambda b: first[tower, b])
-        depths |= {(tower, b): i + 1 for i, b in enumerate(blocks)}
-        depths[tower, None] = len(blocks) + 1
-    return depths
-
-
-def _group(name: str, where: Place, granularity: str) -> str:
-    if granularity == "tensor":
-        return name
-    if granularity == "module" or where.tower in ("head", "scale"):
-        return where.module
-    if where.block is not None:
-        return where.block
-    tower = "visual" if where.tower == "image" else "text_decoder" if name.startswith("text_decoder.") else "text"
-    return f"{tower}.{'stem' if where.stem else 'post'}"
-
-
-def _layer(
-    group: str,
-    names: Sequence[str],
-    places: Mapping[str, Place],
-    depths: Mapping[tuple[Tower, str | None], int],
-    shapes: Mapping[str, Sequence[int]],
-    granularity: str,
-) -> Layer:
-    where = places[names[0]]
-    depth = 0 if where.stem else depths[where.tower, where.block]
-    kind = _kind(where, [shapes[n] for n in names], granularity)
-    return Layer(group, tuple(names), where.tower, depth, kind, sum(math.prod(shapes[n]) for n in names))
-
-
-def _kind(where: Place, shapes: Iterable[Sequence[int]], granularity: str) -> Kind:
-    if where.tower in ("head", "scale"):
-        return "head" if where.tower == "head" else "scale"
-    if granularity == "block":
-        return "block" if where.block is not None else "embedding" if where.stem else "projection"
-    module = where.module.rsplit(".", 1)[-1]
-    named = next((kind for pattern, kind in _KINDS if re.match(pattern, module)), None)
-    if named is not None:
-        return named
-    wide = [s for s in shapes if len(s) > 1]
-    return "conv" if wide and all(len(s) == 4 for s in wide) else "other"
-
-
-_FIRST = (
-    "token_embedding", "stem", "patch_embed", "conv1", "bn1", "act1", "conv2", "bn2", "act2", "conv3", "bn3",
-    "avgpool", "class_embedding", "positional_embedding", "embed", "ln_pre", "norm1", "ln_1", "attn", "ls_1", "ls1",
-    "norm2", "ln_2", "mlp", "ls_2", "ls2", "downsample", "in_proj_weight", "in_proj_bias", "c_fc", "c_proj",
-    "out_proj", "weight", "bias",
-)  # fmt: skip
-_RANKS = {name: rank for rank, name in enumerate(_FIRST)}
-_GROUPS = (ALL, "(stragglers)", "(others)", "(best)")
-_LAST = {
-    name: rank
-    for rank, name in enumerate(["ln_post", "ln_final", "norm", "attnpool", "proj", "text_projection", "post", "head"])
-}
-
-
-def layer_key(name: str) -> tuple[Any, ...]:
-    """Sort key: layer names in the order in which a CLIP's forward pass meets them, ``(all)`` and groups first.
-
-    Image tower, text tower, ``logit_scale``, head; inside a tower stem, numbered blocks as numbers, then what follows
-    them.
-
-    >>> sorted(["head", "visual.proj", "visual.transformer.resblocks.10.mlp", "visual.conv1"], key=layer_key)
-    ['visual.conv1', 'visual.transformer.resblocks.10.mlp', 'visual.proj', 'head']
-    """
-    parts = name.split(".")
-    if name.startswith("("):  # (all), then the groups of the correlations table
-        return -1, ((_GROUPS.index(name) if name in _GROUPS else len(_GROUPS), 0, ""),), name
-    if parts[0] == "visual":
-        tower = 0
-    elif parts[0] == "logit_scale":
-        tower = 2
-    elif parts[0] in ("head", "classification_head"):
-        tower = 3
-    else:
-        tower = 1
-    body = [p for p in parts if p not in ("visual", "text", "trunk", "transformer", "resblocks", "blocks")]
-    return tower, tuple(_part_key(p) for p in body), name
-
-
-def _part_key(part: str) -> tuple[int, int, str]:
-    """(stem 0 | numbered 1 | unknown 2 | after the blocks 3, rank or number, name)."""
-    if part in _LAST:
-        return 3, _LAST[part], part
-    if part in _RANKS:
-        return 0, _RANKS[part], part
-    number = re.fullmatch(r"(?:layer|stages?|layers)?(\d{1,9})", part)
-    return (1, int(number[1]), part) if number else (2, 0, part)
-
 
 Tower = Literal["image", "text", "head", "scale"]
 TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "head", "scale")
@@ -395,3 +67,423 @@ def is_derived(name: str) -> bool:
 def is_buffer(name: str) -> bool:
     """Whether ``name`` is a buffer by its name (normalisation statistics, constants): state, but no parameter."""
     return _STATISTICS.search(name) is not None or is_derived(name)
+
+
+Kind = Literal["embedding", "conv", "norm", "attention", "mlp", "projection", "head", "block", "scale", "other"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A group of tensors whose sharpness is measured, or whose change is made sparse, together.
+
+    ``depth``: index of its block in its tower, as the forward pass meets them: the first block 1, the second 2. What
+    leads to a block has the depth of the block before (before the first 0), what follows the last block one more than
+    it. ``num_params``: number of elements. ``params``: the tensors' names, in forward order.
+    """
+
+    name: str
+    params: tuple[str, ...]
+    tower: Tower
+    depth: int
+    kind: Kind
+    num_params: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands: tower, block (None outside of the blocks), module, whether it precedes the blocks.
+
+    ``key``: the tensor's ``layer_key``.
+    """
+
+    tower: Tower
+    block: str | None
+    module: str
+    stem: bool
+    key: tuple[Any, ...]
+
+
+_CONTAINER: Final = re.compile(
+    r"^(resblocks|blocks|block|layers|layer|stages|cross_attn|h)$|^(layer|stages_|blocks_)\d+$"
+)
+_NUMBER: Final = re.compile(r"^[0-9]+$")
+_WRAPPERS: Final = ("visual", "text", "text_decoder", "trunk", "transformer", "encoder", "decoder", "backbone", "model")
+"""These names only wrap what follows them."""
+_BRIDGES: Final = ("downsample", "pos_emb")
+"""These modules of a stage lead into its blocks."""
+_EMBED: Final = (
+    "class_embedding", "cls_emb", "cls_token", "dist_token", "reg_token", "register_token", "positional_embedding",
+    "pos_embed",
+)  # fmt: skip
+"""These bare parameters join the tokens, in this order: the class first, then the positions of all tokens."""
+_TURNS: Final = {
+    "visual": 0, "text": 1, "text_decoder": 2, "head": 3, "classification_head": 3, "logit_scale": 4, "logit_bias": 5,
+}  # fmt: skip
+"""A name's first token -> when its part of the CLIP has its turn. With any other first token it is the text tower's."""
+_GROUPS: Final = (ALL, "(stragglers)", "(others)", "(best)")
+"""The names of groups of layers; they come before all layers."""
+
+
+def _ranks(*lines: str) -> dict[str, int]:
+    """The rank of every name in ``lines``: names in one line share their rank, since no module has two of them."""
+    return {name: rank for rank, line in enumerate(lines) for name in line.split()}
+
+
+_LEAVES: Final = ("unknown", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""Every table below but the tower's ends so: a name in no table is ``unknown``, and a module's own tensors follow."""
+
+_TOWER: Final = _ranks(
+    "stem conv_stem patch_embed",
+    "conv1",
+    "bn1",
+    "conv2",
+    "bn2",
+    "conv3",
+    "bn3",
+    "embeddings token_embedding embed_tokens shared",
+    "embed",
+    *_EMBED,
+    "layernorm_embedding",
+    "rope",
+    "ln_pre norm_pre",
+    *_BRIDGES,
+    "blocks",
+    "unknown",
+    "conv_head final_conv",
+    "norm layer_norm final_layer_norm",
+    "pooler attn_pool attnpool",
+    "attn_pool_contrastive",
+    "fc_norm",
+    "ln_post ln_final",
+    "head",
+    "proj text_projection",
+    "post",
+)
+"""What stands in a tower; ``blocks`` is the place of all containers of blocks, and of what wraps them.
+
+``stem``, ``embed`` and ``post`` are layers of several tensors each: what precedes the blocks (granularity block), the
+bare parameters that join the tokens (granularity module), what follows the blocks (granularity block).
+"""
+
+_PATCH_EMBED: Final = _ranks("stem", "conv", "bn", "blocks", "pool", "proj", "norm", *_LEAVES)
+"""Inside ``patch_embed``: a convolution, or a small convolutional tower of its own (ViTamin, MobileCLIP-B)."""
+
+_STEM: Final = _ranks(
+    "identity", "conv_scale", "conv_kxk", "conv1", "bn1 norm1", "conv2", "bn2 norm2", "conv3", "bn3 norm3", *_LEAVES
+)
+"""Inside ``stem``, where every norm follows its convolution."""
+
+_BLOCK: Final = _ranks(
+    "shortcut",  # ViTamin computes its residual branch before the main one
+    "ln_1_kv",  # CoCa's cross attention normalises the image tokens before the text's
+    "ln_1 norm1 pre_norm layer_norm layer_norm1 self_attn_layer_norm",
+    # convolutional blocks: FastViT's parallel branches, then one convolution after another
+    "identity",
+    "conv_scale",
+    "large_conv",
+    "small_conv",
+    "conv_kxk",
+    "conv_pw conv1 conv1_1x1",
+    "bn1",
+    "conv_dw conv2 conv2_kxk",
+    "bn2",
+    "se",
+    "conv_pwl conv3 conv3_1x1",
+    "bn3",
+    "conv",
+    "bn",
+    "norm ln",  # in ConvNeXt behind the convolution, in FastViT before the attention
+    "downsample",  # ResNets compute their residual branch behind the main one
+    # transformer blocks
+    "attn attention self_attn SelfAttention token_mixer",
+    "ln_attn",
+    "ls_1 ls1 gamma_1 layer_scale_1 layer_scale1",
+    "ln_2 norm2 layer_norm2 final_layer_norm",
+    "mlp DenseReluDense intermediate",
+    "fc1",
+    "fc2 output",
+    "ls_2 ls2 gamma_2 gamma layer_scale layer_scale_2 layer_scale2",
+    # projections and heads
+    "pool",
+    "reduction proj dense fc",
+    "LayerNorm",
+    *_LEAVES,
+)
+"""Inside a block, and inside every module without a table of its own."""
+
+_ATTENTION: Final = _ranks(
+    "positional_embedding pos_embed",
+    "mixer",  # FastViT's convolutional token mixer subtracts its norm and scales the difference
+    "q_bias",
+    "k_bias",
+    "v_bias",
+    "q_proj_weight q_proj q query in_proj_weight qkv self",
+    "in_proj_bias",
+    "k_proj_weight k_proj k key",
+    "v_proj_weight v_proj v value",
+    "kv",
+    "q_norm ln_q",
+    "k_norm ln_k",
+    "logit_scale",
+    "relative_position_bias_table relative_attention_bias rel_pos",
+    "head_scale",
+    "norm ln_inner",
+    "layer_scale",
+    "out_proj proj c_proj o output",
+    *_LEAVES,
+)
+"""Inside an attention: queries, keys and values, what acts on the weights, the norm of the heads, the output."""
+
+_POOL: Final = _ranks(
+    "positional_embedding",
+    "ln_k",
+    "query latent",
+    "ln_q",
+    "attn",
+    "q_proj q",
+    "k_proj",
+    "v_proj",
+    "kv",
+    "q_norm",
+    "k_norm",
+    "c_proj proj",
+    "norm",
+    "mlp",
+    *_LEAVES,
+)
+"""Inside an attentional pooling, which normalises behind its output and not before it."""
+
+_MLP: Final = _ranks(
+    "conv",  # FastViT
+    "c_fc fc1 fc1_g wi wi_0",
+    "fc1_x wi_1",
+    "norm ln",  # in EVA-02 and open_clip before the second layer, in ViTamin before the first, called w0
+    "w0",
+    "w1",
+    "c_proj fc2 w2 wo",
+    *_LEAVES,
+)
+"""Inside a multilayer perceptron."""
+
+_EMBEDDINGS: Final = _ranks(
+    "word_embeddings", "token_type_embeddings", "position_embeddings", "LayerNorm layernorm", *_LEAVES
+)
+"""Inside the embeddings of a Hugging Face text tower."""
+
+_WITHIN: Final[tuple[tuple[str, dict[str, int]], ...]] = (
+    (r"patch_embed$", _PATCH_EMBED),
+    (r"stem$", _STEM),
+    (r"embeddings$", _EMBEDDINGS),
+    (r"attn_?pool", _POOL),
+    (r".*attn|.*attention|SelfAttention$|self$|token_mixer$|pool$", _ATTENTION),
+    (r"mlp|ffn|DenseReluDense$", _MLP),
+    (r"", _BLOCK),
+)
+"""What a module's name begins with -> the order of what stands inside it; the first that matches counts."""
+
+_FOLDED: Final[dict[str, str]] = {
+    "ls_1": "attn",
+    "ls1": "attn",
+    "gamma_1": "attn",
+    "layer_scale_1": "token_mixer",
+    "layer_scale1": "token_mixer",
+    "ls_2": "mlp",
+    "ls2": "mlp",
+    "gamma_2": "mlp",
+    "gamma": "mlp",
+    "layer_scale": "mlp",
+    "layer_scale_2": "mlp",
+    "layer_scale2": "mlp",
+}
+"""Layer scales belong to the module whose output they scale."""
+
+_KINDS: Final[tuple[tuple[str, Kind], ...]] = (
+    (r"embed$|.*embedding|.*embeddings$|pos_emb$|embed_tokens$|shared$", "embedding"),
+    (r"ln_|.*norm\d?$|norm_pre$|bn\d", "norm"),
+    (r"attn|attention|.*attn$|attn_?pool|token_mixer|SelfAttention$", "attention"),
+    (r"mlp|fc\d?$|ffn|intermediate$|output$|DenseReluDense$", "mlp"),
+    (r"conv|patch_embed|stem|downsample|shortcut|.*_conv$|se$", "conv"),
+    (r"proj|text_projection|head|pooler", "projection"),
+)
+
+
+def split_layers(
+    shapes: Mapping[str, Sequence[int]],
+    granularity: str = "module",
+    *,
+    only: Collection[str] | None = None,
+) -> tuple[Layer, ...]:
+    """Group tensors into layers, ordered as the forward pass meets them: image tower, text tower, head, scale.
+
+    ``shapes``: name -> shape, in any order; the layers partition these names. ``only``: keep just these names (the
+    moving ones); depths are still counted in the whole model. Granularity:
+
+    - ``tensor``: every tensor;
+    - ``module``: of a transformer block ``ln_1``, ``attn``, ``ln_2``, ``mlp`` (layer scales with what they scale), of a
+      convolutional block its convolutions and norms; class and positional embeddings together as ``embed``;
+    - ``block``: every residual block; ``stem`` for what precedes them, ``post`` for what follows.
+
+    Returns the layers sorted by ``layer_key``. Raises ConfigError when ``granularity`` is none of the three.
+
+    >>> shapes = {"visual.proj": (4, 2), "visual.conv1.weight": (4, 3, 8, 8), "visual.class_embedding": (4,)}
+    >>> [(layer.name, layer.kind, layer.num_params) for layer in split_layers(shapes)]
+    [('visual.conv1', 'conv', 768), ('visual.embed', 'embedding', 4), ('visual.proj', 'projection', 8)]
+    """
+    if granularity not in get_args(Granularity):
+        known = get_args(Granularity)
+        raise ConfigError(
+            f"granularity: '{shown(granularity)}' is none of {', '.join(known)}.{did_you_mean(granularity, known)}"
+        )
+    places = {name: place(name) for name in shapes}
+    blocks = _blocks(places.values())
+    groups: dict[str, list[str]] = {}
+    for name in sorted(shapes, key=layer_key):
+        if only is None or name in only:
+            groups.setdefault(_group(name, places[name], granularity), []).append(name)
+    return tuple(
+        _layer(group, groups[group], places, blocks, shapes, granularity) for group in sorted(groups, key=layer_key)
+    )
+
+
+@lru_cache(maxsize=2**16)
+def layer_key(name: str) -> tuple[Any, ...]:
+    """Sort key that puts the names of layers into the order in which the forward pass meets them.
+
+    ``name``: a layer's at any granularity, or a group's. The groups ``(all)``, ``(stragglers)``, ``(others)`` and
+    ``(best)`` come first; then image tower, text tower, CoCa's text decoder, head, scale. Inside a tower the order is
+    that of the first use: a layer stands where the first of its tensors enters the computation, a residual branch where
+    it is computed. What no table knows is sorted by name behind what is known, with numbers as numbers. Returns keys
+    that differ whenever the names do; no name raises.
+
+    Names alone do not tell everything. Where two architectures use the same names in different orders, the commoner
+    order counts: ``norm1`` and ``norm2`` before ``attn`` and ``mlp`` (EVA02-E normalises behind them), ``cls_token``
+    before ``pos_embed`` (MobileCLIP-B and MobileCLIP2-B join the class token last).
+
+    >>> sorted(["head", "visual.proj", "visual.transformer.resblocks.10.mlp", "visual.conv1", "(all)"], key=layer_key)
+    ['(all)', 'visual.conv1', 'visual.transformer.resblocks.10.mlp', 'visual.proj', 'head']
+    """
+    if name.startswith("("):
+        return -1, ((_GROUPS.index(name) if name in _GROUPS else len(_GROUPS), 0, 0, ""),), name
+    tokens = name.split(".")
+    turn = _TURNS.get(tokens[0])
+    if turn is None:
+        turn = _TURNS["text"]
+    else:
+        del tokens[0]
+    end = _block_end(tokens) or len(tokens)
+    return turn, (*_token_keys(tokens[:end], _TOWER), *_token_keys(tokens[end:], _BLOCK)), name
+
+
+def _token_keys(tokens: Sequence[str], table: Mapping[str, int]) -> Iterator[tuple[int, int, int, str]]:
+    """``(rank, number, whether it is cross attention, name without number)`` of every token, beginning in ``table``.
+
+    A container's number is that of the block that follows. So containers whose blocks alternate are merged: in CoCa's
+    decoder the cross attention of every number follows the self attention of this number.
+    """
+    for token, following in pairwise([*tokens, ""]):
+        wraps = _wraps_blocks(token, table)
+        bare = token.rstrip("0123456789")
+        digits = token[len(bare) :] or (following if wraps and _NUMBER.match(following) else "")
+        yield _rank(token, table), int(digits[:18] or -1), int(token == "cross_attn"), bare
+        if not (wraps or _NUMBER.match(token)):
+            table = next(inside for pattern, inside in _WITHIN if re.match(pattern, token))
+
+
+def _wraps_blocks(token: str, table: Mapping[str, int]) -> bool:
+    """Whether ``token`` names a container of blocks, a numbered part of one, or only wraps what follows."""
+    return "blocks" in table and bool(token in _WRAPPERS or _NUMBER.match(token) or _CONTAINER.match(token))
+
+
+def _rank(token: str, table: Mapping[str, int]) -> int:
+    """The rank of ``token`` in ``table``; ``blocks`` and ``unknown`` stand for what has no rank of its own."""
+    return table.get(token, table["blocks" if _wraps_blocks(token, table) else "unknown"])
+
+
+def place(name: str) -> Place:
+    """Where the tensor ``name`` stands, told by its name alone; no name raises.
+
+    >>> where = place("visual.transformer.resblocks.3.ls_1.gamma")
+    >>> where.block, where.module
+    ('visual.transformer.resblocks.3', 'visual.transformer.resblocks.3.attn')
+    """
+    tower, key = tower_of(name), layer_key(name)
+    if tower in ("head", "scale"):
+        return Place(tower, None, "head" if tower == "head" else name, True, key)
+    tokens = name.split(".")
+    end = _block_end(tokens)
+    if end:
+        block = ".".join(tokens[:end])
+        return Place(tower, block, ".".join([block, *_module_in(tokens[end - 1], tokens[end:])]), False, key)
+    head = next((i for i, t in enumerate(tokens) if t not in _WRAPPERS), len(tokens) - 1)
+    module = ".".join(tokens[: head + 1])
+    if tokens[head] in _EMBED:
+        module = ".".join([*(tokens[:head] or ["text"]), "embed"])
+    return Place(tower, None, module, _rank(tokens[head], _TOWER) < _TOWER["blocks"], key)
+
+
+def _module_in(last: str, inner: Sequence[str]) -> Sequence[str]:
+    """The tokens of a module, given the ``last`` token of its block's name and what follows it (``inner``)."""
+    if not inner or last in _BRIDGES:
+        return ()
+    if len(inner) > 2 and inner[0] == "layer" and _NUMBER.match(inner[1]):
+        return inner[:3]  # a block of T5 has sublayers: block.0.layer.1.layer_norm
+    return (_FOLDED.get(inner[0], inner[0]),)
+
+
+def _block_end(tokens: Sequence[str]) -> int:
+    """How many leading tokens name the block: through the last index of its container; 0 when there is none."""
+    for i in range(len(tokens) - 1):
+        if _CONTAINER.match(tokens[i]) and _NUMBER.match(tokens[i + 1]):
+            end = i + 2
+            if end + 1 < len(tokens) and tokens[end] in ("blocks", "layers") and _NUMBER.match(tokens[end + 1]):
+                return end + 2  # stages.1.blocks.0
+            if end < len(tokens) and _NUMBER.match(tokens[end]):
+                return end + 1  # blocks.0.1
+            if end < len(tokens) and tokens[i] in ("stages", "layers") and tokens[end] in _BRIDGES:
+                return end + 1  # stages.1.downsample: what leads from one stage into the next
+            return end
+    return 0
+
+
+def _blocks(places: Iterable[Place]) -> dict[Tower, list[tuple[Any, ...]]]:
+    """The keys of every tower's blocks, in order."""
+    found = {(p.tower, p.block) for p in places if p.block is not None}
+    return {tower: sorted(layer_key(b) for t, b in found if t == tower) for tower in TOWERS}
+
+
+def _group(name: str, where: Place, granularity: str) -> str:
+    if granularity == "tensor":
+        return name
+    if granularity == "module" or where.tower in ("head", "scale"):
+        return where.module
+    if where.block is not None:
+        return where.block
+    tower = "visual" if where.tower == "image" else "text_decoder" if name.startswith("text_decoder.") else "text"
+    return f"{tower}.{'stem' if where.stem else 'post'}"
+
+
+def _layer(
+    group: str,
+    names: Sequence[str],
+    places: Mapping[str, Place],
+    blocks: Mapping[Tower, Sequence[tuple[Any, ...]]],
+    shapes: Mapping[str, Sequence[int]],
+    granularity: str,
+) -> Layer:
+    where = places[names[0]]
+    depth = bisect_left(blocks[where.tower], layer_key(where.block or group)) + (not where.stem)
+    kind = _kind(where, [shapes[n] for n in names], granularity)
+    return Layer(group, tuple(names), where.tower, depth, kind, sum(math.prod(shapes[n]) for n in names))
+
+
+def _kind(where: Place, shapes: Iterable[Sequence[int]], granularity: str) -> Kind:
+    if where.tower in ("head", "scale"):
+        return "head" if where.tower == "head" else "scale"
+    if granularity == "block":
+        return "block" if where.block is not None else "embedding" if where.stem else "projection"
+    module = where.module.rsplit(".", 1)[-1]
+    named = next((kind for pattern, kind in _KINDS if re.match(pattern, module)), None)
+    if named is not None:
+        return named
+    wide = [s for s in shapes if len(s) > 1]
+    return "conv" if wide and all(len(s) == 4 for s in wide) else "other"

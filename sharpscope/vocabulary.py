@@ -5,9 +5,12 @@ A name stands here once and is read everywhere; an unknown one is an error. Ligh
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
@@ -19,19 +22,27 @@ __all__ = [
     "METRICS",
     "STATUSES",
     "UPGRADED",
+    "AddsUp",
+    "Cost",
     "Device",
     "Dtype",
     "Granularity",
     "HeadMode",
+    "Measure",
+    "Origin",
     "OutputBaseline",
+    "PathName",
     "Precision",
     "Select",
     "Target",
     "TraceMethod",
+    "Words",
     "__version__",
     "expand_measures",
     "expand_specs",
+    "from_outside",
     "parse_rule",
+    "path_variant",
 ]
 
 __version__: Final = "0.1.0"
@@ -47,16 +58,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
+PathName = Literal["linear", "lines"]
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
-
-
-def expand_measures(names: tuple[str, ...], key: str = "measures") -> tuple[str, ...]:
-    """The measures in canonical order without repeats; raises ConfigError for an unknown name."""
-    for name in names:
-        if name not in MEASURES:
-            near = did_you_mean(name, MEASURES) or f" Known: {', '.join(MEASURES)}."
-            raise ConfigError(f"{key}: unknown measure '{shown(name, 60)}'.{near}")
-    return tuple(m for m in MEASURES if m in names)
 
 
 def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
@@ -99,6 +102,16 @@ ALL: Final = "(all)"
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
 
+
+def path_variant(path: str) -> str:
+    """The variant of a path's accuracy rows: ``dense`` for the linear path, ``path:NAME`` for every other.
+
+    >>> path_variant("linear"), path_variant("lines")
+    ('dense', 'path:lines')
+    """
+    return DENSE if path == "linear" else f"path:{path}"
+
+
 UPGRADED: Final = "upgraded"
 """The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""
 
@@ -106,24 +119,203 @@ STATUSES: Final = ("ok", "not_converged", "failed", "undefined", "frozen")
 """ok | not_converged (budget spent before the tolerance) | failed (not finite; the reason in ``note``) |
 undefined (the quantity has no meaning here) | frozen (the layer does not move: delta = 0)."""
 
-MEASURES: Final[dict[str, str]] = {
-    "hessian_trace": "tr H_ll, Hutchinson",
-    "weighted_trace": "tr(diag(|w|) H_ll diag(|w|)), Hutchinson: infinitesimal adaptive sharpness",
-    "ggn_trace": "tr of the generalised Gauss-Newton block",
-    "fisher_trace": "tr of the Fisher information block, labels drawn from the model's own prediction",
-    "lambda_max": "largest algebraic eigenvalue of H_ll, Lanczos",
-    "lambda_min": "smallest algebraic eigenvalue of H_ll, Lanczos",
-    "lambda_abs": "eigenvalue of H_ll of largest magnitude, with its sign",
-    "gradient_curvature": "g' H_ll g / g' g, the curvature along the layer's own gradient g",
-    "gradient_alignment": "cosine of g and H_ll g: 1 where the gradient is an eigenvector of positive curvature",
-    "sharpness_avg": "mean rise of the loss under N(0, rho^2 diag(w^2)) noise on the layer",
-    "sharpness_avg_absolute": "mean rise of the loss under N(0, rho^2 I) noise on the layer",
-    "sharpness_max": "worst rise of the loss in the l-infinity ball |delta/w| <= rho, Auto-PGD",
-    "sharpness_max_absolute": "worst rise of the loss in the l-infinity ball |delta| <= rho, Auto-PGD",
-    "sharpness_max_l2": "worst rise of the loss in the l2 ball ||delta/w|| <= rho, Auto-PGD",
-    "sharpness_max_l2_absolute": "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD",
-}
-"""Every layer-wise measure by the name that flags, tables and figures use."""
+
+# ------------------------------------------------------------------------------------ words that users may add to
+@dataclass(frozen=True)
+class Origin:
+    """Where a word that is not the package's own comes from; part of a run's identity."""
+
+    source: str
+    """The plug-in's file name, the distribution of an entry point, or the run directory whose manifest told it."""
+    version: str
+    """The sha256 of the plug-in's file, or the distribution's version."""
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+W = TypeVar("W", bound=_Named)
+
+
+class Words(Mapping[str, W], Generic[W]):
+    """The known words of one kind, by name: the package's own in their canonical order, then those added from outside.
+
+    A word from outside comes by an entry point of ``group``, which is loaded when its name is asked for, or by a
+    plug-in (``config.plugins.load``). No word is replaced.
+    """
+
+    def __init__(self, kind: str, group: str, own: Iterable[W]) -> None:
+        self.kind, self.group = kind, group
+        self.origins: dict[str, Origin] = {}
+        """Of the words from outside."""
+        self._words = {word.name: word for word in own}
+        self._recalled: set[str] = set()
+
+    def __getitem__(self, name: str) -> W:
+        return self._words[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def not_loaded(self) -> tuple[str, ...]:
+        """The names of the group's entry points that nobody has asked for yet; none of them is imported."""
+        return tuple(n for n in sorted(e.name for e in metadata.entry_points(group=self.group)) if n not in self)
+
+    def find(self, name: str, key: str) -> W:
+        """The word called ``name``; an entry point of that name is loaded.
+
+        Raises ConfigError that begins with ``key`` for an unknown name, with the nearest known one, and for an entry
+        point that cannot be loaded or does not add the word that it is named for.
+        """
+        if name not in self:
+            found = next((e for e in metadata.entry_points(group=self.group) if e.name == name), None)
+            if found is None:
+                known = (*self, *self.not_loaded())
+                near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+                raise ConfigError(f"{key}: unknown {self.kind} '{shown(name, 60)}'.{near}")
+            self._load(found, key)
+        return self[name]
+
+    def add(self, word: W) -> None:
+        """Make ``word`` known; raises ConfigError where its name is taken."""
+        if word.name in self and word.name not in self._recalled:
+            raise ConfigError(f"the {self.kind} '{shown(word.name, 60)}' is known already; give yours another name.")
+        self._words[word.name] = word
+        self._recalled.discard(word.name)
+        if _LOADING:
+            origin, added = _LOADING[-1]
+            self.origins[word.name] = origin
+            added.append((self, word.name))
+
+    def recall(self, word: W, origin: Origin) -> None:
+        """Make a word from outside known by its facts alone, as a finished run tells them; ``add`` may follow."""
+        if word.name not in self:
+            self._words[word.name], self.origins[word.name] = word, origin
+            self._recalled.add(word.name)
+
+    def remove(self, name: str) -> None:
+        """Forget a word from outside (one whose plug-in failed half-way)."""
+        del self._words[name], self.origins[name]
+
+    def _load(self, entry: metadata.EntryPoint, key: str) -> None:
+        dist = entry.dist
+        origin = Origin(dist.name if dist else entry.value, dist.version if dist else "")
+        where = f"{key}: {self.kind} '{shown(entry.name, 60)}' of the package {shown(origin.source, 60)}"
+        with from_outside(origin, where):
+            entry.load()
+            if entry.name not in self:
+                raise ConfigError(f"importing {shown(entry.value, 100)} adds no {self.kind} of that name.")
+
+
+_LOADING: list[tuple[Origin, list[tuple[Words[Any], str]]]] = []
+"""What is being loaded from outside at this moment, the innermost last, with the words that it has added so far."""
+
+
+@contextlib.contextmanager
+def from_outside(origin: Origin, where: str) -> Iterator[list[tuple[Words[Any], str]]]:
+    """Words added inside are marked as ``origin``'s; gives them as (their kind's words, name).
+
+    Whatever is raised inside becomes a ConfigError that begins with ``where``, and what was added is taken back.
+    """
+    added: list[tuple[Words[Any], str]] = []
+    _LOADING.append((origin, added))
+    try:
+        yield added
+    except (Exception, SystemExit) as error:
+        for words, name in added:
+            words.remove(name)
+        why = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {shown(error, 300)}"
+        raise ConfigError(f"{where}: {why}") from error
+    finally:
+        _LOADING.pop()
+
+
+AddsUp = Literal["sum", "max", "min", "magnitude", "none"]
+"""How the value of several layers together follows from theirs: sum; max (the largest); min (the smallest); magnitude
+(the one of largest magnitude, with its sign); none (it does not follow from theirs)."""
+
+Cost = Literal["trace", "eigenvalues", "product", "outer", "noise", "worst_case"]
+"""What a measure spends a layer: products with the Hessian until a trace or an eigenvalue has converged, one product,
+backward passes of the logits, losses under noise, or gradients of an ascent."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One layer-wise measure with everything that follows from its name."""
+
+    name: str
+    """As flags, tables and figures use it."""
+    text: str
+    """What it is, in one phrase."""
+    family: str
+    """The module of ``sharpscope.curvature.measures`` that takes it (for one from outside: ``own``)."""
+    adds_up: AddsUp
+    cost: Cost
+    taken_at: Literal["alphas", "perturbation_alphas"] = "alphas"
+    """The field of the study that says at which points of the path the measure is taken."""
+    per_param: bool = True
+    """Whether the estimate divided by the number of parameters has a meaning."""
+    share: bool = True
+    """Whether the estimate divided by the whole model's has a meaning."""
+
+    def __post_init__(self) -> None:
+        for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):
+            if given not in get_args(known):
+                raise ConfigError(
+                    f"measure '{shown(self.name, 60)}': {field} '{shown(given, 60)}' is none of "
+                    f"{', '.join(get_args(known))}.{did_you_mean(str(given), get_args(known))}"
+                )
+
+
+def _eigenvalue(name: str, text: str, adds_up: AddsUp) -> Measure:
+    return Measure(name, text, "hessian", adds_up, "eigenvalues", per_param=False)
+
+
+def _along_gradient(name: str, text: str) -> Measure:
+    return Measure(name, text, "hessian", "none", "product", per_param=False, share=False)
+
+
+def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost) -> Measure:
+    return Measure(name, text, "perturbation", adds_up, cost, taken_at="perturbation_alphas")
+
+
+MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
+    Measure("hessian_trace", "tr H_ll, Hutchinson", "hessian", "sum", "trace"),
+    Measure("weighted_trace", "tr(diag(|w|) H_ll diag(|w|)), Hutchinson: infinitesimal adaptive sharpness", "hessian",
+            "sum", "trace"),
+    Measure("ggn_trace", "tr of the generalised Gauss-Newton block", "gauss_newton", "sum", "outer"),
+    Measure("fisher_trace", "tr of the Fisher information block, labels drawn from the model's own prediction",
+            "gauss_newton", "sum", "outer"),
+    _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll, Lanczos", "max"),
+    _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll, Lanczos", "min"),
+    _eigenvalue("lambda_abs", "eigenvalue of H_ll of largest magnitude, with its sign", "magnitude"),
+    _along_gradient("gradient_curvature", "g' H_ll g / g' g, the curvature along the layer's own gradient g"),
+    _along_gradient("gradient_alignment",
+                    "cosine of g and H_ll g: 1 where the gradient is an eigenvector of positive curvature"),
+    _rise("sharpness_avg", "mean rise of the loss under N(0, rho^2 diag(w^2)) noise on the layer", "sum", "noise"),
+    _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise"),
+    _rise("sharpness_max", "worst rise of the loss in the l-infinity ball |delta/w| <= rho, Auto-PGD", "max",
+          "worst_case"),
+    _rise("sharpness_max_absolute", "worst rise of the loss in the l-infinity ball |delta| <= rho, Auto-PGD", "max",
+          "worst_case"),
+    _rise("sharpness_max_l2", "worst rise of the loss in the l2 ball ||delta/w|| <= rho, Auto-PGD", "max",
+          "worst_case"),
+    _rise("sharpness_max_l2_absolute", "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD", "max",
+          "worst_case"),
+))  # fmt: skip
+"""Every layer-wise measure, in the order of tables and figures."""
+
+
+def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, ...]:
+    """The measures in canonical order without repeats; raises ConfigError for an unknown name."""
+    wanted = {MEASURES.find(name, key).name for name in names}
+    return tuple(m for m in MEASURES if m in wanted)
+
 
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",

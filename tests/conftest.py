@@ -98,6 +98,25 @@ def tiny_theta(tiny_thetas: dict[str, tuple[Any, dict[str, Any]]]) -> dict[str, 
 
 
 @pytest.fixture
+def task(tiny_model: Any, tiny_theta: dict[str, Any]) -> Any:
+    """A fine-tuning's task: three classes, twelve images, the tiny ViT with random weights."""
+    from sharpscope.finetuning.method import Task
+
+    return Task(tiny_model, tiny_theta, ("circle", "square", "star"), ("a photo of a {}", "a {}"), n=12, seed=3)
+
+
+@pytest.fixture
+def examples(tiny_model: Any, task: Any) -> Any:
+    """The twelve images of ``task``: noise with balanced labels."""
+    import torch
+
+    from sharpscope.finetuning.examples import TensorExamples
+
+    images = torch.randn(task.n, 3, *tiny_model.image_size, generator=torch.Generator().manual_seed(1))
+    return TensorExamples(images, torch.arange(task.n) % len(task.classnames))
+
+
+@pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
     """``image_folder({"cat": 3, "dog": 2}, name="val", size=20)`` -> a folder of class folders with random PNGs."""
     from PIL import Image

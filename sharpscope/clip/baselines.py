@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,32 +14,28 @@ from sharpscope.clip.ensembles import FailureSet, calibrating_temperature, mixed
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.probe import Probe
+from sharpscope.vocabulary import OutputBaseline
+from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["OUTPUT_BASELINES", "output_baselines"]
-
-OUTPUT_BASELINES: Final = {
-    "ose": "mean of the two ends' probabilities",
-    "vrf": "mean weighted for every image by its distance to the zero-shot model's failures (Zhu et al. 2024)",
-}
-"""Name -> what it mixes; also the ``variant`` of its accuracy rows, whose alpha is missing: no point of the path."""
-
-Theta = Mapping[str, Tensor]
+__all__ = ["output_baselines"]
 
 
 def output_baselines(
     pair: LoadedPair,
     probe: Probe,
     datasets: Mapping[str, Dataset],
-    which: Sequence[str],
+    which: Sequence[OutputBaseline],
     calibrate_on: str | None,
     batch_size: int = 128,
 ) -> tuple[dict[str, dict[str, Answers]], dict[str, str]]:
     """({baseline: {data set: answers}}, {baseline: what to know of it}): theta_0's and theta_1's outputs, mixed.
 
-    VRF's failures are looked for among the probe's training examples; its two temperatures are those that make the mean
-    confidence on the ID set ``calibrate_on`` equal to the accuracy there, as in the published code (None: 1, 1).
+    ose is the mean of the two ends' probabilities. vrf weighs that mean for every image by its distance to the
+    zero-shot model's failures (Zhu et al. 2024, arXiv 2411.06966), which are looked for among the probe's training
+    examples; its two temperatures are those that make the mean confidence on the ID set ``calibrate_on`` equal to the
+    accuracy there, as in the published code (None: 1, 1).
     """
-    ends = [_at(theta, probe) for theta in (pair.theta_0, pair.theta_1)]
+    ends = [on_device(theta, probe.device, probe.dtype) for theta in (pair.theta_0, pair.theta_1)]
     caches = [FeatureCache(), FeatureCache()]
     scores: dict[str, tuple[tuple[Tensor, Tensor], Tensor]] = {}
     for name, dataset in datasets.items():
@@ -84,9 +79,3 @@ def _failures(pair: LoadedPair, probe: Probe, ends: Sequence[Theta], temperature
         right.append(torch.stack([s == labels for s in said]).cpu())
     right_0, right_1 = torch.cat(right, dim=1)
     return FailureSet.of(torch.cat(features), right_0, right_1, *temperatures)
-
-
-def _at(theta: Theta, probe: Probe) -> dict[str, Tensor]:
-    return {
-        n: t.to(probe.device, probe.dtype) if t.is_floating_point() else t.to(probe.device) for n, t in theta.items()
-    }

@@ -12,7 +12,10 @@ __all__ = ["FailureSet", "calibrating_temperature", "failure_distance", "finetun
 NEAREST_SHARE = 0.001
 """k as a share of the failures: VRF's 0.1 %."""
 CENTRE, WIDTH = 1.5, 0.6
-"""VRF's sigmoid: from these distances on the fine-tuned model is trusted less than the zero-shot one, and how fast."""
+"""VRF's sigmoid. At the squared distance CENTRE from the zero-shot model's failures both models count alike; the larger
+WIDTH is, the more slowly the weight changes with the distance."""
+COLDEST, HOTTEST = 0.01, 100.0
+"""The temperatures between which the one that calibrates a model is looked for."""
 
 
 def mixed_outputs(logits_0: Tensor, logits_1: Tensor, weight: Tensor | float = 0.5) -> Tensor:
@@ -67,16 +70,17 @@ def failure_distance(features: Tensor, failures: Tensor, k: int) -> Tensor:
     return squared.clamp(min=0).kthvalue(k, dim=1).values
 
 
-def finetuned_weight(distance: Tensor, centre: float = CENTRE, width: float = WIDTH) -> Tensor:
-    """``1 / (1 + exp((d - centre) / width))``: near a failure of the zero-shot model the fine-tuned one counts more."""
-    return torch.sigmoid(-(distance - centre) / width)
+def finetuned_weight(distance: Tensor) -> Tensor:
+    """``1 / (1 + exp((d - 1.5) / 0.6))``: near a failure of the zero-shot model the fine-tuned one counts more."""
+    return torch.sigmoid(-(distance - CENTRE) / WIDTH)
 
 
-def calibrating_temperature(logits: Tensor, accuracy: float, low: float = 0.01, high: float = 100.0) -> float:
-    """T in [low, high] such that the mean of ``max softmax(logits / T)`` is ``accuracy``; the nearer bound if none is.
+def calibrating_temperature(logits: Tensor, accuracy: float) -> float:
+    """T in [0.01, 100] such that the mean of ``max softmax(logits / T)`` is ``accuracy``; the nearer bound if none is.
 
     logits [n, C]. The mean confidence falls as T grows: bisection in log T, to a relative 1e-6.
     """
+    low, high = COLDEST, HOTTEST
     while high / low > 1 + 1e-6:
         middle = (low * high) ** 0.5
         sure = float((logits.double() / middle).softmax(1).amax(1).mean())

@@ -18,7 +18,7 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
+from sharpscope.clip.pair import check_activation, checkpoint_stem, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import Tower
@@ -26,6 +26,7 @@ from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, ex
 from sharpscope.weights import Checkpoint, read_checkpoint
 from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.theta import on_device
 
 __all__ = ["COLUMNS", "evaluate"]
 
@@ -33,18 +34,18 @@ COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_
 """Columns of the table. ``role``: test (one data set) | mean (over those that ``dataset`` names)."""
 
 Names = tuple[str, ...]
-Source = str | FilePath
+File = str | FilePath
 
 
 def evaluate(
-    checkpoints: Source | Sequence[Source],
+    checkpoints: File | Sequence[File],
     model: str = "ViT-B-32",
     specs: Sequence[str] = (),
     *,
     metrics: Sequence[str] | None = None,
     head: str = "auto",
-    classnames: Source | Sequence[str] | None = None,
-    templates: Source | Sequence[str] | None = None,
+    classnames: File | Sequence[str] | None = None,
+    templates: File | Sequence[str] | None = None,
     data_root: str | None = None,
     batch_size: int = 128,
     device: str = "auto",
@@ -53,8 +54,8 @@ def evaluate(
     bootstrap: int = 1000,
     seed: int = 0,
     progress: MakeBar | None = None,
-    head_file: Source | None = None,
-    base: Source | None = None,
+    head_file: File | None = None,
+    base: File | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: columns ``COLUMNS``.
 
@@ -123,9 +124,9 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
     return out
 
 
-def _labels(files: Sequence[Source]) -> list[str]:
+def _labels(files: Sequence[File]) -> list[str]:
     """What the checkpoints are called in the table: the stems of their files where these differ, else their paths."""
-    stems = [FilePath(str(f).removeprefix("mini:")).stem for f in files]
+    stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
     if len(set(labels)) != len(labels):
         raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
@@ -215,8 +216,7 @@ class _Heads:
         return self._made[key]
 
     def _loaded(self) -> dict[str, Tensor]:
-        tensors = self.weights.tensors
-        theta = {n: (t.float() if t.is_floating_point() else t).to(self.where) for n, t in tensors.items()}
+        theta = on_device(self.weights.tensors, self.where, torch.float32)
         if "logit_scale" not in theta and self.model == "mini":
             # a fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT's)
             zeroshot = read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors

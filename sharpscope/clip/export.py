@@ -11,9 +11,12 @@ from torch import Tensor
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
 from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.vocabulary import PathName, Select, Target
 from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_finite
+from sharpscope.weights.heads import head_metadata
 from sharpscope.weights.writing import in_huggingface_names
 
 __all__ = ["convert", "interpolate", "sparsify"]
@@ -61,16 +64,14 @@ def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu:
     if told is not None:
         written["sharpscope.quick_gelu"] = json.dumps(told)
     if facts["head"]:
-        written["sharpscope.head.scale_baked"] = json.dumps(facts["head"]["scale_baked"])
-        written["sharpscope.head.normalize"] = json.dumps(facts["head"]["normalize"])
-        if classnames is not None:
-            named = read_classnames(classnames)
-            if len(named) != len(read.tensors["head.weight"]):
-                raise ConfigError(
-                    f"classnames: {shown(classnames)} has {len(named)} names, the head "
-                    f"{len(read.tensors['head.weight'])} classes."
-                )
-            written["sharpscope.classnames"] = json.dumps(list(named))
+        named = None if classnames is None else read_classnames(classnames)
+        if named is not None and len(named) != len(read.tensors[HEAD_WEIGHT]):
+            raise ConfigError(
+                f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                f"{len(read.tensors[HEAD_WEIGHT])} classes."
+            )
+        told_head = {key: facts["head"][key] for key in ("scale_baked", "normalize")}
+        written |= head_metadata(**told_head, classnames=named)
     return written
 
 
@@ -86,11 +87,16 @@ def interpolate(
     extrapolate: bool = False,
     head: str = "auto",
     head_file: str | FilePath | None = None,
+    path: PathName = "linear",
 ) -> None:
-    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included; see ``load_pair``."""
+    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included.
+
+    ``path``: linear, or lines (see ``LoadedPair.path``); any but the linear one is named in the file's metadata. The
+    other arguments and the errors are those of ``load_pair`` and ``LoadedPair.path``.
+    """
     pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
-    path = pair.path(extrapolate=extrapolate)
-    _write_theta(out, path.at(alpha), pair, {"alpha": repr(float(alpha))})
+    theta = pair.path(extrapolate=extrapolate, kind=path).at(alpha)
+    _write_theta(out, theta, pair, {"alpha": repr(float(alpha)), **({} if path == "linear" else {"path": path})})
 
 
 def sparsify(
@@ -100,8 +106,8 @@ def sparsify(
     layers: Sequence[str],
     density: float,
     out: str | FilePath,
-    target: str = "delta",
-    select: str = "random",
+    target: Target = "delta",
+    select: Select = "random",
     alpha: float = 1.0,
     model: str = "ViT-B-32",
     granularity: str = "module",
@@ -123,8 +129,8 @@ def sparsify(
             )
     path = pair.path(extrapolate=extrapolate)
     theta = sparsified(
-        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed,  # type: ignore[arg-type]
-    )  # fmt: skip
+        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed
+    )
     _write_theta(out, theta, pair, {
         "alpha": repr(float(alpha)), "sparse_layers": json.dumps(list(layers)), "density": repr(float(density)),
         "target": target, "select": select, "seed": str(seed),
@@ -138,10 +144,8 @@ def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedP
         "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
         "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
     }
-    if "head.weight" in theta:
-        metadata |= {
-            "sharpscope.head.scale_baked": json.dumps(classifier.scale_baked),
-            "sharpscope.head.normalize": json.dumps(classifier.normalize),
-            "sharpscope.classnames": json.dumps(list(classifier.classnames)),
-        }
+    if HEAD_WEIGHT in theta:
+        metadata |= head_metadata(
+            scale_baked=classifier.scale_baked, normalize=classifier.normalize, classnames=classifier.classnames
+        )
     write_checkpoint(out, theta, metadata)

@@ -11,6 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, PairMismatch, shown
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
+from sharpscope.miniworld import world as miniworld
 
 __all__ = ["DEFAULT_TEMPLATES", "Classifier", "HeadMode", "default_templates", "zero_shot_head"]
 
@@ -25,11 +27,7 @@ _TEXTS_AT_ONCE = 1024
 
 def default_templates(model: ClipModel) -> tuple[str, ...]:
     """The prompts where the user gives none: the embedded world's own for ``mini``, else :data:`DEFAULT_TEMPLATES`."""
-    if model.name != "mini":
-        return DEFAULT_TEMPLATES
-    from sharpscope.miniworld import world as miniworld
-
-    return tuple(miniworld.TEMPLATES)
+    return tuple(miniworld.TEMPLATES) if model.name == "mini" else DEFAULT_TEMPLATES
 
 
 def zero_shot_head(
@@ -112,11 +110,11 @@ class Classifier:
         text: no head. Raises PairMismatch when a stored head does not have one row for each class.
         """
         base = theta if theta_0 is None else theta_0
-        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
         if self.mode == "text":
             return body
-        if self.mode == "stored" and "head.weight" in theta:
-            self._check_head(theta["head.weight"])
+        if self.mode == "stored" and HEAD_WEIGHT in theta:
+            self._check_head(theta[HEAD_WEIGHT])
             return dict(theta)
         with torch.no_grad():
             weight = self._vectors_from_text(base)
@@ -124,9 +122,9 @@ class Classifier:
                 weight = _scale(base) * weight
         if self.mode == "zeroshot":
             body["logit_scale"] = base["logit_scale"]
-        body["head.weight"] = weight
+        body[HEAD_WEIGHT] = weight
         if self.bias and self.mode == "stored":
-            body["head.bias"] = weight.new_zeros(len(weight))
+            body[HEAD_BIAS] = weight.new_zeros(len(weight))
         return body
 
     def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -141,10 +139,10 @@ class Classifier:
         """Class vectors [C, D] under ``theta``; differentiable. Raises PairMismatch where theta has no fitting head."""
         if self.mode == "text":
             return theta[_PRECOMPUTED] if _PRECOMPUTED in theta else self._vectors_from_text(theta)
-        if "head.weight" not in theta:
+        if HEAD_WEIGHT not in theta:
             raise PairMismatch(f"head '{self.mode}' needs head.weight in theta: Classifier.attach adds it.")
-        self._check_head(theta["head.weight"])
-        return theta["head.weight"]
+        self._check_head(theta[HEAD_WEIGHT])
+        return theta[HEAD_WEIGHT]
 
     def logits(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits [B, C] of normalised ``images`` [B, 3, H, W]; differentiable in ``theta``."""
@@ -159,27 +157,22 @@ class Classifier:
         logits = F.linear(features, self.class_vectors(theta))
         if not self.scale_baked:
             logits = _scale(theta) * logits
-        return logits + theta["head.bias"] if self.mode == "stored" and "head.bias" in theta else logits
+        return logits + theta[HEAD_BIAS] if self.mode == "stored" and HEAD_BIAS in theta else logits
 
     # ------------------------------------------------------------------ what the loss depends on
-    @property
-    def moving_prefixes(self) -> tuple[str, ...]:
-        """Prefixes of the parameters that the logits depend on in this mode.
+    def parameters(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Names in ``theta`` that the logits depend on, buffers left out: the only ones that can be layers.
 
         zeroshot: the image tower (the head stays theta_0's). stored: image tower and head, and ``logit_scale`` unless
         it is baked in. text: both towers and ``logit_scale``. Those of them move that differ between the checkpoints.
         """
-        if self.mode == "zeroshot":
-            return ("visual.",)
+        depends = {*self.model.image_names}
         if self.mode == "stored":
-            return ("visual.", "head.") if self.scale_baked else ("visual.", "head.", "logit_scale")
-        text = dict.fromkeys(k.split(".")[0] + "." * ("." in k) for k in self.model.text_names)
-        return ("visual.", *text, "logit_scale")
-
-    def parameters(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Names in ``theta`` that the logits depend on, buffers left out: the only ones that can be layers."""
-        known = (*self.model.parameter_names, "head.weight", "head.bias")
-        return tuple(k for k in known if k in theta and k.startswith(self.moving_prefixes))
+            depends |= {HEAD_WEIGHT, HEAD_BIAS} | (set() if self.scale_baked else {"logit_scale"})
+        if self.mode == "text":
+            depends |= {*self.model.text_names, "logit_scale"}
+        known = (*self.model.parameter_names, HEAD_WEIGHT, HEAD_BIAS)
+        return tuple(k for k in known if k in theta and k in depends)
 
     def reached(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Those of :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import resolve_checkpoint
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, listing, shown
-from sharpscope.layers import Tower, is_buffer, split_layers
+from sharpscope.layers import HEAD_WEIGHT, Tower, is_buffer, split_layers, tower_of
 from sharpscope.tables.formats import number, percent
 from sharpscope.weights import Checkpoint, InterpolationPath, Pair, check_pair, describe, read_checkpoint
 from sharpscope.weights.checkpoint import read_head_file
@@ -145,7 +145,7 @@ def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None
 
 
 def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    classes, width = tensors["head.weight"].shape
+    classes, width = tensors[HEAD_WEIGHT].shape
     baked = "logit scale baked in" if head["scale_baked"] else "logit scale not baked in"
     return f"{classes} classes x {width}, {baked}, features {'' if head['normalize'] else 'not '}normalised"
 
@@ -170,7 +170,5 @@ def _compared(first: Checkpoint, second: Checkpoint) -> str:
 
 
 def _headless(pair: Pair) -> InterpolationPath:
-    zero, one = (
-        {n: t for n, t in theta.items() if not n.startswith("head.")} for theta in (pair.theta_0, pair.theta_1)
-    )
+    zero, one = ({n: t for n, t in theta.items() if tower_of(n) != "head"} for theta in (pair.theta_0, pair.theta_1))
     return InterpolationPath(zero, one)

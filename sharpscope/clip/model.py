@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.prefix import Prefix
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.layers import tower_of
+from sharpscope.miniworld import world as miniworld
 
 __all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates"]
 
 Tokenizer = Callable[[list[str]], Tensor]
-_NOT_TEXT = ("visual.", "text_decoder.", "logit_scale", "logit_bias")
+_DECODER = "text_decoder."
+"""What CoCa's captioning decoder is called, which is no part of the text features."""
 
 
 def imagenet_classnames() -> tuple[str, ...]:
@@ -83,8 +85,10 @@ class ClipModel:
         self.shapes: dict[str, torch.Size] = {k: v.shape for k, v in skeleton.state_dict().items()}
         self.parameter_names: tuple[str, ...] = tuple(k for k, _ in skeleton.named_parameters())
         self.buffer_names: tuple[str, ...] = tuple(k for k in self.shapes if k not in set(self.parameter_names))
-        self.image_names: tuple[str, ...] = tuple(k for k in self.shapes if k.startswith("visual."))
-        self.text_names: tuple[str, ...] = tuple(k for k in self.shapes if not k.startswith(_NOT_TEXT))
+        self.image_names: tuple[str, ...] = tuple(k for k in self.shapes if tower_of(k) == "image")
+        self.text_names: tuple[str, ...] = tuple(
+            k for k in self.shapes if tower_of(k) == "text" and not k.startswith(_DECODER)
+        )
         visual: Any = skeleton.visual
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
@@ -136,12 +140,10 @@ class ClipModel:
 
     @classmethod
     def _load_mini(cls, tokenizer: Tokenizer | None) -> ClipModel:
-        root = resources.files("sharpscope.clip").joinpath("miniworld_data")
-        with resources.as_file(root.joinpath("open_clip_config.json")) as path:
-            config, preprocess_cfg = _read_json(path)
-        if tokenizer is None:  # built at once: the file may be a temporary copy out of a zipped package
-            with resources.as_file(root.joinpath("mini_bpe.txt.gz")) as bpe:
-                tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=config["text_cfg"]["context_length"])
+        config, preprocess_cfg = _read_json(miniworld.config_path())
+        if tokenizer is None:
+            bpe, length = str(miniworld.tokenizer_path()), config["text_cfg"]["context_length"]
+            tokenizer = SimpleTokenizer(bpe_path=bpe, context_length=length)
         return cls._from_config(config, "mini", preprocess_cfg, tokenizer)
 
     @classmethod
@@ -222,14 +224,6 @@ class ClipModel:
         assert isinstance(tokens, Tensor)
         return tokens.long()
 
-    def check(self, theta: Mapping[str, Tensor]) -> None:
-        """Raise PairMismatch unless ``theta`` holds every tensor of the model in its shape; others may be there."""
-        _require(theta, tuple(self.shapes), self.name)
-        wrong = [k for k in self.shapes if k in theta and theta[k].shape != self.shapes[k]]
-        if wrong:
-            some = ", ".join(f"{shown(k)} {[*theta[k].shape]} instead of {[*self.shapes[k]]}" for k in wrong[:10])
-            raise PairMismatch(f"{len(wrong)} tensors do not fit the model '{shown(self.name)}': {some}")
-
     # ------------------------------------------------------------------ features
     def encode_image(self, theta: Mapping[str, Tensor], images: Tensor, normalize: bool = True) -> Tensor:
         """Features [B, D] of ``images`` [B, 3, H, W] normalised by mean and std; unit rows if ``normalize``."""
@@ -244,10 +238,8 @@ class ClipModel:
         _require(theta, (name := f"{self._token_embedding()}.weight",), self.name)
         return F.embedding(tokens.to(theta[name].device), theta[name])
 
-    def encode_embedded(
-        self, theta: Mapping[str, Tensor], tokens: Tensor, embeddings: Tensor, normalize: bool = True
-    ) -> Tensor:
-        """Text features with ``embeddings`` [T, L, W] in the place of those of ``tokens``: how prompts are learnt.
+    def encode_embedded(self, theta: Mapping[str, Tensor], tokens: Tensor, embeddings: Tensor) -> Tensor:
+        """Text features, unit rows, with ``embeddings`` [T, L, W] in the place of those of ``tokens``.
 
         ``tokens`` still say where a text ends. Differentiable in ``theta`` and ``embeddings``; with those of
         :meth:`embed_tokens` equal to ``encode_text``. Raises ConfigError for a text tower that is not open_clip's own.
@@ -255,7 +247,7 @@ class ClipModel:
         module = self._text.get_submodule(f"clip.{self._token_embedding()}")
         hook = module.register_forward_hook(lambda *_: embeddings)
         try:
-            return self.encode_text(theta, tokens, normalize)
+            return self.encode_text(theta, tokens)
         finally:
             hook.remove()
 
@@ -413,7 +405,7 @@ def _build(config: Mapping[str, Any], name: str) -> nn.Module:
     if hf_model:
         raise ConfigError(
             f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described on the Hugging Face hub only.\n"
-            "Remedy: build the module yourself and pass it to ClipModel.from_module."
+            "Remedy: build the module yourself and pass sharpscope.load_pair model=ClipModel.from_module(module)."
         )
     if "timm_model_name" in cfg["vision_cfg"]:
         cfg["vision_cfg"]["timm_model_pretrained"] = False

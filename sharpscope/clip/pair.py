@@ -6,28 +6,34 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.transplant import prompted, transplanted
-from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, shown
-from sharpscope.layers import TOWERS, Layer, Tower, split_layers, tower_of
+from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
-from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, with_head
+from sharpscope.vocabulary import PathName
+from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.heads import CLASSNAMES
 from sharpscope.weights.pair import Pair, alike_heads, check_pair
-from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.path import InterpolationPath, lines_path
 from sharpscope.weights.prompts import read_prompts
+from sharpscope.weights.theta import HALF_TYPES, without_halves
 
-__all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
+__all__ = ["LoadedPair", "check_activation", "checkpoint_stem", "load_pair", "pick_device", "resolve_checkpoint"]
 
-_HALF = (torch.float16, torch.bfloat16)
-Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
+LINES_SCALES: Final = (0.0, 1.0)
+"""alpha and beta of LiNeS on the path called ``lines``, the defaults of its published code: the first layer's change is
+undone, the last one's is kept, and the path between has no further number to choose."""
+CheckpointSource = str | FilePath | Weights
+"""What a checkpoint may be given as: a file, ``mini:NAME``, a hub or folder id, or weights in memory."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,21 @@ class LoadedPair:
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
     upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
-    def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
-        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
-        return InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
+    def path(
+        self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
+    ) -> InterpolationPath:
+        """A path that starts at theta_0, lazily: alpha in [0, 1] (any number with ``extrapolate``) -> theta(alpha).
+
+        ``kind``: linear is ``(1 - alpha) * theta_0 + alpha * theta_1`` with bit-exact ends (Wortsman et al. 2022,
+        arXiv 2109.01903). lines is the straight path to the LiNeS edit of theta_1 (Wang et al. 2024, arXiv 2410.17146),
+        whose change grows from none in the stem to all of theta_1's in the deepest layer: see
+        ``weights.path.lines_path``; its start is theta_0 bit for bit. Raises ConfigError for an unknown kind.
+        """
+        if kind not in get_args(PathName):
+            known = get_args(PathName)
+            raise ConfigError(f"path: '{shown(kind)}' is none of {', '.join(known)}.{did_you_mean(str(kind), known)}")
+        straight = InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
+        return straight if kind == "linear" else lines_path(straight, self.layers(), *LINES_SCALES)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
         """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
@@ -72,15 +90,15 @@ class LoadedPair:
 
 
 def load_pair(
-    zeroshot: Source,
-    finetuned: Source,
+    zeroshot: CheckpointSource,
+    finetuned: CheckpointSource,
     *,
-    model: str = "ViT-B-32",
+    model: str | ClipModel = "ViT-B-32",
     head: str = "auto",
     classnames: str | FilePath | Sequence[str] | None = None,
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
-    upgraded: Source | None = None,
+    upgraded: CheckpointSource | None = None,
     head_file: str | FilePath | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture.
@@ -88,7 +106,8 @@ def load_pair(
     Args:
         zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
             modified.
-        model: open_clip model name, path of an open_clip config JSON, or ``mini``.
+        model: open_clip model name, path of an open_clip config JSON, ``mini``, or a ClipModel (that of a live module:
+            ``ClipModel.from_module``).
         head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
             has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
@@ -105,11 +124,11 @@ def load_pair(
         NonFiniteWeights: NaN or infinite weights, by key.
         ConfigError: unknown model, head, or no class names.
     """
-    clip = ClipModel.load(model)
+    clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
     second = _read_finetuned(finetuned, first, clip, classnames)
     ends = alike_heads(*_with_head_file((first, second), head_file, head))
-    pair: Pair = check_pair(*ends)
+    pair: Pair = check_pair(*ends, parameter_names=clip.parameter_names)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
     _check_model(pair, clip, ends, _needed(mode, pair, stored))
@@ -117,13 +136,13 @@ def load_pair(
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
-        _classnames(classnames, ends, model),
+        _classnames(classnames, ends, clip.name),
         _templates(templates, ends),
         scale_baked=bool(mode == "stored" and stored and stored["scale_baked"]),
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
-        bias="head.bias" in pair.theta_1,
+        bias=HEAD_BIAS in pair.theta_1,
     )
-    zero, one, cast = _single(pair.theta_0), _single(pair.theta_1), _halves(pair.theta_0)
+    zero, one, cast = without_halves(pair.theta_0), without_halves(pair.theta_1), _halves(pair.theta_0)
     theta_0 = classifier.attach(zero)
     theta_1 = classifier.attach(one, zero)
     names = tuple(
@@ -147,20 +166,22 @@ def load_pair(
         check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
         facts["upgraded"] = _file_facts(end)
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
-        better = transplanted(classifier, theta_0, theta_1, _single(end.tensors), prompts)
+        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts)
     return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
 
 
 def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
-    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, hub and
-    folder ids (``hf-hub:``, ``local-dir:``) stay as they are, anything else is a path."""
-    text = str(source)
-    if text.startswith("mini:"):
-        return miniworld.checkpoint_path(text.removeprefix("mini:"))
-    return text if text.startswith(("hf-hub:", "hf_hub:", "local-dir:")) else FilePath(text)
+    """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, all else
+    (a path, a hub or folder id) stays as it is. Raises ConfigError for a checkpoint that the world does not have."""
+    return miniworld.checkpoint_path(str(source)) if str(source).startswith("mini:") else source
 
 
-def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoint:
+def checkpoint_stem(source: str | FilePath) -> str:
+    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
+    return FilePath(str(source).removeprefix("mini:")).stem
+
+
+def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -> Checkpoint:
     """The checkpoint of one end; a partial file (Dassl, adapters) is laid over ``base``."""
     if isinstance(source, Checkpoint):
         return source
@@ -170,7 +191,7 @@ def _read(source: Source, role: str, base: Checkpoint | None = None) -> Checkpoi
 
 
 def _read_finetuned(
-    source: Source, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
+    source: CheckpointSource, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
 ) -> Checkpoint:
     """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
     try:
@@ -202,20 +223,15 @@ def _head_digest(ends: tuple[Checkpoint, Checkpoint]) -> str:
     return next(str(h["file_sha256"]) for e in ends if "file_sha256" in (h := e.facts["head"] or {}))
 
 
-def _single(theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``theta`` with its float16 and bfloat16 tensors as float32: what a path is computed in, and exact."""
-    return {n: t.float() if t.dtype in _HALF else t for n, t in theta.items()}
-
-
 def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
     """How many tensors of each half type were cast to float32."""
-    return {str(d).removeprefix("torch."): n for d in _HALF if (n := sum(t.dtype == d for t in theta.values()))}
+    return {str(d).removeprefix("torch."): n for d in HALF_TYPES if (n := sum(t.dtype == d for t in theta.values()))}
 
 
 def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
     """The towers whose every tensor the logits depend on: a WiSE-FT file keeps only leftovers of its text tower."""
     if mode == "stored":
-        both = "head.weight" in pair.theta_0 and "head.weight" in pair.theta_1
+        both = HEAD_WEIGHT in pair.theta_0 and HEAD_WEIGHT in pair.theta_1
         scale: tuple[Tower, ...] = () if stored and stored["scale_baked"] else ("scale",)
         return ("image", *scale) if both else ("image", "text", "scale")
     return ("image", "text", "scale")
@@ -223,7 +239,7 @@ def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[To
 
 def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoint], needed: tuple[Tower, ...]) -> None:
     for theta, end in zip((pair.theta_0, pair.theta_1), ends, strict=True):
-        body = {k: v for k, v in theta.items() if not k.startswith("head.")}
+        body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
         check_model(body, model.shapes, model.name, source=end.source, require=needed)
 
 
@@ -248,14 +264,14 @@ def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
 
 
 def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
-    if head == "stored" and "head.weight" not in pair.theta_1:
+    if head == "stored" and HEAD_WEIGHT not in pair.theta_1:
         raise ConfigError(
             "head: 'stored' was asked for, but the fine-tuned checkpoint has no head.weight.\n"
             "Remedy: --head zeroshot (head from theta_0's text tower) or --head text (rebuilt at every alpha)."
         )
     if head != "auto":
         return head
-    if "head.weight" in pair.theta_1:
+    if HEAD_WEIGHT in pair.theta_1:
         return "stored"
     return "text" if any(n in pair.moving for n in model.text_names) else "zeroshot"
 
@@ -268,7 +284,7 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
     for end in reversed(ends):
         if (head := end.facts.get("head")) and head.get("classnames"):
             return tuple(head["classnames"])
-        if told := _told(end, "sharpscope.classnames"):  # of a file without a head: one made from its text tower
+        if told := _told(end, CLASSNAMES):  # of a file without a head: one made from its text tower
             return told
     if model == "mini":
         return miniworld.CLASSES
@@ -311,10 +327,8 @@ def _file_facts(end: Checkpoint) -> dict[str, Any]:
     return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
 
 
-def _stem(source: Source) -> str:
-    if isinstance(source, (str, FilePath)):
-        return FilePath(str(source).removeprefix("mini:")).stem
-    return "finetuned"
+def _stem(source: CheckpointSource) -> str:
+    return checkpoint_stem(source) if isinstance(source, (str, FilePath)) else "finetuned"
 
 
 def _summary(pair: LoadedPair) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.prompts import CTX, Prompts
 from sharpscope.errors import PairMismatch, shown
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.files.sources import locate
+from sharpscope.weights.theta import Theta, cast, on_device
 
 __all__ = ["prompted", "transplanted"]
-
-Theta = dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def prompted(
     ``path``: the file, whose sha256 is that of the result. Raises PairMismatch where the context has not the width of
     the text tower.
     """
-    theta = {n: t.float() if t.is_floating_point() else t for n, t in base.tensors.items()}
+    theta = {n: cast(t, torch.float32) for n, t in base.tensors.items()}
     width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
     if prompts[CTX].shape[-1] != width:
         raise PairMismatch(
@@ -47,7 +47,7 @@ def prompted(
     with open(locate(path).path, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     vectors = learnt.class_vectors(model, {**theta, **prompts})
-    return Checkpoint({**base.tensors, "head.weight": vectors}, facts, digest, str(path))
+    return Checkpoint({**base.tensors, HEAD_WEIGHT: vectors}, facts, digest, str(path))
 
 
 @torch.no_grad()
@@ -69,10 +69,10 @@ def transplanted(
     if prompts:
         learnt = Prompts.of(classifier.model, classifier.classnames, prompts[CTX].shape[-2])
         at = upgraded[classifier.model.text_names[0]].device
-        module = {n: t.to(at) for n, t in prompts.items()}
-        return start, {**start, "head.weight": learnt.class_vectors(classifier.model, {**upgraded, **module})}
+        module = on_device(prompts, at)
+        return start, {**start, HEAD_WEIGHT: learnt.class_vectors(classifier.model, {**upgraded, **module})}
     adapted = dict(start)
-    for name in (*classifier.model.parameter_names, "head.weight", "head.bias"):
+    for name in (*classifier.model.parameter_names, HEAD_WEIGHT, HEAD_BIAS):
         if name in start and name in theta_1 and start[name].shape == theta_1[name].shape:
             adapted[name] = start[name] + (theta_1[name] - theta_0[name]).to(start[name])
     return start, adapted

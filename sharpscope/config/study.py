@@ -19,6 +19,7 @@ from sharpscope.vocabulary import (
     Granularity,
     HeadMode,
     OutputBaseline,
+    PathName,
     Precision,
     Select,
     Target,
@@ -93,6 +94,11 @@ class StudyConfig:
     """Points of the path, on the fine-tuned side."""
     extrapolate: bool = False
     """Allow alphas outside [0, 1]."""
+    paths: tuple[PathName, ...] = ("linear",)
+    """Which paths from theta_0 are evaluated: linear, which is always there and first, and lines (LiNeS, Wang et al.
+    2024: the straight path to theta_1 with the change of shallow layers scaled down). Each further path is evaluated at
+    every alpha on every test set; its accuracies have the variant path:NAME. Curvature, stragglers, failure, repair and
+    correlations are taken on the linear path only."""
     granularity: Granularity = "module"
     """What a layer is: every tensor, every module, or every block."""
     measures: tuple[str, ...] = DEFAULT_MEASURES
@@ -195,11 +201,7 @@ class StudyConfig:
         for name in ("id", "ood"):  # a collection's name stands for its sets
             object.__setattr__(self, name, expand_specs(getattr(self, name)))
         _check(self)
-
-    @property
-    def path_alphas(self) -> tuple[float, ...]:
-        """The points of the path."""
-        return self.alphas
+        object.__setattr__(self, "paths", ("linear", *(p for p in self.paths if p != "linear")))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
@@ -259,7 +261,7 @@ def _check(c: StudyConfig) -> None:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
     lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
-    for name in (*lists, "criticality_noise", "output_baselines"):
+    for name in (*lists, "criticality_noise", "output_baselines", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")

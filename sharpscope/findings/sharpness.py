@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from sharpscope.errors import ConfigError, shown
 from sharpscope.findings.frames import alpha_index
 from sharpscope.tables.rows import ordered, unique_in_order
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.vocabulary import ALL, MEASURES, AddsUp
 
 __all__ = [
     "BEST",
@@ -148,17 +149,22 @@ class Cube:
         return [(m, int(layer)) for m in range(len(self.measures)) for layer in np.flatnonzero(self.present[m])]
 
 
-def _together(values: np.ndarray, measure: str) -> np.ndarray:
-    """One number for the layers along axis 0: what adds up is added, extremes stay extremes; NaN if any is missing."""
-    if measure == "lambda_min":
-        return values.min(axis=0)
-    if measure == "lambda_abs":
-        largest = np.abs(np.where(np.isnan(values), -1.0, values)).argmax(axis=0)
-        picked = np.take_along_axis(values, largest[None], axis=0)[0]
-        return np.where(np.isnan(values).any(axis=0), np.nan, picked)
-    if measure == "lambda_max" or measure.startswith("sharpness_max"):
-        return values.max(axis=0)
-    return values.sum(axis=0)
+def _together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
+    """One number for the layers along axis 0 by the measure's own rule; NaN if any is missing, or by the rule none."""
+    match adds_up:
+        case "sum":
+            return values.sum(axis=0)
+        case "max":
+            return values.max(axis=0)
+        case "min":
+            return values.min(axis=0)
+        case "magnitude":
+            largest = np.abs(np.where(np.isnan(values), -1.0, values)).argmax(axis=0)
+            picked = np.take_along_axis(values, largest[None], axis=0)[0]
+            return np.where(np.isnan(values).any(axis=0), np.nan, picked)
+        case "none":
+            return np.full(values.shape[1:], np.nan)
+    raise ConfigError(f"measures: '{shown(adds_up, 60)}' is no rule by which layers add up.")
 
 
 def sharpness_cube(
@@ -234,7 +240,7 @@ def _with_groups(
         for m, measure in enumerate(measures):
             for g, group in enumerate((members, others)):
                 if group and members:
-                    groups[m, g, p] = _together(raw[m, group, p], measure)
+                    groups[m, g, p] = _together(raw[m, group, p], MEASURES.find(measure, "sharpness table").adds_up)
     whole = raw[:, [layers.index(ALL)]] if ALL in layers else np.full_like(groups[:, :1], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = groups / whole

@@ -16,9 +16,10 @@ from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
 from sharpscope.finetuning.statefile import Progress, StateFile
-from sharpscope.finetuning.trainer import State, Theta, epochs, train
+from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import Precision
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Fitted", "fit"]
 
@@ -138,7 +139,6 @@ class _Stage:
             self.stage.trained,
             loss,
             recipe,
-            constrain=self.prepared.constrain,
             ema=self.method.ema,
             precision=self.precision,
             resume=at.state,
@@ -182,10 +182,10 @@ class _Stage:
         return _ahead(read, enumerate(order, done))
 
 
-def _ahead(work: Callable[[T], R], items: Iterator[T], depth: int = 2) -> Iterator[R]:
-    """``map(work, items)``, in order, up to ``depth`` results being made beforehand in a thread of their own."""
+def _ahead(work: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
+    """``map(work, items)``, in order, up to two results being made beforehand in a thread of their own."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(work, item) for item in itertools.islice(items, depth)]
+        waiting = [pool.submit(work, item) for item in itertools.islice(items, 2)]
         while waiting:
             result = waiting.pop(0).result()
             waiting += [pool.submit(work, item) for item in itertools.islice(items, 1)]

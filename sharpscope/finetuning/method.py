@@ -20,8 +20,11 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
-from sharpscope.finetuning.trainer import Optimizer, Recipe, Theta
+from sharpscope.finetuning.trainer import Optimizer, Recipe
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
 from sharpscope.seeds import derive
+from sharpscope.weights.heads import CLASSNAMES, head_metadata
+from sharpscope.weights.theta import Theta
 
 __all__ = [
     "Batch",
@@ -142,8 +145,6 @@ class Prepared:
     """What is saved of a theta (of the averaged one, where the method averages)."""
     freeze: Callable[[Theta], Theta] = dict
     """theta with what ``logits`` computes anew for every batch (class vectors, merged weights) computed once."""
-    constrain: Callable[[Theta], None] | None = None
-    """Puts leaves back where they have to be, in place, after every step."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a reader of the checkpoint should know beyond the hyperparameters."""
 
@@ -253,13 +254,13 @@ def cross_entropy(classifier: Classifier) -> Callable[[Theta, Batch], Losses]:
 
 def image_tower(task: Task) -> tuple[str, ...]:
     """Names of the image tower's parameters."""
-    return tuple(n for n in task.model.parameter_names if n.startswith("visual."))
+    return tuple(n for n in task.model.parameter_names if tower_of(n) == "image")
 
 
 def both_towers(task: Task) -> tuple[str, ...]:
     """Names of both towers' parameters and of the logit scale."""
     text = {*task.model.text_names, "logit_scale"}
-    return tuple(n for n in task.model.parameter_names if n.startswith("visual.") or n in text)
+    return tuple(n for n in task.model.parameter_names if tower_of(n) == "image" or n in text)
 
 
 def text_head(task: Task) -> Classifier:
@@ -275,13 +276,12 @@ def of_classifier(classifier: Classifier, names: tuple[str, ...] | None = None) 
     """
     model = classifier.model
     stored = classifier.mode == "stored"
-    kept = names or ((*model.image_names, "head.weight", "head.bias", "logit_scale") if stored else tuple(model.shapes))
+    kept = names or ((*model.image_names, HEAD_WEIGHT, HEAD_BIAS, "logit_scale") if stored else tuple(model.shapes))
 
     def export(theta: Theta) -> Exported:
-        metadata = {"sharpscope.classnames": json.dumps(list(classifier.classnames))}
+        metadata = {CLASSNAMES: json.dumps(list(classifier.classnames))}
         if stored:
-            metadata["sharpscope.head.scale_baked"] = json.dumps(classifier.scale_baked)
-            metadata["sharpscope.head.normalize"] = json.dumps(classifier.normalize)
+            metadata |= head_metadata(scale_baked=classifier.scale_baked, normalize=classifier.normalize)
         return Exported({n: theta[n].detach() for n in kept if n in theta}, metadata)
 
     return export

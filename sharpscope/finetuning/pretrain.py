@@ -13,8 +13,9 @@ from torch import Tensor
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.finetuning.methods.contrastive import contrastive_loss
-from sharpscope.finetuning.trainer import Recipe, Theta, Trained, train
+from sharpscope.finetuning.trainer import Recipe, Trained, train
 from sharpscope.miniworld import world as miniworld
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Pretraining", "as_tensor", "pretrain"]
 

@@ -22,33 +22,27 @@ from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.r_adapter import RAdapter
 from sharpscope.finetuning.methods.starft import StarFT
 from sharpscope.finetuning.methods.wise_ft import WiseFT
+from sharpscope.vocabulary import Words
 
-__all__ = ["METHODS", "configured", "listing", "method_named"]
+__all__ = ["METHODS", "configured", "listing", "register_method"]
 
-METHODS: Final[dict[str, type[Method]]] = {
-    m.name: m
-    for m in (
-        WiseFT,
-        LinearProbe,
-        LpFT,
-        L2SP,
-        LipsumFT,
-        Flyp,
-        StarFT,
-        CLIPFit,
-        CoOp,
-        KgCoOp,
-        ContCoOp,
-        RAdapter,
-    )
-}  # fmt: skip
+METHODS: Final[Words[type[Method]]] = Words(
+    "method",
+    "sharpscope.methods",
+    (WiseFT, LinearProbe, LpFT, L2SP, LipsumFT, Flyp, StarFT, CLIPFit, CoOp, KgCoOp, ContCoOp, RAdapter),
+)
+"""Every fine-tuning method."""
 
 
-def method_named(name: str) -> type[Method]:
-    """The method called ``name``; ConfigError with the nearest for an unknown one."""
-    if name not in METHODS:
-        raise ConfigError(f"method: '{shown(name)}' is none of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")
-    return METHODS[name]
+def register_method(method: type[Method]) -> type[Method]:
+    """Decorator: make a subclass of ``Method`` (a frozen dataclass) one that ``finetune`` knows by its ``name``.
+
+    Raises ConfigError for a name that is known, and for a class that is no ``Method`` with a name.
+    """
+    if not (isinstance(method, type) and issubclass(method, Method) and isinstance(getattr(method, "name", None), str)):
+        raise ConfigError(f"method: {shown(repr(method), 100)} is no subclass of Method with a name.")
+    METHODS.add(method)
+    return method
 
 
 def listing() -> str:
@@ -76,7 +70,7 @@ def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
 
     A text where no text belongs is read as YAML: ``"0.5"``, ``"none"``, ``"[a, b]"`` (the command line's values).
     """
-    start = method_named(method)() if isinstance(method, str) else method
+    start = METHODS.find(method, "method")() if isinstance(method, str) else method
     known = [f.name for f in dataclasses.fields(start)]
     for name in changes:
         if name not in known:

@@ -1,4 +1,4 @@
-"""A fine-tuning from files to a file: what the command and ``sharpscope.finetuning`` do."""
+"""A fine-tuning from files to a file: what the command and ``sharpscope.finetune`` do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -18,20 +18,24 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import pick_device, resolve_checkpoint
 from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
-from sharpscope.finetuning.registry import configured
+from sharpscope.finetuning.registry import METHODS, configured
 from sharpscope.finetuning.statefile import StateFile
-from sharpscope.finetuning.trainer import AUTOCAST, Theta, check_precision, learning_rate
-from sharpscope.miniworld import world as miniworld
+from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Tuned", "finetune"]
+
+_VALIDATION_BATCH: Final = 256
+"""Images at a time in validation; more take more memory and change no accuracy."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +125,19 @@ def finetune(
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
         val = f"{train.partition('@')[0]}@val"
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
-    belongs = {
+    where = pick_device(device)
+    belongs: dict[str, Any] = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,
         "model": clip.name, "train": train, "val": val, "examples": len(examples), "augment": augment, "seed": seed,
         "precision": str(AUTOCAST[precision]).removeprefix("torch."), "device": where.type,
         "classnames": _digest(names), "templates": _digest(prompts),
     }  # fmt: skip
+    if origin := METHODS.origins.get(tuning.name):
+        belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)
     if file is not None and file.exists():
         return _already(file, belongs, tuning, names)
-    theta_0 = {
-        n: t.to(where, torch.float32) if t.is_floating_point() else t.to(where) for n, t in start.tensors.items()
-    }
-    task = Task(clip, theta_0, names, prompts, len(examples), seed)
+    task = Task(clip, on_device(start.tensors, where, torch.float32), names, prompts, len(examples), seed)
     judge = _accuracy(load_dataset(val, model=clip, **options)) if val else None  # type: ignore[arg-type]
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
@@ -167,9 +170,9 @@ def _note(prepared: Prepared) -> str:
 
 
 def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:
-    if isinstance(zeroshot, str) and zeroshot.startswith("mini:"):
-        return read_checkpoint(miniworld.checkpoint_path(zeroshot))
-    return read_checkpoint(zeroshot) if isinstance(zeroshot, (str, Path)) else checkpoint_of(zeroshot, "<zeroshot>")
+    if isinstance(zeroshot, (str, Path)):
+        return read_checkpoint(resolve_checkpoint(zeroshot))
+    return checkpoint_of(zeroshot, "<zeroshot>")
 
 
 def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -> tuple[Path | None, StateFile | None]:
@@ -197,12 +200,12 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     return Tuned(file, method, names, there.tensors, there.facts["metadata"])
 
 
-def _accuracy(dataset: Dataset, batch_size: int = 256) -> Callable[[Callable[[Tensor], Tensor]], float]:
+def _accuracy(dataset: Dataset) -> Callable[[Callable[[Tensor], Tensor]], float]:
     """Top-1 accuracy on ``dataset`` of any function from images to logits."""
 
     def measure(logits: Callable[[Tensor], Tensor]) -> float:
         hits = 0
-        for images, labels in dataset.batches(batch_size):
+        for images, labels in dataset.batches(_VALIDATION_BATCH):
             hits += int((dataset.project(logits(images)).argmax(1).cpu() == labels).sum())
         return hits / len(dataset)
 

@@ -13,8 +13,9 @@ import torch
 
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import ConfigError, CorruptCheckpoint, shown
-from sharpscope.finetuning.trainer import State, Theta
+from sharpscope.finetuning.trainer import State
 from sharpscope.weights.files.safetensorsfile import serialise
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Progress", "StateFile"]
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
 from sharpscope.vocabulary import Precision
+from sharpscope.weights.theta import Theta
 
 __all__ = [
     "AUTOCAST",
@@ -20,7 +21,6 @@ __all__ = [
     "Optimizer",
     "Recipe",
     "State",
-    "Theta",
     "Trained",
     "check_precision",
     "epochs",
@@ -28,7 +28,6 @@ __all__ = [
     "train",
 ]
 
-Theta = dict[str, Tensor]
 Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
 of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""

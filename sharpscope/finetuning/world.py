@@ -23,9 +23,12 @@ from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import Pretraining, as_tensor, pretrain
-from sharpscope.finetuning.trainer import Recipe, Theta
+from sharpscope.finetuning.trainer import Recipe
+from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.miniworld import world as miniworld
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+from sharpscope.weights.heads import head_metadata
+from sharpscope.weights.theta import Theta, without_halves
 
 __all__ = [
     "FINETUNED",
@@ -111,7 +114,7 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
         elif name != ZEROSHOT:
             _finetune(model, theta_0, FINETUNED[name], path)
         theta_1 = theta_0 if name == ZEROSHOT else {**theta_0, **load(model, path)}
-        path_points = {f"{a:g}": accuracies(model, _between(theta_0, theta_1, a)) for a in alphas}
+        path_points = {f"{a:g}": accuracies(model, _between(theta_0, theta_1, a), miniworld.DOMAINS) for a in alphas}
         entries[name] = _facts(name, path) | {"accuracy": path_points}
     return _write_manifest(out / "manifest.json", entries, known)
 
@@ -123,20 +126,18 @@ def classifier(model: ClipModel) -> Classifier:
 
 def load(model: ClipModel, path: Path) -> Theta:
     """A shipped file as float32 theta, the zero-shot one together with its head."""
-    theta = {name: tensor.float() for name, tensor in read_checkpoint(path).tensors.items()}
-    return theta if "head.weight" in theta else classifier(model).attach(theta)
+    theta = without_halves(read_checkpoint(path).tensors)
+    return theta if HEAD_WEIGHT in theta else classifier(model).attach(theta)
 
 
 @torch.no_grad()
-def accuracies(
-    model: ClipModel, theta: Mapping[str, Tensor], domains: Sequence[str] = miniworld.DOMAINS, n: int = TEST_SIZE
-) -> dict[str, float]:
-    """Top-1 accuracy of ``theta`` with its stored head on the test images of each domain."""
+def accuracies(model: ClipModel, theta: Mapping[str, Tensor], domains: Sequence[str]) -> dict[str, float]:
+    """Top-1 accuracy of ``theta`` with its stored head on the first test images of each of ``domains``."""
     result, classify = {}, classifier(model)
     for domain in domains:
-        sample = miniworld.make(domain, n, miniworld.SEEDS["test"])
+        sample = miniworld.make(domain, TEST_SIZE, miniworld.SEEDS["test"])
         predicted = classify.logits(theta, as_tensor(sample.images, model)).argmax(1)
-        result[domain] = int((predicted == torch.from_numpy(sample.labels)).sum()) / n
+        result[domain] = int((predicted == torch.from_numpy(sample.labels)).sum()) / TEST_SIZE
     return result
 
 
@@ -149,12 +150,8 @@ def _finetune(model: ClipModel, theta_0: Theta, run: FineTuning, path: Path) -> 
     examples = TensorExamples(as_tensor(sample.images, model), torch.from_numpy(sample.labels))
     task = Task(model, theta_0, miniworld.CLASSES, miniworld.TEMPLATES, run.n, run.seed)
     theta = fit(run.recipe(), task, examples).theta
-    head = {
-        "sharpscope.head.scale_baked": "false",
-        "sharpscope.head.normalize": "true",
-        "sharpscope.classnames": json.dumps(list(miniworld.CLASSES)),
-    }
-    _write(path, {k: v for k, v in theta.items() if k.startswith("visual.") or k == "head.weight"}, head)
+    head = head_metadata(scale_baked=False, classnames=miniworld.CLASSES)
+    _write(path, {k: v for k, v in theta.items() if tower_of(k) == "image" or k == HEAD_WEIGHT}, head)
 
 
 def _write(path: Path, theta: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -29,16 +29,17 @@ def vocabulary() -> tuple[str, ...]:
     return tuple(sorted(set(text.split())))
 
 
-def mini_bpe(words: Sequence[str] | None = None, bpe_file: str | Path | None = None) -> bytes:
-    """gzip file of the merges of open_clip's BPE that split ``words`` (default: ``vocabulary()``) as all of them do.
+def mini_bpe(words: Iterable[str]) -> bytes:
+    """gzip file of the merges of open_clip's BPE that split ``words`` as all of its merges do; the world's own file is
+    that of ``vocabulary()``.
 
     A merge is needed when byte-pair encoding (Sennrich et al. 2016, 1508.07909) of a word applies it; in the order of
     their ranks the needed ones give the same splits. Other words fall back to shorter pieces, single letters at worst.
     """
-    lines = gzip.decompress(Path(bpe_file or _open_clip_bpe()).read_bytes()).decode("utf-8").split("\n")
+    lines = gzip.decompress(_open_clip_bpe().read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]]  # as open_clip.SimpleTokenizer reads it
     rank = {merge: i for i, merge in enumerate(merges)}
-    needed = sorted(set().union(*(_applied(w, rank) for w in (words or vocabulary()))), key=rank.__getitem__)
+    needed = sorted(set().union(*(_applied(w, rank) for w in words)), key=rank.__getitem__)
     # no newline at the end: SimpleTokenizer would take the empty line after it for a merge of its own
     return gzip.compress("\n".join([lines[0], *map(" ".join, needed)]).encode("utf-8"), mtime=0)
 
@@ -63,5 +64,5 @@ def _applied(word: str, rank: dict[tuple[str, ...], int]) -> set[tuple[str, ...]
 def _open_clip_bpe() -> Path:
     spec = importlib.util.find_spec("open_clip")  # found, not imported: that would cost seconds
     if spec is None or spec.origin is None:
-        raise ConfigError("mini_bpe: open_clip is not installed, and no bpe_file was given.")
+        raise ConfigError("mini_bpe: open_clip is not installed, whose merges the small tokenizer is cut from.")
     return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"

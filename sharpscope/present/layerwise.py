@@ -57,7 +57,7 @@ def sharpness(source: Source) -> Section:
                 estimate_cell(found[pair, measure, a]) if (pair, measure, a) in found else cell(None)
                 for a in shown_alphas
             ]
-            rows.append((cell(measure, title=MEASURES.get(measure, "")), cell(pair), *cells))
+            rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
     head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
     caption = "Whole model: estimate ± standard error or, for eigenvalues, residual. ° not converged within the budget."
     whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
@@ -68,17 +68,17 @@ def sharpness(source: Source) -> Section:
         "sharpness_along_alpha",
         "Whole-model sharpness along α; bars one standard error or residual, hollow marks not converged.",
     )
-    figures += [
-        f
-        for m in measures
-        for f in source.figure(f"heatmap_{m}", f"{m}: {MEASURES.get(m, 'a further measure')}.", wide=False)
-    ]
+    figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
     figures += source.figure(
         "spectral_density",
         "Where the eigenvalues of a layer's Hessian lie (stochastic Lanczos quadrature; the Gaussian's width is in "
         "tables/density.csv); bands one standard error over random starts.",
     )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
+
+
+def _meaning(measure: str) -> str:
+    return MEASURES[measure].text if measure in MEASURES else "a further measure"
 
 
 def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: float) -> Grid | None:
@@ -251,7 +251,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         ]
         found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
         body = [
-            (cell(m, "name", MEASURES[m]), *(_correlation_cell(found.get((m, *column))) for column in columns))
+            (cell(m, "name", MEASURES[m].text), *(_correlation_cell(found.get((m, *column))) for column in columns))
             for m in MEASURES
             if m in set(rows["measure"])
         ]

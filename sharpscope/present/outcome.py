@@ -30,7 +30,7 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.rows import primary_rows
-from sharpscope.vocabulary import ALL, DENSE, UPGRADED
+from sharpscope.vocabulary import ALL, DENSE, UPGRADED, PathName, path_variant
 
 __all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
 
@@ -166,9 +166,7 @@ def accuracy(source: Source) -> Section:
     for pair in pairs_of(dense, source.order):
         own = dense[dense["pair"] == pair]
         mean = own[own["role"] == "ood_mean"]
-        inner = mean[(mean["alpha"] > 0) & (mean["alpha"] < 1)]
-        known = inner[inner["estimate"].notna()]
-        best = float(known["alpha"].iloc[int(known["estimate"].to_numpy().argmax())]) if len(known) else math.nan
+        best = _best_between(mean)
         for what, alpha in (("zero-shot", 0.0), ("best between, by OOD labels", best), ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
@@ -198,11 +196,36 @@ _BESIDE = {
 }
 
 
-def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
-    """Output-space baselines, and the ends of the path on an upgraded backbone, where they were evaluated."""
+_FURTHER_PATHS: Mapping[PathName, str] = {"lines": "LiNeS path (Wang et al. 2024)"}
+
+
+def _best_between(mean: pd.DataFrame) -> float:
+    """The alpha strictly between 0 and 1 with the largest mean OOD accuracy; NaN where there is none."""
+    inner = mean[(mean["alpha"] > 0) & (mean["alpha"] < 1)]
+    known = inner[inner["estimate"].notna()]
+    return float(known["alpha"].iloc[int(known["estimate"].to_numpy().argmax())]) if len(known) else math.nan
+
+
+def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
+    """The best point between and the end of every further path of one pair."""
     rows = []
+    for path, name in _FURTHER_PATHS.items():
+        own = primary_rows(table[(table["variant"] == path_variant(path)) & (table["pair"] == pair)])
+        best = _best_between(own[own["role"] == "ood_mean"])
+        for what, alpha in ((f"{name}: best between, by OOD labels", best), (f"{name}: its end", 1.0)):
+            here = own[own["alpha"] == alpha]
+            if len(here):
+                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", "ood_mean")]
+                rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
+    return rows
+
+
+def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
+    """Further paths, output-space baselines, and the ends of the path on an upgraded backbone, where evaluated."""
+    rows: list[tuple[Cell, ...]] = []
     found = primary_rows(table[table["variant"].isin(_BESIDE)])
-    for pair in pairs_of(found, order):
+    for pair in pairs_of(table, order):
+        rows += _further(table, pair)
         own = found[found["pair"] == pair]
         for variant in (v for v in _BESIDE if v in set(own["variant"])):
             here = own[own["variant"] == variant]

@@ -23,7 +23,7 @@ GLOSSARY: dict[str, str] = {
     "ID, OOD": "In distribution: what the model was fine-tuned for. Out of distribution: other styles or shifts of it.",
     "probe": "The fixed set of ID training examples on which loss and curvature are measured.",
     "layer, whole model": "Tensors grouped at the chosen granularity; the whole model: all moving parameters.",
-    **{name: f"{text}." for name, text in MEASURES.items()},
+    **{m.name: f"{m.text}." for m in MEASURES.values()},
     "stderr, residual": "Standard error over random probes; for an eigenvalue ‖Hv − λv‖, a bound on its error.",
     "straggler": "A layer whose own movement or sharpness stands out by the rule; the set may be empty.",
     "instability (LII)": "Largest loss minus the mean of its ends (Frankle et al. 2020), on one layer's path.",

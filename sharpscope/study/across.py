@@ -6,9 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path as FilePath
+from typing import Any
 
 import pandas as pd
 
+from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, RunDirectoryError, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import read_measured
@@ -90,6 +92,7 @@ def _tables(runs: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFram
                     f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
                 )
             parts.append(read_csv(file, name))
+        recall_words(_manifest(run))
         for pair in tables["path"][-1]["pair"].unique():
             if pair in seen:
                 raise ConfigError(f"correlate: both {shown(seen[pair])} and {shown(run)} have a pair '{shown(pair)}'.")
@@ -104,13 +107,21 @@ def _pairs(runs: Sequence[Path]) -> list[RunPair]:
     out = []
     for run in runs:
         try:
-            pairs = json.loads((FilePath(run) / "manifest.json").read_text(encoding="utf-8"))["config"]["pairs"]
-            out += [RunPair(str(p["name"]), str(p["finetuned"])) for p in pairs]
-        except (OSError, ValueError, KeyError, TypeError):
+            out += [RunPair(str(p["name"]), str(p["finetuned"])) for p in _manifest(run)["config"]["pairs"]]
+        except (KeyError, TypeError):
             raise RunDirectoryError(
                 f"{shown(run)}: its manifest.json does not tell the pairs and their files."
             ) from None
     return out
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    """The run's manifest; empty where there is none that can be read."""
+    try:
+        manifest = json.loads((FilePath(run) / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return manifest if isinstance(manifest, dict) else {}
 
 
 def _elsewhere(accuracy: Path, pairs: Sequence[RunPair], match: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:

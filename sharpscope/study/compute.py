@@ -28,23 +28,28 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import DENSE, UPGRADED, expand_measures
+from sharpscope.vocabulary import DENSE, MEASURES, UPGRADED, expand_measures, path_variant
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
+from sharpscope.weights.theta import on_device
 
 __all__ = ["compute"]
 
 _RETRIES = 8
 """How often the memory budget is halved after an accelerator ran out of memory."""
+_MEASURED = ("ok", "not_converged")
+"""The statuses of a row that holds an estimate; in a layer that does not move, ``frozen`` takes their place."""
 Progress = Callable[[str], None]
 
 
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
-    """The unit ``kind/pair/what``: path/P/ALPHA, curvature/P/FIRST-LAST, layers/P/BASE, noise/P, outputs/P,
-    upgraded/P/ALPHA, repair/P/VARIANT/ALPHA."""
+    """The unit ``kind/pair/what``: path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE,
+    noise/P, outputs/P, upgraded/P/ALPHA, repair/P/VARIANT/ALPHA."""
     kind, _, *rest = key.split("/")
     if kind == "path":
         return _path_unit(context, float(rest[0]))
+    if kind == "pathvariant":
+        return _path_variant_unit(context, rest[0], float(rest[1]))
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
@@ -64,7 +69,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
 def _path_unit(context: Context, alpha: float) -> Unit:
     """Loss of every probe example, distances, and which test examples are right, at theta(alpha)."""
     pair, theta = context.pair, context.theta(alpha)
-    losses = context.probe.sample_losses(theta).double().cpu().numpy()
+    losses = _losses(context, theta)
     distance_0, distance_1 = context.path.distance(alpha)
     finite = bool(np.isfinite(losses).all())
     row: dict[str, Any] = {
@@ -92,6 +97,12 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answer
     }
 
 
+def _path_variant_unit(context: Context, name: str, alpha: float) -> Unit:
+    """Accuracy at one point of a further path."""
+    given = _evaluate(context, on_device(context.further_paths[name].at(alpha), context.device))
+    return Unit({"accuracy": _accuracy(context, alpha, path_variant(name), given)})
+
+
 def _outputs_unit(context: Context) -> Unit:
     """Accuracy of the mixed outputs of the two ends; no alpha, for they are no point of the path."""
     config = context.config
@@ -110,7 +121,7 @@ def _upgraded_unit(context: Context, alpha: float) -> Unit:
     """Accuracy on the upgraded backbone, the pair's change added alpha times."""
     assert context.pair.upgraded is not None
     path = InterpolationPath(*context.pair.upgraded, context.dtype, context.config.extrapolate)
-    given = _evaluate(context, {k: v.to(context.device) for k, v in path.at(alpha).items()})
+    given = _evaluate(context, on_device(path.at(alpha), context.device))
     return Unit({"accuracy": _accuracy(context, alpha, UPGRADED, given)})
 
 
@@ -149,7 +160,9 @@ def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.nd
 def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progress) -> Unit:
     """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next.
 
-    The rows ``engine`` say how gradient graphs were laid out in memory; they go into the run's log.
+    A layer that does not move keeps its estimate and gets the status ``frozen``, unless it failed or is undefined; the
+    whole model is no layer and is never frozen. The rows ``engine`` say how gradient graphs were laid out in memory;
+    they go into the run's log.
     """
     config = context.config
     measures = expand_measures(config.measures)
@@ -157,7 +170,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     engine: list[dict[str, Any]] = []
     density: list[dict[str, Any]] = []
     warm: dict[str, RitzSpace] = {}
-    frozen = set(_still(context))
+    frozen = _frozen(context)
     for alpha in alphas:
         wanted = [m for m in measures if _measured_at(config, m, alpha)]
         result, shrunk = _measure(context, alpha, wanted, warm, progress)
@@ -165,10 +178,11 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
         if result.facts:
             engine.append({"alpha": alpha} | result.facts)
         for row in result.rows:
-            still = "does not move" if row["layer"] in frozen else ""
-            note = "; ".join(x for x in (row["note"], still, shrunk) if x)
+            status = "frozen" if row["layer"] in frozen and row["status"] in _MEASURED else row["status"]
             rows.append(
-                {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity} | row | {"note": note}
+                {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity}
+                | row
+                | {"status": status, "note": "; ".join(x for x in (row["note"], shrunk) if x)}
             )
         if alpha in _density_alphas(config):
             found = measure_density(
@@ -216,14 +230,14 @@ def _measure(
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
-    chosen = config.perturbation_alphas
-    return not measure.startswith("sharpness_") or chosen is None or alpha in chosen
+    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
+    return chosen is None or alpha in chosen
 
 
-def _still(context: Context) -> list[str]:
-    """Layers whose delta is zero."""
+def _frozen(context: Context) -> frozenset[str]:
+    """The layers that do not move: no parameter of theirs differs between the two ends."""
     moving = set(context.pair.moving)
-    return [x.name for x in context.layers if not moving & set(x.params)]
+    return frozenset(x.name for x in context.layers if not moving & set(x.params))
 
 
 # ---------------------------------------------------------------------- single layers
@@ -233,7 +247,7 @@ def _layers_unit(context: Context, base: str, progress: Progress) -> Unit:
     losses = np.empty((len(context.layers), len(alphas), context.probe.n))
     # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
     at_base = {"finetuned": 1.0, "zeroshot": 0.0, "midpoint": 0.5}[base]
-    common = context.probe.sample_losses(context.theta(at_base)).double().cpu().numpy()
+    common = _losses(context, context.theta(at_base))
     for i, layer in enumerate(context.layers):
         for j, alpha in enumerate(alphas):
             losses[i, j] = common if alpha == at_base else _losses(context, context.on_layer(layer, alpha, base))
@@ -291,6 +305,5 @@ def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
         select=variant.select,  # type: ignore[arg-type]
         seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
     )
-    theta = {k: v.to(context.device) for k, v in theta.items()}
-    given = _evaluate(context, theta)
+    given = _evaluate(context, on_device(theta, context.device))
     return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given))

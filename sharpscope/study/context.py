@@ -9,7 +9,6 @@ from typing import Literal
 
 import psutil
 import torch
-from torch import Tensor
 
 from sharpscope.clip.accuracy import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
@@ -19,10 +18,11 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.layers import Layer
+from sharpscope.layers import Layer, tower_of
 from sharpscope.study.tasks import roles
 from sharpscope.vocabulary import ALL
 from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Context", "check_density_layers", "load_study_pair"]
 
@@ -63,7 +63,17 @@ class Context:
 
     @cached_property
     def path(self) -> InterpolationPath:
+        """The linear path, on which everything but the accuracy of the further paths is taken."""
         return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
+
+    @cached_property
+    def further_paths(self) -> dict[str, InterpolationPath]:
+        """The study's paths beside the linear one, by name."""
+        return {
+            name: self.pair.path(self.dtype, extrapolate=self.config.extrapolate, kind=name)
+            for name in self.config.paths
+            if name != "linear"
+        }
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -103,15 +113,15 @@ class Context:
     @cached_property
     def features(self) -> FeatureCache | None:
         """Image features for all alphas, where the image tower does not move."""
-        return None if any(n.startswith("visual.") for n in self.pair.moving) else FeatureCache()
+        return None if any(tower_of(n) == "image" for n in self.pair.moving) else FeatureCache()
 
-    def theta(self, alpha: float) -> dict[str, Tensor]:
+    def theta(self, alpha: float) -> Theta:
         """theta(alpha) on the device."""
-        return {k: v.to(self.device) for k, v in self.path.at(alpha).items()}
+        return on_device(self.path.at(alpha), self.device)
 
-    def on_layer(self, layer: Layer, alpha: float, base: str) -> dict[str, Tensor]:
+    def on_layer(self, layer: Layer, alpha: float, base: str) -> Theta:
         theta = self.path.at_layer(layer, alpha, base)  # type: ignore[arg-type]
-        return {k: v.to(self.device) for k, v in theta.items()}
+        return on_device(theta, self.device)
 
     @property
     def settings(self) -> MeasureSettings:

@@ -6,27 +6,43 @@ import dataclasses
 import datetime
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from sharpscope.clip.datasets.spec import LAYOUTS, check_spec
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
-from sharpscope.vocabulary import ALL, __version__
+from sharpscope.vocabulary import ALL, MEASURES, Words, __version__
 
-__all__: list[str] = []
+__all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 """Fields of the config that change no number: a run directory may be taken up again with others."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
+    if config.paths == ("linear",):  # a run from before there were further paths is the same run
+        del numbers["paths"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
-    return {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
+    identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
+    outside = _from_outside(config)
+    return identity | ({"from_outside": outside} if outside else {})
+
+
+def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
+    """Of every word of this study that is not the package's own, where its code comes from: kind -> name -> origin."""
+    kinds = {check_spec(spec)[0] for spec in (config.probe, *config.id, *config.ood)}
+    used: list[tuple[Words[Any], Iterable[str]]] = [(MEASURES, config.measures), (LAYOUTS, kinds)]
+    origins = {
+        words.kind: {n: [origin.source, origin.version] for n in sorted(names) if (origin := words.origins.get(n))}
+        for words, names in used
+    }
+    return {kind: found for kind, found in origins.items() if found}
 
 
 def _hashes(pair: Mapping[str, Any]) -> list[str]:
@@ -43,6 +59,10 @@ def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     return {
         "config": config.to_dict(),
         "alpha_on": "finetuned",
+        "measures": {
+            m: {"word": dataclasses.asdict(MEASURES[m]), "origin": dataclasses.asdict(MEASURES.origins[m])}
+            for m in config.measures if m in MEASURES.origins
+        },
         "pairs": {n: c.pair.facts for n, c in contexts.items()},
         "layers": {n: [dataclasses.asdict(x) for x in c.layers] for n, c in contexts.items()},
         "data": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 import torch
 
@@ -15,12 +16,15 @@ from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.errors import ConfigError
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import plan_curvature, variants
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, MEASURES, Cost
 
 __all__ = ["plan"]
 
-_PRODUCTS = {"trace": 40, "eigen": 6}
-"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05."""
+_PRODUCTS: Final[dict[Cost, int]] = {"trace": 40, "eigenvalues": 6, "product": 1}
+"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05. Measures of one
+kind share them."""
+_PASSES: Final = 40
+"""Backward passes of the logits for each of the measures that are made of these."""
 
 
 # ---------------------------------------------------------------------- what would it cost
@@ -42,6 +46,9 @@ def plan(config: StudyConfig) -> str:
         "repair": repairs * costs["evaluate"],
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    if further := alphas * (len(config.paths) - 1):
+        seconds["further paths"] = further * costs["evaluate"]
+        units["further paths"] = further
     if config.upgraded or config.output_baselines:
         passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
         seconds["beside it"] = passes * costs["evaluate"]
@@ -55,7 +62,7 @@ def plan(config: StudyConfig) -> str:
         f"{context.device}",
         *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} a pair" for kind, s in seconds.items()),
         f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
-        f"{_PRODUCTS['eigen']} products a layer, at most {config.max_matvecs})",
+        f"{_PRODUCTS['eigenvalues']} products a layer, at most {config.max_matvecs})",
         f"one Hessian-vector product of the whole model: {costs['hvp']:.3g} s; of every layer: {costs['sweep']:.3g} s",
         f"memory: {layout}",
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB of units, and the report",
@@ -93,18 +100,16 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     images = sum(len(d) for d in context.datasets.values())
     evaluate = (time.perf_counter() - start) / len(few) * images
     sweep = sum(times.values())
-    wanted = (("trace", ("hessian_trace", "weighted_trace")), ("eigen", ("lambda_max", "lambda_min", "lambda_abs")))
-    products = sum(
-        min(_PRODUCTS[kind], config.max_matvecs) for kind, names in wanted if set(names) & set(config.measures)
-    )
+    kinds = [MEASURES[m].cost for m in config.measures]
+    products = sum(min(_PRODUCTS[kind], config.max_matvecs) for kind in _PRODUCTS if kind in kinds)
     layers = len(context.layers) + 1
-    averages = sum(m.startswith("sharpness_avg") for m in config.measures) * 2 * config.noise_samples * layers * loss
+    averages = kinds.count("noise") * 2 * config.noise_samples * layers * loss
     perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
     chosen = len(perturbed) / len(config.alphas)
-    worst = sum(m.startswith("sharpness_max") for m in config.measures) * config.pgd_steps * layers * build / 2 * chosen
-    ggn = ("ggn_trace" in config.measures) * min(40, config.max_matvecs) * build / 2
+    worst = kinds.count("worst_case") * config.pgd_steps * layers * build / 2 * chosen
+    outer = kinds.count("outer") * min(_PASSES, config.max_matvecs) * build / 2
     rebuilt = (layout.batches - layout.kept) / layout.batches * build
-    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + ggn
+    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer
     costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
     }  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from sharpscope.config.plugins import recall_words
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
@@ -87,6 +88,7 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         ConfigError: for a manifest whose config cannot be read.
     """
     directory = RunDirectory.existing(root)
+    recall_words(directory.manifest)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
         raise RunDirectoryError(

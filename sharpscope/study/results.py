@@ -74,6 +74,7 @@ class Results:
             [f"layers/{n}/{base}" for base in _BASES for n in names],
             [f"noise/{n}" for n in names],
             [f"path/{n}/{alpha!r}" for alpha in self.config.alphas for n in names],
+            [f"pathvariant/{n}/{p}/{a!r}" for p in self.config.paths[1:] for a in self.config.alphas for n in names],
             [f"upgraded/{n}/{alpha!r}" for alpha in self.config.alphas for n in names if self.config.upgraded],
             [f"outputs/{n}" for n in names if self.config.output_baselines],
         ]

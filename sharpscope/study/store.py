@@ -11,7 +11,6 @@ The only module that writes into a run directory. Three rules keep it whole what
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import fcntl
@@ -41,7 +40,7 @@ from sharpscope.atomic import (
 )
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
-from sharpscope.study.unitfile import LONGEST_NAME, Unit, decode, encode, file_name, key_of
+from sharpscope.study.unitfile import Unit, decode, encode, file_name
 
 __all__ = ["Claim", "RunDirectory"]
 
@@ -77,7 +76,6 @@ class RunDirectory:
 
     root: Path
     manifest: dict[str, Any]
-    writable: bool = True
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], identity: dict[str, Any], manifest: dict[str, Any]) -> RunDirectory:
@@ -116,11 +114,6 @@ class RunDirectory:
         """The run directory at ``root`` whatever its identity, to write derived files anew."""
         return cls(Path(root), _read_manifest(Path(root)))
 
-    @classmethod
-    def read_only(cls, root: str | os.PathLike[str]) -> RunDirectory:
-        """The run directory at ``root`` for reading alone: nothing in it is changed, damaged units read as missing."""
-        return dataclasses.replace(cls.existing(root), writable=False)
-
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers of this run, as it was given to ``open`` (JSON types)."""
@@ -140,31 +133,13 @@ class RunDirectory:
         try:
             return decode(key, data)
         except (ValueError, KeyError, TypeError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
-            if self.writable:
-                aside = set_aside(path)
-                self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
+            aside = set_aside(path)
+            self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
             return None
 
     def save(self, key: str, unit: Unit) -> None:
         """Write the unit ``key`` atomically; saving it again replaces it. Raises RunDirectoryError."""
-        self._check_writable()
         write_atomic(self._unit_path(key), encode(key, unit))
-
-    def done(self, keys: Iterable[str]) -> set[str]:
-        """Those of ``keys`` that have a unit file (its contents are checked by ``load``)."""
-        return {key for key in keys if self._unit_path(key).exists()}
-
-    def keys(self) -> list[str]:
-        """The keys of all units in the directory, sorted."""
-        found = []
-        for path in (self.root / "units").glob("*.unit"):
-            if len(path.name) < LONGEST_NAME:
-                with contextlib.suppress(ValueError):
-                    found.append(key_of(path.name.removesuffix(".unit")))
-            else:  # the name is a digest: the file knows its key
-                with contextlib.suppress(ValueError, KeyError, TypeError, OSError), path.open("rb") as file:
-                    found.append(str(json.loads(file.readline())["key"]))
-        return sorted(found)
 
     # -- claims --------------------------------------------------------------------------------------------------------
 
@@ -174,7 +149,6 @@ class RunDirectory:
         ``with claim: run.save(claim.key, ...)``. The claim of a dead process (this host: no process of that id
         and start time; another host: older than a day) is taken over.
         """
-        self._check_writable()
         path = self.root / "claims" / f"{file_name(key)}.claim"
         text = json.dumps({"key": key, **_myself(), "token": secrets.token_hex(8)}).encode()
         with writing(path), self._locked():
@@ -209,7 +183,6 @@ class RunDirectory:
 
     def write(self, relpath: str, data: bytes) -> Path:
         """Write a derived file (``tables/path.csv``) atomically below the root; returns its path."""
-        self._check_writable()
         parts = Path(relpath).parts
         if not parts or Path(relpath).is_absolute() or ".." in parts or parts[0] in _OWN:
             raise ValueError(f"{relpath!r} is no place for a derived file of a run directory")
@@ -221,7 +194,6 @@ class RunDirectory:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to ``log.jsonl`` (time, process, event, fields) with a single write."""
-        self._check_writable()
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps(_plain({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
         path = self.root / "log.jsonl"
@@ -237,10 +209,6 @@ class RunDirectory:
 
     def _unit_path(self, key: str) -> Path:
         return self.root / "units" / f"{file_name(key)}.unit"
-
-    def _check_writable(self) -> None:
-        if not self.writable:
-            raise RunDirectoryError(f"{shown(self.root)}: was opened for reading only.")
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,15 +8,14 @@ import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote
 
 import numpy as np
 
-__all__ = ["LONGEST_NAME", "Unit", "decode", "encode", "file_name", "key_of"]
+__all__ = ["LONGEST_NAME", "Unit", "decode", "encode", "file_name"]
 
 _UNIT_FORMAT: Final = "sharpscope-unit/1"
 LONGEST_NAME: Final = 180
-"""File names as long as this end in a digest of their key and cannot be turned back."""
+"""The longest file name of a unit, in characters; a name of this length ends in a digest of its key."""
 
 Cell = str | int | float | bool | None
 Rows = dict[str, list[dict[str, Cell]]]
@@ -50,7 +49,7 @@ class Unit:
 def file_name(key: str) -> str:
     """A file name for ``key``: lower-case letters, digits and ``-_.`` as they are, ``/`` as ``+``, the rest as ``%XX``.
 
-    Reversible, no two keys share one, also where the file system ignores case; long ones end in a digest of the key.
+    No two keys share a file name, also where the file system ignores case; long names end in a digest of the key.
 
     >>> file_name("curvature/success/0.3")
     'curvature+success+0.3'
@@ -72,11 +71,6 @@ def file_name(key: str) -> str:
             LONGEST_NAME, "~"
         )
     return name
-
-
-def key_of(name: str) -> str:
-    """The key of a file name shorter than ``LONGEST_NAME``; raises ValueError for a foreign one."""
-    return unquote(name.replace("+", "/"), errors="surrogatepass")
 
 
 def _cell(value: Any, column: object) -> Cell:

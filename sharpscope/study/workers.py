@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from sharpscope.clip.progress import Bar
+from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import NumericalError, SharpscopeError, shown
 from sharpscope.study.compute import compute
@@ -49,7 +50,7 @@ class Crew:
                 config.jobs - 1,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
-                initargs=(threads_of(config), os.getpid()),
+                initargs=(threads_of(config), os.getpid(), loaded_plugins()),
             )
             # Workers import torch and load the first pair while this process still checks the inputs.
             self._warm = [self._pool.submit(_warm_up, config) for _ in range(config.jobs - 1)]
@@ -180,10 +181,12 @@ def _threads(count: int) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------- inside a worker process
-def _start_worker(threads: int, parent: int) -> None:
+def _start_worker(threads: int, parent: int, plugins: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches the whole process group
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    for path in plugins:
+        load_plugin(path)
 
 
 def _end_with(parent: int) -> None:

@@ -34,7 +34,7 @@ from sharpscope.weights.naming import unwrap
 
 __all__ = [
     "Checkpoint",
-    "Source",
+    "Weights",
     "as_theta",
     "checkpoint_of",
     "read_checkpoint",
@@ -77,7 +77,7 @@ class Checkpoint:
         return f"<code>{html.escape(repr(self))}</code>"
 
 
-Source = Checkpoint | torch.nn.Module | Mapping[str, torch.Tensor]
+Weights = Checkpoint | torch.nn.Module | Mapping[str, torch.Tensor]
 """Whatever holds named tensors: a checkpoint, a live module, a plain dictionary."""
 
 
@@ -193,7 +193,7 @@ def _hash(handle: IO[bytes], hasher: Any) -> None:
         hasher.update(piece)
 
 
-def checkpoint_of(source: Source, label: str = "memory") -> Checkpoint:
+def checkpoint_of(source: Weights, label: str = "memory") -> Checkpoint:
     """A Checkpoint of weights in memory: copied from a live module, detached from a dictionary; neither is modified.
 
     Names are normalised and tensors checked as for a file; ``sha256`` is over names, dtypes, shapes and values.
@@ -216,7 +216,7 @@ def checkpoint_of(source: Source, label: str = "memory") -> Checkpoint:
     return Checkpoint(tensors, facts, digest.hexdigest(), label)
 
 
-def as_theta(source: Source, label: str = "weights") -> dict[str, torch.Tensor]:
+def as_theta(source: Weights, label: str = "weights") -> dict[str, torch.Tensor]:
     """Detached named tensors of ``source``; a live module's are copies, so that training it on changes nothing here."""
     if isinstance(source, Checkpoint):
         return dict(source.tensors)

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from sharpscope.errors import MAX_NAMES, NonFiniteWeights, PairMismatch, listing, shown
-from sharpscope.layers import Tower, is_derived, place, tower_of
+from sharpscope.layers import HEAD_WEIGHT, Tower, is_derived, place, tower_of
 from sharpscope.weights.files.tensors import tied_names
 
 __all__ = ["check_finite", "check_fit", "check_model", "common_ties", "describe", "differences", "l2_distance"]
@@ -148,7 +148,7 @@ def describe(shapes: Shapes | Mapping[str, torch.Tensor]) -> str:
     if embedding:
         parts.append(f"embedding {embedding}")
     parts.append(_text_tower(sizes))
-    if "head.weight" in sizes:
+    if HEAD_WEIGHT in sizes:
         parts.append(f"a head of {sizes['head.weight'][0]} classes")
     return (f"{name}: " if name else "") + ", ".join(parts)
 
@@ -185,7 +185,7 @@ def _image_tower(sizes: Shapes) -> tuple[str, str]:
         letter = _VIT.get((width, blocks))
         name = f"ViT-{letter}-{patch}{f'-{side}' if side not in (0, 224) else ''}" if letter else ""
         return f"a ViT (width {width}, {blocks} blocks, patch {patch}{f', {side} px' if side else ''})", name
-    if any(n.startswith("visual.") for n in sizes):
+    if any(tower_of(n) == "image" for n in sizes):
         return f"an unknown image tower ({blocks} blocks)", ""
     return "no image tower", ""
 

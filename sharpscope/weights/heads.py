@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -15,12 +15,28 @@ from sharpscope.weights.files.modules import ModuleFacts
 from sharpscope.weights.files.tensors import check_sizes, checked
 from sharpscope.weights.naming import unwrap
 
-__all__ = ["head_facts", "names_beside", "read_head"]
+__all__ = ["CLASSNAMES", "head_facts", "head_metadata", "names_beside", "read_head"]
 
 BAKED_NORM: Final = 2.0
 """Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
 
+CLASSNAMES: Final = "sharpscope.classnames"
+_SCALE_BAKED: Final = "sharpscope.head.scale_baked"
+_NORMALIZE: Final = "sharpscope.head.normalize"
+
 Tensors = dict[str, torch.Tensor]
+
+
+def head_metadata(
+    *, scale_baked: bool, normalize: bool = True, classnames: Sequence[str] | None = None
+) -> dict[str, str]:
+    """A checkpoint's metadata about its head, as ``read_checkpoint`` reads it back into ``facts["head"]``.
+
+    ``scale_baked``: whether the head's weights hold exp(logit_scale); ``normalize``: whether it reads features of unit
+    length; ``classnames``: one name a class, in the order of its rows.
+    """
+    told = {_SCALE_BAKED: json.dumps(scale_baked), _NORMALIZE: json.dumps(normalize)}
+    return told if classnames is None else told | {CLASSNAMES: json.dumps(list(classnames))}
 
 
 def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
@@ -59,13 +75,11 @@ def head_facts(
     if weight.ndim != 2 or len(weight) == 0 or (bias is not None and bias.shape != weight.shape[:1]):
         shapes = f"{list(weight.shape)}" + ("" if bias is None else f" and {list(bias.shape)}")
         raise CheckpointError(f"{source}: its head has shape {shapes}; expected [classes, embedding] and [classes].")
-    classnames = _from_json(metadata, "sharpscope.classnames", list, source)
+    classnames = _from_json(metadata, CLASSNAMES, list, source)
     if classnames is not None and (len(classnames) != len(weight) or not all(isinstance(c, str) for c in classnames)):
-        raise CheckpointError(
-            f"{source}: metadata sharpscope.classnames does not give {len(weight)} names, one a class."
-        )
-    baked = _from_json(metadata, "sharpscope.head.scale_baked", bool, source)
-    normalize = _from_json(metadata, "sharpscope.head.normalize", bool, source)
+        raise CheckpointError(f"{source}: metadata {CLASSNAMES} does not give {len(weight)} names, one a class.")
+    baked = _from_json(metadata, _SCALE_BAKED, bool, source)
+    normalize = _from_json(metadata, _NORMALIZE, bool, source)
     wise_ft = any("classification_head." in old for old in renamed)
     lipsum = any(old.partition(".")[0] in ("cls", "params") for old in renamed)
     named = "names" if wise_ft or lipsum else "length of the class vectors"

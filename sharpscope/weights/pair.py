@@ -12,13 +12,12 @@ from typing import Any
 import torch
 
 from sharpscope.errors import IdenticalPair, PairMismatch, shown
-from sharpscope.layers import TOWERS, is_buffer, is_derived, place, tower_of
-from sharpscope.weights.checkpoint import Checkpoint, Source, as_theta
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, is_buffer, is_derived, place, tower_of
+from sharpscope.weights.checkpoint import Checkpoint, Weights, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, describe, l2_distance
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Pair", "alike_heads", "check_pair"]
-
-Theta = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,7 +65,7 @@ def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Chec
     if heads[0]["classnames"] and heads[1]["classnames"] and heads[0]["classnames"] != heads[1]["classnames"]:
         raise PairMismatch(f"{both}: their heads have other classes, or the same in another order.")
     baked = heads[0]["scale_baked"] or heads[1]["scale_baked"]
-    bias = next((e.tensors["head.bias"] for e in (first, second) if "head.bias" in e.tensors), None)
+    bias = next((e.tensors[HEAD_BIAS] for e in (first, second) if HEAD_BIAS in e.tensors), None)
     scale = first.tensors.get("logit_scale")
     return _with_head_like(first, baked, bias, scale), _with_head_like(second, baked, bias, scale)
 
@@ -80,15 +79,15 @@ def _with_head_like(
         scale = tensors.get("logit_scale", otherwise)
         if scale is None:
             raise PairMismatch(f"{_label(end, '')}: its head needs a logit_scale, which neither file has.")
-        weight = tensors["head.weight"]
+        weight = tensors[HEAD_WEIGHT]
         wide = torch.promote_types(weight.dtype, torch.float32)
-        tensors["head.weight"] = (weight.double() * scale.double().exp()).to(wide)
-    if bias is not None and "head.bias" not in tensors:
-        tensors["head.bias"] = torch.zeros_like(bias)
+        tensors[HEAD_WEIGHT] = (weight.double() * scale.double().exp()).to(wide)
+    if bias is not None and HEAD_BIAS not in tensors:
+        tensors[HEAD_BIAS] = torch.zeros_like(bias)
     return dataclasses.replace(end, tensors=tensors, facts={**end.facts, "head": {**head, "scale_baked": baked}})
 
 
-def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[str] | None = None) -> Pair:
+def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collection[str] | None = None) -> Pair:
     """Check that two sets of weights fit each other and can be interpolated; inputs are not modified.
 
     Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
@@ -131,7 +130,7 @@ def check_pair(theta_0: Source, theta_1: Source, *, parameter_names: Collection[
     return Pair(ends[0], ends[1], zero, one, moving, facts)
 
 
-def _label(source: Source, otherwise: str) -> str:
+def _label(source: Weights, otherwise: str) -> str:
     return shown(source.source, 200) if isinstance(source, Checkpoint) else otherwise
 
 

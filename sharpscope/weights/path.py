@@ -15,12 +15,12 @@ import torch
 
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import TOWERS, Layer, is_buffer
-from sharpscope.weights.checkpoint import Source, as_theta
+from sharpscope.weights.checkpoint import Weights, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, l2_distance
+from sharpscope.weights.theta import Theta, cast
 
 __all__ = ["Base", "FisherPath", "InterpolationPath", "fisher_path", "lines_path"]
 
-Theta = dict[str, torch.Tensor]
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 FISHER_FLOOR: Final = 1e-8
 """WiSE-FT's floor under the Fisher information, so that no weight loses both of its votes."""
@@ -43,8 +43,8 @@ class InterpolationPath:
 
     def __init__(
         self,
-        theta_0: Source,
-        theta_1: Source,
+        theta_0: Weights,
+        theta_1: Weights,
         dtype: torch.dtype = torch.float32,
         extrapolate: bool = False,
         *,
@@ -57,8 +57,8 @@ class InterpolationPath:
         self.dtype = dtype
         self.extrapolate = extrapolate
         self._tied = common_ties(zero, one)
-        self._zero = {n: _cast(t, dtype) for n, t in zero.items()}
-        self._one = {n: _cast(one[n], dtype) for n in zero}
+        self._zero = {n: cast(t, dtype) for n, t in zero.items()}
+        self._one = {n: cast(one[n], dtype) for n in zero}
         floating = [n for n, t in self._zero.items() if t.is_floating_point()]
         self._differing = frozenset(n for n in floating if not torch.equal(self._zero[n], self._one[n]))
         for n in floating:
@@ -177,9 +177,7 @@ class FisherPath(InterpolationPath):
             if reshaped:
                 raise PairMismatch(f"{label}: another shape than the weights' for {listing(reshaped)}.")
             check_finite({n: fisher[n] for n in self.moving}, label)
-            self._fisher.append(
-                {n: _cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving}
-            )
+            self._fisher.append({n: cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving})
 
     def distance(self, alpha: float) -> tuple[float, float]:
         theta = self.at(alpha)
@@ -193,8 +191,8 @@ class FisherPath(InterpolationPath):
 
 
 def fisher_path(
-    theta_0: Source,
-    theta_1: Source,
+    theta_0: Weights,
+    theta_1: Weights,
     fisher_0: Mapping[str, torch.Tensor],
     fisher_1: Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
@@ -203,32 +201,30 @@ def fisher_path(
     return FisherPath(InterpolationPath(theta_0, theta_1, dtype), fisher_0, fisher_1)
 
 
-def lines_path(
-    theta_0: Source,
-    theta_1: Source,
-    alpha: float,
-    beta: float,
-    layers: Iterable[Layer],
-    dtype: torch.dtype = torch.float32,
-    extrapolate: bool = False,
-) -> InterpolationPath:
-    """The straight path to the LiNeS edit of theta_1: theta_0 + (alpha + beta * depth / (L - 1)) (theta_1 - theta_0).
+def lines_path(plain: InterpolationPath, layers: Iterable[Layer], alpha: float, beta: float) -> InterpolationPath:
+    """The straight path from theta_0 to the LiNeS edit of theta_1, which keeps less of the change of shallow layers.
 
-    The change of shallow layers is scaled down, that of deep ones kept; L is the number of depths in a tower, the head
-    and the scale count as deepest, what no layer holds takes alpha + beta. alpha = 1, beta = 0 is the plain path.
-    Source: Wang et al. 2024 (LiNeS), arXiv 2410.17146.
+    The edit is ``theta_0 + lambda_l (theta_1 - theta_0)`` with ``lambda_l = alpha + beta * l / (L - 1)`` in every layer
+    of depth l. L is the number of depths in the layer's tower: the stem has depth 0, the blocks follow, what comes
+    after the last block is the deepest; the head and the logit scale count as deepest too. Running statistics of a
+    normalisation go with its weight; what no layer holds takes ``alpha + beta``. ``alpha`` and ``beta`` are the paper's
+    and no point of the path: the point t of the path is ``theta_0 + t lambda_l (theta_1 - theta_0)``.
+
+    The start is theta_0 bit for bit. The end is the edit; where lambda_l is 0 or 1 it is theta_0 or theta_1 bit for
+    bit. With alpha = 1 and beta = 0 the path is ``plain``.
+
+    ``plain``: the straight path, which gives dtype, range of t and moving parameters. ``layers``: all layers whose
+    parameters matter, of any granularity.
+    Raises ConfigError where a layer holds a name that is no tensor of the path.
+    Source: Wang et al. 2024 (LiNeS), arXiv 2410.17146, equation of lambda. The published code counts residual blocks
+    alone as layers and scales everything else, stem and projection, by alpha.
     """
-    plain = InterpolationPath(theta_0, theta_1, dtype, extrapolate=True)
     every = tuple(layers)
     deepest = {t: max((la.depth for la in every if la.tower == t), default=0) for t in TOWERS}
     scale: dict[str, float] = {}
     for layer in every:
         share = layer.depth / deepest[layer.tower] if deepest[layer.tower] else float(layer.tower in ("head", "scale"))
-        scale |= dict.fromkeys(plain._names(layer), alpha + beta * share)
-    start, end = plain.at(0.0), plain.at(1.0)
-    edited = {n: plain._value(n, scale.get(n, alpha + beta)) if n in plain._differing else end[n] for n in start}
-    return InterpolationPath(start, edited, dtype, extrapolate)
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+        scale |= dict.fromkeys(plain._with_statistics(plain._names(layer)), alpha + beta * share)
+    end = plain.at(1.0)
+    edited = {n: plain._value(n, scale.get(n, alpha + beta)) if n in plain._differing else end[n] for n in end}
+    return InterpolationPath(plain.at(0.0), plain._tie(edited), plain.dtype, plain.extrapolate, moving=plain.moving)

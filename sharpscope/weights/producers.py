@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.weights.files.modules import ModuleFacts
 
 __all__ = ["told_producer", "trains_openai_weights"]
@@ -57,7 +58,7 @@ def told_producer(
         return "Lipsum-FT" if any(n.partition(".")[0] in ("ext", "cls") for n in names) else "Hugging Face Flax"
     if naming == "Hugging Face":
         return "Hugging Face transformers"
-    if naming == "Dassl" and "head.weight" in names:
+    if naming == "Dassl" and HEAD_WEIGHT in names:
         return "sharpscope finetune (learnt prompts and the head that they make)"
     if naming == "Dassl":
         return "Dassl (CoOp, CLIPFit, ContCoOp)"

@@ -14,6 +14,8 @@ from typing import Final
 
 import torch
 
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
+
 __all__ = ["SCHEMES", "Place", "Recipe", "Scheme", "gather", "huggingface_names", "open_clip_place", "scheme_of"]
 
 _QKV: Final = {"q": 0, "k": 1, "v": 2}
@@ -138,9 +140,9 @@ def _flax(name: str) -> Place | None:
     """Place of a tensor of the FlaxCLIP tree, as Lipsum-FT keeps it beside ``cls`` [D, C]."""
     name = re.sub(r"^(params\.)?(ext\.|raw\.)?(params\.)?", "", name)
     if name in ("cls", "cls.kernel"):
-        return Place("head.weight", "T")
+        return Place(HEAD_WEIGHT, "T")
     if name in ("cls_bias", "cls.bias"):
-        return Place("head.bias")
+        return Place(HEAD_BIAS)
     if name in ("visual_projection", "visual_projection.kernel"):
         return Place("visual.proj")  # [in, out] already
     if name in ("text_projection", "text_projection.kernel"):

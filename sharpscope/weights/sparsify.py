@@ -8,19 +8,16 @@ an option.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import Layer, is_buffer
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import Select, Target
 
-__all__ = ["Rescale", "Select", "Target", "keep_masks", "kept_entries", "sparsify"]
-
-Target = Literal["delta", "weight"]
-Select = Literal["random", "magnitude", "score"]
-Rescale = Literal["none", "dare"]
+__all__ = ["keep_masks", "sparsify"]
 
 
 def sparsify(
@@ -30,37 +27,32 @@ def sparsify(
     density: float,
     target: Target = "delta",
     select: Select = "random",
-    rescale: Rescale = "none",
     seed: int = 0,
-    scores: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """theta with only a fraction ``density`` of each layer's entries kept; new dictionary, untouched tensors shared.
 
     target ``delta``: a dropped entry returns to theta_0; ``weight``: it becomes 0 (theta_0 may then be None).
     select ``random``: a seeded choice (the same for every theta, growing with the density); ``magnitude``: the largest
-    |theta - theta_0| (``weight``: the largest |theta|); ``score``: the largest ``scores`` (name -> tensor, e.g.
-    Fisher). rescale ``dare``: what is kept of the delta (the weight) is divided by the density (Yu et al. 2024, DARE,
-    arXiv 2311.03099).
+    |theta - theta_0| (``weight``: the largest |theta|).
 
     Exactly round(density * size) entries are kept of every layer, jointly over its floating parameters; buffers are
     left alone. A plain name counts as a layer of its own. density 1 gives theta itself bit for bit; delta with density
     0 gives theta_0 in those layers. Ties go to the earlier entry.
 
     Raises ConfigError (density outside [0, 1], unknown option or tensor), PairMismatch (shapes), NonFiniteWeights (NaN
-    scores).
+    where magnitudes decide what is kept).
     """
     _check_option("target", target, Target)
     _check_option("select", select, Select)
-    _check_option("rescale", rescale, Rescale)
     result = dict(theta)
     if target == "delta" and theta_0 is None:
         raise ConfigError("theta_0: target delta needs the weights that dropped entries return to.")
     origin = theta_0 if target == "delta" else None
     for layer in layers:
         names = _parameters(layer, theta)
-        keep = keep_masks(layer, theta, density, origin=origin, select=select, seed=seed, scores=scores)
+        keep = keep_masks(layer, theta, density, origin=origin, select=select, seed=seed)
         for name in names:
-            result[name] = _masked(theta[name], None if origin is None else origin[name], keep[name], density, rescale)
+            result[name] = _masked(theta[name], None if origin is None else origin[name], keep[name], density)
     return result
 
 
@@ -72,7 +64,6 @@ def keep_masks(
     origin: Mapping[str, torch.Tensor] | None = None,
     select: Select = "random",
     seed: int = 0,
-    scores: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Boolean masks of what ``sparsify`` keeps of one layer; ``origin``: what magnitudes are measured from."""
     if not 0 <= density <= 1:
@@ -88,54 +79,31 @@ def keep_masks(
         generator = torch.Generator().manual_seed(derive(seed, "sparsify", label))
         flat = torch.randperm(sum(sizes), generator=generator) < count
     else:
-        flat = _largest(torch.cat([_score(n, theta, origin, select, scores).reshape(-1) for n in names]), count)
+        flat = _largest(torch.cat([_magnitude(n, theta, origin).reshape(-1) for n in names]), count)
     parts = flat.split(sizes)
     return {n: part.reshape(theta[n].shape).to(theta[n].device) for n, part in zip(names, parts, strict=True)}
 
 
-def kept_entries(layers: Iterable[Layer], density: float) -> tuple[int, int]:
-    """``(entries kept, entries in all)`` of ``layers`` at ``density``."""
-    sizes = [layer.num_params for layer in layers]
-    return sum(round(density * s) for s in sizes), sum(sizes)
-
-
-def _masked(
-    value: torch.Tensor, origin: torch.Tensor | None, keep: torch.Tensor, density: float, rescale: Rescale
-) -> torch.Tensor:
+def _masked(value: torch.Tensor, origin: torch.Tensor | None, keep: torch.Tensor, density: float) -> torch.Tensor:
     if density == 1:
         return value
     dropped = torch.zeros_like(value) if origin is None else origin.detach().to(value.dtype)
-    kept = dropped + (value - dropped) / density if rescale == "dare" and density > 0 else value
-    return torch.where(keep, kept, dropped)
+    return torch.where(keep, value, dropped)
 
 
-def _largest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Mask of exactly ``count`` largest scores; among equal ones at the edge the earlier are kept."""
-    edge = scores.kthvalue(len(scores) - count + 1).values
-    keep = scores > edge
-    ties = (scores == edge).nonzero().reshape(-1)
+def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Mask of exactly ``count`` largest values; among equal ones at the edge the earlier are kept."""
+    edge = values.kthvalue(len(values) - count + 1).values
+    keep = values > edge
+    ties = (values == edge).nonzero().reshape(-1)
     keep[ties[: count - int(keep.sum())]] = True
     return keep
 
 
-def _score(
-    name: str,
-    theta: Mapping[str, torch.Tensor],
-    origin: Mapping[str, torch.Tensor] | None,
-    select: Select,
-    scores: Mapping[str, torch.Tensor] | None,
-) -> torch.Tensor:
-    if select == "score":
-        if scores is None or name not in scores:
-            raise ConfigError(f"scores: select 'score' needs a tensor of scores for '{shown(name)}'.")
-        value = scores[name].detach()
-        if value.shape != theta[name].shape:
-            raise PairMismatch(
-                f"scores: '{shown(name)}' has shape {list(value.shape)}, the weights {list(theta[name].shape)}."
-            )
-    else:
-        value = theta[name].detach()
-        value = (value if origin is None else value - origin[name].detach().to(value.dtype)).abs()
+def _magnitude(name: str, theta: Mapping[str, torch.Tensor], origin: Mapping[str, torch.Tensor] | None) -> torch.Tensor:
+    """|theta - origin| of one tensor, |theta| without an origin."""
+    value = theta[name].detach()
+    value = (value if origin is None else value - origin[name].detach().to(value.dtype)).abs()
     if bool(value.isnan().any()):
         raise NonFiniteWeights(f"'{shown(name)}': NaN among the values that decide what is kept.")
     return value

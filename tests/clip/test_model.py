@@ -15,6 +15,7 @@ from open_clip import CLIP, CustomTextCLIP
 from sharpscope.clip.model import ClipModel
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.errors import ConfigError, PairMismatch
+from sharpscope.weights.compare import check_model
 
 KINDS = ("vit", "quickgelu", "resnet", "customtext")
 Thetas = dict[str, tuple[ClipModel, dict[str, torch.Tensor]]]
@@ -332,8 +333,6 @@ def test_missing_tensors_are_named(tiny_model: ClipModel, tiny_theta: dict[str, 
     del tiny_theta["visual.proj"]
     with pytest.raises(PairMismatch, match=r"lacks 1 tensors.*visual\.proj"):
         tiny_model.encode_image(tiny_theta, images_for(tiny_model))
-    with pytest.raises(PairMismatch, match=r"visual\.proj"):
-        tiny_model.check(tiny_theta)
 
 
 def test_one_tower_is_enough_for_its_features(tiny_model: ClipModel, tiny_theta: dict[str, torch.Tensor]) -> None:
@@ -344,12 +343,15 @@ def test_one_tower_is_enough_for_its_features(tiny_model: ClipModel, tiny_theta:
         tiny_model.encode_text(visual, tiny_model.tokenize(["a cup"]))
 
 
-def test_check_names_reshaped_tensors_and_ignores_others(
+def test_the_models_shapes_name_reshaped_and_missing_tensors_and_leave_the_head_alone(
     tiny_model: ClipModel, tiny_theta: dict[str, torch.Tensor]
 ) -> None:
-    tiny_model.check({**tiny_theta, "head.weight": torch.zeros(3, 12)})
-    with pytest.raises(PairMismatch, match=r"visual\.proj \[2, 2\] instead of \[16, 12\]"):
-        tiny_model.check({**tiny_theta, "visual.proj": torch.zeros(2, 2)})
+    check_model({**tiny_theta, "head.weight": torch.zeros(3, 12)}, tiny_model.shapes, tiny_model.name)
+    with pytest.raises(PairMismatch, match=r"visual\.proj \(model \[16, 12\], file \[2, 2\]\)"):
+        check_model({**tiny_theta, "visual.proj": torch.zeros(2, 2)}, tiny_model.shapes, tiny_model.name)
+    del tiny_theta["visual.proj"]
+    with pytest.raises(PairMismatch, match=r"1 missing: visual\.proj"):
+        check_model(tiny_theta, tiny_model.shapes, tiny_model.name)
 
 
 # ---------------------------------------------------------------------- prompts in the place of token embeddings

@@ -20,9 +20,9 @@ from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.contcoop import ContCoOp
 from sharpscope.finetuning.methods.coop import CoOp
-from sharpscope.finetuning.trainer import Theta
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.prompts import read_prompts
+from sharpscope.weights.theta import Theta
 
 
 def other(theta: Theta, seed: int, size: float = 0.05) -> Theta:

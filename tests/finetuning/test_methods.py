@@ -13,7 +13,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import TensorExamples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Batch, Method, Prepared, Task
-from sharpscope.finetuning.registry import METHODS, method_named
+from sharpscope.finetuning.registry import METHODS
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
@@ -188,4 +188,4 @@ def test_a_state_of_another_run_is_refused(task: Task, examples: TensorExamples,
 
 def test_an_unknown_method_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'wise-ft'"):
-        method_named("wiseft")
+        METHODS.find("wiseft", "method")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,8 +125,9 @@ def test_a_warm_up_longer_than_the_run_is_said() -> None:
     assert "warm-up" not in tuned(warmup=0.1).summary()
 
 
-def test_the_room_is_callable() -> None:
-    result = sharpscope.finetuning("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)
+def test_the_public_name_is_a_plain_function() -> None:
+    assert [*inspect.signature(sharpscope.finetune).parameters][:3] == ["zeroshot", "train", "method"]
+    result = sharpscope.finetune("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)
     assert result.path is None and set(result.theta) >= {"head.weight"} and len(result.losses) == 3
 
 

@@ -22,8 +22,9 @@ from sharpscope.finetuning.methods.clipfit import CLIPFit, clipfit_names
 from sharpscope.finetuning.methods.contcoop import ContCoOp
 from sharpscope.finetuning.methods.coop import CoOp, KgCoOp
 from sharpscope.finetuning.methods.r_adapter import RAdapter, adapters_of, merged, mpm_nce
-from sharpscope.finetuning.trainer import Theta, train
+from sharpscope.finetuning.trainer import train
 from sharpscope.weights.checkpoint import write_checkpoint
+from sharpscope.weights.theta import Theta
 
 NAMES, TEMPLATES = ("star", "sea horse", "key"), ("a photo of a {}.",)
 SMALL: dict[str, Any] = {"lr": 0.1, "steps": 3, "batch_size": 6, "warmup": 0.0, "shots": None}

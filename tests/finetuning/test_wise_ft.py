@@ -16,8 +16,9 @@ from sharpscope.finetuning.fit import Fitted, fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import as_tensor
-from sharpscope.finetuning.trainer import Theta, epochs
+from sharpscope.finetuning.trainer import epochs
 from sharpscope.miniworld import world as miniworld
+from sharpscope.weights.theta import Theta
 
 HEAD = "head.weight"
 WORLD = (miniworld.CLASSES, miniworld.TEMPLATES)

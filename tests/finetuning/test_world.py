@@ -17,7 +17,6 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning import world
 from sharpscope.finetuning.pretrain import Pretraining, pretrain
-from sharpscope.finetuning.trainer import Theta
 from sharpscope.finetuning.world import (
     FINETUNED,
     TEST_SIZE,
@@ -32,6 +31,7 @@ from sharpscope.finetuning.world import (
 from sharpscope.miniworld import world as miniworld
 from sharpscope.miniworld.world import SHIFTS, STYLES
 from sharpscope.weights.checkpoint import read_checkpoint
+from sharpscope.weights.theta import Theta
 
 CHECKPOINTS: dict[str, Any] = miniworld.manifest()["checkpoints"]
 OOD = STYLES[1:]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.measures import registry as measures
+from sharpscope.curvature.measures import gauss_newton, hessian
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import DenseOperator, Probes, rademacher, solve
@@ -264,7 +264,8 @@ def test_one_engine_at_a_time_and_none_that_is_not_needed(monkeypatch: pytest.Mo
             losses.append(type(objective).__name__)
             super().__init__(objective, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measures, "HessianEngine", Watched)
+    for family in (hessian, gauss_newton):
+        monkeypatch.setattr(family, "HessianEngine", Watched)
     objective = work(classes=3)
     table(objective)
     assert losses == ["Residual"]

@@ -251,7 +251,7 @@ def test_unknown_words_fall_back_to_pieces_that_spell_them() -> None:
 def test_the_tokenizer_file_is_what_its_function_cuts() -> None:
     """The merges, not the compressed bytes: zlib versions differ in those."""
     shipped = gzip.decompress(miniworld.tokenizer_path().read_bytes())
-    assert gzip.decompress(mini_bpe()) == shipped
+    assert gzip.decompress(mini_bpe(vocabulary())) == shipped
     assert len(shipped.decode().split("\n")) == 1 + 194
 
 

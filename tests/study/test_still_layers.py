@@ -90,9 +90,11 @@ def test_layers_that_do_not_move_are_measured_and_said_to_stand_still(finished: 
     table = finished.sharpness[finished.sharpness["layer"] != ALL]
     assert set(table["pair"]) == {"clipfit", "contcoop"}
     for _, row in table.iterrows():
-        still = "does not move" in str(row["note"])
-        assert still != moving(row["layer"], row["pair"]), (row["pair"], row["layer"])
-        assert np.isfinite(row["estimate"])
+        assert (row["status"] == "frozen") != moving(row["layer"], row["pair"]), (row["pair"], row["layer"])
+        assert np.isfinite(row["estimate"]) and np.isfinite(row["stderr"])
+        assert "move" not in str(row["note"])
+    whole = finished.sharpness[finished.sharpness["layer"] == ALL]
+    assert len(whole) and not (whole["status"] == "frozen").any()
     scores = finished.stragglers
     for _, row in scores.iterrows():
         assert (row["status"] == "frozen") != moving(row["layer"], row["pair"])

@@ -46,6 +46,7 @@ def small_config(**changes: Any) -> StudyConfig:
         demo_config(),
         ood=("mini:sketch", "mini:clipart"),
         alphas=(0.0, 0.25, 0.5, 1.0),
+        paths=("linear", "lines"),
         granularity="block",
         measures=DEFAULT_MEASURES,
         probe_size=12,
@@ -353,6 +354,6 @@ def test_ten_lines_in_a_notebook(zeroshot: dict[str, torch.Tensor]) -> None:
 
 
 def test_the_run_directory_is_readable_by_others(finished: study.Run) -> None:
-    directory = RunDirectory.read_only(finished.root)
+    directory = RunDirectory.existing(finished.root)
     assert directory.load("path/success/0.5") is not None
-    assert any(key.startswith("repair/failure/straggler:delta") for key in directory.keys())  # noqa: SIM118
+    assert directory.load("repair/failure/straggler:delta:random:0.5/0.5") is not None

@@ -201,7 +201,7 @@ def test_layers_are_in_the_order_of_the_forward_pass(layers: tuple[str, ...], ta
         "transformer.resblocks.2.ln_1",
         "transformer.resblocks.10.attn",
     ]
-    text += ["ln_final", "text_projection", "logit_scale", "head"]
+    text += ["ln_final", "text_projection", "head", "logit_scale"]
     image = [
         "(all)",
         "(stragglers)",

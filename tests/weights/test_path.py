@@ -271,19 +271,53 @@ def test_fisher_information_that_does_not_fit_is_refused() -> None:
 # ------------------------------------------------------------------ LiNeS
 
 
-def test_lines_scales_the_change_with_depth() -> None:
+def _lines(zero: Any, one: Any, alpha: float, beta: float, granularity: str = "module") -> InterpolationPath:
+    layers = split_layers({n: t.shape for n, t in zero.items() if t.is_floating_point()}, granularity)
+    return lines_path(InterpolationPath(zero, one, torch.float64), layers, alpha, beta)
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "module", "block"])
+def test_lines_scales_the_change_with_depth(granularity: str) -> None:
     shapes = {f"visual.transformer.resblocks.{i}.ln_1.weight": (3,) for i in range(3)}
     names = ["visual.conv1.weight", *shapes, "visual.ln_post.weight", "head.weight", "logit_scale"]
     zero = {n: torch.zeros(3, 1) for n in names}
     one = {n: torch.ones(3, 1) for n in names}
-    layers = split_layers({n: t.shape for n, t in zero.items()}, "block")
-    end = lines_path(zero, one, 0.2, 0.8, layers, torch.float64).at(1.0)
-    change = [float(end[n][0]) for n in names]
-    assert change == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    path = _lines(zero, one, 0.2, 0.8, granularity)
+    for t in (0.5, 1.0):
+        change = [float(path.at(t)[n][0]) for n in names]
+        assert change == pytest.approx([t * x for x in (0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0)])
 
 
 def test_lines_without_slope_is_the_plain_path() -> None:
-    layers = split_layers({n: t.shape for n, t in ZERO.items()}, "module")
-    edited, plain = lines_path(ZERO, ONE, 1.0, 0.0, layers), InterpolationPath(ZERO, ONE)
+    edited, plain = _lines(ZERO, ONE, 1.0, 0.0), InterpolationPath(ZERO, ONE, torch.float64)
     for alpha in (0.0, 0.3, 1.0):
         assert _same(edited.at(alpha), plain.at(alpha))
+
+
+def test_the_ends_of_lines_are_exact_where_its_factor_is_0_or_1() -> None:
+    stem = [f"visual.{n}" for n in ("conv1.weight", "bn1.weight", "bn1.running_mean", "bn1.running_var")]
+    blocks = [f"visual.transformer.resblocks.{i}.mlp.c_fc.weight" for i in range(3)]
+    deepest = ["visual.ln_post.weight", "head.weight", "logit_scale"]
+    generator = torch.Generator().manual_seed(3)
+    zero, one = ({n: torch.rand(4, 2, generator=generator) for n in (*stem, *blocks, *deepest)} for _ in range(2))
+    path, plain = _lines(zero, one, 0.0, 1.0), InterpolationPath(zero, one, torch.float64)
+    assert _same(path.at(0.0), plain.theta_0)
+    end = path.at(1.0)
+    assert all(torch.equal(end[n], plain.theta_0[n]) for n in stem)  # running statistics go with the weight
+    assert all(torch.equal(end[n], plain.theta_1[n]) for n in deepest)
+    for i, name in enumerate(blocks):
+        torch.testing.assert_close(end[name], zero[name] + (i + 1) / 4 * (one[name].double() - zero[name]))
+
+
+def test_lines_keeps_tied_tensors_tied_and_the_moving_parameters() -> None:
+    zero, one = ({**t, "visual.twin": t["logit_scale"]} for t in (ZERO, ONE))
+    plain = InterpolationPath(zero, one, torch.float64, moving=["logit_scale"])
+    layers = split_layers({n: t.shape for n, t in zero.items() if t.is_floating_point()}, "module")
+    path = lines_path(plain, layers, 0.0, 1.0)
+    theta = path.at(0.5)
+    assert theta["visual.twin"] is theta["logit_scale"]
+    assert path.moving == plain.moving == ("logit_scale",)
+    with pytest.raises(ConfigError, match="outside"):
+        path.at(1.5)
+    stretched = lines_path(InterpolationPath(zero, one, extrapolate=True), layers, 0.0, 1.0)
+    torch.testing.assert_close(stretched.at(1.5)["logit_scale"], 1.5 * ONE["logit_scale"] - 0.5 * ZERO["logit_scale"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
 from sharpscope.layers import Layer
-from sharpscope.weights.sparsify import keep_masks, kept_entries, sparsify
+from sharpscope.weights.sparsify import keep_masks, sparsify
 
 W, B, OTHER = "visual.bn1.weight", "visual.bn1.bias", "visual.proj"
 STATISTICS, COUNT = "visual.bn1.running_var", "visual.bn1.num_batches_tracked"
@@ -28,8 +28,7 @@ ZERO, ONE = _theta(0), _theta(1)
 LAYER = Layer("visual.bn1", (W, B, STATISTICS, COUNT), "image", 0, "norm", 51)
 SIZE = 46
 DENSITIES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, 0.9, 1.0]))
-SELECTS = st.sampled_from(["random", "magnitude", "score"])
-SCORES = {W: torch.randn(7, 5, generator=torch.Generator().manual_seed(9)), B: torch.zeros(11)}
+SELECTS = st.sampled_from(["random", "magnitude"])
 
 
 def _flat(theta: dict[str, Tensor]) -> Tensor:
@@ -39,7 +38,7 @@ def _flat(theta: dict[str, Tensor]) -> Tensor:
 @settings(max_examples=80, deadline=None)
 @given(DENSITIES, SELECTS, st.sampled_from(["delta", "weight"]), st.integers(0, 5))
 def test_exactly_the_rounded_number_of_entries_is_kept(density: float, select: Any, target: Any, seed: int) -> None:
-    out = sparsify(ONE, ZERO, [LAYER], density, target, select, seed=seed, scores=SCORES)
+    out = sparsify(ONE, ZERO, [LAYER], density, target, select, seed=seed)
     kept = _flat(out) == _flat(ONE)
     dropped = _flat(out) == (_flat(ZERO) if target == "delta" else 0)
     assert int(kept.sum()) == round(density * SIZE)
@@ -47,20 +46,18 @@ def test_exactly_the_rounded_number_of_entries_is_kept(density: float, select: A
     assert all(out[n] is ONE[n] for n in (OTHER, STATISTICS, COUNT))
 
 
-@pytest.mark.parametrize("rescale", ["none", "dare"])
 @pytest.mark.parametrize("target", ["delta", "weight"])
-@pytest.mark.parametrize("select", ["random", "magnitude", "score"])
-def test_density_1_is_the_identity_bit_for_bit(select: Any, target: Any, rescale: Any) -> None:
-    out = sparsify(ONE, ZERO, [LAYER], 1.0, target, select, rescale, scores=SCORES)
+@pytest.mark.parametrize("select", ["random", "magnitude"])
+def test_density_1_is_the_identity_bit_for_bit(select: Any, target: Any) -> None:
+    out = sparsify(ONE, ZERO, [LAYER], 1.0, target, select)
     assert all(out[n] is ONE[n] for n in ONE) and out is not ONE
 
 
-@pytest.mark.parametrize("rescale", ["none", "dare"])
-@pytest.mark.parametrize("select", ["random", "magnitude", "score"])
-def test_density_0_is_theta_0_or_nothing(select: Any, rescale: Any) -> None:
-    out = sparsify(ONE, ZERO, [LAYER], 0.0, "delta", select, rescale, scores=SCORES)
+@pytest.mark.parametrize("select", ["random", "magnitude"])
+def test_density_0_is_theta_0_or_nothing(select: Any) -> None:
+    out = sparsify(ONE, ZERO, [LAYER], 0.0, "delta", select)
     assert torch.equal(_flat(out), _flat(ZERO)) and out[OTHER] is ONE[OTHER]
-    out = sparsify(ONE, None, [LAYER], 0.0, "weight", select, rescale, scores=SCORES)
+    out = sparsify(ONE, None, [LAYER], 0.0, "weight", select)
     assert not _flat(out).any()
 
 
@@ -75,31 +72,6 @@ def test_magnitude_keeps_the_largest_over_the_whole_layer(density: float) -> Non
         expected = _flat(ZERO).clone() if target == "delta" else torch.zeros(SIZE)
         expected[best] = _flat(coarse)[best]
         assert torch.equal(_flat(out), expected)
-
-
-def test_scores_decide_where_asked_for() -> None:
-    out = sparsify(ONE, ZERO, [LAYER], 0.25, "delta", "score", scores=SCORES)
-    best = _flat(SCORES).argsort(descending=True)[:12]
-    assert set((_flat(out) == _flat(ONE)).nonzero().reshape(-1).tolist()) == set(best.tolist())
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0.05, 1))
-def test_dare_divides_what_is_kept_by_the_density(density: float) -> None:
-    plain = sparsify(ONE, ZERO, [LAYER], density, "delta", "random")
-    scaled = sparsify(ONE, ZERO, [LAYER], density, "delta", "random", "dare")
-    torch.testing.assert_close(
-        _flat(scaled) - _flat(ZERO), (_flat(plain) - _flat(ZERO)) / density, rtol=1e-4, atol=1e-5
-    )
-    plain, scaled = (sparsify(ONE, None, [LAYER], density, "weight", "random", r) for r in ("none", "dare"))  # type: ignore[arg-type]
-    torch.testing.assert_close(_flat(scaled), _flat(plain) / density)
-
-
-def test_dare_keeps_the_delta_in_the_mean() -> None:
-    outs = torch.stack([_flat(sparsify(ONE, ZERO, [LAYER], 0.5, rescale="dare", seed=s)) for s in range(400)])
-    # an entry is theta_0 or theta_0 + 2 delta with equal odds: standard error |delta| / sqrt(400)
-    off = (outs.mean(0) - _flat(ONE)).abs() / ((_flat(ONE) - _flat(ZERO)).abs() / 20)
-    assert float(off.max()) < 4.5 and float(off.max()) > 0.1
 
 
 def test_random_masks_depend_on_seed_and_layer_only_and_grow_with_the_density() -> None:
@@ -143,23 +115,13 @@ def test_what_has_no_meaning_is_refused() -> None:
         sparsify(ONE, ZERO, [LAYER], 0.5, "delt")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Did you mean 'random'"):
         sparsify(ONE, ZERO, [LAYER], 0.5, select="randum")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="rescale"):
-        sparsify(ONE, ZERO, [LAYER], 0.5, rescale="twice")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'score' is none of random, magnitude"):
+        sparsify(ONE, ZERO, [LAYER], 0.5, select="score")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="target delta"):
         sparsify(ONE, None, [LAYER], 0.5)
     with pytest.raises(ConfigError, match=r"Did you mean 'visual\.proj'"):
         sparsify(ONE, ZERO, ["visual.prj"], 0.5)
-    with pytest.raises(ConfigError, match="scores"):
-        sparsify(ONE, ZERO, [LAYER], 0.5, select="score")
-    with pytest.raises(PairMismatch, match=r"scores: 'visual\.bn1\.weight'"):
-        sparsify(ONE, ZERO, [LAYER], 0.5, select="score", scores=SCORES | {W: torch.ones(2)})
     with pytest.raises(PairMismatch, match="theta_0"):
         sparsify(ONE, ZERO | {W: torch.ones(2)}, [LAYER], 0.5)
     with pytest.raises(NonFiniteWeights, match="NaN"):
-        sparsify(ONE, ZERO, [LAYER], 0.5, select="score", scores=SCORES | {B: torch.full((11,), float("nan"))})
-
-
-def test_kept_entries_add_up() -> None:
-    layers = [Layer(str(n), (), "image", 0, "other", n) for n in (10, 3, 7)]
-    assert kept_entries(layers, 0.5) == (5 + 2 + 4, 20)
-    assert kept_entries(layers, 1.0) == (20, 20)
+        sparsify(ONE | {B: torch.full((11,), float("nan"))}, ZERO, [LAYER], 0.5, select="magnitude")

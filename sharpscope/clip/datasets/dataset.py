@@ -11,12 +11,12 @@ from torch import Tensor
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Dataset", "Memory", "Source", "stratified"]
+__all__ = ["Dataset", "ImageSource", "Memory", "stratified"]
 
 NOT_A_TARGET = -1
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Where pixels come from, by row. ``lost``: the rows that turned out to be unreadable, with their files' names."""
 
     lost: dict[int, str]
@@ -69,7 +69,7 @@ class Dataset:
         name: str,
         classnames: Sequence[str],
         labels: Tensor,
-        source: Source,
+        source: ImageSource,
         *,
         mean: Sequence[float],
         std: Sequence[float],

@@ -146,7 +146,7 @@ class Decoded:
         return sum(s._kept.nbytes for s in cls._alive if s._kept is not None)
 
     def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        """See :class:`~sharpscope.clip.datasets.dataset.Source`; DatasetError for an image that was readable before."""
+        """See ``dataset.ImageSource``; raises DatasetError for an image that was readable before."""
         if self._kept is None:
             yield from self._decoded(batches, seed if self.augment else None)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,31 +23,70 @@ from sharpscope.clip.datasets.shards import find_shards
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 from sharpscope.miniworld import world as miniworld
+from sharpscope.vocabulary import Words
 
-__all__ = ["KINDS", "check_folders", "check_spec", "load_dataset"]
+__all__ = ["LAYOUTS", "Layout", "check_folders", "check_spec", "load_dataset", "register_dataset"]
 
 Split = Literal["train", "test", "val"]
+Finder = Callable[[Request], Found]
 
-_WITH_REST: Mapping[str, tuple[str, Callable[[Request], Found] | None]] = {
-    "mini": ("DOMAIN", None),
-    "folder": ("PATH", find_folder),
-    "wds": ("PATH", find_shards),
-    "npz": ("PATH", find_npz),
-    "torchvision": ("NAME", find_torchvision),
-    "hf": ("NAME", find_hf),
-    "domainnet": ("DOMAIN", find_domainnet),
-    "subset": ("FILE", find_subset),
-}
-_NAMED: Mapping[str, Callable[[Request], Found]] = {
-    **dict.fromkeys(("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch"), find_imagenet),
-    "objectnet": find_objectnet,
-    **dict.fromkeys(("cifar10", "cifar10.1", "cifar10.2", "cifar100"), find_cifar),
-    "stl10": find_stl10,
-    "iwildcam": find_iwildcam,
-    "fmow": find_fmow,
-}
-KINDS: tuple[str, ...] = (*(f"{k}:{rest}" for k, (rest, _) in _WITH_REST.items()), *_NAMED)
-"""The kinds of data set specs."""
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of data set: how its specs look, and the function that finds its images."""
+
+    name: str
+    """What its specs begin with, or are."""
+    rest: str
+    """What stands behind the colon (``PATH``, ``NAME`` ...); empty where the name is the whole spec."""
+    find: Finder | None
+    """None: the embedded world, whose arrays are drawn rather than found."""
+
+    @property
+    def form(self) -> str:
+        return f"{self.name}:{self.rest}" if self.rest else self.name
+
+
+LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
+    Layout("mini", "DOMAIN", None),
+    Layout("folder", "PATH", find_folder),
+    Layout("wds", "PATH", find_shards),
+    Layout("npz", "PATH", find_npz),
+    Layout("torchvision", "NAME", find_torchvision),
+    Layout("hf", "NAME", find_hf),
+    Layout("domainnet", "DOMAIN", find_domainnet),
+    Layout("subset", "FILE", find_subset),
+    *(Layout(n, "", find_imagenet) for n in ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")),
+    Layout("objectnet", "", find_objectnet),
+    *(Layout(n, "", find_cifar) for n in ("cifar10", "cifar10.1", "cifar10.2", "cifar100")),
+    Layout("stl10", "", find_stl10),
+    Layout("iwildcam", "", find_iwildcam),
+    Layout("fmow", "", find_fmow),
+))  # fmt: skip
+"""Every kind of data set spec."""
+
+
+def register_dataset(name: str, rest: str = "") -> Callable[[Finder], Finder]:
+    """Decorator: make a function that finds images a kind of data set, for every command that takes a spec.
+
+    >>> @register_dataset("pets", "PATH")  # doctest: +SKIP
+    ... def find_pets(request):
+    ...     return Found(Files(folder, paths), labels, classes, str(folder))
+
+    Args:
+        name: what specs begin with; ``name:REST[@SPLIT]``, or ``name[@SPLIT]`` where ``rest`` is empty.
+        rest: what stands behind the colon, in capitals, for messages.
+
+    The function gets a ``Request`` (what stands behind the colon, the split, the data root) and returns a ``Found``
+    (images that are not decoded yet, labels int64 [n], class names). Raises ConfigError for a name that is known.
+    """
+
+    def register(find: Finder) -> Finder:
+        LAYOUTS.add(Layout(name, rest, find))
+        return find
+
+    return register
+
 
 _CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", re.DOTALL)
 
@@ -107,7 +146,7 @@ def load_dataset(
         asked.edits,
         augment,
     )
-    find = _WITH_REST[asked.kind][1] if asked.kind in _WITH_REST else _NAMED[asked.kind]
+    find = LAYOUTS[asked.kind].find
     if find is None:
         return load_mini(request)
     need_model(request)
@@ -153,14 +192,18 @@ def _parsed(spec: str) -> _Spec:
         else:
             kind, at, last = kind.partition("@")
         split = last if at else None
-    known = (kind in _WITH_REST and rest) if colon else kind in _NAMED
-    if not known or split == "":
-        if split == "" and kind in _WITH_REST:
+    if kind in LAYOUTS.not_loaded():
+        LAYOUTS.find(kind, f"data set {shown(spec)}")
+    layout = LAYOUTS.get(kind)
+    if layout is None or bool(layout.rest) != bool(colon and rest) or split == "":
+        if split == "" and layout is not None and layout.rest:
             raise ConfigError(f"data set {shown(spec)}: unknown split ''. Known: train, val, test.")
-        specs = [f"mini:{d}" for d in miniworld.DOMAINS] + list(_NAMED)
-        near = did_you_mean(spec, _NAMED) if not colon else ""
-        near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, KINDS)
-        raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(KINDS)}).{near}")
+        forms = [*(x.form for x in LAYOUTS.values()), *LAYOUTS.not_loaded()]
+        named = [x.name for x in LAYOUTS.values() if not x.rest]
+        specs = [f"mini:{d}" for d in miniworld.DOMAINS] + named
+        near = did_you_mean(spec, named) if not colon else ""
+        near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, forms)
+        raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(forms)}).{near}")
     if kind == "mini" and rest not in miniworld.DOMAINS:
         near = did_you_mean(rest, miniworld.DOMAINS)
         raise ConfigError(

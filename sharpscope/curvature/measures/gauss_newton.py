@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature import ggn
-from sharpscope.curvature.arithmetic import ASYMMETRY
+from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.measures.rows import MeasureTable, trace_row
+from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import facts_of, solved
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
 from sharpscope.curvature.trace import TraceEstimate, per_example_steps
-from sharpscope.layers import Layer
 from sharpscope.vocabulary import ALL
 
-__all__: list[str] = []
-OUTER: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
+__all__ = ["CONTROL_SHARE", "controlled_traces", "no_control", "take"]
+
+_ESTIMATORS: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
     "ggn_trace": ggn.ggn_trace,
     "fisher_trace": ggn.fisher_trace,
 }
@@ -38,10 +38,8 @@ def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:
     return "" if cross_entropy else "per_example: the loss is not the cross-entropy of its logits"
 
 
-def controlled_traces(
-    objective: Any, theta: Mapping[str, Tensor], layers: Sequence[Layer], table: MeasureTable
-) -> dict[str, Any]:
-    """Rows of tr H_ll = tr G_ll + tr R_ll, R = H - G, for every layer and their sum; returns the facts.
+def controlled_traces(point: Point, table: MeasureTable) -> None:
+    """Rows of tr H_ll = tr G_ll + tr R_ll, R = H - G, for every layer and their sum.
 
     tr G from first derivatives (``ggn.ggn_trace``), to ``CONTROL_SHARE`` of the tolerance; tr R by directions of each
     example's own, until the error of both is within the tolerance of the sum. R is what the logits' own curvature adds,
@@ -51,19 +49,20 @@ def controlled_traces(
     ``num_matvecs``: products with R plus backward passes for G, which are the same ones for all layers. The engine of R
     lives in here only, before that of H is built, and keeps the memory budget.
     """
-    settings, blocks = table.settings, {x.name: x.params for x in layers}
+    settings, blocks, theta = point.settings, point.blocks, point.theta
+    objective: Any = point.rough
     if settings.memory is not None:
         objective, _ = plan_memory(objective, theta, blocks[ALL], settings.memory)
     control = ggn.ggn_trace(
-        objective, theta, blocks, seed=table.seed("control"), rtol=CONTROL_SHARE * settings.rtol,
+        objective, theta, blocks, seed=point.seed("control"), rtol=CONTROL_SHARE * settings.rtol,
         max_probes=settings.max_matvecs,
     )  # fmt: skip
     engine = HessianEngine(ggn.Residual(objective), theta, blocks, memory=settings.memory)
-    generator = torch.Generator().manual_seed(table.seed("symmetry"))
+    generator = torch.Generator().manual_seed(point.seed("symmetry"))
     check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
     tasks: dict[str, Estimator[TraceEstimate]] = {
         f"trace {layer}": per_example_steps(
-            engine.blocks[layer].size, seed=table.seed("trace", layer), dtype=engine.dtype, device=engine.device,
+            engine.blocks[layer].size, seed=point.seed("trace", layer), dtype=engine.dtype, device=engine.device,
             rtol=settings.rtol, max_matvecs=settings.max_matvecs, offset=(g.estimate, g.stderr),
         )
         for layer, g in control.items() if layer != ALL
@@ -78,28 +77,22 @@ def controlled_traces(
     found[ALL] = TraceEstimate(value, stderr, stderr <= settings.rtol * abs(value), most)
     for layer, r in found.items():
         result = replace(r, num_matvecs=r.num_matvecs + whole.num_matvecs)
-        trace_row(table, layer, "hessian_trace", result, table.seed("trace", layer))
-    return facts_of(engine)
+        trace_row(table, layer, "hessian_trace", result, point.seed("trace", layer))
+    table.facts = facts_of(engine)
 
 
-def outer(
-    objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], measure: str, table: MeasureTable
-) -> None:
+def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
     """Traces of mean outer products of the logits' gradients, all layers from the same backward passes."""
-    if not hasattr(objective, "batch_logits"):
-        table.fail([measure], "the loss gives no logits")
-        return
-    seed = table.seed(measure.removesuffix("_trace"))
-    estimates = OUTER[measure](
-        objective,
-        theta,
-        {x.name: x.params for x in layers},
-        seed=seed,
-        rtol=table.settings.rtol,
-        max_probes=table.settings.max_matvecs,
-    )
-    for layer, result in estimates.items():
-        table.add(
-            layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
-            num_matvecs=result.num_matvecs,
-        )  # fmt: skip
+    for measure in measures:
+        if not hasattr(point.rough, "batch_logits"):
+            table.fail([measure], "the loss gives no logits")
+            continue
+        seed = point.seed(measure.removesuffix("_trace"))
+        with second_order(tf32=point.settings.precision == "tf32"):
+            estimates = _ESTIMATORS[measure](
+                point.rough, point.theta, point.blocks, seed=seed, rtol=point.settings.rtol,
+                max_probes=point.settings.max_matvecs,
+            )  # fmt: skip
+        for layer, result in estimates.items():
+            trace_row(table, layer, measure, result, seed)
+        point.progress(measure)

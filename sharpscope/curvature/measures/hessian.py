@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sharpscope.curvature.arithmetic import ASYMMETRY
-from sharpscope.curvature.eigen import ExtremeEigenvalues, RitzSpace, lanczos_steps
+from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
+from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
-from sharpscope.curvature.measures.rows import EIGENVALUES, GRADIENT, MeasureTable, eigen_rows, trace_row, trace_rows
+from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import facts_of, solved
-from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
+from sharpscope.curvature.operator import Estimator, check_symmetric
 from sharpscope.curvature.trace import (
     TraceEstimate,
     hutchinson_steps,
@@ -26,13 +25,14 @@ from sharpscope.curvature.trace import (
 )
 from sharpscope.curvature.tracking import tracked_steps
 from sharpscope.errors import NumericalError
-from sharpscope.layers import Layer
 from sharpscope.vocabulary import ALL
 
-__all__: list[str] = []
+__all__ = ["take"]
 
-TRACES = ("hessian_trace", "weighted_trace")
-TRACE_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
+_ENDS: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
+"""Which end of the spectrum each eigenvalue is."""
+_GRADIENT = ("gradient_curvature", "gradient_alignment")
+_METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "per_example": per_example_steps,
     "controlled": per_example_steps,
     "xtrace": xtrace_steps,
@@ -42,33 +42,31 @@ _SUMMED = ("per_example", "controlled")
 """Methods by which the whole model's trace is the sum of its layers'."""
 
 
-def hessian_measures(
-    objective: Objective,
-    theta: Mapping[str, Tensor],
-    layers: Sequence[Layer],
-    measures: Sequence[str],
-    table: MeasureTable,
-    warm: Mapping[str, RitzSpace],
-) -> tuple[dict[str, RitzSpace], dict[str, Any]]:
+def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
     """Traces and eigenvalues: layer by layer on kept graphs, or all layers in lock step when graphs are rebuilt."""
-    wanted = [m for m in (*TRACES, *EIGENVALUES, *GRADIENT) if m in measures]
-    settings = table.settings
-    note = no_control(objective, theta) if settings.trace_method == "controlled" else ""
+    with second_order(tf32=point.settings.precision == "tf32"):
+        _take(point, list(measures), table)
+    point.progress("Hessian")
+
+
+def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
+    settings = point.settings
+    note = no_control(point.rough, point.theta) if settings.trace_method == "controlled" else ""
     try:
         if settings.trace_method == "controlled" and "hessian_trace" in wanted and not note:
-            facts = controlled_traces(objective, theta, layers, table)
+            controlled_traces(point, table)
             wanted.remove("hessian_trace")
             if not wanted:
-                return {}, facts
-        engine = HessianEngine(objective, theta, {x.name: x.params for x in layers}, memory=settings.memory)
-        generator = torch.Generator().manual_seed(table.seed("symmetry"))
+                return
+        engine = HessianEngine(point.rough, point.theta, point.blocks, memory=settings.memory)
+        generator = torch.Generator().manual_seed(point.seed("symmetry"))
         check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
     except NumericalError as error:
         table.fail(wanted, str(error))
-        return {}, {}
-    measures = wanted
-    if any(m in measures for m in GRADIENT):
-        _along_gradient(engine, table)
+        return
+    table.facts = facts_of(engine)
+    if any(m in wanted for m in _GRADIENT):
+        _along_gradient(engine, wanted, table)
     work: dict[str, Estimator[TraceEstimate | ExtremeEigenvalues]] = {}
     common: dict[str, Any] = {
         "dtype": engine.dtype,
@@ -76,53 +74,81 @@ def hessian_measures(
         "rtol": settings.rtol,
         "max_matvecs": settings.max_matvecs,
     }
-    for x in layers:
+    for x in point.layers:
         size = engine.blocks[x.name].size
-        work |= _trace_tasks(engine, x.name, measures, table, common)
-        if ends := [end for measure, end in EIGENVALUES.items() if measure in measures]:
-            how = common | {"seed": table.seed("eigen", x.name), "ends": ends}
+        work |= _trace_tasks(engine, x.name, wanted, point, common)
+        if ends := [end for measure, end in _ENDS.items() if measure in wanted]:
+            how = common | {"seed": point.seed("eigen", x.name), "ends": ends}
             work[f"eigen {x.name}"] = (
-                tracked_steps(size, warm[x.name], **how)
-                if x.name in warm
+                tracked_steps(size, point.warm[x.name], **how)
+                if x.name in point.warm
                 else lanczos_steps(size, start=engine.gradient(x.name), **how)
             )
     results = solved(engine, work)
     if settings.trace_method in _SUMMED:
         _add_up(results, settings.rtol)
-    spaces = {}
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
-        seed = table.seed(kind, layer)
-        if isinstance(result, TraceEstimate) and kind == "weighted":
-            trace_row(table, layer, "weighted_trace", result, seed, note)
-        elif isinstance(result, TraceEstimate):
-            trace_rows(table, layer, result, seed, note)
+        seed = point.seed(kind, layer)
+        if isinstance(result, TraceEstimate):
+            _trace_rows(table, layer, kind, result, seed, note, wanted, settings.rtol)
         else:
-            eigen_rows(table, layer, result, seed)
+            _eigen_rows(table, layer, result, seed, wanted)
             if result.space is not None:
-                spaces[layer] = result.space
-    return spaces, facts_of(engine)
+                table.spaces[layer] = result.space
+
+
+def _trace_rows(
+    table: MeasureTable,
+    layer: str,
+    kind: str,
+    result: TraceEstimate,
+    seed: int,
+    note: str,
+    wanted: Sequence[str],
+    rtol: float,
+) -> None:
+    """One row from a task "trace" or "weighted"; two where the same products served both traces (hutchinson)."""
+    measure = "weighted_trace" if kind == "weighted" else "hessian_trace"
+    if measure in wanted:
+        trace_row(table, layer, measure, result, seed, note)
+    if result.weighted is not None:
+        value, stderr = result.weighted
+        table.add(
+            layer, "weighted_trace", value, seed=seed, converged=stderr <= rtol * abs(value), stderr=stderr,
+            num_matvecs=result.num_matvecs,
+        )  # fmt: skip
+
+
+def _eigen_rows(table: MeasureTable, layer: str, result: ExtremeEigenvalues, seed: int, wanted: Sequence[str]) -> None:
+    for measure, end in _ENDS.items():
+        if measure in wanted:
+            found = getattr(result, end)
+            table.add(
+                layer, measure, found.value, seed=seed, converged=found.converged, residual=found.residual,
+                num_matvecs=found.num_matvecs,
+            )  # fmt: skip
 
 
 def _trace_tasks(
-    engine: HessianEngine, layer: str, measures: Sequence[str], table: MeasureTable, common: Mapping[str, Any]
+    engine: HessianEngine, layer: str, measures: Sequence[str], point: Point, common: Mapping[str, Any]
 ) -> dict[str, Estimator[TraceEstimate]]:
     """The estimators of one layer's trace and weighted trace; what is added up from the layers needs none."""
-    method, size = table.settings.trace_method, engine.blocks[layer].size
-    plain, weighted = (m in measures for m in TRACES)
+    method, size = point.settings.trace_method, engine.blocks[layer].size
+    plain, weighted = "hessian_trace" in measures, "weighted_trace" in measures
     if not (plain or weighted) or (method in _SUMMED and layer == ALL):
         return {}
-    seed = table.seed("trace", layer)
+    seed = point.seed("trace", layer)
     if method == "hutchinson":
         scale = engine.weights(layer).abs() if weighted else None
         return {f"trace {layer}": hutchinson_steps(size, seed=seed, scale=scale, **common)}
-    steps = TRACE_METHODS[method]
+    steps = _METHODS[method]
     tasks = {f"trace {layer}": steps(size, seed=seed, **common)} if plain else {}
     if weighted and method in _SUMMED:
-        seed = table.seed("weighted", layer)
+        seed = point.seed("weighted", layer)
         tasks[f"weighted {layer}"] = per_example_steps(size, seed=seed, scale=engine.weights(layer).abs(), **common)
     elif weighted:
-        unscaled = steps(size, seed=table.seed("weighted", layer), **common)
+        unscaled = steps(size, seed=point.seed("weighted", layer), **common)
         tasks[f"weighted {layer}"] = scaled(unscaled, engine.weights(layer).abs())
     return tasks
 
@@ -138,7 +164,7 @@ def _add_up(results: dict[str, Any], rtol: float) -> None:
             results[f"{kind} {ALL}"] = TraceEstimate(value, stderr, stderr <= rtol * abs(value), spent)
 
 
-def _along_gradient(engine: HessianEngine, table: MeasureTable) -> None:
+def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: MeasureTable) -> None:
     """g'Hg / g'g and cos(g, Hg) of every layer, from one product each in one pass; undefined at a zero gradient."""
     gradients = {layer: engine.gradient(layer) for layer in engine.blocks}
     products = engine.products({layer: g[:, None] for layer, g in gradients.items()})
@@ -148,6 +174,8 @@ def _along_gradient(engine: HessianEngine, table: MeasureTable) -> None:
         row: dict[str, Any] = {"seed": 0, "converged": True, "stderr": 0.0, "num_matvecs": 1}
         if size == 0:
             row |= {"stderr": math.nan, "status": "undefined", "note": "the gradient is zero"}
-        table.add(layer, "gradient_curvature", bend / size if size else math.nan, **row)
         cosine = bend / (math.sqrt(size) * length) if size and length else 0.0 if size else math.nan
-        table.add(layer, "gradient_alignment", cosine, **row)
+        found = {"gradient_curvature": bend / size if size else math.nan, "gradient_alignment": cosine}
+        for measure in _GRADIENT:
+            if measure in wanted:
+                table.add(layer, measure, found[measure], **row)

@@ -2,42 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import torch
-from torch import Tensor
 
-from sharpscope.curvature import perturbation as adaptive
-from sharpscope.curvature.measures.rows import MeasureTable
-from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.measures.rows import MeasureTable, Point
+from sharpscope.curvature.perturbation import Norm, SharpnessEstimate, sharpness_avg, sharpness_max
 from sharpscope.layers import Layer
 
-__all__: list[str] = []
+__all__ = ["take"]
 
 
-def finite_radius(
-    objective: Objective, theta: Mapping[str, Tensor], layers: Sequence[Layer], measure: str, table: MeasureTable
-) -> None:
-    settings = table.settings
-    is_adaptive = not measure.endswith("_absolute")
-    with torch.no_grad():
-        base = [float(objective.batch_loss(i, theta)) for i in range(len(objective.weights))]
-    for x in layers:
-        seed = table.seed(measure, x.name)
-        if measure.startswith("sharpness_avg"):
-            rho = settings.rho_avg
-            result = adaptive.sharpness_avg(
-                objective, theta, x.params, rho=rho, seed=seed, adaptive=is_adaptive, samples=settings.noise_samples,
-                rtol=settings.rtol, base=base,
-            )  # fmt: skip
-        else:
-            l2 = "_l2" in measure
-            rho = settings.rho_l2 if l2 else settings.rho_linf
-            result = adaptive.sharpness_max(
-                objective, theta, x.params, rho=rho, norm="l2" if l2 else "linf", adaptive=is_adaptive,
-                steps=settings.pgd_steps,
-            )  # fmt: skip
-        table.add(
-            x.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
-            num_matvecs=result.num_evaluations, rho=rho,
+class _Ball(NamedTuple):
+    """``norm``: that of the worst case's ball, None for the mean over noise; ``adaptive``: in units of the weights."""
+
+    norm: Norm | None
+    adaptive: bool
+
+
+_BALLS: Final = {
+    "sharpness_avg": _Ball(None, True),
+    "sharpness_avg_absolute": _Ball(None, False),
+    "sharpness_max": _Ball("linf", True),
+    "sharpness_max_absolute": _Ball("linf", False),
+    "sharpness_max_l2": _Ball("l2", True),
+    "sharpness_max_l2_absolute": _Ball("l2", False),
+}
+
+
+def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
+    """The rises that ``measures`` ask for, every layer perturbed alone; differences of losses need full precision."""
+    with second_order():
+        with torch.no_grad():
+            base = [float(point.objective.batch_loss(i, point.theta)) for i in range(len(point.objective.weights))]
+        for measure in measures:
+            for layer in point.layers:
+                seed = point.seed(measure, layer.name)
+                result, rho = _rise(point, layer, _BALLS[measure], seed, base)
+                table.add(
+                    layer.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
+                    num_matvecs=result.num_evaluations, rho=rho,
+                )  # fmt: skip
+            point.progress(measure)
+
+
+def _rise(point: Point, layer: Layer, ball: _Ball, seed: int, base: Sequence[float]) -> tuple[SharpnessEstimate, float]:
+    """(rise, radius) of one layer; ``base``: the loss of every batch where nothing is perturbed."""
+    settings = point.settings
+    if ball.norm is None:
+        rho = settings.rho_avg
+        found = sharpness_avg(
+            point.objective, point.theta, layer.params, rho=rho, seed=seed, adaptive=ball.adaptive,
+            samples=settings.noise_samples, rtol=settings.rtol, base=base,
         )  # fmt: skip
+        return found, rho
+    rho = settings.rho_l2 if ball.norm == "l2" else settings.rho_linf
+    found = sharpness_max(
+        point.objective, point.theta, layer.params, rho=rho, norm=ball.norm, adaptive=ball.adaptive,
+        steps=settings.pgd_steps,
+    )  # fmt: skip
+    return found, rho

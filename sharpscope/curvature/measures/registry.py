@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import get_args
 
 from torch import Tensor
 
-from sharpscope.curvature.arithmetic import in_precision, second_order
 from sharpscope.curvature.eigen import RitzSpace
-from sharpscope.curvature.measures.gauss_newton import OUTER, outer
-from sharpscope.curvature.measures.hessian import TRACE_METHODS, TRACES, hessian_measures
-from sharpscope.curvature.measures.perturbation import finite_radius
-from sharpscope.curvature.measures.rows import EIGENVALUES, GRADIENT, MeasureResult, MeasureSettings, MeasureTable
+from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings, MeasureTable, Point
 from sharpscope.curvature.operator import Objective
-from sharpscope.errors import ConfigError
+from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import ALL, MEASURES
+from sharpscope.vocabulary import ALL, MEASURES, TraceMethod, expand_measures
 
 __all__ = ["measure_layers"]
 
@@ -39,8 +36,8 @@ def measure_layers(
     Args:
         objective: the probe's loss; ``ggn_trace`` and ``fisher_trace`` also need its ``batch_logits``.
         theta: named tensors.
-        layers: as ``weights.layers.split_layers`` gives them; the whole model is all of their parameters together.
-        measures: names of ``schema.MEASURES``.
+        layers: as ``layers.split_layers`` gives them; the whole model is all of their parameters together.
+        measures: names of ``vocabulary.MEASURES``, in any order.
         settings: precision, radii, seed.
         key: makes the seeds of this point its own (pair name, alpha).
         warm: Ritz pairs by layer from a neighbouring point, as a former result's ``warm``: its eigenvectors are
@@ -50,33 +47,32 @@ def measure_layers(
     A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
     """
     settings = settings or MeasureSettings()
-    unknown = [m for m in measures if m not in MEASURES]
-    if unknown:
-        raise ConfigError(f"measures: unknown measure '{unknown[0]}'. Known: {', '.join(MEASURES)}.")
-    if settings.trace_method not in ("hutchinson", *TRACE_METHODS):
-        known = ", ".join(("hutchinson", *TRACE_METHODS))
-        raise ConfigError(f"trace_method: '{settings.trace_method}' is none of {known}.")
+    wanted = expand_measures(measures)
+    if settings.trace_method not in (known := get_args(TraceMethod)):
+        near = did_you_mean(settings.trace_method, known)
+        raise ConfigError(f"trace_method: '{shown(settings.trace_method)}' is none of {', '.join(known)}.{near}")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
-    names = tuple(n for x in layers for n in x.params)
-    whole = Layer(ALL, names, ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
+    whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
     everything = (whole, *layers)
-    rough = in_precision(objective, settings.precision, theta)
-    with second_order(tf32=settings.precision == "tf32"):
-        table = MeasureTable(everything, partial(derive, settings.seed, *key), settings)
-        facts: dict[str, Any] = {}
-        spaces: dict[str, RitzSpace] = {}
-        if any(m in measures for m in (*TRACES, *EIGENVALUES, *GRADIENT)):
-            spaces, facts = hessian_measures(rough, theta, everything, measures, table, warm or {})
-            progress("Hessian")
-        for measure in (m for m in OUTER if m in measures):
-            outer(rough, theta, everything, measure, table)
-            progress(measure)
-    with second_order():  # differences of losses: always in full precision
-        for measure in measures:
-            if measure.startswith("sharpness_"):
-                finite_radius(objective, theta, everything, measure, table)
-                progress(measure)
+    seed = partial(derive, settings.seed, *key)
+    point = Point(objective, theta, everything, settings, seed, warm or {}, progress)
+    table = MeasureTable(everything)
+    for family, names in _by_family(wanted).items():
+        take = import_module(f"sharpscope.curvature.measures.{family}").take
+        take(point, names, table)
+        table.check(names)
     order = {m: i for i, m in enumerate(MEASURES)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
-    return MeasureResult([r for r in rows if r["measure"] in measures], spaces, facts)
+    return MeasureResult(rows, table.spaces, table.facts)
+
+
+def _by_family(measures: Sequence[str]) -> dict[str, list[str]]:
+    """Family -> its measures among ``measures``: the module ``sharpscope.curvature.measures.FAMILY`` takes them.
+
+    Every such module has ``take(point, measures, table)``, which adds one row a layer and measure to the table.
+    """
+    families: dict[str, list[str]] = {}
+    for name in measures:
+        families.setdefault(MEASURES[name].family, []).append(name)
+    return families

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from sharpscope.curvature.eigen import End, ExtremeEigenvalues, RitzSpace
-from sharpscope.curvature.trace import TraceEstimate
-from sharpscope.layers import Layer
-from sharpscope.vocabulary import ALL
+from torch import Tensor
 
-__all__ = ["MeasureResult", "MeasureSettings"]
-EIGENVALUES: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
-GRADIENT = ("gradient_curvature", "gradient_alignment")
+from sharpscope.curvature.arithmetic import in_precision
+from sharpscope.curvature.eigen import RitzSpace
+from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.trace import TraceEstimate
+from sharpscope.errors import NumericalError, listing
+from sharpscope.layers import Layer
+from sharpscope.vocabulary import ALL, MEASURES, Precision, TraceMethod
+
+__all__ = ["MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class MeasureSettings:
     rho_linf: float = 0.002
     rho_l2: float = 0.5
     memory: int | None = None
-    trace_method: str = "per_example"
-    precision: str = "full"
+    trace_method: TraceMethod = "per_example"
+    precision: Precision = "full"
     density_steps: int = 20
     density_runs: int = 8
 
@@ -45,19 +49,49 @@ class MeasureResult:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Point:
+    """One point of the path as the families of measures see it."""
+
+    objective: Objective
+    """The probe's loss, in full precision."""
+    theta: Mapping[str, Tensor]
+    layers: tuple[Layer, ...]
+    """The whole model, ``(all)``, first, then the layers in forward order."""
+    settings: MeasureSettings
+    seed: Callable[..., int]
+    """The seed of whatever is named by the arguments: this point's own."""
+    warm: Mapping[str, RitzSpace]
+    """Ritz pairs of the layers at a neighbouring point."""
+    progress: Callable[[str], None]
+
+    @cached_property
+    def rough(self) -> Objective:
+        """The loss in the precision that products with the Hessian are asked for."""
+        return in_precision(self.objective, self.settings.precision, self.theta)
+
+    @cached_property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        """Layer -> names of its parameters."""
+        return {x.name: x.params for x in self.layers}
+
+
 class MeasureTable:
     """Collects rows; adds what every row has, and the layer's share of the whole once all are there."""
 
-    def __init__(self, layers: Sequence[Layer], seed: Callable[..., int], settings: MeasureSettings) -> None:
+    def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = {x.name: x for x in layers}
         self.order = {x.name: i for i, x in enumerate(layers)}
-        self.seed, self.settings = seed, settings
+        self.spaces: dict[str, RitzSpace] = {}
+        """Ritz pairs of the layers, for the next point."""
+        self.facts: dict[str, Any] = {}
+        """How the gradient graphs were laid out in memory."""
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(self, layer: str, measure: str, estimate: float, *, seed: int, converged: bool, **more: Any) -> None:
         x = self.layers[layer]
         finite = math.isfinite(estimate)
-        per_param = estimate / x.num_params if measure not in (*EIGENVALUES, *GRADIENT) and finite else math.nan
+        per_param = estimate / x.num_params if MEASURES[measure].per_param and finite else math.nan
         row = {
             "layer": layer, "tower": x.tower, "depth": x.depth, "kind": x.kind, "num_params": x.num_params,
             "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
@@ -72,36 +106,28 @@ class MeasureTable:
             for measure in measures:
                 self.add(layer, measure, math.nan, seed=0, converged=False, note=reason)
 
+    def check(self, measures: Iterable[str]) -> None:
+        """Raise NumericalError unless there is a row for every layer and measure: no family leaves a silent gap."""
+        for measure in measures:
+            lost = [layer for layer in self.layers if (layer, measure) not in self._rows]
+            if lost:
+                family = MEASURES[measure].family
+                raise NumericalError(
+                    f"measures: the family '{family}' gave no row for {measure} of {listing(lost, 3)}."
+                )
+
     def rows(self) -> list[dict[str, Any]]:
         for (_, measure), row in self._rows.items():
             whole = self._rows.get((ALL, measure))
-            if measure not in GRADIENT and whole is not None and whole["estimate"] not in (0.0, None):
+            if MEASURES[measure].share and whole is not None and whole["estimate"] not in (0.0, None):
                 row["share"] = row["estimate"] / whole["estimate"]
         return list(self._rows.values())
 
 
 def trace_row(table: MeasureTable, layer: str, measure: str, result: TraceEstimate, seed: int, note: str = "") -> None:
+    """Add the row of a trace; ``note`` is said of a finite one."""
     said = {"note": note} if note and math.isfinite(result.estimate) else {}
     table.add(
         layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
         num_matvecs=result.num_matvecs, **said,
     )  # fmt: skip
-
-
-def trace_rows(table: MeasureTable, layer: str, result: TraceEstimate, seed: int, note: str) -> None:
-    trace_row(table, layer, "hessian_trace", result, seed, note)
-    if result.weighted is not None:
-        value, stderr = result.weighted
-        converged = stderr <= table.settings.rtol * abs(value)
-        table.add(
-            layer, "weighted_trace", value, seed=seed, converged=converged, stderr=stderr,
-            num_matvecs=result.num_matvecs,
-        )  # fmt: skip
-
-
-def eigen_rows(table: MeasureTable, layer: str, result: ExtremeEigenvalues, seed: int) -> None:
-    for measure, end in zip(EIGENVALUES, (result.largest, result.smallest, result.dominant), strict=True):
-        table.add(
-            layer, measure, end.value, seed=seed, converged=end.converged, residual=end.residual,
-            num_matvecs=end.num_matvecs,
-        )  # fmt: skip

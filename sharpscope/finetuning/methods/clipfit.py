@@ -14,7 +14,8 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.clip.prompts import class_drift
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
-from sharpscope.finetuning.trainer import Optimizer, Theta
+from sharpscope.finetuning.trainer import Optimizer
+from sharpscope.weights.theta import Theta
 
 __all__ = ["CLIPFit", "clipfit_names"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from sharpscope.clip.prompts import ATTENTION
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.coop import CoOp
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.weights.theta import Theta
 
 __all__ = ["ContCoOp"]
 

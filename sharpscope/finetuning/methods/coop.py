@@ -7,7 +7,6 @@ head only, and is read over the zero-shot checkpoint.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,10 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.head import zero_shot_head
 from sharpscope.clip.prompts import CTX, PREFIX, Prompts, class_drift, initial_context
 from sharpscope.finetuning.method import Batch, Exported, Losses, Method, Prepared, Stage, Task
-from sharpscope.finetuning.trainer import Optimizer, Theta
+from sharpscope.finetuning.trainer import Optimizer
+from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.weights.heads import head_metadata
+from sharpscope.weights.theta import Theta
 
 __all__ = ["CoOp", "KgCoOp"]
 
@@ -79,13 +81,8 @@ class CoOp(Method):
         @torch.no_grad()
         def export(theta: Theta) -> Exported:
             learnt = {n: t.detach() for n, t in theta.items() if n.startswith(PREFIX)}
-            head = {"head.weight": prompts.class_vectors(model, theta)}
-            facts = {
-                "sharpscope.classnames": json.dumps(list(task.classnames)),
-                "sharpscope.head.scale_baked": "false",
-                "sharpscope.head.normalize": "true",
-            }
-            return Exported({**learnt, **head}, facts)
+            head = {HEAD_WEIGHT: prompts.class_vectors(model, theta)}
+            return Exported({**learnt, **head}, head_metadata(scale_baked=False, classnames=task.classnames))
 
         stage = Stage(tuple(added), self.recipe(task.n))
         return Prepared({**task.theta_0, **added}, (stage,), losses, logits, export)

@@ -17,7 +17,7 @@ from sharpscope.finetuning.method import (
     text_head,
 )
 from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.weights.theta import Theta
 
 __all__ = ["Flyp"]
 

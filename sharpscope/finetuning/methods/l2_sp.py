@@ -21,7 +21,9 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
-from sharpscope.finetuning.trainer import Optimizer, Theta
+from sharpscope.finetuning.trainer import Optimizer
+from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.weights.theta import Theta
 
 __all__ = ["L2SP", "squared_distance"]
 
@@ -56,7 +58,7 @@ class L2SP(Method):
 
     def prepare(self, task: Task) -> Prepared:
         classifier, start = with_head(task, scale_baked=self.scale_baked)
-        trained = (*image_tower(task), "head.weight")
+        trained = (*image_tower(task), HEAD_WEIGHT)
         classify = cross_entropy(classifier)
 
         def losses(theta: Theta, batch: Batch) -> Losses:

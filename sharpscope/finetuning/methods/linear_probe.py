@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sharpscope.finetuning.method import Method, Prepared, Stage, Task, cross_entropy, of_classifier, with_head
+from sharpscope.layers import HEAD_WEIGHT
 
 __all__ = ["LinearProbe"]
 
@@ -31,5 +32,5 @@ class LinearProbe(Method):
 
     def prepare(self, task: Task) -> Prepared:
         classifier, theta = with_head(task, scale_baked=self.scale_baked)
-        stage = Stage(("head.weight",), self.recipe(task.n), "probe")
+        stage = Stage((HEAD_WEIGHT,), self.recipe(task.n), "probe")
         return Prepared(theta, (stage,), cross_entropy(classifier), classifier.logits, of_classifier(classifier))

@@ -22,7 +22,8 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.weights.theta import Theta
 
 __all__ = ["LipsumFT", "energy_gap", "random_texts"]
 
@@ -87,7 +88,7 @@ class LipsumFT(Method):
 
         def losses(theta: Theta, batch: Batch) -> Losses:
             images = model.encode_image(theta, batch.images)
-            logits = scale * images @ theta["head.weight"].T
+            logits = scale * images @ theta[HEAD_WEIGHT].T
             with torch.no_grad():
                 images_0 = model.encode_image(frozen, batch.images)
                 tokens = random_texts(model, self.texts, self.text_length, batch.generator("texts"))
@@ -96,5 +97,5 @@ class LipsumFT(Method):
             return Losses(F.cross_entropy(logits, batch.labels), self.strength * gap, logits)
 
         random_texts(model, 1, self.text_length, task.generator("texts"))  # complains now, not at the first step
-        stage = Stage((*image_tower(task), "head.weight"), self.recipe(task.n))
+        stage = Stage((*image_tower(task), HEAD_WEIGHT), self.recipe(task.n))
         return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier))

@@ -15,6 +15,7 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
+from sharpscope.layers import HEAD_WEIGHT
 
 __all__ = ["LpFT"]
 
@@ -49,5 +50,5 @@ class LpFT(Method):
         first = round(self.probe_share * total)
         probe = self.recipe(task.n, steps=first, lr=self.probe_lr)
         rest = self.recipe(task.n, steps=total - first)
-        stages = Stage(("head.weight",), probe, "probe"), Stage((*image_tower(task), "head.weight"), rest)
+        stages = Stage((HEAD_WEIGHT,), probe, "probe"), Stage((*image_tower(task), HEAD_WEIGHT), rest)
         return Prepared(theta, stages, cross_entropy(classifier), classifier.logits, of_classifier(classifier))

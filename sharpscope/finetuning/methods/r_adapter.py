@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.weights.theta import Theta
 
 __all__ = ["RAdapter", "adapters_of", "merged", "mpm_nce"]
 

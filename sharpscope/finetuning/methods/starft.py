@@ -22,7 +22,8 @@ from sharpscope.finetuning.method import (
     with_head,
 )
 from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
-from sharpscope.finetuning.trainer import Theta
+from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.weights.theta import Theta
 
 __all__ = ["BACKGROUNDS", "StarFT", "alignment"]
 
@@ -87,13 +88,13 @@ class StarFT(Method):
             weight = self.strength * (1 - batch.progress)
             penalty = weight * alignment(scale_0 * present, scale_0 * logits_0, batch.labels)
             if classify:
-                logits = images @ theta["head.weight"].T
+                logits = images @ theta[HEAD_WEIGHT].T
                 return Losses(F.cross_entropy(logits, batch.labels), penalty, logits)
             texts = encode_distinct(model, theta, caption(batch) if batch.tokens is None else batch.tokens)
             return Losses(contrastive_loss(images, texts, theta["logit_scale"].exp()), penalty)
 
         towers = tuple(n for n in both_towers(task) if n != "logit_scale")
-        moved = (*towers, "head.weight") if classify else both_towers(task)
-        names = (*model.shapes, "head.weight") if classify else None
+        moved = (*towers, HEAD_WEIGHT) if classify else both_towers(task)
+        names = (*model.shapes, HEAD_WEIGHT) if classify else None
         stage = Stage(moved, self.recipe(task.n))
         return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier, names), classifier.frozen)

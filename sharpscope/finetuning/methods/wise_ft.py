@@ -15,6 +15,7 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
+from sharpscope.layers import HEAD_WEIGHT
 
 __all__ = ["WiseFT"]
 
@@ -40,6 +41,6 @@ class WiseFT(Method):
 
     def prepare(self, task: Task) -> Prepared:
         classifier, theta = with_head(task, scale_baked=self.scale_baked)
-        trained = (*image_tower(task), "head.weight") if self.scope == "tower" else ("head.weight",)
+        trained = (*image_tower(task), HEAD_WEIGHT) if self.scope == "tower" else (HEAD_WEIGHT,)
         stage = Stage(trained, self.recipe(task.n))
         return Prepared(theta, (stage,), cross_entropy(classifier), classifier.logits, of_classifier(classifier))

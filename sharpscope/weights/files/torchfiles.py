@@ -32,7 +32,6 @@ MAX_DIRECTORY: Final = 4 * 2**20
 MAX_PICKLE: Final = 16 * 2**20
 """Longest data.pkl; a training checkpoint of 1,000 tensors has about 1 MB."""
 
-_RESAVE: Final = "Save its state_dict() with torch.save or safetensors where you trust the file, and pass that."
 Read = tuple[str, Any, Report]
 """(container, what the pickle holds, what it wanted to import)."""
 

@@ -1,0 +1,73 @@
+"""Code of a user's own: a Python file that adds measures, straggler criteria, data sets or fine-tuning methods.
+
+``--plugin FILE.py`` is the one place where sharpscope runs a user's code, because they named the file. No study file,
+run directory or checkpoint can name one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sharpscope.errors import ConfigError, RunDirectoryError, shown
+from sharpscope.vocabulary import MEASURES, Measure, Origin, from_outside
+
+__all__ = ["load_plugin", "loaded_plugins", "recall_words"]
+
+_LOADED: dict[str, str] = {}
+"""sha256 of every file that was run -> its path."""
+
+
+def load_plugin(path: str | os.PathLike[str]) -> None:
+    """Run the Python file ``path`` once in this process; what it registers becomes known.
+
+    The file registers with ``sharpscope.register_measure`` and its neighbours. A file with the same bytes is not run
+    twice.
+
+    Raises:
+        ConfigError: there is no such file, it raises something, it registers nothing, or it repeats a known name.
+            Whatever it had registered before is taken back.
+    """
+    file = Path(path)
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--plugin: {shown(os.fspath(path), 200)} cannot be read: {error.strerror}.") from None
+    digest = hashlib.sha256(source).hexdigest()
+    if digest in _LOADED:
+        return
+    module = types.ModuleType(f"sharpscope_plugin_{digest[:12]}")
+    module.__file__ = str(file.resolve())
+    sys.modules[module.__name__] = module  # so that classes defined in it can be pickled and dataclasses resolved
+    where = f"--plugin {shown(os.fspath(path), 200)}"
+    try:
+        with from_outside(Origin(file.name, digest), where) as added:
+            exec(compile(source, module.__file__, "exec"), module.__dict__)
+            if not added:
+                raise ConfigError("it registers nothing. Remedy: call sharpscope.register_measure or its neighbours.")
+    except ConfigError:
+        del sys.modules[module.__name__]
+        raise
+    _LOADED[digest] = module.__file__
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """The paths of the files that this process has run, in order: what a worker process has to run too."""
+    return tuple(_LOADED.values())
+
+
+def recall_words(manifest: Mapping[str, Any]) -> None:
+    """Make the measures from outside that a run's manifest tells of known by their facts; none of their code is run.
+
+    Raises RunDirectoryError where the manifest does not tell them as ``sharpscope run`` does.
+    """
+    try:
+        for told in manifest.get("measures", {}).values():
+            MEASURES.recall(Measure(**told["word"]), Origin(**told["origin"]))
+    except (AttributeError, KeyError, TypeError):
+        raise RunDirectoryError("manifest.json: its 'measures' do not tell what the run's own measures are.") from None
