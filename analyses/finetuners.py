@@ -97,7 +97,7 @@ def curvature(loaded: Any, train: Any) -> pd.DataFrame:
 
 def beside(method: str, loaded: Any, train: Any) -> pd.DataFrame:
     """One row: accuracy on an upgraded backbone, and of output-space ensembles where these are asked for."""
-    limit = SETTINGS["study"]["eval_limit"]
+    limit = SETTINGS["study"]["limit"]
     test = {"id": data(SETTINGS["train"], loaded, "test", limit)}
     test |= {domain: data(f"mini:{domain}", loaded, "test", limit) for domain in OOD}
     found = upgraded(loaded, {"id": test["id"]})

@@ -814,7 +814,7 @@ def study(device, folder, quick):
             config,
             repair_alphas=(0.3,),
             ood=config.ood[:1],
-            eval_limit=64,
+            limit=64,
             probe_size=24,
             batch_size=24,
             bootstrap=100,
@@ -1578,7 +1578,7 @@ def part_train(out, options):
         out.check(
             f"mini, {method}: losses as on the CPU", compared(method), limit=20, bad=lambda n: not n["worst"] <= 2e-3
         )
-    for precision in ("bfloat16", "float16"):
+    for precision in ("bf16", "fp16"):
         half = lambda p=precision: {"losses": tuned("wise-ft", DEVICE, precision=p).losses}  # noqa: E731
         out.check(
             f"mini, wise-ft, {precision}", half, limit=20, bad=lambda n: not all(math.isfinite(x) for x in n["losses"])
@@ -1598,7 +1598,7 @@ def part_train(out, options):
             return real(*args, **{**how, "after": interrupting})
 
         found = {}
-        for precision in ("float32", "float16"):
+        for precision in ("full", "fp16"):
             with tempfile.TemporaryDirectory() as folder:
                 whole = tuned("wise-ft", DEVICE, out=Path(folder) / "whole", precision=precision)
                 fit_module.train = stopped
@@ -1666,9 +1666,9 @@ def part_train(out, options):
 
         return timed
 
-    kinds = [("wise-ft", p, False) for p in ("float32", "bfloat16", "float16")] + [
-        ("wise-ft", "bfloat16", True),
-        ("flyp", "bfloat16", False),
+    kinds = [("wise-ft", p, False) for p in ("full", "bf16", "fp16")] + [
+        ("wise-ft", "bf16", True),
+        ("flyp", "bf16", False),
     ]
     for method, precision, augment in kinds:
         label = f"{method}, {precision}, batch {batch}{', random crops' if augment else ''}"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sharpscope.exchange import read_results
     from sharpscope.finetuning.run import finetune
     from sharpscope.notebook import layer_curvature, layer_sharpness
-    from sharpscope.study.run import report, run
+    from sharpscope.study.report import report
+    from sharpscope.study.run import run
 
 __all__ = [
     "PairConfig",
@@ -49,7 +50,7 @@ _HOME = {
     "load_dataset": "sharpscope.clip.datasets.spec",
     "load_pair": "sharpscope.clip.pair",
     "read_results": "sharpscope.exchange",
-    "report": "sharpscope.study.run",
+    "report": "sharpscope.study.report",
     "run": "sharpscope.study.run",
 }
 

@@ -78,7 +78,9 @@ __version__: Final = "0.1.0"
 Granularity = Literal["tensor", "module", "block"]
 HeadMode = Literal["auto", "zeroshot", "stored", "text"]
 Dtype = Literal["float32", "float64"]
-Precision = Literal["full", "tf32", "bf16"]
+Precision = Literal["full", "tf32", "bf16", "fp16"]
+"""Arithmetic of matrix products: full (that of the weights) | tf32 (float32 with 10 bits of mantissa, on a GPU) | bf16,
+fp16 (autocast to bfloat16, float16). A command that cannot use one of them refuses it and says why."""
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]

@@ -19,7 +19,8 @@ from sharpscope.tables.files import read_csv
 ROOT = Path(__file__).parents[1]
 ARGV = (
     "run --zeroshot mini:zeroshot --finetuned mini:success mini:failure --model mini --probe mini:photo "
-    "--id mini:photo --ood mini:sketch --alphas 0 0.5 1 --granularity block --measures gradient_square gradient_curvature "
+    "--id mini:photo --ood mini:sketch --alphas 0 0.5 1 --granularity block "
+    "--measures gradient_square gradient_curvature "
     "--straggler-criterion half_way --straggler-rule top:1 --probe-size 8 --batch-size 8 --limit 32 --max-matvecs 4 "
     "--layer-alphas 0 0.5 1 --criticality-noise 1 --densities 0.5 --targets delta --selects random --repair-alphas 0.5 "
     "--bootstrap 40 --threads 1 --out r"

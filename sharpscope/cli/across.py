@@ -7,13 +7,14 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.options import AsTable, given
 from sharpscope.cli.outcome import Outcome, shown_table
 from sharpscope.errors import ConfigError
 
-__all__: list[str] = []
+__all__ = ["Correlate", "Robustness"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _AcrossRuns:
     """The runs of a comparison, and accuracies that were measured elsewhere."""
 
@@ -29,8 +30,6 @@ class _AcrossRuns:
     """Which of those data sets are in distribution; default: the one trained on if the file tells, else ImageNet."""
     seed: int = 0
     """Seed of the bootstrap."""
-    csv: bool = False
-    """Print CSV instead of a table."""
 
     def check(self) -> None:
         if not self.runs:
@@ -39,20 +38,19 @@ class _AcrossRuns:
             raise ConfigError("--match, --id: are about the file of --accuracy, which is missing.")
 
 
-@dataclass(frozen=True)
-class Correlate(_AcrossRuns):
+@dataclass(frozen=True, kw_only=True)
+class Correlate(AsTable, _AcrossRuns):
     """Correlate sharpness with OOD accuracy across the pairs of several runs."""
 
     def __call__(self) -> Outcome:
         self.check()
-        from sharpscope.study import across
+        from sharpscope.study.across import correlate
 
-        table = across.correlate(self.runs, accuracy=self.accuracy, match=self.match, ids=self.id, seed=self.seed)
-        return shown_table(table, self.csv)
+        return shown_table(correlate(**given(self, "csv", id="ids")), self.csv)
 
 
-@dataclass(frozen=True)
-class Robustness(_AcrossRuns):
+@dataclass(frozen=True, kw_only=True)
+class Robustness(AsTable, _AcrossRuns):
     """Effective robustness: OOD accuracy beyond what a baseline lets one expect at the same ID accuracy."""
 
     baseline: str = "finetuned"
@@ -61,11 +59,6 @@ class Robustness(_AcrossRuns):
 
     def __call__(self) -> Outcome:
         self.check()
-        from sharpscope.study import across
+        from sharpscope.study.across import robustness
 
-        return shown_table(
-            across.robustness(
-                self.runs, self.baseline, accuracy=self.accuracy, match=self.match, ids=self.id, seed=self.seed
-            ),
-            self.csv,
-        )
+        return shown_table(robustness(**given(self, "csv", id="ids")), self.csv)

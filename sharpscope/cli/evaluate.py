@@ -7,52 +7,40 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, given
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Device, HeadMode
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__: list[str] = []
+__all__ = ["Evaluate"]
 
 
-@dataclass(frozen=True)
-class Evaluate:
-    """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """What is measured."""
 
     checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
     """Checkpoint files of one architecture."""
-    datasets: Annotated[tuple[str, ...], arg(aliases=["--data"])]
+    datasets: tuple[str, ...]
     """Data set specs, or collections of them (imagenet-shifts, lipsum-imagenet, domainnet-real), whose averages are
     added."""
-    model: str = "ViT-B-32"
-    """open_clip model name, config JSON, or ``mini``."""
-    head: HeadMode = "auto"
-    """stored: the checkpoint's own; zeroshot or text: from its text tower, in each set's class names and templates;
-    auto: stored where there is one that has the set's classes."""
-    head_file: str | None = None
-    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
-    base: str | None = None
-    """Zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA)."""
     metrics: tuple[str, ...] | None = None
     """top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: all that have a meaning for a set."""
-    classnames: str | None = None
-    """Text file with one class name a line; default: each data set's own."""
-    templates: str | None = None
-    """Text file with one prompt template a line, ``{}`` for the class name; default: each data set's own."""
-    data_root: str | None = None
-    """Folder under which named sets and relative paths are looked up."""
-    batch_size: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(AsTable, Computing, Images, Head, Model, _Measured):
+    """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
+
+    base: str | None = None
+    """Zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA)."""
+    batch_size: int = StudyConfig.batch_size
     """Examples a batch."""
-    device: Device = "auto"
-    """Where to compute; auto takes CUDA when there is one."""
-    limit: int | None = None
-    """At most this many examples a data set (a fixed, stratified choice)."""
-    seed: int = 0
-    """Seed of ``--limit``'s choice and of the bootstrap intervals."""
-    csv: bool = False
-    """Print CSV (a row a metric) instead of a table (a row a data set)."""
+    limit: int | None = StudyConfig.limit
+    """At most this many examples a data set (a fixed, stratified choice); default: all."""
 
     def __call__(self) -> Outcome:
         if not self.checkpoints:
@@ -64,23 +52,7 @@ class Evaluate:
                 raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
         from sharpscope.clip.evaluate import evaluate
 
-        table = evaluate(
-            self.checkpoints,
-            self.model,
-            self.datasets,
-            head_file=self.head_file,
-            base=self.base,
-            metrics=self.metrics,
-            head=self.head,
-            classnames=self.classnames,
-            templates=self.templates,
-            data_root=self.data_root,
-            batch_size=self.batch_size,
-            device=self.device,
-            limit=self.limit,
-            seed=self.seed,
-            progress=progress_bar(),
-        )
+        table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
         return shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Granularity, HeadMode, Select, Target
+from sharpscope.vocabulary import Granularity, Select, Target
 
-__all__: list[str] = []
+__all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspect:
     """What is in a checkpoint, whether it is safe, and how far two of them are apart, layer by layer."""
 
@@ -29,10 +30,10 @@ class Inspect:
     def __call__(self) -> Outcome:
         from sharpscope.clip.inspect import inspect
 
-        return Outcome(inspect(self.a, self.b, self.model))
+        return Outcome(inspect(**given(self)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Convert:
     """Write a checkpoint of any known format as safetensors, in open_clip's names, its facts in the metadata."""
 
@@ -44,8 +45,8 @@ class Convert:
     """Whose names the tensors get."""
     base: str | None = None
     """Zero-shot checkpoint below a file that holds only what was tuned (Dassl, LoRA, R-Adapter)."""
-    head: str | None = None
-    """File with the classification head, where it is kept apart (task_vectors)."""
+    head_file: str | None = None
+    """Classification head in a file of its own (task_vectors), to be written with the checkpoint."""
     classnames: str | None = None
     """Text file with the head's class names, one a line, in its order."""
     quick_gelu: bool | None = None
@@ -55,136 +56,53 @@ class Convert:
     eval_scale."""
 
     def __call__(self) -> Outcome:
-        _check_output(self.out, self.source, *(p for p in (self.base, self.head) if p))
+        check_output(self.out, self.source, self.base, self.head_file)
         if not self.out.endswith(".safetensors"):
             raise ConfigError(f"OUT: {shown(self.out)} is to be a safetensors file; name it .safetensors.")
-        from sharpscope.clip import export
+        from sharpscope.clip.export import convert
 
-        read = export.convert(
-            self.source,
-            self.out,
-            names=self.names,
-            base=self.base,
-            head=self.head,
-            classnames=self.classnames,
-            quick_gelu=self.quick_gelu,
-            adapter_scale=self.adapter_scale,
-        )
+        read = convert(**given(self))
         return Outcome(f"wrote {shown(self.out)}: {len(read.tensors)} tensors of {shown(read.facts['producer'])}")
 
 
-@dataclass(frozen=True)
-class Interpolate:
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(Head, Model, Point, Ends):
     """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1 as a safetensors file."""
 
-    zeroshot: str
-    """Checkpoint of theta_0."""
-    finetuned: str
-    """Checkpoint of theta_1."""
-    alpha: float
-    """Point of the path, on the fine-tuned side."""
-    out: str
-    """File to write."""
-    model: str = "ViT-B-32"
-    """open_clip model name, config JSON, or ``mini``."""
-    extrapolate: bool = False
-    """Allow alpha outside [0, 1]."""
-    classnames: str | None = None
-    """Text file with one class name a line, where a head is stored without its names."""
-    head: HeadMode = "auto"
-    """stored: the checkpoints' own; zeroshot, text: from the text tower; auto: as in ``sharpscope run``."""
-    head_file: str | None = None
-    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
-
     def __call__(self) -> Outcome:
-        _check_alpha(self.alpha, self.extrapolate)
-        _check_output(self.out, self.zeroshot, self.finetuned)
-        from sharpscope.clip import export
+        self.check(self.zeroshot, self.finetuned)
+        from sharpscope.clip.export import interpolate
 
-        export.interpolate(
-            self.zeroshot,
-            self.finetuned,
-            self.alpha,
-            self.out,
-            self.model,
-            classnames=self.classnames,
-            extrapolate=self.extrapolate,
-            head=self.head,
-            head_file=self.head_file,
-        )
+        interpolate(**given(self))
         return Outcome(f"wrote {shown(self.out)}")
 
 
-@dataclass(frozen=True)
-class Sparsify:
+@dataclass(frozen=True, kw_only=True)
+class Sparsify(Head, Model, Point, Ends):
     """Write theta(alpha) with some layers made sparse as a safetensors file."""
 
-    zeroshot: str
-    """Checkpoint of theta_0."""
-    finetuned: str
-    """Checkpoint of theta_1."""
+    alpha: float = 1.0
+    """Point of the path, on the fine-tuned side."""
     layers: tuple[str, ...]
     """Layers to make sparse, as ``sharpscope inspect`` names them."""
-    out: str
-    """File to write."""
     density: float = 0.5
     """Fraction of entries KEPT."""
     target: Target = "delta"
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
     select: Select = "random"
     """Which entries are kept: a random choice, or the largest |delta| (|weight|)."""
-    alpha: float = 1.0
-    """Point of the path, on the fine-tuned side."""
-    model: str = "ViT-B-32"
-    """open_clip model name, config JSON, or ``mini``."""
-    granularity: Granularity = "module"
+    granularity: Granularity = StudyConfig.granularity
     """What a layer is: every tensor, every module, or every block."""
     seed: int = 0
     """Seed of the random choice."""
-    extrapolate: bool = False
-    """Allow alpha outside [0, 1]."""
-    classnames: str | None = None
-    """Text file with one class name a line, where a head is stored without its names."""
-    head: HeadMode = "auto"
-    """stored: the checkpoints' own; zeroshot, text: from the text tower; auto: as in ``sharpscope run``."""
-    head_file: str | None = None
-    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
 
     def __call__(self) -> Outcome:
-        _check_alpha(self.alpha, self.extrapolate)
-        _check_output(self.out, self.zeroshot, self.finetuned)
+        self.check(self.zeroshot, self.finetuned)
         if not self.layers:
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:
             raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
-        from sharpscope.clip import export
+        from sharpscope.clip.export import sparsify
 
-        export.sparsify(
-            self.zeroshot,
-            self.finetuned,
-            layers=self.layers,
-            density=self.density,
-            target=self.target,
-            select=self.select,
-            alpha=self.alpha,
-            out=self.out,
-            model=self.model,
-            granularity=self.granularity,
-            seed=self.seed,
-            classnames=self.classnames,
-            extrapolate=self.extrapolate,
-            head=self.head,
-            head_file=self.head_file,
-        )
+        sparsify(**given(self))
         return Outcome(f"wrote {shown(self.out)}")
-
-
-def _check_alpha(alpha: float, extrapolate: bool) -> None:
-    if not (extrapolate and abs(alpha) < float("inf")) and not 0 <= alpha <= 1:
-        raise ConfigError(f"--alpha: {alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate).")
-
-
-def _check_output(out: str, *inputs: str) -> None:
-    for path in inputs:
-        if Path(path).exists() and Path(out).exists() and Path(path).samefile(out):
-            raise ConfigError(f"--out: {shown(out)} is one of the inputs, and inputs are never changed.")

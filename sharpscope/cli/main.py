@@ -6,14 +6,19 @@ The only module that prints or exits. Exit codes: 0 done, 1 some units failed, 2
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
 import io
+import itertools
 import os
 import re
 import signal
 import sys
+import textwrap
 import traceback
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Union
@@ -24,11 +29,12 @@ from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.outcome import Outcome
 from sharpscope.cli.studies import StudyCommand
 from sharpscope.config import studyfile
+from sharpscope.config.spellings import current_arguments
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, SharpscopeError, did_you_mean, shown
 from sharpscope.vocabulary import __version__
 
-__all__ = ["main"]
+__all__ = ["main", "parse"]
 
 _ABOUT = "Layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version."
 _INTERRUPTED = 130
@@ -44,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminable(), warnings.catch_warnings():
             if not sys.warnoptions and not _debugging():
                 warnings.simplefilter("ignore")  # other libraries' advice to programmers; ours are rows with a status
-            outcome = _parse(arguments)()
+            arguments, hints = _in_current_words(arguments)
+            for hint in hints:
+                _complain(hint, 0, "sharpscope: hint: ")
+            outcome = parse(arguments)()
             _say(outcome.text)
     except KeyboardInterrupt:
         return _complain(_interruption(arguments), _INTERRUPTED, "sharpscope: ")
@@ -80,18 +89,27 @@ def _interruption(arguments: list[str]) -> str:
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
-def _parse(arguments: list[str]) -> Callable[[], Outcome]:
-    """The command that ``arguments`` ask for; raises ConfigError."""
+def _in_current_words(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(``arguments`` with today's flags in the place of old ones, a hint about each of these)."""
+    current, hints = current_arguments(arguments[0], arguments[1:]) if arguments else ([], [])
+    return [*arguments[:1], *current], hints
+
+
+def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
+    """The command that ``arguments`` ask for, its study file read and overridden by its flags; raises ConfigError.
+
+    Calling the command does the work. What a ``run`` or ``plan`` has understood is ``parse(arguments).config()``.
+    """
     first = arguments[0] if arguments else "--help"
     if first in ("--version", "-V"):
         return lambda: Outcome(f"sharpscope {__version__}")
     if first in ("-h", "--help", "help") or first.startswith("--tyro-"):
-        return _help(arguments)
+        return _help(list(arguments))
     if first not in COMMANDS:
         what = "flag before the command:" if first.startswith("-") else "command"
         near = did_you_mean(first, COMMANDS) or f" Known: {', '.join(COMMANDS)}."
         raise ConfigError(f"unknown {what} '{shown(first, 60)}'.{near}")
-    kind, rest = COMMANDS[first], arguments[1:]
+    kind, rest = COMMANDS[first], list(arguments[1:])
     command = _tyro(kind, f"sharpscope {first}", rest)
     if isinstance(command, StudyCommand) and command.study is not None:
         loaded = studyfile.load(command.study)
@@ -113,13 +131,31 @@ def _help(arguments: list[str]) -> Callable[[], Outcome]:
 def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
     """What tyro makes of ``arguments``; its help pages as a command that says them, its complaints as ConfigError."""
     out, err = io.StringIO(), io.StringIO()
+    if "--help" in arguments or "-h" in arguments:
+        _tell_fields(kind)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             return tyro.cli(kind, prog=program, args=arguments, **options)
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
-    return lambda: Outcome(out.getvalue().rstrip())
+    page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the text says what None and nothing mean
+    return lambda: Outcome(page.rstrip())
+
+
+def _tell_fields(kind: Any) -> None:
+    """Put every field's docstring where tyro looks first, on one line: it would break lines where the source does."""
+    bases: tuple[type, ...] = getattr(kind, "__mro__", ())
+    for base in bases:
+        if dataclasses.is_dataclass(base):
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            fields = {f.name: f for f in dataclasses.fields(base)}
+            for before, after in itertools.pairwise(definition.body):
+                match before, after:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        if name in fields:
+                            fields[name].metadata = types.MappingProxyType({"help": " ".join(text.split())})
 
 
 def _complaint(page: str, kind: Any) -> str:
@@ -140,13 +176,23 @@ def _complaint(page: str, kind: Any) -> str:
     if said[0].startswith("Missing from"):
         depth = min(len(line) - len(line.lstrip()) for line in parts[0][1:])
         said = ["missing:", ", ".join(line.strip() for line in parts[0][1:] if line[depth] != " ")]
-    text = shown(" ".join(" ".join(said).split()), 300).rstrip(".") + "."
-    if said[0].startswith("Error parsing") and len(parts) > 1 and len(parts[1]) > 1:
-        text += f" Expected {shown(parts[1][1].strip(), 100)}."
+    text = " ".join(" ".join(said).split()).rstrip(".") + "."
+    if text.startswith("Error parsing "):
+        return shown(_unread(text, parts[1][1].strip() if len(parts) > 1 and len(parts[1]) > 1 else ""), 300)
+    text = re.sub(r"^Missing value for argument '(\S+)'\. Expected 1 values\.", r"\1: needs a value.", text)
     unknown = re.search(r"--[\w-]+", text) if text.startswith("Unrecognized") else None
-    if unknown and dataclasses.is_dataclass(kind):
-        text += did_you_mean(unknown[0], [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)])
-    return text
+    flags = (
+        [f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    )
+    return shown(text, 300) + (did_you_mean(unknown[0], flags) if unknown else "")
+
+
+def _unread(text: str, usage: str) -> str:
+    """Which value cannot be read as what; ``text`` ends in Python's own words, ``usage`` is ``--flag METAVAR``."""
+    flag = text.removeprefix("Error parsing ").partition(":")[0]
+    value = re.search(r"[\s\[](['\"])((?:(?!\1).)*)\1[^'\"]*$", text)  # what is quoted last
+    expected = re.sub(r"^\{(\[.*\])\}$", r"\1", usage.removeprefix(f"{flag} ").removeprefix("{None}|"))
+    return f"{flag}: {repr(value[2]) + ' ' if value else ''}cannot be read as {expected or 'that'}."
 
 
 # -- the terminal and the process --------------------------------------------------------------------------------------

@@ -14,9 +14,9 @@ from sharpscope.errors import shown
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sharpscope.study.run import Run as FinishedRun
+    from sharpscope.study.report import Run as FinishedRun
 
-__all__ = ["Outcome"]
+__all__ = ["Outcome", "finished", "progress_bar", "shown_table", "stem_of"]
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from sharpscope.cli.options import given
 from sharpscope.cli.outcome import Outcome, finished, progress_bar, stem_of
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError
 
-__all__ = ["StudyCommand"]
+__all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ class Run(StudyCommand):
         config = self.config()
         from sharpscope.study.run import run
 
-        out = self.out or f"runs/{Path(self.study).stem if self.study else config.pairs[0].name}"
-        return finished(run(config, out, progress=progress_bar()))
+        return finished(run(config, self.folder(), progress=progress_bar()))
+
+    def folder(self) -> str:
+        """The run directory: as asked, else named after the study file or the first pair."""
+        return self.out or f"runs/{Path(self.study).stem if self.study else self.config().pairs[0].name}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,6 @@ class Report:
     CLIP_benchmark."""
 
     def __call__(self) -> Outcome:
-        from sharpscope.study.run import report
+        from sharpscope.study.report import report
 
-        return finished(report(self.run, results=self.results))
+        return finished(report(**given(self, run="root")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -19,6 +19,7 @@ from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, checkpoint_stem, pick_device, resolve_checkpoint
+from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import Tower
 from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs
@@ -52,7 +53,7 @@ def evaluate(
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
-    progress: Callable[..., Any] | None = None,
+    progress: MakeBar | None = None,
     head_file: File | None = None,
     base: File | None = None,
 ) -> pd.DataFrame:
@@ -68,7 +69,7 @@ def evaluate(
             set's class names and templates.
         classnames, templates: instead of the set's own (a list, or a file with one a line).
         level, bootstrap, seed: of the intervals, see ``clip.metrics.estimates``.
-        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: silent.
+        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: none is shown.
         head_file: head in a file of its own (task_vectors), for each checkpoint without one.
         base: zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA).
 
@@ -95,7 +96,7 @@ def evaluate(
         own: list[dict[str, Any]] = []
         for spec in sets:
             classifier, theta, dataset, said = heads.for_set(spec, data)
-            with contextlib.closing((progress or _silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
+            with contextlib.closing((progress or silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
                 given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
             own += accuracy_rows(
                 label,
@@ -130,15 +131,6 @@ def _labels(files: Sequence[File]) -> list[str]:
     if len(set(labels)) != len(labels):
         raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
     return labels
-
-
-class _Silent:
-    def update(self, n: float = 1) -> None: ...
-    def close(self) -> None: ...
-
-
-def _silent(**_: object) -> _Silent:
-    return _Silent()
 
 
 @dataclass

@@ -29,20 +29,20 @@ def convert(
     *,
     names: str = "open_clip",
     base: str | FilePath | None = None,
-    head: str | FilePath | None = None,
+    head_file: str | FilePath | None = None,
     classnames: str | FilePath | None = None,
     quick_gelu: bool | None = None,
     adapter_scale: float | None = None,
 ) -> Checkpoint:
     """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
 
-    ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head``: a file with a head of its own;
-    ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell;
+    ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head_file``: a file with a head of its
+    own; ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell;
     ``adapter_scale``: see ``read_checkpoint``. Values and dtypes are the file's own, bit for bit. Atomic; raises as
     ``read_checkpoint`` does.
     """
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
-    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head, adapter_scale=adapter_scale)
+    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head_file, adapter_scale=adapter_scale)
     check_finite(read.tensors, shown(read.source, 200))
     tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
     write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu))

@@ -10,10 +10,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
-__all__ = ["checked_fields"]
+__all__ = ["check_keys", "checked_fields", "plain"]
 
 
 def plain(value: Any) -> Any:
+    """``value`` as YAML and JSON have it: lists for tuples, all the way down."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -22,6 +23,7 @@ def plain(value: Any) -> Any:
 
 
 def check_keys(data: Mapping[str, Any], kind: type, where: str = "") -> None:
+    """Raise ConfigError for a key of ``data`` that is no field of the dataclass ``kind``, with the nearest one."""
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
     Device,
@@ -117,7 +118,8 @@ class StudyConfig:
     """Arithmetic of path, loss and curvature."""
     precision: Precision = "full"
     """Arithmetic of the matrix products inside Hessian-vector products and Gauss-Newton traces: full (that of dtype),
-    tf32 (on a GPU) or bf16 (autocast); the error this makes is measured and written into the manifest."""
+    tf32 (on a GPU) or bf16 (autocast); the error this makes is measured and written into the manifest. fp16 is for
+    finetune alone."""
     device: Device = "auto"
     """Where to compute; auto takes CUDA when there is one."""
     seed: int = 0
@@ -126,7 +128,7 @@ class StudyConfig:
     """How many ID training examples make the probe set (2410.16476 and Andriushchenko et al. 2023: 1024)."""
     batch_size: int = 128
     """Examples a batch, for the probe and the evaluation."""
-    eval_limit: int | None = None
+    limit: int | None = None
     """At most this many test examples a data set (a fixed, stratified choice); default: all."""
     rtol: float = 0.05
     """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|; the
@@ -214,8 +216,12 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
-        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest."""
+        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest.
+
+        Keys of older versions of sharpscope are taken too (``config.spellings``).
+        """
         try:
+            data = current_keys(data)
             check_keys(data, cls)
             return cls(**data)
         except ConfigError as error:
@@ -235,13 +241,18 @@ def _check(c: StudyConfig) -> None:
     for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
         if chosen is not None and not set(chosen) <= set(c.alphas):
             raise ConfigError(f"{name}: each must be one of alphas.")
+    if c.precision == "fp16":
+        raise ConfigError(
+            "precision: fp16 is for finetune alone; second derivatives leave float16's range (6e-8 to 65504), and only "
+            "training scales its loss against that.\nRemedy: bf16, which has the range of float32."
+        )
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
-    least = {"threads": 0, "eval_limit": 1} | dict.fromkeys(_COUNTS, 1)
+    least = {"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1)
     for name, low in least.items():
         value = getattr(c, name)
         if value is not None and value < low:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import yaml
 
+from sharpscope.config.spellings import current_key
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 
@@ -95,7 +96,7 @@ def parse(text: str, source: str = "study") -> StudyConfig:
         return StudyConfig.from_dict(data, source="")
     except ConfigError as error:
         message = str(error).removeprefix(": ")
-        line = _line(message, lines)
+        line = _line(message, {current_key(name): line for name, line in lines.items()})
         raise ConfigError(f"{source}{f', line {line}' if line else ''}: {message}") from None
 
 

@@ -16,8 +16,9 @@ from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
 from sharpscope.finetuning.statefile import Progress, StateFile
-from sharpscope.finetuning.trainer import Precision, State, epochs, train
+from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta
 
 __all__ = ["Fitted", "fit"]
@@ -49,7 +50,7 @@ def fit(
     validation: Validation | None = None,
     state_file: StateFile | None = None,
     every: int = 500,
-    precision: Precision = "float32",
+    precision: Precision = "full",
     progress: bool = True,
 ) -> Fitted:
     """Train ``method`` on ``examples``; a function of its arguments, whether it was interrupted or not.

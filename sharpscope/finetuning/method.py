@@ -200,7 +200,7 @@ class Method(ABC):
         if self.accumulate > 1 and self.couples:
             raise ConfigError(
                 f"{self.name}: accumulate {self.accumulate} is not its loss, which compares all images of a batch with "
-                "each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bfloat16."
+                "each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bf16."
             )
 
     @abstractmethod

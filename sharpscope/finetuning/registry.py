@@ -76,11 +76,11 @@ def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
         if name not in known:
             near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
             raise ConfigError(f"{start.name}: no hyperparameter '{shown(name, 60)}'.{near}")
-    values = {**{n: getattr(start, n) for n in known}, **{n: _plain(v) for n, v in changes.items()}}
+    values = {**{n: getattr(start, n) for n in known}, **{n: _from_text(v) for n, v in changes.items()}}
     return type(start)(**checked_fields(type(start), values, f"{start.name}: "))
 
 
-def _plain(value: Any) -> Any:
+def _from_text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.lower() == "none":

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,15 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import pick_device, resolve_checkpoint
+from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
 from sharpscope.finetuning.registry import METHODS, configured
 from sharpscope.finetuning.statefile import StateFile
-from sharpscope.finetuning.trainer import Precision, learning_rate
+from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
+from sharpscope.vocabulary import Precision
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.theta import Theta, on_device
@@ -82,7 +84,7 @@ def finetune(
     templates: str | Path | Sequence[str] | None = None,
     seed: int = 0,
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision = "full",
     augment: bool = True,
     checkpoint_every: int = 500,
     progress: bool = True,
@@ -101,12 +103,15 @@ def finetune(
             keeps these; the embedded world has one by itself.
         classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
         device: cpu, cuda, or auto.
-        precision: bfloat16, float16: autocast on CUDA.
+        precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
+            and float16 are taken too.
         augment: random crops; arrays and the embedded world stay as they are.
 
     Raises ConfigError, DatasetError, CheckpointError, PairMismatch for what does not fit; NumericalError when training
     diverges.
     """
+    precision = cast(Precision, current_value("finetune", "precision", precision))
+    check_precision(precision)
     tuning = configured(method, hyperparameters)
     clip = ClipModel.load(model)
     names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
@@ -124,7 +129,8 @@ def finetune(
     belongs: dict[str, Any] = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,
         "model": clip.name, "train": train, "val": val, "examples": len(examples), "augment": augment, "seed": seed,
-        "precision": precision, "device": where.type, "classnames": _digest(names), "templates": _digest(prompts),
+        "precision": str(AUTOCAST[precision]).removeprefix("torch."), "device": where.type,
+        "classnames": _digest(names), "templates": _digest(prompts),
     }  # fmt: skip
     if origin := METHODS.origins.get(tuning.name):
         belongs["from_outside"] = [origin.source, origin.version]

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sharpscope.errors import ConfigError, NumericalError, shown
+from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
+from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta
 
 __all__ = [
+    "AUTOCAST",
     "Loss",
     "Optimizer",
-    "Precision",
     "Recipe",
     "State",
     "Trained",
+    "check_precision",
     "epochs",
     "learning_rate",
     "train",
@@ -30,7 +32,9 @@ Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
 of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""
 Optimizer = Literal["adamw", "sgd"]
-Precision = Literal["float32", "bfloat16", "float16"]
+
+AUTOCAST: Final[Mapping[str, torch.dtype]] = {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Word of ``vocabulary.Precision`` that training can use -> the type that autocast computes in on CUDA."""
 
 _SLOTS: dict[Optimizer, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq", "step"), "sgd": ("momentum_buffer",)}
 
@@ -107,6 +111,18 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
+def check_precision(precision: str) -> None:
+    """Raise ConfigError for a precision that training cannot use, with the reason."""
+    if precision == "tf32":
+        raise ConfigError(
+            "precision: tf32 is for run and plan alone; finetune multiplies in float32 (full) or under autocast.\n"
+            "Remedy: bf16, which every GPU with tf32 has."
+        )
+    if precision not in AUTOCAST:
+        near = did_you_mean(precision, AUTOCAST)
+        raise ConfigError(f"precision: '{shown(precision, 60)}' is none of {', '.join(AUTOCAST)}.{near}")
+
+
 def epochs(n: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
     """Indices of each step's batch, ``count`` times over ``n`` examples, each time newly shuffled, ragged ends dropped.
 
@@ -130,7 +146,7 @@ def train(
     *,
     constrain: Callable[[Theta], None] | None = None,
     ema: float | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "full",
     resume: State | None = None,
     after: Callable[[State], None] | None = None,
     meter: Mapping[str, str] | None = None,
@@ -141,15 +157,17 @@ def train(
     loss       called once a step with theta, the trained tensors as leaves; draws its own batches (see ``epochs``)
     constrain  called after every step, without gradients, to put the leaves back where they have to be, in place
     ema        decay d of the average a <- d a + (1 - d) theta that is returned instead of the last theta
-    precision  bfloat16, float16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
+    precision  bf16, fp16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
     resume     a state that ``after`` has seen: training goes on from there, with the bits it would have had
     after      called with the state after every step; copies what it keeps
     meter      what the progress bar shows beside the loss, read after every step
     description  label of the progress bar (on a terminal only); None: no bar
 
     The same theta, loss and recipe give the same bits on the same machine and thread count.
-    Raises ConfigError for a name that theta lacks, NumericalError when the loss is no longer finite.
+    Raises ConfigError for a name that theta lacks or a precision that training cannot use, NumericalError when the loss
+    is no longer finite.
     """
+    check_precision(precision)
     unknown = [name for name in trained if name not in theta]
     if unknown or not trained:
         raise ConfigError(
@@ -160,8 +178,8 @@ def train(
     current = {**theta, **leaves}
     optimizer = _optimizer(leaves, recipe)
     device = next(iter(leaves.values())).device
-    half = device.type == "cuda" and precision != "float32"
-    scaler = torch.amp.GradScaler(device.type, enabled=half and precision == "float16")
+    half = device.type == "cuda" and precision != "full"
+    scaler = torch.amp.GradScaler(device.type, enabled=half and precision == "fp16")
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
@@ -174,7 +192,7 @@ def train(
         state.losses.append(0.0)
         terms = _terms(loss, current, step)
         while True:
-            with torch.autocast(device.type, dtype=getattr(torch, precision), enabled=half):
+            with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
                 term = next(terms, None)
             if term is None:
                 break

@@ -176,12 +176,12 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             for i, item in enumerate(value):
                 yield from flat(item, f"{prefix} {i + 1}")
         else:
-            yield prefix, ", ".join(map(_plain, value)) if value else "none"
+            yield prefix, ", ".join(map(_in_words, value)) if value else "none"
     else:
-        yield prefix, _plain(value)
+        yield prefix, _in_words(value)
 
 
-def _plain(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if value is None:
         return "—"
     if isinstance(value, bool):

@@ -97,7 +97,7 @@ class Context:
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """ID and OOD test sets by spec."""
-        return {spec: self._dataset(spec, "test", self.config.eval_limit) for spec in roles(self.config)}
+        return {spec: self._dataset(spec, "test", self.config.limit) for spec in roles(self.config)}
 
     def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
         return load_dataset(

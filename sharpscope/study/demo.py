@@ -33,7 +33,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         measures=tuple(m for m in DEFAULT_MEASURES if m != "lambda_min"),
         probe_size=48,
         batch_size=48,
-        eval_limit=320,
+        limit=320,
         rtol=0.2,
         max_matvecs=8,
         noise_samples=2,

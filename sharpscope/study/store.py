@@ -38,6 +38,7 @@ from sharpscope.atomic import (
     write_once,
     writing,
 )
+from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
 from sharpscope.study.unitfile import Unit, decode, encode, file_name
 
@@ -86,7 +87,7 @@ class RunDirectory:
         else, and when the disk refuses.
         """
         root = Path(root)
-        identity, manifest = _plain(identity), _plain(manifest)
+        identity, manifest = _through_json(identity), _through_json(manifest)
         if root.exists() and not root.is_dir():
             raise RunDirectoryError(f"{shown(root)}: is a file, not a run directory. Choose another --out.")
         with writing(root):
@@ -194,7 +195,7 @@ class RunDirectory:
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to ``log.jsonl`` (time, process, event, fields) with a single write."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(_plain({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
+        line = json.dumps(_through_json({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
         path = self.root / "log.jsonl"
         with writing(path):
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -255,10 +256,13 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         raise RunDirectoryError(f"{shown(path)}: is damaged ({shown(error, 60)}). Choose another --out.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or "identity" not in manifest:
         raise RunDirectoryError(f"{shown(path)}: is not the manifest of a {_FORMAT} directory. Choose another --out.")
+    for part in (manifest, manifest["identity"]):
+        if isinstance(part, dict) and isinstance(part.get("config"), dict):
+            part["config"] = current_keys(part["config"])
     return manifest
 
 
-def _plain(data: dict[str, Any]) -> dict[str, Any]:
+def _through_json(data: dict[str, Any]) -> dict[str, Any]:
     """``data`` as JSON gives it back (lists for tuples, Python numbers), so that equal means equal after a restart."""
 
     def default(value: Any) -> Any:

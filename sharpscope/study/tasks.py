@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Final
+
+import numpy as np
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target
-from sharpscope.weights.sparsify import matched_control
 
-__all__ = ["CHUNK", "Task", "Variant", "plan_curvature", "roles", "variants"]
+__all__ = ["CHUNK", "Task", "Variant", "matched_control", "plan_curvature", "roles", "variants"]
 
 CHUNK = 6
 """Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
 loses no more than this."""
+
+_TRIALS: Final = 64
+"""How many random sets of layers are drawn; the one whose number of parameters is the nearest becomes the control."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,48 @@ def variants(
                 layer_names = tuple(x.name for x in members)
                 out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total))
     return out
+
+
+def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: int) -> tuple[Layer, ...]:
+    """Random layers, none of them ``chosen``, with about as many parameters: the control beside every repair.
+
+    64 times the layers are put in random order and taken one after the other while each brings the total nearer to the
+    parameters of ``chosen``; the nearest total of the 64 wins. The result is in the order of ``all_layers``, and empty
+    when nothing was chosen or nothing else is left. Pass the layers that move: a frozen one is no control.
+    """
+    chosen = tuple(chosen)
+    taken = {layer.name for layer in chosen}
+    others = [layer for layer in all_layers if layer.name not in taken]
+    wanted = sum(layer.num_params for layer in chosen)
+    if not chosen or not others:
+        return ()
+    generator = np.random.RandomState(derive(seed, "control", *sorted(taken)) & 0xFFFFFFFF)
+    best: tuple[int, list[int]] | None = None
+    for _ in range(_TRIALS):
+        total, picked = 0, []
+        for i in _random_order(len(others), generator):
+            if abs(total + others[i].num_params - wanted) < abs(total - wanted):
+                total += others[i].num_params
+                picked.append(i)
+        if picked and (best is None or abs(total - wanted) < best[0]):
+            best = abs(total - wanted), picked
+    if best is None:  # every other layer is more than twice as large: the smallest of them is the nearest
+        return (min(others, key=lambda layer: layer.num_params),)
+    return tuple(others[i] for i in sorted(best[1]))
+
+
+def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
+    """0 ... ``count`` - 1 in random order: torch.randperm's own, bit for bit, from the same seed without torch.
+
+    Both draw 32-bit words from MT19937 (Matsumoto & Nishimura 1998) and exchange place i with place i + word mod
+    (count - i). Controls of run directories whose repairs were drawn by torch therefore stay what they were.
+    """
+    words = generator.randint(0, 1 << 32, size=max(count - 1, 0), dtype=np.uint32)
+    order = list(range(count))
+    for i, word in enumerate(words.tolist()):
+        j = i + word % (count - i)
+        order[i], order[j] = order[j], order[i]
+    return order
 
 
 @dataclass(frozen=True)

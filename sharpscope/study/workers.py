@@ -6,9 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-import resource
 import signal
-import sys
 import threading
 import time
 from collections import deque
@@ -16,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import NumericalError, SharpscopeError, shown
@@ -29,19 +28,11 @@ from sharpscope.study.store import Claim, RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
 
-__all__ = ["Bar", "Crew", "peak_memory", "threads_of"]
+__all__ = ["Crew", "threads_of"]
 
 _T = TypeVar("_T")
 _POLL = 0.5
 _Result = tuple["Task", Unit | str, float | None]
-
-
-class Bar(Protocol):
-    """A progress bar as tqdm makes it."""
-
-    def update(self, n: float = 1) -> Any: ...
-    def set_postfix_str(self, s: str = "") -> Any: ...
-    def close(self) -> Any: ...
 
 
 class Crew:
@@ -164,12 +155,6 @@ class Crew:
 def threads_of(config: StudyConfig) -> int:
     """CPU threads of each worker: as asked, else the cores shared among the jobs."""
     return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
-
-
-def peak_memory() -> int:
-    """Bytes of resident memory that this process and its ended workers have taken at most (the larger of the two)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
 
 
 def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:

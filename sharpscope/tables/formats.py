@@ -48,7 +48,7 @@ def _fixed(value: float, place: int, scale: int = 0) -> str:
     return ("−" if rounded < 0 else "") + text
 
 
-def _plain(value: float) -> str | None:
+def _not_finite(value: float) -> str | None:
     if math.isnan(value):
         return MISSING
     return ("∞" if value > 0 else "−∞") if math.isinf(value) else None
@@ -61,7 +61,7 @@ def number(value: float, digits: int = 3) -> str:
     ('1235', '0.500', '−2.50×10⁻⁷')
     """
     value = float(value)
-    special = _plain(value)
+    special = _not_finite(value)
     if special is not None or value == 0:
         return special or "0"
     exponent = int(f"{abs(value):.{digits - 1}e}".split("e")[1])  # after rounding: 9.999 counts as 10.0
@@ -94,12 +94,12 @@ def with_error(estimate: float, stderr: float) -> str:
 
 def percent(value: float, digits: int = 1) -> str:
     """A share in [0, 1] as ``"52.5 %"``."""
-    return _plain(float(value)) or f"{_fixed(100 * float(value), -digits)} %"
+    return _not_finite(float(value)) or f"{_fixed(100 * float(value), -digits)} %"
 
 
 def points(value: float, digits: int = 1) -> str:
     """A difference of two shares in percentage points, signed: ``"+6.5"``."""
-    text = _plain(float(value)) or _fixed(100 * float(value), -digits)
+    text = _not_finite(float(value)) or _fixed(100 * float(value), -digits)
     return text if text[0] in "−∞" + MISSING or not text.strip("0.") else f"+{text}"
 
 

@@ -7,8 +7,7 @@ an option.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -18,10 +17,7 @@ from sharpscope.layers import Layer, is_buffer
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import Select, Target
 
-__all__ = ["keep_masks", "matched_control", "sparsify"]
-
-TRIALS = 64
-"""Random draws among which the control closest in size is taken."""
+__all__ = ["keep_masks", "sparsify"]
 
 
 def sparsify(
@@ -86,34 +82,6 @@ def keep_masks(
         flat = _largest(torch.cat([_magnitude(n, theta, origin).reshape(-1) for n in names]), count)
     parts = flat.split(sizes)
     return {n: part.reshape(theta[n].shape).to(theta[n].device) for n, part in zip(names, parts, strict=True)}
-
-
-def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: int) -> tuple[Layer, ...]:
-    """Random layers, none of them ``chosen``, with about as many parameters: the control beside every repair.
-
-    The closest in size of 64 random draws without replacement (each: layers in random order, taken while they bring the
-    total nearer). In the order of ``all_layers``; empty when nothing was chosen or nothing else is left. Pass the
-    moving
-    layers: a frozen one is no control.
-    """
-    chosen = tuple(chosen)
-    taken = {layer.name for layer in chosen}
-    others = [layer for layer in all_layers if layer.name not in taken]
-    wanted = sum(layer.num_params for layer in chosen)
-    if not chosen or not others:
-        return ()
-    generator = torch.Generator().manual_seed(derive(seed, "control", *sorted(taken)))
-    best: tuple[float, list[int]] = (math.inf, [])
-    for _ in range(TRIALS):
-        total, picked = 0, []
-        for i in torch.randperm(len(others), generator=generator).tolist():
-            if abs(total + others[i].num_params - wanted) < abs(total - wanted):
-                total += others[i].num_params
-                picked.append(i)
-        best = min(best, (abs(total - wanted), picked), key=lambda b: b[0]) if picked else best
-    if not best[1]:  # every other layer is more than twice as large: the smallest of them is the nearest
-        best = (0, [min(range(len(others)), key=lambda i: others[i].num_params)])
-    return tuple(others[i] for i in sorted(best[1]))
 
 
 def _masked(value: torch.Tensor, origin: torch.Tensor | None, keep: torch.Tensor, density: float) -> torch.Tensor:

@@ -149,7 +149,7 @@ def test_a_collection_has_its_average(capsys: pytest.CaptureFixture[str], monkey
     words = {"styles": ("mini:sketch", "mini:neon")}
     monkeypatch.setattr(specs, "COLLECTIONS", words)
     monkeypatch.setattr(evaluation, "COLLECTIONS", words)
-    argv = ["evaluate", "mini:success", "--model", "mini", "--data", "styles", "mini:photo", "--metrics", "nll"]
+    argv = ["evaluate", "mini:success", "--model", "mini", "--datasets", "styles", "mini:photo", "--metrics", "nll"]
     assert cli.main([*argv, "--limit", "32", "--csv"]) == 0
     table = table_of(capsys)
     top1 = table[table["metric"] == "top1"].set_index("dataset")
@@ -165,9 +165,10 @@ def test_a_collection_has_its_average(capsys: pytest.CaptureFixture[str], monkey
 def test_a_stored_head_of_other_classes_gives_way_to_text_and_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert cli.main(["evaluate", "mini:zeroshot", "mini:zeroshot", "--model", "mini", "--data", "mini:photo"]) == 2
+    argv = ["evaluate", "mini:zeroshot", "--model", "mini", "--datasets", "mini:photo"]
+    assert cli.main([*argv[:2], "mini:zeroshot", *argv[2:]]) == 2
     assert "a checkpoint is given twice" in capsys.readouterr().err
-    assert cli.main(["evaluate", "mini:zeroshot", "--model", "mini", "--data", "mini:photo", "--metrics", "acc5"]) == 2
+    assert cli.main([*argv, "--metrics", "acc5"]) == 2
     assert "metrics: unknown metric 'acc5'. Known: top1, top5, mean_per_class, macro_f1" in capsys.readouterr().err
-    assert cli.main(["evaluate", "mini:zeroshot", "--model", "mini", "--data", "mini:photo", "--head", "stored"]) == 2
+    assert cli.main([*argv, "--head", "stored"]) == 2
     assert "has no stored head" in capsys.readouterr().err

@@ -43,9 +43,7 @@ def test_a_notebooks_values_become_the_declared_types():
     assert str(StudyConfig(alphas=[-0.0]).alphas) == "(0.0,)"
 
 
-@pytest.mark.parametrize(
-    "config", [StudyConfig(), StudyConfig(pairs=[PAIR], tags={"by": "me"}, memory=1.5, eval_limit=7)]
-)
+@pytest.mark.parametrize("config", [StudyConfig(), StudyConfig(pairs=[PAIR], tags={"by": "me"}, memory=1.5, limit=7)])
 def test_plain_data_and_yaml_give_back_the_same_config(config):
     assert StudyConfig.from_dict(config.to_dict()) == config
     assert studyfile.parse(studyfile.dump(config)) == config
@@ -74,7 +72,7 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"memory": -1}, "memory: needs a positive number"),
         ({"threads": -1}, "threads: needs a whole number of at least 0"),
         ({"batch_size": 0}, "batch_size: needs a whole number of at least 1"),
-        ({"eval_limit": 0}, "eval_limit: needs a whole number of at least 1"),
+        ({"limit": 0}, "limit: needs a whole number of at least 1"),
         ({"level": 1}, "level: needs a number between 0 and 1"),
         ({"densities": [0.5, 1.2]}, "densities: 1.2 is outside [0, 1]"),
         ({"densities": [0.5, 0.5]}, "densities: '0.5' is given twice"),
@@ -104,6 +102,12 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
 )
 def test_what_has_no_meaning_is_refused_in_one_line(values, words):
     assert words in refused(**values)
+
+
+def test_what_studies_cannot_compute_in_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match="fp16 is for finetune alone; second derivatives .*\\nRemedy: bf16"):
+        StudyConfig(precision="fp16")
+    assert StudyConfig(precision="bf16").precision == "bf16"
 
 
 def test_hostile_text_is_escaped():

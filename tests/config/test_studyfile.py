@@ -22,7 +22,7 @@ seed: 3
 id: [mini:photo]
 ood:
   - mini:sketch
-eval_limit: null
+limit: null
 extrapolate: false
 title: no
 tags:
@@ -37,7 +37,7 @@ def test_a_study_file(tmp_path):
     config = studyfile.load(tmp_path / "study.yaml")
     assert [p.name for p in config.pairs] == ["success", "failure"]
     assert config.alphas == (0.0, 0.5, 1.0)
-    assert (config.rtol, config.seed, config.eval_limit, config.extrapolate, config.title) == (
+    assert (config.rtol, config.seed, config.limit, config.extrapolate, config.title) == (
         0.01,
         3,
         None,

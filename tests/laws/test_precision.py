@@ -115,7 +115,7 @@ def test_the_manifest_of_a_run_states_the_error_of_every_layer() -> None:
     config = dataclasses.replace(
         demo_config(), pairs=demo_config().pairs[:1], alphas=(0.5,), probe_size=8, ood=(),
         granularity="block",
-        measures=("hessian_trace",), perturbation_alphas=None, repair_alphas=(), max_matvecs=2, jobs=1, eval_limit=16,
+        measures=("hessian_trace",), perturbation_alphas=None, repair_alphas=(), max_matvecs=2, jobs=1, limit=16,
         precision="bf16", bootstrap=10,
     )  # fmt: skip
     contexts = {config.pairs[0].name: study.Context.load(config, config.pairs[0])}

@@ -16,7 +16,7 @@ import torch
 
 from sharpscope.cli.main import main
 from sharpscope.clip.model import ClipModel
-from sharpscope.study import run as study
+from sharpscope.study.report import report
 from sharpscope.tables.files import read_csv
 from sharpscope.vocabulary import ALL
 from sharpscope.weights.checkpoint import write_checkpoint
@@ -112,4 +112,4 @@ def test_a_vit_b_32_of_real_size_runs_on_a_small_machine(image_folder: MakeFolde
     assert math.isfinite(peak) and peak < 20 * 2**30
     finish = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]
     assert finish["event"] == "report" and 2**28 < finish["peak_memory"] <= peak
-    study.report(tmp_path / "run")
+    report(tmp_path / "run")

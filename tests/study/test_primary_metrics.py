@@ -43,7 +43,7 @@ def load(spec: str, **options: Any) -> Any:
 def done() -> tuple[units.Context, dict[str, Unit], Results]:
     config = StudyConfig(
         pairs=(PairConfig("p", "mini:zeroshot", "mini:success"),), model="mini", probe="mini:photo", id=("mini:photo",),
-        ood=(WILD, REGIONS), alphas=ALPHAS, granularity="block", probe_size=8, eval_limit=90, bootstrap=60, threads=1,
+        ood=(WILD, REGIONS), alphas=ALPHAS, granularity="block", probe_size=8, limit=90, bootstrap=60, threads=1,
         metrics=("ece",), straggler_criterion="rewind", layer_alphas=(0.0, 1.0), repair_alphas=(0.5,),
         densities=(0.5,), targets=("delta",), selects=("random",),
     )  # fmt: skip

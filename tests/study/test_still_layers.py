@@ -58,7 +58,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
         measures=("ggn_trace",),
         probe_size=8,
         batch_size=8,
-        eval_limit=64,
+        limit=64,
         rtol=0.5,
         max_matvecs=3,
         layer_alphas=(0.0, 1.0),

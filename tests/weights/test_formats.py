@@ -125,7 +125,7 @@ def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Pa
     if made.read.get("base"):
         base = tmp_path / "base.safetensors"
         write_checkpoint(base, made.read["base"].tensors)
-    convert(made.path, out, base=base, head=made.read.get("head"))
+    convert(made.path, out, base=base, head_file=made.read.get("head"))
     before, after = _read(made), read_checkpoint(out)
     assert after.facts["naming"] == "open_clip" and after.facts["safe"] and not after.facts["partial"]
     assert {*after.tensors} == {*before.tensors}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
-from sharpscope.layers import Layer, split_layers
-from sharpscope.weights.sparsify import keep_masks, matched_control, sparsify
+from sharpscope.layers import Layer
+from sharpscope.weights.sparsify import keep_masks, sparsify
 
 W, B, OTHER = "visual.bn1.weight", "visual.bn1.bias", "visual.proj"
 STATISTICS, COUNT = "visual.bn1.running_var", "visual.bn1.num_batches_tracked"
@@ -125,49 +125,3 @@ def test_what_has_no_meaning_is_refused() -> None:
         sparsify(ONE, ZERO | {W: torch.ones(2)}, [LAYER], 0.5)
     with pytest.raises(NonFiniteWeights, match="NaN"):
         sparsify(ONE | {B: torch.full((11,), float("nan"))}, ZERO, [LAYER], 0.5, select="magnitude")
-
-
-# ------------------------------------------------------------------ controls
-
-
-def _layers(sizes: list[int]) -> list[Layer]:
-    return [Layer(f"layer{i}", (f"p{i}",), "image", i, "other", n) for i, n in enumerate(sizes)]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 1000), min_size=2, max_size=20), st.integers(0, 3), st.data())
-def test_controls_are_other_layers_nearer_in_size_than_any_single_one(sizes: list[int], seed: int, data: Any) -> None:
-    layers = _layers(sizes)
-    chosen = [la for la in layers if data.draw(st.booleans())]
-    control = matched_control(chosen, layers, seed)
-    others = [la for la in layers if la not in chosen]
-    assert control == matched_control(reversed(chosen), layers, seed)
-    assert not set(control) & set(chosen)
-    assert [la for la in layers if la in control] == list(control)
-    assert bool(control) == bool(chosen and others)
-    if control:
-        wanted = sum(la.num_params for la in chosen)
-        off = abs(sum(la.num_params for la in control) - wanted)
-        # adding or removing any one layer brings no draw nearer, so the total is off by less than its largest layer
-        assert (
-            off <= max(wanted, *(la.num_params for la in others))
-            and off <= abs(min(others, key=lambda la: la.num_params).num_params - wanted)
-        ) or sum(la.num_params for la in others) <= wanted
-
-
-def test_controls_of_a_vit_match_in_size_and_vary_with_the_seed() -> None:
-    shapes = {f"visual.transformer.resblocks.{i}.mlp.c_fc.weight": (64, 16) for i in range(12)}
-    shapes |= {f"visual.transformer.resblocks.{i}.ln_1.weight": (16,) for i in range(12)}
-    layers = split_layers(shapes, "module")
-    chosen = [la for la in layers if la.depth in (1, 2)]
-    controls = {matched_control(chosen, layers, seed) for seed in range(8)}
-    assert len(controls) > 4
-    wanted = sum(la.num_params for la in chosen)
-    assert all(sum(la.num_params for la in c) == wanted for c in controls)
-
-
-def test_when_all_others_are_larger_the_smallest_is_the_control() -> None:
-    layers = _layers([1, 500, 300, 400])
-    assert matched_control(layers[:1], layers, 0) == (layers[2],)
-    assert matched_control([], layers, 0) == ()
-    assert matched_control(layers, layers, 0) == ()

@@ -76,7 +76,7 @@ def _ordered(*args: Any) -> dict[Any, Any]:
     return {key_of(k): v for k, v in (pairs.items() if isinstance(pairs, dict) else pairs)}
 
 
-def _plain(*args: Any) -> Any:
+def _first_argument(*args: Any) -> Any:
     return args[0] if args else []
 
 
@@ -107,20 +107,20 @@ REBUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _ordered,
     "builtins.dict": _ordered,
-    "builtins.set": _plain,
-    "builtins.frozenset": _plain,
-    "builtins.list": _plain,
-    "builtins.tuple": _plain,
-    "__builtin__.set": _plain,
-    "torch.Size": _plain,
+    "builtins.set": _first_argument,
+    "builtins.frozenset": _first_argument,
+    "builtins.list": _first_argument,
+    "builtins.tuple": _first_argument,
+    "__builtin__.set": _first_argument,
+    "torch.Size": _first_argument,
     "_codecs.encode": _encoded,
     "torch.device": lambda *_: "a device",
     "torch.serialization._get_layout": lambda *_: "a layout",
-    "torch.jit._pickle.build_intlist": _plain,
-    "torch.jit._pickle.build_tensorlist": _plain,
-    "torch.jit._pickle.build_doublelist": _plain,
-    "torch.jit._pickle.build_boollist": _plain,
-    "torch.jit._pickle.restore_type_tag": _plain,
+    "torch.jit._pickle.build_intlist": _first_argument,
+    "torch.jit._pickle.build_tensorlist": _first_argument,
+    "torch.jit._pickle.build_doublelist": _first_argument,
+    "torch.jit._pickle.build_boollist": _first_argument,
+    "torch.jit._pickle.restore_type_tag": _first_argument,
 }
 """Everything that a pickle may call and get something for: plain containers, and tensors that stay in the file."""
 

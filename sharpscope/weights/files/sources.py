@@ -108,7 +108,7 @@ def _hub(spec: str) -> Located:
             break
         index = sorted({*_weight_map(_json(Path(found)), Path(found)).values()}) if name.endswith("index.json") else []
         for beside in (*index, *CONFIGS):  # what is missing in the end is told where it is needed
-            if _plain(beside):
+            if _in_same_folder(beside):
                 with contextlib.suppress(Exception):
                     hf_hub_download(identity, beside, revision=revision or None, etag_timeout=5)
         return Located(found, _configs(Path(found).parent))
@@ -125,7 +125,7 @@ def _weight_map(index: dict[str, Any], path: Path) -> dict[str, str]:
     return names
 
 
-def _plain(shard: str) -> bool:
+def _in_same_folder(shard: str) -> bool:
     """Whether ``shard`` is the name of a file in the same folder."""
     return os.path.basename(shard) == shard and shard not in ("", ".", "..") and not {"\\", "\0"} & set(shard)
 
@@ -145,7 +145,7 @@ def shards(path: str | os.PathLike[str], data: bytes) -> dict[str, list[str]]:
         raise CorruptCheckpoint(f"{shown(path, 200)}: names {len(held)} shards; no CLIP has as many.")
     found: dict[str, list[str]] = {}
     for shard, names in sorted(held.items()):
-        if not _plain(shard):
+        if not _in_same_folder(shard):
             raise CorruptCheckpoint(
                 f"{shown(path, 200)}: its shard '{shown(shard)}' lies in another folder; do not use it."
             )

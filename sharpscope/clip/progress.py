@@ -1,0 +1,31 @@
+"""How long work tells how far it is: a bar that the caller makes, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["Bar", "MakeBar", "silent"]
+
+
+class Bar(Protocol):
+    """A progress bar as tqdm makes it."""
+
+    def update(self, n: float = 1) -> Any: ...
+    def set_postfix_str(self, s: str = "") -> Any: ...
+    def close(self) -> Any: ...
+
+
+MakeBar = Callable[..., Bar]
+"""Makes a bar from ``total`` (steps) and ``desc`` (what is being done), e.g. ``tqdm``."""
+
+
+class _Silent:
+    def update(self, n: float = 1) -> None: ...
+    def set_postfix_str(self, s: str = "") -> None: ...
+    def close(self) -> None: ...
+
+
+def silent(**_: object) -> Bar:
+    """A bar that shows nothing: the default wherever a caller may pass a ``MakeBar``."""
+    return _Silent()

@@ -1,0 +1,67 @@
+"""Words that have changed: flags, values of flags, and keys of study files and manifests; old ones are still taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sharpscope.errors import ConfigError
+
+__all__ = ["current_arguments", "current_key", "current_keys", "current_value"]
+
+_KEYS: Final = {"eval_limit": "limit"}
+"""Old key of a study -> today's, in study files, in manifests of older runs, and as a flag."""
+
+_FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "run": _KEYS,
+    "plan": _KEYS,
+    "convert": {"head": "head_file"},
+    "evaluate": {"data": "datasets"},
+}
+"""Command -> its old flags -> today's."""
+
+_VALUES: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = {
+    "finetune": {"precision": {"float32": "full", "bfloat16": "bf16", "float16": "fp16"}},
+}
+"""Command -> flag -> its old values -> today's."""
+
+
+def current_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a study in today's words; raises ConfigError where a key is there in both."""
+    for old, new in _KEYS.items():
+        if old in data and new in data:
+            raise ConfigError(f"{new}: is given twice, once by its old name {old}.")
+    return {current_key(key): value for key, value in data.items()}
+
+
+def current_key(key: str) -> str:
+    """A key of a study in today's word; a key that has no other is returned as it is."""
+    return _KEYS.get(key, key)
+
+
+def current_value(command: str, flag: str, value: str) -> str:
+    """``value`` of a command's flag in today's word; a value that has no other word is returned as it is."""
+    return _VALUES.get(command, {}).get(flag, {}).get(value, value)
+
+
+def current_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(the arguments of a command in today's words, one line for the user about each that was another)."""
+    current, hints, flag = [], [], ""
+    for argument in arguments:
+        word, equals, value = argument.partition("=")
+        if word.startswith("--"):
+            flag = word[2:].replace("-", "_")
+            if new := _FLAGS.get(command, {}).get(flag):
+                hints.append(f"{word} is called {_dashed(new)} now; the old flag is still taken.")
+                flag, word = new, _dashed(new)
+        else:
+            word, equals, value = "", "", argument
+        told = current_value(command, flag, value)
+        if told != value:
+            hints.append(f"{_dashed(flag)} {value} is called {told} now; the old word is still taken.")
+        current.append(f"{word}{equals}{told}")
+    return current, hints
+
+
+def _dashed(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

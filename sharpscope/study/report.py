@@ -1,0 +1,173 @@
+"""What is made of finished units: tables, figures, report.html; and a run directory's made again without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import json
+import os
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.config.plugins import recall_words
+from sharpscope.config.study import StudyConfig
+from sharpscope.errors import RunDirectoryError, did_you_mean, shown
+from sharpscope.exchange import written
+from sharpscope.layers import Layer
+from sharpscope.present.plots import all_figures
+from sharpscope.present.report import build_report
+from sharpscope.present.style import figure_bytes
+from sharpscope.study.results import Results
+from sharpscope.study.store import RunDirectory
+from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.vocabulary import CLAIMS, __version__
+
+__all__ = ["Run", "report", "write_derived"]
+
+Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+"""(work, shares) -> ``work(*share)`` of every share, here or in several processes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or partly failed) study: its folder and its tables as DataFrames, ``run.sharpness``, ``run.accuracy``
+    ..."""
+
+    root: Path
+    tables: dict[str, pd.DataFrame] = field(repr=False)
+    failed_units: tuple[str, ...] = ()
+    caveat: str = ""
+
+    def __getattr__(self, name: str) -> pd.DataFrame:
+        tables = self.__dict__.get("tables", {})
+        if name in tables:
+            return tables[name]
+        raise AttributeError(f"Run has no '{name}'.{did_you_mean(name, tables)}")
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    def summary(self) -> str:
+        """The study's caveat, the verdicts and the advice, a line each."""
+        verdicts = self.tables["verdicts"]
+        order = [CLAIMS["question"], *CLAIMS.values()]
+        lines = [self.caveat] if self.caveat else []
+        for claim in dict.fromkeys(order):
+            for _, row in verdicts[verdicts["claim"] == claim].iterrows():
+                of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
+                lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
+        ours = self.tables["advice"]
+        for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
+            lines.append("; ".join(x for x in (f"advice for {row['pair']}: alpha {row['alpha']:g}", row["note"]) if x))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in self.summary().split("\n"))
+        return f"<p>run in <code>{html.escape(str(self.root))}</code></p><ul>{items}</ul>"
+
+
+def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
+    """Rebuild tables, figures and report of a run directory from its finished units.
+
+    Tables and figures are all that is needed: neither checkpoints nor data are opened, and torch is not imported.
+
+    Args:
+        root: the run directory.
+        results: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
+
+    Raises:
+        RunDirectoryError: for a folder that is no run directory, or one that another version of sharpscope made.
+        ConfigError: for a manifest whose config cannot be read.
+    """
+    directory = RunDirectory.existing(root)
+    recall_words(directory.manifest)
+    config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
+    if directory.identity["sharpscope"] != __version__:
+        raise RunDirectoryError(
+            f"{shown(root)}: made by sharpscope {directory.identity['sharpscope']}, this is {__version__}.\n"
+            "Remedy: run the study again in a new folder."
+        )
+    layers = {
+        name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
+        for name, stored in directory.manifest["layers"].items()
+    }
+    done = Results(config, layers)
+    for tasks in (done.first_tasks, done.repair_tasks):
+        found = {t.key: directory.load(t.key) for t in tasks()}
+        done.take(
+            {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
+        )
+    finished = write_derived(directory, done)
+    if results is not None:
+        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
+        files = written(
+            finished.accuracy,
+            results,
+            model=config.model,
+            zeroshot={n: e[0] for n, e in ends.items()},
+            finetuned={n: e[1] for n, e in ends.items()},
+        )
+        for name, data in files.items():
+            directory.write(f"results/{name}", data)
+    return finished
+
+
+# ---------------------------------------------------------------------- derived files
+def _in_turn(work: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
+    return [work(*share) for share in shares]
+
+
+def write_derived(directory: RunDirectory, results: Results, spread: Spread = _in_turn, shares: int = 1) -> Run:
+    """Write everything that follows from the units: tables, figures, report.
+
+    ``spread`` draws the figures, in so many ``shares``: here, or in the worker processes of a study.
+    """
+    config, tables = results.config, results.tables()
+    for name, frame in tables.items():
+        directory.write(f"tables/{name}.csv", csv_bytes(frame, name))
+        directory.write(f"tables/{name}.parquet", parquet_bytes(frame, name))
+    drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
+    names = [p.name for p in config.pairs]
+    parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])
+    figures = {name: files for part in parts for name, files in part.items()}
+    for name, (png, pdf) in figures.items():
+        directory.write(f"figures/{name}.png", png)
+        directory.write(f"figures/{name}.pdf", pdf)
+    pngs = {name: png for name, (png, _) in sorted(figures.items())}
+    page = build_report(tables, pngs, directory.manifest, _timing(directory))
+    directory.write("report.html", page.encode())
+    directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
+    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "")
+
+
+def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
+    """Units and seconds of each kind of work, from the log."""
+    timing: dict[str, dict[str, float]] = {}
+    for line in (directory.root / "log.jsonl").read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line cut off by a kill
+            event = json.loads(line)
+            if event["event"] == "unit":
+                row = timing.setdefault(event["key"].split("/")[0], {"units": 0, "seconds": 0.0})
+                row["units"] += 1
+                row["seconds"] = round(row["seconds"] + event["seconds"], 3)
+    return timing
+
+
+def _draw(
+    tables: dict[str, pd.DataFrame], criterion: str, pairs: list[str], share: tuple[int, int]
+) -> dict[str, tuple[bytes, bytes]]:
+    """(PNG, PDF) by figure name, of this process's share of the figures."""
+    return {name: figure_bytes(figure) for name, figure in all_figures(tables, criterion, pairs, share).items()}
+
+
+def _peak_memory() -> int:
+    """Bytes of resident memory that this process and its ended workers have taken at most (the larger of the two)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit
