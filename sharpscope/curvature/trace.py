@@ -19,8 +19,8 @@ __all__ = [
     "hutchinson_steps",
     "hutchpp",
     "hutchpp_steps",
-    "per_example",
     "per_example_steps",
+    "per_example_trace",
     "pooled",
     "scaled",
     "xtrace",
@@ -30,7 +30,7 @@ __all__ = [
 T = TypeVar("T")
 
 FIRST = 2
-"""Products of ``per_example`` before it looks at its error: the least that show a variance."""
+"""Products of ``per_example_trace`` before it looks at its error: the least that show a variance."""
 ENOUGH = 10.0
 """Degrees of freedom from which its error is trusted, to stop or to say how many products are needed."""
 WIDENING = 1.15
@@ -56,7 +56,7 @@ class TraceEstimate:
     weighted: tuple[float, float] | None = None
 
 
-def per_example(
+def per_example_trace(
     operator: SymmetricOperator, *, seed: int, rtol: float = 0.05, max_matvecs: int = 100, scale: Tensor | None = None
 ) -> TraceEstimate:
     """Hutchinson's estimator with a direction of random signs for every example: one product, n probes.
@@ -103,7 +103,7 @@ def per_example_steps(
     scale: Tensor | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
 ) -> Estimator[TraceEstimate]:
-    """``per_example`` as an estimator that asks for its products.
+    """``per_example_trace`` as an estimator that asks for its products.
 
     ``offset``: a part of the trace that is known from elsewhere, and its standard error. The estimate is the sum, its
     error that of both (they have to be independent), and it is the sum that has to reach ``rtol``: a part that is
