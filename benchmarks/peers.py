@@ -385,7 +385,9 @@ def layer_map(
                 engine = HessianEngine(work, theta, layers)
             if alpha in traces_at:
                 with timed("per_example"):
-                    found = [per_example_trace(engine.operator(n), seed=0, max_matvecs=1000, rtol=TOLERANCE) for n in layers]
+                    found = [
+                        per_example_trace(engine.operator(n), seed=0, max_matvecs=1000, rtol=TOLERANCE) for n in layers
+                    ]
                     stated["per_example"] += [x.stderr / abs(x.estimate) for x in found]
                 with timed("controlled"):
                     found = _controlled(work, theta, layers)
