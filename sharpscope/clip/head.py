@@ -169,7 +169,10 @@ class Classifier:
         return theta["head.weight"]
 
     def logits(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Logits [B, C] of normalised ``images`` [B, 3, H, W]; differentiable in ``theta``."""
+        """Logits [B, C] of ``images`` [B, 3, H, W], normalised by mean and std; differentiable in ``theta``.
+
+        Raises PairMismatch where theta lacks tensors of the model, a fitting head or the scale.
+        """
         return self.logits_of(theta, self.features(theta, images))
 
     def features(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -177,7 +180,10 @@ class Classifier:
         return self.model.encode_image(theta, images, normalize=self.normalize)
 
     def logits_of(self, theta: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Logits [B, C] of image ``features`` [B, D]: the part of :meth:`logits` after the image tower."""
+        """Logits [B, C] of image ``features`` [B, D]: the part of :meth:`logits` after the image tower.
+
+        Raises PairMismatch where theta has no fitting head or no ``logit_scale``.
+        """
         logits = F.linear(features, self.class_vectors(theta))
         if not self.scale_baked:
             logits = _scale(theta) * logits
@@ -206,7 +212,8 @@ class Classifier:
     def reached(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Those of :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.
 
-        Catches parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
+        Leaves out parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
+        Raises as :meth:`logits` does.
         """
         names = self.parameters(theta)
         with torch.inference_mode(False), torch.enable_grad():

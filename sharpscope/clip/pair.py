@@ -34,9 +34,10 @@ Source = str | FilePath | nn.Module | Mapping[str, Tensor] | Checkpoint
 class LoadedPair:
     """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
 
-    ``theta_0`` and ``theta_1`` carry ``head.*`` where the head mode has one; ``parameters`` are the names that the
-    logits depend on, the only ones that can be layers; ``upgraded``: the ends of the path that the same change, or the
-    same prompts, make on an upgraded backbone, where one was given (``finetune.compatibility.transplanted``).
+    Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has one;
+    ``parameters``: the names that the logits depend on, the only ones that can be layers; ``facts``: what the files
+    told, for the manifest; ``upgraded``: the ends of the path that the same change, or the same prompts, make on an
+    upgraded backbone, where one was given (``clip.transplant.transplanted``).
     """
 
     name: str
@@ -49,11 +50,18 @@ class LoadedPair:
     upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
 
     def path(self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False) -> InterpolationPath:
-        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends."""
+        """theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1, lazily, with bit-exact ends.
+
+        ``dtype``: float32 or float64; ``extrapolate``: allow alphas outside [0, 1]. Raises ConfigError for another
+        dtype.
+        """
         return InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
-        """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
+        """The parameters that the logits depend on, cut into layers in the order of the forward pass.
+
+        ``granularity``: tensor | module | block. Raises ConfigError for another one.
+        """
         return split_layers({n: self.theta_0[n].shape for n in self.parameters}, granularity)
 
     @property

@@ -59,7 +59,10 @@ class PairConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that decides the numbers of a run; a run directory belongs to exactly one of these."""
+    """Everything that decides the numbers of a run; a run directory belongs to exactly one of these.
+
+    Raises ConfigError, naming the field, for a value of another type, an unknown name or a number out of its range.
+    """
 
     pairs: tuple[PairConfig, ...] = ()
     """The pairs to analyse, side by side in one report."""
@@ -205,7 +208,10 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
-        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest."""
+        """Build from plain data.
+
+        Raises ConfigError naming ``source``, the key and, for an unknown one, the nearest that is known.
+        """
         try:
             check_keys(data, cls)
             return cls(**data)

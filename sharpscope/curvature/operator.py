@@ -234,10 +234,18 @@ def solve_together(
 
 
 def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, rtol: float | None = None) -> float:
-    """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u, v; raises NumericalError above ``rtol``.
+    """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u and v, in [0, 1]; 0 up to rounding for a Hessian.
 
     A Hessian-vector product that came out of a wrong derivative formula is rarely symmetric: this catches it for the
-    price of two products. The default tolerance is the square root of the dtype's precision.
+    price of two products.
+
+    Args:
+        operator: shape [p, p].
+        generator: draws u and v.
+        rtol: the largest value allowed; default: the square root of the dtype's precision.
+
+    Raises:
+        NumericalError: a value above ``rtol``, or a product that is not finite.
     """
     uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
     uv = uv.to(operator.device, operator.dtype)

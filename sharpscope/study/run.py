@@ -44,8 +44,12 @@ class _Silent:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished (or partly failed) study: its folder and its tables as DataFrames, ``run.sharpness``, ``run.accuracy``
-    ..."""
+    """A finished (or partly failed) study: ``root``, its folder, and its tables as DataFrames.
+
+    ``run.sharpness``, ``run.accuracy``, ``run.verdicts`` ... are the tables (all by name in ``run.tables``);
+    ``failed_units`` names what could not be computed, ``caveat`` is what a reader must know first. An unknown table is
+    an AttributeError with the nearest name.
+    """
 
     root: Path
     tables: dict[str, pd.DataFrame] = field(repr=False)
@@ -60,6 +64,7 @@ class Run:
 
     @property
     def report(self) -> Path:
+        """The file report.html of the run."""
         return self.root / "report.html"
 
     def summary(self) -> str:
@@ -90,7 +95,11 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: silent.
 
     Raises:
-        SharpscopeError: one of its kinds for anything wrong with the input, before anything is written.
+        ConfigError: no pair, no test set, an unknown name or a criterion whose measure is not taken.
+        CheckpointError, PairMismatch, NonFiniteWeights, DatasetError: inputs that cannot be used.
+        RunDirectoryError: a folder that belongs to another study, is locked or cannot be written.
+
+    All of them before anything is measured. A unit that fails later is in ``failed_units``, the others go on.
     """
     _check_study(config)
     bars = progress or (lambda **_: _Silent())
@@ -118,7 +127,13 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
 def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
     """Rebuild tables, figures and report of a run directory from its finished units.
 
-    ``results``: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
+    Args:
+        root: the run directory.
+        results: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
+
+    Raises:
+        RunDirectoryError: a folder without a manifest, or made by another version of sharpscope.
+        ConfigError: a manifest whose config has no meaning, or an unknown form of results.
     """
     directory = RunDirectory.existing(root)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")

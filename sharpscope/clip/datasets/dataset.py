@@ -189,6 +189,8 @@ class Dataset:
         Without ``classes`` and ``projection`` the logits themselves; with ``classes`` T = C and the other columns are
         -inf; with ``projection`` column t is the largest logit of the classes of target t. A head that has the targets
         themselves (T columns) is taken as it is.
+
+        Raises DatasetError for logits of a number of classes that is neither C nor T.
         """
         if self.projection is not None and logits.shape[1] != len(self.projection):
             if logits.shape[1] == len(self.target_names):
@@ -208,7 +210,10 @@ class Dataset:
         return logits
 
     def subset(self, indices: Sequence[int] | Tensor) -> Dataset:
-        """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name."""
+        """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name.
+
+        Raises DatasetError where ``indices`` is empty.
+        """
         kept = self._kept
         index = [kept[int(i)] for i in indices]
         at = torch.tensor(index, dtype=torch.long)
