@@ -61,9 +61,9 @@ def tracked(
         t = r_0 + sum_k min(|theta| / |theta_k - theta|, 1 / NEAREST) c_k u_k,  c_k = u_k' r,  r_0 = r - sum_k c_k u_k,
 
     with the neighbour's Ritz pairs (theta_k, u_k): up to scale the inverse of (H - theta) for an H that has these
-    eigenpairs and is 0 on the rest. It stops when the error sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is
-    at most ``rtol`` times the magnitude (at least a tenth of the radius): what lies along a vector whose eigenvalue is far moves this
-    one in second order only, and the rest, of which nothing is known, counts in full.
+    eigenpairs and is 0 on the rest. It stops when the error sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is at
+    most ``rtol`` times the magnitude (at least a tenth of the radius): what lies along a vector whose eigenvalue is far
+    moves this one in second order only, and the rest, of which nothing is known, counts in full.
 
     ``residual`` is the norm of r, a certain bound on the distance to SOME eigenvalue; ``converged`` of the second end
     means this estimated error, not the residual. A vector that overtakes the followed one at the second end is noticed

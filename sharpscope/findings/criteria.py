@@ -28,7 +28,12 @@ LOSS_SLACK = 0.15
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``."""
+    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``.
+
+    Raises ConfigError for an unknown base, alphas without 0 and 1, or losses of another shape.
+
+    Source: Vlaar and Frankle 2022, arXiv 2106.16004 (single-layer paths).
+    """
 
     layers: tuple[str, ...]
     base: str
@@ -50,7 +55,12 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1."""
+    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1.
+
+    Raises ConfigError for arrays whose shapes do not fit each other, or a sigma that is not above 0.
+
+    Source: Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528.
+    """
 
     layers: tuple[str, ...]
     alphas: tuple[float, ...]
@@ -84,26 +94,33 @@ def _ends(losses: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.n
 def instability(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
     """Linear interpolation instability of each layer's own path.
 
-    LII = max over alpha in [0, 1] of L(alpha) - (L(0) + L(1)) / 2 (Frankle et al. 2020, 1912.05671; used by
-    2410.16476). The ends take part in the maximum, so LII >= |L(0) - L(1)| / 2: ends of unequal loss alone make it
-    positive, and it is 0 for a flat path only. ``barrier`` is free of that part.
+    LII = max over alpha in [0, 1] of L(alpha) - (L(0) + L(1)) / 2. The ends take part in the maximum, so
+    LII >= |L(0) - L(1)| / 2: ends of unequal loss alone make it positive, and it is 0 for a flat path only. ``barrier``
+    is free of that part.
 
     Args:
         losses: [..., A] mean losses in nats.
         alphas: [A] with 0 and 1.
 
     Returns:
-        [...], >= 0.
+        [...], >= 0, in nats.
+
+    Raises:
+        ConfigError: alphas without 0 or without 1.
+
+    Source: Frankle et al. 2020, arXiv 1912.05671; used by Abdollahpoorrostam 2024, arXiv 2410.16476.
     """
     inner, _, start, end = _ends(losses, alphas)
     return inner.max(axis=-1) - (start + end) / 2
 
 
 def barrier(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-    """Height of the loss above the chord: max over alpha in [0, 1] of L(alpha) - (1 - alpha) L(0) - alpha L(1).
+    """Height of the loss above the chord: max over alpha in [0, 1] of L(alpha) - (1 - alpha) L(0) - alpha L(1); nats.
 
-    Exactly 0 for every path whose loss is convex in alpha (Vlaar & Frankle 2022, 2106.16004; layer-wise: Adilova et
-    al. 2024, 2307.06966), also when the ends differ; equals LII when they do not. Shapes as ``instability``.
+    Exactly 0 for every path whose loss is convex in alpha, also when the ends differ; equals LII when they do not.
+    Shapes and Raises (ConfigError) as ``instability``.
+
+    Sources: Vlaar and Frankle 2022, arXiv 2106.16004; layer-wise: Adilova et al. 2024, arXiv 2307.06966.
     """
     inner, at, start, end = _ends(losses, alphas)
     height = inner - ((1 - at) * start[..., None] + at * end[..., None])
@@ -112,11 +129,13 @@ def barrier(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
 
 
 def rewind(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-    """L(layer at theta_0) - L(layer at theta_1), the rest at the base: what the layer's own movement is worth.
+    """L(layer at theta_0) - L(layer at theta_1), the rest at the base: what the layer's own movement is worth, in nats.
 
     Base finetuned: the RISE of the loss when layer l goes back. Base zeroshot: the DROP of the loss when layer l alone
     goes forward (negative: going forward alone hurts). Positive always means that the movement lowers the ID loss.
-    (Zhang, Bengio & Singer 2019, 1902.01996: re-initialisation robustness.) Shapes as ``instability``.
+    Shapes and Raises (ConfigError) as ``instability``.
+
+    Source: Zhang, Bengio and Singer 2019, arXiv 1902.01996 (re-initialisation robustness).
     """
     _, _, start, end = _ends(losses, alphas)
     return start - end
@@ -125,7 +144,7 @@ def rewind(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
 def criticality(
     losses: np.ndarray, reference: np.ndarray, noise: NoiseLosses, slack: float = LOSS_SLACK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Module criticality (Chatterji, Neyshabur & Sedghi 2020, 1912.00528).
+    """Module criticality: how far a layer may go back towards theta_0 under noise before the loss rises.
 
     min over (alpha, sigma) with L(layer at alpha + N(0, sigma^2), rest at theta_1) <= L(theta_1) + slack of
     alpha^2 ||theta_1 - theta_0||^2 / sigma^2, sigma in weight units (``sigmas`` * ``weight_rms``).
@@ -140,6 +159,8 @@ def criticality(
         (score [..., L] >= 0, censored [..., L]); censored: not even the smallest noise at the largest alpha keeps the
         loss, the score is the largest value on the grid and the truth is above it. NaN where the layer has weight
         rms 0 (noise in units of nothing).
+
+    Source: Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528.
     """
     alphas, sigmas = np.asarray(noise.alphas), np.asarray(noise.sigmas)
     rms_sq = np.asarray(noise.weight_rms, dtype=float) ** 2

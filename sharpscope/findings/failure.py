@@ -77,6 +77,9 @@ def failure_table(
 
     Raises:
         ConfigError: shapes or roles that do not fit.
+
+    Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (failure of interpolation); Frankle et al. 2020, arXiv 1912.05671
+    (LII).
     """
     if f3 not in ("excess", "paper"):
         raise ConfigError(f"f3: '{f3}' is none of excess, paper.")

@@ -116,7 +116,10 @@ def repair_table(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Table ``repair`` of one pair; see ``analyse_repairs``."""
+    """The table ``repair`` of one pair: ``analyse_repairs(...).table``.
+
+    Arguments and Raises (ConfigError) as there.
+    """
     return analyse_repairs(pair, alphas, correct, roles, variants, level=level, bootstrap=bootstrap, seed=seed).table
 
 

@@ -83,6 +83,8 @@ def verdicts_table(
 
     Returns:
         Table ``verdicts``; ``evidence`` is one sentence made of the numbers.
+
+    Source: Abdollahpoorrostam 2024, arXiv 2410.16476 (the claims).
     """
     rows = _correlation_rows(correlations, measure, alpha, margin, level)
     rows += [_repair_row(r, failure, gain_margin) for r in repairs]

@@ -25,7 +25,7 @@ _PRODUCTS = {"trace": 40, "eigen": 6}
 
 # ---------------------------------------------------------------------- what would it cost
 def plan(config: StudyConfig) -> str:
-    """What a study would cost: units of work and their estimated time, memory and disk, as text to print; writes nothing.
+    """What a study would cost: units of work and their estimated time, memory and disk, as text; writes nothing.
 
     The estimate comes from one timed gradient graph, one product for every layer and one evaluation at the middle of
     the first pair's path.

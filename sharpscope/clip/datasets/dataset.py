@@ -52,7 +52,7 @@ class Dataset:
     - ``projection`` (C integers): targets are coarser than the classifier's classes. ``projection[c]`` is the target
       that class c belongs to, -1 for none (ObjectNet: several ImageNet classes are one of its 113, most are none).
       ``labels`` then index ``target_names``; the score of target t is max {logits[:, c] : projection[c] = t}, as in
-      WiSE-FT's ``ObjectNet.project_logits`` (Wortsman et al. 2022, arXiv 2109.01903).
+      WiSE-FT's ``ObjectNet.project_logits``.
 
     ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n] index ``group_names`` where the
     set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
@@ -62,6 +62,10 @@ class Dataset:
     Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
     Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so
     that what is unreadable shows, and ``len`` shrinks, during the first pass over ``batches``.
+
+    Raises DatasetError for a set without images, labels or groups out of range, or a projection that does not fit.
+
+    Source: Wortsman et al. 2022, arXiv 2109.01903 (projection).
     """
 
     def __init__(

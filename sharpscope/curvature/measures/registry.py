@@ -48,6 +48,8 @@ def measure_layers(
         progress: called with the name of each finished measure.
 
     A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
+
+    Raises ConfigError for an unknown measure, trace method or precision, and where there is no layer.
     """
     settings = settings or MeasureSettings()
     unknown = [m for m in measures if m not in MEASURES]
