@@ -457,7 +457,16 @@ def test_every_finetuning_method_names_its_paper():
 
 
 @pytest.mark.parametrize(
-    "room", ["sharpscope.curvature", "sharpscope.notebook", "sharpscope.finetuning.run", "sharpscope.clip.export"]
+    "room",
+    [
+        "sharpscope.curvature",
+        "sharpscope.notebook",
+        "sharpscope.finetuning.run",
+        "sharpscope.clip.export",
+        "sharpscope.clip.pair",
+        "sharpscope.clip.evaluate",
+        "sharpscope.clip.inspect",
+    ],
 )
 def test_the_examples_run(room):
     module = importlib.import_module(room)

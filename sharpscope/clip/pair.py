@@ -91,14 +91,19 @@ def load_pair(
     upgraded: Source | None = None,
     head_file: str | FilePath | None = None,
 ) -> LoadedPair:
-    """Load and check two checkpoints of one architecture.
+    """Load and check two checkpoints of one architecture; nothing in a file is executed, no input is modified.
+
+    >>> pair = load_pair("mini:zeroshot", "mini:success", model="mini")
+    >>> pair.name, pair.classifier.mode, [x.name for x in pair.layers("block")][:2]
+    ('success', 'stored', ['visual.stem', 'visual.transformer.resblocks.0'])
+    >>> pair.path().distance(0.0)[0]
+    0.0
 
     Args:
-        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
-            modified.
+        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors.
         model: open_clip model name, path of an open_clip config JSON, or ``mini``.
-        head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
-            has a head, else text where the text tower moves, else zeroshot.
+        head: zeroshot | stored | text (see ``sharpscope.Classifier``); auto takes stored where the fine-tuned
+            checkpoint has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
         templates: list, or file with one template a line, ``{}`` for the name; default: those of the checkpoint's
             fine-tuning where it tells, else the model's.
@@ -108,10 +113,11 @@ def load_pair(
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
-        PairMismatch: keys, shapes or dtypes that do not fit each other or the model.
+        PairMismatch: keys, shapes or dtypes that do not fit each other or the model; another activation than the
+            file's; weights that differ only where the logits do not depend on them.
         IdenticalPair: nothing to interpolate.
         NonFiniteWeights: NaN or infinite weights, by key.
-        ConfigError: unknown model, head, or no class names.
+        ConfigError: unknown model or head, a head that is not there, or no class names.
     """
     clip = ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")

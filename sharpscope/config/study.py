@@ -47,7 +47,10 @@ DEFAULT_MEASURES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it."""
+    """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it.
+
+    ``name``: how tables and figures call the pair; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
+    """
 
     name: str
     """How tables and figures call the pair."""
@@ -60,6 +63,8 @@ class PairConfig:
 @dataclass(frozen=True)
 class StudyConfig:
     """Everything that decides the numbers of a run; a run directory belongs to exactly one of these.
+
+    ``sharpscope run --help`` says what each field means; the names are the same in YAML, notebook and manifest.
 
     Raises ConfigError, naming the field, for a value of another type, an unknown name or a number out of its range.
     """

@@ -84,6 +84,8 @@ def read_baseline(path: str | Path) -> pd.DataFrame:
 
     The 204 models of Taori et al. 2020, say; or ``dataset, intercept, slope``: a line that was fitted elsewhere, which
     then has no uncertainty of its own. Raises ResultsError naming line and column.
+
+    Source: Taori et al. 2020, arXiv 2007.00644 (models that set the line).
     """
     try:
         table = pd.read_csv(path)

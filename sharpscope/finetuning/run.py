@@ -36,7 +36,12 @@ __all__ = ["Tuned", "finetune"]
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished fine-tuning."""
+    """A finished fine-tuning, as ``finetune`` returns it.
+
+    ``path``: the checkpoint, None where nothing was written; ``theta``: what it holds, by name; ``method``;
+    ``classnames``; ``losses`` of every step; ``accuracies``: (step, validation accuracy in [0, 1]) after every epoch;
+    ``note``: what was odd, in words; ``metadata``: of the file. :meth:`summary` says it in a line.
+    """
 
     path: Path | None
     """The checkpoint, which ``sharpscope run --finetuned`` takes; None where nothing was to be written."""
