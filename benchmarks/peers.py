@@ -37,7 +37,7 @@ from sharpscope.curvature.eigen import End, RitzSpace, lanczos
 from sharpscope.curvature.ggn import Residual, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import DenseOperator, SymmetricOperator, solve
-from sharpscope.curvature.trace import TraceEstimate, per_example, per_example_steps, xtrace
+from sharpscope.curvature.trace import TraceEstimate, per_example_steps, per_example_trace, xtrace
 from sharpscope.curvature.tracking import tracked
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
@@ -171,7 +171,7 @@ def traces(engine: HessianEngine, dense: dict[str, Tensor], repeats: int) -> Row
             rms = [np.sqrt(np.mean([(method(m, s) / truth - 1) ** 2 for s in range(repeats)])) for m in budgets]
             needed.setdefault(name, []).append(_crossing(budgets, rms))
         for seed in range(repeats):
-            found = per_example(engine.operator(layer), seed=seed, max_matvecs=1000, rtol=TOLERANCE)
+            found = per_example_trace(engine.operator(layer), seed=seed, max_matvecs=1000, rtol=TOLERANCE)
             hits += abs(found.estimate - truth) <= 1.96 * found.stderr
             spent.append(found.num_matvecs)
             errors.append(found.estimate / truth - 1)
@@ -385,7 +385,9 @@ def layer_map(
                 engine = HessianEngine(work, theta, layers)
             if alpha in traces_at:
                 with timed("per_example"):
-                    found = [per_example(engine.operator(n), seed=0, max_matvecs=1000, rtol=TOLERANCE) for n in layers]
+                    found = [
+                        per_example_trace(engine.operator(n), seed=0, max_matvecs=1000, rtol=TOLERANCE) for n in layers
+                    ]
                     stated["per_example"] += [x.stderr / abs(x.estimate) for x in found]
                 with timed("controlled"):
                     found = _controlled(work, theta, layers)

@@ -1,7 +1,19 @@
 """sharpscope: layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version.
 
-The public names are imported when they are first used: ``import sharpscope`` costs nothing, torch comes with the first
-one that needs it.
+In a notebook:
+
+    pair = sharpscope.load_pair("mini:zeroshot", "mini:success", model="mini")
+    probe = sharpscope.Probe(pair.classifier, sharpscope.load_dataset("mini:photo", model=pair.model, split="train"))
+    table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
+
+``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
+``convert``, ``plan``, ``correlate`` and ``robustness`` are its steps, each alone. ``layer_curvature`` measures any
+module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are in
+``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
+``sharpscope.exchange``.
+
+A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
+that needs it.
 """
 
 from __future__ import annotations
@@ -12,55 +24,164 @@ from typing import TYPE_CHECKING, Any
 from sharpscope.vocabulary import __version__
 
 if TYPE_CHECKING:
-    from sharpscope.clip.datasets.spec import load_dataset
+    from sharpscope.clip.datasets.dataset import Dataset
+    from sharpscope.clip.datasets.spec import load_dataset, register_dataset
     from sharpscope.clip.evaluate import evaluate
-    from sharpscope.clip.pair import load_pair
+    from sharpscope.clip.export import convert, interpolate, sparsify
+    from sharpscope.clip.head import Classifier
+    from sharpscope.clip.inspect import inspect
+    from sharpscope.clip.model import ClipModel
+    from sharpscope.clip.pair import LoadedPair, load_pair
     from sharpscope.clip.probe import Probe
+    from sharpscope.config.plugins import load_plugin
     from sharpscope.config.study import PairConfig, StudyConfig
-    from sharpscope.exchange import read_results
-    from sharpscope.finetuning.run import finetune
+    from sharpscope.curvature.density import SpectralDensity
+    from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
+    from sharpscope.curvature.hvp import HessianEngine
+    from sharpscope.curvature.measures.own import LayerAt, LayerValue, register_measure
+    from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.curvature.perturbation import SharpnessEstimate
+    from sharpscope.curvature.trace import TraceEstimate
+    from sharpscope.errors import (
+        CheckpointError,
+        ConfigError,
+        CorruptCheckpoint,
+        DatasetError,
+        IdenticalPair,
+        NoData,
+        NonDeterministicProbe,
+        NonFiniteWeights,
+        NumericalError,
+        PairMismatch,
+        ResultsError,
+        RunDirectoryError,
+        SharpscopeError,
+        UnsafeCheckpoint,
+    )
+    from sharpscope.exchange.reading import read_results
+    from sharpscope.findings.criteria import register_criterion
+    from sharpscope.finetuning.method import Method
+    from sharpscope.finetuning.registry import register_method
+    from sharpscope.finetuning.run import Tuned, finetune
+    from sharpscope.layers import Layer
     from sharpscope.notebook import layer_curvature, layer_sharpness
-    from sharpscope.study.report import report
+    from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.plan import plan
+    from sharpscope.study.report import Run, report
     from sharpscope.study.run import run
+    from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+    from sharpscope.weights.path import InterpolationPath
 
 __all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Classifier",
+    "ClipModel",
+    "ConfigError",
+    "CorruptCheckpoint",
+    "Dataset",
+    "DatasetError",
+    "EigenEstimate",
+    "ExtremeEigenvalues",
+    "HessianEngine",
+    "IdenticalPair",
+    "InterpolationPath",
+    "Layer",
+    "LoadedPair",
+    "MeasureSettings",
+    "Method",
+    "NoData",
+    "NonDeterministicProbe",
+    "NonFiniteWeights",
+    "NumericalError",
     "PairConfig",
+    "PairMismatch",
     "Probe",
+    "ResultsError",
+    "Run",
+    "RunDirectoryError",
+    "SharpnessEstimate",
+    "SharpscopeError",
+    "SpectralDensity",
     "StudyConfig",
+    "TraceEstimate",
+    "Tuned",
+    "UnsafeCheckpoint",
     "__version__",
+    "convert",
+    "correlate",
     "evaluate",
     "finetune",
+    "inspect",
+    "interpolate",
     "layer_curvature",
     "layer_sharpness",
     "load_dataset",
     "load_pair",
+    "plan",
+    "read_checkpoint",
     "read_results",
+    "register_criterion",
     "report",
+    "robustness",
     "run",
+    "sparsify",
+    "write_checkpoint",
 ]
 
+# Type checkers read the imports above, Python this table; tests/test_public.py holds them, and __all__, equal.
 _HOME = {
-    "PairConfig": "sharpscope.config.study",
-    "Probe": "sharpscope.clip.probe",
-    "StudyConfig": "sharpscope.config.study",
-    "evaluate": "sharpscope.clip.evaluate",
-    "finetune": "sharpscope.finetuning.run",
-    "layer_curvature": "sharpscope.notebook",
-    "layer_sharpness": "sharpscope.notebook",
-    "load_dataset": "sharpscope.clip.datasets.spec",
-    "load_pair": "sharpscope.clip.pair",
-    "read_results": "sharpscope.exchange",
-    "report": "sharpscope.study.report",
-    "run": "sharpscope.study.run",
+    name: f"sharpscope.{module}"
+    for module, names in {
+        "clip.datasets.dataset": "Dataset",
+        "clip.datasets.spec": "load_dataset register_dataset",
+        "clip.evaluate": "evaluate",
+        "clip.export": "convert interpolate sparsify",
+        "clip.head": "Classifier",
+        "clip.inspect": "inspect",
+        "clip.model": "ClipModel",
+        "clip.pair": "LoadedPair load_pair",
+        "clip.probe": "Probe",
+        "config.plugins": "load_plugin",
+        "config.study": "PairConfig StudyConfig",
+        "curvature.density": "SpectralDensity",
+        "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
+        "curvature.hvp": "HessianEngine",
+        "curvature.measures.own": "LayerAt LayerValue register_measure",
+        "curvature.measures.rows": "MeasureSettings",
+        "curvature.perturbation": "SharpnessEstimate",
+        "curvature.trace": "TraceEstimate",
+        "errors": (
+            "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoData NonDeterministicProbe "
+            "NonFiniteWeights NumericalError PairMismatch ResultsError RunDirectoryError SharpscopeError "
+            "UnsafeCheckpoint"
+        ),
+        "exchange.reading": "read_results",
+        "findings.criteria": "register_criterion",
+        "finetuning.method": "Method",
+        "finetuning.registry": "register_method",
+        "finetuning.run": "Tuned finetune",
+        "layers": "Layer",
+        "notebook": "layer_curvature layer_sharpness",
+        "study.across": "correlate robustness",
+        "study.plan": "plan",
+        "study.report": "Run report",
+        "study.run": "run",
+        "weights.checkpoint": "Checkpoint read_checkpoint write_checkpoint",
+        "weights.path": "InterpolationPath",
+    }.items()
+    for name in names.split()
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sharpscope' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else a type checker would take every misspelt name for Any
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOME:
+            raise AttributeError(f"module 'sharpscope' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
@@ -12,15 +15,80 @@ from torch import Tensor, nn
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
+from sharpscope.config.fields import checked_fields
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import Objective
-from sharpscope.errors import ConfigError
+from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import split_layers
 from sharpscope.tables.rows import stacked
 
-__all__ = ["layer_curvature", "layer_sharpness"]
+__all__ = ["MeasureOptions", "layer_curvature", "layer_sharpness"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class MeasureOptions(TypedDict, total=False):
+    """What the estimators may spend and how precise they must be.
+
+    seed: of every random direction and noise draw; each layer, measure and alpha derives its own from it.
+    rtol: relative tolerance, > 0. A trace stops at a standard error, an eigenvalue at a residual of rtol times the
+        estimate's magnitude. Half the tolerance costs about four times the products of a trace.
+    max_matvecs: Hessian-vector products at most for a layer and kind of estimate; a row that needs more has the status
+        ``not_converged``.
+    noise_samples: Gaussian draws of the average sharpness, each used with both signs.
+    pgd_steps: Auto-PGD steps of the worst-case sharpness.
+    rho_avg, rho_linf, rho_l2: radii of sharpness_avg, sharpness_max and sharpness_max_l2, in units of the weights'
+        own magnitudes (the ``_absolute`` measures: in units of the weights themselves).
+    memory: bytes that gradient graphs may take; less memory, more recomputing, the same numbers up to rounding. None:
+        all graphs are kept.
+    trace_method: per_example, controlled, hutchinson, xtrace or hutchpp.
+    precision: arithmetic of the matrix products: full, tf32 (on a GPU) or bf16.
+    density_steps, density_runs: Lanczos steps in each run, and runs, of a spectral density.
+    """
+
+    seed: int
+    rtol: float
+    max_matvecs: int
+    noise_samples: int
+    pgd_steps: int
+    rho_avg: float
+    rho_linf: float
+    rho_l2: float
+    memory: int | None
+    trace_method: str
+    precision: str
+    density_steps: int
+    density_runs: int
+
+
+def _takes_options(function: F) -> F:
+    """Show the fields of MeasureSettings, with their defaults, in the signature and on the help page of ``function``.
+
+    The fields and defaults are MeasureSettings' own; MeasureOptions repeats their names for type checkers, and a test
+    holds the two equal.
+    """
+    own = inspect.signature(function)
+    named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    taken = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in dataclasses.fields(MeasureSettings)
+    ]
+    function.__signature__ = own.replace(parameters=[*named, *taken])  # type: ignore[attr-defined]
+    if function.__doc__ and MeasureOptions.__doc__:  # python -OO drops both
+        options = textwrap.indent(inspect.cleandoc(MeasureOptions.__doc__).partition("\n\n")[2], "    ")
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nOptions, all by keyword:\n{options}\n"
+    return function
+
+
+def _settings(options: Mapping[str, Any]) -> MeasureSettings:
+    known = {f.name: f.default for f in dataclasses.fields(MeasureSettings)}
+    for name in options:
+        if name not in known:
+            near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+            raise ConfigError(f"unknown option '{shown(name, 60)}'.{near}")
+    return MeasureSettings(**checked_fields(MeasureSettings, {**known, **options}))
 
 
 class _ModuleObjective:
@@ -107,6 +175,7 @@ def _batch_size(batch: Any) -> int:
     return len(first)
 
 
+@_takes_options
 def layer_curvature(
     module: nn.Module,
     loss: Callable[[nn.Module, Any], Tensor],
@@ -115,29 +184,39 @@ def layer_curvature(
     granularity: str = "module",
     measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
     logits: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] | None = None,
-    **settings: Any,
+    **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
     """Layer-wise curvature of any loss of any module: one row a layer and measure, with error bars.
 
+    The Hessian is that of L = 1/n sum_j loss_j, the mean over all n EXAMPLES, also when the last batch is smaller. A
+    number that is not finite makes a row of status ``failed`` with the reason in its note; the other layers go on.
+
+    >>> import torch
     >>> net, batch = torch.nn.Linear(3, 2), (torch.eye(3), torch.tensor([0, 1, 1]))
     >>> loss = lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1])
-    >>> list(layer_curvature(net, loss, [batch], rtol=0.01)["measure"].unique())
+    >>> table = layer_curvature(net, loss, [batch], rtol=0.01)
+    >>> list(table["measure"].unique())
     ['hessian_trace', 'lambda_max', 'lambda_min']
 
     Args:
-        module: handed back as it came: weights, gradients, mode. Measured in eval mode.
-        loss: ``loss(module, batch)`` -> mean loss of the batch, a scalar.
+        module: measured in eval mode and handed back as it came: weights, gradients, mode.
+        loss: ``loss(module, batch)`` gives the mean loss of the batch, a scalar that can be differentiated twice.
         batches: e.g. a DataLoader: tensors, or tuples or dictionaries of tensors whose first has one row an example,
-            on the module's device; the Hessian is that of the mean over all EXAMPLES, also when the last batch is
-            smaller.
-        granularity: tensor | module | block.
-        measures: names of ``schema.MEASURES``.
-        logits: ``logits(module, batch)`` -> (logits [n, C], labels [n]) where the loss is their cross-entropy:
+            on the module's device.
+        granularity: what a layer is: tensor, module or block.
+        measures: names of ``sharpscope.vocabulary.MEASURES``.
+        logits: ``logits(module, batch)`` gives (logits [n, C], labels [n]) where the loss is their cross-entropy:
             ``ggn_trace``, ``fisher_trace`` and ``trace_method="controlled"`` need it.
-        settings: fields of ``MeasureSettings``.
 
-    Returns the columns of the sharpness table but pair and alpha.
+    Returns:
+        The columns of the sharpness table without pair and alpha: layer, measure, estimate, stderr (traces) or residual
+        (eigenvalues), converged, num_matvecs, status ... The layer ``(all)`` is the whole module.
+
+    Raises:
+        ConfigError: an unknown measure, granularity or option, an option of the wrong type, a loss that is no scalar, a
+            batch that does not start with a tensor.
     """
+    settings = _settings(options)
     modes = {m: m.training for m in module.modules()}
     module.eval()
     try:
@@ -150,7 +229,7 @@ def layer_curvature(
         theta = {n: p.detach() for n, p in module.named_parameters()}
         moving = {n: t.shape for n, t in theta.items() if t.is_floating_point()}
         layers = split_layers(moving, granularity)
-        result = measure_layers(objective, theta, layers, measures, MeasureSettings(**settings))
+        result = measure_layers(objective, theta, layers, measures, settings)
     finally:
         for m, training in modes.items():
             m.training = training
@@ -159,7 +238,7 @@ def layer_curvature(
     return frame
 
 
-# ---------------------------------------------------------------------- notebook
+@_takes_options
 def layer_sharpness(
     pair: LoadedPair,
     probe: Probe,
@@ -168,26 +247,46 @@ def layer_sharpness(
     granularity: str = "module",
     measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
     progress: Callable[[str], None] = lambda what: None,
-    **settings: Any,
+    **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
-    """The sharpness table of one pair without a run directory: layers x alphas x measures, warm-started along alpha.
+    """The sharpness table of one pair without a run directory: layers x alphas x measures.
 
-    ``settings`` are fields of ``curvature.measures.MeasureSettings`` (rtol, max_matvecs, seed ...).
+    At every alpha the loss is the probe's, at theta(alpha) = (1 - alpha) theta_0 + alpha theta_1; eigenvectors are
+    followed from one alpha to the next, which saves products. A number that is not finite makes a row of status
+    ``failed`` with the reason in its note; the other layers go on.
+
+    >>> import sharpscope
+    >>> pair = sharpscope.load_pair("mini:zeroshot", "mini:success", model="mini")
+    >>> images = sharpscope.load_dataset("mini:photo", model=pair.model, split="train", limit=4)
+    >>> probe = sharpscope.Probe(pair.classifier, images)
+    >>> table = layer_sharpness(pair, probe, alphas=[0.5], measures=["gradient_curvature"], granularity="block")
+    >>> len(table) == 1 + len(pair.layers("block"))  # the layer "(all)" is the whole model
+    True
+
+    Args:
+        pair: from ``load_pair``.
+        probe: the examples whose loss is looked at; path and curvature are computed in its dtype, on its device.
+        alphas: points of the path, 0 the zero-shot and 1 the fine-tuned model, in the order in which they are
+            measured: increasing is cheapest.
+        granularity: what a layer is: tensor, module or block.
+        measures: names of ``sharpscope.vocabulary.MEASURES``.
+        progress: called with the name of each finished measure.
+
+    Returns:
+        The table ``sharpness``: pair, alpha, layer, measure, estimate, stderr (traces) or residual (eigenvalues),
+        converged, num_matvecs, status ... The layer ``(all)`` is the whole model.
+
+    Raises:
+        ConfigError: an unknown measure, granularity or option, an option of the wrong type, an alpha outside [0, 1].
     """
+    settings = _settings(options)
     path, layers = pair.path(probe.dtype), pair.layers(granularity)
     rows: list[dict[str, Any]] = []
     warm: dict[str, RitzSpace] = {}
     for alpha in alphas:
         theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
         result = measure_layers(
-            probe,
-            theta,
-            layers,
-            measures,
-            MeasureSettings(**settings),
-            key=(pair.name, alpha),
-            warm=warm,
-            progress=progress,
+            probe, theta, layers, measures, settings, key=(pair.name, alpha), warm=warm, progress=progress
         )
         warm = result.warm
         rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]

@@ -57,24 +57,42 @@ def evaluate(
     head_file: File | None = None,
     base: File | None = None,
 ) -> pd.DataFrame:
-    """Every metric of every checkpoint on every data set, with intervals: columns ``COLUMNS``.
+    """Every metric of every checkpoint on every data set, with intervals: one table.
+
+    >>> table = evaluate("mini:zeroshot", "mini", ["mini:photo"], metrics=["top1"], limit=64)
+    >>> list(table.columns)
+    ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note']
 
     Args:
         checkpoints: one or several, of one architecture.
         model: open_clip name, config JSON, or ``mini``.
         specs: data set specs, or names of collections, whose averages are added, each naming its sets.
-        metrics: beside those that a set's field reports and top1; default: all that have a meaning for the set.
+        metrics: names of ``sharpscope.vocabulary.METRICS``, beside those that a set's field reports and top1; default:
+            all that have a meaning for the set.
         head: stored | zeroshot | text; auto: the stored head where there is one and the set's classes are among its
             own, else one from the text tower (and the note says so). A head from text is made for each set with the
             set's class names and templates.
         classnames, templates: instead of the set's own (a list, or a file with one a line).
-        level, bootstrap, seed: of the intervals, see ``clip.metrics.estimates``.
+        data_root: folder under which relative paths of data sets are looked up.
+        batch_size: images in a batch; more needs more memory and is faster.
+        device: cpu, cuda, or auto.
+        limit: at most so many images a set, a fixed balanced choice by ``seed``.
+        level: coverage of the intervals, in (0, 1): Wilson's for shares, bootstrap for the rest.
+        bootstrap: replicates.
+        seed: of choice and bootstrap.
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: none is shown.
         head_file: head in a file of its own (task_vectors), for each checkpoint without one.
         base: zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA).
 
+    Returns:
+        One row a (checkpoint, data set, metric); ``role`` is test, or mean for the average over the sets that
+        ``dataset`` names; shares are in [0, 1], nll in nats; ``n``: images.
+
     Raises:
-        ConfigError, CheckpointError, PairMismatch, DatasetError: for anything wrong with the input.
+        ConfigError: an unknown metric, model or head, or a checkpoint that is given twice.
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
+        PairMismatch: weights or a head that do not fit the model or the class names.
+        DatasetError: data that are missing, empty or do not fit the class names.
     """
     files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
     check_metrics(tuple(metrics or ()))

@@ -36,10 +36,29 @@ def convert(
 ) -> Checkpoint:
     """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
 
-    ``base``: zero-shot weights that a partial file or an adapter is laid over; ``head_file``: a file with a head of its
-    own; ``classnames``: the head's names, in its order; ``quick_gelu``: the activation, where the file does not tell;
-    ``adapter_scale``: see ``read_checkpoint``. Values and dtypes are the file's own, bit for bit. Atomic; raises as
-    ``read_checkpoint`` does.
+    Values and dtypes are the file's own, bit for bit. The file appears whole or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     convert("mini:zeroshot", f"{folder}/copy.safetensors").facts["safe"]
+    True
+
+    Args:
+        source: file, folder or hub id, as ``read_checkpoint`` takes it, or ``mini:NAME``.
+        out: file to write.
+        names: open_clip | huggingface.
+        base: zero-shot weights that a partial file or an adapter is laid over.
+        head_file: a file with a classification head of its own.
+        classnames: file with the head's class names, one a line, in its order.
+        quick_gelu: the activation, where the file does not tell.
+        adapter_scale: what an adapter's change is multiplied by, see ``read_checkpoint``.
+
+    Returns what was read.
+
+    Raises:
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``; also a disk that refuses.
+        NonFiniteWeights: NaN or infinite values.
+        ConfigError: class names that do not fit the head.
     """
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     read = read_checkpoint(resolve_checkpoint(source), base=under, head=head_file, adapter_scale=adapter_scale)
@@ -91,8 +110,18 @@ def interpolate(
 ) -> None:
     """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included.
 
-    ``path``: linear, or lines (see ``LoadedPair.path``); any but the linear one is named in the file's metadata. The
-    other arguments and the errors are those of ``load_pair`` and ``LoadedPair.path``.
+    Args:
+        zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
+        alpha: the point, 0 the zero-shot and 1 the fine-tuned model.
+        out: file to write; it appears whole or not at all.
+        extrapolate: allow an alpha outside [0, 1].
+        path: linear, or lines (see ``LoadedPair.path``); any but the linear one is named in the file's metadata.
+
+    Raises:
+        ConfigError: an alpha outside [0, 1], or an unknown path; besides all that ``load_pair`` raises.
+        CheckpointError: a disk that refuses.
+
+    Source: Wortsman et al. 2022, arXiv 2109.01903.
     """
     pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
     theta = pair.path(extrapolate=extrapolate, kind=path).at(alpha)
@@ -117,8 +146,26 @@ def sparsify(
     head: str = "auto",
     head_file: str | FilePath | None = None,
 ) -> None:
-    """Write theta(alpha) with ``layers`` made sparse; see ``weights.sparsify``. Raises ConfigError for an unknown
-    layer."""
+    """Write theta(alpha) with only a part of some layers' change (or weights) kept, as a safetensors file.
+
+    Args:
+        zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
+        layers: names of layers (``sharpscope.inspect(A, B)`` lists them).
+        density: fraction of each layer's entries that is KEPT, in [0, 1]; 1 is the plain theta(alpha).
+        out: file to write; it appears whole or not at all.
+        target: delta (a dropped entry returns to theta_0) | weight (it becomes 0).
+        select: random | magnitude (the largest are kept).
+        alpha: the point of the path.
+        granularity: what a layer is: tensor | module | block.
+        seed: of a random choice.
+        extrapolate: allow an alpha outside [0, 1].
+
+    Raises:
+        ConfigError: an unknown layer, option or alpha; besides all that ``load_pair`` raises.
+        CheckpointError: a disk that refuses.
+
+    Source: Abdollahpoorrostam 2024, arXiv 2410.16476; details and options: ``sharpscope.weights.sparsify``.
+    """
     pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
     known = {x.name: x for x in pair.layers(granularity)}
     for name in layers:

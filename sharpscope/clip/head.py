@@ -61,7 +61,7 @@ def _class_vectors(model: ClipModel, theta: Mapping[str, Tensor], tokens: Tensor
 
 
 class Classifier:
-    """Logits of images under theta: scale * <image feature, class vector> (+ bias).
+    """Logits of images under theta: scale * <image feature, class vector> (+ bias), [B, C].
 
     ========  ==================================================  ===============================================
     mode      class vectors                                       scale
@@ -71,10 +71,21 @@ class Classifier:
     text      rebuilt from the text tower of the theta at hand    exp(``logit_scale``) of that theta
     ========  ==================================================  ===============================================
 
-    ``normalize``: image features get unit length first (every CLIP head; False for a head trained on raw features).
-    ``scale_baked``: WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) multiplies the scale into the head's weights,
-    Lipsum-FT (Nam et al. 2024, arXiv 2404.00860) does not. ``bias``: whether :meth:`attach` gives a stored head built
-    from text a ``head.bias`` (zeros), so that it fits a fine-tuned head that has one.
+    Args:
+        model: the architecture.
+        mode: zeroshot | stored | text, see the table.
+        classnames: C names, in the order of the logits' columns.
+        templates: prompts with ``{}`` for the name; default: the model's own or "a photo of a {}.".
+        scale_baked: the scale is multiplied into the head's weights already, as WiSE-FT does and Lipsum-FT does not.
+        normalize: image features get unit length first (every CLIP head; False for a head trained on raw features).
+        bias: whether :meth:`attach` gives a stored head built from text a ``head.bias`` (zeros), so that it fits a
+            fine-tuned head that has one.
+
+    Raises:
+        ConfigError: an unknown mode, no class names, or a baked-in scale in a head that is not stored.
+
+    Sources: Radford et al. 2021, arXiv 2103.00020 (heads from text); Wortsman et al. 2022, arXiv 2109.01903 (stored
+    heads); Nam et al. 2024, arXiv 2404.00860 (heads without the scale).
     """
 
     def __init__(
@@ -107,7 +118,11 @@ class Classifier:
 
         zeroshot: head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower moves.
         stored: its own head, or the zero-shot head of ``theta_0`` (times its scale if ``scale_baked``) if it has none.
-        text: no head. Raises PairMismatch when a stored head does not have one row for each class.
+        text: no head.
+
+        Raises:
+            PairMismatch: a stored head without one row for each class, or a theta that lacks tensors of the model.
+            ConfigError: a template without ``{}``, or a tokenizer that cannot be had.
         """
         base = theta if theta_0 is None else theta_0
         body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
@@ -128,7 +143,10 @@ class Classifier:
         return body
 
     def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``theta`` with its class vectors computed once, for evaluation only: they do not follow later changes."""
+        """``theta`` with its class vectors computed once, for evaluation only: they do not follow later changes.
+
+        Raises as :meth:`class_vectors` does.
+        """
         if self.mode != "text" or _PRECOMPUTED in theta:
             return dict(theta)
         with torch.no_grad():
@@ -136,7 +154,11 @@ class Classifier:
 
     # ------------------------------------------------------------------ logits
     def class_vectors(self, theta: Mapping[str, Tensor]) -> Tensor:
-        """Class vectors [C, D] under ``theta``; differentiable. Raises PairMismatch where theta has no fitting head."""
+        """Class vectors [C, D] under ``theta``; differentiable in it.
+
+        Raises PairMismatch where theta has no fitting head or lacks tensors of the text tower, ConfigError for a
+        template without ``{}``.
+        """
         if self.mode == "text":
             return theta[_PRECOMPUTED] if _PRECOMPUTED in theta else self._vectors_from_text(theta)
         if HEAD_WEIGHT not in theta:
@@ -145,7 +167,10 @@ class Classifier:
         return theta[HEAD_WEIGHT]
 
     def logits(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Logits [B, C] of normalised ``images`` [B, 3, H, W]; differentiable in ``theta``."""
+        """Logits [B, C] of ``images`` [B, 3, H, W], normalised by mean and std; differentiable in ``theta``.
+
+        Raises PairMismatch where theta lacks tensors of the model, a fitting head or the scale.
+        """
         return self.logits_of(theta, self.features(theta, images))
 
     def features(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -153,7 +178,10 @@ class Classifier:
         return self.model.encode_image(theta, images, normalize=self.normalize)
 
     def logits_of(self, theta: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Logits [B, C] of image ``features`` [B, D]: the part of :meth:`logits` after the image tower."""
+        """Logits [B, C] of image ``features`` [B, D]: the part of :meth:`logits` after the image tower.
+
+        Raises PairMismatch where theta has no fitting head or no ``logit_scale``.
+        """
         logits = F.linear(features, self.class_vectors(theta))
         if not self.scale_baked:
             logits = _scale(theta) * logits
@@ -177,7 +205,8 @@ class Classifier:
     def reached(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Those of :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.
 
-        Catches parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
+        Leaves out parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
+        Raises as :meth:`logits` does.
         """
         names = self.parameters(theta)
         with torch.inference_mode(False), torch.enable_grad():

@@ -24,9 +24,22 @@ __all__ = ["fitting_models", "inspect"]
 
 # ---------------------------------------------------------------------- what is in a file
 def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
-    """What one checkpoint holds, or how two of them differ layer by layer; raises as ``read_checkpoint`` does.
+    """What one checkpoint holds, or how two of them differ layer by layer, as text to print.
 
     A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+
+    >>> print(inspect("mini:zeroshot", model="mini").splitlines()[3].strip())
+    safety        plain tensors
+
+    Args:
+        a, b: files, folders or hub ids as ``read_checkpoint`` takes them, or ``mini:NAME``.
+        model: open_clip name or config JSON that the files are to be checked against; default: fitting ones are looked
+            for.
+
+    Raises:
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``.
+        PairMismatch: weights that do not fit ``model``, or each other.
+        ConfigError: an unknown model, or a head alone compared with something.
     """
     try:
         first = read_checkpoint(resolve_checkpoint(a), partial=True)

@@ -194,7 +194,10 @@ class ClipModel:
         return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """Fresh theta, that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``; the global RNG is left alone."""
+        """Fresh theta, that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``; the global RNG is left alone.
+
+        Raises ConfigError for a model that was made from a live module and has no config.
+        """
         if self._config is None:
             raise ConfigError(
                 f"model '{shown(self.name)}' was made from a live module and has no config to initialise."
@@ -215,7 +218,10 @@ class ClipModel:
         return f"ClipModel({self.name!r}, {count:,} parameters, images {size})"
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids of ``texts``: int64 [T, context_length]; raises ConfigError where the tokenizer cannot be had."""
+        """Token ids of ``texts``: int64 [T, context_length].
+
+        Raises ConfigError where the tokenizer cannot be had or has more tokens than the text tower.
+        """
         if self._tokenizer is None:
             raise ConfigError(f"model '{shown(self.name)}' has no tokenizer; give one with tokenizer=...")
         if isinstance(self._tokenizer, _LazyTokenizer):
@@ -226,15 +232,25 @@ class ClipModel:
 
     # ------------------------------------------------------------------ features
     def encode_image(self, theta: Mapping[str, Tensor], images: Tensor, normalize: bool = True) -> Tensor:
-        """Features [B, D] of ``images`` [B, 3, H, W] normalised by mean and std; unit rows if ``normalize``."""
+        """Features [B, D] of ``images`` [B, 3, H, W] normalised by mean and std; unit rows if ``normalize``.
+
+        Raises PairMismatch where ``theta`` lacks tensors of the image tower.
+        """
         return self._encode(self._image, self.image_names, theta, images, normalize)
 
     def encode_text(self, theta: Mapping[str, Tensor], tokens: Tensor, normalize: bool = True) -> Tensor:
-        """Features [T, D] of ``tokens`` [T, context_length], unit rows if ``normalize``."""
+        """Features [T, D] of ``tokens`` int64 [T, context_length], unit rows if ``normalize``.
+
+        Raises PairMismatch where ``theta`` lacks tensors of the text tower.
+        """
         return self._encode(self._text, self.text_names, theta, tokens, normalize)
 
     def embed_tokens(self, theta: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """The rows of the token embedding that ``tokens`` [T, L] name: [T, L, W], as the text tower first sees them."""
+        """The rows of the token embedding that ``tokens`` [T, L] name: [T, L, W], as the text tower first sees them.
+
+        Raises ConfigError for a text tower that is not open_clip's own, PairMismatch where ``theta`` lacks the
+        embedding.
+        """
         _require(theta, (name := f"{self._token_embedding()}.weight",), self.name)
         return F.embedding(tokens.to(theta[name].device), theta[name])
 

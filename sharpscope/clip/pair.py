@@ -40,9 +40,10 @@ CheckpointSource = str | FilePath | Weights
 class LoadedPair:
     """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
 
-    ``theta_0`` and ``theta_1`` carry ``head.*`` where the head mode has one; ``parameters`` are the names that the
-    logits depend on, the only ones that can be layers; ``upgraded``: the ends of the path that the same change, or the
-    same prompts, make on an upgraded backbone, where one was given (``finetune.compatibility.transplanted``).
+    Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has one;
+    ``parameters``: the names that the logits depend on, the only ones that can be layers; ``facts``: what the files
+    told, for the manifest; ``upgraded``: the ends of the path that the same change, or the same prompts, make on an
+    upgraded backbone, where one was given (``clip.transplant.transplanted``).
     """
 
     name: str
@@ -62,7 +63,9 @@ class LoadedPair:
         ``kind``: linear is ``(1 - alpha) * theta_0 + alpha * theta_1`` with bit-exact ends (Wortsman et al. 2022,
         arXiv 2109.01903). lines is the straight path to the LiNeS edit of theta_1 (Wang et al. 2024, arXiv 2410.17146),
         whose change grows from none in the stem to all of theta_1's in the deepest layer: see
-        ``weights.path.lines_path``; its start is theta_0 bit for bit. Raises ConfigError for an unknown kind.
+        ``weights.path.lines_path``; its start is theta_0 bit for bit. ``dtype``: float32 or float64.
+
+        Raises ConfigError for an unknown kind or another dtype.
         """
         if kind not in get_args(PathName):
             known = get_args(PathName)
@@ -71,7 +74,10 @@ class LoadedPair:
         return straight if kind == "linear" else lines_path(straight, self.layers(), *LINES_SCALES)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
-        """The parameters that the logits depend on, cut into layers in the order of the forward pass."""
+        """The parameters that the logits depend on, cut into layers in the order of the forward pass.
+
+        ``granularity``: tensor | module | block. Raises ConfigError for another one.
+        """
         return split_layers({n: self.theta_0[n].shape for n in self.parameters}, granularity)
 
     @property
@@ -101,15 +107,20 @@ def load_pair(
     upgraded: CheckpointSource | None = None,
     head_file: str | FilePath | None = None,
 ) -> LoadedPair:
-    """Load and check two checkpoints of one architecture.
+    """Load and check two checkpoints of one architecture; nothing in a file is executed, no input is modified.
+
+    >>> pair = load_pair("mini:zeroshot", "mini:success", model="mini")
+    >>> pair.name, pair.classifier.mode, [x.name for x in pair.layers("block")][:2]
+    ('success', 'stored', ['visual.stem', 'visual.transformer.resblocks.0'])
+    >>> pair.path().distance(0.0)[0]
+    0.0
 
     Args:
-        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors; none is
-            modified.
+        zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors.
         model: open_clip model name, path of an open_clip config JSON, ``mini``, or a ClipModel (that of a live module:
             ``ClipModel.from_module``).
-        head: zeroshot | stored | text (see ``clip.head.Classifier``); auto takes stored where the fine-tuned checkpoint
-            has a head, else text where the text tower moves, else zeroshot.
+        head: zeroshot | stored | text (see ``sharpscope.Classifier``); auto takes stored where the fine-tuned
+            checkpoint has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
         templates: list, or file with one template a line, ``{}`` for the name; default: those of the checkpoint's
             fine-tuning where it tells, else the model's.
@@ -119,10 +130,11 @@ def load_pair(
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
-        PairMismatch: keys, shapes or dtypes that do not fit each other or the model.
+        PairMismatch: keys, shapes or dtypes that do not fit each other or the model; another activation than the
+            file's; weights that differ only where the logits do not depend on them.
         IdenticalPair: nothing to interpolate.
         NonFiniteWeights: NaN or infinite weights, by key.
-        ConfigError: unknown model, head, or no class names.
+        ConfigError: unknown model or head, a head that is not there, or no class names.
     """
     clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")

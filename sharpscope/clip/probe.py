@@ -29,14 +29,26 @@ class Objective(Protocol):
 class Probe:
     """Mean cross-entropy of a classifier over a fixed, balanced choice of examples; no augmentation, eval mode.
 
-    L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), a mean over SAMPLES: batch i weighs ``weights[i]`` = its size / n
-    (equal weights would make a 22 % wrong Hessian of batches of 8 and 2). ``normalize_logits``: for each example first
-    f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the scale of the logits (Andriushchenko et al.
-    2023, arXiv 2302.07011, who also use n = 1024 in batches of 128).
+    L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), in nats, a mean over SAMPLES: batch i weighs ``weights[i]`` = its
+    size / n (equal weights would make a 22 % wrong Hessian of batches of 8 and 2).
 
-    ``size``: how many examples (all where the set has fewer, or for None); fixed by ``seed``. ``batches``: the (images,
-    labels) on ``device`` in ``dtype``; ``n``: examples in all; ``indices``: which of the data set's.
-    Raises DatasetError where the labels do not fit the classifier's class names.
+    Args:
+        classifier: gives the logits.
+        dataset: whose images and labels are taken, all on ``device`` at once.
+        size: how many examples, chosen balanced over the classes; all where the set has fewer, or for None.
+        batch_size: examples in a batch, at most. More costs memory and changes the loss by rounding only.
+        seed: of the choice.
+        device, dtype: where, and in which arithmetic, the images are kept.
+        normalize_logits: for each example first f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the
+            scale of the logits.
+
+    Attributes: ``batches``, the (images, labels); ``n``, examples in all; ``indices``, which of the data set's.
+
+    Raises:
+        ConfigError: a size or batch size below 1.
+        DatasetError: labels that do not fit the classifier's class names.
+
+    Source: Andriushchenko et al. 2023, arXiv 2302.07011 (normalised logits; n = 1024 in batches of 128).
     """
 
     def __init__(
@@ -82,7 +94,8 @@ class Probe:
     def rebatched(self, batch_size: int) -> Probe:
         """The same examples in batches of at most ``batch_size``, cut from these: the same loss up to rounding.
 
-        Batches that are small enough stay as they are, bit for bit; no image is loaded again.
+        Batches that are small enough stay as they are, bit for bit; no image is loaded again. Raises ConfigError for a
+        size below 1.
         """
         if batch_size < 1:
             raise ConfigError(f"probe: the batch size must be at least 1, got {batch_size}.")

@@ -52,7 +52,10 @@ DEFAULT_MEASURES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class PairConfig:
-    """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it."""
+    """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it.
+
+    ``name``: how tables and figures call the pair; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
+    """
 
     name: str
     """How tables and figures call the pair."""
@@ -70,7 +73,12 @@ def _criterion_help() -> str:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Everything that decides the numbers of a run; a run directory belongs to exactly one of these."""
+    """Everything that decides the numbers of a run; a run directory belongs to exactly one of these.
+
+    ``sharpscope run --help`` says what each field means; the names are the same in YAML, notebook and manifest.
+
+    Raises ConfigError, naming the field, for a value of another type, an unknown name or a number out of its range.
+    """
 
     pairs: tuple[PairConfig, ...] = ()
     """The pairs to analyse, side by side in one report."""
@@ -216,9 +224,10 @@ class StudyConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
-        """Build from plain data; raises ConfigError naming ``source``, the key and, for an unknown one, the nearest.
+        """Build from plain data.
 
-        Keys of older versions of sharpscope are taken too (``config.spellings``).
+        Keys of older versions of sharpscope are taken too (``config.spellings``). Raises ConfigError naming ``source``,
+        the key and, for an unknown one, the nearest that is known.
         """
         try:
             data = current_keys(data)

@@ -66,7 +66,12 @@ class _HalfPrecision:
 
 
 def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tensor]) -> Objective:
-    """The objective in the arithmetic asked for: full, tf32 (see ``clip.model.second_order``) or bf16."""
+    """The objective in the arithmetic asked for: full, tf32 (see ``second_order``) or bf16 (autocast).
+
+    Weights, sums and results stay in float32; tf32 changes nothing here, it is a setting of the GPU's kernels.
+
+    Raises ConfigError for another precision.
+    """
     if precision not in ASYMMETRY:
         raise ConfigError(f"precision: '{precision}' is none of {', '.join(ASYMMETRY)}.")
     if precision != "bf16":
@@ -84,7 +89,17 @@ def precision_error(
     seed: int = 0,
     memory: int | None = None,
 ) -> dict[str, float]:
-    """||(H~ - H) v|| / ||H v|| of every block: H~ in ``precision``, H in full, v one random vector."""
+    """||(H~ - H) v|| / ||H v|| of every block: H~ in ``precision``, H in full, v one random vector; 0 is exact.
+
+    Args:
+        objective, theta, blocks, memory: as for ``HessianEngine``.
+        precision: full | tf32 | bf16.
+        seed: of v.
+
+    Raises:
+        ConfigError: an unknown precision, or a block that names no floating tensor.
+        NumericalError: loss or gradient is not finite.
+    """
     products = []
     for kind in ("full", precision):
         with second_order(tf32=kind == "tf32"):

@@ -19,7 +19,10 @@ WIDTH = 0.02
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """Quadrature of the spectral measure: ``nodes`` and ``weights`` [runs, steps]; each run's weights sum to 1."""
+    """Quadrature of the spectral measure: ``nodes`` (eigenvalues) and ``weights`` [runs, steps]; they sum to 1 a run.
+
+    ``size``: p, the number of eigenvalues; ``num_matvecs``: products spent. Calling it gives the smoothed density.
+    """
 
     nodes: np.ndarray
     weights: np.ndarray
@@ -58,9 +61,16 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
     tridiagonal matrix's eigenvectors the weights: a Gauss quadrature that is exact for polynomials up to degree
     2 steps - 1.
 
-    Raises NumericalError through the operator when a product fails.
+    Args:
+        operator: shape [p, p].
+        seed: of the start vectors.
+        steps: products of a run, >= 1; more resolve the spectrum finer.
+        runs: >= 1, from 2 on with a standard error; more make it smaller, as 1 / sqrt(runs).
 
-    Source: Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159; Golub and Welsch 1969.
+    Raises NumericalError through the operator; a product that is not finite gives NaN nodes of weight 0.
+
+    Sources: Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159; Golub and Welsch 1969,
+    https://doi.org/10.1090/S0025-5718-69-99647-1.
     """
     estimator = spectral_density_steps(
         operator.shape[0], dtype=operator.dtype, device=operator.device, seed=seed, steps=steps, runs=runs

@@ -43,11 +43,11 @@ BLOCK = 8
 
 @dataclass(frozen=True)
 class EigenEstimate:
-    """An eigenvalue estimate.
+    """One eigenvalue: ``value``, its ``residual``, whether it ``converged``, products spent, unit vector [p].
 
-    ``residual`` = ||H v - lambda v|| for the unit vector v: some eigenvalue of H lies within it, for certain.
-    ``converged``: the estimated error (for Lanczos and power iteration the residual itself) came down to the tolerance.
-    That it is the OUTERMOST eigenvalue cannot be proved from products; benchmarks/README.md says how often it was.
+    ``residual`` = ||H v - lambda v||: some eigenvalue of H lies within it, for certain. ``converged``: the estimated
+    error (for Lanczos and power iteration the residual itself) came down to the tolerance. That it is the OUTERMOST
+    eigenvalue cannot be proved from products; benchmarks/README.md says how often it was.
     """
 
     value: float
@@ -59,7 +59,7 @@ class EigenEstimate:
 
 @dataclass(frozen=True)
 class ExtremeEigenvalues:
-    """Both ends of the spectrum: the largest and the smallest algebraic eigenvalue.
+    """Both ends of the spectrum: the ``largest`` and the ``smallest`` algebraic eigenvalue.
 
     ``space``: what was learned about the large eigenvalues, for ``tracking.tracked`` at a neighbouring point.
     """
@@ -116,6 +116,8 @@ class RitzSpace:
     ``ends`` [2, p], ``outer`` [2]: the vectors and values of the smallest and the largest; ``vectors`` [k, p],
     ``values`` [k]: of the other large eigenvalues; ``before``: the ends at the point before this one. On the CPU,
     wherever the operator is.
+
+    Source: Parlett 1998, The Symmetric Eigenvalue Problem, ch. 11.
     """
 
     ends: Tensor
@@ -204,21 +206,24 @@ def lanczos(
     the Ritz residual of every end in ``ends`` is at most ``rtol`` times its magnitude (at least a tenth of the radius).
     On the layers of a fine-tuned CLIP the largest eigenvalue takes a third of the products of both.
 
-    The residual alone, because sharper estimates (residual^2 / gap, the last steps' movement) stopped too early where
-    many eigenvalues crowd at an end: they were right in 80 to 93 % of the cases, the residual in 98 %.
+    The residual alone decides, because sharper estimates (residual^2 / gap, the last steps' movement) stopped too early
+    where many eigenvalues crowd at an end: they were right in 80 to 93 % of the cases, the residual in 98 %.
 
     Args:
         operator: shape [p, p].
         seed: of the random part of the start vector.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most; spent before the ends are within tolerance: ``converged`` is False.
+        max_matvecs: products at most; spent before the ends are within tolerance: ``converged`` is False. As many
+            vectors [p] are kept in memory.
         start: a vector [p] near the wanted eigenvectors, e.g. the sum of those at a neighbouring alpha, or the
             gradient, which lies near the outermost ones. A random part is always added: along alpha eigenvectors swap,
             and a start without the new one would never find it.
-        ends: which have to converge (dominant: the one of larger magnitude); another end is what was reached by then,
-            and its ``converged`` says so.
+        ends: which have to converge, of largest, smallest, dominant (the one of larger magnitude); another end is what
+            was reached by then, and its ``converged`` says so.
 
-    Source: Lanczos 1950; Parlett, The Symmetric Eigenvalue Problem, 1998.
+    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
+
+    Sources: Lanczos 1950, https://doi.org/10.6028/jres.045.026; Parlett 1998, The Symmetric Eigenvalue Problem.
     """
     steps = lanczos_steps(
         operator.shape[0],
@@ -297,7 +302,17 @@ def power_iteration(
     the eigenvalue of largest magnitude, whatever its sign; with the shift at that eigenvalue it is the other end of the
     spectrum.
 
-    Source: von Mises and Pollaczek-Geiringer 1929.
+    Args:
+        operator: shape [p, p].
+        seed: of the start vector.
+        rtol: relative tolerance, > 0.
+        max_matvecs: products at most; spent before: ``converged`` is False.
+        shift: in the unit of the eigenvalues.
+        start: a vector [p] to start from instead of a random one.
+
+    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
+
+    Source: von Mises and Pollaczek-Geiringer 1929, Zeitschrift fuer Angewandte Mathematik und Mechanik 9.
     """
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)

@@ -44,7 +44,10 @@ FEW = 4
 
 
 class ClassificationObjective(Objective, Protocol):
-    """A mean cross-entropy whose logits can be had."""
+    """A mean cross-entropy whose logits can be had: an ``Objective`` with ``batch_logits`` and ``batch_labels``.
+
+    Where it also has ``batch_sizes``, the examples in every batch, traces can tell examples apart.
+    """
 
     def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """What the softmax of batch i sees, [n_i, C]."""
@@ -64,19 +67,29 @@ class _OfLogits:
 
     @property
     def weights(self) -> Sequence[float]:
+        """The batches' shares of the examples, as the objective's own."""
         return self.objective.weights
 
     @property
     def batch_sizes(self) -> Sequence[int]:
+        """Examples in every batch, as the objective's own."""
         sizes: Sequence[int] = self.objective.batch_sizes  # type: ignore[attr-defined]  # where it knows them
         return sizes
 
 
 @dataclass(frozen=True)
 class GaussNewton(_OfLogits):
-    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f, p constant: its Hessian is G, its value 0."""
+    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f, p constant: its Hessian is G, its value 0.
+
+    G = 1/n sum_j J_j' (diag(p_j) - p_j p_j') J_j, J_j [C, p] the Jacobian of example j's logits and p_j its softmax:
+    the generalised Gauss-Newton matrix of the cross-entropy, positive semidefinite.
+    ``HessianEngine(GaussNewton(objective), ...)`` makes it an operator for each layer.
+
+    Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Martens 2020, arXiv 1412.1193.
+    """
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """The quadratic form of batch i at ``theta``, a scalar that is 0 here; its Hessian is the batch's part of G."""
         logits = self.objective.batch_logits(i, theta)
         p, d = logits.detach().softmax(1), logits - logits.detach()
         return ((p * d * d).sum() - (p * d).sum(1).square().sum()) / (2 * len(p))
@@ -88,7 +101,9 @@ class Fisher(_OfLogits):
 
     Its Hessian is the Monte Carlo Fisher information, with G as its mean over seeds; ``samples`` None takes the mean
     over all classes, which is G itself. ``empirical``: the examples' own labels instead, which is no estimate of the
-    Fisher information away from a perfect fit (Kunstner, Balles, Hennig 2019, arXiv 1905.12558).
+    Fisher information away from a perfect fit.
+
+    Sources: Martens 2020, arXiv 1412.1193; Kunstner, Balles, Hennig 2019, arXiv 1905.12558 (empirical).
     """
 
     samples: int | None = None
@@ -96,6 +111,7 @@ class Fisher(_OfLogits):
     empirical: bool = False
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """The quadratic form of batch i at ``theta``, a scalar that is 0 here; its Hessian is the batch's part."""
         if self.samples is None and not self.empirical:
             return GaussNewton(self.objective).batch_loss(i, theta)
         logits = self.objective.batch_logits(i, theta)
@@ -110,9 +126,15 @@ class Fisher(_OfLogits):
 
 @dataclass(frozen=True)
 class Residual(_OfLogits):
-    """mean_j (p_j - y_j)' f_j(theta) with p constant: its gradient is the loss's own, its Hessian R = H - G."""
+    """mean_j (p_j - y_j)' f_j(theta) with p constant: its gradient is the loss's own, its Hessian R = H - G.
+
+    R is the curvature of the logits themselves, 1/n sum_jc (p_jc - y_jc) d^2 f_jc; it vanishes at a perfect fit.
+
+    Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Martens 2020, arXiv 1412.1193.
+    """
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """The mean of batch i at ``theta``, a scalar: the loss's gradient, R's part as Hessian."""
         logits = self.objective.batch_logits(i, theta)
         labels = self.objective.batch_labels(i)[:, None]
         p = logits.detach().softmax(1)
@@ -142,19 +164,31 @@ def ggn_trace(
 
     tr G_ll = sum_j w_j sum_c ||J_jl' b_jc||^2 with b_jc the columns of B, B B' = diag(p) - p p', and equally
     E ||J_jl' B e||^2 for signs e. One backward pass of <logits, cotangents> gives the squared norm of EVERY example's
-    gradient, from the places where parameters enter a forward pass (see ``taps``), without forming a gradient:
+    gradient, from the places where parameters enter a forward pass (see ``curvature.per_example``), without forming a
+    gradient:
 
     - up to ``FEW`` classes, or where it costs at most twice what the tolerance needs: all columns, C passes, no error;
     - else signs of each example's own. The estimate is sum_j w_j mean_k s_jk over ``pilot`` probes k and then as many
       as the block that needs most does; its error counts examples and probes (see ``trace.pooled``).
 
     Parameters that enter elsewhere, or where examples see each other, are left to the gradient of a batch as a whole:
-    the terms between different examples have mean 0 and are one more source of noise; made exact example by example,
-    if the objective can be cut and it pays (``EXACT_COST``).
+    the terms between different examples have mean 0 and are one more source of noise; they are made exact example by
+    example, if the objective can be cut and it pays (``EXACT_COST``).
 
-    ``num_matvecs`` counts backward passes over the data. Converged: stderr <= rtol * estimate.
+    Args:
+        objective: a mean cross-entropy with logits [n_i, C] and labels [n_i] of every batch.
+        theta: named tensors.
+        blocks: layer name -> parameter names.
+        seed: of the signs.
+        rtol: relative tolerance, > 0.
+        max_probes: backward passes over the data at most.
+        pilot: probes before the first look at the error, >= 2.
 
-    Sources: Schraudolph 2002; Hutchinson 1990; Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679.
+    Returns layer -> estimate; ``num_matvecs`` counts backward passes over the data. Converged: stderr <= rtol *
+    estimate.
+
+    Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Hutchinson 1990; Goodfellow 2015, arXiv
+    1510.01799; Li et al. 2022, arXiv 2110.05679.
     """
     return _square_trace(objective, theta, blocks, _signs, seed, rtol, max_probes, pilot)
 
@@ -173,8 +207,9 @@ def fisher_trace(
 
     One draw of a label for every example gives u_j = J_j'(p_j - e_y) with E||u_jl||^2 = tr F_ll of that example. For a
     softmax tr F = tr G: two estimators of one number, stopped and made exact for few classes in the same way.
+    Arguments and result as for ``ggn_trace``; ``seed`` is that of the labels.
 
-    Source: Amari 1998; Kunstner, Balles, Hennig 2019, arXiv 1905.12558.
+    Sources: Amari 1998, https://doi.org/10.1162/089976698300017746; Kunstner, Balles, Hennig 2019, arXiv 1905.12558.
     """
     return _square_trace(objective, theta, blocks, _scores, seed, rtol, max_probes, pilot)
 

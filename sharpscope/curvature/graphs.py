@@ -137,6 +137,8 @@ def plan_memory(
     all graphs are kept where they fit beside those, else as many as leave room for the one that is being rebuilt.
     Halving ends where what every graph holds whatever its batch (a text tower) outweighs the examples.
     Objectives that are not ``Divisible`` keep their batches, and their first one's graph is measured.
+
+    Raises ConfigError where the loss is no scalar.
     """
     params = {n: theta[n].detach().clone().requires_grad_() for n in names}
     full = {**theta, **params}

@@ -35,10 +35,12 @@ class BlockSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """Number of elements of each parameter, in the order of ``names``."""
         return tuple(prod(s) for s in self.shapes)
 
     @property
     def size(self) -> int:
+        """p, the number of elements of the block."""
         return sum(self.sizes)
 
     def split(self, v: Tensor) -> list[Tensor]:
@@ -54,20 +56,25 @@ class HessianEngine:
     """Products with the Hessian blocks of ``objective`` at ``theta``, for all ``blocks`` at once.
 
     H = sum_i weights[i] * d^2 batch_loss(i) / d theta^2; block l is its diagonal block for the parameters of layer l.
+    ``engine.operator(layer)`` is what the estimators take; ``engine.loss``, ``engine.gradient(layer)`` come for free.
 
     Args:
-        objective: the loss, a mean over samples cut into batches.
+        objective: the loss, a mean over samples cut into batches. Where it also has ``batch_sizes`` (examples in every
+            batch), traces can give every example a direction of its own.
         theta: named tensors; those named in a block become variables, all others are constants.
         blocks: layer name -> parameter names. Blocks may overlap (the whole model beside its layers).
         memory: bytes that gradient graphs may take (see ``plan_memory``): where those of all batches need more, only
             some are kept and the others rebuilt, once for every round of products, which changes no bit; where a
             single one needs more, batches become smaller, which changes the result by rounding only. None: keep all.
         analytic: run GELU, layer norm, attention and patch embedding with written-out second derivatives (see
-            ``kernels``): a quarter cheaper, the same up to rounding. A loss that itself contains a gradient falls back.
+            ``curvature.double_backward``): a quarter cheaper, the same up to rounding. A loss that itself contains a
+            gradient falls back to autograd's own.
 
     Raises:
-        ConfigError: a block names a tensor that is not there or not floating.
+        ConfigError: a block names a tensor that is not there or not floating, or the loss is no scalar.
         NumericalError: loss or gradient is not finite.
+
+    Source: Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
 
     def __init__(
@@ -108,7 +115,10 @@ class HessianEngine:
 
     @property
     def graph_bytes(self) -> int:
-        """Bytes of the first batch's graph."""
+        """Bytes of the first batch's gradient graph.
+
+        Raises ConfigError where the loss is no scalar.
+        """
         return graph_bytes(self._graph(0).tensors, self.theta.values())
 
     def _graph(self, i: int) -> GradientGraph:
@@ -157,7 +167,10 @@ class HessianEngine:
         return spec.join([self.params[n].detach() for n in spec.names])
 
     def products(self, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """H_ll V_l for every requested layer: {layer: [p_l, k_l]} -> the same shapes, in one pass over the batches."""
+        """H_ll V_l for every requested layer: {layer: [p_l, k_l]} -> the same shapes, in one pass over the batches.
+
+        Raises ConfigError where the loss is no scalar.
+        """
         answers = self.answer({layer: (layer, request) for layer, request in requests.items()})
         return dict(answers)
 
@@ -165,8 +178,10 @@ class HessianEngine:
         """What several estimators ask of their layers, {who: (layer, request)}, in one pass over the batches.
 
         A matrix V [p_l, k] gets H_ll V. ``Probes`` get [units, count], whose column sums are independent unbiased
-        estimates of the trace (see ``operator.Probes``): a row an example for the parameters that are tapped (see
-        ``taps``), a row a batch for the others.
+        estimates of the trace (see ``operator.Probes``): a row an example for the parameters that enter the forward
+        pass linearly and once (see ``curvature.per_example``), a row a batch for the others.
+
+        Raises ConfigError where the loss is no scalar.
         """
         # Each column by itself in memory: the same bits whatever else is asked for in the same round.
         columns = {
@@ -274,12 +289,15 @@ class LayerHessian:
         self.dtype, self.device = engine.dtype, engine.device
 
     def matvec(self, v: Tensor) -> Tensor:
+        """H_ll v for v of shape [p]."""
         return self.matmat(v[:, None])[:, 0]
 
     def matmat(self, vs: Tensor) -> Tensor:
+        """H_ll V for V of shape [p, k], in one pass over the batches."""
         return self.answer(vs)
 
     def answer(self, request: Tensor | Probes) -> Tensor:
+        """H_ll V for a matrix V [p, k], or [units, count] for ``Probes``."""
         return self.engine.answer({self.layer: (self.layer, request)})[self.layer]
 
     def __repr__(self) -> str:

@@ -38,11 +38,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probes:
-    """Asks for v' H v of ``count`` independent directions of random signs, cut into independent parts.
+    """A request for v' H v along ``count`` independent directions of random signs, cut into independent parts.
 
     The answer is float64 [units, count]: its column sums are unbiased estimates of tr H, and entries of different rows
     or columns are uncorrelated, so that the variance of a sum is the sum of variances, one from each row. The Hessian
-    of a mean over examples gives a row an example (see ``taps``), any other operator a single row.
+    of a mean over examples gives a row an example (see ``curvature.per_example``), any other operator a single row.
+
+    Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, arXiv 1803.04386.
     """
 
     count: int
@@ -62,7 +64,9 @@ class Objective(Protocol):
     """
 
     @property
-    def weights(self) -> Sequence[float]: ...
+    def weights(self) -> Sequence[float]:
+        """The batches' shares of the samples, n_i / n; they sum to 1."""
+        ...
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """Mean loss of batch i, a scalar that can be differentiated twice in theta."""
@@ -97,13 +101,19 @@ class SymmetricOperator(Protocol):
     """A symmetric matrix of shape [p, p], known by its products only."""
 
     @property
-    def shape(self) -> tuple[int, int]: ...
+    def shape(self) -> tuple[int, int]:
+        """(p, p)."""
+        ...
 
     @property
-    def dtype(self) -> torch.dtype: ...
+    def dtype(self) -> torch.dtype:
+        """The floating type of vectors and products."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where vectors and products are."""
+        ...
 
     def matvec(self, v: Tensor) -> Tensor:
         """H v for v of shape [p]."""
@@ -124,7 +134,10 @@ class AnswersProbes(Protocol):
 
 
 class FunctionOperator:
-    """A symmetric operator from a function ``v -> H v``; the default matmat takes the columns one by one."""
+    """A symmetric operator on the CPU from a function ``v -> H v`` of vectors [``size``].
+
+    ``matmat`` calls the function for one column after the other; subclass it where several can be had together.
+    """
 
     def __init__(self, matvec: Callable[[Tensor], Tensor], size: int, *, dtype: torch.dtype = torch.float64) -> None:
         self._matvec = matvec
@@ -133,14 +146,19 @@ class FunctionOperator:
         self.device = torch.device("cpu")
 
     def matvec(self, v: Tensor) -> Tensor:
+        """H v for v of shape [p]."""
         return self._matvec(v)
 
     def matmat(self, vs: Tensor) -> Tensor:
+        """H V for V of shape [p, k]."""
         return torch.stack([self._matvec(v) for v in vs.unbind(1)], dim=1)
 
 
 class DenseOperator:
-    """A symmetric operator from a matrix: the oracle of tests."""
+    """A symmetric operator from a matrix [p, p]: the oracle of tests.
+
+    Raises NumericalError for anything that is not a square matrix.
+    """
 
     def __init__(self, matrix: Tensor) -> None:
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -151,9 +169,11 @@ class DenseOperator:
         self.device = matrix.device
 
     def matvec(self, v: Tensor) -> Tensor:
+        """H v for v of shape [p]."""
         return self.matrix @ v
 
     def matmat(self, vs: Tensor) -> Tensor:
+        """H V for V of shape [p, k]."""
         return self.matrix @ vs
 
 
@@ -163,7 +183,11 @@ def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
-    """Run one estimator to its end on one operator."""
+    """Run one estimator to its end on one operator and return its result.
+
+    Raises NumericalError where the estimator asks for directions weighed by the parameters' magnitudes, and the
+    operator has no parameters.
+    """
     try:
         request = next(estimator)
         while True:
@@ -187,7 +211,14 @@ def solve_together(
     estimators: Mapping[str, Estimator[T]],
     products: Callable[[dict[str, Tensor | Probes]], Mapping[str, Tensor]],
 ) -> dict[str, T]:
-    """Run many estimators in lock step: each round is ONE call of ``products`` with every open request, by name."""
+    """Run many estimators in lock step: each round is ONE call of ``products`` with every open request, by name.
+
+    Args:
+        estimators: name -> estimator, e.g. ``trace.per_example_steps(...)``, ``eigen.lanczos_steps(...)``.
+        products: {name: request} -> {name: answer}; a request is V [p, k], answered by H V, or ``Probes``.
+
+    Returns the results by name.
+    """
     results: dict[str, T] = {}
     requests: dict[str, Tensor | Probes] = {}
     answers: Mapping[str, Tensor | None] = dict.fromkeys(estimators)
@@ -203,10 +234,18 @@ def solve_together(
 
 
 def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, rtol: float | None = None) -> float:
-    """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u, v; raises NumericalError above ``rtol``.
+    """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u and v, in [0, 1]; 0 up to rounding for a Hessian.
 
     A Hessian-vector product that came out of a wrong derivative formula is rarely symmetric: this catches it for the
-    price of two products. The default tolerance is the square root of the dtype's precision.
+    price of two products.
+
+    Args:
+        operator: shape [p, p].
+        generator: draws u and v.
+        rtol: the largest value allowed; default: the square root of the dtype's precision.
+
+    Raises:
+        NumericalError: a value above ``rtol``, or a product that is not finite.
     """
     uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
     uv = uv.to(operator.device, operator.dtype)

@@ -28,9 +28,11 @@ NOISE_KEPT = 2**30
 
 @dataclass(frozen=True)
 class SharpnessEstimate:
-    """A rise of the loss. ``stderr``: over noise draws (average) or over batches (worst case; NaN for one batch).
+    """A rise of the loss, in the loss's own unit (nats for a cross-entropy).
 
-    ``converged`` of a worst case says that its last quarter of steps raised the best value by less than 1 %.
+    ``stderr``: over noise draws (average) or over batches (worst case; NaN for one batch). ``converged`` of an average:
+    stderr <= rtol * |estimate|; of a worst case: its last quarter of steps raised the best value by less than 1 %.
+    ``num_evaluations``: how often the loss was evaluated.
     """
 
     estimate: float
@@ -60,12 +62,14 @@ def sharpness_avg(
     Args:
         objective, theta: the loss and where.
         names: the layer's parameters.
-        rho: radius, > 0.
+        rho: radius, > 0, in units of c.
         seed: of the noise.
-        adaptive: c = |w|, else c = 1.
-        samples: noise draws (each two evaluations a batch).
+        adaptive: c = |w|, which makes it invariant to rescaling the parameters; else c = 1.
+        samples: noise draws (each two evaluations a batch), >= 1; from 2 on with a standard error.
         rtol: tolerance for ``converged``: stderr <= rtol * |estimate|.
         base: the unperturbed loss of every batch, where known.
+
+    Sources: Andriushchenko et al. 2023, arXiv 2302.07011; Kwon et al. 2021, arXiv 2102.11600 (adaptive).
     """
     flat = {n: theta[n].detach() for n in names}
     size = sum(w.numel() * w.element_size() for w in flat.values())
@@ -117,7 +121,15 @@ def sharpness_max(
     than 75 % of the steps since the last one improved, or when neither the step nor the best value changed. Zero
     weights have c = 0 and stay where they are. All steps share what precedes the layer, as in ``sharpness_avg``.
 
-    Source: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
+    Args:
+        objective, theta: the loss and where.
+        names: the layer's parameters.
+        rho: radius, > 0, in units of c.
+        norm: p, linf | l2.
+        adaptive: c = |w|, which makes it invariant to rescaling the parameters; else c = 1.
+        steps: of the search, >= 1; more find a larger rise, never a smaller one.
+
+    Sources: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
     rises, settled = [], True
     target = _without_prefix(objective, theta, names)

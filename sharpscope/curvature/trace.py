@@ -19,8 +19,8 @@ __all__ = [
     "hutchinson_steps",
     "hutchpp",
     "hutchpp_steps",
-    "per_example",
     "per_example_steps",
+    "per_example_trace",
     "pooled",
     "scaled",
     "xtrace",
@@ -30,7 +30,7 @@ __all__ = [
 T = TypeVar("T")
 
 FIRST = 2
-"""Products of ``per_example`` before it looks at its error: the least that show a variance."""
+"""Products of ``per_example_trace`` before it looks at its error: the least that show a variance."""
 ENOUGH = 10.0
 """Degrees of freedom from which its error is trusted, to stop or to say how many products are needed."""
 WIDENING = 1.15
@@ -44,9 +44,9 @@ XTRACE_FIRST = 24
 class TraceEstimate:
     """A trace with its uncertainty.
 
-    ``stderr`` is one standard error (0 where the trace was taken exactly, one product a coordinate); ``converged`` says
-    whether it came down to the asked tolerance. ``weighted`` is the estimate of tr(diag(c) H diag(c)) and its standard
-    error, where ``c`` was given.
+    ``estimate``; ``stderr``: one standard error in the same unit, 0 where the trace was taken exactly (one product a
+    coordinate); ``converged``: whether stderr <= rtol * |estimate| was reached; ``num_matvecs``: products spent;
+    ``weighted``: the estimate of tr(diag(c) H diag(c)) and its standard error, where ``c`` was given.
     """
 
     estimate: float
@@ -56,29 +56,34 @@ class TraceEstimate:
     weighted: tuple[float, float] | None = None
 
 
-def per_example(
+def per_example_trace(
     operator: SymmetricOperator, *, seed: int, rtol: float = 0.05, max_matvecs: int = 100, scale: Tensor | None = None
 ) -> TraceEstimate:
     """Hutchinson's estimator with a direction of random signs for every example: one product, n probes.
 
     tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j, with variance 2/n^2 sum_j ||off(H_j)||^2
     in place of 2 ||off(1/n sum_j H_j)||^2 for a shared direction: up to n times less, and never more where the H_j
-    agree (``taps`` says how it is done). Two products give every example two values, hence n degrees of freedom for the
-    variance; with it the number of products follows as in ``hutchinson`` (Stein 1945).
+    agree (``curvature.per_example`` says how it is done). Two products give every example two values, hence n degrees
+    of freedom for the variance; with it the number of products follows as in ``hutchinson``.
 
-    ``stderr`` is widened by Student's t at the degrees of freedom that the examples' unequal variances leave
-    (Satterthwaite 1946) and by ``WIDENING``, so that estimate +- 1.96 stderr covers 95 %. On an operator that knows no
-    examples this is Hutchinson's estimator; where as many products as coordinates would be needed, the trace is taken
-    exactly from unit vectors.
+    ``stderr`` is widened by Student's t at the degrees of freedom that the examples' unequal variances leave, and by
+    ``WIDENING``, so that estimate +- 1.96 stderr covers 95 %. On an operator that knows no examples this is
+    Hutchinson's estimator; where as many products as coordinates would be needed, the trace is taken exactly from unit
+    vectors.
 
     Args:
         operator: shape [p, p].
         seed: of the directions.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most.
+        max_matvecs: products at most, >= 2.
         scale: the magnitudes c of the layer's parameters, shape [p]: estimate tr(diag(c) H diag(c)) instead.
 
-    Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, 1803.04386.
+    Raises:
+        NumericalError: ``scale`` for an operator whose parameters are not known; whatever its products raise. Products
+            that are not finite give a NaN estimate that has not converged.
+
+    Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, arXiv 1803.04386 (own signs);
+    Stein 1945, https://doi.org/10.1214/aoms/1177731088 (two stages); Satterthwaite 1946, Biometrics Bulletin 2.
     """
     steps = per_example_steps(
         operator.shape[0],
@@ -103,7 +108,7 @@ def per_example_steps(
     scale: Tensor | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
 ) -> Estimator[TraceEstimate]:
-    """``per_example`` as an estimator that asks for its products.
+    """``per_example_trace`` as an estimator that asks for its products.
 
     ``offset``: a part of the trace that is known from elsewhere, and its standard error. The estimate is the sum, its
     error that of both (they have to be independent), and it is the sum that has to reach ``rtol``: a part that is
@@ -173,19 +178,22 @@ def hutchinson(
     """Hutchinson's estimator with Rademacher probes and a two-stage stopping rule.
 
     tr H = E[v' H v] for v with independent signs; its variance is 2 * sum_{i != j} H_ij^2. A pilot of ``pilot`` probes
-    gives the variance, hence the number of probes that brings the standard error down to ``rtol`` * |estimate| (Stein
-    1945): the rule looks once, so that it does not stop by luck. Where as many products as coordinates would be needed,
-    the trace is taken exactly from unit vectors.
+    gives the variance, hence the number of probes that brings the standard error down to ``rtol`` * |estimate|: the
+    rule looks once, so that it does not stop by luck. Where as many products as coordinates would be needed, the trace
+    is taken exactly from unit vectors.
 
     Args:
         operator: shape [p, p].
         seed: of the probes.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most.
+        max_matvecs: products at most, >= 1.
         pilot: probes of the first stage, >= 2.
         scale: c, shape [p]: also estimate tr(diag(c) H diag(c)) from the same products, sum_i c_i^2 v_i (H v)_i.
 
-    Source: Hutchinson 1990, https://doi.org/10.1080/03610919008812866.
+    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
+
+    Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Stein 1945,
+    https://doi.org/10.1214/aoms/1177731088.
     """
     steps = hutchinson_steps(
         operator.shape[0],
@@ -265,10 +273,13 @@ def xtrace(
     Args:
         operator: shape [p, p].
         seed: of the test vectors.
-        num_matvecs: products in all (rounded down to an even number, at least 4); at p or more the trace is exact.
+        num_matvecs: products in all (rounded down to an even number, at least 4); at p or more the trace is exact. It
+            keeps twice as many float64 vectors [p].
         rtol: tolerance for ``converged``.
         adaptive: start with ``XTRACE_FIRST`` products and double, every product used again, until the stated error is
             within ``rtol`` or ``num_matvecs`` are spent.
+
+    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
 
     Source: Epperly, Tropp, Webber 2024, arXiv 2301.07825.
     """
@@ -351,6 +362,14 @@ def hutchpp(operator: SymmetricOperator, *, seed: int, max_matvecs: int = 100, r
     tr H = tr(Q'HQ) + tr((I - QQ')H(I - QQ')), Q an orthonormal basis of H S. A third of ``max_matvecs`` goes into the
     sketch, a third into HQ, and the rest at most into the remainder, whose number of probes follows from a pilot as in
     ``hutchinson``. Its standard error is that of the remainder; the first part has none.
+
+    Args:
+        operator: shape [p, p].
+        seed: of sketch and probes.
+        max_matvecs: products at most.
+        rtol: relative tolerance, > 0.
+
+    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
 
     Source: Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649.
     """

@@ -33,11 +33,13 @@ __all__ = ["tracked", "tracked_steps"]
 RANDOM = 0.5
 """Length of the random part of the first vector, beside the neighbour's of length 1."""
 FEWEST = 3
-"""Products at least: the random part has to have a say, or a vector that was overtaken is followed on."""
+"""Fewest products of a run: with fewer, the random part cannot show that another eigenvalue has overtaken the one that
+is followed."""
 NEAREST = 0.3
-"""Of an eigenvalue: smaller gaps are taken for this by the preconditioner, or their part would drown the others."""
+"""Smallest gap between eigenvalues, as a share of the eigenvalue, that the preconditioner divides by: a smaller one is
+taken for this, or the vector behind it would drown all others."""
 SPANNED = 1e-4
-"""Of a unit vector: with less than this outside a subspace it lies in it."""
+"""A unit vector whose part orthogonal to the basis is shorter than this counts as inside its span."""
 
 
 def tracked(
@@ -58,10 +60,10 @@ def tracked(
 
         t = r_0 + sum_k min(|theta| / |theta_k - theta|, 1 / NEAREST) c_k u_k,  c_k = u_k' r,  r_0 = r - sum_k c_k u_k,
 
-    with the neighbour's Ritz pairs (theta_k, u_k): up to scale the inverse of (H - theta) if H were what they say of it
-    and 0 on the rest. It stops when the error sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is at most ``rtol``
-    times the magnitude (at least a tenth of the radius): what lies along a vector whose eigenvalue is far moves this
-    one in second order only, and the rest, of which nothing is known, counts in full.
+    with the neighbour's Ritz pairs (theta_k, u_k): up to scale the inverse of (H - theta) for an H that has these
+    eigenpairs and is 0 on the rest. It stops when the error sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is at
+    most ``rtol`` times the magnitude (at least a tenth of the radius): what lies along a vector whose eigenvalue is far
+    moves this one in second order only, and the rest, of which nothing is known, counts in full.
 
     ``residual`` is the norm of r, a certain bound on the distance to SOME eigenvalue; ``converged`` of the second end
     means this estimated error, not the residual. A vector that overtakes the followed one at the second end is noticed
@@ -76,6 +78,8 @@ def tracked(
         rtol: relative tolerance, > 0.
         max_matvecs: products at most; spent before the ends are within tolerance: ``converged`` is False.
         ends: which have to converge, as for ``eigen.lanczos``.
+
+    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
 
     Sources: Davidson 1975, https://doi.org/10.1016/0021-9991(75)90065-0; Morgan and Scott 1986,
     https://doi.org/10.1137/0907054; Parlett, The Symmetric Eigenvalue Problem, 1998, ch. 11.

@@ -66,7 +66,10 @@ def accuracy_table(models: Sequence[Measured], ids: Sequence[str] = ()) -> pd.Da
 
 
 def read_measured(path: str | Path) -> list[Measured]:
-    """The models that a file, or every ``*.json`` of a folder, measures; ResultsError for a file of no known format."""
+    """The models that a file, or every ``*.json`` of a folder, measures.
+
+    Raises ResultsError for a file that cannot be read, or of no known format.
+    """
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("*.json"))

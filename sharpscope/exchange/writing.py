@@ -31,8 +31,11 @@ def written(
 
     Args:
         accuracy: accuracy table.
+        form: a key of ``WRITERS``.
         model: name of the architecture.
         finetuned, zeroshot: pair -> file.
+
+    Raises ConfigError for an unknown form.
     """
     if form not in WRITERS:
         raise ConfigError(f"results: unknown form '{shown(form, 40)}'.{did_you_mean(form, WRITERS)} Known: "

@@ -1,29 +1,68 @@
-"""Tables in, tables out: what the measured numbers of a study mean. pandas and scipy, no torch."""
+"""Tables in, tables out: what the measured numbers of a study mean. pandas and scipy, no torch.
+
+The tables of a run (``run.sharpness``, ``run.accuracy`` ...) go in as DataFrames:
+
+    runs = [sharpscope.run(config, out=folder) for config, folder in studies]
+    sharpness, accuracy = (pandas.concat([r.tables[t] for r in runs]) for t in ("sharpness", "accuracy"))
+    sharpscope.findings.pair_correlations(sharpness, accuracy)
+
+``*_table`` functions make the tables of a run directory; ``instability``, ``barrier``, ``rewind`` and ``criticality``
+score layers; ``effective_robustness`` holds OOD accuracy against a baseline's line; the intervals, p-values and
+correlations that all of them use are here too.
+"""
 
 from __future__ import annotations
 
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.criteria import register_criterion
+from sharpscope.findings.criteria.barrier import barrier
+from sharpscope.findings.criteria.criticality import criticality
+from sharpscope.findings.criteria.instability import instability
+from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
-from sharpscope.findings.prediction import reference_table
-from sharpscope.findings.repair import Repairs, Variant, analyse_repairs
-from sharpscope.findings.selection import select
+from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
+from sharpscope.findings.rank_correlation import partial_spearman
+from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, match_plain
+from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, max_min_interval, permutation_p
+from sharpscope.findings.robustness import Baseline, baseline_points, effective_robustness, read_baseline
+from sharpscope.findings.selection import Selection, select
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
+from sharpscope.scores import percentile_interval
 
 __all__ = [
+    "Baseline",
     "LayerLosses",
     "NoiseLosses",
+    "Prediction",
     "Repairs",
+    "Selection",
     "Variant",
     "advice_table",
     "analyse_repairs",
+    "barrier",
+    "baseline_points",
+    "bca_interval",
+    "benjamini_hochberg",
     "chosen_layers",
+    "criticality",
+    "effective_robustness",
     "failure_table",
+    "instability",
+    "match_plain",
+    "max_min_interval",
     "pair_correlations",
+    "partial_spearman",
     "path_correlations",
+    "percentile_interval",
+    "permutation_p",
+    "predict_gain",
+    "read_baseline",
     "reference_table",
+    "register_criterion",
+    "rewind",
     "select",
     "stragglers_table",
     "verdicts_table",

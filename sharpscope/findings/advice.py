@@ -65,6 +65,9 @@ def advice_table(
     Returns:
         Table ``advice``: ci_low/ci_high belong to predicted_gain (over zero-shot); the regret's paired bootstrap
         interval, the oracle chosen again in every replicate, is in ``note``.
+
+    Raises:
+        ConfigError: arrays, alphas or roles that do not fit each other.
     """
     split = check_correct(alphas, correct, roles)
     grid = [float(a) for a in alphas]

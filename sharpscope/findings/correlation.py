@@ -130,8 +130,8 @@ def pair_correlations(
     Kendall (tau-b); and Spearman with a covariate held fixed (``spearman|id_accuracy``, ``spearman|distance`` ...).
     Per-parameter values would give the same numbers as raw ones (a constant factor a layer) and are not repeated.
 
-    Intervals: BCa bootstrap over PAIRS (Efron 1987). p: permutation of the outcome over pairs, two-sided, never 0;
-    for partial ones the part of the outcome that the covariate leaves is permuted (Freedman & Lane 1983). The row
+    Intervals: BCa bootstrap over PAIRS. p: permutation of the outcome over pairs, two-sided, never 0;
+    for partial ones the part of the outcome that the covariate leaves is permuted. The row
     ``(best)`` holds the layer of largest |correlation|, its p that of the maximum over layers (no interval: it was
     picked for being large). q: Benjamini-Hochberg over the layers of one (measure, alpha, method); of a single test
     such as ``(all)``: its p.
@@ -148,6 +148,10 @@ def pair_correlations(
     Returns:
         Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
         column: status "undefined" with the reason.
+
+    Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Freedman and Lane 1983,
+    https://doi.org/10.1080/07350015.1983.10509354 (partial permutation); Benjamini and Hochberg 1995,
+    https://doi.org/10.1111/j.2517-6161.1995.tb02031.x (q).
     """
     accuracy = dense_rows(accuracy)
     pairs = sorted(set(sharpness["pair"]) & set(accuracy["pair"]))

@@ -67,6 +67,9 @@ def failure_table(
 
     Raises:
         ConfigError: shapes or roles that do not fit.
+
+    Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (failure of interpolation); Frankle et al. 2020, arXiv 1912.05671
+    (LII).
     """
     ood = check_correct(alphas, correct, roles)["ood"]
     means = {name: scores_of(values) for name, values in ood.items()}

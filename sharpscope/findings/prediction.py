@@ -100,7 +100,7 @@ def predict_gain(
     Columns are standardised, the intercept is not shrunk: b = (Z'Z + ridge I)^-1 Z'y. Leaving pair i out gives
     e_i = y_i - yhat_(-i)(x_i), of variance sigma^2 (1 + h_(-i)(x_i)) with h the leverage 1/m + z'(Z'Z + ridge I)^-1 z;
     sigma^2 = mean of e_i^2 / (1 + h_(-i)), and the interval is yhat +- t_{n-1-p} sigma sqrt(1 + h(x)): studentised
-    leave-one-out, since jackknife+ (Barber et al. 2021, 1905.02928) needs 19 pairs before a 95 % interval is finite.
+    leave-one-out, since jackknife+ needs 19 pairs before a 95 % interval is finite.
 
     Args:
         features: [n, p], one row a reference pair.
@@ -111,6 +111,9 @@ def predict_gain(
 
     Raises:
         ConfigError: fewer than 4 reference pairs.
+
+    Sources: Hoerl and Kennard 1970, https://doi.org/10.1080/00401706.1970.10488634 (ridge); Barber et al. 2021, arXiv
+    1905.02928 (jackknife+).
     """
     n, p = features.shape
     if n < FEWEST_REFERENCES:

@@ -132,7 +132,12 @@ def _residuals(values: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Spearman of every row of ``x`` [K, m] with ``y`` [m], the ranks of ``z`` [m] held fixed: [K], NaN where empty."""
+    """Spearman of every row of ``x`` [K, m] with ``y`` [m], the ranks of ``z`` [m] held fixed: [K], NaN where empty.
+
+    r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)) of the ranks, in [-1, 1].
+
+    Source: Yule 1907, Proceedings of the Royal Society A 79 (partial correlation; here of midranks).
+    """
     unit = _unit(stats.rankdata(z))
     ex = _residuals(stats.rankdata(x, axis=-1), unit)
     ey = _residuals(stats.rankdata(y)[None], unit)

@@ -80,7 +80,7 @@ def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -
 
     ``low`` exceeds the truth only if some cell's bound exceeds its own truth: probability at most (1 - level) / 2 by
     the simultaneous quantile. ``high`` lies below it only if the bound of the truly best c does (union-intersection
-    and intersection-union tests; Romano & Wolf 2005 for the max-type quantile).
+    and intersection-union tests).
 
     Args:
         values: [C, E] point estimates.
@@ -89,6 +89,8 @@ def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -
 
     Returns:
         (estimate, low, high, argmax c); the bounds are NaN with fewer than ``min_replicates(level)`` replicates.
+
+    Source: Romano and Wolf 2005, Journal of the American Statistical Association 100 (the max-type quantile).
     """
     worst = values.min(axis=1)
     best = int(np.argmax(worst))
@@ -107,7 +109,7 @@ def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -
 def bca_interval(
     estimate: np.ndarray, replicates: np.ndarray, jackknife: np.ndarray, level: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bias-corrected and accelerated bootstrap bounds of each column (Efron 1987).
+    """Bias-corrected and accelerated bootstrap bounds of each column.
 
     Args:
         estimate: [K].
@@ -118,6 +120,8 @@ def bca_interval(
     Returns:
         (low, high), each [K]; NaN where the estimate is NaN, fewer than ``min_replicates(level)`` replicates are
         left, or all of them agree (a perfect correlation: resampling then knows no spread, which is not certainty).
+
+    Source: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410.
     """
     finite = np.isfinite(replicates)
     count = finite.sum(axis=0)
@@ -155,9 +159,13 @@ def _acceleration(jackknife: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Two-sided p of each column, (1 + #{|null| >= |observed|}) / (1 + B): never 0 (Phipson & Smyth 2010).
+    """Two-sided p of each column, (1 + #{|null| >= |observed|}) / (1 + B): never 0.
 
     Null values without a number count as exceeding; NaN where ``observed`` is NaN.
+
+    ``observed`` [K], ``null`` [B, K] gives [K] in (0, 1].
+
+    Source: Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585.
     """
     with np.errstate(invalid="ignore"):
         below = np.abs(null) < np.abs(observed) - 1e-12
@@ -166,7 +174,10 @@ def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """False-discovery-rate adjusted p-values (Benjamini & Hochberg 1995); NaN stays NaN and is not counted."""
+    """False-discovery-rate adjusted p-values, shape and range as given; NaN stays NaN and is not counted.
+
+    Source: Benjamini and Hochberg 1995, https://doi.org/10.1111/j.2517-6161.1995.tb02031.x.
+    """
     p = np.asarray(p, dtype=float)
     q = np.full(p.shape, np.nan)
     known = np.flatnonzero(np.isfinite(p))

@@ -33,7 +33,9 @@ class Baseline:
     """Models that set what is to be expected: logit(OOD) = intercept + slope * logit(ID).
 
     ``id_accuracy``, ``ood_accuracy``: of the models [m]; ``id_n``, ``ood_n``: examples behind each, 0 where not known.
-    The fit is least squares on the logit scale (Taori et al. 2020, arXiv 2007.00644, section 3).
+    The fit is least squares on the logit scale.
+
+    Source: Taori et al. 2020, arXiv 2007.00644, section 3.
     """
 
     id_accuracy: np.ndarray
@@ -64,6 +66,8 @@ def baseline_points(accuracy: pd.DataFrame, name: str) -> pd.DataFrame:
     """The points that ``name`` (zeroshot, finetuned, ends) makes the baseline, as ``points`` gives them.
 
     Pairs that share their zero-shot model have it once (the same accuracies).
+
+    Raises ConfigError for another name.
     """
     if name not in BASELINES:
         raise ConfigError(f"baseline: '{shown(name)}' is none of {', '.join(BASELINES)}, nor a file.")
@@ -76,6 +80,8 @@ def read_baseline(path: str | Path) -> pd.DataFrame:
 
     The 204 models of Taori et al. 2020, say; or ``dataset, intercept, slope``: a line that was fitted elsewhere, which
     then has no uncertainty of its own. Raises ResultsError naming line and column.
+
+    Source: Taori et al. 2020, arXiv 2007.00644 (models that set the line).
     """
     try:
         table = pd.read_csv(path)
@@ -121,7 +127,9 @@ def effective_robustness(
         Columns ``COLUMNS``; ``baseline_n``: its models (0: a line that was given). OOD sets that the baseline lacks,
         and fits with fewer than 2 different ID accuracies, have NaN and the reason.
 
-    Source: Taori et al. 2020 (arXiv 2007.00644), section 3: rho(f) = acc2(f) - beta(acc1(f)).
+    Raises ResultsError where no point has both an ID and an OOD accuracy.
+
+    Source: Taori et al. 2020, arXiv 2007.00644, section 3: rho(f) = acc2(f) - beta(acc1(f)).
     """
     out = []
     for dataset, own in points(accuracy).groupby("dataset", sort=False):

@@ -95,6 +95,8 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
 
     Raises:
         ConfigError: unknown rule, or a ``top`` that is no whole number >= 0.
+
+    Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers (MAD and its replacement under ties).
     """
     kind, number = parse_rule(rule)
     scores = np.asarray(scores, dtype=float)

@@ -87,6 +87,12 @@ def stragglers_table(
     Returns:
         Table ``stragglers``: criteria in the order above, layers in the order given. For sharpness the score is a z,
         the threshold K (abs:X: the value, and X). A set may be empty; ``note`` then says why.
+
+    Raises:
+        ConfigError: an unknown rule, or losses that do not fit each other.
+
+    Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (stragglers); those of the criteria are with ``instability``,
+    ``barrier``, ``rewind`` and ``criticality``.
     """
     grids = list(sharpness_grids(sharpness, pair))
     still = set[str]().union(*(g.frozen for g in grids))

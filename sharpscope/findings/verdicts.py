@@ -89,6 +89,8 @@ def verdicts_table(
 
     Returns:
         Table ``verdicts``; ``evidence`` is one sentence made of the numbers.
+
+    Source: Abdollahpoorrostam 2024, arXiv 2410.16476 (the claims).
     """
     rows = _correlation_rows(correlations, level)
     rows += [_repair_row(r, failure) for r in repairs]

@@ -155,6 +155,8 @@ class Method(ABC):
 
     A subclass sets ``name``, ``title``, ``source``, overrides the defaults that differ, adds its own, and gives
     ``prepare``. Its docstring's first line is its description.
+
+    Raises ConfigError for fewer than one part a batch, and for several where the loss compares the examples of a batch.
     """
 
     name: ClassVar[str]
@@ -217,7 +219,10 @@ class Method(ABC):
         return dataclasses.asdict(self)
 
     def recipe(self, n: int, **changes: Any) -> Recipe:
-        """How to step over ``n`` examples; ``changes``: fields that differ in one stage (lr, epochs, steps ...)."""
+        """How to step over ``n`` examples; ``changes``: fields that differ in one stage (lr, epochs, steps ...).
+
+        Raises ConfigError for a batch size below 1 or above ``n``.
+        """
         method = dataclasses.replace(self, **changes) if changes else self
         if not 1 <= method.batch_size <= n:
             raise ConfigError(f"finetune: batch size {method.batch_size} does not fit {n} training examples.")

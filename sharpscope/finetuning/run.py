@@ -1,9 +1,11 @@
-"""A fine-tuning from files to a file: what the command and ``sharpscope.finetune`` do."""
+"""A fine-tuning from files to a file: what ``sharpscope.finetune`` and the command of that name do."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,7 @@ from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
-from sharpscope.finetuning.registry import METHODS, configured
+from sharpscope.finetuning.registry import METHODS, configured, listing
 from sharpscope.finetuning.statefile import StateFile
 from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
 from sharpscope.vocabulary import Precision
@@ -40,7 +42,12 @@ _VALIDATION_BATCH: Final = 256
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished fine-tuning."""
+    """A finished fine-tuning, as ``finetune`` returns it.
+
+    ``path``: the checkpoint, None where nothing was written; ``theta``: what it holds, by name; ``method``;
+    ``classnames``; ``losses`` of every step; ``accuracies``: (step, validation accuracy in [0, 1]) after every epoch;
+    ``note``: what was odd, in words; ``metadata``: of the file. :meth:`summary` says it in a line.
+    """
 
     path: Path | None
     """The checkpoint, which ``sharpscope run --finetuned`` takes; None where nothing was to be written."""
@@ -92,23 +99,40 @@ def finetune(
 ) -> Tuned:
     """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again takes up where it was interrupted.
 
+    >>> tuned = finetune("mini:zeroshot", "mini:photo", "flyp", model="mini", steps=2, batch_size=32, progress=False)
+    >>> print(len(tuned.losses), tuned.path)  # without ``out`` nothing is written: tuned.theta holds the weights
+    2 None
+
     Args:
         zeroshot: checkpoint file (or ``mini:zeroshot``), Checkpoint or named tensors; not modified.
-        train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs. See
-            ``data.load_examples``.
-        method: name in ``registry.METHODS``, or a Method; ``hyperparameters`` override its defaults.
+        train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs (columns filepath,
+            title).
+        method: name of a method (see below), or a Method.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
         val: data set whose accuracy is taken after every epoch, and by which the best weights are kept where the method
             keeps these; the embedded world has one by itself.
+        data_root: folder under which relative paths of data sets are looked up.
         classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
+        seed: of everything random: crops, order, dropout, prompts; the same seed gives the same bits on a CPU.
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
             and float16 are taken too.
         augment: random crops; arrays and the embedded world stay as they are.
+        checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
+            is given.
+        progress: show a bar.
+        hyperparameters: of the method, in place of its defaults, by keyword: ``lr=1e-5``.
 
-    Raises ConfigError, DatasetError, CheckpointError, PairMismatch for what does not fit; NumericalError when training
-    diverges.
+    Returns:
+        Tuned: ``path`` of the file, ``theta`` (what it holds), ``losses`` of every step, ``accuracies`` on ``val``.
+
+    Raises:
+        ConfigError: an unknown method, model or hyperparameter (with the nearest name), or a file of another
+            fine-tuning in ``out``.
+        DatasetError: data that cannot be used.
+        CheckpointError, PairMismatch: weights that cannot be read, or do not fit the model.
+        NumericalError: training diverged.
     """
     precision = cast(Precision, current_value("finetune", "precision", precision))
     check_precision(precision)
@@ -156,6 +180,12 @@ def finetune(
         state.path.unlink(missing_ok=True)
     note = "\n".join(filter(None, (examples.skipped, _note(fitted.prepared))))
     return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, note)
+
+
+if finetune.__doc__:  # python -OO drops it
+    # The registry says what there is: help(sharpscope.finetune) shows every method with its hyperparameters.
+    _METHODS_HELP = textwrap.indent(listing(), "    ")
+    finetune.__doc__ = f"{inspect.cleandoc(finetune.__doc__)}\n\nMethods, with hyperparameters:\n{_METHODS_HELP}\n"
 
 
 def _note(prepared: Prepared) -> str:

@@ -34,12 +34,21 @@ def correlate(
     bootstrap: int = 1000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Across-pair correlations over the pairs of several run directories.
+    """Across-pair correlations of sharpness with OOD accuracy over the pairs of several run directories.
 
-    ``accuracy``: numbers measured elsewhere instead of the runs' own: a table with the columns of accuracy.csv, or a
-    file of another system (``findings.foreign.FORMATS``), whose models are put to the pairs by name (see
-    ``findings.foreign.join_accuracy`` for ``match`` and ``ids``). Raises RunDirectoryError for a folder without tables,
-    ConfigError where two runs have a pair of the same name, ResultsError for what cannot be read or matched.
+    Args:
+        runs: run directories, each with finished tables.
+        accuracy: numbers measured elsewhere instead of the runs' own: a table with the columns of accuracy.csv, or a
+            file of another system (``exchange.FORMATS``), whose models are put to the pairs by name.
+        match, ids: see ``exchange.join_accuracy``.
+        seed, bootstrap, level: of the intervals and permutations; ``bootstrap`` is the number of replicates.
+
+    Returns the table ``correlations``, see ``findings.pair_correlations``.
+
+    Raises:
+        RunDirectoryError: a folder without tables.
+        ConfigError: two runs that have a pair of the same name.
+        ResultsError: measured numbers that cannot be read or matched.
     """
     joined = _tables(runs, ("sharpness", "accuracy", "path"))
     if accuracy is not None:
@@ -66,10 +75,23 @@ def robustness(
     bootstrap: int = 1000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Effective robustness of every point of every path, see ``findings.robustness.effective_robustness``.
+    """Effective robustness of every point of every path: OOD accuracy beyond what the ID accuracy lets one expect.
 
-    ``baseline``: zeroshot, finetuned or ends (the models of these runs at alpha 0, 1, or both), or a CSV file of models
-    or lines (``read_baseline``).
+    Args:
+        runs: run directories, each with finished tables.
+        baseline: zeroshot, finetuned or ends (the models of these runs at alpha 0, 1, or both), or a CSV file of models
+            or lines (``findings.read_baseline``).
+        accuracy, match, ids: as for ``correlate``.
+        seed, bootstrap, level: of the intervals; ``bootstrap`` is the number of replicates.
+
+    Returns the columns of ``findings.effective_robustness``, accuracies and differences in [0, 1].
+
+    Raises:
+        RunDirectoryError: a folder without tables.
+        ConfigError: two runs that have a pair of the same name.
+        ResultsError: a baseline, or measured numbers, that cannot be read or matched.
+
+    Source: Taori et al. 2020, arXiv 2007.00644.
     """
     table = _tables(runs, ("accuracy", "path"))["accuracy"]
     if accuracy is not None:

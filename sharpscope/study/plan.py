@@ -29,7 +29,14 @@ _PASSES: Final = 40
 
 # ---------------------------------------------------------------------- what would it cost
 def plan(config: StudyConfig) -> str:
-    """Units of work and their estimated time, memory and disk, from one timed gradient graph; writes nothing."""
+    """What a study would cost: units of work and their estimated time, memory and disk, as text; writes nothing.
+
+    The estimate comes from one timed gradient graph, one product for every layer and one evaluation at the middle of
+    the first pair's path.
+
+    Raises:
+        ConfigError: no pair; besides all that loading the study's checkpoints and data sets raises (see ``run``).
+    """
     contexts = {p.name: Context.load(config, p) for p in config.pairs}
     if not contexts:
         raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")

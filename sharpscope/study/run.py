@@ -30,7 +30,11 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: none is shown.
 
     Raises:
-        SharpscopeError: one of its kinds for anything wrong with the input, before anything is written.
+        ConfigError: no pair, no test set, an unknown name or a criterion whose measure is not taken.
+        CheckpointError, PairMismatch, NonFiniteWeights, DatasetError: inputs that cannot be used.
+        RunDirectoryError: a folder that belongs to another study, is locked or cannot be written.
+
+    All of them before anything is measured. A unit that fails later is in ``failed_units``, the others go on.
     """
     _check_study(config)
     bars = progress or silent

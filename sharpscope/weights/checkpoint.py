@@ -92,17 +92,23 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read a checkpoint of a CLIP, in any format of the field; the content decides, never the extension.
 
-    ``path``: a file, ``local-dir:FOLDER``, or ``hf-hub:OWNER/NAME`` (the only one that may use the network). Costs at
-    most about twice the file's size in memory; runs none of its code. ``expected_sha256``: 64 hex digits that the
-    file's bytes must have (safetensors, pickles and msgpack have no checksum of their own); for a sharded file that of
-    the index and its shards, one after the other. ``base``: zero-shot weights that a partial file (Dassl, adapters) is
-    laid over; whole files ignore it. ``head``: a classification head kept in a file of its own (task_vectors).
-    ``partial``: a partial file without base is given as it is, with ``facts["partial"]``, not refused.
-    ``adapter_scale``: what an adapter's change is multiplied by, where the file does not say: LoRA's alpha / r,
-    R-Adapter's eval_scale (its learnt scale is in the file).
+    Costs at most about twice the file's size in memory; runs none of its code.
 
-    Raises CheckpointError (missing, no checkpoint, unknown names, sparse, quantised, complex or meta tensors),
-    CorruptCheckpoint (damaged, truncated, another sha256), UnsafeCheckpoint (would run code; exit code 3).
+    Args:
+        path: a file, ``local-dir:FOLDER``, or ``hf-hub:OWNER/NAME`` (the only one that may use the network).
+        expected_sha256: 64 hex digits that the file's bytes must have (safetensors, pickles and msgpack have no
+            checksum of their own); for a sharded file that of the index and its shards, one after the other.
+        base: zero-shot weights that a partial file (Dassl, adapters) is laid over; whole files ignore it.
+        head: a classification head kept in a file of its own (task_vectors).
+        partial: a partial file without base is given as it is, with ``facts["partial"]``, not refused.
+        adapter_scale: what an adapter's change is multiplied by, where the file does not say: LoRA's alpha / r,
+            R-Adapter's eval_scale (its learnt scale is in the file).
+
+    Raises:
+        CheckpointError: missing, no checkpoint, unknown names, sparse, quantised, complex or meta tensors.
+        CorruptCheckpoint: damaged, truncated, or another sha256 than expected.
+        UnsafeCheckpoint: would run code when another program opens it (exit code 3).
+        ConfigError: an ``expected_sha256`` that is none.
     """
     if expected_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expected_sha256):
         raise ConfigError(f"expected_sha256: '{shown(expected_sha256)}' is no sha256 (64 hex digits).")
@@ -197,6 +203,8 @@ def checkpoint_of(source: Weights, label: str = "memory") -> Checkpoint:
     """A Checkpoint of weights in memory: copied from a live module, detached from a dictionary; neither is modified.
 
     Names are normalised and tensors checked as for a file; ``sha256`` is over names, dtypes, shapes and values.
+
+    Raises CheckpointError for names that are no CLIP's, and for sparse, quantised, complex or meta tensors.
     """
     if isinstance(source, Checkpoint):
         return source

@@ -70,14 +70,19 @@ class InterpolationPath:
 
     @property
     def theta_0(self) -> Theta:
+        """theta(0), as :meth:`at`."""
         return self.at(0.0)
 
     @property
     def theta_1(self) -> Theta:
+        """theta(1), as :meth:`at`."""
         return self.at(1.0)
 
     def at(self, alpha: float) -> Theta:
-        """theta(alpha), as two products and a sum; every key of the inputs, on their device."""
+        """theta(alpha), as two products and a sum; every key of the inputs, on their device.
+
+        Raises ConfigError for an alpha that is not finite, or outside [0, 1] on a path that does not extrapolate.
+        """
         alpha = self._checked(alpha)
         return self._tie({n: self._value(n, alpha) for n in self._zero if n not in self._tied})
 
@@ -97,12 +102,18 @@ class InterpolationPath:
         return self._tie({n: inside[n] if n in inside else rest[n].detach() for n in self._zero if n not in self._tied})
 
     def distance(self, alpha: float) -> tuple[float, float]:
-        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64."""
+        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64.
+
+        Raises ConfigError for an alpha as :meth:`at` does.
+        """
         alpha = self._checked(alpha)
         return abs(alpha) * self._length, abs(1.0 - alpha) * self._length
 
     def layer_distance(self, layer: Layer | Collection[str]) -> float:
-        """``||theta_1 - theta_0||_2`` over the moving parameters of ``layer``, in float64."""
+        """``||theta_1 - theta_0||_2`` over the moving parameters of ``layer``, in float64.
+
+        Raises ConfigError for a name that is no tensor of the path.
+        """
         inside = {self._tied.get(n, n) for n in self._names(layer)}
         return l2_distance(self._zero, self._one, [n for n in self.moving if n in inside])
 
@@ -161,7 +172,13 @@ class FisherPath(InterpolationPath):
     """The Fisher-weighted path: theta(alpha) = (c_0 theta_0 + c_1 theta_1) / (c_0 + c_1), elementwise.
 
     c_0 = (1 - alpha) max(F_0, 1e-8), c_1 = alpha max(F_1, 1e-8). Buffers and parameters without Fisher information take
-    the straight path. Source: Matena & Raffel 2022, arXiv 2111.09832, as in WiSE-FT's code. See ``fisher_path``.
+    the straight path. See ``fisher_path``.
+
+    Raises:
+        PairMismatch: a moving parameter without Fisher information, or of another shape.
+        NonFiniteWeights: NaN or infinite Fisher information.
+
+    Source: Matena and Raffel 2022, arXiv 2111.09832, as in WiSE-FT's code.
     """
 
     def __init__(
@@ -180,6 +197,10 @@ class FisherPath(InterpolationPath):
             self._fisher.append({n: cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving})
 
     def distance(self, alpha: float) -> tuple[float, float]:
+        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64.
+
+        Not linear in alpha, unlike that of the straight path. Raises ConfigError for an alpha as :meth:`at` does.
+        """
         theta = self.at(alpha)
         return l2_distance(self._zero, theta, self.moving), l2_distance(self._one, theta, self.moving)
 
@@ -197,7 +218,12 @@ def fisher_path(
     fisher_1: Mapping[str, torch.Tensor],
     dtype: torch.dtype = torch.float32,
 ) -> FisherPath:
-    """The Fisher-weighted path, given the diagonal Fisher information of both ends (name -> tensor >= 0, any scale)."""
+    """The Fisher-weighted path, given the diagonal Fisher information of both ends (name -> tensor >= 0, any scale).
+
+    Raises as ``FisherPath`` and ``InterpolationPath`` do.
+
+    Source: Matena and Raffel 2022, arXiv 2111.09832.
+    """
     return FisherPath(InterpolationPath(theta_0, theta_1, dtype), fisher_0, fisher_1)
 
 

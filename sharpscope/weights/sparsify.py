@@ -41,6 +41,8 @@ def sparsify(
 
     Raises ConfigError (density outside [0, 1], unknown option or tensor), PairMismatch (shapes), NonFiniteWeights (NaN
     where magnitudes decide what is kept).
+
+    Source: Abdollahpoorrostam 2024, arXiv 2410.16476 (the claim); Yu et al. 2024, arXiv 2311.03099 (sparse deltas).
     """
     _check_option("target", target, Target)
     _check_option("select", select, Select)

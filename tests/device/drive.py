@@ -33,7 +33,7 @@ def scenarios(folder):
     from sharpscope.curvature.measures.density import measure_density
     from sharpscope.curvature.measures.registry import measure_layers
     from sharpscope.curvature.measures.rows import MeasureSettings
-    from sharpscope.curvature.trace import hutchinson, hutchpp, per_example, xtrace
+    from sharpscope.curvature.trace import hutchinson, hutchpp, per_example_trace, xtrace
     from sharpscope.curvature.tracking import tracked
     from sharpscope.finetuning.registry import METHODS
     from sharpscope.study.demo import demo_config
@@ -256,7 +256,7 @@ def scenarios(folder):
     def fisher_operator(device):
         with second_order():
             made = HessianEngine(ggn.Fisher(probe(device), samples=2), theta(device), blocks)
-            return [per_example(made.operator(few[1].name), seed=0, max_matvecs=4).estimate]
+            return [per_example_trace(made.operator(few[1].name), seed=0, max_matvecs=4).estimate]
 
     def pair_on_device(device):
         """Live tensors of the device as the ends of a pair."""
@@ -275,7 +275,7 @@ def scenarios(folder):
         "products": products,
         "products, torch's own formulas": lambda d: products(d, analytic=False),
         "products, graphs rebuilt": lambda d: products(d, memory=3_000_000),
-        "per_example": estimator(lambda o: per_example(o, seed=0, max_matvecs=6).estimate),
+        "per_example": estimator(lambda o: per_example_trace(o, seed=0, max_matvecs=6).estimate),
         "hutchinson": estimator(lambda o: hutchinson(o, seed=0, max_matvecs=10).estimate),
         "xtrace": estimator(lambda o: xtrace(o, seed=0, num_matvecs=8).estimate),
         "hutchpp": estimator(lambda o: hutchpp(o, seed=0, max_matvecs=12).estimate),

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import DenseOperator, Probes, rademacher
-from sharpscope.curvature.trace import hutchinson, per_example
+from sharpscope.curvature.trace import hutchinson, per_example_trace
 
 open_clip = pytest.importorskip("open_clip")
 
@@ -233,7 +233,7 @@ class Examples(DenseOperator):
 def test_estimate_covers_the_trace_at_least_nominally_over_200_seeds(n: int, tail: float) -> None:
     operator = Examples(n, 40, tail)
     truth = float(operator.matrix.trace())
-    found = [per_example(operator, seed=s, rtol=0.1, max_matvecs=39) for s in range(200)]
+    found = [per_example_trace(operator, seed=s, rtol=0.1, max_matvecs=39) for s in range(200)]
     covered = sum(abs(f.estimate - truth) <= 1.96 * f.stderr for f in found)
     assert covered >= 183  # 190 expected; a fair 95 % interval falls below 183 once in 500
     bias = sum(f.estimate for f in found) / 200 - truth
@@ -247,11 +247,11 @@ def test_an_operator_without_examples_is_probed_as_by_hutchinson() -> None:
     g = torch.Generator().manual_seed(0)
     a = torch.randn(60, 60, generator=g, dtype=torch.float64)
     operator = DenseOperator(a @ a.mT)
-    found = per_example(operator, seed=0, rtol=0.05, max_matvecs=50)
+    found = per_example_trace(operator, seed=0, rtol=0.05, max_matvecs=50)
     assert abs(found.estimate - float(operator.matrix.trace())) <= 4 * found.stderr
     assert found.num_matvecs <= 50
     scale = torch.rand(2, generator=g, dtype=torch.float64)
     small = DenseOperator(torch.diag(torch.tensor([3.0, -1.0], dtype=torch.float64)))
-    exact = per_example(small, seed=0, scale=scale)
+    exact = per_example_trace(small, seed=0, scale=scale)
     assert exact.stderr == 0.0
     assert exact.estimate == pytest.approx(float(3 * scale[0] ** 2 - scale[1] ** 2))

@@ -52,7 +52,7 @@ class Dataset:
     - ``projection`` (C integers): targets are coarser than the classifier's classes. ``projection[c]`` is the target
       that class c belongs to, -1 for none (ObjectNet: several ImageNet classes are one of its 113, most are none).
       ``labels`` then index ``target_names``; the score of target t is max {logits[:, c] : projection[c] = t}, as in
-      WiSE-FT's ``ObjectNet.project_logits`` (Wortsman et al. 2022, arXiv 2109.01903).
+      WiSE-FT's ``ObjectNet.project_logits``.
 
     ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n] index ``group_names`` where the
     set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
@@ -62,6 +62,10 @@ class Dataset:
     Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
     Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so
     that what is unreadable shows, and ``len`` shrinks, during the first pass over ``batches``.
+
+    Raises DatasetError for a set without images, labels or groups out of range, or a projection that does not fit.
+
+    Source: Wortsman et al. 2022, arXiv 2109.01903 (projection).
     """
 
     def __init__(
@@ -189,6 +193,8 @@ class Dataset:
         Without ``classes`` and ``projection`` the logits themselves; with ``classes`` T = C and the other columns are
         -inf; with ``projection`` column t is the largest logit of the classes of target t. A head that has the targets
         themselves (T columns) is taken as it is.
+
+        Raises DatasetError for logits of a number of classes that is neither C nor T.
         """
         if self.projection is not None and logits.shape[1] != len(self.projection):
             if logits.shape[1] == len(self.target_names):
@@ -208,7 +214,10 @@ class Dataset:
         return logits
 
     def subset(self, indices: Sequence[int] | Tensor) -> Dataset:
-        """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name."""
+        """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name.
+
+        Raises DatasetError where ``indices`` is empty.
+        """
         kept = self._kept
         index = [kept[int(i)] for i in indices]
         at = torch.tensor(index, dtype=torch.long)

@@ -45,6 +45,8 @@ def measure_layers(
         progress: called with the name of each finished measure.
 
     A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
+
+    Raises ConfigError for an unknown measure, trace method or precision, and where there is no layer.
     """
     settings = settings or MeasureSettings()
     wanted = expand_measures(measures)

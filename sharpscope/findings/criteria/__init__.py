@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import CRITERIA, Criterion
+from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.vocabulary import BASES, CRITERIA, Base, Criterion
 
-__all__ = ["LossCriterion", "loss_scores", "register"]
+__all__ = ["LossCriterion", "loss_scores", "register_criterion"]
 
 LossCriterion = Callable[[np.ndarray, Sequence[float]], np.ndarray]
 """(losses [..., L, A], alphas [A]) -> scores [..., L]."""
@@ -27,25 +27,39 @@ LossCriterion = Callable[[np.ndarray, Sequence[float]], np.ndarray]
 _REGISTERED: dict[str, LossCriterion] = {}
 
 
-def register(criterion: Criterion, function: LossCriterion) -> None:
-    """Make a criterion from outside the package known: it is then a choice like the package's own.
+def register_criterion(
+    name: str, text: str, *, bases: Sequence[Base] = tuple(BASES), source: str = "ours"
+) -> Callable[[LossCriterion], LossCriterion]:
+    """Decorator: make a function of the losses on a layer's own path a straggler criterion like the package's own.
+
+    >>> @register_criterion("half_way", "Loss half-way along the layer's own path.")  # doctest: +SKIP
+    ... def half_way(losses, alphas):
+    ...     return losses[..., len(alphas) // 2]
 
     Args:
-        criterion: its name, text, source and bases; it has to be a function of the losses on the layer's own path.
-        function: ``(losses [..., L, A], alphas [A]) -> scores [..., L]``.
+        name: as flags and tables call it; letters, digits and ``_``.
+        text: what the score says, in one sentence.
+        bases: where the other layers stand: names of ``vocabulary.BASES``.
+        source: authors, year and arXiv id.
+
+    The function gets mean losses [..., L, A] in nats and the layers' positions [A] and returns scores [..., L], larger
+    for a layer whose own movement costs more.
 
     Raises:
-        ConfigError: a criterion of this name is known, the name is no plain word, or it is no function of path losses.
+        ConfigError: a name that is known already or that no flag could carry, or an unknown base.
     """
-    if not criterion.name.isidentifier():
-        raise ConfigError(f"criterion '{shown(criterion.name, 60)}': a name is made of letters, digits and '_'.")
-    if criterion.of != "path":
-        raise ConfigError(
-            f"criterion '{criterion.name}': of has to be 'path', got '{criterion.of}'; criteria of noise or of a "
-            "measure cannot be added from outside."
-        )
-    CRITERIA.add(criterion)
-    _REGISTERED[criterion.name] = function
+    if not name.isidentifier():
+        raise ConfigError(f"criterion '{shown(name, 60)}': a name is made of letters, digits and '_'.")
+    if unknown := [b for b in bases if b not in BASES]:
+        near = did_you_mean(str(unknown[0]), BASES)
+        raise ConfigError(f"criterion '{name}': base '{shown(unknown[0], 60)}' is none of {', '.join(BASES)}.{near}")
+
+    def register(function: LossCriterion) -> LossCriterion:
+        CRITERIA.add(Criterion(name, text, source, bases=tuple(bases)))
+        _REGISTERED[name] = function
+        return function
+
+    return register
 
 
 def loss_scores(name: str, losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
