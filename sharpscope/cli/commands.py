@@ -8,6 +8,7 @@ from sharpscope.cli.across import Correlate, Robustness
 from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
+from sharpscope.cli.listing import List
 from sharpscope.cli.studies import Demo, Plan, Report, Run
 
 __all__ = ["COMMANDS"]
@@ -26,4 +27,5 @@ COMMANDS: dict[str, Any] = {
     "correlate": Correlate,
     "robustness": Robustness,
     "report": Report,
+    "list": List,
 }

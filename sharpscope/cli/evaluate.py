@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, given
+from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
@@ -32,7 +32,7 @@ class _Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(AsTable, Computing, Images, Head, Model, _Measured):
+class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sharpscope.cli.options import Computing, Images, Model, given
+from sharpscope.cli.options import Computing, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Precision
@@ -64,7 +64,7 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Computing, Images, Model, _Hyperparameters, _Task):
+class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
     """Make the fine-tuned end of a pair, by one of the field's methods; --list shows them."""
 
     classnames: str | None = None

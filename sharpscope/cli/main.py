@@ -29,6 +29,7 @@ from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.outcome import Outcome
 from sharpscope.cli.studies import StudyCommand
 from sharpscope.config import studyfile
+from sharpscope.config.plugins import load_plugin
 from sharpscope.config.spellings import current_arguments
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, SharpscopeError, did_you_mean, shown
@@ -111,6 +112,8 @@ def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
         raise ConfigError(f"unknown {what} '{shown(first, 60)}'.{near}")
     kind, rest = COMMANDS[first], list(arguments[1:])
     command = _tyro(kind, f"sharpscope {first}", rest)
+    for path in getattr(command, "plugin", ()):
+        load_plugin(path)
     if isinstance(command, StudyCommand) and command.study is not None:
         loaded = studyfile.load(command.study)
         values = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(StudyConfig)}

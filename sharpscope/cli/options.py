@@ -15,16 +15,27 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Device, HeadMode
 
-__all__ = ["AsTable", "Computing", "Ends", "Head", "Images", "Model", "Point", "check_output", "given"]
+__all__ = [
+    "AsTable",
+    "Computing",
+    "Ends",
+    "Head",
+    "Images",
+    "Model",
+    "Plugins",
+    "Point",
+    "check_output",
+    "given",
+]  # fmt: skip
 
 
 def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     """The fields of ``command`` by name, as keywords for the function that does the work.
 
-    ``left_out``: fields that are no business of that function. ``called``: field -> the function's word for it. A field
+    ``left_out``: fields that are no business of that function (``plugin`` never is). ``called``: field -> the function's word for it. A field
     that the function does not know is a TypeError there, never silently dropped.
     """
-    names = [f.name for f in dataclasses.fields(command) if f.name not in left_out]
+    names = [f.name for f in dataclasses.fields(command) if f.name not in (*left_out, "plugin")]
     return {called.get(name, name): getattr(command, name) for name in names}
 
 
@@ -104,6 +115,14 @@ class Computing:
     """Where to compute; auto takes CUDA when there is one."""
     seed: int = StudyConfig.seed
     """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugins:
+    """Code of the user's own."""
+
+    plugin: tuple[str, ...] = ()
+    """Python files of your own that add measures, straggler criteria, data sets or methods; they are run."""
 
 
 @dataclass(frozen=True, kw_only=True)

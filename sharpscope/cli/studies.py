@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
-from sharpscope.cli.options import given
+from sharpscope.cli.options import Plugins, given
 from sharpscope.cli.outcome import Outcome, finished, progress_bar, stem_of
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError
@@ -34,7 +34,7 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class StudyCommand(StudyConfig, _Files):
+class StudyCommand(StudyConfig, Plugins, _Files):
     """A command that takes a whole study: every field of StudyConfig is a flag."""
 
     pairs: Suppress[tuple[PairConfig, ...]] = ()
@@ -120,7 +120,7 @@ class Demo:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Plugins):
     """Rebuild tables, figures and report of a run from its finished units."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sharpscope.config.fields import checked_fields
 from sharpscope.errors import ConfigError, RunDirectoryError, shown
-from sharpscope.vocabulary import MEASURES, Measure, Origin, from_outside
+from sharpscope.vocabulary import CRITERIA, MEASURES, Criterion, Measure, Origin, Words, from_outside
 
 __all__ = ["load_plugin", "loaded_plugins", "recall_words"]
 
@@ -62,12 +63,16 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def recall_words(manifest: Mapping[str, Any]) -> None:
-    """Make the measures from outside that a run's manifest tells of known by their facts; none of their code is run.
+    """Make the measures and criteria from outside that a run's manifest tells of known by their facts.
+
+    None of their code is run: it is not needed to read the run's tables.
 
     Raises RunDirectoryError where the manifest does not tell them as ``sharpscope run`` does.
     """
+    known: list[tuple[Words[Any], type]] = [(MEASURES, Measure), (CRITERIA, Criterion)]
     try:
-        for told in manifest.get("measures", {}).values():
-            MEASURES.recall(Measure(**told["word"]), Origin(**told["origin"]))
-    except (AttributeError, KeyError, TypeError):
-        raise RunDirectoryError("manifest.json: its 'measures' do not tell what the run's own measures are.") from None
+        for words, kind in known:
+            for told in manifest.get("words", {}).get(words.kind, {}).values():
+                words.recall(kind(**checked_fields(kind, told["word"])), Origin(**told["origin"]))
+    except (AttributeError, KeyError, TypeError, ConfigError):
+        raise RunDirectoryError("manifest.json: its 'words' do not tell what the run's own measures are.") from None

@@ -6,6 +6,7 @@ No torch here: ``sharpscope --help`` imports this module and must answer at once
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
+    MEASURES,
     Device,
     Dtype,
     Granularity,
@@ -63,6 +65,14 @@ class PairConfig:
     """Checkpoint file of theta_0 (or ``mini:zeroshot``)."""
     finetuned: str
     """Checkpoint file of theta_1 (or ``mini:success``, ``mini:failure`` ...)."""
+
+
+@functools.cache
+def _measures_help() -> str:
+    """What ``--help`` says of the measures: made from the vocabulary when it is asked for; nothing is loaded for it."""
+    outside = MEASURES.not_loaded()
+    more = f" Installed packages add {', '.join(outside)}." if outside else ""
+    return f"Which sharpness measures to take for every layer and the whole model: {', '.join(MEASURES)}.{more}"
 
 
 def _criterion_help() -> str:
@@ -118,8 +128,7 @@ class StudyConfig:
     correlations are taken on the linear path only."""
     granularity: Granularity = "module"
     """What a layer is: every tensor, every module, or every block."""
-    measures: tuple[str, ...] = DEFAULT_MEASURES
-    """Which sharpness measures to take for every layer and the whole model."""
+    measures: Annotated[tuple[str, ...], Doc(_measures_help())] = DEFAULT_MEASURES
     perturbation_alphas: tuple[float, ...] | None = None
     """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
     dtype: Dtype = "float32"

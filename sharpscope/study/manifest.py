@@ -17,7 +17,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
-from sharpscope.vocabulary import ALL, MEASURES, Words, __version__
+from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
@@ -37,7 +37,9 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
     """Of every word of this study that is not the package's own, where its code comes from: kind -> name -> origin."""
     kinds = {check_spec(spec)[0] for spec in (config.probe, *config.id, *config.ood)}
-    used: list[tuple[Words[Any], Iterable[str]]] = [(MEASURES, config.measures), (LAYOUTS, kinds)]
+    used: list[tuple[Words[Any], Iterable[str]]] = [
+        (MEASURES, config.measures), (CRITERIA, CRITERIA), (LAYOUTS, kinds),
+    ]  # fmt: skip
     origins = {
         words.kind: {n: [origin.source, origin.version] for n in sorted(names) if (origin := words.origins.get(n))}
         for words, names in used
@@ -59,9 +61,12 @@ def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     return {
         "config": config.to_dict(),
         "alpha_on": "finetuned",
-        "measures": {
-            m: {"word": dataclasses.asdict(MEASURES[m]), "origin": dataclasses.asdict(MEASURES.origins[m])}
-            for m in config.measures if m in MEASURES.origins
+        "words": {
+            words.kind: {
+                n: {"word": dataclasses.asdict(words[n]), "origin": dataclasses.asdict(words.origins[n])}
+                for n in names if n in words.origins
+            }
+            for words, names in ((MEASURES, config.measures), (CRITERIA, CRITERIA))
         },
         "pairs": {n: c.pair.facts for n, c in contexts.items()},
         "layers": {n: [dataclasses.asdict(x) for x in c.layers] for n, c in contexts.items()},

@@ -126,8 +126,11 @@ def test_an_entry_point_that_does_not_keep_its_word(installed: Path, name: str, 
 
 # -- finished runs -----------------------------------------------------------------------------------------------------
 def test_a_finished_run_tells_the_facts_of_its_words_and_none_of_their_code() -> None:
-    facts = {"name": "theirs", "text": "t", "family": "own", "adds_up": "max", "cost": "product"}
-    recall_words({"measures": {"theirs": {"word": facts, "origin": {"source": "x.py", "version": "ab"}}}})
+    facts = {"name": "theirs", "text": "t", "family": "own", "adds_up": "max", "cost": "product"} | {
+        "taken_at": "alphas", "per_param": True, "share": False
+    }  # fmt: skip
+    told = {"word": facts, "origin": {"source": "x.py", "version": "ab"}}
+    recall_words({"words": {"measure": {"theirs": told}}})
     assert MEASURES["theirs"].adds_up == "max" and MEASURES.origins["theirs"] == Origin("x.py", "ab")
     with from_outside(Origin("x.py", "cd"), "x"):
         MEASURES.add(Measure("theirs", "t", "own", "sum", "product"))  # the code comes later, and counts

@@ -12,6 +12,7 @@ import pytest
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.findings import criteria
+from sharpscope.findings.criteria import register_criterion
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.vocabulary import (
@@ -117,10 +118,9 @@ def peak(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
 @pytest.fixture
 def registered() -> Iterator[Criterion]:
     """A criterion that a user brought along, until the end of the test."""
-    criterion = Criterion("peak", "Largest loss on the layer's own path.", "ours", bases=("zeroshot", "midpoint"))
     with from_outside(Origin("mine.py", "0"), "--plugin mine.py"):
-        criteria.register(criterion, peak)
-    yield criterion
+        register_criterion("peak", "Largest loss on the layer's own path.", bases=("zeroshot", "midpoint"))(peak)
+    yield CRITERIA["peak"]
     CRITERIA.remove("peak")
     criteria._REGISTERED.pop("peak", None)
 
@@ -138,11 +138,11 @@ def test_a_criterion_from_outside_is_chosen_like_any_other(registered: Criterion
 def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
     for known in ("peak", "barrier"):
         with pytest.raises(ConfigError, match=f"the criterion '{known}' is known already"):
-            criteria.register(Criterion(known, "x.", "ours"), peak)
+            register_criterion(known, "x.")(peak)
     with pytest.raises(ConfigError, match="a name is made of letters"):
-        criteria.register(Criterion("share:me", "x.", "ours"), peak)
-    with pytest.raises(ConfigError, match="of has to be 'path', got 'sharpness'"):
-        criteria.register(Criterion("mine", "x.", "ours", of="sharpness"), peak)
+        register_criterion("share:me", "x.")
+    with pytest.raises(ConfigError, match="base 'midpont' is none of .* Did you mean 'midpoint'"):
+        register_criterion("mine", "x.", bases=("midpont",))  # type: ignore[arg-type]
     assert "mine" not in CRITERIA
 
 

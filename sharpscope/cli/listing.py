@@ -1,0 +1,55 @@
+"""The command ``list``: the words that flags and study files take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from sharpscope.cli.options import Plugins
+from sharpscope.cli.outcome import Outcome
+from sharpscope.vocabulary import CRITERIA, MEASURES, Words
+
+__all__ = ["List"]
+
+
+@dataclass(frozen=True)
+class List(Plugins):
+    """What there is: measures, straggler criteria, data sets or fine-tuning methods, a line each."""
+
+    what: Annotated[Positional[Literal["measures", "criteria", "datasets", "methods"]], arg(metavar="WHAT")]
+    """measures, criteria, datasets or methods."""
+
+    def __call__(self) -> Outcome:
+        words, lines = _WORDS[self.what]()
+        outside = [f"{name}  (of an installed package; loaded when it is asked for)" for name in words.not_loaded()]
+        return Outcome("\n".join([*lines, *outside]))
+
+
+def _measures() -> tuple[Words, list[str]]:
+    return MEASURES, _columns([(m.name, m.text) for m in MEASURES.values()])
+
+
+def _criteria() -> tuple[Words, list[str]]:
+    return CRITERIA, _columns([(c.spelling, c.text) for c in CRITERIA.values()])
+
+
+def _datasets() -> tuple[Words, list[str]]:
+    from sharpscope.clip.datasets.spec import LAYOUTS
+
+    return LAYOUTS, [layout.form for layout in LAYOUTS.values()]
+
+
+def _methods() -> tuple[Words, list[str]]:
+    from sharpscope.finetuning.registry import METHODS, listing
+
+    return METHODS, [listing()]
+
+
+_WORDS = {"measures": _measures, "criteria": _criteria, "datasets": _datasets, "methods": _methods}
+
+
+def _columns(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
