@@ -44,7 +44,7 @@ OOD = (*STYLES[1:], *SHIFTS)
 def tuned(method: str, seed: int, out: Path | None, **changes: Any) -> Any:
     """One fine-tuning with the shared budget."""
     own = {k: v for k, v in SETTINGS["methods"][method].items() if k != "rates"}
-    return sharpscope.finetuning(
+    return sharpscope.finetune(
         SETTINGS["zeroshot"],
         SETTINGS["train"],
         method,

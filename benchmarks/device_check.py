@@ -1559,7 +1559,7 @@ def part_train(out, options):
     quick = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
 
     def tuned(method, device, **more):
-        return sharpscope.finetuning("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
+        return sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
 
     def compared(method):
         def work():
@@ -1651,7 +1651,7 @@ def part_train(out, options):
             try:
                 how = {"model": name, "device": DEVICE, "precision": precision, "augment": augment, "progress": False}
                 how |= {"batch_size": batch, "steps": steps, "lr": 1e-5}
-                done, seconds = once(lambda: sharpscope.finetuning(kept["theta"], f"folder:{images}", method, **how))
+                done, seconds = once(lambda: sharpscope.finetune(kept["theta"], f"folder:{images}", method, **how))
             finally:
                 fit_module.train = real
             pace = (times[-1] - times[1]) / (len(times) - 2)

@@ -146,7 +146,7 @@ def scenarios(folder):
                 "progress": False,
                 "augment": False,
             }
-            done = sharpscope.finetuning("mini:zeroshot", "mini:photo", method, device=device, **settings, **how)
+            done = sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **settings, **how)
             return list(done.losses)
 
         return scenario
@@ -165,7 +165,7 @@ def scenarios(folder):
         StateFile.save = kept
         try:
             settings = {"model": "mini", "steps": 3, "batch_size": 8, "lr": 1e-3, "shots": 2, "progress": False}
-            done = sharpscope.finetuning(
+            done = sharpscope.finetune(
                 "mini:zeroshot", "mini:photo", "wise-ft", device=device, out=out, checkpoint_every=1, **settings
             )
         finally:

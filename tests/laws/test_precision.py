@@ -20,8 +20,9 @@ from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import Divisible
 from sharpscope.errors import ConfigError
 from sharpscope.layers import split_layers
-from sharpscope.study import run as study
+from sharpscope.study.context import Context
 from sharpscope.study.demo import demo_config
+from sharpscope.study.manifest import manifest_of
 
 
 class Attention:
@@ -118,13 +119,13 @@ def test_the_manifest_of_a_run_states_the_error_of_every_layer() -> None:
         measures=("hessian_trace",), perturbation_alphas=None, repair_alphas=(), max_matvecs=2, jobs=1, limit=16,
         precision="bf16", bootstrap=10,
     )  # fmt: skip
-    contexts = {config.pairs[0].name: study.Context.load(config, config.pairs[0])}
-    said = json.loads(json.dumps(study._manifest(config, contexts)))["precision"]
+    contexts = {config.pairs[0].name: Context.load(config, config.pairs[0])}
+    said = json.loads(json.dumps(manifest_of(config, contexts)))["precision"]
     assert said["kind"] == "bf16" and said["alpha"] == 0.5
     errors = said["hvp_error"]["success"]
     assert {"(all)", "visual.post", "head"} <= set(errors) and all(0 < e < 0.5 for e in errors.values())
     plain = dataclasses.replace(config, precision="full")
-    assert "precision" not in study._manifest(plain, contexts)
+    assert "precision" not in manifest_of(plain, contexts)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
