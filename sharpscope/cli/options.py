@@ -26,14 +26,14 @@ __all__ = [
     "Point",
     "check_output",
     "given",
-]  # fmt: skip
+]
 
 
 def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     """The fields of ``command`` by name, as keywords for the function that does the work.
 
-    ``left_out``: fields that are no business of that function (``plugin`` never is). ``called``: field -> the function's word for it. A field
-    that the function does not know is a TypeError there, never silently dropped.
+    ``left_out``: fields that are no business of that function (``plugin`` never is). ``called``: field -> the
+    function's word for it. A field that the function does not know is a TypeError there, never silently dropped.
     """
     names = [f.name for f in dataclasses.fields(command) if f.name not in (*left_out, "plugin")]
     return {called.get(name, name): getattr(command, name) for name in names}
