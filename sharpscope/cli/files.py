@@ -11,7 +11,7 @@ from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Granularity, Select, Target
+from sharpscope.vocabulary import Granularity, PathName, Select, Target
 
 __all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
@@ -68,6 +68,10 @@ class Convert:
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(Head, Model, Point, Ends):
     """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1 as a safetensors file."""
+
+    path: PathName = "linear"
+    """linear: the straight path; lines: the straight path to the LiNeS edit of theta_1, which keeps less of the change
+    of shallow layers."""
 
     def __call__(self) -> Outcome:
         self.check(self.zeroshot, self.finetuned)

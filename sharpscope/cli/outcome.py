@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sharpscope.study.report import Run as FinishedRun
 
-__all__ = ["Outcome", "finished", "progress_bar", "shown_table", "stem_of"]
+__all__ = ["Outcome", "finished", "progress_bar", "shown_table"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,3 @@ def progress_bar() -> Callable[..., Any]:
     from tqdm import tqdm
 
     return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
-
-
-def stem_of(path: str) -> str:
-    return path.removeprefix("mini:") if path.startswith("mini:") else Path(path).stem

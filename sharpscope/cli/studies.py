@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Positional, Suppress, arg
 
 from sharpscope.cli.options import Plugins, given
-from sharpscope.cli.outcome import Outcome, finished, progress_bar, stem_of
-from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.cli.outcome import Outcome, finished, progress_bar
+from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
@@ -66,7 +66,7 @@ class StudyCommand(StudyConfig, Plugins, _Files):
             if not self.pairs:
                 raise ConfigError("--finetuned: give the fine-tuned checkpoint beside --zeroshot.")
             return tuple(dataclasses.replace(p, zeroshot=first) for p in self.pairs)
-        names = self.name or tuple(stem_of(path) for path in self.finetuned)
+        names = self.name or tuple(checkpoint_stem(path) for path in self.finetuned)
         if len(names) != len(self.finetuned):
             raise ConfigError(f"--name: {len(names)} names for {len(self.finetuned)} fine-tuned checkpoints.")
         if len(set(names)) != len(names):

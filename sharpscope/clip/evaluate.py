@@ -18,8 +18,9 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, checkpoint_stem, pick_device, resolve_checkpoint
+from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import Tower
 from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs

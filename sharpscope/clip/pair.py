@@ -15,6 +15,7 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.transplant import prompted, transplanted
+from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
@@ -27,7 +28,7 @@ from sharpscope.weights.path import InterpolationPath, lines_path
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import HALF_TYPES, without_halves
 
-__all__ = ["LoadedPair", "check_activation", "checkpoint_stem", "load_pair", "pick_device", "resolve_checkpoint"]
+__all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
 
 LINES_SCALES: Final = (0.0, 1.0)
 """alpha and beta of LiNeS on the path called ``lines``, the defaults of its published code: the first layer's change is
@@ -186,11 +187,6 @@ def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
     """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, all else
     (a path, a hub or folder id) stays as it is. Raises ConfigError for a checkpoint that the world does not have."""
     return miniworld.checkpoint_path(str(source)) if str(source).startswith("mini:") else source
-
-
-def checkpoint_stem(source: str | FilePath) -> str:
-    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
-    return FilePath(str(source).removeprefix("mini:")).stem
 
 
 def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -> Checkpoint:

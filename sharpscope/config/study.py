@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import Doc
@@ -36,7 +38,7 @@ from sharpscope.vocabulary import (
     parse_rule,
 )
 
-__all__ = ["ALPHAS", "DEFAULT_MEASURES", "PairConfig", "StudyConfig"]
+__all__ = ["ALPHAS", "DEFAULT_MEASURES", "PairConfig", "StudyConfig", "checkpoint_stem"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
@@ -50,6 +52,11 @@ DEFAULT_MEASURES: tuple[str, ...] = (
     "sharpness_max",
     "sharpness_max_l2",
 )
+
+
+def checkpoint_stem(source: str | os.PathLike[str]) -> str:
+    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
+    return Path(str(source).removeprefix("mini:")).stem
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ Reading guide
   accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones
   accuracy.primary     whether the set's field goes by this metric: the one that findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
-                       ``control:random_layers:delta:random:0.5``
+                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas a sustained rule used
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``:

@@ -38,7 +38,7 @@ def config(*paths: str) -> StudyConfig:
         measures=("ggn_trace",),
         probe_size=8,
         batch_size=8,
-        eval_limit=48,
+        limit=48,
         rtol=0.5,
         max_matvecs=2,
         layer_alphas=(0.0, 1.0),

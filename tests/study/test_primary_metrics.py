@@ -13,7 +13,9 @@ from sklearn.metrics import f1_score
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.config.study import PairConfig, StudyConfig
-from sharpscope.study import compute as units
+from sharpscope.study import context as contexts
+from sharpscope.study.compute import compute
+from sharpscope.study.context import Context
 from sharpscope.study.results import Results
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.rows import dense_rows
@@ -40,7 +42,7 @@ def load(spec: str, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def done() -> tuple[units.Context, dict[str, Unit], Results]:
+def done() -> tuple[Context, dict[str, Unit], Results]:
     config = StudyConfig(
         pairs=(PairConfig("p", "mini:zeroshot", "mini:success"),), model="mini", probe="mini:photo", id=("mini:photo",),
         ood=(WILD, REGIONS), alphas=ALPHAS, granularity="block", probe_size=8, limit=90, bootstrap=60, threads=1,
@@ -48,14 +50,14 @@ def done() -> tuple[units.Context, dict[str, Unit], Results]:
         densities=(0.5,), targets=("delta",), selects=("random",),
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(units, "load_dataset", load)
-        context = units.Context.load(config, config.pairs[0])
+        patch.setattr(contexts, "load_dataset", load)
+        context = Context.load(config, config.pairs[0])
         keys = [*(f"path/p/{a!r}" for a in ALPHAS), "layers/p/finetuned"]
-        found = {key: units.compute(context, key) for key in keys}
+        found = {key: compute(context, key) for key in keys}
         results = Results(config, {"p": context.layers})
         results.take(found, {})
         for task in results.repair_tasks():
-            found[task.key] = units.compute(context, task.key, task.variant)
+            found[task.key] = compute(context, task.key, task.variant)
         results.take(found, {})
     return context, found, results
 

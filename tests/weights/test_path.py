@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
-from sharpscope.layers import split_layers
+from sharpscope.layers import is_buffer, split_layers
 from sharpscope.weights.path import InterpolationPath, fisher_path, lines_path
 
 BLOCK = "visual.transformer.resblocks.0."
@@ -272,7 +272,8 @@ def test_fisher_information_that_does_not_fit_is_refused() -> None:
 
 
 def _lines(zero: Any, one: Any, alpha: float, beta: float, granularity: str = "module") -> InterpolationPath:
-    layers = split_layers({n: t.shape for n, t in zero.items() if t.is_floating_point()}, granularity)
+    shapes = {n: t.shape for n, t in zero.items() if t.is_floating_point() and not is_buffer(n)}
+    layers = split_layers(shapes, granularity)  # of parameters, as a pair's layers are
     return lines_path(InterpolationPath(zero, one, torch.float64), layers, alpha, beta)
 
 
