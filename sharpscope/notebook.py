@@ -23,6 +23,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import split_layers
 from sharpscope.tables.rows import stacked
+from sharpscope.vocabulary import Precision, TraceMethod
 
 __all__ = ["MeasureOptions", "layer_curvature", "layer_sharpness"]
 
@@ -57,8 +58,8 @@ class MeasureOptions(TypedDict, total=False):
     rho_linf: float
     rho_l2: float
     memory: int | None
-    trace_method: str
-    precision: str
+    trace_method: TraceMethod
+    precision: Precision
     density_steps: int
     density_runs: int
 

@@ -194,6 +194,8 @@ def percentile_interval(replicates: Floats, level: float, *, skip_nan: bool = Fa
 
     NaN with fewer than ``min_replicates(level)`` replicates. ``skip_nan``: replicates in which the statistic has no
     value are left out; without it one of them makes the bounds NaN.
+
+    Source: Efron 1979, https://doi.org/10.1214/aos/1176344552.
     """
     if len(replicates) < min_replicates(level):
         missing = np.full(replicates.shape[1:], np.nan)

@@ -149,6 +149,9 @@ def pair_correlations(
         Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
         column: status "undefined" with the reason.
 
+    Raises:
+        ConfigError: a measure that nobody knows, so that it has no rule by which layers add up.
+
     Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Freedman and Lane 1983,
     https://doi.org/10.1080/07350015.1983.10509354 (partial permutation); Benjamini and Hochberg 1995,
     https://doi.org/10.1111/j.2517-6161.1995.tb02031.x (q).
@@ -259,6 +262,9 @@ def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.Dat
 
     Returns:
         Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
+
+    Raises:
+        ConfigError: a measure that nobody knows, so that it has no rule by which layers add up.
     """
     accuracy = dense_rows(accuracy)
     rows: list[dict[str, object]] = []

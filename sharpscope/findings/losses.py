@@ -16,7 +16,11 @@ __all__ = ["LayerLosses", "NoiseLosses", "between_ends"]
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``."""
+    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``.
+
+    Raises:
+        ConfigError: an unknown base, alphas without 0 and 1, or losses of another shape.
+    """
 
     layers: tuple[str, ...]
     base: Base
@@ -38,7 +42,11 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1."""
+    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1.
+
+    Raises:
+        ConfigError: arrays of another shape, or a standard deviation that is not above 0.
+    """
 
     layers: tuple[str, ...]
     alphas: tuple[float, ...]

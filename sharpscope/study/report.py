@@ -36,8 +36,12 @@ Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished (or partly failed) study: its folder and its tables as DataFrames, ``run.sharpness``, ``run.accuracy``
-    ..."""
+    """A finished (or partly failed) study: ``root``, its folder, and its tables as DataFrames.
+
+    ``run.sharpness``, ``run.accuracy``, ``run.verdicts`` ... are the tables (all by name in ``run.tables``);
+    ``failed_units`` names what could not be computed, ``caveat`` is what a reader must know first. An unknown table is
+    an AttributeError with the nearest name.
+    """
 
     root: Path
     tables: dict[str, pd.DataFrame] = field(repr=False)
@@ -52,6 +56,7 @@ class Run:
 
     @property
     def report(self) -> Path:
+        """The file report.html of the run."""
         return self.root / "report.html"
 
     def summary(self) -> str:
