@@ -421,21 +421,24 @@ NO_SOURCE = {
         curvature.Objective curvature.SymmetricOperator curvature.solve curvature.solve_together
     """,
     "a record: what makes it, or takes it, has the source": """
-        Checkpoint EigenEstimate ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings PairConfig Run
-        SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult curvature.MemoryPlan
-        exchange.Measured exchange.RunPair findings.LayerLosses findings.NoiseLosses findings.Prediction
-        findings.Repairs findings.Selection findings.Variant weights.Pair
+        Checkpoint EigenEstimate ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings
+        PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
+        curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses findings.NoiseLosses
+        findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,
     "reads, checks, writes or runs; what it calls has the source": """
-        ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness load_dataset
-        load_pair load_plugin plan register_criterion register_dataset register_measure register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers
+        ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
+        load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
+        register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers
         exchange.accuracy_table exchange.join_accuracy exchange.read_measured exchange.written
-        findings.baseline_points findings.chosen_layers findings.reference_table         weights.check_pair weights.describe
-            """,
+        findings.baseline_points findings.chosen_layers findings.reference_table weights.check_pair
+        weights.describe
+    """,
     "ours: the docstring says what it is and why": """
         curvature.check_symmetric curvature.in_precision curvature.is_cross_entropy curvature.plan_memory
         curvature.precision_error curvature.second_order findings.advice_table findings.analyse_repairs
-        findings.match_plain findings.path_correlations     """,
+        findings.match_plain findings.path_correlations
+    """,
 }
 """Why a public function or class names no literature: short on purpose; whatever is not here has its source."""
 
