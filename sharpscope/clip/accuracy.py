@@ -15,7 +15,7 @@ from torch import Tensor
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers, estimates
-from sharpscope.errors import DatasetError, NumericalError
+from sharpscope.errors import DatasetError, NumericalError, shown
 from sharpscope.tables.rows import mean_row
 from sharpscope.vocabulary import OOD_MEAN
 
@@ -179,6 +179,7 @@ def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
             f"{dataset.name}: label {last} is out of range for the classifier's "
             f"{len(classifier.classnames)} class names."
         )
+    dataset.check_classes(classifier.classnames)
 
 
 def _groups(dataset: Dataset) -> NDArray[np.int64] | None:
@@ -258,14 +259,20 @@ def _mean(parts: Sequence[Row], role: str) -> Row:
 
 
 def dataset_note(dataset: Dataset) -> str:
-    """What a reader of an accuracy must know of its data set: skipped images, a subset of the classes."""
+    """What a reader of an accuracy must know of its data set: skipped images, classes without images, a subset of the
+    classes, and how labels were given to names where that is not by the names themselves."""
+    facts = dataset.facts
     said = []
-    if dataset.facts.get("skipped"):
-        said.append(f"{dataset.facts['skipped']} unreadable images skipped")
+    if facts.get("skipped"):
+        said.append(f"{facts['skipped']} unreadable images skipped")
+    if bare := facts.get("without_images"):
+        some = ", ".join(f"'{shown(name, 40)}'" for name in bare[:3]) + ", ..." * (len(bare) > 3)
+        said.append(f"no readable image of {some}")
     if dataset.classes is not None:
         said.append(f"among {len(dataset.classes)} of {len(dataset.classnames)} classes")
     if dataset.projection is not None:
         said.append(f"{len(dataset.target_names)} classes, each the largest logit of its own")
+    said += facts.get("said", ())
     return "; ".join(said)
 
 

@@ -46,7 +46,7 @@ class Probe:
 
     Raises:
         ConfigError: a size or batch size below 1.
-        DatasetError: labels that do not fit the classifier's class names.
+        DatasetError: labels that do not fit the classifier's class names, or number its classes otherwise.
 
     Source: Andriushchenko et al. 2023, arXiv 2302.07011 (normalised logits; n = 1024 in batches of 128).
     """
@@ -70,6 +70,13 @@ class Probe:
                 f"{dataset.name}: label {int(dataset.labels.max())} is out of range for the classifier's "
                 f"{len(classifier.classnames)} class names."
             )
+        if dataset.projection is not None:
+            raise DatasetError(
+                f"{dataset.name}: its {len(dataset.target_names)} classes unite several of the classifier's "
+                f"{len(classifier.classnames)}, so that its labels are no targets of a cross-entropy.\n"
+                "Remedy: a probe of the classifier's own classes."
+            )
+        dataset.check_classes(classifier.classnames)
         self.classifier, self.dataset, self.normalize_logits = classifier, dataset, normalize_logits
         self.device, self.dtype = torch.device(device), dtype
         self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))

@@ -112,7 +112,7 @@ def test_hidden_folders_are_no_classes(tiny_model: ClipModel, image_folder: Make
         (("a", "b", "c"), ("x", "y"), "3 class folders do not fit 2 class names"),
         (("a", "b"), ("a", "c", "d"), "2 class folders do not fit 3 class names. Not among the names: b"),
         (("a", "n1"), ("b", "a"), "2 class folders do not fit 2"),  # in sorted order folder a would be called b
-        (("hot dog", "hot_dog"), ("hot dog", "cat"), "2 class folders do not fit 2"),
+        (("hot dog", "hot_dog"), ("hot dog", "cat"), "'hot dog' and 'hot_dog' are the same class name"),
         (("x\x1b[31m", "y\nz"), ("p",), r"x\x1b[31m, y\nz"),
     ],
 )

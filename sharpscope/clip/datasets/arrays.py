@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharpscope.clip.datasets.folder import own_texts
-from sharpscope.clip.datasets.found import Found, Request
+from sharpscope.clip.datasets.found import Found, Request, numbered
 from sharpscope.clip.datasets.images import Arrays
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.errors import DatasetError, shown
@@ -22,7 +22,8 @@ _STL10: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monk
 
 def find_npz(request: Request) -> Found:
     """``npz:PATH``: a folder with ``test_images.npy`` (uint8 [n, H, W, 3]) and ``test_labels.npy`` (integers [n]), as
-    Lipsum-FT's code reads them, or a ``.npz`` with ``images`` and ``labels``. ``classnames.txt`` may lie beside them.
+    Lipsum-FT's code reads them (``val_`` and ``train_`` for the other splits), or a ``.npz`` with ``images`` and
+    ``labels``. ``classnames.txt`` may lie beside them.
     """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     if path.suffix == ".npz":
@@ -32,9 +33,17 @@ def find_npz(request: Request) -> Found:
         split, texts = request.split, own_texts(path)
         images, labels = _npy(path / f"{split}_images.npy"), _npy(path / f"{split}_labels.npy")
     labels = _checked(images, labels, path)
-    count = int(labels.max(initial=-1)) + 1
-    classes = texts[0] or request.classnames or tuple(str(i) for i in range(count))
-    return Found(Arrays(images, path.name), labels, classes, str(path), split, indexed=True, templates=texts[1])
+    classes = texts[0] or numbered(request, int(labels.max(initial=-1)) + 1)
+    return Found(
+        Arrays(images, path.name),
+        labels,
+        classes,
+        str(path),
+        split,
+        indexed=True,
+        templates=texts[1],
+        unnamed=texts[0] is None,
+    )
 
 
 def find_cifar(request: Request) -> Found:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.clip.datasets.names import same_names
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
@@ -57,7 +58,9 @@ class Dataset:
     ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n] index ``group_names`` where the
     set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
     being its headline. ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names (the first
-    five), matching (labels to names), streamed.
+    five), matching (labels to names), streamed, said (what a reader of its numbers must know), without_images (names of
+    the classes none of whose images can be read), unnamed (its classes are known by number alone), two_orders (the
+    readings of its order of classes, where there are two).
 
     Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
     Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so
@@ -138,7 +141,15 @@ class Dataset:
     def facts(self) -> dict[str, Any]:
         """What is known of the set by now, as plain data."""
         lost = [self._source.lost[r] for r in self._rows if r in self._source.lost]
-        return {**self._facts, "skipped": len(lost), "skipped_names": lost[:5], "n": len(self)}
+        facts = {k: v for k, v in self._facts.items() if k != "empty"}
+        bare = [*self._facts.get("empty", ()), *(self.target_names[t] for t in self._lost_targets())]
+        return {**facts, "skipped": len(lost), "skipped_names": lost[:5], "without_images": bare, "n": len(self)}
+
+    def _lost_targets(self) -> list[int]:
+        """Targets of which images were listed and none can be read."""
+        if not self._source.lost:
+            return []
+        return sorted(set(self._labels.tolist()) - set(self.labels.tolist()))
 
     @property
     def _kept(self) -> Sequence[int]:
@@ -212,6 +223,28 @@ class Dataset:
             among = torch.tensor(self.classes, device=logits.device)
             return torch.full_like(logits, -torch.inf).index_copy(1, among, logits[:, among])
         return logits
+
+    def check_classes(self, classnames: Sequence[str]) -> None:
+        """Raise DatasetError unless ``labels`` index ``classnames``, or scores are led to them by ``project``.
+
+        The same number of other classes would make every label another class's without a word.
+        """
+        if same_names(self.classnames, classnames):
+            return
+        if self.projection is not None and same_names(self.target_names, classnames):
+            return
+        pairs = zip(self.classnames, classnames, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if not same_names([a], [b])), None)
+        own, other = len(self.classnames), len(classnames)
+        what = (
+            f"{own} classes, the classifier has {other}"
+            if at is None
+            else f"class {at} is '{shown(self.classnames[at], 60)}', the classifier's is '{shown(classnames[at], 60)}'"
+        )
+        raise DatasetError(
+            f"{shown(self.name)}: numbers its classes otherwise than the classifier: {what}.\n"
+            "Remedy: load_dataset(..., classnames=classifier.classnames)."
+        )
 
     def subset(self, indices: Sequence[int] | Tensor) -> Dataset:
         """The images at ``indices`` (into ``labels``), in that order, as a data set of the same name.

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.clip.datasets.folder import class_folders, class_images
-from sharpscope.clip.datasets.found import Found, Request
+from sharpscope.clip.datasets.found import Found, Request, numbered
 from sharpscope.clip.datasets.images import Files
-from sharpscope.clip.datasets.names import read_lines, spoken
+from sharpscope.clip.datasets.names import check_distinct, read_lines, spoken, two_orders
+from sharpscope.clip.datasets.splits import chosen_split
 from sharpscope.errors import DatasetError, shown
 from sharpscope.vocabulary import PRIMARY_METRICS
 
@@ -35,10 +36,14 @@ def find_domainnet(request: Request) -> Found:
     name = f"{request.rest}_{split}.txt"
     file = next((f for f in (root / name, root / "splits" / name) if f.is_file()), None)
     if file is None:
+        chosen_split(request.spec, request.split, (), named=request.named)  # without the lists there are no splits
         folder = root / request.rest
         found = class_folders(folder, request.spec)
         paths, labels = class_images(folder, found)
-        return Found(Files(folder, paths), labels, tuple(map(spoken, found)), str(folder))
+        check_distinct(found, str(folder))
+        said = (f"without {name}: all images of {request.rest}",)
+        both = two_orders(found)
+        return Found(Files(folder, paths), labels, tuple(map(spoken, found)), str(folder), two_orders=both, said=said)
     paths, numbers = [], []
     folder_of: dict[int, str] = {}
     for line, text in enumerate(read_lines(file, "image list"), 1):
@@ -65,22 +70,23 @@ def find_iwildcam(request: Request) -> Found:
     judged by macro F1 (Koh et al. 2021, arXiv 2012.07421). Names from ``categories.csv`` where that has them by y."""
     root = _place(request, ("iwildcam_v2.0", os.path.join("wilds", "iwildcam_v2.0")))
     table = _csv(root / "metadata.csv", ("split", "filename", "y"))
+    count = int(table["y"].max()) + 1  # of all splits
     table = _of_split(table, request, root)
-    count = int(table["y"].max()) + 1
-    names = [str(i) for i in range(count)]
+    names = numbered(request, count)
     file = root / "categories.csv"
-    if file.is_file():
+    if named := file.is_file():
         known = _csv(file, ("y", "name"))
         known = known[known["y"] < 99999]
         by_number = dict(zip(known["y"].astype(int), known["name"].astype(str), strict=True))
-        names = [by_number.get(i, str(i)) for i in range(max(count, max(by_number) + 1))]
+        names = tuple(by_number.get(i, str(i)) for i in range(max(count, max(by_number) + 1)))
     return Found(
         Files(root / "train", [str(f) for f in table["filename"]]),
         table["y"].to_numpy(dtype=np.int64),
-        tuple(names),
+        names,
         str(root),
         request.split,
         indexed=True,
+        unnamed=not named,
         metrics=(PRIMARY_METRICS["iwildcam"], "top1"),
         templates=("a photo of {}.", "{} in the wild."),
     )

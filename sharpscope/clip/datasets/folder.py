@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,45 +11,101 @@ from torchvision.datasets.folder import IMG_EXTENSIONS  # type: ignore[import-un
 
 from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
-from sharpscope.clip.datasets.names import read_classnames, read_templates, spoken
+from sharpscope.clip.datasets.names import (
+    check_distinct,
+    folded,
+    match,
+    read_classnames,
+    read_templates,
+    spoken,
+    two_orders,
+)
+from sharpscope.clip.datasets.splits import chosen_split, split_of
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["CLASSNAMES", "TEMPLATES", "class_folders", "class_images", "find_folder", "own_texts"]
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
-_SPLITS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
 
 
 def find_folder(request: Request) -> Found:
     """``folder:PATH``: class folders in torchvision.ImageFolder's order (hidden folders left out).
 
-    ``PATH`` may hold the splits ``train``, ``val``, ``test`` instead of classes, and ``classnames.txt`` (one line for
-    each class folder in sorted order, or their names) and ``zeroshot_classification_templates.txt``, as CLIP_benchmark
-    writes them.
+    ``PATH`` may hold splits (``train``, ``val`` or ``valid``, ``test``) instead of classes; the classes are then those
+    of all splits together, whichever is read. ``classnames.txt`` (the folders' names, or one line for each class folder
+    in sorted order) and ``zeroshot_classification_templates.txt`` may lie beside them, as CLIP_benchmark writes them.
+
+    Raises DatasetError for a mixture of splits and classes, two folders of one class name, a folder that links lead to
+    twice, and an order of names that has two readings.
     """
     top = Path(request.root).expanduser() / Path(request.rest).expanduser()
     folder, split = top, None
     found = class_folders(top, request.spec)
-    if found and set(found) <= set(_SPLITS):
-        split = next((s for s in _SPLITS[request.split] if s in found), None)
-        if split is None:
-            raise DatasetError(f"data set {shown(request.spec)}: {shown(top)} has no split '{request.split}'.")
-        folder = top / split
-        found = class_folders(folder, request.spec)
-    if not found:
+    if splits := _splits(top, found, request.spec):
+        split = chosen_split(request.spec, request.split, splits, named=False)
+        folder = top / str(split)
+        found = sorted({c for s in splits for c in class_folders(top / s, request.spec)})
+    there = class_folders(folder, request.spec)
+    if not there:
         raise DatasetError(f"data set {shown(request.spec)}: {shown(folder)} holds no class folders.")
-    paths, labels = class_images(folder, found)
+    paths, labels = class_images(folder, there, lambda i: found.index(there[i]))
     if not paths:
         known = ", ".join(IMG_EXTENSIONS)
         raise DatasetError(f"data set {shown(request.spec)}: no image files ({known}) under {shown(folder)}.")
     names, templates = own_texts(top)
-    if names is not None and len(names) != len(found):
+    if names is None:
+        check_distinct(found, str(folder))
+        places, classes = list(range(len(found))), tuple(found if request.classnames else map(spoken, found))
+    else:
+        classes, places = _by_own_names(found, names, top)
+    labels = np.array(places, dtype=np.int64)[labels]
+    present = sorted(places[found.index(t)] for t in there)
+    bare = tuple(classes[p] for p in present if p not in set(labels.tolist()))
+    return Found(
+        Files(folder, paths),
+        labels,
+        classes,
+        str(folder),
+        split,
+        present=tuple(present) if len(present) < len(classes) else None,
+        templates=templates,
+        empty=bare,
+        two_orders="" if names else two_orders(found),
+        said=(f"split {split}, for want of {request.split}",) if split and split_of(split) != request.split else (),
+    )
+
+
+def _splits(top: Path, found: list[str], spec: str) -> list[str]:
+    """Those of the folders ``found`` that are splits; DatasetError where others lie beside them."""
+    splits = [f for f in found if split_of(f) is not None]
+    others = [f for f in found if f not in splits]
+    if not others:
+        return splits
+    # beside classes one folder called train may be a class too: then its images lie in it, not in folders below
+    if len(splits) > 1 or any(class_folders(top / s, spec) and not _holds_images(top / s) for s in splits):
         raise DatasetError(
-            f"{shown(top / CLASSNAMES)}: {len(names)} class names for {len(found)} class folders under {shown(folder)}."
+            f"data set {shown(spec)}: {shown(top)} holds what may be splits ({shown(', '.join(splits))}) or classes, "
+            f"and '{shown(others[0])}' beside them.\n"
+            f"Remedy: folder:{shown(spec.partition(':')[2])}/{shown(splits[0])} for that split, or move one of the two."
         )
-    classes = names or tuple(found if request.classnames else map(spoken, found))
-    return Found(Files(folder, paths), labels, classes, str(folder), split, templates=templates)
+    return []
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(e.name.lower().endswith(IMG_EXTENSIONS) for e in os.scandir(folder) if not e.is_dir())
+
+
+def _by_own_names(found: list[str], names: tuple[str, ...], top: Path) -> tuple[tuple[str, ...], list[int]]:
+    """(class names, index of each folder's among them) by the names that lie beside the folders."""
+    file = top / CLASSNAMES
+    known = {folded(n) for n in names}
+    if len(names) != len(found) and not {folded(f) for f in found} <= known:
+        raise DatasetError(
+            f"{shown(file)}: {len(names)} class names for {len(found)} class folders under {shown(top)}."
+        )
+    classes, places, _ = match(found, names, str(file))
+    return classes, places
 
 
 def class_folders(folder: Path, spec: str) -> list[str]:
@@ -65,17 +121,35 @@ def class_images(
 ) -> tuple[list[str], np.ndarray]:
     """(paths below ``folder``, labels) of the image files in the folders ``classes``, in torchvision's order.
 
-    ``label(i)``: the label of the i-th of ``classes``. Links to folders are followed, as ImageFolder does.
+    ``label(i)``: the label of the i-th of ``classes``. Links to folders are followed, as ImageFolder does. Raises
+    DatasetError where a link leads to a folder a second time: its images would count twice, or under two labels.
     """
     paths: list[str] = []
     labels: list[int] = []
+    seen: dict[tuple[int, int], str] = {}
     for i, name in enumerate(classes):
         before = len(paths)
-        for where, _, files in sorted(os.walk(folder / name, followlinks=True)):
+        for where, files in sorted(_walked(folder, name, seen)):
             below = os.path.relpath(where, folder)
             paths += [os.path.join(below, f) for f in sorted(files) if f.lower().endswith(IMG_EXTENSIONS)]
         labels += [label(i)] * (len(paths) - before)
     return paths, np.array(labels, dtype=np.int64)
+
+
+def _walked(folder: Path, name: str, seen: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, file names in it) of the folder ``name`` and all below; ``seen``: where each was met before."""
+    above = os.stat(folder)
+    seen.setdefault((above.st_dev, above.st_ino), os.curdir)
+    for where, _, files in os.walk(folder / name, followlinks=True):
+        status = os.stat(where)
+        here = os.path.relpath(where, folder)
+        before = seen.setdefault((status.st_dev, status.st_ino), here)
+        if before != here:
+            raise DatasetError(
+                f"{shown(folder)}: the folders {shown(before)} and {shown(here)} are one and the same by a link, so that "
+                "its images would count twice.\nRemedy: remove the link."
+            )
+        yield where, files
 
 
 def own_texts(folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:

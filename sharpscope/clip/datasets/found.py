@@ -11,16 +11,20 @@ from numpy.typing import NDArray
 
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
-from sharpscope.clip.datasets.names import folded, match, match_indexed
+from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, shown
 
-__all__ = ["Found", "Request", "assemble", "need_model"]
+__all__ = ["Found", "Request", "assemble", "need_model", "numbered"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is asked for, with which model and head."""
+    """What a data set is asked for, with which model and head.
+
+    ``split``: the one to read, which ``named`` says the spec itself names (``@train``). ``by_name``: nobody gave
+    ``classnames`` for this set (they are a checkpoint's, or another set's), so that they are matched by name alone.
+    """
 
     spec: str
     kind: str
@@ -34,6 +38,8 @@ class Request:
     seed: int = 0
     edits: tuple[Edit, ...] = ()
     augment: bool = False
+    named: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,11 @@ class Found:
     ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
     ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
     the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
-    length. ``partial``: images of classes that a head does not have are left out. ``present``: the classes that the set
-    can hold, where these are only some. ``before``: edits of each image before it is resized. ``where``: what messages
-    call the set.
+    length; ``codes`` are other names of them (WordNet ids). ``partial``: images of classes that a head does not have are
+    left out. ``present``: the classes that the set can hold, where these are only some. ``before``: edits of each image
+    before it is resized. ``where``: what messages call the set. ``unnamed``: the set knows its classes by number alone
+    (see :func:`numbered`). ``empty``: names of classes of which there are no image files. ``two_orders``: both
+    readings of the order of classes, where it has two. ``said``: what a reader of its numbers must know.
     """
 
     images: Images
@@ -63,6 +71,11 @@ class Found:
     group_names: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("top1",)
     before: tuple[Edit, ...] = field(default=())
+    codes: tuple[str, ...] = ()
+    unnamed: bool = False
+    empty: tuple[str, ...] = ()
+    two_orders: str = ""
+    said: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,11 @@ def need_model(request: Request) -> ClipModel:
     return request.model
 
 
+def numbered(request: Request, count: int) -> tuple[str, ...]:
+    """Class names of a set that gives none: those of the head, whose rows the set's labels number, or the numbers."""
+    return request.classnames or tuple(str(i) for i in range(count))
+
+
 def assemble(found: Found, request: Request) -> Dataset:
     """The Dataset of ``found`` for ``request``: labels in the head's numbering, at most ``limit`` images, balanced.
 
@@ -95,7 +113,7 @@ def assemble(found: Found, request: Request) -> Dataset:
     if not len(found.labels):
         raise DatasetError(f"data set {shown(request.spec)}: no images under {shown(found.where)}.")
     _check_labels(found)
-    matched = _matched(found, request.classnames)
+    matched = _matched(found, request.classnames, request.by_name)
     labels = torch.tensor(matched.to, dtype=torch.long)[torch.tensor(found.labels.tolist(), dtype=torch.long)]
     rows = torch.arange(len(labels))[labels >= 0]
     if not len(rows):
@@ -134,8 +152,21 @@ def assemble(found: Found, request: Request) -> Dataset:
             "split": found.split,
             "matching": matched.matching,
             "streamed": streamed,
+            "unnamed": found.unnamed,
+            "two_orders": found.two_orders,
+            "empty": list(found.empty),
+            "said": [*found.said, *_said(found, request, matched)],
         },
     )
+
+
+def _said(found: Found, request: Request, matched: _Matched) -> list[str]:
+    """What a reader must know of how labels were given to names."""
+    if found.unnamed:
+        return ["labels taken as numbers of the head's classes" if request.classnames else "class names unknown"]
+    if matched.matching == "order" and not found.indexed:
+        return ["class names given to the folders in sorted order"]
+    return ["class names are numbers"] if numbers_alone(matched.classnames) else []
 
 
 def _check_labels(found: Found) -> None:
@@ -149,7 +180,7 @@ def _check_labels(found: Found) -> None:
         )
 
 
-def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
+def _matched(found: Found, names: tuple[str, ...] | None, by_name: bool) -> _Matched:
     every = range(len(found.target_names or found.classes))
     if names is None:
         return _Matched(found.classes, every, "own", found.present, found.projection, found.target_names)
@@ -157,10 +188,11 @@ def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
         index = {folded(n): i for i, n in enumerate(names)}
         places = [index.get(folded(c), -1) for c in found.classes]
         return _Matched(names, places, "name", _some([p for p in places if p >= 0], names, None))
+    if found.unnamed:
+        return _Matched(names, every, "order")
     if not found.indexed:
-        classnames, to, matching = match(found.classes, names, found.where)
-        return _Matched(classnames, to, matching, _some(to, names, found.present))
-    to_all = match_indexed(found.classes, names, found.where)
+        return _of_present(found, names, by_name)
+    to_all = match_indexed(found.classes, names, found.where, codes=found.codes, by_name=by_name)
     if to_all is not None and found.projection is not None:
         back = [-1] * len(names)
         for own, place in enumerate(to_all):
@@ -169,12 +201,18 @@ def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
     if to_all is not None:
         return _Matched(names, to_all, "order", _some(to_all, names, found.present))
     if found.target_names is not None:  # a head of the coarser classes themselves
-        classnames, to, matching = match(found.target_names, names, found.where)
+        classnames, to, matching = match(found.target_names, names, found.where, by_name=by_name)
         return _Matched(classnames, to, matching, _some(to, names, None))
-    present = found.present or tuple(every)
-    classnames, to, matching = match([found.classes[c] for c in present], names, found.where)  # a head of these alone
+    return _of_present(found, names, by_name)  # a head of these alone
+
+
+def _of_present(found: Found, names: tuple[str, ...], by_name: bool) -> _Matched:
+    """By the names of the classes that the set can hold."""
+    present = found.present if found.present is not None else tuple(range(len(found.classes)))
+    classnames, to, matching = match([found.classes[c] for c in present], names, found.where, by_name=by_name)
     at = dict(zip(present, to, strict=True))
-    return _Matched(classnames, [at.get(c, -1) for c in every], matching, _some(to, names, None))
+    places = [at.get(c, -1) for c in range(len(found.classes))]
+    return _Matched(classnames, places, matching, _some(to, names, None))
 
 
 def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:

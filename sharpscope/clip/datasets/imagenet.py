@@ -181,6 +181,7 @@ def _found(request: Request, folder: Path, paths: Sequence[str], labels: Any, pr
         str(folder),
         request.split,
         indexed=True,
+        codes=wnids(),
         present=present,
         templates=imagenet_templates(),
     )

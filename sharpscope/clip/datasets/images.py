@@ -25,7 +25,7 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits"]
+__all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits", "in_eight_bits"]
 
 KEPT_BYTES: Final = 4 * 2**30
 """Decoded sets of up to this size in all stay in memory: each is read at every alpha."""
@@ -201,7 +201,7 @@ class Decoded:
             image = self.images.open(row)
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL would only warn
                 return None
-            image, name = image.convert("RGB"), self.images.name(row)
+            image, name = in_eight_bits(image).convert("RGB"), self.images.name(row)
             for edit in self.before:
                 image = edit(image, name)
             # as open_clip's image_transform does, before it turns pixels into floats
@@ -217,6 +217,22 @@ class Decoded:
             raise
         except Exception:  # broken files raise OSError, SyntaxError, struct.error, ... as their format likes
             return None
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """``image`` with at most 8 bits a channel, which PIL's own conversion would cut off at white or at black.
+
+    16 bits are divided by 257 (65535 is white), floats in [0, 1] multiplied by 255. Raises ValueError for other numbers,
+    of which nobody can tell what white is.
+    """
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    white = 1 if image.mode == "F" else 65535
+    if not 0 <= low <= high <= white:  # a NaN is in no range
+        raise ValueError(f"pixels from {low} to {high} in mode {image.mode}")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
 def fits(count: int, model: ClipModel) -> bool:

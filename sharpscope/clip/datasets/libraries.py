@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sharpscope.clip.datasets.found import Found, Request
+from sharpscope.clip.datasets.found import Found, Request, numbered
 from sharpscope.clip.datasets.images import Indexed
 from sharpscope.clip.datasets.names import spoken
+from sharpscope.clip.datasets.splits import WORDS, chosen_split
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 
 __all__ = ["find_hf", "find_torchvision"]
@@ -26,17 +27,8 @@ def find_torchvision(request: Request) -> Found:
         raise ConfigError(
             f"data set: torchvision has no '{shown(request.rest)}'.{did_you_mean(request.rest, datasets.__all__)}"
         )
-    kind = getattr(datasets, request.rest)
-    takes = inspect.signature(kind).parameters
-    options: dict[str, Any] = {"root": str(Path(request.root).expanduser())}
-    if "train" in takes:
-        options["train"] = request.split == "train"
-    elif "split" in takes:
-        options["split"] = request.split
-    if "download" in takes:
-        options["download"] = False
     try:
-        theirs = kind(**options)
+        theirs, split = _opened(getattr(datasets, request.rest), request)
     except (OSError, RuntimeError, ValueError, TypeError) as e:
         raise DatasetError(f"data set {shown(request.spec)}: {shown(e, 200)}") from e
     labels = next((getattr(theirs, a) for a in ("targets", "labels", "_labels", "y") if hasattr(theirs, a)), None)
@@ -44,11 +36,42 @@ def find_torchvision(request: Request) -> Found:
     if labels is None:
         raise ConfigError(f"data set {shown(request.spec)}: torchvision gives it no list of class labels.")
     array = np.asarray(labels).astype(np.int64)
-    if classes is None:
-        classes = request.classnames or [str(i) for i in range(int(array.max()) + 1)]
-    names = tuple(spoken(str(c)) for c in classes)
+    names = numbered(request, int(array.max()) + 1) if classes is None else tuple(spoken(str(c)) for c in classes)
     images = Indexed(len(array), lambda i: theirs[i][0], request.rest)
-    return Found(images, array, names, request.spec, request.split, indexed=True)
+    return Found(
+        images,
+        array,
+        names,
+        request.spec,
+        split,
+        indexed=True,
+        unnamed=classes is None,
+        said=() if split else ("a set without splits: all its images",),
+    )
+
+
+def _opened(kind: Any, request: Request) -> tuple[Any, str | None]:
+    """(the set, its split; None where ``kind`` has none)."""
+    takes = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"root": str(Path(request.root).expanduser())}
+    if "download" in takes:
+        options["download"] = False
+    if "train" in takes:
+        split = chosen_split(request.spec, request.split, ("train", "test"), named=request.named)
+        return kind(**options, train=split == "train"), split
+    if "split" not in takes:
+        return kind(**options), chosen_split(request.spec, request.split, (), named=request.named)
+    words = [request.split]  # a word that the set does not have is a ValueError, which names those that it has
+    if not request.named:
+        words += [w for w in WORDS.get(request.split, ()) if w != request.split]  # Country211 says valid
+        words += WORDS["val"] if request.split == "test" else ()  # ImageNet has no test images with labels
+    unknown: list[ValueError] = []
+    for word in words:
+        try:
+            return kind(**options, split=word), word
+        except ValueError as e:
+            unknown.append(e)
+    raise unknown[0]
 
 
 def find_hf(request: Request) -> Found:
@@ -60,14 +83,20 @@ def find_hf(request: Request) -> Found:
         raise ConfigError(f"data set {shown(request.spec)}: needs datasets (pip install 'sharpscope[hf]').") from e
     path = Path(request.root).expanduser() / request.rest
     try:
-        if (path / "dataset_dict.json").is_file():
-            table = datasets.load_from_disk(str(path))[request.split]
-        elif (path / "state.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             table = datasets.load_from_disk(str(path))
-        else:
+        elif request.named:
             table = datasets.load_dataset(str(path) if path.is_dir() else request.rest, split=request.split)
+        else:
+            table = datasets.load_dataset(str(path) if path.is_dir() else request.rest)
     except Exception as e:  # the library raises what its many readers do
         raise DatasetError(f"data set {shown(request.spec)}: {shown(e, 200)}") from e
+    split: str | None = request.split
+    if isinstance(table, dict):
+        split = chosen_split(request.spec, request.split, tuple(table), named=request.named)
+        table = table[str(split)]
+    elif not request.named or (path / "state.json").is_file():  # one table, which is no split of several
+        split = chosen_split(request.spec, request.split, (), named=request.named)
     features = table.features
     image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
@@ -79,4 +108,5 @@ def find_hf(request: Request) -> Found:
     names = tuple(spoken(n) for n in features[label].names)
     array = np.asarray(table[label], dtype=np.int64)
     images = Indexed(len(array), lambda i: table[i][image], request.rest)
-    return Found(images, array, names, request.spec, request.split, indexed=True)
+    said = () if split else ("a set without splits: all its images",)
+    return Found(images, array, names, request.spec, split, indexed=True, said=said)

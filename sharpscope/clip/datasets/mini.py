@@ -75,7 +75,7 @@ def load_mini(request: Request) -> Dataset:
     source = _Rendered(domain, request.split, model, request.edits)
     if source.shared:
         source = _RENDERED.setdefault((domain, request.split), source)
-    classnames, index, matching = match(miniworld.CLASSES, request.classnames, spec)
+    classnames, index, matching = match(miniworld.CLASSES, request.classnames, spec, by_name=request.by_name)
     labels = torch.tensor(index)[source.labels]
     rows = list(range(len(labels)))
     if request.limit is not None:

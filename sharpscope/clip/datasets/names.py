@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from sharpscope.clip.model import imagenet_classnames, imagenet_templates
 from sharpscope.errors import DatasetError, shown
 
-__all__ = ["folded", "match", "match_indexed", "read_classnames", "read_lines", "read_templates", "spoken"]
+__all__ = [
+    "check_distinct",
+    "folded",
+    "match",
+    "match_indexed",
+    "numbers_alone",
+    "read_classnames",
+    "read_lines",
+    "read_templates",
+    "same_names",
+    "spoken",
+    "two_orders",
+]
+
+_DIGITS = re.compile(r"(\d+)")
 
 
 def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
@@ -32,13 +48,15 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def read_classnames(path: str | Path) -> tuple[str, ...]:
+def read_classnames(path: str | Path, *, repeated: bool = False) -> tuple[str, ...]:
     """Class names, one a line, in the order of the head's rows; DatasetError for a blank or duplicate line.
 
-    ImageNet's usual names are taken as they are, although two of them ("missile", "sunglasses") name two classes each.
+    ``repeated``: one name may stand for several classes, for sets whose classes have numbers (iWildCam's English names
+    are such); :func:`match` refuses it where classes are told apart by their names. ImageNet's usual names are taken as
+    they are, although two of them ("missile", "sunglasses") name two classes each.
     """
     names = read_lines(path, "class names")
-    if names == imagenet_classnames():
+    if repeated or names == imagenet_classnames():
         return names
     seen: dict[str, int] = {}
     for number, name in enumerate(names, 1):
@@ -61,56 +79,138 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
 
 
 def folded(name: str) -> str:
-    """``name`` as it is compared: ``_`` as space, case aside."""
-    return " ".join(name.replace("_", " ").split()).casefold()
+    """``name`` as it is compared: ``_`` as space, case aside, composed Unicode (macOS writes folders decomposed)."""
+    return " ".join(unicodedata.normalize("NFC", _caseless(name)).replace("_", " ").split())
+
+
+def _caseless(name: str) -> str:
+    """The canonical caseless form of Unicode's chapter 3.13: decomposed, folded, decomposed again."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def spoken(folder: str) -> str:
     """A folder's name as a class name."""
-    return " ".join(folder.replace("_", " ").split()) or folder
+    return unicodedata.normalize("NFC", " ".join(folder.replace("_", " ").split()) or folder)
 
 
-def match(found: Sequence[str], classnames: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], list[int], str]:
+def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order, as :func:`folded` compares names."""
+    return [folded(n) for n in one] == [folded(n) for n in other]
+
+
+def numbers_alone(names: Sequence[str]) -> bool:
+    """Whether every name is a number, of which a prompt ("a photo of a 0.") says nothing."""
+    return all(name.strip().isdecimal() for name in names)
+
+
+def check_distinct(names: Sequence[str], where: str) -> None:
+    """Raise DatasetError where two of ``names`` are one name as names are compared (``big_cat`` and ``big cat``)."""
+    seen: dict[str, str] = {}
+    for name in names:
+        before = seen.setdefault(folded(name), name)
+        if before is not name:
+            raise DatasetError(
+                f"{shown(where)}: '{shown(before)}' and '{shown(name)}' are the same class name.\n"
+                "Remedy: rename one of them, or put the images of both into one folder."
+            )
+
+
+def two_orders(names: Sequence[str]) -> str:
+    """Both readings, in words, where "sorted" may mean two orders of ``names`` (10 before or behind 2); else empty.
+
+    The two: by characters, as torchvision's ImageFolder sorts, and as people count and sort: numbers by their value,
+    case aside.
+    """
+    first, second = list(names), sorted(names, key=_counted)
+    if first == second:
+        return ""
+    return f"{_beginning(first)} (as texts) or {_beginning(second)} (as numbers, case aside)"
+
+
+def _beginning(names: Sequence[str]) -> str:
+    return ", ".join(shown(n, 20) for n in names[:4]) + ", ..." * (len(names) > 4)
+
+
+def _counted(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that compares digits by their value."""
+    parts = (p for p in _DIGITS.split(_caseless(name)) if p)
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts], name
+
+
+def match(
+    found: Sequence[str], classnames: Sequence[str] | None, where: str, *, by_name: bool = False
+) -> tuple[tuple[str, ...], list[int], str]:
     """(class names, index of each found class among them, how they were matched: own | name | order).
 
-    By name where every found class is among ``classnames``; else in order where there are as many and no name says
-    otherwise. Raises DatasetError where neither holds.
+    ``found``: the classes as they are sorted on disk. By name where every found class is among ``classnames``; else in
+    order where there are as many and no name says otherwise. ``by_name``: never in order, for names that nobody gave
+    for this set (a checkpoint's, another set's). Raises DatasetError where neither holds, where a name is given twice,
+    and where "in order" has two readings.
     """
     if classnames is None:
         return tuple(spoken(f) for f in found), list(range(len(found))), "own"
-    by_name = _places(found, classnames)
-    if all(len(b) == 1 for b in by_name) and len({b[0] for b in by_name}) == len(by_name):
-        return tuple(classnames), [b[0] for b in by_name], "name"
+    places = _places(found, classnames)
+    if all(len(b) == 1 for b in places) and len({b[0] for b in places}) == len(places):
+        return tuple(classnames), [b[0] for b in places], "name"
+    if twice := next((b for b in places if len(b) > 1), None):
+        raise DatasetError(
+            f"{shown(where)}: '{shown(classnames[twice[0]])}' is name {twice[0] + 1} and name {twice[1] + 1} of "
+            f"{len(classnames)} class names, and class folders are told apart by their names: "
+            f"{len(found)} class folders do not fit {len(classnames)} class names."
+        )
+    fitting = [i in b for i, b in enumerate(places) if b]
     # some names fit, but at other places: sorted order would contradict them
-    if len(found) == len(classnames) and all(i in b for i, b in enumerate(by_name) if b):
+    if len(found) == len(classnames) and all(fitting) and not by_name:
+        if (two := two_orders(found)) and 2 * len(fitting) < len(found):
+            raise DatasetError(
+                f"{shown(where)}: the order of {len(found)} class folders has two readings for as many class names: "
+                f"{two}.\nRemedy: give the folders the class names, or numbers of equal length (00, 01, ... 10)."
+            )
         return tuple(classnames), list(range(len(found))), "order"
-    unknown = [shown(f, 40) for f, b in zip(found, by_name, strict=True) if not b]
+    unknown = [shown(f, 40) for f, b in zip(found, places, strict=True) if not b]
     detail = f" Not among the names: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}." if unknown else ""
+    remedy = (
+        "Remedy: give the set class names that are among those of the head, or use a head from the text tower."
+        if by_name
+        else "Remedy: give class names that are the folders' names, or one line for each folder in sorted order."
+    )
     raise DatasetError(
-        f"{shown(where)}: {len(found)} class folders do not fit {len(classnames)} class names.{detail}\n"
-        "Remedy: give class names that are the folders' names, or one line for each folder in sorted order."
+        f"{shown(where)}: {len(found)} class folders do not fit {len(classnames)} class names.{detail}\n{remedy}"
     )
 
 
-def match_indexed(own: Sequence[str], classnames: Sequence[str], where: str) -> list[int] | None:
+def match_indexed(
+    own: Sequence[str], classnames: Sequence[str], where: str, *, codes: Sequence[str] = (), by_name: bool = False
+) -> list[int] | None:
     """Index among ``classnames`` of each class of a set whose classes have a fixed number (ImageNet's 0 ... 999).
 
     The numbers themselves where there are as many names and at least half of those that fit at all fit in their place:
-    there are several lists of names for ImageNet, the same one in two places even, but all in one order. Else by name;
-    None where some have none. Raises DatasetError for as many names in another order that cannot be told by name.
+    there are several lists of names for ImageNet, the same one in two places even, but all in one order. ``codes``: the
+    classes' other names (WordNet ids). ``by_name``: at least half of all names have to fit in their place, for names
+    that nobody gave for this set. Else by name; None where some have none. Raises DatasetError for as many names in
+    another order that cannot be told by name.
     """
-    by_name = _places(own, classnames)
-    fitting = [i in b for i, b in enumerate(by_name) if b]
-    if len(own) == len(classnames) and 2 * sum(fitting) >= len(fitting):
-        return list(range(len(own)))
-    if all(len(b) == 1 for b in by_name) and len({b[0] for b in by_name}) == len(by_name):
-        return [b[0] for b in by_name]
+    places = _places(own, classnames)
+    if codes:
+        places = [a or b for a, b in zip(places, _places(codes, classnames), strict=True)]
+    if len(own) == len(classnames):
+        here = [i in b or _related(own[i], classnames[i]) for i, b in enumerate(places)]
+        against = len(own) - sum(here) if by_name else sum(bool(b) and not h for b, h in zip(places, here, strict=True))
+        if sum(here) >= against:
+            return list(range(len(own)))
+    if all(len(b) == 1 for b in places) and len({b[0] for b in places}) == len(places):
+        return [b[0] for b in places]
     if len(own) == len(classnames):
         raise DatasetError(
-            f"{shown(where)}: the {len(own)} class names are in another order than the set's classes.\n"
-            "Remedy: give one name for each class, in the data set's own order."
+            f"{shown(where)}: the {len(own)} class names are {'other ones' if not any(places) else 'in another order'} "
+            "than the set's classes.\nRemedy: give one name for each class, in the data set's own order."
         )
     return None
+
+
+def _related(one: str, other: str) -> bool:
+    """Whether two lists of synonyms ("tench, Tinca tinca") share a word."""
+    return bool({folded(p) for p in one.split(",")} & {folded(p) for p in other.split(",")})
 
 
 def _places(found: Sequence[str], classnames: Sequence[str]) -> list[list[int]]:

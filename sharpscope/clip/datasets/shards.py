@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from sharpscope.clip.datasets.folder import own_texts
-from sharpscope.clip.datasets.found import Found, Request
+from sharpscope.clip.datasets.found import Found, Request, numbered
+from sharpscope.clip.datasets.splits import chosen_split
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["find_shards"]
@@ -49,6 +50,7 @@ def find_shards(request: Request) -> Found:
     """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     if path.name.endswith(".tar"):
+        chosen_split(request.spec, request.split, (), named=request.named)  # shards that are named are no split
         shards, split = _expanded(str(path)), None
         tops = [path.parent, path.parent.parent]
     else:
@@ -65,10 +67,17 @@ def find_shards(request: Request) -> Found:
     if not parts:
         raise DatasetError(f"data set {shown(request.spec)}: no images in {shown(shards[0])}.")
     classes, templates = next((t for t in map(own_texts, tops) if t[0] or t[1]), (None, None))
-    if classes is None:
-        classes = request.classnames or tuple(str(i) for i in range(max(labels) + 1))
     array = np.array(labels, dtype=np.int64)
-    return Found(_Members(parts, names), array, classes, str(path), split, indexed=True, templates=templates)
+    return Found(
+        _Members(parts, names),
+        array,
+        classes or numbered(request, max(labels) + 1),
+        str(path),
+        split,
+        indexed=True,
+        templates=templates,
+        unnamed=classes is None,
+    )
 
 
 def _expanded(pattern: str) -> list[str]:

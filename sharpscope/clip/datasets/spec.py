@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from sharpscope.clip.datasets.arrays import find_cifar, find_npz, find_stl10
 from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
@@ -17,9 +17,10 @@ from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
 from sharpscope.clip.datasets.imagenet import FOLDERS, find_imagenet, find_objectnet, find_subset
 from sharpscope.clip.datasets.images import Edit
 from sharpscope.clip.datasets.libraries import find_hf, find_torchvision
-from sharpscope.clip.datasets.mini import MINI_SIZES, load_mini
+from sharpscope.clip.datasets.mini import load_mini
 from sharpscope.clip.datasets.names import read_classnames, read_templates
 from sharpscope.clip.datasets.shards import find_shards
+from sharpscope.clip.datasets.splits import chosen_split
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 from sharpscope.miniworld import world as miniworld
@@ -41,25 +42,32 @@ class Layout:
     """What stands behind the colon (``PATH``, ``NAME`` ...); empty where the name is the whole spec."""
     find: Finder | None
     """None: the embedded world, whose arrays are drawn rather than found."""
+    splits: tuple[str, ...] | None = None
+    """The splits that such a set has, one alone where its images were published for testing; None: what is on disk
+    decides, and the finder asks ``splits.chosen_split``."""
 
     @property
     def form(self) -> str:
         return f"{self.name}:{self.rest}" if self.rest else self.name
 
 
+_TWO: Final = ("train", "test")
+_THREE: Final = ("train", "val", "test")
 LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
-    Layout("mini", "DOMAIN", None),
+    Layout("mini", "DOMAIN", None, _THREE),
     Layout("folder", "PATH", find_folder),
     Layout("wds", "PATH", find_shards),
     Layout("npz", "PATH", find_npz),
     Layout("torchvision", "NAME", find_torchvision),
     Layout("hf", "NAME", find_hf),
-    Layout("domainnet", "DOMAIN", find_domainnet),
-    Layout("subset", "FILE", find_subset),
-    *(Layout(n, "", find_imagenet) for n in ("imagenet", "imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")),
-    Layout("objectnet", "", find_objectnet),
-    *(Layout(n, "", find_cifar) for n in ("cifar10", "cifar10.1", "cifar10.2", "cifar100")),
-    Layout("stl10", "", find_stl10),
+    Layout("domainnet", "DOMAIN", find_domainnet, _TWO),
+    Layout("subset", "FILE", find_subset, _THREE),
+    Layout("imagenet", "", find_imagenet, _THREE),
+    *(Layout(n, "", find_imagenet, ("test",)) for n in ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")),
+    Layout("objectnet", "", find_objectnet, ("test",)),
+    *(Layout(n, "", find_cifar, _TWO) for n in ("cifar10", "cifar10.2", "cifar100")),
+    Layout("cifar10.1", "", find_cifar, ("test",)),
+    Layout("stl10", "", find_stl10, _TWO),
     Layout("iwildcam", "", find_iwildcam),
     Layout("fmow", "", find_fmow),
 ))  # fmt: skip
@@ -112,6 +120,7 @@ def load_dataset(
     limit: int | None = None,
     seed: int = 0,
     augment: bool = False,
+    by_name: bool = False,
 ) -> Dataset:
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
 
@@ -122,13 +131,14 @@ def load_dataset(
     the images (ImageNet-C's names, severity 1 ... 5).
 
     ``classnames``: the names of the head's rows (a sequence, or a text file), which labels then index: by name (case
-    aside, ``_`` as space) where all classes are among them, else in order where there are as many. ``templates``: in
-    place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
+    aside, ``_`` as space, Unicode composed) where all classes are among them, else in order where there are as many.
+    ``by_name``: never in order, for names that nobody gave for this set: a checkpoint's, or another set's.
+    ``templates``: in place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
     training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world stay as they are.
     Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
     """
     asked = _parsed(spec)
-    names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
+    names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_templates(templates) if isinstance(templates, (str, Path)) else templates
     if limit is not None and limit < 1:
         raise ConfigError(f"data set {shown(spec)}: limit must be at least 1, got {limit}.")
@@ -136,7 +146,7 @@ def load_dataset(
         spec,
         asked.kind,
         asked.rest,
-        asked.split or split,
+        _split_to_read(asked, spec, split),
         model,
         str(data_root or "."),
         tuple(names) if names is not None else None,
@@ -145,12 +155,22 @@ def load_dataset(
         seed,
         asked.edits,
         augment,
+        asked.split is not None,
+        by_name,
     )
     find = LAYOUTS[asked.kind].find
     if find is None:
         return load_mini(request)
     need_model(request)
     return assemble(find(request), request)
+
+
+def _split_to_read(asked: _Spec, spec: str, split: str) -> str:
+    """The split that the spec names, else ``split`` where the kind has it, else the only one that it has."""
+    splits = LAYOUTS[asked.kind].splits
+    if asked.split is not None or splits is None:  # named: _parsed has looked at it
+        return asked.split or split
+    return splits[0] if len(splits) == 1 else chosen_split(spec, split, splits, named=False) or split
 
 
 def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:
@@ -210,12 +230,12 @@ def _parsed(spec: str) -> _Spec:
             f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
             f"Known: {', '.join(miniworld.DOMAINS)}."
         )
-    if kind == "mini" and split is not None and split not in MINI_SIZES:
-        near = did_you_mean(split, MINI_SIZES)
-        raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(split)}'.{near} Known: train, val, test.")
     if kind == "domainnet" and rest not in DOMAINS:
         raise ConfigError(
             f"data set: DomainNet has no domain '{shown(rest)}'.{did_you_mean(rest, DOMAINS)} "
             f"Known: {', '.join(DOMAINS)}."
         )
+    listed = kind == "imagenet" and split is not None and split.endswith(".txt")  # an index file
+    if split is not None and layout.splits is not None and not listed:
+        split = chosen_split(spec, split, layout.splits, named=True)
     return _Spec(kind, rest, split, edits)
