@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 import torch
@@ -14,19 +15,21 @@ from torch import Tensor
 
 from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
+from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
-from sharpscope.layers import Tower
+from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
 from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs
 from sharpscope.weights import Checkpoint, read_checkpoint
 from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
+from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
 __all__ = ["COLUMNS", "evaluate"]
@@ -34,6 +37,7 @@ __all__ = ["COLUMNS", "evaluate"]
 COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
 """Columns of the table. ``role``: test (one data set) | mean (over those that ``dataset`` names)."""
 
+_TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "scale")
 Names = tuple[str, ...]
 File = str | FilePath
 
@@ -71,8 +75,8 @@ def evaluate(
         metrics: names of ``sharpscope.vocabulary.METRICS``, beside those that a set's field reports and top1; default:
             all that have a meaning for the set.
         head: stored | zeroshot | text; auto: the stored head where there is one and the set's classes are among its
-            own, else one from the text tower (and the note says so). A head from text is made for each set with the
-            set's class names and templates.
+            own, by name, else one from the text tower (and the note says so). A head from text is made for each set
+            with the set's class names and templates; of a file of learnt prompts, with these before the class names.
         classnames, templates: instead of the set's own (a list, or a file with one a line).
         data_root: folder under which relative paths of data sets are looked up.
         batch_size: images in a batch; more needs more memory and is faster.
@@ -101,7 +105,7 @@ def evaluate(
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
-    names = read_classnames(classnames) if isinstance(classnames, (str, FilePath)) else classnames
+    names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     cache = FeatureCache() if len(files) > 1 else None
@@ -158,12 +162,15 @@ class _Data:
 
     clip: ClipModel
     options: Mapping[str, Any]
-    _loaded: dict[tuple[str, Names | None], Dataset] = field(default_factory=dict)
+    _loaded: dict[tuple[str, Names | None, bool], Dataset] = field(default_factory=dict)
 
-    def get(self, spec: str, names: Names | None) -> Dataset:
-        key = (spec, names)
+    def get(self, spec: str, names: Names | None, *, by_name: bool = False) -> Dataset:
+        """``by_name``: the names are a checkpoint's, which are never matched in order (see ``load_dataset``)."""
+        key = (spec, names, by_name)
         if key not in self._loaded:
-            self._loaded[key] = load_dataset(spec, model=self.clip, classnames=names, **self.options)
+            self._loaded[key] = load_dataset(
+                spec, model=self.clip, classnames=names, by_name=by_name, **self.options
+            )
         return self._loaded[key]
 
 
@@ -188,28 +195,75 @@ class _Heads:
         if self.mode == "stored" and stored is None:
             raise ConfigError(f"head: {shown(self.weights.source)} has no stored head; use --head zeroshot.")
         own: Names | None = tuple((stored or {}).get("classnames") or ()) or None
-        named = self.names or own
+        said = ""
         if stored is not None and self.mode in ("stored", "auto"):
             try:
-                dataset = data.get(spec, named)
-                return (*self._make("stored", named or dataset.classnames, ()), dataset, "")
+                return self._stored(spec, data, own)
             except (DatasetError, PairMismatch):
-                if self.mode == "stored" or self.names or not self._has_text():
+                if self.mode == "stored" or (self.names and not self.prompts) or not self._has_text():
                     raise
-            dataset = data.get(spec, None)
-            said = "head from text: the stored one has other classes"
-        else:
-            dataset, said = self._named(spec, data, named), ""
+            said = "the stored one has other classes"
+        dataset = self._named(spec, data, own)
+        if dataset.facts.get("unnamed") and not (self.names or own):
+            raise DatasetError(
+                f"data set {shown(spec)}: gives no class names, and prompts of their numbers ('a photo of a 0.') say "
+                "nothing.\nRemedy: --classnames FILE with one name a line, or classnames.txt beside the images."
+            )
+        if self.prompts:
+            said = f"head from the learnt prompts: {said}" if said else "head from the learnt prompts"
+            return (*self._prompted(dataset.classnames, own), dataset, said)
         templates = self.templates or dataset.templates or ()
+        said = f"head from text: {said}" if said else ""
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
 
-    def _named(self, spec: str, data: _Data, named: Names | None) -> Dataset:
+    def _stored(
+        self, spec: str, data: _Data, own: Names | None
+    ) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+        """With the checkpoint's own head; DatasetError and PairMismatch where it does not fit the set's classes."""
+        if self.names:
+            check_head_names((self.weights,), self.names)
+        dataset = data.get(spec, self.names or own, by_name=self.names is None)
+        said = ""
+        if self.names is None and own is None and not dataset.facts.get("numbered", True):
+            if two := dataset.facts["two_orders"]:
+                raise DatasetError(
+                    f"data set {shown(spec)}: the head of {shown(self.weights.source, 200)} gives no class names, and "
+                    f"the order of the folders has two readings: {two}.\n"
+                    "Remedy: --classnames FILE with the folders' names in the order of the head's rows."
+                )
+            said = "the head gives no class names: its rows taken in the order of the folders"
+        return (*self._make("stored", dataset.classnames if own is None else own, ()), dataset, said)
+
+    def _named(self, spec: str, data: _Data, own: Names | None) -> Dataset:
         """In the given class names, or the checkpoint's where they fit, else in the set's own."""
-        if named is not None and named != self.names:
+        if self.names is None and own is not None:
             with contextlib.suppress(DatasetError):
-                return data.get(spec, named)
-            return data.get(spec, None)
-        return data.get(spec, named)
+                return data.get(spec, own, by_name=True)
+        return data.get(spec, self.names)
+
+    @functools.cached_property
+    def prompts(self) -> dict[str, Tensor]:
+        """The learnt prompts in the checkpoint's file; empty where there are none."""
+        if not holds_prompts(self.weights):
+            return {}
+        return on_device(read_prompts(resolve_checkpoint(self.weights.source)), self.where, torch.float32)
+
+    def _prompted(self, names: Names, own: Names | None) -> tuple[Classifier, dict[str, Tensor]]:
+        """The head that the learnt prompts make of ``names``; ``own``: the classes that they were trained on."""
+        key = ("prompts", names, ())
+        if key not in self._made:
+            source = shown(self.weights.source, 300)
+            if self.prompts[CTX].ndim == 3 and own is not None and not same_names(names, own):
+                raise PairMismatch(
+                    f"{source}: learnt a context of its own for each class ({shown(own[0], 30)} ...), which says nothing "
+                    f"of others ({shown(names[0], 30)} ...).\nRemedy: the set's own classes, or prompts for all classes."
+                )
+            self._theta = self._theta or self._loaded()
+            check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=_TOWERS)
+            body = {k: v for k, v in self._theta.items() if tower_of(k) != "head"}
+            vectors = prompted_vectors(self.clip, body, self.prompts, names, self.weights.source)
+            self._made[key] = Classifier(self.clip, "stored", names), {**body, HEAD_WEIGHT: vectors}
+        return self._made[key]
 
     def _has_text(self) -> bool:
         return all(n in self.weights.tensors for n in (*self.clip.text_names, "logit_scale"))
@@ -220,7 +274,7 @@ class _Heads:
             if not self._theta:
                 self._theta = self._loaded()
             stored = self.weights.facts.get("head") if mode == "stored" else None
-            require: tuple[Tower, ...] = ("image",) if stored else ("image", "text", "scale")
+            require: tuple[Tower, ...] = ("image",) if stored else _TOWERS
             source = shown(self.weights.source, 300)
             check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=require)
             classifier = Classifier(

@@ -11,9 +11,10 @@ from typing import Any, Final, get_args
 import torch
 from torch import Tensor
 
-from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
@@ -28,7 +29,7 @@ from sharpscope.weights.path import InterpolationPath, lines_path
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import HALF_TYPES, without_halves
 
-__all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
+__all__ = ["LoadedPair", "check_activation", "check_head_names", "load_pair", "pick_device", "resolve_checkpoint"]
 
 LINES_SCALES: Final = (0.0, 1.0)
 """alpha and beta of LiNeS on the path called ``lines``, the defaults of its published code: the first layer's change is
@@ -139,13 +140,15 @@ def load_pair(
     """
     clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
-    second = _read_finetuned(finetuned, first, clip, classnames)
+    second = _read_finetuned(finetuned, first, clip, classnames, head)
     ends = alike_heads(*_with_head_file((first, second), head_file, head))
     pair: Pair = check_pair(*ends, parameter_names=clip.parameter_names)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
     mode = _head_mode(head, pair, clip)
     _check_model(pair, clip, ends, _needed(mode, pair, stored))
     check_activation(clip, ends)
+    if classnames is not None and mode == "stored":
+        check_head_names(ends, _given(classnames))
     classifier = Classifier(
         clip,
         mode,  # type: ignore[arg-type]
@@ -199,17 +202,44 @@ def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -
 
 
 def _read_finetuned(
-    source: CheckpointSource, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
+    source: CheckpointSource,
+    first: Checkpoint,
+    clip: ClipModel,
+    classnames: str | FilePath | Sequence[str] | None,
+    head: str,
 ) -> Checkpoint:
-    """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
+    """The fine-tuned end. Of a file of learnt prompts (CoOp's, alone or beside a CLIP), with the head that they make of
+    the class names; the head in the file is that of the classes that they were trained on."""
+    path = resolve_checkpoint(source) if isinstance(source, (str, FilePath)) else None
     try:
-        return _read(source, "finetuned", first)
+        second = _read(source, "finetuned", first)
     except CheckpointError:
-        path = resolve_checkpoint(source) if isinstance(source, (str, FilePath)) else None
         prompts = read_prompts(path) if path is not None else {}
         if path is None or not prompts:
             raise
         return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name))
+    told = second.facts.get("head")
+    names = () if classnames is None else _given(classnames)
+    ready = told is not None and (not names or (told["classnames"] and same_names(told["classnames"], names)))
+    if path is None or ready or head not in ("auto", "stored") or not holds_prompts(second):
+        return second
+    return prompted(clip, second, read_prompts(path), path, names or _classnames(None, (first, second), clip.name))
+
+
+def check_head_names(ends: Sequence[Checkpoint], given: Sequence[str]) -> None:
+    """Raise PairMismatch where class names that a user gives are not those that a head brings, in its order.
+
+    The same number of other names would make every row another class's without a word.
+    """
+    for end in ends:
+        told = (end.facts.get("head") or {}).get("classnames")
+        if told and not same_names(told, given):
+            some = ", ".join(shown(n, 30) for n in told[:3])
+            raise PairMismatch(
+                f"{shown(end.source, 200)}: its head has {len(told)} classes with names of their own ({some} ...), which "
+                f"are not the {len(given)} class names given, in this order.\n"
+                "Remedy: leave out --classnames, or --head zeroshot for a head from the text tower."
+            )
 
 
 def _with_head_file(
@@ -285,10 +315,8 @@ def _head_mode(head: str, pair: Pair, model: ClipModel) -> str:
 
 
 def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Checkpoint], model: str) -> Sequence[str]:
-    if isinstance(given, (str, FilePath)):
-        return read_classnames(given)
     if given is not None:
-        return tuple(given)
+        return _given(given)
     for end in reversed(ends):
         if (head := end.facts.get("head")) and head.get("classnames"):
             return tuple(head["classnames"])
@@ -297,6 +325,13 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
     if model == "mini":
         return miniworld.CLASSES
     raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+
+
+def _given(classnames: str | FilePath | Sequence[str]) -> tuple[str, ...]:
+    """The class names that a user gives; two classes may have one name, as their rows tell them apart."""
+    if isinstance(classnames, (str, FilePath)):
+        return read_classnames(classnames, repeated=True)
+    return tuple(classnames)
 
 
 def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:

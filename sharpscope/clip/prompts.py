@@ -13,11 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
-from sharpscope.errors import ConfigError, shown
+from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.seeds import derive
+from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.prompts import PROMPTS
 
-__all__ = ["ATTENTION", "CTX", "PREFIX", "Prompts", "class_drift", "conditioned", "initial_context"]
+__all__ = [
+    "ATTENTION",
+    "CTX",
+    "PREFIX",
+    "Prompts",
+    "class_drift",
+    "conditioned",
+    "holds_prompts",
+    "initial_context",
+    "prompted_vectors",
+]
 
 PREFIX = PROMPTS
 CTX = f"{PREFIX}ctx"
@@ -77,6 +88,36 @@ class Prompts:
             names = model.embed_tokens(theta, self.tokens)
             context = conditioned(context, names, self.names.to(names.device), *(theta[n] for n in ATTENTION))
         return model.encode_embedded(theta, self.tokens, self.embedded(model, theta, context))
+
+
+def holds_prompts(checkpoint: Checkpoint) -> bool:
+    """Whether the checkpoint's file holds learnt prompts, which are no part of a CLIP and so not among its tensors."""
+    return any(name.rpartition(".")[2] == "ctx" for name in checkpoint.facts.get("dropped", ()))
+
+
+@torch.no_grad()
+def prompted_vectors(
+    model: ClipModel, theta: Mapping[str, Tensor], prompts: Mapping[str, Tensor], classnames: Sequence[str], source: str
+) -> Tensor:
+    """Class vectors [C, D] of the learnt ``prompts`` before ``classnames``, on the text tower in ``theta``.
+
+    Raises PairMismatch, naming ``source``, where the context has not the width of the text tower, or has vectors of its
+    own for each of another number of classes.
+    """
+    context = prompts[CTX]
+    width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long, device=context.device)).shape[-1]
+    if context.shape[-1] != width:
+        raise PairMismatch(
+            f"{shown(source, 200)}: its context has vectors of {context.shape[-1]} numbers, the text tower of "
+            f"'{shown(model.name)}' {width}."
+        )
+    if context.ndim == 3 and len(context) != len(classnames):
+        raise PairMismatch(
+            f"{shown(source, 200)}: learnt a context of its own for each of {len(context)} classes, which says nothing "
+            f"of {len(classnames)} others.\nRemedy: the class names that it was trained on (--classnames FILE)."
+        )
+    learnt = Prompts.of(model, classnames, context.shape[-2])
+    return learnt.class_vectors(model, {**theta, **prompts})
 
 
 def conditioned(context: Tensor, names: Tensor, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.prompts import CTX, Prompts
-from sharpscope.errors import PairMismatch, shown
+from sharpscope.clip.prompts import prompted_vectors
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.files.sources import locate
@@ -31,22 +30,14 @@ def prompted(
 ) -> Checkpoint:
     """``base`` with the head that ``prompts`` make of ``classnames``: what a file of prompts alone means (CoOp, Dassl).
 
-    ``path``: the file, whose sha256 is that of the result. Raises PairMismatch where the context has not the width of
-    the text tower.
+    ``path``: the file, whose sha256 is that of the result. Raises PairMismatch as ``prompted_vectors`` does.
     """
     theta = {n: cast(t, torch.float32) for n, t in base.tensors.items()}
-    width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
-    if prompts[CTX].shape[-1] != width:
-        raise PairMismatch(
-            f"{shown(path, 200)}: its context has vectors of {prompts[CTX].shape[-1]} numbers, the text tower of "
-            f"'{shown(model.name)}' {width}."
-        )
-    learnt = Prompts.of(model, classnames, prompts[CTX].shape[-2])
+    vectors = prompted_vectors(model, theta, prompts, classnames, str(path))
     head = {"scale_baked": False, "normalize": True, "classnames": list(classnames), "told_by": "prompts"}
     facts = {**base.facts, "head": head, "container": "prompts", "metadata": {}}
     with open(locate(path).path, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    vectors = learnt.class_vectors(model, {**theta, **prompts})
     return Checkpoint({**base.tensors, HEAD_WEIGHT: vectors}, facts, digest, str(path))
 
 
@@ -67,10 +58,9 @@ def transplanted(
     """
     start = classifier.attach(upgraded)
     if prompts:
-        learnt = Prompts.of(classifier.model, classifier.classnames, prompts[CTX].shape[-2])
-        at = upgraded[classifier.model.text_names[0]].device
-        module = on_device(prompts, at)
-        return start, {**start, HEAD_WEIGHT: learnt.class_vectors(classifier.model, {**upgraded, **module})}
+        module = on_device(prompts, upgraded[classifier.model.text_names[0]].device)
+        vectors = prompted_vectors(classifier.model, upgraded, module, classifier.classnames, "prompts")
+        return start, {**start, HEAD_WEIGHT: vectors}
     adapted = dict(start)
     for name in (*classifier.model.parameter_names, HEAD_WEIGHT, HEAD_BIAS):
         if name in start and name in theta_1 and start[name].shape == theta_1[name].shape:

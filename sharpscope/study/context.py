@@ -106,6 +106,7 @@ class Context:
             split=split,
             data_root=self.config.data_root,
             classnames=self.pair.classifier.classnames,
+            by_name=self.config.classnames is None,  # the names are then the checkpoint's: no reason to trust an order
             limit=limit,
             seed=self.config.seed,
         )

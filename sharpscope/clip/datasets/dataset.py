@@ -59,8 +59,8 @@ class Dataset:
     set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
     being its headline. ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names (the first
     five), matching (labels to names), streamed, said (what a reader of its numbers must know), without_images (names of
-    the classes none of whose images can be read), unnamed (its classes are known by number alone), two_orders (the
-    readings of its order of classes, where there are two).
+    the classes none of whose images can be read), numbered (its classes have fixed numbers), unnamed (they are known by
+    these alone), two_orders (the readings of its order of classes, where there are two).
 
     Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
     Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so

@@ -152,6 +152,7 @@ def assemble(found: Found, request: Request) -> Dataset:
             "split": found.split,
             "matching": matched.matching,
             "streamed": streamed,
+            "numbered": found.indexed,
             "unnamed": found.unnamed,
             "two_orders": found.two_orders,
             "empty": list(found.empty),
