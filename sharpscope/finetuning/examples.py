@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,10 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, shown
 
 __all__ = ["DatasetExamples", "Drawn", "Examples", "TensorExamples", "load_examples"]
+
+
+_LABEL: Final = re.compile(r"-1|[0-9]+")
+"""A class, or -1 for none."""
 
 
 class Drawn(NamedTuple):
@@ -77,11 +83,12 @@ class DatasetExamples:
         """What could not be read so far, in words; empty where there is nothing."""
         facts = self.dataset.facts
         names = ", ".join(shown(name, 60) for name in facts["skipped_names"][:3])
-        return (
-            f"note: {facts['skipped']} of {len(self)} images cannot be read and were left out ({names})"
-            if names
-            else ""
-        )
+        bare = ", ".join(shown(name, 40) for name in facts["without_images"][:3]) if self.labels is None else ""
+        said = [
+            f"note: {facts['skipped']} of {len(self)} images cannot be read and were left out ({names})" if names else "",
+            f"note: nothing was learned of {bare}: no image of such a class can be read" if bare else "",
+        ]
+        return "\n".join(filter(None, said))
 
 
 def load_examples(
@@ -128,21 +135,12 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
         raise DatasetError(
             f"captions: cannot read {shown(path)}: {shown(getattr(error, 'strerror', error))}."
         ) from None
-    lines = text.splitlines()
-    separator = "\t" if lines and "\t" in lines[0] else ","
-    reader = csv.DictReader(lines, delimiter=separator)
-    missing = [c for c in ("filepath", "title") if c not in (reader.fieldnames or ())]
-    if missing:
-        raise DatasetError(
-            f"captions: {shown(path)} has no column {' and none '.join(missing)} in its first line.\n"
-            "Remedy: a header line 'filepath<tab>title', one image a line."
-        )
     paths, captions, labels = [], [], []
-    for number, row in enumerate(reader, 2):
+    for line, row in _rows(text, path):
         label = row.get("label") or "-1"
-        if not row["filepath"] or not row["title"] or not label.lstrip("-").isdigit() or int(label) >= num_classes:
+        if not row["filepath"] or not row["title"] or not _LABEL.fullmatch(label) or int(label) >= num_classes:
             raise DatasetError(
-                f"captions: {shown(path)}, line {number}: needs a file, a caption (and a label below {num_classes})."
+                f"captions: {shown(path)}, line {line}: needs a file, a caption (and a label below {num_classes})."
             )
         paths.append(row["filepath"])
         captions.append(row["title"])
@@ -159,6 +157,51 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
         facts={"streamed": True},
     )
     return DatasetExamples(pairs, torch.tensor(labels))
+
+
+def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line that it begins on, fields by column) of every row of a table with a header line.
+
+    Raises DatasetError, with the line, for a row of more or fewer fields than columns (a comma in a caption without
+    quotation marks) and for a quotation mark that is not closed in its row, and so would swallow the next ones.
+    """
+    separator = "\t" if "\t" in text.partition("\n")[0] else ","
+    word = "tab" if separator == "\t" else "comma"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)  # as pandas: no other breaks
+    columns: list[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise DatasetError(
+                f"captions: {shown(path)}, line {line}: {shown(error)}.\nRemedy: a caption that begins with a quotation "
+                'mark, or holds a line break, stands in quotation marks, its own ones doubled ("").'
+            ) from None
+        if fields is None:
+            return
+        if columns is None:
+            columns = fields
+            if missing := [c for c in ("filepath", "title") if c not in columns]:
+                raise DatasetError(
+                    f"captions: {shown(path)} has no column {' and none '.join(missing)} in its first line.\n"
+                    "Remedy: a header line 'filepath<tab>title', one image a line."
+                )
+            continue
+        if not fields:
+            continue
+        # a line inside a caption that would be a row by itself: the mark before it was never closed
+        if any(part.count(separator) >= len(columns) - 1 for f in fields for part in f.splitlines()[1:]):
+            raise DatasetError(
+                f"captions: {shown(path)}, line {line}: a quotation mark that is not closed in its row.\n"
+                'Remedy: close it, or double it ("") where it belongs to the caption.'
+            )
+        if len(fields) != len(columns):
+            raise DatasetError(
+                f"captions: {shown(path)}, line {line}: {len(fields)} fields for {len(columns)} columns.\n"
+                f"Remedy: put a caption that holds a {word} into quotation marks."
+            )
+        yield line, dict(zip(columns, fields, strict=True))
 
 
 def _few(labels: Tensor, shots: int, seed: int) -> list[int]:

@@ -22,7 +22,7 @@ from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import pick_device, resolve_checkpoint
 from sharpscope.config.spellings import current_value
-from sharpscope.errors import ConfigError, shown
+from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
@@ -66,7 +66,7 @@ class Tuned:
     def summary(self) -> str:
         """One line on what happened."""
         said = [self.method.title]
-        if not self.losses:
+        if not self.losses:  # of no step at all is nothing left: finetune refuses
             return f"{said[0]}, finished before"
         said.append(f"{len(self.losses)} steps, loss {self.losses[0]:.3g} -> {self.losses[-1]:.3g}")
         if self.accuracies:
@@ -110,8 +110,9 @@ def finetune(
         method: name of a method (see below), or a Method.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
-        val: data set whose accuracy is taken after every epoch, and by which the best weights are kept where the method
-            keeps these; the embedded world has one by itself.
+        val: data set whose val split's accuracy is taken after every epoch, and by which the best weights are kept where
+            the method keeps these (never its test split, unless the spec names it); the embedded world has one by
+            itself. Its classes are those of ``train``, by name.
         data_root: folder under which relative paths of data sets are looked up.
         classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
         seed: of everything random: crops, order, dropout, prompts; the same seed gives the same bits on a CPU.
@@ -137,15 +138,23 @@ def finetune(
     precision = cast(Precision, current_value("finetune", "precision", precision))
     check_precision(precision)
     tuning = configured(method, hyperparameters)
+    _check_steps(tuning)
     clip = ClipModel.load(model)
-    names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
+    names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, Path)) else templates
     start = _start(zeroshot)
     check_model(
         start.tensors, clip.shapes, clip.name, source=shown(start.source, 200), require=("image", "text", "scale")
     )
-    options = {"data_root": data_root, "classnames": names}
-    examples, found = load_examples(train, clip, shots=tuning.shots, augment=augment, seed=seed, **options)  # type: ignore[arg-type]
+    given = tuple(names) if names is not None else None
+    examples, found = load_examples(
+        train, clip, data_root=data_root, classnames=given, shots=tuning.shots, augment=augment, seed=seed
+    )
+    if given is None and examples.dataset.facts.get("unnamed"):
+        raise DatasetError(
+            f"data set {shown(train)}: gives no class names, and prompts of their numbers ('a photo of a 0.') say "
+            "nothing.\nRemedy: --classnames FILE with one name a line, or classnames.txt beside the images."
+        )
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
         val = f"{train.partition('@')[0]}@val"
@@ -162,7 +171,14 @@ def finetune(
     if file is not None and file.exists():
         return _already(file, belongs, tuning, names)
     task = Task(clip, on_device(start.tensors, where, torch.float32), names, prompts, len(examples), seed)
-    judge = _accuracy(load_dataset(val, model=clip, **options)) if val else None  # type: ignore[arg-type]
+    judge = None
+    if val:
+        # its classes are those that are trained on, by name; what a user gives may be in its order too
+        judge = _accuracy(
+            load_dataset(
+                val, model=clip, split="val", data_root=data_root, classnames=names, by_name=given is None
+            )
+        )
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
         progress=progress,
@@ -197,6 +213,13 @@ def _note(prepared: Prepared) -> str:
                 f"{recipe.lr:g} (--set warmup=0.1 is a tenth of all steps)"
             )
     return ""
+
+
+def _check_steps(method: Method) -> None:
+    """Raise ConfigError for a training without a step, whose file would hold the weights that came in."""
+    name = "epochs" if method.steps is None else "steps"
+    if (value := getattr(method, name)) < 1:
+        raise ConfigError(f"{method.name}: {name} needs at least 1, got {value}: nothing would be trained.")
 
 
 def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
 from sharpscope.finetuning.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
+from sharpscope.layers import tower_of
 from sharpscope.weights.theta import Theta
 
 __all__ = ["RAdapter", "adapters_of", "merged", "mpm_nce"]
@@ -85,11 +86,17 @@ class RAdapter(Method):
 def adapters_of(model: ClipModel) -> dict[str, tuple[str, int]]:
     """Adapter -> (layer that it follows, its width), for attention and MLP of every residual block of both towers.
 
-    Raises ConfigError for a model without such blocks.
+    Raises ConfigError for a model one of whose towers has no such blocks (timm's, EVA's, a ResNet): the adapters would
+    sit in the other one alone.
     """
     found = [(m, model.shapes[n][0]) for n in model.parameter_names if (m := _ADAPTED.fullmatch(n))]
-    if not found:
-        raise ConfigError(f"r-adapter: model '{shown(model.name)}' has no residual blocks of open_clip's own.")
+    adapted = {tower_of(m[0]) for m, _ in found}
+    if lacking := [tower for tower in ("image", "text") if tower not in adapted]:
+        raise ConfigError(
+            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has no residual blocks of "
+            "open_clip's own, behind whose attention and MLP the adapters sit; both towers are to have them.\n"
+            "Remedy: a ViT of open_clip's own (ViT-B-32), or another method."
+        )
     return {f"{m[1]}.adapter_{_KIND[m[2]]}.weight": (f"{m[1]}.{m[2]}", width) for m, width in found}
 
 
