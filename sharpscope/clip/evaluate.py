@@ -168,9 +168,7 @@ class _Data:
         """``by_name``: the names are a checkpoint's, which are never matched in order (see ``load_dataset``)."""
         key = (spec, names, by_name)
         if key not in self._loaded:
-            self._loaded[key] = load_dataset(
-                spec, model=self.clip, classnames=names, by_name=by_name, **self.options
-            )
+            self._loaded[key] = load_dataset(spec, model=self.clip, classnames=names, by_name=by_name, **self.options)
         return self._loaded[key]
 
 
@@ -216,9 +214,7 @@ class _Heads:
         said = f"head from text: {said}" if said else ""
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
 
-    def _stored(
-        self, spec: str, data: _Data, own: Names | None
-    ) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """With the checkpoint's own head; DatasetError and PairMismatch where it does not fit the set's classes."""
         if self.names:
             check_head_names((self.weights,), self.names)
@@ -255,8 +251,9 @@ class _Heads:
             source = shown(self.weights.source, 300)
             if self.prompts[CTX].ndim == 3 and own is not None and not same_names(names, own):
                 raise PairMismatch(
-                    f"{source}: learnt a context of its own for each class ({shown(own[0], 30)} ...), which says nothing "
-                    f"of others ({shown(names[0], 30)} ...).\nRemedy: the set's own classes, or prompts for all classes."
+                    f"{source}: learnt a context of its own for each class ({shown(own[0], 30)} ...), which says "
+                    f"nothing of others ({shown(names[0], 30)} ...).\n"
+                    "Remedy: a set of the classes that it was trained on, or one context for all classes."
                 )
             self._theta = self._theta or self._loaded()
             check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=_TOWERS)

@@ -236,8 +236,8 @@ def check_head_names(ends: Sequence[Checkpoint], given: Sequence[str]) -> None:
         if told and not same_names(told, given):
             some = ", ".join(shown(n, 30) for n in told[:3])
             raise PairMismatch(
-                f"{shown(end.source, 200)}: its head has {len(told)} classes with names of their own ({some} ...), which "
-                f"are not the {len(given)} class names given, in this order.\n"
+                f"{shown(end.source, 200)}: its head has {len(told)} classes with names of their own ({some} ...), "
+                f"which are not the {len(given)} class names given, in this order.\n"
                 "Remedy: leave out --classnames, or --head zeroshot for a head from the text tower."
             )
 

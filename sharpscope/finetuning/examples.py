@@ -84,11 +84,13 @@ class DatasetExamples:
         facts = self.dataset.facts
         names = ", ".join(shown(name, 60) for name in facts["skipped_names"][:3])
         bare = ", ".join(shown(name, 40) for name in facts["without_images"][:3]) if self.labels is None else ""
-        said = [
-            f"note: {facts['skipped']} of {len(self)} images cannot be read and were left out ({names})" if names else "",
-            f"note: nothing was learned of {bare}: no image of such a class can be read" if bare else "",
-        ]
-        return "\n".join(filter(None, said))
+        said = []
+        if names:
+            count = f"{facts['skipped']} of {len(self)}"
+            said.append(f"note: {count} images cannot be read and were left out ({names})")
+        if bare:
+            said.append(f"note: nothing was learned of {bare}: there is no readable image of it")
+        return "\n".join(said)
 
 
 def load_examples(
@@ -175,8 +177,8 @@ def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             fields = next(reader, None)
         except csv.Error as error:
             raise DatasetError(
-                f"captions: {shown(path)}, line {line}: {shown(error)}.\nRemedy: a caption that begins with a quotation "
-                'mark, or holds a line break, stands in quotation marks, its own ones doubled ("").'
+                f"captions: {shown(path)}, line {line}: {shown(error)}.\nRemedy: a caption that begins with a "
+                'quotation mark, or holds a line break, stands in quotation marks, its own ones doubled ("").'
             ) from None
         if fields is None:
             return

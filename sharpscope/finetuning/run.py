@@ -110,8 +110,8 @@ def finetune(
         method: name of a method (see below), or a Method.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
-        val: data set whose val split's accuracy is taken after every epoch, and by which the best weights are kept where
-            the method keeps these (never its test split, unless the spec names it); the embedded world has one by
+        val: data set whose val split's accuracy is taken after every epoch, and by which the best weights are kept
+            where the method keeps these (never its test split, unless the spec names it); the embedded world has one by
             itself. Its classes are those of ``train``, by name.
         data_root: folder under which relative paths of data sets are looked up.
         classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
@@ -175,9 +175,7 @@ def finetune(
     if val:
         # its classes are those that are trained on, by name; what a user gives may be in its order too
         judge = _accuracy(
-            load_dataset(
-                val, model=clip, split="val", data_root=data_root, classnames=names, by_name=given is None
-            )
+            load_dataset(val, model=clip, split="val", data_root=data_root, classnames=names, by_name=given is None)
         )
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,

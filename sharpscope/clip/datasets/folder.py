@@ -146,8 +146,8 @@ def _walked(folder: Path, name: str, seen: dict[tuple[int, int], str]) -> Iterat
         before = seen.setdefault((status.st_dev, status.st_ino), here)
         if before != here:
             raise DatasetError(
-                f"{shown(folder)}: the folders {shown(before)} and {shown(here)} are one and the same by a link, so that "
-                "its images would count twice.\nRemedy: remove the link."
+                f"{shown(folder)}: the folders {shown(before)} and {shown(here)} are one and the same by a link, so "
+                "that its images would count twice.\nRemedy: remove the link."
             )
         yield where, files
 

@@ -49,10 +49,10 @@ class Found:
     ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
     ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
     the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
-    length; ``codes`` are other names of them (WordNet ids). ``partial``: images of classes that a head does not have are
-    left out. ``present``: the classes that the set can hold, where these are only some. ``before``: edits of each image
-    before it is resized. ``where``: what messages call the set. ``unnamed``: the set knows its classes by number alone
-    (see :func:`numbered`). ``empty``: names of classes of which there are no image files. ``two_orders``: both
+    length; ``codes`` are other names of them (WordNet ids). ``partial``: images of classes that a head does not have
+    are left out. ``present``: the classes that the set can hold, where these are only some. ``before``: edits of each
+    image before it is resized. ``where``: what messages call the set. ``unnamed``: the set knows its classes by number
+    alone (see :func:`numbered`). ``empty``: names of classes of which there are no image files. ``two_orders``: both
     readings of the order of classes, where it has two. ``said``: what a reader of its numbers must know.
     """
 

@@ -222,8 +222,8 @@ class Decoded:
 def in_eight_bits(image: Image.Image) -> Image.Image:
     """``image`` with at most 8 bits a channel, which PIL's own conversion would cut off at white or at black.
 
-    16 bits are divided by 257 (65535 is white), floats in [0, 1] multiplied by 255. Raises ValueError for other numbers,
-    of which nobody can tell what white is.
+    16 bits are divided by 257 (65535 is white), floats in [0, 1] multiplied by 255. Raises ValueError for other
+    numbers, of which nobody can tell what white is.
     """
     if image.mode[0] not in "IF":
         return image

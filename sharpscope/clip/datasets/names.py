@@ -170,7 +170,7 @@ def match(
     unknown = [shown(f, 40) for f, b in zip(found, places, strict=True) if not b]
     detail = f" Not among the names: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}." if unknown else ""
     remedy = (
-        "Remedy: give the set class names that are among those of the head, or use a head from the text tower."
+        "Remedy: name the folders (or classnames.txt beside them) as the head does, or --head zeroshot."
         if by_name
         else "Remedy: give class names that are the folders' names, or one line for each folder in sorted order."
     )

@@ -133,9 +133,9 @@ def load_dataset(
     ``classnames``: the names of the head's rows (a sequence, or a text file), which labels then index: by name (case
     aside, ``_`` as space, Unicode composed) where all classes are among them, else in order where there are as many.
     ``by_name``: never in order, for names that nobody gave for this set: a checkpoint's, or another set's.
-    ``templates``: in place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
-    training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world stay as they are.
-    Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
+    ``templates``: in place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``.
+    ``augment``: for training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world
+    stay as they are. Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
     """
     asked = _parsed(spec)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames

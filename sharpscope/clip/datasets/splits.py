@@ -45,5 +45,10 @@ def chosen_split(spec: str, wanted: str, there: Sequence[str], *, named: bool) -
         same = [s for s in there if split_of(s) == "val"]
     if len(same) == 1:
         return same[0]
-    near = did_you_mean(wanted, there) if named else ""
-    raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(wanted)}'.{near} Known: {', '.join(there)}.")
+    if named:
+        near = did_you_mean(wanted, there)
+        raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(wanted)}'.{near} Known: {', '.join(there)}.")
+    raise ConfigError(
+        f"data set {shown(spec)}: has no {shown(wanted)} split; it has {', '.join(there)}.\n"
+        f"Remedy: name the one to read: SPEC@{shown(there[-1])}, or folder:PATH/{shown(there[-1])} of class folders."
+    )

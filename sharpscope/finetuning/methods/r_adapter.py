@@ -93,8 +93,8 @@ def adapters_of(model: ClipModel) -> dict[str, tuple[str, int]]:
     adapted = {tower_of(m[0]) for m, _ in found}
     if lacking := [tower for tower in ("image", "text") if tower not in adapted]:
         raise ConfigError(
-            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has no residual blocks of "
-            "open_clip's own, behind whose attention and MLP the adapters sit; both towers are to have them.\n"
+            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has no residual blocks "
+            "of open_clip's own, behind whose attention and MLP the adapters sit; both towers are to have them.\n"
             "Remedy: a ViT of open_clip's own (ViT-B-32), or another method."
         )
     return {f"{m[1]}.adapter_{_KIND[m[2]]}.weight": (f"{m[1]}.{m[2]}", width) for m, width in found}
