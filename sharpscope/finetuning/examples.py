@@ -18,11 +18,15 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, DatasetError, shown
 
-__all__ = ["DatasetExamples", "Drawn", "Examples", "TensorExamples", "load_examples"]
+__all__ = ["DatasetExamples", "Drawn", "Examples", "TensorExamples", "caption_rows", "load_examples"]
 
 
 _LABEL: Final = re.compile(r"-1|[0-9]+")
 """A class, or -1 for none."""
+
+
+_BREAK: Final = re.compile("\r\n|\r|\n")
+"""Ends of lines in a table; Unicode's other ones are text."""
 
 
 class Drawn(NamedTuple):
@@ -138,7 +142,7 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
             f"captions: cannot read {shown(path)}: {shown(getattr(error, 'strerror', error))}."
         ) from None
     paths, captions, labels = [], [], []
-    for line, row in _rows(text, path):
+    for line, row in caption_rows(text, path):
         label = row.get("label") or "-1"
         if not row["filepath"] or not row["title"] or not _LABEL.fullmatch(label) or int(label) >= num_classes:
             raise DatasetError(
@@ -161,7 +165,7 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
     return DatasetExamples(pairs, torch.tensor(labels))
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def caption_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """(line that it begins on, fields by column) of every row of a table with a header line.
 
     Raises DatasetError, with the line, for a row of more or fewer fields than columns (a comma in a caption without
@@ -193,7 +197,7 @@ def _rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if not fields:
             continue
         # a line inside a caption that would be a row by itself: the mark before it was never closed
-        if any(part.count(separator) >= len(columns) - 1 for f in fields for part in f.splitlines()[1:]):
+        if any(part.count(separator) >= len(columns) - 1 for f in fields for part in _BREAK.split(f)[1:]):
             raise DatasetError(
                 f"captions: {shown(path)}, line {line}: a quotation mark that is not closed in its row.\n"
                 'Remedy: close it, or double it ("") where it belongs to the caption.'

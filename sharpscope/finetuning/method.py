@@ -56,6 +56,8 @@ class Task:
     n: int
     """Training examples, of which an epoch's ragged last batch is dropped."""
     seed: int = 0
+    head_baked: bool | None = None
+    """Whether that ``head.weight`` has exp(logit_scale) multiplied in; None: as the method keeps it."""
 
     @property
     def device(self) -> torch.device:
@@ -244,7 +246,11 @@ class Method(ABC):
 def with_head(task: Task, *, scale_baked: bool) -> tuple[Classifier, Theta]:
     """A stored head that starts as the zero-shot one (or as theta_0's own ``head.weight``), and theta with it."""
     classifier = Classifier(task.model, "stored", task.classnames, task.templates, scale_baked=scale_baked)
-    return classifier, classifier.attach(task.theta_0)
+    theta = classifier.attach(task.theta_0)
+    if HEAD_WEIGHT in task.theta_0 and task.head_baked not in (None, scale_baked):
+        scale = theta["logit_scale"].exp()
+        theta[HEAD_WEIGHT] = theta[HEAD_WEIGHT] * (scale if scale_baked else 1 / scale)
+    return classifier, theta
 
 
 def cross_entropy(classifier: Classifier) -> Callable[[Theta, Batch], Losses]:

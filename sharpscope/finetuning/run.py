@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sharpscope.atomic import writing
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.names import read_classnames, read_lines
+from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
@@ -29,6 +29,7 @@ from sharpscope.finetuning.method import Method, Prepared, Task
 from sharpscope.finetuning.registry import METHODS, configured, listing
 from sharpscope.finetuning.statefile import StateFile
 from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
+from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 from sharpscope.weights.compare import check_model
@@ -170,7 +171,8 @@ def finetune(
     file, state = _files(out, tuning, belongs)
     if file is not None and file.exists():
         return _already(file, belongs, tuning, names)
-    task = Task(clip, on_device(start.tensors, where, torch.float32), names, prompts, len(examples), seed)
+    tensors, baked, remark = _start_head(start, names)
+    task = Task(clip, on_device(tensors, where, torch.float32), names, prompts, len(examples), seed, baked)
     judge = None
     if val:
         # its classes are those that are trained on, by name; what a user gives may be in its order too
@@ -181,7 +183,7 @@ def finetune(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
         progress=progress,
     )  # fmt: skip
-    tensors = {n: t.detach().cpu() for n, t in fitted.exported.tensors.items()}
+    saved = {n: t.detach().cpu() for n, t in fitted.exported.tensors.items()}
     metadata = {
         **fitted.exported.metadata,
         "sharpscope.finetuning": json.dumps(belongs | dict(fitted.prepared.facts)),
@@ -190,10 +192,10 @@ def finetune(
     if clip.config:
         metadata["sharpscope.quick_gelu"] = json.dumps(bool(clip.config.get("quick_gelu", False)))
     if file is not None and state is not None:
-        write_checkpoint(file, tensors, metadata)
+        write_checkpoint(file, saved, metadata)
         state.path.unlink(missing_ok=True)
-    note = "\n".join(filter(None, (examples.skipped, _note(fitted.prepared))))
-    return Tuned(file, tuning, names, tensors, metadata, fitted.losses, fitted.accuracies, note)
+    note = "\n".join(filter(None, (remark, examples.skipped, _note(fitted.prepared))))
+    return Tuned(file, tuning, names, saved, metadata, fitted.losses, fitted.accuracies, note)
 
 
 if finetune.__doc__:  # python -OO drops it
@@ -224,6 +226,23 @@ def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoi
     if isinstance(zeroshot, (str, Path)):
         return read_checkpoint(resolve_checkpoint(zeroshot))
     return checkpoint_of(zeroshot, "<zeroshot>")
+
+
+def _start_head(start: Checkpoint, names: tuple[str, ...]) -> tuple[Mapping[str, Tensor], bool | None, str]:
+    """(tensors to start from, whether the scale is in their head's weights, a remark).
+
+    A head of other classes, or one that reads features of any length, is left out: the same number of rows says nothing
+    of whose they are.
+    """
+    head = start.facts.get("head")
+    if head is None:
+        return start.tensors, None, ""
+    other = head["classnames"] and not same_names(head["classnames"], names)
+    if not other and len(start.tensors[HEAD_WEIGHT]) == len(names) and head["normalize"]:
+        return start.tensors, head["scale_baked"], ""
+    why = "has other classes" if head["normalize"] else "reads features that are not of unit length"
+    body = {n: t for n, t in start.tensors.items() if tower_of(n) != "head"}
+    return body, None, f"note: the head of {shown(start.source, 100)} {why}: a head from the text tower in its place"
 
 
 def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -> tuple[Path | None, StateFile | None]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as TF  # type: ignore[import-untyped]  # noqa: N812
 
@@ -17,7 +22,7 @@ from sharpscope.clip.datasets.crops import crop_box
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.errors import ConfigError, DatasetError
-from sharpscope.finetuning.examples import load_examples
+from sharpscope.finetuning.examples import caption_rows, load_examples
 from sharpscope.seeds import derive
 
 ALL = torch.arange(5)
@@ -93,6 +98,13 @@ def test_captions_as_open_clip_reads_them(separator: str, folder: Path, tiny_mod
         ("filepath\ttitle", "names no images"),
         ("filepath\ttitle\nx\t", "line 2: needs a file, a caption"),
         ("filepath\ttitle\tlabel\nx\ty\t2", "line 2: .*label below 2"),
+        ("filepath\ttitle\tlabel\nx\ty\t-2", "line 2: .*label below 2"),
+        ("filepath\ttitle\tlabel\nx\ty\t\u00b2", "line 2: .*label below 2"),
+        ("filepath,title\nx,a red, yellow circle", "line 2: 3 fields for 2 columns"),
+        ("filepath,title\nx,a\ny", "line 3: 1 fields for 2 columns"),
+        ('filepath\ttitle\nx\ty\nx\t"a star\nx\ty\nx\ty', "line 3: unexpected end of data"),
+        ('filepath\ttitle\nx\t"a star\nx\ty\nx\ta "key"\nx\t"y"', "line 2: "),
+        ('filepath\ttitle\nx\t"a star\nx\ty\nx\tz"\n', "line 2: a quotation mark that is not closed in its row"),
     ],
 )
 def test_captions_that_make_no_sense(text: str, complaint: str, tmp_path: Path, tiny_model: Any) -> None:
@@ -123,6 +135,23 @@ def test_what_cannot_be_read_is_left_out_with_its_label_and_counted(
     assert broken.skipped == "note: 1 of 7 images cannot be read and were left out (cat/001.png)"
     with pytest.raises(DatasetError, match="none of 1 images can be read, e.g. cat/001.png"):
         broken.batch(torch.tensor([1]), 0)
+
+
+CAPTION = st.text('ab ,"\t\n\u2028\x0b\x85\r', min_size=1, max_size=8).map(lambda t: f"a{t}b")
+
+
+@given(st.lists(CAPTION, min_size=1, max_size=4), st.sampled_from("\t,"))
+def test_captions_come_back_as_they_were_written(captions: list[str], separator: str) -> None:
+    text = io.StringIO(newline="")
+    rows = [("filepath", "title"), *((f"{i}.png", caption) for i, caption in enumerate(captions))]
+    csv.writer(text, delimiter=separator).writerows(rows)
+    try:
+        read = list(caption_rows(text.getvalue(), Path("x")))
+    except DatasetError as e:  # a caption one of whose lines looks like a row of its own is refused, never guessed at
+        assert any(separator in line for c in captions for line in re.split("[\r\n]", c)[1:])
+        assert "not closed in its row" in str(e)
+        return
+    assert [row["title"] for _, row in read] == captions
 
 
 def test_captions_keep_to_their_images_where_one_cannot_be_read(folder: Path, tiny_model: Any) -> None:

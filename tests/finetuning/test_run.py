@@ -9,15 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import sharpscope
 from sharpscope.cli.main import main
-from sharpscope.errors import ConfigError
+from sharpscope.clip.head import Classifier
+from sharpscope.clip.model import ClipModel
+from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.finetuning import fit as fit_module
+from sharpscope.finetuning import run as run_module
 from sharpscope.finetuning.run import Tuned, finetune
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
+from sharpscope.weights.heads import head_metadata
 
 QUICK: dict[str, Any] = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
 
@@ -169,3 +174,93 @@ def test_an_image_folder_by_command(
     assert main(["finetune", "--list"]) == 0
     listed = capsys.readouterr().out
     assert "lipsum-ft" in listed and "arXiv 2404.00860" in listed
+
+
+def test_nothing_is_written_by_a_training_without_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for changes, word in (({"steps": 0}, "steps"), ({"steps": None, "epochs": 0}, "epochs"), ({"steps": -1}, "steps")):
+        with pytest.raises(ConfigError, match=f"{word} needs at least 1, got .*nothing would be trained"):
+            tuned(out=tmp_path, **changes)
+    arguments = ["finetune", "--zeroshot", "mini:zeroshot", "--train", "mini:photo", "--model", "mini", "--steps", "0"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 2
+    assert "nothing would be trained" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_validation_has_the_classes_that_are_trained_on(
+    image_folder: Callable[..., Path], tiny_paths: dict[str, Path], tiny_theta: dict[str, Any]
+) -> None:
+    """Images of one class alone: numbered by its own folder, its labels would be another class's."""
+    top = image_folder({"train/a": 4, "train/b": 4, "valid/b": 3, "test/a": 3})
+    more = image_folder({"b": 2, "c": 2}, name="more")
+
+    def run(val: str, names: tuple[str, ...] | None = None) -> Tuned:
+        where = {"model": str(tiny_paths["vit"]), "classnames": names, "shots": None, "batch_size": 4}
+        return finetune(tiny_theta, f"folder:{top}", **{**QUICK, **where, "val": val})
+
+    own, apart = run(f"folder:{top}"), run(f"folder:{top}/valid")
+    assert own.accuracies == apart.accuracies
+    assert {accuracy for _, accuracy in own.accuracies} == {1.0}  # among its one class; b is no a
+    with pytest.raises(DatasetError, match="Not among the names: c"):
+        run(f"folder:{more}")
+
+
+def test_weights_are_chosen_by_validation_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    real = run_module.load_dataset
+
+    def watched(spec: str, **options: Any) -> Any:
+        raise Seen(real(spec, **options).facts["split"])
+
+    monkeypatch.setattr(run_module, "load_dataset", watched)
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}_images.npy", np.zeros((16, 8, 8, 3), dtype=np.uint8))
+        np.save(tmp_path / f"{split}_labels.npy", np.arange(16))
+    with pytest.raises(DatasetError, match=r"val_images\.npy"):
+        tuned(val=f"npz:{tmp_path}")
+    for val, split in (("mini:photo", "val"), ("mini:photo@test", "test")):  # the latter asked for by name
+        with pytest.raises(Seen, match=split):
+            tuned(val=val)
+
+
+def test_numbers_are_no_class_names(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=np.zeros((16, 8, 8, 3), dtype=np.uint8), labels=np.arange(16) % 4)
+    train = f"npz:{tmp_path / 'x.npz'}"
+    with pytest.raises(DatasetError, match="gives no class names"):
+        finetune("mini:zeroshot", train, **QUICK)
+    assert finetune("mini:zeroshot", train, classnames=["a", "b", "c", "d"], **{**QUICK, "batch_size": 4}).losses
+
+
+def test_a_start_brings_its_head_where_that_is_of_these_classes(
+    image_folder: Callable[..., Path], tiny_paths: dict[str, Path], tiny_theta: dict[str, Any], tmp_path: Path
+) -> None:
+    spec, model = f"folder:{image_folder({'a': 4, 'b': 4})}", str(tiny_paths["vit"])
+    once = {**QUICK, "model": model, "shots": None, "batch_size": 8, "steps": 1, "augment": False}
+
+    def first_loss(names: list[str], baked: bool, method: str, flipped: bool = False) -> Tuned:
+        plain = Classifier(ClipModel.load(model), "zeroshot", ("a", "b")).attach(tiny_theta)["head.weight"]
+        weight = plain * (tiny_theta["logit_scale"].exp() if baked else 1)
+        facts = head_metadata(scale_baked=baked, classnames=names)
+        file = tmp_path / f"{names}{baked}{flipped}.safetensors"
+        write_checkpoint(file, {**tiny_theta, "head.weight": weight.flip(0) if flipped else weight}, facts)
+        return finetune(
+            file,
+            spec,
+            method,
+            **{**QUICK, "model": model, "shots": None, "batch_size": 8, "steps": 1, "augment": False},
+        )
+
+    plain = finetune(
+        tiny_theta,
+        spec,
+        "wise-ft",
+        **{**QUICK, "model": model, "shots": None, "batch_size": 8, "steps": 1, "augment": False},
+    )
+    for names, flipped, told in ((["a", "b"], False, False), (["b", "a"], True, True), (["x", "y"], False, True)):
+        for baked in (True, False):
+            for method in ("wise-ft", "lipsum-ft"):  # one keeps the scale in the head, the other beside it
+                result = first_loss(names, baked, method, flipped)
+                assert ("has other classes" in result.note) == told
+                if method == "wise-ft":
+                    assert result.losses[0] == pytest.approx(plain.losses[0], rel=1e-4)

@@ -23,6 +23,7 @@ from sharpscope.finetuning.methods.contcoop import ContCoOp
 from sharpscope.finetuning.methods.coop import CoOp, KgCoOp
 from sharpscope.finetuning.methods.r_adapter import RAdapter, adapters_of, merged, mpm_nce
 from sharpscope.finetuning.trainer import train
+from sharpscope.layers import tower_of
 from sharpscope.weights.checkpoint import write_checkpoint
 from sharpscope.weights.theta import Theta
 
@@ -171,6 +172,17 @@ def test_the_file_read_over_the_zero_shot_one_classifies_as_training_did(
 def random_adapters(model: ClipModel) -> Theta:
     draw = torch.Generator().manual_seed(0)
     return {n: 0.3 * torch.randn(d, d, generator=draw) for n, (_, d) in adapters_of(model).items()}
+
+
+def test_adapters_are_in_both_towers_or_there_are_none(tiny_thetas: Any) -> None:
+    """A tower of other names (a ResNet, timm's, EVA's) would stay as it is without a word, under the method's name."""
+    for kind, (model, _) in tiny_thetas.items():
+        if kind == "resnet":
+            with pytest.raises(ConfigError, match="the image tower of model .* has no residual blocks"):
+                adapters_of(model)
+            continue
+        towers = {tower_of(layer) for layer, _ in adapters_of(model).values()}
+        assert towers == {"image", "text"}
 
 
 def test_merged_adapters_equal_adapters_behind_the_layers(task: Task) -> None:
