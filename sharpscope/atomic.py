@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 FOREIGN_HOURS: Final = 24.0
-"""How long a claim or temporary file of ANOTHER host is respected: its process cannot be asked whether it lives."""
+"""Hours for which a claim or a temporary file made on ANOTHER host is respected. This host cannot ask whether the
+process that made it still lives; a larger value waits longer for a host that has died."""
 
 _TRY: Final = {
     errno.ENOSPC: "Free some space",

@@ -116,7 +116,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 MAX_NAMES: Final = 10
-"""A message names at most this many tensors."""
+"""The most names that one message lists; the rest is counted."""
 
 
 def listing(names: Iterable[str], limit: int = MAX_NAMES) -> str:

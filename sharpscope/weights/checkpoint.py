@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAX_INDEX: Final = 2 * 2**20
-"""Longest index.json of a sharded checkpoint."""
+"""The most bytes that the index.json of a sharded checkpoint may have."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

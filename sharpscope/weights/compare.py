@@ -28,7 +28,7 @@ _VIT: Final = {
     (1408, 40): "g",
     (1664, 48): "bigG",
 }
-"""(width, blocks) -> the letter in open_clip's ViT-*-PATCH."""
+"""For (width, blocks) the letter in open_clip's ViT-*-PATCH."""
 _RESNETS: Final[dict[tuple[int, tuple[int, ...]], str]] = {
     (64, (3, 4, 6, 3)): "RN50",
     (64, (3, 4, 23, 3)): "RN101",

@@ -18,7 +18,8 @@ from sharpscope.weights.naming import unwrap
 __all__ = ["CLASSNAMES", "head_facts", "head_metadata", "names_beside", "read_head"]
 
 BAKED_NORM: Final = 2.0
-"""Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
+"""Class vectors whose median length is at least this carry exp(logit_scale) inside; without it the length is 1, with it
+14 to 100."""
 
 CLASSNAMES: Final = "sharpscope.classnames"
 _SCALE_BAKED: Final = "sharpscope.head.scale_baked"

@@ -21,21 +21,21 @@ from sharpscope.weights.schemes import Place, Recipe, gather, open_clip_place, s
 __all__ = ["Names", "Unwrapped", "normalise", "unwrap"]
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-"""Keys under which training scripts keep the state dict, beside epoch, optimizer and the like."""
+"""The keys under which training scripts keep the state dict, beside the epoch, the optimizer and the like."""
 
 MAX_WRAPPERS: Final = 5
-"""Deeper nesting is no training script's (and a dictionary may hold itself)."""
+"""The most levels of such keys that are opened. No training script nests deeper, and a dictionary may hold itself."""
 
 _LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.")
-"""Left by DataParallel, torch.compile and PEFT: on every key of a file, the head's included."""
+"""The prefixes that DataParallel, torch.compile and PEFT leave on every key of a file, the head's included."""
 
 _ENCODER_PREFIXES: Final[dict[str, str]] = {"image_encoder.model.": "WiSE-FT", "model.": "model-soups"}
-"""Left by wrapper classes around the CLIP: on every key but the head's. Prefix -> the system that writes it."""
+"""The prefixes that wrapper classes leave on every key but the head's, each with the system that writes it."""
 
 _HEAD_PREFIXES: Final = ("classification_head.", "head.")
 
 _CONSTANTS: Final = ("input_resolution", "context_length", "vocab_size")
-"""Integers that OpenAI's files keep among the tensors; open_clip has no such names and needs none of them."""
+"""Integers that OpenAI's files keep among the tensors. open_clip has no such names and needs none of them."""
 
 
 @dataclass(frozen=True)

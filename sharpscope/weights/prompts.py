@@ -17,7 +17,7 @@ from sharpscope.weights.naming import unwrap
 __all__ = ["PROMPTS", "read_prompts"]
 
 PROMPTS: Final = "prompt_learner."
-"""What their names begin with."""
+"""What the names of learnt prompts begin with."""
 _LEARNT: Final = re.compile(r"(?:module\.)?(?:prompt_learner\.)?(ctx|attn\.(?:q|k|v|out))")
 
 

@@ -32,7 +32,8 @@ BACKGROUNDS = (
     "a photo of a {} in a forest", "a photo of a {} in a city", "a photo of a {} under a blue sky",
     "a photo of a {} at night", "a blurred photo of a {}", "a dark photo of a {}", "a small {} in the distance",
 )  # fmt: skip
-"""Spurious contexts: ours. The paper has a language model write some sixty about backgrounds (others: textures)."""
+"""The spurious contexts, which are ours. The paper lets a language model write some sixty about backgrounds (and others
+about textures)."""
 
 
 def alignment(logits: Tensor, logits_0: Tensor, labels: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ __all__ = [
 
 MAX_DIMENSIONS: Final = 16
 MAX_NAME: Final = 1000
-"""Longest name of a tensor, class or function; a longer one, shared, would be copied and searched without end."""
+"""The most characters that the name of a tensor, class or function may have. A longer name that a file shares many
+times would be copied and searched without end."""
 
 
 class DamagedPickleError(ValueError):
@@ -222,13 +223,13 @@ _HARMLESS_PATTERN: Final = re.compile(
     re.VERBOSE,
 )
 _JUDGED: Final = frozenset({"torch", "numpy", "pandas"})
-"""Packages whose harmless names are listed above; of what is in no list, nothing is let through."""
+"""The packages whose harmless names are listed above. Any other name of theirs refuses the file."""
 _RUNNERS: Final = frozenset((
     "cloudpickle", "dill", "joblib", "pip", "setuptools", "pkg_resources", "cffi", "paramiko", "fabric",
     "requests", "httpx", "aiohttp", "urllib3", "pexpect", "sh", "plumbum", "webbrowser", "IPython", "nt",
     "__builtin__", "__main__.os", "tensorflow", "keras", "jaxlib", "ray", "pyximport", "numba", "cupy"
 ))  # fmt: skip
-"""Packages that exist to run, fetch or unpickle something: their names in a checkpoint mean code."""
+"""Packages that exist to run, fetch or unpickle something. Any name of theirs in a checkpoint means code."""
 _SUSPICIOUS: Final = frozenset((
     "os", "sys", "subprocess", "system", "popen", "eval", "exec", "execfile", "compile", "__import__",
     "importlib", "builtins", "__builtins__", "__globals__", "__subclasses__", "__reduce__", "__getattribute__",

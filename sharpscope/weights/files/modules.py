@@ -16,7 +16,7 @@ __all__ = ["ModuleFacts", "is_module", "module_state"]
 
 MAX_DEPTH: Final = 50
 MAX_WORK: Final = 500_000
-"""Modules, tensors and names looked at together; a pickle may share them without end."""
+"""The most modules, tensors and names that are visited in one file; a pickle may share them without end."""
 
 
 @dataclass

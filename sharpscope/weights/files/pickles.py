@@ -19,7 +19,7 @@ from sharpscope.weights.files.regions import Blob, Budget, Region
 __all__ = ["Machine"]
 
 BLOB: Final = 1024
-"""Strings of bytes of this length or more are left in the file."""
+"""Strings of bytes of at least this length stay in the file and are not copied into memory."""
 
 _OPCODES: Final = {ord(o.code): o for o in pickletools.opcodes}
 _MARK: Final = object()
@@ -293,4 +293,4 @@ _STEPS: Final[dict[str, Callable[[Machine, str, Any], None]]] = {
     )
     for name in names.split()
 }
-"""Every opcode but STOP and the two for buffers outside the file, which no file has."""
+"""Every opcode of pickle but STOP and the two for buffers outside the file, which a file cannot have."""

@@ -122,7 +122,8 @@ REBUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "torch.jit._pickle.build_boollist": _first_argument,
     "torch.jit._pickle.restore_type_tag": _first_argument,
 }
-"""Everything that a pickle may call and get something for: plain containers, and tensors that stay in the file."""
+"""Every function that a pickle may call and get something for: plain containers, and tensors whose bytes stay in the
+file. Any other call leaves an inert note of itself."""
 
 
 def rebuild(name: str, args: tuple[Any, ...]) -> Any:

@@ -9,9 +9,10 @@ from sharpscope.weights.files.inert import DamagedPickleError
 __all__ = ["Blob", "Budget", "Region"]
 
 MAX_OPCODES: Final = 800_000
-"""A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
+"""The most opcodes that a file's pickles may have. A training checkpoint of 1,000 tensors with its optimizer has
+100,000, a raw pickle of a ViT-L module 171,000."""
 MAX_MEMORY: Final = 48 * 2**20
-"""Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
+"""The most bytes that the values of a file's pickles may take in memory, tensors aside, reckoned generously."""
 AHEAD: Final = 4096
 """Bytes that are read from the file at once."""
 

@@ -19,7 +19,8 @@ from sharpscope.weights.files.torchfiles import copied
 __all__ = ["looks_like", "read_safetensors", "serialise", "unique_keys"]
 
 MAX_HEADER: Final = 2 * 2**20
-"""Longest header: some 15,000 tensors, a CLIP has at most 3,000. JSON may take 25 times its size in memory."""
+"""The most bytes that a header may have: some 15,000 tensors, where a CLIP has at most 3,000. Parsed JSON may take 25
+times its size in memory."""
 
 _DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,

@@ -24,16 +24,16 @@ from sharpscope.weights.files.regions import Blob, Budget, Region
 __all__ = ["LEGACY", "MAX_DIRECTORY", "copied", "read_legacy", "read_raw_pickle", "read_zip"]
 
 LEGACY: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of torch's format before 1.6: a pickle of its magic number."""
+"""The first bytes of torch's format before version 1.6: a pickle of its magic number."""
 SLACK: Final = 16 * 2**20
 """Bytes that an archive may unpack to beyond twice its own size."""
 MAX_DIRECTORY: Final = 4 * 2**20
-"""Longest directory of a zip archive: some 30,000 tensors, a CLIP has at most 3,000."""
+"""The most bytes that the directory of a zip archive may have: some 30,000 tensors, where a CLIP has at most 3,000."""
 MAX_PICKLE: Final = 16 * 2**20
-"""Longest data.pkl; a training checkpoint of 1,000 tensors has about 1 MB."""
+"""The most bytes that data.pkl may have; that of a training checkpoint of 1,000 tensors has about 1 MB."""
 
 Read = tuple[str, Any, Report]
-"""(container, what the pickle holds, what it wanted to import)."""
+"""(The container, what the pickle holds, and the report on what it wanted to import.)"""
 
 
 # ---------------------------------------------------------------------- zip archives
