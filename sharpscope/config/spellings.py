@@ -45,7 +45,7 @@ def current_value(command: str, flag: str, value: str) -> str:
 
 
 def current_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the arguments of a command in today's words, one line for the user about each that was another)."""
+    """(the arguments of a command in current words, one line for the user about each replaced word)."""
     current, hints, flag = [], [], ""
     for argument in arguments:
         word, equals, value = argument.partition("=")

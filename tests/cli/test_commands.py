@@ -125,7 +125,10 @@ def test_failed_units_give_exit_1_and_the_report_all_the_same(studied, monkeypat
     told = said("run", *TINY)
     assert told.code == 1
     assert told.out.splitlines()[-1] == f"report: {root}/report.html"
-    assert told.err == "sharpscope: error: 4 units failed: a, b, c ...\nThe tables say why (status, note).\n"
+    assert (
+        told.err
+        == "sharpscope: error: 4 units failed: a, b, c ...\nThe columns status and note of the tables say why.\n"
+    )
 
 
 def test_plan_says_what_a_run_would_cost_and_writes_nothing(folder):
