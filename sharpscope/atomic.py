@@ -51,10 +51,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _TRY.get(error.errno or 0, "Mend that")
+        remedy = _TRY.get(error.errno or 0, "Solve that")
         raise RunDirectoryError(
             f"{shown(path)}: cannot be written: {error.strerror or error}.\n"
-            f"{remedy} and run the same command again: what was finished is kept."
+            f"{remedy} and run the same command again: finished work is kept."
         ) from error
 
 
@@ -142,7 +142,7 @@ def host_name() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """When process ``pid`` of this host started, as an opaque text; None when none lives (a zombie does not)."""
+    """When process ``pid`` of this host started, as an opaque text; None if it does not live (a zombie does not)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -39,11 +39,11 @@ class SharpscopeError(Exception):
 
 
 class ConfigError(SharpscopeError):
-    """A flag, YAML key or argument that has no meaning, with the nearest one that has."""
+    """An unknown or invalid flag, YAML key or argument; the message names the nearest valid one."""
 
 
 class NoData(ConfigError):
-    """A figure was asked for of a table without the rows that it shows."""
+    """A figure was asked for, and its table lacks the rows that the figure shows."""
 
 
 class CheckpointError(SharpscopeError):

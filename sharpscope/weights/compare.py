@@ -1,7 +1,7 @@
-"""Do weights fit a model, or each other? And when not: what are they?
+"""Checks that weights fit a model or each other, and descriptions of weights that do not.
 
-open_clip resizes positional embeddings, casts and accepts NaN without a word; so everything is compared before it can
-help.
+open_clip silently resizes positional embeddings, casts dtypes and accepts NaN, so everything is compared before
+open_clip sees it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_finite(theta: Mapping[str, torch.Tensor], source: str) -> None:
         bad = value.numel() - int(good.sum())
         if bad:
             raise NonFiniteWeights(
-                f"{source}: {bad} of {value.numel()} values of '{shown(name)}' are NaN or infinite; it cannot be used."
+                f"{source}: {bad} of {value.numel()} values of '{shown(name)}' are NaN or infinite and cannot be used."
             )
 
 
@@ -136,7 +136,7 @@ def l2_distance(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], na
 
 
 def describe(shapes: Shapes | Mapping[str, torch.Tensor]) -> str:
-    """The best guess, from names and shapes, of what architecture this is.
+    """The best guess of the architecture, from names and shapes.
 
     >>> describe({"visual.conv1.weight": (768, 3, 32, 32), "visual.proj": (768, 512)})
     'a ViT (width 768, 0 blocks, patch 32), embedding 512, no text tower'

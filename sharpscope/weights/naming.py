@@ -74,7 +74,8 @@ class Names:
 def unwrap(content: object, source: str) -> Unwrapped:
     """The state dict inside ``content``: itself, or what it keeps under ``state_dict``, ``model`` ... (nested too).
 
-    Raises CheckpointError when there is none, when two different ones compete, or when a key or a value is foreign.
+    Raises CheckpointError when there is none, when two different ones compete, or when a key is not text or a value not
+    a tensor.
     """
     path: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -193,7 +194,7 @@ def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
         if not isinstance(key, str):
             raise CheckpointError(f"{source}: key {shown(repr(key))} is a {type(key).__name__}; tensors need names.")
         if len(key) > MAX_NAME:
-            raise CheckpointError(f"{source}: '{shown(key, 60)}' is a name of {len(key)} characters; no tensor has it.")
+            raise CheckpointError(f"{source}: '{shown(key, 60)}' has {len(key)} characters, too many for a name.")
         if not like_tensor(value):
             kind = shown(getattr(value, "kind", type(value).__name__))
             raise CheckpointError(f"{source}: '{shown(key)}' is a {kind}, not a tensor; save the state dict alone.")
@@ -220,8 +221,8 @@ def _next_prefix(names: Iterable[str], source: str) -> str | None:
 
 def _refuse_prompts(names: Iterable[str], source: str) -> None:
     raise CheckpointError(
-        f"{source}: holds {listing(names, 3)}: learnt prompts only (CoOp and its kin), or nothing of a CLIP.\n"
-        "The encoders do not move, so there is no path between them."
+        f"{source}: holds {listing(names, 3)}: learnt prompts only (CoOp and similar methods), or no part of a CLIP.\n"
+        "Prompts leave the encoders as they are, so there is no path between encoders."
     )
 
 
@@ -230,6 +231,6 @@ def _head_name(name: str, source: str) -> str:
         if name.startswith(prefix):
             new = "head." + name.removeprefix(prefix)
             if new not in (HEAD_WEIGHT, HEAD_BIAS):
-                raise CheckpointError(f"{source}: '{shown(name)}' is no part of a linear head (weight, bias).")
+                raise CheckpointError(f"{source}: '{shown(name)}' is not part of a linear head (weight, bias).")
             return new
     return name

@@ -263,7 +263,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("interpolate --zeroshot study.yaml --finetuned b --alpha 0 --out ./study.yaml", "is one of the inputs"),
         ("convert study.yaml ./study.yaml", "is one of the inputs"),
         ("convert a o.safetensors --head-file o.safetensors", "a: no such file"),
-        ("convert a o.pt", "OUT: o.pt is to be a safetensors file"),
+        ("convert a o.pt", "OUT: o.pt has to be a safetensors file"),
         ("sparsify --zeroshot a --finetuned b --layers x --density 2 --out o", "--density: 2.0 is outside [0, 1]"),
         ("sparsify --zeroshot a --finetuned b --layers --out o", "--layers: name at least one"),
         ("sparsify --zeroshot a --finetuned b --layers x --alpha -1 --out o", "--alpha: -1.0 is outside [0, 1]"),

@@ -271,7 +271,7 @@ def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path:
     ("config", "word"),
     [
         ({"alpha_pattern": {"fc1": 3}}, "alpha for each module"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the weights below"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights too"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_alpha": None, "alpha": 3}, "without alpha"),  # alpha of anything
     ],
@@ -375,7 +375,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pyt
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="cannot be had from the Hugging Face hub") as error:
+    with pytest.raises(CheckpointError, match="cannot be downloaded from the Hugging Face hub") as error:
         read_checkpoint("hf-hub:nobody/nothing")
     assert len(str(error.value).splitlines()) <= 2
 
