@@ -45,7 +45,7 @@ __all__ = [
 ZEROSHOT: Final = "zeroshot"
 UPGRADED: Final = "upgraded"
 TEST_SIZE: Final = 400
-"""The number of images a domain on which the accuracies in the world's manifest are measured."""
+"""Number of test images per domain on which the accuracies in the world's manifest are measured."""
 _ALPHAS: Final = (0.3, 0.5, 1.0)
 
 
@@ -120,7 +120,7 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
 
 
 def classifier(model: ClipModel) -> Classifier:
-    """The world's classifier: stored head, the scale outside it."""
+    """The world's classifier: a stored head without the logit scale baked in."""
     return Classifier(model, "stored", miniworld.CLASSES, miniworld.TEMPLATES)
 
 

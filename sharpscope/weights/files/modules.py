@@ -101,5 +101,5 @@ def _children(module: Inert) -> Iterator[tuple[str, Inert]]:
 
 def _text(name: Any) -> str:
     if not isinstance(name, str) or len(name) > MAX_NAME:
-        raise DamagedPickleError("a tensor whose name is not text, or is too long")
+        raise DamagedPickleError("a tensor whose name is not text, or is very long")
     return name

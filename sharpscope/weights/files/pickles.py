@@ -225,7 +225,7 @@ class Machine:
 
     def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
-            raise DamagedPickleError("a name that is not text, or is too long")
+            raise DamagedPickleError("a name that is not text, or is very long")
         found = Name(module, name)
         self.report.saw(found)
         return found
