@@ -191,7 +191,8 @@ class StudyConfig:
     """Noise levels of the criticality criterion, in multiples of the root mean square of the layer's weights."""
     straggler_criterion: Annotated[str, Doc(_criterion_help())] = "share:hessian_trace"
     straggler_rule: str = "mad:2"
-    """How scores become a set: ``mad:K`` (median + K robust sd), ``sd:T`` (mean + T sd), ``top:K``, ``abs:X``."""
+    """Scores that make a layer a straggler: ``mad:K`` (above the median by more than K robust standard deviations),
+    ``sd:T`` (above the mean by more than T standard deviations), ``top:K`` (the K largest), ``abs:X`` (above X)."""
     bootstrap: int = 1000
     """Number of bootstrap and permutation replicates."""
     level: float = 0.95

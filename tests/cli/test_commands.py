@@ -227,7 +227,7 @@ def test_finetune_resumes_in_old_words_and_new(folder):
     kept = Path("runs/linear-probe/linear-probe.safetensors").read_bytes()
     for words in (("--precision", "full"), ("--precision", "float32")):
         told = said(*argv, *words)
-        assert "finished before" in told.out, told.err
+        assert "already finished" in told.out, told.err
     assert told.err == "sharpscope: hint: --precision float32 is called full now; the old word is still taken.\n"
     told = said(*argv, "--precision", "bf16")
     assert (told.code, "already holds another fine-tuning (precision differ)" in told.err) == (2, True)

@@ -298,7 +298,7 @@ def test_an_index_stays_in_its_folder(tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpoint, match="link that leads out of its folder"):
         read_checkpoint(_index(inside, {"visual.proj": "link.safetensors"}))
     for weight_map, word in (
-        ({"visual.x": "s.safetensors"}, "other tensors"),
+        ({"visual.x": "s.safetensors"}, "does not hold the tensors"),
         ([], "no weight_map"),
         ({"a": 1}, "no weight"),
     ):
