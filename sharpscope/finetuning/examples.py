@@ -142,7 +142,8 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
         label = row.get("label") or "-1"
         if not row["filepath"] or not row["title"] or not label.lstrip("-").isdigit() or int(label) >= num_classes:
             raise DatasetError(
-                f"captions: {shown(path)}, line {number}: needs a file and a caption, and a label (if any) below {num_classes}."
+                f"captions: {shown(path)}, line {number}: needs a file and a caption, and a label (if any) "
+                f"below {num_classes}."
             )
         paths.append(row["filepath"])
         captions.append(row["title"])
