@@ -69,7 +69,7 @@ class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
     """Fine-tune a zero-shot checkpoint with one of the published methods, which --list shows."""
 
     classnames: str | None = None
-    """Text file with one class name per line; default: the training data's own."""
+    """Text file with one class name per line; default: the class names of the training data."""
     val: str | None = None
     """Validation data set. Its accuracy is measured after every epoch; a method whose keep_best is true keeps the
     weights of the best epoch."""

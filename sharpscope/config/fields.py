@@ -23,7 +23,7 @@ def plain(value: Any) -> Any:
 
 
 def check_keys(data: Mapping[str, Any], kind: type, where: str = "") -> None:
-    """Raise ConfigError for a key of ``data`` that is no field of the dataclass ``kind``, with the nearest one."""
+    """Raise ConfigError for a key of ``data`` that is not a field of ``kind``; the message names the nearest field."""
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:

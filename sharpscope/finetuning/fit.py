@@ -31,7 +31,7 @@ Validation = Callable[[Callable[[Tensor], Tensor]], float]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training left: ``theta`` (all tensors, those of the method included), what to save, and how it went."""
+    """The result of training: ``theta`` (with the method's own tensors), what to save, losses and accuracies."""
 
     theta: Theta
     exported: Exported
@@ -74,7 +74,7 @@ def fit(
 
 
 class _Judge:
-    """Validation accuracies along the way, and the best weights where these are to be kept."""
+    """Validation accuracies during training, and the best weights if the method keeps them."""
 
     def __init__(self, prepared: Prepared, validation: Validation | None, keep_best: bool, at: Progress) -> None:
         self.prepared, self.validation, self.keep_best = prepared, validation, keep_best
@@ -108,7 +108,7 @@ class _Stage:
         return self.prepared.stages[self.number]
 
     def __call__(self, at: Progress, judge: _Judge, save: Callable[[Progress], None] | None, every: int) -> Progress:
-        """From where ``at`` stands to the end of the stage."""
+        """Train from the progress ``at`` to the end of the stage."""
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
         batches = self._batches(at.state.step if at.state else 0)

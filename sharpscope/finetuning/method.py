@@ -1,4 +1,4 @@
-"""What a fine-tuning method is: hyperparameters, the tensors that move, the loss of a batch, the pair that it leaves.
+"""What a fine-tuning method consists of: hyperparameters, trained tensors, the loss of a batch, and what is saved.
 
 One small file each; ``registry.METHODS`` lists them, ``fit.fit`` trains them. Everything random is a function of
 (seed, step), so that an interrupted and resumed run draws the same numbers as an uninterrupted one.
@@ -62,7 +62,7 @@ class Task:
         return self.theta_0["logit_scale"].device
 
     def generator(self, *purpose: object) -> torch.Generator:
-        """A random stream of its own for ``purpose`` (how prompts start, say); on the CPU."""
+        """A separate random stream for ``purpose`` (for example the initial prompts), on the CPU."""
         return torch.Generator().manual_seed(derive(self.seed, "finetune", *purpose))
 
 
@@ -93,7 +93,7 @@ class Batch:
             yield dataclasses.replace(self, images=images, labels=labels, tokens=texts)
 
     def generator(self, *purpose: object) -> torch.Generator:
-        """A random stream of its own for this step and ``purpose``; on the CPU, whatever the device."""
+        """A separate random stream for this step and ``purpose``, on the CPU whatever the device."""
         return torch.Generator().manual_seed(derive(self.seed, "step", self.step, *purpose))
 
 
@@ -101,11 +101,11 @@ class Losses(NamedTuple):
     """The loss of a batch, ``fit + penalty``, and the logits that it came from."""
 
     fit: Tensor
-    """What is to be learned, a scalar."""
+    """The loss of the task, a scalar."""
     penalty: Tensor | None = None
-    """What is to be kept, a scalar with its weight in it: 0 at the start where it pulls towards theta_0."""
+    """The regulariser times its weight, a scalar; 0 at the start if it pulls towards theta_0."""
     logits: Tensor | None = None
-    """[B, C], for the running accuracy."""
+    """Logits [B, C], for the running accuracy; None where the loss has none."""
 
     @property
     def total(self) -> Tensor:
@@ -140,11 +140,11 @@ class Prepared:
     losses: Callable[[Theta, Batch], Losses]
     """Differentiable in the trained tensors; everything random comes from ``batch.generator``."""
     logits: Callable[[Theta, Tensor], Tensor]
-    """How the model classifies images [B, 3, H, W] at any time: what validation and the tables measure."""
+    """Logits of images [B, 3, H, W] at any theta; validation and the tables measure their accuracy."""
     export: Callable[[Theta], Exported]
     """What is saved of a theta (of the averaged one, where the method averages)."""
     freeze: Callable[[Theta], Theta] = dict
-    """theta with what ``logits`` computes anew for every batch (class vectors, merged weights) computed once."""
+    """theta prepared for many calls of ``logits``: class vectors or merged weights are computed once."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a reader of the checkpoint should know beyond the hyperparameters."""
 

@@ -1,4 +1,4 @@
-"""A fine-tuning from files to a file: what ``sharpscope.finetune`` and the command of that name do."""
+"""A whole fine-tuning, from files to a file: ``sharpscope.finetune`` and the command of that name."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def finetune(
         val: data set whose accuracy is measured after every epoch. A method with ``keep_best`` keeps the weights of the
             best epoch, and takes the embedded world's own validation data by default.
         data_root: folder under which relative paths of data sets are looked up.
-        classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
-        seed: of everything random: crops, order, dropout, prompts; the same seed gives the same bits on a CPU.
+        classnames, templates: list, or text file with one per line; default: those of the data set and of the model.
+        seed: seed of everything random (crops, order, dropout, prompts); the same seed gives the same bits on a CPU.
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
             and float16 are taken too.
@@ -122,7 +122,7 @@ def finetune(
         checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
             is given.
         progress: show a bar.
-        hyperparameters: of the method, in place of its defaults, by keyword: ``lr=1e-5``.
+        hyperparameters: values that replace defaults of the method, by keyword: ``lr=1e-5``.
 
     Returns:
         Tuned: ``path`` of the file, ``theta`` (what it holds), ``losses`` of every step, ``accuracies`` on ``val``.

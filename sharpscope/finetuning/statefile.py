@@ -61,7 +61,7 @@ class StateFile:
         write_atomic(self.path, b"".join(serialise(tensors, {"sharpscope.finetuning": json.dumps(facts)})))
 
     def load(self, device: torch.device) -> Progress | None:
-        """What ``save`` wrote, None where there is no file; ConfigError where it is another run's."""
+        """What ``save`` wrote, None if there is no file; raises ConfigError for the state of another run."""
         if not self.path.exists():
             return None
         tensors, facts = self._read(device)

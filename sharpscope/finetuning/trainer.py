@@ -95,7 +95,7 @@ class State:
 
     @property
     def kept(self) -> Theta:
-        """What is to be evaluated and saved: the averaged leaves where there is an average."""
+        """The tensors to evaluate and save: the averaged leaves if there is an average, else the leaves."""
         return {name: tensor.detach() for name, tensor in (self.average or self.leaves).items()}
 
 
@@ -106,7 +106,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """
     if recipe.warmup_lr is not None and step < recipe.warmup:
         return recipe.warmup_lr
-    # not (step + 1) / warmup alone: with less than one step of warm-up the first step has the full rate
+    # max(1, ...): with less than one step of warm-up the first step already has the full rate
     ramp = min(1.0, (step + 1) / max(1.0, recipe.warmup)) if recipe.warmup_lr is None else 1.0
     return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 

@@ -123,7 +123,7 @@ def make(domain: str, n: int, seed: int, rows: Sequence[int] | None = None) -> S
     """``n`` images of one domain, a function of (domain, n, seed); class counts differ by at most one.
 
     ``rows``: draw only these of the n images, the same bits as among all of them, and much quicker for a few of many;
-    labels and colours are still those of all n. Raises ConfigError for an unknown domain.
+    labels and colours are those of all n. Raises ConfigError for an unknown domain.
     """
     labels, rng = _labels(domain, n, seed)
     colours = rng.integers(0, len(COLOURS), n)

@@ -204,7 +204,7 @@ def checkpoint_of(source: Weights, label: str = "memory") -> Checkpoint:
 
     Names are normalised and tensors checked as for a file; ``sha256`` is over names, dtypes, shapes and values.
 
-    Raises CheckpointError for names that are no CLIP's, and for sparse, quantised, complex or meta tensors.
+    Raises CheckpointError for names that are not those of a CLIP, and for sparse, quantised, complex or meta tensors.
     """
     if isinstance(source, Checkpoint):
         return source

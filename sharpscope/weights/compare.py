@@ -65,7 +65,7 @@ def check_model(
 ) -> None:
     """Raise PairMismatch unless ``theta`` has exactly the tensors of model ``name`` with their shapes.
 
-    ``shapes``: the model's parameters and buffers. ``head.*`` is no part of the model and not looked at; constants that
+    ``shapes``: the model's parameters and buffers. ``head.*`` is not part of the model and is ignored; constants that
     the architecture determines (masks, index tables) may be missing or extra; so may tensors of a tower that is not in
     ``require`` (a WiSE-FT file keeps a few leftovers of the text tower), but never with another shape.
     """

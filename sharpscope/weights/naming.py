@@ -131,8 +131,8 @@ def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any], source: st
 def normalise(names: Iterable[str], source: str) -> Names:
     """Map ``names`` to open_clip's: prefixes stripped, the head called ``head.weight`` and ``head.bias``.
 
-    Raises CheckpointError when only some keys carry a prefix, when two keys end up with one name, when the head has
-    tensors other than weight and bias, or when the names are those of a system that has to be converted first.
+    Raises CheckpointError if only some keys carry a prefix, if two keys get the same name, if the head has tensors
+    other than weight and bias, or if a name has no place in open_clip's CLIP.
     """
     current = {name: name for name in names}
     naming, prefix = "open_clip", ""
@@ -174,7 +174,7 @@ def _holds_tensors(content: object, depth: int = MAX_WRAPPERS, seen: set[int] | 
     seen = set() if seen is None else seen
     if is_module(content):
         return True
-    if not isinstance(content, Mapping) or id(content) in seen:  # looked into once: a file may share without end
+    if not isinstance(content, Mapping) or id(content) in seen:  # visited once: a file may share
         return False
     seen.add(id(content))
     if any(like_tensor(v) for v in content.values()):

@@ -54,9 +54,9 @@ def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Chec
     """Both checkpoints, their heads brought to one kind so that they can be interpolated; the logits do not change.
 
     A head without the scale baked in becomes ``exp(logit_scale) * weight`` if the other has it baked in (theta_0's
-    scale if its own file has none); a head without a bias gets zeros if the other has one. A checkpoint without a head
-    is left as it is. Raises PairMismatch where one
-    takes unit features and the other does not, or where their classes differ.
+    scale if its own file has none); a head without a bias gets zeros if the other has one. If one has no
+    head, both stay as they are. Raises PairMismatch if only one of the heads takes unit features, or if their classes
+    differ.
     """
     heads = first.facts.get("head"), second.facts.get("head")
     if heads[0] is None or heads[1] is None:

@@ -1,7 +1,7 @@
-"""The file formats: what a file is, told by its first bytes and never by its extension, and how it is opened safely.
+"""The file formats: a file is recognised by its first bytes, never by its extension, and opened safely.
 
-Nothing in a file is executed: there is no unpickler here, only :mod:`.pickles`. A refusal says what
-the file looks like. Tensors stay in the file until they are asked for, so the file has to stay open until then.
+Nothing in a file is executed: there is no unpickler here, only :mod:`.pickles`. A refusal says what the file
+looks like. Tensors stay in the file until they are asked for, so the file has to stay open until then.
 """
 
 from __future__ import annotations

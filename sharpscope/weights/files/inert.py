@@ -174,7 +174,7 @@ class Report:
 
 
 def dtype_named(name: str) -> torch.dtype | None:
-    """``torch.float32`` for ``"float32"``; None for what is no dtype."""
+    """``torch.float32`` for ``"float32"``; None for a name that is not a dtype."""
     found = getattr(torch, name, None) if re.fullmatch(r"[a-z]\w*", name) else None
     return found if isinstance(found, torch.dtype) else None
 

@@ -31,7 +31,7 @@ class ModuleFacts:
 
     @property
     def quick_gelu(self) -> bool | None:
-        """Whether the blocks use QuickGELU, told by the classes of their activations; None where nothing tells."""
+        """Whether the blocks use QuickGELU, by the classes of their activations; None if these do not show it."""
         if any(k.rpartition(".")[2] == "QuickGELU" for k in self.kinds):
             return True
         return False if "torch.nn.modules.activation.GELU" in self.kinds else None
