@@ -174,7 +174,7 @@ def _holds_tensors(content: object, depth: int = MAX_WRAPPERS, seen: set[int] | 
     seen = set() if seen is None else seen
     if is_module(content):
         return True
-    if not isinstance(content, Mapping) or id(content) in seen:  # visited once: a file may share
+    if not isinstance(content, Mapping) or id(content) in seen:  # once: it may hold itself
         return False
     seen.add(id(content))
     if any(like_tensor(v) for v in content.values()):
