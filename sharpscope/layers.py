@@ -108,14 +108,15 @@ _CONTAINER: Final = re.compile(
 )
 _NUMBER: Final = re.compile(r"^[0-9]+$")
 _WRAPPERS: Final = ("visual", "text", "text_decoder", "trunk", "transformer", "encoder", "decoder", "backbone", "model")
-"""These names only wrap what follows them."""
+"""Names that only wrap what follows them and have no place of their own in the order."""
 _BRIDGES: Final = ("downsample", "pos_emb")
-"""These modules of a stage lead into its blocks."""
+"""Modules of a stage that lead into its blocks."""
 _EMBED: Final = (
     "class_embedding", "cls_emb", "cls_token", "dist_token", "reg_token", "register_token", "positional_embedding",
     "pos_embed",
 )  # fmt: skip
-"""These bare parameters join the tokens, in this order: the class first, then the positions of all tokens."""
+"""Bare parameters that join the tokens, in the order of the forward pass: the class first, then the positions of all
+tokens."""
 _TURNS: Final = {
     "visual": 0, "text": 1, "text_decoder": 2, "head": 3, "classification_head": 3, "logit_scale": 4, "logit_bias": 5,
 }  # fmt: skip
@@ -130,7 +131,8 @@ def _ranks(*lines: str) -> dict[str, int]:
 
 
 _LEAVES: Final = ("unknown", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-"""Every table below but the tower's ends so: a name in no table is ``unknown``, and a module's own tensors follow."""
+"""The end of every table below but the tower's: a name in no table is ``unknown``, and a module's own tensors follow
+it."""
 
 _TOWER: Final = _ranks(
     "stem conv_stem patch_embed",
@@ -279,7 +281,7 @@ _WITHIN: Final[tuple[tuple[str, dict[str, int]], ...]] = (
     (r"mlp|ffn|DenseReluDense$", _MLP),
     (r"", _BLOCK),
 )
-"""What a module's name begins with -> the order of what stands inside it; the first that matches counts."""
+"""For the beginning of a module's name the table that orders what stands inside it; the first that matches counts."""
 
 _FOLDED: Final[dict[str, str]] = {
     "ls_1": "attn",

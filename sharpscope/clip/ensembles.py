@@ -10,7 +10,8 @@ from torch import Tensor
 __all__ = ["FailureSet", "calibrating_temperature", "failure_distance", "finetuned_weight", "mixed_outputs"]
 
 NEAREST_SHARE = 0.001
-"""k as a share of the failures: VRF's 0.1 %."""
+"""VRF compares an image with its k-th nearest failure; k is this share of all failures (the paper's 0.1 %), at least
+1."""
 CENTRE, WIDTH = 1.5, 0.6
 """VRF's sigmoid. At the squared distance CENTRE from the zero-shot model's failures both models count alike; the larger
 WIDTH is, the more slowly the weight changes with the distance."""

@@ -42,7 +42,8 @@ def second_order(*, tf32: bool = False) -> Iterator[None]:
 
 
 ASYMMETRY: dict[str, float | None] = {"full": None, "tf32": 0.05, "bf16": 0.2}
-"""How unsymmetric a Hessian may be in each arithmetic before nothing is measured with it (None: by its dtype)."""
+"""The largest relative asymmetry |u'Hv - v'Hu| at which a Hessian is still measured, for each arithmetic of its
+products. None stands for the limit that follows from the dtype. Above the limit nothing is measured."""
 
 
 class _HalfPrecision:

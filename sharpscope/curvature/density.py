@@ -14,7 +14,8 @@ from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 
 WIDTH = 0.02
-"""Standard deviation of the smoothing Gaussian where none is given, as a share of the width of the spectrum."""
+"""The standard deviation of the Gaussian that smooths a spectral density, as a share of the width of the spectrum,
+where the caller gives none. A larger value blurs more."""
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,20 @@ __all__ = [
 ]
 
 SMALL_END = 0.1
-"""An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a
-relative tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
+"""An end of the spectrum whose magnitude is below this share of the spectral radius is resolved to ``rtol`` times this
+share of the radius, not to ``rtol`` times its own magnitude. A relative tolerance on an eigenvalue near zero is one
+that no Krylov method reaches."""
 KEPT = 24
-"""Ritz vectors that a point of a path leaves to the next one, beside those of the two ends."""
+"""The number of Ritz vectors, beside those of the two ends, that one point of the path hands to the next. More of them
+make the next point's preconditioner better and take more memory."""
 KEPT_BYTES = 2**28
-"""What they may take for a layer; the ends are kept in any case."""
+"""Bytes that the Ritz vectors of one layer may take when they are handed on. The vectors of the two ends are kept in
+any case."""
 STEADY = 0.8
-"""Overlap of an end's vectors at neighbouring points from which they are taken for one vector that turns."""
+"""Two vectors at neighbouring points whose absolute inner product is at least this large are taken for the same
+eigenvector, which has turned a little."""
 BLOCK = 8
-"""Vectors that ``Rows`` holds in one piece of memory."""
+"""The number of vectors that ``Rows`` allocates at a time; a basis grows by whole blocks and is never copied."""
 
 
 @dataclass(frozen=True)

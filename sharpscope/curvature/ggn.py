@@ -38,9 +38,11 @@ __all__ = [
 ]
 
 EXACT_COST = 3
-"""What a backward pass example by example costs at least, in backward passes of whole batches."""
+"""One backward pass that separates the examples costs at least this many backward passes of a whole batch. The exact
+trace over all classes is taken where it costs less than sampling."""
 FEW = 4
-"""Up to as many classes nothing is sampled where examples stand alone: all columns cost as much as a look."""
+"""With at most this many classes the exact sum over classes is always taken where the examples can be separated:
+sampling would cost as much."""
 
 
 class ClassificationObjective(Objective, Protocol):

@@ -19,7 +19,8 @@ from sharpscope.errors import ConfigError
 __all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]
 
 WORK = 0.5
-"""What a product needs beside the graph that it goes through, in graphs of that size (a third was seen)."""
+"""The memory that one product needs beside the gradient graph it runs through, as a share of that graph's bytes. A
+third was measured; a larger value leaves more room and keeps fewer graphs."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class Probes:
 
 
 Estimator = Generator[Tensor | Probes, Tensor, T]
-"""Yields V of shape [p, k] and is sent H V of shape [p, k], or yields ``Probes``; returns its result."""
+"""A generator that yields the vectors V [p, k] whose products it needs and is sent H V [p, k], or yields ``Probes`` and
+is sent their quadratic forms. Its return value is the result."""
 
 
 class Objective(Protocol):

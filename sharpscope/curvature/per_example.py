@@ -31,15 +31,16 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Signs", "Squares", "Tap", "Taps"]
 
 Signs = Callable[..., Tensor]
-"""Shape -> independent signs of that shape, +1 or -1."""
+"""A function from a shape to independent random signs, +1 or -1, of that shape."""
 
 Tangent = Callable[[Signs, frozenset[str], bool], Tensor]
-"""(signs, parameters that move, whether each moves by its own magnitude) -> the tangent of y for signs of these."""
+"""A function of (signs, the parameters that move, whether each moves in units of its own magnitude). It gives the
+tangent of y, the place where the parameters enter, that these random moves of every example's own make."""
 
 
 Squares = Callable[[Tensor, frozenset[str]], dict[str, Tensor]]
-"""(gradient at y, parameters) -> for those of them that enter here, the squared norm of every example's gradient,
-float64 [examples]."""
+"""A function of (the gradient at y, some parameters). It gives, for those of the parameters that enter at y, the
+squared norm of every single example's gradient, float64 [examples]."""
 
 
 @dataclass(frozen=True)

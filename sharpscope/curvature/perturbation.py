@@ -23,7 +23,8 @@ __all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_av
 Norm = Literal["l2", "linf"]
 
 NOISE_KEPT = 2**30
-"""Bytes up to which all noise draws of a layer are kept; beyond, each is drawn again for every batch."""
+"""Bytes up to which all noise draws of a layer are kept in memory. Larger layers draw the same noise again for every
+batch, from the same seeds."""
 
 
 @dataclass(frozen=True)

@@ -30,14 +30,17 @@ __all__ = [
 T = TypeVar("T")
 
 FIRST = 2
-"""Products of ``per_example_trace`` before it looks at its error: the least that show a variance."""
+"""The number of products that ``per_example`` takes before it looks at its error for the first time; two are the fewest
+that have a variance."""
 ENOUGH = 10.0
-"""Degrees of freedom from which its error is trusted, to stop or to say how many products are needed."""
+"""With at least this many degrees of freedom an estimated error is trusted, both to stop and to predict how many
+products are still needed."""
 WIDENING = 1.15
-"""v'Hv of a few large eigenvalues is skewed: in simulations (tests/laws) Student's interval covered 91 to 94 %."""
+"""The factor by which Student's intervals are widened. The quadratic form v'Hv of a few large eigenvalues is skewed: in
+simulations (tests/laws) the plain 95 % interval covered 91 to 94 %."""
 XTRACE_INFLATION = math.sqrt(2)
 XTRACE_FIRST = 24
-"""Products before an adaptive XTrace looks at its error for the first time."""
+"""The number of products that an adaptive XTrace takes before it looks at its error for the first time."""
 
 
 @dataclass(frozen=True)

@@ -31,13 +31,14 @@ from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 __all__ = ["tracked", "tracked_steps"]
 
 RANDOM = 0.5
-"""Length of the random part of the first vector, beside the neighbour's of length 1."""
+"""The length of the random part of the first vector, beside the neighbour's eigenvector of length 1. A larger value
+finds a vector that has overtaken the followed one more surely and costs more products."""
 FEWEST = 3
-"""Fewest products of a run: with fewer, the random part cannot show that another eigenvalue has overtaken the one that
-is followed."""
+"""The fewest products of a followed end. With fewer the random part has not been multiplied often enough to show a
+vector that has overtaken the followed one."""
 NEAREST = 0.3
-"""Smallest gap between eigenvalues, as a share of the eigenvalue, that the preconditioner divides by: a smaller one is
-taken for this, or the vector behind it would drown all others."""
+"""The preconditioner divides by |theta_k - theta|; a gap smaller than this share of |theta| is replaced by that share,
+because a division by a smaller number would let one direction drown all others."""
 SPANNED = 1e-4
 """A unit vector whose part orthogonal to the basis is shorter than this counts as inside its span."""
 

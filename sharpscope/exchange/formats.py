@@ -15,7 +15,7 @@ from sharpscope.exchange.measured import METRIC_NAMES, Measured, alpha_of, fract
 __all__ = ["clip_benchmark", "dassl", "flyp", "model_soups", "monosoup", "wise_ft"]
 
 Line = tuple[str, Mapping[str, Any]]
-"""(where: file and line, the JSON object)."""
+"""(Where it stands, as file and line; the JSON object of that line.)"""
 
 
 def wise_ft(lines: Sequence[Line]) -> list[Measured]:

@@ -20,11 +20,11 @@ SETS: Mapping[str, str] = {
     "imagenet-sketch": "ImageNetSketch",
     "objectnet": "ObjectNet",
 }
-"""Spec of a named data set -> what WiSE-FT, model-soups, FLYP, Dassl and MonoSoup call it."""
+"""For the spec of a named data set the name that WiSE-FT, model-soups, FLYP, Dassl and MonoSoup give it."""
 
 _ALIASES: Mapping[str, str] = {"imagenet1k": "imagenet", "imagenetvalclasses": "imagenet"}
 ID_SETS = ("imagenet", "FMOWID", "IWildCamID", "IWildCamIDNonEmpty")
-"""Sets that are in distribution, where neither the file nor the user says which are."""
+"""The data sets that count as in distribution where neither the file nor the user says which ones do."""
 _VALIDATION = ("ImageNet2p", "ImageNet98p", "IWildCamIDVal", "FMOWIDVal")
 
 METRIC_NAMES: Mapping[str, str] = {
@@ -38,7 +38,7 @@ METRIC_NAMES: Mapping[str, str] = {
     "F1-macro_all": "macro_f1",
     "acc_worst_region": "worst_group",
 }
-"""Their name of a metric -> ours; other numbers are left out."""
+"""For each metric's name in other systems' files ours. Numbers under other names are left out."""
 
 
 @dataclass(frozen=True)

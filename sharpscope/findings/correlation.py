@@ -26,9 +26,10 @@ from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
 
 COVARIATE = "covariate:"
-"""Prefix of the measure of rows that correlate a covariate itself with OOD: what sharpness has to beat."""
+"""What the ``measure`` of a row begins with that correlates a covariate itself, instead of sharpness, with OOD
+accuracy. Such a row says what sharpness has to beat."""
 FEWEST = 4
-"""Fewest points that have a correlation; a partial one needs one more."""
+"""The fewest points for which a correlation is computed; a partial one needs one point more."""
 PATH_NOTE = "descriptive: points along one path are not independent"
 
 

@@ -14,7 +14,8 @@ __all__ = ["Answered", "accuracy_grid", "alpha_index", "check_correct"]
 
 ALPHA_TOLERANCE = 1e-9
 Answered = np.ndarray | Predictions
-"""What models answered on one data set: bool [models, n] (judged by the share that is right), or predictions."""
+"""What several models answered on one data set: booleans [models, n], which are judged by the share that is right, or
+predictions with the metric they are judged by."""
 
 
 def alpha_index(alphas: Sequence[float], alpha: float) -> int | None:

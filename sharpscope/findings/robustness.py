@@ -25,7 +25,7 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of ``effective_robustness``."""
 BASELINES: Final[dict[str, tuple[float, ...]]] = {"zeroshot": (0.0,), "finetuned": (1.0,), "ends": (0.0, 1.0)}
-"""Baseline that a run holds itself -> the alphas of its models."""
+"""The baselines that runs hold themselves: their models at alpha 0, at alpha 1, or both."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ __all__ = ["spectral_density"]
 
 _LAYERS = 8
 _DEPTH = 1e-5
-"""What is shown below the highest value of a panel."""
+"""Densities below this share of a panel's highest value are not shown."""
 
 
 @styled

@@ -44,9 +44,9 @@ __all__ = [
 ]
 
 ROW = 0.148
-"""Inches a layer."""
+"""The height of one layer's row in inches."""
 MOST = 40
-"""Layers that a figure can name legibly."""
+"""The most layers that a figure names legibly; others are left to the table."""
 
 
 def layer_rows(table: pd.DataFrame, weight: pd.Series) -> tuple[list[str], int]:

@@ -74,7 +74,7 @@ def _where(row: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
-"""Of the manifest: what other sections show, or what is shown folded."""
+"""The keys of the manifest that other sections show, or that are shown folded."""
 
 
 def making(source: Source) -> Section:

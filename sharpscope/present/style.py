@@ -58,18 +58,18 @@ P = ParamSpec("P")
 R = TypeVar("R", Axes, Figure)
 
 MOST_PAIRS: Final = 6
-"""Pairs that a figure with a panel for each of them shows."""
+"""The most pairs that a figure with one panel a pair shows; others are left to the table."""
 
 WIDTH: Final = 5.5
 """Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One a pair, Okabe & Ito's palette: distinct for all common kinds of colour blindness."""
+"""The colours of pairs: Okabe and Ito's palette, which all common kinds of colour blindness tell apart."""
 
 SET_COLOURS: Final = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
 )  # fmt: skip
-"""One a data set: Paul Tol's muted palette."""
+"""The colours of data sets: Paul Tol's muted palette."""
 
 _LABEL_SIZE: Final = 6.0
 """Size in points of the texts beside marks."""

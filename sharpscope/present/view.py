@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 MOST_ROWS: Final = 30
-"""Rows of a table that the report prints; the rest is counted and left to the CSV."""
+"""The most rows of a table that the report prints; the others are counted and left to the CSV."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Line:
 
 
 Block = str | Line | Grid
-"""What stands under a heading: a paragraph, a line for a pair, a table."""
+"""What stands under a heading: a paragraph, one line for a pair, or a table."""
 
 
 @dataclass(frozen=True)

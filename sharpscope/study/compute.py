@@ -36,7 +36,7 @@ from sharpscope.weights.theta import on_device
 __all__ = ["compute"]
 
 _RETRIES = 8
-"""How often the memory budget is halved after an accelerator ran out of memory."""
+"""How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
 _MEASURED = ("ok", "not_converged")
 """The statuses of a row that holds an estimate; in a layer that does not move, ``frozen`` takes their place."""
 Progress = Callable[[str], None]

@@ -21,10 +21,10 @@ from sharpscope.vocabulary import ALL, MEASURES, Cost
 __all__ = ["plan"]
 
 _PRODUCTS: Final[dict[Cost, int]] = {"trace": 40, "eigenvalues": 6, "product": 1}
-"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05. Measures of one
-kind share them."""
+"""The Hessian-vector products a layer that ``plan`` reckons with for each kind of measure, at most ``max_matvecs``.
+They are typical for rtol 0.05; measures of one kind share them."""
 _PASSES: Final = 40
-"""Backward passes of the logits for each of the measures that are made of these."""
+"""The backward passes of the logits that ``plan`` reckons with for each Gauss-Newton or Fisher trace."""
 
 
 # ---------------------------------------------------------------------- what would it cost

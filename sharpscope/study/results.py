@@ -33,7 +33,8 @@ from sharpscope.vocabulary import ALL, BASES, expand_measures, parse_criterion
 __all__ = ["Results"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
-"""Where pairs are compared with each other, where the path has these points: fixed before looking."""
+"""The alphas at which pairs are compared with each other, where the path has them. They were fixed before any result
+was looked at."""
 
 
 class _Resampling(TypedDict):

@@ -17,8 +17,8 @@ from sharpscope.vocabulary import Group, Select, Target
 __all__ = ["CHUNK", "Task", "Variant", "matched_control", "plan_curvature", "roles", "variants"]
 
 CHUNK = 6
-"""Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
-loses no more than this."""
+"""The number of neighbouring alphas in one unit of curvature work. Inside a unit Lanczos starts from the neighbour's
+vectors; a killed run loses at most one unit."""
 
 _TRIALS: Final = 64
 """How many random sets of layers are drawn; the one whose number of parameters is the nearest becomes the control."""

@@ -35,7 +35,8 @@ __all__ = [
 MIDDLE: Final = 0.5
 """The alpha of the one point that stands for a path where a table or a figure has room for one."""
 _FIRST_METRICS: Final = ("top1", "accuracy")
-"""Which metric stands for a set where no row says which one is primary; else the first one in the table."""
+"""The metric that stands for a data set where no row says which one is primary is the first of these that the table
+has, else the first metric of the table."""
 _WITHOUT_VALUE: Final = ("failed", "undefined")
 
 

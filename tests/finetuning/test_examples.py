@@ -91,8 +91,8 @@ def test_captions_as_open_clip_reads_them(separator: str, folder: Path, tiny_mod
     [
         ("file\ttitle\nx\ty", "no column filepath"),
         ("filepath\ttitle", "names no images"),
-        ("filepath\ttitle\nx\t", "line 2: needs a file, a caption"),
-        ("filepath\ttitle\tlabel\nx\ty\t2", "line 2: .*label below 2"),
+        ("filepath\ttitle\nx\t", "line 2: needs a file and a caption"),
+        ("filepath\ttitle\tlabel\nx\ty\t2", "line 2: .*label .* below 2"),
     ],
 )
 def test_captions_that_make_no_sense(text: str, complaint: str, tmp_path: Path, tiny_model: Any) -> None:

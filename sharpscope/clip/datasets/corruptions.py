@@ -130,4 +130,5 @@ _ON_IMAGES: Final[dict[str, Callable[[Image.Image, int], Image.Image]]] = {
     "jpeg_compression": _jpeg_compression,
 }
 CORRUPTIONS: Final[tuple[str, ...]] = (*_ON_ARRAYS, *_ON_IMAGES)
-"""ImageNet-C's 19 corruptions, four of them the ones it holds back for validation, by its names."""
+"""The 19 corruptions of ImageNet-C by its own names, the four among them that its authors keep for validation included
+(Hendrycks and Dietterich 2019, arXiv 1903.12261)."""

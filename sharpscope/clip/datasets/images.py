@@ -28,9 +28,10 @@ from sharpscope.seeds import derive
 __all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits"]
 
 KEPT_BYTES: Final = 4 * 2**30
-"""Decoded sets of up to this size in all stay in memory: each is read at every alpha."""
+"""Bytes of decoded pixels that all data sets together may keep in memory. A set that would exceed them is decoded anew
+at every point of the path."""
 PATIENCE: Final = 600.0
-"""Seconds that one image may take, on a slow network say, before the run says which it waits for."""
+"""Seconds that reading one image may take before the run says which image it is waiting for."""
 _AHEAD: Final = 256  # images decoded before they are asked for
 
 Edit = Callable[[Image.Image, str], Image.Image]

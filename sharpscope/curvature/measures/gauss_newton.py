@@ -27,7 +27,8 @@ _ESTIMATORS: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
     "fisher_trace": ggn.fisher_trace,
 }
 CONTROL_SHARE = 1 / 3
-"""Of the tolerance goes to tr G, whose passes serve all layers: leaves sqrt(8/9), 6 % less, to tr(H - G)."""
+"""The share of the tolerance that tr G may use up. G's backward passes serve all layers at once, and tr(H - G) is left
+with sqrt(1 - 1/9) = 94 % of the tolerance."""
 
 
 def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:

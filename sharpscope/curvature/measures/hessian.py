@@ -30,7 +30,7 @@ from sharpscope.vocabulary import ALL
 __all__ = ["take"]
 
 _ENDS: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
-"""Which end of the spectrum each eigenvalue is."""
+"""For each eigenvalue measure the end of the spectrum that it is."""
 _GRADIENT = ("gradient_curvature", "gradient_alignment")
 _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "per_example": per_example_steps,
@@ -39,7 +39,7 @@ _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "hutchpp": hutchpp_steps,
 }
 _SUMMED = ("per_example", "controlled")
-"""Methods by which the whole model's trace is the sum of its layers'."""
+"""The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
