@@ -1,4 +1,4 @@
-"""The losses that straggler criteria are functions of: on single-layer paths, and under noise on one layer."""
+"""The losses from which straggler criteria are computed: on single-layer paths, and with noise on one layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerLosses:
     alphas: tuple[float, ...]
     """Positions of the layer, 0 and 1 among them."""
     losses: np.ndarray
-    """[L, A, n], one loss a probe example."""
+    """[L, A, n], one loss per probe example, in nats."""
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
@@ -38,14 +38,14 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1."""
+    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, and all other layers at theta_1."""
 
     layers: tuple[str, ...]
     alphas: tuple[float, ...]
     sigmas: tuple[float, ...]
     """Standard deviations in units of the layer's own weight rms, all > 0."""
     losses: np.ndarray
-    """[L, A, S, n]."""
+    """[L, A, S, n], one loss per probe example, in nats."""
     distance_sq: np.ndarray
     """[L] squared ||theta_1 - theta_0|| of the layer."""
     weight_rms: np.ndarray
@@ -58,7 +58,7 @@ class NoiseLosses:
         if np.shape(self.distance_sq) != want[:1] or np.shape(self.weight_rms) != want[:1]:
             raise ConfigError(f"distance_sq and weight_rms: need [{want[0]} layers].")
         if not all(s > 0 for s in self.sigmas):
-            raise ConfigError(f"sigmas: need to be above 0, got {list(self.sigmas)}.")
+            raise ConfigError(f"sigmas: all must be above 0, got {list(self.sigmas)}.")
 
 
 def between_ends(losses: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -148,7 +148,9 @@ def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
 
 def test_a_criterion_without_its_code_asks_for_it(registered: Criterion, sharp: pd.DataFrame) -> None:
     del criteria._REGISTERED["peak"]  # as where a finished run's manifest told of it, but nobody brought its file
-    with pytest.raises(ConfigError, match=r"criterion 'peak': its code is not here\.\nRemedy: load it from mine\.py"):
+    with pytest.raises(
+        ConfigError, match=r"criterion 'peak': its code has not been loaded\.\nRemedy: load it from mine\.py"
+    ):
         table(sharp)
 
 

@@ -62,7 +62,7 @@ def test_a_run_as_its_own_baseline(accuracy_of: Accuracy) -> None:
     table = effective_robustness(accuracy, found, "finetuned", bootstrap=100)
     assert table[table["alpha"] == 1]["estimate"].abs().max() < 1e-12
     assert list(table[table["alpha"] == 0]["estimate"]) == pytest.approx([0.1] * 4)
-    assert set(table["note"]) == {"line through two models"}
+    assert set(table["note"]) == {"the baseline's line runs through two models: the interval leaves out their choice"}
     alone = effective_robustness(accuracy, baseline_points(accuracy, "zeroshot"), "zeroshot", bootstrap=100)
     assert alone["estimate"].isna().all()
     assert alone["note"].str.startswith("undefined: 1 baseline models have one ID accuracy").all()

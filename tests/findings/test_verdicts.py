@@ -148,7 +148,7 @@ def test_the_question_takes_its_sign_from_the_other_pairs(two, sign: float, rati
     got = judge(two(ratio=ratio), references=references(sign), reference_source="shipped").loc[CLAIMS["question"]]
     rightly = sign * np.log(ratio) > 0
     assert got["verdict"] == (HOLDS if rightly else DOES_NOT_HOLD)
-    assert ("orders the two rightly" in got["evidence"]) == rightly
+    assert ("predicts the right order of the two" in got["evidence"]) == rightly
     assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 8 and got["source"] == "shipped"
     assert got["ci_low"] < got["estimate"] < got["ci_high"]
 
@@ -166,7 +166,7 @@ def test_the_question_without_an_answer_says_why(two) -> None:
         "over 3 other pairs no correlation is defined": (two(), references(1.0, n=3)),
         "over 0 other pairs": (two(), None),
         "over 4 other pairs": (two(), references(1.0, n=4)),
-        "a number is missing": (two(ratio=-1.0), references(1.0)),
+        "one of these numbers is missing": (two(ratio=-1.0), references(1.0)),
     }
     for reason, (tables, others) in cases.items():
         got = judge(tables, references=others).loc[CLAIMS["question"]]

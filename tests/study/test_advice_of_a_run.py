@@ -55,7 +55,7 @@ def test_layers_are_held_back_where_it_helped_the_other_pairs() -> None:
     gains = {f"p{i}": 0.1 + 0.01 * i for i in range(6)}
     found = run_of(6, gains)
     assert set(found["layers"]) == {"l2"} and set(found["density"]) == {0.5}
-    assert found["note"].str.contains("on average on 5 other pairs").all()
+    assert found["note"].str.contains("on average over 5 other pairs").all()
 
 
 def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
