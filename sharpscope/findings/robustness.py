@@ -179,7 +179,7 @@ def _judged(
         m = len(baseline)
         if len(np.unique(base.id_accuracy)) < 2:
             return blank.assign(
-                baseline_n=m, note=f"undefined: the baseline's {m} models have a single ID accuracy; a line needs two"
+                baseline_n=m, note=f"undefined: the baseline has a single ID accuracy (models: {m}); a line needs two"
             )
         line = np.array([base.fit()])
         lines = _resampled_lines(base, replicates, rng)

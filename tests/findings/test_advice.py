@@ -142,7 +142,7 @@ def test_layers_are_held_back_only_on_the_evidence_of_other_pairs() -> None:
         repairs(0.05, 0.01, 6).assign(pair="p"),
     ):
         row = advised(table)
-        assert row["layers"] == "" and np.isnan(row["density"]) and "cannot be told" in row["note"]
+        assert row["layers"] == "" and np.isnan(row["density"]) and "cannot show" in row["note"]
 
 
 def test_same_seed_same_bits() -> None:

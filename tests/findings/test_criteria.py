@@ -156,5 +156,7 @@ def test_a_criterion_without_its_code_asks_for_it(registered: Criterion, sharp: 
 
 def test_a_criterion_that_gives_no_score_a_layer_is_named(registered: Criterion, sharp: pd.DataFrame) -> None:
     criteria._REGISTERED["peak"] = lambda losses, alphas: np.asarray(losses)
-    with pytest.raises(ConfigError, match=r"criterion 'peak': .* one score a layer, \(6,\); got \(6, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"criterion 'peak': .* one score per layer, shape \(6,\); got shape \(6, 3\)"
+    ):
         table(sharp)

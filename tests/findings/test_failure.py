@@ -88,7 +88,7 @@ def test_what_has_no_meaning_is_undefined_with_its_reason() -> None:
     ends = failure_table("p", (0.0, 1.0), {"x": answers((0.5, 0.6))}, {"x": "ood"}, np.ones((2, 4)))
     ends = ends.set_index(["flag", "dataset"])
     assert ends.loc[("F1", "x"), "estimate"] == pytest.approx(0.1)
-    assert np.isnan(ends.loc[("F2", "x"), "estimate"]) and "one between them" in ends.loc[("F2", "x"), "note"]
+    assert np.isnan(ends.loc[("F2", "x"), "estimate"]) and "an alpha between them" in ends.loc[("F2", "x"), "note"]
     no_start = failure_table("p", (0.5, 1.0), {"x": answers((0.5, 0.6))}, {"x": "ood"}, np.ones((2, 4)))
     assert no_start["estimate"].isna().all() and no_start["note"].str.startswith("undefined").all()
     no_ood = failure_table("p", ALPHAS, {}, {}, np.full((3, 4), np.nan))

@@ -72,4 +72,4 @@ def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
 def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, stragglers: str) -> None:
     found = run_of(pairs, {f"p{i}": gain + 0.01 * i for i in range(pairs)}, stragglers)
     assert set(found["layers"]) == {""} and found["density"].isna().all()
-    assert found["note"].str.contains("cannot be told from ID data of this pair").all()
+    assert found["note"].str.contains("ID data of this pair cannot show").all()

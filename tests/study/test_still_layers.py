@@ -201,7 +201,7 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
 
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    assert re.search(r"beside it +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
+    assert re.search(r"other accuracy +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:
