@@ -137,7 +137,7 @@ def test_a_criterion_from_outside_is_chosen_like_any_other(registered: Criterion
 
 def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
     for known in ("peak", "barrier"):
-        with pytest.raises(ConfigError, match=f"the criterion '{known}' is known already"):
+        with pytest.raises(ConfigError, match=f"the criterion '{known}' exists already"):
             register_criterion(known, "x.")(peak)
     with pytest.raises(ConfigError, match="a name is made of letters"):
         register_criterion("share:me", "x.")

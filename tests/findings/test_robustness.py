@@ -101,8 +101,11 @@ def test_baselines_from_a_file(tmp_path: Path, accuracy_of: Accuracy) -> None:
     assert "the interval leaves out its uncertainty" in given["note"]
     for text, said in (
         ("dataset,id_accuracy\nx,0.5\n", "no column 'ood_accuracy'"),
-        ("dataset,id_accuracy,ood_accuracy\nx,0.5,0.4\nx,61,0.5\n", "line 3, column 'id_accuracy': 61.* not a fraction"),
-        ("dataset,intercept,slope\nx,a,1\n", "line 2, column 'intercept': a is no number"),
+        (
+            "dataset,id_accuracy,ood_accuracy\nx,0.5,0.4\nx,61,0.5\n",
+            "line 3, column 'id_accuracy': 61.* not a fraction",
+        ),
+        ("dataset,intercept,slope\nx,a,1\n", "line 2, column 'intercept': a is not a number"),
         ("", "cannot be read"),
     ):
         file.write_text(text)

@@ -208,6 +208,6 @@ def test_the_report_says_what_moves(finished: study.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
     assert "the head alone: the towers stand still, and the path mixes the logits of the two heads" in page
     assert "image: 20 of 56 tensors (norms alone); text: 2 of 29 tensors (biases alone)" in page
-    for said in ("what was learnt, on the upgraded backbone", "mean of the ends’ probabilities", "VRF"):
+    for said in ("the upgraded backbone plus the pair’s change", "mean of the ends’ probabilities", "VRF"):
         assert said in page or said.replace("’", "&#39;") in page
-    assert "▪ does not move: both ends share its weights" in page
+    assert "▪ marks a layer that does not move, because both ends have the same weights" in page

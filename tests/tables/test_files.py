@@ -162,7 +162,7 @@ def test_two_rows_with_one_key_are_refused(name: str, tables: dict[str, pd.DataF
 def test_wrong_input_is_named(tmp_path: Path, tables: dict[str, pd.DataFrame]) -> None:
     with pytest.raises(RunDirectoryError, match="no column 'alpha'"):
         csv_bytes(tables["path"].drop(columns="alpha"), "path")
-    with pytest.raises(RunDirectoryError, match=r"column n: 'many' is no whole number"):
+    with pytest.raises(RunDirectoryError, match=r"column n: 'many' is not a whole number"):
         csv_bytes(tables["accuracy"].head(1).assign(n="many"), "accuracy")
     with pytest.raises(RunDirectoryError, match=r"column present: 'perhaps'"):
         csv_bytes(tables["failure"].head(1).assign(present="perhaps"), "failure")
