@@ -476,7 +476,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
         ),
         Criterion(
             "criticality",
-            "Smallest ratio of the layer's squared movement to its noise variance that keeps the loss within a tolerance.",
+            "Smallest ratio of the layer's squared movement to its noise variance at which the loss hardly rises.",
             "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
             of="noise",
             bases=("finetuned",),

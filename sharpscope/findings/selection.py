@@ -101,7 +101,7 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
         floor: no score at or below this value is chosen, whatever the rule.
 
     Raises:
-        ConfigError: unknown rule, or a ``top`` that is no whole number >= 0.
+        ConfigError: an unknown rule, or a ``top`` that is not a whole number >= 0.
 
     Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers (MAD and its replacement under ties).
     """

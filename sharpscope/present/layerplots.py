@@ -86,7 +86,7 @@ def left_out_note(count: int) -> str:
 
 
 def colour_bar(figure: Figure, mappable: ScalarMappable, axes: np.ndarray, extend: str = "neither") -> Colorbar:
-    """A bar beside the panels, as high as one row of them, without a frame."""
+    """Draw a colour bar to the right of the panels, as high as one row of them and without a frame."""
     lines = len(axes)
     place: dict[str, Any] = {
         "aspect": 35,

@@ -64,7 +64,7 @@ WIDTH: Final = 5.5
 """Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The colours of pairs: Okabe and Ito's palette, which all common kinds of colour blindness tell apart."""
+"""The colours of pairs: Okabe and Ito's palette, which stays distinct under all common kinds of colour blindness."""
 
 SET_COLOURS: Final = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",

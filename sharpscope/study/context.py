@@ -68,7 +68,7 @@ class Context:
 
     @cached_property
     def further_paths(self) -> dict[str, InterpolationPath]:
-        """The study's paths beside the linear one, by name."""
+        """The study's other paths (all but the linear one), by name."""
         return {
             name: self.pair.path(self.dtype, extrapolate=self.config.extrapolate, kind=name)
             for name in self.config.paths

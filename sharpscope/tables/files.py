@@ -1,8 +1,8 @@
 """Tidy tables to bytes and back: CSV, which is the interface, and Parquet.
 
 The same rows always give the same bytes, whatever their order: rows are sorted by the table's key (layers in the order
-of the forward pass), floats are the shortest that read back exactly, and lines end in ``\\n``. A spreadsheet does not
-evaluate cells: text that starts like a formula gets a leading ``'``, and control characters become escapes like ``\\n``.
+of the forward pass), floats are the shortest that read back exactly, and lines end in ``\\n``. Spreadsheets do not
+evaluate any cell: text that starts like a formula gets a leading ``'``, and control characters are escaped (``\\n``).
 ``read_csv`` removes both again.
 """
 
