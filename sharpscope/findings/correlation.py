@@ -158,8 +158,11 @@ def pair_correlations(
         stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``.
 
     Returns:
-        Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
-        column: status "undefined" with the reason.
+        Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 points (5 for a partial
+        correlation) or a constant column the status is "undefined", and the note says why.
+
+    Raises:
+        ConfigError: ``stragglers`` is given and the sharpness table has an unknown measure.
 
     Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Freedman and Lane 1983,
     https://doi.org/10.1080/07350015.1983.10509354 (partial permutation); Benjamini and Hochberg 1995,
@@ -274,7 +277,8 @@ def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.Dat
     correlation.
 
     Returns:
-        Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
+        Table ``correlations`` with scope "path" and alpha NaN. With fewer than 4 alphas or a constant column the status
+        is "undefined", and the note says why.
     """
     accuracy = dense_rows(accuracy)
     rows: list[dict[str, object]] = []

@@ -16,11 +16,15 @@ __all__ = ["LayerLosses", "NoiseLosses", "between_ends"]
 
 @dataclass(frozen=True)
 class LayerLosses:
-    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``."""
+    """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``.
+
+    Raises:
+        ConfigError: an unknown base, alphas without 0 or 1, or losses of another shape.
+    """
 
     layers: tuple[str, ...]
     base: Base
-    """Where the other layers stand; see ``vocabulary.BASES``."""
+    """The position of the other layers; see ``vocabulary.BASES``."""
     alphas: tuple[float, ...]
     """Positions of the layer, 0 and 1 among them."""
     losses: np.ndarray
@@ -38,7 +42,11 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, and all other layers at theta_1."""
+    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, and all other layers at theta_1.
+
+    Raises:
+        ConfigError: arrays whose shapes do not fit, or a sigma that is not above 0.
+    """
 
     layers: tuple[str, ...]
     alphas: tuple[float, ...]

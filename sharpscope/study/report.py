@@ -36,8 +36,10 @@ Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 
 @dataclass(frozen=True)
 class Run:
-    """A finished (or partly failed) study: its folder, and its tables as the DataFrames ``run.sharpness``,
-    ``run.accuracy`` and so on."""
+    """A finished (or partly failed) study: its folder and its tables.
+
+    The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on.
+    """
 
     root: Path
     tables: dict[str, pd.DataFrame] = field(repr=False)
@@ -52,6 +54,7 @@ class Run:
 
     @property
     def report(self) -> Path:
+        """The path of ``report.html``."""
         return self.root / "report.html"
 
     def summary(self) -> str:
