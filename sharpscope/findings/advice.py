@@ -190,7 +190,7 @@ def _sharpscope(
             return {"alpha": end, "predicted_gain": 0.0, "ci_low": 0.0, "ci_high": 0.0}, note
         return {"alpha": end, "predicted_gain": chosen.gain, "ci_low": chosen.low, "ci_high": chosen.high}, note
     alpha, p = best
-    over = f"predicted OOD gain {p.gain - end_gain:+.4f} over alpha = {end:g}, the better end by prediction"
+    over = f"predicted OOD gain {p.gain - end_gain:+.4f} over alpha = {end:g}, the end with the larger predicted gain"
     return {"alpha": alpha, "predicted_gain": p.gain, "ci_low": p.low, "ci_high": p.high}, f"{over} ({about})"
 
 

@@ -262,7 +262,7 @@ def _best_row(
     estimate = block.estimate[best]
     largest = np.abs(np.where(np.isfinite(block.null[:, known]), block.null[:, known], 1.0)).max(axis=1)
     p = float(permutation_p(np.array([estimate]), largest[:, None])[0])
-    allowed = "p_value allows for the choice of the layer, which leaves no interval"
+    allowed = "p_value allows for the choice of the layer; a layer chosen this way has no interval"
     note = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
     return {**row, **some, "status": "ok", "note": note}
