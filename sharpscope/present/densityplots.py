@@ -1,4 +1,4 @@
-"""The figure of spectral densities: where the eigenvalues of a layer's Hessian lie, along the path."""
+"""The figure of spectral densities: the distribution of the eigenvalues of each layer's Hessian along the path."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _DEPTH = 1e-5
 
 @styled
 def spectral_density(density: pd.DataFrame) -> Figure:
-    """Density of eigenvalues by layer (rows) and pair (columns), one line an alpha, logarithmic; bands: one standard
-    error.
+    """Density of eigenvalues by layer (rows) and pair (columns), with one line per alpha, on a logarithmic scale.
 
-    At most eight layers, in forward order. Raises NoData without a finite density.
+    The bands are one standard error wide on each side. At most eight layers are shown, in forward order.
+
+    Raises:
+        NoData: the table has no finite density.
     """
     table = density[np.isfinite(density["density"])]
     if not len(table):

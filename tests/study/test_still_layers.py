@@ -201,13 +201,13 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
 
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    assert re.search(r"beside it +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
+    assert re.search(r"other accuracy +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
     assert "the head alone: the towers stand still, and the path mixes the logits of the two heads" in page
     assert "image: 20 of 56 tensors (norms alone); text: 2 of 29 tensors (biases alone)" in page
-    for said in ("what was learnt, on the upgraded backbone", "mean of the ends’ probabilities", "VRF"):
+    for said in ("the upgraded backbone plus the pair’s change", "mean of the ends’ probabilities", "VRF"):
         assert said in page or said.replace("’", "&#39;") in page
-    assert "▪ does not move: both ends share its weights" in page
+    assert "▪ marks a layer that does not move, because both ends have the same weights" in page
