@@ -171,7 +171,7 @@ def _batch_size(batch: Any) -> int:
     while isinstance(first, (tuple, list, Mapping)):
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     if not isinstance(first, Tensor) or first.ndim == 0:
-        raise ConfigError("batches: the first item of a batch must be a tensor with one row an example.")
+        raise ConfigError("batches: the first item of a batch must be a tensor with one row per example.")
     return len(first)
 
 

@@ -222,8 +222,10 @@ def accuracy_rows(
         for metric, (value, low, high) in found.items():
             said = [
                 (notes or {}).get(name, ""),
-                "" if math.isfinite(low) else "no interval: resampling knows no spread",
-                "" if not math.isfinite(low) or low <= value <= high else f"{metric} is biased, its interval is not",
+                "" if math.isfinite(low) else "no interval: the bootstrap replicates do not differ",
+                ""
+                if not math.isfinite(low) or low <= value <= high
+                else f"the interval is corrected for the bias of {metric} and excludes the estimate",
             ]
             note = "; ".join(x for x in said if x)
             row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, len(one), note)
@@ -253,7 +255,7 @@ def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> lis
 def _mean(parts: Sequence[Row], role: str) -> Row:
     row = mean_row(parts, role)
     known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
-    said = [row["note"], "" if known else "no interval: one of its sets has none"]
+    said = [row["note"], "" if known else "no interval: at least one of the averaged data sets has none"]
     return row | {"note": "; ".join(x for x in said if x)}
 
 
@@ -263,9 +265,11 @@ def dataset_note(dataset: Dataset) -> str:
     if dataset.facts.get("skipped"):
         said.append(f"{dataset.facts['skipped']} unreadable images skipped")
     if dataset.classes is not None:
-        said.append(f"among {len(dataset.classes)} of {len(dataset.classnames)} classes")
+        said.append(f"scored among {len(dataset.classes)} of {len(dataset.classnames)} classes")
     if dataset.projection is not None:
-        said.append(f"{len(dataset.target_names)} classes, each the largest logit of its own")
+        said.append(
+            f"scored among {len(dataset.target_names)} classes, each by the largest logit of its member classes"
+        )
     return "; ".join(said)
 
 

@@ -59,10 +59,11 @@ def output_baselines(
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
             answered["vrf"][name] = Answers.of(failures.mixed(*both, features), labels)
-        where = f"on {calibrate_on}" if calibrate_on is not None else "not calibrated"
+        where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
         notes["vrf"] = (
-            f"{len(failures.features)} failures among {probe.n} probe images, neighbour {failures.k}; temperatures "
-            f"{temperatures[0]:.3g} and {temperatures[1]:.3g} ({where})"
+            f"{len(failures.features)} zero-shot failures among {probe.n} probe images, distance to nearest failure "
+            f"number {failures.k}; temperatures {temperatures[0]:.3g} (zero-shot) and {temperatures[1]:.3g} "
+            f"(fine-tuned), {where}"
         )
     return answered, notes
 

@@ -196,7 +196,7 @@ class _Heads:
                 if self.mode == "stored" or self.names or not self._has_text():
                     raise
             dataset = data.get(spec, None)
-            said = "head from text: the stored one has other classes"
+            said = "the head was made from the text tower, because the stored head has other classes"
         else:
             dataset, said = self._named(spec, data, named), ""
         templates = self.templates or dataset.templates or ()

@@ -86,7 +86,7 @@ def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu:
         named = None if classnames is None else read_classnames(classnames)
         if named is not None and len(named) != len(read.tensors[HEAD_WEIGHT]):
             raise ConfigError(
-                f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                f"classnames: {shown(classnames)} has {len(named)} names, but the head has "
                 f"{len(read.tensors[HEAD_WEIGHT])} classes."
             )
         told_head = {key: facts["head"][key] for key in ("scale_baked", "normalize")}

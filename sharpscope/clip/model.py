@@ -124,7 +124,7 @@ class ClipModel:
         name = name_or_json.replace("/", "-")
         if name not in known:
             raise ConfigError(
-                f"model: '{shown(name_or_json)}' is no open_clip model name, config JSON, nor 'mini'."
+                f"model: '{shown(name_or_json)}' is neither an open_clip model name nor a config JSON nor 'mini'."
                 f"{did_you_mean(name, known)}\nNames: python -c 'import open_clip; print(open_clip.list_models())'"
             )
         return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
@@ -200,7 +200,7 @@ class ClipModel:
         """
         if self._config is None:
             raise ConfigError(
-                f"model '{shown(self.name)}' was made from a live module and has no config to initialise."
+                f"model '{shown(self.name)}' was made from a live module and has no config to initialise weights from."
             )
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -272,7 +272,7 @@ class ClipModel:
         for name in ("token_embedding", "text.token_embedding"):
             if f"{name}.weight" in self.shapes:
                 return name
-        raise ConfigError(f"model '{shown(self.name)}': prompts need a text tower with a token_embedding of its own.")
+        raise ConfigError(f"model '{shown(self.name)}': learnt prompts need a text tower with a token_embedding.")
 
     def _encode(
         self, tower: nn.Module, names: tuple[str, ...], theta: Mapping[str, Tensor], inputs: Tensor, normalize: bool
@@ -338,13 +338,14 @@ class _LazyTokenizer:
             what = shown(hf_name or kwargs.get("bpe_path") or "SimpleTokenizer")
             why = f"{type(e).__name__}: {shown(e)}"
             raise ConfigError(
-                f"model '{shown(self.name)}': its tokenizer '{what}' cannot be had here ({why}).\n"
+                f"model '{shown(self.name)}': the tokenizer '{what}' cannot be built here ({why}).\n"
                 "Remedy: put its files beside the config JSON, or pass tokenizer=... to ClipModel.load."
             ) from e
         vocab_size = int(self.text_cfg.get("vocab_size", 49408))
         if tokenizer.vocab_size > vocab_size:  # open_clip would only notice it as an index out of range
             raise ConfigError(
-                f"model '{shown(self.name)}': tokenizer of {tokenizer.vocab_size} tokens, text tower of {vocab_size}.\n"
+                f"model '{shown(self.name)}': the tokenizer has {tokenizer.vocab_size} tokens, but the text tower "
+                f"embeds only {vocab_size}.\n"
                 "Remedy: name the tower's BPE file in text_cfg.tokenizer_kwargs.bpe_path of the config JSON."
             )
         return tokenizer
@@ -396,11 +397,13 @@ def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as e:
         raise ConfigError(f"model: cannot read {shown(path)}: {e.strerror or e}.") from e
     except ValueError as e:
-        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: {shown(e)}.") from e
+        raise ConfigError(f"model: {shown(path)} is not an open_clip config JSON: {shown(e)}.") from e
     config = data.get("model_cfg", data) if isinstance(data, dict) else None
     wanted = ("embed_dim", "vision_cfg", "text_cfg")
     if not isinstance(config, dict) or any(k not in config for k in wanted):
-        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: it needs the keys {', '.join(wanted)}.")
+        raise ConfigError(
+            f"model: {shown(path)} is not an open_clip config JSON: it needs the keys {', '.join(wanted)}."
+        )
     if not isinstance(config["vision_cfg"], dict) or not isinstance(config["text_cfg"], dict):
         raise ConfigError(f"model: {shown(path)}: vision_cfg and text_cfg must be objects.")
     return config, dict(data.get("preprocess_cfg") or {})
@@ -420,7 +423,7 @@ def _build(config: Mapping[str, Any], name: str) -> nn.Module:
     hf_model = cfg["text_cfg"].get("hf_model_name")
     if hf_model:
         raise ConfigError(
-            f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described on the Hugging Face hub only.\n"
+            f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described only on the Hugging Face hub.\n"
             "Remedy: build the module yourself and pass sharpscope.load_pair model=ClipModel.from_module(module)."
         )
     if "timm_model_name" in cfg["vision_cfg"]:

@@ -223,7 +223,7 @@ def _with_head_file(
     if path is None:
         return ends
     if head not in ("auto", "stored"):
-        raise ConfigError(f"head_file: is a stored head, which --head {shown(head)} does not use.")
+        raise ConfigError(f"head_file: it provides a stored head, which --head {shown(head)} does not use.")
     if all(e.facts.get("head") for e in ends):
         raise ConfigError(f"head_file: {shown(path)} is not needed: both checkpoints hold a head of their own.")
     first, second = (e if e.facts.get("head") else with_head(e, path) for e in ends)
@@ -270,8 +270,8 @@ def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
             remedy = f"{model.name}-quickgelu" if told else model.name.removesuffix("-quickgelu")
             raise PairMismatch(
                 f"{shown(end.source, 200)} was trained with {this}, but model '{shown(model.name)}' has {other}: names "
-                f"and shapes are the same, the logits are not.\nRemedy: --model {shown(remedy)}, or a config JSON with "
-                f'"quick_gelu": {str(told).lower()}.'
+                f"and shapes are the same, but the logits differ.\nRemedy: --model {shown(remedy)}, or a config JSON "
+                f'with "quick_gelu": {str(told).lower()}.'
             )
 
 
@@ -300,7 +300,7 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
             return told
     if model == "mini":
         return miniworld.CLASSES
-    raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+    raise ConfigError("classnames: they are needed to read the head (--classnames FILE, one class name per line).")
 
 
 def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:
@@ -323,13 +323,13 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
     """Which of the parameters that the logits depend on differ, tower by tower, and of what kind they are."""
     moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
     if all(tower_of(n) == "head" for n in moving):
-        return "the head alone: the towers stand still, and the path mixes the logits of the two heads"
+        return "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads"
     norms = {n for x in split_layers({n: theta_0[n].shape for n in names}) if x.kind == "norm" for n in x.params}
     said = []
     for tower in TOWERS:
         own = [n for n in moving if tower_of(n) == tower]
         kinds = {"norms" if n in norms else "biases" if n.endswith("bias") else "" for n in own}
-        what = f" ({' and '.join(sorted(kinds))} alone)" if "" not in kinds and tower in ("image", "text") else ""
+        what = f" ({' and '.join(sorted(kinds))} only)" if "" not in kinds and tower in ("image", "text") else ""
         if own:
             said.append(f"{tower}: {len(own)} of {sum(tower_of(n) == tower for n in names)} tensors{what}")
     return "; ".join(said)

@@ -38,8 +38,8 @@ def prompted(
     width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
     if prompts[CTX].shape[-1] != width:
         raise PairMismatch(
-            f"{shown(path, 200)}: its context has vectors of {prompts[CTX].shape[-1]} numbers, the text tower of "
-            f"'{shown(model.name)}' {width}."
+            f"{shown(path, 200)}: the context vectors have {prompts[CTX].shape[-1]} entries, but the text tower of "
+            f"'{shown(model.name)}' needs {width}."
         )
     learnt = Prompts.of(model, classnames, prompts[CTX].shape[-2])
     head = {"scale_baked": False, "normalize": True, "classnames": list(classnames), "told_by": "prompts"}

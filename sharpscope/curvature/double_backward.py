@@ -37,7 +37,7 @@ def _last(backward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(backward)
     def checked(*args: Any) -> Any:
         if torch.is_grad_enabled():
-            raise ThirdDerivative("no third derivative of this operation: compute the loss without analytic_kernels().")
+            raise ThirdDerivative("This operation has no third derivative: compute the loss without analytic_kernels.")
         return backward(*args)
 
     return checked

@@ -148,11 +148,11 @@ class HessianEngine:
         values = torch.stack(losses).tolist()
         for i, value in enumerate(values):
             if not math.isfinite(value):
-                raise NumericalError(f"loss of batch {i} is {value}: no curvature there.")
+                raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
         self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         self._gradient = sums
         if not all(torch.isfinite(g).all() for g in sums.values()):
-            raise NumericalError("gradient of the loss is not finite: no curvature there.")
+            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self.unused = tuple(name for name in self.params if name not in sums)
 
     # ------------------------------------------------------------------ what estimators use

@@ -203,7 +203,7 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
     if isinstance(operator, AnswersProbes):
         return operator.answer(request)
     if request.weighted:
-        raise NumericalError("operator: it has no parameters whose magnitudes could weigh the directions.")
+        raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
     v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 
@@ -252,12 +252,15 @@ def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, 
     uv = uv.to(operator.device, operator.dtype)
     huv = operator.matmat(uv)
     if not torch.isfinite(huv).all():
-        raise NumericalError("operator: its product with a random vector is not finite.")
+        raise NumericalError("operator: the product with a random vector is not finite.")
     a, b = (uv[:, 0] @ huv[:, 1]).item(), (uv[:, 1] @ huv[:, 0]).item()
     norms, hnorms = uv.norm(dim=0), huv.norm(dim=0)
     scale = (norms[0] * hnorms[1] + norms[1] * hnorms[0]).item()
     gap = abs(a - b) / scale if scale > 0 else 0.0
     limit = torch.finfo(operator.dtype).eps ** 0.5 if rtol is None else rtol
     if gap > limit:
-        raise NumericalError(f"operator: not symmetric, |u'Hv - v'Hu| is {gap:.1e} of its scale (allowed {limit:.1e}).")
+        raise NumericalError(
+            f"operator: it is not symmetric. |u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) is {gap:.1e} and may be at "
+            f"most {limit:.1e}."
+        )
     return gap

@@ -103,7 +103,7 @@ def _records(path: Path, label_bytes: int) -> tuple[NDArray[np.int64], NDArray[n
     """(labels, images) of CIFAR's binary version: the last label byte is the class."""
     data = _bytes(path)
     if len(data) % (label_bytes + 3072):
-        raise DatasetError(f"{shown(path)}: {len(data)} bytes are no whole number of records.")
+        raise DatasetError(f"{shown(path)}: {len(data)} bytes are not a whole number of records.")
     rows = data.reshape(-1, label_bytes + 3072)
     images = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return rows[:, label_bytes - 1].astype(np.int64), np.ascontiguousarray(images)
@@ -111,11 +111,13 @@ def _records(path: Path, label_bytes: int) -> tuple[NDArray[np.int64], NDArray[n
 
 def _checked(images: NDArray[Any], labels: NDArray[Any], where: Path) -> NDArray[np.int64]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise DatasetError(f"{shown(where)}: images of {images.dtype} {list(images.shape)}; needs uint8 [n, H, W, 3].")
+        raise DatasetError(
+            f"{shown(where)}: the images are {images.dtype} {list(images.shape)}, but must be uint8 [n, H, W, 3]."
+        )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
         raise DatasetError(
-            f"{shown(where)}: labels of {labels.dtype} {list(labels.shape)} for {len(images)} images; "
-            "needs one integer for each."
+            f"{shown(where)}: the labels are {labels.dtype} {list(labels.shape)} for {len(images)} images, but "
+            "must be one integer per image."
         )
     return labels.astype(np.int64)
 
@@ -124,7 +126,7 @@ def _npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise DatasetError(f"{shown(path)}: no plain array ({shown(getattr(e, 'strerror', None) or e)}).") from e
+        raise DatasetError(f"{shown(path)}: not a plain array ({shown(getattr(e, 'strerror', None) or e)}).") from e
 
 
 def _npz(path: Path, key: str) -> NDArray[Any]:
@@ -132,9 +134,9 @@ def _npz(path: Path, key: str) -> NDArray[Any]:
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
     except KeyError as e:
-        raise DatasetError(f"{shown(path)}: holds no array '{key}'.") from e
+        raise DatasetError(f"{shown(path)}: there is no array '{key}' in it.") from e
     except Exception as e:  # zipfile, zlib and numpy have many words for a broken file
-        raise DatasetError(f"{shown(path)}: no plain arrays ({shown(getattr(e, 'strerror', None) or e)}).") from e
+        raise DatasetError(f"{shown(path)}: not plain arrays ({shown(getattr(e, 'strerror', None) or e)}).") from e
 
 
 def _bytes(path: Path) -> NDArray[np.uint8]:

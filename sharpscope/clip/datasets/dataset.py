@@ -105,7 +105,8 @@ class Dataset:
         if self.projection is not None:
             if len(self.projection) != len(self.classnames):
                 raise DatasetError(
-                    f"{shown(name)}: a projection of {len(self.projection)} for {len(self.classnames)} class names."
+                    f"{shown(name)}: the projection has {len(self.projection)} entries for "
+                    f"{len(self.classnames)} class names."
                 )
             if missing := set(range(len(self.target_names))) - set(self.projection):
                 raise DatasetError(
@@ -185,7 +186,7 @@ class Dataset:
 
     def _unreadable(self, count: int) -> DatasetError:
         some = next((self._source.lost[r] for r in self._rows if r in self._source.lost), "")
-        return DatasetError(f"{shown(self.name)}: none of {count} images can be read, e.g. {shown(some)}.")
+        return DatasetError(f"{shown(self.name)}: none of the {count} images can be read, e.g. {shown(some)}.")
 
     def project(self, logits: Tensor) -> Tensor:
         """Scores [B, T] whose columns are what ``labels`` index, from a classifier's logits [B, C].
@@ -200,8 +201,8 @@ class Dataset:
             if logits.shape[1] == len(self.target_names):
                 return logits
             raise DatasetError(
-                f"{shown(self.name)}: logits of {logits.shape[1]} classes, neither {len(self.projection)} nor "
-                f"{len(self.target_names)}."
+                f"{shown(self.name)}: the logits have {logits.shape[1]} columns, but need {len(self.projection)} "
+                f"(one per class) or {len(self.target_names)} (one per target)."
             )
         if self.projection is not None:
             to = torch.tensor(self.projection, device=logits.device)

@@ -45,11 +45,13 @@ def find_domainnet(request: Request) -> Found:
         path, _, label = text.rpartition(" ")
         parts = path.split("/")
         if not label.isdecimal() or len(parts) < 2 or ".." in parts or path.startswith("/"):
-            raise DatasetError(f"{shown(file)}, line {line}: '{shown(text)}' is no 'DOMAIN/CLASS/NAME.jpg LABEL'.")
+            raise DatasetError(
+                f"{shown(file)}, line {line}: '{shown(text)}' is not of the form 'DOMAIN/CLASS/NAME.jpg LABEL'."
+            )
         if folder_of.setdefault(int(label), parts[-2]) != parts[-2]:
             raise DatasetError(
-                f"{shown(file)}, line {line}: label {label} was '{shown(folder_of[int(label)])}' before, "
-                f"here it is '{shown(parts[-2])}'."
+                f"{shown(file)}, line {line}: label {label} stands for '{shown(parts[-2])}' here, but stood for "
+                f"'{shown(folder_of[int(label)])}' on an earlier line."
             )
         paths.append(path)
         numbers.append(int(label))
@@ -138,7 +140,7 @@ def _csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     except OSError as e:
         raise DatasetError(f"{shown(path)}: cannot be read: {e.strerror or e}.") from e
     except (ValueError, UnicodeError, pd.errors.ParserError) as e:
-        raise DatasetError(f"{shown(path)}: is no table ({shown(e)}).") from e
+        raise DatasetError(f"{shown(path)}: not a table ({shown(e)}).") from e
     if missing := [c for c in columns if c not in table.columns]:
         raise DatasetError(f"{shown(path)}: has no column '{missing[0]}'.")
     return table
@@ -148,5 +150,7 @@ def _of_split(table: pd.DataFrame, request: Request, root: Path) -> pd.DataFrame
     part = table[table["split"] == request.split]
     if not len(part):
         known = ", ".join(sorted({str(s) for s in table["split"]} - {"unused", "nan"}))
-        raise DatasetError(f"data set {shown(request.spec)}: {shown(root)} has no split '{request.split}' ({known}).")
+        raise DatasetError(
+            f"data set {shown(request.spec)}: {shown(root)} has no split '{request.split}'. Known: {known}."
+        )
     return part

@@ -81,7 +81,7 @@ def need_model(request: Request) -> ClipModel:
     """The model; ConfigError without one."""
     if request.model is None:
         raise ConfigError(
-            f"data set {shown(request.spec)}: image files need a model, whose size, mean and std they are given."
+            f"data set {shown(request.spec)}: image files need a model, which sets their size and normalisation."
         )
     return request.model
 
@@ -110,7 +110,7 @@ def assemble(found: Found, request: Request) -> Dataset:
         source.keep(chosen)
         if len(source.lost) == len(chosen):
             raise DatasetError(
-                f"data set {shown(request.spec)}: none of {len(chosen)} images can be read, "
+                f"data set {shown(request.spec)}: none of the {len(chosen)} images can be read, "
                 f"e.g. {shown(next(iter(source.lost.values())))}."
             )
     return Dataset(

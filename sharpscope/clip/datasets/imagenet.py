@@ -68,15 +68,19 @@ def find_imagenet(request: Request) -> Found:
     numbers = {str(i): i for i in range(1000)} if kind == "imagenet-v2" else {w: i for i, w in enumerate(wnids())}
     found = class_folders(folder, request.spec)
     if unknown := [f for f in found if f not in numbers]:
-        what = "number of a class (0 ... 999)" if kind == "imagenet-v2" else "WordNet id of an ImageNet class"
-        raise DatasetError(f"{shown(folder)}: folder '{shown(unknown[0])}' is no {what}.")
+        what = "number of a class (0 to 999)" if kind == "imagenet-v2" else "WordNet id of an ImageNet class"
+        raise DatasetError(f"{shown(folder)}: folder '{shown(unknown[0])}' is not the {what}.")
     if not found:
-        raise DatasetError(f"{shown(folder)}: no class folders; images have to lie in a folder for each class.")
+        raise DatasetError(
+            f"{shown(folder)}: there are no class folders. The images of each class must lie in a folder of their own."
+        )
     present = None
     if kind in ("imagenet-a", "imagenet-r"):
         present = tuple(sorted(numbers[w] for w in wnids(kind.replace("-", "_"))))
         if outside := [f for f in found if numbers[f] not in present]:
-            raise DatasetError(f"{shown(folder)}: folder '{shown(outside[0])}' is none of the 200 classes of {kind}.")
+            raise DatasetError(
+                f"{shown(folder)}: folder '{shown(outside[0])}' is not one of the 200 classes of {kind}."
+            )
     found.sort(key=lambda f: numbers[f])
     paths, labels = class_images(folder, found, lambda i: numbers[found[i]])
     return _found(request, folder, paths, labels, present)
@@ -97,7 +101,10 @@ def find_objectnet(request: Request) -> Found:
         for word in str(meant).split("; "):
             index = words.get(word)
             if index is None or label not in labels_of:
-                raise DatasetError(f"{shown(mapping)}: '{shown(label)}' means '{shown(word)}', which has no number.")
+                raise DatasetError(
+                    f"{shown(mapping)}: '{shown(label)}' is mapped to '{shown(word)}', but one of the two is missing "
+                    "from the other mapping files."
+                )
             members.setdefault(labels_of[label], []).append(index)
     folders = sorted(members)
     projection = [-1] * 1000
@@ -135,7 +142,7 @@ def find_subset(request: Request) -> Found:
         wanted = ids.replace(",", " ").split()
         bad = [w for w in wanted if w in label or w not in wnids()]
         if not colon or not name.strip() or not wanted or bad or name.strip() in names:
-            why = f"'{shown(bad[0])}' is unknown or in two classes" if bad else "needs 'name: wnid wnid ...'"
+            why = f"'{shown(bad[0])}' is unknown or in two classes" if bad else "the form is 'name: wnid wnid ...'"
             raise DatasetError(f"{shown(path)}, line {line}: {why}.")
         label |= dict.fromkeys(wanted, len(names))
         names.append(name.strip())
@@ -168,7 +175,7 @@ def _listed(request: Request, folder: Path) -> Found:
     for line, path in enumerate(paths, 1):
         parts = path.split("/")
         if parts[0] not in numbers or len(parts) < 2 or ".." in parts:
-            raise DatasetError(f"{shown(file)}, line {line}: '{shown(path)}' is no image as n01440764/NAME.JPEG.")
+            raise DatasetError(f"{shown(file)}, line {line}: '{shown(path)}' is not of the form n01440764/NAME.JPEG.")
     labels = np.array([numbers[p.partition("/")[0]] for p in paths], dtype=np.int64)
     return _found(request, folder, paths, labels, None)
 
@@ -196,7 +203,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise DatasetError(f"{shown(path)}: cannot be read ({e.strerror or e}); ObjectNet's download has it.") from e
     except ValueError as e:
-        raise DatasetError(f"{shown(path)}: is no JSON ({shown(e)}).") from e
+        raise DatasetError(f"{shown(path)}: not JSON ({shown(e)}).") from e
     if not isinstance(data, dict):
-        raise DatasetError(f"{shown(path)}: is no JSON object.")
+        raise DatasetError(f"{shown(path)}: not a JSON object.")
     return data

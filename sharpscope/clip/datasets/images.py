@@ -183,14 +183,15 @@ class Decoded:
                 image = future.result(timeout=PATIENCE)
             except TimeoutError as e:
                 raise DatasetError(
-                    f"{shown(self.images.name(row))}: not decoded after {PATIENCE:.0f} s; is its disk still there?"
+                    f"{shown(self.images.name(row))}: this image was not decoded within {PATIENCE:.0f} s. "
+                    "Is the disk still attached?"
                 ) from e
             if image is not None:
                 pixels[len(good)] = image
                 good.append(row)
             elif row in self._seen:
                 name = shown(self.images.name(row))
-                raise DatasetError(f"{name}: this image could be read before and cannot be any more.")
+                raise DatasetError(f"{name}: this image could be read earlier, but can no longer be read.")
             else:
                 self.lost[row] = self.images.name(row)
         self._seen.update(good)

@@ -42,7 +42,7 @@ def find_torchvision(request: Request) -> Found:
     labels = next((getattr(theirs, a) for a in ("targets", "labels", "_labels", "y") if hasattr(theirs, a)), None)
     classes = getattr(theirs, "classes", None)
     if labels is None:
-        raise ConfigError(f"data set {shown(request.spec)}: torchvision gives it no list of class labels.")
+        raise ConfigError(f"data set {shown(request.spec)}: torchvision provides no list of class labels for it.")
     array = np.asarray(labels).astype(np.int64)
     if classes is None:
         classes = request.classnames or [str(i) for i in range(int(array.max()) + 1)]
@@ -57,7 +57,9 @@ def find_hf(request: Request) -> Found:
     try:
         datasets: Any = importlib.import_module("datasets")  # an extra, not installed everywhere
     except ImportError as e:
-        raise ConfigError(f"data set {shown(request.spec)}: needs datasets (pip install 'sharpscope[hf]').") from e
+        raise ConfigError(
+            f"data set {shown(request.spec)}: it needs the package datasets (pip install 'sharpscope[hf]')."
+        ) from e
     path = Path(request.root).expanduser() / request.rest
     try:
         if (path / "dataset_dict.json").is_file():
@@ -73,7 +75,7 @@ def find_hf(request: Request) -> Found:
     label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image is None or label is None:
         raise DatasetError(
-            f"data set {shown(request.spec)}: needs an image and a class label column; it has "
+            f"data set {shown(request.spec)}: it needs an image column and a class label column; its columns are "
             f"{shown(', '.join(features))}."
         )
     names = tuple(spoken(n) for n in features[label].names)

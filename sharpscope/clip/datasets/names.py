@@ -28,7 +28,7 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     lines = [line.strip() for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n")]
     for number, content in enumerate(lines, 1):
         if not content:
-            raise DatasetError(f"{what}: {shown(path)}, line {number}: blank.")
+            raise DatasetError(f"{what}: {shown(path)}, line {number}: the line is blank.")
     return tuple(lines)
 
 
@@ -46,7 +46,7 @@ def read_classnames(path: str | Path) -> tuple[str, ...]:
         if before != number:
             raise DatasetError(
                 f"class names: {shown(path)}, line {number}: '{shown(name)}' is on line {before} already; "
-                "every class needs a name of its own."
+                "every class needs a different name."
             )
     return names
 
@@ -56,7 +56,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
     lines = tuple(line.replace("{c}", "{}") for line in read_lines(path, "templates"))
     for number, line in enumerate(lines, 1):
         if "{}" not in line:
-            raise DatasetError(f"templates: {shown(path)}, line {number}: no {{}} where the class name goes.")
+            raise DatasetError(f"templates: {shown(path)}, line {number}: {{}} is missing where the class name goes.")
     return lines
 
 
@@ -107,7 +107,7 @@ def match_indexed(own: Sequence[str], classnames: Sequence[str], where: str) -> 
         return [b[0] for b in by_name]
     if len(own) == len(classnames):
         raise DatasetError(
-            f"{shown(where)}: the {len(own)} class names are in another order than the set's classes.\n"
+            f"{shown(where)}: the {len(own)} class names are in a different order from the data set's classes.\n"
             "Remedy: give one name for each class, in the data set's own order."
         )
     return None

@@ -88,9 +88,9 @@ def _counted(folder: Path) -> list[str]:
     except OSError as e:
         raise DatasetError(f"{shown(file)}: cannot be read ({e.strerror or e}); CLIP_benchmark writes it.") from e
     except ValueError as e:
-        raise DatasetError(f"{shown(file)}: holds no number of shards.") from e
+        raise DatasetError(f"{shown(file)}: the file must hold the number of shards.") from e
     if not 1 <= count <= 1_000_000:
-        raise DatasetError(f"{shown(file)}: {count} shards.")
+        raise DatasetError(f"{shown(file)}: {count} shards; there must be between 1 and 1,000,000.")
     return [str(folder / f"{i}.tar") for i in range(count)]
 
 
@@ -104,7 +104,8 @@ def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
         if kind not in (*_IMAGES, ".cls"):
             continue
         if key in (labels if kind == ".cls" else images):
-            raise DatasetError(f"{shown(shard)}: two members '{shown(name)}' for one sample.")
+            what = "label" if kind == ".cls" else "image"
+            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' is a second {what} of one sample.")
         if kind != ".cls":
             images[key] = part
             continue
@@ -112,7 +113,7 @@ def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
         try:
             labels[key] = int(text)
         except ValueError:
-            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' holds no label.") from None
+            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' does not hold an integer label.") from None
     if lonely := images.keys() ^ labels.keys():
         key = min(lonely)
         raise DatasetError(f"{shown(shard)}: sample '{shown(key)}' has no {'label' if key in images else 'image'}.")
@@ -127,7 +128,7 @@ def _files(shard: str) -> Iterator[tuple[str, _Part]]:
                 if not member.isreg() or member.issparse():
                     continue
                 if member.size < 0 or member.offset_data + member.size > size:
-                    raise DatasetError(f"{shown(shard)}: cut off in member '{shown(member.name)}'.")
+                    raise DatasetError(f"{shown(shard)}: the file ends within member '{shown(member.name)}'.")
                 yield member.name, (shard, member.offset_data, member.size)
     except OSError as e:
         raise DatasetError(f"{shown(shard)}: cannot be read: {e.strerror or e}.") from e
@@ -135,7 +136,7 @@ def _files(shard: str) -> Iterator[tuple[str, _Part]]:
         with open(shard, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         hint = " It is gzipped: unpack it with gunzip first." if packed else ""
-        raise DatasetError(f"{shown(shard)}: no tar archive, or a damaged one ({shown(e)}).{hint}") from e
+        raise DatasetError(f"{shown(shard)}: not a tar archive, or a damaged one ({shown(e)}).{hint}") from e
 
 
 def _read(part: _Part) -> bytes:

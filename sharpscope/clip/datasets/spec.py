@@ -161,7 +161,7 @@ def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:
     missing = [f"{k} ({tried[0]}/)" for k, tried in wanted.items() if not any((root / t).is_dir() for t in tried)]
     if missing:
         raise DatasetError(
-            f"data root {shown(root)}: lacks the folders of {', '.join(missing)}.\n"
+            f"data root {shown(root)}: the folders of {', '.join(missing)} are missing.\n"
             "Remedy: --data-root is the folder that holds imagenet/, imagenet-r/, sketch/ ... side by side."
         )
 
@@ -207,7 +207,7 @@ def _parsed(spec: str) -> _Spec:
     if kind == "mini" and rest not in miniworld.DOMAINS:
         near = did_you_mean(rest, miniworld.DOMAINS)
         raise ConfigError(
-            f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
+            f"data set: '{shown(spec)}' is not a domain of the embedded world.{near} "
             f"Known: {', '.join(miniworld.DOMAINS)}."
         )
     if kind == "mini" and split is not None and split not in MINI_SIZES:

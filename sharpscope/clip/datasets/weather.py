@@ -60,7 +60,7 @@ def photographs() -> tuple[Image.Image, ...]:
     folders = list(found.submodule_search_locations or ()) if found else []
     if not folders:
         raise ConfigError(
-            "corruption 'frost': needs the photographs of frost in the package imagecorruptions.\n"
+            "corruption 'frost': it needs the photographs of frost in the package imagecorruptions.\n"
             "Remedy: pip install --no-deps imagecorruptions (only its images are read), or leave frost out."
         )
     return _photographs(Path(folders[0]) / "frost")

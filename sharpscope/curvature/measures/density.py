@@ -63,7 +63,7 @@ def measure_density(
         asked = solve_together(work, lambda open_: engine.answer({n: (n, request) for n, request in open_.items()}))
     for name, found in asked.items():
         if not np.isfinite(found.nodes).all():
-            rows.append(row(name, found.num_matvecs, "failed", "a product is not finite"))
+            rows.append(row(name, found.num_matvecs, "failed", "a Hessian-vector product is not finite"))
             continue
         grid, width = found.grid()
         rows += [

@@ -34,9 +34,10 @@ with sqrt(1 - 1/9) = 94 % of the tolerance."""
 def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:
     """Why the Hessian has no Gauss-Newton part that could be taken off; empty where it has."""
     if not (hasattr(objective, "batch_logits") and hasattr(objective, "batch_labels")):
-        return "per_example: the loss gives no logits"
+        return "trace method per_example was used, because the loss provides no logits"
     cross_entropy = ggn.is_cross_entropy(objective, theta)  # type: ignore[arg-type]
-    return "" if cross_entropy else "per_example: the loss is not the cross-entropy of its logits"
+    why = "trace method per_example was used, because the loss is not the cross-entropy of its logits"
+    return "" if cross_entropy else why
 
 
 def controlled_traces(point: Point, table: MeasureTable) -> None:
@@ -86,7 +87,7 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
     """Traces of mean outer products of the logits' gradients, all layers from the same backward passes."""
     for measure in measures:
         if not hasattr(point.rough, "batch_logits"):
-            table.fail([measure], "the loss gives no logits")
+            table.fail([measure], "the loss provides no logits, which this measure needs")
             continue
         seed = point.seed(measure.removesuffix("_trace"))
         with second_order(tf32=point.settings.precision == "tf32"):

@@ -97,7 +97,8 @@ class MeasureTable:
             "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
             "converged": bool(converged and finite), "num_matvecs": 0, "seed": seed,
             "status": "failed" if not finite else "ok" if converged else "not_converged",
-            "per_param": per_param, "share": math.nan, "rho": math.nan, "note": "" if finite else "not finite",
+            "per_param": per_param, "share": math.nan, "rho": math.nan,
+            "note": "" if finite else "the estimate is not finite",
         }  # fmt: skip
         self._rows[layer, measure] = row | more
 
