@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, which models it fits, and how two of them differ layer by layer."""
+"""What a checkpoint file contains, which models it fits, and how two checkpoints differ layer by layer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ __all__ = ["fitting_models", "inspect"]
 
 # ---------------------------------------------------------------------- what is in a file
 def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
-    """What one checkpoint holds, or how two of them differ layer by layer, as text to print.
+    """What one checkpoint contains, or how two checkpoints differ layer by layer, as text to print.
 
-    A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+    A partial file (Dassl, adapters) as ``a`` is shown as it is; as ``b`` it is laid over ``a``.
 
     >>> print(inspect("mini:zeroshot", model="mini").splitlines()[3].strip())
     safety        plain tensors
 
     Args:
-        a, b: files, folders or hub ids as ``read_checkpoint`` takes them, or ``mini:NAME``.
-        model: open_clip name or config JSON that the files are to be checked against; default: fitting ones are looked
-            for.
+        a, b: files, folders or hub ids, as for ``read_checkpoint``, or ``mini:NAME``.
+        model: open_clip name or config JSON against which the files are checked; None: fitting models are searched.
 
     Raises:
-        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``.
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``.
         PairMismatch: weights that do not fit ``model``, or each other.
-        ConfigError: an unknown model, or a head alone compared with something.
+        ConfigError: an unknown model, or a file ``a`` that holds only a head where ``b`` is given.
     """
     try:
         first = read_checkpoint(resolve_checkpoint(a), partial=True)
@@ -121,7 +120,7 @@ _CHECKSUMS = {
 
 
 def _activation(facts: Mapping[str, Any]) -> str:
-    """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
+    """GELU or QuickGELU, and the evidence for it, because names and shapes are the same with both."""
     if (told := facts["quick_gelu"]) is not None:
         return f"{'QuickGELU' if told else 'GELU'} (stated in the file)"
     if trains_openai_weights(facts["producer"]):
@@ -141,9 +140,10 @@ def _safety_line(facts: Mapping[str, Any]) -> str:
 
 
 def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
-    """open_clip's own models whose config has these sizes and whose image tower is made of exactly these tensors.
+    """Names of open_clip's models whose image tower consists of exactly these tensors, with the same sizes.
 
-    ``quick_gelu``: keep those with this activation, where it is known; else both kinds fit.
+    ``quick_gelu``: whether the activation is QuickGELU, and only such models are kept; None: models with either are
+    kept.
     """
     fitting = []
     for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):

@@ -30,18 +30,18 @@ FOLDERS: Final[dict[str, tuple[str, ...]]] = {
     "imagenet-sketch": ("sketch", "imagenet-sketch"),
     "objectnet": ("objectnet-1.0", "objectnet"),
 }
-"""Named set -> its folder under the data root, the first one being WiSE-FT's (arXiv 2109.01903)."""
+"""Each set -> the names that its folder under the data root may have; the first is WiSE-FT's (arXiv 2109.01903)."""
 
 
 @functools.cache
 def wnids(kind: str = "imagenet") -> tuple[str, ...]:
-    """WordNet ids of the classes in the order of their numbers, from timm's lists: of imagenet, imagenet_a or _r."""
+    """WordNet ids of the classes of ``kind`` (imagenet, imagenet_a, imagenet_r), ordered by class number; from timm."""
     file = resources.files("timm").joinpath("data", "_info", f"{kind}_synsets.txt")
     return tuple(file.read_text(encoding="utf-8").split())
 
 
 def place(request: Request) -> Path:
-    """The set's folder under the data root; DatasetError naming those that were looked for."""
+    """The set's folder under the data root; a DatasetError names the folders that were tried."""
     root = Path(request.root).expanduser()
     tried = [root / f for f in FOLDERS[request.kind]]
     for folder in tried:
@@ -54,10 +54,11 @@ def place(request: Request) -> Path:
 
 
 def find_imagenet(request: Request) -> Found:
-    """``imagenet`` (``val_in_folder`` or ``val``; ``@train``; ``@FILE``: those of train that an index file lists),
-    ``imagenet-v2`` (folders 0 ... 999), ``imagenet-a``, ``imagenet-r`` (200 classes each) and ``imagenet-sketch``.
+    """``imagenet``, ``imagenet-v2``, ``imagenet-a``, ``imagenet-r`` and ``imagenet-sketch``.
 
-    An index file is text, one image a line as ``n01440764/n01440764_10026.JPEG``.
+    ``imagenet`` reads the folder ``val_in_folder`` or ``val``; ``@train`` reads ``train``, and ``@FILE`` the images of
+    ``train`` that an index file lists, one per line as ``n01440764/n01440764_10026.JPEG``. The folders of
+    ``imagenet-v2`` are the class numbers 0 to 999. ``imagenet-a`` and ``imagenet-r`` have 200 classes each.
     """
     folder = place(request)
     kind = request.kind
@@ -87,9 +88,10 @@ def find_imagenet(request: Request) -> Found:
 
 
 def find_objectnet(request: Request) -> Found:
-    """``objectnet``: its 113 classes that ImageNet has too, each of them one or several of ImageNet's.
+    """``objectnet``: the 113 ObjectNet classes that ImageNet also has, each as one or several ImageNet classes.
 
-    Which they are is read from the ``mappings`` of its own download. The red border of 2 pixels is cut off.
+    The correspondence is read from the folder ``mappings`` of ObjectNet's download. Each image's red border of 2 pixels
+    is cut off.
     """
     folder = place(request)
     mapping = folder / "mappings"
@@ -131,8 +133,11 @@ def find_objectnet(request: Request) -> Found:
 
 
 def find_subset(request: Request) -> Found:
-    """``subset:FILE``: classes that unite several of ImageNet's (Entity-30, Living-17 of BREEDS; Santurkar et al. 2021,
-    arXiv 2008.04859), one a line as ``name: n01629819 n01630670``; images from ``imagenet/val`` (``@train``: train)."""
+    """``subset:FILE``: classes that each unite several ImageNet classes, such as Entity-30 and Living-17 of BREEDS.
+
+    FILE has one class per line, as ``name: n01629819 n01630670``. The images are those of ``imagenet/val``, or of
+    ``imagenet/train`` with ``@train``. Source: Santurkar et al. 2021, arXiv 2008.04859.
+    """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     folder = _split(request, place(_as_imagenet(request)))
     names: list[str] = []
@@ -168,7 +173,7 @@ def _split(request: Request, folder: Path) -> Path:
 
 
 def _listed(request: Request, folder: Path) -> Found:
-    """The images of train that an index file lists, without a look at the others."""
+    """The images of ``train`` that an index file lists; other images are not read."""
     file = Path(request.root).expanduser() / request.split
     numbers = {w: i for i, w in enumerate(wnids())}
     paths = list(read_lines(file, "index file"))

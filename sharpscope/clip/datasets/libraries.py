@@ -18,8 +18,10 @@ __all__ = ["find_hf", "find_torchvision"]
 
 
 def find_torchvision(request: Request) -> Found:
-    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root; nothing is loaded
-    down."""
+    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root.
+
+    Nothing is downloaded.
+    """
     from torchvision import datasets  # type: ignore[import-untyped]
 
     if request.rest not in datasets.__all__:
@@ -52,8 +54,11 @@ def find_torchvision(request: Request) -> Found:
 
 
 def find_hf(request: Request) -> Found:
-    """``hf:NAME`` (``@SPLIT``): a set of the datasets library: a folder below the data root (saved by it, or of image
-    files), or a name on the hub. Its first image column and its first class label column are taken."""
+    """``hf:NAME`` (``@SPLIT``): a data set of the library ``datasets``.
+
+    NAME is a folder below the data root (saved by the library, or of image files) or a name on the Hugging Face hub.
+    The first image column and the first class label column are used.
+    """
     try:
         datasets: Any = importlib.import_module("datasets")  # an extra, not installed everywhere
     except ImportError as e:
@@ -68,7 +73,7 @@ def find_hf(request: Request) -> Found:
             table = datasets.load_from_disk(str(path))
         else:
             table = datasets.load_dataset(str(path) if path.is_dir() else request.rest, split=request.split)
-    except Exception as e:  # the library raises what its many readers do
+    except Exception as e:  # the library's many readers raise many kinds of errors
         raise DatasetError(f"data set {shown(request.spec)}: {shown(e, 200)}") from e
     features = table.features
     image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)

@@ -1,4 +1,4 @@
-"""Tar shards in webdataset's layout, as CLIP_benchmark exports them: indexed once, read in place, never unpacked."""
+"""Tar shards in webdataset's layout, as CLIP_benchmark exports them; they are indexed once and never unpacked."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class _Members:
 
 
 def find_shards(request: Request) -> Found:
-    """``wds:PATH``: a folder with ``SPLIT/{0..N}.tar``, ``SPLIT/nshards.txt``, ``classnames.txt`` and
-    ``zeroshot_classification_templates.txt``, or the shards themselves (``PATH/{00..09}.tar``).
+    """``wds:PATH``: a folder of tar shards, or the shards themselves (``PATH/{00..09}.tar``).
 
-    Every sample is an image (webp, png, jpg, jpeg) and a ``.cls`` with its label, as text. Names inside a shard are
-    labels only: nothing is written, links and devices are passed over.
+    The folder contains ``SPLIT/{0..N}.tar``, ``SPLIT/nshards.txt``, ``classnames.txt`` and
+    ``zeroshot_classification_templates.txt``. Every sample is an image (webp, png, jpg, jpeg) and a ``.cls`` member
+    with its label as text. Member names only identify samples: no file is written, and links and devices are skipped.
     """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     if path.name.endswith(".tar"):
@@ -72,7 +72,7 @@ def find_shards(request: Request) -> Found:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """The files of a brace pattern: {00..09} keeps its zeros."""
+    """The files of a brace pattern; the numbers of {00..09} keep their leading zeros."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -95,7 +95,7 @@ def _counted(folder: Path) -> list[str]:
 
 
 def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
-    """(key, image, label) of every sample, in the shard's order; DatasetError for anything that is no whole sample."""
+    """(key, image, label) of every sample, in the shard's order; DatasetError for an incomplete sample."""
     images: dict[str, _Part] = {}
     labels: dict[str, int] = {}
     for name, part in _files(shard):
