@@ -1,4 +1,4 @@
-"""ImageNet-C's corruptions, computed when images are read; the image's name seeds the noise, which is thus repeatable."""
+"""ImageNet-C's corruptions, computed when images are read; the noise is seeded by the image's name and repeatable."""
 
 from __future__ import annotations
 
