@@ -323,9 +323,8 @@ def split_layers(
 
     - ``tensor``: every tensor is a layer;
     - ``module``: the modules of a block are layers: ``ln_1``, ``attn``, ``ln_2``, ``mlp`` of a transformer block (a
-    layer
-      scale belongs to the module that it scales), convolutions and norms of a convolutional block. Class and positional
-      embeddings together are the layer ``embed``;
+      layer scale belongs to the module that it scales), convolutions and norms of a convolutional block. Class and
+      positional embeddings together are the layer ``embed``;
     - ``block``: every residual block is a layer, as are ``stem``, the part before the blocks, and ``post``, the part
       after them.
 

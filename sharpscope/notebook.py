@@ -203,8 +203,7 @@ def layer_curvature(
         module: the module, which is measured in eval mode; its weights, gradients and mode are left unchanged.
         loss: ``loss(module, batch)`` returns the mean loss of the batch, a scalar that can be differentiated twice.
         batches: e.g. a DataLoader. A batch is a tensor, or a tuple or dictionary of tensors, on the module's device;
-        its
-            first tensor has one row per example.
+            its first tensor has one row per example.
         granularity: whether a layer is a tensor, a module or a block.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
         logits: ``logits(module, batch)`` returns (logits [n, C], labels [n]), for a loss that is their cross-entropy.
@@ -216,8 +215,7 @@ def layer_curvature(
 
     Raises:
         ConfigError: an unknown measure, granularity or option, an option of the wrong type, a loss that is not a
-        scalar,
-            or a batch that does not start with a tensor.
+            scalar, or a batch that does not start with a tensor.
     """
     settings = _settings(options)
     modes = {m: m.training for m in module.modules()}

@@ -80,8 +80,7 @@ class Classifier:
         normalize: whether image features are first scaled to unit length (True for every CLIP head, False for a head
             trained on raw features).
         bias: whether :meth:`attach` adds a ``head.bias`` of zeros to a stored head that it builds from text, so that
-        the
-            head matches a fine-tuned head with a bias.
+            the head matches a fine-tuned head with a bias.
 
     Raises:
         ConfigError: an unknown mode, no class names, or a baked-in scale in a head that is not stored.

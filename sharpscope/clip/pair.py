@@ -122,8 +122,7 @@ def load_pair(
         head: zeroshot | stored | text (see ``sharpscope.Classifier``); auto takes stored where the fine-tuned
             checkpoint has a head, else text where the text tower moves, else zeroshot.
         classnames: list, or file with one name per line; None: those in the checkpoint, else, for ``mini``, the
-        embedded
-            world's.
+            embedded world's.
         templates: list, or file with one template per line, with ``{}`` for the class name; None: those that the
             fine-tuned file states, else the model's.
         name: the pair's name in tables; None: the fine-tuned file's stem.

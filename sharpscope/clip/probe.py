@@ -41,8 +41,7 @@ class Probe:
         seed: the seed of the choice.
         device, dtype: the device and dtype in which the images are kept.
         normalize_logits: whether the logits f of each example are first replaced by (f - mean f) / ||f - mean f||,
-        which
-            makes the loss independent of their scale.
+            which makes the loss independent of their scale.
 
     Attributes: ``batches``, the (images, labels); ``n``, the number of examples; ``indices``, their indices in the data
     set.
