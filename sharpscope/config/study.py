@@ -55,7 +55,7 @@ DEFAULT_MEASURES: tuple[str, ...] = (
 
 
 def checkpoint_stem(source: str | os.PathLike[str]) -> str:
-    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
+    """The name of a checkpoint in tables: NAME of ``mini:NAME``, else the file name without extension."""
     return Path(str(source).removeprefix("mini:")).stem
 
 

@@ -121,7 +121,7 @@ def test_what_cannot_be_read_is_left_out_with_its_label_and_counted(
         got = broken.batch(order, 9)
         assert got.labels.tolist() == [1, 1, 0, 1] and torch.equal(got.images, images[left])
     assert broken.skipped == "note: 1 of 7 images cannot be read and were left out (cat/001.png)"
-    with pytest.raises(DatasetError, match="none of 1 images can be read, e.g. cat/001.png"):
+    with pytest.raises(DatasetError, match="none of the 1 images can be read, e.g. cat/001.png"):
         broken.batch(torch.tensor([1]), 0)
 
 

@@ -72,7 +72,7 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     model = str(tiny_paths[made.kind])
     if base := made.read.get("base"):
         text = inspect(made.path)
-        assert "only what was tuned; it needs the zero-shot weights below it" in text
+        assert "only the tuned tensors; they are laid over zero-shot weights" in text
         write_checkpoint(tmp_path / "base.safetensors", base.tensors)
         text = inspect(tmp_path / "base.safetensors", made.path, model).split("\n\n")[1]
     else:
@@ -92,8 +92,8 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     activation = "GELU" if made.kind in ("vit", "customtext") else "QuickGELU"
     assert lines["fits"] == f"{model}, {activation}, every tensor of its image tower"
     told = facts["quick_gelu"]
-    known = {True: "QuickGELU (told by the file)", False: "GELU (told by the file)"}
-    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not told by the file")))
+    known = {True: "QuickGELU (stated in the file)", False: "GELU (stated in the file)"}
+    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not stated in the file")))
     if "head" in towers:
         baked = "" if facts["head"]["scale_baked"] else "not "
         assert lines["head"] == f"5 classes x 12, logit scale {baked}baked in, features normalised"
@@ -105,7 +105,7 @@ def test_inspect_of_a_head_alone(systems: Callable[[str], Made]) -> None:
     made = systems("task_vectors")
     text = inspect(made.read["head"])
     assert "5 classes x 12, logit scale baked in, features normalised" in text and "ClassificationHead" in text
-    with pytest.raises(ConfigError, match="a classification head alone"):
+    with pytest.raises(ConfigError, match="holds only a classification head"):
         inspect(made.read["head"], made.path)
 
 
