@@ -1,4 +1,4 @@
-"""What a fine-tuning learns from: batches of images, labels and captions, by place in any data set."""
+"""Training data: batches of images, labels and captions, by their indices in any data set."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _LABEL: Final = re.compile(r"-1|[0-9]+")
 
 
 _BREAK: Final = re.compile("\r\n|\r|\n")
-"""Ends of lines in a table; Unicode's other ones are text."""
+"""The line breaks of a table; Unicode's other line breaks are part of the text."""
 
 
 class Drawn(NamedTuple):
-    """What was read of a batch, row by row."""
+    """The examples of a batch that could be read, row by row."""
 
     images: Tensor
     """float32 [B, 3, H, W], normalised."""
@@ -40,7 +40,7 @@ class Drawn(NamedTuple):
 
 
 class Examples(Protocol):
-    """Training examples, of which any batch can be had."""
+    """Training examples, read batch by batch."""
 
     def __len__(self) -> int: ...
 
@@ -65,7 +65,7 @@ class TensorExamples:
 class DatasetExamples:
     """The images of a data set, random crops where it was loaded with ``augment``.
 
-    ``labels``: of image-caption pairs, whose data set has every pair as a class of its own, the caption as its name.
+    ``labels``: the class labels of image-caption pairs; in their data set every pair is a class, named by its caption.
     """
 
     def __init__(self, dataset: Dataset, labels: Tensor | None = None) -> None:
@@ -84,7 +84,7 @@ class DatasetExamples:
 
     @property
     def skipped(self) -> str:
-        """What could not be read so far, in words; empty where there is nothing."""
+        """What could not be read so far, in words; empty if all could be read."""
         facts = self.dataset.facts
         names = ", ".join(shown(name, 60) for name in facts["skipped_names"][:3])
         bare = ", ".join(shown(name, 40) for name in facts["without_images"][:3]) if self.labels is None else ""
@@ -93,7 +93,7 @@ class DatasetExamples:
             count = f"{facts['skipped']} of {len(self)}"
             said.append(f"note: {count} images cannot be read and were left out ({names})")
         if bare:
-            said.append(f"note: nothing was learned of {bare}: there is no readable image of it")
+            said.append(f"note: there is no readable image of class {bare}, so nothing was learnt about it")
         return "\n".join(said)
 
 
@@ -112,13 +112,13 @@ def load_examples(
     Any data set of ``load_dataset``, its train split unless the spec names another; or ``csv:PATH``: image-caption
     pairs for the contrastive methods, in the columns that open_clip reads (``filepath``, ``title``; tab or comma; paths
     from the file's folder unless absolute; a column ``label`` is taken where there is one). ``augment``: a random crop
-    of each image each time; arrays and the embedded world have none. ``shots``: at most so many images a class, a fixed
-    choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
+    of each image each time; arrays and the embedded world have none. ``shots``: largest number of images per class, a
+    fixed choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
     """
     kind, _, rest = spec.partition(":")
     if kind == "csv":
         if not classnames:
-            raise ConfigError("classnames: captions name no classes; give those that the result is to tell apart.")
+            raise ConfigError("classnames: captions name no classes; give those that the model has to tell apart.")
         path = Path(data_root or ".").expanduser() / Path(rest).expanduser()
         return _captioned(path, model, len(classnames), augment), tuple(classnames)
     dataset = load_dataset(
@@ -146,7 +146,8 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
         label = row.get("label") or "-1"
         if not row["filepath"] or not row["title"] or not _LABEL.fullmatch(label) or int(label) >= num_classes:
             raise DatasetError(
-                f"captions: {shown(path)}, line {line}: needs a file, a caption (and a label below {num_classes})."
+                f"captions: {shown(path)}, line {line}: needs a file and a caption, and a label (if any) "
+                f"below {num_classes}."
             )
         paths.append(row["filepath"])
         captions.append(row["title"])
@@ -166,14 +167,15 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
 
 
 def caption_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line that it begins on, fields by column) of every row of a table with a header line.
+    """(number of its first line, fields by column) of every row of a table with a header line.
 
-    Raises DatasetError, with the line, for a row of more or fewer fields than columns (a comma in a caption without
-    quotation marks) and for a quotation mark that is not closed in its row, and so would swallow the next ones.
+    Raises DatasetError, naming the line, for a row that does not have one field per column (a caption with a comma and
+    without quotation marks) and for a quotation mark that is not closed in its row, so that it would swallow the next
+    rows.
     """
     separator = "\t" if "\t" in text.partition("\n")[0] else ","
     word = "tab" if separator == "\t" else "comma"
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)  # as pandas: no other breaks
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     columns: list[str] | None = None
     while True:
         line = reader.line_num + 1
@@ -181,8 +183,8 @@ def caption_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             fields = next(reader, None)
         except csv.Error as error:
             raise DatasetError(
-                f"captions: {shown(path)}, line {line}: {shown(error)}.\nRemedy: a caption that begins with a "
-                'quotation mark, or holds a line break, stands in quotation marks, its own ones doubled ("").'
+                f"captions: {shown(path)}, line {line}: {shown(error)}.\nRemedy: put a caption that begins with "
+                'a quotation mark into quotation marks, and double the marks inside it ("").'
             ) from None
         if fields is None:
             return
@@ -190,30 +192,30 @@ def caption_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             columns = fields
             if missing := [c for c in ("filepath", "title") if c not in columns]:
                 raise DatasetError(
-                    f"captions: {shown(path)} has no column {' and none '.join(missing)} in its first line.\n"
-                    "Remedy: a header line 'filepath<tab>title', one image a line."
+                    f"captions: {shown(path)} has no column {' and no '.join(missing)} in its first line.\n"
+                    "Remedy: a header line 'filepath<tab>title', then one image per line."
                 )
             continue
         if not fields:
             continue
-        # a line inside a caption that would be a row by itself: the mark before it was never closed
+        # A line inside a caption has the form of a row, so the quotation mark before it was probably never closed.
         if any(part.count(separator) >= len(columns) - 1 for f in fields for part in _BREAK.split(f)[1:]):
             raise DatasetError(
-                f"captions: {shown(path)}, line {line}: a quotation mark that is not closed in its row.\n"
-                'Remedy: close it, or double it ("") where it belongs to the caption.'
+                f"captions: {shown(path)}, line {line}: a quotation mark is not closed in its row.\n"
+                'Remedy: close it, or double it ("") where it is part of the caption.'
             )
         if len(fields) != len(columns):
             raise DatasetError(
-                f"captions: {shown(path)}, line {line}: {len(fields)} fields for {len(columns)} columns.\n"
-                f"Remedy: put a caption that holds a {word} into quotation marks."
+                f"captions: {shown(path)}, line {line}: the row has {len(fields)} fields, but there are {len(columns)} "
+                f"columns.\nRemedy: put a caption that contains a {word} into quotation marks."
             )
         yield line, dict(zip(columns, fields, strict=True))
 
 
 def _few(labels: Tensor, shots: int, seed: int) -> list[int]:
-    """At most ``shots`` indices a class, in the data's order."""
+    """At most ``shots`` indices per class, in the data's order."""
     if shots < 1:
-        raise ConfigError(f"shots: needs at least one image a class, got {shots}.")
+        raise ConfigError(f"shots: needs at least one image per class, got {shots}.")
     taken: dict[int, int] = {}
     rows = []
     for i in stratified(labels, None, seed, "shots"):

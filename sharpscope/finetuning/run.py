@@ -1,4 +1,4 @@
-"""A fine-tuning from files to a file: what ``sharpscope.finetune`` and the command of that name do."""
+"""A whole fine-tuning, from files to a file: ``sharpscope.finetune`` and the command of that name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Tuned:
 
     ``path``: the checkpoint, None where nothing was written; ``theta``: what it holds, by name; ``method``;
     ``classnames``; ``losses`` of every step; ``accuracies``: (step, validation accuracy in [0, 1]) after every epoch;
-    ``note``: what was odd, in words; ``metadata``: of the file. :meth:`summary` says it in a line.
+    ``note``: warnings in words; ``metadata``: of the file. :meth:`summary` says it in a line.
     """
 
     path: Path | None
@@ -58,24 +58,24 @@ class Tuned:
     """What the checkpoint holds."""
     metadata: Mapping[str, str] = field(repr=False)
     losses: tuple[float, ...] = field(default=(), repr=False)
-    """Of every step; empty where the file was there already."""
+    """Loss of every step; empty if the file existed already."""
     accuracies: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """(step, validation accuracy) after every epoch."""
     note: str = ""
-    """What was odd, in words: images that could not be read (since it was last taken up), a warm-up too long."""
+    """Warnings in words: images that could not be read (since training last resumed), a warm-up that is too long."""
 
     def summary(self) -> str:
         """One line on what happened."""
         said = [self.method.title]
-        if not self.losses:  # of no step at all is nothing left: finetune refuses
-            return f"{said[0]}, finished before"
+        if not self.losses:  # finetune refuses a training without a step, so the file was there before
+            return f"{said[0]}, already finished"
         said.append(f"{len(self.losses)} steps, loss {self.losses[0]:.3g} -> {self.losses[-1]:.3g}")
         if self.accuracies:
             last, best = self.accuracies[-1][1], max(a for _, a in self.accuracies)
             kept = f", {best:.1%} kept" if self.method.keep_best else ""
             said.append(f"validation accuracy {last:.1%} at the end{kept}")
         elif self.method.keep_best:
-            said.append("the last weights, for want of --val")
+            said.append("the last weights kept, because --val is missing")
         return ", ".join(said) + (f"\n{self.note}" if self.note else "")
 
 
@@ -98,7 +98,7 @@ def finetune(
     progress: bool = True,
     **hyperparameters: Any,
 ) -> Tuned:
-    """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again takes up where it was interrupted.
+    """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again resumes an interrupted run.
 
     >>> tuned = finetune("mini:zeroshot", "mini:photo", "flyp", model="mini", steps=2, batch_size=32, progress=False)
     >>> print(len(tuned.losses), tuned.path)  # without ``out`` nothing is written: tuned.theta holds the weights
@@ -111,12 +111,12 @@ def finetune(
         method: name of a method (see below), or a Method.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
-        val: data set whose val split's accuracy is taken after every epoch, and by which the best weights are kept
-            where the method keeps these (never its test split, unless the spec names it); the embedded world has one by
-            itself. Its classes are those of ``train``, by name.
+        val: data set whose val split's accuracy is measured after every epoch; its test split is read only where the
+            spec names it. Its classes are matched by name to those of ``train``. A method with ``keep_best`` keeps the
+            weights of the best epoch, and takes the embedded world's own validation data by default.
         data_root: folder under which relative paths of data sets are looked up.
-        classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
-        seed: of everything random: crops, order, dropout, prompts; the same seed gives the same bits on a CPU.
+        classnames, templates: list, or text file with one per line; default: those of the data set and of the model.
+        seed: seed of everything random (crops, order, dropout, prompts); the same seed gives the same bits on a CPU.
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
             and float16 are taken too.
@@ -124,7 +124,7 @@ def finetune(
         checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
             is given.
         progress: show a bar.
-        hyperparameters: of the method, in place of its defaults, by keyword: ``lr=1e-5``.
+        hyperparameters: values that replace defaults of the method, by keyword: ``lr=1e-5``.
 
     Returns:
         Tuned: ``path`` of the file, ``theta`` (what it holds), ``losses`` of every step, ``accuracies`` on ``val``.
@@ -153,8 +153,8 @@ def finetune(
     )
     if given is None and examples.dataset.facts.get("unnamed"):
         raise DatasetError(
-            f"data set {shown(train)}: gives no class names, and prompts of their numbers ('a photo of a 0.') say "
-            "nothing.\nRemedy: --classnames FILE with one name a line, or classnames.txt beside the images."
+            f"data set {shown(train)}: has no class names, and prompts with class numbers ('a photo of a 0.') are "
+            "meaningless.\nRemedy: --classnames FILE with one name per line, or classnames.txt beside the images."
         )
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
@@ -175,7 +175,7 @@ def finetune(
     task = Task(clip, on_device(tensors, where, torch.float32), names, prompts, len(examples), seed, baked)
     judge = None
     if val:
-        # its classes are those that are trained on, by name; what a user gives may be in its order too
+        # The classes are those of the training data, matched by name. Names that the user gives may be in order too.
         judge = _accuracy(
             load_dataset(val, model=clip, split="val", data_root=data_root, classnames=names, by_name=given is None)
         )
@@ -209,17 +209,17 @@ def _note(prepared: Prepared) -> str:
         if recipe.steps and recipe.warmup > recipe.steps:
             peak = max(learning_rate(recipe, step) for step in range(recipe.steps)) / recipe.lr
             return (
-                f"note: {recipe.warmup:g} steps of warm-up in {recipe.steps}: the rate never passed {peak:.0%} of lr "
-                f"{recipe.lr:g} (--set warmup=0.1 is a tenth of all steps)"
+                f"note: the warm-up has {recipe.warmup:g} steps, the training {recipe.steps}: the learning rate never "
+                f"passed {peak:.0%} of lr {recipe.lr:g} (--set warmup=0.1 warms up for a tenth of all steps)"
             )
     return ""
 
 
 def _check_steps(method: Method) -> None:
-    """Raise ConfigError for a training without a step, whose file would hold the weights that came in."""
+    """Raise ConfigError for a training without steps, which would write the zero-shot weights unchanged."""
     name = "epochs" if method.steps is None else "steps"
     if (value := getattr(method, name)) < 1:
-        raise ConfigError(f"{method.name}: {name} needs at least 1, got {value}: nothing would be trained.")
+        raise ConfigError(f"{method.name}: {name} must be at least 1, got {value}: nothing would be trained.")
 
 
 def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoint:
@@ -229,10 +229,10 @@ def _start(zeroshot: str | Path | Checkpoint | Mapping[str, Tensor]) -> Checkpoi
 
 
 def _start_head(start: Checkpoint, names: tuple[str, ...]) -> tuple[Mapping[str, Tensor], bool | None, str]:
-    """(tensors to start from, whether the scale is in their head's weights, a remark).
+    """(tensors to start from, whether their head contains the logit scale, a note).
 
-    A head of other classes, or one that reads features of any length, is left out: the same number of rows says nothing
-    of whose they are.
+    A head of other classes is left out even where it has the right number of rows, and so is a head that reads features
+    without unit length.
     """
     head = start.facts.get("head")
     if head is None:
@@ -240,9 +240,9 @@ def _start_head(start: Checkpoint, names: tuple[str, ...]) -> tuple[Mapping[str,
     other = head["classnames"] and not same_names(head["classnames"], names)
     if not other and len(start.tensors[HEAD_WEIGHT]) == len(names) and head["normalize"]:
         return start.tensors, head["scale_baked"], ""
-    why = "has other classes" if head["normalize"] else "reads features that are not of unit length"
+    why = "has other classes" if head["normalize"] else "reads features without unit length"
     body = {n: t for n, t in start.tensors.items() if tower_of(n) != "head"}
-    return body, None, f"note: the head of {shown(start.source, 100)} {why}: a head from the text tower in its place"
+    return body, None, f"note: the head of {shown(start.source, 100)} {why}, so training starts from a text head"
 
 
 def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -> tuple[Path | None, StateFile | None]:
@@ -264,8 +264,8 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     different = [k for k, v in json.loads(json.dumps(dict(belongs))).items() if told.get(k) != v]
     if different:
         raise ConfigError(
-            f"{shown(file)}: is there, and of another fine-tuning ({', '.join(different[:5])} differ).\n"
-            "Remedy: another --out; nothing is overwritten."
+            f"{shown(file)}: already holds another fine-tuning ({', '.join(different[:5])} differ).\n"
+            "Remedy: choose another --out; nothing is overwritten."
         )
     return Tuned(file, method, names, there.tensors, there.facts["metadata"])
 

@@ -1,4 +1,5 @@
-"""Folders of class folders: torchvision's ImageFolder, and CLIP_benchmark's files of names and prompts beside them."""
+"""Folders with one folder per class, like torchvision's ImageFolder, with CLIP_benchmark's files of class names and
+prompts."""
 
 from __future__ import annotations
 
@@ -32,12 +33,13 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 def find_folder(request: Request) -> Found:
     """``folder:PATH``: class folders in torchvision.ImageFolder's order (hidden folders left out).
 
-    ``PATH`` may hold splits (``train``, ``val`` or ``valid``, ``test``) instead of classes; the classes are then those
-    of all splits together, whichever is read. ``classnames.txt`` (the folders' names, or one line for each class folder
-    in sorted order) and ``zeroshot_classification_templates.txt`` may lie beside them, as CLIP_benchmark writes them.
+    ``PATH`` may contain split folders (``train``, ``val`` or ``valid``, ``test``) instead of class folders; the classes
+    are then the class folders of all splits together, whichever split is read. ``PATH`` may also contain
+    ``classnames.txt`` (the names of the class folders, or one line for each class folder in sorted order) and
+    ``zeroshot_classification_templates.txt``, as CLIP_benchmark writes them.
 
-    Raises DatasetError for a mixture of splits and classes, two folders of one class name, a folder that links lead to
-    twice, and an order of names that has two readings.
+    Raises DatasetError for a mixture of split folders and class folders, two folders of the same class name, a folder
+    that is reached twice through links, and names in an order that has two readings.
     """
     top = Path(request.root).expanduser() / Path(request.rest).expanduser()
     folder, split = top, None
@@ -61,6 +63,7 @@ def find_folder(request: Request) -> Found:
         classes, places = _by_own_names(found, names, top)
     labels = np.array(places, dtype=np.int64)[labels]
     present = sorted(places[found.index(t)] for t in there)
+    other = split is not None and split_of(split) != request.split
     bare = tuple(classes[p] for p in present if p not in set(labels.tolist()))
     return Found(
         Files(folder, paths),
@@ -72,22 +75,24 @@ def find_folder(request: Request) -> Found:
         templates=templates,
         empty=bare,
         two_orders="" if names else two_orders(found),
-        said=(f"split {split}, for want of {request.split}",) if split and split_of(split) != request.split else (),
+        said=(f"there is no {request.split} split, so split {split} was read",)
+        if split and split_of(split) != request.split
+        else (),
     )
 
 
 def _splits(top: Path, found: list[str], spec: str) -> list[str]:
-    """Those of the folders ``found`` that are splits; DatasetError where others lie beside them."""
+    """The folders among ``found`` that are splits; DatasetError where there are class folders beside them."""
     splits = [f for f in found if split_of(f) is not None]
     others = [f for f in found if f not in splits]
     if not others:
         return splits
-    # beside classes one folder called train may be a class too: then its images lie in it, not in folders below
+    # One folder called train may also be a class. Its images are then in it, not in subfolders.
     if len(splits) > 1 or any(class_folders(top / s, spec) and not _holds_images(top / s) for s in splits):
         raise DatasetError(
-            f"data set {shown(spec)}: {shown(top)} holds what may be splits ({shown(', '.join(splits))}) or classes, "
-            f"and '{shown(others[0])}' beside them.\n"
-            f"Remedy: folder:{shown(spec.partition(':')[2])}/{shown(splits[0])} for that split, or move one of the two."
+            f"data set {shown(spec)}: {shown(top)} contains folders that may be splits ({shown(', '.join(splits))}) or "
+            f"classes, beside the folder '{shown(others[0])}'.\n"
+            f"Remedy: folder:{shown(spec.partition(':')[2])}/{shown(splits[0])} for that split, or move the others."
         )
     return []
 
@@ -97,7 +102,7 @@ def _holds_images(folder: Path) -> bool:
 
 
 def _by_own_names(found: list[str], names: tuple[str, ...], top: Path) -> tuple[tuple[str, ...], list[int]]:
-    """(class names, index of each folder's among them) by the names that lie beside the folders."""
+    """(class names, index of each folder's name among them), from the names in ``classnames.txt``."""
     file = top / CLASSNAMES
     known = {folded(n) for n in names}
     if len(names) != len(found) and not {folded(f) for f in found} <= known:
@@ -122,7 +127,7 @@ def class_images(
     """(paths below ``folder``, labels) of the image files in the folders ``classes``, in torchvision's order.
 
     ``label(i)``: the label of the i-th of ``classes``. Links to folders are followed, as ImageFolder does. Raises
-    DatasetError where a link leads to a folder a second time: its images would count twice, or under two labels.
+    DatasetError where a folder is reached twice through links: its images would count twice, or under two labels.
     """
     paths: list[str] = []
     labels: list[int] = []
@@ -137,7 +142,7 @@ def class_images(
 
 
 def _walked(folder: Path, name: str, seen: dict[tuple[int, int], str]) -> Iterator[tuple[str, list[str]]]:
-    """(folder, file names in it) of the folder ``name`` and all below; ``seen``: where each was met before."""
+    """(path, file names) of the folder ``name`` and of all folders in it; ``seen``: the folders visited so far."""
     above = os.stat(folder)
     seen.setdefault((above.st_dev, above.st_ino), os.curdir)
     for where, _, files in os.walk(folder / name, followlinks=True):
@@ -146,14 +151,14 @@ def _walked(folder: Path, name: str, seen: dict[tuple[int, int], str]) -> Iterat
         before = seen.setdefault((status.st_dev, status.st_ino), here)
         if before != here:
             raise DatasetError(
-                f"{shown(folder)}: the folders {shown(before)} and {shown(here)} are one and the same by a link, so "
-                "that its images would count twice.\nRemedy: remove the link."
+                f"{shown(folder)}: {shown(before)} and {shown(here)} are the same folder through a link, "
+                "so its images would count twice.\nRemedy: remove the link."
             )
         yield where, files
 
 
 def own_texts(folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """(class names, templates) that lie in ``folder`` as CLIP_benchmark writes them, None where they do not."""
+    """(class names, templates) from CLIP_benchmark's files in ``folder``; None for a file that does not exist."""
     names, templates = folder / CLASSNAMES, folder / TEMPLATES
     return (
         read_classnames(names) if names.is_file() else None,

@@ -1,4 +1,4 @@
-"""What a layout finds on disk, and how it becomes a Dataset for the head at hand."""
+"""What a layout finds on disk, and how that becomes a Dataset for a given head."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Found", "Request", "assemble", "need_model", "numbered"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is asked for, with which model and head.
+    """A request for a data set: its spec taken apart, and the model and head that will read it.
 
-    ``split``: the one to read, which ``named`` says the spec itself names (``@train``). ``by_name``: nobody gave
-    ``classnames`` for this set (they are a checkpoint's, or another set's), so that they are matched by name alone.
+    ``split``: the split to read; ``named``: whether the spec itself names it (``@train``). ``by_name``: whether
+    ``classnames`` come from a checkpoint or from another data set, so that they may be matched by name only.
     """
 
     spec: str
@@ -44,16 +44,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """The images of a set, nothing of them decoded yet, in its own numbering of classes.
+    """The images of a set, not decoded yet, with labels in the set's own numbering of classes.
 
-    ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
-    ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
-    the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
-    length; ``codes`` are other names of them (WordNet ids). ``partial``: images of classes that a head does not have
-    are left out. ``present``: the classes that the set can hold, where these are only some. ``before``: edits of each
-    image before it is resized. ``where``: what messages call the set. ``unnamed``: the set knows its classes by number
-    alone (see :func:`numbered`). ``empty``: names of classes of which there are no image files. ``two_orders``: both
-    readings of the order of classes, where it has two. ``said``: what a reader of its numbers must know.
+    ``classes``: the names of all classes that a head for the set has. ``labels`` int64 [n]: indices into ``classes``,
+    or into ``target_names`` where these are given (``projection`` then maps classes to targets, see ``Dataset``).
+    ``indexed``: whether the classes have fixed numbers (ImageNet's 0 to 999), so that a head with other names for them
+    is recognised by its number of classes. ``codes``: other names of the classes (WordNet ids). ``partial``: whether
+    images of classes that a head lacks are left out. ``present``: the classes that the set can contain; None for all.
+    ``before``: edits of each image before it is resized. ``where``: the name of the set in messages. ``unnamed``:
+    whether the set knows its classes by number only (see :func:`numbered`). ``empty``: the names of classes without
+    image files. ``two_orders``: both readings of the order of the classes, where there are two. ``said``: what a reader
+    of an accuracy on the set needs to know.
     """
 
     images: Images
@@ -80,7 +81,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Matched:
-    """Where the labels of a Found stand among a head's class names; -1 for images of classes that the head lacks."""
+    """How the labels of a Found map to a head's class names: ``to[label]``, -1 for classes that the head lacks."""
 
     classnames: tuple[str, ...]
     to: Sequence[int]
@@ -94,20 +95,21 @@ def need_model(request: Request) -> ClipModel:
     """The model; ConfigError without one."""
     if request.model is None:
         raise ConfigError(
-            f"data set {shown(request.spec)}: image files need a model, whose size, mean and std they are given."
+            f"data set {shown(request.spec)}: image files need a model, which sets their size and normalisation."
         )
     return request.model
 
 
 def numbered(request: Request, count: int) -> tuple[str, ...]:
-    """Class names of a set that gives none: those of the head, whose rows the set's labels number, or the numbers."""
+    """Class names for a set that has none: the head's, whose rows the labels are assumed to number, or the numbers."""
     return request.classnames or tuple(str(i) for i in range(count))
 
 
 def assemble(found: Found, request: Request) -> Dataset:
     """The Dataset of ``found`` for ``request``: labels in the head's numbering, at most ``limit`` images, balanced.
 
-    Sets that fit into memory are decoded and kept; others, and what is to be augmented, are decoded as they are read.
+    Sets that fit into memory are decoded now and kept. Larger sets, and sets that will be augmented, are decoded when
+    they are read.
     """
     model = need_model(request)
     if not len(found.labels):
@@ -128,7 +130,7 @@ def assemble(found: Found, request: Request) -> Dataset:
         source.keep(chosen)
         if len(source.lost) == len(chosen):
             raise DatasetError(
-                f"data set {shown(request.spec)}: none of {len(chosen)} images can be read, "
+                f"data set {shown(request.spec)}: none of the {len(chosen)} images can be read, "
                 f"e.g. {shown(next(iter(source.lost.values())))}."
             )
     return Dataset(
@@ -162,16 +164,17 @@ def assemble(found: Found, request: Request) -> Dataset:
 
 
 def _said(found: Found, request: Request, matched: _Matched) -> list[str]:
-    """What a reader must know of how labels were given to names."""
+    """What a reader of an accuracy needs to know about how labels were matched to names."""
     if found.unnamed:
-        return ["labels taken as numbers of the head's classes" if request.classnames else "class names unknown"]
+        assumed = "the set has no class names, and its labels were assumed to number the head's classes"
+        return [assumed if request.classnames else "the set has no class names"]
     if matched.matching == "order" and not found.indexed:
-        return ["class names given to the folders in sorted order"]
-    return ["class names are numbers"] if numbers_alone(matched.classnames) else []
+        return ["class names were matched to the class folders in sorted order"]
+    return ["the class names are numbers"] if numbers_alone(matched.classnames) else []
 
 
 def _check_labels(found: Found) -> None:
-    """Labels out of range are found before anything else is done with them, the file or row named."""
+    """Raise DatasetError for a label out of range, naming its file or row, before the labels are used."""
     count = len(found.target_names or found.classes)
     bad = np.flatnonzero((found.labels < 0) | (found.labels >= count))
     if len(bad):
@@ -201,14 +204,14 @@ def _matched(found: Found, names: tuple[str, ...] | None, by_name: bool) -> _Mat
         return _Matched(names, every, "order", None, tuple(back), found.target_names)
     if to_all is not None:
         return _Matched(names, to_all, "order", _some(to_all, names, found.present))
-    if found.target_names is not None:  # a head of the coarser classes themselves
+    if found.target_names is not None:  # the head may have the coarser classes themselves
         classnames, to, matching = match(found.target_names, names, found.where, by_name=by_name)
         return _Matched(classnames, to, matching, _some(to, names, None))
-    return _of_present(found, names, by_name)  # a head of these alone
+    return _of_present(found, names, by_name)  # a head of only the classes that are present
 
 
 def _of_present(found: Found, names: tuple[str, ...], by_name: bool) -> _Matched:
-    """By the names of the classes that the set can hold."""
+    """The labels of the classes that the set can contain, matched by the names of these classes."""
     present = found.present if found.present is not None else tuple(range(len(found.classes)))
     classnames, to, matching = match([found.classes[c] for c in present], names, found.where, by_name=by_name)
     at = dict(zip(present, to, strict=True))
@@ -217,6 +220,6 @@ def _of_present(found: Found, names: tuple[str, ...], by_name: bool) -> _Matched
 
 
 def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The head's classes that the set can hold, None for all of them."""
+    """The head's classes that the set can contain; None for all of them."""
     held = sorted(to if present is None else (to[c] for c in present))
     return tuple(held) if len(held) < len(names) else None

@@ -19,8 +19,10 @@ __all__ = ["find_hf", "find_torchvision"]
 
 
 def find_torchvision(request: Request) -> Found:
-    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root; nothing is loaded
-    down."""
+    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root.
+
+    Nothing is downloaded.
+    """
     from torchvision import datasets  # type: ignore[import-untyped]
 
     if request.rest not in datasets.__all__:
@@ -34,7 +36,7 @@ def find_torchvision(request: Request) -> Found:
     labels = next((getattr(theirs, a) for a in ("targets", "labels", "_labels", "y") if hasattr(theirs, a)), None)
     classes = getattr(theirs, "classes", None)
     if labels is None:
-        raise ConfigError(f"data set {shown(request.spec)}: torchvision gives it no list of class labels.")
+        raise ConfigError(f"data set {shown(request.spec)}: torchvision provides no list of class labels for it.")
     array = np.asarray(labels).astype(np.int64)
     names = numbered(request, int(array.max()) + 1) if classes is None else tuple(spoken(str(c)) for c in classes)
     images = Indexed(len(array), lambda i: theirs[i][0], request.rest)
@@ -46,12 +48,12 @@ def find_torchvision(request: Request) -> Found:
         split,
         indexed=True,
         unnamed=classes is None,
-        said=() if split else ("a set without splits: all its images",),
+        said=() if split else ("the set has no splits, so all of its images were read",),
     )
 
 
 def _opened(kind: Any, request: Request) -> tuple[Any, str | None]:
-    """(the set, its split; None where ``kind`` has none)."""
+    """(the data set, the name of the split that it holds, or None where ``kind`` has no splits)."""
     takes = inspect.signature(kind).parameters
     options: dict[str, Any] = {"root": str(Path(request.root).expanduser())}
     if "download" in takes:
@@ -61,7 +63,7 @@ def _opened(kind: Any, request: Request) -> tuple[Any, str | None]:
         return kind(**options, train=split == "train"), split
     if "split" not in takes:
         return kind(**options), chosen_split(request.spec, request.split, (), named=request.named)
-    words = [request.split]  # a word that the set does not have is a ValueError, which names those that it has
+    words = [request.split]  # torchvision raises a ValueError for an unknown split, which lists the known ones
     if not request.named:
         words += [w for w in WORDS.get(request.split, ()) if w != request.split]  # Country211 says valid
         words += WORDS["val"] if request.split == "test" else ()  # ImageNet has no test images with labels
@@ -75,12 +77,17 @@ def _opened(kind: Any, request: Request) -> tuple[Any, str | None]:
 
 
 def find_hf(request: Request) -> Found:
-    """``hf:NAME`` (``@SPLIT``): a set of the datasets library: a folder below the data root (saved by it, or of image
-    files), or a name on the hub. Its first image column and its first class label column are taken."""
+    """``hf:NAME`` (``@SPLIT``): a data set of the library ``datasets``.
+
+    NAME is a folder below the data root (saved by the library, or of image files) or a name on the Hugging Face hub.
+    The first image column and the first class label column are used.
+    """
     try:
         datasets: Any = importlib.import_module("datasets")  # an extra, not installed everywhere
     except ImportError as e:
-        raise ConfigError(f"data set {shown(request.spec)}: needs datasets (pip install 'sharpscope[hf]').") from e
+        raise ConfigError(
+            f"data set {shown(request.spec)}: it needs the package datasets (pip install 'sharpscope[hf]')."
+        ) from e
     path = Path(request.root).expanduser() / request.rest
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
@@ -89,24 +96,24 @@ def find_hf(request: Request) -> Found:
             table = datasets.load_dataset(str(path) if path.is_dir() else request.rest, split=request.split)
         else:
             table = datasets.load_dataset(str(path) if path.is_dir() else request.rest)
-    except Exception as e:  # the library raises what its many readers do
+    except Exception as e:  # the library's many readers raise many kinds of errors
         raise DatasetError(f"data set {shown(request.spec)}: {shown(e, 200)}") from e
     split: str | None = request.split
     if isinstance(table, dict):
         split = chosen_split(request.spec, request.split, tuple(table), named=request.named)
         table = table[str(split)]
-    elif not request.named or (path / "state.json").is_file():  # one table, which is no split of several
+    elif not request.named or (path / "state.json").is_file():  # a single table without splits
         split = chosen_split(request.spec, request.split, (), named=request.named)
     features = table.features
     image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image is None or label is None:
         raise DatasetError(
-            f"data set {shown(request.spec)}: needs an image and a class label column; it has "
+            f"data set {shown(request.spec)}: it needs an image column and a class label column; its columns are "
             f"{shown(', '.join(features))}."
         )
     names = tuple(spoken(n) for n in features[label].names)
     array = np.asarray(table[label], dtype=np.int64)
     images = Indexed(len(array), lambda i: table[i][image], request.rest)
-    said = () if split else ("a set without splits: all its images",)
+    said = () if split else ("the set has no splits, so all of its images were read",)
     return Found(images, array, names, request.spec, split, indexed=True, said=said)

@@ -28,9 +28,9 @@ _DIGITS = re.compile(r"(\d+)")
 
 
 def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file (BOM or not), outer spaces removed; DatasetError for a blank line.
+    """The lines of a UTF-8 text file (with or without BOM), stripped; DatasetError for a blank line.
 
-    The word ``imagenet`` in place of a path: ImageNet's 1000 names, or its 80 templates, as open_clip has them.
+    The word ``imagenet`` instead of a path stands for ImageNet's 1000 names, or its 80 templates, from open_clip.
     """
     if str(path) == "imagenet":
         return imagenet_templates() if what == "templates" else imagenet_classnames()
@@ -44,16 +44,16 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     lines = [line.strip() for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n")]
     for number, content in enumerate(lines, 1):
         if not content:
-            raise DatasetError(f"{what}: {shown(path)}, line {number}: blank.")
+            raise DatasetError(f"{what}: {shown(path)}, line {number}: the line is blank.")
     return tuple(lines)
 
 
 def read_classnames(path: str | Path, *, repeated: bool = False) -> tuple[str, ...]:
-    """Class names, one a line, in the order of the head's rows; DatasetError for a blank or duplicate line.
+    """Class names, one per line, in the order of the head's rows; DatasetError for a blank or duplicate line.
 
-    ``repeated``: one name may stand for several classes, for sets whose classes have numbers (iWildCam's English names
-    are such); :func:`match` refuses it where classes are told apart by their names. ImageNet's usual names are taken as
-    they are, although two of them ("missile", "sunglasses") name two classes each.
+    ``repeated``: whether a name may stand for several classes, as in iWildCam's English names, where classes have
+    numbers; :func:`match` refuses such names where classes are matched by name. ImageNet's usual names are accepted,
+    although two of them ("missile", "sunglasses") name two classes each.
     """
     names = read_lines(path, "class names")
     if repeated or names == imagenet_classnames():
@@ -64,32 +64,35 @@ def read_classnames(path: str | Path, *, repeated: bool = False) -> tuple[str, .
         if before != number:
             raise DatasetError(
                 f"class names: {shown(path)}, line {number}: '{shown(name)}' is on line {before} already; "
-                "every class needs a name of its own."
+                "every class needs a different name."
             )
     return names
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Prompts, one a line, ``{}`` for the class name (CLIP_benchmark's ``{c}`` becomes it)."""
+    """Prompts, one per line, with ``{}`` for the class name; CLIP_benchmark's ``{c}`` is replaced by it."""
     lines = tuple(line.replace("{c}", "{}") for line in read_lines(path, "templates"))
     for number, line in enumerate(lines, 1):
         if "{}" not in line:
-            raise DatasetError(f"templates: {shown(path)}, line {number}: no {{}} where the class name goes.")
+            raise DatasetError(f"templates: {shown(path)}, line {number}: {{}} is missing where the class name goes.")
     return lines
 
 
 def folded(name: str) -> str:
-    """``name`` as it is compared: ``_`` as space, case aside, composed Unicode (macOS writes folders decomposed)."""
+    """``name`` in the form in which names are compared: with ``_`` as space, ignoring case, in composed Unicode.
+
+    macOS stores folder names in decomposed Unicode.
+    """
     return " ".join(unicodedata.normalize("NFC", _caseless(name)).replace("_", " ").split())
 
 
 def _caseless(name: str) -> str:
-    """The canonical caseless form of Unicode's chapter 3.13: decomposed, folded, decomposed again."""
+    """``name`` decomposed, case-folded and decomposed again: Unicode's canonical caseless form (section 3.13)."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def spoken(folder: str) -> str:
-    """A folder's name as a class name."""
+    """A folder's name as a class name, with ``_`` as space, in composed Unicode."""
     return unicodedata.normalize("NFC", " ".join(folder.replace("_", " ").split()) or folder)
 
 
@@ -99,12 +102,12 @@ def same_names(one: Sequence[str], other: Sequence[str]) -> bool:
 
 
 def numbers_alone(names: Sequence[str]) -> bool:
-    """Whether every name is a number, of which a prompt ("a photo of a 0.") says nothing."""
+    """Whether every name is a number, so that a prompt ("a photo of a 0.") does not describe the class."""
     return all(name.strip().isdecimal() for name in names)
 
 
 def check_distinct(names: Sequence[str], where: str) -> None:
-    """Raise DatasetError where two of ``names`` are one name as names are compared (``big_cat`` and ``big cat``)."""
+    """Raise DatasetError where :func:`folded` makes two of ``names`` equal (``big_cat`` and ``big cat``)."""
     seen: dict[str, str] = {}
     for name in names:
         before = seen.setdefault(folded(name), name)
@@ -116,10 +119,10 @@ def check_distinct(names: Sequence[str], where: str) -> None:
 
 
 def two_orders(names: Sequence[str]) -> str:
-    """Both readings, in words, where "sorted" may mean two orders of ``names`` (10 before or behind 2); else empty.
+    """A description of both orders where "sorted" has two meanings for ``names``; empty where the orders agree.
 
-    The two: by characters, as torchvision's ImageFolder sorts, and as people count and sort: numbers by their value,
-    case aside.
+    The first order compares characters, as torchvision's ImageFolder does (10 before 2). The second one compares digits
+    by their value and ignores case, as people do (2 before 10).
     """
     first, second = list(names), sorted(names, key=_counted)
     if first == second:
@@ -132,7 +135,7 @@ def _beginning(names: Sequence[str]) -> str:
 
 
 def _counted(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Sort key that compares digits by their value."""
+    """A sort key that compares digits by their value and ignores case."""
     parts = (p for p in _DIGITS.split(_caseless(name)) if p)
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts], name
 
@@ -142,10 +145,10 @@ def match(
 ) -> tuple[tuple[str, ...], list[int], str]:
     """(class names, index of each found class among them, how they were matched: own | name | order).
 
-    ``found``: the classes as they are sorted on disk. By name where every found class is among ``classnames``; else in
-    order where there are as many and no name says otherwise. ``by_name``: never in order, for names that nobody gave
-    for this set (a checkpoint's, another set's). Raises DatasetError where neither holds, where a name is given twice,
-    and where "in order" has two readings.
+    Classes are matched by name where every found class is among ``classnames``, else in order where there are equally
+    many and no name contradicts the order. ``by_name``: never match in order; for names that come from a checkpoint or
+    from another data set. Raises DatasetError where neither is possible, where a name that a folder has is given twice,
+    and where the order of the folders has two readings.
     """
     if classnames is None:
         return tuple(spoken(f) for f in found), list(range(len(found))), "own"
@@ -155,22 +158,22 @@ def match(
     if twice := next((b for b in places if len(b) > 1), None):
         raise DatasetError(
             f"{shown(where)}: '{shown(classnames[twice[0]])}' is name {twice[0] + 1} and name {twice[1] + 1} of "
-            f"{len(classnames)} class names, and class folders are told apart by their names: "
+            f"{len(classnames)} class names, but class folders are distinguished by their names: "
             f"{len(found)} class folders do not fit {len(classnames)} class names."
         )
     fitting = [i in b for i, b in enumerate(places) if b]
-    # some names fit, but at other places: sorted order would contradict them
+    # In order only where every name that is known is at its own place.
     if len(found) == len(classnames) and all(fitting) and not by_name:
         if (two := two_orders(found)) and 2 * len(fitting) < len(found):
             raise DatasetError(
-                f"{shown(where)}: the order of {len(found)} class folders has two readings for as many class names: "
-                f"{two}.\nRemedy: give the folders the class names, or numbers of equal length (00, 01, ... 10)."
+                f"{shown(where)}: the order of the {len(found)} class folders has two readings: {two}.\n"
+                "Remedy: rename the folders to the class names, or to numbers of equal length (00, 01, ... 10)."
             )
         return tuple(classnames), list(range(len(found))), "order"
     unknown = [shown(f, 40) for f, b in zip(found, places, strict=True) if not b]
     detail = f" Not among the names: {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}." if unknown else ""
     remedy = (
-        "Remedy: name the folders (or classnames.txt beside them) as the head does, or --head zeroshot."
+        "Remedy: use the head's class names for the folders or in a classnames.txt beside them, or --head zeroshot."
         if by_name
         else "Remedy: give class names that are the folders' names, or one line for each folder in sorted order."
     )
@@ -184,11 +187,12 @@ def match_indexed(
 ) -> list[int] | None:
     """Index among ``classnames`` of each class of a set whose classes have a fixed number (ImageNet's 0 ... 999).
 
-    The numbers themselves where there are as many names and at least half of those that fit at all fit in their place:
-    there are several lists of names for ImageNet, the same one in two places even, but all in one order. ``codes``: the
-    classes' other names (WordNet ids). ``by_name``: at least half of all names have to fit in their place, for names
-    that nobody gave for this set. Else by name; None where some have none. Raises DatasetError for as many names in
-    another order that cannot be told by name.
+    Classes keep their numbers where there are equally many names, and at least half of the names that match any class
+    match at their own number. (There are several lists of ImageNet names, some with a name that occurs twice, but all
+    in the same order.) ``codes``: other names of the classes (WordNet ids). ``by_name``: at least half of all names
+    must match at their own number; for names that come from a checkpoint or from another data set. Otherwise classes
+    are matched by name. Returns None where some classes have no matching name. Raises DatasetError for equally many
+    names that are in a different order, or are different names, and do not match by name.
     """
     places = _places(own, classnames)
     if codes:
@@ -202,14 +206,14 @@ def match_indexed(
         return [b[0] for b in places]
     if len(own) == len(classnames):
         raise DatasetError(
-            f"{shown(where)}: the {len(own)} class names are {'other ones' if not any(places) else 'in another order'} "
-            "than the set's classes.\nRemedy: give one name for each class, in the data set's own order."
+            f"{shown(where)}: the {len(own)} class names are {'in a different order' if any(places) else 'different'} "
+            "from the data set's classes.\nRemedy: give one name for each class, in the data set's own order."
         )
     return None
 
 
 def _related(one: str, other: str) -> bool:
-    """Whether two lists of synonyms ("tench, Tinca tinca") share a word."""
+    """Whether two comma-separated lists of synonyms ("tench, Tinca tinca") have a synonym in common."""
     return bool({folded(p) for p in one.split(",")} & {folded(p) for p in other.split(",")})
 
 

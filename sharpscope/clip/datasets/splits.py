@@ -1,4 +1,4 @@
-"""Which part of a data set is read: the one place that decides what a split's name means."""
+"""The splits of data sets: the one place that decides which split a name means."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ WORDS: Final[dict[str, tuple[str, ...]]] = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-"""Split -> what folders and libraries call it."""
+"""Split -> the names that folders and libraries give it."""
 
 
 def split_of(word: str) -> str | None:
-    """The split that ``word`` stands for (``valid``: val), None where it is no word for a split."""
+    """The split that ``word`` names (val for ``valid``), or None where it does not name a split."""
     return next((split for split, words in WORDS.items() if word.casefold() in words), None)
 
 
 def chosen_split(spec: str, wanted: str, there: Sequence[str], *, named: bool) -> str | None:
-    """Which of the splits ``there`` is meant by ``wanted``; None for a set without splits, all of which is read.
+    """The one of the splits ``there`` that ``wanted`` means; None for a set without splits, which is read as a whole.
 
-    ``named``: the spec itself names the split (``@train``), so that nothing else may be read. Otherwise ``wanted`` is
-    what a command reads by itself: of a set without test images ``test`` is then its val, which facts and notes tell.
-    ``val`` is never test: weights would be chosen by the images that judge them.
+    ``named``: whether the spec itself names the split (``@train``), so that no other split may be read. Otherwise
+    ``wanted`` is the split that a command reads by default, and for a set without test images ``test`` means its
+    validation split; facts and notes then say so. ``val`` never means the test split, because weights would be chosen
+    by the same images that evaluate them.
 
-    Raises ConfigError, the splits that there are named.
+    Raises ConfigError for a split that does not exist, listing those that do.
     """
     if wanted in there:
         return wanted
     if not there:
         if named:
             raise ConfigError(
-                f"data set {shown(spec)}: has no splits, so that there is no '{shown(wanted)}'.\nRemedy: leave out "
-                f"@{shown(wanted)}; all images are read then."
+                f"data set {shown(spec)}: the set has no splits, so there is no split '{shown(wanted)}'.\n"
+                f"Remedy: leave out @{shown(wanted)} to read all images."
             )
         return None
     same = [s for s in there if split_of(s) is not None and split_of(s) == split_of(wanted)]
@@ -49,6 +50,6 @@ def chosen_split(spec: str, wanted: str, there: Sequence[str], *, named: bool) -
         near = did_you_mean(wanted, there)
         raise ConfigError(f"data set {shown(spec)}: unknown split '{shown(wanted)}'.{near} Known: {', '.join(there)}.")
     raise ConfigError(
-        f"data set {shown(spec)}: has no {shown(wanted)} split; it has {', '.join(there)}.\n"
-        f"Remedy: name the one to read: SPEC@{shown(there[-1])}, or folder:PATH/{shown(there[-1])} of class folders."
+        f"data set {shown(spec)}: the set has no {shown(wanted)} split; its splits are {', '.join(there)}.\n"
+        f"Remedy: name the split to read: SPEC@{shown(there[-1])}, or folder:PATH/{shown(there[-1])} for class folders."
     )

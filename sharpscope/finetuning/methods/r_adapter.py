@@ -46,9 +46,9 @@ class RAdapter(Method):
     weight_decay: float = 0.0
     ema: float | None = 0.999
     drop: float = 0.2
-    """Probability that an adapter is left out at a step (the others grow by 1 / (1 - drop))."""
+    """Probability that an adapter is left out at a step (the others are multiplied by 1 / (1 - drop))."""
     margin: float = 0.05
-    """Added to the similarity of what does not belong together."""
+    """Added to the similarity of an image and a text that do not belong together."""
     smoothing: float = 0.05
     """Share of the target that goes to the negatives; its value is ours."""
 
@@ -86,16 +86,16 @@ class RAdapter(Method):
 def adapters_of(model: ClipModel) -> dict[str, tuple[str, int]]:
     """Adapter -> (layer that it follows, its width), for attention and MLP of every residual block of both towers.
 
-    Raises ConfigError for a model one of whose towers has no such blocks (timm's, EVA's, a ResNet): the adapters would
-    sit in the other one alone.
+    Raises ConfigError for a model with a tower that has no such blocks (timm, EVA, ResNet), because only the other
+    tower would be adapted.
     """
     found = [(m, model.shapes[n][0]) for n in model.parameter_names if (m := _ADAPTED.fullmatch(n))]
     adapted = {tower_of(m[0]) for m, _ in found}
     if lacking := [tower for tower in ("image", "text") if tower not in adapted]:
         raise ConfigError(
-            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has no residual blocks "
-            "of open_clip's own, behind whose attention and MLP the adapters sit; both towers are to have them.\n"
-            "Remedy: a ViT of open_clip's own (ViT-B-32), or another method."
+            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has none of the "
+            "residual blocks of open_clip that the adapters follow, so it would not be adapted.\n"
+            "Remedy: a ViT of open_clip's own (such as ViT-B-32), or another method."
         )
     return {f"{m[1]}.adapter_{_KIND[m[2]]}.weight": (f"{m[1]}.{m[2]}", width) for m, width in found}
 
