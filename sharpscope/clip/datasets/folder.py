@@ -64,7 +64,8 @@ def find_folder(request: Request) -> Found:
     labels = np.array(places, dtype=np.int64)[labels]
     present = sorted(places[found.index(t)] for t in there)
     other = split is not None and split_of(split) != request.split
-    bare = tuple(classes[p] for p in present if p not in set(labels.tolist()))
+    filled = set(labels.tolist())
+    bare = tuple(classes[p] for p in present if p not in filled)
     return Found(
         Files(folder, paths),
         labels,
@@ -75,9 +76,7 @@ def find_folder(request: Request) -> Found:
         templates=templates,
         empty=bare,
         two_orders="" if names else two_orders(found),
-        said=(f"there is no {request.split} split, so split {split} was read",)
-        if split and split_of(split) != request.split
-        else (),
+        said=(f"there is no {request.split} split, so split {split} was read",) if other else (),
     )
 
 
