@@ -26,6 +26,8 @@ class Inspect:
     """A second one, to compare."""
     model: str | None = None
     """open_clip model name or config JSON to check against; default: a guess from the shapes."""
+    weights: str | None = None
+    """Key of the set of weights that is meant where a file holds several (state_dict_ema); default: the raw ones."""
 
     def __call__(self) -> Outcome:
         from sharpscope.clip.inspect import inspect
@@ -54,6 +56,14 @@ class Convert:
     adapter_scale: float | None = None
     """What an adapter's change is multiplied by, where the file does not tell: LoRA's alpha / r, R-Adapter's
     eval_scale."""
+    adapter_merged: bool | None = None
+    """Whether the weights hold the change of the LoRA matrices beside them already, where the file does not tell."""
+    weights: str | None = None
+    """Key of the set of weights that is meant where a file holds several (state_dict_ema); default: the raw ones."""
+    head_scale_baked: bool | None = None
+    """Whether the head's weights hold exp(logit_scale), where the file does not tell."""
+    head_normalize: bool | None = None
+    """Whether the head reads features of unit length, where the file does not tell (--no-head-normalize: raw ones)."""
 
     def __call__(self) -> Outcome:
         check_output(self.out, self.source, self.base, self.head_file)

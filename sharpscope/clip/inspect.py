@@ -18,15 +18,19 @@ from sharpscope.weights.checkpoint import read_head_file
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.pair import alike_heads
 from sharpscope.weights.producers import trains_openai_weights
+from sharpscope.weights.prompts import PROMPTS, read_prompts
 
 __all__ = ["fitting_models", "inspect"]
 
 
 # ---------------------------------------------------------------------- what is in a file
-def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
+def inspect(
+    a: str | FilePath, b: str | FilePath | None = None, model: str | None = None, *, weights: str | None = None
+) -> str:
     """What one checkpoint holds, or how two of them differ layer by layer, as text to print.
 
     A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+    Heads and learnt prompts (CoOp's) in files of their own are shown too.
 
     >>> print(inspect("mini:zeroshot", model="mini").splitlines()[3].strip())
     safety        plain tensors
@@ -35,29 +39,58 @@ def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | Non
         a, b: files, folders or hub ids as ``read_checkpoint`` takes them, or ``mini:NAME``.
         model: open_clip name or config JSON that the files are to be checked against; default: fitting ones are looked
             for.
+        weights: key of the set of weights that is meant where a file holds several, see ``read_checkpoint``.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``.
         PairMismatch: weights that do not fit ``model``, or each other.
-        ConfigError: an unknown model, or a head alone compared with something.
+        ConfigError: an unknown model, or a head or prompts alone compared with something.
     """
     try:
-        first = read_checkpoint(resolve_checkpoint(a), partial=True)
+        first = read_checkpoint(resolve_checkpoint(a), partial=True, weights=weights)
     except UnsafeCheckpoint:
         raise
     except CheckpointError as error:
-        try:
-            head, facts = read_head_file(resolve_checkpoint(a))
-        except CheckpointError:
-            raise error from None
+        text = _described_alone(a, error)
         if b is not None:
-            raise ConfigError(f"{shown(a)}: is a classification head alone; there is nothing to compare.") from None
-        return _described_head(str(a), head, facts)
-    text = [_described(first, model)]
+            raise ConfigError(
+                f"{shown(a)}: is no model alone (a classification head, or prompts); there is nothing to compare."
+            ) from None
+        return text
+    parts = [_described(first, model)]
     if b is not None:
-        second = read_checkpoint(resolve_checkpoint(b), base=first)
-        text += [_described(second, model), _compared(*alike_heads(first, second))]
-    return "\n\n".join(text)
+        try:
+            second = read_checkpoint(resolve_checkpoint(b), base=first, weights=weights)
+        except UnsafeCheckpoint:
+            raise
+        except CheckpointError as error:
+            return "\n\n".join([*parts, _described_alone(b, error)])
+        parts += [_described(second, model), _compared(*alike_heads(first, second))]
+    return "\n\n".join(parts)
+
+
+def _described_alone(source: str | FilePath, error: CheckpointError) -> str:
+    """What a file is that holds a head or prompts alone; raises ``error`` for any other."""
+    try:
+        head, facts = read_head_file(resolve_checkpoint(source))
+    except CheckpointError:
+        if not (prompts := read_prompts(resolve_checkpoint(source))):
+            raise error from None
+        return _described_prompts(str(source), prompts)
+    return _described_head(str(source), head, facts)
+
+
+def _described_prompts(source: str, prompts: Mapping[str, Tensor]) -> str:
+    shape = prompts[f"{PROMPTS}ctx"].shape
+    shared = "the same for all classes" if len(shape) == 2 else f"others for each of {shape[0]} classes"
+    attention = " with an attention layer over the class names (ContCoOp)" if len(prompts) > 1 else ""
+    return "\n".join([
+        shown(source, 300),
+        "  written by    Dassl (CoOp, KgCoOp, ContCoOp) or sharpscope finetune",
+        "  holds         learnt prompts alone; they need the zero-shot weights (run --zeroshot BASE --finetuned FILE)",
+        f"  prompts       {shape[-2]} context vectors x {shape[-1]}, {shared}{attention}",
+        "  class name    behind the context (an assumption, CoOp's default 'end': no file tells 'middle' or 'front')",
+    ])  # fmt: skip
 
 
 def _described_head(source: str, head: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -89,11 +122,17 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
         f"  holds         {', '.join(facts['towers']) or 'nothing of a CLIP by itself'}",
     ]
+    if facts.get("others"):
+        read = f"'{facts['wrapper']}'" if facts["wrapper"] else "the rest"
+        lines.append(
+            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (averaged ones, often), not "
+            f"read; what is read is {read} (--weights KEY reads the other)"
+        )
     for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
         if names:
             lines.append(f"  {title:<12}  {listing(names, 30)}")
     if facts["adapter"]:
-        lines.append(f"  adapter       {facts['adapter']} changes of weights, merged")
+        lines.append(f"  adapter       {facts['adapter']} changes of weights, {_INSIDE[facts.get('adapter_inside')]}")
     if facts["partial"]:
         lines.append("  partial       only what was tuned; it needs the zero-shot weights below it (inspect BASE FILE)")
         return "\n".join(lines)
@@ -102,6 +141,11 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         f"  activation    {_activation(facts)}",
         "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
     ]
+    if "logit_bias" in tensors:
+        lines.append(
+            "  loss          trained with the sigmoid loss (it has a logit_bias, as SigLIP); sharpscope takes the "
+            "softmax over the classes, where the bias cancels"
+        )
     if model is not None:
         clip = ClipModel.load(model)
         check_model(tensors, clip.shapes, clip.name, source=shown(checkpoint.source, 300), require=_IMAGE)
@@ -114,6 +158,12 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
 
 
 _IMAGE: tuple[Tower, ...] = ("image",)
+_INSIDE = {
+    False: "added to them here",
+    True: "which the weights hold already",
+    None: "not added: nothing tells whether the weights hold them already (convert --adapter-merged, or inspect BASE "
+    "FILE)",
+}
 _CHECKSUMS = {
     True: "every entry has its own, those that were read match",
     False: "the format has none: compare the sha256 with its source's",
@@ -125,7 +175,9 @@ def _activation(facts: Mapping[str, Any]) -> str:
     if (told := facts["quick_gelu"]) is not None:
         return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
     if trains_openai_weights(facts["producer"]):
-        return "QuickGELU (inferred: this system trains OpenAI's weights; --model NAME-quickgelu)"
+        return (
+            "QuickGELU is a guess: this system trains OpenAI's weights unless told otherwise (--model NAME-quickgelu)"
+        )
     return "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
 
 
@@ -160,7 +212,16 @@ def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None
 def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     classes, width = tensors[HEAD_WEIGHT].shape
     baked = "logit scale baked in" if head["scale_baked"] else "logit scale not baked in"
-    return f"{classes} classes x {width}, {baked}, features {'' if head['normalize'] else 'not '}normalised"
+    said = f"{classes} classes x {width}, {baked}, features {'' if head['normalize'] else 'not '}normalised"
+    if not (assumed := head.get("assumed")):
+        return said
+    by = "the names of the head" if head["told_by"] == "names" else f"the {head['told_by']}"
+    words = {"scale_baked": f"the scale by {by}", "normalize": "the features by the habit of CLIP's heads"}
+    flags = {"scale_baked": "--[no-]head-scale-baked", "normalize": "--[no-]head-normalize"}
+    return (
+        f"{said} (a guess, the file does not tell: {', '.join(words[a] for a in assumed)}; "
+        f"convert {' '.join(flags[a] for a in assumed)} settles it)"
+    )
 
 
 def _compared(first: Checkpoint, second: Checkpoint) -> str:
@@ -175,7 +236,12 @@ def _compared(first: Checkpoint, second: Checkpoint) -> str:
         size = float(sum(path.theta_0[n].double().square().sum() for n in layer.params)) ** 0.5
         rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))
     width = max(len(shown(r[0], 60)) for r in rows)
-    lines = [repr(pair), f"{'layer':<{width}}  tower  {'parameters':>11}  {'distance':>9}  relative"]
+    rounded = [
+        f"{count} tensors of the {tower} tower are the other file's within the rounding of half precision: they do not "
+        "move"
+        for tower, count in pair.facts["rounded"].items()
+    ]
+    lines = [repr(pair), *rounded, f"{'layer':<{width}}  tower  {'parameters':>11}  {'distance':>9}  relative"]
     for name, tower, count, distance, relative in rows:
         moved = f"{number(distance):>9}  {percent(relative)}" if distance else "        0  does not move"
         lines.append(f"{shown(name, 60):<{width}}  {tower:<5}  {count:>11,}  {moved}")

@@ -69,8 +69,8 @@ def check_model(
     the architecture determines (masks, index tables) may be missing or extra; so may tensors of a tower that is not in
     ``require`` (a WiSE-FT file keeps a few leftovers of the text tower), but never with another shape.
     """
-    body = {n: tuple(t.shape) for n, t in theta.items() if tower_of(n) != "head"}
-    wanted = {n: tuple(s) for n, s in shapes.items() if tower_of(n) != "head"}
+    body = {n: _scalar(n, tuple(t.shape)) for n, t in theta.items() if tower_of(n) != "head"}
+    wanted = {n: _scalar(n, tuple(s)) for n, s in shapes.items() if tower_of(n) != "head"}
     optional = {n for n in {*body, *wanted} if is_derived(n) or tower_of(n) not in require}
     problem = differences(
         wanted, body, missing="missing", extra="unknown to the model", ours="model", theirs="file", skip=optional
@@ -80,6 +80,11 @@ def check_model(
             f"{shown(source, 200)} does not fit model '{shown(name)}': {problem}.\n"
             f"The weights look like {describe(body)}; the model is {describe(wanted)}."
         )
+
+
+def _scalar(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A logit scale of shape [1] counts as a scalar: open_clip's ``nonscalar_logit_scale`` and sharded training."""
+    return () if tower_of(name) == "scale" and shape == (1,) else shape
 
 
 def differences(

@@ -25,9 +25,10 @@ class Pair:
     """Two sets of weights that fit each other: theta_0 (zero-shot) and theta_1 (fine-tuned).
 
     ``zeroshot``, ``finetuned``: the checkpoints they came from (None for plain dictionaries). ``moving``: floating
-    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": tensors}), filled (tower ->
-    tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped (constants only one of the two
-    holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
+    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": tensors}), rounded (tower ->
+    tensors that are one another's in half precision: they do not move, and both ends have the more exact ones), filled
+    (tower -> tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped (constants only one of the
+    two holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
     """
 
     zeroshot: Checkpoint | None
@@ -93,7 +94,10 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
     without ``logit_scale`` gets those from theta_0, recorded in ``facts``; nothing else is ever filled. Where dtypes
     differ, both are promoted to the wider one. A head may be in one of the two only: attach the other before taking the
-    path. ``parameter_names``: the model's parameters; without it, what is a buffer is told by its name.
+    path. A tensor that is theta_0's rounded to half precision did not move: it becomes theta_0's. The other way round
+    (theta_0 is the rounded one) a tower did not move only where that is so of all its matrices and of whatever else
+    differs: single tensors may really move by less than float16 can tell. ``parameter_names``: the model's parameters;
+    without it, what is a buffer is told by its name.
 
     Raises PairMismatch, NonFiniteWeights, IdenticalPair (nothing floating differs: nothing to interpolate).
     """
@@ -109,6 +113,7 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     promoted = _promote(zero, one, name_0, name_1)
     check_finite(zero, name_0)
     check_finite(one, name_1)
+    rounded = _unrounded(zero, one)
     shared = [n for n in zero if n in one and zero[n].is_floating_point()]
     differing = [n for n in shared if not torch.equal(zero[n], one[n])]
     if not differing and not alone:
@@ -118,6 +123,7 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     towers = {tower_of(n) for n in moving}
     facts = {
         "promoted": promoted,
+        "rounded": rounded,
         "filled": dict(sorted(Counter(tower_of(n) for n in filled).items())),
         "head_in": head,
         "dropped": dropped,
@@ -162,6 +168,29 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal at the narrower of the two dtypes: OpenAI's files are float16, what was tuned from them float32."""
     dtype = a.dtype if a.element_size() <= b.element_size() else b.dtype
     return a.shape == b.shape and torch.equal(a.to(dtype), b.to(dtype))
+
+
+def _unrounded(zero: Theta, one: Theta) -> dict[str, int]:
+    """Give both ends the more exact of two tensors of which one is the other in half precision; how many, by tower."""
+    floating = [n for n in zero if n in one and zero[n].is_floating_point()]
+    differing = [n for n in floating if not torch.equal(zero[n], one[n])]
+    done: Counter[str] = Counter()
+    for name in (n for n in differing if _rounds_to(zero[n], one[n])):
+        one[name] = zero[name]
+        done[tower_of(name)] += 1
+    for tower in ("image", "text"):
+        own = [n for n in differing if tower_of(n) == tower and one[n] is not zero[n]]
+        matrices = {n for n in floating if tower_of(n) == tower and zero[n].ndim > 1}
+        if matrices and matrices <= {*own} and all(_rounds_to(one[n], zero[n]) for n in own):
+            zero |= {n: one[n] for n in own}
+            done[tower] += len(own)
+    return dict(sorted(done.items()))
+
+
+def _rounds_to(exact: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether ``other`` is ``exact`` rounded to float16 or bfloat16 (to float32, where both are float64 now)."""
+    narrow = (torch.float16, torch.bfloat16, *((torch.float32,) if exact.dtype == torch.float64 else ()))
+    return any(torch.equal(exact.to(t).to(exact.dtype), other) for t in narrow)
 
 
 def _widened(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

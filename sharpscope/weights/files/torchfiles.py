@@ -302,7 +302,8 @@ def _guarded(read: Any, nested: _Nested, source: str) -> Any:
     if nested.report.unsafe:
         raise UnsafeCheckpoint(
             f"{source}: opening it would import, and may run, {listing(nested.report.unsafe)}.\n"
-            "Refused, nothing was run: no training script has a reason to store that."
+            "Refused, nothing was run: such names can run code or reach files, or are not known to be harmless.\n"
+            "If the file is yours, save its weights alone: torch.save(model.state_dict(), FILE)."
         )
     if damage is not None:
         reason = shown(damage) if isinstance(damage, DamagedPickleError) else type(damage).__name__
