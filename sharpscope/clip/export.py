@@ -212,6 +212,8 @@ def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedP
         "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
         "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
     }
+    if pair.model.config:
+        metadata["sharpscope.quick_gelu"] = json.dumps(bool(pair.model.config.get("quick_gelu", False)))
     if HEAD_WEIGHT in theta:
         metadata |= head_metadata(
             scale_baked=classifier.scale_baked, normalize=classifier.normalize, classnames=classifier.classnames

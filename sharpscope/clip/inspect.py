@@ -54,7 +54,7 @@ def inspect(
         text = _described_alone(a, error)
         if b is not None:
             raise ConfigError(
-                f"{shown(a)}: is no model alone (a classification head, or prompts); there is nothing to compare."
+                f"{shown(a)}: is a classification head alone, or prompts alone; there is nothing to compare."
             ) from None
         return text
     parts = [_described(first, model)]
@@ -138,7 +138,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         return "\n".join(lines)
     lines += [
         f"  looks like    {describe(tensors)}",
-        f"  activation    {_activation(facts)}",
+        f"  activation    {_activation(facts, tensors)}",
         "  head          " + (_head_line(head, tensors) if head else "none stored: built from the text tower"),
     ]
     if "logit_bias" in tensors:
@@ -170,10 +170,12 @@ _CHECKSUMS = {
 }
 
 
-def _activation(facts: Mapping[str, Any]) -> str:
+def _activation(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
     if (told := facts["quick_gelu"]) is not None:
         return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
+    if any(n.startswith("visual.trunk.") for n in tensors):
+        return "the timm trunk's own, whatever the model's name says; the text tower's is not told by the file"
     if trains_openai_weights(facts["producer"]):
         return (
             "QuickGELU is a guess: this system trains OpenAI's weights unless told otherwise (--model NAME-quickgelu)"

@@ -149,10 +149,14 @@ def describe(shapes: Shapes | Mapping[str, torch.Tensor]) -> str:
     sizes = {n: tuple(getattr(s, "shape", s)) for n, s in shapes.items()}
     image, name = _image_tower(sizes)
     parts = [image]
+    decoder = any(n.startswith("text_decoder.") for n in sizes)
+    name = f"coca_{name}" if name and decoder else name
     embedding = _embedding(sizes)
     if embedding:
         parts.append(f"embedding {embedding}")
-    parts.append(_text_tower(sizes))
+    parts.append(_text_tower({n: s for n, s in sizes.items() if not n.startswith("text_decoder.")}))
+    if decoder:
+        parts.append("a decoder of captions (CoCa), which the logits do not use")
     if HEAD_WEIGHT in sizes:
         parts.append(f"a head of {sizes['head.weight'][0]} classes")
     return (f"{name}: " if name else "") + ", ".join(parts)
@@ -182,7 +186,9 @@ def _image_tower(sizes: Shapes) -> tuple[str, str]:
         )
     if any(n.startswith("visual.trunk.") for n in sizes):
         patch = _at(sizes, "visual.trunk.patch_embed.proj.weight", -1)
-        return f"a timm trunk ({blocks} blocks{f', patch {patch}' if patch else ''})", ""
+        kind = "ConvNeXt, " if any(".conv_dw." in n and ".stages." in n for n in sizes) else ""
+        inside = {m[0] for n in sizes if (m := re.match(r"visual\.trunk\.(?:.+?\.)??blocks\.\d+(?=\.)", n))}
+        return f"a timm trunk ({kind}{len(inside) or blocks} blocks{f', patch {patch}' if patch else ''})", ""
     if "visual.conv1.weight" in sizes:
         width, patch = _at(sizes, "visual.conv1.weight", 0) or 0, _at(sizes, "visual.conv1.weight", -1) or 0
         cells = _at(sizes, "visual.positional_embedding", 0)
@@ -202,6 +208,7 @@ def _embedding(sizes: Shapes) -> int | None:
         ("visual.head.proj.weight", 0),
         ("text_projection", -1),
         ("text.text_projection", -1),
+        ("text.text_projection.weight", 0),
     ):
         size = _at(sizes, name, axis)
         if size is not None:

@@ -89,7 +89,12 @@ def test_a_wise_ft_state_dict_with_its_head(tmp_path: Path, tiny_theta: dict[str
         "scale_baked": True, "normalize": True, "classnames": None, "told_by": "names",
         "assumed": ["scale_baked", "normalize"],
     }  # fmt: skip
-    assert read.facts["naming"] == "WiSE-FT" and read.facts["towers"] == ["image", "text", "head", "scale"]
+    assert read.facts["producer"] == "WiSE-FT, its state dict" and read.facts["towers"] == [
+        "image",
+        "text",
+        "head",
+        "scale",
+    ]
 
 
 def test_openai_constants_are_dropped_and_said_so(tmp_path: Path) -> None:

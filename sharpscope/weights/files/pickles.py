@@ -14,12 +14,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, Inert, Name, PendingTensor, Report, key_of
-from sharpscope.weights.files.regions import Blob, Budget, Region
+from sharpscope.weights.files.regions import Blob, Budget, LongText, Region
 
 __all__ = ["Machine"]
 
 BLOB: Final = 1024
 """Strings of bytes of this length or more are left in the file."""
+TEXT: Final = 64 * 1024
+"""Texts of this length or more are, too: no name is as long."""
 
 _OPCODES: Final = {ord(o.code): o for o in pickletools.opcodes}
 _MARK: Final = object()
@@ -80,6 +82,8 @@ class Machine:
             length = struct.unpack(form, self.region.exactly(struct.calcsize(form)))[0]
             if kind is bytes and length >= BLOB:
                 return Blob(self.region.skip(length))
+            if kind is str and "UNI" in opcode.name and length >= TEXT:
+                return LongText(self.region.skip(length))
             if length < 0:
                 raise DamagedPickleError("a negative length")
             self.budget.spend((1 if kind is bytes else 4) * length + 60)

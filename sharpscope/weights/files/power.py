@@ -102,7 +102,8 @@ _HARMLESS_PATTERN: Final = re.compile(
     | pandas\.(
         core\.(?!computation\b).*
         | _libs\.(internals|arrays|sparse|interval|missing|tslibs(\.\w+)?)\.\w+
-        | (arrays\.)?[A-Z]\w*
+        | DataFrame | Series | (Range|Multi|Categorical|Datetime|Timedelta|Period|Interval)?Index | Categorical | NA
+        | NaT | Timestamp | Timedelta | Period | Interval | (arrays\.)?\w+Dtype | arrays\.\w+Array
     )$""",
     re.VERBOSE,
 )
@@ -137,6 +138,8 @@ def is_unsafe(module: str, name: str) -> bool:
         module = "builtins"
     top = module.partition(".")[0]
     full = f"{module}.{name}"
+    if not sys.stdlib_module_names.isdisjoint(name.split(".")[:-1]):  # reached through a module that imports it
+        return True
     if name in _HARMLESS.get(module, ()) or (module == "builtins" and name in _EXCEPTIONS):
         return False
     if module in ("operator", "_operator") and name in _OPERATORS:
