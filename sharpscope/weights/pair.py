@@ -117,7 +117,8 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     shared = [n for n in zero if n in one and zero[n].is_floating_point()]
     differing = [n for n in shared if not torch.equal(zero[n], one[n])]
     if not differing and not alone:
-        raise IdenticalPair(f"{name_0} and {name_1} hold the same weights: there is nothing to interpolate.")
+        within = " within the rounding of half precision" if rounded else ""
+        raise IdenticalPair(f"{name_0} and {name_1} hold the same weights{within}: there is nothing to interpolate.")
     ties = common_ties(zero, one)
     moving = tuple(n for n in differing if n not in ties and _is_parameter(n, parameter_names))
     towers = {tower_of(n) for n in moving}
