@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from sharpscope.clip.export import convert, interpolate
 from sharpscope.clip.inspect import inspect
+from sharpscope.clip.model import pretrained_tag
 from sharpscope.errors import CheckpointError, ConfigError
 from sharpscope.weights.checkpoint import checkpoint_of, read_checkpoint
-from sharpscope.weights.files.sources import pretrained_tag
 from sharpscope.weights.naming import unwrap
 from sharpscope.weights.prompts import read_prompts
 
@@ -192,5 +192,5 @@ def test_sharded_flax_is_read(tmp_path: Path) -> None:
 def test_a_pretrained_tag_is_told_what_it_is() -> None:
     for text in ("laion2b_s34b_b79k", "ViT-B-32/laion2b_s34b_b79k", "openai"):
         with pytest.raises(CheckpointError, match="pretrained tags[^~]*hf-hub:[^/]+/[^,]+"):
-            read_checkpoint(text)
+            inspect(text)
     assert pretrained_tag("epoch_3") == pretrained_tag("RN50/laion2b_s34b_b79k") == pretrained_tag("a.pt") == ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +12,7 @@ from typing import Any, Final
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
 from sharpscope.weights.files.safetensorsfile import unique_keys
 
-__all__ = ["DISTRIBUTED", "Located", "locate", "pretrained_tag", "shards"]
+__all__ = ["DISTRIBUTED", "Located", "locate", "shards"]
 
 DISTRIBUTED: Final = (
     "is a distributed checkpoint (torch.distributed.checkpoint) or a piece of one.\n"
@@ -62,26 +61,7 @@ def locate(spec: str | os.PathLike[str]) -> Located:
         return Located(str(found), _configs(folder))
     if text.startswith(("hf-hub:", "hf_hub:")):
         return _hub(text)
-    if not os.path.exists(os.path.expanduser(text)) and (remedy := pretrained_tag(text)):
-        raise CheckpointError(f"{shown(text, 200)}: no such file. {remedy}")
     return Located(text)
-
-
-def pretrained_tag(text: str) -> str:
-    """What to pass instead of one of open_clip's pretrained tags (``laion2b_s34b_b79k``, also behind a model's name, as
-    in ``ViT-B-32/openai``); empty where ``text`` is none."""
-    model, _, tag = text.replace("::", "/").replace(":", "/").rpartition("/")
-    if not re.fullmatch(r"[\w.-]{2,60}", tag) or "." in tag:
-        return ""
-    import open_clip
-
-    models = [m for m, t in open_clip.list_pretrained() if t == tag and model in ("", m)]
-    if not models:
-        return ""
-    said = f"'{tag}' is one of open_clip's pretrained tags ({listing(models, 3)}), whose weights the hub has."
-    hubs = [(open_clip.get_pretrained_cfg(m, tag) or {}).get("hf_hub") for m in models]
-    hub = next((h.strip("/") for h in hubs if isinstance(h, str) and h.count("/") >= 1), "OWNER/NAME")
-    return f"{said}\nPass hf-hub:{hub}, or a downloaded file."
 
 
 def _configs(folder: Path) -> dict[str, Any]:
