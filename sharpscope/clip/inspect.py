@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, which models it fits, and how two of them differ layer by layer."""
+"""What a checkpoint file contains, which models it fits, and how two checkpoints differ layer by layer."""
 
 from __future__ import annotations
 
@@ -27,24 +27,23 @@ __all__ = ["fitting_models", "inspect"]
 def inspect(
     a: str | FilePath, b: str | FilePath | None = None, model: str | None = None, *, weights: str | None = None
 ) -> str:
-    """What one checkpoint holds, or how two of them differ layer by layer, as text to print.
+    """What one checkpoint contains, or how two checkpoints differ layer by layer, as text to print.
 
-    A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
-    Heads and learnt prompts (CoOp's) in files of their own are shown too.
+    A partial file (Dassl, adapters) as ``a`` is shown as it is; as ``b`` it is laid over ``a``. Files that hold only a
+    head or only learnt prompts (CoOp's) are shown too.
 
     >>> print(inspect("mini:zeroshot", model="mini").splitlines()[3].strip())
     safety        plain tensors
 
     Args:
-        a, b: files, folders or hub ids as ``read_checkpoint`` takes them, or ``mini:NAME``.
-        model: open_clip name or config JSON that the files are to be checked against; default: fitting ones are looked
-            for.
-        weights: key of the set of weights that is meant where a file holds several, see ``read_checkpoint``.
+        a, b: files, folders or hub ids, as for ``read_checkpoint``, or ``mini:NAME``.
+        model: open_clip name or config JSON against which the files are checked; None: fitting models are searched.
+        weights: key of the set of weights to read from a file that holds several, see ``read_checkpoint``.
 
     Raises:
-        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``.
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``.
         PairMismatch: weights that do not fit ``model``, or each other.
-        ConfigError: an unknown model, or a head or prompts alone compared with something.
+        ConfigError: an unknown model, or a file ``a`` that holds only a head or only prompts where ``b`` is given.
     """
     try:
         first = read_checkpoint(resolve_checkpoint(a), partial=True, weights=weights)
@@ -54,7 +53,7 @@ def inspect(
         text = _described_alone(a, error)
         if b is not None:
             raise ConfigError(
-                f"{shown(a)}: is a classification head alone, or prompts alone; there is nothing to compare."
+                f"{shown(a)}: holds only a classification head or only prompts, which cannot be compared."
             ) from None
         return text
     parts = [_described(first, model)]
@@ -97,7 +96,7 @@ def _described_head(source: str, head: Mapping[str, Tensor], facts: Mapping[str,
     return "\n".join([
         shown(source, 300),
         f"  format        {facts['container']}, read without running any of its code",
-        "  written by    WiSE-FT or task_vectors: a classification head in a file of its own",
+        "  written by    WiSE-FT or task_vectors: a file that holds only a classification head",
         f"  safety        {_safety_line(facts)}",
         f"  sha256        {facts['file_sha256']}",
         *([f"  classes       {listing(facts['classes'], 30)}"] if facts["classes"] else []),
@@ -120,7 +119,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
         f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
         + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
-        f"  holds         {', '.join(facts['towers']) or 'nothing of a CLIP by itself'}",
+        f"  holds         {', '.join(facts['towers']) or 'no complete part of a CLIP'}",
     ]
     if facts.get("others"):
         read = f"'{facts['wrapper']}'" if facts["wrapper"] else "the rest"
@@ -134,7 +133,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     if facts["adapter"]:
         lines.append(f"  adapter       {facts['adapter']} changes of weights, {_INSIDE[facts.get('adapter_inside')]}")
     if facts["partial"]:
-        lines.append("  partial       only what was tuned; it needs the zero-shot weights below it (inspect BASE FILE)")
+        lines.append("  partial       only the tuned tensors; they are laid over zero-shot weights (inspect BASE FILE)")
         return "\n".join(lines)
     lines += [
         f"  looks like    {describe(tensors)}",
@@ -153,7 +152,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     elif fitting := fitting_models(tensors, facts["quick_gelu"]):
         lines.append(f"  fits          {listing(fitting, 4)}: every tensor of the image tower")
     else:
-        lines.append("  fits          nothing that could be guessed; --model NAME or CONFIG.json checks it")
+        lines.append("  fits          no known model was found; --model NAME or CONFIG.json checks one")
     return "\n".join(lines)
 
 
@@ -165,22 +164,25 @@ _INSIDE = {
     "FILE)",
 }
 _CHECKSUMS = {
-    True: "every entry has its own, those that were read match",
-    False: "the format has none: compare the sha256 with its source's",
+    True: "every entry has its own, and those of the entries that were read match",
+    False: "the format has none; compare the sha256 with the one that the source publishes",
 }
 
 
 def _activation(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
+    """GELU or QuickGELU, and the evidence for it, because names and shapes are the same with both."""
     if (told := facts["quick_gelu"]) is not None:
-        return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
+        return f"{'QuickGELU' if told else 'GELU'} (stated in the file)"
     if any(n.startswith("visual.trunk.") for n in tensors):
-        return "the timm trunk's own, whatever the model's name says; the text tower's is not told by the file"
+        return "the timm trunk has its own, whatever the model's name says; that of the text tower is not stated"
     if trains_openai_weights(facts["producer"]):
         return (
             "QuickGELU is a guess: this system trains OpenAI's weights unless told otherwise (--model NAME-quickgelu)"
         )
-    return "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
+    return (
+        "unknown: not stated in the file; OpenAI's weights and their descendants need QuickGELU "
+        "(--model NAME-quickgelu)"
+    )
 
 
 def _activation_of(clip: ClipModel) -> str:
@@ -191,13 +193,14 @@ def _safety_line(facts: Mapping[str, Any]) -> str:
     if facts["safe"]:
         return "plain tensors"
     classes, calls = len(facts["classes"]), len(facts["calls"])
-    return f"nothing was run; other programs would import {classes} classes of it and call {calls} functions"
+    return f"no code was run; other programs would import {classes} classes and call {calls} functions to load it"
 
 
 def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
-    """open_clip's own models whose config has these sizes and whose image tower is made of exactly these tensors.
+    """Names of open_clip's models whose image tower consists of exactly these tensors, with the same sizes.
 
-    ``quick_gelu``: keep those with this activation, where it is known; else both kinds fit.
+    ``quick_gelu``: whether the activation is QuickGELU, and only such models are kept; None: models with either are
+    kept.
     """
     fitting = []
     for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):

@@ -24,7 +24,7 @@ from sharpscope.weights.schemes import SCHEMES, Place, Recipe, gather, open_clip
 __all__ = ["WISE_FT", "Names", "Unwrapped", "normalise", "unwrap"]
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-"""Keys under which training scripts keep the state dict, beside epoch, optimizer and the like."""
+"""The keys under which training scripts keep the state dict, beside the epoch, the optimizer and the like."""
 
 AVERAGED: Final = (
     "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "model_ema_state_dict", "ema", "ema_weights",
@@ -36,17 +36,17 @@ MAX_KEY: Final = 100
 """Longest key that a further set of weights is looked for under."""
 
 MAX_WRAPPERS: Final = 5
-"""Deeper nesting is no training script's (and a dictionary may hold itself)."""
+"""The most levels of such keys that are opened. No training script nests deeper, and a dictionary may hold itself."""
 
 _LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.")
-"""Left by DataParallel, torch.compile and PEFT: on every key of a file, the head's included."""
+"""The prefixes that DataParallel, torch.compile and PEFT leave on every key of a file, the head's included."""
 
 WISE_FT: Final = "image_encoder.model."
 _ENCODER_PREFIXES: Final = (WISE_FT, "model.")
-"""Left by wrapper classes around the CLIP: on every key but the head's."""
+"""The prefixes that wrapper classes leave on every key but the head's."""
 
 _ANCHORS: Final = ("visual.", "vision_model.", "text_model.")
-"""Where a CLIP's own names begin: what stands before them on every key is a wrapper class's, whatever it is called."""
+"""The beginnings of a CLIP's own names. What stands before them on every key is the prefix of a wrapper class."""
 
 _HEAD_PREFIXES: Final = ("classification_head.", "head.")
 _OTHER_HEADS: Final = ("classifier.",)
@@ -62,7 +62,7 @@ _PARTS: Final = frozenset((
 """The parts of open_clip's models."""
 
 _CONSTANTS: Final = ("input_resolution", "context_length", "vocab_size")
-"""Integers that OpenAI's files keep among the tensors; open_clip has no such names and needs none of them."""
+"""Integers that OpenAI's files keep among the tensors. open_clip has no such names and needs none of them."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,10 @@ class Names:
 def unwrap(content: object, source: str, weights: str | None = None) -> Unwrapped:
     """The state dict inside ``content``: itself, or what it keeps under ``state_dict``, ``model`` ... (nested too).
 
-    ``weights``: the key, or keys joined by dots, of the set that is meant where a file holds several.
+    ``weights``: the key, or several keys joined by dots, of the set to read where a file holds several.
 
-    Raises CheckpointError when there is none, when two different ones compete, or when a key or a value is foreign.
+    Raises CheckpointError when there is none, when two different ones compete, or when a key is not text or a value not
+    a tensor.
     """
     path: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -227,8 +228,8 @@ def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any], source: st
 def normalise(names: Iterable[str], source: str) -> Names:
     """Map ``names`` to open_clip's: prefixes stripped, the head called ``head.weight`` and ``head.bias``.
 
-    Raises CheckpointError when only some keys carry a prefix, when two keys end up with one name, when the head has
-    tensors other than weight and bias, or when the names are those of a system that has to be converted first.
+    Raises CheckpointError if only some keys carry a prefix, if two keys get the same name, if the head has tensors
+    other than weight and bias, or if a name has no place in open_clip's CLIP.
     """
     current = {name: name for name in names}
     naming, prefix = "open_clip", ""
@@ -271,7 +272,7 @@ def _holds_tensors(content: object, depth: int = MAX_WRAPPERS, seen: set[int] | 
     seen = set() if seen is None else seen
     if is_module(content):
         return True
-    if not isinstance(content, Mapping) or id(content) in seen:  # looked into once: a file may share without end
+    if not isinstance(content, Mapping) or id(content) in seen:  # once: it may hold itself
         return False
     seen.add(id(content))
     if any(like_tensor(v) for v in content.values()):
@@ -291,7 +292,7 @@ def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
         if not isinstance(key, str):
             raise CheckpointError(f"{source}: key {shown(repr(key))} is a {type(key).__name__}; tensors need names.")
         if len(key) > MAX_NAME:
-            raise CheckpointError(f"{source}: '{shown(key, 60)}' is a name of {len(key)} characters; no tensor has it.")
+            raise CheckpointError(f"{source}: '{shown(key, 60)}' has {len(key)} characters, too many for a name.")
         if not like_tensor(value):
             kind = shown(getattr(value, "kind", type(value).__name__))
             raise CheckpointError(f"{source}: '{shown(key)}' is a {kind}, not a tensor; save the state dict alone.")
@@ -346,8 +347,8 @@ def _refuse_prompts(names: Iterable[str], source: str) -> None:
             "They need the zero-shot weights: pass both to sharpscope run, as --zeroshot and --finetuned."
         )
     raise CheckpointError(
-        f"{source}: holds {listing(every, 3)}: nothing of a CLIP.\n"
-        "Pass the file with its weights; the names known are open_clip's, transformers', flax's and Dassl's."
+        f"{source}: holds {listing(every, 3)}: no part of a CLIP.\n"
+        "Pass the file with its weights; the known names are open_clip's, transformers', flax's and Dassl's."
     )
 
 
@@ -356,6 +357,6 @@ def _head_name(name: str, source: str) -> str:
         if name.startswith(prefix):
             new = "head." + name.removeprefix(prefix)
             if new not in (HEAD_WEIGHT, HEAD_BIAS):
-                raise CheckpointError(f"{source}: '{shown(name)}' is no part of a linear head (weight, bias).")
+                raise CheckpointError(f"{source}: '{shown(name)}' is not part of a linear head (weight, bias).")
             return new
     return name

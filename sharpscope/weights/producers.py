@@ -1,4 +1,4 @@
-"""Who wrote a file, told by what is in it: for ``inspect``, and for what the writer is known to do."""
+"""Which system wrote a file, guessed from its content: for ``inspect``, and for what such files do not say."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OPENAI_S: Final = (
 
 
 def trains_openai_weights(producer: str) -> bool:
-    """Whether what ``producer`` writes descends, as a rule, from OpenAI's weights, which have QuickGELU."""
+    """Whether the files of ``producer`` descend as a rule from OpenAI's weights, which use QuickGELU."""
     return producer.startswith(_OPENAI_S)
 
 
@@ -41,11 +41,11 @@ def told_producer(
     metadata: Collection[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> str:
-    """The system that writes such files, or the most that can be told.
+    """The system that writes such files, or the closest description of them.
 
-    ``names``: of the tensors in the file; ``prefix``: what was taken off them; ``beside``: the keys beside its state
-    dict; ``metadata``: those of its header; ``config``: of its folder. An opinion, not a check; where many systems
-    write the like, none of them is named.
+    ``names``: of the tensors in the file; ``prefix``: what was removed from them; ``beside``: the keys beside its state
+    dict; ``metadata``: those of its header; ``config``: that of its folder. It is a guess, not a check. Where many
+    systems write such files, none of them is named.
     """
     if "sharpscope.finetuning" in metadata and naming != "Dassl":
         return "sharpscope finetune"

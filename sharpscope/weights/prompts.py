@@ -18,21 +18,21 @@ from sharpscope.weights.naming import unwrap
 __all__ = ["PROMPTS", "read_prompts"]
 
 PROMPTS: Final = "prompt_learner."
-"""What their names begin with."""
+"""What the names of learnt prompts begin with."""
 _KNOWN: Final = re.compile(r"ctx|token_prefix|token_suffix|tokenized_prompts|name_lens|attn\.(?:q|k|v|out)")
 _LEARNT: Final = re.compile(r"(?:module\.)?(?:prompt_learner\.)?(ctx|attn\.(?:q|k|v|out))")
 
 
 def read_prompts(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Context (``prompt_learner.ctx``) and, of ContCoOp, its attention layer in float32; empty where there are none.
+    """The context (``prompt_learner.ctx``) and ContCoOp's attention layer, float32; empty if the file has no prompts.
 
-    Of files that ``sharpscope finetune`` writes and of Dassl's (CoOp, KgCoOp: ``ctx`` [M, W], or [C, M, W] for one of
-    each class). No file says where in the prompt the class name stands: behind the context is assumed, CoOp's default
-    ("end").
+    Reads the files of ``sharpscope finetune`` and of Dassl (CoOp, KgCoOp). ``ctx`` is [M, W], or [C, M, W] where every
+    class has a context of its own. No file says where in the prompt the class name stands; it is assumed to follow the
+    context, which is CoOp's default ("end").
 
     Raises CheckpointError, CorruptCheckpoint, UnsafeCheckpoint as ``read_checkpoint`` does, and CheckpointError for a
-    prompt learner that has more than a context: prompts of a meta net depend on the image (CoCoOp), those of MaPLe
-    stand in both towers.
+    prompt learner that has more than a context: the prompts of a meta net depend on the image (CoCoOp), and those of
+    MaPLe are in both towers.
     """
     with open_regular(locate(path).path) as (handle, size, source):
         state = unwrap(read_container(handle, size, source).value, shown(source)).state
