@@ -86,9 +86,9 @@ def _described_prompts(source: str, prompts: Mapping[str, Tensor]) -> str:
     return "\n".join([
         shown(source, 300),
         "  written by    Dassl (CoOp, KgCoOp, ContCoOp) or sharpscope finetune",
-        "  holds         learnt prompts alone; they need the zero-shot weights (run --zeroshot BASE --finetuned FILE)",
+        "  holds         only learnt prompts, which need the zero-shot weights (run --zeroshot BASE --finetuned FILE)",
         f"  prompts       {shape[-2]} context vectors x {shape[-1]}, {shared}{attention}",
-        "  class name    behind the context (an assumption, CoOp's default 'end': no file tells 'middle' or 'front')",
+        "  class name    assumed to follow the context (CoOp's default 'end'); no file says 'middle' or 'front'",
     ])  # fmt: skip
 
 
@@ -124,14 +124,14 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     if facts.get("others"):
         read = f"'{facts['wrapper']}'" if facts["wrapper"] else "the rest"
         lines.append(
-            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (averaged ones, often), not "
-            f"read; what is read is {read} (--weights KEY reads the other)"
+            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (often a running average), which "
+            f"was not read; {read} was read (--weights KEY reads another set)"
         )
     for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
         if names:
             lines.append(f"  {title:<12}  {listing(names, 30)}")
     if facts["adapter"]:
-        lines.append(f"  adapter       {facts['adapter']} changes of weights, {_INSIDE[facts.get('adapter_inside')]}")
+        lines.append(f"  adapter       {facts['adapter']} weight changes, {_INSIDE[facts.get('adapter_inside')]}")
     if facts["partial"]:
         lines.append("  partial       only the tuned tensors; they are laid over zero-shot weights (inspect BASE FILE)")
         return "\n".join(lines)
@@ -142,8 +142,8 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     ]
     if "logit_bias" in tensors:
         lines.append(
-            "  loss          trained with the sigmoid loss (it has a logit_bias, as SigLIP); sharpscope takes the "
-            "softmax over the classes, where the bias cancels"
+            "  loss          trained with the sigmoid loss of SigLIP, because it has a logit_bias; sharpscope takes the "
+            "softmax over the classes, in which the bias cancels"
         )
     if model is not None:
         clip = ClipModel.load(model)
@@ -158,10 +158,10 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
 
 _IMAGE: tuple[Tower, ...] = ("image",)
 _INSIDE = {
-    False: "added to them here",
-    True: "which the weights hold already",
-    None: "not added: nothing tells whether the weights hold them already (convert --adapter-merged, or inspect BASE "
-    "FILE)",
+    False: "merged into the weights",
+    True: "already contained in the weights",
+    None: "not merged, because the file does not say whether the weights already contain them (convert "
+    "--adapter-merged, or inspect BASE FILE)",
 }
 _CHECKSUMS = {
     True: "every entry has its own, and those of the entries that were read match",
@@ -221,10 +221,10 @@ def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     if not (assumed := head.get("assumed")):
         return said
     by = "the names of the head" if head["told_by"] == "names" else f"the {head['told_by']}"
-    words = {"scale_baked": f"the scale by {by}", "normalize": "the features by the habit of CLIP's heads"}
+    words = {"scale_baked": f"the scale from {by}", "normalize": "the features from what most heads of CLIP read"}
     flags = {"scale_baked": "--[no-]head-scale-baked", "normalize": "--[no-]head-normalize"}
     return (
-        f"{said} (a guess, the file does not tell: {', '.join(words[a] for a in assumed)}; "
+        f"{said} (a guess, because the file does not say: {', '.join(words[a] for a in assumed)}; "
         f"convert {' '.join(flags[a] for a in assumed)} settles it)"
     )
 
@@ -242,8 +242,7 @@ def _compared(first: Checkpoint, second: Checkpoint) -> str:
         rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))
     width = max(len(shown(r[0], 60)) for r in rows)
     rounded = [
-        f"{count} tensors of the {tower} tower are the other file's within the rounding of half precision: they do not "
-        "move"
+        f"{count} tensors of the {tower} tower are equal within the rounding of half precision and do not move"
         for tower, count in pair.facts["rounded"].items()
     ]
     lines = [repr(pair), *rounded, f"{'layer':<{width}}  tower  {'parameters':>11}  {'distance':>9}  relative"]

@@ -171,6 +171,7 @@ def load_pair(
         "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
         "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
+        "assumed": [sentence for end in ends for sentence in end.assumptions],
         **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip

@@ -145,11 +145,11 @@ def _other_kind(name: str) -> str:
 def already_merged(
     weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], base: Mapping[str, torch.Tensor] | None
 ) -> bool | None:
-    """Whether whole weights hold the changes of the adapters beside them already, told by the weights below both.
+    """Whether whole weights already contain the changes of the adapters beside them, judged by the base weights.
 
-    ``weights``: name -> (the weight W in the file, W with its change). With the base W_0, W = W_0 within a hundredth of
-    the change says no, W = W_0 + change says yes. None where there is no base, where the weights do not agree with one
-    another, or where they are neither (they were trained too).
+    ``weights``: name -> (the weight W in the file, W with its change). With the base weight W_0, W = W_0 within a
+    hundredth of the change says no, and W = W_0 + change says yes. None where there is no base, where the weights
+    disagree, or where W is neither of the two because it was trained too.
     """
     votes: set[bool | None] = set()
     for name, (raw, changed) in weights.items():
@@ -195,7 +195,7 @@ def adapter_settings(
     """What the folder's config, the metadata and what lies beside the state dict say of the adapters' scale.
 
     ``scale``: the user's, which wins; ``eval_scale``: a pickled R-Adapter module's own; ``merged``: the user's word, or
-    the pickled module's, on whether the weights hold the changes already.
+    the pickled module's, on whether the weights already contain the changes.
     """
     keys = ("args", "config", "peft_config", "lora_config", "metadata")
     places = [config, metadata, beside, *(beside.get(k) for k in keys)]

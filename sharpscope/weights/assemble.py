@@ -75,9 +75,9 @@ def assemble(
     inside = _inside(names, plain, loras, below, settings.merged, base, source)
     if inside is None and not partial:
         raise CheckpointError(
-            f"{source}: holds LoRA matrices beside whole weights, and nothing tells whether these hold the change "
-            "already (loralib merges it in on model.eval()).\nSay it: sharpscope convert FILE OUT.safetensors "
-            "--adapter-merged, or --no-adapter-merged to add it; or pass the weights below (--base FILE), which tell."
+            f"{source}: holds LoRA matrices beside whole weights and does not say whether the weights already contain "
+            "their change (loralib merges it on model.eval()).\nSay it: sharpscope convert FILE OUT.safetensors "
+            "--adapter-merged, or --no-adapter-merged to add it; or pass the weights before training (--base FILE)."
         )
     added = {} if inside is not False else loras
     own: Tensors = {}
@@ -112,7 +112,7 @@ def assemble(
     facts = _facts(own, content, names, found.module, source)
     under = base.facts if base is not None and overlay is not None else {}
     if under.get("head") and not any(n.startswith("head.") for n in names.recipes):
-        facts["head"] = under["head"]  # the head is the base's: what is known of it is known still
+        facts["head"] = under["head"]  # the head is the base's, so what the base says of it still holds
     if facts["head"] and facts["head"]["classnames"] is None:
         facts["head"]["classnames"] = names_beside(found.beside, len(own[HEAD_WEIGHT]))
     facts |= {
@@ -148,10 +148,10 @@ def _inside(
     base: Base | None,
     source: str,
 ) -> bool | None:
-    """Whether the weights in the file hold the changes of the LoRA matrices beside them already; None: nobody tells.
+    """Whether the weights in the file already contain the changes of the LoRA matrices beside them; None: unknown.
 
-    The user's word or a pickled module's counts (``told``), then the weights below both; then the name: peft calls a
-    weight that it changes ``base_layer``, and keeps the change out of it unless it is asked to merge.
+    The evidence is taken in this order: ``told`` (the user's word or a pickled module's), the base weights, and the
+    name: peft calls a weight that it adapts ``base_layer`` and merges the change into it only when asked to.
     """
     changed = [n for n in loras if n in plain]
     if not changed or told is not None:
@@ -169,17 +169,17 @@ def _inside(
 
 
 def _with_scalars(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """``tensors`` with a logit scale or bias of shape [1] (sharded training leaves it so) as the scalar that it is."""
+    """``tensors`` with a logit scale or bias of shape [1], which sharded training leaves, as a scalar; and its name."""
     found = [n for n, t in tensors.items() if tower_of(n) == "scale" and tuple(t.shape) == (1,)]
     return {n: t.reshape(()) if n in found else t for n, t in tensors.items()}, found
 
 
 def _agreed(own: bool | None, base: bool | None, source: str) -> bool | None:
-    """The activation of parts laid over a base: what either tells; raises CheckpointError where they disagree."""
+    """The activation of parts laid over a base, from either file; raises CheckpointError where they disagree."""
     if own is not None and base is not None and own != base:
         first, second = (("GELU", "QuickGELU")[x] for x in (own, base))
         raise CheckpointError(
-            f"{source}: was tuned with {first}, the base below it was trained with {second}: it is another base."
+            f"{source}: was tuned with {first}, but the base was trained with {second}: this is another base."
         )
     return base if own is None else own
 

@@ -76,6 +76,23 @@ class Checkpoint:
             f"{count:,} values, sha256 {self.sha256[:12] or 'unknown'})"
         )
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is assumed of the file because it does not say, one full sentence each."""
+        facts, name, found = self.facts, shown(Path(self.source).name, 100), []
+        head = facts.get("head") or {}
+        if (others := facts.get("others")) and facts.get("container") != "prompts":  # those facts are the base's
+            found.append(f"{name} also holds {listing(others, 3)}, another set of weights, which was not read.")
+        if "normalize" in head.get("assumed", ()):
+            unit = "of unit length" if head["normalize"] else "as they are"
+            found.append(f"{name} does not say which features its head reads; features {unit} are assumed.")
+        if "scale_baked" in head.get("assumed", ()):
+            factor = "contain" if head["scale_baked"] else "do not contain"
+            found.append(f"{name} does not say whether its head contains exp(logit_scale); the weights {factor} it.")
+        if head.get("told_by") == "prompts":
+            found.append(f"{name} does not say where its class names stand; behind the learnt context is assumed.")
+        return tuple(found)
+
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from sharpscope.clip.export import convert, interpolate
 from sharpscope.clip.inspect import inspect
 from sharpscope.clip.model import pretrained_tag
+from sharpscope.clip.pair import load_pair
 from sharpscope.errors import CheckpointError, ConfigError
+from sharpscope.study.report import Run
 from sharpscope.weights.checkpoint import checkpoint_of, read_checkpoint
 from sharpscope.weights.naming import unwrap
 from sharpscope.weights.prompts import read_prompts
@@ -88,7 +91,7 @@ def test_an_ordinary_linear_head_is_a_guess_that_a_flag_settles(tmp_path: Path) 
     head = {"head.weight": torch.randn(3, 5) / 5**0.5, "head.bias": torch.zeros(3)}
     path = _saved({"state_dict": {**{f"net.{n}": t for n, t in STATE.items()}, **head}}, tmp_path / "a.ckpt")
     assert read_checkpoint(path).facts["head"]["assumed"] == ["scale_baked", "normalize"]
-    assert "a guess, the file does not tell" in inspect(path) and "--[no-]head-normalize" in inspect(path)
+    assert "a guess, because the file does not say" in inspect(path) and "--[no-]head-normalize" in inspect(path)
     convert(path, tmp_path / "b.safetensors")
     assert read_checkpoint(tmp_path / "b.safetensors").facts["head"]["assumed"] == ["scale_baked", "normalize"]
     convert(path, tmp_path / "c.safetensors", head_normalize=False, head_scale_baked=True)
@@ -97,6 +100,21 @@ def test_an_ordinary_linear_head_is_a_guess_that_a_flag_settles(tmp_path: Path) 
     assert "a guess" not in inspect(tmp_path / "c.safetensors")
     with pytest.raises(ConfigError, match="holds no head"):
         convert(_saved(STATE, tmp_path / "d.pt"), tmp_path / "e.safetensors", head_normalize=False)
+
+
+def test_what_is_assumed_of_a_file_is_told_by_the_pair_and_by_the_run(tmp_path: Path) -> None:
+    zero = load_pair("mini:zeroshot", "mini:failure", model="mini", head="zeroshot")
+    body = {n: t for n, t in zero.theta_0.items() if not n.startswith("head.")}
+    tuned = {n: t + 0.01 if n.startswith("visual.") else t for n, t in body.items()}
+    head = {"head.weight": torch.randn(3, 64) / 8, "head.bias": torch.zeros(3)}
+    path = _saved({"state_dict": {**tuned, **head}, "ema": tuned}, tmp_path / "a.ckpt")
+    pair = load_pair(_saved(body, tmp_path / "b.pt"), path, model="mini", classnames=["cat", "dog", "fox"])
+    assert len(pair.facts["assumed"]) == 3 and all(s.startswith("a.ckpt ") for s in pair.facts["assumed"])
+    assert [w for w in ("ema", "unit length", "exp(logit_scale)") if w in " ".join(pair.facts["assumed"])] != []
+    empty = pd.DataFrame({"claim": [], "rule": []})
+    run = Run(tmp_path, {"verdicts": empty, "advice": empty}, assumed=tuple(pair.facts["assumed"]))
+    assert run.summary().splitlines() == [f"assumed: {s}" for s in pair.facts["assumed"]]
+    assert zero.facts["assumed"] == []
 
 
 def test_what_is_no_part_of_a_clip_is_not_taken_for_its_text_tower(tmp_path: Path) -> None:
@@ -150,7 +168,7 @@ def test_prompts_of_other_kinds_are_refused_and_plain_ones_shown(tmp_path: Path)
     path = _saved({"state_dict": plain, "epoch": 1}, tmp_path / "a.pth")
     assert read_prompts(path)["prompt_learner.ctx"].shape == (4, 12)
     said = inspect(path)
-    assert "4 context vectors x 12, the same for all classes" in said and "an assumption" in said
+    assert "4 context vectors x 12, the same for all classes" in said and "assumed to follow" in said
     assert "4 context vectors" in inspect("mini:zeroshot", path)
     for odd, word in (("meta_net.linear1.weight", "image"), ("compound_prompts_text.0", "not CoOp's kind")):
         for lead in ("", "prompt_learner.", "module.prompt_learner."):
