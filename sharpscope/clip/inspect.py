@@ -124,8 +124,8 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     if facts.get("others"):
         read = f"'{facts['wrapper']}'" if facts["wrapper"] else "the rest"
         lines.append(
-            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (often a running average), which "
-            f"was not read; {read} was read (--weights KEY reads another set)"
+            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (often a running average) that was "
+            f"not read; {read} was read (--weights KEY reads another set)"
         )
     for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
         if names:
@@ -142,7 +142,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     ]
     if "logit_bias" in tensors:
         lines.append(
-            "  loss          trained with the sigmoid loss of SigLIP, because it has a logit_bias; sharpscope takes the "
+            "  loss          logit_bias shows that it was trained with SigLIP's sigmoid loss; sharpscope takes the "
             "softmax over the classes, in which the bias cancels"
         )
     if model is not None:
