@@ -124,7 +124,7 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     if facts.get("others"):
         read = f"'{facts['wrapper']}'" if facts["wrapper"] else "the rest"
         lines.append(
-            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (often a running average) that was "
+            f"  also holds    {listing(facts['others'], 5)}: another set of these weights (often a running average), "
             f"not read; {read} was read (--weights KEY reads another set)"
         )
     for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
