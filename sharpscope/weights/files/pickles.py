@@ -175,6 +175,8 @@ class Machine:
         if not isinstance(target, dict):
             raise DamagedPickleError("items for a value that is not a dictionary")
         self.budget.spend(60 * len(items))
+        if any(isinstance(key, LongText) for key in items[::2]):
+            raise DamagedPickleError("a key that is a very long text")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key_of(key)] = value
 
