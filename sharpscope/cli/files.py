@@ -26,6 +26,8 @@ class Inspect:
     """A second checkpoint file, to compare with the first."""
     model: str | None = None
     """open_clip model name or config JSON that the file is checked against; default: guessed from the tensor shapes."""
+    weights: str | None = None
+    """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
 
     def __call__(self) -> Outcome:
         from sharpscope.clip.inspect import inspect
@@ -54,6 +56,14 @@ class Convert:
     adapter_scale: float | None = None
     """Factor by which an adapter's change is multiplied, for a file that does not say: alpha / r for LoRA, eval_scale
     for R-Adapter."""
+    adapter_merged: bool | None = None
+    """Whether the weights already contain the change of the LoRA matrices beside them, for a file that does not say."""
+    weights: str | None = None
+    """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
+    head_scale_baked: bool | None = None
+    """Whether the head's weights contain the factor exp(logit_scale), for a file that does not say."""
+    head_normalize: bool | None = None
+    """Whether the head reads features of unit length, for a file that does not say (--no-head-normalize: raw ones)."""
 
     def __call__(self) -> Outcome:
         check_output(self.out, self.source, self.base, self.head_file)

@@ -33,6 +33,10 @@ def convert(
     classnames: str | FilePath | None = None,
     quick_gelu: bool | None = None,
     adapter_scale: float | None = None,
+    adapter_merged: bool | None = None,
+    weights: str | None = None,
+    head_scale_baked: bool | None = None,
+    head_normalize: bool | None = None,
 ) -> Checkpoint:
     """Write any checkpoint as safetensors in open_clip's or Hugging Face's names, with its provenance in the metadata.
 
@@ -52,23 +56,37 @@ def convert(
         classnames: file with the class names of the head, one per line, in the head's order.
         quick_gelu: whether the activation is QuickGELU; None: as stated in the file, if it is.
         adapter_scale: the factor by which an adapter's change is multiplied, see ``read_checkpoint``.
+        adapter_merged: whether the weights already contain the change of a LoRA beside them, see ``read_checkpoint``.
+        weights: key of the set of weights to read from a file that holds several, see ``read_checkpoint``.
+        head_scale_baked: whether the head's weights contain exp(logit_scale); None: as stated in the file, or guessed.
+        head_normalize: whether the head reads features of unit length; None: as stated in the file, or guessed.
 
     Returns the checkpoint that was read.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``, and where writing fails.
         NonFiniteWeights: NaN or infinite values.
-        ConfigError: class names that do not fit the head.
+        ConfigError: class names that do not fit the head, or words on a head that is not there.
     """
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
-    read = read_checkpoint(resolve_checkpoint(source), base=under, head=head_file, adapter_scale=adapter_scale)
+    read = read_checkpoint(
+        resolve_checkpoint(source),
+        base=under,
+        head=head_file,
+        adapter_scale=adapter_scale,
+        adapter_merged=adapter_merged,
+        weights=weights,
+    )
+    said = {"scale_baked": head_scale_baked, "normalize": head_normalize}
     check_finite(read.tensors, shown(read.source, 200))
     tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
-    write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu))
+    write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu, said))
     return read
 
 
-def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu: bool | None) -> dict[str, str]:
+def _provenance(
+    read: Checkpoint, classnames: str | FilePath | None, quick_gelu: bool | None, said: Mapping[str, bool | None]
+) -> dict[str, str]:
     facts = read.facts
     kept = {k: v for k, v in facts["metadata"].items() if k.startswith("sharpscope.") or k == "format"}
     told = facts["quick_gelu"] if quick_gelu is None else quick_gelu
@@ -89,8 +107,11 @@ def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu:
                 f"classnames: {shown(classnames)} has {len(named)} names, but the head has "
                 f"{len(read.tensors[HEAD_WEIGHT])} classes."
             )
-        told_head = {key: facts["head"][key] for key in ("scale_baked", "normalize")}
-        written |= head_metadata(**told_head, classnames=named)
+        told_head = {key: facts["head"][key] if word is None else word for key, word in said.items()}
+        assumed = [key for key in facts["head"].get("assumed", []) if said[key] is None]
+        written |= head_metadata(**told_head, classnames=named, assumed=assumed)
+    elif given := [key for key, word in said.items() if word is not None]:
+        raise ConfigError(f"head_{given[0]}: {shown(read.source, 200)} holds no head.")
     return written
 
 
@@ -191,6 +212,8 @@ def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedP
         "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
         "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
     }
+    if pair.model.config:
+        metadata["sharpscope.quick_gelu"] = json.dumps(bool(pair.model.config.get("quick_gelu", False)))
     if HEAD_WEIGHT in theta:
         metadata |= head_metadata(
             scale_baked=classifier.scale_baked, normalize=classifier.normalize, classnames=classifier.classnames

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.prefix import Prefix
-from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import tower_of
 from sharpscope.miniworld import world as miniworld
 
-__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates"]
+__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates", "pretrained_tag"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 _DECODER = "text_decoder."
@@ -479,3 +480,20 @@ def _non_persistent(module: nn.Module) -> dict[str, Tensor]:
 def _has_plain_tensors(module: nn.Module) -> bool:
     """Whether a tensor is a plain attribute of a submodule, where neither state_dict nor functional_call reaches it."""
     return any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values())
+
+
+def pretrained_tag(text: str) -> str:
+    """What to pass instead of one of open_clip's pretrained tags (``laion2b_s34b_b79k``, also behind a model's name, as
+    in ``ViT-B-32/openai``): an error's last sentences. Empty where ``text`` is no such tag."""
+    model, _, tag = text.replace(":", "/").replace("//", "/").rpartition("/")
+    if not re.fullmatch(r"[\w-]{2,60}", tag):
+        return ""
+    models = [m for m, t in open_clip.list_pretrained() if t == tag and model in ("", m)]
+    if not models:
+        return ""
+    hubs = [(get_pretrained_cfg(m, tag) or {}).get("hf_hub") for m in models]
+    hub = next((h.strip("/") for h in hubs if isinstance(h, str) and "/" in h), "OWNER/NAME")
+    return (
+        f"'{tag}' is one of open_clip's pretrained tags ({listing(models, 3)}), whose weights the hub has.\n"
+        f"Pass hf-hub:{hub}, or a downloaded file."
+    )

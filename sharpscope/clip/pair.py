@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.model import ClipModel
+from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.config.study import checkpoint_stem
@@ -174,6 +174,7 @@ def load_pair(
         "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
         "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
+        "assumed": [sentence for end in ends for sentence in end.assumptions],
         **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip
@@ -189,8 +190,16 @@ def load_pair(
 
 def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
     """What ``read_checkpoint`` opens for a checkpoint argument: ``mini:NAME`` is a file of the embedded world, all else
-    (a path, a hub or folder id) stays as it is. Raises ConfigError for a checkpoint that the world does not have."""
-    return miniworld.checkpoint_path(str(source)) if str(source).startswith("mini:") else source
+    (a path, a hub or folder id) stays as it is.
+
+    Raises ConfigError for a checkpoint that the world does not have, and CheckpointError for one of open_clip's
+    pretrained tags, with the hub id to pass instead.
+    """
+    if str(source).startswith("mini:"):
+        return miniworld.checkpoint_path(str(source))
+    if not FilePath(source).expanduser().exists() and (remedy := pretrained_tag(str(source))):
+        raise CheckpointError(f"{shown(source, 200)}: no such file. {remedy}")
+    return source
 
 
 def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -> Checkpoint:

@@ -39,14 +39,16 @@ class Run:
     """A finished (or partly failed) study: its folder and its tables.
 
     The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
-    folder, ``failed_units`` names what could not be computed, and ``caveat`` is what a reader has to know first. A
-    table of an unknown name is an AttributeError that names the nearest one.
+    folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
+    ``assumed`` is what was assumed of the checkpoints because they do not say it. A table of an unknown name is an
+    AttributeError that names the nearest one.
     """
 
     root: Path
     tables: dict[str, pd.DataFrame] = field(repr=False)
     failed_units: tuple[str, ...] = ()
     caveat: str = ""
+    assumed: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -60,10 +62,10 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """The study's caveat, its verdicts and its advice, one line each."""
+        """The study's caveat, what was assumed of the checkpoints, the verdicts and the advice, one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
-        lines = [self.caveat] if self.caveat else []
+        lines = [*([self.caveat] if self.caveat else []), *(f"assumed: {sentence}" for sentence in self.assumed)]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
@@ -150,7 +152,8 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     page = build_report(tables, pngs, directory.manifest, _timing(directory))
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
-    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "")
+    assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
+    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "", tuple(assumed))
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

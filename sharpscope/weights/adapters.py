@@ -21,10 +21,42 @@ import torch
 from sharpscope.errors import CheckpointError, shown
 from sharpscope.weights.files.inert import Inert
 
-__all__ = ["Lora", "Settings", "adapter_settings", "has_residual", "merge_residual", "split_adapters", "unfolded"]
+__all__ = [
+    "Lora",
+    "Settings",
+    "adapter_settings",
+    "already_merged",
+    "has_residual",
+    "merge_residual",
+    "split_adapters",
+    "unfolded",
+]
 
 _LORA: Final = re.compile(r"(.+)\.(?:w_)?lora_(A|B|down|up)(?:\.default)?(?:\.weight)?")
 _RESIDUAL: Final = re.compile(r"(.*resblocks\.\d+)\.adapter_(attn|mlp)(_cache)?\.(s|[fdu]\.weight|[fdu]\.bias)")
+_STARTS: Final = frozenset(("true", "false", "gaussian", "orthogonal", "eva", "default"))
+"""peft's starts of A and B that leave the weights below them as they are. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take
+their first B A out of the weights, so that only the trained base below (not the released one) gives the model."""
+_OTHER_KINDS: Final[dict[str, tuple[str, ...]]] = {
+    "IA3": ("ia3_",),
+    "LoHa": ("hada_",),
+    "LoKr": ("lokr_",),
+    "OFT": ("oft_",),
+    "BOFT": ("boft_",),
+    "VeRA": ("vera_",),
+    "DoRA": ("lora_magnitude_vector",),
+    "AdaLoRA": ("lora_E", "ranknum"),
+    "HRA": ("hra_",),
+    "FourierFT": ("fourierft_",),
+    "VB-LoRA": ("vblora_",),
+    "RandLora": ("randlora_",),
+    "SHiRA": ("shira_",),
+    "C3A": ("c3a_",),
+    "Bone": ("bone_",),
+    "MiSS": ("miss_",),
+    "a whole module trained beside the adapter": ("modules_to_save",),
+}
+"""Kinds of adapter -> how the parts of their tensors' names begin in peft and LyCORIS."""
 _BEHIND: Final = {"attn": "attn.out_proj", "mlp": "mlp.c_proj"}
 _CONVERT: Final = "sharpscope convert FILE OUT.safetensors"
 
@@ -34,14 +66,15 @@ Checked = Callable[[object, object, str], torch.Tensor]
 @dataclass(frozen=True)
 class Settings:
     """What is known of the adapters' scale: ``scale`` as the user gives it, ``alpha`` and ``sqrt`` (whether alpha
-    is divided by the square root of r; None: the file does not say), R-Adapter's ``eval_scale``, and a reason to
-    refuse."""
+    is divided by the square root of r; None: the file does not say), R-Adapter's ``eval_scale``, a reason to refuse,
+    and ``merged``: whether the weights already contain the changes (None: the file does not say)."""
 
     scale: float | None = None
     alpha: float | None = None
     sqrt: bool | None = False
     eval_scale: float | None = None
     refused: str = ""
+    merged: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -70,21 +103,28 @@ class Lora:
 # ---------------------------------------------------------------------- LoRA
 def split_adapters(
     state: Mapping[str, Any], settings: Settings, source: str, checked: Checked
-) -> tuple[dict[str, Any], dict[str, Lora]]:
-    """``(state without LoRA matrices, {weight: its change})``; raises CheckpointError where the scale is unknown."""
+) -> tuple[dict[str, Any], dict[str, Lora], set[str]]:
+    """``(state without LoRA matrices, {weight: its change}, weights that the file calls those below an adapter)``.
+
+    Raises CheckpointError where the scale is unknown, and for adapters of another kind, named.
+    """
     matrices: dict[str, dict[str, torch.Tensor]] = {}
     plain: dict[str, Any] = {}
+    below: set[str] = set()
     for name, value in state.items():
         found = _LORA.fullmatch(name)
         if found:
             kind = {"down": "A", "up": "B"}.get(found[2], found[2])
             matrices.setdefault(found[1], {})[kind] = checked(name, value, source)
-        elif "lora_" in name or ".modules_to_save." in name:
+        elif kind := _other_kind(name):
             raise CheckpointError(
-                f"{source}: '{shown(name)}' belongs to an adapter of a kind that cannot be merged here."
+                f"{source}: '{shown(name)}' belongs to an adapter of a kind that cannot be merged here ({kind}).\n"
+                "Merge it into the weights where it was trained (peft: model.merge_and_unload()) and save those."
             )
         else:
-            plain[name.replace(".base_layer.", ".")] = value
+            short = name.replace(".base_layer.", ".")
+            below |= {short} if short != name else set()
+            plain[short] = value
     if matrices and settings.refused:
         raise CheckpointError(f"{source}: its LoRA {settings.refused}; merge it with the code that trained it.")
     changes: dict[str, Lora] = {}
@@ -92,7 +132,36 @@ def split_adapters(
         alpha = plain.pop(f"{target}.alpha", None)
         alphas = None if alpha is None else checked(f"{target}.alpha", alpha, source)
         changes[f"{target}.weight"] = _lora(target, pair, alphas, settings, source)
-    return plain, changes
+    return plain, changes, below
+
+
+def _other_kind(name: str) -> str:
+    """The kind of adapter, other than a plain LoRA, that a tensor of this name belongs to; empty where it is none."""
+    parts = name.split(".")
+    found = (kind for kind, marks in _OTHER_KINDS.items() if any(p.startswith(marks) for p in parts))
+    return next(found, "a variant of LoRA" if "lora_" in name else "")
+
+
+def already_merged(
+    weights: Mapping[str, tuple[torch.Tensor, torch.Tensor]], base: Mapping[str, torch.Tensor] | None
+) -> bool | None:
+    """Whether whole weights already contain the changes of the adapters beside them, judged by the base weights.
+
+    ``weights``: name -> (the weight W in the file, W with its change). With the base weight W_0, W = W_0 within a
+    hundredth of the change says no, and W = W_0 + change says yes. None where there is no base, where the weights
+    disagree, or where W is neither of the two because it was trained too.
+    """
+    votes: set[bool | None] = set()
+    for name, (raw, changed) in weights.items():
+        change = (changed.double() - raw.double()).norm()
+        if base is None or name not in base or base[name].shape != raw.shape:
+            return None
+        if change == 0:
+            continue
+        moved = raw.double() - base[name].double()
+        apart, inside = moved.norm(), (moved - (changed.double() - raw.double())).norm()
+        votes.add(False if apart < change / 100 else True if inside < change / 100 else None)
+    return votes.pop() if len(votes) == 1 else None if votes else False
 
 
 def _lora(
@@ -121,10 +190,12 @@ def adapter_settings(
     beside: Mapping[Any, Any],
     scale: float | None = None,
     eval_scale: float | None = None,
+    merged: bool | None = None,
 ) -> Settings:
     """What the folder's config, the metadata and what lies beside the state dict say of the adapters' scale.
 
-    ``scale``: the user's, which wins; ``eval_scale``: a pickled R-Adapter module's own.
+    ``scale``: the user's, which wins; ``eval_scale``: a pickled R-Adapter module's own; ``merged``: the user's word, or
+    the pickled module's, on whether the weights already contain the changes.
     """
     keys = ("args", "config", "peft_config", "lora_config", "metadata")
     places = [config, metadata, beside, *(beside.get(k) for k in keys)]
@@ -138,9 +209,9 @@ def adapter_settings(
         if alpha is None and told is not None:
             alpha, sqrt = told, place.get("use_rslora") is True
             if {"encoder", "params", "position"} <= set(place):  # CLIP-LoRA changed the rule between two versions
-                return Settings(scale, alpha, None)
+                return Settings(scale, alpha, None, merged=merged)
         eval_scale = _number(place.get("eval_scale")) if eval_scale is None else eval_scale
-    return Settings(scale, alpha, sqrt, eval_scale, refused)
+    return Settings(scale, alpha, sqrt, eval_scale, refused, merged)
 
 
 def _refused(place: Mapping[Any, Any]) -> str:
@@ -148,9 +219,9 @@ def _refused(place: Mapping[Any, Any]) -> str:
     start = place.get("init_lora_weights")
     if place.get("alpha_pattern"):
         return "has an alpha for each module (alpha_pattern)"
-    if isinstance(start, str) and start.startswith(("pissa", "olora", "loftq", "corda")):
-        return f"was initialised by '{shown(start, 30)}', which changes the base weights too"
-    for key in ("fan_in_fan_out", "use_dora"):
+    if start is not None and not isinstance(start, bool) and str(start).lower() not in _STARTS:
+        return f"was initialised by '{shown(start, 30)}', which may change the base weights too"
+    for key in ("fan_in_fan_out", "use_dora", "use_qalora", "use_bdlora"):
         if place.get(key) is True:
             return f"has the setting {key}"
     return ""

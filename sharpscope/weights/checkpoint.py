@@ -23,7 +23,7 @@ import torch
 
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, listing, shown
 from sharpscope.layers import HEAD_WEIGHT, TOWERS
-from sharpscope.weights.assemble import assemble
+from sharpscope.weights.assemble import Base, assemble
 from sharpscope.weights.files.containers import Content, open_regular, read_container
 from sharpscope.weights.files.inert import Report
 from sharpscope.weights.files.safetensorsfile import serialise
@@ -54,11 +54,14 @@ class Checkpoint:
     ``tensors``: in open_clip's names, CPU, the file's own dtypes, plus ``head.weight`` [C, D] and ``head.bias`` [C]
     where there is a classification head. ``sha256``: of the file's bytes (of names and values, for weights that came
     from memory). ``facts``: container, naming, prefix, dtypes, num_tensors, num_params (elements of the parameters,
-    tied tensors once), towers, head (None or scale_baked, normalize, classnames, told_by), metadata, safe (no other
-    program would run code of the file); also wrapper, ignored (neighbours of the state dict), dropped (names open_clip
-    does not have), tied ({other name: first name}), num_bytes, producer, quick_gelu (True, False, None: the file does
-    not tell), classes and calls (foreign names in its pickle: never imported, never called), adapter (how many were
-    merged), partial (laid over no base), overlay (None or the base's sha256 and how many tensors are the file's own).
+    tied tensors once), towers, head (None or scale_baked, normalize, classnames, told_by, and assumed: which of the
+    first two are guesses), metadata, safe (no other program would run code of the file); also wrapper, ignored
+    (neighbours of the state dict), others (those of them that are further sets of the same weights), dropped (names
+    open_clip does not have), tied ({other name: first name}), num_bytes, producer, quick_gelu (True, False, None: the
+    file does not tell), classes and calls (foreign names in its pickle: never imported, never called), adapter (how
+    many changes there are), adapter_inside (whether the weights held them already; None: nothing tells), scalars
+    (tensors of shape [1] read as scalars), partial (laid over no base), overlay (None or the base's sha256 and how many
+    tensors are the file's own).
     """
 
     tensors: dict[str, torch.Tensor]
@@ -72,6 +75,23 @@ class Checkpoint:
             f"Checkpoint({shown(self.source)!r}, {self.facts.get('container', 'memory')}, {len(self.tensors)} tensors, "
             f"{count:,} values, sha256 {self.sha256[:12] or 'unknown'})"
         )
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What is assumed of the file because it does not say, one full sentence each."""
+        facts, name, found = self.facts, shown(Path(self.source).name, 100), []
+        head = facts.get("head") or {}
+        if (others := facts.get("others")) and facts.get("container") != "prompts":  # those facts are the base's
+            found.append(f"{name} also holds {listing(others, 3)}, another set of weights, which was not read.")
+        if "normalize" in head.get("assumed", ()):
+            unit = "of unit length" if head["normalize"] else "as they are"
+            found.append(f"{name} does not say which features its head reads; features {unit} are assumed.")
+        if "scale_baked" in head.get("assumed", ()):
+            factor = "contain" if head["scale_baked"] else "do not contain"
+            found.append(f"{name} does not say whether its head contains exp(logit_scale); the weights {factor} it.")
+        if head.get("told_by") == "prompts":
+            found.append(f"{name} does not say where its class names stand; behind the learnt context is assumed.")
+        return tuple(found)
 
     def _repr_html_(self) -> str:
         return f"<code>{html.escape(repr(self))}</code>"
@@ -89,6 +109,8 @@ def read_checkpoint(
     head: str | os.PathLike[str] | None = None,
     partial: bool = False,
     adapter_scale: float | None = None,
+    adapter_merged: bool | None = None,
+    weights: str | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of a CLIP, in any format of the field; the content decides, never the extension.
 
@@ -98,11 +120,16 @@ def read_checkpoint(
         path: a file, ``local-dir:FOLDER``, or ``hf-hub:OWNER/NAME`` (the only one that may use the network).
         expected_sha256: 64 hex digits that the file's bytes must have (safetensors, pickles and msgpack have no
             checksum of their own); for a sharded file that of the index and its shards, one after the other.
-        base: zero-shot weights that a partial file (Dassl, adapters) is laid over; whole files ignore it.
+        base: zero-shot weights that a partial file (Dassl, adapters) is laid over. Of a whole file with LoRA matrices
+            beside its weights, they tell whether these hold the change already; all other whole files ignore them.
         head: a classification head kept in a file of its own (task_vectors).
         partial: return a partial file without base as it is, with ``facts["partial"]`` set, instead of refusing it.
         adapter_scale: factor of an adapter's change, for a file that does not say: LoRA's alpha / r,
             R-Adapter's eval_scale (its learnt scale is in the file).
+        adapter_merged: whether the whole weights of a file hold the change of the LoRA matrices beside them already
+            (loralib merges it in on ``model.eval()``), where neither the file nor ``base`` tells.
+        weights: key, or keys joined by dots, of the set that is meant where a file holds several (averaged ones
+            beside raw ones: ``state_dict_ema``); default: the raw ones.
 
     Raises:
         CheckpointError: missing, no checkpoint, unknown names, sparse, quantised, complex or meta tensors.
@@ -113,11 +140,20 @@ def read_checkpoint(
     if expected_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expected_sha256):
         raise ConfigError(f"expected_sha256: '{shown(expected_sha256)}' is not a sha256 (64 hex digits).")
     located = locate(path)
-    under = None if base is None else (base.tensors, base.sha256)
+    under = None if base is None else Base(base.tensors, base.sha256, base.facts)
     with contextlib.ExitStack() as files:
         content, digest, size, source = _open(files, located.path, expected_sha256)
         tensors, facts = assemble(
-            content, source, located.config, located.quick_gelu, under, partial, True, adapter_scale
+            content,
+            source,
+            located.config,
+            located.quick_gelu,
+            under,
+            partial,
+            True,
+            adapter_scale,
+            adapter_merged,
+            weights,
         )
         facts["num_bytes"] = size
     read = Checkpoint(tensors, facts, digest, os.path.expanduser(os.fspath(path)))
@@ -151,6 +187,8 @@ def _open(files: contextlib.ExitStack, path: str, expected: str | None) -> tuple
     for part, length, label, names in opened:
         content = read_container(part, length, label)
         held = unwrap(content.value, label).state
+        if content.container == "flax msgpack":  # transformers joins a tree's names with slashes in the index
+            names = [n.replace("/", ".") for n in names]
         if set(held) != set(names):
             odd = sorted(set(held) ^ set(names))
             raise CorruptCheckpoint(f"{label}: does not hold the tensors that its index names: {listing(odd, 3)}.")
@@ -168,7 +206,7 @@ def with_head(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Checkpoin
     """
     head, told = read_head_file(path)
     label = shown(path, 200)
-    told = {k: told[k] for k in ("scale_baked", "normalize", "classnames", "told_by", "file_sha256")}
+    told = {k: told[k] for k in ("scale_baked", "normalize", "classnames", "told_by", "assumed", "file_sha256")}
     tensors, facts = checkpoint.tensors, checkpoint.facts
     if HEAD_WEIGHT in tensors:
         raise CheckpointError(f"{shown(checkpoint.source, 200)}: already holds a head; {label} is not needed.")

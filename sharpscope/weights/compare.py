@@ -69,8 +69,8 @@ def check_model(
     the architecture determines (masks, index tables) may be missing or extra; so may tensors of a tower that is not in
     ``require`` (a WiSE-FT file keeps a few leftovers of the text tower), but never with another shape.
     """
-    body = {n: tuple(t.shape) for n, t in theta.items() if tower_of(n) != "head"}
-    wanted = {n: tuple(s) for n, s in shapes.items() if tower_of(n) != "head"}
+    body = {n: _scalar(n, tuple(t.shape)) for n, t in theta.items() if tower_of(n) != "head"}
+    wanted = {n: _scalar(n, tuple(s)) for n, s in shapes.items() if tower_of(n) != "head"}
     optional = {n for n in {*body, *wanted} if is_derived(n) or tower_of(n) not in require}
     problem = differences(
         wanted, body, missing="missing", extra="unknown to the model", ours="model", theirs="file", skip=optional
@@ -80,6 +80,11 @@ def check_model(
             f"{shown(source, 200)} does not fit model '{shown(name)}': {problem}.\n"
             f"The weights look like {describe(body)}; the model is {describe(wanted)}."
         )
+
+
+def _scalar(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A logit scale of shape [1] counts as a scalar: open_clip's ``nonscalar_logit_scale`` and sharded training."""
+    return () if tower_of(name) == "scale" and shape == (1,) else shape
 
 
 def differences(
@@ -144,10 +149,14 @@ def describe(shapes: Shapes | Mapping[str, torch.Tensor]) -> str:
     sizes = {n: tuple(getattr(s, "shape", s)) for n, s in shapes.items()}
     image, name = _image_tower(sizes)
     parts = [image]
+    decoder = any(n.startswith("text_decoder.") for n in sizes)
+    name = f"coca_{name}" if name and decoder else name
     embedding = _embedding(sizes)
     if embedding:
         parts.append(f"embedding {embedding}")
-    parts.append(_text_tower(sizes))
+    parts.append(_text_tower({n: s for n, s in sizes.items() if not n.startswith("text_decoder.")}))
+    if decoder:
+        parts.append("a decoder of captions (CoCa), which the logits do not use")
     if HEAD_WEIGHT in sizes:
         parts.append(f"a head of {sizes['head.weight'][0]} classes")
     return (f"{name}: " if name else "") + ", ".join(parts)
@@ -177,7 +186,9 @@ def _image_tower(sizes: Shapes) -> tuple[str, str]:
         )
     if any(n.startswith("visual.trunk.") for n in sizes):
         patch = _at(sizes, "visual.trunk.patch_embed.proj.weight", -1)
-        return f"a timm trunk ({blocks} blocks{f', patch {patch}' if patch else ''})", ""
+        kind = "ConvNeXt, " if any(".conv_dw." in n and ".stages." in n for n in sizes) else ""
+        inside = {m[0] for n in sizes if (m := re.match(r"visual\.trunk\.(?:.+?\.)??blocks\.\d+(?=\.)", n))}
+        return f"a timm trunk ({kind}{len(inside) or blocks} blocks{f', patch {patch}' if patch else ''})", ""
     if "visual.conv1.weight" in sizes:
         width, patch = _at(sizes, "visual.conv1.weight", 0) or 0, _at(sizes, "visual.conv1.weight", -1) or 0
         cells = _at(sizes, "visual.positional_embedding", 0)
@@ -197,6 +208,7 @@ def _embedding(sizes: Shapes) -> int | None:
         ("visual.head.proj.weight", 0),
         ("text_projection", -1),
         ("text.text_projection", -1),
+        ("text.text_projection.weight", 0),
     ):
         size = _at(sizes, name, axis)
         if size is not None:

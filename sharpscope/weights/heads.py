@@ -24,19 +24,26 @@ BAKED_NORM: Final = 2.0
 CLASSNAMES: Final = "sharpscope.classnames"
 _SCALE_BAKED: Final = "sharpscope.head.scale_baked"
 _NORMALIZE: Final = "sharpscope.head.normalize"
+_ASSUMED: Final = "sharpscope.head.assumed"
 
 Tensors = dict[str, torch.Tensor]
 
 
 def head_metadata(
-    *, scale_baked: bool, normalize: bool = True, classnames: Sequence[str] | None = None
+    *,
+    scale_baked: bool,
+    normalize: bool = True,
+    classnames: Sequence[str] | None = None,
+    assumed: Sequence[str] = (),
 ) -> dict[str, str]:
     """A checkpoint's metadata about its head, as ``read_checkpoint`` reads it back into ``facts["head"]``.
 
     ``scale_baked``: whether the head's weights hold exp(logit_scale); ``normalize``: whether it reads features of unit
-    length; ``classnames``: one name per class, in the order of the head's rows.
+    length; ``classnames``: one name per class, in the order of the head's rows; ``assumed``: which of the first two are
+    guesses, which stay guesses in the copy.
     """
     told = {_SCALE_BAKED: json.dumps(scale_baked), _NORMALIZE: json.dumps(normalize)}
+    told |= {_ASSUMED: json.dumps(list(assumed))} if assumed else {}
     return told if classnames is None else told | {CLASSNAMES: json.dumps(list(classnames))}
 
 
@@ -67,7 +74,10 @@ def head_facts(
     module: ModuleFacts | None,
     source: str,
 ) -> dict[str, Any] | None:
-    """What is known about the head: from the metadata, else the names, else the length of the class vectors."""
+    """What is known about the head: from the metadata, else the names, else the length of the class vectors.
+
+    ``assumed`` lists which of scale_baked and normalize are guesses. Names and shapes are the same either way.
+    """
     weight, bias = tensors.get(HEAD_WEIGHT), tensors.get(HEAD_BIAS)
     if weight is None:
         if bias is not None:
@@ -85,9 +95,14 @@ def head_facts(
     lipsum = any(old.partition(".")[0] in ("cls", "params") for old in renamed)
     named = "names" if wise_ft or lipsum else "length of the class vectors"
     told_by = "metadata" if baked is not None else named
+    assumed = [a for a in _from_json(metadata, _ASSUMED, list, source) or [] if a in ("scale_baked", "normalize")]
     if normalize is None and module is not None:
         said = [h["normalize"] for h in module.heads.values() if isinstance(h.get("normalize"), bool)]
         normalize = said[0] if said else None
+    if baked is None and not lipsum and not (module is not None and wise_ft):
+        assumed.append("scale_baked")
+    if normalize is None and not lipsum:
+        assumed.append("normalize")
     if baked is None:
         baked = False if lipsum else wise_ft or bool(weight.double().norm(dim=1).median() >= BAKED_NORM)
     return {
@@ -95,6 +110,7 @@ def head_facts(
         "normalize": True if normalize is None else normalize,
         "classnames": classnames,
         "told_by": told_by,
+        "assumed": assumed,
     }
 
 

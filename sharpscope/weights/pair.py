@@ -25,10 +25,11 @@ class Pair:
     """Two sets of weights that fit each other: theta_0 (zero-shot) and theta_1 (fine-tuned).
 
     ``zeroshot``, ``finetuned``: the checkpoints they came from (None for plain dictionaries). ``moving``: floating
-    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": number of tensors}),
-    filled (tower -> number of tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped
-    (constants only one of the two holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving
-    parameters).
+    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": number of tensors}), rounded
+    (tower -> number of tensors that are equal within the rounding of half precision; they do not move, and both ends
+    get the more exact one), filled (tower -> number of tensors taken from theta_0), head_in (both, zeroshot, finetuned,
+    none), dropped (constants only one of the two holds), tied, moving_towers, num_moving (elements), distance (l2 over
+    the moving parameters).
     """
 
     zeroshot: Checkpoint | None
@@ -95,7 +96,10 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
     without ``logit_scale`` gets those from theta_0, recorded in ``facts``; nothing else is ever filled. Where dtypes
     differ, both are promoted to the wider one. A head may be in one of the two only: attach the other before taking the
-    path. ``parameter_names``: the model's parameters; without it, buffers are recognised by their names.
+    path. A tensor that equals theta_0's rounded to half precision did not move and becomes theta_0's. Where theta_0 is
+    the rounded end, a tower did not move only if that holds for all its matrices and for whatever else differs, because
+    a single tensor may really move by less than float16 resolves. ``parameter_names``: the model's parameters; without
+    it, buffers are recognised by their names.
 
     Raises PairMismatch, NonFiniteWeights, IdenticalPair (nothing floating differs: nothing to interpolate).
     """
@@ -111,15 +115,18 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     promoted = _promote(zero, one, name_0, name_1)
     check_finite(zero, name_0)
     check_finite(one, name_1)
+    rounded = _unrounded(zero, one)
     shared = [n for n in zero if n in one and zero[n].is_floating_point()]
     differing = [n for n in shared if not torch.equal(zero[n], one[n])]
     if not differing and not alone:
-        raise IdenticalPair(f"{name_0} and {name_1} hold the same weights: there is nothing to interpolate.")
+        within = " within the rounding of half precision" if rounded else ""
+        raise IdenticalPair(f"{name_0} and {name_1} hold the same weights{within}: there is nothing to interpolate.")
     ties = common_ties(zero, one)
     moving = tuple(n for n in differing if n not in ties and _is_parameter(n, parameter_names))
     towers = {tower_of(n) for n in moving}
     facts = {
         "promoted": promoted,
+        "rounded": rounded,
         "filled": dict(sorted(Counter(tower_of(n) for n in filled).items())),
         "head_in": head,
         "dropped": dropped,
@@ -164,6 +171,29 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal at the narrower of the two dtypes: OpenAI's files are float16, what was tuned from them float32."""
     dtype = a.dtype if a.element_size() <= b.element_size() else b.dtype
     return a.shape == b.shape and torch.equal(a.to(dtype), b.to(dtype))
+
+
+def _unrounded(zero: Theta, one: Theta) -> dict[str, int]:
+    """Give both ends the more exact of two tensors of which one is the other in half precision; how many, by tower."""
+    floating = [n for n in zero if n in one and zero[n].is_floating_point()]
+    differing = [n for n in floating if not torch.equal(zero[n], one[n])]
+    done: Counter[str] = Counter()
+    for name in (n for n in differing if _rounds_to(zero[n], one[n])):
+        one[name] = zero[name]
+        done[tower_of(name)] += 1
+    for tower in ("image", "text"):
+        own = [n for n in differing if tower_of(n) == tower and one[n] is not zero[n]]
+        matrices = {n for n in floating if tower_of(n) == tower and zero[n].ndim > 1}
+        if matrices and matrices <= {*own} and all(_rounds_to(one[n], zero[n]) for n in own):
+            zero |= {n: one[n] for n in own}
+            done[tower] += len(own)
+    return dict(sorted(done.items()))
+
+
+def _rounds_to(exact: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether ``other`` is ``exact`` rounded to float16 or bfloat16 (to float32, where both are float64 now)."""
+    narrow = (torch.float16, torch.bfloat16, *((torch.float32,) if exact.dtype == torch.float64 else ()))
+    return any(torch.equal(exact.to(t).to(exact.dtype), other) for t in narrow)
 
 
 def _widened(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
 
 from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.weights.files.modules import ModuleFacts
+from sharpscope.weights.naming import WISE_FT
 
 __all__ = ["told_producer", "trains_openai_weights"]
 
@@ -38,11 +39,13 @@ def told_producer(
     module: ModuleFacts | None,
     beside: Iterable[str],
     metadata: Collection[str] = (),
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """The system that writes such files, or the closest description of them.
 
-    ``names``: of the tensors in the file; ``beside``: the keys beside its state dict; ``metadata``: those of its
-    header. It is a guess, not a check.
+    ``names``: of the tensors in the file; ``prefix``: what was removed from them; ``beside``: the keys beside its state
+    dict; ``metadata``: those of its header; ``config``: that of its folder. It is a guess, not a check. Where many
+    systems write such files, none of them is named.
     """
     if "sharpscope.finetuning" in metadata and naming != "Dassl":
         return "sharpscope finetune"
@@ -69,12 +72,17 @@ def told_producer(
             "ImageEncoder": "task_vectors (LiNeS)",
             "ClassificationHead": "a classification head of WiSE-FT or task_vectors",
         }.get(kind, f"a pickled {kind}")
-    if naming == "WiSE-FT":
+    if "pytorch-lightning_version" in keys:
+        return f"PyTorch Lightning; which module kept the CLIP as '{prefix}' is not told"
+    head = any(n.startswith("classification_head.") for n in names)
+    if prefix.endswith(WISE_FT) and head:
         return "WiSE-FT, its state dict"
-    if prefix.startswith("module.model.") or {"classification_head"} & keys:
+    if "classification_head" in keys:
         return "StarFT or another DataParallel training"
-    if naming == "model-soups":
+    if prefix == "model." and head and not keys:
         return "model-soups"
     if {"epoch", "name", "optimizer"} <= keys:
         return "open_clip training"
-    return "open_clip" if naming == "open_clip" else naming
+    if config and "model_cfg" in config:
+        return "open_clip"
+    return "not told" + (f": a wrapper around the CLIP, which it calls '{prefix}'" if prefix else "")

@@ -219,7 +219,7 @@ def _wise_ft(tmp: Path, thetas: Any, paths: Any, modeling: Any, images: Tensor, 
     tensors |= {"head.weight": head, "head.bias": torch.zeros(5)}
     facts = {
         "quick_gelu": True, "safe": False, "prefix": "image_encoder.model.",
-        "head": {"scale_baked": True, "normalize": True, "classnames": None, "told_by": "names"},
+        "head": {"scale_baked": True, "normalize": True, "classnames": None, "told_by": "names", "assumed": []},
     }  # fmt: skip
     return Made(
         str(tmp / "checkpoint_10.pt"), tensors, images, "WiSE-FT (VRF, PAINT)", "raw pickle", logits=logits, facts=facts
@@ -418,7 +418,7 @@ def _lipsum(tmp: Path, thetas: Any, paths: Any, modeling: Any, images: Tensor, t
     rounded = model(input_ids=tokens, pixel_values=images).image_embeds
     tensors = {n: t for n, t in _from_hf(state).items() if n.startswith("visual.") or n == "logit_scale"}
     tensors = {n: t.to(torch.bfloat16) if ".c_fc." in n else t for n, t in tensors.items()} | {"head.weight": unit}
-    baked = {"scale_baked": False, "normalize": True, "classnames": None, "told_by": "names"}
+    baked = {"scale_baked": False, "normalize": True, "classnames": None, "told_by": "names", "assumed": []}
     return Made(
         str(tmp / "best_acc.ckpt"), tensors, images, "Lipsum-FT", "flax msgpack",
         logits=state["logit_scale"].exp() * rounded @ unit.T, facts={"head": baked},

@@ -85,8 +85,16 @@ def test_a_wise_ft_state_dict_with_its_head(tmp_path: Path, tiny_theta: dict[str
     assert {n for n in read.tensors if tower_of(n) != "head"} == {
         n for n in tiny_theta if not n.startswith("transformer")
     }
-    assert read.facts["head"] == {"scale_baked": True, "normalize": True, "classnames": None, "told_by": "names"}
-    assert read.facts["naming"] == "WiSE-FT" and read.facts["towers"] == ["image", "text", "head", "scale"]
+    assert read.facts["head"] == {
+        "scale_baked": True, "normalize": True, "classnames": None, "told_by": "names",
+        "assumed": ["scale_baked", "normalize"],
+    }  # fmt: skip
+    assert read.facts["producer"] == "WiSE-FT, its state dict" and read.facts["towers"] == [
+        "image",
+        "text",
+        "head",
+        "scale",
+    ]
 
 
 def test_openai_constants_are_dropped_and_said_so(tmp_path: Path) -> None:
@@ -106,7 +114,8 @@ def test_the_head_is_what_the_metadata_says(tmp_path: Path, baked: bool, normali
     }
     write_checkpoint(tmp_path / "a", {**_state(), "head.weight": torch.randn(3, 3)}, metadata)
     head = read_checkpoint(tmp_path / "a").facts["head"]
-    assert head == {"scale_baked": baked, "normalize": normalize, "classnames": names, "told_by": "metadata"}
+    told = {"scale_baked": baked, "normalize": normalize, "classnames": names, "told_by": "metadata", "assumed": []}
+    assert head == told
 
 
 @pytest.mark.parametrize(("length", "baked"), [(1.0, False), (1.2, False), (14.0, True), (100.0, True)])

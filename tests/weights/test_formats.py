@@ -20,7 +20,7 @@ from sharpscope.clip.inspect import fitting_models, inspect
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import load_pair
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, PairMismatch
-from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
 
 Made = Any
 
@@ -93,10 +93,11 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     assert lines["fits"] == f"{model}, {activation}, every tensor of its image tower"
     told = facts["quick_gelu"]
     known = {True: "QuickGELU (stated in the file)", False: "GELU (stated in the file)"}
-    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not stated in the file")))
+    assert lines["activation"].startswith(known.get(told, ("QuickGELU is a guess", "unknown: not stated in the file")))
     if "head" in towers:
         baked = "" if facts["head"]["scale_baked"] else "not "
-        assert lines["head"] == f"5 classes x 12, logit scale {baked}baked in, features normalised"
+        assert lines["head"].startswith(f"5 classes x 12, logit scale {baked}baked in, features normalised")
+        assert ("a guess" in lines["head"]) == bool(facts["head"]["assumed"])
     else:
         assert lines["head"] == "none stored: built from the text tower"
 
@@ -271,7 +272,9 @@ def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path:
     ("config", "word"),
     [
         ({"alpha_pattern": {"fc1": 3}}, "alpha for each module"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights too"),
+        ({"init_lora_weights": "pissa_niter_4"}, "may change the base weights too"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
+        ({"init_lora_weights": "of_next_year"}, "of_next_year"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_alpha": None, "alpha": 3}, "without alpha"),  # alpha of anything
     ],
@@ -361,14 +364,40 @@ def test_adapters_that_say_too_little_are_refused(tiny_theta: Any, tmp_path: Pat
         read_checkpoint(tmp_path / "a.pt")
 
 
-def test_lora_beside_its_weights_with_its_own_alpha(tiny_theta: Any, tmp_path: Path) -> None:
+def test_lora_beside_its_weights_is_merged_once(tiny_theta: Any, tmp_path: Path) -> None:
+    """A law: merged already or not, W + scale B A comes out once, if the user's word or the base tells which it is."""
     target = "visual.transformer.resblocks.0.mlp.c_fc"
     down, up = torch.randn(4, 16), torch.randn(32, 4)
     extra = {f"{target}.lora_A": down, f"{target}.lora_B": up, f"{target}.alpha": torch.tensor(2.0)}
-    torch.save({**tiny_theta, **extra}, tmp_path / "a.pt")
-    read = read_checkpoint(tmp_path / "a.pt")
-    assert _close(read.tensors[f"{target}.weight"], tiny_theta[f"{target}.weight"] + 0.5 * up @ down)
-    assert {*read.tensors} == {*tiny_theta} and read.facts["adapter"] == 1
+    right = tiny_theta[f"{target}.weight"] + 0.5 * up @ down
+    base = checkpoint_of(tiny_theta, "base")
+    for inside, weight in ((False, tiny_theta[f"{target}.weight"]), (True, right)):
+        torch.save({**tiny_theta, f"{target}.weight": weight, **extra}, tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match=r"already contain[^~]*--adapter-merged"):
+            read_checkpoint(tmp_path / "a.pt")
+        for known in ({"adapter_merged": inside}, {"base": base}):
+            read = read_checkpoint(tmp_path / "a.pt", **known)
+            assert _close(read.tensors[f"{target}.weight"], right)
+            assert {*read.tensors} == {*tiny_theta} and read.facts["adapter"] == 1
+            assert read.facts["adapter_inside"] is inside
+        assert read_checkpoint(tmp_path / "a.pt", partial=True).facts["adapter_inside"] is None  # inspect shows it
+    torch.save({**tiny_theta, f"{target}.weight": right + 0.1, **extra}, tmp_path / "a.pt")  # trained too
+    with pytest.raises(CheckpointError, match="--adapter-merged"):
+        read_checkpoint(tmp_path / "a.pt", base=base)
+
+
+def test_a_pickled_loralib_layer_says_whether_it_is_merged(tiny_theta: Any, tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    module.visual = torch.nn.Module()
+    layer = torch.nn.Linear(3, 3, bias=False)
+    layer.lora_A, layer.lora_B = (torch.nn.Parameter(torch.ones(*s)) for s in ((1, 3), (3, 1)))
+    module.visual.add_module("c_fc", layer)
+    for merged in (True, False):
+        layer.merged = merged
+        torch.save(module, tmp_path / "a.pt")
+        read = read_checkpoint(tmp_path / "a.pt", adapter_scale=2.0)
+        added = read.tensors["visual.c_fc.weight"] - layer.weight.detach()
+        assert _close(added, torch.full((3, 3), 0.0 if merged else 2.0))
 
 
 def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,3 +226,73 @@ def test_resnets_are_recognised_by_their_stages() -> None:
     shapes |= {"visual.attnpool.positional_embedding": (50, 2048), "visual.attnpool.c_proj.weight": (1024, 2048)}
     text = "RN50: a ResNet (width 64, stages 3-4-6-3, 224 px), embedding 1024, no text tower"
     assert describe(shapes) == text
+
+
+# ------------------------------------------------------------------ half precision
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("widened", [False, True])
+def test_a_tower_saved_in_half_precision_does_not_move(
+    tiny_theta: dict[str, Tensor], kind: torch.dtype, widened: bool
+) -> None:
+    """A law: what moves is what was trained, whichever end's text tower was rounded; both ends get the exact one."""
+    exact = {n: t + 1e-3 * torch.randn(t.shape) for n, t in tiny_theta.items()}  # no values of half precision
+    tuned = _tuned(exact)
+
+    def rounded(theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        half = {n: t if tower_of(n) == "image" else t.to(kind) for n, t in theta.items()}
+        return {n: t.float() for n, t in half.items()} if widened else half
+
+    for pair in (check_pair(exact, rounded(tuned)), check_pair(rounded(exact), tuned)):
+        assert pair.facts["moving_towers"][0] == "image" and pair.facts["rounded"]["text"] > 10
+        assert {tower_of(n) for n in pair.moving} <= {"image", "scale"}
+        text = [n for n in exact if tower_of(n) == "text"]
+        assert all(torch.equal(t[n], exact[n]) for n in text for t in (pair.theta_0, pair.theta_1))
+    assert {tower_of(n) for n in check_pair(exact, rounded(tuned)).moving} == {"image"}
+
+
+def test_what_moved_by_less_than_half_precision_tells_still_moves(tiny_theta: dict[str, Tensor]) -> None:
+    """theta_0 in float16 is exact (OpenAI's files): a bias that was trained from it moves, however little."""
+    zero = {n: t.half() for n, t in tiny_theta.items()}
+    one = {n: t.float() for n, t in zero.items()}
+    name = next(n for n in one if tower_of(n) == "text" and n.endswith("ln_1.weight"))
+    one[name] = one[name] * (1 + 1e-5)
+    assert torch.equal(one[name].half(), zero[name])
+    pair = check_pair(zero, one)
+    assert pair.moving == (name,) and pair.facts["rounded"] == {}
+
+
+def test_a_rounded_copy_is_nothing_to_interpolate(tiny_theta: dict[str, Tensor]) -> None:
+    exact = {n: t + 1e-3 * torch.randn(t.shape) for n, t in tiny_theta.items()}
+    with pytest.raises(IdenticalPair, match="within the rounding"):
+        check_pair(exact, {n: t.half() for n, t in exact.items()})
+    large = {**exact, "visual.proj": torch.full_like(exact["visual.proj"], 1e6)}
+    with pytest.raises(NonFiniteWeights, match="visual.proj"):  # overflow is no rounding
+        check_pair(large, {n: t.half() for n, t in large.items()})
+
+
+def test_what_an_architecture_is_said_to_be() -> None:
+    """CoCa's decoder is no part of its text tower, ConvNeXt's downsampling no block, SigLIP's embedding a Linear's."""
+    body = {"visual.conv1.weight": (768, 3, 32, 32), "text.token_embedding.weight": (49408, 512)}
+    body |= {f"visual.transformer.resblocks.{i}.ln_1.weight": (768,) for i in range(12)}
+    body |= {f"text.transformer.resblocks.{i}.ln_1.weight": (512,) for i in range(12)}
+    body |= {f"text_decoder.resblocks.{i}.ln_1.weight": (512,) for i in range(12)}
+    said = describe(body)
+    assert said.startswith("coca_ViT-B-32") and "width 512, 12 blocks" in said and "which the logits do not use" in said
+    trunk = {"visual.trunk.stem.0.weight": (128, 3, 4, 4)}
+    for stage, count in enumerate((3, 3, 27, 3)):
+        trunk |= {f"visual.trunk.stages.{stage}.blocks.{i}.conv_dw.weight": (1, 1, 7, 7) for i in range(count)}
+        trunk |= {f"visual.trunk.stages.{stage}.downsample.1.weight": (1, 1, 2, 2)}
+    assert "ConvNeXt, 36 blocks" in describe(trunk)
+    assert "embedding 768" in describe({"visual.trunk.a": (1,), "text.text_projection.weight": (768, 1152)})
+
+
+def test_a_logit_scale_of_shape_1_is_a_scalar(tiny_thetas: Thetas) -> None:
+    model, theta = tiny_thetas["vit"]
+    sharded = checkpoint_of({**_tuned(theta), "logit_scale": theta["logit_scale"].reshape(1)})
+    assert sharded.tensors["logit_scale"].shape == () and sharded.facts["scalars"] == ["logit_scale"]
+    assert check_pair(theta, sharded).facts["moving_towers"] == ["image"]
+    check_model(theta, {**model.shapes, "logit_scale": (1,)}, "nonscalar")

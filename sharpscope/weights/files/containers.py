@@ -17,6 +17,7 @@ from typing import IO, Any, Final
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, did_you_mean, listing, shown
 from sharpscope.weights.files import flaxfile, safetensorsfile
 from sharpscope.weights.files.inert import Report
+from sharpscope.weights.files.sources import DISTRIBUTED
 from sharpscope.weights.files.torchfiles import LEGACY, read_legacy, read_raw_pickle, read_zip
 
 __all__ = ["Content", "open_regular", "read_container"]
@@ -67,6 +68,8 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int,
     before = os.fstat(descriptor)
     if not stat.S_ISREG(before.st_mode):
         os.close(descriptor)
+        if stat.S_ISDIR(before.st_mode) and os.path.isfile(os.path.join(source, ".metadata")):
+            raise CheckpointError(f"{name}: {DISTRIBUTED}")
         if stat.S_ISDIR(before.st_mode):
             raise CheckpointError(f"{name}: is a folder; pass the checkpoint file{_inside(source)}.")
         raise CheckpointError(

@@ -5,9 +5,9 @@ Nothing a pickle names is ever imported or called. A class becomes an :class:`In
 
 * **rebuilders** (``torch._utils._rebuild_tensor_v2``, ``collections.OrderedDict`` ...): their meaning is known, and
   done here by our own few lines;
-* **unsafe** names (``os.system``, ``builtins.eval``, ``torch.load`` ... all of the standard library but a short list
-  of harmless types): no training script has a reason to store them. The file was made to run something, and is refused
-  as a whole, with exit code 3 and these names, even though nothing would have run;
+* **unsafe** names (``os.system``, ``builtins.eval``, ``torch.load`` ...; :mod:`.power` says which): names with power
+  over the machine, or of packages that have it and not known to be without. The file is refused as a whole, with exit
+  code 3 and these names, even though nothing would have run;
 * all others (``src.models.modeling.ImageClassifier``): classes that are not installed, or are not to be trusted. Their
   instances are inert, and so is what a call of them would have given. They are listed in ``facts``, and by ``inspect``.
 """
@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+
+from sharpscope.weights.files.power import is_unsafe
 
 __all__ = [
     "DamagedPickleError",
@@ -32,7 +33,6 @@ __all__ = [
     "Report",
     "Storage",
     "dtype_named",
-    "is_unsafe",
     "key_of",
     "like_tensor",
 ]
@@ -177,80 +177,3 @@ def dtype_named(name: str) -> torch.dtype | None:
     """``torch.float32`` for ``"float32"``; None for a name that is not a dtype."""
     found = getattr(torch, name, None) if re.fullmatch(r"[a-z]\w*", name) else None
     return found if isinstance(found, torch.dtype) else None
-
-
-_HARMLESS: Final[dict[str, frozenset[str]]] = {
-    module: frozenset(names.split())
-    for module, names in {
-        "_codecs": "encode",
-        "argparse": "Namespace",
-        "builtins": "set frozenset list dict tuple bytearray bytes complex slice range object int float bool str type "
-        "getattr Ellipsis NotImplementedType NoneType",
-        "collections": "OrderedDict Counter defaultdict deque ChainMap UserDict UserList",
-        "copyreg": "_reconstructor __newobj__ __newobj_ex__",
-        "datetime": "datetime date time timedelta timezone",
-        "decimal": "Decimal",
-        "enum": "Enum IntEnum Flag IntFlag",
-        "fractions": "Fraction",
-        "functools": "partial",
-        "logging": "getLogger Logger Formatter",
-        "math": "sqrt exp log floor ceil",
-        "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
-        "random": "Random",
-        "re": "_compile compile",
-        "string": "Formatter Template",
-        "types": "SimpleNamespace",
-        "typing": "OrderedDict NamedTuple",
-        "uuid": "UUID",
-    }.items()
-}
-_HARMLESS_PATTERN: Final = re.compile(
-    r"""torch\.(
-        (nn|optim|amp|cuda\.amp|distributions|utils\.data|ao\.nn|jit\._pickle)\..*
-        | (storage\.)?\w*Storage | storage\._load_from_bytes | cuda\.\w+Storage | [a-z]+\d\w*
-        | bool | half | double | long | Tensor | Size | device | Generator | strided | sparse_\w+ | preserve_format
-        | contiguous_format | channels_last
-        | per_(tensor|channel)_\w+
-        | _utils\._rebuild_\w+ | _tensor\._rebuild_from_type_v2 | serialization\._get_layout
-        | torch_version\.TorchVersion
-    )$
-    | numpy\.(
-        (_?core\.)?multiarray\.(scalar|_reconstruct) | _core\.numeric\._frombuffer | core\.numeric\._frombuffer
-        | dtype | ndarray | bool_? | (float|int|uint|complex)\d* | str_ | bytes_ | dtypes\.\w+
-        | random\._pickle\.\w+ | random\.mtrand\.\w+
-    )$
-    | pandas\.core\..*""",
-    re.VERBOSE,
-)
-_JUDGED: Final = frozenset({"torch", "numpy", "pandas"})
-"""The packages whose harmless names are listed above. Any other name of theirs refuses the file."""
-_RUNNERS: Final = frozenset((
-    "cloudpickle", "dill", "joblib", "pip", "setuptools", "pkg_resources", "cffi", "paramiko", "fabric",
-    "requests", "httpx", "aiohttp", "urllib3", "pexpect", "sh", "plumbum", "webbrowser", "IPython", "nt",
-    "__builtin__", "__main__.os", "tensorflow", "keras", "jaxlib", "ray", "pyximport", "numba", "cupy"
-))  # fmt: skip
-"""Packages that exist to run, fetch or unpickle something. Any name of theirs in a checkpoint means code."""
-_SUSPICIOUS: Final = frozenset((
-    "os", "sys", "subprocess", "system", "popen", "eval", "exec", "execfile", "compile", "__import__",
-    "importlib", "builtins", "__builtins__", "__globals__", "__subclasses__", "__reduce__", "__getattribute__",
-    "__class__", "__code__", "posix", "socket", "ctypes", "spawn", "fork", "execv"
-))  # fmt: skip
-
-
-def is_unsafe(module: str, name: str) -> bool:
-    """Whether a checkpoint that mentions ``module.name`` was made to run something.
-
-    >>> is_unsafe("os", "system"), is_unsafe("src.models.modeling", "ImageClassifier")
-    (True, False)
-    """
-    if module == "__builtin__":  # Python 2
-        module = "builtins"
-    top = module.partition(".")[0]
-    full = f"{module}.{name}"
-    if name in _HARMLESS.get(module, ()):
-        return False
-    if top in sys.stdlib_module_names or top in _RUNNERS:
-        return top != "__main__"
-    if top in _JUDGED and not _HARMLESS_PATTERN.match(full):
-        return True
-    return not _SUSPICIOUS.isdisjoint(full.split(".")) or not full.isprintable()

@@ -22,10 +22,12 @@ MAX_WORK: Final = 500_000
 @dataclass
 class ModuleFacts:
     """``kind``: class of the outermost module. ``heads``: name of a classification head -> its plain attributes.
-    ``kinds``: classes of all modules in it. ``eval_scale``: R-Adapter's."""
+    ``kinds``: classes of all modules in it. ``eval_scale``: R-Adapter's. ``merged``: loralib's word on whether its
+    layers' weights hold their changes."""
 
     kind: str = ""
     eval_scale: float | None = None
+    merged: bool | None = None
     heads: dict[str, dict[str, Any]] = field(default_factory=dict)
     kinds: set[str] = field(default_factory=set)
 
@@ -64,6 +66,9 @@ def module_state(root: Inert) -> tuple[dict[str, Any], ModuleFacts]:
         facts.kinds.add(module.kind)
         if isinstance(scale := module.state.get("eval_scale"), (int, float)):
             facts.eval_scale = float(scale)
+        own = module.state.get("_parameters")
+        if isinstance(merged := module.state.get("merged"), bool) and isinstance(own, dict) and "lora_A" in own:
+            facts.merged = merged
         if module.kind.rpartition(".")[2] == "ClassificationHead" or prefix == "classification_head.":
             facts.heads[prefix] = {k: v for k, v in module.state.items() if isinstance(v, (bool, int, float, str))}
         for name, value in _own(module):

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, Inert, Name, PendingTensor, Report, key_of
-from sharpscope.weights.files.regions import Blob, Budget, Region
+from sharpscope.weights.files.regions import Blob, Budget, LongText, Region
 
 __all__ = ["Machine"]
 
 BLOB: Final = 1024
 """Strings of bytes of at least this length stay in the file and are not copied into memory."""
+TEXT: Final = 64 * 1024
+"""Texts of at least this length stay in the file too. No name is as long."""
 
 _OPCODES: Final = {ord(o.code): o for o in pickletools.opcodes}
 _MARK: Final = object()
@@ -81,6 +83,8 @@ class Machine:
             length = struct.unpack(form, self.region.exactly(struct.calcsize(form)))[0]
             if kind is bytes and length >= BLOB:
                 return Blob(self.region.skip(length))
+            if kind is str and "UNI" in opcode.name and length >= TEXT:
+                return LongText(self.region.skip(length))
             if length < 0:
                 raise DamagedPickleError("a negative length")
             self.budget.spend((1 if kind is bytes else 4) * length + 60)
@@ -171,6 +175,8 @@ class Machine:
         if not isinstance(target, dict):
             raise DamagedPickleError("items for a value that is not a dictionary")
         self.budget.spend(60 * len(items))
+        if any(isinstance(key, LongText) for key in items[::2]):
+            raise DamagedPickleError("a key that is a very long text")
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key_of(key)] = value
 

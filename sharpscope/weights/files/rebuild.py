@@ -18,6 +18,7 @@ from sharpscope.weights.files.inert import (
     dtype_named,
     key_of,
 )
+from sharpscope.weights.files.regions import LongText
 
 __all__ = ["REBUILDERS", "rebuild", "storage_dtype"]
 
@@ -81,6 +82,8 @@ def _first_argument(*args: Any) -> Any:
 
 
 def _encoded(text: Any, *_: Any) -> Any:
+    if isinstance(text, LongText):
+        return text
     return text.encode("latin-1", "replace") if isinstance(text, str) else b""
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import IO, Final
 
 from sharpscope.weights.files.inert import DamagedPickleError
 
-__all__ = ["Blob", "Budget", "Region"]
+__all__ = ["Blob", "Budget", "LongText", "Region"]
 
 MAX_OPCODES: Final = 800_000
 """The most opcodes that a file's pickles may have. A training checkpoint of 1,000 tensors with its optimizer has
@@ -65,6 +66,29 @@ class Blob:
 
     def __init__(self, region: Region) -> None:
         self.region = region
+
+
+class LongText:
+    """Text that stayed in the file. Pickles up to protocol 2 have no bytes: they keep them as Latin-1 in UTF-8."""
+
+    __slots__ = ("region",)
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+    def as_bytes(self) -> bytearray:
+        """The bytes that the text stands for, decoded piece by piece; ValueError where it stands for none."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        data = bytearray()
+        self.region.handle.seek(self.region.position)
+        left = self.region.end - self.region.position
+        while left:
+            piece = self.region.handle.read(min(left, 2**20))
+            if not piece:
+                raise DamagedPickleError("cut off")
+            left -= len(piece)
+            data += decoder.decode(piece, final=not left).encode("latin-1")
+        return data
 
 
 class Budget:

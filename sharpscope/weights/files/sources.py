@@ -12,7 +12,13 @@ from typing import Any, Final
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
 from sharpscope.weights.files.safetensorsfile import unique_keys
 
-__all__ = ["Located", "locate", "shards"]
+__all__ = ["DISTRIBUTED", "Located", "locate", "shards"]
+
+DISTRIBUTED: Final = (
+    "is a distributed checkpoint (torch.distributed.checkpoint) or a piece of one.\n"
+    "Convert its folder to one file: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUT.pt"
+)
+"""What a folder of ``torch.distributed.checkpoint`` and its files are, and what to do."""
 
 WEIGHTS: Final = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json",

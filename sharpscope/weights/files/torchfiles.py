@@ -19,7 +19,7 @@ from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoi
 from sharpscope.weights.files.inert import DamagedPickleError, Report, Storage
 from sharpscope.weights.files.pickles import Machine
 from sharpscope.weights.files.rebuild import rebuild, storage_dtype
-from sharpscope.weights.files.regions import Blob, Budget, Region
+from sharpscope.weights.files.regions import Blob, Budget, LongText, Region
 
 __all__ = ["LEGACY", "MAX_DIRECTORY", "copied", "read_legacy", "read_raw_pickle", "read_zip"]
 
@@ -203,11 +203,15 @@ class _Nested:
             return NotImplemented
         if isinstance(data, bytes):
             return self._storage(Region(io.BytesIO(data), 0, len(data)))
-        if not isinstance(data, Blob):
+        if not isinstance(data, (Blob, LongText)):
             raise DamagedPickleError("a storage that is not bytes")
         place = data.region.position, data.region.end
         if place not in self.storages:  # the same bytes named a thousand times are one storage, not a thousand
-            self.storages[place] = self._storage(Region(data.region.handle, *place))
+            region = Region(data.region.handle, *place)
+            if isinstance(data, LongText):
+                decoded = data.as_bytes()
+                region = Region(io.BytesIO(decoded), 0, len(decoded))
+            self.storages[place] = self._storage(region)
         return self.storages[place]
 
     def _storage(self, region: Region) -> Any:
@@ -302,7 +306,8 @@ def _guarded(read: Any, nested: _Nested, source: str) -> Any:
     if nested.report.unsafe:
         raise UnsafeCheckpoint(
             f"{source}: opening it would import, and may run, {listing(nested.report.unsafe)}.\n"
-            "Refused, nothing was run: no training script has a reason to store that."
+            "Refused, nothing was run: such names can run code or reach files, or are not known to be harmless.\n"
+            "If the file is yours, save its weights alone: torch.save(model.state_dict(), FILE)."
         )
     if damage is not None:
         reason = shown(damage) if isinstance(damage, DamagedPickleError) else type(damage).__name__
