@@ -16,10 +16,10 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.config.study import checkpoint_stem
-from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
-from sharpscope.vocabulary import PathName
+from sharpscope.vocabulary import Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.heads import CLASSNAMES
@@ -296,7 +296,9 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
             return told
     if model == "mini":
         return miniworld.CLASSES
-    raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+    if any(e.facts.get("head") for e in ends):  # its classes are in an order that only the head's maker knows
+        raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+    raise NoClassNames("classnames: needed to make the head from text (--classnames FILE, one class name a line).")
 
 
 def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:
@@ -348,5 +350,13 @@ def _summary(pair: LoadedPair) -> dict[str, Any]:
 
 
 def pick_device(device: str) -> torch.device:
-    """cpu, cuda, or for auto CUDA where there is one."""
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    """cpu, cuda, or for auto CUDA where there is one; ConfigError for another word, or CUDA without a GPU."""
+    if device not in get_args(Device):
+        known = get_args(Device)
+        raise ConfigError(f"device: '{shown(device)}' is none of {', '.join(known)}.{did_you_mean(device, known)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device: cuda was asked for, and torch finds no CUDA GPU on this machine.\n"
+            "Remedy: --device cpu or auto; where there is a GPU, its driver and a torch that is built for CUDA."
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

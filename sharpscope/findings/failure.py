@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from sharpscope.tables.rows import table
 from sharpscope.vocabulary import OOD_MEAN, PROBE
 
 __all__ = ["failure_table"]
+
+NEEDS_ENDS: Final = "needs alpha = 0 and alpha = 1"
+"""Why no flag is defined on a path without one of its ends: each compares the path with them."""
 
 
 def failure_table(
@@ -40,10 +44,10 @@ def failure_table(
         F4  max_{0 < alpha < 1} chord(alpha) - OOD(alpha)       present if ci_low > 0
         F3  max_alpha L(alpha) - max(L(0), L(1))                present if ci_low > loss_eps
 
-    so F1 is a failure when NEGATIVE and the others when positive. A maximum over noisy points is too large on
-    average; ``resampling.max_min_interval`` gives bounds that pay for the choice of alpha, from a bootstrap over
-    examples paired across alphas, and within each data set for the mean. Each flag is then present without cause with
-    probability at most (1 - level) / 2, to the accuracy of the bootstrap.
+    so F1 is a failure when NEGATIVE and the others when positive; without alpha = 0 and alpha = 1 none is defined. A
+    maximum over noisy points is too large on average; ``resampling.max_min_interval`` gives bounds that pay for the
+    choice of alpha, from a bootstrap over examples paired across alphas, and within each data set for the mean. Each
+    flag is then present without cause with probability at most (1 - level) / 2, to the accuracy of the bootstrap.
 
     F3: the paper's LII = max L - (L(0) + L(1)) / 2 is made for ends of equal loss. A zero-shot and a fine-tuned model
     differ, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth; ours is LII less that part. The note of the
@@ -134,14 +138,18 @@ def _accuracy_flags(
     start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
     inner = [i for i, a in enumerate(alphas) if 0 < a < 1 and i not in (start, end)]
     later = [i for i, a in enumerate(alphas) if 0 < a <= 1 and i != start]
-    if start is None or not later:
-        f1 = _undefined(pair, "F1", dataset, "needs alpha = 0 and one above it")
-    else:
-        gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
-        f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
-    if start is None or end is None or not inner:
-        why = "needs alpha = 0, alpha = 1 and one between them"
-        return [f1, *(_undefined(pair, flag, dataset, why) for flag in ("F2", "F4"))]
+    if start is None or end is None:
+        return [_undefined(pair, flag, dataset, NEEDS_ENDS) for flag in ("F1", "F2", "F4")]
+    gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
+    f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
+    if not inner:
+        return [
+            f1,
+            *(
+                _undefined(pair, flag, dataset, "needs alpha = 0, alpha = 1 and one between them")
+                for flag in ("F2", "F4")
+            ),
+        ]
     ends = [start, end]
     drop = mean[ends][None, :] - mean[inner][:, None]
     drops = reps[:, None, ends] - reps[:, inner, None]
@@ -170,7 +178,7 @@ def _loss_flag(
         raise ConfigError(f"probe_losses: need shape [{len(alphas)} alphas, n >= 1], got {losses.shape}.")
     start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
     if start is None or end is None:
-        return _undefined(pair, "F3", PROBE, "needs alpha = 0 and alpha = 1")
+        return _undefined(pair, "F3", PROBE, NEEDS_ENDS)
     if not np.isfinite(losses).all():
         return _undefined(pair, "F3", PROBE, "failed, the probe loss is not finite somewhere on the path")
     mean = losses.mean(axis=1)

@@ -39,7 +39,8 @@ class Run:
     """A finished (or partly failed) study: ``root``, its folder, and its tables as DataFrames.
 
     ``run.sharpness``, ``run.accuracy``, ``run.verdicts`` ... are the tables (all by name in ``run.tables``);
-    ``failed_units`` names what could not be computed, ``caveat`` is what a reader must know first. An unknown table is
+    ``failed_units`` names what could not be computed, ``caveat`` is what a reader must know first, ``notices`` say why
+    no verdict is given, where the numbers are meaningless (swapped ends, a path without its ends). An unknown table is
     an AttributeError with the nearest name.
     """
 
@@ -47,6 +48,7 @@ class Run:
     tables: dict[str, pd.DataFrame] = field(repr=False)
     failed_units: tuple[str, ...] = ()
     caveat: str = ""
+    notices: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -60,17 +62,18 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """The study's caveat, the verdicts and the advice, a line each."""
+        """The notices, the study's caveat, the verdicts and the advice, a line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
-        lines = [self.caveat] if self.caveat else []
+        lines = [*(f"no verdict: {notice}" for notice in self.notices), *([self.caveat] if self.caveat else [])]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
-            lines.append("; ".join(x for x in (f"advice for {row['pair']}: alpha {row['alpha']:g}", row["note"]) if x))
+            what = "none" if pd.isna(row["alpha"]) else f"alpha {row['alpha']:g}"
+            lines.append("; ".join(x for x in (f"advice for {row['pair']}: {what}", row["note"]) if x))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -146,10 +149,11 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
     pngs = {name: png for name, (png, _) in sorted(figures.items())}
-    page = build_report(tables, pngs, directory.manifest, _timing(directory))
+    notices = tuple(doubt.text for doubt in results.doubts())
+    page = build_report(tables, pngs, directory.manifest, _timing(directory), notices)
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
-    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "")
+    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "", notices)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
