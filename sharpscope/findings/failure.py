@@ -143,13 +143,8 @@ def _accuracy_flags(
     gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
     f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
     if not inner:
-        return [
-            f1,
-            *(
-                _undefined(pair, flag, dataset, "needs alpha = 0, alpha = 1 and one between them")
-                for flag in ("F2", "F4")
-            ),
-        ]
+        why = "needs alpha = 0, alpha = 1 and one between them"
+        return [f1, *(_undefined(pair, flag, dataset, why) for flag in ("F2", "F4"))]
     ends = [start, end]
     drop = mean[ends][None, :] - mean[inner][:, None]
     drops = reps[:, None, ends] - reps[:, inner, None]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,3 +84,36 @@ def test_inspect_refuses_an_unsafe_file_too(files, capsys):
     assert not Path("hacked").exists()
     assert cli.main(["inspect", "good.safetensors"]) == 0
     assert "looks like" in capsys.readouterr().out
+
+
+QUICK = "--zeroshot a.pt --finetuned b.pt"
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_mistake_in_flags_or_study_file_is_told_before_torch_is_imported(command, tmp_path):
+    (tmp_path / "typo.yaml").write_text("pairs: []\nalfas: [0, 1]\n")
+    told = {
+        f"{command}": "nothing to analyse",
+        f"{command} typo.yaml": "typo.yaml, line 2: unknown key 'alfas'",
+        f"{command} {QUICK}": "give at least one test set",
+        f"{command} {QUICK} --id mini:photo --rtol 5": "a fraction below 1",
+        f"{command} {QUICK} --id mini:photo --name a/b": "has a slash",
+        f"{command} {QUICK} --id mini:photo --ood mini:photo": "is among id too",
+        f"{command} {QUICK} --id mini:photo --density-alphas 0.5": "density_layers",
+        f"{command} {QUICK} --id mini:photo --precision fp16": "Remedy: bf16",
+        f"{command} {QUICK} --id mini:photo --measures lambda_max": "needs hessian_trace among measures",
+        "evaluate a.pt --datasets mini:photo --limit 0": "--limit",
+        "finetune --train mini:photo": "--zeroshot",
+    }
+    code = (
+        "import sys, json\nfrom sharpscope.cli.main import main\n"
+        "print(json.dumps([main(argv.split()) for argv in json.loads(sys.argv[1])]))\n"
+        "print(json.dumps([name for name in ('torch', 'numpy', 'pandas', 'torchvision') if name in sys.modules]))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(list(told))], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert [json.loads(line) for line in ran.stdout.splitlines()] == [[2] * len(told), []]
+    messages = [m for m in ran.stderr.split("sharpscope: error: ") if m]
+    for words, message in zip(told.values(), messages, strict=True):
+        assert words in message
