@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -168,8 +168,18 @@ def load_contexts(config: StudyConfig) -> dict[str, Context]:
         _ = context.probe, context.datasets
         _check_density_layers(config, context.layers)
     first = next(iter(contexts.values()))  # the pictures are the same for every pair
+    _check_metrics(config, first.datasets.values())
     check_apart(config.probe, first.probe.dataset.subset(first.probe.indices), first.datasets, roles(config))
     return contexts
+
+
+def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
+    """Raise ConfigError for a metric that was asked for and has no meaning for any of the test sets."""
+    sets = list(datasets)
+    if "worst_group" in config.metrics and all(d.groups is None for d in sets):
+        raise ConfigError("metrics: worst_group needs a test set with groups (fmow), and none has any.")
+    if "top5" in config.metrics and max(len(d.classes or d.target_names) for d in sets) <= 5:
+        raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
 
 
 def _check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:

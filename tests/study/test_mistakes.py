@@ -140,6 +140,11 @@ def test_a_device_or_an_arithmetic_that_is_not_there_names_the_remedy() -> None:
     check_inputs(changed(precision="bf16"))
 
 
+def test_a_metric_without_a_meaning_for_any_set_is_refused() -> None:
+    with pytest.raises(ConfigError, match="metrics: worst_group needs a test set with groups"):
+        plan(changed(metrics=("worst_group",)))
+
+
 CALL = "import sharpscope.study.workers as workers\ndef main():\n    workers.check_main_guard()\n"
 
 
