@@ -192,5 +192,5 @@ def test_a_head_from_text_without_class_names_gets_those_of_the_probe_set(
     assert load_study_pair(given, given.pairs[0]).classifier.classnames == ("zebra", "ant")
     stored = {**moved, "classification_head.weight": torch.randn(2, 12), "classification_head.bias": torch.zeros(2)}
     torch.save(stored, tmp_path / "b.pt")  # the order of a stored head's classes is known to its maker alone
-    with pytest.raises(SharpscopeError, match="classnames: needed to read the head"):
+    with pytest.raises(SharpscopeError, match="classnames: they are needed to read the head"):
         load_study_pair(config, config.pairs[0])
