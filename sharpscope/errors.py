@@ -17,6 +17,7 @@ __all__ = [
     "CorruptCheckpoint",
     "DatasetError",
     "IdenticalPair",
+    "NoClassNames",
     "NoData",
     "NonDeterministicProbe",
     "NonFiniteWeights",
@@ -40,6 +41,10 @@ class SharpscopeError(Exception):
 
 class ConfigError(SharpscopeError):
     """An unknown or invalid flag, YAML key or argument; the message names the nearest valid one."""
+
+
+class NoClassNames(ConfigError):
+    """A head is to be made from text, and neither the user nor the checkpoints tell the names of its classes."""
 
 
 class NoData(ConfigError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,11 +119,14 @@ def examples(tiny_model: Any, task: Any) -> Any:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """``image_folder({"cat": 3, "dog": 2}, name="val", size=20)`` -> a folder of class folders with random PNGs."""
+    """``image_folder({"cat": 3, "dog": 2}, name="val", size=20)`` -> a folder of class folders with random PNGs.
+
+    The pictures depend on ``name``: a study refuses two sets that show the same ones.
+    """
     from PIL import Image
 
     def make(counts: dict[str, int], name: str = "images", size: int = 20) -> Path:
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
         for folder, count in counts.items():
             (tmp_path / name / folder).mkdir(parents=True)
             for i in range(count):

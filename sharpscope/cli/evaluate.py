@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,10 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
         from sharpscope.clip.evaluate import evaluate
 
         table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
-        return shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
+        said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
+        absent = [m for m in self.metrics or () if m not in set(table["metric"])]
+        told = f"--metrics: {', '.join(absent)} has no meaning for any of these sets." if absent else ""
+        return dataclasses.replace(said, complaint=told)
 
 
 def _by_dataset(table: pd.DataFrame) -> str:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         text, code = _described(error)
         return _complain(text, code)
-    return _complain(outcome.complaint, outcome.code)
+    return _complain(outcome.complaint, outcome.code, "sharpscope: error: " if outcome.code else "sharpscope: note: ")
 
 
 def _described(error: Exception) -> tuple[str, int]:

@@ -45,12 +45,12 @@ class StudyCommand(StudyConfig, Plugins, _Files):
     def config(self) -> StudyConfig:
         """The study that file and flags describe together; raises ConfigError."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(StudyConfig)}
-        config = StudyConfig(**{**values, "pairs": self._pairs()})
-        if not config.pairs:
-            raise ConfigError(
-                "nothing to analyse: give --zeroshot and --finetuned, or a study file (sharpscope run study.yaml).\n"
-                "'sharpscope demo' needs neither."
-            )
+        return StudyConfig(**{**values, "pairs": self._pairs()})
+
+    def complete(self) -> StudyConfig:
+        """The same with nothing missing; called before torch is imported, so that a mistake is told at once."""
+        config = self.config()
+        config.check_complete()
         return config
 
     def _pairs(self) -> tuple[PairConfig, ...]:
@@ -81,7 +81,7 @@ class Run(StudyCommand):
     keeps_state: ClassVar[bool] = True
 
     def __call__(self) -> Outcome:
-        config = self.config()
+        config = self.complete()
         from sharpscope.study.run import run
 
         return finished(run(config, self.folder(), progress=progress_bar()))
@@ -96,7 +96,7 @@ class Plan(StudyCommand):
     """Say what a run would cost (units, time, memory, disk); writes nothing."""
 
     def __call__(self) -> Outcome:
-        config = self.config()
+        config = self.complete()
         from sharpscope.study.plan import plan
 
         return Outcome(plan(config))

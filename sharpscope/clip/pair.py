@@ -17,10 +17,10 @@ from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.config.study import checkpoint_stem
-from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, did_you_mean, shown
+from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
-from sharpscope.vocabulary import PathName
+from sharpscope.vocabulary import Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.heads import CLASSNAMES
@@ -336,7 +336,11 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
             return told
     if model == "mini":
         return miniworld.CLASSES
-    raise ConfigError("classnames: they are needed to read the head (--classnames FILE, one class name per line).")
+    if any(e.facts.get("head") for e in ends):  # its classes are in an order that only the head's maker knows
+        raise ConfigError("classnames: they are needed to read the head (--classnames FILE, one class name per line).")
+    raise NoClassNames(
+        "classnames: they are needed to make the head from text (--classnames FILE, one class name per line)."
+    )
 
 
 def _given(classnames: str | FilePath | Sequence[str]) -> tuple[str, ...]:
@@ -395,5 +399,16 @@ def _summary(pair: LoadedPair) -> dict[str, Any]:
 
 
 def pick_device(device: str) -> torch.device:
-    """The device called cpu or cuda; auto is CUDA where it is available, else the CPU."""
-    return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    """The device called cpu or cuda; auto is CUDA where it is available, else the CPU.
+
+    Raises ConfigError for another word, and for cuda where torch finds no GPU.
+    """
+    if device not in get_args(Device):
+        known = get_args(Device)
+        raise ConfigError(f"device: '{shown(device)}' is none of {', '.join(known)}.{did_you_mean(device, known)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "device: cuda was asked for, and torch finds no CUDA GPU on this machine.\n"
+            "Remedy: --device cpu or auto; where there is a GPU, its driver and a torch that is built for CUDA."
+        )
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +20,10 @@ from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
+    ALL,
+    CRITERIA,
     MEASURES,
+    PAIRS,
     Device,
     Dtype,
     Granularity,
@@ -123,7 +127,8 @@ class StudyConfig:
     data_root: str | None = None
     """Folder under which named data sets and relative paths are looked up."""
     classnames: str | None = None
-    """Text file with one class name per line; default: the probe set's own."""
+    """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
+    Where they tell none and the head is made from text, the names of the probe set's classes."""
     templates: str | None = None
     """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
 
@@ -158,9 +163,9 @@ class StudyConfig:
     limit: int | None = None
     """Largest number of test examples per data set (a fixed, stratified choice); default: all."""
     rtol: float = 0.05
-    """Relative tolerance: a trace stops at stderr <= rtol * |estimate|, an eigenvalue at residual <= rtol * |lambda|.
-    For the smaller end of the spectrum, once it is followed along alpha, only the part of the residual that matters
-    counts (README)."""
+    """Relative tolerance, a fraction below 1 (5 % is 0.05): a trace stops at stderr <= rtol * |estimate|, an eigenvalue
+    at residual <= rtol * |lambda|. For the smaller end of the spectrum, once it is followed along alpha, only the part
+    of the residual that matters counts (README)."""
     max_matvecs: int = 100
     """Largest number of Hessian-vector products for each (layer, alpha) and kind of estimate. If they are spent before
     rtol is reached, the status is not_converged."""
@@ -244,6 +249,31 @@ class StudyConfig:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
         return plain(dataclasses.asdict(self))
 
+    def check_complete(self) -> None:
+        """Raise ConfigError where something is missing that every study needs: a pair, a test set, a measure.
+
+        Nothing heavy is imported and no file opened for it, so that a mistake is told at once.
+        """
+        if not self.pairs:
+            raise ConfigError(
+                "pairs: nothing to analyse: give two checkpoints (--zeroshot A --finetuned B), or a study file "
+                "(sharpscope run study.yaml).\n'sharpscope demo' needs neither."
+            )
+        if not self.id and not self.ood:
+            raise ConfigError("id, ood: give at least one test set (--id SPEC --ood SPEC ...).")
+        _, measure = parse_criterion(self.straggler_criterion)
+        if measure and measure not in self.measures:  # else it would be found out when everything has been computed
+            free = ", ".join(c.name for c in CRITERIA.values() if not c.takes_measure)
+            raise ConfigError(
+                f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
+                f"Remedy: add it, or choose a criterion that needs no measure ({free})."
+            )
+        if both := [spec for spec in self.ood if spec in self.id]:
+            raise ConfigError(
+                f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"
+                "Remedy: leave it out of one of the two."
+            )
+
     @classmethod
     def from_dict(cls, data: dict[str, Any], *, source: str = "config") -> StudyConfig:
         """Build from plain data.
@@ -293,6 +323,11 @@ def _check(c: StudyConfig) -> None:
         for number in value if isinstance(value, tuple) else [] if value is None else [value]:
             if not (math.isfinite(number) and number > 0):
                 raise ConfigError(f"{name}: needs a positive number, got {number}.")
+    if c.rtol >= 1:
+        raise ConfigError(
+            f"rtol: {c.rtol:g} would accept estimates that are as wrong as they are large; it is a fraction below 1.\n"
+            f"Remedy: --rtol {c.rtol / 100:g} for {c.rtol:g} %, or leave it out for {type(c).rtol:g}."
+        )
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
     for density in c.densities:
@@ -303,9 +338,25 @@ def _check(c: StudyConfig) -> None:
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
+    if c.density_alphas is not None and not c.density_layers:
+        raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
+    for i, pair in enumerate(c.pairs):
+        _check_name(f"pairs[{i}].name", pair.name)
     names = [p.name for p in c.pairs]
     if len(set(names)) != len(names):
         raise ConfigError(f"pairs: every pair needs its own name, got {shown(', '.join(names))}.")
+
+
+def _check_name(where: str, name: str) -> None:
+    """A pair's name stands in tables, captions and the keys of units: one line, no slash, none of the tables' words."""
+    if "/" in name or not name.isprintable():
+        better = re.sub(r"[^\w.+-]+", "-", name).strip("-") or "pair"
+        raise ConfigError(
+            f"{where}: '{shown(name, 60)}' has a slash or a control character in it, and units of work are filed by "
+            f"the pair's name.\nRemedy: another name, e.g. {shown(better, 60)}."
+        )
+    if name in (PAIRS, ALL):
+        raise ConfigError(f"{where}: '{name}' is a word of the tables' own; give the pair another name.")
 
 
 _COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ from sharpscope.tables.rows import table
 from sharpscope.vocabulary import OOD_MEAN, PROBE
 
 __all__ = ["failure_table"]
+
+NEEDS_ENDS: Final = "the flag needs alpha = 0 and alpha = 1"
+"""Why no flag is defined on a path without one of its ends: each compares the path with them."""
 
 
 def failure_table(
@@ -40,10 +44,11 @@ def failure_table(
         F4  max_{0 < alpha < 1} chord(alpha) - OOD(alpha)       present if ci_low > 0
         F3  max_alpha L(alpha) - max(L(0), L(1))                present if ci_low > loss_eps
 
-    A NEGATIVE F1 is a failure; the other flags are failures when positive. A maximum over noisy points is too large on
-    average, so ``resampling.max_min_interval`` gives bounds that allow for the choice of alpha. They come from a
-    bootstrap over examples that is paired across alphas and, for the mean, drawn within each data set. The probability
-    that a flag is present without cause is then at most (1 - level) / 2, to the accuracy of the bootstrap.
+    A NEGATIVE F1 is a failure; the other flags are failures when positive. Without alpha = 0 and alpha = 1 no flag is
+    defined. A maximum over noisy points is too large on average, so ``resampling.max_min_interval`` gives bounds that
+    allow for the choice of alpha. They come from a bootstrap over examples that is paired across alphas and, for the
+    mean, drawn within each data set. The probability that a flag is present without cause is then at most
+    (1 - level) / 2, to the accuracy of the bootstrap.
 
     The paper's LII = max L - (L(0) + L(1)) / 2 is meant for ends of equal loss. A zero-shot and a fine-tuned model
     have different losses, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth. F3 is LII minus that part;
@@ -135,12 +140,11 @@ def _accuracy_flags(
     start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
     inner = [i for i, a in enumerate(alphas) if 0 < a < 1 and i not in (start, end)]
     later = [i for i, a in enumerate(alphas) if 0 < a <= 1 and i != start]
-    if start is None or not later:
-        f1 = _undefined(pair, "F1", dataset, "the flag needs alpha = 0 and a larger alpha")
-    else:
-        gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
-        f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
-    if start is None or end is None or not inner:
+    if start is None or end is None:
+        return [_undefined(pair, flag, dataset, NEEDS_ENDS) for flag in ("F1", "F2", "F4")]
+    gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
+    f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
+    if not inner:
         why = "the flag needs alpha = 0, alpha = 1 and an alpha between them"
         return [f1, *(_undefined(pair, flag, dataset, why) for flag in ("F2", "F4"))]
     ends = [start, end]
@@ -171,7 +175,7 @@ def _loss_flag(
         raise ConfigError(f"probe_losses: need shape [{len(alphas)} alphas, n >= 1], got {losses.shape}.")
     start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
     if start is None or end is None:
-        return _undefined(pair, "F3", PROBE, "the flag needs alpha = 0 and alpha = 1")
+        return _undefined(pair, "F3", PROBE, NEEDS_ENDS)
     if not np.isfinite(losses).all():
         return _undefined(pair, "F3", PROBE, "the probe loss is not finite somewhere on the path")
     mean = losses.mean(axis=1)

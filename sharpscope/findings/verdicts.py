@@ -17,12 +17,13 @@ import pandas as pd
 from scipy import special
 
 from sharpscope.findings.correlation import FEWEST
+from sharpscope.findings.doubts import Doubt
 from sharpscope.findings.prediction import along
 from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.repair import Repairs
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, nearest, table, unique_in_order
+from sharpscope.tables.rows import dense_rows, flags_of, has_value, mean_accuracy, nearest, table, unique_in_order
 from sharpscope.vocabulary import (
     ALL,
     BEST,
@@ -32,7 +33,6 @@ from sharpscope.vocabulary import (
     HOLDS,
     OOD_MEAN,
     PAIRS,
-    PROBE,
     STRAGGLERS,
 )
 
@@ -61,6 +61,7 @@ def verdicts_table(
     accuracy: pd.DataFrame,
     references: pd.DataFrame | None = None,
     *,
+    doubts: Sequence[Doubt] = (),
     reference_source: str = "run",
     level: float = 0.95,
     bootstrap: int = 1000,
@@ -89,6 +90,8 @@ def verdicts_table(
         correlations, failure, sharpness, accuracy: tables of the schema.
         repairs: ``analyse_repairs`` of every pair.
         references: ``reference_table`` of as many pairs as there are.
+        doubts: what makes the numbers of the run or of a pair meaningless: claims that these enter get no verdict
+            ("cannot be told", with the reason and without numbers).
         reference_source: run | shipped, the origin of ``references``.
         level: coverage of the intervals.
         bootstrap: number of permutations.
@@ -104,7 +107,18 @@ def verdicts_table(
     pairs = tuple(unique_in_order(accuracy["pair"])[:2])
     question = _Question(pairs, level, bootstrap, seed, reference_source)
     rows.append(question.row(sharpness, dense_rows(accuracy), references))
-    return table("verdicts", rows)
+    return table("verdicts", [_unless_doubted(row, doubts) for row in rows])
+
+
+def _unless_doubted(row: dict[str, Any], doubts: Sequence[Doubt]) -> dict[str, Any]:
+    """The row; or, where a doubt is about it, one that gives no verdict. Claims across pairs rest on every pair."""
+    about = [d for d in doubts if d.pair in (PAIRS, row["pair"]) or row["pair"] == PAIRS]
+    if not about:
+        return row
+    of_pair = "" if row["pair"] == about[0].pair or about[0].pair == PAIRS else f"in pair {about[0].pair} "
+    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high"), math.nan)
+    evidence = f"No verdict is given: {of_pair}{about[0].reason}."
+    return {**row, **nothing, "verdict": CANNOT, "n": 0, "evidence": evidence}
 
 
 def _row(
@@ -181,15 +195,15 @@ def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, alpha: float) -
 
 
 def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
-    mine = failure[(failure["pair"] == repairs.pair) & failure["dataset"].isin((OOD_MEAN, PROBE))]
-    flags = list(mine.loc[mine["present"].astype(bool), "flag"])
+    flags, absent, unknown = flags_of(failure, repairs.pair)
+    state = _flags(flags, absent, unknown)
     numbers = (repairs.estimate, repairs.ci_low, repairs.ci_high)
     n = int((repairs.contrasts["num_alphas"] > 0).sum()) if len(repairs.contrasts) else 0
     if not math.isfinite(repairs.estimate):
         what = "no sparse straggler variant with a random-layer control could be matched to the plain path"
-        return _row(repairs.pair, "repair", "run", CANNOT, numbers, n, f"{_flags(flags)}; {what}.")
+        return _row(repairs.pair, "repair", "run", CANNOT, numbers, n, f"{state}; {what}.")
     text = (
-        f"{_flags(flags)}; the best of {n} sparsities is {repairs.best}: the smaller of its two gains, over the plain "
+        f"{state}; the best of {n} sparsities is {repairs.best}: the smaller of its two gains, over the plain "
         f"path at equal ID accuracy and over random layers, is {100 * repairs.estimate:+.1f} points "
         f"{_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}."
     )
@@ -201,8 +215,14 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     return _row(repairs.pair, "repair", "run", verdict, numbers, n, text)
 
 
-def _flags(flags: Sequence[str]) -> str:
-    return f"Failure flags {', '.join(flags)} are present" if flags else "No failure flag is present: nothing to repair"
+def _flags(present: Sequence[str], absent: Sequence[str], unknown: Sequence[str]) -> str:
+    if present:
+        return f"Failure flags {', '.join(present)} are present"
+    if not absent:
+        return "The failure flags are undefined or have no interval: whether there is anything to repair is not known"
+    if unknown:
+        return f"Failure flags {', '.join(absent)} are absent, {', '.join(unknown)} undefined or without interval"
+    return "No failure flag is present: nothing to repair"
 
 
 @dataclass(frozen=True)

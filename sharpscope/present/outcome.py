@@ -28,7 +28,7 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
-from sharpscope.tables.rows import primary_rows
+from sharpscope.tables.rows import flags_of, primary_rows
 from sharpscope.vocabulary import (
     CANNOT,
     CLAIMS,
@@ -265,12 +265,14 @@ def failure(source: Source) -> Section:
         return Section("Does interpolation fail?", "failure", (absent("failure flags"),))
     main = table["dataset"].isin(_MEAN)
     main = main if main.any() else pd.Series(True, index=table.index)
-    raised = table[main & (table["present"] == True)]  # noqa: E712  the column may hold missing values
     lines: list[Block] = []
     for pair in pairs_of(table, source.order):
-        flags = sorted(set(raised.loc[raised["pair"] == pair, "flag"]))
-        told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else str(f) for f in flags)
-        how = f"fails by {shown(told, 600)}." if flags else "no failure flag is present beyond the noise."
+        flags, absent_ones, unknown = flags_of(table, pair)
+        told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else f for f in flags)
+        calm = "no failure flag is present beyond the noise" if absent_ones else ""
+        how = f"fails by {shown(told, 600)}" if flags else calm
+        left = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
+        how = "; ".join(part for part in (how, left) if part) + "."
         lines.append(Line(f"{shown(pair)}: {how}"))
     head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
     grid = Grid.of(

@@ -31,8 +31,8 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import average, dense_rows, measures_in, primary_rows, unique_in_order
-from sharpscope.vocabulary import ALL, OOD_MEAN, OUTPUT_BASELINES, PROBE
+from sharpscope.tables.rows import average, dense_rows, flags_of, measures_in, primary_rows, unique_in_order
+from sharpscope.vocabulary import ALL, OUTPUT_BASELINES
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
 
@@ -231,11 +231,12 @@ def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
 def _with_flags(pair: str, failure: pd.DataFrame | None) -> str:
     if failure is None or not (failure["pair"] == pair).any():
         return label(pair, 34)
-    own = failure[failure["pair"] == pair]
-    mean = own["dataset"].isin((OOD_MEAN, PROBE))
-    own = own[mean] if mean.any() else own
-    raised = sorted(set(own.loc[own["present"].fillna(False).astype(bool), "flag"]))
-    return title_of(pair, f"(flags {', '.join(map(label, raised))})" if raised else "(no failure flag)", 34)
+    raised, absent, _ = flags_of(failure, pair)
+    if raised:
+        said = f"(flags {', '.join(map(label, sorted(raised)))})"
+    else:
+        said = "(no failure flag)" if absent else "(failure flags open)"
+    return title_of(pair, said, 34)
 
 
 def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -89,6 +89,7 @@ def build_report(
     figures: Mapping[str, bytes],
     manifest: Mapping[str, Any],
     timing: Mapping[str, Any] | None = None,
+    notices: Sequence[str] = (),
 ) -> str:
     """The report as one self-contained HTML text; the same input gives the same bytes.
 
@@ -99,6 +100,7 @@ def build_report(
             ``config`` (or ``identity.config``), its ``pairs`` (name -> facts, which may be nested) and its ``timing``.
             All other entries are listed under "How it was made".
         timing: kind of unit -> {"units": count, "seconds": total} (or seconds); default ``manifest["timing"]``.
+        notices: why no verdict is given; printed above everything else.
     """
     known = timing if timing is not None else manifest.get("timing")
     source = Source(tables, figures, manifest, known if isinstance(known, Mapping) else {})
@@ -110,6 +112,7 @@ def build_report(
     title = source.config.get("title") or "sharpscope report"
     return _template().render(
         title=shown(title, 200),
+        notices=[shown(text, 2000) for text in notices],
         question=shown(source.config.get("question") or "", 1000),
         caveat=shown(source.config.get("caveat") or "", 2000),
         answer=_short_answer(source),

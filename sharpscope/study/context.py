@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,34 +12,45 @@ import torch
 
 from sharpscope.clip.accuracy import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.clip.datasets.spec import check_folders, check_spec, load_dataset
+from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.errors import ConfigError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
 from sharpscope.vocabulary import ALL, Base
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["Context", "check_density_layers", "load_study_pair"]
+__all__ = ["Context", "check_inputs", "load_contexts", "load_study_pair"]
 
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
-    """``load_pair`` with the settings of a study."""
-    return load_pair(
-        pair.zeroshot,
-        pair.finetuned,
-        model=config.model,
-        head=config.head,
-        classnames=config.classnames,
-        templates=config.templates,
-        name=pair.name,
-        upgraded=config.upgraded,
-        head_file=config.head_file,
-    )
+    """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's."""
+
+    def load(classnames: str | Sequence[str] | None) -> LoadedPair:
+        return load_pair(
+            pair.zeroshot,
+            pair.finetuned,
+            model=config.model,
+            head=config.head,
+            classnames=classnames,
+            templates=config.templates,
+            name=pair.name,
+            upgraded=config.upgraded,
+            head_file=config.head_file,
+        )
+
+    try:
+        return load(config.classnames)
+    except NoClassNames:
+        clip = ClipModel.load(config.model)
+        probe = load_dataset(config.probe, model=clip, split="train", data_root=config.data_root, limit=1)
+        return load(probe.classnames)
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,42 @@ class Context:
         )  # fmt: skip
 
 
-def check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
+def check_inputs(config: StudyConfig) -> None:
+    """Raise for everything that can be known to be wrong before a checkpoint or an image is opened."""
+    config.check_complete()
+    device = pick_device(config.device)
+    if config.precision == "tf32" and device.type != "cuda":
+        raise ConfigError(
+            f"precision: tf32 is an arithmetic of NVIDIA GPUs; this study computes on {device.type}, where it would "
+            "change nothing.\nRemedy: --precision full, or bf16, which a CPU has too."
+        )
+    for spec in (config.probe, *config.id, *config.ood):
+        check_spec(spec)
+    check_folders((config.probe, *config.id, *config.ood), config.data_root)
+
+
+def load_contexts(config: StudyConfig) -> dict[str, Context]:
+    """The context of every pair, its checkpoints and data loaded and checked; raises what ``run`` raises."""
+    contexts = {p.name: Context.load(config, p) for p in config.pairs}
+    for context in contexts.values():
+        _ = context.probe, context.datasets
+        _check_density_layers(config, context.layers)
+    first = next(iter(contexts.values()))  # the pictures are the same for every pair
+    _check_metrics(config, first.datasets.values())
+    check_apart(config.probe, first.probe.dataset.subset(first.probe.indices), first.datasets, roles(config))
+    return contexts
+
+
+def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
+    """Raise ConfigError for a metric that was asked for and has no meaning for any of the test sets."""
+    sets = list(datasets)
+    if "worst_group" in config.metrics and all(d.groups is None for d in sets):
+        raise ConfigError("metrics: worst_group needs a test set with groups (fmow), and none has any.")
+    if "top5" in config.metrics and max(len(d.classes or d.target_names) for d in sets) <= 5:
+        raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
+
+
+def _check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
     """Raise ConfigError for a name in ``density_layers`` that no layer has."""
     known = [ALL, *(x.name for x in layers)]
     for name in config.density_layers:

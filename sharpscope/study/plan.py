@@ -13,8 +13,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.errors import ConfigError
-from sharpscope.study.context import Context
+from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.tasks import plan_curvature, variants
 from sharpscope.vocabulary import ALL, MEASURES, Cost
 
@@ -35,11 +34,11 @@ def plan(config: StudyConfig) -> str:
     the first pair's path.
 
     Raises:
-        ConfigError: no pair is given. Also everything that loading checkpoints and data sets raises (see ``run``).
+        ConfigError, DatasetError: everything that ``run`` would refuse, in the same words. Also everything that loading
+            checkpoints and data sets raises.
     """
-    contexts = {p.name: Context.load(config, p) for p in config.pairs}
-    if not contexts:
-        raise ConfigError("pairs: give two checkpoints (--zeroshot A --finetuned B).")
+    check_inputs(config)
+    contexts = load_contexts(config)
     context = next(iter(contexts.values()))
     costs, layout = _costs(context)
     layers, alphas = len(context.layers), len(config.alphas)

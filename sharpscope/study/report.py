@@ -40,7 +40,8 @@ class Run:
 
     The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
     folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
-    ``assumed`` is what was assumed of the checkpoints because they do not say it. A table of an unknown name is an
+    ``assumed`` is what was assumed of the checkpoints because they do not say it. ``notices`` say why no verdict is
+    given where the numbers are meaningless (swapped ends, a path without its ends). A table of an unknown name is an
     AttributeError that names the nearest one.
     """
 
@@ -49,6 +50,7 @@ class Run:
     failed_units: tuple[str, ...] = ()
     caveat: str = ""
     assumed: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -62,17 +64,22 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """The study's caveat, what was assumed of the checkpoints, the verdicts and the advice, one line each."""
+        """The notices, the study's caveat, what was assumed of the checkpoints, verdicts and advice, one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
-        lines = [*([self.caveat] if self.caveat else []), *(f"assumed: {sentence}" for sentence in self.assumed)]
+        lines = [
+            *(f"no verdict: {notice}" for notice in self.notices),
+            *([self.caveat] if self.caveat else []),
+            *(f"assumed: {sentence}" for sentence in self.assumed),
+        ]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
-            lines.append("; ".join(x for x in (f"advice for {row['pair']}: alpha {row['alpha']:g}", row["note"]) if x))
+            what = "none" if pd.isna(row["alpha"]) else f"alpha {row['alpha']:g}"
+            lines.append("; ".join(x for x in (f"advice for {row['pair']}: {what}", row["note"]) if x))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -149,11 +156,13 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
     pngs = {name: png for name, (png, _) in sorted(figures.items())}
-    page = build_report(tables, pngs, directory.manifest, _timing(directory))
+    notices = tuple(doubt.text for doubt in results.doubts())
+    page = build_report(tables, pngs, directory.manifest, _timing(directory), notices)
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
-    return Run(directory.root, tables, tuple(sorted(results.failed)), config.caveat or "", tuple(assumed))
+    failed = tuple(sorted(results.failed))
+    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

@@ -12,6 +12,7 @@ import pandas as pd
 from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
@@ -28,7 +29,7 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, expand_measures, parse_criterion
+from sharpscope.vocabulary import ALL, BASES, PAIRS, expand_measures, parse_criterion
 
 __all__ = ["Results"]
 
@@ -181,6 +182,7 @@ class Results:
             )
             for name, (alphas, hits, _) in measured.items()
         ]
+        doubts = self.doubts()
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
@@ -190,10 +192,18 @@ class Results:
             "failure": stacked("failure", failure),
             "repair": stacked("repair", [r.table for r in repairs.values()]),
             "correlations": self._correlations(sharpness, accuracy, path),
-            "advice": stacked("advice", advice),
+            "advice": _unless_doubted(stacked("advice", advice), doubts),
         }
-        tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs)])
+        tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs, doubts)])
         return tables
+
+    def doubts(self) -> list[Doubt]:
+        """What makes the numbers of this run, or of one of its pairs, meaningless."""
+        found = [path_doubt(self.config.alphas)]
+        for name in self.layers:
+            alphas, hits, _ = self.arrays(name)
+            found.append(swap_doubt(name, alphas, hits, roles(self.config), self.config.level))
+        return [doubt for doubt in found if doubt is not None]
 
     def points(self) -> pd.DataFrame:
         """One point per pair for the scatter plot of sharpness and OOD gain: this run's pairs and the other shipped
@@ -292,7 +302,9 @@ class Results:
         }
         return {name: chosen_layers(table, criterion) for name, table in tables.items()}
 
-    def _verdicts(self, tables: Mapping[str, pd.DataFrame], repairs: Mapping[str, Repairs]) -> pd.DataFrame:
+    def _verdicts(
+        self, tables: Mapping[str, pd.DataFrame], repairs: Mapping[str, Repairs], doubts: Sequence[Doubt]
+    ) -> pd.DataFrame:
         c = self.config
         return verdicts_table(
             tables["correlations"],
@@ -301,6 +313,7 @@ class Results:
             tables["sharpness"],
             tables["accuracy"],
             self._references(tables["sharpness"], tables["accuracy"], tables["path"]),
+            doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,
             bootstrap=c.bootstrap,
@@ -325,6 +338,16 @@ class Results:
                     for measure in expand_measures(self.config.measures)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
+
+
+def _unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:
+    """The advice table without advice for a pair in doubt; what other rules would have reached stays as it is."""
+    ours = advice["rule"] == "sharpscope"
+    for doubt in doubts:
+        at = ours if doubt.pair == PAIRS else ours & (advice["pair"] == doubt.pair)
+        advice.loc[at, ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "regret", "ood_accuracy"]] = np.nan
+        advice.loc[at, ["layers", "status", "note"]] = ["", "undefined", f"no advice is given: {doubt.reason}"]
+    return advice
 
 
 def _answered(spec: str, units: Sequence[Unit]) -> Answered:

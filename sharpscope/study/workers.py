@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -21,14 +25,14 @@ import torch
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
-from sharpscope.errors import NumericalError, SharpscopeError, shown
+from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
 from sharpscope.study.compute import compute
 from sharpscope.study.context import Context
 from sharpscope.study.store import Claim, RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
 
-__all__ = ["Crew", "threads_of"]
+__all__ = ["Crew", "check_main_guard", "threads_of"]
 
 _T = TypeVar("_T")
 _POLL = 0.5
@@ -46,6 +50,7 @@ class Crew:
         self._contexts: dict[str, Context] = {}
         self._pool: ProcessPoolExecutor | None = None
         if config.jobs > 1:
+            check_main_guard()
             self._pool = ProcessPoolExecutor(
                 config.jobs - 1,
                 mp_context=multiprocessing.get_context("spawn"),
@@ -151,6 +156,35 @@ class Crew:
     def _here(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
         with _threads(threads_of(self.config)):
             return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
+
+
+def check_main_guard() -> None:
+    """Raise ConfigError where a script calls this outside of ``if __name__ == "__main__":``.
+
+    A worker process first imports the script that started it (what the script registers has to be known there too), and
+    would start the whole study again. Notebooks and the console have no such file and need no guard.
+    """
+    main = sys.modules.get("__main__")
+    path = getattr(main, "__file__", None)
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    if frame is None or path is None:
+        return
+    try:
+        statements = ast.parse(Path(path).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return
+    line = frame.f_lineno
+    here = next((s for s in statements if s.lineno <= line <= (s.end_lineno or s.lineno)), None)
+    guarded = isinstance(here, ast.If) and any(
+        isinstance(n, ast.Name) and n.id == "__name__" for n in ast.walk(here.test)
+    )
+    if here is not None and not guarded:
+        raise ConfigError(
+            f"jobs: {shown(path, 200)}, line {line}: every worker process imports this script and would run this line "
+            'again.\nRemedy: put it under if __name__ == "__main__":, or take jobs=1.'
+        )
 
 
 def threads_of(config: StudyConfig) -> int:

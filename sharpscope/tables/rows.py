@@ -11,13 +11,14 @@ import pandas as pd
 from sharpscope.scores import independent_mean
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN
+from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
     "MIDDLE",
     "average",
     "covariates",
     "dense_rows",
+    "flags_of",
     "has_value",
     "mean_accuracy",
     "mean_row",
@@ -96,6 +97,25 @@ def primary_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
 def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
     """``primary_rows`` of the plain path, that is without repairs."""
     return primary_rows(accuracy[accuracy["variant"] == DENSE])
+
+
+def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], list[str]]:
+    """(flags that are present, absent, open) for a pair, in the rows of the OOD mean and the probe loss.
+
+    A flag is open where it is undefined or has no interval: then nothing says that the path does not fail. Tables
+    without these rows are judged by all of their rows.
+    """
+    own = failure[failure["pair"] == pair]
+    main = own[own["dataset"].isin((OOD_MEAN, PROBE))]
+    rows = main if len(main) else own
+    names = [str(flag) for flag in unique_in_order(rows["flag"])]
+    present = set(rows.loc[rows["present"] == True, "flag"])  # noqa: E712  the column may hold missing values
+    unknown = set(rows.loc[rows[["estimate", "ci_low", "ci_high"]].isna().any(axis=1), "flag"]) - present
+    return (
+        [f for f in names if f in present],
+        [f for f in names if f not in present | unknown],
+        [f for f in names if f in unknown],
+    )
 
 
 def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[str, Any]:

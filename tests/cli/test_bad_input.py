@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sharpscope.cli import main as cli
 
-GOOD = "--zeroshot mini:zeroshot --finetuned mini:success --model mini --probe folder:images --id folder:images"
+GOOD = "--zeroshot mini:zeroshot --finetuned mini:success --model mini --probe folder:images --id mini:photo"
 
 
 class Payload:
@@ -81,3 +84,37 @@ def test_inspect_refuses_an_unsafe_file_too(files, capsys):
     assert not Path("hacked").exists()
     assert cli.main(["inspect", "good.safetensors"]) == 0
     assert "looks like" in capsys.readouterr().out
+
+
+QUICK = "--zeroshot a.pt --finetuned b.pt"
+
+
+def test_a_mistake_in_flags_or_study_file_is_told_before_torch_is_imported(tmp_path):
+    typo = tmp_path / "typo.yaml"
+    typo.write_text("pairs: []\nalfas: [0, 1]\n")
+    told = {
+        "run": "nothing to analyse",
+        f"run {typo}": "typo.yaml, line 2: unknown key 'alfas'",
+        f"run {QUICK}": "give at least one test set",
+        f"plan {QUICK}": "give at least one test set",
+        f"run {QUICK} --id mini:photo --rtol 5": "a fraction below 1",
+        f"run {QUICK} --id mini:photo --name a/b": "has a slash",
+        f"run {QUICK} --id mini:photo --ood mini:photo": "is among id too",
+        f"run {QUICK} --id mini:photo --density-alphas 0.5": "density_layers",
+        f"plan {QUICK} --id mini:photo --precision fp16": "Remedy: bf16",
+        f"plan {QUICK} --id mini:photo --measures lambda_max": "needs hessian_trace among measures",
+        "evaluate a.pt --datasets mini:photo --limit 0": "--limit",
+        "finetune --train mini:photo": "--zeroshot",
+    }
+    code = (
+        "import sys, json\nfrom sharpscope.cli.main import main\n"
+        "print(json.dumps([main(argv.split()) for argv in json.loads(sys.argv[1])]))\n"
+        "print(json.dumps([name for name in ('torch', 'numpy', 'pandas', 'torchvision') if name in sys.modules]))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(list(told))], capture_output=True, text=True, check=True
+    )
+    assert [json.loads(line) for line in ran.stdout.splitlines()] == [[2] * len(told), []]
+    messages = [m for m in ran.stderr.split("sharpscope: error: ") if m]
+    for words, message in zip(told.values(), messages, strict=True):
+        assert words in message

@@ -206,6 +206,14 @@ def test_convert_in_another_codes_names_and_with_a_head_of_its_own(folder):
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
+def test_evaluate_says_that_a_metric_has_no_meaning_for_the_sets(folder):
+    argv = ("evaluate", "mini:zeroshot", "--datasets", "mini:photo", "--model", "mini", "--limit", "8", "--metrics")
+    told = said(*argv, "top1", "worst_group")
+    assert told.code == 0 and "top1" in told.out and "worst_group" not in told.out
+    assert told.err == "sharpscope: note: --metrics: worst_group has no meaning for any of these sets.\n"
+    assert said(*argv, "top1", "nll").err == ""
+
+
 def test_evaluate_takes_the_old_word_for_data_sets(folder):
     argv = ("mini:zeroshot", "--model", "mini", "--limit", "16", "--metrics", "nll", "--csv")
     new, old = said("evaluate", *argv, "--datasets", "mini:photo"), said("evaluate", *argv, "--data", "mini:photo")

@@ -28,14 +28,14 @@ def test_a_notebooks_values_become_the_declared_types():
     config = StudyConfig(
         alphas=np.linspace(0, 1, 3),
         seed=np.int64(3),
-        rtol=1,
+        memory=1,
         pairs=[PAIR],
         ood=["mini:sketch"],
         extrapolate=np.bool_(True),
     )
     assert config.alphas == (0.0, 0.5, 1.0)
     assert [type(a) for a in config.alphas] == [float] * 3
-    assert (config.seed, type(config.seed), config.rtol, type(config.rtol)) == (3, int, 1.0, float)
+    assert (config.seed, type(config.seed), config.memory, type(config.memory)) == (3, int, 1.0, float)
     assert config.pairs == (PairConfig(**PAIR),)
     assert config.ood == ("mini:sketch",)
     assert config.extrapolate is True
@@ -68,6 +68,8 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"seed": None}, "seed: needs a whole number, got nothing"),
         ({"rtol": "0.1"}, "rtol: needs a number, got '0.1'"),
         ({"rtol": 0}, "rtol: needs a positive number"),
+        ({"density_alphas": [0.5]}, "density_alphas: says where density_layers are looked at, and no layer is named"),
+        ({"pairs": [{**PAIR, "name": "(pairs)"}]}, "pairs[0].name: '(pairs)' is a word of the tables' own"),
         ({"rtol": float("inf")}, "rtol: needs a positive number"),
         ({"memory": -1}, "memory: needs a positive number"),
         ({"threads": -1}, "threads: needs a whole number of at least 0"),
@@ -108,6 +110,42 @@ def test_what_studies_cannot_compute_in_is_refused_with_the_reason():
     with pytest.raises(ConfigError, match="only finetune takes fp16; second derivatives .*\\nRemedy: bf16"):
         StudyConfig(precision="fp16")
     assert StudyConfig(precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rtol": 5}, "rtol: 5 .* a fraction below 1.\nRemedy: --rtol 0.05 for 5 %"),
+        ({"rtol": 1.0}, "rtol: 1 .* a fraction below 1"),
+        (
+            {"pairs": [{**PAIR, "name": "vit/b32"}]},
+            r"pairs\[0\].name: 'vit/b32' .*\nRemedy: .* e.g. vit-b32.",
+        ),
+        ({"pairs": [{**PAIR, "name": "a\nb"}]}, r"'a\\nb' has a slash or a control character"),
+    ],
+)
+def test_what_makes_numbers_or_units_meaningless_is_refused_with_the_remedy(values, words):
+    with pytest.raises(ConfigError, match=words):
+        StudyConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pairs": ()}, "pairs: nothing to analyse"),
+        ({"id": (), "ood": ()}, "id, ood: give at least one test set"),
+        ({"ood": ("mini:photo",)}, "ood: 'mini:photo' is among id too"),
+        (
+            {"measures": ("lambda_max",)},
+            "straggler_criterion: 'share:hessian_trace' needs hessian_trace among",
+        ),
+    ],
+)
+def test_a_study_that_lacks_something_is_told_so_and_a_whole_one_is_not(changes, words):
+    whole = StudyConfig(pairs=[PAIR], id=["mini:photo"], ood=["mini:sketch"])
+    whole.check_complete()
+    with pytest.raises(ConfigError, match=words):
+        dataclasses.replace(whole, **changes).check_complete()
 
 
 def test_hostile_text_is_escaped():

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.doubts import Doubt
 from sharpscope.findings.prediction import REFERENCE
 from sharpscope.findings.repair import CONTRASTS, Repairs
 from sharpscope.findings.verdicts import verdicts_table
@@ -28,7 +29,8 @@ def correlations(*rows: dict) -> pd.DataFrame:
 
 
 def flags(pair: str, *present: str) -> pd.DataFrame:
-    rows = [{"pair": pair, "flag": f, "dataset": "ood_mean", "present": f in present} for f in ("F1", "F2", "F4")]
+    same = {"pair": pair, "dataset": "ood_mean", "estimate": 0.0, "ci_low": -0.1, "ci_high": 0.1}
+    rows = [same | {"flag": f, "present": f in present} for f in ("F1", "F2", "F4")]
     return pd.DataFrame(rows, columns=list(COLUMNS["failure"]))
 
 
@@ -140,6 +142,35 @@ def test_a_repair_is_judged_where_there_is_a_failure(two, present: tuple, number
     row = got.loc[CLAIMS["repair"]]
     assert (row["verdict"], row["pair"]) == (verdict, "bad")
     assert (", ".join(present) if present else "nothing to repair") in row["evidence"]
+
+
+@pytest.mark.parametrize(
+    ("unknown", "words"),
+    [(("F1", "F2", "F4"), "flags are undefined or have no interval"), (("F2",), "F1, F4 are absent, F2 undefined")],
+)
+def test_flags_that_are_undefined_are_never_called_absent(two, unknown: tuple, words: str) -> None:
+    failure = flags("bad")
+    failure.loc[failure["flag"].isin(unknown), ["ci_low", "ci_high"]] = np.nan
+    row = judge(two(), failure=failure, repairs=[repairs("bad", 0.05, 0.01, 0.08)]).loc[CLAIMS["repair"]]
+    assert row["verdict"] == CANNOT and words in row["evidence"] and "No failure flag" not in row["evidence"]
+
+
+def test_where_numbers_are_meaningless_no_verdict_is_given(two) -> None:
+    rows = [correlation(name, 0.8, 0.4, 0.95, 0.001) for name in ("(all)", "(stragglers)")]
+    given = {
+        "failure": flags("bad", "F1"), "references": references(1.0), "reference_source": "shipped",
+        "repairs": [repairs("good", 0.05, 0.01, 0.08), repairs("bad", 0.05, 0.01, 0.08)],
+    }  # fmt: skip
+    sound = judge(two(), correlations(*rows), **given)
+    assert set(sound["verdict"]) == {HOLDS, DOES_NOT_HOLD, CANNOT}
+    of_pair = judge(two(), correlations(*rows), **given, doubts=[Doubt("bad", "the ends look swapped", "")])
+    doubted = of_pair[of_pair["pair"].isin(["(pairs)", "bad"])]
+    assert len(doubted) == 4 and (doubted["verdict"] == CANNOT).all() and doubted["estimate"].isna().all()
+    assert doubted["evidence"].str.startswith("No verdict is given: ").all()
+    assert "pair bad the ends look swapped" in doubted.loc[CLAIMS["question"], "evidence"]
+    assert of_pair[of_pair["pair"] == "good"].equals(sound[sound["pair"] == "good"])
+    of_all = judge(two(), correlations(*rows), **given, doubts=[Doubt("(pairs)", "the path has no ends", "")])
+    assert of_all["evidence"].eq("No verdict is given: the path has no ends.").all()
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])

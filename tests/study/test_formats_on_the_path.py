@@ -230,11 +230,12 @@ def test_run_between_systems(
 ) -> None:
     zeroshot, finetuned, flags = RUNS[name](world)
     sys.modules.pop("src_models_modeling", None)
-    image_folder(dict.fromkeys(NAMES, 6), name="val")
+    for folder in ("train", "val"):
+        image_folder(dict.fromkeys(NAMES, 6), name=folder)
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     arguments = [
         "run", "--zeroshot", zeroshot, "--finetuned", *finetuned.values(), "--name", *finetuned, *flags,
-        "--model", str(tiny_paths["quickgelu"]), "--data-root", str(tmp_path), "--probe", "folder:val",
+        "--model", str(tiny_paths["quickgelu"]), "--data-root", str(tmp_path), "--probe", "folder:train",
         "--id", "folder:val", "--classnames", str(tmp_path / "names.txt"), "--alphas", "0", "0.5", "1",
         "--granularity", "block", "--probe-size", "4", "--batch-size", "8", "--measures", "hessian_trace",
         "--max-matvecs", "2", "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5",

@@ -94,10 +94,10 @@ def test_a_vit_b_32_of_real_size_runs_on_a_small_machine(image_folder: MakeFolde
     model = ClipModel.load("ViT-B-32")
     files = save_pair(tmp_path, model.init(0), lambda n: n.startswith("visual."), step=0.001)
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n", encoding="utf-8")
-    data = image_folder({"cat": 2, "dog": 2, "owl": 2}, name="images", size=64)
+    train, val = (image_folder({"cat": 2, "dog": 2, "owl": 2}, name=name, size=64) for name in ("train", "val"))
     arguments = [
-        "run", *files, "--model", "ViT-B-32", "--head", "zeroshot", "--probe", f"folder:{data}",
-        "--id", f"folder:{data}", "--classnames", str(tmp_path / "names.txt"), "--alphas", "1",
+        "run", *files, "--model", "ViT-B-32", "--head", "zeroshot", "--probe", f"folder:{train}",
+        "--id", f"folder:{val}", "--classnames", str(tmp_path / "names.txt"), "--alphas", "1",
         "--granularity", "block", "--probe-size", "2", "--batch-size", "2",
         "--measures", "hessian_trace", "lambda_max", "lambda_min", "--rtol", "0.5", "--max-matvecs", "2",
         "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5", "--selects", "random",

@@ -125,7 +125,7 @@ def test_report_and_plan_tell_of_it(finished: study.Run, capsys: pytest.CaptureF
     assert re.search(r"further paths +3 units", plan(config("lines"))) and "further" not in plan(config())
     words = ["plan", "--zeroshot", "mini:zeroshot", "--finetuned", "mini:success", "--model", "mini"]
     words += ["--id", "mini:photo", "--probe-size", "8", "--batch-size", "8", "--eval-limit", "8", "--granularity"]
-    words += ["block", "--measures", "ggn_trace", "--alphas", "0", "1", "--paths", "linear", "lines"]
+    words += ["block", "--measures", "hessian_trace", "--alphas", "0", "1", "--paths", "linear", "lines"]
     assert main(words) == 0
     assert re.search(r"further paths +2 units", capsys.readouterr().out)
 
