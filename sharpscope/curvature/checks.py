@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -75,9 +76,9 @@ def check_derivatives(
         if wrong:
             raise NumericalError(
                 f"loss: {wrong} of {listing(own, 3)} ({kind}), by a difference of two evaluations.\n"
-                "A backward that detaches, frozen weights that the loss reads without gradients, or reentrant "
-                "checkpointing does that:\nuse_reentrant=False, a backward that torch can differentiate, or "
-                "trainable_only=True."
+                "A custom backward that detaches what it saved, or reentrant checkpointing, does that: no number of "
+                "this loss can be trusted.\nWrite the backward with operations that torch differentiates, or use "
+                "use_reentrant=False."
             )
 
 
@@ -138,7 +139,7 @@ def _disagreement(
     return ""
 
 
-_DETACHING = (torch.detach, torch.Tensor.detach, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.data.__get__)
+_DETACHING = (torch.detach, torch.Tensor.detach, torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.data.__get__)  # type: ignore[attr-defined]
 
 
 class _Constants(TorchFunctionMode):
@@ -187,9 +188,19 @@ def _varies(value: Any) -> bool:
 
 
 def _in_function(frame: FrameType | None) -> bool:
-    code = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+    """Whether a call comes from the forward of an autograd.Function, whose apply leaves no frame of its own."""
+    forwards = {id(code) for code in _forwards(torch.autograd.Function)}
     while frame is not None:
-        if frame.f_code is code:
+        if id(frame.f_code) in forwards:
             return True
         frame = frame.f_back
     return False
+
+
+def _forwards(function: type) -> Iterator[CodeType]:
+    code = getattr(inspect.unwrap(function.forward), "__code__", None)  # type: ignore[attr-defined]
+    if code is not None:
+        yield code
+    derived: type
+    for derived in function.__subclasses__():
+        yield from _forwards(derived)

@@ -323,7 +323,7 @@ def _second(
         raise NoSecondDerivative(f"{layer}: torch has no second derivative here: {reason}") from error
 
 
-class NoSecondDerivative(NumericalError):
+class NoSecondDerivative(NumericalError):  # noqa: N818 - what is missing
     """A layer whose gradient cannot be differentiated again; other layers may still have one."""
 
 

@@ -163,7 +163,7 @@ def sole_readings(out: Tensor, taps: Sequence[Tap], params: Mapping[str, Tensor]
             if following not in seen:
                 seen.add(following)
                 todo.append(following)
-    leaves = {id(node.variable): node for node in seen if hasattr(node, "variable")}
+    leaves = {id(node.variable): node for node in seen if node is not None and hasattr(node, "variable")}
     passed = set()
     for tap in taps:
         for name in tap.names:
