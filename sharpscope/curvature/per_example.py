@@ -189,9 +189,8 @@ def stands_alone(
     powers[0], powers[-1] = -1, 1  # two examples never draw the same
     cotangents = [draw(t) for t in outputs]
     plain = _derivatives(outputs, places, cotangents)
-    for c in cotangents:
-        c.mul_(_by_row(powers, c))
-    scaled = _derivatives(outputs, places, cotangents)
+    # Not in place: the derivative at a place that is an output is the cotangent itself.
+    scaled = _derivatives(outputs, places, [c * _by_row(powers, c) for c in cotangents])
     alone = []
     for p, q in zip(plain, scaled, strict=True):
         gap = torch.linalg.vector_norm(q / _by_row(powers, q) - p)
