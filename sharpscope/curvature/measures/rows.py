@@ -42,7 +42,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """Rows for the sharpness table (without pair, alpha and granularity) and what the next alpha starts from."""
+    """Rows for the sharpness table (without pair, alpha and granularity), and Ritz pairs for the next alpha.
+
+    ``warm``: Ritz pairs by layer, from which the next alpha starts. ``facts``: how the gradient graphs were laid out in
+    memory.
+    """
 
     rows: list[dict[str, Any]]
     warm: dict[str, RitzSpace] = field(default_factory=dict, repr=False)
@@ -60,14 +64,14 @@ class Point:
     """The whole model, ``(all)``, first, then the layers in forward order."""
     settings: MeasureSettings
     seed: Callable[..., int]
-    """The seed of whatever is named by the arguments: this point's own."""
+    """A function from the name of a purpose (and a layer) to a seed, which differs from those of other points."""
     warm: Mapping[str, RitzSpace]
     """Ritz pairs of the layers at a neighbouring point."""
     progress: Callable[[str], None]
 
     @cached_property
     def rough(self) -> Objective:
-        """The loss in the precision that products with the Hessian are asked for."""
+        """The loss in the arithmetic that ``settings.precision`` asks for in Hessian-vector products."""
         return in_precision(self.objective, self.settings.precision, self.theta)
 
     @cached_property
@@ -77,7 +81,7 @@ class Point:
 
 
 class MeasureTable:
-    """Collects rows; adds what every row has, and the layer's share of the whole once all are there."""
+    """Collects rows and fills in the columns that all rows have, including each layer's share of the whole."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = {x.name: x for x in layers}
@@ -97,7 +101,8 @@ class MeasureTable:
             "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
             "converged": bool(converged and finite), "num_matvecs": 0, "seed": seed,
             "status": "failed" if not finite else "ok" if converged else "not_converged",
-            "per_param": per_param, "share": math.nan, "rho": math.nan, "note": "" if finite else "not finite",
+            "per_param": per_param, "share": math.nan, "rho": math.nan,
+            "note": "" if finite else "the estimate is not finite",
         }  # fmt: skip
         self._rows[layer, measure] = row | more
 
@@ -107,7 +112,7 @@ class MeasureTable:
                 self.add(layer, measure, math.nan, seed=0, converged=False, note=reason)
 
     def check(self, measures: Iterable[str]) -> None:
-        """Raise NumericalError unless there is a row for every layer and measure: no family leaves a silent gap."""
+        """Raise NumericalError unless there is a row for every layer and measure; no row may be missing silently."""
         for measure in measures:
             lost = [layer for layer in self.layers if (layer, measure) not in self._rows]
             if lost:
@@ -125,7 +130,7 @@ class MeasureTable:
 
 
 def trace_row(table: MeasureTable, layer: str, measure: str, result: TraceEstimate, seed: int, note: str = "") -> None:
-    """Add the row of a trace; ``note`` is said of a finite one."""
+    """Add the row of a trace; ``note`` is used only where the estimate is finite."""
     said = {"note": note} if note and math.isfinite(result.estimate) else {}
     table.add(
         layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
