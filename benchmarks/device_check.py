@@ -566,7 +566,7 @@ def part_products(out, options):
                 "loss": abs(engine.loss - loss) / abs(loss),
                 "same_bits_twice": bool(torch.equal(again, twice)),
                 "asymmetry": asymmetry,
-                "tapped": len(engine.by_example),
+                "tapped": len(engine.by_example(0)),
                 "analytic": engine.analytic,
                 "plan": str(engine.plan),
             }
@@ -703,7 +703,7 @@ def part_products(out, options):
                     return {
                         **worst(found[1], found[0]),
                         "float32": single,
-                        "tapped": len(engine.by_example),
+                        "tapped": len(engine.by_example(0)),
                         "parameters": len(names),
                     }
 

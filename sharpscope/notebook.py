@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import inspect
+import math
+import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
 from sharpscope.config.fields import checked_fields
+from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.checks import STEPS, check_derivatives
 from sharpscope.curvature.eigen import RitzSpace
+from sharpscope.curvature.measures.density import measure_density
 from sharpscope.curvature.measures.registry import measure_layers
-from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
-from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.layers import split_layers
+from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
+from sharpscope.layers import Layer, split_layers
 from sharpscope.tables.rows import stacked
-from sharpscope.vocabulary import Precision, TraceMethod
+from sharpscope.vocabulary import ALL, Precision, TraceMethod
 
 __all__ = ["MeasureOptions", "layer_curvature", "layer_sharpness"]
 
@@ -93,20 +102,69 @@ def _settings(options: Mapping[str, Any]) -> MeasureSettings:
 
 
 class _ModuleObjective:
-    """A loss of a live module as an ``Objective``, that is, as a function of named tensors."""
+    """A loss of a live module as an ``Objective``, that is, as a function of named tensors.
 
-    def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Any], batches: Sequence[Any]) -> None:
+    Every call gets buffers of its own, as they were at first: what a forward pass writes into them is forgotten.
+    ``counts``: what each batch counts in the mean, by default its examples.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module, Any], Any],
+        batches: Sequence[Any],
+        counts: Sequence[float] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._given = (module, loss, batches, counts)
+        self.counted = counts is not None
+        self._dtype = dtype
         self._wrapped = _Called(module, loss)
-        self._batches = batches
+        self._batches = batches if dtype is None else [_cast(b, dtype) for b in batches]
+        prefix, inner = _unwrapped(module)
+        self._prefix = f"module.{prefix}"
+        self._buffers = {f"{self._prefix}{n}": _cast(b, dtype) for n, b in inner.named_buffers()}
         self.batch_sizes = [_batch_size(b) for b in batches]
-        self.weights = [n / sum(self.batch_sizes) for n in self.batch_sizes]
+        counts = self.batch_sizes if counts is None else counts
+        self.weights = [n / sum(counts) for n in counts]
+
+    def double(self) -> _ModuleObjective:
+        """The same in float64: batches and buffers too."""
+        return _ModuleObjective(*self._given, dtype=torch.float64)
+
+    def batch(self, i: int) -> Any:
+        return self._batches[i]
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        return self._call(self._wrapped, i, theta)
+        return self.loss_of(self._batches[i], theta)
 
-    def _call(self, wrapped: nn.Module, i: int, theta: Mapping[str, Tensor]) -> Any:
-        named = {f"module.{n}": t for n, t in theta.items()}
-        return torch.func.functional_call(wrapped, named, (self._batches[i],))
+    def loss_of(self, batch: Any, theta: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch that need not be one of the objective's own."""
+        if torch.is_grad_enabled():
+            return self._scalar(self._call(self._wrapped, batch, theta))
+        try:
+            return self._scalar(self._call(self._wrapped, batch, theta))
+        except RuntimeError:  # a loss with a gradient inside
+            open_ = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in theta.items()}
+            with torch.enable_grad():
+                return self._scalar(self._call(self._wrapped, batch, open_)).detach()
+
+    @staticmethod
+    def _scalar(value: Any) -> Tensor:
+        if not isinstance(value, Tensor):
+            hint = " float() and .item() cut it off from the weights." if isinstance(value, (float, int)) else ""
+            raise ConfigError(
+                f"loss: loss(module, batch) must return one tensor, the mean loss, and returned {type(value).__name__}."
+                f"{hint or ' Return its item or attribute that is the loss.'}"
+            )
+        if value.ndim != 0:
+            raise ConfigError(f"loss: must be a scalar, got shape {tuple(value.shape)}.")
+        return value
+
+    def _call(self, wrapped: nn.Module, batch: Any, theta: Mapping[str, Tensor]) -> Any:
+        named = {f"{self._prefix}{n}": t for n, t in theta.items()}
+        buffers = {n: b.clone() for n, b in self._buffers.items()}
+        return torch.func.functional_call(wrapped, {**buffers, **named}, (batch,))
 
     def suffix(self, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
         """The loss for perturbations of the parameters ``names``; the modules before them run only once per batch."""
@@ -122,22 +180,27 @@ class _ModuleClassification(_ModuleObjective):
         loss: Callable[[nn.Module, Any], Any],
         batches: Sequence[Any],
         logits: Callable[[nn.Module, Any], tuple[Tensor, Tensor]],
+        counts: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(module, loss, batches)
+        super().__init__(module, loss, batches, counts)
         self._outputs = _Called(module, logits)
 
     def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        out: Tensor = self._call(self._outputs, i, theta)[0]
+        out: Tensor = self._call(self._outputs, self._batches[i], theta)[0]
         return out
 
     def batch_labels(self, i: int) -> Tensor:
         with torch.no_grad():
-            out: Tensor = self._outputs(self._batches[i])[1]
+            out: Tensor = self._call(self._outputs, self._batches[i], {})[1]
         return out
 
 
 class _Suffix:
-    """The loss of a module of which only some parameters change (see ``clip.prefix``)."""
+    """The loss of a module of which only some parameters change (see ``clip.prefix``).
+
+    The prefix is used for a batch only if the first changed weights have the same loss with it as without, bit for bit:
+    a module that keeps something on itself (a recurrent state, a cache) is called from the start every time.
+    """
 
     def __init__(
         self, objective: _ModuleObjective, prefix: Prefix, changed: Sequence[Tensor], theta: Mapping[str, Tensor]
@@ -145,13 +208,24 @@ class _Suffix:
         self.objective, self.weights = objective, objective.weights
         self._prefix, self._changed, self._theta = prefix, changed, theta
         self._batch: int | None = None
+        self._pure: bool | None = None
+        """Whether the prefix gives the same loss in this batch; None before the first comparison."""
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         if self._batch != i:
             with self._prefix.recording(self._changed):
                 self.objective.batch_loss(i, self._theta)
-            self._batch = i
-        with self._prefix.replaying():
+            self._batch, self._pure = i, None if len(self._prefix) else False
+        if self._pure is None:
+            try:
+                with self._prefix.replaying():
+                    again = self.objective.batch_loss(i, theta).detach()
+            except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError):
+                again = None  # something that a replaced call would have left behind is not there
+            full = self.objective.batch_loss(i, theta)
+            self._pure = again is not None and torch.equal(again, full.detach())
+            return full
+        with self._prefix.replaying() if self._pure else contextlib.nullcontext():
             return self.objective.batch_loss(i, theta)
 
 
@@ -173,7 +247,270 @@ def _batch_size(batch: Any) -> int:
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     if not isinstance(first, Tensor) or first.ndim == 0:
         raise ConfigError("batches: the first item of a batch must be a tensor with one row per example.")
+    if len(first) == 0:
+        raise ConfigError("batches: a batch has no examples: its first tensor has no rows.")
     return len(first)
+
+
+# ------------------------------------------------------------------ what people bring
+def _unwrapped(module: nn.Module) -> tuple[str, nn.Module]:
+    """(what the names of all parameters begin with, the module inside): DataParallel and the like are no layer."""
+    prefix = ""
+    while True:
+        name = "_orig_mod" if type(module).__name__ == "OptimizedModule" else "module"
+        wrapped = name == "_orig_mod" or isinstance(
+            module, (nn.DataParallel, nn.parallel.DistributedDataParallel, torch.optim.swa_utils.AveragedModel)
+        )
+        if not wrapped:
+            return prefix, module
+        prefix, module = f"{prefix}{name}.", getattr(module, name)
+
+
+@contextlib.contextmanager
+def _borrowed(module: nn.Module) -> Iterator[None]:
+    """Around measuring: eval mode, gradients, no compiled graphs, dense embeddings; all handed back as it came.
+
+    Random states are the caller's own again afterwards, and a caller's no_grad or inference_mode does not reach inside.
+    """
+    modes = {m: m.training for m in module.modules()}
+    sparse = [m for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.sparse]
+    spread = {m: m.device_ids for m in module.modules() if isinstance(m, nn.DataParallel)}
+    buffers = {b: b.detach().clone() for b in module.buffers()}
+    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
+    try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(_without_checkpointing())
+            if "torch._dynamo" in sys.modules:  # something may be compiled, and a compiled backward has no second one
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for m in module.modules():
+                if isinstance(m, nn.parallel.DistributedDataParallel):
+                    stack.enter_context(m.no_sync())
+            module.eval()
+            for e in sparse:
+                e.sparse = False
+            for m, ids in spread.items():
+                m.device_ids = ids[:1]
+            yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+        for e in sparse:
+            e.sparse = True
+        for m, ids in spread.items():
+            m.device_ids = ids
+        with torch.no_grad():
+            for b, value in buffers.items():
+                if not torch.equal(b, value):
+                    b.copy_(value)
+
+
+@contextlib.contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Gradient checkpointing switched off: what it forgets is computed again with the module's own weights, not with
+    those of the point that is looked at, and its reentrant kind has no gradient that could be differentiated.
+
+    The names are torch's own and not public; where a version lacks them, the check of the derivatives notices.
+    """
+    plain = {
+        "CheckpointFunction": SimpleNamespace(apply=lambda function, preserve, *args: function(*args)),
+        "_checkpoint_hook": lambda frame: contextlib.nullcontext(),
+    }
+    room = torch.utils.checkpoint
+    before = {name: getattr(room, name) for name in plain if hasattr(room, name)}
+    try:
+        for name in before:
+            setattr(room, name, plain[name])
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(room, name, value)
+
+
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    """The same with its floating tensors in ``dtype``; a kind of container that is not known stays as it is."""
+    return _mapped(value, lambda t: t.to(dtype) if dtype is not None and t.is_floating_point() else t)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_mapped(x, change) for x in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_mapped(x, change) for x in value)
+    if isinstance(value, Mapping):
+        return type(value)({k: _mapped(x, change) for k, x in value.items()})  # type: ignore[call-arg]
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _collected(batches: Iterable[Any]) -> list[Any]:
+    """All batches; those of a loader that may fill the same memory again are copied as they come."""
+    if isinstance(batches, (list, tuple)):
+        parts = list(batches)
+        seen: dict[tuple[int, ...], int] = {}
+        for i, batch in enumerate(parts):
+            where = tuple(t.data_ptr() for t in _tensors(batch) if t.layout is torch.strided and t.numel())
+            if where and seen.setdefault(where, i) != i:
+                raise ConfigError(
+                    f"batches: {seen[where]} and {i} are the same tensors, as a loader leaves them that reuses its "
+                    "memory.\nPass the loader itself, or a list of batches that were cloned one by one."
+                )
+    else:
+        parts = [copy.deepcopy(b) for b in batches]
+    if not parts:
+        raise ConfigError("batches: there are none. A generator that has been used up gives no batches a second time.")
+    return [_mapped(b, lambda t: t.clone() if t.is_inference() else t) for b in parts]
+
+
+def _parameters(module: nn.Module, trainable_only: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """(all parameters by their names in the module inside, those whose curvature is taken)."""
+    named = dict(_unwrapped(module)[1].named_parameters())
+    for name, p in named.items():
+        if torch.nn.parameter.is_lazy(p):
+            raise ConfigError(
+                f"module: parameter '{shown(name)}' has no shape yet (a lazy layer).\nCall the module once."
+            )
+    moving = [n for n, p in named.items() if p.numel() and (p.requires_grad or not trainable_only)]
+    for name in moving:
+        if named[name].is_complex():
+            raise ConfigError(
+                f"module: parameter '{shown(name)}' is complex ({named[name].dtype}), which has no Hessian of real "
+                "numbers.\nUse a real parameter and torch.view_as_complex, or freeze it and pass trainable_only=True."
+            )
+    moving = [n for n in moving if named[n].is_floating_point()]
+    if not moving:
+        raise ConfigError(
+            "module: it has no parameter to take the curvature of (trainable_only leaves frozen ones out)."
+        )
+    kinds = sorted({str(named[n].dtype).removeprefix("torch.") for n in moving})
+    if kinds not in (["float32"], ["float64"]):
+        raise ConfigError(
+            f"module: its parameters are of dtype {', '.join(kinds)}; second derivatives need float32 or float64, one "
+            "of them.\nMeasure module.float(); precision='bf16' then computes the products in bfloat16."
+        )
+    theta = {n: p.detach().clone() if p.is_inference() else p.detach() for n, p in named.items()}
+    return theta, moving
+
+
+def _kinds(module: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+    """Parameter names by the type of the module that owns them."""
+    inner = _unwrapped(module)[1]
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(type(inner.get_submodule(name.rpartition(".")[0])).__name__, []).append(name)
+    return kinds
+
+
+def _check(objective: _ModuleObjective, module: nn.Module, theta: Mapping[str, Tensor], moving: Sequence[str]) -> None:
+    """Before anything is measured: the loss can be called, is deterministic, a mean, and has its own derivatives.
+
+    Raises ConfigError, NonDeterministicProbe or NumericalError.
+    """
+    open_ = {n: t.detach().requires_grad_(n in moving) for n, t in theta.items()}
+    values = []
+    for i in range(len(objective.weights)):
+        try:
+            first, second = (objective.batch_loss(i, open_) for _ in range(2))
+        except (SharpscopeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"loss: loss(module, batch) raised {type(error).__name__} for batch {i}: {shown(error, 200)}\n"
+                "It takes the module and one batch, e.g. lambda module, batch: "
+                "torch.nn.functional.cross_entropy(module(batch[0]), batch[1])."
+            ) from error
+        if not first.requires_grad:
+            raise ConfigError(
+                "loss: it has no gradient: it depends on none of the parameters that are measured, or was computed "
+                "without gradients (no_grad, detach)."
+            )
+        a, b = float(first.detach()), float(second.detach())
+        if abs(a - b) > (1e-5 * abs(a) if first.is_cuda else 0.0):  # sums on a GPU come in any order
+            raise NonDeterministicProbe(
+                f"two losses of the same batch differ: {a:.9g} and {b:.9g}.\n"
+                "Dropout, augmentation or another random operation is active: such a loss has no curvature."
+            )
+        values.append(a)
+        del first, second
+    if all(map(math.isfinite, values)):
+        _check_mean(objective, theta, values)
+        with second_order():
+            _check_derivatives(objective, module, theta, moving)
+
+
+def _check_derivatives(
+    objective: _ModuleObjective, module: nn.Module, theta: Mapping[str, Tensor], moving: Sequence[str]
+) -> None:
+    """In float64 where the module can be run in it, else with steps that float32 shows."""
+    kinds = _kinds(module, moving)
+    try:
+        double = {n: _cast(t, torch.float64) for n, t in theta.items()}
+        check_derivatives(objective.double(), double, kinds, steps=STEPS)
+    except (RuntimeError, TypeError, ValueError):  # a module that insists on its dtype
+        check_derivatives(objective, theta, kinds, steps=STEPS[1:])
+
+
+def _check_mean(objective: _ModuleObjective, theta: Mapping[str, Tensor], values: Sequence[float]) -> None:
+    """Raise ConfigError for several batches whose losses are no means over their rows, but something that adds up.
+
+    A batch is cut in two, L_1 and L_2: for a mean over rows n L = n_1 L_1 + n_2 L_2. For a sum (and what does not
+    depend on the batch) L(abc) - L(ab) - L(bc) + L(b) = 0. A mean over something else, as tokens, has
+    (L - L_2) / (L_1 - L_2) = the share of the first part, between 0 and 1 and the same for other weights. Where
+    none of this holds the examples see each other, and the batch is the unit.
+    """
+    if len(values) == 1 or objective.counted:
+        return
+    generator = torch.Generator().manual_seed(0)
+    other = {n: t + 0.5 * _noise(t, generator) if t.is_floating_point() else t for n, t in theta.items()}
+    for i, (n, whole) in enumerate(zip(objective.batch_sizes, values, strict=True)):
+
+        def part(start: int, stop: int, at: Mapping[str, Tensor] = theta, i: int = i, n: int = n) -> float:
+            cut = _mapped(objective.batch(i), lambda t: t[start:stop] if t.ndim and len(t) == n else t)
+            with torch.no_grad():
+                return float(objective.loss_of(cut, at))
+
+        if n < 2:
+            continue
+        half = n // 2
+        try:
+            one, two = part(0, half), part(half, n)
+            size = max(abs(whole), abs(one), abs(two))
+            if abs(n * whole - half * one - (n - half) * two) <= 1e-4 * n * size:
+                continue
+            a, b = (n + 2) // 3, n - (n + 2) // 3
+            left, right, middle = part(0, b), part(a, n), part(a, b) if b > a else 0.0
+            summed = abs(whole - left - right + middle) <= 1e-4 * size
+            share = (whole - two) / (one - two) if one != two else math.nan
+            one, two = part(0, half, other), part(half, n, other)
+            again = (part(0, n, other) - two) / (one - two) if one != two else math.nan
+        except (SharpscopeError, RuntimeError, TypeError, ValueError, IndexError):
+            continue  # a batch that cannot be cut says nothing
+        if summed:
+            raise ConfigError(
+                f"loss: of batch {i} it is the sum over the examples, not the mean: over several batches it has no "
+                'weights.\nUse reduction="mean", or divide by the examples.'
+            )
+        if 0 < share < 1 and abs(share - again) < min(0.005, 0.05 * abs(share - half / n)):
+            raise ConfigError(
+                f"loss: of batch {i} it is no mean over the {n} examples (its first half counts {share:.1%}): a mean "
+                "over tokens, or of weighted examples.\nPass examples=, a function of a batch that gives what it "
+                'counts in the mean of all, e.g. examples=lambda batch: (batch["labels"] != -100).sum().'
+            )
+
+
+def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) * t.abs()
 
 
 @_takes_options
@@ -185,6 +522,10 @@ def layer_curvature(
     granularity: str = "module",
     measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
     logits: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] | None = None,
+    examples: Callable[[Any], float] | None = None,
+    trainable_only: bool = False,
+    density: Sequence[str] = (),
+    details: dict[str, Any] | None = None,
     **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
     """Layer-wise curvature of any loss of any module: one row per layer and measure, with error bars.
@@ -201,7 +542,9 @@ def layer_curvature(
     ['hessian_trace', 'lambda_max', 'lambda_min']
 
     Args:
-        module: the module, which is measured in eval mode; its weights, gradients and mode are left unchanged.
+        module: the module, which is measured in eval mode; its weights, buffers, gradients, modes and the random states
+            are left unchanged. A wrapper (DataParallel, torch.compile) is not part of the layers' names, and compiled
+            code runs uncompiled.
         loss: ``loss(module, batch)`` returns the mean loss of the batch, a scalar that can be differentiated twice.
         batches: e.g. a DataLoader. A batch is a tensor, or a tuple or dictionary of tensors, on the module's device;
             its first tensor has one row per example.
@@ -209,35 +552,75 @@ def layer_curvature(
         measures: names of ``sharpscope.vocabulary.MEASURES``.
         logits: ``logits(module, batch)`` returns (logits [n, C], labels [n]), for a loss that is their cross-entropy.
             ``ggn_trace``, ``fisher_trace`` and ``trace_method="controlled"`` need it.
+        examples: ``examples(batch)`` gives what a batch counts in the mean of all; by default its rows. Needed where
+            the loss of a batch is a mean over something else, as the tokens that are no padding.
+        trainable_only: leave parameters with ``requires_grad=False`` out of the layers.
+        density: names of layers, ``(all)`` among them, whose spectral density is taken too; it goes into ``details``.
+        details: a dictionary of the caller's that is filled: ``details["density"]`` is the density table, and
+            ``details["eigenvectors"]`` {layer: {measure: {parameter: tensor}}} with the unit eigenvectors of the
+            eigenvalues ``lambda_max`` and ``lambda_min`` that were measured.
+
+    Before anything is measured two losses of every batch are compared, and the gradient and one product of every kind
+    of layer with differences of evaluations of the first batch.
 
     Returns:
         The columns of the sharpness table without pair and alpha: layer, measure, estimate, stderr (traces) or residual
         (eigenvalues), converged, num_matvecs, status ... The layer ``(all)`` is the whole module.
 
     Raises:
-        ConfigError: an unknown measure, granularity or option, an option of the wrong type, a loss that is not a
-            scalar, or a batch that does not start with a tensor.
+        ConfigError: an unknown measure, granularity, layer or option, an option of the wrong type; a loss that is no
+            scalar, cannot be called or has no gradient, or that is a sum over batches; no batches, batches that share
+            their memory or do not start with a tensor; complex, lazy or half-precision parameters.
+        NonDeterministicProbe: two losses of a batch differ.
+        NumericalError: autograd's derivatives of the loss are not the loss's own.
     """
     settings = _settings(options)
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        parts = list(batches)
+    if density and details is None:
+        raise ConfigError("density: pass details=, a dictionary that the density table is put into.")
+    parameters, moving = _parameters(module, trainable_only)
+    with _borrowed(module):
+        theta = {n: t.clone() if t.is_inference() else t for n, t in parameters.items()}
+        layers = split_layers({n: theta[n].shape for n in moving}, granularity)
+        chosen = [x.name for x in layers if x.name in density]
+        for name in density:
+            if name not in (ALL, *chosen):
+                raise ConfigError(
+                    f"density: '{shown(name)}' is no layer.{did_you_mean(name, [x.name for x in layers])}"
+                )
+        parts = _collected(batches)
+        counts = None if examples is None else [float(examples(b)) for b in parts]
         objective = (
-            _ModuleObjective(module, loss, parts)
+            _ModuleObjective(module, loss, parts, counts)
             if logits is None
-            else _ModuleClassification(module, loss, parts, logits)
+            else _ModuleClassification(module, loss, parts, logits, counts)
         )
-        theta = {n: p.detach() for n, p in module.named_parameters()}
-        moving = {n: t.shape for n, t in theta.items() if t.is_floating_point()}
-        layers = split_layers(moving, granularity)
+        _check(objective, module, theta, moving)
         result = measure_layers(objective, theta, layers, measures, settings)
-    finally:
-        for m, training in modes.items():
-            m.training = training
+        spectra = measure_density(objective, theta, layers, list(dict.fromkeys(density)), settings) if density else []
     frame = pd.DataFrame(result.rows)
     frame.insert(1, "granularity", granularity)
+    if details is not None:
+        details["eigenvectors"] = _eigenvectors(result, layers, theta)
+        if density:
+            details["density"] = pd.DataFrame(spectra)
     return frame
+
+
+def _eigenvectors(
+    result: MeasureResult, layers: Sequence[Layer], theta: Mapping[str, Tensor]
+) -> dict[str, dict[str, dict[str, Tensor]]]:
+    """{layer: {measure: {parameter: its part of the unit eigenvector}}} of the ends of spectra that were measured."""
+    names = {ALL: [n for x in layers for n in x.params]} | {x.name: list(x.params) for x in layers}
+    ends = {"lambda_min": 0, "lambda_max": 1}
+    out: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for row in result.rows:
+        space, end = result.warm.get(row["layer"]), ends.get(row["measure"])
+        if space is not None and end is not None and row["status"] != "failed":
+            own = names[row["layer"]]
+            parts = space.ends[end].split([theta[n].numel() for n in own])
+            vector = {n: v.view(theta[n].shape) for n, v in zip(own, parts, strict=True)}
+            out.setdefault(row["layer"], {})[row["measure"]] = vector
+    return out
 
 
 @_takes_options

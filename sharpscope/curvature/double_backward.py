@@ -288,7 +288,9 @@ def _sdpa(
         mask = attn_mask
         if mask.ndim > 2:
             mask = mask.expand(*q.shape[:-1], k.shape[-2]).flatten(0, 1)
-    out = _Attention.apply(*(t.flatten(0, 1) for t in (q, k, v)), mask, scale or 1 / math.sqrt(q.shape[-1]))
+    out = _Attention.apply(
+        *(t.flatten(0, 1) for t in (q, k, v)), mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    )
     return out.unflatten(0, q.shape[:2])
 
 
@@ -315,7 +317,7 @@ def _multi_head(
         or query.ndim != 3
         or weight is None
         or bias is None
-        or any(given.get(name) not in (None, False) for name in odd)
+        or any(given.get(name) is not None and given[name] is not False for name in odd)
         or (given.get("training", True) and given.get("dropout_p", 0.0))
         or given.get("need_weights", True)
         or not _precise(query, weight)
@@ -339,6 +341,14 @@ def _precise(*tensors: Tensor) -> bool:
     )
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor | None:
+    """g v / ||v||, of which torch's fused kernel has a wrong second derivative (its Hessian is not symmetric)."""
+    if not _precise(v, g):
+        return None
+    along = tuple(i for i in range(v.ndim) if dim == -1 or i != dim)
+    return v * (g / torch.linalg.vector_norm(v, dim=along, keepdim=True).view(g.shape))
+
+
 _SWAPPED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.gelu: _gelu,
     F.silu: _silu,
@@ -346,6 +356,7 @@ _SWAPPED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.conv2d: _patches,
     F.scaled_dot_product_attention: _sdpa,
     F.multi_head_attention_forward: _multi_head,
+    torch._weight_norm: _weight_norm,
 }
 
 

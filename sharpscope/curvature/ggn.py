@@ -24,7 +24,7 @@ from torch import Tensor
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import watched
 from sharpscope.curvature.operator import Divisible, Objective
-from sharpscope.curvature.per_example import Tap
+from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, TraceEstimate, pooled
 from sharpscope.seeds import derive
 
@@ -318,7 +318,7 @@ class _Squares:
         self.settled = torch.zeros(len(rows), dtype=torch.float64)
         self.count = self.spent = 0
         self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # per batch: own, rest, names of the rest
-        self._alone: frozenset[str] | None = None
+        self._alone: dict[int, frozenset[str]] = {}
         self._tapped = True
         logits, taps, rest = self._forward(0)
         self._tapped = self.own_open = bool(taps)
@@ -396,10 +396,9 @@ class _Squares:
     def _forward(self, i: int) -> tuple[Tensor, list[Tap], list[str]]:
         """The logits of batch i, the taps that separate its examples, and the names of all other parameters."""
         logits, places = self._watched(i)
-        if len(logits) > 1 and self._alone is None:
-            self._alone = _alone(logits, places)
-        # In a batch of one example nothing can mix; that says nothing about larger batches.
-        alone = self._alone if self._alone is not None and len(logits) > 1 else frozenset(self.names)
+        if i not in self._alone:
+            self._alone[i] = _alone(logits, places) if len(logits) > 1 else frozenset(self.names)
+        alone = self._alone[i]
         taps = [tap for tap in places if self._tapped and alone.issuperset(tap.names)]
         tapped = {name for tap in taps for name in tap.names}
         return logits, taps, [name for name in self.names if name not in tapped]
@@ -428,22 +427,15 @@ class _Squares:
 
 
 def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
-    """The parameters with taps at which each example's logits depend only on the example's own row.
+    """The parameters at whose places an example's logits depend on its own row only (``per_example.stands_alone``).
 
-    The check is one backward pass from the logits of one example: its own row of the gradient must not be zero, and all
-    other rows must be exact zeros. Batch norm in training mode, logits that compare examples, and a text tower or
-    tokens in the first dimension all fail it. The answer holds only for the parameters checked (see
-    ``hvp._sees_examples_alone``).
+    Asked in every batch: batch norm in training mode, logits between examples, a text tower or tokens in the first
+    dimension all show. An example that is its batch sees no other.
     """
-    one = len(logits) // 2
     if not places:
         return frozenset()
-    cotangent = torch.zeros_like(logits)
-    cotangent[one] = torch.randn(logits.shape[1:], generator=torch.Generator().manual_seed(0)).to(logits)
-    grads = torch.autograd.grad(logits, [tap.y for tap in places], cotangent, retain_graph=True, allow_unused=True)
-    shown = [
-        tap.names
-        for tap, g in zip(places, grads, strict=True)
-        if g is not None and bool(g[one].any()) and not bool(g[:one].any()) and not bool(g[one + 1 :].any())
-    ]
-    return frozenset(name for names in shown for name in names)
+    generator = torch.Generator().manual_seed(0)
+    alone = stands_alone(
+        [logits], [tap.y for tap in places], lambda t: torch.randn(t.shape, generator=generator).to(t), len(logits)
+    )
+    return frozenset(name for tap, own in zip(places, alone, strict=True) if own for name in tap.names)

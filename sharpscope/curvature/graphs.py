@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative, analytic_kernels
 from sharpscope.curvature.operator import Divisible, Objective
-from sharpscope.curvature.per_example import Tap, Taps
+from sharpscope.curvature.per_example import Tap, Taps, sole_readings
 from sharpscope.errors import ConfigError
 
 __all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]
@@ -74,12 +74,17 @@ def watched(
 ) -> tuple[Tensor, tuple[Tap, ...]]:
     """``function(i, theta)``, and the taps of those ``params`` that enter it linearly, once and nowhere else.
 
-    There are no taps if ``examples``, the number of examples in the batch, is None.
+    The taps that Python calls show are kept only if autograd's graph shows no other reading of their parameters (see
+    ``per_example.sole_readings``). There are no taps if ``examples``, the number of examples in the batch, is None.
     """
     taps = None if examples is None else Taps(params, examples)
     with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
         out = function(i, theta)
-    return out, () if taps is None else tuple(t for t in taps.taps if set(t.names) <= taps.names)
+    if taps is None or not isinstance(out, Tensor):
+        return out, ()
+    places = tuple(t for t in taps.taps if set(t.names) <= taps.names)
+    sole = sole_readings(out, places, params)
+    return out, tuple(t for t in places if sole.issuperset(t.names))
 
 
 def differentiate(

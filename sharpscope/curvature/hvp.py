@@ -21,9 +21,10 @@ from torch import Tensor
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import GradientGraph, MemoryPlan, differentiate, graph_bytes, plan_memory
 from sharpscope.curvature.operator import Objective, Probes, rademacher
-from sharpscope.errors import ConfigError, NumericalError
+from sharpscope.curvature.per_example import stands_alone
+from sharpscope.errors import ConfigError, NumericalError, shown
 
-__all__ = ["BlockSpec", "HessianEngine", "LayerHessian"]
+__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ class HessianEngine:
             layer: BlockSpec(tuple(names), tuple(self.params[n].shape for n in names))
             for layer, names in blocks.items()
         }
+        kinds = sorted({str(t.dtype).removeprefix("torch.") for t in self.params.values()})
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"layers: parameters of several dtypes ({', '.join(kinds)}) have no second derivatives in common.\n"
+                "Measure the module in one: module.float() (precision='bf16' computes products in bfloat16)."
+            )
         first = next(iter(self.params.values()))
         self.dtype, self.device = first.dtype, first.device
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
@@ -106,6 +113,9 @@ class HessianEngine:
         if memory is not None:
             self.objective, self.plan = plan_memory(objective, theta, moving, memory)
         self._graphs: list[GradientGraph | None] = [None] * self.plan.batches
+        self._alone: dict[int, frozenset[str]] = {}
+        self.crossed: frozenset[str] = frozenset()
+        """Parameters at whose places examples were found to see each other: they have shared directions."""
         self._build()
 
     # ------------------------------------------------------------------ graphs
@@ -138,8 +148,6 @@ class HessianEngine:
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
-            if i == 0:
-                self.by_example = graph.tapped if _sees_examples_alone(graph) else frozenset()
             losses.append(graph.loss.detach().double())
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
@@ -199,16 +207,49 @@ class HessianEngine:
                     part = weight * torch.stack([self._product(graph, layer, v) for v in columns[who]], dim=1)
                     sums[who] = sums[who] + part if who in sums else part
                 else:
-                    units.setdefault(who, []).append(weight * self._second_derivatives(graph, layer, request))
+                    alone = self.by_example(i, graph)
+                    units.setdefault(who, []).append(weight * self._second_derivatives(graph, layer, request, alone))
             del graph
         for layer, request in requests.values():
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.cat(parts) for who, parts in units.items()}
 
-    def _second_derivatives(self, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
-        return torch.stack([self._quadratic_forms(graph, layer, probes) for _ in range(probes.count)], dim=1)
+    def by_example(self, i: int, graph: GradientGraph | None = None) -> frozenset[str]:
+        """The parameters that get a direction of each example's own in batch i.
 
-    def _quadratic_forms(self, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
+        Verified in every batch before its first use, by two products for all layers together (``stands_alone``), since
+        another batch may have other examples in it: batch norm in training mode, a contrastive loss, a graph's edges,
+        a text tower or tokens in the first dimension all show. In a batch of one example there is nothing to see; where
+        all batches are such, shared directions are as good and cheaper.
+        """
+        if i not in self._alone:
+            graph = self._graph(i) if graph is None else graph
+            sizes: Sequence[int] = getattr(self.objective, "batch_sizes", ())
+            self._alone[i] = frozenset() if max(sizes, default=1) == 1 else self._verified(graph)
+        return self._alone[i]
+
+    def _verified(self, graph: GradientGraph) -> frozenset[str]:
+        pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
+        if not pairs or len(pairs[0][0].y) == 1:
+            return graph.tapped
+        generator = torch.Generator().manual_seed(0)
+        alone = stands_alone(
+            [g for _, g in pairs], [tap.y for tap, _ in pairs],
+            lambda g: rademacher(tuple(g.shape), generator).to(g), len(pairs[0][0].y),
+        )  # fmt: skip
+        crossed = {name for (tap, _), own in zip(pairs, alone, strict=True) if not own for name in tap.names}
+        self.crossed |= crossed
+        return graph.tapped - crossed
+
+    def note(self, layer: str) -> str:
+        """What a row of the layer's per-example trace has to say of its directions; empty where it is as usual."""
+        crossed = self.crossed.intersection(self.blocks[layer].names)
+        return "the examples of a batch see each other: directions are shared by a batch" if crossed else ""
+
+    def _second_derivatives(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
+        return torch.stack([self._quadratic_forms(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+
+    def _quadratic_forms(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
         """v'Hv of the batch's mean loss, split into parts that add up to it, float64 [parts].
 
         There is one part per example from the parameters whose examples can be separated, then one part from all
@@ -219,7 +260,7 @@ class HessianEngine:
             return rademacher(shape, probes.generator).to(self.device, self.dtype)
 
         names = frozenset(self.blocks[layer].names)
-        tapped = names & graph.tapped & self.by_example
+        tapped = names & alone
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
         for tap, g in graph.taps if tapped else ():
             if g.requires_grad and (moving := tapped.intersection(tap.names)):
@@ -233,9 +274,7 @@ class HessianEngine:
         if not pairs:
             return torch.zeros(1, dtype=torch.float64, device=self.device)
         places, gradients, directions = zip(*pairs, strict=True)
-        products = torch.autograd.grad(
-            gradients, places, directions, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        products = _second(gradients, places, directions, layer)
         forms = [(v * hv).double() for v, hv in zip(directions, products, strict=True)]
         parts = [f.flatten(1).sum(1) for f in forms[:examples]]
         rest = [f.sum() for f in forms[examples:]]
@@ -253,37 +292,44 @@ class HessianEngine:
         if not pairs:
             return torch.zeros_like(v)
         outputs, cotangents = zip(*pairs, strict=True)
-        products = torch.autograd.grad(
-            outputs, inputs, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        products = _second(outputs, inputs, cotangents, layer)
         return spec.join(products)
+
+    def without_second_derivative(self) -> dict[str, str]:
+        """{layer: torch's reason} of the layers whose gradient cannot be differentiated again in the first batch."""
+        graph, reasons = self._graph(0), {}
+        for layer, spec in self.blocks.items():
+            try:
+                self._product(graph, layer, torch.ones(spec.size, dtype=self.dtype, device=self.device))
+            except NoSecondDerivative as error:
+                reasons[layer] = str(error)
+        return reasons
 
     def operator(self, layer: str) -> LayerHessian:
         """The Hessian block of one layer as a SymmetricOperator."""
         return LayerHessian(self, layer)
 
 
-def _sees_examples_alone(graph: GradientGraph) -> bool:
-    """Whether the taps' first dimension counts the examples and no example's loss depends on another example.
+def _second(
+    gradients: Sequence[Tensor], places: Sequence[Tensor], directions: Sequence[Tensor], layer: str
+) -> tuple[Tensor, ...]:
+    """The derivatives of <gradients, directions> at the places, zeros where there are none.
 
-    The check is one product through the first graph, along a direction that moves the first example only; the entries
-    of all other examples have to be exact zeros. Batch norm in training mode, a contrastive loss, and a text tower or
-    tokens in the first dimension all fail it. A batch of one example cannot be checked and counts as failed. The answer
-    holds only for the parameters checked here, because other parameters may have a matching first dimension by chance
-    in a batch of another size.
+    Raises NoSecondDerivative with torch's own reason.
     """
-    pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
-    if not pairs or len(pairs[0][0].y) == 1:
-        return False
-    directions = [torch.zeros_like(g) for _, g in pairs]
-    generator = torch.Generator().manual_seed(0)
-    for v in directions:
-        v[0] = rademacher(tuple(v.shape[1:]), generator).to(v)
-    products = torch.autograd.grad(
-        [g for _, g in pairs], [tap.y for tap, _ in pairs], directions,
-        retain_graph=True, allow_unused=True, materialize_grads=True,
-    )  # fmt: skip
-    return not any(bool(p[1:].any()) for p in products)
+    try:
+        return torch.autograd.grad(
+            gradients, places, directions, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+    except (ThirdDerivative, torch.OutOfMemoryError):
+        raise
+    except RuntimeError as error:  # the derivative of ... is not implemented; once_differentiable; a compiled backward
+        reason = shown(next(iter(str(error).splitlines()), ""), 200)
+        raise NoSecondDerivative(f"{layer}: torch has no second derivative here: {reason}") from error
+
+
+class NoSecondDerivative(NumericalError):  # noqa: N818 - what is missing
+    """A layer whose gradient cannot be differentiated again; other layers may still have one."""
 
 
 class LayerHessian:

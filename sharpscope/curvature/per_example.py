@@ -14,14 +14,16 @@ The same taps give gradients. The gradient g_j with respect to y_j gives the gra
 norm ||g_j|| ||x_j||, for every example of a batch from one backward pass that forms no parameter's gradient (Goodfellow
 2015, 1510.01799; for tokens Li et al. 2022, 2110.05679).
 
-``Taps`` watches a forward pass and records these operations. A parameter that enters by another operation, or twice,
-gets directions that all examples of a batch share.
+``Taps`` watches a forward pass and records these operations. ``sole_readings`` proves on autograd's graph that a
+parameter reaches the loss through its tap alone; ``stands_alone`` verifies that no example of a batch depends on
+another. A parameter that fails either check gets directions that all examples of a batch share.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +32,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Signs", "Squares", "Tap", "Taps"]
+__all__ = ["Signs", "Squares", "Tap", "Taps", "sole_readings", "stands_alone"]
+
+SCALES = 13
+"""Scales 2^-6 ... 2^6 of the examples in ``stands_alone``: two examples that get the same one show nothing."""
 
 Signs = Callable[..., Tensor]
 """A function from a shape to independent random signs, +1 or -1, of that shape."""
@@ -99,6 +104,8 @@ class Taps(TorchFunctionMode):
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
         """Record how ``out = func(*args, **kwargs)`` used the parameters."""
+        if torch._C._are_functorch_transforms_active():
+            return  # under vmap or jacrev a tensor is no row of the batch; ``sole_readings`` sees what is read there
         used = {name for t in _tensors((args, kwargs)) if (name := self._name(t, whole=False)) is not None}
         if not used or not any(t.requires_grad for t in _tensors(out)):
             return
@@ -114,7 +121,9 @@ class Taps(TorchFunctionMode):
 
     def _name(self, t: Any, *, whole: bool = True) -> str | None:
         """The name of the parameter of which ``t`` is a view; ``whole``: only where the view has all its elements."""
-        if not isinstance(t, Tensor) or not t.requires_grad or any(t is tap.y for tap in self._found):
+        if not isinstance(t, Tensor) or t.layout is not torch.strided or not t.requires_grad:
+            return None
+        if any(t is tap.y for tap in self._found):
             return None  # y of _repeated shares the parameter's memory, and is recorded as a tap already
         name, size = self._of.get(t.untyped_storage().data_ptr(), (None, 0))
         return name if not whole or t.numel() == size else None
@@ -133,6 +142,74 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [t for item in value for t in _tensors(item)]
     return [t for item in value.values() for t in _tensors(item)] if isinstance(value, Mapping) else []
+
+
+# ------------------------------------------------------------------ what has to hold at a place
+def sole_readings(out: Tensor, taps: Sequence[Tap], params: Mapping[str, Tensor]) -> frozenset[str]:
+    """The parameters that reach ``out`` through the tap that names them, and by no other way.
+
+    Proved on autograd's graph, which has an edge for everything that a derivative is taken of: readings inside an
+    autograd.Function, under vmap, in a scripted function or by forward-mode derivatives are in it, though no watcher of
+    Python calls sees them. A parameter passes if from its leaf on every node has one consumer, up to the tap's output.
+    """
+    consumers: Counter[Any] = Counter()
+    only: dict[Any, Any] = {}
+    todo = [out.grad_fn]
+    seen = {None, out.grad_fn}
+    while todo:
+        node = todo.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if following is None:
+                continue
+            consumers[following] += 1
+            only[following] = node
+            if following not in seen:
+                seen.add(following)
+                todo.append(following)
+    leaves = {id(node.variable): node for node in seen if node is not None and hasattr(node, "variable")}
+    passed = set()
+    for tap in taps:
+        for name in tap.names:
+            node = leaves.get(id(params[name]))
+            while node is not None and node is not tap.y.grad_fn:
+                node = only[node] if consumers[node] == 1 else None
+            if node is not None:
+                passed.add(name)
+    return frozenset(passed)
+
+
+def stands_alone(
+    outputs: Sequence[Tensor], places: Sequence[Tensor], draw: Callable[[Tensor], Tensor], examples: int
+) -> list[bool]:
+    """Whether row j of the derivatives at each place comes from row j of the ``outputs`` alone.
+
+    P(c) are the derivatives of <outputs, c> at the places, c drawn by ``draw``. If no example sees another, scaling the
+    rows of c by r scales those of P by r, and exactly so in floating point where r_j is a power of two: one wrong entry
+    for any two examples shows, unless all pairs that see each other have drawn the same of ``SCALES`` scales. What is
+    allowed for is the rounding of sums whose order changes from call to call (on a GPU).
+    """
+    powers = torch.randint(0, SCALES, (examples,), generator=torch.Generator().manual_seed(1)) - SCALES // 2
+    powers[0], powers[-1] = -1, 1  # two examples never draw the same
+    cotangents = [draw(t) for t in outputs]
+    plain = _derivatives(outputs, places, cotangents)
+    # Not in place: the derivative at a place that is an output is the cotangent itself.
+    scaled = _derivatives(outputs, places, [c * _by_row(powers, c) for c in cotangents])
+    alone = []
+    for p, q in zip(plain, scaled, strict=True):
+        gap = torch.linalg.vector_norm(q / _by_row(powers, q) - p)
+        eps = min(torch.finfo(p.dtype).eps, torch.finfo(torch.float32).eps)  # scaling is exact in half precision too
+        alone.append(bool(gap <= 64 * eps * torch.linalg.vector_norm(p)))
+    return alone
+
+
+def _derivatives(outputs: Sequence[Tensor], places: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
+    return torch.autograd.grad(
+        outputs, places, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+
+
+def _by_row(powers: Tensor, like: Tensor) -> Tensor:
+    return torch.exp2(powers.double()).to(like).view(-1, *(1,) * (like.ndim - 1))
 
 
 # ------------------------------------------------------------------ kinds of taps

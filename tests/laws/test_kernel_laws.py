@@ -130,3 +130,10 @@ def test_engine_gives_the_same_products_either_way_and_leaves_no_mode_behind() -
         ours, theirs = (e.operator("all").matvec(v) for e in engines)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     assert type(F.gelu(x.requires_grad_()).grad_fn).__name__ == "GeluBackward0"
+
+
+def test_a_scale_of_zero_is_a_scale() -> None:
+    q = draw(2, 3, 5, 4)
+    with analytic_kernels():
+        ours = F.scaled_dot_product_attention(q, q, q, scale=0.0)
+    torch.testing.assert_close(ours, q.mean(2, keepdim=True).expand_as(q))

@@ -88,7 +88,7 @@ def test_every_tensor_s_mean_is_its_trace_whatever_the_batches(
 ) -> None:
     loss = Loss(Vision(vision), data([5, 3], 3, image, image))
     engine = loss.engine()
-    assert engine.by_example
+    assert engine.by_example(0)
     graph = engine._graph(0)
     assert shared is None or set(engine.params) - graph.tapped == shared
     generator = torch.Generator().manual_seed(1)
@@ -155,7 +155,7 @@ def test_examples_that_see_each_other_are_noticed(trouble: str) -> None:
         net = TokensFirst()
     work = Loss(net, [(x, y)], loss)
     engine = work.engine()
-    assert not engine.by_example
+    assert not engine.by_example(0)
     name = next(n for n in engine.blocks if n.endswith("weight"))
     parts = engine.operator(name).answer(Probes(200, torch.Generator().manual_seed(1)))
     assert parts.shape == (1, 200)
@@ -197,7 +197,7 @@ def test_a_parameter_used_twice_overwritten_or_otherwise_is_left_to_shared_direc
             return self.last(torch.tanh(F.linear(torch.tanh(F.linear(x, self.tied)), self.tied)) * self.odd.sin())
 
     engine = Loss(Tied(), data([7], 5)).engine()
-    assert engine.by_example
+    assert engine.by_example(0)
     assert engine._graph(0).tapped == {"last.weight", "last.bias"}
     parts = engine.operator("tied").answer(Probes(300, torch.Generator().manual_seed(1)))
     assert parts.shape == (1, 300)

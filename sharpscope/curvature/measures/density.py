@@ -61,7 +61,10 @@ def measure_density(
             )
             for name in names
         }  # fmt: skip
-        asked = solve_together(work, lambda open_: engine.answer({n: (n, request) for n, request in open_.items()}))
+        try:
+            asked = solve_together(work, lambda open_: engine.answer({n: (n, request) for n, request in open_.items()}))
+        except NumericalError as error:
+            return [row(name, 0, "failed", str(error)) for name in names]
     for name, found in asked.items():
         if not np.isfinite(found.nodes).all():
             rows.append(row(name, found.num_matvecs, "failed", "a Hessian-vector product is not finite"))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
-from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import facts_of, solved
@@ -65,6 +66,9 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
         engine = HessianEngine(point.rough, point.theta, point.blocks, memory=settings.memory)
         generator = torch.Generator().manual_seed(point.seed("symmetry"))
         check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
+    except NoSecondDerivative as error:
+        _without(engine.without_second_derivative() | {ALL: str(error)}, point, wanted, table)
+        return
     except NumericalError as error:
         table.fail(wanted, str(error))
         return
@@ -95,11 +99,24 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
         kind, layer = task.split(" ", 1)
         seed = point.seed(kind, layer)
         if isinstance(result, TraceEstimate):
-            _trace_rows(table, layer, kind, result, seed, note, wanted, settings.rtol)
+            said = note or (engine.note(layer) if settings.trace_method in _SUMMED else "")
+            _trace_rows(table, layer, kind, result, seed, said, wanted, settings.rtol)
         else:
             _eigen_rows(table, layer, result, seed, wanted)
             if result.space is not None:
                 table.spaces[layer] = result.space
+
+
+def _without(reasons: Mapping[str, str], point: Point, wanted: list[str], table: MeasureTable) -> None:
+    """Rows of the layers that have a second derivative; the others, and the whole, fail with their ``reasons``."""
+    good = tuple(x for x in point.layers if x.name not in reasons)
+    if good:
+        whole = replace(
+            point.layers[0], params=tuple(n for x in good for n in x.params), num_params=sum(x.num_params for x in good)
+        )
+        _take(replace(point, layers=(whole, *good)), list(wanted), table)
+    for layer, reason in reasons.items():
+        table.fail(wanted, reason, [layer])
 
 
 def _trace_rows(
