@@ -15,7 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
+from sharpscope.curvature.trace import student
 from sharpscope.seeds import derive
 
 __all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_avg", "sharpness_max"]
@@ -32,13 +34,15 @@ class SharpnessEstimate:
 
     ``stderr``: over noise draws (average) or over batches (worst case; NaN for one batch). ``converged`` of an average:
     stderr <= rtol * |estimate|; of a worst case: its last quarter of steps raised the best value by less than 1 %.
-    ``num_evaluations``: how often the loss was evaluated.
+    ``num_evaluations``: how often the loss was evaluated. ``stderr_images``: standard error over other draws of as many
+    images, from the rises of the batches (NaN for one); that of an average holds ``stderr`` too.
     """
 
     estimate: float
     stderr: float
     converged: bool
     num_evaluations: int
+    stderr_images: float = math.nan
 
 
 def sharpness_avg(
@@ -79,7 +83,8 @@ def sharpness_avg(
         return {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
 
     noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
-    rises: list[Tensor | float] = [0.0] * samples  # on the device: no number is waited for on the way
+    # [batches, samples] on the device: no number is waited for on the way
+    rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
     target = _without_prefix(objective, theta, names)
     with torch.no_grad():
         for i, weight in enumerate(objective.weights):
@@ -87,11 +92,14 @@ def sharpness_avg(
             for s in range(samples):
                 for sign in (1, -1):
                     moved = {**theta, **{n: w + sign * noise(s)[n] for n, w in flat.items()}}
-                    rises[s] = rises[s] + weight * (target.batch_loss(i, moved).double() - start) / 2
-    values = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rises]).cpu()
+                    rises[i][s] = rises[i][s] + weight * (target.batch_loss(i, moved).double() - start) / 2
+    each = torch.stack([torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises]).cpu()
+    values = each.sum(0)
     mean = float(values.mean())
-    stderr = float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
-    return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples)
+    stderr = student(samples - 1) * float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
+    # The same noise moves all batches: what it does to their sum does not show in their spread.
+    images = math.hypot(error_over_images(tuple(each.mean(1, keepdim=True)), objective.weights, None), stderr)
+    return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples, images)
 
 
 def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
@@ -142,7 +150,8 @@ def sharpness_max(
     mean = float((weights * values).sum())
     n = len(rises)
     stderr = math.sqrt(float((weights**2 * (values - mean) ** 2).sum()) * n / (n - 1)) if n > 1 else math.nan
-    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1))
+    images = error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None)
+    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1), images)
 
 
 def _auto_pgd(

@@ -14,7 +14,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha", "loss", "loss_stderr", "distance_0", "distance_1", "num_moving", "status"),
     "sharpness": (
         "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate",
-        "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
+        "stderr", "stderr_images", "n", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share",
+        "rho", "note",
     ),
     "density": (
         "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
@@ -46,6 +47,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 """Table name -> columns, in order. Columns are added at need; none is renamed or dropped.
 
 Reading guide
+  sharpness.stderr     standard error of the estimate on these images, from random directions
+  sharpness.stderr_images  standard error over draws of images: of other draws of ``n`` images too, the estimate's own
+                       error in it; empty where it cannot be had, ``note`` says why
+  sharpness.n          images of the probe
   density              eigenvalues of H_ll near ``value``, a density of total 1 smoothed by a Gaussian of sd ``width``
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones

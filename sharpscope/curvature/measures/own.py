@@ -24,7 +24,7 @@ class LayerValue:
     """What a measure of one's own found in one layer.
 
     ``estimate``: the value. ``stderr``: its standard error, in the same unit; ``residual``: a certain bound of its
-    error; NaN where there is none. ``converged``: whether the tolerance asked for was reached. ``num_matvecs``:
+    error; NaN where there is none. ``stderr_images``: the standard error over other draws of as many images. ``converged``: whether the tolerance asked for was reached. ``num_matvecs``:
     products with the layer's Hessian that were spent.
     """
 
@@ -33,6 +33,7 @@ class LayerValue:
     residual: float = math.nan
     converged: bool = True
     num_matvecs: int = 0
+    stderr_images: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def take_functions(point: Point, functions: Mapping[str, OwnMeasure], table: Mea
                 value = found if isinstance(found, LayerValue) else LayerValue(float(found))
                 table.add(
                     layer.name, name, value.estimate, seed=seed, converged=value.converged, stderr=value.stderr,
-                    residual=value.residual, num_matvecs=value.num_matvecs,
+                    residual=value.residual, num_matvecs=value.num_matvecs, stderr_images=value.stderr_images,
+                    untold="the measure gives none",
                 )  # fmt: skip
             point.progress(name)
 
