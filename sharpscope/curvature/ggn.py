@@ -205,11 +205,11 @@ def fisher_trace(
 ) -> dict[str, TraceEstimate]:
     """tr of the Fisher information E_{y ~ p}[g g'] of every block, from labels drawn at random.
 
-    With u_j = J_j'(p_j - e_y), E_{y ~ p} ||u_jl||^2 = tr F_ll of example j. Under a confident model hardly any draw from
-    p meets the unlikely labels that hold nearly all of it, and a few draws agree on far too small a number. So labels
-    are drawn from q_y, in proportion to p_y ||p - e_y||^2, and ||u||^2 counts p_y / q_y times: the same mean, and the
-    cotangents of the logits all have the length sqrt(1 - ||p||^2). For a softmax tr F = tr G: two estimators of one
-    number, stopped and made exact for few classes in the same way.
+    With u_j = J_j'(p_j - e_y), E_{y ~ p} ||u_jl||^2 = tr F_ll of example j. Under a confident model hardly any draw
+    from p meets the unlikely labels that hold nearly all of it, and a few draws agree on far too small a number. So
+    labels are drawn from q_y, in proportion to p_y ||p - e_y||^2, and ||u||^2 counts p_y / q_y times: the same mean,
+    and the cotangents of the logits all have the length sqrt(1 - ||p||^2). For a softmax tr F = tr G: two estimators
+    of one number, stopped and made exact for few classes in the same way.
     Arguments and result as for ``ggn_trace``; ``seed`` is that of the labels.
 
     Sources: Amari 1998, https://doi.org/10.1162/089976698300017746; Kunstner, Balles, Hennig 2019, arXiv 1905.12558.

@@ -216,7 +216,9 @@ def pooled(parts: Tensor) -> Pooled:
     freedom = (count - 1) * (float(shares.sum() ** 2 / shares.square().sum()) if largest > 0 else 1.0)
     factor = WIDENING * student(freedom)
     sampled, assumed = (factor**2 * float(x.sum()) for x in (variances, count * guesses))
-    return Pooled(float(parts.sum()) / count, factor * math.sqrt(float(together.sum()) / count), freedom, sampled, assumed)
+    return Pooled(
+        float(parts.sum()) / count, factor * math.sqrt(float(together.sum()) / count), freedom, sampled, assumed
+    )
 
 
 def student(freedom: float) -> float:
@@ -237,8 +239,8 @@ def hutchinson(
 
     tr H = E[v' H v] for v with independent signs; its variance is 2 * sum_{i != j} H_ij^2. A pilot of ``pilot`` probes
     gives the variance, hence the number of probes that brings the standard error (that of ``pooled``) down to ``rtol``
-    * |estimate|; an error of fewer than ``ENOUGH`` degrees of freedom stops nothing. Where as many products as coordinates would be needed, the trace
-    is taken exactly from unit vectors.
+    * |estimate|; an error of fewer than ``ENOUGH`` degrees of freedom stops nothing. Where as many products as
+    coordinates would be needed, the trace is taken exactly from unit vectors.
 
     Args:
         operator: shape [p, p].
@@ -332,10 +334,10 @@ def xtrace(
 
     With m test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the span of all other
     columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the estimate. Its standard
-    error is sqrt(2) times their standard deviation / sqrt(m), times Student's factor: the m values share their basis, and
-    the plain figure of the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the coverage).
-    With under ``XTRACE_LEAST`` test vectors it never counts as converged. Test vectors are
-    uniform on the sphere, the remainder rescaled to the dimension of the complement.
+    error is sqrt(2) times their standard deviation / sqrt(m), times Student's factor: the m values share their basis,
+    and the plain figure of the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the
+    coverage). With under ``XTRACE_LEAST`` test vectors it never counts as converged. Test vectors are uniform on the
+    sphere, the remainder rescaled to the dimension of the complement.
 
     Args:
         operator: shape [p, p].

@@ -71,9 +71,10 @@ def stragglers_table(
 
     Criteria: those of ``vocabulary.CRITERIA`` in their order; the ones of single-layer paths for each of their bases,
     the ones that take a measure for every measure of the table. ``probability`` is how often the layer is chosen when
-    the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from N(estimate,
-    stderr^2) (their residual where they have no stderr). A layer that does not move is ``frozen``: its status in the
-    sharpness table, or a distance of 0 in ``noise``, says so.
+    the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from their errors
+    over draws of images (``SharpnessGrid.draws``; where that is not known, and ``note`` says so, from the error of the
+    estimate on these images: stderr, or the residual where there is none). A layer that does not move is ``frozen``:
+    its status in the sharpness table, or a distance of 0 in ``noise``, says so.
 
     Args:
         pair: name of the pair.
@@ -278,8 +279,14 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
         parts.append(f"estimate <= 0 (no log) at {negative} of {len(grid.alphas)} alphas: counted as not exceeding")
     if not known.all():
         parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
-    if not grid.error[layer].any():
+    unknown = known & ~np.isfinite(grid.images[layer])
+    if not grid.error[layer].any() and not np.nan_to_num(grid.images[layer]).any():
         parts.append("no stderr or residual: probability is 0 or 1")
+    elif unknown.any():
+        parts.append(
+            f"the error over draws of images is unknown at {int(unknown.sum())} alphas: the probability counts that of "
+            "the estimate on these images only"
+        )
     if grid.unconverged[layer].any():
         parts.append(f"not converged at {int(grid.unconverged[layer].sum())} alphas")
     return "; ".join(parts)

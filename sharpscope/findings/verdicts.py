@@ -22,7 +22,8 @@ from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.repair import Repairs
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, nearest, table, unique_in_order
+from sharpscope.tables.formats import is_missing
+from sharpscope.tables.rows import dense_rows, has_value, image_error, mean_accuracy, nearest, table, unique_in_order
 from sharpscope.vocabulary import (
     ALL,
     BEST,
@@ -45,6 +46,8 @@ ALPHA: Final = 0.5
 """The alpha at which pairs are compared; all other alphas stay in the correlations table."""
 MARGIN: Final = 0.3
 """A correlation whose whole interval lies within +- this counts as absent (ours). Raised, absences are found sooner."""
+RATIO_MARGIN: Final = 0.3
+"""Two sharpnesses whose log ratio lies within +- this with its whole interval count as the same (ours)."""
 GAIN_MARGIN: Final = 0.01
 """A repair whose whole interval lies below this gain in accuracy does not help (ours)."""
 ID_TOLERANCE: Final = 0.02
@@ -73,7 +76,9 @@ def verdicts_table(
     repair      where a failure flag is present: max over sparsities of min(gain at equal ID accuracy, difference to
                 the random-layer control): holds above 0, does not hold below ``GAIN_MARGIN`` with the whole interval.
     question    the first two pairs of ``accuracy``: only if ID accuracies at alpha = 1 agree to ``ID_TOLERANCE`` and
-                their OOD gains at ``ALPHA`` differ for certain. Does not hold if their sharpness does not differ, or
+                their OOD gains at ``ALPHA`` differ for certain. Does not hold if the log ratio of their
+                sharpness lies within +-``RATIO_MARGIN`` with its whole interval over draws of images (cannot be told if
+                the interval holds 0 and is wider, or is not known), or
                 if the sign found on the OTHER pairs of ``references`` (these two left out; Spearman of sharpness and
                 OOD gain, permutation p <= 1 - level) orders them wrongly; holds if it orders them rightly; no such
                 sign: cannot be told.
@@ -218,26 +223,30 @@ class _Question:
         a, b = self.pairs
         ids = [self._mean(accuracy, pair, 1.0, "id") for pair in self.pairs]
         gap, low, high = self._outcome(accuracy)
-        ratio, ratio_low, ratio_high = self._sharpness(sharpness)
+        (ratio, ratio_low, ratio_high), images = self._sharpness(sharpness)
         rho, p, n = self._sign(references)
         facts = (
             f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {ALPHA:g} that "
             f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and whole-model {MEASURE} "
-            f"in the log ratio {ratio:+.2f} {_span(ratio_low, ratio_high)}"
+            f"in the log ratio {ratio:+.2f} {_span(ratio_low, ratio_high)} over draws of {images} images"
         )
         signed = math.isfinite(p) and p <= 1 - self.level + 1e-12
         told = (
             f"Spearman with OOD gain is {rho:+.2f} (p = {p:.3g})" if math.isfinite(p) else "no correlation is defined"
         )
         told = f"over {n} other pairs {told}"
-        if not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
+        if math.isfinite(ratio) and not math.isfinite(ratio_low):
+            verdict, end = CANNOT, "how far other images would change the sharpness is not known"
+        elif not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
             verdict, end = CANNOT, "a number is missing"
         elif abs(ids[0] - ids[1]) > ID_TOLERANCE:
             verdict, end = CANNOT, "their ID accuracies are not the same, so the question does not arise"
         elif low <= 0 <= high:
             verdict, end = CANNOT, "their outcomes do not differ beyond the noise"
-        elif ratio_low <= 0 <= ratio_high:
+        elif -RATIO_MARGIN <= ratio_low <= 0 <= ratio_high <= RATIO_MARGIN:
             verdict, end = DOES_NOT_HOLD, "the outcomes differ and the sharpness does not"
+        elif ratio_low <= 0 <= ratio_high:
+            verdict, end = CANNOT, "on other images the sharpness of either could be the larger one"
         elif not signed:
             verdict, end = CANNOT, f"{told}, so nothing says which sharpness means success"
         elif rho * ratio * gap > 0:
@@ -273,21 +282,27 @@ class _Question:
     def _variance(self, cell: pd.DataFrame) -> float:
         return float(((cell["ci_high"].iloc[0] - cell["ci_low"].iloc[0]) / (2 * self.z)) ** 2)
 
-    def _sharpness(self, sharpness: pd.DataFrame) -> tuple[float, float, float]:
-        """log S_a - log S_b with the delta-method interval from stderr (or residual)."""
+    def _sharpness(self, sharpness: pd.DataFrame) -> tuple[tuple[float, float, float], str]:
+        """log S_a - log S_b with its delta-method interval over draws of images, and how many images there are.
+
+        Both pairs may be measured on the same images, whose choice then moves both sharpnesses alike: the tables hold
+        no pairing, so the interval is on the wide side. No error over draws of images: no interval.
+        """
         logs, variance = [], 0.0
+        counts: list[Any] = []
         for pair in self.pairs:
             rows = sharpness[(sharpness["pair"] == pair) & (sharpness["layer"] == ALL)]
             rows = rows[(rows["measure"] == MEASURE) & has_value(rows)]
             rows = rows[np.isclose(rows["alpha"].to_numpy(dtype=float), ALPHA)]
             if not len(rows) or not float(rows["estimate"].iloc[0]) > 0:
-                return math.nan, math.nan, math.nan
-            estimate, stderr = float(rows["estimate"].iloc[0]), float(rows["stderr"].iloc[0])
-            error = stderr if math.isfinite(stderr) else float(rows["residual"].iloc[0])
+                return (math.nan, math.nan, math.nan), "an unknown number of"
+            estimate = float(rows["estimate"].iloc[0])
             logs.append(math.log(estimate))
-            variance += (error / estimate) ** 2
+            variance += (float(image_error(rows).iloc[0]) / estimate) ** 2
+            counts.append(rows["n"].iloc[0] if "n" in rows.columns else None)
         half = self.z * math.sqrt(variance)
-        return logs[0] - logs[1], logs[0] - logs[1] - half, logs[0] - logs[1] + half
+        told = unique_in_order("an unknown number of" if is_missing(n) else f"{int(n)}" for n in counts)
+        return (logs[0] - logs[1], logs[0] - logs[1] - half, logs[0] - logs[1] + half), " and ".join(told)
 
     def _sign(self, references: pd.DataFrame | None) -> tuple[float, float, int]:
         if references is None:

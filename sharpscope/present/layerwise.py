@@ -57,14 +57,19 @@ def sharpness(source: Source) -> Section:
             ]
             rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
     head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
-    caption = "Whole model: estimate ± standard error or, for eigenvalues, residual. ° not converged within the budget."
+    caption = (
+        f"Whole model on {_images(table)}: estimate ± error over draws of images (one standard error: of other draws "
+        "of as many images too). ‡ that is unknown: ± error of the estimate on these images. ° not converged within "
+        "the budget."
+    )
     whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
     lead = source.config.get("measures")
     main = next((m for m in (lead if isinstance(lead, (list, tuple)) else ()) if m in measures), measures[0])
     layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, MIDDLE))
     figures = source.figure(
         "sharpness_along_alpha",
-        "Whole-model sharpness along α; bars one standard error or residual, hollow marks not converged.",
+        f"Whole-model sharpness along α on {_images(table)}; bars one error over draws of images (where unknown, of "
+        "the estimate on these images), hollow marks not converged.",
     )
     figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
     figures += source.figure(
@@ -73,6 +78,12 @@ def sharpness(source: Source) -> Section:
         "tables/density.csv); bands one standard error over random starts.",
     )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
+
+
+def _images(table: pd.DataFrame) -> str:
+    """``48 probe images``, or the several numbers of them that the rows were measured on."""
+    counts = sorted({int(n) for n in table["n"] if not is_missing(n)}) if "n" in table.columns else []
+    return f"{' or '.join(str(n) for n in counts)} probe images" if counts else "an unknown number of probe images"
 
 
 def _meaning(measure: str) -> str:

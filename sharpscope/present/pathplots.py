@@ -31,7 +31,15 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import average, dense_rows, measures_in, primary_rows, unique_in_order
+from sharpscope.tables.rows import (
+    average,
+    dense_rows,
+    image_error,
+    measures_in,
+    own_error,
+    primary_rows,
+    unique_in_order,
+)
 from sharpscope.vocabulary import ALL, OOD_MEAN, OUTPUT_BASELINES, PROBE
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
@@ -250,8 +258,8 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
 def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     """Each measure of the whole model along the path, one line a pair.
 
-    Bars: one standard error or residual; hollow: not converged. Logarithmic where all values are positive and spread
-    over more than a factor of 8. Raises NoData without rows.
+    Bars: the error over draws of images, where unknown that of the estimate on these images; hollow: not converged.
+    Logarithmic where all values are positive and spread over more than a factor of 8. Raises NoData without rows.
     """
     table = sharpness[(sharpness["layer"] == ALL) & np.isfinite(sharpness["estimate"])]
     if not len(table):
@@ -299,7 +307,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
 def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
     if not len(rows):
         return
-    error = rows["stderr"].fillna(rows["residual"]).fillna(0.0).abs()
+    error = image_error(rows).fillna(own_error(rows)).fillna(0.0)
     ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
     for open_, own in rows.groupby(rows["status"] == "not_converged"):
         face = "white" if open_ else colour

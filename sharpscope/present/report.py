@@ -24,7 +24,10 @@ GLOSSARY: dict[str, str] = {
     "probe": "The fixed set of ID training examples on which loss and curvature are measured.",
     "layer, whole model": "Tensors grouped at the chosen granularity; the whole model: all moving parameters.",
     **{m.name: f"{m.text}." for m in MEASURES.values()},
-    "stderr, residual": "Standard error over random probes; for an eigenvalue ‖Hv − λv‖, a bound on its error.",
+    "stderr, residual": "Error of the estimate on these images: standard error over random directions; for an "
+    "eigenvalue ‖Hv − λv‖, a bound on its error.",
+    "stderr_images, n": "Error over draws of images: the standard error of the quantity in the population that the n "
+    "probe images were drawn from, the error of the estimate in it. Verdicts and probabilities use this one.",
     "straggler": "A layer whose own movement or sharpness stands out by the rule; the set may be empty.",
     **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},
     "base": "Where all other layers stand while one layer moves alone: "

@@ -76,7 +76,9 @@ def covered(estimate: Callable[[int], TraceEstimate], truth: float) -> int:
 @pytest.mark.parametrize("name", SETS)
 def test_a_trace_of_a_tiny_probe_set_covers_the_truth(name: str) -> None:
     operator = Sparse(SETS[name])
-    assert covered(lambda s: per_example_trace(operator, seed=s, max_matvecs=60), float(operator.matrix.trace())) >= FEWEST
+    assert (
+        covered(lambda s: per_example_trace(operator, seed=s, max_matvecs=60), float(operator.matrix.trace())) >= FEWEST
+    )
 
 
 class Shared(DenseOperator):

@@ -11,7 +11,7 @@ import torch
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.images import ImageLosses, added, batch_sizes, error_over_images
+from sharpscope.curvature.images import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import facts_of, solved, with_images

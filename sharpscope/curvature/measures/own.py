@@ -24,8 +24,9 @@ class LayerValue:
     """What a measure of one's own found in one layer.
 
     ``estimate``: the value. ``stderr``: its standard error, in the same unit; ``residual``: a certain bound of its
-    error; NaN where there is none. ``stderr_images``: the standard error over other draws of as many images. ``converged``: whether the tolerance asked for was reached. ``num_matvecs``:
-    products with the layer's Hessian that were spent.
+    error; NaN where there is none. ``stderr_images``: the standard error over other draws of as many images, NaN where
+    it is not known. ``converged``: whether the tolerance asked for was reached. ``num_matvecs``: products with the
+    layer's Hessian that were spent.
     """
 
     estimate: float

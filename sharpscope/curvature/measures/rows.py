@@ -103,7 +103,15 @@ class MeasureTable:
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(
-        self, layer: str, measure: str, estimate: float, *, seed: int, converged: bool, untold: str = UNTOLD, **more: Any
+        self,
+        layer: str,
+        measure: str,
+        estimate: float,
+        *,
+        seed: int,
+        converged: bool,
+        untold: str = UNTOLD,
+        **more: Any,
     ) -> None:
         """Add one row; ``untold``: what its note says where there is a value and no error over draws of images."""
         x = self.layers[layer]
@@ -111,8 +119,9 @@ class MeasureTable:
         per_param = estimate / x.num_params if MEASURES[measure].per_param and finite else math.nan
         row: dict[str, Any] = {
             "layer": layer, "tower": x.tower, "depth": x.depth, "kind": x.kind, "num_params": x.num_params,
-            "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "stderr_images": math.nan,
-            "n": self.images, "residual": math.nan, "converged": bool(converged and finite), "num_matvecs": 0, "seed": seed,
+            "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan,
+            "stderr_images": math.nan, "n": self.images, "residual": math.nan, "converged": bool(converged and finite),
+            "num_matvecs": 0, "seed": seed,
             "status": "failed" if not finite else "ok" if converged else "not_converged",
             "per_param": per_param, "share": math.nan, "rho": math.nan, "note": "" if finite else "not finite",
         }  # fmt: skip
@@ -145,7 +154,13 @@ class MeasureTable:
 
 
 def trace_row(
-    table: MeasureTable, layer: str, measure: str, result: TraceEstimate, seed: int, objective: Objective, note: str = ""
+    table: MeasureTable,
+    layer: str,
+    measure: str,
+    result: TraceEstimate,
+    seed: int,
+    objective: Objective,
+    note: str = "",
 ) -> None:
     """Add the row of a trace; ``note`` is said of a finite one. ``objective``: in the batches of the contributions."""
     error = math.nan
@@ -157,4 +172,3 @@ def trace_row(
         num_matvecs=result.num_matvecs, stderr_images=error, note=note if math.isfinite(result.estimate) else "",
         untold=ONE_UNIT if result.contributions is not None else UNTOLD,
     )  # fmt: skip
-
