@@ -20,7 +20,7 @@ from sharpscope import layer_curvature
 from sharpscope.curvature.images import added, by_batch, error_over_images
 from sharpscope.curvature.perturbation import sharpness_avg, sharpness_max
 
-DRAWS = 40
+DRAWS = 32
 MEASURES = ("hessian_trace", "weighted_trace", "ggn_trace", "fisher_trace", "lambda_max")
 
 
@@ -49,7 +49,7 @@ def measured(seed: int, *, n: int = 48, batch: int = 48, classes: int = 3, **how
         Small(classes).double(), lambda m, b: F.cross_entropy(m(b[0]), b[1]),
         list(zip(x.split(batch), y.split(batch), strict=True)),
         logits=lambda m, b: (m(b[0]), b[1]), seed=seed,
-        **{"measures": MEASURES, "max_matvecs": 30, "rtol": 0.1, "pgd_steps": 3, **how},
+        **{"measures": MEASURES, "max_matvecs": 20, "rtol": 0.1, "pgd_steps": 3, **how},
     )  # fmt: skip
     return table.set_index(["layer", "measure"])
 
@@ -67,7 +67,7 @@ def test_the_stated_error_is_the_spread_over_draws_of_images(
     rows = [table.loc[(layer, measure)] for table in draws]
     spread = np.std([r["estimate"] for r in rows], ddof=1)
     stated = math.sqrt(np.mean([r["stderr_images"] ** 2 for r in rows]))
-    assert 0.7 <= stated / spread <= 1.4, (stated, spread)  # 40 draws know the spread to 11 %
+    assert 0.7 <= stated / spread <= 1.4, (stated, spread)  # 32 draws know the spread to 13 %
     assert all(r["n"] == 48 for r in rows)
     if measure == "hessian_trace" and layer == "(all)":
         own = math.sqrt(np.mean([r["stderr"] ** 2 for r in rows]))
@@ -75,10 +75,10 @@ def test_the_stated_error_is_the_spread_over_draws_of_images(
 
 
 class Bowls:
-    """The mean over images of a_j ||w||^2 / 2, in batches of 4."""
+    """The mean over images of a_j ||w||^2 / 2, in batches of 2."""
 
     def __init__(self, a: Tensor) -> None:
-        self.parts = a.split(4)
+        self.parts = a.split(2)
         self.weights = [len(part) / len(a) for part in self.parts]
 
     def batch_loss(self, i: int, theta: dict[str, Tensor]) -> Tensor:
@@ -93,12 +93,12 @@ def test_so_is_that_of_a_rise_within_a_radius_from_its_batches(worst: bool) -> N
         found.append(
             sharpness_max(bowls, theta, ["w"], rho=0.1, steps=2)
             if worst
-            else sharpness_avg(bowls, theta, ["w"], rho=0.3, seed=seed, samples=12)
+            else sharpness_avg(bowls, theta, ["w"], rho=0.3, seed=seed, samples=24)
         )
     spread = np.std([f.estimate for f in found], ddof=1)
     stated = math.sqrt(np.mean([f.stderr_images**2 for f in found]))
-    assert 0.75 <= stated / spread <= 1.4, (stated, spread)  # Student's factor of 11 degrees of freedom is 1.12
-    alone = sharpness_avg(Bowls(torch.ones(4, dtype=torch.float64)), theta, ["w"], rho=0.3, seed=0)
+    assert 0.75 <= stated / spread <= 1.4, (stated, spread)  # Student's factor of 23 degrees of freedom is 1.06
+    alone = sharpness_avg(Bowls(torch.ones(2, dtype=torch.float64)), theta, ["w"], rho=0.3, seed=0)
     assert math.isnan(alone.stderr_images)  # one batch
 
 

@@ -21,9 +21,9 @@ from sharpscope.curvature.operator import DenseOperator, Probes, SymmetricOperat
 from sharpscope.curvature.perturbation import sharpness_avg
 from sharpscope.curvature.trace import TraceEstimate, hutchinson, hutchpp, per_example_trace, pooled, xtrace
 
-DRAWS = 200
-FEWEST = 183
-"""190 of 200 are expected of a 95 % interval; a fair one falls below this once in 500."""
+DRAWS = 100
+FEWEST = 88
+"""95 of 100 are expected of a 95 % interval; a fair one falls below this once in 500."""
 
 
 def softmax(*logits: float) -> Tensor:
@@ -97,7 +97,7 @@ def test_so_do_the_estimators_that_know_no_examples(method: str, name: str) -> N
             return xtrace(operator, seed=seed, num_matvecs=12)
         if method == "hutchpp":
             return hutchpp(operator, seed=seed, max_matvecs=20)
-        found = hutchinson(operator, seed=seed, max_matvecs=60, scale=scale)
+        found = hutchinson(operator, seed=seed, max_matvecs=30, scale=scale)
         return TraceEstimate(*found.weighted, True, 0) if "weighted" in method else found
 
     assert covered(estimate, truth) >= FEWEST
@@ -129,8 +129,9 @@ class Logits:
         return F.cross_entropy(self.batch_logits(i, theta), self.batch_labels(i))
 
 
-@pytest.mark.parametrize("estimate", [ggn_trace, fisher_trace])
-@pytest.mark.parametrize(("n", "top"), [(1, 0.0), (12, 5.0)])
+@pytest.mark.parametrize(
+    ("estimate", "n", "top"), [(ggn_trace, 1, 0.0), (fisher_trace, 1, 0.0), (fisher_trace, 12, 5.0)]
+)
 def test_sampled_gauss_newton_traces_cover_the_truth_of_confident_and_undecided_models(
     estimate: Callable[..., dict[str, TraceEstimate]], n: int, top: float
 ) -> None:
@@ -154,14 +155,13 @@ class Bias(nn.Module):
 
 
 def test_the_bias_of_three_classes_is_right_in_the_table() -> None:
-    truth = {"hessian_trace": 0.664, "weighted_trace": 0.0117}
     module, batch = Bias(), (torch.zeros(1, 3), torch.tensor([0]))
     p = module.bias.detach().softmax(0)
     for method in ("per_example", "hutchinson"):
-        for seed in range(20):
+        for seed in range(10):
             table = layer_curvature(
                 module, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch], granularity="tensor",
-                measures=list(truth), seed=seed, trace_method=method,
+                measures=["hessian_trace", "weighted_trace"], seed=seed, trace_method=method,
             )  # fmt: skip
             for measure, c in (("hessian_trace", torch.ones(3)), ("weighted_trace", module.bias.detach())):
                 rows = table[(table["measure"] == measure) & (table["layer"] == "bias")]
@@ -188,4 +188,4 @@ def test_few_noise_draws_widen_the_error_of_the_average_sharpness() -> None:
         found = [
             sharpness_avg(Bowl(), theta, ["w"], rho=0.1, seed=s, samples=samples, adaptive=False) for s in range(DRAWS)
         ]
-        assert sum(abs(f.estimate - 0.02) <= 1.96 * f.stderr for f in found) >= FEWEST - 6  # chi-square, skewed
+        assert sum(abs(f.estimate - 0.02) <= 1.96 * f.stderr for f in found) >= FEWEST - 4  # chi-square, skewed
