@@ -1,4 +1,4 @@
-"""What finetuners.py measures of a pair beside its path: on another backbone, and as ensembles of outputs."""
+"""What finetuners.py measures of a pair besides its path: accuracy on another backbone and of output ensembles."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def upgraded(pair: LoadedPair, sets: Mapping[str, Dataset]) -> dict[str, float]:
 def ensembles(
     pair: LoadedPair, train: Dataset, validation: Dataset, sets: Mapping[str, Dataset]
 ) -> dict[str, dict[str, float]]:
-    """{set: {ose, vrf}}: accuracies of mixing what both ends say; temperatures from ``validation``, failures of
-    ``train`` (both ID)."""
+    """{set: {ose, vrf}}: accuracy of the mixed outputs of both ends. Temperatures come from ``validation``, failures
+    from ``train`` (both ID)."""
     ends = pair.theta_0, pair.theta_1
 
     def both(dataset: Dataset) -> list[Tensor]:

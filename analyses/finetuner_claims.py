@@ -1,4 +1,4 @@
-"""What each method's paper says of it, in direction, beside what the pairs of finetuners.py show; its second half."""
+"""The direction of each claim of the methods' papers, tested on the pairs of finetuners.py, which imports this file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scipy import stats
 __all__ = ["claims", "interval"]
 
 ID_MARGIN = 0.02
-"""Claims of the kind "more OOD at no less ID" allow this much less ID, with confidence."""
+"""Claims of "no less ID accuracy" hold if the interval of the difference lies above minus this fraction."""
 Table = pd.DataFrame
 
 
 @dataclass(frozen=True)
 class Claim:
-    """``quantity`` is a difference for every seed that the paper says is positive; ``guard``: what it must not cost."""
+    """``quantity``: per seed, a difference that the paper says is positive; ``guard``: one that has to stay near 0."""
 
     paper: str
     says: str

@@ -3,13 +3,13 @@
     python analyses/finetuners.py --out runs/finetuners            (`make finetuners`; ten minutes on two quiet cores)
     python analyses/finetuners.py --out runs/finetuners --choose   the learning rates, on ID validation alone
 
-Resumable. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed, and their mean),
-results/finetuners_claims.csv (what each paper says of itself, beside what happened here) and, with --choose,
-results/finetuners_rates.csv. Accuracies are fractions; ``ood`` is the mean over the sets; id and ood are the fine-tuned
-end's. ``best_alpha`` is an oracle's, the best of the path on the OOD labels themselves, so that ``gain`` (over the
-better end) is never negative; ``ood_half`` is the middle of the path, which nobody chose. Traces are sums over blocks,
-lambda_max the largest block's, both at theta_1. Intervals are Student's over the seeds, of differences with the same
-seed: they speak of other seeds, not of other data.
+An interrupted run is resumed. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed,
+and their mean), results/finetuners_claims.csv (each paper's claims, tested here) and, with --choose,
+results/finetuners_rates.csv. Accuracies are fractions. ``id`` and ``ood`` are those of the fine-tuned end, ``ood`` the
+mean over the OOD sets. ``best_alpha`` is the alpha with the best OOD accuracy, chosen on the OOD labels themselves
+(an oracle), so that ``gain`` (over the better end) is never negative; ``ood_half`` is the accuracy at alpha = 0.5,
+which needs no choice. Traces are sums over blocks, lambda_max is the largest block's, both at theta_1. Intervals are
+Student's t over the seeds, of differences with the same seed: they generalise to other seeds, not to other data.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def choose(job: tuple[str, float]) -> tuple[str, float, float]:
 
 
 def pair(job: tuple[str, int, str]) -> None:
-    """Train one pair, take the curvature of its fine-tuned end and what else is asked of it; kept in its folder.
+    """Train one pair and keep in its folder the curvature of its fine-tuned end and its other measurements.
 
     The folder belongs to the settings that it was made with: after changing these, another --out.
     """
@@ -209,10 +209,10 @@ def main(
     """Train, analyse and tabulate.
 
     Args:
-        out: Folder for pairs and runs; the same command again resumes.
+        out: Folder for pairs and runs; the same command again resumes an interrupted run.
         results: Folder for the tables.
-        methods: Only these methods; default: all of finetuners.yaml.
-        choose_rates: Compare the learning rates instead.
+        methods: Methods to run; default: all of finetuners.yaml.
+        choose_rates: Compare learning rates on ID validation data instead.
     """
     settings: Mapping[str, Any] = SETTINGS["methods"]
     names = methods or tuple(settings)

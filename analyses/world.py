@@ -1,8 +1,7 @@
 """Make everything that ships with the embedded world again, from the seed.
 
     python analyses/world.py --out DIR [--only NAME ...]     train the checkpoints (about ten minutes, one thread)
-    python analyses/world.py --out DIR --tables              measure all pairs: the across-pair tables (about six
-    minutes)
+    python analyses/world.py --out DIR --tables              measure all pairs: across-pair tables (about six minutes)
 
 Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
 sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and the
@@ -81,5 +80,5 @@ def main(out: str, only: tuple[str, ...] = (), tables: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # as the shipped files were made: sums in another order differ in the last bit
+    torch.set_num_threads(1)  # like the shipped files: sums in another order differ in the last bit
     tyro.cli(main)

@@ -1,10 +1,11 @@
-"""What does the Gauss-Newton part save as a control variate? Every layer's trace, by per_example and by controlled.
+"""What the Gauss-Newton part saves as a control variate: every layer's trace by per_example and by controlled.
 
     python benchmarks/control_variate.py --json FILE
 
-The embedded failure pair in the middle of its path (64 images), and the benchmarks' tower in the middle of a trained
-path (1,024 images); to 5 % and to 1 %. Products and passes by layer, and the processor seconds of each method, engines
-and all, in gradients of the same loss in the same run.
+Measured on the embedded world's failure pair in the middle of its path (64 images) and on the benchmarks' tower in the
+middle of a trained path (1,024 images), to a tolerance of 5 % and of 1 %. Written are products and passes by layer, and
+each method's cost: its processor seconds, including those of its engines, divided by those of a gradient of the same
+loss in the same run.
 """
 
 from __future__ import annotations

@@ -1,16 +1,20 @@
-"""Everything worth knowing of sharpscope on a GPU, in one run of at most nine minutes.
+"""Checks of sharpscope on a GPU, all of them in one run of at most nine minutes.
 
     python device_check.py [--quick] [--out DIR] [--parts env,products,...] [--cpu] [--seconds 540] [--repo DIR]
 
-Parts, in order of value: env, products, demo, vit_b, vit_l, train, tests, two. Each runs in a process of its own with a
-time budget; what fails or takes too long is noted and the next one runs. Results come line by line, so that a killed
-run keeps what is done:
+The parts, the most valuable first: env, products, demo, vit_b, vit_l, train, tests, two. Each part runs in a process of
+its own with a time budget; a part that fails or takes too long is recorded as such, and the next one runs. Results are
+written line by line, so that a killed run keeps its finished checks:
 
-    DIR/results.jsonl   one JSON object a check: part, name, status (ok | BAD | error | slow | skipped), seconds, and
-    its numbers DIR/log.txt         the same for reading DIR/profile.txt     kernels of a Hessian-vector product, by
-    time DIR/tests.txt       what the tests said DIR/tables.zip      tables of the study on the device and on the CPU
+    DIR/results.jsonl   one JSON object per check: part, name, status (ok | BAD | error | slow | skipped), seconds,
+                        and the numbers of the check
+    DIR/log.txt         the same as text
+    DIR/profile.txt     kernels of a Hessian-vector product, by time
+    DIR/tests.txt       output of the tests
+    DIR/tables.zip      tables of the study on the device and on the CPU
 
-``--quick``: tiny models, for a smoke test; with ``--cpu`` it runs anywhere. BAD: a number is outside its limit.
+``--quick`` takes tiny models, for a smoke test; with ``--cpu`` it runs anywhere. BAD means that a number is outside its
+limit.
 """
 
 from __future__ import annotations
@@ -40,8 +44,8 @@ HERE = Path(__file__).resolve()
 
 
 def repository(given):
-    """The checkout whose code is checked: given, else the nearest folder above (or the current one) that holds
-    sharpscope/.
+    """The checkout whose code is checked: ``given``, else the current folder or the nearest one above this file that
+    holds sharpscope/.
     """
     for folder in [Path(given)] if given else [Path.cwd(), *HERE.parents]:
         if (folder / "sharpscope" / "__init__.py").is_file():
@@ -109,14 +113,14 @@ class TooSlowError(Exception):
 
 
 def told(error):
-    """What an error says, and the end of where it came from; to be called while it is handled."""
+    """The message of an error and the end of its traceback. Call it while the error is handled."""
     lines = traceback.format_exc().strip().splitlines()
     return {"error": f"{type(error).__name__}: {error}"[:600], "trace": "\n".join(lines[-16:])}
 
 
 @contextlib.contextmanager
 def alarm(seconds):
-    """TooSlowError after so long, as soon as Python runs again."""
+    """Raises TooSlowError after that many seconds, as soon as Python runs again."""
 
     def ring(*_):
         raise TooSlowError
@@ -190,7 +194,7 @@ def once(call):
 
 
 def memory():
-    """GiB: allocated now, the peak since the last call, and what is free to others."""
+    """GiB allocated now, at the peak since the last call, and free to other processes."""
     import torch
 
     if DEVICE != "cuda":
@@ -832,7 +836,7 @@ def study(device, folder, quick):
 
 
 def environment(options):
-    """Of a process that imports this repository."""
+    """The environment of a process that imports this repository."""
     folders = [str(options.repo), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(f for f in folders if f), "MPLBACKEND": "Agg"}
 
@@ -1807,10 +1811,10 @@ PARTS = {
     "tests": (part_tests, 40),
     "two": (part_two, 25),
 }
-"""Seconds of each part; what one leaves goes to the next."""
+"""Seconds of each part; the time that a part leaves goes to the next one."""
 
 NO_FORK, NO_DEVICE = 77, 78
-"""Exit codes of a part that cannot reach the device: from a forked process, at all."""
+"""Exit codes of a part that cannot reach the device from a forked process, and of one that cannot reach it at all."""
 
 
 def child(name, options, until):
@@ -1877,7 +1881,7 @@ def main():
     parser.add_argument("--out", default="device_out")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=540.0)
-    parser.add_argument("--images", type=int, default=1024, help="of the ViT-B-32 part")
+    parser.add_argument("--images", type=int, default=1024, help="number of images in the part vit_b")
     parser.add_argument("--repo")
     parser.add_argument("--study", help=argparse.SUPPRESS)
     parser.add_argument("--study-device", default="cuda", help=argparse.SUPPRESS)

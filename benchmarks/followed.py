@@ -1,11 +1,11 @@
-"""How often is an eigenvalue right that says so? Followed along alpha, and afresh at each, against tight Lanczos.
+"""How often a converged eigenvalue is right: followed along alpha, or afresh at each alpha, against tight Lanczos.
 
     python benchmarks/followed.py --json FILE
 
-Pairs of the embedded world, every module and the whole model, the largest eigenvalue and the largest in magnitude, on a
-coarse path (steps of .2 to .5) at three tolerances. An estimate misses if it is further below the truth than the
-tolerance that it claims. The truth: the larger one of two Lanczos runs to a thousandth, from the gradient and from a
-random vector; no method knows a certain one.
+Takes pairs of the embedded world, every module and the whole model, the largest eigenvalue and the largest in
+magnitude, on a coarse path (steps of .2 to .5) at three tolerances. An estimate counts as missed if it is further below
+the truth than the tolerance that it claims. The truth is the larger one of two Lanczos runs to a thousandth, one
+started from the gradient and one from a random vector; no method can prove the true value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENDS: tuple[End, ...] = ("largest", "dominant")
 
 
 def misses(pair: str, rtols: tuple[float, ...]) -> list[dict[str, Any]]:
-    """A row for every layer, alpha after the first, tolerance and method."""
+    """One row for every layer, alpha (but the first), tolerance and method."""
     loaded = sharpscope.load_pair("mini:zeroshot", f"mini:{pair}", model="mini")
     data = sharpscope.load_dataset("mini:photo", model=loaded.model, split="train")
     probe = sharpscope.Probe(loaded.classifier, data, size=64, batch_size=64)

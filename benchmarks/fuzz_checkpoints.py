@@ -3,8 +3,9 @@
     python benchmarks/fuzz_checkpoints.py --seconds 900 --out benchmarks/results/fuzz_checkpoints.json
     python benchmarks/fuzz_checkpoints.py --atheris corpus/ --seconds 600     (coverage-guided; pip install atheris)
 
-A finding is anything else: another exception, a marker file made by a payload, weights that differ from the original's
-in a container with checksums (zip) or under an expected sha256, more than 2 x size + 64 MB, more than five seconds.
+Any other result is a finding: another exception, a marker file made by a payload, weights that differ from the
+original's in a container with checksums (zip) or under an expected sha256, more memory than 2 x size + 64 MB, more than
+five seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ STATE = {
     "logit_scale": torch.tensor(2.5),
 }
 CHECKED = ("adapter", "torch zip", "deflated zip", "module zip", "TorchScript archive")
-"""Containers with checksums of their own: what is accepted has to be identical."""
+"""Containers with checksums of their own: an accepted file has to give identical weights."""
 TYPED = CheckpointError
 SLOW = 5.0
 
@@ -293,7 +294,7 @@ def _atheris(corpus: str, seconds: float) -> None:
 
 
 def _instrument(atheris: Any, owner: Any, module: str) -> None:
-    """Coverage of one function, or of a class's methods, of the readers: nothing else needs to be looked at."""
+    """Instruments one function, or the methods of a class, of the readers for coverage; nothing else is needed."""
     for function in vars(owner).values() if isinstance(owner, type) else (owner,):
         if isinstance(function, types.FunctionType) and function.__module__ == module:
             atheris.instrument_func(function)
@@ -303,7 +304,7 @@ def main() -> int:
     """Fuzz, write the log, say what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--files", type=int, default=None, help="stop after this many")
+    parser.add_argument("--files", type=int, default=None, help="stop after this many files")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--atheris", metavar="CORPUS")

@@ -1,4 +1,4 @@
-"""Peak memory and growth of the engine: depth, width, batch; one process a point, so that memory is its own.
+"""Cost and peak memory of the engine by depth, width and batch size, each point measured in a process of its own.
 
 python benchmarks/growth.py --json FILE --plot FILE.png
 """
@@ -27,7 +27,7 @@ POINTS = {"blocks": (2, 4, 8, 12), "width": (32, 64, 128), "images": (32, 64, 12
 
 
 def point(blocks: int, width: int, images: int) -> dict[str, float]:
-    """Whole product and sweep over all layers in gradients; the kept graph's and the process' peak memory in MiB."""
+    """Cost of a whole product and of a sweep over all layers, in gradients; memory of the graph and peak, in MiB."""
     torch.set_num_threads(1)
     work = Work.make(width=width, blocks=blocks, head_width=32, images=images)
     unit = work.gradient_seconds(5)
@@ -51,7 +51,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--point", nargs=3, type=int, help="blocks width images: measure this one and print it")
+    parser.add_argument(
+        "--point",
+        nargs=3,
+        type=int,
+        help="number of blocks, width and number of images: measure this point alone and print it",
+    )
     options = parser.parse_args()
     if options.point:
         print(json.dumps(point(*options.point)))

@@ -2,8 +2,8 @@
 
     python benchmarks/peers.py --json FILE [--quick]
 
-Every cost is in gradients: processor seconds divided by those of ONE gradient of the same loss in the same run (least
-of several repeats, one thread). Rows: {what, tool, value, unit, error, note}; ``note`` says what the error is one of.
+Every cost is in gradients: processor seconds divided by those of ONE gradient of the same loss in the same run (the
+smallest of several repeats, one thread). Rows: {what, tool, value, unit, error, note}; ``note`` says which error it is.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def every_layer(repeats: int, width: int) -> Rows:
 
 
 def product_costs(work: Work, layers: dict[str, Sequence[str]], repeats: int) -> dict[str, dict[str, float]]:
-    """Seconds of one product by tool and layer, setting up apart; ours share one kept graph."""
+    """Seconds of one product by tool and layer, without the set-up; ours share one kept graph."""
     engine = HessianEngine(work, work.theta, layers)
     out: dict[str, dict[str, float]] = {}
     for tool, make in TOOLS.items():
@@ -128,7 +128,7 @@ def product_costs(work: Work, layers: dict[str, Sequence[str]], repeats: int) ->
             wide = tool == "curvlinops"
             product = engine.operator(name).matvec if tool == "sharpscope" else make(work, params)
             argument = v[:, None].repeat(1, 8) if wide else v
-            times = 4 * repeats if tool in ("sharpscope", "PyHessian") else repeats  # the cheap ones, where noise shows
+            times = 4 * repeats if tool in ("sharpscope", "PyHessian") else repeats  # noise is largest for cheap ones
             out[tool][name] = seconds(lambda call=product, x=argument: call(x), times) / (8 if wide else 1)
     return out
 
@@ -248,7 +248,7 @@ class Scores:
         self.errors: dict[tuple[str, tuple[End, ...]], list[float]] = {}
 
     def add(self, tool: str, ends: tuple[End, ...], count: int, found: Found, truth: Found) -> None:
-        """Errors in units of the truth, of the smaller end in units of at least a tenth of the radius."""
+        """Errors relative to the truth; for the smaller end, relative to at least a tenth of the spectral radius."""
         radius = max(map(abs, truth))
         errors = [abs(_end(found, end) - _end(truth, end)) / max(abs(_end(truth, end)), 0.1 * radius) for end in ends]
         self.spent.setdefault((tool, ends), []).append(count)
@@ -272,7 +272,7 @@ def _end(pair: Found, end: End) -> float:
 def eigenvalues(
     work: Work, at: Callable[[float], dict[str, Tensor]], alphas: Sequence[float], peers_at: Sequence[float]
 ) -> Rows:
-    """eigs_1pct_hvps: products for two eigenvalues to 1 %, along the path; tools that know no path at ``peers_at``."""
+    """eigs_1pct_hvps: products for two eigenvalues to 1 %, along the path; tools without a path at ``peers_at``."""
     layers = {x.name: x.params for x in work.layers}
     scores = Scores()
     spaces: dict[tuple[str, tuple[End, ...]], RitzSpace] = {}
@@ -500,11 +500,17 @@ def table(rows: Rows) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where the rows, versions and machine go")
-    parser.add_argument("--peak", choices=list(TOOLS), help="print the memory of one product, and nothing else")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats and layers, under five minutes")
-    parser.add_argument("--images", type=int, default=256, help="size of the probe set for traces, eigenvalues and map")
-    parser.add_argument("--all-alphas", action="store_true", help="--quick with the map's traces at all 11 alphas")
+    parser.add_argument("--json", type=Path, help="file for the rows, the versions and the machine")
+    parser.add_argument(
+        "--peak", choices=list(TOOLS), help="print the peak memory of one product of this tool and stop"
+    )
+    parser.add_argument("--quick", action="store_true", help="take fewer repeats and layers; under five minutes")
+    parser.add_argument(
+        "--images", type=int, default=256, help="number of images in the probe set for traces, eigenvalues and map"
+    )
+    parser.add_argument(
+        "--all-alphas", action="store_true", help="with --quick: take the map's traces at all 11 alphas"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     quiet()

@@ -1,10 +1,11 @@
-"""Images a second from files to normalised batches, beside what CLIP_benchmark does with the same folder, in one run.
+"""Images per second from files to normalised batches, compared with CLIP_benchmark on the same folder in one run.
 
     python benchmarks/throughput.py --json FILE
 
-A folder of JPEGs of ImageNet's usual size is made; ViT-B-32's preprocessing. The peer is CLIP_benchmark 1.6's loader
-for a folder: torchvision's ImageFolder with open_clip's transform behind a torch DataLoader, with its default of four
-workers and with as many as there are cores. Ours streams (nothing kept). Passes alternate; the median counts.
+The script writes a folder of JPEGs of ImageNet's usual size and reads it with ViT-B-32's preprocessing. The peer is
+CLIP_benchmark 1.6's loader for a folder: torchvision's ImageFolder with open_clip's transform behind a torch
+DataLoader, with its default of four workers and with as many as there are cores. Ours decodes anew in every pass and
+keeps nothing. The passes of the two alternate, and their medians are compared.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def make(root: Path, count: int) -> None:
 
 
 def rate(batches: Callable[[], object], count: int) -> float:
-    """Images a second of one pass."""
+    """Images per second of one pass."""
     start = time.perf_counter()
     seen = sum(len(labels) for _, labels in batches())  # type: ignore[attr-defined]
     assert seen == count

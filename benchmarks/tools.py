@@ -22,7 +22,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def double_backward(work: Work, names: Sequence[str]) -> Product:
-    """Masked whole-model product, afresh: what a script without any library does."""
+    """A masked product with the whole Hessian, computed anew each time, as a script without any library does it."""
     parameters = dict(work.module.named_parameters())
     shapes = {n: p.shape for n, p in parameters.items()}
 
@@ -104,7 +104,7 @@ def eigenthings(work: Work, names: Sequence[str]) -> Product:
 
 
 def curvlinops(work: Work, names: Sequence[str]) -> Product:
-    """curvlinops' Hessian over a subset of the parameters; several columns at once are cheaper each."""
+    """curvlinops' Hessian over a subset of the parameters; several columns at once cost less per column."""
     parameters = dict(work.module.named_parameters())
     operator = HessianLinearOperator(
         work.module,

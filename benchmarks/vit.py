@@ -1,13 +1,13 @@
-"""The whole layer map of a real CLIP tower, and what a product costs in it: for a GPU.
+"""The whole layer map of a real CLIP tower on a GPU, and the cost of a product in it.
 
     python benchmarks/vit.py --model ViT-B-32 --precision full tf32 bf16 --json FILE
-    python benchmarks/vit.py --model tiny --images 16 --batch-size 8 --alphas 3 --json FILE      # that it runs: a CPU
+    python benchmarks/vit.py --model tiny --images 16 --batch-size 8 --alphas 3 --json FILE      # smoke test, CPU
 
-The vision tower of an open_clip model, its weights drawn at random (none are shipped), trained for some steps on images
-of as many patterns as there are classes, and on to the end of a path on others: a map costs the same whatever the
-weights, but for the products that its stopping rules take. Every block and the whole model, 11 alphas, trace and both
-ends of the spectrum; wall time, peak memory, products, and the cost of a product in gradients (of the faster attention
-kernel). Less than full precision states its error.
+The weights of the open_clip vision tower are drawn at random (none are shipped) and trained for some steps on images
+with one pattern per class; further training on other images gives the other end of the path. The cost of a map depends
+on the weights only through the number of products that the stopping rules take. Measured are trace and both ends of the
+spectrum for every block and the whole model at 11 alphas: wall time, peak memory, products, and the cost of a product
+in gradients (of the faster attention kernel). With less than full precision the error is reported too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Tower(nn.Module):
 
 @dataclass
 class Images:
-    """The mean cross-entropy over ``n`` images in batches: an objective for the engine, which may cut it otherwise."""
+    """The mean cross-entropy over ``n`` images in batches: an objective for the engine, which may cut it anew."""
 
     module: Tower
     images: Tensor
@@ -90,7 +90,7 @@ class Images:
 
 
 def patterned(n: int, size: tuple[int, int], seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images of a coarse pattern for each class, under noise as strong."""
+    """Images with one coarse pattern per class, under equally strong noise."""
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randn(CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, CLASSES, (n,), generator=generator)
@@ -99,7 +99,7 @@ def patterned(n: int, size: tuple[int, int], seed: int, device: torch.device) ->
 
 
 def trained_path(work: Images, steps: int) -> Callable[[float], dict[str, Tensor]]:
-    """theta(alpha) from a tower trained on other images to the one trained on from there on these."""
+    """theta(alpha) from a tower trained on other images to the same tower trained further on these images."""
     other = Images(work.module, *patterned(len(work.labels), work.module.size, 1, work.labels.device), work.batch_size)
     ends = []
     for part, rate in ((other, 3e-4), (work, 1e-4)):
@@ -115,7 +115,7 @@ def trained_path(work: Images, steps: int) -> Callable[[float], dict[str, Tensor
 
 
 class Clock:
-    """Wall seconds of what runs on the device, and its peak memory."""
+    """Wall seconds of the work on the device, and its peak memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
@@ -190,14 +190,16 @@ def layer_map(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="ViT-B-32", help="an open_clip name, or tiny")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip model name, or tiny")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--alphas", type=int, default=11)
     parser.add_argument("--rtol", type=float, default=0.03)
-    parser.add_argument("--steps", type=int, default=40, help="training steps for each end")
+    parser.add_argument("--steps", type=int, default=40, help="number of training steps for each end of the path")
     parser.add_argument("--precision", nargs="+", default=["full"], choices=["full", "tf32", "bf16"])
-    parser.add_argument("--memory", type=float, help="GiB for gradient graphs; default: four fifths of what is free")
+    parser.add_argument(
+        "--memory", type=float, help="memory in GiB for gradient graphs; default: four fifths of the free memory"
+    )
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     quiet()

@@ -1,4 +1,4 @@
-"""What is measured: open_clip vision towers with a linear head, their loss, and a path between two trainings."""
+"""The work to measure: open_clip vision towers with a linear head, their loss, and a path between two trainings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Tower", "Work", "peak_mib", "seconds", "trained_path"]
 
 
 class Tower(nn.Module):
-    """An open_clip ViT with a linear head on unit features: what the peers are handed."""
+    """An open_clip ViT with a linear head on unit features, as the peers get it."""
 
     def __init__(self, *, width: int, blocks: int, head_width: int, classes: int, seed: int = 0) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Work:
 
 
 def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Processor seconds of one call, the least of ``repeats`` (the machine may be shared)."""
+    """Processor seconds of one call: the smallest of ``repeats``, because the machine may be shared."""
     best = float("inf")
     for _ in range(repeats):
         start = time.process_time()
@@ -101,7 +101,7 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def peak_mib() -> float:
-    """This process' peak memory; not getrusage's, in which a child starts with its parent's. Linux."""
+    """This process' peak memory (Linux). getrusage would not do: there a child starts with its parent's peak."""
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
@@ -135,7 +135,7 @@ def quiet() -> None:
 
 
 def crash_as_shipped(call: Callable[[], object]) -> str:
-    """What a peer says to open_clip's default attention kernels; empty where it runs."""
+    """The error of a peer with open_clip's default attention kernels; empty if it runs."""
     try:
         call()
     except Exception as error:

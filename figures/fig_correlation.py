@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scope", default="pairs", choices=("pairs", "path"))
     parser.add_argument("--method", default="spearman", choices=CORRELATIONS)
     parser.add_argument("--against", choices=AGAINST, help="default: ood_gain")
-    parser.add_argument("--alpha", type=float, help="which alpha across pairs; default: nearest 0.5")
+    parser.add_argument("--alpha", type=float, help="alpha at which pairs are compared; default: the one nearest 0.5")
     args = parser.parse_args(argv)
     with paper_style(__file__):
         drawn = correlation(run_table(args.run, "correlations"), args.scope, args.method, args.against, args.alpha)

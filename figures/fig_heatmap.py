@@ -1,4 +1,4 @@
-"""Layer x alpha heat map of one sharpness measure, one panel a pair.
+"""Layer x alpha heat map of one sharpness measure, one panel per pair.
 
 python figures/fig_heatmap.py runs/demo --measure lambda_max --out figures
 """
@@ -15,7 +15,7 @@ from sharpscope.vocabulary import MEASURES
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
-    parser.add_argument("--measure", default="hessian_trace", choices=tuple(MEASURES), help="which measure")
+    parser.add_argument("--measure", default="hessian_trace", choices=tuple(MEASURES), help="sharpness measure to draw")
     args = parser.parse_args(argv)
     with paper_style(__file__):
         save(heatmap(run_table(args.run, "sharpness"), args.measure), args.out, f"heatmap_{args.measure}")

@@ -1,4 +1,4 @@
-"""Accuracy of every data set and the probe loss along alpha, the failure shaded.
+"""Accuracy of every data set and the probe loss along alpha, with flagged failures shaded.
 
 python figures/fig_path.py runs/demo --out figures
 """

@@ -1,4 +1,4 @@
-"""OOD gain at equal ID accuracy of sparse stragglers beside random and all layers.
+"""OOD gain at equal ID accuracy with sparse stragglers, compared with random layers and with all layers made sparse.
 
 python figures/fig_repair.py runs/demo --alpha 0.3 --out figures
 """
@@ -15,7 +15,9 @@ from sharpscope.present.style import save
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
     parser.add_argument(
-        "--alpha", type=float, help="which point of the repaired paths has intervals; default: nearest 0.5"
+        "--alpha",
+        type=float,
+        help="point of the repaired paths that is drawn with intervals; default: the one nearest 0.5",
     )
     args = parser.parse_args(argv)
     with paper_style(__file__):

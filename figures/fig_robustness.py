@@ -16,7 +16,9 @@ from sharpscope.present.style import save
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
-    parser.add_argument("--baseline", default="finetuned", help=f"{', '.join(BASELINES)}, or a CSV file of models")
+    parser.add_argument(
+        "--baseline", default="finetuned", help=f"models that define the line: {', '.join(BASELINES)}, or a CSV file"
+    )
     args = parser.parse_args(argv)
     with paper_style(__file__):
         accuracy = run_table(args.run, "accuracy")

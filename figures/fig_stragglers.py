@@ -1,4 +1,4 @@
-"""Straggler scores of every layer by criterion, with threshold, choice and bootstrap probability.
+"""Straggler scores of every layer by criterion, with threshold, chosen layers and bootstrap probability.
 
 python figures/fig_stragglers.py runs/demo --criteria sharpness:hessian_trace rewind --out figures
 """
@@ -14,7 +14,7 @@ from sharpscope.present.style import save
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = figure_parser(__doc__)
-    parser.add_argument("--criteria", nargs="+", metavar="NAME", help="at most four; default: the main ones")
+    parser.add_argument("--criteria", nargs="+", metavar="NAME", help="at most four criteria; default: the main ones")
     args = parser.parse_args(argv)
     with paper_style(__file__):
         save(straggler_ranking(run_table(args.run, "stragglers"), args.criteria), args.out, "straggler_ranking")

@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 FOREIGN_HOURS: Final = 24.0
-"""How long a claim or temporary file of ANOTHER host is respected: its process cannot be asked whether it lives."""
+"""Hours for which a claim or a temporary file made on ANOTHER host is respected. This host cannot ask whether the
+process that made it still lives; a larger value waits longer for a host that has died."""
 
 _TRY: Final = {
     errno.ENOSPC: "Free some space",
@@ -50,10 +51,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _TRY.get(error.errno or 0, "Mend that")
+        remedy = _TRY.get(error.errno or 0, "Solve that")
         raise RunDirectoryError(
             f"{shown(path)}: cannot be written: {error.strerror or error}.\n"
-            f"{remedy} and run the same command again: what was finished is kept."
+            f"{remedy} and run the same command again: finished work is kept."
         ) from error
 
 
@@ -141,7 +142,7 @@ def host_name() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """When process ``pid`` of this host started, as an opaque text; None when none lives (a zombie does not)."""
+    """When process ``pid`` of this host started, as an opaque text; None if it does not live (a zombie does not)."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -39,11 +39,11 @@ class SharpscopeError(Exception):
 
 
 class ConfigError(SharpscopeError):
-    """A flag, YAML key or argument that has no meaning, with the nearest one that has."""
+    """An unknown or invalid flag, YAML key or argument; the message names the nearest valid one."""
 
 
 class NoData(ConfigError):
-    """A figure was asked for of a table without the rows that it shows."""
+    """A figure was asked for, and its table lacks the rows that the figure shows."""
 
 
 class CheckpointError(SharpscopeError):
@@ -116,7 +116,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 MAX_NAMES: Final = 10
-"""A message names at most this many tensors."""
+"""The most names that one message lists; the rest is counted."""
 
 
 def listing(names: Iterable[str], limit: int = MAX_NAMES) -> str:

@@ -1,8 +1,8 @@
 """Which tensors form a layer: names -> ordered layers at granularity tensor | module | block.
 
-Everything is read off the names, so it works for a state dict without its model, whatever its order (safetensors sorts
-by size). The tables below hold what is known about the towers of open_clip, timm and transformers: in which order the
-forward pass uses what stands in a tower, in a block and in a module.
+Only the names are used, so that this works for a state dict without its model and in any order (safetensors sorts by
+size). The tables below state, for the towers of open_clip, timm and transformers, the order in which the forward pass
+uses the parts of a tower, of a block and of a module.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _DERIVED = re.compile(
 
 
 def tower_of(name: str) -> Tower:
-    """The part of the CLIP that tensor ``name`` belongs to (what is neither image, head nor scale is text).
+    """The part of the CLIP to which the tensor ``name`` belongs; a name that is not image, head or scale is text.
 
     >>> [tower_of(n) for n in ("visual.proj", "ln_final.weight", "head.bias", "logit_scale")]
     ['image', 'text', 'head', 'scale']
@@ -60,12 +60,12 @@ def tower_of(name: str) -> Tower:
 
 
 def is_derived(name: str) -> bool:
-    """Whether ``name`` is a constant that the architecture determines (masks, index tables): a file may lack it."""
+    """Whether ``name`` is a constant that the architecture determines (mask, index table), which a file may lack."""
     return _DERIVED.search(name) is not None
 
 
 def is_buffer(name: str) -> bool:
-    """Whether ``name`` is a buffer by its name (normalisation statistics, constants): state, but no parameter."""
+    """Whether ``name`` is that of a buffer (normalisation statistics, constants) and not of a parameter."""
     return _STATISTICS.search(name) is not None or is_derived(name)
 
 
@@ -76,9 +76,10 @@ Kind = Literal["embedding", "conv", "norm", "attention", "mlp", "projection", "h
 class Layer:
     """A group of tensors whose sharpness is measured, or whose change is made sparse, together.
 
-    ``depth``: index of its block in its tower, as the forward pass meets them: the first block 1, the second 2. What
-    leads to a block has the depth of the block before (before the first 0), what follows the last block one more than
-    it. ``num_params``: number of elements. ``params``: the tensors' names, in forward order.
+    ``depth``: the number of the layer's block in its tower, in forward order, from 1. A layer between two blocks has
+    the depth of the block before it; a layer before the first block has depth 0, and a layer after the last block has
+    the last block's depth plus 1. ``num_params``: the number of elements. ``params``: the tensors' names, in forward
+    order.
     """
 
     name: str
@@ -91,9 +92,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands: tower, block (None outside of the blocks), module, whether it precedes the blocks.
+    """The position of a tensor in the model.
 
-    ``key``: the tensor's ``layer_key``.
+    ``block``: None outside the blocks. ``stem``: whether the tensor precedes the blocks. ``key``: its ``layer_key``.
     """
 
     tower: Tower
@@ -108,29 +109,31 @@ _CONTAINER: Final = re.compile(
 )
 _NUMBER: Final = re.compile(r"^[0-9]+$")
 _WRAPPERS: Final = ("visual", "text", "text_decoder", "trunk", "transformer", "encoder", "decoder", "backbone", "model")
-"""These names only wrap what follows them."""
+"""Names of modules that only wrap others and have no position of their own in the order."""
 _BRIDGES: Final = ("downsample", "pos_emb")
-"""These modules of a stage lead into its blocks."""
+"""Modules of a stage that lead into its blocks."""
 _EMBED: Final = (
     "class_embedding", "cls_emb", "cls_token", "dist_token", "reg_token", "register_token", "positional_embedding",
     "pos_embed",
 )  # fmt: skip
-"""These bare parameters join the tokens, in this order: the class first, then the positions of all tokens."""
+"""Bare parameters that join the tokens, in the order of the forward pass: the class first, then the positions of all
+tokens."""
 _TURNS: Final = {
     "visual": 0, "text": 1, "text_decoder": 2, "head": 3, "classification_head": 3, "logit_scale": 4, "logit_bias": 5,
 }  # fmt: skip
-"""A name's first token -> when its part of the CLIP has its turn. With any other first token it is the text tower's."""
+"""The first token of a name -> the rank of its part of the CLIP. Any other first token belongs to the text tower."""
 _GROUPS: Final = tuple(GROUP_TITLES)
-"""The names of groups of layers; they come before all layers."""
+"""The names of groups of layers, which sort before all layers."""
 
 
 def _ranks(*lines: str) -> dict[str, int]:
-    """The rank of every name in ``lines``: names in one line share their rank, since no module has two of them."""
+    """The rank of every name in ``lines``; names in one line share a rank, because no module has two of them."""
     return {name: rank for rank, line in enumerate(lines) for name in line.split()}
 
 
 _LEAVES: Final = ("unknown", "weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-"""Every table below but the tower's ends so: a name in no table is ``unknown``, and a module's own tensors follow."""
+"""The last ranks of every table below except the tower's. A name in no table ranks as ``unknown``, and a module's own
+tensors follow it."""
 
 _TOWER: Final = _ranks(
     "stem conv_stem patch_embed",
@@ -159,10 +162,10 @@ _TOWER: Final = _ranks(
     "proj text_projection",
     "post",
 )
-"""What stands in a tower; ``blocks`` is the place of all containers of blocks, and of what wraps them.
+"""The parts of a tower. ``blocks`` is the rank of all containers of blocks and of their wrappers.
 
-``stem``, ``embed`` and ``post`` are layers of several tensors each: what precedes the blocks (granularity block), the
-bare parameters that join the tokens (granularity module), what follows the blocks (granularity block).
+``stem``, ``embed`` and ``post`` are layers of several tensors each: the part before the blocks (granularity block), the
+bare parameters that join the tokens (granularity module), and the part after the blocks (granularity block).
 """
 
 _PATCH_EMBED: Final = _ranks("stem", "conv", "bn", "blocks", "pool", "proj", "norm", *_LEAVES)
@@ -232,7 +235,7 @@ _ATTENTION: Final = _ranks(
     "out_proj proj c_proj o output",
     *_LEAVES,
 )
-"""Inside an attention: queries, keys and values, what acts on the weights, the norm of the heads, the output."""
+"""Inside an attention: queries, keys and values, parameters of the attention weights, norm of the heads, output."""
 
 _POOL: Final = _ranks(
     "positional_embedding",
@@ -251,7 +254,7 @@ _POOL: Final = _ranks(
     "mlp",
     *_LEAVES,
 )
-"""Inside an attentional pooling, which normalises behind its output and not before it."""
+"""Inside an attentional pooling, which normalises after its output projection and not before it."""
 
 _MLP: Final = _ranks(
     "conv",  # FastViT
@@ -279,7 +282,7 @@ _WITHIN: Final[tuple[tuple[str, dict[str, int]], ...]] = (
     (r"mlp|ffn|DenseReluDense$", _MLP),
     (r"", _BLOCK),
 )
-"""What a module's name begins with -> the order of what stands inside it; the first that matches counts."""
+"""A pattern for the beginning of a module's name -> the table for the module's parts; the first match counts."""
 
 _FOLDED: Final[dict[str, str]] = {
     "ls_1": "attn",
@@ -315,13 +318,15 @@ def split_layers(
 ) -> tuple[Layer, ...]:
     """Group tensors into layers, ordered as the forward pass meets them: image tower, text tower, head, scale.
 
-    ``shapes``: name -> shape, in any order; the layers partition these names. ``only``: keep just these names (the
-    moving ones); depths are still counted in the whole model. Granularity:
+    ``shapes``: name -> shape, in any order; the layers partition these names. ``only``: restrict the layers to these
+    names; depths are still counted in the whole model. Granularity:
 
-    - ``tensor``: every tensor;
-    - ``module``: of a transformer block ``ln_1``, ``attn``, ``ln_2``, ``mlp`` (layer scales with what they scale), of a
-      convolutional block its convolutions and norms; class and positional embeddings together as ``embed``;
-    - ``block``: every residual block; ``stem`` for what precedes them, ``post`` for what follows.
+    - ``tensor``: every tensor is a layer;
+    - ``module``: the modules of a block are layers: ``ln_1``, ``attn``, ``ln_2``, ``mlp`` of a transformer block (a
+      layer scale belongs to the module that it scales), convolutions and norms of a convolutional block. Class and
+      positional embeddings together are the layer ``embed``;
+    - ``block``: every residual block is a layer, as are ``stem``, the part before the blocks, and ``post``, the part
+      after them.
 
     Returns the layers sorted by ``layer_key``. Raises ConfigError when ``granularity`` is none of the three.
 
@@ -349,15 +354,15 @@ def split_layers(
 def layer_key(name: str) -> tuple[Any, ...]:
     """Sort key that puts the names of layers into the order in which the forward pass meets them.
 
-    ``name``: a layer's at any granularity, or a group's. The groups ``(all)``, ``(stragglers)``, ``(others)`` and
-    ``(best)`` come first; then image tower, text tower, CoCa's text decoder, head, scale. Inside a tower the order is
-    that of the first use: a layer stands where the first of its tensors enters the computation, a residual branch where
-    it is computed. What no table knows is sorted by name behind what is known, with numbers as numbers. Returns keys
-    that differ whenever the names do; no name raises.
+    ``name``: the name of a layer at any granularity, or of a group. The groups ``(all)``, ``(stragglers)``,
+    ``(others)`` and ``(best)`` come first; then image tower, text tower, CoCa's text decoder, head, scale. Inside a
+    tower, layers are ordered by first use: a layer's position is where the first of its tensors enters the computation,
+    and a residual branch's is where it is computed. Names in no table follow the known ones, sorted by name, with
+    numbers sorted as numbers. Different names have different keys; no name raises.
 
-    Names alone do not tell everything. Where two architectures use the same names in different orders, the commoner
-    order counts: ``norm1`` and ``norm2`` before ``attn`` and ``mlp`` (EVA02-E normalises behind them), ``cls_token``
-    before ``pos_embed`` (MobileCLIP-B and MobileCLIP2-B join the class token last).
+    Names alone do not always determine the order. Where two architectures use the same names in different orders, the
+    more common order counts: ``norm1`` and ``norm2`` before ``attn`` and ``mlp`` (EVA02-E normalises behind them),
+    ``cls_token`` before ``pos_embed`` (MobileCLIP-B and MobileCLIP2-B join the class token last).
 
     >>> sorted(["head", "visual.proj", "visual.transformer.resblocks.10.mlp", "visual.conv1", "(all)"], key=layer_key)
     ['(all)', 'visual.conv1', 'visual.transformer.resblocks.10.mlp', 'visual.proj', 'head']
@@ -375,10 +380,10 @@ def layer_key(name: str) -> tuple[Any, ...]:
 
 
 def _token_keys(tokens: Sequence[str], table: Mapping[str, int]) -> Iterator[tuple[int, int, int, str]]:
-    """``(rank, number, whether it is cross attention, name without number)`` of every token, beginning in ``table``.
+    """``(rank, number, whether it is cross attention, name without number)`` of every token; the first is in ``table``.
 
-    A container's number is that of the block that follows. So containers whose blocks alternate are merged: in CoCa's
-    decoder the cross attention of every number follows the self attention of this number.
+    A container gets the number of the block that follows it, so that containers whose blocks alternate are merged: in
+    CoCa's decoder, each cross attention follows the self attention of the same number.
     """
     for token, following in pairwise([*tokens, ""]):
         wraps = _wraps_blocks(token, table)
@@ -390,17 +395,17 @@ def _token_keys(tokens: Sequence[str], table: Mapping[str, int]) -> Iterator[tup
 
 
 def _wraps_blocks(token: str, table: Mapping[str, int]) -> bool:
-    """Whether ``token`` names a container of blocks, a numbered part of one, or only wraps what follows."""
+    """Whether ``token`` is a container of blocks, a number in one, or a wrapper."""
     return "blocks" in table and bool(token in _WRAPPERS or _NUMBER.match(token) or _CONTAINER.match(token))
 
 
 def _rank(token: str, table: Mapping[str, int]) -> int:
-    """The rank of ``token`` in ``table``; ``blocks`` and ``unknown`` stand for what has no rank of its own."""
+    """The rank of ``token`` in ``table``; a token that is not in it has the rank of ``blocks`` or of ``unknown``."""
     return table.get(token, table["blocks" if _wraps_blocks(token, table) else "unknown"])
 
 
 def place(name: str) -> Place:
-    """Where the tensor ``name`` stands, told by its name alone; no name raises.
+    """The position of the tensor ``name``, from its name alone; no name raises.
 
     >>> where = place("visual.transformer.resblocks.3.ls_1.gamma")
     >>> where.block, where.module
@@ -422,7 +427,8 @@ def place(name: str) -> Place:
 
 
 def _module_in(last: str, inner: Sequence[str]) -> Sequence[str]:
-    """The tokens of a module, given the ``last`` token of its block's name and what follows it (``inner``)."""
+    """The tokens of a module inside its block, from the ``last`` token of the block's name and the ``inner`` ones after
+    it."""
     if not inner or last in _BRIDGES:
         return ()
     if len(inner) > 2 and inner[0] == "layer" and _NUMBER.match(inner[1]):
@@ -431,7 +437,7 @@ def _module_in(last: str, inner: Sequence[str]) -> Sequence[str]:
 
 
 def _block_end(tokens: Sequence[str]) -> int:
-    """How many leading tokens name the block: through the last index of its container; 0 when there is none."""
+    """The number of leading tokens that name the block, up to the last index of its container; 0 without a block."""
     for i in range(len(tokens) - 1):
         if _CONTAINER.match(tokens[i]) and _NUMBER.match(tokens[i + 1]):
             end = i + 2

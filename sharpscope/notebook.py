@@ -33,20 +33,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 class MeasureOptions(TypedDict, total=False):
     """What the estimators may spend and how precise they must be.
 
-    seed: of every random direction and noise draw; each layer, measure and alpha derives its own from it.
-    rtol: relative tolerance, > 0. A trace stops at a standard error, an eigenvalue at a residual of rtol times the
-        estimate's magnitude. Half the tolerance costs about four times the products of a trace.
-    max_matvecs: Hessian-vector products at most for a layer and kind of estimate; a row that needs more has the status
-        ``not_converged``.
-    noise_samples: Gaussian draws of the average sharpness, each used with both signs.
-    pgd_steps: Auto-PGD steps of the worst-case sharpness.
+    seed: the seed from which each layer, measure and alpha derives its own seed for random directions and noise.
+    rtol: relative tolerance, > 0. A trace stops when its standard error, an eigenvalue when its residual is at most
+        rtol times the estimate's magnitude. Half the tolerance costs about four times the products of a trace.
+    max_matvecs: the largest number of Hessian-vector products for one layer and kind of estimate; a row that needs more
+        has the status ``not_converged``.
+    noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.
+    pgd_steps: the number of Auto-PGD steps for the worst-case sharpness. More steps usually find a larger rise.
     rho_avg, rho_linf, rho_l2: radii of sharpness_avg, sharpness_max and sharpness_max_l2, in units of the weights'
-        own magnitudes (the ``_absolute`` measures: in units of the weights themselves).
-    memory: bytes that gradient graphs may take; less memory, more recomputing, the same numbers up to rounding. None:
-        all graphs are kept.
+        magnitudes (for the ``_absolute`` measures: absolute radii, in the unit of the weights).
+    memory: bytes that gradient graphs may take; None: all graphs are kept. Less memory means more recomputation and the
+        same numbers up to rounding.
     trace_method: per_example, controlled, hutchinson, xtrace or hutchpp.
     precision: arithmetic of the matrix products: full, tf32 (on a GPU) or bf16.
-    density_steps, density_runs: Lanczos steps in each run, and runs, of a spectral density.
+    density_steps, density_runs: for a spectral density, the number of Lanczos steps in each run, and of runs.
     """
 
     seed: int
@@ -67,8 +67,8 @@ class MeasureOptions(TypedDict, total=False):
 def _takes_options(function: F) -> F:
     """Show the fields of MeasureSettings, with their defaults, in the signature and on the help page of ``function``.
 
-    The fields and defaults are MeasureSettings' own; MeasureOptions repeats their names for type checkers, and a test
-    holds the two equal.
+    The fields and defaults come from MeasureSettings. MeasureOptions repeats the names for type checkers, and a test
+    checks that the two agree.
     """
     own = inspect.signature(function)
     named = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -93,7 +93,7 @@ def _settings(options: Mapping[str, Any]) -> MeasureSettings:
 
 
 class _ModuleObjective:
-    """A loss of a live module, as the engine wants it: a function of named tensors."""
+    """A loss of a live module as an ``Objective``, that is, as a function of named tensors."""
 
     def __init__(self, module: nn.Module, loss: Callable[[nn.Module, Any], Any], batches: Sequence[Any]) -> None:
         self._wrapped = _Called(module, loss)
@@ -109,12 +109,12 @@ class _ModuleObjective:
         return torch.func.functional_call(wrapped, named, (self._batches[i],))
 
     def suffix(self, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
-        """For finite perturbations of some parameters: the modules before them run once a batch."""
+        """The loss for perturbations of the parameters ``names``; the modules before them run only once per batch."""
         return _Suffix(self, Prefix(self._wrapped.module, names), [theta[n] for n in names], theta)
 
 
 class _ModuleClassification(_ModuleObjective):
-    """One whose logits and labels can be had beside it."""
+    """A module's loss that also provides logits and labels."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _ModuleClassification(_ModuleObjective):
 
 
 class _Suffix:
-    """The loss of a module for changes of some parameters only (see ``clip.prefix``)."""
+    """The loss of a module of which only some parameters change (see ``clip.prefix``)."""
 
     def __init__(
         self, objective: _ModuleObjective, prefix: Prefix, changed: Sequence[Tensor], theta: Mapping[str, Tensor]
@@ -156,7 +156,7 @@ class _Suffix:
 
 
 class _Called(nn.Module):
-    """Makes ``function(module, batch)`` a forward pass, so that functional_call can put tensors into the module."""
+    """A module whose forward pass is ``function(module, batch)``, so that functional_call can replace its tensors."""
 
     def __init__(self, module: nn.Module, function: Callable[[nn.Module, Any], Any]) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def _batch_size(batch: Any) -> int:
     while isinstance(first, (tuple, list, Mapping)):
         first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
     if not isinstance(first, Tensor) or first.ndim == 0:
-        raise ConfigError("batches: the first item of a batch must be a tensor with one row an example.")
+        raise ConfigError("batches: the first item of a batch must be a tensor with one row per example.")
     return len(first)
 
 
@@ -187,10 +187,11 @@ def layer_curvature(
     logits: Callable[[nn.Module, Any], tuple[Tensor, Tensor]] | None = None,
     **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
-    """Layer-wise curvature of any loss of any module: one row a layer and measure, with error bars.
+    """Layer-wise curvature of any loss of any module: one row per layer and measure, with error bars.
 
     The Hessian is that of L = 1/n sum_j loss_j, the mean over all n EXAMPLES, also when the last batch is smaller. A
-    number that is not finite makes a row of status ``failed`` with the reason in its note; the other layers go on.
+    number that is not finite gives a row with status ``failed`` and the reason in its note; the other layers are
+    measured all the same.
 
     >>> import torch
     >>> net, batch = torch.nn.Linear(3, 2), (torch.eye(3), torch.tensor([0, 1, 1]))
@@ -200,13 +201,13 @@ def layer_curvature(
     ['hessian_trace', 'lambda_max', 'lambda_min']
 
     Args:
-        module: measured in eval mode and handed back as it came: weights, gradients, mode.
-        loss: ``loss(module, batch)`` gives the mean loss of the batch, a scalar that can be differentiated twice.
-        batches: e.g. a DataLoader: tensors, or tuples or dictionaries of tensors whose first has one row an example,
-            on the module's device.
-        granularity: what a layer is: tensor, module or block.
+        module: the module, which is measured in eval mode; its weights, gradients and mode are left unchanged.
+        loss: ``loss(module, batch)`` returns the mean loss of the batch, a scalar that can be differentiated twice.
+        batches: e.g. a DataLoader. A batch is a tensor, or a tuple or dictionary of tensors, on the module's device;
+            its first tensor has one row per example.
+        granularity: whether a layer is a tensor, a module or a block.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
-        logits: ``logits(module, batch)`` gives (logits [n, C], labels [n]) where the loss is their cross-entropy:
+        logits: ``logits(module, batch)`` returns (logits [n, C], labels [n]), for a loss that is their cross-entropy.
             ``ggn_trace``, ``fisher_trace`` and ``trace_method="controlled"`` need it.
 
     Returns:
@@ -214,8 +215,8 @@ def layer_curvature(
         (eigenvalues), converged, num_matvecs, status ... The layer ``(all)`` is the whole module.
 
     Raises:
-        ConfigError: an unknown measure, granularity or option, an option of the wrong type, a loss that is no scalar, a
-            batch that does not start with a tensor.
+        ConfigError: an unknown measure, granularity or option, an option of the wrong type, a loss that is not a
+            scalar, or a batch that does not start with a tensor.
     """
     settings = _settings(options)
     modes = {m: m.training for m in module.modules()}
@@ -252,9 +253,9 @@ def layer_sharpness(
 ) -> pd.DataFrame:
     """The sharpness table of one pair without a run directory: layers x alphas x measures.
 
-    At every alpha the loss is the probe's, at theta(alpha) = (1 - alpha) theta_0 + alpha theta_1; eigenvectors are
-    followed from one alpha to the next, which saves products. A number that is not finite makes a row of status
-    ``failed`` with the reason in its note; the other layers go on.
+    At every alpha, the probe's loss is measured at theta(alpha) = (1 - alpha) theta_0 + alpha theta_1. Eigenvectors are
+    followed from one alpha to the next, which saves products. A number that is not finite gives a row with status
+    ``failed`` and the reason in its note; the other layers are measured all the same.
 
     >>> import sharpscope
     >>> pair = sharpscope.load_pair("mini:zeroshot", "mini:success", model="mini")
@@ -265,11 +266,11 @@ def layer_sharpness(
     True
 
     Args:
-        pair: from ``load_pair``.
-        probe: the examples whose loss is looked at; path and curvature are computed in its dtype, on its device.
+        pair: a pair that ``load_pair`` returned.
+        probe: the examples whose loss is measured; path and curvature are computed in its dtype, on its device.
         alphas: points of the path, 0 the zero-shot and 1 the fine-tuned model, in the order in which they are
-            measured: increasing is cheapest.
-        granularity: what a layer is: tensor, module or block.
+            measured; an increasing order is cheapest.
+        granularity: whether a layer is a tensor, a module or a block.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
         progress: called with the name of each finished measure.
 

@@ -1,8 +1,8 @@
 """Scores of predictions as functions of weighted sums over examples: one formula for the estimate and its bootstrap.
 
-A bootstrap sample is a vector of weights (how often each example was drawn), so a score that is known from sums over
-examples is known for every sample from one sparse matrix product. numpy and scipy only: the rooms with images and the
-rooms with tables share it.
+A bootstrap sample is a vector of weights (the number of times each example was drawn). A score that is a function of
+sums over examples is therefore computed for all samples by one sparse matrix product. This module needs numpy and scipy
+only, because the packages that read images and those that read tables share it.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 PROPORTIONS = ("top1", "top5")
-"""The metrics that are a share of examples, k of n, so that Wilson's interval is theirs."""
+"""The metrics that are a share of examples, k of n, and therefore have Wilson's interval."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """``finish(weights @ columns)``: a score that depends on the examples through weighted sums alone.
+    """A score that depends on the examples only through weighted sums: ``finish(weights @ columns)``.
 
-    ``columns``: [n, m], one row an example; ``finish``: sums [..., m] -> scores [...].
+    ``columns`` is [n, m] with one row per example; ``finish`` maps sums [..., m] to scores [...].
     """
 
     columns: sparse.csr_array
     finish: Callable[[Floats], Floats]
 
     def value(self) -> float:
-        """The score of the examples as they are, each with weight 1."""
+        """The score of the sample itself, in which every example has weight 1."""
         return float(self.finish(np.asarray(self.columns.sum(axis=0), dtype=np.float64)))
 
     def resampled(self, weights: NDArray[np.floating]) -> Floats:
-        """The score under every row of ``weights`` [R, n]; [R]."""
+        """The scores [R] under the R rows of ``weights`` [R, n]."""
         return self.finish(np.asarray(self.columns.T @ weights.T).T)
 
 
 def share(values: NDArray[np.generic]) -> Statistic:
-    """The mean over examples of one number each (a rate, a loss)."""
+    """The mean over examples of one number per example (a hit, a loss)."""
     n = len(values)
     columns = np.stack([np.asarray(values, dtype=np.float64), np.ones(n)], axis=1)
     return Statistic(sparse.csr_array(columns), lambda sums: sums[..., 0] / sums[..., 1])
 
 
 def mean_per_class(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> Statistic:
-    """Mean over the classes that occur of the share of their examples that is right (balanced accuracy)."""
+    """Balanced accuracy: the accuracy on each class, averaged over the classes that occur."""
     seen, index = np.unique(labels, return_inverse=True)
     c = len(seen)
     hits = predicted == labels
@@ -77,10 +77,12 @@ def mean_per_class(labels: NDArray[np.integer], predicted: NDArray[np.integer]) 
 
 
 def macro_f1(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> Statistic:
-    """Mean over the classes that occur among the labels of F1 = 2 TP / (2 TP + FP + FN).
+    """F1 = 2 TP / (2 TP + FP + FN) of each class, averaged over the classes that occur among the labels.
 
-    As WILDS defines it for iWildCam (Koh et al. 2021, arXiv 2012.07421): classes without an example do not count,
-    examples taken for them do, as misses.
+    This is the definition of WILDS for iWildCam: a class without an example is not averaged, but an example that is
+    predicted to be of such a class counts as a miss of its own class.
+
+    Source: Koh et al. 2021, arXiv 2012.07421.
     """
     seen, index = np.unique(labels, return_inverse=True)
     c = len(seen)
@@ -98,7 +100,10 @@ def macro_f1(labels: NDArray[np.integer], predicted: NDArray[np.integer]) -> Sta
 
 
 def worst_group(hits: NDArray[np.bool_], groups: NDArray[np.integer]) -> Statistic:
-    """Smallest share of right examples over the groups that occur; negative group numbers belong to no group.
+    """The smallest accuracy over the groups that occur; an example with a negative group number is in no group.
+
+    Raises:
+        ValueError: no example belongs to a group.
 
     Source: Sagawa et al. 2020 (arXiv 1911.08731); FMoW's worst region in WILDS (Koh et al. 2021, arXiv 2012.07421).
     """
@@ -124,7 +129,11 @@ def label_score(
     predicted: NDArray[np.integer],
     groups: NDArray[np.integer] | None = None,
 ) -> Statistic:
-    """The score ``metric`` (top1, mean_per_class, macro_f1, worst_group) of predicted labels."""
+    """The score ``metric`` (top1, mean_per_class, macro_f1, worst_group) of predicted labels.
+
+    Raises:
+        ValueError: another metric, or worst_group without groups.
+    """
     if metric == "top1":
         return share(predicted == labels)
     if metric == "mean_per_class":
@@ -133,14 +142,14 @@ def label_score(
         return macro_f1(labels, predicted)
     if metric == "worst_group" and groups is not None:
         return worst_group(predicted == labels, groups)
-    raise ValueError(f"'{metric}' is no score of predicted labels" + " without groups." * (metric == "worst_group"))
+    raise ValueError(f"'{metric}' is not a score of predicted labels" + " without groups." * (metric == "worst_group"))
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What K models answered on one data set that is judged by more than the share of right answers.
+    """The predictions of K models on one data set whose metric is not plain accuracy.
 
-    ``metric``: see ``label_score``; ``labels`` [n], ``predicted`` [K, n], ``groups`` [n] or None.
+    ``metric`` is a metric of ``label_score``. Shapes: ``labels`` [n], ``predicted`` [K, n], ``groups`` [n] or None.
     """
 
     metric: str
@@ -161,7 +170,7 @@ class Predictions:
         return np.array([s.value() for s in self._statistics()])
 
     def resampled(self, replicates: int, rng: np.random.Generator) -> Floats:
-        """Bootstrap over examples, the same draws for all models: [R, K]."""
+        """Bootstrap replicates [R, K] of the scores; all models share the same draws of examples."""
         statistics, n = list(self._statistics()), len(self.labels)
         parts = [np.stack([s.resampled(weights) for s in statistics], axis=1) for weights in draws(n, replicates, rng)]
         return np.concatenate(parts)
@@ -171,29 +180,29 @@ class Predictions:
 
 
 def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How often each of ``n`` examples is drawn in each of R bootstrap samples: int64 [R, n]."""
+    """The number of times that each of ``n`` examples is drawn in each of R bootstrap samples: int64 [R, n]."""
     drawn = rng.integers(0, n, size=(replicates, n))
     drawn += np.arange(replicates)[:, None] * n
     return np.bincount(drawn.ravel(), minlength=replicates * n).reshape(replicates, n)
 
 
 def draws(n: int, replicates: int, rng: np.random.Generator) -> Iterator[Floats]:
-    """``resample_counts`` in portions, float64 [r, n] of R samples in all, so that many examples fit into memory."""
+    """The R samples of ``resample_counts`` in blocks, float64 [r, n], so that many examples fit into memory."""
     step = max(1, _DRAWS_AT_ONCE // n)
     for start in range(0, replicates, step):
         yield resample_counts(n, min(step, replicates - start), rng).astype(np.float64)
 
 
 def min_replicates(level: float) -> int:
-    """Fewest replicates whose tails reach ``level`` at all: 2 / (1 - level), 40 at .95; fewer give no interval."""
+    """The fewest replicates for an interval of coverage ``level``: 2 / (1 - level), rounded up; 40 at 0.95."""
     return math.ceil(round(2 / (1 - level), 6))
 
 
 def percentile_interval(replicates: Floats, level: float, *, skip_nan: bool = False) -> tuple[Floats, Floats]:
-    """Percentile bounds of each column of ``replicates`` [R, ...] (Efron 1979).
+    """Percentile bootstrap bounds (low, high) of each column of ``replicates`` [R, ...].
 
-    NaN with fewer than ``min_replicates(level)`` replicates. ``skip_nan``: replicates in which the statistic has no
-    value are left out; without it one of them makes the bounds NaN.
+    The bounds are NaN with fewer than ``min_replicates(level)`` replicates. With ``skip_nan`` a replicate that is NaN
+    is left out; without it a single one makes the bounds NaN.
 
     Source: Efron 1979, https://doi.org/10.1214/aos/1176344552.
     """
@@ -210,8 +219,10 @@ def independent_mean(
 ) -> tuple[float, float, float]:
     """The mean of K independent estimates with its interval: (mean, low, high).
 
-    mean - 1/K sqrt(sum_k (m_k - low_k)^2), and likewise above: half widths are squared and added. Bounds are NaN where
-    one of the estimates has none. Source: Zou and Donner 2008, Stat. Med. 27:1693.
+    The lower bound is mean - 1/K sqrt(sum_k (m_k - low_k)^2), and the upper bound likewise. The bounds are NaN where
+    one of the estimates has no bounds.
+
+    Source: Zou and Donner 2008, Stat. Med. 27:1693.
     """
     k = len(estimates)
     mean = sum(estimates) / k
@@ -223,9 +234,13 @@ def independent_mean(
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, ``k`` of ``n``.
 
-    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), p = k/n, z the normal quantile of (1 + level)/2; inside
-    [0, 1] and never of zero width. Raises ValueError unless 0 <= k <= n, n >= 1, 0 < level < 1. Source: Wilson 1927,
-    J. Am. Stat. Assoc. 22:209-212.
+    (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n) with p = k/n and z the normal quantile at (1 + level)/2.
+    The interval is inside [0, 1] and never has zero width.
+
+    Raises:
+        ValueError: unless 0 <= k <= n, n >= 1 and 0 < level < 1.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22:209-212.
     """
     if not (0 <= k <= n and n >= 1 and 0 < level < 1):
         raise ValueError(f"wilson: needs 0 <= k <= n, n >= 1 and 0 < level < 1; got k={k}, n={n}, level={level}.")
@@ -236,7 +251,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def _one_hot(index: NDArray[np.integer], width: int, keep: NDArray[np.bool_] | None = None) -> sparse.csr_array:
-    """[n, width] with a 1 at ``index`` of every example (that is in ``keep``)."""
+    """A matrix [n, width] with a 1 at ``index`` in the row of every example (of every example in ``keep``)."""
     rows = np.arange(len(index)) if keep is None else np.flatnonzero(keep)
     return sparse.csr_array((np.ones(len(rows)), (rows, index[rows])), shape=(len(index), width))
 

@@ -1,6 +1,6 @@
-"""Every word of the project with what follows from it: layers' groups, measures, metrics, criteria, modes, collections.
+"""All names of the project and the facts behind them: layer groups, measures, metrics, criteria, modes, collections.
 
-A name stands here once and is read everywhere; an unknown one is an error. Light: no torch, no numpy.
+Every name is defined here once, and an unknown name is an error. This module imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ __all__ = [
 ]
 
 __version__: Final = "0.1.0"
-"""The version of sharpscope; a run directory belongs to one."""
+"""The version of sharpscope; a run directory belongs to one version."""
 
 Granularity = Literal["tensor", "module", "block"]
 HeadMode = Literal["auto", "zeroshot", "stored", "text"]
 Dtype = Literal["float32", "float64"]
 Precision = Literal["full", "tf32", "bf16", "fp16"]
-"""Arithmetic of matrix products: full (that of the weights) | tf32 (float32 with 10 bits of mantissa, on a GPU) | bf16,
-fp16 (autocast to bfloat16, float16). A command that cannot use one of them refuses it and says why."""
+"""The arithmetic of matrix products: full (that of the weights) | tf32 (float32 with 10 bits of mantissa, on a GPU) |
+bf16 | fp16 (autocast to bfloat16 or float16). A command that cannot use one of them refuses it and says why."""
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
@@ -92,7 +92,11 @@ TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutc
 
 
 def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
-    """Raise ConfigError for a metric of an unknown name."""
+    """Check the names of metrics.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     for name in names:
         if name not in METRICS:
             near = did_you_mean(name, METRICS) or f" Known: {', '.join(METRICS)}."
@@ -102,13 +106,16 @@ def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
 def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criterion, str]:
     """``"share:hessian_trace"`` -> (criterion ``share``, ``"hessian_trace"``); ``"rewind"`` -> (``rewind``, ``""``).
 
-    Raises ConfigError for an unknown criterion or measure, a measure that is missing, and one that has no meaning.
+    Raises:
+        ConfigError: an unknown criterion or measure, a missing measure, or a measure for a criterion that takes none.
     """
     name, _, measure = text.partition(":")
     names = (*CRITERIA, *CRITERIA.not_loaded())
     if name not in names:
         known = ", ".join(criterion_spellings())
-        raise ConfigError(f"{key}: '{shown(text, 60)}' is none of {known} (M a measure).{did_you_mean(name, names)}")
+        raise ConfigError(
+            f"{key}: '{shown(text, 60)}' is none of {known} (where M is a measure).{did_you_mean(name, names)}"
+        )
     criterion = CRITERIA.find(name, key)
     if criterion.takes_measure and not measure:
         raise ConfigError(f"{key}: '{name}' needs a measure, e.g. {name}:hessian_trace.")
@@ -120,12 +127,16 @@ def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criter
 
 
 def criterion_spellings() -> tuple[str, ...]:
-    """How every known criterion is written, those of entry points that nobody has asked for yet last."""
+    """The spellings of all known criteria; those of entry points that are not loaded yet come last."""
     return (*(c.spelling for c in CRITERIA.values()), *CRITERIA.not_loaded())
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
-    """``"mad:2"`` -> ``("mad", 2.0)``; raises ConfigError for anything that is not a straggler rule."""
+    """``"mad:2"`` -> ``("mad", 2.0)``.
+
+    Raises:
+        ConfigError: ``rule`` is not a straggler rule.
+    """
     kind, _, number = rule.partition(":")
     try:
         value = float(number)
@@ -148,10 +159,10 @@ STRAGGLERS: Final = "(stragglers)"
 """The layer name of each pair's own straggler layers taken together."""
 
 OTHERS: Final = "(others)"
-"""The layer name of all layers that are no stragglers of their pair."""
+"""The layer name of all layers that are not stragglers of their pair, taken together."""
 
 BEST: Final = "(best)"
-"""The layer name of whichever single layer has the largest |correlation|."""
+"""The layer name of the single layer with the largest |correlation|, whichever it is."""
 
 GROUP_TITLES: Final[dict[str, str]] = {
     ALL: "whole model",
@@ -159,10 +170,10 @@ GROUP_TITLES: Final[dict[str, str]] = {
     OTHERS: "all other layers",
     BEST: "best single layer",
 }
-"""Every layer name that stands for several layers, in the order in which tables show them -> what figures write."""
+"""Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
 
 PAIRS: Final = "(pairs)"
-"""The ``pair`` of rows that have one point a pair."""
+"""The ``pair`` of rows that are computed over pairs, with one point per pair."""
 
 OOD_MEAN: Final = "ood_mean"
 """The role of the mean over the OOD sets, and the data set of failure flags that are raised on it."""
@@ -181,20 +192,20 @@ def path_variant(path: str) -> str:
 
 
 UPGRADED: Final = "upgraded"
-"""The variant name of the path that the pair's change makes on an upgraded backbone: alpha 0 is its zero-shot model."""
+"""The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 
 STATUSES: Final = ("ok", "not_converged", "failed", "undefined", "frozen")
-"""ok | not_converged (budget spent before the tolerance) | failed (not finite; the reason in ``note``) |
-undefined (the quantity has no meaning here) | frozen (the layer does not move: delta = 0)."""
+"""ok | not_converged (the budget was spent before the tolerance was reached) | failed (not finite; ``note`` says why) |
+undefined (the quantity has no meaning here) | frozen (the layer does not move: its delta is 0)."""
 
 
 # ------------------------------------------------------------------------------------ words that users may add to
 @dataclass(frozen=True)
 class Origin:
-    """Where a word that is not the package's own comes from; part of a run's identity."""
+    """The origin of a name that is not the package's own; it is part of a run's identity."""
 
     source: str
-    """The plug-in's file name, the distribution of an entry point, or the run directory whose manifest told it."""
+    """The file name of the plug-in, or the distribution of the entry point."""
     version: str
     """The sha256 of the plug-in's file, or the distribution's version."""
 
@@ -208,16 +219,16 @@ W = TypeVar("W", bound=_Named)
 
 
 class Words(Mapping[str, W], Generic[W]):
-    """The known words of one kind, by name: the package's own in their canonical order, then those added from outside.
+    """The known words of one kind (such as measures), by name: the package's own in canonical order, then added ones.
 
-    A word from outside comes by an entry point of ``group``, which is loaded when its name is asked for, or by a
-    plug-in (``config.plugins.load``). No word is replaced.
+    A word is added from outside by an entry point of ``group``, which is loaded when its name is asked for, or by a
+    plug-in (``config.plugins.load_plugin``). No word can be replaced.
     """
 
     def __init__(self, kind: str, group: str, own: Iterable[W]) -> None:
         self.kind, self.group = kind, group
         self.origins: dict[str, Origin] = {}
-        """Of the words from outside."""
+        """The origins of the words from outside."""
         self._words = {word.name: word for word in own}
         self._recalled: set[str] = set()
 
@@ -231,14 +242,15 @@ class Words(Mapping[str, W], Generic[W]):
         return len(self._words)
 
     def not_loaded(self) -> tuple[str, ...]:
-        """The names of the group's entry points that nobody has asked for yet; none of them is imported."""
+        """The names of the group's entry points that are not loaded yet; they are listed without being imported."""
         return tuple(n for n in sorted(e.name for e in metadata.entry_points(group=self.group)) if n not in self)
 
     def find(self, name: str, key: str) -> W:
-        """The word called ``name``; an entry point of that name is loaded.
+        """The word called ``name``; if an entry point has that name, it is loaded first.
 
-        Raises ConfigError that begins with ``key`` for an unknown name, with the nearest known one, and for an entry
-        point that cannot be loaded or does not add the word that it is named for.
+        Raises:
+            ConfigError: an unknown name, or an entry point that cannot be loaded or does not add a word of its name.
+                The message begins with ``key``; for an unknown name it suggests the nearest known one.
         """
         if name not in self:
             found = next((e for e in metadata.entry_points(group=self.group) if e.name == name), None)
@@ -250,9 +262,13 @@ class Words(Mapping[str, W], Generic[W]):
         return self[name]
 
     def add(self, word: W) -> None:
-        """Make ``word`` known; raises ConfigError where its name is taken."""
+        """Add ``word``.
+
+        Raises:
+            ConfigError: the name is taken.
+        """
         if word.name in self and word.name not in self._recalled:
-            raise ConfigError(f"the {self.kind} '{shown(word.name, 60)}' is known already; give yours another name.")
+            raise ConfigError(f"the {self.kind} '{shown(word.name, 60)}' exists already; choose another name.")
         self._words[word.name] = word
         self._recalled.discard(word.name)
         if _LOADING:
@@ -261,13 +277,13 @@ class Words(Mapping[str, W], Generic[W]):
             added.append((self, word.name))
 
     def recall(self, word: W, origin: Origin) -> None:
-        """Make a word from outside known by its facts alone, as a finished run tells them; ``add`` may follow."""
+        """Add a word from outside without its code, as a finished run's manifest records it; ``add`` may follow."""
         if word.name not in self:
             self._words[word.name], self.origins[word.name] = word, origin
             self._recalled.add(word.name)
 
     def remove(self, name: str) -> None:
-        """Forget a word from outside (one whose plug-in failed half-way)."""
+        """Remove a word from outside, after its plug-in has failed half-way."""
         del self._words[name], self.origins[name]
 
     def _load(self, entry: metadata.EntryPoint, key: str) -> None:
@@ -277,18 +293,21 @@ class Words(Mapping[str, W], Generic[W]):
         with from_outside(origin, where):
             entry.load()
             if entry.name not in self:
-                raise ConfigError(f"importing {shown(entry.value, 100)} adds no {self.kind} of that name.")
+                raise ConfigError(f"importing {shown(entry.value, 100)} does not add a {self.kind} of that name.")
 
 
 _LOADING: list[tuple[Origin, list[tuple[Words[Any], str]]]] = []
-"""What is being loaded from outside at this moment, the innermost last, with the words that it has added so far."""
+"""The origins being loaded at this moment, the innermost last, each with the words that it has added so far."""
 
 
 @contextlib.contextmanager
 def from_outside(origin: Origin, where: str) -> Iterator[list[tuple[Words[Any], str]]]:
-    """Words added inside are marked as ``origin``'s; gives them as (their kind's words, name).
+    """Context manager that records ``origin`` for every word added inside; it yields the list of (words, name).
 
-    Whatever is raised inside becomes a ConfigError that begins with ``where``, and what was added is taken back.
+    If an exception is raised inside, the added words are removed again.
+
+    Raises:
+        ConfigError: any exception raised inside; the message begins with ``where``.
     """
     added: list[tuple[Words[Any], str]] = []
     _LOADING.append((origin, added))
@@ -304,12 +323,13 @@ def from_outside(origin: Origin, where: str) -> Iterator[list[tuple[Words[Any], 
 
 
 AddsUp = Literal["sum", "max", "min", "magnitude", "none"]
-"""How the value of several layers together follows from theirs: sum; max (the largest); min (the smallest); magnitude
-(the one of largest magnitude, with its sign); none (it does not follow from theirs)."""
+"""The rule by which the values of several layers combine to one: sum | max (the largest) | min (the smallest) |
+magnitude (the value of largest magnitude, with its sign) | none (they cannot be combined)."""
 
 Cost = Literal["trace", "eigenvalues", "product", "outer", "noise", "worst_case"]
-"""What a measure spends a layer: products with the Hessian until a trace or an eigenvalue has converged, one product,
-backward passes of the logits, losses under noise, or gradients of an ascent."""
+"""The kind of work that a measure does for each layer: trace, eigenvalues (Hessian-vector products until convergence) |
+product (one such product) | outer (backward passes of the logits) | noise (losses under noise) | worst_case (gradients
+of an ascent)."""
 
 
 @dataclass(frozen=True)
@@ -317,11 +337,11 @@ class Measure:
     """One layer-wise measure with everything that follows from its name."""
 
     name: str
-    """As flags, tables and figures use it."""
+    """The name in flags, tables and figures."""
     text: str
-    """What it is, in one phrase."""
+    """A description in one phrase."""
     family: str
-    """The module of ``sharpscope.curvature.measures`` that takes it (for one from outside: ``own``)."""
+    """The module of ``sharpscope.curvature.measures`` that computes it (``own`` for a measure from outside)."""
     adds_up: AddsUp
     cost: Cost
     taken_at: Literal["alphas", "perturbation_alphas"] = "alphas"
@@ -353,11 +373,11 @@ def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost) -> Measure:
 
 
 MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
-    Measure("hessian_trace", "tr H_ll, Hutchinson", "hessian", "sum", "trace"),
-    Measure("weighted_trace", "tr(diag(|w|) H_ll diag(|w|)), Hutchinson: infinitesimal adaptive sharpness", "hessian",
-            "sum", "trace"),
-    Measure("ggn_trace", "tr of the generalised Gauss-Newton block", "gauss_newton", "sum", "outer"),
-    Measure("fisher_trace", "tr of the Fisher information block, labels drawn from the model's own prediction",
+    Measure("hessian_trace", "trace of the Hessian block H_ll, Hutchinson", "hessian", "sum", "trace"),
+    Measure("weighted_trace", "trace of diag(|w|) H_ll diag(|w|), Hutchinson: infinitesimal adaptive sharpness",
+            "hessian", "sum", "trace"),
+    Measure("ggn_trace", "trace of the generalised Gauss-Newton block", "gauss_newton", "sum", "outer"),
+    Measure("fisher_trace", "trace of the Fisher information block, labels drawn from the model's own prediction",
             "gauss_newton", "sum", "outer"),
     _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll, Lanczos", "max"),
     _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll, Lanczos", "min"),
@@ -380,52 +400,57 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
 
 
 def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, ...]:
-    """The measures in canonical order without repeats; raises ConfigError for an unknown name."""
+    """The measures in canonical order without repeats.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
     wanted = {MEASURES.find(name, key).name for name in names}
     return tuple(m for m in MEASURES if m in wanted)
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where all other layers stand while one layer moves alone: at ``alpha`` of the path; ``text`` says it in words."""
+    """The position of all other layers while one layer moves alone: ``alpha`` on the path, and ``text`` in words."""
 
     alpha: float
     text: str
 
 
 BASES: Final[dict[Base, Standing]] = {
-    "finetuned": Standing(1.0, "every other layer is the fine-tuned model's"),
-    "zeroshot": Standing(0.0, "every other layer is the zero-shot model's"),
+    "finetuned": Standing(1.0, "every other layer has its fine-tuned weights"),
+    "zeroshot": Standing(0.0, "every other layer has its zero-shot weights"),
     "midpoint": Standing(0.5, "every other layer is half way between the two models"),
 }
-"""Base of a single-layer path -> where the other layers stand. The first one decides who is repaired."""
+"""The bases of single-layer paths -> the position of the other layers. The first base decides which layers a loss
+criterion chooses for repair."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A straggler criterion: how layers are scored before a rule makes a set of the scores."""
+    """A straggler criterion: the way in which layers are scored before a rule chooses among them."""
 
     name: str
     text: str
-    """What the score says, in one sentence."""
+    """One sentence that says what the score means."""
     source: str
     """Authors, year and arXiv id; ``ours`` where there is no paper."""
     of: Literal["path", "noise", "sharpness"] = "path"
-    """What it is a function of: the losses on the layer's own path (``findings.criteria.NAME``), the losses under noise
-    on the layer, or one measure's estimates along the whole path."""
+    """The input of the criterion: the losses on the layer's own path (``findings.criteria.NAME``), the losses under
+    noise on the layer, or one measure's estimates along the whole path."""
     bases: tuple[Base, ...] = tuple(BASES)
-    """The bases on which it is taken, where it is a function of losses."""
+    """The bases for which a criterion of losses is evaluated."""
     main: bool = False
-    """Whether the ranking figure, which has room for four, prefers it when nobody asks for others."""
+    """Whether the ranking figure, which has room for four criteria, shows it by default."""
 
     @property
     def takes_measure(self) -> bool:
-        """Whether it is written with a measure, as in ``share:hessian_trace``."""
+        """Whether the criterion needs a measure, as in ``share:hessian_trace``."""
         return self.of == "sharpness"
 
     @property
     def spelling(self) -> str:
-        """How it is written: ``rewind``, or ``share:M`` for a measure M."""
+        """The spelling in flags and tables: ``rewind``, or ``share:M`` for a measure M."""
         return f"{self.name}:M" if self.takes_measure else self.name
 
 
@@ -445,13 +470,13 @@ CRITERIA: Final[Words[Criterion]] = Words(
         ),
         Criterion(
             "rewind",
-            "Loss with the layer alone at theta_0 minus the loss with it at theta_1.",
+            "Loss with this layer at theta_0 minus the loss with it at theta_1, all other layers unchanged.",
             "Zhang, Bengio and Singer 2019, arXiv 1902.01996",
             main=True,
         ),
         Criterion(
             "criticality",
-            "Smallest ratio of the layer's squared movement to the variance of noise on it at which the loss is kept.",
+            "Smallest ratio of the layer's squared movement to its noise variance at which the loss hardly rises.",
             "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
             of="noise",
             bases=("finetuned",),
@@ -487,43 +512,44 @@ CRITERIA: Final[Words[Criterion]] = Words(
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",
     "top5": "share of examples whose label is among the five largest logits",
-    "mean_per_class": "mean over classes of the share that is right",
-    "macro_f1": "mean over classes of F1 (iWildCam)",
-    "worst_group": "smallest share that is right over groups (FMoW: regions, without Other)",
+    "mean_per_class": "accuracy on each class, averaged over classes",
+    "macro_f1": "F1 of each class, averaged over classes (iWildCam)",
+    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
 PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group"}
-"""Data set -> the metric that its field goes by; top1 for every other one. Source: WILDS (Koh et al. 2021, arXiv
-2012.07421)."""
+"""Data set -> the metric by which it is usually judged; top1 for every other data set. Source: WILDS (Koh et al. 2021,
+arXiv 2012.07421)."""
 
 CORRELATIONS: Final = ("pearson", "spearman", "kendall")
 """Correlation coefficients of the correlations table, without a covariate."""
 
 AGAINST: Final = ("ood_accuracy", "ood_gain")
-"""What sharpness is correlated with: OOD(alpha), or OOD(alpha) - OOD(0) of the same pair."""
+"""The outcomes with which sharpness is correlated: OOD(alpha), and OOD(alpha) - OOD(0) of the same pair."""
 
 OUTPUT_BASELINES: Final[dict[OutputBaseline, str]] = {
     "ose": "mean of the ends' probabilities",
     "vrf": "VRF: the ends' probabilities, weighted for every image",
 }
-"""What mixes the outputs of the path's two ends -> what it mixes. The name is also the ``variant`` of its rows in the
-accuracy table, whose alpha is missing because it is no point of the path. VRF: Zhu et al. 2024, arXiv 2411.06966."""
+"""The baselines that mix the outputs of the path's two ends -> their description. The name is also the ``variant`` of
+their rows in the accuracy table, whose alpha is missing because they are not points of the path. VRF: Zhu et al. 2024,
+arXiv 2411.06966."""
 
 GROUPS: Final[dict[Group, str]] = {
     "straggler": "stragglers",
     "random_layers": "random other layers",
-    "all_layers": "all layers, as many entries",
+    "all_layers": "all layers, same number dropped",
     "everything": "all layers, same density",
 }
-"""Which layers a repair makes sparse -> what figures write: the stragglers, and the controls beside them."""
+"""The groups of layers that a repair makes sparse -> their label in figures: the stragglers and their controls."""
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A way in which interpolation fails: ``text`` says when, ``estimate`` what its number is."""
+    """A way in which interpolation fails: ``text`` says when, ``estimate`` what the estimate is."""
 
     text: str
     estimate: str
@@ -531,11 +557,11 @@ class Flag:
 
 FLAGS: Final[dict[str, Flag]] = {
     "F1": Flag("no point of the path beats zero-shot", "best gain over zero-shot"),
-    "F2": Flag("a point is worse than both ends", "depth below the worse end"),
-    "F3": Flag("the probe loss rises between the ends", "rise of the loss"),
-    "F4": Flag("a point lies below the chord between the ends", "depth below the chord"),
+    "F2": Flag("a point between the ends is worse than both", "largest depth below the worse end"),
+    "F3": Flag("the probe loss between the ends rises above both", "largest rise above the worse end"),
+    "F4": Flag("a point lies below the chord between the ends", "largest depth below the chord"),
 }
-"""The flags of the failure table; their formulas stand at ``findings.failure.failure_table``."""
+"""The flags of the failure table; ``findings.failure.failure_table`` gives their formulas."""
 
 HOLDS: Final = "holds"
 DOES_NOT_HOLD: Final = "does not hold"
@@ -548,7 +574,7 @@ CLAIMS: Final[dict[str, str]] = {
     "repair": "making the straggler layers sparse repairs the failure",
     "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
 }
-"""The claims that verdicts are about, as the column ``claim`` writes them; ``question`` is the demo's own."""
+"""The claims that verdicts judge, in the words of the column ``claim``; ``question`` is that of the demo."""
 
 COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "imagenet-shifts": ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),
@@ -557,16 +583,16 @@ COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Collection -> its data set specs.
 
-``imagenet-shifts``: the natural shifts of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903). ``lipsum-imagenet`` (the
-same without ObjectNet) and ``domainnet-real`` (what is held against DomainNet real): Lipsum-FT (Nam et al. 2024, arXiv
-2404.00860).
+``imagenet-shifts`` are the natural shifts of WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903). ``lipsum-imagenet`` (the
+same without ObjectNet) and ``domainnet-real`` (the OOD domains for models fine-tuned on DomainNet real) are those of
+Lipsum-FT (Nam et al. 2024, arXiv 2404.00860).
 """
 
 
 def expand_specs(specs: Iterable[str]) -> tuple[str, ...]:
     """``specs`` with every collection's name replaced by its members, each once, in order of first appearance.
 
-    Repeats that the caller wrote out are kept, so that a check for duplicates still sees them.
+    Specs that the caller repeats explicitly are kept, so that a check for duplicates still sees them.
 
     >>> expand_specs(["imagenet", "lipsum-imagenet"])[:3]
     ('imagenet', 'imagenet-v2', 'imagenet-r')

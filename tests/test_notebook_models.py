@@ -153,4 +153,6 @@ def test_default_settings_give_error_bars_that_hold() -> None:
 
 def test_a_measure_that_needs_logits_says_so_without_them() -> None:
     table = layer_curvature(filled(perceptron()), plain, rows(), measures=("ggn_trace",))
-    assert (table["status"] == "failed").all() and (table["note"] == "the loss gives no logits").all()
+    assert (table["status"] == "failed").all() and (
+        table["note"] == "the loss provides no logits, which this measure needs"
+    ).all()

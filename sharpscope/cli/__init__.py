@@ -1,1 +1,1 @@
-"""The command line: ``main`` (arguments, terminal, exit code), ``commands`` (the table of them), a file a group."""
+"""The command line. ``main`` handles arguments, terminal and exit code; ``commands`` is the table of the commands."""

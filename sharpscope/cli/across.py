@@ -21,13 +21,16 @@ class _AcrossRuns:
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
     """Run directories."""
     accuracy: str | None = None
-    """Accuracies measured elsewhere: CSV with the columns of accuracy.csv, or the result file of WiSE-FT, model-soups,
-    CLIP_benchmark (also a folder of json), FLYP, StarFT, Dassl or MonoSoup. A model belongs to a pair if it is called
-    by the path of the pair's checkpoint, the pair's name, or the end of that path."""
+    """Accuracies that were measured elsewhere: a CSV file with the columns of accuracy.csv, or a result file of
+    WiSE-FT, model-soups, CLIP_benchmark (also a folder of its JSON files), FLYP, StarFT, Dassl or MonoSoup. A model
+    belongs to a pair if the model's name is the path of the pair's fine-tuned checkpoint, the pair's name, or the end
+    of that path."""
     match: tuple[str, ...] = ()
-    """Where names differ: PAIR=MODEL, or PAIR@ALPHA=MODEL for one point of its path (PAIR@0: its zero-shot model)."""
+    """Model of the --accuracy file that belongs to a pair, where their names differ: PAIR=MODEL, or PAIR@ALPHA=MODEL
+    for one point of the pair's path (PAIR@0 is its zero-shot model)."""
     id: tuple[str, ...] = ()
-    """Which of those data sets are in distribution; default: the one trained on if the file tells, else ImageNet."""
+    """Data sets of the --accuracy file that are in distribution (ID); default: the training set if the file names it,
+    else ImageNet."""
     seed: int = 0
     """Seed of the bootstrap."""
 
@@ -35,7 +38,7 @@ class _AcrossRuns:
         if not self.runs:
             raise ConfigError(f"{type(self).__name__.lower()}: give at least one run directory.")
         if self.accuracy is None and (self.match or self.id):
-            raise ConfigError("--match, --id: are about the file of --accuracy, which is missing.")
+            raise ConfigError("--match, --id: both refer to the file of --accuracy, and --accuracy is missing.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +54,12 @@ class Correlate(AsTable, _AcrossRuns):
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness(AsTable, _AcrossRuns):
-    """Effective robustness: OOD accuracy beyond what a baseline lets one expect at the same ID accuracy."""
+    """Effective robustness: the OOD accuracy beyond what a baseline predicts from the same ID accuracy."""
 
     baseline: str = "finetuned"
-    """Models on whose line OOD accuracy is expected: zeroshot, finetuned or ends (of these runs), or a CSV file with
-    dataset, id_accuracy, ood_accuracy (a row a model) or dataset, intercept, slope (logit scale)."""
+    """Models whose line predicts OOD accuracy from ID accuracy: zeroshot, finetuned or ends (of these runs), or a CSV
+    file with the columns dataset, id_accuracy, ood_accuracy (one row per model) or dataset, intercept, slope (on the
+    logit scale)."""
 
     def __call__(self) -> Outcome:
         self.check()

@@ -1,4 +1,4 @@
-"""The subcommands, one dataclass each: its fields are its flags, calling it does the work and returns what to say."""
+"""The subcommands, one dataclass each. Its fields are the flags; calling an instance does the work and returns text."""
 
 from __future__ import annotations
 

@@ -25,10 +25,11 @@ class _Measured:
     checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE [FILE ...]")]
     """Checkpoint files of one architecture."""
     datasets: tuple[str, ...]
-    """Data set specs, or collections of them (imagenet-shifts, lipsum-imagenet, domainnet-real), whose averages are
-    added."""
+    """Data set specs, or names of collections (imagenet-shifts, lipsum-imagenet, domainnet-real). A collection stands
+    for its data sets, and their average is added."""
     metrics: tuple[str, ...] | None = None
-    """top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: all that have a meaning for a set."""
+    """Metrics to report: top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: every metric that is
+    defined for the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +37,11 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None
-    """Zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA)."""
+    """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA)."""
     batch_size: int = StudyConfig.batch_size
-    """Examples a batch."""
+    """Number of examples per batch."""
     limit: int | None = StudyConfig.limit
-    """At most this many examples a data set (a fixed, stratified choice); default: all."""
+    """Largest number of examples per data set (a fixed, stratified choice); default: all."""
 
     def __call__(self) -> Outcome:
         if not self.checkpoints:
@@ -57,7 +58,7 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
 
 
 def _by_dataset(table: pd.DataFrame) -> str:
-    """A line a (checkpoint, data set), a column a metric, intervals beside; what is to be said of a set below."""
+    """One line per (checkpoint, data set), one column per metric with its interval; then the data sets' notes."""
     cells = [
         f"{value:.4f} [{low:.4f}, {high:.4f}]" if low == low else f"{value:.4f}"
         for value, low, high in zip(table["estimate"], table["ci_low"], table["ci_high"], strict=True)

@@ -18,14 +18,14 @@ __all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
 @dataclass(frozen=True, kw_only=True)
 class Inspect:
-    """What is in a checkpoint, whether it is safe, and how far two of them are apart, layer by layer."""
+    """Show what is in a checkpoint and whether it is safe; with two, also how far apart they are, layer by layer."""
 
     a: Annotated[Positional[str], arg(metavar="FILE")]
     """Checkpoint file."""
     b: Annotated[Positional[str | None], arg(metavar="[FILE]")] = None
-    """A second one, to compare."""
+    """A second checkpoint file, to compare with the first."""
     model: str | None = None
-    """open_clip model name or config JSON to check against; default: a guess from the shapes."""
+    """open_clip model name or config JSON that the file is checked against; default: guessed from the tensor shapes."""
 
     def __call__(self) -> Outcome:
         from sharpscope.clip.inspect import inspect
@@ -35,30 +35,30 @@ class Inspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Write a checkpoint of any known format as safetensors, in open_clip's names, its facts in the metadata."""
+    """Write a checkpoint of any known format as safetensors, with open_clip's tensor names and facts as metadata."""
 
     source: Annotated[Positional[str], arg(metavar="IN")]
     """Checkpoint: a file, ``local-dir:FOLDER`` or ``hf-hub:OWNER/NAME``."""
     out: Annotated[Positional[str], arg(metavar="OUT.safetensors")]
     """File to write."""
     names: Literal["open_clip", "huggingface"] = "open_clip"
-    """Whose names the tensors get."""
+    """Library whose names the tensors get."""
     base: str | None = None
-    """Zero-shot checkpoint below a file that holds only what was tuned (Dassl, LoRA, R-Adapter)."""
+    """Zero-shot checkpoint that completes a file which holds only the tuned tensors (Dassl, LoRA, R-Adapter)."""
     head_file: str | None = None
-    """Classification head in a file of its own (task_vectors), to be written with the checkpoint."""
+    """File that holds a classification head alone (task_vectors), to be written with the checkpoint."""
     classnames: str | None = None
-    """Text file with the head's class names, one a line, in its order."""
+    """Text file with the head's class names, one per line, in the order of the head's rows."""
     quick_gelu: bool | None = None
-    """Whether the model uses QuickGELU, where the file does not tell (OpenAI's weights do)."""
+    """Whether the model uses QuickGELU, for a file that does not say (OpenAI's weights use it)."""
     adapter_scale: float | None = None
-    """What an adapter's change is multiplied by, where the file does not tell: LoRA's alpha / r, R-Adapter's
-    eval_scale."""
+    """Factor by which an adapter's change is multiplied, for a file that does not say: alpha / r for LoRA, eval_scale
+    for R-Adapter."""
 
     def __call__(self) -> Outcome:
         check_output(self.out, self.source, self.base, self.head_file)
         if not self.out.endswith(".safetensors"):
-            raise ConfigError(f"OUT: {shown(self.out)} is to be a safetensors file; name it .safetensors.")
+            raise ConfigError(f"OUT: {shown(self.out)} has to be a safetensors file; let its name end in .safetensors.")
         from sharpscope.clip.export import convert
 
         read = convert(**given(self))
@@ -83,20 +83,20 @@ class Interpolate(Head, Model, Point, Ends):
 
 @dataclass(frozen=True, kw_only=True)
 class Sparsify(Head, Model, Point, Ends):
-    """Write theta(alpha) with some layers made sparse as a safetensors file."""
+    """Make some layers of theta(alpha) sparse and write the result as a safetensors file."""
 
     alpha: float = 1.0
-    """Point of the path, on the fine-tuned side."""
+    """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     layers: tuple[str, ...]
     """Layers to make sparse, as ``sharpscope inspect`` names them."""
     density: float = 0.5
-    """Fraction of entries KEPT."""
+    """Fraction of each layer's entries that is KEPT."""
     target: Target = "delta"
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
     select: Select = "random"
-    """Which entries are kept: a random choice, or the largest |delta| (|weight|)."""
+    """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
     granularity: Granularity = StudyConfig.granularity
-    """What a layer is: every tensor, every module, or every block."""
+    """What counts as one layer: a tensor, a module, or a block."""
     seed: int = 0
     """Seed of the random choice."""
 

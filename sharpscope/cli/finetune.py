@@ -16,20 +16,21 @@ __all__ = ["HYPERPARAMETERS", "Finetune"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Hyperparameters:
-    """What the method's paper decides where the user does not."""
+    """Hyperparameters of the method. One that is not given keeps the method's default."""
 
     lr: float | None = None
-    """Peak learning rate; this and what follows: default, what the method's paper says."""
+    """Peak learning rate. The default of this flag and the next ones is the method's own (see --list)."""
     epochs: int | None = None
-    """Times over the training data."""
+    """Number of passes over the training data."""
     steps: int | None = None
-    """Optimizer steps in all, whatever --epochs says."""
+    """Total number of optimizer steps; overrides --epochs."""
     batch_size: int | None = None
-    """Examples a batch."""
+    """Number of examples per batch."""
     accumulate: int | None = None
-    """Parts of each batch, one in memory at a time (losses of single images only; the gradient is the same)."""
+    """Number of parts into which each batch is split, one in memory at a time: more parts take less memory and give the
+    same gradient. Refused for methods whose loss compares the images of a batch."""
     set: tuple[str, ...] = ()
-    """Any other hyperparameter of the method, NAME=VALUE (``--list`` shows them)."""
+    """Any other hyperparameter of the method, as NAME=VALUE; --list shows their names."""
 
     def changes(self) -> dict[str, Any]:
         """The hyperparameters that were given, by name; raises ConfigError."""
@@ -43,43 +44,44 @@ class _Hyperparameters:
             if name != "set" and getattr(self, name) is not None:
                 out[name] = getattr(self, name)
         if "epochs" in out:
-            out.setdefault("steps", None)  # a method that counts steps by default counts epochs when told these
+            out.setdefault("steps", None)  # given epochs replace a default number of steps
         return out
 
 
 HYPERPARAMETERS = tuple(f.name for f in dataclasses.fields(_Hyperparameters))
-"""The flags that change the method itself; what is not given is left to it."""
+"""The flags that change hyperparameters. A flag that is not given leaves the method's default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What is to be fine-tuned, on what, how."""
+    """The checkpoint, the data and the method of a fine-tuning."""
 
     zeroshot: str = ""
     """Checkpoint of the zero-shot model (or ``mini:zeroshot``)."""
     train: str = ""
-    """Training data: any data set (its train split), or ``csv:PATH`` of image-caption pairs (filepath, title)."""
+    """Training data: any data set (its train split), or ``csv:PATH`` with image-caption pairs (filepath, title)."""
     method: str = "wise-ft"
-    """How to fine-tune; --list names the methods."""
+    """Fine-tuning method; --list shows all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
-    """Make the fine-tuned end of a pair, by one of the field's methods; --list shows them."""
+    """Fine-tune a zero-shot checkpoint with one of the published methods, which --list shows."""
 
     classnames: str | None = None
-    """Text file with one class name a line; default: the training data's own."""
+    """Text file with one class name per line; default: the class names of the training data."""
     val: str | None = None
-    """Validation data: accuracy after every epoch, and the best weights kept where the method keeps these."""
+    """Validation data set. Its accuracy is measured after every epoch; a method whose keep_best is true keeps the
+    weights of the best epoch."""
     out: str | None = None
-    """Folder for METHOD.safetensors; the same command again resumes. Default: runs/METHOD."""
+    """Folder for METHOD.safetensors; the same command again resumes an interrupted run. Default: runs/METHOD."""
     precision: Precision = "full"
-    """Arithmetic of training: full (float32), or bf16, fp16 (autocast on CUDA; the weights stay float32). tf32 is for
-    run and plan alone."""
+    """Arithmetic of training: full (float32), bf16 or fp16 (autocast on CUDA; the weights stay float32). Only run and
+    plan take tf32."""
     augment: bool = True
-    """Random crops; arrays and the embedded world stay as they are."""
+    """Crop training images at random. Images from arrays and from the embedded world are never cropped."""
     checkpoint_every: int = 500
-    """Steps between two states on disk."""
+    """Number of steps between two writes of the state from which an interrupted run resumes."""
     list: bool = False
     """List the methods and their hyperparameters."""
     keeps_state: ClassVar[bool] = True

@@ -16,14 +16,14 @@ __all__ = ["List"]
 
 @dataclass(frozen=True)
 class List(Plugins):
-    """What there is: measures, straggler criteria, data sets or fine-tuning methods, a line each."""
+    """List the measures, straggler criteria, data set specs or fine-tuning methods that sharpscope knows."""
 
     what: Annotated[Positional[Literal["measures", "criteria", "datasets", "methods"]], arg(metavar="WHAT")]
-    """measures, criteria, datasets or methods."""
+    """What to list: measures, criteria, datasets or methods."""
 
     def __call__(self) -> Outcome:
         words, lines = _WORDS[self.what]()
-        outside = [f"{name}  (of an installed package; loaded when it is asked for)" for name in words.not_loaded()]
+        outside = [f"{name}  (from an installed package; loaded when it is first used)" for name in words.not_loaded()]
         return Outcome("\n".join([*lines, *outside]))
 
 

@@ -1,4 +1,4 @@
-"""The command line: arguments to a command (``sharpscope.cli.commands``), what it says to the terminal, its exit code.
+"""The command line: parses arguments into a command (``sharpscope.cli.commands``), prints its outcome, exits.
 
 The only module that prints or exits. Exit codes: 0 done, 1 some units failed, 2 bad input, 3 unsafe file refused,
 130 interrupted (state kept).
@@ -46,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names in any alphabet, whatever the terminal's
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is escaped, no error
     try:
         with _terminable(), warnings.catch_warnings():
             if not sys.warnoptions and not _debugging():
-                warnings.simplefilter("ignore")  # other libraries' advice to programmers; ours are rows with a status
+                warnings.simplefilter("ignore")  # other libraries' warnings; ours are table rows with a status
             arguments, hints = _in_current_words(arguments)
             for hint in hints:
                 _complain(hint, 0, "sharpscope: hint: ")
@@ -91,15 +91,15 @@ def _interruption(arguments: list[str]) -> str:
 
 
 def _in_current_words(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """(``arguments`` with today's flags in the place of old ones, a hint about each of these)."""
+    """(``arguments`` with current flags in place of old ones, one hint per replaced flag)."""
     current, hints = current_arguments(arguments[0], arguments[1:]) if arguments else ([], [])
     return [*arguments[:1], *current], hints
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
-    """The command that ``arguments`` ask for, its study file read and overridden by its flags; raises ConfigError.
+    """The command that ``arguments`` ask for; calling it does the work. Raises ConfigError.
 
-    Calling the command does the work. What a ``run`` or ``plan`` has understood is ``parse(arguments).config()``.
+    Flags override the values of a study file. ``parse(arguments).config()`` is the study of a ``run`` or ``plan``.
     """
     first = arguments[0] if arguments else "--help"
     if first in ("--version", "-V"):
@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
     if isinstance(command, StudyCommand) and command.study is not None:
         loaded = studyfile.load(command.study)
         values = {f.name: getattr(loaded, f.name) for f in dataclasses.fields(StudyConfig)}
-        # Once more with the file's values for defaults, so that flags given win; pairs and tags are joined by hand.
+        # Parse again with the file's values as defaults, so that given flags win; pairs and tags are merged by hand.
         command = _tyro(kind, f"sharpscope {first}", rest, default=kind(**{**values, "pairs": (), "tags": {}}))
         command = dataclasses.replace(command, pairs=loaded.pairs, tags={**loaded.tags, **command.tags})
     return command
@@ -132,7 +132,7 @@ def _help(arguments: list[str]) -> Callable[[], Outcome]:
 
 
 def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
-    """What tyro makes of ``arguments``; its help pages as a command that says them, its complaints as ConfigError."""
+    """The command that tyro makes of ``arguments``: help becomes a command that prints it, an error ConfigError."""
     out, err = io.StringIO(), io.StringIO()
     if "--help" in arguments or "-h" in arguments:
         _tell_fields(kind)
@@ -142,12 +142,12 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
     except SystemExit as stop:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
-    page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the text says what None and nothing mean
+    page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the texts explain empty defaults
     return lambda: Outcome(page.rstrip())
 
 
 def _tell_fields(kind: Any) -> None:
-    """Put every field's docstring where tyro looks first, on one line: it would break lines where the source does."""
+    """Put every field's docstring on one line where tyro looks first; tyro would keep the source's line breaks."""
     bases: tuple[type, ...] = getattr(kind, "__mro__", ())
     for base in bases:
         if dataclasses.is_dataclass(base):
@@ -162,7 +162,7 @@ def _tell_fields(kind: Any) -> None:
 
 
 def _complaint(page: str, kind: Any) -> str:
-    """What is wrong, out of the page that tyro prints: title, rule, complaint, rule, long advice."""
+    """The message inside tyro's error page, which consists of title, rule, message, rule and long advice."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│╭╮╰╯").rstrip() for line in page.splitlines()]
     parts: list[list[str]] = [[]]
     for line in filter(None, lines):
@@ -174,7 +174,7 @@ def _complaint(page: str, kind: Any) -> str:
     if len(parts) > 1 and len(parts[0]) == 1 and not parts[0][0].rstrip().endswith((".", "]", "'")):
         parts = parts[1:]  # a title on a line of its own
     if not parts:
-        return "these arguments have no meaning."
+        return "these arguments cannot be read."
     said = [line.strip() for line in parts[0]]
     if said[0].startswith("Missing from"):
         depth = min(len(line) - len(line.lstrip()) for line in parts[0][1:])
@@ -191,9 +191,9 @@ def _complaint(page: str, kind: Any) -> str:
 
 
 def _unread(text: str, usage: str) -> str:
-    """Which value cannot be read as what; ``text`` ends in Python's own words, ``usage`` is ``--flag METAVAR``."""
+    """The message for a value that has another type. ``text`` ends in Python's error, ``usage`` is ``--flag TYPE``."""
     flag = text.removeprefix("Error parsing ").partition(":")[0]
-    value = re.search(r"[\s\[](['\"])((?:(?!\1).)*)\1[^'\"]*$", text)  # what is quoted last
+    value = re.search(r"[\s\[](['\"])((?:(?!\1).)*)\1[^'\"]*$", text)  # the value is the last quoted part
     expected = re.sub(r"^\{(\[.*\])\}$", r"\1", usage.removeprefix(f"{flag} ").removeprefix("{None}|"))
     return f"{flag}: {repr(value[2]) + ' ' if value else ''}cannot be read as {expected or 'that'}."
 
@@ -202,11 +202,11 @@ def _unread(text: str, usage: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Print on stdout; that the reader went away (``| head``) is no error."""
+    """Print on stdout. A reader that has closed the pipe (``| head``) is no error."""
     try:
         print(text, flush=True)
     except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own last flush finds a way
+        with contextlib.suppress(OSError, ValueError):  # so that the interpreter's own last flush succeeds
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             raise

@@ -1,4 +1,4 @@
-"""Options that several commands have, each with its one text; and how a command hands its fields to what does the work.
+"""Options that several commands share, each documented once, and ``given``, which passes a command's fields on.
 
 A command inherits the groups that it needs. Fields of the group that is named LAST come first on its help page, its own
 fields come at the end.
@@ -32,8 +32,8 @@ __all__ = [
 def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     """The fields of ``command`` by name, as keywords for the function that does the work.
 
-    ``left_out``: fields that are no business of that function (``plugin`` never is). ``called``: field -> the
-    function's word for it. A field that the function does not know is a TypeError there, never silently dropped.
+    ``left_out``: fields that are not passed (``plugin`` never is). ``called``: field -> its name in that function. A
+    field that the function does not know is a TypeError there, never silently dropped.
     """
     names = [f.name for f in dataclasses.fields(command) if f.name not in (*left_out, "plugin")]
     return {called.get(name, name): getattr(command, name) for name in names}
@@ -69,14 +69,14 @@ class Point:
     """One point of a path, and the file that it goes to."""
 
     alpha: float
-    """Point of the path, on the fine-tuned side."""
+    """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     extrapolate: bool = StudyConfig.extrapolate
     """Allow alpha outside [0, 1]."""
     out: str
     """File to write."""
 
     def check(self, *inputs: str) -> None:
-        """Raise ConfigError for a point that was not asked for rightly, or an output that is an input."""
+        """Raise ConfigError for an alpha outside [0, 1] without ``extrapolate``, or an output that is an input."""
         if not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:
             raise ConfigError(
                 f"--alpha: {self.alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate)."
@@ -89,12 +89,13 @@ class Head:
     """The classification head."""
 
     head: HeadMode = StudyConfig.head
-    """stored: the checkpoints' own; zeroshot, text: from the text tower (text: anew at every alpha); auto: stored where
-    there is one that fits, else from the text tower."""
+    """Where the classification head comes from. stored: the checkpoints' own heads; zeroshot: built once from the text
+    tower; text: rebuilt from the text tower at every alpha; auto: stored if there is a head that fits, else from the
+    text tower."""
     head_file: str | None = StudyConfig.head_file
-    """Classification head in a file of its own (task_vectors), for each checkpoint without one."""
+    """File that holds a classification head alone (task_vectors), for each checkpoint that has no head."""
     classnames: str | None = StudyConfig.classnames
-    """Text file with one class name a line; default: those that the head or the data bring."""
+    """Text file with one class name per line; default: the class names of the head or of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ class Images:
     """Where images are looked up, and the words for their classes."""
 
     templates: str | None = StudyConfig.templates
-    """Text file with one prompt template a line, ``{}`` for the class name; default: the data set's or the model's."""
+    """Text file with one prompt template per line, ``{}`` for the class name; default: the data set's templates or the
+    model's."""
     data_root: str | None = StudyConfig.data_root
     """Folder under which named data sets and relative paths are looked up."""
 
@@ -112,7 +114,7 @@ class Computing:
     """Where and from which seed."""
 
     device: Device = StudyConfig.device
-    """Where to compute; auto takes CUDA when there is one."""
+    """Device to compute on; auto takes CUDA if it is available."""
     seed: int = StudyConfig.seed
     """Seed of everything random."""
 
@@ -122,7 +124,7 @@ class Plugins:
     """Code of the user's own."""
 
     plugin: tuple[str, ...] = ()
-    """Python files of your own that add measures, straggler criteria, data sets or methods; they are run."""
+    """Your own Python files that add measures, straggler criteria, data sets or methods. Their code is executed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,12 +38,12 @@ def finished(run: FinishedRun) -> Outcome:
     if not failed:
         return Outcome(text)
     names = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
-    complaint = f"{len(failed)} units failed: {shown(names, 200)}\nThe tables say why (status, note)."
+    complaint = f"{len(failed)} units failed: {shown(names, 200)}\nThe columns status and note of the tables say why."
     return Outcome(text, complaint, 1)
 
 
 def progress_bar() -> Callable[..., Any]:
-    """tqdm with our habits: on stderr, silent when that is not a terminal, gone when done."""
+    """tqdm as sharpscope shows it: on stderr, silent if stderr is not a terminal, removed when done."""
     from tqdm import tqdm
 
     return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)

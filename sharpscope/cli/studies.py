@@ -26,9 +26,9 @@ class _Files:
     zeroshot: str | None = None
     """Checkpoint of the zero-shot model, theta_0 (or ``mini:zeroshot``)."""
     finetuned: tuple[str, ...] = ()
-    """Checkpoints of fine-tuned models, theta_1, each a pair with theta_0 (or ``mini:success`` ...)."""
+    """Checkpoints of fine-tuned models, theta_1 (or ``mini:success`` ...). Each one forms a pair with theta_0."""
     name: tuple[str, ...] = ()
-    """Names of the pairs; default: the stems of the fine-tuned files."""
+    """Names of the pairs; default: the names of the fine-tuned files without their extensions."""
     out: str | None = None
     """Run directory; the same command again resumes it. Default: runs/NAME."""
 
@@ -40,7 +40,7 @@ class StudyCommand(StudyConfig, Plugins, _Files):
     pairs: Suppress[tuple[PairConfig, ...]] = ()
 
     def __post_init__(self) -> None:
-        """Nothing is checked before flags and study file have come together: see ``config``."""
+        """Check nothing yet: flags and study file are merged first, see ``config``."""
 
     def config(self) -> StudyConfig:
         """The study that file and flags describe together; raises ConfigError."""
@@ -56,21 +56,21 @@ class StudyCommand(StudyConfig, Plugins, _Files):
     def _pairs(self) -> tuple[PairConfig, ...]:
         if self.zeroshot is None and not self.finetuned:
             if self.name:
-                raise ConfigError("--name: names the pairs of --finetuned, which is missing.")
+                raise ConfigError("--name: gives names to the pairs of --finetuned, and --finetuned is missing.")
             return self.pairs
         zeroshot = {p.zeroshot for p in self.pairs} if self.zeroshot is None else {self.zeroshot}
         if len(zeroshot) != 1:
-            raise ConfigError("--zeroshot: give the zero-shot checkpoint beside --finetuned.")
+            raise ConfigError("--zeroshot: give the zero-shot checkpoint together with --finetuned.")
         (first,) = zeroshot
         if not self.finetuned:
             if not self.pairs:
-                raise ConfigError("--finetuned: give the fine-tuned checkpoint beside --zeroshot.")
+                raise ConfigError("--finetuned: give the fine-tuned checkpoint together with --zeroshot.")
             return tuple(dataclasses.replace(p, zeroshot=first) for p in self.pairs)
         names = self.name or tuple(checkpoint_stem(path) for path in self.finetuned)
         if len(names) != len(self.finetuned):
             raise ConfigError(f"--name: {len(names)} names for {len(self.finetuned)} fine-tuned checkpoints.")
         if len(set(names)) != len(names):
-            raise ConfigError(f"--finetuned: two pairs would be called the same ({', '.join(names)}); give --name.")
+            raise ConfigError(f"--finetuned: two pairs would have the same name ({', '.join(names)}); give --name.")
         return tuple(PairConfig(n, first, path) for n, path in zip(names, self.finetuned, strict=True))
 
 
@@ -104,7 +104,7 @@ class Plan(StudyCommand):
 
 @dataclass(frozen=True)
 class Demo:
-    """The whole method on the embedded world: one pair that interpolates well beside one that does not."""
+    """Run the whole method on the embedded world: one pair that interpolates well and one that does not."""
 
     out: str = "runs/demo"
     """Run directory; the same command again resumes it."""
@@ -126,8 +126,8 @@ class Report(Plugins):
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Run directory."""
     results: Literal["wise-ft", "clip-benchmark"] | None = None
-    """Write the accuracies also as these tools do, into RUN/results/: results.jsonl of WiSE-FT, json of
-    CLIP_benchmark."""
+    """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
+    clip-benchmark (JSON files)."""
 
     def __call__(self) -> Outcome:
         from sharpscope.study.report import report

@@ -1,7 +1,7 @@
 """CLIP and images: a model as a function of named tensors, its heads, data sets, the probe's loss, accuracy.
 
-What a notebook needs of it has its name in ``sharpscope``: ``load_pair``, ``load_dataset``, ``Probe``, ``evaluate``,
-``convert``, ``interpolate``, ``sparsify``, ``inspect``, and what they return.
+The names for use in notebooks are in ``sharpscope`` itself: ``load_pair``, ``load_dataset``, ``Probe``, ``evaluate``,
+``convert``, ``interpolate``, ``sparsify``, ``inspect``, and the classes that they return.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From (theta, data set) to scores, answers and accuracy rows with intervals: one pass over the images each."""
+"""Scores, answers and accuracy rows with intervals of theta on data sets, each in one pass over the images."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _NO_REGION = "Other"
 
 
 class FeatureCache:
-    """The image features of the tower last seen, so that another head, or another alpha of a tower that does not move,
-    costs no image.
+    """Keeps the image features of the last image tower, so that another head on the same tower needs no forward pass.
 
-    A tower is known by the SHA-256 of its tensors; the features of another one are forgotten. They stay on the CPU, at
-    most ``limit`` bytes of them (a data set that does not fit is computed each time), and are the same bits.
+    This also serves another alpha of a pair whose image tower does not change. A tower is identified by the SHA-256 of
+    its tensors; the features of any other tower are dropped. At most ``limit`` bytes of features are kept, on the CPU
+    and bit for bit; those of a data set that does not fit are computed each time.
     """
 
     def __init__(self, limit: int = 2 * 2**30) -> None:
@@ -52,7 +52,7 @@ class FeatureCache:
     def batches(
         self, classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [B, D], labels [B]) of every batch, from memory where they are there."""
+        """(features [B, D], labels [B]) of every batch, from memory where they have been kept."""
         tower = _digest(classifier, theta)
         if tower != self._tower:
             self._tower, self._kept = tower, {}
@@ -102,11 +102,11 @@ def answers(
     cache: FeatureCache | None = None,
     progress: Progress = lambda images: None,
 ) -> Answers:
-    """What theta answers to every image of ``dataset``, in its order: streamed, one pass.
+    """The model's answers to every image of ``dataset``, in the data set's order, from one streamed pass.
 
-    Scores are the logits of the classes that the set can hold (``Dataset.project``: the 200 of ImageNet-R, the 113 of
-    ObjectNet); confidences are their softmax. ``device``: where to compute; default: where ``theta`` is. ``cache``:
-    keeps image features for the next call; ``progress``: called with the number of images of every batch. Raises
+    Scores are the logits of the classes that the set can contain (``Dataset.project``; ImageNet-R has 200, ObjectNet
+    113), and confidences are their softmax. ``device``: where to compute; None: on the device of ``theta``. ``cache``:
+    keeps image features for the next call. ``progress``: called with the number of images of every batch. Raises
     NumericalError for logits that are not finite (an argmax of NaN would count as class 0), DatasetError for labels
     out of the classifier's range.
     """
@@ -124,7 +124,7 @@ def correct(
     batch_size: int = 128,
     device: torch.device | str | None = None,
 ) -> NDArray[np.bool_]:
-    """Whether the largest score is the label's: bool [n], in the data set's order; see ``answers``."""
+    """Whether the class with the largest score is the label: bool [n], in the data set's order; see ``answers``."""
     return answers(classifier, theta, dataset, batch_size, device).correct
 
 
@@ -138,10 +138,10 @@ def logits(
     cache: FeatureCache | None = None,
     progress: Progress = lambda images: None,
 ) -> tuple[Tensor, Tensor]:
-    """(scores [n, T], labels int64 [n] among the T), on the CPU, for what combines the outputs of several models.
+    """(scores [n, T], labels int64 [n] among the T classes), on the CPU, for combining the outputs of several models.
 
-    Scores are logits after ``Dataset.project``: classes that the set cannot hold have -inf. For every image at once:
-    n T numbers (ImageNet: 200 MB in float32). Arguments and errors of ``answers``.
+    Scores are logits after ``Dataset.project``; classes that the set cannot contain have -inf. The scores of all images
+    are kept in memory, n T numbers (200 MB for ImageNet in float32). Arguments and errors are those of ``answers``.
     """
     parts = []
     for scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
@@ -158,7 +158,7 @@ def _scores(
     device: torch.device | str | None,
     cache: FeatureCache | None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores over the set's classes and labels among them, batch by batch."""
+    """(scores over the set's classes, labels among these classes) of every batch."""
     _check_labels(classifier, dataset)
     with torch.inference_mode():
         if device is not None:
@@ -182,7 +182,7 @@ def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
 
 
 def _groups(dataset: Dataset) -> NDArray[np.int64] | None:
-    """The group of every image; WILDS leaves the region Other out of FMoW's worst region, and so it is in no group."""
+    """The group of every image, -1 in FMoW's region Other, which WILDS does not count in the worst region."""
     if dataset.groups is None:
         return None
     groups = dataset.groups.numpy().copy()
@@ -193,7 +193,7 @@ def _groups(dataset: Dataset) -> NDArray[np.int64] | None:
 
 # ---------------------------------------------------------------------- rows
 def reported(dataset: Dataset, more: Iterable[str] = ()) -> tuple[str, ...]:
-    """The metrics of a set's rows: its field's own (the first is its primary one), top1, and ``more``."""
+    """The metrics that a data set's rows report: those usual for the set (the first is primary), top1, and ``more``."""
     return tuple(dict.fromkeys([*dataset.metrics, "top1", *more]))
 
 
@@ -212,8 +212,8 @@ def accuracy_rows(
 ) -> list[Row]:
     """Rows of the accuracy table: every metric of every data set, with its interval (``metrics.estimates``).
 
-    ``given``: data set name -> ``answers``; ``roles``: name -> ``id`` or ``ood``; ``metrics``: name -> what to report,
-    the first one primary (default: top1). A metric without a meaning for a set has no row.
+    ``given``: data set name -> ``answers``. ``roles``: name -> ``id`` or ``ood``. ``metrics``: name -> the metrics to
+    report, the first of which is primary (default: top1). A metric that is not defined for a set has no row.
     """
     rows = []
     for name, one in given.items():
@@ -222,8 +222,10 @@ def accuracy_rows(
         for metric, (value, low, high) in found.items():
             said = [
                 (notes or {}).get(name, ""),
-                "" if math.isfinite(low) else "no interval: resampling knows no spread",
-                "" if not math.isfinite(low) or low <= value <= high else f"{metric} is biased, its interval is not",
+                "" if math.isfinite(low) else "no interval: the bootstrap replicates do not differ",
+                ""
+                if not math.isfinite(low) or low <= value <= high
+                else f"the interval is corrected for the bias of {metric} and excludes the estimate",
             ]
             note = "; ".join(x for x in said if x)
             row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, len(one), note)
@@ -234,7 +236,7 @@ def accuracy_rows(
 def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> list[Row]:
     """The macro average over the data sets of ``role`` as rows of role ``to``; see ``tables.rows.mean_row``.
 
-    One row of the sets' primary metrics and one of every other metric that all of them have.
+    There is one row for the mean of the sets' primary metrics, and one for each other metric that all sets have.
     """
     own = [r for r in rows if r["role"] == role]
     names = list(dict.fromkeys(r["dataset"] for r in own))
@@ -253,19 +255,21 @@ def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> lis
 def _mean(parts: Sequence[Row], role: str) -> Row:
     row = mean_row(parts, role)
     known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
-    said = [row["note"], "" if known else "no interval: one of its sets has none"]
+    said = [row["note"], "" if known else "no interval: at least one of the averaged data sets has none"]
     return row | {"note": "; ".join(x for x in said if x)}
 
 
 def dataset_note(dataset: Dataset) -> str:
-    """What a reader of an accuracy must know of its data set: skipped images, a subset of the classes."""
+    """What a reader of an accuracy needs to know about its data set: skipped images, and which classes compete."""
     said = []
     if dataset.facts.get("skipped"):
         said.append(f"{dataset.facts['skipped']} unreadable images skipped")
     if dataset.classes is not None:
-        said.append(f"among {len(dataset.classes)} of {len(dataset.classnames)} classes")
+        said.append(f"scored among {len(dataset.classes)} of {len(dataset.classnames)} classes")
     if dataset.projection is not None:
-        said.append(f"{len(dataset.target_names)} classes, each the largest logit of its own")
+        said.append(
+            f"scored among {len(dataset.target_names)} classes, each by the largest logit of its member classes"
+        )
     return "; ".join(said)
 
 

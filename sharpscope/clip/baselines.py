@@ -1,4 +1,4 @@
-"""What is evaluated beside the path: mixed outputs of its two ends, and its change on an upgraded backbone."""
+"""Baselines for the path that mix the outputs of its two ends."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def output_baselines(
     calibrate_on: str | None,
     batch_size: int = 128,
 ) -> tuple[dict[str, dict[str, Answers]], dict[str, str]]:
-    """({baseline: {data set: answers}}, {baseline: what to know of it}): theta_0's and theta_1's outputs, mixed.
+    """({baseline: {data set: answers}}, {baseline: note}) of the mixed outputs of theta_0 and theta_1.
 
-    ose is the mean of the two ends' probabilities. vrf weighs that mean for every image by its distance to the
-    zero-shot model's failures (Zhu et al. 2024, arXiv 2411.06966), which are looked for among the probe's training
-    examples; its two temperatures are those that make the mean confidence on the ID set ``calibrate_on`` equal to the
-    accuracy there, as in the published code (None: 1, 1).
+    ose is the mean of the two ends' probabilities. vrf is a weighted mean, whose weight for each image follows from the
+    image's distance to the zero-shot model's failures (Zhu et al. 2024, arXiv 2411.06966); the failures are searched
+    among the probe's training examples. The two temperatures of vrf make the mean confidence on the ID set
+    ``calibrate_on`` equal to the accuracy there, as in the published code (None: both are 1).
     """
     ends = [on_device(theta, probe.device, probe.dtype) for theta in (pair.theta_0, pair.theta_1)]
     caches = [FeatureCache(), FeatureCache()]
@@ -59,17 +59,18 @@ def output_baselines(
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
             answered["vrf"][name] = Answers.of(failures.mixed(*both, features), labels)
-        where = f"on {calibrate_on}" if calibrate_on is not None else "not calibrated"
+        where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
         notes["vrf"] = (
-            f"{len(failures.features)} failures among {probe.n} probe images, neighbour {failures.k}; temperatures "
-            f"{temperatures[0]:.3g} and {temperatures[1]:.3g} ({where})"
+            f"{len(failures.features)} zero-shot failures among {probe.n} probe images, distance to nearest failure "
+            f"number {failures.k}; temperatures {temperatures[0]:.3g} (zero-shot) and {temperatures[1]:.3g} "
+            f"(fine-tuned), {where}"
         )
     return answered, notes
 
 
 @torch.inference_mode()
 def _failures(pair: LoadedPair, probe: Probe, ends: Sequence[Theta], temperatures: Sequence[float]) -> FailureSet:
-    """The fine-tuned features of the probe's images that only the fine-tuned end gets right."""
+    """The fine-tuned model's features of the probe's images that only the fine-tuned model gets right."""
     frozen = [pair.classifier.frozen(theta) for theta in ends]
     features, right = [], []
     for images, labels in probe.batches:

@@ -32,7 +32,7 @@ from sharpscope.weights.theta import on_device
 __all__ = ["COLUMNS", "evaluate"]
 
 COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
-"""Columns of the table. ``role``: test (one data set) | mean (over those that ``dataset`` names)."""
+"""Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
 
 Names = tuple[str, ...]
 File = str | FilePath
@@ -65,35 +65,35 @@ def evaluate(
     ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note']
 
     Args:
-        checkpoints: one or several, of one architecture.
+        checkpoints: one checkpoint, or several of one architecture.
         model: open_clip name, config JSON, or ``mini``.
-        specs: data set specs, or names of collections, whose averages are added, each naming its sets.
-        metrics: names of ``sharpscope.vocabulary.METRICS``, beside those that a set's field reports and top1; default:
-            all that have a meaning for the set.
-        head: stored | zeroshot | text; auto: the stored head where there is one and the set's classes are among its
-            own, else one from the text tower (and the note says so). A head from text is made for each set with the
-            set's class names and templates.
-        classnames, templates: instead of the set's own (a list, or a file with one a line).
+        specs: data set specs, or names of collections. For each collection the average over its data sets is added.
+        metrics: names of ``sharpscope.vocabulary.METRICS``, which are added to top1 and the metrics usual for the data
+            set; None: all metrics that are defined for the data set.
+        head: stored | zeroshot | text | auto. auto takes the stored head where there is one and it has the data set's
+            classes, otherwise a head from the text tower, as the note then states. A head from text is made for each
+            data set, with that data set's class names and templates.
+        classnames, templates: replace the data set's own; a list, or a file with one per line.
         data_root: folder under which relative paths of data sets are looked up.
-        batch_size: images in a batch; more needs more memory and is faster.
+        batch_size: images per batch; a larger batch needs more memory and is faster.
         device: cpu, cuda, or auto.
-        limit: at most so many images a set, a fixed balanced choice by ``seed``.
-        level: coverage of the intervals, in (0, 1): Wilson's for shares, bootstrap for the rest.
-        bootstrap: replicates.
-        seed: of choice and bootstrap.
-        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: none is shown.
-        head_file: head in a file of its own (task_vectors), for each checkpoint without one.
-        base: zero-shot checkpoint below files that hold only what was tuned (Dassl, LoRA).
+        limit: the largest number of images per data set, chosen balanced over the classes by ``seed``.
+        level: coverage of the intervals, in (0, 1). Shares have Wilson intervals, other metrics bootstrap intervals.
+        bootstrap: number of bootstrap replicates.
+        seed: the seed of the choice of images and of the bootstrap.
+        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; None: no bar is shown.
+        head_file: a separate file with a head (task_vectors), for each checkpoint without a head.
+        base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid.
 
     Returns:
-        One row a (checkpoint, data set, metric); ``role`` is test, or mean for the average over the sets that
-        ``dataset`` names; shares are in [0, 1], nll in nats; ``n``: images.
+        One row per (checkpoint, data set, metric). ``role`` is test, or mean for the average over the data sets that
+        ``dataset`` names. Shares are in [0, 1], nll is in nats. ``n``: number of images.
 
     Raises:
         ConfigError: an unknown metric, model or head, or a checkpoint that is given twice.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
-        DatasetError: data that are missing, empty or do not fit the class names.
+        DatasetError: a data set that is missing, empty or does not fit the class names.
     """
     files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
     check_metrics(tuple(metrics or ()))
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
-    """The means over the sets of every collection that was asked for by name."""
+    """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
     for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
         members = [r | {"role": name} for r in rows if r["dataset"] in COLLECTIONS[name]]
@@ -144,7 +144,7 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
 
 
 def _labels(files: Sequence[File]) -> list[str]:
-    """What the checkpoints are called in the table: the stems of their files where these differ, else their paths."""
+    """The names of the checkpoints in the table: the stems of their files where these differ, else their paths."""
     stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
     if len(set(labels)) != len(labels):
@@ -154,7 +154,7 @@ def _labels(files: Sequence[File]) -> list[str]:
 
 @dataclass
 class _Data:
-    """Data sets by spec and class names, each loaded once."""
+    """The data sets by spec and class names; each is loaded only once."""
 
     clip: ClipModel
     options: Mapping[str, Any]
@@ -169,7 +169,7 @@ class _Data:
 
 @dataclass
 class _Heads:
-    """The heads of one checkpoint: its stored one, and those from its text tower, each made once."""
+    """The heads of one checkpoint: the stored head, and heads from its text tower; each is made only once."""
 
     clip: ClipModel
     model: str
@@ -183,7 +183,7 @@ class _Heads:
     _theta: dict[str, Tensor] = field(default_factory=dict)
 
     def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
-        """(classifier, theta, data set in its class names, what to say about the head)."""
+        """(classifier, theta, data set in the classifier's class names, note about the head)."""
         stored = self.weights.facts.get("head")
         if self.mode == "stored" and stored is None:
             raise ConfigError(f"head: {shown(self.weights.source)} has no stored head; use --head zeroshot.")
@@ -197,14 +197,14 @@ class _Heads:
                 if self.mode == "stored" or self.names or not self._has_text():
                     raise
             dataset = data.get(spec, None)
-            said = "head from text: the stored one has other classes"
+            said = "the head was made from the text tower, because the stored head has other classes"
         else:
             dataset, said = self._named(spec, data, named), ""
         templates = self.templates or dataset.templates or ()
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
 
     def _named(self, spec: str, data: _Data, named: Names | None) -> Dataset:
-        """In the given class names, or the checkpoint's where they fit, else in the set's own."""
+        """The data set in the user's class names, or in the checkpoint's where these fit, or in its own."""
         if named is not None and named != self.names:
             with contextlib.suppress(DatasetError):
                 return data.get(spec, named)
@@ -237,7 +237,7 @@ class _Heads:
     def _loaded(self) -> dict[str, Tensor]:
         theta = on_device(self.weights.tensors, self.where, torch.float32)
         if "logit_scale" not in theta and self.model == "mini":
-            # a fine-tuned file of the embedded world holds no logit_scale: it is the zero-shot model's (WiSE-FT's)
+            # fine-tuned files of the embedded world lack logit_scale; like WiSE-FT's, they use the zero-shot model's
             zeroshot = read_checkpoint(resolve_checkpoint("mini:zeroshot")).tensors
             theta["logit_scale"] = zeroshot["logit_scale"].float().to(self.where)
         return theta

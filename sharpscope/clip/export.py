@@ -1,4 +1,4 @@
-"""Checkpoints written out: any format as safetensors, one point of a path, a point with some layers made sparse."""
+"""Writing checkpoints: any format as safetensors, one point of a path, or a point with some layers made sparse."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def convert(
     quick_gelu: bool | None = None,
     adapter_scale: float | None = None,
 ) -> Checkpoint:
-    """Write any checkpoint as safetensors in open_clip's names (or ``huggingface``'s), the facts in its metadata.
+    """Write any checkpoint as safetensors in open_clip's or Hugging Face's names, with its provenance in the metadata.
 
-    Values and dtypes are the file's own, bit for bit. The file appears whole or not at all.
+    Values and dtypes are unchanged, bit for bit. The file is written completely or not at all.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -44,19 +44,19 @@ def convert(
     True
 
     Args:
-        source: file, folder or hub id, as ``read_checkpoint`` takes it, or ``mini:NAME``.
+        source: file, folder or hub id, as for ``read_checkpoint``, or ``mini:NAME``.
         out: file to write.
-        names: open_clip | huggingface.
-        base: zero-shot weights that a partial file or an adapter is laid over.
-        head_file: a file with a classification head of its own.
-        classnames: file with the head's class names, one a line, in its order.
-        quick_gelu: the activation, where the file does not tell.
-        adapter_scale: what an adapter's change is multiplied by, see ``read_checkpoint``.
+        names: the naming of the tensors, open_clip | huggingface.
+        base: zero-shot weights over which a partial file or an adapter is laid.
+        head_file: a separate file that holds a classification head.
+        classnames: file with the class names of the head, one per line, in the head's order.
+        quick_gelu: whether the activation is QuickGELU; None: as stated in the file, if it is.
+        adapter_scale: the factor by which an adapter's change is multiplied, see ``read_checkpoint``.
 
-    Returns what was read.
+    Returns the checkpoint that was read.
 
     Raises:
-        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``; also a disk that refuses.
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``, and where writing fails.
         NonFiniteWeights: NaN or infinite values.
         ConfigError: class names that do not fit the head.
     """
@@ -86,7 +86,7 @@ def _provenance(read: Checkpoint, classnames: str | FilePath | None, quick_gelu:
         named = None if classnames is None else read_classnames(classnames)
         if named is not None and len(named) != len(read.tensors[HEAD_WEIGHT]):
             raise ConfigError(
-                f"classnames: {shown(classnames)} has {len(named)} names, the head "
+                f"classnames: {shown(classnames)} has {len(named)} names, but the head has "
                 f"{len(read.tensors[HEAD_WEIGHT])} classes."
             )
         told_head = {key: facts["head"][key] for key in ("scale_baked", "normalize")}
@@ -108,18 +108,18 @@ def interpolate(
     head_file: str | FilePath | None = None,
     path: PathName = "linear",
 ) -> None:
-    """Write theta(alpha) as a safetensors file in open_clip's names, head and its facts included.
+    """Write theta(alpha) as a safetensors file in open_clip's names, including the head and its facts.
 
     Args:
         zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
-        alpha: the point, 0 the zero-shot and 1 the fine-tuned model.
-        out: file to write; it appears whole or not at all.
+        alpha: the point of the path, 0 for the zero-shot and 1 for the fine-tuned model.
+        out: file to write; it is written completely or not at all.
         extrapolate: allow an alpha outside [0, 1].
-        path: linear, or lines (see ``LoadedPair.path``); any but the linear one is named in the file's metadata.
+        path: linear, or lines (see ``LoadedPair.path``), which is recorded in the file's metadata.
 
     Raises:
-        ConfigError: an alpha outside [0, 1], or an unknown path; besides all that ``load_pair`` raises.
-        CheckpointError: a disk that refuses.
+        ConfigError: an alpha outside [0, 1], or an unknown path; ``load_pair`` raises further errors.
+        CheckpointError: the file cannot be written.
 
     Source: Wortsman et al. 2022, arXiv 2109.01903.
     """
@@ -146,23 +146,23 @@ def sparsify(
     head: str = "auto",
     head_file: str | FilePath | None = None,
 ) -> None:
-    """Write theta(alpha) with only a part of some layers' change (or weights) kept, as a safetensors file.
+    """Write theta(alpha) as a safetensors file, keeping only a part of the change (or weights) of some layers.
 
     Args:
         zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
         layers: names of layers (``sharpscope.inspect(A, B)`` lists them).
-        density: fraction of each layer's entries that is KEPT, in [0, 1]; 1 is the plain theta(alpha).
-        out: file to write; it appears whole or not at all.
-        target: delta (a dropped entry returns to theta_0) | weight (it becomes 0).
-        select: random | magnitude (the largest are kept).
+        density: the fraction of each layer's entries that is KEPT, in [0, 1]; 1 gives theta(alpha) itself.
+        out: file to write; it is written completely or not at all.
+        target: delta (dropped entries return to theta_0) | weight (dropped entries become 0).
+        select: random | magnitude (the largest entries are kept).
         alpha: the point of the path.
-        granularity: what a layer is: tensor | module | block.
-        seed: of a random choice.
+        granularity: whether a layer is a tensor | module | block.
+        seed: the seed of a random selection.
         extrapolate: allow an alpha outside [0, 1].
 
     Raises:
-        ConfigError: an unknown layer, option or alpha; besides all that ``load_pair`` raises.
-        CheckpointError: a disk that refuses.
+        ConfigError: an unknown layer or option, or an alpha outside [0, 1]; ``load_pair`` raises further errors.
+        CheckpointError: the file cannot be written.
 
     Source: Abdollahpoorrostam 2024, arXiv 2410.16476; details and options: ``sharpscope.weights.sparsify``.
     """

@@ -1,4 +1,4 @@
-"""From image features to class logits: zero-shot, stored and text-rebuilt heads, the scale explicit."""
+"""From image features to class logits: zero-shot, stored and text-rebuilt heads, with an explicit logit scale."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["DEFAULT_TEMPLATES", "Classifier", "HeadMode", "default_templates", "
 HeadMode = Literal["zeroshot", "stored", "text"]
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
-"""The plain prompt of CLIP (Radford et al. 2021, arXiv 2103.00020), where a user gives none."""
+"""The default templates: the plain prompt of CLIP (Radford et al. 2021, arXiv 2103.00020)."""
 
-_PRECOMPUTED = "head.class_vectors"  # what Classifier.frozen adds; never part of a checkpoint
+_PRECOMPUTED = "head.class_vectors"  # the tensor that Classifier.frozen adds; it is never part of a checkpoint
 _TEXTS_AT_ONCE = 1024
 
 
 def default_templates(model: ClipModel) -> tuple[str, ...]:
-    """The prompts where the user gives none: the embedded world's own for ``mini``, else :data:`DEFAULT_TEMPLATES`."""
+    """The prompts where the user gives none: the embedded world's for ``mini``, else :data:`DEFAULT_TEMPLATES`."""
     return tuple(miniworld.TEMPLATES) if model.name == "mini" else DEFAULT_TEMPLATES
 
 
@@ -35,22 +35,22 @@ def zero_shot_head(
 ) -> Tensor:
     """Class vectors [C, D], unit rows: normalise(mean over templates of normalise(text feature)).
 
-    Equal to the transpose of open_clip's ``build_zero_shot_classifier``; differentiable in ``theta``. Templates hold
-    ``{}`` for the class name. Raises ConfigError for no class, no template, or a template without ``{}``. Source:
-    Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
+    Equal to the transpose of open_clip's ``build_zero_shot_classifier``; differentiable in ``theta``. Templates
+    contain ``{}`` for the class name. Raises ConfigError for no class, no template, or a template without ``{}``.
+    Source: Radford et al. 2021 (arXiv 2103.00020), section 3.1.4.
     """
     return _class_vectors(model, theta, _prompts(model, classnames, templates), len(classnames))
 
 
 def _prompts(model: ClipModel, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Token ids [C * T, context_length], the templates of one class side by side."""
+    """Token ids [C * T, context_length]; the T templates of one class are consecutive rows."""
     if not classnames or not templates:
         raise ConfigError("head: needs at least one class name and one template.")
     for template in templates:
         if "{}" not in template:
             raise ConfigError(f"templates: '{shown(template)}' has no {{}} where the class name goes.")
     texts = [template.replace("{}", name) for name in classnames for template in templates]
-    with torch.inference_mode(False):  # kept and used again where gradients flow
+    with torch.inference_mode(False):  # the tokens are kept and used again in passes with gradients
         return model.tokenize(texts)
 
 
@@ -76,10 +76,11 @@ class Classifier:
         mode: zeroshot | stored | text, see the table.
         classnames: C names, in the order of the logits' columns.
         templates: prompts with ``{}`` for the name; default: the model's own or "a photo of a {}.".
-        scale_baked: the scale is multiplied into the head's weights already, as WiSE-FT does and Lipsum-FT does not.
-        normalize: image features get unit length first (every CLIP head; False for a head trained on raw features).
-        bias: whether :meth:`attach` gives a stored head built from text a ``head.bias`` (zeros), so that it fits a
-            fine-tuned head that has one.
+        scale_baked: whether the head's weights already contain the scale, as in WiSE-FT and not in Lipsum-FT.
+        normalize: whether image features are first scaled to unit length (True for every CLIP head, False for a head
+            trained on raw features).
+        bias: whether :meth:`attach` adds a ``head.bias`` of zeros to a stored head that it builds from text, so that
+            the head matches a fine-tuned head with a bias.
 
     Raises:
         ConfigError: an unknown mode, no class names, or a baked-in scale in a head that is not stored.
@@ -114,15 +115,16 @@ class Classifier:
 
     # ------------------------------------------------------------------ theta in, theta out
     def attach(self, theta: Mapping[str, Tensor], theta_0: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """``theta`` with the ``head.*`` that this mode reads (a new dict; tensors shared).
+        """``theta`` with the ``head.*`` that this mode reads, as a new dictionary that shares the tensors.
 
-        zeroshot: head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower moves.
-        stored: its own head, or the zero-shot head of ``theta_0`` (times its scale if ``scale_baked``) if it has none.
-        text: no head.
+        zeroshot: the head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower
+        changes.
+        stored: the head of ``theta``; if it has none, the zero-shot head of ``theta_0``, times its scale if
+        ``scale_baked``. text: no head.
 
         Raises:
             PairMismatch: a stored head without one row for each class, or a theta that lacks tensors of the model.
-            ConfigError: a template without ``{}``, or a tokenizer that cannot be had.
+            ConfigError: a template without ``{}``, or a tokenizer that cannot be built.
         """
         base = theta if theta_0 is None else theta_0
         body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
@@ -143,7 +145,7 @@ class Classifier:
         return body
 
     def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``theta`` with its class vectors computed once, for evaluation only: they do not follow later changes.
+        """``theta`` with class vectors that are computed once, for evaluation only: they do not follow later changes.
 
         Raises as :meth:`class_vectors` does.
         """
@@ -174,7 +176,7 @@ class Classifier:
         return self.logits_of(theta, self.features(theta, images))
 
     def features(self, theta: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """What the head reads of ``images``: features [B, D], of unit length where ``normalize``."""
+        """The image features [B, D] that the head reads, of unit length where ``normalize``."""
         return self.model.encode_image(theta, images, normalize=self.normalize)
 
     def logits_of(self, theta: Mapping[str, Tensor], features: Tensor) -> Tensor:
@@ -189,10 +191,10 @@ class Classifier:
 
     # ------------------------------------------------------------------ what the loss depends on
     def parameters(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Names in ``theta`` that the logits depend on, buffers left out: the only ones that can be layers.
+        """The names in ``theta``, without buffers, on which the logits depend; only these can belong to layers.
 
         zeroshot: the image tower (the head stays theta_0's). stored: image tower and head, and ``logit_scale`` unless
-        it is baked in. text: both towers and ``logit_scale``. Those of them move that differ between the checkpoints.
+        it is baked in. text: both towers and ``logit_scale``.
         """
         depends = {*self.model.image_names}
         if self.mode == "stored":
@@ -203,10 +205,10 @@ class Classifier:
         return tuple(k for k in known if k in theta and k in depends)
 
     def reached(self, theta: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Those of :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.
+        """The :meth:`parameters` that a gradient reaches, found by one backward pass over one blank image.
 
-        Leaves out parameters that are in the tower but not on the way to the logits (a trunk's unused classifier, say).
-        Raises as :meth:`logits` does.
+        This leaves out parameters of the tower that the logits do not depend on, e.g. a trunk's unused classifier.
+        Raises the errors of :meth:`logits`.
         """
         names = self.parameters(theta)
         with torch.inference_mode(False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""What a checkpoint file holds, which models it fits, and how two of them differ layer by layer."""
+"""What a checkpoint file contains, which models it fits, and how two checkpoints differ layer by layer."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ __all__ = ["fitting_models", "inspect"]
 
 # ---------------------------------------------------------------------- what is in a file
 def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | None = None) -> str:
-    """What one checkpoint holds, or how two of them differ layer by layer, as text to print.
+    """What one checkpoint contains, or how two checkpoints differ layer by layer, as text to print.
 
-    A partial file (Dassl, adapters) is shown as it is when it is alone, and laid over the first when it is the second.
+    A partial file (Dassl, adapters) as ``a`` is shown as it is; as ``b`` it is laid over ``a``.
 
     >>> print(inspect("mini:zeroshot", model="mini").splitlines()[3].strip())
     safety        plain tensors
 
     Args:
-        a, b: files, folders or hub ids as ``read_checkpoint`` takes them, or ``mini:NAME``.
-        model: open_clip name or config JSON that the files are to be checked against; default: fitting ones are looked
-            for.
+        a, b: files, folders or hub ids, as for ``read_checkpoint``, or ``mini:NAME``.
+        model: open_clip name or config JSON against which the files are checked; None: fitting models are searched.
 
     Raises:
-        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as ``read_checkpoint``.
+        CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``.
         PairMismatch: weights that do not fit ``model``, or each other.
-        ConfigError: an unknown model, or a head alone compared with something.
+        ConfigError: an unknown model, or a file ``a`` that holds only a head where ``b`` is given.
     """
     try:
         first = read_checkpoint(resolve_checkpoint(a), partial=True)
@@ -51,7 +50,7 @@ def inspect(a: str | FilePath, b: str | FilePath | None = None, model: str | Non
         except CheckpointError:
             raise error from None
         if b is not None:
-            raise ConfigError(f"{shown(a)}: is a classification head alone; there is nothing to compare.") from None
+            raise ConfigError(f"{shown(a)}: holds only a classification head, which cannot be compared.") from None
         return _described_head(str(a), head, facts)
     text = [_described(first, model)]
     if b is not None:
@@ -64,7 +63,7 @@ def _described_head(source: str, head: Mapping[str, Tensor], facts: Mapping[str,
     return "\n".join([
         shown(source, 300),
         f"  format        {facts['container']}, read without running any of its code",
-        "  written by    WiSE-FT or task_vectors: a classification head in a file of its own",
+        "  written by    WiSE-FT or task_vectors: a file that holds only a classification head",
         f"  safety        {_safety_line(facts)}",
         f"  sha256        {facts['file_sha256']}",
         *([f"  classes       {listing(facts['classes'], 30)}"] if facts["classes"] else []),
@@ -87,15 +86,15 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
         + (f", prefix '{shown(facts['prefix'])}'" if facts.get("prefix") else ""),
         f"  tensors       {facts['num_tensors']}, {facts['num_params']:,} parameters, "
         + ", ".join(f"{count} {dtype}" for dtype, count in facts["dtypes"].items()),
-        f"  holds         {', '.join(facts['towers']) or 'nothing of a CLIP by itself'}",
+        f"  holds         {', '.join(facts['towers']) or 'no complete part of a CLIP'}",
     ]
     for title, names in (("classes", facts["classes"]), ("calls", facts["calls"]), ("not used", facts["dropped"])):
         if names:
             lines.append(f"  {title:<12}  {listing(names, 30)}")
     if facts["adapter"]:
-        lines.append(f"  adapter       {facts['adapter']} changes of weights, merged")
+        lines.append(f"  adapter       {facts['adapter']} weight changes, merged into the weights")
     if facts["partial"]:
-        lines.append("  partial       only what was tuned; it needs the zero-shot weights below it (inspect BASE FILE)")
+        lines.append("  partial       only the tuned tensors; they are laid over zero-shot weights (inspect BASE FILE)")
         return "\n".join(lines)
     lines += [
         f"  looks like    {describe(tensors)}",
@@ -109,24 +108,24 @@ def _described(checkpoint: Checkpoint, model: str | None) -> str:
     elif fitting := fitting_models(tensors, facts["quick_gelu"]):
         lines.append(f"  fits          {listing(fitting, 4)}: every tensor of the image tower")
     else:
-        lines.append("  fits          nothing that could be guessed; --model NAME or CONFIG.json checks it")
+        lines.append("  fits          no known model was found; --model NAME or CONFIG.json checks one")
     return "\n".join(lines)
 
 
 _IMAGE: tuple[Tower, ...] = ("image",)
 _CHECKSUMS = {
-    True: "every entry has its own, those that were read match",
-    False: "the format has none: compare the sha256 with its source's",
+    True: "every entry has its own, and those of the entries that were read match",
+    False: "the format has none; compare the sha256 with the one that the source publishes",
 }
 
 
 def _activation(facts: Mapping[str, Any]) -> str:
-    """GELU or QuickGELU, and how that is known: names and shapes are the same with both."""
+    """GELU or QuickGELU, and the evidence for it, because names and shapes are the same with both."""
     if (told := facts["quick_gelu"]) is not None:
-        return f"{'QuickGELU' if told else 'GELU'} (told by the file)"
+        return f"{'QuickGELU' if told else 'GELU'} (stated in the file)"
     if trains_openai_weights(facts["producer"]):
         return "QuickGELU (inferred: this system trains OpenAI's weights; --model NAME-quickgelu)"
-    return "not told by the file: OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
+    return "not stated in the file; OpenAI's weights and their descendants need QuickGELU (--model NAME-quickgelu)"
 
 
 def _activation_of(clip: ClipModel) -> str:
@@ -137,13 +136,14 @@ def _safety_line(facts: Mapping[str, Any]) -> str:
     if facts["safe"]:
         return "plain tensors"
     classes, calls = len(facts["classes"]), len(facts["calls"])
-    return f"nothing was run; other programs would import {classes} classes of it and call {calls} functions"
+    return f"no code was run; other programs would import {classes} classes and call {calls} functions to load it"
 
 
 def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
-    """open_clip's own models whose config has these sizes and whose image tower is made of exactly these tensors.
+    """Names of open_clip's models whose image tower consists of exactly these tensors, with the same sizes.
 
-    ``quick_gelu``: keep those with this activation, where it is known; else both kinds fit.
+    ``quick_gelu``: whether the activation is QuickGELU, and only such models are kept; None: models with either are
+    kept.
     """
     fitting = []
     for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):

@@ -28,11 +28,11 @@ __all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 _DECODER = "text_decoder."
-"""What CoCa's captioning decoder is called, which is no part of the text features."""
+"""The prefix of the tensors of CoCa's captioning decoder, on which the text features do not depend."""
 
 
 def imagenet_classnames() -> tuple[str, ...]:
-    """The 1000 class names of ImageNet in the usual order, as open_clip has them (Radford et al. 2021's, revised)."""
+    """The 1000 class names of ImageNet in the usual order, as in open_clip (those of Radford et al. 2021, revised)."""
     return tuple(IMAGENET_CLASSNAMES)
 
 
@@ -43,7 +43,7 @@ def imagenet_templates() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def no_fast_path() -> Iterator[None]:
-    """nn.MultiheadAttention by its Python route, with and without gradients: the fast one has no derivatives at all."""
+    """Make nn.MultiheadAttention run its Python implementation, because its fast path has no derivatives."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -53,15 +53,17 @@ def no_fast_path() -> Iterator[None]:
 
 
 class ClipModel:
-    """A CLIP without weights: theta (named tensors) and images or texts in, features out.
+    """A CLIP without weights: a function from theta (named tensors) and images or texts to features.
 
-    ``encode_image(theta, images)`` = open_clip's model holding ``theta``, in eval mode (no dropout, running statistics
-    in BatchNorm), differentiable to any order in ``theta`` inside :func:`second_order`. ``theta`` supplies every
-    parameter and persistent buffer of the tower that is used, in open_clip's names; float32 or float64, on any device;
-    other keys are ignored. The object itself holds shapes only. It is not meant to be shared between threads.
+    ``encode_image(theta, images)`` equals open_clip's model with the weights ``theta`` in eval mode (no dropout,
+    running statistics in BatchNorm). Inside :func:`second_order` it is differentiable to any order in ``theta``.
+    ``theta`` has to contain every parameter and persistent buffer of the tower in use, under open_clip's names, in
+    float32 or float64, on any device; other keys are ignored. The object itself holds only shapes. Do not share it
+    between threads.
 
-    ``shapes`` {name: shape} of parameters and buffers; ``image_size`` (height, width); ``mean``, ``std`` of the
-    normalisation; ``preprocess`` PIL image -> float32 [3, H, W]; ``geometry`` its steps before pixels become floats.
+    ``shapes``: {name: shape} of parameters and buffers. ``image_size``: (height, width). ``mean``, ``std``: of the
+    normalisation. ``preprocess``: PIL image -> float32 [3, H, W]. ``geometry``: the steps of ``preprocess`` before
+    pixels become floats.
     """
 
     def __init__(
@@ -108,9 +110,9 @@ class ClipModel:
     def load(cls, name_or_json: str, *, tokenizer: Tokenizer | None = None) -> ClipModel:
         """The architecture ``name_or_json``: an open_clip name, an open_clip config JSON (or its folder), or ``mini``.
 
-        Nothing is downloaded and no weights are made: a ViT-L costs as little as a ViT-B. Raises ConfigError for an
-        unknown name (with the nearest one), an unreadable or incomplete JSON, or a tower that only the network can
-        describe.
+        Nothing is downloaded and no weights are allocated, so that a ViT-L costs as little as a ViT-B. Raises
+        ConfigError for an unknown name (with the nearest known one), an unreadable or incomplete JSON, or a tower whose
+        description would have to be downloaded.
         """
         if name_or_json == "mini":
             return cls._load_mini(tokenizer)
@@ -124,16 +126,16 @@ class ClipModel:
         name = name_or_json.replace("/", "-")
         if name not in known:
             raise ConfigError(
-                f"model: '{shown(name_or_json)}' is no open_clip model name, config JSON, nor 'mini'."
+                f"model: '{shown(name_or_json)}' is neither an open_clip model name nor a config JSON nor 'mini'."
                 f"{did_you_mean(name, known)}\nNames: python -c 'import open_clip; print(open_clip.list_models())'"
             )
         return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
 
     @staticmethod
     def named_like(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-        """Names of open_clip's models whose config agrees with the image tower in ``shapes``, as far as sizes are told.
+        """Names of open_clip's models whose config agrees with the sizes of the image tower in ``shapes``.
 
-        A guess without building anything; to be confirmed by ``shapes`` of the model itself.
+        No model is built, so that the answer is only a guess; ``shapes`` of the model itself confirms it.
         """
         told = _told_sizes(shapes)
         return tuple(n for n in open_clip.list_models() if told and _sizes_of(open_clip.get_model_config(n)) == told)
@@ -174,7 +176,7 @@ class ClipModel:
         tokenizer: Tokenizer | None = None,
         preprocess_cfg: Mapping[str, Any] | None = None,
     ) -> ClipModel:
-        """The architecture of a live open_clip model; the module itself is only looked at (see :meth:`theta_of`)."""
+        """The architecture of a live open_clip model, which is not changed (:meth:`theta_of` returns its weights)."""
         skeleton, constants = _skeleton_of_module(module)
         cfg = {
             "context_length": getattr(module, "context_length", 77),
@@ -194,13 +196,15 @@ class ClipModel:
         return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     def init(self, seed: int) -> dict[str, Tensor]:
-        """Fresh theta, that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``; the global RNG is left alone.
+        """Newly initialised theta, equal to that of ``torch.manual_seed(seed); open_clip.CLIP(**config)``.
+
+        The global random number generator is left unchanged.
 
         Raises ConfigError for a model that was made from a live module and has no config.
         """
         if self._config is None:
             raise ConfigError(
-                f"model '{shown(self.name)}' was made from a live module and has no config to initialise."
+                f"model '{shown(self.name)}' was made from a live module and has no config to initialise weights from."
             )
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)
@@ -220,7 +224,7 @@ class ClipModel:
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Token ids of ``texts``: int64 [T, context_length].
 
-        Raises ConfigError where the tokenizer cannot be had or has more tokens than the text tower.
+        Raises ConfigError where there is no tokenizer, it cannot be built, or it has more tokens than the text tower.
         """
         if self._tokenizer is None:
             raise ConfigError(f"model '{shown(self.name)}' has no tokenizer; give one with tokenizer=...")
@@ -246,19 +250,19 @@ class ClipModel:
         return self._encode(self._text, self.text_names, theta, tokens, normalize)
 
     def embed_tokens(self, theta: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
-        """The rows of the token embedding that ``tokens`` [T, L] name: [T, L, W], as the text tower first sees them.
+        """The token embeddings [T, L, W] of ``tokens`` [T, L], the first activations of the text tower.
 
-        Raises ConfigError for a text tower that is not open_clip's own, PairMismatch where ``theta`` lacks the
-        embedding.
+        Raises ConfigError for a text tower without a ``token_embedding``, PairMismatch where ``theta`` lacks it.
         """
         _require(theta, (name := f"{self._token_embedding()}.weight",), self.name)
         return F.embedding(tokens.to(theta[name].device), theta[name])
 
     def encode_embedded(self, theta: Mapping[str, Tensor], tokens: Tensor, embeddings: Tensor) -> Tensor:
-        """Text features, unit rows, with ``embeddings`` [T, L, W] in the place of those of ``tokens``.
+        """Text features [T, D], unit rows, from ``embeddings`` [T, L, W] instead of the token embeddings of ``tokens``.
 
-        ``tokens`` still say where a text ends. Differentiable in ``theta`` and ``embeddings``; with those of
-        :meth:`embed_tokens` equal to ``encode_text``. Raises ConfigError for a text tower that is not open_clip's own.
+        ``tokens`` still determine where each text ends. Differentiable in ``theta`` and ``embeddings``. With the
+        embeddings that :meth:`embed_tokens` returns, the result equals ``encode_text``. Raises ConfigError for a text
+        tower without a ``token_embedding``.
         """
         module = self._text.get_submodule(f"clip.{self._token_embedding()}")
         hook = module.register_forward_hook(lambda *_: embeddings)
@@ -268,11 +272,11 @@ class ClipModel:
             hook.remove()
 
     def _token_embedding(self) -> str:
-        """Name of the module that embeds tokens."""
+        """The name of the module that embeds tokens."""
         for name in ("token_embedding", "text.token_embedding"):
             if f"{name}.weight" in self.shapes:
                 return name
-        raise ConfigError(f"model '{shown(self.name)}': prompts need a text tower with a token_embedding of its own.")
+        raise ConfigError(f"model '{shown(self.name)}': learnt prompts need a text tower with a token_embedding.")
 
     def _encode(
         self, tower: nn.Module, names: tuple[str, ...], theta: Mapping[str, Tensor], inputs: Tensor, normalize: bool
@@ -287,11 +291,11 @@ class ClipModel:
         return F.normalize(features, dim=-1) if normalize else features
 
     def prefix(self, changed: Collection[str]) -> Prefix:
-        """What both towers compute before any of the ``changed`` parameters is used, to be computed once only."""
+        """The part of both towers before the first use of a ``changed`` parameter, to be computed only once."""
         return Prefix(self._image.clip, changed)
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
-        """A buffer that no checkpoint holds (the causal mask), on the device and in the dtype of ``like``."""
+        """A non-persistent buffer (the causal mask), on the device and in the dtype of ``like``."""
         key = (name, like.device, like.dtype)
         if key not in self._moved:
             value = self._constants[name]
@@ -301,7 +305,7 @@ class ClipModel:
 
 
 class _Tower(nn.Module):
-    """One ``encode_*`` of a model as a module of its own: functional_call can only call ``forward``."""
+    """A module whose ``forward`` is one ``encode_*`` of a model, because functional_call can only call ``forward``."""
 
     def __init__(self, clip: nn.Module, method: str) -> None:
         super().__init__()
@@ -315,7 +319,7 @@ class _Tower(nn.Module):
 
 
 class _LazyTokenizer:
-    """The tokenizer that a text config describes, built when the first text comes: image-only work never needs it."""
+    """The tokenizer that a text config describes, built on its first use, because image-only work does not need it."""
 
     def __init__(self, text_cfg: Mapping[str, Any], name: str, folder: Path | None) -> None:
         self.text_cfg, self.name, self.folder = dict(text_cfg), name, folder
@@ -338,25 +342,29 @@ class _LazyTokenizer:
             what = shown(hf_name or kwargs.get("bpe_path") or "SimpleTokenizer")
             why = f"{type(e).__name__}: {shown(e)}"
             raise ConfigError(
-                f"model '{shown(self.name)}': its tokenizer '{what}' cannot be had here ({why}).\n"
+                f"model '{shown(self.name)}': the tokenizer '{what}' cannot be built here ({why}).\n"
                 "Remedy: put its files beside the config JSON, or pass tokenizer=... to ClipModel.load."
             ) from e
         vocab_size = int(self.text_cfg.get("vocab_size", 49408))
         if tokenizer.vocab_size > vocab_size:  # open_clip would only notice it as an index out of range
             raise ConfigError(
-                f"model '{shown(self.name)}': tokenizer of {tokenizer.vocab_size} tokens, text tower of {vocab_size}.\n"
+                f"model '{shown(self.name)}': the tokenizer has {tokenizer.vocab_size} tokens, but the text tower "
+                f"embeds only {vocab_size}.\n"
                 "Remedy: name the tower's BPE file in text_cfg.tokenizer_kwargs.bpe_path of the config JSON."
             )
         return tokenizer
 
     def _local(self, path: str) -> str:
-        """``path`` beside the config JSON when it is there, else as it is."""
+        """``path`` in the folder of the config JSON where that exists, otherwise ``path`` itself."""
         beside = self.folder / path if self.folder is not None else None
         return str(beside) if beside is not None and beside.exists() else str(path)
 
 
 def _told_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...] | None:
-    """(kind, embedding, width, patch, blocks, positions) of the image tower; None where these tensors do not tell."""
+    """The sizes of the image tower; None for other towers than the two kinds below.
+
+    ("vit", embedding, width, patch, blocks, positions), or ("resnet", embedding, width, blocks of each stage).
+    """
     if "visual.attnpool.c_proj.weight" in shapes and "visual.layer1.0.conv1.weight" in shapes:
         stages = [{n.split(".")[2] for n in shapes if n.startswith(f"visual.layer{i}.")} for i in range(1, 5)]
         width = shapes["visual.layer1.0.conv1.weight"][0]
@@ -366,11 +374,11 @@ def _told_sizes(shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...] | None:
         blocks = {n.split(".")[3] for n in shapes if n.startswith("visual.transformer.resblocks.")}
         cells = shapes["visual.positional_embedding"][0] if "visual.positional_embedding" in shapes else 0
         return "vit", shapes["visual.proj"][1], width, patch, len(blocks), cells
-    return None  # timm trunks: the config names a class, no sizes
+    return None  # timm trunks: their configs name a class and no sizes
 
 
 def _sizes_of(config: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """The same of an open_clip config."""
+    """The sizes that ``_told_sizes`` returns, from an open_clip config."""
     vision, embedding = config["vision_cfg"], config["embed_dim"]
     if "timm_model_name" in vision:
         return None
@@ -396,18 +404,20 @@ def _read_json(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except OSError as e:
         raise ConfigError(f"model: cannot read {shown(path)}: {e.strerror or e}.") from e
     except ValueError as e:
-        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: {shown(e)}.") from e
+        raise ConfigError(f"model: {shown(path)} is not an open_clip config JSON: {shown(e)}.") from e
     config = data.get("model_cfg", data) if isinstance(data, dict) else None
     wanted = ("embed_dim", "vision_cfg", "text_cfg")
     if not isinstance(config, dict) or any(k not in config for k in wanted):
-        raise ConfigError(f"model: {shown(path)} is no open_clip config JSON: it needs the keys {', '.join(wanted)}.")
+        raise ConfigError(
+            f"model: {shown(path)} is not an open_clip config JSON: it needs the keys {', '.join(wanted)}."
+        )
     if not isinstance(config["vision_cfg"], dict) or not isinstance(config["text_cfg"], dict):
         raise ConfigError(f"model: {shown(path)}: vision_cfg and text_cfg must be objects.")
     return config, dict(data.get("preprocess_cfg") or {})
 
 
 def _published_preprocess(name: str) -> dict[str, Any]:
-    """Mean, std and resizing that ALL published weights of ``name`` share; open_clip's defaults where they differ."""
+    """The mean, std and resizing that ALL published weights of ``name`` share; settings that differ are left out."""
     found = [get_pretrained_cfg(name, tag) for tag in list_pretrained_tags_by_model(name)]
     keys = ("mean", "std", "interpolation", "resize_mode")
     shared = {k: found[0].get(k) for k in keys if found and all(c.get(k) == found[0].get(k) for c in found)}
@@ -416,11 +426,11 @@ def _published_preprocess(name: str) -> dict[str, Any]:
 
 def _build(config: Mapping[str, Any], name: str) -> nn.Module:
     """open_clip's module of ``config``, freshly initialised, in train mode; nothing is downloaded."""
-    cfg = copy.deepcopy(dict(config))  # open_clip pops from and writes into what it is given
+    cfg = copy.deepcopy(dict(config))  # open_clip changes the dictionary that it is given
     hf_model = cfg["text_cfg"].get("hf_model_name")
     if hf_model:
         raise ConfigError(
-            f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described on the Hugging Face hub only.\n"
+            f"model '{shown(name)}': its text tower '{shown(hf_model)}' is described only on the Hugging Face hub.\n"
             "Remedy: build the module yourself and pass sharpscope.load_pair model=ClipModel.from_module(module)."
         )
     if "timm_model_name" in cfg["vision_cfg"]:
@@ -434,7 +444,7 @@ def _build(config: Mapping[str, Any], name: str) -> nn.Module:
 
 
 def _skeleton_of_config(config: Mapping[str, Any], name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """(module on the meta device, its non-persistent buffers for real). Raises ConfigError."""
+    """(module on the meta device, its non-persistent buffers with their values). Raises ConfigError."""
     try:
         with torch.device("meta"):
             module = _build(config, name)
@@ -451,7 +461,7 @@ def _skeleton_of_config(config: Mapping[str, Any], name: str) -> tuple[nn.Module
 
 
 def _skeleton_of_module(module: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A copy of ``module`` that holds no numbers, made without ever copying them; and its non-persistent buffers."""
+    """(copy of ``module`` on the meta device, its non-persistent buffers); no weights are copied."""
     constants = {k: v.detach().clone() for k, v in _non_persistent(module).items()}
     memo: dict[int, Any] = {}
     for p in module.parameters():
@@ -467,5 +477,5 @@ def _non_persistent(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _has_plain_tensors(module: nn.Module) -> bool:
-    """Whether a tensor hides as a plain attribute, where no state dict and no functional_call reaches it."""
+    """Whether a tensor is a plain attribute of a submodule, where neither state_dict nor functional_call reaches it."""
     return any(isinstance(v, Tensor) for m in module.modules() for v in vars(m).values())

@@ -1,4 +1,4 @@
-"""A pair ready for work: two checkpoints, the model they belong to, the head that reads them, the path between them."""
+"""Loaded pairs: two checkpoints, the model they belong to, the head that reads them, and the path between them."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from sharpscope.weights.theta import HALF_TYPES, without_halves
 __all__ = ["LoadedPair", "check_activation", "load_pair", "pick_device", "resolve_checkpoint"]
 
 LINES_SCALES: Final = (0.0, 1.0)
-"""alpha and beta of LiNeS on the path called ``lines``, the defaults of its published code: the first layer's change is
-undone, the last one's is kept, and the path between has no further number to choose."""
+"""LiNeS's parameters alpha and beta on the path ``lines``, the defaults of its published code. The change of the first
+layer is undone and that of the last layer is kept, so that the path has no free parameter."""
 CheckpointSource = str | FilePath | Weights
-"""What a checkpoint may be given as: a file, ``mini:NAME``, a hub or folder id, or weights in memory."""
+"""The forms in which a checkpoint can be given: a file, ``mini:NAME``, a hub or folder id, or weights in memory."""
 
 
 @dataclass(frozen=True)
 class LoadedPair:
     """Zero-shot and fine-tuned weights of one architecture, with the classifier that turns them into logits.
 
-    Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has one;
-    ``parameters``: the names that the logits depend on, the only ones that can be layers; ``facts``: what the files
-    told, for the manifest; ``upgraded``: the ends of the path that the same change, or the same prompts, make on an
-    upgraded backbone, where one was given (``clip.transplant.transplanted``).
+    Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has a head.
+    ``parameters``: the names on which the logits depend; only these can belong to layers. ``facts``: what the files
+    state, for the manifest. ``upgraded``: where an upgraded backbone was given, the two ends of the path that the same
+    change or the same prompts give on it (``clip.transplant.transplanted``).
     """
 
     name: str
@@ -59,12 +59,12 @@ class LoadedPair:
     def path(
         self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
     ) -> InterpolationPath:
-        """A path that starts at theta_0, lazily: alpha in [0, 1] (any number with ``extrapolate``) -> theta(alpha).
+        """A path from theta_0, computed lazily: alpha in [0, 1] (any number with ``extrapolate``) -> theta(alpha).
 
         ``kind``: linear is ``(1 - alpha) * theta_0 + alpha * theta_1`` with bit-exact ends (Wortsman et al. 2022,
         arXiv 2109.01903). lines is the straight path to the LiNeS edit of theta_1 (Wang et al. 2024, arXiv 2410.17146),
-        whose change grows from none in the stem to all of theta_1's in the deepest layer: see
-        ``weights.path.lines_path``; its start is theta_0 bit for bit. ``dtype``: float32 or float64.
+        whose change grows linearly with depth, from none in the stem to theta_1's in the deepest layer (see
+        ``weights.path.lines_path``); its start is theta_0 bit for bit. ``dtype``: float32 or float64.
 
         Raises ConfigError for an unknown kind or another dtype.
         """
@@ -75,7 +75,7 @@ class LoadedPair:
         return straight if kind == "linear" else lines_path(straight, self.layers(), *LINES_SCALES)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
-        """The parameters that the logits depend on, cut into layers in the order of the forward pass.
+        """The parameters on which the logits depend, grouped into layers in the order of the forward pass.
 
         ``granularity``: tensor | module | block. Raises ConfigError for another one.
         """
@@ -83,7 +83,7 @@ class LoadedPair:
 
     @property
     def moving(self) -> tuple[str, ...]:
-        """Those parameters that differ between the two ends."""
+        """The names of the ``parameters`` that differ between the two ends."""
         return tuple(n for n in self.parameters if not torch.equal(self.theta_0[n], self.theta_1[n]))
 
     def __repr__(self) -> str:
@@ -118,24 +118,25 @@ def load_pair(
 
     Args:
         zeroshot, finetuned: files, ``mini:NAME`` of the embedded world, live modules, or named tensors.
-        model: open_clip model name, path of an open_clip config JSON, ``mini``, or a ClipModel (that of a live module:
+        model: open_clip model name, path of an open_clip config JSON, ``mini``, or a ClipModel (for a live module, use
             ``ClipModel.from_module``).
         head: zeroshot | stored | text (see ``sharpscope.Classifier``); auto takes stored where the fine-tuned
             checkpoint has a head, else text where the text tower moves, else zeroshot.
-        classnames: list, or file with one name a line; default: those in the checkpoint, else the embedded world's.
-        templates: list, or file with one template a line, ``{}`` for the name; default: those of the checkpoint's
-            fine-tuning where it tells, else the model's.
-        name: how tables call the pair; default: the fine-tuned file's stem.
-        upgraded: better zero-shot weights of the same architecture, on which the pair's change is looked at too.
-        head_file: classification head in a file of its own (task_vectors), for each checkpoint that holds none.
+        classnames: list, or file with one name per line; None: those in the checkpoint, else, for ``mini``, the
+            embedded world's.
+        templates: list, or file with one template per line, with ``{}`` for the class name; None: those that the
+            fine-tuned file states, else the model's.
+        name: the pair's name in tables; None: the fine-tuned file's stem.
+        upgraded: better zero-shot weights of the same architecture, on which the pair's change is evaluated too.
+        head_file: a separate file with a classification head (task_vectors), for each checkpoint without a head.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
-        PairMismatch: keys, shapes or dtypes that do not fit each other or the model; another activation than the
-            file's; weights that differ only where the logits do not depend on them.
-        IdenticalPair: nothing to interpolate.
-        NonFiniteWeights: NaN or infinite weights, by key.
-        ConfigError: unknown model or head, a head that is not there, or no class names.
+        PairMismatch: keys, shapes or dtypes that do not fit each other or the model; a model with another activation
+            than the file states; or weights that differ only where the logits do not depend on them.
+        IdenticalPair: the two checkpoints are equal, so that there is nothing to interpolate.
+        NonFiniteWeights: NaN or infinite weights, listed by key.
+        ConfigError: an unknown model or head, a stored head that does not exist, or no class names.
     """
     clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
@@ -201,7 +202,7 @@ def _read(source: CheckpointSource, role: str, base: Checkpoint | None = None) -
 def _read_finetuned(
     source: CheckpointSource, first: Checkpoint, clip: ClipModel, classnames: str | FilePath | Sequence[str] | None
 ) -> Checkpoint:
-    """The fine-tuned end; of a file that holds learnt prompts alone (CoOp's), theta_0 with the head that they make."""
+    """The fine-tuned end; for a file that holds only learnt prompts (CoOp), theta_0 with the head that they give."""
     try:
         return _read(source, "finetuned", first)
     except CheckpointError:
@@ -215,11 +216,11 @@ def _read_finetuned(
 def _with_head_file(
     ends: tuple[Checkpoint, Checkpoint], path: str | FilePath | None, head: str
 ) -> tuple[Checkpoint, Checkpoint]:
-    """``ends``, those without a head with that of the file ``path``."""
+    """``ends``, of which those without a head get the head in the file ``path``."""
     if path is None:
         return ends
     if head not in ("auto", "stored"):
-        raise ConfigError(f"head_file: is a stored head, which --head {shown(head)} does not use.")
+        raise ConfigError(f"head_file: it provides a stored head, which --head {shown(head)} does not use.")
     if all(e.facts.get("head") for e in ends):
         raise ConfigError(f"head_file: {shown(path)} is not needed: both checkpoints hold a head of their own.")
     first, second = (e if e.facts.get("head") else with_head(e, path) for e in ends)
@@ -227,17 +228,17 @@ def _with_head_file(
 
 
 def _head_digest(ends: tuple[Checkpoint, Checkpoint]) -> str:
-    """sha256 of the head's own file."""
+    """The sha256 of the file that holds only the head."""
     return next(str(h["file_sha256"]) for e in ends if "file_sha256" in (h := e.facts["head"] or {}))
 
 
 def _halves(theta: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many tensors of each half type were cast to float32."""
+    """The number of tensors of each half-precision dtype that were cast to float32."""
     return {str(d).removeprefix("torch."): n for d in HALF_TYPES if (n := sum(t.dtype == d for t in theta.values()))}
 
 
 def _needed(mode: str, pair: Pair, stored: Mapping[str, Any] | None) -> tuple[Tower, ...]:
-    """The towers whose every tensor the logits depend on: a WiSE-FT file keeps only leftovers of its text tower."""
+    """The towers whose tensors must all exist; WiSE-FT files, for example, keep only parts of their text tower."""
     if mode == "stored":
         both = HEAD_WEIGHT in pair.theta_0 and HEAD_WEIGHT in pair.theta_1
         scale: tuple[Tower, ...] = () if stored and stored["scale_baked"] else ("scale",)
@@ -252,9 +253,9 @@ def _check_model(pair: Pair, model: ClipModel, ends: tuple[Checkpoint, Checkpoin
 
 
 def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
-    """Raise PairMismatch where a file tells of another activation (GELU, QuickGELU) than the model has.
+    """Raise PairMismatch where a file states another activation (GELU, QuickGELU) than the model has.
 
-    Names and shapes are the same with both, the logits are not; a file that does not tell is not guessed at.
+    Names and shapes are the same with both, but the logits differ. A file that states no activation is accepted.
     """
     if not model.config:
         return
@@ -266,8 +267,8 @@ def check_activation(model: ClipModel, ends: tuple[Checkpoint, ...]) -> None:
             remedy = f"{model.name}-quickgelu" if told else model.name.removesuffix("-quickgelu")
             raise PairMismatch(
                 f"{shown(end.source, 200)} was trained with {this}, but model '{shown(model.name)}' has {other}: names "
-                f"and shapes are the same, the logits are not.\nRemedy: --model {shown(remedy)}, or a config JSON with "
-                f'"quick_gelu": {str(told).lower()}.'
+                f"and shapes are the same, but the logits differ.\nRemedy: --model {shown(remedy)}, or a config JSON "
+                f'with "quick_gelu": {str(told).lower()}.'
             )
 
 
@@ -292,22 +293,22 @@ def _classnames(given: str | FilePath | Sequence[str] | None, ends: Sequence[Che
     for end in reversed(ends):
         if (head := end.facts.get("head")) and head.get("classnames"):
             return tuple(head["classnames"])
-        if told := _told(end, CLASSNAMES):  # of a file without a head: one made from its text tower
+        if told := _told(end, CLASSNAMES):  # the names that a file without a head states for a head from its text tower
             return told
     if model == "mini":
         return miniworld.CLASSES
-    raise ConfigError("classnames: needed to read the head (--classnames FILE, one class name a line).")
+    raise ConfigError("classnames: they are needed to read the head (--classnames FILE, one class name per line).")
 
 
 def _templates(given: str | FilePath | Sequence[str] | None, ends: tuple[Checkpoint, ...]) -> Sequence[str] | None:
-    """Those given, else those that the fine-tuned file says its training started from, else the model's own."""
+    """The given templates, else those with which the fine-tuned file states that its training began, else None."""
     if isinstance(given, (str, FilePath)):
         return read_lines(given, "templates")
     return given or _told(ends[1], "sharpscope.templates") or None
 
 
 def _told(end: Checkpoint, key: str) -> tuple[str, ...]:
-    """The texts in a file's metadata under ``key``; none where there are none."""
+    """The texts in a file's metadata under ``key``; an empty tuple where there are none."""
     try:
         told = json.loads(end.facts.get("metadata", {}).get(key, "[]"))
     except (ValueError, RecursionError):
@@ -316,16 +317,16 @@ def _told(end: Checkpoint, key: str) -> tuple[str, ...]:
 
 
 def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]) -> str:
-    """Which of the parameters that the logits depend on differ, tower by tower, and of what kind they are."""
+    """A description of the parameters that differ between the two ends, with their kind, tower by tower."""
     moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
     if all(tower_of(n) == "head" for n in moving):
-        return "the head alone: the towers stand still, and the path mixes the logits of the two heads"
+        return "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads"
     norms = {n for x in split_layers({n: theta_0[n].shape for n in names}) if x.kind == "norm" for n in x.params}
     said = []
     for tower in TOWERS:
         own = [n for n in moving if tower_of(n) == tower]
         kinds = {"norms" if n in norms else "biases" if n.endswith("bias") else "" for n in own}
-        what = f" ({' and '.join(sorted(kinds))} alone)" if "" not in kinds and tower in ("image", "text") else ""
+        what = f" ({' and '.join(sorted(kinds))} only)" if "" not in kinds and tower in ("image", "text") else ""
         if own:
             said.append(f"{tower}: {len(own)} of {sum(tower_of(n) == tower for n in names)} tensors{what}")
     return "; ".join(said)
@@ -348,5 +349,5 @@ def _summary(pair: LoadedPair) -> dict[str, Any]:
 
 
 def pick_device(device: str) -> torch.device:
-    """cpu, cuda, or for auto CUDA where there is one."""
+    """The device called cpu or cuda; auto is CUDA where it is available, else the CPU."""
     return torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))

@@ -1,4 +1,4 @@
-"""A forward pass that is run many times with only a few of its tensors changed: what comes before them runs once."""
+"""Repeated forward passes in which only a few tensors change: the part before these tensors is computed only once."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ __all__ = ["Prefix"]
 
 @dataclass
 class _Output:
-    """What a submodule returned (a tensor, or a tuple of tensors and None); ``in_place``: its own input, written into.
+    """The recorded output of a submodule, ``value``: a tensor, or a tuple of tensors and None.
 
-    ``copies`` where somebody may later have written into it.
+    ``versions``: the tensors' version counters when they were recorded. ``copies``: clones of the tensors; None where
+    nothing wrote into the tensors later. ``in_place``: whether the submodule wrote into its input and returned it.
     """
 
     value: Any
@@ -36,7 +37,7 @@ class _Output:
 
 
 class _FirstUse(TorchFunctionMode):
-    """Notices the first operation that is given one of some tensors."""
+    """Notices the first operation that gets one of the given ``tensors`` as an argument."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class _FirstUse(TorchFunctionMode):
         kwargs = kwargs or {}
         given = not self.seen and any(id(t) in self._ids for t in _tensors((args, tuple(kwargs.values()))))
         out = func(*args, **kwargs)
-        # Asking for its shape, dtype or device is no use of a tensor: what these give is the same when it changes.
+        # Reading a shape, dtype or device does not count as a use, because it stays the same when the tensor changes.
         if given and (getattr(func, "__name__", "") != "__get__" or isinstance(out, Tensor)):
             self.seen = True
         return out
@@ -64,15 +65,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 class Prefix:
-    """Outputs of the submodules that end before any of the ``changed`` tensors is first used.
+    """The outputs of the submodules whose calls end before any of the ``changed`` tensors is first used.
 
-    ``recording(tensors)`` around one forward pass notes them, in the order of the calls; around later passes with the
-    same inputs, ``replaying()`` puts the noted outputs in the place of these calls: bit for bit what they would compute
-    again. The cut is found by watching the tensors themselves, so that weights which another module reads, or which are
-    used twice, are no exception; writing in place into an input or an output is respected. It assumes that a pass is
-    deterministic and calls its submodules in the same order each time (eval mode).
+    ``recording(tensors)`` around one forward pass records these outputs, in the order of the calls. ``replaying()``
+    around later passes with the same inputs returns the recorded outputs instead of calling the submodules; they are
+    bit for bit what the calls would compute. The end of the prefix is found by watching the tensors themselves, so that
+    weights that another module reads, or that are used twice, are handled correctly, and so are submodules that write
+    into their input or output in place. A pass has to be deterministic and has to call its submodules in the same order
+    each time (eval mode).
 
-    ``module``: whose submodules are looked at. ``changed``: parameter names in it, others are ignored.
+    ``module``: the module whose submodules are recorded. ``changed``: names of its parameters; other names are ignored.
     """
 
     def __init__(self, module: nn.Module, changed: Collection[str]) -> None:
@@ -80,12 +82,12 @@ class Prefix:
         self._outputs: list[_Output] = []
 
     def __len__(self) -> int:
-        """How many calls are noted."""
+        """The number of recorded calls."""
         return len(self._outputs)
 
     @contextlib.contextmanager
     def recording(self, tensors: Sequence[Tensor]) -> Iterator[None]:
-        """Note the calls of one forward pass that end before one of ``tensors`` is first used; no gradients."""
+        """Record the calls of one forward pass that end before any of ``tensors`` is first used, without gradients."""
         self._outputs = []
         watch, depth = _FirstUse(tensors), 0
         entered: list[list[int]] = []
@@ -107,7 +109,7 @@ class Prefix:
                 type(output) is tuple and all(x is None or isinstance(x, Tensor) for x in output)
             )
             if not plain or (written and not in_place):
-                watch.seen = True  # nothing that could be put in its place: the prefix ends here
+                watch.seen = True  # such an output cannot be replayed, so that the prefix ends here
                 return
             found = list(_tensors(output))
             self._outputs.append(_Output(output, [t._version for t in found], [t.clone() for t in found], in_place))
@@ -126,7 +128,7 @@ class Prefix:
 
     @contextlib.contextmanager
     def replaying(self) -> Iterator[None]:
-        """Put what was noted in the place of the calls."""
+        """Return the recorded outputs instead of running the recorded calls."""
         rest = iter(self._outputs)
 
         def replaced(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +158,7 @@ def _untouched(module: nn.Module, changed: tuple[str, ...]) -> Iterator[nn.Modul
         inside = tuple(k.removeprefix(f"{name}.") for k in changed if k.startswith(f"{name}."))
         if inside:
             yield from _untouched(child, inside)
-        elif not isinstance(child, (nn.ModuleList, nn.ModuleDict)):  # these are never called themselves
+        elif not isinstance(child, (nn.ModuleList, nn.ModuleDict)):  # such containers are never called themselves
             yield child
         else:
             yield from _untouched(child, ())

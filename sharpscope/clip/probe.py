@@ -18,7 +18,7 @@ __all__ = ["Objective", "Probe"]
 
 
 class Objective(Protocol):
-    """A mean over samples in batches, as ``curvature.operator.Objective``, which this room does not know."""
+    """A mean over samples in batches: the protocol ``curvature.operator.Objective``, which ``clip`` may not import."""
 
     @property
     def weights(self) -> Sequence[float]: ...
@@ -29,20 +29,22 @@ class Objective(Protocol):
 class Probe:
     """Mean cross-entropy of a classifier over a fixed, balanced choice of examples; no augmentation, eval mode.
 
-    L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), in nats, a mean over SAMPLES: batch i weighs ``weights[i]`` = its
-    size / n (equal weights would make a 22 % wrong Hessian of batches of 8 and 2).
+    L(theta) = 1/n sum_i CE(logits_theta(x_i), y_i), in nats. It is a mean over SAMPLES: the weight of batch i is
+    ``weights[i]`` = its size / n (with equal weights, the Hessian of batches of 8 and 2 would be wrong by 22 %).
 
     Args:
-        classifier: gives the logits.
-        dataset: whose images and labels are taken, all on ``device`` at once.
-        size: how many examples, chosen balanced over the classes; all where the set has fewer, or for None.
-        batch_size: examples in a batch, at most. More costs memory and changes the loss by rounding only.
-        seed: of the choice.
-        device, dtype: where, and in which arithmetic, the images are kept.
-        normalize_logits: for each example first f <- (f - mean f) / ||f - mean f||, which makes the loss blind to the
-            scale of the logits.
+        classifier: computes the logits.
+        dataset: the images and labels; the chosen ones are all kept on ``device``.
+        size: the number of examples, chosen balanced over the classes; None, or more than the set has: all of them.
+        batch_size: the largest number of examples per batch. A larger batch needs more memory and changes the loss by
+            rounding only.
+        seed: the seed of the choice.
+        device, dtype: the device and dtype in which the images are kept.
+        normalize_logits: whether the logits f of each example are first replaced by (f - mean f) / ||f - mean f||,
+            which makes the loss independent of their scale.
 
-    Attributes: ``batches``, the (images, labels); ``n``, examples in all; ``indices``, which of the data set's.
+    Attributes: ``batches``, the (images, labels); ``n``, the number of examples; ``indices``, their indices in the data
+    set.
 
     Raises:
         ConfigError: a size or batch size below 1.
@@ -73,29 +75,29 @@ class Probe:
         self.classifier, self.dataset, self.normalize_logits = classifier, dataset, normalize_logits
         self.device, self.dtype = torch.device(device), dtype
         self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))
-        with torch.inference_mode(False):  # these tensors are used where gradients flow
+        with torch.inference_mode(False):  # these tensors are used in passes with gradients
             self.batches: tuple[tuple[Tensor, Tensor], ...] = tuple(
                 (_onto(images, self.device).to(dtype), _onto(labels, self.device))
                 for images, labels in dataset.subset(self.indices).batches(batch_size)
             )
-        self.n = sum(self.batch_sizes)  # an unreadable image of a large set shows only now
+        self.n = sum(self.batch_sizes)  # in a large data set, an unreadable image is noticed only here
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Examples in every batch."""
+        """The number of examples in every batch."""
         return tuple(len(labels) for _, labels in self.batches)
 
     @property
     def batch_size(self) -> int:
-        """Examples in the largest batch."""
+        """The number of examples in the largest batch."""
         return max(len(labels) for _, labels in self.batches)
 
     def rebatched(self, batch_size: int) -> Probe:
-        """The same examples in batches of at most ``batch_size``, cut from these: the same loss up to rounding.
+        """The same examples with the batches split into at most ``batch_size`` examples: the same loss up to rounding.
 
-        Batches that are small enough stay as they are, bit for bit; no image is loaded again. Raises ConfigError for a
-        size below 1.
+        Batches that are small enough are not changed, and no image is loaded again. Raises ConfigError for a size below
+        1.
         """
         if batch_size < 1:
             raise ConfigError(f"probe: the batch size must be at least 1, got {batch_size}.")
@@ -115,7 +117,10 @@ class Probe:
         return f"Probe({self.dataset.name!r}, {self.n} examples in {len(self.batches)} batches, {self.dtype})"
 
     def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """Logits [B, C] of batch ``i``, normalised where asked for; the loss is their cross-entropy. Differentiable."""
+        """Logits [B, C] of batch ``i``, normalised if ``normalize_logits``; the loss is their cross-entropy.
+
+        Differentiable in ``theta``.
+        """
         logits = self.classifier.logits(theta, self.batches[i][0])
         if not self.normalize_logits:
             return logits
@@ -130,10 +135,11 @@ class Probe:
         return self.batches[i][1]
 
     def suffix(self, theta: Mapping[str, Tensor], names: Collection[str]) -> Objective:
-        """This loss for weights that differ from ``theta`` in ``names`` only: the same bits, less work.
+        """The same loss, bit for bit, for weights that differ from ``theta`` only in ``names``, with less work.
 
-        What comes before the first of them in the forward pass is computed once for each batch, class vectors that
-        cannot change once for all. Meant to be asked for one batch after the other: it remembers the last one.
+        The part of the forward pass before the first use of these weights is computed once per batch, and class vectors
+        that cannot change are computed once for all batches. Only the last batch is remembered, so that batches should
+        be evaluated one after the other.
         """
         return _Suffix(self, theta, tuple(names))
 
@@ -165,7 +171,7 @@ class Probe:
 
 
 def _onto(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch on ``device``; to a GPU by way of pinned memory, so that the next one is read meanwhile."""
+    """The batch on ``device``. Pinned memory lets the copy to a GPU run while the next batch is read."""
     if device.type != "cuda":
         return batch.to(device)
     return batch.pin_memory().to(device, non_blocking=True)

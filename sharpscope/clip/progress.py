@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a bar that the caller makes, or none."""
+"""How long-running work reports its progress: on a bar that the caller provides, or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["Bar", "MakeBar", "silent"]
 
 
 class Bar(Protocol):
-    """A progress bar as tqdm makes it."""
+    """A progress bar with the methods of tqdm's."""
 
     def update(self, n: float = 1) -> Any: ...
     def set_postfix_str(self, s: str = "") -> Any: ...
@@ -17,7 +17,7 @@ class Bar(Protocol):
 
 
 MakeBar = Callable[..., Bar]
-"""Makes a bar from ``total`` (steps) and ``desc`` (what is being done), e.g. ``tqdm``."""
+"""A function that makes a bar from ``total`` (number of steps) and ``desc`` (description), e.g. ``tqdm``."""
 
 
 class _Silent:

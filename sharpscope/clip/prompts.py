@@ -1,6 +1,6 @@
-"""Learnt prompts: context vectors in the place of a template's words, in front of the class name.
+"""Learnt prompts: context vectors that replace the words of a template in front of the class name.
 
-Their tensors are called ``prompt_learner.*`` in theta, as in the files of CoOp and its descendants.
+In theta their tensors are called ``prompt_learner.*``, as in the files of CoOp and its descendants.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ __all__ = ["ATTENTION", "CTX", "PREFIX", "Prompts", "class_drift", "conditioned"
 
 PREFIX = PROMPTS
 CTX = f"{PREFIX}ctx"
-"""The context vectors [M, W]."""
+"""The name of the context vectors [M, W] in theta."""
 ATTENTION = tuple(f"{PREFIX}attn.{part}" for part in ("q", "k", "v", "out"))
-"""ContCoOp's attention layer, four matrices [W, W]."""
+"""The names of ContCoOp's attention layer in theta, four matrices [W, W]."""
 
 
 @dataclass(frozen=True)
 class Prompts:
     """The token sequences ``[start][context x M] name . [end]`` of all classes.
 
-    ``tokens`` [C, L]: with M placeholders where the context goes; ``first``: where it starts; ``length``: M;
-    ``names`` bool [C, L]: the places of each class name's tokens. Source: Zhou et al. 2022 (CoOp, 2109.01134), one
-    context for all classes, the name at the end.
+    ``tokens`` [C, L]: token ids, with M placeholders for the context. ``first``: the position of the first context
+    vector. ``length``: M. ``names`` bool [C, L]: the positions of each class name's tokens. Source: Zhou et al. 2022
+    (CoOp, 2109.01134), with one context for all classes and the class name at the end.
     """
 
     tokens: Tensor
@@ -42,18 +42,18 @@ class Prompts:
 
     @classmethod
     def of(cls, model: ClipModel, classnames: Sequence[str], length: int) -> Prompts:
-        """Prompts of ``length`` context vectors; raises ConfigError where a name and they exceed the text tower."""
+        """Prompts with ``length`` context vectors; raises ConfigError where they are too long for the text tower."""
         if not classnames or length < 1:
             raise ConfigError("prompts: need at least one class name and one context vector.")
         words = [name.replace("_", " ") for name in classnames]
         plain, first = model.tokenize([f"{w}." for w in words]), _first(model)
-        if (plain[:, -length:] != model.tokenize(["a"])[0, -1]).any():  # not all padding: the end would be cut off
+        if (plain[:, -length:] != model.tokenize(["a"])[0, -1]).any():  # not padding: the end would be cut off
             longest = max(words, key=len)
             raise ConfigError(
                 f"prompts: {length} context vectors and a name like '{shown(longest)}' exceed the text tower's "
                 f"{plain.shape[1]} tokens."
             )
-        # any word may hold the place of the context: the name's own first one is neither padding nor an end
+        # Any word can be the placeholder. It is the name's first token, which is neither padding nor an end token.
         places = plain[:, first : first + 1].expand(-1, length)
         tokens = torch.cat([plain[:, :first], places, plain[:, first:]], dim=1)[:, : plain.shape[1]]
         column = torch.arange(plain.shape[1])
@@ -62,15 +62,15 @@ class Prompts:
         return cls(tokens, first, length, names)
 
     def embedded(self, model: ClipModel, theta: Mapping[str, Tensor], context: Tensor) -> Tensor:
-        """Token embeddings [C, L, W] with ``context`` ([M, W], or [C, M, W] for one of each class) in its place."""
+        """Token embeddings [C, L, W] with ``context`` inserted: [M, W] for all classes, or [C, M, W] per class."""
         plain = model.embed_tokens(theta, self.tokens)
         context = context.expand(len(plain), -1, -1)
         return torch.cat([plain[:, : self.first], context, plain[:, self.first + self.length :]], dim=1)
 
     def class_vectors(self, model: ClipModel, theta: Mapping[str, Tensor]) -> Tensor:
-        """Class vectors [C, D], unit rows, of the prompt module in ``theta`` on the text tower in ``theta``.
+        """Class vectors [C, D], unit rows, from the learnt prompts and the text tower in ``theta``.
 
-        CoOp's context as it is; with :data:`ATTENTION` in ``theta``, ContCoOp's (:func:`conditioned`).
+        The context is CoOp's, :data:`CTX`, or with :data:`ATTENTION` in ``theta`` ContCoOp's (:func:`conditioned`).
         """
         context = theta[CTX]
         if ATTENTION[0] in theta:
@@ -82,10 +82,11 @@ class Prompts:
 def conditioned(context: Tensor, names: Tensor, mask: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> Tensor:
     """Class-conditioned context ``v_c = v + softmax(n(v) q (n(E_c) k)^T / sqrt W) n(E_c) v out``: [C, M, W].
 
-    context [M, W] or [C, M, W]; names [C, L, W] token embeddings, of which ``mask`` [C, L] marks the class name E_c; q,
-    k, v, out [W, W]; n: layer norm without parameters. Source: Wang et al. 2024 (ContCoOp, 2412.20895) puts one
-    attention layer between the learnt context and the class embeddings; the direction, one head, the residual and the
-    norms are ours.
+    In the formula, n is layer norm without parameters. ``context``: [M, W] or [C, M, W], the first two v's. ``names``:
+    token embeddings [C, L, W], of which ``mask`` [C, L] marks the class name's, E_c. ``q``, ``k``, ``v``, ``out``: the
+    matrices [W, W]. Source: Wang et al. 2024 (ContCoOp, 2412.20895), who put one attention layer between the learnt
+    context and the class embeddings. The direction of the attention, the single head, the residual connection and the
+    norms are our choices.
     """
     width = context.shape[-1:]
     words = F.layer_norm(names, width)
@@ -97,7 +98,7 @@ def conditioned(context: Tensor, names: Tensor, mask: Tensor, q: Tensor, k: Tens
 def initial_context(
     model: ClipModel, theta: Mapping[str, Tensor], words: str, length: int | None = None, seed: int = 0
 ) -> Tensor:
-    """The embeddings of ``words``; with ``length``, that many vectors from N(0, .02^2) instead: [M, W]."""
+    """The embeddings [M, W] of ``words``; with ``length``, that many random vectors from N(0, .02^2) instead."""
     if length is not None:
         width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
         generator = torch.Generator().manual_seed(derive(seed, "context"))
@@ -108,15 +109,16 @@ def initial_context(
 
 
 def class_drift(vectors: Tensor, zero_shot: Tensor) -> Tensor:
-    """``1 - mean_c cos(g_c, g_c^0)``, in [0, 2]; half the mean squared distance of unit rows.
+    """``1 - mean_c cos(g_c, g_c^0)``, in [0, 2]; for unit rows this is half the mean squared distance.
 
-    vectors, zero_shot [C, D]. Source: Yao et al. 2023 (KgCoOp, 2303.13283), Li et al. 2024 (CLIPFit, 2409.16718).
+    ``vectors``, ``zero_shot``: the class vectors g and g^0, [C, D]. Source: Yao et al. 2023 (KgCoOp, 2303.13283), Li et
+    al. 2024 (CLIPFit, 2409.16718).
     """
     return 1 - F.cosine_similarity(vectors, zero_shot, dim=1).mean()
 
 
 def _first(model: ClipModel) -> int:
-    """How many special tokens precede a text: what two texts of different words have in common."""
+    """The number of special tokens that precede a text, which is the common beginning of two different texts."""
     return _shared(*model.tokenize(["a", "the"]))
 
 

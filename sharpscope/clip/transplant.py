@@ -1,4 +1,4 @@
-"""Learnt prompts and task vectors on a backbone: the one they were made on, or its update (do they survive it?)."""
+"""Learnt prompts and task vectors on a backbone: either the one they were trained on, or an upgraded one."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def prompted(
     path: str | os.PathLike[str],
     classnames: Sequence[str],
 ) -> Checkpoint:
-    """``base`` with the head that ``prompts`` make of ``classnames``: what a file of prompts alone means (CoOp, Dassl).
+    """``base`` with the head that ``prompts`` give for ``classnames``: the model of a file of prompts (CoOp, Dassl).
 
-    ``path``: the file, whose sha256 is that of the result. Raises PairMismatch where the context has not the width of
-    the text tower.
+    ``path``: the file of the prompts, whose sha256 becomes that of the result. Raises PairMismatch where the context
+    vectors do not have the width of the text tower.
     """
     theta = {n: cast(t, torch.float32) for n, t in base.tensors.items()}
     width = model.embed_tokens(theta, torch.zeros(1, 1, dtype=torch.long)).shape[-1]
     if prompts[CTX].shape[-1] != width:
         raise PairMismatch(
-            f"{shown(path, 200)}: its context has vectors of {prompts[CTX].shape[-1]} numbers, the text tower of "
-            f"'{shown(model.name)}' {width}."
+            f"{shown(path, 200)}: the context vectors have {prompts[CTX].shape[-1]} entries, but the text tower of "
+            f"'{shown(model.name)}' needs {width}."
         )
     learnt = Prompts.of(model, classnames, prompts[CTX].shape[-2])
     head = {"scale_baked": False, "normalize": True, "classnames": list(classnames), "told_by": "prompts"}
@@ -58,12 +58,13 @@ def transplanted(
     upgraded: Mapping[str, Tensor],
     prompts: Mapping[str, Tensor] | None = None,
 ) -> tuple[Theta, Theta]:
-    """(zero-shot, adapted) on the backbone ``upgraded``: the ends of the path that the pair has there.
+    """(zero-shot, adapted) weights on the backbone ``upgraded``, the two ends of the pair's path there.
 
-    Without ``prompts`` the task vector is added, ``upgraded + (theta_1 - theta_0)``, head included, wherever the shapes
-    agree; buffers stay the upgraded ones. With the ``prompts`` of a prompt method (``weights.prompts.read_prompts``)
-    the class vectors are made anew: the same module on the upgraded text tower. ``theta_0``, ``theta_1``: with the head
-    that ``classifier`` reads. Source: Wang et al. 2024 (2412.20895) judge fine-tuning modules so; for deltas ours.
+    Without ``prompts`` the task vector is added, ``upgraded + (theta_1 - theta_0)``, including the head, wherever the
+    shapes agree; buffers are those of ``upgraded``. With the ``prompts`` of a prompt method
+    (``weights.prompts.read_prompts``), the class vectors are computed anew from the same prompts on the upgraded text
+    tower. ``theta_0`` and ``theta_1`` have to contain the head that ``classifier`` reads. Source: Wang et al. 2024
+    (2412.20895), who evaluate fine-tuning modules in this way; its use for task vectors is ours.
     """
     start = classifier.attach(upgraded)
     if prompts:

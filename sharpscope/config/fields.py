@@ -23,7 +23,7 @@ def plain(value: Any) -> Any:
 
 
 def check_keys(data: Mapping[str, Any], kind: type, where: str = "") -> None:
-    """Raise ConfigError for a key of ``data`` that is no field of the dataclass ``kind``, with the nearest one."""
+    """Raise ConfigError for a key of ``data`` that is not a field of ``kind``; the message names the nearest field."""
     known = [f.name for f in dataclasses.fields(kind)]
     for key in data:
         if key not in known:
@@ -54,7 +54,7 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         return tuple(_typed(v, inner[0], f"{name}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise ConfigError(f"{name}: needs names with texts, got {_got(value)}.")
+            raise ConfigError(f"{name}: needs a mapping from names to texts, got {_got(value)}.")
         return {k: _typed(v, str, f"{name}.{shown(k, 40)}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return _nested(value, hint, name)

@@ -27,8 +27,8 @@ _LOADED: dict[str, str] = {}
 def load_plugin(path: str | os.PathLike[str]) -> None:
     """Run the Python file ``path`` once in this process; what it registers becomes known.
 
-    The file registers with ``sharpscope.register_measure`` and its neighbours. A file with the same bytes is not run
-    twice.
+    The file calls ``sharpscope.register_measure``, ``register_criterion``, ``register_dataset`` or ``register_method``.
+    A file with the same bytes is not run twice.
 
     Raises:
         ConfigError: there is no such file, it raises something, it registers nothing, or it repeats a known name.
@@ -50,7 +50,9 @@ def load_plugin(path: str | os.PathLike[str]) -> None:
         with from_outside(Origin(file.name, digest), where) as added:
             exec(compile(source, module.__file__, "exec"), module.__dict__)
             if not added:
-                raise ConfigError("it registers nothing. Remedy: call sharpscope.register_measure or its neighbours.")
+                raise ConfigError(
+                    "it registers nothing. Remedy: call sharpscope.register_measure, _criterion, _dataset or _method."
+                )
     except ConfigError:
         del sys.modules[module.__name__]
         raise
@@ -63,11 +65,11 @@ def loaded_plugins() -> tuple[str, ...]:
 
 
 def recall_words(manifest: Mapping[str, Any]) -> None:
-    """Make the measures and criteria from outside that a run's manifest tells of known by their facts.
+    """Make known the plugins' measures and criteria that a run's manifest describes, by their facts alone.
 
     None of their code is run: it is not needed to read the run's tables.
 
-    Raises RunDirectoryError where the manifest does not tell them as ``sharpscope run`` does.
+    Raises RunDirectoryError where the manifest does not describe them in the form that ``sharpscope run`` writes.
     """
     known: list[tuple[Words[Any], type]] = [(MEASURES, Measure), (CRITERIA, Criterion)]
     try:
@@ -75,4 +77,4 @@ def recall_words(manifest: Mapping[str, Any]) -> None:
             for told in manifest.get("words", {}).get(words.kind, {}).values():
                 words.recall(kind(**checked_fields(kind, told["word"])), Origin(**told["origin"]))
     except (AttributeError, KeyError, TypeError, ConfigError):
-        raise RunDirectoryError("manifest.json: its 'words' do not tell what the run's own measures are.") from None
+        raise RunDirectoryError("manifest.json: its key 'words' does not describe the plugins' measures.") from None

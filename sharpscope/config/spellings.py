@@ -1,4 +1,4 @@
-"""Words that have changed: flags, values of flags, and keys of study files and manifests; old ones are still taken."""
+"""Renamed flags, values of flags, and keys of study files and manifests; the old names are still taken."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VALUES: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = {
 
 
 def current_keys(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a study in today's words; raises ConfigError where a key is there in both."""
+    """The keys of a study under their current names; raises ConfigError for a key given under both names."""
     for old, new in _KEYS.items():
         if old in data and new in data:
             raise ConfigError(f"{new}: is given twice, once by its old name {old}.")
@@ -35,17 +35,17 @@ def current_keys(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_key(key: str) -> str:
-    """A key of a study in today's word; a key that has no other is returned as it is."""
+    """The current name of a study's key; a key that was never renamed is returned unchanged."""
     return _KEYS.get(key, key)
 
 
 def current_value(command: str, flag: str, value: str) -> str:
-    """``value`` of a command's flag in today's word; a value that has no other word is returned as it is."""
+    """The current word for ``value`` of a command's flag; a value that was never renamed is returned unchanged."""
     return _VALUES.get(command, {}).get(flag, {}).get(value, value)
 
 
 def current_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the arguments of a command in today's words, one line for the user about each that was another)."""
+    """(the arguments of a command in current words, one line for the user about each replaced word)."""
     current, hints, flag = [], [], ""
     for argument in arguments:
         word, equals, value = argument.partition("=")

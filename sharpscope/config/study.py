@@ -55,7 +55,7 @@ DEFAULT_MEASURES: tuple[str, ...] = (
 
 
 def checkpoint_stem(source: str | os.PathLike[str]) -> str:
-    """What a checkpoint argument is called in tables: NAME of ``mini:NAME``, else its file's name without extension."""
+    """The name of a checkpoint in tables: NAME of ``mini:NAME``, else the file name without extension."""
     return Path(str(source).removeprefix("mini:")).stem
 
 
@@ -63,11 +63,11 @@ def checkpoint_stem(source: str | os.PathLike[str]) -> str:
 class PairConfig:
     """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it.
 
-    ``name``: how tables and figures call the pair; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
+    ``name``: the pair's name in tables and figures; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
     """
 
     name: str
-    """How tables and figures call the pair."""
+    """The pair's name in tables and figures."""
     zeroshot: str
     """Checkpoint file of theta_0 (or ``mini:zeroshot``)."""
     finetuned: str
@@ -76,16 +76,16 @@ class PairConfig:
 
 @functools.cache
 def _measures_help() -> str:
-    """What ``--help`` says of the measures: made from the vocabulary when it is asked for; nothing is loaded for it."""
+    """The help text of ``measures``, made from the vocabulary when asked for. No installed package is loaded for it."""
     outside = MEASURES.not_loaded()
     more = f" Installed packages add {', '.join(outside)}." if outside else ""
-    return f"Which sharpness measures to take for every layer and the whole model: {', '.join(MEASURES)}.{more}"
+    return f"Sharpness measures to take for every layer and for the whole model: {', '.join(MEASURES)}.{more}"
 
 
 def _criterion_help() -> str:
-    """What ``--help`` says of the straggler criterion: made from the vocabulary when it is asked for."""
+    """The help text of ``straggler_criterion``, made from the vocabulary when asked for."""
     known = ", ".join(criterion_spellings())
-    return f"Which criterion decides the stragglers that are repaired: {known} (M a measure); all are reported."
+    return f"Criterion that chooses the stragglers to repair: {known} (M is a measure). All criteria are reported."
 
 
 @dataclass(frozen=True)
@@ -102,39 +102,42 @@ class StudyConfig:
     model: str = "ViT-B-32"
     """open_clip model name, path of an open_clip config JSON, or ``mini``."""
     head: HeadMode = "auto"
-    """zeroshot: built once from theta_0's text tower, frozen; stored: taken from the checkpoints and interpolated
-    (theta_0 without one gets its zero-shot head); text: rebuilt from the text tower at every alpha; auto: stored where
-    the fine-tuned checkpoint has a head, else text where the text tower moves, else zeroshot."""
+    """Where the classification head comes from. zeroshot: built once from theta_0's text tower and frozen; stored:
+    taken from the checkpoints and interpolated (a theta_0 without a head gets its zero-shot head); text: rebuilt from
+    the text tower at every alpha; auto: stored if the fine-tuned checkpoint has a head, else text if the text tower
+    moves, else zeroshot."""
     probe: str = "mini:photo"
     """Data set spec of the ID training examples on which the loss and its curvature are measured."""
     id: tuple[str, ...] = ()
     """Data set specs of the ID test sets."""
     ood: tuple[str, ...] = ()
-    """Data set specs of the OOD test sets, or collections (imagenet-shifts, lipsum-imagenet, domainnet-real); their
-    average is reported with their names."""
+    """Data set specs of the OOD test sets, or names of collections (imagenet-shifts, lipsum-imagenet, domainnet-real).
+    The average over these sets is reported with their names."""
     metrics: tuple[str, ...] = ()
-    """Metrics to report beside top-1 and what a set's field reports: top5, mean_per_class, macro_f1, worst_group, ece,
-    nll. Findings always use a set's primary metric (iWildCam: macro_f1, FMoW: worst_group, else top1)."""
+    """Metrics to report in addition to top1 and each data set's primary metric: top5, mean_per_class, macro_f1,
+    worst_group, ece, nll. Findings always use the primary metric (iWildCam: macro_f1, FMoW: worst_group, others:
+    top1)."""
     head_file: str | None = None
-    """Classification head in a file of its own (task_vectors' head_DATASET.pt), for each checkpoint without one."""
+    """File that holds a classification head alone (task_vectors' head_DATASET.pt), for each checkpoint that has no
+    head."""
     data_root: str | None = None
-    """Folder under which relative ``folder:`` paths are looked up."""
+    """Folder under which named data sets and relative paths are looked up."""
     classnames: str | None = None
-    """Text file with one class name a line; default: the probe set's own."""
+    """Text file with one class name per line; default: the probe set's own."""
     templates: str | None = None
-    """Text file with one prompt template a line, ``{}`` for the class name; default: the model's or a plain one."""
+    """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
 
     alphas: tuple[float, ...] = ALPHAS
-    """Points of the path, on the fine-tuned side."""
+    """Points of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     extrapolate: bool = False
     """Allow alphas outside [0, 1]."""
     paths: tuple[PathName, ...] = ("linear",)
-    """Which paths from theta_0 are evaluated: linear, which is always there and first, and lines (LiNeS, Wang et al.
-    2024: the straight path to theta_1 with the change of shallow layers scaled down). Each further path is evaluated at
-    every alpha on every test set; its accuracies have the variant path:NAME. Curvature, stragglers, failure, repair and
-    correlations are taken on the linear path only."""
+    """Which paths from theta_0 are evaluated: linear, which is always evaluated and first, and lines (LiNeS, Wang et
+    al. 2024: the straight path to theta_1 with the change of shallow layers scaled down). Each further path is
+    evaluated at every alpha on every test set; its accuracies have the variant path:NAME. Curvature, stragglers,
+    failure, repair and correlations are taken on the linear path only."""
     granularity: Granularity = "module"
-    """What a layer is: every tensor, every module, or every block."""
+    """What counts as one layer: a tensor, a module, or a block."""
     measures: Annotated[tuple[str, ...], Doc(_measures_help())] = DEFAULT_MEASURES
     perturbation_alphas: tuple[float, ...] | None = None
     """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
@@ -142,81 +145,84 @@ class StudyConfig:
     """Arithmetic of path, loss and curvature."""
     precision: Precision = "full"
     """Arithmetic of the matrix products inside Hessian-vector products and Gauss-Newton traces: full (that of dtype),
-    tf32 (on a GPU) or bf16 (autocast); the error this makes is measured and written into the manifest. fp16 is for
-    finetune alone."""
+    tf32 (on a GPU) or bf16 (autocast); the error that this makes is measured and written into the manifest. Only
+    finetune takes fp16."""
     device: Device = "auto"
-    """Where to compute; auto takes CUDA when there is one."""
+    """Device to compute on; auto takes CUDA if it is available."""
     seed: int = 0
     """Seed of probes, noise, masks and bootstrap; nothing else is random."""
     probe_size: int = 1024
-    """How many ID training examples make the probe set (2410.16476 and Andriushchenko et al. 2023: 1024)."""
+    """Number of ID training examples in the probe set (Abdollahpoorrostam 2024, Andriushchenko et al. 2023: 1024)."""
     batch_size: int = 128
-    """Examples a batch, for the probe and the evaluation."""
+    """Number of examples per batch, on the probe set and in evaluation."""
     limit: int | None = None
-    """At most this many test examples a data set (a fixed, stratified choice); default: all."""
+    """Largest number of test examples per data set (a fixed, stratified choice); default: all."""
     rtol: float = 0.05
-    """Relative tolerance: traces stop at stderr <= rtol * |estimate|, eigenvalues at residual <= rtol * |lambda|; the
-    smaller end of the spectrum, once followed along alpha, at the part of its residual that matters (README)."""
+    """Relative tolerance: a trace stops at stderr <= rtol * |estimate|, an eigenvalue at residual <= rtol * |lambda|.
+    For the smaller end of the spectrum, once it is followed along alpha, only the part of the residual that matters
+    counts (README)."""
     max_matvecs: int = 100
-    """Hessian-vector products at most for each (layer, alpha) and kind of estimate; spent before rtol is reached, the
-    status is not_converged."""
+    """Largest number of Hessian-vector products for each (layer, alpha) and kind of estimate. If they are spent before
+    rtol is reached, the status is not_converged."""
     trace_method: TraceMethod = "per_example"
-    """How traces are estimated: per_example (random signs of each example's own; the whole model as the sum of its
-    layers), controlled (the same on the Hessian less its Gauss-Newton part, whose trace is added from first
-    derivatives), hutchinson (signs shared by all examples, the reference), xtrace or hutchpp."""
+    """How traces are estimated: per_example (a Rademacher vector for each example; the whole model's trace is the sum
+    over its layers), controlled (per_example on the Hessian minus its Gauss-Newton part, whose trace is computed from
+    first derivatives and added), hutchinson (a Rademacher vector shared by all examples, the reference), xtrace or
+    hutchpp."""
     density_layers: tuple[str, ...] = ()
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None
-    """The alphas at which it is taken; default: the first, the middle and the last."""
+    """The alphas at which the spectral density is taken; default: the first, the middle and the last."""
     noise_samples: int = 8
-    """Gaussian perturbations for sharpness_avg."""
+    """Number of Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
-    """Auto-PGD steps for sharpness_max."""
+    """Number of Auto-PGD steps for sharpness_max."""
     rho_avg: float = 0.1
-    """Radius of sharpness_avg (Andriushchenko et al. 2023's grid for adaptive ViT: .1 .2 .4 .8)."""
+    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs)."""
     rho_linf: float = 0.002
-    """Radius of sharpness_max (their grid: .0005 .001 .002 .004)."""
+    """Radius of sharpness_max (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
     rho_l2: float = 0.5
-    """Radius of sharpness_max_l2 (their grid: .5 1 2 4)."""
+    """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
 
     output_baselines: tuple[OutputBaseline, ...] = ()
-    """What to evaluate beside the path: ose (mean of the two ends' probabilities), vrf (the mean weighted for every
-    image, Zhu et al. 2024; the zero-shot model's failures are looked for in the probe set, confidence is calibrated on
-    the first ID set)."""
+    """Ensembles of the two ends' outputs to evaluate in addition to the path: ose (the mean of their probabilities) and
+    vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the
+    probe set, confidence is calibrated on the first ID set)."""
     upgraded: str | None = None
-    """A better zero-shot checkpoint of the same architecture: the path's change is evaluated on it too (compatibility);
-    a prompt method's prompts are used there as they are."""
+    """A better zero-shot checkpoint of the same architecture, on which the path's change theta_1 - theta_0 is evaluated
+    too (compatibility). The prompts of a prompt method are used there unchanged."""
 
     layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Points of the single-layer paths (instability, rewind, criticality); from 0 to 1."""
+    """Points of the single-layer paths (instability, rewind, criticality); the first is 0, the last 1."""
     criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Noise levels of the criticality criterion, in units of the layer's own weight rms."""
+    """Noise levels of the criticality criterion, in multiples of the root mean square of the layer's weights."""
     straggler_criterion: Annotated[str, Doc(_criterion_help())] = "share:hessian_trace"
     straggler_rule: str = "mad:2"
-    """How scores become a set: ``mad:K`` (median + K robust sd), ``sd:T`` (mean + T sd), ``top:K``, ``abs:X``."""
+    """Scores that make a layer a straggler: ``mad:K`` (above the median by more than K robust standard deviations),
+    ``sd:T`` (above the mean by more than T standard deviations), ``top:K`` (the K largest), ``abs:X`` (above X)."""
     bootstrap: int = 1000
-    """Bootstrap and permutation replicates."""
+    """Number of bootstrap and permutation replicates."""
     level: float = 0.95
-    """Coverage of every interval."""
+    """Nominal coverage of every interval; a higher level gives wider intervals."""
 
     densities: tuple[float, ...] = (0.5, 0.9)
     """Fractions of entries KEPT when the stragglers are made sparse."""
     targets: tuple[Target, ...] = ("delta", "weight")
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
     selects: tuple[Select, ...] = ("random", "magnitude")
-    """Which entries are kept: a random choice, or the largest |delta| (|weight|)."""
+    """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
     repair_alphas: tuple[float, ...] | None = None
     """Points of the repaired paths; default: those of ``alphas`` strictly between the ends."""
     shipped_pairs: bool = False
     """Add the across-pair table that comes with the embedded world to the correlations (marked ``shipped``)."""
 
     threads: int = 0
-    """CPU threads of each worker; 0: cores / jobs. Part of the config because sums in another order differ in the
-    last bit."""
+    """CPU threads of each worker process; 0 means cores / jobs. The number is part of the config because sums in
+    another order differ in the last bit."""
     jobs: int = 1
-    """Worker processes."""
+    """Number of worker processes."""
     memory: float | None = None
-    """GiB that kept gradient graphs may take in each worker; default: half of what is free / jobs."""
+    """Memory in GiB that kept gradient graphs may take in each worker; default: half of the free memory / jobs."""
     title: str | None = None
     """Headline of the report."""
     question: str | None = None
@@ -224,7 +230,7 @@ class StudyConfig:
     caveat: str | None = None
     """What a reader must know before the answer: printed above it in the report and first in the terminal."""
     tags: dict[str, str] = field(default_factory=dict)
-    """Free notes kept in the manifest."""
+    """Notes of your own, which are kept in the manifest."""
 
     def __post_init__(self) -> None:
         for name, value in checked_fields(type(self), vars(self)).items():
@@ -268,7 +274,7 @@ def _check(c: StudyConfig) -> None:
             raise ConfigError(f"{name}: each must be one of alphas.")
     if c.precision == "fp16":
         raise ConfigError(
-            "precision: fp16 is for finetune alone; second derivatives leave float16's range (6e-8 to 65504), and only "
+            "precision: only finetune takes fp16; second derivatives leave float16's range (6e-8 to 65504), and only "
             "training scales its loss against that.\nRemedy: bf16, which has the range of float32."
         )
     if c.precision != "full" and c.dtype != "float32":

@@ -1,8 +1,8 @@
 """Second derivatives of a loss, block by block: products, traces, eigenvalues, spectra, and sharpness at a radius.
 
 A loss is an ``Objective``: a mean over examples, cut into batches, as a function of named tensors. ``HessianEngine``
-makes its Hessian blocks into ``SymmetricOperator`` objects; every estimator takes such an operator and returns a frozen
-result that states its own error. The Hessian blocks of two layers of a small network:
+turns the Hessian blocks of a loss into ``SymmetricOperator`` objects. Every estimator takes such an operator and
+returns a frozen result that states its own error. An example with two layers of a small network:
 
 >>> import torch
 >>> from sharpscope.curvature import HessianEngine, lanczos, per_example_trace
@@ -18,15 +18,16 @@ result that states its own error. The Hessian blocks of two layers of a small ne
 >>> theta = {"first": torch.randn(5, 4, generator=draw), "last": torch.randn(3, 5, generator=draw)}
 >>> engine = HessianEngine(loss, theta, {"first": ["first"], "last": ["last"]})
 >>> trace = per_example_trace(engine.operator("last"), seed=0, rtol=0.01, max_matvecs=200)
->>> round(trace.estimate, 3), trace.stderr, trace.converged  # 15 parameters: taken exactly
+>>> round(trace.estimate, 3), trace.stderr, trace.converged  # 15 parameters: the trace is exact
 (0.854, 0.0, True)
 >>> ends = lanczos(engine.operator("first"), seed=0, rtol=1e-4)
 >>> ends.largest.converged, ends.largest.value > 0 > ends.smallest.value
 (True, True)
 
-What runs a CLIP goes inside ``second_order()``: its default attention kernels have no second derivative.
-``measure_layers`` takes many measures of many layers at once, as a study does; without a CLIP, and without an objective
-of one's own, ``sharpscope.layer_curvature`` does the same for any module. The names are imported when they are used.
+Code that runs a CLIP goes inside ``second_order()``, because CLIP's default attention kernels have no second
+derivative. ``measure_layers`` takes many measures of many layers at once, as a study does.
+``sharpscope.layer_curvature`` does the same for any module and needs neither a CLIP nor an ``Objective``. Each name of
+this package is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ __all__ = [
     "xtrace",
 ]
 
-# Type checkers read the imports above, Python this table; tests/test_public.py holds them, and __all__, equal.
+# Type checkers read the imports above, and Python reads this table. tests/test_public.py checks that both name the same
+# objects as __all__.
 _HOME = {
     name: f"sharpscope.curvature.{module}"
     for module, names in {
@@ -140,7 +142,7 @@ _HOME = {
 }
 
 
-if not TYPE_CHECKING:  # else a type checker would take every misspelt name for Any
+if not TYPE_CHECKING:  # otherwise a type checker would accept every misspelt name as Any
 
     def __getattr__(name: str) -> Any:
         if name not in _HOME:

@@ -1,4 +1,4 @@
-"""The arithmetic of second derivatives: kernels differentiable twice, and matrix products in lower precision."""
+"""The arithmetic of second derivatives: kernels that can be differentiated twice, and lower-precision products."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def second_order(*, tf32: bool = False) -> Iterator[None]:
     """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
 
     open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
-    kernel has both. The fast path of nn.MultiheadAttention is switched off, and so is TF32 (cuDNN convolutions use it
-    by default), whose 10-bit products make Hessians unsymmetric, unless it is asked for. Everything is restored on
-    leaving, also after an exception.
+    kernel has both. The fast path of nn.MultiheadAttention is switched off. TF32, which cuDNN convolutions use by
+    default, is switched off unless ``tf32`` is set, because its 10-bit mantissa makes Hessians asymmetric. All settings
+    are restored on leaving, also after an exception.
     """
     backends: Any = torch.backends
     settings = (backends.cudnn.conv, backends.cuda.matmul)
@@ -42,7 +42,8 @@ def second_order(*, tf32: bool = False) -> Iterator[None]:
 
 
 ASYMMETRY: dict[str, float | None] = {"full": None, "tf32": 0.05, "bf16": 0.2}
-"""How unsymmetric a Hessian may be in each arithmetic before nothing is measured with it (None: by its dtype)."""
+"""The largest relative asymmetry |u'Hv - v'Hu| at which a Hessian is still measured, for each arithmetic of its
+products. None stands for the limit that follows from the dtype. A Hessian above the limit is not measured."""
 
 
 class _HalfPrecision:
@@ -66,9 +67,10 @@ class _HalfPrecision:
 
 
 def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tensor]) -> Objective:
-    """The objective in the arithmetic asked for: full, tf32 (see ``second_order``) or bf16 (autocast).
+    """The objective in the arithmetic ``precision``: full, tf32 (see ``second_order``) or bf16 (autocast).
 
-    Weights, sums and results stay in float32; tf32 changes nothing here, it is a setting of the GPU's kernels.
+    Weights, sums and results stay in float32. For tf32 the objective is returned unchanged, because TF32 is a setting
+    of the GPU's kernels.
 
     Raises ConfigError for another precision.
     """
@@ -89,16 +91,18 @@ def precision_error(
     seed: int = 0,
     memory: int | None = None,
 ) -> dict[str, float]:
-    """||(H~ - H) v|| / ||H v|| of every block: H~ in ``precision``, H in full, v one random vector; 0 is exact.
+    """||(H~ - H) v|| / ||H v|| of every block for one random vector v; 0 means exact.
+
+    H~ is the Hessian block in the arithmetic ``precision``, H the same block in full precision.
 
     Args:
         objective, theta, blocks, memory: as for ``HessianEngine``.
         precision: full | tf32 | bf16.
-        seed: of v.
+        seed: the seed of v.
 
     Raises:
-        ConfigError: an unknown precision, or a block that names no floating tensor.
-        NumericalError: loss or gradient is not finite.
+        ConfigError: an unknown precision, or a block with a name that is not a floating-point tensor.
+        NumericalError: the loss or its gradient is not finite.
     """
     products = []
     for kind in ("full", precision):

@@ -14,14 +14,16 @@ from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 
 WIDTH = 0.02
-"""Standard deviation of the smoothing Gaussian where none is given, as a share of the width of the spectrum."""
+"""The default standard deviation of the Gaussian that smooths a spectral density, as a share of the width of the
+spectrum. A larger value blurs more."""
 
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """Quadrature of the spectral measure: ``nodes`` (eigenvalues) and ``weights`` [runs, steps]; they sum to 1 a run.
+    """Quadrature of the spectral measure: ``nodes`` (eigenvalues) and ``weights``, both [runs, steps].
 
-    ``size``: p, the number of eigenvalues; ``num_matvecs``: products spent. Calling it gives the smoothed density.
+    The weights of each run sum to 1. ``size``: p, the number of eigenvalues. ``num_matvecs``: the number of products
+    spent. Calling the object returns the smoothed density.
     """
 
     nodes: np.ndarray
@@ -35,9 +37,10 @@ class SpectralDensity:
         return float(runs.mean()), float(runs.std(ddof=1) / math.sqrt(len(runs))) if len(runs) > 1 else math.nan
 
     def grid(self, points: int = 201) -> tuple[np.ndarray, float]:
-        """Values from below the smallest to above the largest node, and the width of Gaussian that suits them.
+        """(``points`` values from below the smallest to above the largest node, a suitable Gaussian width).
 
-        ``WIDTH`` times the spectrum's width; for one point eigenvalue a hundredth of it (or 1e-12).
+        The Gaussian's standard deviation is ``WIDTH`` times the width of the spectrum. Where all nodes coincide, it is
+        a hundredth of their magnitude, at least 1e-12.
         """
         nodes = self.nodes[self.weights > 0]
         low, high = float(nodes.min()), float(nodes.max())
@@ -58,16 +61,16 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
     """Stochastic Lanczos quadrature: phi(t) = (1/p) sum_i delta(t - lambda_i) from ``runs`` Lanczos runs of ``steps``.
 
     Each run starts at a random unit vector; its Ritz values are the nodes and the squared first components of the
-    tridiagonal matrix's eigenvectors the weights: a Gauss quadrature that is exact for polynomials up to degree
-    2 steps - 1.
+    tridiagonal matrix's eigenvectors are the weights. This is a Gauss quadrature that is exact for polynomials up to
+    degree 2 steps - 1.
 
     Args:
         operator: shape [p, p].
-        seed: of the start vectors.
-        steps: products of a run, >= 1; more resolve the spectrum finer.
-        runs: >= 1, from 2 on with a standard error; more make it smaller, as 1 / sqrt(runs).
+        seed: the seed of the start vectors.
+        steps: the number of products in each run, >= 1; more steps resolve the spectrum more finely.
+        runs: the number of runs, >= 1. Two or more give a standard error, which falls as 1 / sqrt(runs).
 
-    Raises NumericalError through the operator; a product that is not finite gives NaN nodes of weight 0.
+    Raises NumericalError where the operator does; a product that is not finite gives NaN nodes of weight 0.
 
     Sources: Ghorbani, Krishnan, Xiao 2019, arXiv 1901.10159; Golub and Welsch 1969,
     https://doi.org/10.1090/S0025-5718-69-99647-1.
@@ -81,7 +84,7 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
 def spectral_density_steps(
     size: int, *, dtype: torch.dtype, device: torch.device, seed: int, steps: int = 20, runs: int = 8
 ) -> Estimator[SpectralDensity]:
-    """``spectral_density`` as an estimator that asks for its products (see ``operator.solve``)."""
+    """``spectral_density`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     steps = min(steps, size)
     generator = torch.Generator().manual_seed(seed)
     nodes, weights = np.zeros((runs, steps)), np.zeros((runs, steps))

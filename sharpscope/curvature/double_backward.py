@@ -1,13 +1,14 @@
-"""Operations whose SECOND derivative is written out, for the functions that dominate an HVP of a transformer.
+"""Analytic SECOND derivatives of the operations that dominate a Hessian-vector product of a transformer.
 
-Autograd differentiates GELU's, layer norm's and attention's backward formulas as chains of some ten to thirty small
-operations; the analytic formulas need a third of them. ``analytic_kernels()`` swaps them in while a loss is computed,
-whatever module computes it: values, gradients and Hessians are the same up to rounding (tests/laws). Where an operation
-is called in a way that these do not cover (dropout, masks that need a gradient, half precision), torch's own runs.
+Autograd differentiates the backward formulas of GELU, layer norm and attention as chains of some ten to thirty small
+operations; the analytic formulas need a third of them. Inside ``analytic_kernels()`` every module uses these formulas
+when a loss is computed; values, gradients and Hessians are the same up to rounding (tests/laws). Where an operation is
+called in a way that they do not cover (dropout, masks that need a gradient, half precision), torch's own operation
+runs.
 
-Each forward also computes what the two derivatives need; none of them can be differentiated a third time, and they
-raise ``ThirdDerivative`` when asked to (torch's own ``once_differentiable`` cuts the graph instead, which becomes a
-silent zero where unused inputs are allowed).
+Each forward pass also computes what the two derivatives need. The operations cannot be differentiated a third time and
+raise ``ThirdDerivative`` if that is attempted. (torch's own ``once_differentiable`` would cut the graph instead, which
+turns into a silent zero where unused inputs are allowed.)
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from sharpscope.curvature.per_example import Taps
 __all__ = ["ThirdDerivative", "analytic_kernels"]
 
 
-class ThirdDerivative(RuntimeError):  # noqa: N818 - what was asked for
-    """A loss that contains a gradient itself needs torch's own formulas."""
+class ThirdDerivative(RuntimeError):  # noqa: N818 - it names what was asked for
+    """Raised on a third derivative. A loss that itself contains a gradient needs it and has to use torch's formulas."""
 
 
 def _last(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks the backward of a backward: it leaves no graph."""
+    """Decorator for the backward of a backward: differentiating it again raises ThirdDerivative."""
 
     @functools.wraps(backward)
     def checked(*args: Any) -> Any:
         if torch.is_grad_enabled():
-            raise ThirdDerivative("no third derivative of this operation: compute the loss without analytic_kernels().")
+            raise ThirdDerivative("This operation has no third derivative: compute the loss without analytic_kernels.")
         return backward(*args)
 
     return checked
@@ -76,12 +77,12 @@ class _Silu(torch.autograd.Function):
 
 
 def _slope(g: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """g f'(x); where no derivative of it will be asked for, nothing is prepared for one."""
+    """g f'(x); with gradients disabled, without the work for a further derivative."""
     return _Slope.apply(g, x, first, second) if torch.is_grad_enabled() else g * first
 
 
 class _Slope(torch.autograd.Function):
-    """g f'(x): linear in g, slope g f''(x) in x."""
+    """g f'(x), whose derivatives are f'(x) with respect to g and g f''(x) with respect to x."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -123,8 +124,9 @@ def _norm_backward(g: Tensor, x: Tensor, w: Tensor, mean: Tensor, rstd: Tensor) 
 class _NormGradient(torch.autograd.Function):
     """(r P(w g), sum g xhat, sum g) with P u = u - mean(u) - xhat mean(u xhat), r = 1 / sqrt(var + eps).
 
-    With c the cotangent of the first: to g goes w r P c; to w, sum g r P c; to x, as dr/dx = -r^2 xhat / n and
-    dxhat/dx = r P: -r [r mean(w g xhat) P c + mean(c xhat) gx + xhat mean(c gx)].
+    With c the cotangent of the first output gx, the gradient is w r P c with respect to g, and sum g r P c with respect
+    to w. Since dr/dx = -r^2 xhat / n and dxhat/dx = r P, it is
+    -r [r mean(w g xhat) P c + mean(c xhat) gx + xhat mean(c gx)] with respect to x.
     """
 
     @staticmethod
@@ -159,7 +161,7 @@ class _NormGradient(torch.autograd.Function):
 
 
 def _rows(a: Tensor, b: Tensor) -> Tensor:
-    """mean(a b) over the last dimension, kept."""
+    """mean(a b) over the last dimension, which is kept with size 1."""
     return torch.linalg.vecdot(a, b).div_(a.shape[-1]).unsqueeze(-1)
 
 
@@ -251,7 +253,7 @@ def _patches(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor | None:
-    """A convolution whose windows do not overlap, as the matrix product that it is."""
+    """A convolution whose windows do not overlap, computed as a matrix product."""
     kernel = tuple(weight.shape[2:])
     pair = lambda v: (v, v) if isinstance(v, int) else v if isinstance(v, str) else tuple(v)  # noqa: E731
     plain = pair(stride) == kernel and pair(padding) in ((0, 0), "valid") and pair(dilation) == (1, 1) and groups == 1
@@ -301,7 +303,7 @@ def _multi_head(
     *rest: Any,
     **more: Any,
 ) -> tuple[Tensor, None] | None:
-    """Self-attention with one packed projection, [T, B, E]: one copy into heads instead of several transposes."""
+    """Self-attention with one packed projection, [T, B, E], copied into heads once instead of by several transposes."""
     names = ("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")
     given: Mapping[str, Any] = dict(zip(names, rest, strict=False)) | more
     mask = given.get("attn_mask")
@@ -331,7 +333,7 @@ def _multi_head(
 
 
 def _precise(*tensors: Tensor) -> bool:
-    """Full precision, and no torch.func transform or autocast under way: those need rules of their own."""
+    """Whether all tensors have full precision, and neither a torch.func transform nor autocast is active."""
     return not torch._C._are_functorch_transforms_active() and all(
         t.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(t.device.type) for t in tensors
     )
@@ -348,9 +350,10 @@ _SWAPPED: dict[Callable[..., Any], Callable[..., Any]] = {
 
 
 class analytic_kernels(TorchFunctionMode):  # noqa: N801 - used as a context manager
-    """While entered, torch's functions above run with analytic second derivatives where they can.
+    """While entered, the functions in ``_SWAPPED`` run with analytic second derivatives where these cover the call.
 
-    ``taps`` watches the same forward pass from below and is told of the layer norms, which it would not see.
+    ``taps`` records the same forward pass. It does not see the layer norms that are replaced here, so that they are
+    reported to it.
     """
 
     def __init__(self, taps: Taps | None = None) -> None:

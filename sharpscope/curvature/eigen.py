@@ -1,4 +1,4 @@
-"""Extreme eigenvalues of a symmetric operator from products alone, each with its residual."""
+"""Extreme eigenvalues of a symmetric operator from products with it; each states its residual."""
 
 from __future__ import annotations
 
@@ -29,25 +29,30 @@ __all__ = [
 ]
 
 SMALL_END = 0.1
-"""An end of the spectrum smaller than this share of the spectral radius is resolved to this share of the radius: a
-relative tolerance on an eigenvalue near zero asks for what no Krylov method can give."""
+"""An end of the spectrum whose magnitude is below this share of the spectral radius is resolved to ``rtol`` times this
+share of the radius, not to ``rtol`` times its own magnitude, because no Krylov method reaches a relative tolerance on
+an eigenvalue near zero. A larger share stops earlier."""
 KEPT = 24
-"""Ritz vectors that a point of a path leaves to the next one, beside those of the two ends."""
+"""The number of Ritz vectors, beside those of the two ends, that one point of the path hands to the next. More of them
+make the next point's preconditioner better and take more memory."""
 KEPT_BYTES = 2**28
-"""What they may take for a layer; the ends are kept in any case."""
+"""Bytes that the Ritz vectors of one layer may take when they are handed on. The vectors of the two ends are kept in
+any case."""
 STEADY = 0.8
-"""Overlap of an end's vectors at neighbouring points from which they are taken for one vector that turns."""
+"""Two unit vectors at neighbouring points whose absolute inner product exceeds this value are taken for the same
+eigenvector, which has turned a little. A larger value trusts fewer vectors."""
 BLOCK = 8
-"""Vectors that ``Rows`` holds in one piece of memory."""
+"""The number of vectors that ``Rows`` allocates at a time; a basis grows by whole blocks and is never copied."""
 
 
 @dataclass(frozen=True)
 class EigenEstimate:
-    """One eigenvalue: ``value``, its ``residual``, whether it ``converged``, products spent, unit vector [p].
+    """One eigenvalue ``value`` = lambda, with its unit vector v = ``vector`` [p].
 
-    ``residual`` = ||H v - lambda v||: some eigenvalue of H lies within it, for certain. ``converged``: the estimated
-    error (for Lanczos and power iteration the residual itself) came down to the tolerance. That it is the OUTERMOST
-    eigenvalue cannot be proved from products; benchmarks/README.md says how often it was.
+    ``residual`` = ||H v - lambda v||, in the unit of ``value``: H certainly has an eigenvalue within this distance of
+    ``value``. ``converged``: whether the estimated error (for Lanczos and power iteration the residual itself) reached
+    the tolerance. ``num_matvecs``: the number of products spent. Products alone cannot prove that the eigenvalue is the
+    OUTERMOST one; benchmarks/README.md states how often it was.
     """
 
     value: float
@@ -61,7 +66,7 @@ class EigenEstimate:
 class ExtremeEigenvalues:
     """Both ends of the spectrum: the ``largest`` and the ``smallest`` algebraic eigenvalue.
 
-    ``space``: what was learned about the large eigenvalues, for ``tracking.tracked`` at a neighbouring point.
+    ``space``: Ritz pairs of the large eigenvalues, from which ``tracking.tracked`` starts at a neighbouring point.
     """
 
     largest: EigenEstimate
@@ -70,12 +75,12 @@ class ExtremeEigenvalues:
 
     @property
     def dominant(self) -> EigenEstimate:
-        """The one of larger magnitude (with its sign): what power iteration finds."""
+        """The end of larger magnitude (with its sign), which is the one that power iteration finds."""
         return self.largest if abs(self.largest.value) >= abs(self.smallest.value) else self.smallest
 
 
 class Rows:
-    """Vectors of one length that become more, in blocks, so that none is ever copied; as a matrix [m, p]."""
+    """A matrix [m, p] that grows by rows; its memory is allocated in blocks, so that no row is ever copied."""
 
     def __init__(self) -> None:
         self._blocks: list[Tensor] = []
@@ -85,7 +90,7 @@ class Rows:
         return self._used
 
     def append(self, row: Tensor) -> None:
-        """Add [p]."""
+        """Add one row [p]."""
         if self._used == BLOCK * len(self._blocks):
             self._blocks.append(row.new_empty(BLOCK, len(row)))
         self._blocks[-1][self._used % BLOCK] = row
@@ -96,11 +101,11 @@ class Rows:
         return [b[: self._used - BLOCK * i] for i, b in enumerate(self._blocks)]
 
     def dot(self, columns: Tensor) -> Tensor:
-        """[p, k] -> [m, k]: the inner products."""
+        """[p, k] -> [m, k]: the inner products of the rows with the columns."""
         return torch.cat([part @ columns for part in self._parts])
 
     def combined(self, columns: Tensor | np.ndarray) -> Tensor:
-        """[m, k] -> [k, p]: for each column the sum of the rows times its entries."""
+        """[m, k] -> [k, p]: for each column, the sum of the rows weighted by the column's entries."""
         mixing = torch.as_tensor(columns).to(self._blocks[0])
         parts = zip(self._parts, mixing.split(BLOCK), strict=True)
         out = next((m.mT @ part) for part, m in parts)
@@ -111,11 +116,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class RitzSpace:
-    """Ritz pairs of one point of a path, for the next one.
+    """Ritz pairs of one point of a path, from which the next point starts.
 
-    ``ends`` [2, p], ``outer`` [2]: the vectors and values of the smallest and the largest; ``vectors`` [k, p],
-    ``values`` [k]: of the other large eigenvalues; ``before``: the ends at the point before this one. On the CPU,
-    wherever the operator is.
+    ``ends`` [2, p], ``outer`` [2]: Ritz vectors and values of the smallest and the largest eigenvalue. ``vectors``
+    [k, p], ``values`` [k]: those of the other large eigenvalues. ``before`` [2, p]: the ``ends`` at the previous point.
+    All tensors are on the CPU, whatever the operator's device.
 
     Source: Parlett 1998, The Symmetric Eigenvalue Problem, ch. 11.
     """
@@ -128,10 +133,10 @@ class RitzSpace:
 
     @classmethod
     def of(cls, values: np.ndarray, mixing: np.ndarray, basis: Rows, last: RitzSpace | None = None) -> RitzSpace:
-        """From all Ritz values [m], ascending, and the coefficients [m, m] of their vectors in an orthonormal basis.
+        """From all Ritz values [m], ascending, and their vectors' coefficients [m, m] in the orthonormal ``basis``.
 
-        Those count as large that have half the magnitude of the smaller end; what the ``last`` point knew beside them
-        is kept where there is room.
+        A Ritz value counts as large if its magnitude exceeds half that of the end of smaller magnitude. Ritz pairs of
+        the ``last`` point that these do not cover are kept as far as ``KEPT`` and ``KEPT_BYTES`` allow.
         """
         ends = basis.combined(mixing[:, [0, -1]]).cpu()
         bound = 0.5 * np.abs(values[[0, -1]]).min()
@@ -151,15 +156,16 @@ class RitzSpace:
         return cls(ends, values[[0, -1]], together, np.array(kept), None if last is None else last.ends)
 
     def order(self, ends: Sequence[End]) -> list[int]:
-        """Which of (smallest 0, largest 1) ``ends`` asks for, the one of larger magnitude first."""
+        """The indices (0 smallest, 1 largest) of the requested ``ends``, the end of larger magnitude first."""
         larger = int(np.abs(self.outer).argmax())
         asked = {{"smallest": 0, "largest": 1, "dominant": larger}[end] for end in ends}
         return sorted(asked, key=lambda i: i != larger)
 
     def ahead(self, end: int) -> Tensor:
-        """[p]: the vector of an end where the line through the last two points leads.
+        """The Ritz vector [p] of an end, extrapolated linearly from the last two points to the next one.
 
-        Vectors that turned by more than 37 degrees were another eigenvalue's before: there is no line to follow.
+        A vector that turned by more than 37 degrees (see ``STEADY``) probably belonged to another eigenvalue at the
+        previous point; it is returned without extrapolation.
         """
         now = self.ends[end]
         then = now if self.before is None else self.before[end]
@@ -174,13 +180,13 @@ def random_unit(size: int, seed: int, device: torch.device, dtype: torch.dtype) 
 
 
 def tolerances(ends: np.ndarray, rtol: float) -> np.ndarray:
-    """Allowed errors of eigenvalues: ``rtol`` times their magnitude, at least ``SMALL_END`` of the largest one's."""
+    """Allowed errors of eigenvalues: ``rtol`` times the magnitude, or ``SMALL_END`` of the largest one's if larger."""
     allowed: np.ndarray = rtol * np.maximum(np.abs(ends), SMALL_END * np.abs(ends).max())
     return allowed
 
 
 def wanted_ends(values: np.ndarray, errors: np.ndarray, ends: Sequence[End]) -> list[int]:
-    """Which of (smallest, largest) are asked for; both where it is not settled which one is dominant."""
+    """The indices (0 smallest, 1 largest) of the requested ``ends``; both while either of them may be dominant."""
     places = {"smallest": {0}, "largest": {1}, "dominant": {int(np.abs(values).argmax())}}
     minor = int(np.abs(values).argmin())
     if abs(values[minor]) + errors[minor] > np.abs(values).max():
@@ -200,28 +206,31 @@ def lanczos(
     start: Tensor | None = None,
     ends: Sequence[End] = ("largest", "smallest"),
 ) -> ExtremeEigenvalues:
-    """Both ends of the spectrum by Lanczos with full reorthogonalisation, one product a step.
+    """Both ends of the spectrum by Lanczos with full reorthogonalisation, one product per step.
 
-    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. It stops when
-    the Ritz residual of every end in ``ends`` is at most ``rtol`` times its magnitude (at least a tenth of the radius).
-    On the layers of a fine-tuned CLIP the largest eigenvalue takes a third of the products of both.
+    K_m = span{q, H q, ..., H^(m-1) q}; the extreme Ritz values of H on K_m approach both ends at once. The iteration
+    stops when the Ritz residual of every end in ``ends`` is at most ``rtol`` times the end's magnitude (or a tenth of
+    the spectral radius, if that is larger). On the layers of a fine-tuned CLIP the largest eigenvalue alone takes a
+    third of the products that both ends take.
 
-    The residual alone decides, because sharper estimates (residual^2 / gap, the last steps' movement) stopped too early
-    where many eigenvalues crowd at an end: they were right in 80 to 93 % of the cases, the residual in 98 %.
+    The stopping rule uses only the residual, because sharper error estimates (residual^2 / gap, or the change over the
+    last steps) stopped too early where many eigenvalues crowd at an end of the spectrum: these estimates were right in
+    80 to 93 % of the cases, the residual in 98 %.
 
     Args:
         operator: shape [p, p].
-        seed: of the random part of the start vector.
+        seed: the seed of the random part of the start vector.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most; spent before the ends are within tolerance: ``converged`` is False. As many
-            vectors [p] are kept in memory.
-        start: a vector [p] near the wanted eigenvectors, e.g. the sum of those at a neighbouring alpha, or the
-            gradient, which lies near the outermost ones. A random part is always added: along alpha eigenvectors swap,
-            and a start without the new one would never find it.
-        ends: which have to converge, of largest, smallest, dominant (the one of larger magnitude); another end is what
-            was reached by then, and its ``converged`` says so.
+        max_matvecs: the largest number of products. Where they are spent before the ends are within tolerance,
+            ``converged`` is False. One vector [p] per product is kept in memory.
+        start: a vector [p] near the wanted eigenvectors, e.g. their sum at a neighbouring alpha, or the gradient, which
+            lies near the outermost ones. A random part is always added, because the outermost eigenvector may be
+            another one at the next alpha, and a start vector without a component along it would never find it.
+        ends: the ends that have to converge: largest, smallest, dominant (the one of larger magnitude). The other end
+            is returned as far as it was resolved by then, and its ``converged`` says whether it is within tolerance.
 
-    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
+    Raises NumericalError where the operator does; a product that is not finite gives NaN values that have not
+    converged.
 
     Sources: Lanczos 1950, https://doi.org/10.6028/jres.045.026; Parlett 1998, The Symmetric Eigenvalue Problem.
     """
@@ -250,7 +259,7 @@ def lanczos_steps(
     ends: Sequence[End] = ("largest", "smallest"),
     min_steps: int = 2,
 ) -> Estimator[ExtremeEigenvalues]:
-    """``lanczos`` as an estimator that asks for its products (see ``operator.solve``)."""
+    """``lanczos`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     q = random_unit(size, seed, device, dtype)
     if start is not None and float(start.norm()) > 0:
         q = start.to(device, dtype) / start.norm() + 0.5 * q
@@ -296,21 +305,22 @@ def power_iteration(
     shift: float = 0.0,
     start: Tensor | None = None,
 ) -> EigenEstimate:
-    """The eigenvalue of H farthest from ``shift``, by power iteration on H - shift I: the reference.
+    """The eigenvalue of H farthest from ``shift``, by power iteration on H - shift I; a slow reference for ``lanczos``.
 
-    v <- (H - shift I) v / ||.||, lambda = v' H v; stops at ||H v - lambda v|| <= rtol * |lambda|. With shift 0 this is
-    the eigenvalue of largest magnitude, whatever its sign; with the shift at that eigenvalue it is the other end of the
-    spectrum.
+    v <- (H - shift I) v / ||.||, lambda = v' H v; it stops at ||H v - lambda v|| <= rtol * |lambda|. With shift 0 the
+    result is the eigenvalue of largest magnitude, whatever its sign. With the shift at that eigenvalue, the result is
+    the other end of the spectrum.
 
     Args:
         operator: shape [p, p].
-        seed: of the start vector.
+        seed: the seed of the start vector.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most; spent before: ``converged`` is False.
+        max_matvecs: the largest number of products. Where they are spent first, ``converged`` is False.
         shift: in the unit of the eigenvalues.
         start: a vector [p] to start from instead of a random one.
 
-    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
+    Raises NumericalError where the operator does; a product that is not finite gives NaN values that have not
+    converged.
 
     Source: von Mises and Pollaczek-Geiringer 1929, Zeitschrift fuer Angewandte Mathematik und Mechanik 9.
     """

@@ -1,12 +1,13 @@
 """The positive part of the curvature of a cross-entropy loss: generalised Gauss-Newton and Fisher, per layer.
 
-H = G + R with G = sum_j w_j J_j' (diag(p_j) - p_j p_j') J_j, J_j the logits' Jacobian of example j: positive
-semidefinite, so that it has a logarithm where the trace of an indefinite Hessian has none. R holds the curvature of the
-logits themselves, sum_jc w_j (p_jc - y_jc) d^2 f_jc. For a softmax the Fisher information, E over labels drawn from p
-of the gradient's outer product, is G (Martens 2020, arXiv 1412.1193).
+H = G + R with G = sum_j w_j J_j' (diag(p_j) - p_j p_j') J_j, where J_j is the Jacobian of the logits of example j. G is
+positive semidefinite, so that its trace has a logarithm, which the trace of an indefinite Hessian may not have. R =
+sum_jc w_j (p_jc - y_jc) d^2 f_jc is the part that comes from the curvature of the logits f themselves. For a softmax, G
+equals the Fisher information, the mean outer product of the gradient over labels drawn from p (Martens 2020, arXiv
+1412.1193).
 
-``GaussNewton``, ``Fisher`` and ``Residual`` are losses whose Hessian AT the point where they are evaluated is that
-matrix: given to ``hvp.HessianEngine`` they become operators per layer that every estimator takes.
+``GaussNewton``, ``Fisher`` and ``Residual`` are losses whose Hessian, AT the point where they are evaluated, is G, the
+Fisher information or R. ``hvp.HessianEngine`` turns them into one operator per layer, which every estimator takes.
 """
 
 from __future__ import annotations
@@ -38,19 +39,21 @@ __all__ = [
 ]
 
 EXACT_COST = 3
-"""What a backward pass example by example costs at least, in backward passes of whole batches."""
+"""One backward pass over batches of a single example costs at least this many backward passes over whole batches. The
+exact trace is computed where it costs less than sampling; a larger value samples longer."""
 FEW = 4
-"""Up to as many classes nothing is sampled where examples stand alone: all columns cost as much as a look."""
+"""With at most this many classes, the exact sum over classes is always computed where the examples can be separated,
+because sampling would cost as much. A larger value computes more traces exactly."""
 
 
 class ClassificationObjective(Objective, Protocol):
-    """A mean cross-entropy whose logits can be had: an ``Objective`` with ``batch_logits`` and ``batch_labels``.
+    """A mean cross-entropy that provides its logits: an ``Objective`` with ``batch_logits`` and ``batch_labels``.
 
-    Where it also has ``batch_sizes``, the examples in every batch, traces can tell examples apart.
+    If it also has ``batch_sizes``, the number of examples in every batch, trace estimators can separate examples.
     """
 
     def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """What the softmax of batch i sees, [n_i, C]."""
+        """The logits of batch i, [n_i, C]."""
         ...
 
     def batch_labels(self, i: int) -> Tensor:
@@ -61,25 +64,27 @@ class ClassificationObjective(Objective, Protocol):
 # ------------------------------------------------------------------ as operators
 @dataclass(frozen=True)
 class _OfLogits:
-    """Cut into the batches of ``objective``."""
+    """A loss that is computed from the logits of ``objective`` and has the same batches."""
 
     objective: ClassificationObjective
 
     @property
     def weights(self) -> Sequence[float]:
-        """The batches' shares of the examples, as the objective's own."""
+        """The batches' shares of the examples, equal to the objective's."""
         return self.objective.weights
 
     @property
     def batch_sizes(self) -> Sequence[int]:
-        """Examples in every batch, as the objective's own."""
+        """The number of examples in every batch, equal to the objective's."""
         sizes: Sequence[int] = self.objective.batch_sizes  # type: ignore[attr-defined]  # where it knows them
         return sizes
 
 
 @dataclass(frozen=True)
 class GaussNewton(_OfLogits):
-    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f, p constant: its Hessian is G, its value 0.
+    """1/2 mean_j d_j' (diag(p_j) - p_j p_j') d_j with d = f(theta) - f. Its value is 0, its Hessian is G.
+
+    f and p are the logits and their softmax at the current theta, held constant.
 
     G = 1/n sum_j J_j' (diag(p_j) - p_j p_j') J_j, J_j [C, p] the Jacobian of example j's logits and p_j its softmax:
     the generalised Gauss-Newton matrix of the cross-entropy, positive semidefinite.
@@ -89,7 +94,7 @@ class GaussNewton(_OfLogits):
     """
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """The quadratic form of batch i at ``theta``, a scalar that is 0 here; its Hessian is the batch's part of G."""
+        """The quadratic form of batch i at ``theta``, a scalar of value 0 whose Hessian is the batch's part of G."""
         logits = self.objective.batch_logits(i, theta)
         p, d = logits.detach().softmax(1), logits - logits.detach()
         return ((p * d * d).sum() - (p * d).sum(1).square().sum()) / (2 * len(p))
@@ -97,11 +102,12 @@ class GaussNewton(_OfLogits):
 
 @dataclass(frozen=True)
 class Fisher(_OfLogits):
-    """1/2 mean_js ((p_j - e_js)' d_j)^2, e_js one-hot: ``samples`` labels for each example, drawn from p.
+    """1/2 mean_js ((p_j - e_js)' d_j)^2, where e_js are the one-hot codes of ``samples`` labels drawn from p_j.
 
-    Its Hessian is the Monte Carlo Fisher information, with G as its mean over seeds; ``samples`` None takes the mean
-    over all classes, which is G itself. ``empirical``: the examples' own labels instead, which is no estimate of the
-    Fisher information away from a perfect fit.
+    d is that of ``GaussNewton``. The Hessian is a Monte Carlo estimate of the Fisher information, whose mean over seeds
+    is G; more ``samples`` make it less noisy, and with ``samples`` None the Hessian is G itself. ``empirical``: use the
+    examples' own labels instead of drawn ones. The result then does not estimate the Fisher information, except at a
+    perfect fit.
 
     Sources: Martens 2020, arXiv 1412.1193; Kunstner, Balles, Hennig 2019, arXiv 1905.12558 (empirical).
     """
@@ -111,7 +117,7 @@ class Fisher(_OfLogits):
     empirical: bool = False
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """The quadratic form of batch i at ``theta``, a scalar that is 0 here; its Hessian is the batch's part."""
+        """The quadratic form of batch i at ``theta``, a scalar of value 0 whose Hessian is the batch's part."""
         if self.samples is None and not self.empirical:
             return GaussNewton(self.objective).batch_loss(i, theta)
         logits = self.objective.batch_logits(i, theta)
@@ -126,15 +132,16 @@ class Fisher(_OfLogits):
 
 @dataclass(frozen=True)
 class Residual(_OfLogits):
-    """mean_j (p_j - y_j)' f_j(theta) with p constant: its gradient is the loss's own, its Hessian R = H - G.
+    """mean_j (p_j - y_j)' f_j(theta) with p constant: its gradient is that of the loss, its Hessian is R = H - G.
 
-    R is the curvature of the logits themselves, 1/n sum_jc (p_jc - y_jc) d^2 f_jc; it vanishes at a perfect fit.
+    R is the part that comes from the curvature of the logits, 1/n sum_jc (p_jc - y_jc) d^2 f_jc; it vanishes at a
+    perfect fit.
 
     Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Martens 2020, arXiv 1412.1193.
     """
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """The mean of batch i at ``theta``, a scalar: the loss's gradient, R's part as Hessian."""
+        """The mean of batch i at ``theta``, a scalar; its gradient is the loss's, its Hessian the batch's part of R."""
         logits = self.objective.batch_logits(i, theta)
         labels = self.objective.batch_labels(i)[:, None]
         p = logits.detach().softmax(1)
@@ -142,7 +149,7 @@ class Residual(_OfLogits):
 
 
 def is_cross_entropy(objective: ClassificationObjective, theta: Mapping[str, Tensor]) -> bool:
-    """Whether the first batch's loss is the mean cross-entropy of its logits, up to rounding: what H = G + R needs."""
+    """Whether the first batch's loss is the mean cross-entropy of its logits, up to rounding; H = G + R requires it."""
     with torch.no_grad():
         loss, logits = objective.batch_loss(0, theta).double(), objective.batch_logits(0, theta).double()
         own = torch.nn.functional.cross_entropy(logits, objective.batch_labels(0))
@@ -160,32 +167,34 @@ def ggn_trace(
     max_probes: int = 100,
     pilot: int = 2,
 ) -> dict[str, TraceEstimate]:
-    """tr G_ll for every block, all blocks together from the same backward passes.
+    """tr G_ll for every block l; all blocks share the same backward passes.
 
-    tr G_ll = sum_j w_j sum_c ||J_jl' b_jc||^2 with b_jc the columns of B, B B' = diag(p) - p p', and equally
-    E ||J_jl' B e||^2 for signs e. One backward pass of <logits, cotangents> gives the squared norm of EVERY example's
-    gradient, from the places where parameters enter a forward pass (see ``curvature.per_example``), without forming a
-    gradient:
+    tr G_ll = sum_j w_j sum_c ||J_jl' b_jc||^2 with b_jc the columns of B_j, B_j B_j' = diag(p_j) - p_j p_j'. The inner
+    sum equals E ||J_jl' B_j e||^2 for random signs e. One backward pass of <logits, cotangents> gives the squared norm
+    s_j of EVERY example's gradient, from the taps where parameters enter the forward pass (see
+    ``curvature.per_example``), without forming a gradient. The cotangents are:
 
-    - up to ``FEW`` classes, or where it costs at most twice what the tolerance needs: all columns, C passes, no error;
-    - else signs of each example's own. The estimate is sum_j w_j mean_k s_jk over ``pilot`` probes k and then as many
-      as the block that needs most does; its error counts examples and probes (see ``trace.pooled``).
+    - all C columns of B_j, one after the other, for up to ``FEW`` classes, or where this costs at most twice the passes
+      that the tolerance needs. The trace then is exact;
+    - otherwise B_j e with independent signs for each example. The estimate is sum_j w_j mean_k s_jk over the probes k,
+      first ``pilot`` of them, then as many as the block that needs most. Its error accounts for examples and probes
+      (see ``trace.pooled``).
 
-    Parameters that enter elsewhere, or where examples see each other, are left to the gradient of a batch as a whole:
-    the terms between different examples have mean 0 and are one more source of noise; they are made exact example by
-    example, if the objective can be cut and it pays (``EXACT_COST``).
+    For parameters without a tap, or whose taps mix examples, the squared norm of the whole batch's gradient is used.
+    Its cross terms between examples have mean 0 and add noise. If the objective is ``Divisible`` and it is cheaper than
+    sampling (``EXACT_COST``), these parameters are computed exactly, example by example.
 
     Args:
         objective: a mean cross-entropy with logits [n_i, C] and labels [n_i] of every batch.
         theta: named tensors.
         blocks: layer name -> parameter names.
-        seed: of the signs.
-        rtol: relative tolerance, > 0.
-        max_probes: backward passes over the data at most.
-        pilot: probes before the first look at the error, >= 2.
+        seed: the seed of the signs.
+        rtol: relative tolerance, > 0. Half the tolerance costs about four times the passes.
+        max_probes: the largest number of backward passes over the data.
+        pilot: the number of probes before the first check of the error, >= 2.
 
-    Returns layer -> estimate; ``num_matvecs`` counts backward passes over the data. Converged: stderr <= rtol *
-    estimate.
+    Returns layer -> estimate; ``num_matvecs`` counts backward passes over the data, and ``converged`` is stderr <=
+    rtol * estimate.
 
     Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Hutchinson 1990; Goodfellow 2015, arXiv
     1510.01799; Li et al. 2022, arXiv 2110.05679.
@@ -203,14 +212,14 @@ def fisher_trace(
     max_probes: int = 100,
     pilot: int = 2,
 ) -> dict[str, TraceEstimate]:
-    """tr of the Fisher information E_{y ~ p}[g g'] of every block, from labels drawn at random.
+    """The trace of the Fisher information E_{y ~ p}[g g'] of every block, from labels y drawn at random.
 
-    With u_j = J_j'(p_j - e_y), E_{y ~ p} ||u_jl||^2 = tr F_ll of example j. Under a confident model hardly any draw
-    from p meets the unlikely labels that hold nearly all of it, and a few draws agree on far too small a number. So
-    labels are drawn from q_y, in proportion to p_y ||p - e_y||^2, and ||u||^2 counts p_y / q_y times: the same mean,
-    and the cotangents of the logits all have the length sqrt(1 - ||p||^2). For a softmax tr F = tr G: two estimators
-    of one number, stopped and made exact for few classes in the same way.
-    Arguments and result as for ``ggn_trace``; ``seed`` is that of the labels.
+    With u_j = J_j'(p_j - e_y), the trace of example j's block l is E_{y ~ p} ||u_jl||^2. Where the model is confident,
+    unlikely labels hold nearly all of this sum, and a few labels drawn from p agree on a number that is far too small.
+    Labels are therefore drawn from q_y, which is proportional to p_y ||p - e_y||^2, and ||u||^2 is multiplied by
+    p_y / q_y. The mean stays the same, and all cotangents of the logits have the length sqrt(1 - ||p||^2). For a
+    softmax tr F = tr G, so that ``ggn_trace`` and this function estimate the same number; stopping rule, exact
+    computation for few classes, arguments and result are those of ``ggn_trace``. ``seed`` is the seed of the labels.
 
     Sources: Amari 1998, https://doi.org/10.1162/089976698300017746; Kunstner, Balles, Hennig 2019, arXiv 1905.12558.
     """
@@ -244,7 +253,7 @@ def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _column(p: Tensor, c: int) -> Tensor:
-    """sqrt(p_c) (e_c - p), row by row: column c of B."""
+    """Column c of B, sqrt(p_c) (e_c - p), for every row p."""
     column = -p
     column[:, c] += 1
     return column * p[:, c : c + 1].sqrt()
@@ -273,7 +282,7 @@ def _square_trace(
         if more <= 0:
             break
         affordable = squares.classes <= max_probes - squares.spent
-        if squares.own_open and 2 * more > squares.classes and affordable:  # no error is worth up to twice the passes
+        if squares.own_open and 2 * more > squares.classes and affordable:  # exactness is worth twice the passes
             squares.settle_own()
         elif not squares.own_open and squares.divisible and more > EXACT_COST * squares.classes:
             squares.settle_rest()
@@ -290,7 +299,7 @@ def _within(value: float, look: Pooled, rtol: float) -> bool:
 
 
 def _probes(value: float, look: Pooled, count: int, rtol: float) -> int:
-    """How many probes bring a block's error down to rtol, as far as ``count`` of them can tell."""
+    """The number of probes that bring a block's error down to rtol, predicted from the first ``count`` probes."""
     if not math.isfinite(value) or _within(value, look, rtol):
         return count
     needed = look.needed((rtol * value) ** 2)
@@ -298,11 +307,12 @@ def _probes(value: float, look: Pooled, count: int, rtol: float) -> int:
 
 
 class _Squares:
-    """||J_j' c_j||^2 of every block for cotangents c of the logits: sampled, or settled by all columns of B.
+    """||J_j' c_j||^2 of every block for cotangents c of the logits, either sampled or summed over all columns of B.
 
-    Two kinds of parameters: a block's own squares come from the places where each example stands alone, ``[blocks, n]``
-    of a batch; the rest enter elsewhere, and have ||sum_j J_j' c_j||^2, [blocks]. ``own_open``, ``rest_open``: whether
-    that kind is still sampled. ``spent``: backward passes over the data so far, ``count`` of them samples.
+    There are two kinds of parameters. Those with a tap that separates the examples ("own") have one square per example,
+    ``[blocks, n]`` for a batch. The others ("rest") have only ||sum_j J_j' c_j||^2 of the whole batch, ``[blocks]``.
+    ``own_open``, ``rest_open``: whether that kind is still sampled, not yet exact. ``spent``: the number of backward
+    passes over the data so far; ``count`` of them were samples.
     """
 
     def __init__(
@@ -319,8 +329,8 @@ class _Squares:
         self.members = torch.tensor(rows, dtype=torch.float64)
         self._settled: dict[int, Tensor] = {}  # of a batch: [blocks, n] of what is known without an error
         self.count = self.spent = 0
-        self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # a batch: own, rest, and what the rest are
-        self._entered: set[str] = set()  # parameters of the rest that the loss depends on
+        self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # per batch: own, rest, names of the rest
+        self._entered: set[str] = set()  # the parameters of the rest on which the loss depends
         self._alone: frozenset[str] | None = None
         self._tapped = True
         logits, taps, rest = self._forward(0)
@@ -329,7 +339,7 @@ class _Squares:
 
     # ------------------------------------------------------------------ passes over the data
     def sample(self, count: int, draw: Draw, generator: torch.Generator) -> None:
-        """``count`` probes more, batch outer and probe inner (one forward pass a batch)."""
+        """Take ``count`` more probes, all probes of one batch before the next batch (one forward pass per batch)."""
         for i, weight in enumerate(self.objective.weights):
             logits, taps, rest = self._forward(i)
             p = logits.detach().softmax(1)
@@ -346,7 +356,7 @@ class _Squares:
         self.count, self.spent = self.count + count, self.spent + count
 
     def settle_own(self) -> None:
-        """sum_jc w_j ||J_j' b_jc||^2 where examples stand alone: as many backward passes as classes."""
+        """Compute sum_jc w_j ||J_j' b_jc||^2 exactly for the "own" parameters, with one backward pass per class."""
         for i, weight in enumerate(self.objective.weights):
             logits, taps, rest = self._forward(i)
             self.rest_open |= bool(rest)
@@ -358,7 +368,7 @@ class _Squares:
         self.own_open, self.spent = False, self.spent + self.classes
 
     def settle_rest(self) -> None:
-        """The same for the others: from batches of one example."""
+        """Compute the same sum exactly for the "rest" parameters, from batches of one example."""
         singles: ClassificationObjective = self.objective.rebatched(1)  # type: ignore[attr-defined]
         start = 0
         for i, (batch, (_, _, rest)) in enumerate(zip(self.objective.weights, self._samples, strict=True)):
@@ -376,12 +386,12 @@ class _Squares:
         self.rest_open, self.spent = False, self.spent + self.classes
 
     def _settle(self, i: int, example: int | slice, squares: Tensor, n: int) -> None:
-        """Add what one example [blocks], or all of them [blocks, n], of batch i have for certain."""
+        """Add the exact squares of one example [blocks], or of all n examples [blocks, n], of batch i."""
         known = self._settled.setdefault(i, torch.zeros(len(self.members), n, dtype=torch.float64))
         known[:, example] += squares
 
     def looks(self) -> list[tuple[float, Pooled]]:
-        """(estimate, what its sampled part is and is worth) of every block."""
+        """(estimate, its sampled part with the error) of every block."""
         known = [float(sum(float(part[b].sum()) for part in self._settled.values())) for b in range(len(self.members))]
         if not self.count:
             return [(value, pooled(torch.zeros(0, 2))) for value in known]
@@ -392,14 +402,14 @@ class _Squares:
         return out
 
     def _rows(self, b: int, own: Tensor, together: Tensor, rest: Sequence[str]) -> Tensor:
-        """[units, count]: the independent parts of block b in one batch that are sampled; none where all is settled."""
-        if together[b].any():  # the same cotangents are in the rest and in the examples' own: one independent part
+        """The sampled independent parts of block b in one batch, [units, count]; no units where all is exact."""
+        if together[b].any():  # own and rest squares share their cotangents, so that together they are one part
             return own[b].sum(0, keepdim=True) + together[b]
         unseen = any(self.members[b, self.names.index(name)] for name in self._entered.intersection(rest))
         return together[b : b + 1] if unseen and not own.shape[1] else own[b]
 
     def contributions(self) -> list[tuple[Tensor, ...]]:
-        """What the examples add, for every block: a tensor for each batch, [n], or [1] where it has a sampled rest."""
+        """What the examples add to every block: one tensor per batch, [n], or [1] where its rest is sampled."""
         out = []
         for b in range(len(self.members)):
             parts = []
@@ -424,11 +434,11 @@ class _Squares:
         return logits, places if len(logits) == size else ()
 
     def _forward(self, i: int) -> tuple[Tensor, list[Tap], list[str]]:
-        """Logits of batch i, places where its examples stand alone, and the parameters that enter elsewhere."""
+        """The logits of batch i, the taps that separate its examples, and the names of all other parameters."""
         logits, places = self._watched(i)
         if len(logits) > 1 and self._alone is None:
             self._alone = _alone(logits, places)
-        # An example that is its batch sees no other, and shows nothing of larger batches.
+        # In a batch of one example nothing can mix; that says nothing about larger batches.
         alone = self._alone if self._alone is not None and len(logits) > 1 else frozenset(self.names)
         taps = [tap for tap in places if self._tapped and alone.issuperset(tap.names)]
         tapped = {name for tap in taps for name in tap.names}
@@ -437,7 +447,7 @@ class _Squares:
     def _squares(
         self, logits: Tensor, taps: Sequence[Tap], rest: Sequence[str], cotangent: Tensor, *, last: bool
     ) -> tuple[Tensor, Tensor]:
-        """Float64 on the device: [blocks, n] of the examples' own and [blocks] of the rest."""
+        """The squares of the own parameters [blocks, n] and of the rest [blocks], float64 on the device."""
         members = self.members.to(logits.device)
         own, together = members.new_zeros(len(members), len(logits)), members.new_zeros(len(members))
         inputs = [*(tap.y for tap in taps), *(self.params[name] for name in rest)]
@@ -459,11 +469,11 @@ class _Squares:
 
 
 def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
-    """The parameters at whose places an example's logits depend on its own row only.
+    """The parameters with taps at which each example's logits depend only on the example's own row.
 
-    One backward pass from one example, whose entries beside that example have to be exact zeros (and those of its own
-    have not, else nothing is shown): batch norm in training mode, logits between examples, a text tower or tokens in
-    the first dimension all show. What passes in one batch holds for these parameters only (see
+    The check is one backward pass from the logits of one example: its own row of the gradient must not be zero, and all
+    other rows must be exact zeros. Batch norm in training mode, logits that compare examples, and a text tower or
+    tokens in the first dimension all fail it. The answer holds only for the parameters checked (see
     ``hvp._sees_examples_alone``).
     """
     one = len(logits) // 2

@@ -19,14 +19,17 @@ from sharpscope.errors import ConfigError
 __all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]
 
 WORK = 0.5
-"""What a product needs beside the graph that it goes through, in graphs of that size (a third was seen)."""
+"""The memory that one product needs beside the gradient graph it runs through, as a share of that graph's bytes. A
+third was measured; a larger value leaves more room and keeps fewer graphs."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a memory budget makes of the batches: how large they are, and of how many the gradient graph is kept.
+    """How the gradient graphs of the batches are laid out in a memory budget.
 
-    ``graph_bytes``: of the largest batch's graph; ``batch_size``: None where the objective cannot be cut.
+    ``memory``: the budget in bytes, None for no limit. ``graph_bytes``: the bytes of the largest batch's graph.
+    ``batch_size``: examples per batch, None where the objective is not ``Divisible``. ``batches``: the number of
+    batches. ``kept``: the number of batches whose graph is kept; the others are rebuilt in every round of products.
     """
 
     memory: int | None
@@ -53,7 +56,7 @@ class GradientGraph:
     loss: Tensor
     gradient: dict[str, Tensor]
     taps: tuple[tuple[Tap, Tensor], ...] = ()
-    """Where parameters enter, with the loss's gradient there."""
+    """The taps at which parameters enter, each with the gradient of the loss with respect to the tap's output."""
     tapped: frozenset[str] = frozenset()
 
     @property
@@ -69,7 +72,10 @@ def watched(
     examples: int | None,
     analytic: bool,
 ) -> tuple[Tensor, tuple[Tap, ...]]:
-    """``function(i, theta)`` and where ``params`` enter it linearly and nowhere else (none if ``examples`` is None)."""
+    """``function(i, theta)``, and the taps of those ``params`` that enter it linearly, once and nowhere else.
+
+    There are no taps if ``examples``, the number of examples in the batch, is None.
+    """
     taps = None if examples is None else Taps(params, examples)
     with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
         out = function(i, theta)
@@ -79,7 +85,11 @@ def watched(
 def differentiate(
     objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor], analytic: bool
 ) -> GradientGraph:
-    """One forward and one gradient of batch ``i``; raises ThirdDerivative where ``analytic`` cannot do it."""
+    """The loss of batch ``i`` and its gradient, from one forward pass.
+
+    Raises ThirdDerivative where ``analytic`` kernels would be differentiated a third time, ConfigError for a loss that
+    is not a scalar.
+    """
     sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
     loss, places = watched(objective.batch_loss, i, theta, params, None if sizes is None else sizes[i], analytic)
     if loss.ndim != 0:
@@ -92,9 +102,10 @@ def differentiate(
 
 
 def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
-    """Bytes that ``tensors`` and everything their autograd graph has saved keep alive, without the ``known`` tensors.
+    """Bytes that ``tensors`` and all tensors saved in their autograd graph occupy, without the ``known`` tensors.
 
-    Counted storage by storage: exact, the same on every machine, and blind to what an allocator holds in reserve.
+    Storages are counted, so that the number is exact and the same on every machine; memory that an allocator holds in
+    reserve is not included.
     """
     storages: dict[int, int] = {}
 
@@ -130,15 +141,16 @@ def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
 def plan_memory(
     objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str], memory: int | None
 ) -> tuple[Objective, MemoryPlan]:
-    """The objective in batches whose graphs fit into ``memory`` bytes, and how many of them can be kept.
+    """The objective in batches whose graphs fit into ``memory`` bytes, and a plan of how many graphs are kept.
 
-    A graph grows linearly with its batch: those of 2 and of 3 examples, counted exactly, tell all others before
-    anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` graphs) fit;
-    all graphs are kept where they fit beside those, else as many as leave room for the one that is being rebuilt.
-    Halving ends where what every graph holds whatever its batch (a text tower) outweighs the examples.
-    Objectives that are not ``Divisible`` keep their batches, and their first one's graph is measured.
+    A graph grows linearly with its batch, so that the exact sizes for 2 and 3 examples predict all others before
+    anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` times a
+    graph) fit. All graphs are kept if they fit together with the temporaries, otherwise as many as leave room for the
+    one that is being rebuilt. Halving ends where the part of a graph that does not depend on the batch size (a text
+    tower, for example) outweighs the part of the examples. An objective that is not ``Divisible`` keeps its batches,
+    and the graph of its first batch is measured.
 
-    Raises ConfigError where the loss is no scalar.
+    Raises ConfigError where the loss is not a scalar.
     """
     params = {n: theta[n].detach().clone().requires_grad_() for n in names}
     full = {**theta, **params}

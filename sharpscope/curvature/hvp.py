@@ -1,11 +1,11 @@
-"""The engine: exact Hessian-vector products of a loss, for every layer, out of one kept gradient graph.
+"""The engine: exact Hessian-vector products of a loss, for every layer, from one gradient graph per batch.
 
-For each batch there is ONE forward and ONE gradient with ``create_graph=True`` for all parameters; the product of layer
-l's Hessian block with v is the derivative of <g_l, v> with respect to the layer's own parameters on that kept graph
-(double backward, Pearlmutter 1994), and autograd prunes everything that does not lead from g_l to them. Of torch's
-routes to a Hessian this is one of the few that are right through layer_norm (see tests/laws). No ``torch.compile``:
-what AOTAutograd compiles has no second backward, and torch 2.15 does not even say so (the gradient seems to have a
-graph, from which the parameters are missing).
+For each batch there is ONE forward pass and ONE gradient with ``create_graph=True`` for all parameters. The product of
+layer l's Hessian block with v is the derivative of <g_l, v> with respect to the layer's own parameters, taken on that
+graph (double backward, Pearlmutter 1994); autograd skips every operation that does not lead from g_l to them. Of
+torch's ways to compute a Hessian, this is one of the few that are correct through layer_norm (see tests/laws).
+``torch.compile`` cannot be used: graphs that AOTAutograd compiles have no second backward, and torch 2.15 does not
+report that (the gradient appears to have a graph, from which the parameters are missing).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["BlockSpec", "HessianEngine", "LayerHessian"]
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Parameters that make one layer, flattened one after the other in the order of ``names``."""
+    """The parameters of one layer, flattened and concatenated in the order of ``names``."""
 
     names: tuple[str, ...]
     shapes: tuple[torch.Size, ...]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Number of elements of each parameter, in the order of ``names``."""
+        """The number of elements of each parameter, in the order of ``names``."""
         return tuple(prod(s) for s in self.shapes)
 
     @property
@@ -56,23 +56,24 @@ class HessianEngine:
     """Products with the Hessian blocks of ``objective`` at ``theta``, for all ``blocks`` at once.
 
     H = sum_i weights[i] * d^2 batch_loss(i) / d theta^2; block l is its diagonal block for the parameters of layer l.
-    ``engine.operator(layer)`` is what the estimators take; ``engine.loss``, ``engine.gradient(layer)`` come for free.
+    The estimators take ``engine.operator(layer)``. ``engine.loss`` and ``engine.gradient(layer)`` cost nothing extra.
 
     Args:
-        objective: the loss, a mean over samples cut into batches. Where it also has ``batch_sizes`` (examples in every
-            batch), traces can give every example a direction of its own.
+        objective: the loss, a mean over samples cut into batches. If it also has ``batch_sizes`` (the number of
+            examples in every batch), trace estimators can give every example its own direction.
         theta: named tensors; those named in a block become variables, all others are constants.
-        blocks: layer name -> parameter names. Blocks may overlap (the whole model beside its layers).
-        memory: bytes that gradient graphs may take (see ``plan_memory``): where those of all batches need more, only
-            some are kept and the others rebuilt, once for every round of products, which changes no bit; where a
-            single one needs more, batches become smaller, which changes the result by rounding only. None: keep all.
-        analytic: run GELU, layer norm, attention and patch embedding with written-out second derivatives (see
-            ``curvature.double_backward``): a quarter cheaper, the same up to rounding. A loss that itself contains a
-            gradient falls back to autograd's own.
+        blocks: layer name -> parameter names. Blocks may overlap, for example the whole model and its layers.
+        memory: bytes that gradient graphs may take (see ``plan_memory``); None: all graphs are kept. Where the graphs
+            of all batches need more, only some are kept and the others are rebuilt in every round of products, with
+            bit-identical results. Where a single graph needs more, batches become smaller, which changes the results
+            by rounding only.
+        analytic: run GELU, layer norm, attention and patch embedding with analytic second derivatives (see
+            ``curvature.double_backward``), which costs a quarter less and gives the same results up to rounding. For a
+            loss that itself contains a gradient, autograd's own formulas are used all the same.
 
     Raises:
-        ConfigError: a block names a tensor that is not there or not floating, or the loss is no scalar.
-        NumericalError: loss or gradient is not finite.
+        ConfigError: a block names a tensor that does not exist or is not floating-point, or the loss is not a scalar.
+        NumericalError: the loss or its gradient is not finite.
 
     Source: Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147.
     """
@@ -112,14 +113,14 @@ class HessianEngine:
     # ------------------------------------------------------------------ graphs
     @property
     def kept(self) -> bool:
-        """Whether no graph is ever built again."""
+        """Whether the graphs of all batches are kept, so that none is ever rebuilt."""
         return self.plan.kept == self.plan.batches
 
     @property
     def graph_bytes(self) -> int:
         """Bytes of the first batch's gradient graph.
 
-        Raises ConfigError where the loss is no scalar.
+        Raises ConfigError where the loss is not a scalar.
         """
         return graph_bytes(self._graph(0).tensors, self.theta.values())
 
@@ -129,12 +130,12 @@ class HessianEngine:
             return kept
         try:
             return differentiate(self.objective, i, self.theta, self.params, self.analytic)
-        except ThirdDerivative:  # the loss contains a gradient itself: only autograd's own formulas go that far
+        except ThirdDerivative:  # the loss itself contains a gradient, so that only autograd's own formulas suffice
             self.analytic = False
         return self._graph(i)
 
     def _build(self) -> None:
-        """One pass: loss and gradient, keeping as many graphs as planned."""
+        """Compute loss and gradient in one pass over the batches, and keep as many graphs as planned."""
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
@@ -150,11 +151,11 @@ class HessianEngine:
         values = torch.stack(losses).tolist()
         for i, value in enumerate(values):
             if not math.isfinite(value):
-                raise NumericalError(f"loss of batch {i} is {value}: no curvature there.")
+                raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
         self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         self._gradient = sums
         if not all(torch.isfinite(g).all() for g in sums.values()):
-            raise NumericalError("gradient of the loss is not finite: no curvature there.")
+            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self.unused = tuple(name for name in self.params if name not in sums)
 
     # ------------------------------------------------------------------ what estimators use
@@ -164,28 +165,28 @@ class HessianEngine:
         return spec.join([self._gradient.get(n, torch.zeros_like(self.params[n])) for n in spec.names])
 
     def weights(self, layer: str) -> Tensor:
-        """The layer's parameters themselves, [p]."""
+        """The values of the layer's parameters, [p]."""
         spec = self.blocks[layer]
         return spec.join([self.params[n].detach() for n in spec.names])
 
     def products(self, requests: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """H_ll V_l for every requested layer: {layer: [p_l, k_l]} -> the same shapes, in one pass over the batches.
 
-        Raises ConfigError where the loss is no scalar.
+        Raises ConfigError where the loss is not a scalar.
         """
         answers = self.answer({layer: (layer, request) for layer, request in requests.items()})
         return dict(answers)
 
     def answer(self, requests: Mapping[str, tuple[str, Tensor | Probes]]) -> dict[str, Tensor]:
-        """What several estimators ask of their layers, {who: (layer, request)}, in one pass over the batches.
+        """Answer the requests of several estimators, {estimator: (layer, request)}, in one pass over the batches.
 
-        A matrix V [p_l, k] gets H_ll V. ``Probes`` get [units, count], whose column sums are independent unbiased
-        estimates of the trace (see ``operator.Probes``): a row an example for the parameters that enter the forward
-        pass linearly and once (see ``curvature.per_example``), a row a batch for the others.
+        A matrix V [p_l, k] is answered by H_ll V. ``Probes`` are answered by [units, count], whose column sums are
+        independent unbiased estimates of the trace (see ``operator.Probes``): one row per example for the parameters
+        that enter the forward pass linearly and once (see ``curvature.per_example``), one row per batch for the others.
 
-        Raises ConfigError where the loss is no scalar.
+        Raises ConfigError where the loss is not a scalar.
         """
-        # Each column by itself in memory: the same bits whatever else is asked for in the same round.
+        # Every column is contiguous in memory, so that its product has the same bits whatever the other requests are.
         columns = {
             who: [v.contiguous() for v in request.unbind(1)]
             for who, (_, request) in requests.items()
@@ -211,14 +212,18 @@ class HessianEngine:
         return torch.stack([self._quadratic_forms(graph, layer, probes) for _ in range(probes.count)], dim=1)
 
     def _quadratic_forms(self, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
-        """v'Hv of the batch's mean loss, cut into what each example adds, and last what the others add together."""
+        """v'Hv of the batch's mean loss, split into parts that add up to it, float64 [parts].
+
+        There is one part per example from the parameters whose examples can be separated, then one part from all
+        other parameters together.
+        """
 
         def signs(*shape: int) -> Tensor:
             return rademacher(shape, probes.generator).to(self.device, self.dtype)
 
         names = frozenset(self.blocks[layer].names)
         tapped = names & graph.tapped & self.by_example
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # place, gradient there, direction
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
         for tap, g in graph.taps if tapped else ():
             if g.requires_grad and (moving := tapped.intersection(tap.names)):
                 pairs.append((tap.y, g, tap.tangent(signs, moving, probes.weighted)))
@@ -262,11 +267,13 @@ class HessianEngine:
 
 
 def _sees_examples_alone(graph: GradientGraph) -> bool:
-    """Whether the taps' first dimension is the examples', and these do not see each other.
+    """Whether the taps' first dimension counts the examples and no example's loss depends on another example.
 
-    One product through the first graph, whose entries beside that example have to be exact zeros: batch norm in
-    training mode, a contrastive loss, a text tower or tokens in the first dimension all show. One example alone shows
-    nothing. What passes holds for these parameters only: in a batch of another size others may look like it by chance.
+    The check is one product through the first graph, along a direction that moves the first example only; the entries
+    of all other examples have to be exact zeros. Batch norm in training mode, a contrastive loss, and a text tower or
+    tokens in the first dimension all fail it. A batch of one example cannot be checked and counts as failed. The answer
+    holds only for the parameters checked here, because other parameters may have a matching first dimension by chance
+    in a batch of another size.
     """
     pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
     if not pairs or len(pairs[0][0].y) == 1:

@@ -1,4 +1,4 @@
-"""The symmetric operator that every estimator of this room works on, and how several advance together.
+"""The symmetric operator on which every estimator works, and how several estimators advance together.
 
 An estimator is written once, as a generator: it yields a matrix of vectors, is sent the products of its operator with
 them, and returns a frozen result. ``solve`` feeds one estimator from one operator; ``solve_together`` advances many
@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Probes:
-    """A request for v' H v along ``count`` independent directions of random signs, cut into independent parts.
+    """A request for v' H v along ``count`` independent directions v of random signs, split into independent parts.
 
-    The answer is float64 [units, count]: its column sums are unbiased estimates of tr H, and entries of different rows
-    or columns are uncorrelated, so that the variance of a sum is the sum of variances, one from each row. The Hessian
-    of a mean over examples gives a row an example (see ``curvature.per_example``), any other operator a single row.
+    The answer is float64 [units, count]. Its column sums are unbiased estimates of tr H. Entries of different rows or
+    columns are uncorrelated, so that the variance of a column sum is the sum of the rows' variances. The Hessian of a
+    mean over examples gives one row per example (see ``curvature.per_example``), any other operator a single row.
 
     Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, arXiv 1803.04386.
     """
@@ -50,17 +50,18 @@ class Probes:
     count: int
     generator: torch.Generator
     weighted: bool = False
-    """Of diag(c) H diag(c) with c the magnitudes of the parameters."""
+    """Whether H is replaced by diag(c) H diag(c), with c the magnitudes of the parameters."""
 
 
 Estimator = Generator[Tensor | Probes, Tensor, T]
-"""Yields V of shape [p, k] and is sent H V of shape [p, k], or yields ``Probes``; returns its result."""
+"""A generator that yields the vectors V [p, k] whose products it needs and is sent H V [p, k], or yields ``Probes`` and
+is sent their quadratic forms. Its return value is the result."""
 
 
 class Objective(Protocol):
     """A loss that is a mean over samples, cut into batches: L(theta) = sum_i weights[i] * batch_loss(i, theta).
 
-    ``weights[i]`` is n_i / n: batches of unequal size count by their samples.
+    ``weights[i]`` is n_i / n, so that every sample counts the same even where batches have unequal sizes.
     """
 
     @property
@@ -69,16 +70,16 @@ class Objective(Protocol):
         ...
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-        """Mean loss of batch i, a scalar that can be differentiated twice in theta."""
+        """Mean loss of batch i, a scalar that can be differentiated twice with respect to theta."""
         ...
 
 
 @runtime_checkable
 class Cuttable(Protocol):
-    """An objective that knows a cheaper way to its loss when only some tensors change."""
+    """An objective that can compute its loss more cheaply when only some tensors change."""
 
     def suffix(self, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
-        """The same loss, bit for bit, for weights that differ from ``theta`` in ``names`` only."""
+        """The same loss, bit for bit, for weights that differ from ``theta`` only in ``names``."""
         ...
 
 
@@ -98,7 +99,7 @@ class Divisible(Protocol):
 
 @runtime_checkable
 class SymmetricOperator(Protocol):
-    """A symmetric matrix of shape [p, p], known by its products only."""
+    """A symmetric matrix of shape [p, p] that is known only through its products with vectors."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,7 +113,7 @@ class SymmetricOperator(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where vectors and products are."""
+        """The device of vectors and products."""
         ...
 
     def matvec(self, v: Tensor) -> Tensor:
@@ -126,17 +127,17 @@ class SymmetricOperator(Protocol):
 
 @runtime_checkable
 class AnswersProbes(Protocol):
-    """An operator that can give the examples directions of their own."""
+    """An operator that can give every example its own direction."""
 
     def answer(self, request: Tensor | Probes) -> Tensor:
-        """H V for a matrix V, see ``Probes`` for those."""
+        """H V for a matrix V [p, k]; for ``Probes`` the quadratic forms [units, count] described there."""
         ...
 
 
 class FunctionOperator:
     """A symmetric operator on the CPU from a function ``v -> H v`` of vectors [``size``].
 
-    ``matmat`` calls the function for one column after the other; subclass it where several can be had together.
+    ``matmat`` calls the function for one column after the other; override it where several at once are cheaper.
     """
 
     def __init__(self, matvec: Callable[[Tensor], Tensor], size: int, *, dtype: torch.dtype = torch.float64) -> None:
@@ -155,7 +156,7 @@ class FunctionOperator:
 
 
 class DenseOperator:
-    """A symmetric operator from a matrix [p, p]: the oracle of tests.
+    """A symmetric operator from a matrix [p, p], against which tests compare.
 
     Raises NumericalError for anything that is not a square matrix.
     """
@@ -185,8 +186,8 @@ def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
     """Run one estimator to its end on one operator and return its result.
 
-    Raises NumericalError where the estimator asks for directions weighed by the parameters' magnitudes, and the
-    operator has no parameters.
+    Raises NumericalError where the estimator asks for a trace weighted by the parameters' magnitudes and the operator
+    has no parameters.
     """
     try:
         request = next(estimator)
@@ -202,7 +203,7 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
     if isinstance(operator, AnswersProbes):
         return operator.answer(request)
     if request.weighted:
-        raise NumericalError("operator: it has no parameters whose magnitudes could weigh the directions.")
+        raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
     v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 
@@ -211,7 +212,7 @@ def solve_together(
     estimators: Mapping[str, Estimator[T]],
     products: Callable[[dict[str, Tensor | Probes]], Mapping[str, Tensor]],
 ) -> dict[str, T]:
-    """Run many estimators in lock step: each round is ONE call of ``products`` with every open request, by name.
+    """Run many estimators in lock step: each round calls ``products`` ONCE, with the open requests of all estimators.
 
     Args:
         estimators: name -> estimator, e.g. ``trace.per_example_steps(...)``, ``eigen.lanczos_steps(...)``.
@@ -236,13 +237,13 @@ def solve_together(
 def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, rtol: float | None = None) -> float:
     """|u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) for random u and v, in [0, 1]; 0 up to rounding for a Hessian.
 
-    A Hessian-vector product that came out of a wrong derivative formula is rarely symmetric: this catches it for the
-    price of two products.
+    A wrong derivative formula rarely gives symmetric Hessian-vector products, so that this check usually finds it, at
+    the price of two products.
 
     Args:
         operator: shape [p, p].
         generator: draws u and v.
-        rtol: the largest value allowed; default: the square root of the dtype's precision.
+        rtol: the largest value allowed; default: the square root of the dtype's machine epsilon.
 
     Raises:
         NumericalError: a value above ``rtol``, or a product that is not finite.
@@ -251,12 +252,15 @@ def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, 
     uv = uv.to(operator.device, operator.dtype)
     huv = operator.matmat(uv)
     if not torch.isfinite(huv).all():
-        raise NumericalError("operator: its product with a random vector is not finite.")
+        raise NumericalError("operator: the product with a random vector is not finite.")
     a, b = (uv[:, 0] @ huv[:, 1]).item(), (uv[:, 1] @ huv[:, 0]).item()
     norms, hnorms = uv.norm(dim=0), huv.norm(dim=0)
     scale = (norms[0] * hnorms[1] + norms[1] * hnorms[0]).item()
     gap = abs(a - b) / scale if scale > 0 else 0.0
     limit = torch.finfo(operator.dtype).eps ** 0.5 if rtol is None else rtol
     if gap > limit:
-        raise NumericalError(f"operator: not symmetric, |u'Hv - v'Hu| is {gap:.1e} of its scale (allowed {limit:.1e}).")
+        raise NumericalError(
+            f"operator: it is not symmetric. |u'Hv - v'Hu| / (||u|| ||Hv|| + ||v|| ||Hu||) is {gap:.1e} and may be at "
+            f"most {limit:.1e}."
+        )
     return gap

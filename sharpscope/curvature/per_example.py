@@ -1,19 +1,21 @@
-"""Where parameters enter a forward pass, so that every example can have a direction and a gradient of its own.
+"""The operations at which parameters enter a forward pass ("taps"), which give every example its own direction and
+gradient.
 
-A loss that is a mean over examples has H = 1/n sum_j H_j. Hutchinson's v'Hv takes one direction for all of them; with
-an independent direction v_j for each, 1/n sum_j v_j' H_j v_j has the same mean, tr H, and the variance of n
-independent probes in place of one, for the price of the same product. No parameter is ever copied for that: where a
-parameter enters linearly, y_j = W x_j + b, moving it by V_j moves y_j by V_j x_j, and the second derivative along V_j
-is that of the loss in y_j along V_j x_j (the local reparametrisation of Kingma et al. 2015, 1506.02557). With
-V_j = V * r_j s_j' for shared signs V and own signs r_j, s_j (flipout, Wen et al. 2018, 1803.04386) V_j x_j costs one
-product, every V_j is a matrix of independent signs, and v_j' H_j v_j of two examples are uncorrelated.
+A loss that is a mean over examples has H = 1/n sum_j H_j. Hutchinson's v'Hv uses one direction v for all examples. With
+an independent direction v_j for each example, 1/n sum_j v_j' H_j v_j has the same mean, tr H, and averages n
+independent probes instead of one, at the price of one product. No parameter is copied. Where a parameter enters
+linearly, y_j = W x_j + b, moving W by V_j moves y_j by V_j x_j, so that the second derivative of the loss along V_j is
+its second derivative with respect to y_j along V_j x_j (the local reparametrisation of Kingma et al. 2015, 1506.02557).
+The directions are V_j = V * r_j s_j', elementwise, with shared signs V and signs r_j, s_j of each example (flipout, Wen
+et al. 2018, 1803.04386). Then all V_j x_j cost one matrix product, every V_j is a matrix of independent signs, and the
+v_j' H_j v_j of two examples are uncorrelated.
 
-The other way round, the gradient g_j at y_j gives that in W, g_j x_j', and its norm ||g_j|| ||x_j|| for every example
-of a batch out of one backward pass, in which no parameter's gradient is formed (Goodfellow 2015, 1510.01799; for
-tokens Li et al. 2022, 2110.05679).
+The same taps give gradients. The gradient g_j with respect to y_j gives the gradient g_j x_j' with respect to W and its
+norm ||g_j|| ||x_j||, for every example of a batch from one backward pass that forms no parameter's gradient (Goodfellow
+2015, 1510.01799; for tokens Li et al. 2022, 2110.05679).
 
-``Taps`` watches a forward pass and notes those places. A parameter that enters anywhere else, or twice, is left to
-directions that are shared by a batch.
+``Taps`` watches a forward pass and records these operations. A parameter that enters by another operation, or twice,
+gets directions that all examples of a batch share.
 """
 
 from __future__ import annotations
@@ -31,20 +33,21 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Signs", "Squares", "Tap", "Taps"]
 
 Signs = Callable[..., Tensor]
-"""Shape -> independent signs of that shape, +1 or -1."""
+"""A function from a shape to independent random signs, +1 or -1, of that shape."""
 
 Tangent = Callable[[Signs, frozenset[str], bool], Tensor]
-"""(signs, parameters that move, whether each moves by its own magnitude) -> the tangent of y for signs of these."""
+"""A function of (signs, the parameters that move, whether each moves in units of its own magnitude). It returns the
+tangent of the tap's output y when these parameters move in a random direction that differs between examples."""
 
 
 Squares = Callable[[Tensor, frozenset[str]], dict[str, Tensor]]
-"""(gradient at y, parameters) -> for those of them that enter here, the squared norm of every example's gradient,
-float64 [examples]."""
+"""A function of (the gradient with respect to y, some parameters). For each of these parameters that enters at y, it
+returns the squared norm of every example's gradient, float64 [examples]."""
 
 
 @dataclass(frozen=True)
 class Tap:
-    """One place: the output ``y``, [examples, ...], and the parameters that enter it linearly."""
+    """One operation with the output ``y`` [examples, ...] and the parameters ``names`` that enter it linearly."""
 
     y: Tensor
     names: tuple[str, ...]
@@ -56,15 +59,16 @@ class Tap:
 
     @property
     def overwritten(self) -> bool:
-        """Whether ``y`` was changed in place since: it is then no longer what the parameters enter."""
+        """Whether ``y`` was changed in place afterwards, so that it no longer is the output of the operation."""
         return bool(self.y._version != self._version)  # type: ignore[attr-defined]
 
 
 class Taps(TorchFunctionMode):
-    """While entered, notes the taps of the ``params`` in a forward pass of ``n`` examples.
+    """A context manager that records the taps of ``params`` in a forward pass of ``n`` examples.
 
-    ``taps``: what was found; ``names``: parameters that enter at exactly one tap and nowhere else. That the first
-    dimension of a tap is the examples', and that these do not see each other, is for the caller to check.
+    ``taps``: the taps that were found. ``names``: the parameters that enter at exactly one tap and nowhere else. The
+    caller has to check that the first dimension of a tap counts the examples, and that no example's output depends on
+    another example.
     """
 
     def __init__(self, params: Mapping[str, Tensor], n: int) -> None:
@@ -87,14 +91,14 @@ class Taps(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if kwargs.get("inplace"):  # an activation that would overwrite a tap: the same values beside it
+        if kwargs.get("inplace"):  # an in-place activation would overwrite a tap; out of place it gives the same values
             kwargs = {**kwargs, "inplace": False}
         out = func(*args, **kwargs)
         self.see(func, args, kwargs, out)
         return out
 
     def see(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> None:
-        """Note what ``out = func(*args, **kwargs)`` did with the parameters."""
+        """Record how ``out = func(*args, **kwargs)`` used the parameters."""
         used = {name for t in _tensors((args, kwargs)) if (name := self._name(t, whole=False)) is not None}
         if not used or not any(t.requires_grad for t in _tensors(out)):
             return
@@ -109,14 +113,14 @@ class Taps(TorchFunctionMode):
             self._entered[name] = self._entered.get(name, 0) + (1 if known else 2)
 
     def _name(self, t: Any, *, whole: bool = True) -> str | None:
-        """The parameter that ``t`` is, or is a view of (``whole``: of all of it)."""
+        """The name of the parameter of which ``t`` is a view; ``whole``: only where the view has all its elements."""
         if not isinstance(t, Tensor) or not t.requires_grad or any(t is tap.y for tap in self._found):
-            return None  # a parameter repeated for every example shares its memory, and is a tap already
+            return None  # y of _repeated shares the parameter's memory, and is recorded as a tap already
         name, size = self._of.get(t.untyped_storage().data_ptr(), (None, 0))
         return name if not whole or t.numel() == size else None
 
     def _examples(self, *tensors: Any) -> bool:
-        """Whether each is a tensor with a row an example, and no parameter."""
+        """Whether each argument is a tensor with one row per example, and not a parameter."""
         return all(
             isinstance(t, Tensor) and t.ndim > 1 and t.shape[0] == self._n and self._name(t, whole=False) is None
             for t in tensors
@@ -131,7 +135,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for item in value.values() for t in _tensors(item)] if isinstance(value, Mapping) else []
 
 
-# ------------------------------------------------------------------ kinds of places
+# ------------------------------------------------------------------ kinds of taps
 def _linear(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
     """y = x W' + b."""
     given = _bound(_linear_signature, args, kwargs)
@@ -181,8 +185,8 @@ def _product(taps: Taps, y: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | No
 def _squared_products(x: Tensor, g: Tensor) -> Tensor:
     """||sum_t g_t x_t'||_F^2 of every example, x [n, T, I] and g [n, T, O].
 
-    From the matrix itself, T I O operations, or as sum_tt' (g_t.g_t')(x_t.x_t'), T^2 (I + O): what the cheaper way
-    holds in memory is smaller than x and g together.
+    The sum is either formed as a matrix, with T I O operations, or computed as sum_tt' (g_t.g_t')(x_t.x_t'), with
+    T^2 (I + O) operations. The cheaper of the two also needs less memory than x and g together.
     """
     tokens, inputs, outputs = *x.shape[1:], g.shape[2]
     x = x.to(g.dtype)
@@ -193,18 +197,18 @@ def _squared_products(x: Tensor, g: Tensor) -> Tensor:
 
 
 def _squared(g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """||g_j||^2 of every example, after the sum over what a parameter of this shape was repeated along."""
+    """||g_j||^2 of every example, after g_j is summed over the dimensions along which the parameter was broadcast."""
     total = g.sum_to_size(len(g), *shape)
     return _inner(total, total)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """<a_j, b_j> of every example; summed in the arithmetic of a, which is 25 times faster than in float64."""
+    """<a_j, b_j> of every example, summed in the dtype of a, because float64 sums would take 25 times as long."""
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1)).double()
 
 
 def _layer_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
-    """y = w xhat + b, over the last dimensions."""
+    """y = w xhat + b, where xhat is x normalised over the last dimensions."""
     given = _bound(_layer_norm_signature, args, kwargs)
     x, shape, eps = given["input"], tuple(given["normalized_shape"]), given["eps"]
     ones = (1,) * (x.ndim - 1 - len(shape))
@@ -214,7 +218,7 @@ def _layer_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[st
 
 
 def _batch_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
-    """y = w xhat + b with the running statistics, channels second."""
+    """y = w xhat + b, where xhat is x normalised by the running statistics, channels in the second dimension."""
     given = _bound(_batch_norm_signature, args, kwargs)
     if given["training"]:
         return None
@@ -256,7 +260,7 @@ def _affine(
 
 
 def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
-    """A convolution as the product of its windows, which need signs of their own in every place of the kernel."""
+    """A convolution as a matrix product of its windows; each entry of a window gets its own sign."""
     given = _bound(_convolution_signature, args, kwargs)
     x, weight, bias = given["input"], given["weight"], given["bias"]
     name, bias_name = taps._name(weight), taps._name(bias)
@@ -297,7 +301,7 @@ def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[s
 
 
 def _added(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
-    """y = x + p, p the same for every example."""
+    """y = x + p, where p is the same for every example."""
     x, p, name = _operands(taps, args, kwargs)
     if name is None or not taps._examples(x, y):
         return None
@@ -305,7 +309,7 @@ def _added(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 
 def _scaled(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
-    """y = x p, entry by entry."""
+    """y = x p, elementwise."""
     x, p, name = _operands(taps, args, kwargs)
     if name is None or not taps._examples(x, y):
         return None
@@ -325,7 +329,11 @@ def _repeated(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str,
 def _own(
     y: Tensor, name: str, p: Tensor, apply: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor]
 ) -> Tap | None:
-    """y = apply(p), with a p of each example's own in mind; ``transposed``: before the sum over p's repetitions."""
+    """The tap of y = apply(p), with a separate p for each example.
+
+    ``transposed``: a gradient with respect to y -> the gradient with respect to p before it is summed over the
+    dimensions along which p was broadcast.
+    """
     p = p.detach()
     if p.ndim == y.ndim and p.shape[0] != 1:
         return None
@@ -348,7 +356,7 @@ def _operands(taps: Taps, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
     return x, p, taps._name(p)
 
 
-# ------------------------------------------------------------------ what is called how
+# ------------------------------------------------------------------ signatures, and the function of each operation
 def _bound(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()

@@ -1,7 +1,8 @@
 """Sharpness at a finite radius: how much the loss rises when one layer is perturbed, on average and at worst.
 
-delta lives in an ellipsoid (or box) with semi-axes rho * c: c = |w| makes it invariant to rescaling the parameters
-(adaptive), c = 1 is the plain ball. Kwon et al. 2021, arXiv 2102.11600; Andriushchenko et al. 2023, arXiv 2302.07011.
+The perturbation delta lies in an ellipsoid (or box) with semi-axes rho * c. c = |w| makes the sharpness invariant to
+rescaling the parameters (adaptive), and c = 1 gives the plain ball. Sources: Kwon et al. 2021, arXiv 2102.11600;
+Andriushchenko et al. 2023, arXiv 2302.07011.
 """
 
 from __future__ import annotations
@@ -25,17 +26,20 @@ __all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_av
 Norm = Literal["l2", "linf"]
 
 NOISE_KEPT = 2**30
-"""Bytes up to which all noise draws of a layer are kept; beyond, each is drawn again for every batch."""
+"""The number of bytes up to which all noise draws of a layer are kept in memory. A layer that needs more draws the same
+noise again for every batch, from the same seeds."""
 
 
 @dataclass(frozen=True)
 class SharpnessEstimate:
     """A rise of the loss, in the loss's own unit (nats for a cross-entropy).
 
-    ``stderr``: over noise draws (average) or over batches (worst case; NaN for one batch). ``converged`` of an average:
-    stderr <= rtol * |estimate|; of a worst case: its last quarter of steps raised the best value by less than 1 %.
-    ``num_evaluations``: how often the loss was evaluated. ``stderr_images``: standard error over other draws of as many
-    images, from the rises of the batches (NaN for one); that of an average holds ``stderr`` too.
+    ``stderr``: the standard error, over noise draws for the average, over batches for the worst case (NaN for a single
+    draw or batch). ``converged``: for the average, stderr <= rtol * |estimate|; for the worst case, the last quarter of
+    the steps raised the best value by at most 1 % of the rise. ``num_evaluations``: how often the loss was evaluated,
+    for the average on all batches each time, for the worst case on one batch each time. ``stderr_images``: the standard
+    error over other draws of as many images, from the rises of the batches (NaN for a single batch); for the average it
+    includes ``stderr``.
     """
 
     estimate: float
@@ -59,19 +63,20 @@ def sharpness_avg(
 ) -> SharpnessEstimate:
     """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
 
-    Antithetic pairs: every draw is used with both signs, which cancels the first-order term <g, delta> exactly; the
-    small-rho limit is rho^2 / 2 * tr(diag(c) H diag(c)). What precedes the layer in the forward pass is computed once
-    for each batch where the objective is ``Cuttable``.
+    Every draw is used with both signs (an antithetic pair), which cancels the first-order term <g, delta> exactly. For
+    small rho the result approaches rho^2 / 2 * tr(diag(c) H diag(c)). Where the objective is ``Cuttable``, the part of
+    the forward pass before the layer is computed only once per batch.
 
     Args:
-        objective, theta: the loss and where.
+        objective, theta: the loss and the named tensors at which it is perturbed.
         names: the layer's parameters.
-        rho: radius, > 0, in units of c.
-        seed: of the noise.
-        adaptive: c = |w|, which makes it invariant to rescaling the parameters; else c = 1.
-        samples: noise draws (each two evaluations a batch), >= 1; from 2 on with a standard error.
+        rho: radius, > 0, in units of c. A larger radius perturbs more.
+        seed: the seed of the noise.
+        adaptive: c = |w|, which makes the result invariant to rescaling the parameters; False: c = 1.
+        samples: number of noise draws, >= 1, each of which costs two evaluations per batch. Two or more give a
+            standard error.
         rtol: tolerance for ``converged``: stderr <= rtol * |estimate|.
-        base: the unperturbed loss of every batch, where known.
+        base: the unperturbed loss of every batch; None: it is computed.
 
     Sources: Andriushchenko et al. 2023, arXiv 2302.07011; Kwon et al. 2021, arXiv 2102.11600 (adaptive).
     """
@@ -83,7 +88,7 @@ def sharpness_avg(
         return {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
 
     noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
-    # [batches, samples] on the device: no number is waited for on the way
+    # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
     rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
     target = _without_prefix(objective, theta, names)
     with torch.no_grad():
@@ -103,7 +108,7 @@ def sharpness_avg(
 
 
 def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
-    """The objective for weights that differ from ``theta`` in ``names`` only, where it knows a cheaper way to it."""
+    """The objective for weights that differ from ``theta`` only in ``names``, in its cheaper form where it has one."""
     return objective.suffix(theta, names) if isinstance(objective, Cuttable) else objective
 
 
@@ -124,18 +129,19 @@ def sharpness_max(
 ) -> SharpnessEstimate:
     """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0.
 
-    What the search finds is a lower bound of the maximum. Step 2 rho, momentum 0.75; at the checkpoints of
-    ``auto_pgd_checkpoints`` the step is halved and the search returns to the best point (with its own delta) when fewer
-    than 75 % of the steps since the last one improved, or when neither the step nor the best value changed. Zero
-    weights have c = 0 and stay where they are. All steps share what precedes the layer, as in ``sharpness_avg``.
+    The result is a lower bound of the maximum. The first step has length 2 rho, the momentum is 0.75. At each of the
+    ``auto_pgd_checkpoints`` the step is halved and the search returns to the best delta so far, if fewer than 75 % of
+    the steps since the last checkpoint raised the loss, or if neither the step nor the best value has changed since
+    then. Zero weights have c = 0 and are not perturbed. All steps share the part of the forward pass before the layer,
+    as in ``sharpness_avg``.
 
     Args:
-        objective, theta: the loss and where.
+        objective, theta: the loss and the named tensors at which it is perturbed.
         names: the layer's parameters.
-        rho: radius, > 0, in units of c.
-        norm: p, linf | l2.
-        adaptive: c = |w|, which makes it invariant to rescaling the parameters; else c = 1.
-        steps: of the search, >= 1; more find a larger rise, never a smaller one.
+        rho: radius, > 0, in units of c. A larger radius allows a larger rise.
+        norm: the norm of the ball, linf | l2.
+        adaptive: c = |w|, which makes the result invariant to rescaling the parameters; False: c = 1.
+        steps: number of search steps, >= 1. More steps usually find a larger rise and cost one gradient per batch each.
 
     Sources: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
@@ -168,14 +174,15 @@ def _auto_pgd(
     shapes = [theta[n].shape for n in names]
     sizes = [theta[n].numel() for n in names]
     w = torch.cat([theta[n].detach().reshape(-1) for n in names])
-    # One number is waited for in each step: the loss, which decides what is best and whether the step is halved.
+    # Each step waits for one number from the device, the loss: it decides which point is best and whether the step is
+    # halved.
     c = w.abs() if adaptive else torch.ones_like(w)
 
     def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
         point = (w + delta).requires_grad_()
         parts = [p.view(s) for p, s in zip(point.split(sizes), shapes, strict=True)]
         loss = objective.batch_loss(i, {**theta, **dict(zip(names, parts, strict=True))})
-        if not loss.requires_grad:  # parameters that the loss never sees
+        if not loss.requires_grad:  # the loss does not depend on these parameters
             return float(loss), torch.zeros_like(w)
         (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
         return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient

@@ -1,4 +1,4 @@
-"""Trace of a symmetric operator from products alone, each estimate with its own standard error."""
+"""Estimators of a symmetric operator's trace that need only products with it; each states its standard error."""
 
 from __future__ import annotations
 
@@ -32,30 +32,35 @@ __all__ = [
 T = TypeVar("T")
 
 FIRST = 2
-"""Products of ``per_example_trace`` before it looks at its error: the least that show a variance."""
+"""The number of products that ``per_example`` takes before it first checks its error. A variance needs at least two."""
 ENOUGH = 10.0
-"""Degrees of freedom from which an error is trusted, to stop or to say how many products are needed."""
+"""With at least this many degrees of freedom an estimated error is trusted, both to stop and to predict how many
+products are still needed."""
 LARGEST = 2.0
-"""The variance of v'Hv is at most this many squares of tr H where H is positive semidefinite: 2 sum_{i != j} H_ij^2."""
+"""The largest variance of v'Hv, 2 sum_{i != j} H_ij^2, as a multiple of (tr H)^2, for a positive semidefinite H."""
 WIDENING = 1.15
-"""v'Hv of a few large eigenvalues is skewed: in simulations (tests/laws) Student's interval covered 91 to 94 %."""
+"""The factor by which Student's intervals are widened. The quadratic form v'Hv of a few large eigenvalues is skewed: in
+simulations (tests/laws) the plain 95 % interval covered 91 to 94 %."""
 XTRACE_INFLATION = math.sqrt(2)
+"""The factor by which XTrace's standard error is widened, see ``xtrace``. A larger value covers more and costs more
+products."""
 XTRACE_FIRST = 24
-"""Products before an adaptive XTrace looks at its error for the first time."""
+"""The number of products that an adaptive XTrace takes before it first checks its error."""
 XTRACE_LEAST = 6
-"""Test vectors from which its error is trusted: that of fewer has nothing to be told from."""
+"""With at least this many test vectors XTrace's estimated error is trusted; with fewer it never counts as converged."""
 
 
 @dataclass(frozen=True)
 class TraceEstimate:
     """A trace with its uncertainty.
 
-    ``estimate``; ``stderr``: one standard error in the same unit, 0 where the trace was taken exactly (one product a
-    coordinate); ``converged``: whether stderr <= rtol * |estimate| was reached; ``num_matvecs``: products spent;
-    ``weighted``: the estimate of tr(diag(c) H diag(c)) and its standard error, where ``c`` was given.
-    ``contributions``: what the examples add to it, a tensor for each batch (``curvature.images``), or one of all units
-    of ``operator.Probes`` from an operator that does not tell its batches; None where products do not tell. ``blur``:
-    the variance that random directions give their sum, and not the estimate, because that was taken exactly.
+    ``stderr``: one standard error, in the unit of ``estimate``; 0 where the trace is exact (one product per
+    coordinate). ``converged``: whether stderr <= rtol * |estimate| was reached. ``num_matvecs``: the number of products
+    spent. ``weighted``: the estimate of tr(diag(c) H diag(c)) and its standard error, where ``c`` was given.
+    ``contributions``: what the examples add to the estimate, one tensor per batch (see ``curvature.images``), or a
+    single tensor of all units where the operator does not name its batches; None where products cannot separate
+    examples. ``blur``: the variance that random directions give to the sum of ``contributions`` but not to the
+    estimate, because the estimate was computed exactly.
     """
 
     estimate: float
@@ -70,28 +75,29 @@ class TraceEstimate:
 def per_example_trace(
     operator: SymmetricOperator, *, seed: int, rtol: float = 0.05, max_matvecs: int = 100, scale: Tensor | None = None
 ) -> TraceEstimate:
-    """Hutchinson's estimator with a direction of random signs for every example: one product, n probes.
+    """Hutchinson's estimator with an independent direction of random signs for every example: n probes per product.
 
-    tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j, with variance 2/n^2 sum_j ||off(H_j)||^2
-    in place of 2 ||off(1/n sum_j H_j)||^2 for a shared direction: up to n times less, and never more where the H_j
-    agree (``curvature.per_example`` says how it is done). Two products give every example two values, hence n degrees
-    of freedom for the variance; with it the number of products follows as in ``hutchinson``.
+    tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j. With off(H) the matrix H without its
+    diagonal, the variance is 2/n^2 sum_j ||off(H_j)||^2 instead of 2 ||off(1/n sum_j H_j)||^2 for a shared direction:
+    n times less where all H_j are equal (``curvature.per_example`` describes the computation). Two products give every
+    example two values and thus n degrees of freedom for the variance, from which the number of further products follows
+    as in ``hutchinson``.
 
     ``stderr`` is that of ``pooled``, so that estimate +- 1.96 stderr covers 95 %, for a single example too. On an
-    operator that knows no examples this is
-    Hutchinson's estimator; where as many products as coordinates would be needed, the trace is taken exactly from unit
-    vectors.
+    operator that cannot separate examples this is Hutchinson's estimator. Where as many products as coordinates would
+    be needed, the trace is computed exactly from unit vectors.
 
     Args:
         operator: shape [p, p].
-        seed: of the directions.
-        rtol: relative tolerance, > 0.
-        max_matvecs: products at most, >= 2.
-        scale: the magnitudes c of the layer's parameters, shape [p]: estimate tr(diag(c) H diag(c)) instead.
+        seed: the seed of the directions.
+        rtol: relative tolerance, > 0. Half the tolerance costs about four times the products.
+        max_matvecs: the largest number of products, >= 2.
+        scale: where given, the magnitudes c of the layer's parameters, shape [p]; tr(diag(c) H diag(c)) is estimated
+            instead of tr H.
 
     Raises:
-        NumericalError: ``scale`` for an operator whose parameters are not known; whatever its products raise. Products
-            that are not finite give a NaN estimate that has not converged.
+        NumericalError: ``scale`` for an operator without known parameters, or an error of the operator's products.
+            Products that are not finite give a NaN estimate that has not converged.
 
     Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Wen et al. 2018, arXiv 1803.04386 (own signs);
     Stein 1945, https://doi.org/10.1214/aoms/1177731088 (two stages); Satterthwaite 1946, Biometrics Bulletin 2.
@@ -119,11 +125,11 @@ def per_example_steps(
     scale: Tensor | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
 ) -> Estimator[TraceEstimate]:
-    """``per_example_trace`` as an estimator that asks for its products.
+    """``per_example_trace`` as a generator that yields requests for its products (see ``operator.solve``).
 
-    ``offset``: a part of the trace that is known from elsewhere, and its standard error. The estimate is the sum, its
-    error that of both (they have to be independent), and it is the sum that has to reach ``rtol``: a part that is
-    small beside the other, like H - G beside G, needs few products.
+    ``offset``: a part of the trace that is known from elsewhere, and its standard error, which must be independent of
+    the products. The result is the sum of both parts, with the error of the sum, and the sum has to reach ``rtol``.
+    Therefore a part that is small compared with ``offset`` needs few products, for example H - G compared with G.
     """
     known, blur = offset
     square, weighted = None if scale is None else scale.double() ** 2, scale is not None
@@ -152,7 +158,7 @@ def per_example_steps(
 def _exactly(
     size: int, dtype: torch.dtype, device: torch.device, square: Tensor | None, spent: int
 ) -> Estimator[TraceEstimate]:
-    """The trace, or where ``square`` is given the weighted one as the estimate, from one product a coordinate."""
+    """The exact trace from one product per coordinate; where ``square`` is given, the weighted trace instead."""
     exact = yield from _exact(size, dtype, device, square, spent)
     return exact if exact.weighted is None else replace(exact, estimate=exact.weighted[0], weighted=None)
 
@@ -164,9 +170,9 @@ def _shifted(exact: TraceEstimate, offset: tuple[float, float], rtol: float) -> 
 
 @dataclass(frozen=True)
 class Pooled:
-    """The mean of column sums: ``mean``, its ``stderr``, and the ``freedom`` of that, in degrees.
+    """The mean of column sums: ``mean``, its standard error ``stderr``, and the error's degrees of freedom ``freedom``.
 
-    ``sampled``, ``assumed``: the parts of stderr^2, times count and count^2, that more columns make smaller.
+    ``sampled``, ``assumed``: the parts of stderr^2 that fall as 1 / count and as 1 / count^2, times count and count^2.
     """
 
     mean: float
@@ -176,9 +182,9 @@ class Pooled:
     assumed: float
 
     def needed(self, room: float) -> float:
-        """How many columns bring stderr^2 down to ``room``: the root k of sampled / k + assumed / k^2 = room.
+        """The number k of columns that brings stderr^2 down to ``room``: sampled / k + assumed / k^2 = room.
 
-        Where every value so far is 0, as many as make that believable.
+        Where every value so far is 0, it is the number of zeros that is believed.
         """
         if self.stderr == 0:
             return 0.0 if self.freedom >= ENOUGH else ENOUGH + 1
@@ -189,19 +195,20 @@ class Pooled:
 
 
 def pooled(parts: Tensor) -> Pooled:
-    """The mean of the column sums of [units, count], count >= 2, and its error.
+    """The mean of the column sums of ``parts`` [units, count], count >= 2, with its error.
 
-    Independent units of unequal variance, each seen ``count`` times: their variances add up, with the degrees of
-    freedom of Satterthwaite 1946. The error is widened by Student's t and ``WIDENING``, so that the mean +- 1.96 times
-    it covers 95 %.
+    Each row is an independent unit with its own variance, observed ``count`` >= 2 times. The variances of the units add
+    up, with the degrees of freedom of Satterthwaite 1946. The error is widened by Student's t and ``WIDENING``, so that
+    the mean +- 1.96 times the error covers 95 %.
 
-    A sampled variance of 0 is no proof of a variance of 0. v'Hv is a polynomial of degree 2 in the signs v, and such a
-    polynomial misses any one value with probability 1/4 at least, unless it is constant (Schwartz and Zippel): with
-    equally likely classes, or a curvature that few entries hold, the values of a few products agree by chance. So each
-    unit's variance is that of its ``count`` values and of one more observation, ``LARGEST`` times the square of its
-    mean, which is the most that a positive semidefinite matrix can have. It fades as 1 / count^2. Units that were 0
-    each time say nothing: then there are count - 1 degrees of freedom, as of one unit. No units at all (an operator
-    that is 0 by its construction) are certain.
+    A sampled variance of 0 does not prove a variance of 0. The form v'Hv is a polynomial of degree 2 in the signs v,
+    and such a polynomial, unless it is constant, differs from any given value with a probability of at least 1/4
+    (Schwartz and Zippel). With equally likely classes, or where few entries hold the curvature, a few products
+    therefore agree by chance. To guard against this, the variance of each unit is estimated from its ``count`` values
+    and from one further observation, ``LARGEST`` times the square of the unit's mean: the largest variance that a
+    positive semidefinite matrix can have. The influence of this observation on stderr^2 falls as 1 / count^2. Where all
+    values are 0, there are count - 1 degrees of freedom, as for a single unit. Where there are no units at all (an
+    operator that is 0 by construction), the result 0 is certain.
 
     Sources: Satterthwaite 1946, Biometrics Bulletin 2; Schwartz 1980, https://doi.org/10.1145/322217.322225.
     """
@@ -237,20 +244,23 @@ def hutchinson(
 ) -> TraceEstimate:
     """Hutchinson's estimator with Rademacher probes and a two-stage stopping rule.
 
-    tr H = E[v' H v] for v with independent signs; its variance is 2 * sum_{i != j} H_ij^2. A pilot of ``pilot`` probes
-    gives the variance, hence the number of probes that brings the standard error (that of ``pooled``) down to ``rtol``
-    * |estimate|; an error of fewer than ``ENOUGH`` degrees of freedom stops nothing. Where as many products as
-    coordinates would be needed, the trace is taken exactly from unit vectors.
+    tr H = E[v' H v] for v with independent signs; the variance of v' H v is 2 * sum_{i != j} H_ij^2. The first
+    ``pilot`` probes give an estimate of this variance, and thus the number of probes that brings the standard error
+    (that of ``pooled``) down to ``rtol`` * |estimate|. An error with fewer than ``ENOUGH`` degrees of freedom does not
+    stop the estimator. Where as many products as coordinates would be needed, the trace is computed exactly from unit
+    vectors.
 
     Args:
         operator: shape [p, p].
-        seed: of the probes.
-        rtol: relative tolerance, > 0.
-        max_matvecs: products at most, >= 1.
-        pilot: probes of the first stage, >= 2.
-        scale: c, shape [p]: also estimate tr(diag(c) H diag(c)) from the same products, sum_i c_i^2 v_i (H v)_i.
+        seed: the seed of the probes.
+        rtol: relative tolerance, > 0. Half the tolerance costs about four times the products.
+        max_matvecs: the largest number of products, >= 1.
+        pilot: number of probes in the first stage, >= 2.
+        scale: c, shape [p]; where given, tr(diag(c) H diag(c)) is also estimated, from the same products, as
+            sum_i c_i^2 v_i (H v)_i.
 
-    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
+    Raises NumericalError where the operator does; products that are not finite give a NaN estimate that has not
+    converged.
 
     Sources: Hutchinson 1990, https://doi.org/10.1080/03610919008812866; Stein 1945,
     https://doi.org/10.1214/aoms/1177731088.
@@ -279,7 +289,7 @@ def hutchinson_steps(
     pilot: int = 8,
     scale: Tensor | None = None,
 ) -> Estimator[TraceEstimate]:
-    """``hutchinson`` as an estimator that asks for its products (see ``operator.solve``)."""
+    """``hutchinson`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     generator = torch.Generator().manual_seed(seed)
     square = None if scale is None else (scale.double() ** 2).to(device)
     pilot = min(max(pilot, 2), max(max_matvecs, 1))
@@ -317,7 +327,7 @@ def _look(samples: Tensor, rtol: float, known: float = 0.0) -> tuple[float, floa
 def _exact(
     size: int, dtype: torch.dtype, device: torch.device, square: Tensor | None, spent: int
 ) -> Estimator[TraceEstimate]:
-    """The trace from one product a coordinate: no sampling error."""
+    """The exact trace from one product per coordinate, without sampling error."""
     diagonal = torch.zeros(size, dtype=torch.float64)
     for i in range(size):
         unit = torch.zeros(size, 1, dtype=dtype, device=device)
@@ -332,23 +342,25 @@ def xtrace(
 ) -> TraceEstimate:
     """XTrace: the exchangeable estimator, exact on the dominant eigenspace, with its own error estimate.
 
-    With m test vectors Omega and Q an orthonormal basis of H Omega: for each i, the trace of H on the span of all other
-    columns plus a Hutchinson estimate of the remainder from column i; the mean over i is the estimate. Its standard
-    error is sqrt(2) times their standard deviation / sqrt(m), times Student's factor: the m values share their basis,
-    and the plain figure of the paper was 10 to 40 % below the true error in our simulations (tests/laws hold the
-    coverage). With under ``XTRACE_LEAST`` test vectors it never counts as converged. Test vectors are uniform on the
-    sphere, the remainder rescaled to the dimension of the complement.
+    Omega are m test vectors and Q is an orthonormal basis of H Omega. For each column i of Omega, the trace of H on the
+    span of the other columns' products is exact, and column i gives a Hutchinson estimate of the remainder; the
+    estimate is the mean of the m sums. The standard error is sqrt(2) times Student's factor times the standard
+    deviation of the m sums divided by sqrt(m). The factor sqrt(2) is needed because the m sums share their basis:
+    without it, the paper's figure was 10 to 40 % below the true error in our simulations (tests/laws check the
+    coverage). With fewer than ``XTRACE_LEAST`` test vectors the estimate never counts as converged. The test vectors
+    are uniform on the sphere, and the remainder is rescaled to the dimension of the complement.
 
     Args:
         operator: shape [p, p].
-        seed: of the test vectors.
-        num_matvecs: products in all (rounded down to an even number, at least 4); at p or more the trace is exact. It
-            keeps twice as many float64 vectors [p].
+        seed: the seed of the test vectors.
+        num_matvecs: the total number of products (rounded down to an even number, at least 4). With p or more the trace
+            is exact. The memory grows with it: twice as many float64 vectors [p] are kept.
         rtol: tolerance for ``converged``.
-        adaptive: start with ``XTRACE_FIRST`` products and double, every product used again, until the stated error is
-            within ``rtol`` or ``num_matvecs`` are spent.
+        adaptive: start with ``XTRACE_FIRST`` products and double their number, using all earlier products again, until
+            the stated error is within ``rtol`` or ``num_matvecs`` are spent.
 
-    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
+    Raises NumericalError where the operator does; products that are not finite give a NaN estimate that has not
+    converged.
 
     Source: Epperly, Tropp, Webber 2024, arXiv 2301.07825.
     """
@@ -374,7 +386,10 @@ def xtrace_steps(
     rtol: float,
     first: int = XTRACE_FIRST,
 ) -> Estimator[TraceEstimate]:
-    """``xtrace`` as an estimator that asks for its products; ``first``: products before the first look."""
+    """``xtrace`` as a generator that yields the vectors whose products it needs (see ``operator.solve``).
+
+    ``first``: the number of products before the first check of the error.
+    """
     most = max(max_matvecs // 2, 2)
     m = min(max(first // 2, 2), most)
     generator = torch.Generator().manual_seed(seed)
@@ -405,7 +420,7 @@ def xtrace_steps(
 
 
 def _extend(q: Tensor, r: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """New columns of Q and the whole R, where Q R = [Y, image] and Q R = Y before."""
+    """The QR decomposition of [Y, image] from Q R = Y: the new columns of Q, and the whole new R."""
     above = q.mT @ image
     rest = image - q @ above
     again = q.mT @ rest
@@ -416,7 +431,7 @@ def _extend(q: Tensor, r: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exchangeable(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> Tensor:
-    """The m single estimates; without column i the basis is Q (I - s_i s_i'), s_i the i-th column of R^-T, unit."""
+    """The m single estimates. Without column i the basis is Q (I - s_i s_i'), s_i the unit i-th column of R^-T."""
     size, m = omega.shape
     s = torch.linalg.solve_triangular(r.mT, torch.eye(m, dtype=r.dtype, device=r.device), upper=False)
     s = s / s.norm(dim=0)
@@ -428,19 +443,21 @@ def _exchangeable(omega: Tensor, y: Tensor, q: Tensor, r: Tensor, z: Tensor) -> 
 
 
 def hutchpp(operator: SymmetricOperator, *, seed: int, max_matvecs: int = 100, rtol: float = 0.05) -> TraceEstimate:
-    """Hutch++: the exact trace on the range of a sketch plus Hutchinson on what is left of it.
+    """Hutch++: the exact trace on the range of a sketch, plus Hutchinson's estimate of the remainder.
 
-    tr H = tr(Q'HQ) + tr((I - QQ')H(I - QQ')), Q an orthonormal basis of H S. A third of ``max_matvecs`` goes into the
-    sketch, a third into HQ, and the rest at most into the remainder, whose number of probes follows from a pilot as in
-    ``hutchinson``. Its standard error is that of the remainder; the first part has none.
+    tr H = tr(Q'HQ) + tr((I - QQ')H(I - QQ')), Q an orthonormal basis of H S for random signs S. A third of
+    ``max_matvecs`` is spent on H S, a third on H Q, and at most the rest on the remainder, whose number of probes
+    follows from a pilot as in ``hutchinson``. The standard error is that of the remainder, because the first part is
+    exact.
 
     Args:
         operator: shape [p, p].
-        seed: of sketch and probes.
-        max_matvecs: products at most.
+        seed: the seed of sketch and probes.
+        max_matvecs: the largest number of products.
         rtol: relative tolerance, > 0.
 
-    Raises NumericalError through the operator; products that are not finite give a NaN estimate that has not converged.
+    Raises NumericalError where the operator does; products that are not finite give a NaN estimate that has not
+    converged.
 
     Source: Meyer, Musco, Musco, Woodruff 2021, arXiv 2010.09649.
     """
@@ -453,7 +470,7 @@ def hutchpp(operator: SymmetricOperator, *, seed: int, max_matvecs: int = 100, r
 def hutchpp_steps(
     size: int, *, dtype: torch.dtype, device: torch.device, seed: int, max_matvecs: int, rtol: float, pilot: int = 8
 ) -> Estimator[TraceEstimate]:
-    """``hutchpp`` as an estimator that asks for its products."""
+    """``hutchpp`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     k = max(max_matvecs // 3, 1)
     if size <= 3 * k:
         return (yield from _exact(size, dtype, device, None, 0))
@@ -478,7 +495,10 @@ def hutchpp_steps(
 
 
 def scaled(estimator: Estimator[T], scale: Tensor) -> Estimator[T]:
-    """``estimator``, one that asks for products only, on diag(c) H diag(c) where these are H's own."""
+    """``estimator`` applied to diag(c) H diag(c), c = ``scale``, while its requests are answered by products with H.
+
+    The estimator may yield vectors, but no ``Probes``.
+    """
     try:
         request = next(estimator)
         while True:

@@ -1,9 +1,10 @@
-"""Extreme eigenvalues of an operator that is near one whose eigenvectors are known: the next point of a path.
+"""Extreme eigenvalues of an operator whose neighbour's eigenvectors are known: the next point of a path.
 
-Along alpha the outermost eigenvectors turn slowly. The larger end costs Lanczos a few products from there; the other
-one, which is the edge of a bulk in the Hessian of a trained network, costs it many. There the neighbour's vector is
-within a few per cent at once, and what the neighbour knew of the other large eigenvalues tells which part of a residual
-matters, and preconditions the rest.
+Along alpha the outermost eigenvectors turn slowly. Starting from the neighbour's eigenvector, Lanczos needs only a few
+products for the end of larger magnitude. The other end is, in the Hessian of a trained network, the edge of the bulk
+(the many small eigenvalues that lie close together), and costs Lanczos many products. There the neighbour's eigenvector
+gives the eigenvalue to within a few per cent at once. The neighbour's other large eigenvalues then tell which part of
+the residual matters, and they precondition the next direction.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 __all__ = ["tracked", "tracked_steps"]
 
 RANDOM = 0.5
-"""Length of the random part of the first vector, beside the neighbour's of length 1."""
+"""The length of the random vector that is added to the neighbour's eigenvector, which has length 1, to form the first
+vector. A larger value detects more surely that another eigenvalue has overtaken the followed one, and costs more
+products."""
 FEWEST = 3
-"""Fewest products of a run: with fewer, the random part cannot show that another eigenvalue has overtaken the one that
-is followed."""
+"""The smallest number of products for a followed end. With fewer, the random part has not been multiplied often enough
+to show an eigenvector whose eigenvalue has overtaken the followed one."""
 NEAREST = 0.3
-"""Smallest gap between eigenvalues, as a share of the eigenvalue, that the preconditioner divides by: a smaller one is
-taken for this, or the vector behind it would drown all others."""
+"""The preconditioner divides by |theta_k - theta|; a gap smaller than this share of |theta| is replaced by that share,
+because a division by a smaller number would let one direction drown all others."""
 SPANNED = 1e-4
 """A unit vector whose part orthogonal to the basis is shorter than this counts as inside its span."""
 
@@ -53,33 +56,37 @@ def tracked(
 ) -> ExtremeEigenvalues:
     """Both ends of the spectrum by Lanczos, then Davidson's method, from the ``space`` of a neighbouring operator.
 
-    The end that was larger in magnitude comes first, by Lanczos with full reorthogonalisation from the neighbour's
-    vector and a random part, until its residual is at most ``rtol`` times its magnitude. Then the subspace V takes in
-    the neighbour's vector of the other end, if that is asked for, and grows by its preconditioned residual
-    r = H x - theta x,
+    The end that was larger in magnitude at the neighbour comes first: Lanczos with full reorthogonalisation starts from
+    the neighbour's eigenvector plus a random part, and stops when the residual is at most ``rtol`` times the end's
+    magnitude. If the other end is requested too, the neighbour's eigenvector of that end is added to the subspace. With
+    (theta, x) the Ritz pair of this end and r = H x - theta x its residual, each further step adds
 
         t = r_0 + sum_k min(|theta| / |theta_k - theta|, 1 / NEAREST) c_k u_k,  c_k = u_k' r,  r_0 = r - sum_k c_k u_k,
 
-    with the neighbour's Ritz pairs (theta_k, u_k): up to scale the inverse of (H - theta) for an H that has these
-    eigenpairs and is 0 on the rest. It stops when the error sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is at
-    most ``rtol`` times the magnitude (at least a tenth of the radius): what lies along a vector whose eigenvalue is far
-    moves this one in second order only, and the rest, of which nothing is known, counts in full.
+    with the neighbour's Ritz pairs (theta_k, u_k). Up to scale, this multiplies r by the inverse of (H - theta) for an
+    H that has these eigenpairs and is 0 on the rest. The second end stops when the estimated error
+    sum_k min(|c_k|, c_k^2 / |theta_k - theta|) + ||r_0|| is at most ``rtol`` times the end's magnitude (or a tenth of
+    the spectral radius, if that is larger). The component of r along a u_k whose eigenvalue is far away changes theta
+    only in second order; r_0, about which the neighbour says nothing, counts in full.
 
-    ``residual`` is the norm of r, a certain bound on the distance to SOME eigenvalue; ``converged`` of the second end
-    means this estimated error, not the residual. A vector that overtakes the followed one at the second end is noticed
-    by the residual only: where both are eigenvectors all along and cross, the old one is followed on (a random part
-    there cost two products and found no more). benchmarks/README.md says how often both ends were right: nearly as
-    often as by Lanczos alone, for two thirds of its products.
+    ``residual`` is the norm of r, which certainly bounds the distance to SOME eigenvalue. ``converged`` of the second
+    end refers to the estimated error, not to the residual. An eigenvalue that overtakes the second end is noticed only
+    through the residual. If its eigenvector does not mix with the followed one, the old eigenvector is followed and the
+    crossing is not noticed (a random part at the second end cost two products and found no more crossings). Both ends
+    were right nearly as often as by Lanczos alone, for two thirds of its products; benchmarks/README.md has the
+    numbers.
 
     Args:
         operator: shape [p, p].
-        space: of the neighbour, as its result's ``space``.
-        seed: of the random part.
+        space: the ``space`` of the neighbouring point's result.
+        seed: the seed of the random part.
         rtol: relative tolerance, > 0.
-        max_matvecs: products at most; spent before the ends are within tolerance: ``converged`` is False.
-        ends: which have to converge, as for ``eigen.lanczos``.
+        max_matvecs: the largest number of products. Where they are spent before the ends are within tolerance,
+            ``converged`` is False.
+        ends: the ends that have to converge, as for ``eigen.lanczos``.
 
-    Raises NumericalError through the operator; a product that is not finite gives NaN, which has not converged.
+    Raises NumericalError where the operator does; a product that is not finite gives NaN values that have not
+    converged.
 
     Sources: Davidson 1975, https://doi.org/10.1016/0021-9991(75)90065-0; Morgan and Scott 1986,
     https://doi.org/10.1137/0907054; Parlett, The Symmetric Eigenvalue Problem, 1998, ch. 11.
@@ -108,7 +115,7 @@ def tracked_steps(
     max_matvecs: int,
     ends: Sequence[End] = ("largest", "smallest"),
 ) -> Estimator[ExtremeEigenvalues]:
-    """``tracked`` as an estimator that asks for its products (see ``operator.solve``)."""
+    """``tracked`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     known = _Known(space.values, space.vectors.to(device, dtype))
     order = space.order(ends)
     first, seeded = order[0], {order[0]}
@@ -157,7 +164,7 @@ def tracked_steps(
 
 @dataclass(frozen=True)
 class _Known:
-    """What the neighbour's Ritz pairs, rows of ``vectors`` [k, p], say of the spectrum."""
+    """The neighbour's Ritz pairs (``values`` [k], rows of ``vectors`` [k, p]) as an approximation of the spectrum."""
 
     values: np.ndarray
     vectors: Tensor
@@ -168,20 +175,20 @@ class _Known:
         return shares.double().cpu().numpy(), r - shares @ self.vectors
 
     def error(self, value: float, shares: np.ndarray, rest: float) -> float:
-        """sum_k min(|c_k|, c_k^2 / |theta_k - value|) + ||r_0||, ``rest`` the norm of r_0."""
+        """The estimated error of ``tracked``, with c_k = ``shares`` and ||r_0|| = ``rest``."""
         gaps = np.maximum(np.abs(self.values - value), np.finfo(float).tiny)
         return float(np.minimum(np.abs(shares), shares**2 / gaps).sum()) + rest
 
     def precondition(self, value: float, shares: np.ndarray, rest: Tensor) -> Tensor:
-        """[p]: t of ``tracked``, the next direction."""
+        """The next direction t [p], see ``tracked``."""
         gaps = np.maximum(np.abs(self.values - value), max(NEAREST * abs(value), np.finfo(float).tiny))
         return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest) @ self.vectors
 
 
 def _outside(v: Tensor, basis: Rows) -> Tensor | None:
-    """The unit vector of what of v [p] lies outside the basis' span; None where nothing does."""
+    """The part of v [p] orthogonal to the basis, scaled to unit length; None where v lies in the span (``SPANNED``)."""
     length = float(torch.linalg.vector_norm(v))
-    for _ in range(3):  # a residual is small beside the basis: it takes one more than Gram-Schmidt's two
+    for _ in range(3):  # a residual is short compared with the basis vectors and needs a third Gram-Schmidt pass
         if not length > 0:
             return None
         v = v / length

@@ -1,8 +1,8 @@
-"""Accuracies measured elsewhere: result files of other systems read into accuracy tables, and written for them.
+"""Accuracies measured elsewhere: reads other systems' result files into accuracy tables, and writes such files.
 
-``read_results`` makes an accuracy table of a file by itself; ``read_measured`` and ``join_accuracy`` put its models to
-the pairs of runs by the names of their checkpoints; ``written`` is the way back. ``FORMATS`` says what can be read,
-``WRITERS`` what can be written.
+``read_results`` makes an accuracy table from one file. ``read_measured`` and ``join_accuracy`` match its models to the
+pairs of runs by the names of their checkpoints. ``written`` converts in the other direction. ``FORMATS`` lists the
+formats that can be read, ``WRITERS`` those that can be written.
 """
 
 from __future__ import annotations

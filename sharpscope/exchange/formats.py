@@ -1,5 +1,5 @@
-"""One function a format: parsed content -> the models that it measures. Facts about the formats as their writers have
-them; each docstring says what the traps are."""
+"""One function per format, from parsed content to the models that it measures. Each docstring describes the format as
+its writer produces it, and the traps in it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from sharpscope.exchange.measured import METRIC_NAMES, Measured, alpha_of, fract
 __all__ = ["clip_benchmark", "dassl", "flyp", "model_soups", "monosoup", "wise_ft"]
 
 Line = tuple[str, Mapping[str, Any]]
-"""(where: file and line, the JSON object)."""
+"""(File and line as text, the JSON object of that line)."""
 
 
 def wise_ft(lines: Sequence[Line]) -> list[Measured]:
-    """WiSE-FT's ``results.jsonl`` (Wortsman et al. 2022, 2109.01903): a line is all arguments of the program and
-    ``"<Dataset>:<metric>"``.
+    """WiSE-FT's ``results.jsonl`` (Wortsman et al. 2022, arXiv 2109.01903).
 
-    Path rows have a number as ``alpha``. Training rows (after every epoch) have the LIST of alphas to come: they count
-    only in a file without path rows, the last of each run as alpha = 1. The line is the program's whole state, so keys
-    of sets that were not evaluated now persist: only those in ``eval_datasets`` count. The file is appended to: of two
-    lines for one model and alpha the later counts.
+    A line holds all arguments of the program and the keys ``"<Dataset>:<metric>"``. Path rows have a number as
+    ``alpha``. Training rows (one after every epoch) have the LIST of alphas to be evaluated later; they count only in a
+    file without path rows, where the last one of each run counts as alpha = 1. A line is the program's whole state and
+    may keep numbers of sets that were evaluated earlier, so only sets in ``eval_datasets`` count. The program appends
+    to the file: of two lines for one model and alpha the later one counts.
     """
     path = [(w, row) for w, row in lines if _is_number(row.get("alpha"))]
     found: dict[tuple[str, float], Measured] = {}
@@ -49,7 +49,8 @@ def wise_ft(lines: Sequence[Line]) -> list[Measured]:
 
 
 def _wise_ft_names(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fine-tuned checkpoint: the second of ``load``, or in ``save`` where the program has trained it itself."""
+    """The names of the fine-tuned checkpoint: the last of ``load``, or the file and folder of ``save`` if the program
+    trained it itself."""
     load, save = row.get("load"), row.get("save")
     if isinstance(load, list) and len(load) > 1:
         return (str(load[-1]),)
@@ -64,11 +65,11 @@ def _is_number(value: object) -> bool:
 
 
 def model_soups(lines: Sequence[Line]) -> list[Measured]:
-    """model-soups' ``individual_model_results.jsonl`` (Wortsman et al. 2022, 2203.05482): ``model_name`` and an
-    accuracy a data set.
+    """model-soups' ``individual_model_results.jsonl`` (Wortsman et al. 2022, arXiv 2203.05482).
 
-    ``model_0`` is the common start of the others (a linear probe, not the zero-shot model): alpha = 0 of each of them.
-    ``ImageNet2p`` is a part of the training set held out: a validation set, neither ID nor OOD.
+    A line holds ``model_name`` and one accuracy per data set. ``model_0`` is the common start of all others (a linear
+    probe, not the zero-shot model) and counts as alpha = 0 of each of them. ``ImageNet2p`` is a held-out part of the
+    training set, hence a validation set, neither ID nor OOD.
     """
     rows: dict[str, tuple[str, dict[tuple[str, str], float]]] = {}
     for where, row in lines:
@@ -76,7 +77,9 @@ def model_soups(lines: Sequence[Line]) -> list[Measured]:
         if not isinstance(name, str) or not name:
             raise ResultsError(f"{where}, key 'model_name': needs a name, got {shown(repr(name), 40)}.")
         if name in rows:
-            raise ResultsError(f"{where}, key 'model_name': '{shown(name, 60)}' was there before ({rows[name][0]}).")
+            raise ResultsError(
+                f"{where}, key 'model_name': '{shown(name, 60)}' appears twice (first in {rows[name][0]})."
+            )
         numbers = {k: v for k, v in row.items() if k != "model_name"}
         rows[name] = where, {(spec_of(k), "top1"): fraction(v, where, k) for k, v in numbers.items()}
     start = rows.pop("model_0", None) if len(rows) > 1 else None
@@ -84,16 +87,18 @@ def model_soups(lines: Sequence[Line]) -> list[Measured]:
     for name, (where, values) in rows.items():
         out.append(Measured((name,), 1.0, values, where))
         if start is not None:
-            out.append(Measured((name,), 0.0, start[1], start[0], note="model_0: the start of all, a linear probe"))
+            out.append(
+                Measured((name,), 0.0, start[1], start[0], note="model_0, the linear probe from which all models start")
+            )
     return out
 
 
 def clip_benchmark(lines: Sequence[Line]) -> list[Measured]:
-    """CLIP_benchmark's json: ``{dataset, model, pretrained, task, metrics: {acc1, acc5, mean_per_class_recall}}``, one
-    model and data set a file (or many in a list, or a line each).
+    """CLIP_benchmark's json: ``{dataset, model, pretrained, task, metrics: {acc1, acc5, mean_per_class_recall}}``.
 
-    ``pretrained`` is a tag of open_clip or the path of a checkpoint; ``alpha=0.500`` in it is taken for the point of
-    the path, else the model counts as alpha = 1. Other tasks than classification have no acc1 and are left out.
+    A file holds one model and data set, or many of them as a list or one per line. ``pretrained`` is a tag of open_clip
+    or the path of a checkpoint. If it contains ``alpha=0.500``, that is the point of the path; otherwise the model
+    counts as alpha = 1. Tasks other than classification have no acc1 and are left out.
     """
     found: dict[tuple[str, float], Measured] = {}
     for where, row in lines:
@@ -111,7 +116,9 @@ def clip_benchmark(lines: Sequence[Line]) -> list[Measured]:
         model = str(row.get("model", ""))
         before = found.get((f"{model}/{tag}", alpha))
         if before is not None and set(before.values) & set(values):
-            raise ResultsError(f"{where}: '{shown(spec, 60)}' of '{shown(tag, 60)}' was there before ({before.where}).")
+            raise ResultsError(
+                f"{where}: '{shown(spec, 60)}' of '{shown(tag, 60)}' appears twice (first in {before.where})."
+            )
         named = [f"{_folder(str(tag))}{name}", str(tag)]
         is_file = named[0] != tag or _folder(named[0])  # several architectures have a tag of the same name
         names = unique([*named, f"{model}/{tag}"] if is_file else [f"{model}/{tag}", *named])
@@ -128,7 +135,8 @@ def _folder(path: str) -> str:
 def monosoup(lines: Sequence[Line]) -> list[Measured]:
     """MonoSoup's json (``--output-json``): ``{config, results: {<Dataset>: accuracy}, metrics: {imagenet, avg_ood}}``.
 
-    The model is an EDIT of the fine-tuned checkpoint, no point of the path: variant ``monosoup:<version>``.
+    The model is an EDIT of the fine-tuned checkpoint and not a point of the path; its variant is
+    ``monosoup:<version>``.
     """
     out = []
     for where, row in lines:
@@ -136,7 +144,9 @@ def monosoup(lines: Sequence[Line]) -> list[Measured]:
         if not isinstance(config, dict) or not isinstance(config.get("finetuned_checkpoint"), str):
             raise ResultsError(f"{where}, key 'config': has no 'finetuned_checkpoint'.")
         if not isinstance(results, dict):
-            raise ResultsError(f"{where}, key 'results': needs an accuracy a set, got {shown(repr(results), 40)}.")
+            raise ResultsError(
+                f"{where}, key 'results': needs one accuracy per data set, got {shown(repr(results), 40)}."
+            )
         file = config["finetuned_checkpoint"]
         values = {(spec_of(k), "top1"): fraction(v, where, k) for k, v in results.items()}
         variant = f"monosoup:{config.get('version', '')}"
@@ -145,11 +155,11 @@ def monosoup(lines: Sequence[Line]) -> list[Measured]:
 
 
 def flyp(text: str, path: Path) -> list[Measured]:
-    """``stats.tsv`` of FLYP (Goyal et al. 2023, 2212.00638) and StarFT: a row an epoch (from 0), an accuracy a set.
+    """``stats.tsv`` of FLYP (Goyal et al. 2023, arXiv 2212.00638) and StarFT: one row per epoch, from 0.
 
-    Top-1 is ``<Dataset> Accuracy``; other metrics stand without a space (``IWildCamOODF1-macro_all``); values have 4
-    digits. ``Avg OOD Acc`` averages whatever is not called ImageNet and is left out: averages are made here, and name
-    their sets. FLYP's file of epoch e is checkpoint_e.pt, StarFT's epoch_(e+1).pt.
+    Top-1 is ``<Dataset> Accuracy``; other metrics follow the data set without a space (``IWildCamOODF1-macro_all``).
+    Values have 4 digits. ``Avg OOD Acc`` averages every set that is not called ImageNet and is left out, because means
+    are computed here and name their sets. FLYP's file of epoch e is checkpoint_e.pt, StarFT's is epoch_(e+1).pt.
     """
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
     out = []
@@ -188,10 +198,10 @@ _DASSL = {"accuracy": "top1", "macro_f1": "macro_f1", "average": "mean_per_class
 
 
 def dassl(text: str, path: Path) -> list[Measured]:
-    """``log.txt`` of Dassl (CoOp, CLIPFit ...): what follows the last ``=> result`` of a test, in percent.
+    """``log.txt`` of Dassl (CoOp, CLIPFit ...): the numbers after the last ``=> result`` of a test, in percent.
 
-    Results of earlier epochs and of the validation set stand in the same file; the data set is that of ``Loading
-    dataset:``. Top-1 is taken as correct / total, which is exact, where both are there (the percentage is rounded).
+    The file also holds results of earlier epochs and of the validation set. The data set is the one after ``Loading
+    dataset:``. Top-1 is correct / total where the file has both, because the percentage is rounded.
     """
     dataset, out_dir, split, kept = "", "", "test", dict[str, tuple[float, int]]()
     block: dict[str, tuple[float, int]] | None = None

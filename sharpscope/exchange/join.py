@@ -1,4 +1,4 @@
-"""Numbers measured elsewhere, put to the pairs of runs by the names of their checkpoints."""
+"""Matches accuracies measured elsewhere to the pairs of runs by the names of their checkpoints."""
 
 from __future__ import annotations
 
@@ -32,20 +32,28 @@ def join_accuracy(
     match: Sequence[str] = (),
     ids: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """The accuracy table of ``pairs`` from models that were measured elsewhere, with the averages over OOD sets.
+    """The accuracy table of ``pairs`` from models that were measured elsewhere, with the means over OOD sets.
 
-    A model is a pair's fine-tuned end (or a point of its path, by the alpha that the file tells) if one of its names
-    is the path of the pair's checkpoint; else the pair's name; else the end of that path (or the other way round),
-    suffixes of files aside. One model cannot be two pairs. ``match``: ``PAIR=MODEL`` says it outright,
-    ``PAIR@ALPHA=MODEL`` puts a model at one alpha of a pair. ``ids``: names of the ID sets. Raises ResultsError that
-    lists every pair that fits no model, or more than one.
+    A model belongs to a pair, as its fine-tuned end or as the point of its path at the alpha given in the file, if one
+    of the model's names is the path of the pair's checkpoint; else if one is the pair's name; else if one is the last
+    part of that path, or the path the last part of the name (file suffixes are ignored). A model cannot belong to two
+    pairs.
+
+    Args:
+        models: the measured models.
+        pairs: the pairs of the runs.
+        match: rules that override the names: ``PAIR=MODEL``, or ``PAIR@ALPHA=MODEL`` for one alpha of a pair.
+        ids: names of the ID sets.
+
+    Raises:
+        ResultsError: pairs that match no model or more than one; the message lists all of them.
     """
     chosen, lost = matched(models, pairs, match)
     if lost:
         names = unique_in_order(m.names[0] for m in models)
         some = ", ".join(shown(n, 40) for n in names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "")
         raise ResultsError(
-            f"{len(lost)} of {len(pairs)} pairs are not to be found by name: {shown('; '.join(lost), 400)}.\n"
+            f"{len(lost)} of {len(pairs)} pairs cannot be matched by name: {shown('; '.join(lost), 400)}.\n"
             f"Measured: {some}.\nRemedy: --match PAIR=MODEL (or PAIR@ALPHA=MODEL)."
         )
     parts = [accuracy_table(own, ids).assign(pair=name) for name, own in chosen.items()]
@@ -55,7 +63,7 @@ def join_accuracy(
 def matched(
     models: Sequence[Measured], pairs: Sequence[RunPair], match: Sequence[str] = ()
 ) -> tuple[dict[str, list[Measured]], list[str]]:
-    """(pair -> its models, what could not be matched)."""
+    """(pair -> its models, descriptions of the pairs that could not be matched)."""
     told = [_rule(rule, pairs, models) for rule in match]
     chosen: dict[str, list[Measured]] = {}
     lost = []
@@ -93,12 +101,12 @@ def _rule(rule: str, pairs: Sequence[RunPair], models: Sequence[Measured]) -> tu
                 raise ResultsError(f"--match {shown(rule)}: no model '{shown(found.group(2), 60)}' was measured.{near}")
             return name, None if found.group(1) is None else float(found.group(1)), found.group(2)
     raise ResultsError(
-        f"--match {shown(rule)}: needs PAIR=MODEL or PAIR@ALPHA=MODEL, PAIR one of {shown(', '.join(names))}."
+        f"--match {shown(rule)}: needs PAIR=MODEL or PAIR@ALPHA=MODEL, where PAIR is one of {shown(', '.join(names))}."
     )
 
 
 def _placed(models: Sequence[Measured], name: str, alpha: float | None) -> list[Measured]:
-    """The models of that name; at ``alpha`` (a single model then) where one is given."""
+    """The models called ``name``; with ``alpha`` only the one of largest alpha, placed at ``alpha``."""
     own = [m for m in models if name in m.names]
     if alpha is None:
         return own
@@ -107,7 +115,7 @@ def _placed(models: Sequence[Measured], name: str, alpha: float | None) -> list[
 
 
 def _by_name(models: Sequence[Measured], pair: RunPair) -> dict[str, list[Measured]]:
-    """The models that one of the pair's names fits, the surest kind of name that fits any, by their own name."""
+    """The models that match the pair by the most reliable kind of name that matches any, grouped by their own name."""
     kinds: list[Callable[[str], bool]] = [
         lambda name: name == pair.finetuned,
         lambda name: name == pair.name,
@@ -124,7 +132,7 @@ def _by_name(models: Sequence[Measured], pair: RunPair) -> dict[str, list[Measur
 
 
 def _same_file(name: str, path: str) -> bool:
-    """Whether the shorter of two paths is the end of the longer, file suffixes aside; folders that differ tell apart.
+    """Whether the shorter of two paths is the last part of the longer one; file suffixes are ignored.
 
     >>> _same_file("finetuned", "/data/a/finetuned.pt"), _same_file("b/finetuned.pt", "/data/a/finetuned.pt")
     (True, False)
@@ -135,9 +143,12 @@ def _same_file(name: str, path: str) -> bool:
 
 
 def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """An accuracy table with ``primary`` told and, where it has none, the mean over the OOD sets that all points have.
+    """An accuracy table with ``primary`` filled in and, where it has no mean, the mean over the OOD sets of all points.
 
-    See ``tables.rows.mean_row`` for the mean and its interval.
+    Only OOD sets that every point has enter the mean. See ``tables.rows.mean_row`` for the mean and its interval.
+
+    Raises:
+        ResultsError: no set is OOD, or no OOD set was measured at every point.
     """
     known = accuracy.get("primary", pd.Series(pd.NA, index=accuracy.index)).astype("boolean")
     own = pd.Series(
@@ -154,13 +165,14 @@ def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
     if not points:
         sets = ", ".join(unique_in_order(out["dataset"]))
         raise ResultsError(
-            f"accuracy: none of the sets ({shown(sets)}) is out of distribution; --id names those that are not."
+            f"accuracy: none of the sets ({shown(sets)}) counts as out of distribution.\n"
+            "Remedy: name the sets that are in distribution with --id."
         )
     common = [d for d in unique_in_order(ood["dataset"]) if all(d in sets for sets in points.values())]
     if not common:
-        raise ResultsError("accuracy: no OOD set was measured at every point, so that no average means the same twice.")
+        raise ResultsError("accuracy: no OOD set was measured at every point, so no mean is comparable between points.")
     left = [d for d in unique_in_order(ood["dataset"]) if d not in common]
-    said = f"without {', '.join(left)}, which not every point has" if left else ""
+    said = f"without {', '.join(left)}, because some points lack it" if left else ""
     rows = []
     for measured in points.values():
         row = mean_row([measured[d] for d in common])

@@ -1,4 +1,4 @@
-"""What a result file says of one model, in sharpscope's names of data sets and metrics."""
+"""One model of a result file, with sharpscope's names of data sets and metrics."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SETS: Mapping[str, str] = {
     "imagenet-sketch": "ImageNetSketch",
     "objectnet": "ObjectNet",
 }
-"""Spec of a named data set -> what WiSE-FT, model-soups, FLYP, Dassl and MonoSoup call it."""
+"""Spec of a named data set -> its name in WiSE-FT, model-soups, FLYP, Dassl and MonoSoup."""
 
 _ALIASES: Mapping[str, str] = {"imagenet1k": "imagenet", "imagenetvalclasses": "imagenet"}
 ID_SETS = ("imagenet", "FMOWID", "IWildCamID", "IWildCamIDNonEmpty")
-"""Sets that are in distribution, where neither the file nor the user says which are."""
+"""The data sets that count as in distribution unless the file or the user says otherwise."""
 _VALIDATION = ("ImageNet2p", "ImageNet98p", "IWildCamIDVal", "FMOWIDVal")
 
 METRIC_NAMES: Mapping[str, str] = {
@@ -38,17 +38,17 @@ METRIC_NAMES: Mapping[str, str] = {
     "F1-macro_all": "macro_f1",
     "acc_worst_region": "worst_group",
 }
-"""Their name of a metric -> ours; other numbers are left out."""
+"""Name of a metric in other systems' files -> its name here. Numbers under other names are left out."""
 
 
 @dataclass(frozen=True)
 class Measured:
     """One model with its accuracies.
 
-    ``names``: its own name first, then others under which its checkpoint may be known; ``alpha``: its place on the
-    path, 1 for a model as it was fine-tuned; ``values``: (data set, metric) -> fraction; ``counts``: data set ->
-    examples, where the file tells; ``trained_on``: the set it was fine-tuned on, where the file tells; ``where``: the
-    line (or file) that says all this.
+    ``names`` holds the model's own name first, then other names of its checkpoint. ``alpha`` is its position on the
+    path, 1 for a model as it was fine-tuned. ``values`` maps (data set, metric) to a fraction. ``counts`` (data set ->
+    number of examples) and ``trained_on`` (the set it was fine-tuned on) are filled in where the file has them.
+    ``where`` is the line or file that these facts come from.
     """
 
     names: tuple[str, ...]
@@ -61,7 +61,7 @@ class Measured:
     note: str = ""
 
     def role(self, dataset: str, ids: Sequence[str] = ()) -> str:
-        """id | ood | val of ``dataset``: ``ids`` are ID, else the set trained on, else ``ID_SETS``."""
+        """The role of ``dataset``: id, ood or val. ID sets are ``ids``, else the set trained on, else ``ID_SETS``."""
         known = [spec_of(i) for i in ids] or ([self.trained_on] if self.trained_on else []) or list(ID_SETS)
         if dataset in known:
             return "id"
@@ -69,7 +69,7 @@ class Measured:
 
 
 def spec_of(name: str) -> str:
-    """sharpscope's name of a data set that others call ``name``; a name that is not known stays as it is.
+    """sharpscope's name of the data set that other systems call ``name``; an unknown name is returned unchanged.
 
     >>> spec_of("ImageNetV2"), spec_of("wds/imagenet_sketch"), spec_of("EuroSAT")
     ('imagenet-v2', 'imagenet-sketch', 'EuroSAT')
@@ -80,12 +80,12 @@ def spec_of(name: str) -> str:
 
 
 def own_name(spec: str) -> str:
-    """What the others call a data set of ours (the last part of a spec's path where they have no name for it)."""
+    """Other systems' name of one of our data sets; where they have none, the last part of the spec's path."""
     return SETS.get(spec, PurePosixPath(spec.partition(":")[2] or spec).name)
 
 
 def stem(path: str) -> str:
-    """The file's name without its last suffix; the name itself where it is no path.
+    """The file name of ``path`` without the suffix of a checkpoint; a plain name is returned unchanged.
 
     >>> stem("models/wiseft/finetuned.pt"), stem("openai"), stem("wise_ft_alpha=0.500.pt")
     ('finetuned', 'openai', 'wise_ft_alpha=0.500')
@@ -95,7 +95,9 @@ def stem(path: str) -> str:
 
 
 def alpha_of(name: str) -> tuple[str, float]:
-    """(name without it, alpha) of a name that holds ``alpha=0.500`` (WiSE-FT's checkpoints); else (name, 1.0).
+    """Split a name that contains ``alpha=0.500`` (as WiSE-FT's checkpoints do) into (name without it, alpha).
+
+    Any other name gives (name, 1.0).
 
     >>> alpha_of("run1_alpha=0.500"), alpha_of("checkpoint_10")
     (('run1', 0.5), ('checkpoint_10', 1.0))
@@ -107,11 +109,17 @@ def alpha_of(name: str) -> tuple[str, float]:
 
 
 def fraction(value: object, where: str, key: str) -> float:
-    """``value`` as a number from 0 to 1; ResultsError naming the line and the key otherwise."""
+    """``value`` as a number from 0 to 1.
+
+    Raises:
+        ResultsError: anything else; the message names the line and the key.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ResultsError(f"{where}, key '{shown(key, 60)}': needs a number, got {shown(repr(value), 40)}.")
     if not 0 <= value <= 1:
-        raise ResultsError(f"{where}, key '{shown(key, 60)}': {value} is no fraction between 0 and 1 (percent?).")
+        raise ResultsError(
+            f"{where}, key '{shown(key, 60)}': {value} is not a fraction between 0 and 1 (is it in percent?)."
+        )
     return float(value)
 
 

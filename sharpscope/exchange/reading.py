@@ -1,4 +1,4 @@
-"""From a file of results to the models that it measures: its content decides which format it is."""
+"""Reads a file of results into the models that it measures; the format is recognised by the file's content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS: Mapping[str, str] = {
     "flyp": "stats.tsv of FLYP and StarFT: 'epoch', '<Dataset> Accuracy'",
     "dassl": "log.txt of Dassl: 'Loading dataset:', '=> result'",
 }
-"""Formats that can be read."""
+"""The formats that can be read: name -> the file and the keys by which it is recognised."""
 
 _MOST_BYTES = 256 * 2**20
 _JSON: Mapping[str, tuple[frozenset[str], Callable[[Sequence[formats.Line]], list[Measured]]]] = {
@@ -40,16 +40,22 @@ _JSON: Mapping[str, tuple[frozenset[str], Callable[[Sequence[formats.Line]], lis
 def read_results(path: str | Path, *, ids: Sequence[str] = ()) -> pd.DataFrame:
     """The accuracies in a file (or all ``*.json`` of a folder) that another system wrote, as an accuracy table.
 
-    ``pair``: the model's name in the file; ``alpha``: its place on the path, 1 for a model as it was fine-tuned;
-    ``ids``: names of the ID sets (default: what the file says was trained on, else ImageNet and WILDS' ID sets).
-    Intervals: Wilson's where the file tells the number of examples, else NaN. Raises ResultsError naming file, line and
-    key.
+    Args:
+        path: the file or folder.
+        ids: names of the ID sets (default: the training set that the file names, else ImageNet and WILDS' ID sets).
+
+    Returns:
+        An accuracy table. ``pair`` is the model's name in the file, ``alpha`` its position on the path (1 for a model
+        as it was fine-tuned). Intervals are Wilson's where the file has the number of examples, else NaN.
+
+    Raises:
+        ResultsError: a file that cannot be read; the message names file, line and key.
     """
     return accuracy_table(read_measured(path), ids)
 
 
 def accuracy_table(models: Sequence[Measured], ids: Sequence[str] = ()) -> pd.DataFrame:
-    """One row for every (model, data set, metric)."""
+    """The accuracy table of ``models``, one row per (model, data set, metric)."""
     rows = []
     for m in models:
         for (dataset, metric), value in m.values.items():
@@ -68,7 +74,8 @@ def accuracy_table(models: Sequence[Measured], ids: Sequence[str] = ()) -> pd.Da
 def read_measured(path: str | Path) -> list[Measured]:
     """The models that a file, or every ``*.json`` of a folder, measures.
 
-    Raises ResultsError for a file that cannot be read, or of no known format.
+    Raises:
+        ResultsError: the file cannot be read or has an unknown format.
     """
     path = Path(path)
     if path.is_dir():
@@ -98,20 +105,22 @@ def _of_json(lines: list[formats.Line], path: Path) -> list[Measured]:
                     raise ResultsError(f"{where}: has no key '{min(lost)}', which the first object has.")
             models = read(lines)
             if not any(m.values for m in models):
-                raise ResultsError(f"{shown(path)}: holds no accuracy that is known here.")
+                raise ResultsError(f"{shown(path)}: holds no accuracy under a known name.")
             return models
     raise _unknown(path, f"its keys: {shown(', '.join(list(lines[0][1])[:6]), 100)}")
 
 
 def _unknown(path: Path, seen: str) -> ResultsError:
-    return ResultsError(f"{shown(path)}: results of no known format ({seen}).\nKnown: {', '.join(FORMATS)}, CSV with "
-                        "the columns of accuracy.csv.")  # fmt: skip
+    return ResultsError(
+        f"{shown(path)}: the format of these results is unknown ({seen}).\n"
+        f"Known: {', '.join(FORMATS)}, CSV with the columns of accuracy.csv."
+    )
 
 
 def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ResultsError(f"{shown(path)}: {path.stat().st_size:,} bytes are too many for a file of results.")
+            raise ResultsError(f"{shown(path)}: {path.stat().st_size:,} bytes; too large for a file of results.")
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = e.object[: e.start].count(b"\n") + 1
@@ -124,7 +133,7 @@ def _text(path: Path) -> str:
 
 
 def _json_lines(text: str, path: Path) -> list[formats.Line]:
-    """The objects of a JSON file, a JSON list or JSON lines, with where they stand."""
+    """The objects of a JSON file, a JSON list or JSON lines, each with its file and line or entry."""
     try:
         whole: Any = json.loads(text)
     except ValueError:
@@ -134,7 +143,7 @@ def _json_lines(text: str, path: Path) -> list[formats.Line]:
     entries = whole if isinstance(whole, list) else [whole]
     for i, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            raise ResultsError(f"{shown(path)}, entry {i}: is no JSON object.")
+            raise ResultsError(f"{shown(path)}, entry {i}: is not a JSON object.")
     return [(f"{shown(path)}" + f", entry {i}" * (len(entries) > 1), entry) for i, entry in enumerate(entries, 1)]
 
 
@@ -142,7 +151,7 @@ def _object(line: str, where: str) -> formats.Line:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as e:
-        raise ResultsError(f"{where}: is no JSON ({shown(getattr(e, 'msg', e), 60)}).") from None
+        raise ResultsError(f"{where}: is not JSON ({shown(getattr(e, 'msg', e), 60)}).") from None
     if not isinstance(value, dict):
-        raise ResultsError(f"{where}: is no JSON object.")
+        raise ResultsError(f"{where}: is not a JSON object.")
     return where, value

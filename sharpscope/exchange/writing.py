@@ -1,4 +1,4 @@
-"""A run's accuracies as the files that other systems read."""
+"""Writes a run's accuracies as the files that other systems read."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ _BENCHMARK = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_
 def written(
     accuracy: pd.DataFrame, form: str, *, model: str, finetuned: Mapping[str, str], zeroshot: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """File name -> bytes: the plain path's accuracies in another system's form, ``wise-ft`` or ``clip-benchmark``.
+    """The plain path's accuracies in another system's format, as file name -> bytes. Values are fractions.
 
-    wise-ft: ``results.jsonl``, one line a (pair, alpha), with what WiSE-FT's ``scatter_plot.py`` reads: ``alpha``,
-    ``eval_datasets``, ``load`` (both checkpoints), ``"<Dataset>:top1"``. clip-benchmark: one json a (pair, alpha, data
-    set) as ``clip_benchmark build`` reads it, ``pretrained`` being ``PAIR_alpha=0.500``. Values are fractions.
+    ``wise-ft`` gives ``results.jsonl`` with one line per (pair, alpha) and the keys that WiSE-FT's ``scatter_plot.py``
+    reads: ``alpha``, ``eval_datasets``, ``load`` (both checkpoints) and ``"<Dataset>:top1"``. ``clip-benchmark`` gives
+    one json per (pair, alpha, data set) as ``clip_benchmark build`` reads it, with ``pretrained`` equal to
+    ``PAIR_alpha=0.500``.
 
     Args:
         accuracy: accuracy table.
         form: a key of ``WRITERS``.
         model: name of the architecture.
-        finetuned, zeroshot: pair -> file.
+        finetuned: pair -> file of its fine-tuned end.
+        zeroshot: pair -> file of its zero-shot end.
 
-    Raises ConfigError for an unknown form.
+    Raises:
+        ConfigError: an unknown form.
     """
     if form not in WRITERS:
         raise ConfigError(f"results: unknown form '{shown(form, 40)}'.{did_you_mean(form, WRITERS)} Known: "
@@ -80,4 +83,4 @@ WRITERS: Mapping[str, Callable[[pd.DataFrame, str, Mapping[str, str], Mapping[st
     "wise-ft": _wise_ft,
     "clip-benchmark": _clip_benchmark,
 }
-"""Forms that can be written."""
+"""The formats that can be written: name -> the function that writes it."""

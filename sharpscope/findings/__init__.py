@@ -1,14 +1,14 @@
-"""Tables in, tables out: what the measured numbers of a study mean. pandas and scipy, no torch.
+"""Statistics of the measured numbers of a study: tables in, tables out. Needs pandas and scipy, not torch.
 
-The tables of a run (``run.sharpness``, ``run.accuracy`` ...) go in as DataFrames:
+The functions take the tables of a run (``run.sharpness``, ``run.accuracy`` ...) as DataFrames:
 
     runs = [sharpscope.run(config, out=folder) for config, folder in studies]
     sharpness, accuracy = (pandas.concat([r.tables[t] for r in runs]) for t in ("sharpness", "accuracy"))
     sharpscope.findings.pair_correlations(sharpness, accuracy)
 
-``*_table`` functions make the tables of a run directory; ``instability``, ``barrier``, ``rewind`` and ``criticality``
-score layers; ``effective_robustness`` holds OOD accuracy against a baseline's line; the intervals, p-values and
-correlations that all of them use are here too.
+The ``*_table`` functions make the tables of a run directory. ``instability``, ``barrier``, ``rewind`` and
+``criticality`` score layers. ``effective_robustness`` compares OOD accuracy with a baseline's line. The intervals,
+p-values and correlations that all of them use are public too.
 """
 
 from __future__ import annotations

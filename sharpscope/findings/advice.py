@@ -1,4 +1,4 @@
-"""Which alpha, from ID data and weights alone; and how much each rule loses to the alpha that OOD labels would pick."""
+"""Advice on alpha from ID data and weights alone, and the OOD accuracy that each rule loses to the best alpha."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["RULES", "advice_table"]
 
 RULES = ("zeroshot", "half", "finetuned", "id_best", "sharpscope", "oracle")
 _MEASURES = ("ggn_trace", "hessian_trace")
-"""The first of these that is positive for all pairs makes the prediction."""
+"""The prediction uses the first of these measures that yields one at any alpha."""
 _SAFE = ("pair", "alpha", "measure", "log_ratio", "distance")
-NOT_FROM_ID = "whether holding layers back gains OOD accuracy cannot be told from ID data of this pair"
+NOT_FROM_ID = "the ID data of this pair cannot show whether sparse straggler layers would raise its OOD accuracy"
 
 
 def advice_table(
@@ -40,31 +40,42 @@ def advice_table(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What every rule advises for one pair, and its regret where OOD labels exist.
+    """The alpha that each rule advises for one pair, and its regret where OOD labels exist.
 
-    zeroshot (alpha 0), half (.5), finetuned (1), id_best (best accuracy on the ID sets, the smallest such alpha),
-    oracle (best on the OOD labels: regret 0 by definition), and ``sharpscope``: for every alpha > 0 the OOD gain over
-    zero-shot is predicted from other pairs (``predict_gain`` on log sharpness ratio and log distance, each alpha on
-    its own) and the largest predicted mean wins, alpha = 0 having gain 0; an end wins ties and "do not interpolate"
-    is then said. With fewer than 4 reference pairs the fallback is alpha = .5, prediction NaN, status "undefined".
-    No OOD label of the judged pair enters any rule but the oracle: ``features``' accuracies are dropped, and
-    reference rows of the judged pair too.
+    The rules are
+
+        zeroshot    alpha = 0
+        half        alpha = 0.5
+        finetuned   alpha = 1
+        id_best     the smallest alpha with the best mean accuracy on the ID sets
+        sharpscope  the alpha with the largest predicted OOD gain over zero-shot
+        oracle      the alpha that is best on the OOD labels (regret 0 by definition)
+
+    ``sharpscope`` predicts the gain at every alpha > 0 from other pairs, each alpha on its own (``predict_gain`` on
+    the log sharpness ratio and the log distance); the gain at alpha = 0 is 0. If no interior alpha beats the better
+    end, that end is advised and the note says "do not interpolate". With fewer than 4 reference pairs it falls back to
+    alpha = 0.5, with prediction NaN and status "undefined". Only the oracle sees OOD labels of the judged pair: the
+    accuracies in ``features`` and all reference rows of the judged pair are dropped.
 
     Args:
         pair: the judged pair.
-        alphas: [A] increasing; correct: data set -> bool [A, n] or predictions; roles: data set -> "id" | "ood".
+        alphas: [A] increasing.
+        correct: data set -> bool [A, n] or predictions.
+        roles: data set -> "id" | "ood".
         features: ``reference_table`` rows of the judged pair.
         references: ``reference_table`` rows of other pairs.
         stragglers: the judged pair's straggler layers, advised only with ``reference_repairs``.
-        reference_repairs: ``repair`` tables of pairs with stragglers; rows of the judged pair are dropped. If one
-            sparsity of the stragglers gained on the OTHER pairs at equal ID accuracy (at least 4 pairs, the t interval
-            of the mean over pairs above 0 after Bonferroni over sparsities) its density and the judged pair's straggler
-            layers are advised, else none: whether it would gain here needs OOD labels, which advice has not.
-        level, bootstrap, seed: of the intervals.
+        reference_repairs: ``repair`` tables of pairs with stragglers; rows of the judged pair are dropped. The
+            stragglers and a density are advised if some sparsity of the stragglers raised OOD accuracy on the OTHER
+            pairs at equal ID accuracy: at least 4 pairs, and the t interval of the mean over pairs lies above 0 after
+            a Bonferroni correction over sparsities. Otherwise no layers are advised.
+        level: coverage of the intervals.
+        bootstrap: number of replicates.
+        seed: the run's seed.
 
     Returns:
-        Table ``advice``: ci_low/ci_high belong to predicted_gain (over zero-shot); the regret's paired bootstrap
-        interval, the oracle chosen again in every replicate, is in ``note``.
+        Table ``advice``. ci_low and ci_high belong to predicted_gain (over zero-shot). The regret's interval is in
+        ``note``: a paired bootstrap in which every replicate chooses the oracle's alpha again.
 
     Raises:
         ConfigError: arrays, alphas or roles that do not fit each other.
@@ -88,7 +99,11 @@ def advice_table(
         elif rule == "oracle":
             row["alpha"] = math.nan if ood is None else grid[int(np.argmax(ood))]
             row["status"] = "undefined" if ood is None else "ok"
-            note = "no OOD set was given" if ood is None else "chosen on the OOD labels: not advice, the yardstick"
+            note = (
+                "no OOD set was given"
+                if ood is None
+                else "chosen on the OOD labels: not advice, but what regret is measured against"
+            )
         elif rule == "sharpscope":
             ours, note = _sharpscope(pair, grid, features, references, level)
             held, why = _held_back(pair, stragglers, reference_repairs, level)
@@ -167,13 +182,15 @@ def _sharpscope(
     about = f"{used} reference pairs, {measure} of the whole model"
     end, end_gain = max(ends.items(), key=lambda item: item[1])
     if best[1].gain <= end_gain:
-        note = f"do not interpolate: no interior alpha is predicted above alpha = {end:g} ({about})"
+        note = (
+            f"do not interpolate: no alpha between 0 and 1 has a larger predicted gain than alpha = {end:g} ({about})"
+        )
         chosen = usable.get(end)
         if chosen is None:  # alpha = 0: the zero-shot model itself, gain 0 by definition
             return {"alpha": end, "predicted_gain": 0.0, "ci_low": 0.0, "ci_high": 0.0}, note
         return {"alpha": end, "predicted_gain": chosen.gain, "ci_low": chosen.low, "ci_high": chosen.high}, note
     alpha, p = best
-    over = f"predicted {p.gain - end_gain:+.4f} over alpha = {end:g}, the better end as predicted"
+    over = f"predicted OOD gain {p.gain - end_gain:+.4f} over alpha = {end:g}, the end with the larger predicted gain"
     return {"alpha": alpha, "predicted_gain": p.gain, "ci_low": p.low, "ci_high": p.high}, f"{over} ({about})"
 
 
@@ -203,7 +220,7 @@ def _features(rows: pd.DataFrame, alpha: float) -> np.ndarray | None:
 def _held_back(
     pair: str, stragglers: Sequence[str], repairs: pd.DataFrame | None, level: float
 ) -> tuple[dict[str, Any], str]:
-    """Layers and density to hold back, from what sparsity gained on OTHER pairs; by default nothing."""
+    """Advised straggler layers and density, from the gains of sparsity on OTHER pairs; by default none."""
     if repairs is None or not stragglers:
         return {}, NOT_FROM_ID
     rows = repairs[(repairs["pair"] != pair) & (repairs["control"] == "none") & (repairs["status"] == "ok")]
@@ -219,8 +236,9 @@ def _held_back(
     if best is None and not tested:
         return {}, NOT_FROM_ID
     if best is None:
-        return {}, f"{NOT_FROM_ID}, and no sparsity gained on at least {FEWEST_REFERENCES} other pairs beyond doubt"
+        few = f"at least {FEWEST_REFERENCES} other pairs"
+        return {}, f"{NOT_FROM_ID}, and no sparsity has a mean gain over {few} whose interval lies above 0"
     target, select, density = best[1]
     what = f"{target}:{select} sparsity of the stragglers"
-    why = f"{what} gained at least {best[0]:.4f} on average on {best[2]} other pairs"
+    why = f"{what} raised OOD accuracy by at least {best[0]:.4f} on average over {best[2]} other pairs"
     return {"layers": "+".join(stragglers), "density": float(density)}, why

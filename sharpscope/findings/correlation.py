@@ -1,4 +1,4 @@
-"""Does ID sharpness say anything about OOD accuracy? Along one path it describes, across pairs it is evidence."""
+"""Correlation of ID sharpness with OOD accuracy: descriptive along one path, evidence across pairs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
 
 COVARIATE = "covariate:"
-"""Prefix of the measure of rows that correlate a covariate itself with OOD: what sharpness has to beat."""
+"""Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
+Sharpness adds information only if it beats these rows."""
 FEWEST = 4
-"""Fewest points that have a correlation; a partial one needs one more."""
+"""The fewest points for which a correlation is computed; a partial correlation needs one point more."""
 PATH_NOTE = "descriptive: points along one path are not independent"
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Results of one method for all columns: each [K]; ``null`` [B, K] or None."""
+    """Results of one correlation method for all K columns: arrays [K]; ``null`` [B, K] or None."""
 
     estimate: np.ndarray
     low: np.ndarray
@@ -57,10 +58,10 @@ def _masks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarra
 def _reasons(x: np.ndarray, y: np.ndarray, needed: int, what: str, outcome: str) -> list[str]:
     m = x.shape[1]
     if m < needed:
-        return [f"{m} {what}: fewer than {needed}"] * len(x)
+        return [f"only {m} {what}; at least {needed} are needed"] * len(x)
     if is_constant(y):
         return [f"{outcome} is constant"] * len(x)
-    return ["sharpness is constant" if flat else "" for flat in is_constant(x)]
+    return ["the measure is constant" if flat else "" for flat in is_constant(x)]
 
 
 def _empty(columns: int, count: int) -> _Block:
@@ -86,7 +87,11 @@ def _block(
         m = int(points.sum())
         out.n[columns] = m
         xs, ys, needed = x[np.ix_(columns, points)], y[points], FEWEST + (given is not None)
-        why = _reasons(xs, ys, needed, "pairs", outcome) if m else [f"0 pairs: fewer than {needed}"] * len(columns)
+        why = (
+            _reasons(xs, ys, needed, "pairs", outcome)
+            if m
+            else [f"only 0 pairs; at least {needed} are needed"] * len(columns)
+        )
         zs = None if z is None else z[points]
         if zs is not None and m >= needed and is_constant(zs):
             why = [f"{given[0] if given else ''} is constant"] * len(columns)
@@ -106,7 +111,11 @@ def _block(
             out.low[picked], out.high[picked] = bca_interval(estimate, draws, jack, level)
             out.p[picked] = permutation_p(estimate, null[:, picked])
             for k in np.flatnonzero(good)[~np.isfinite(estimate)]:
-                why[k] = f"nothing is left beside {given[0] if given else 'rounding'}"
+                why[k] = (
+                    f"{given[0]} orders the pairs exactly as the measure or {outcome} does, or in reverse"
+                    if given
+                    else f"the measure or {outcome} varies by no more than rounding error"
+                )
         for column, reason in zip(columns, why, strict=True):
             out.why[column] = reason
     return replace(out, null=null)
@@ -124,33 +133,36 @@ def pair_correlations(
     alphas: Sequence[float] | None = None,
     stragglers: Mapping[str, Collection[str]] | None = None,
 ) -> pd.DataFrame:
-    """Correlation across pairs, one point a pair, at each fixed alpha: the evidence.
+    """Correlation across pairs at each fixed alpha, with one point per pair.
 
-    For every layer, measure (raw and ``share:``) and alpha, against OOD accuracy and OOD gain: Pearson, Spearman and
-    Kendall (tau-b); and Spearman with a covariate held fixed (``spearman|id_accuracy``, ``spearman|distance`` ...).
-    Per-parameter values would give the same numbers as raw ones (a constant factor a layer) and are not repeated.
+    Every layer and measure (raw and ``share:``) is correlated at every alpha with OOD accuracy and with OOD gain: by
+    Pearson, Spearman and Kendall (tau-b), and by Spearman with a covariate held fixed (``spearman|id_accuracy``,
+    ``spearman|distance`` ...). Per-parameter values differ from raw ones by a constant factor in each layer, would
+    give the same numbers and are left out.
 
-    Intervals: BCa bootstrap over PAIRS. p: permutation of the outcome over pairs, two-sided, never 0;
-    for partial ones the part of the outcome that the covariate leaves is permuted. The row
-    ``(best)`` holds the layer of largest |correlation|, its p that of the maximum over layers (no interval: it was
-    picked for being large). q: Benjamini-Hochberg over the layers of one (measure, alpha, method); of a single test
-    such as ``(all)``: its p.
+    Intervals come from a BCa bootstrap over PAIRS. p is two-sided, from permutations of the outcome over pairs, and
+    never 0; for a partial correlation the residuals of the outcome given the covariate are permuted. The row
+    ``(best)`` holds the layer with the largest |correlation|. Its p is that of the maximum over layers, and it has no
+    interval because it was picked for being large. q is Benjamini-Hochberg over the layers of one (measure, alpha,
+    method); for a single test such as ``(all)`` it equals p.
 
     Args:
         sharpness: sharpness table of several pairs.
         accuracy: accuracy table of the same pairs (the plain path's rows are used).
         covariates: columns pair, alpha and one or more numbers (distance, id_accuracy, learning_rate ...); NaN allowed.
         source: "run" | "shipped".
-        seed, bootstrap, level: of resampling; ``bootstrap`` is also the number of permutations.
-        alphas: which; default: all above 0 at which every pair has sharpness.
-        stragglers: pair -> straggler layers; adds ``(stragglers)`` and ``(others)``, see ``cube``.
+        seed: seed of the resampling.
+        bootstrap: number of bootstrap replicates, and of permutations.
+        level: coverage of the intervals.
+        alphas: the alphas to use; by default all above 0 at which every pair has sharpness.
+        stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``.
 
     Returns:
-        Table ``correlations``, scope "pairs", pair "(pairs)". Fewer than 4 points (5 for partial ones) or a constant
-        column: status "undefined" with the reason.
+        Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 points (5 for a partial
+        correlation) or a constant column the status is "undefined", and the note says why.
 
     Raises:
-        ConfigError: a measure that nobody knows, so that it has no rule by which layers add up.
+        ConfigError: ``stragglers`` is given and the sharpness table has an unknown measure.
 
     Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Freedman and Lane 1983,
     https://doi.org/10.1080/07350015.1983.10509354 (partial permutation); Benjamini and Hochberg 1995,
@@ -206,7 +218,7 @@ def _one_outcome(
 
 
 def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, object]) -> Iterator[dict[str, object]]:
-    """Rows of one method, with q over the layers of each measure and its ``(best)`` row before them."""
+    """Rows of one method: for each measure its ``(best)`` row, then its layers with q over these layers."""
     for measure in unique_in_order(m for m, _ in labels):
         here = [k for k, (m, _) in enumerate(labels) if m == measure]
         single = np.array([k for k in here if labels[k][1] not in GROUP_TITLES], dtype=int)
@@ -216,7 +228,9 @@ def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, o
             yield _best_row(measure, single, labels, block, head)
         for k in here:
             bad = not np.isfinite(block.estimate[k])
-            flat = "" if bad or np.isfinite(block.low[k]) else "no interval: resampling knows no spread here"
+            flat = (
+                "" if bad or np.isfinite(block.low[k]) else "no interval: all resamples agree, or too few have a value"
+            )
             yield {
                 **head,
                 "layer": labels[k][1],
@@ -248,7 +262,8 @@ def _best_row(
     estimate = block.estimate[best]
     largest = np.abs(np.where(np.isfinite(block.null[:, known]), block.null[:, known], 1.0)).max(axis=1)
     p = float(permutation_p(np.array([estimate]), largest[:, None])[0])
-    note = f"best of {len(known)} layers: {labels[best][1]}; p over the maximum, no interval for a picked layer"
+    allowed = "p_value allows for the choice of the layer; a layer chosen this way has no interval"
+    note = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
     return {**row, **some, "status": "ok", "note": note}
 
@@ -256,15 +271,17 @@ def _best_row(
 def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     """Correlation along alpha inside each pair: descriptive only.
 
-    The points of one path are not independent and both curves bend with alpha, so n is no sample size: no interval
-    and no p-value is given (a circular shift of 11 points could not fall below 1/11 and a path is no circle either).
-    Against OOD accuracy and OOD gain, which along one path differ by a constant and therefore agree.
+    The points of one path are not independent and both curves bend with alpha. n is therefore not a sample size, and
+    neither an interval nor a p-value is given. (A circular-shift test of 11 points could not give a p below 1/11, and
+    a path is not periodic.) OOD accuracy and OOD gain differ by a constant along one path, so both give the same
+    correlation.
 
     Returns:
-        Table ``correlations``, scope "path", alpha NaN; fewer than 4 alphas or a constant column: "undefined".
+        Table ``correlations`` with scope "path" and alpha NaN. With fewer than 4 alphas or a constant column the status
+        is "undefined", and the note says why.
 
     Raises:
-        ConfigError: a measure that nobody knows, so that it has no rule by which layers add up.
+        ConfigError: the sharpness table has an unknown measure, which has no rule by which layers add up.
     """
     accuracy = dense_rows(accuracy)
     rows: list[dict[str, object]] = []
@@ -314,7 +331,7 @@ def _path_block(x: np.ndarray, y: np.ndarray, method: str, outcome: str) -> _Blo
         why = (
             _reasons(xs, ys, FEWEST, "alphas", outcome)
             if points.any()
-            else [f"0 alphas: fewer than {FEWEST}"] * len(xs)
+            else [f"only 0 alphas; at least {FEWEST} are needed"] * len(xs)
         )
         good = np.array([not w for w in why])
         if good.any():

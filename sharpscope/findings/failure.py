@@ -31,23 +31,23 @@ def failure_table(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The flags F1, F2, F4 for every OOD set and their mean, and F3 for the probe loss.
+    """The flags F1, F2 and F4 for every OOD set and for the mean of the sets, and F3 for the probe loss.
 
-    The estimates, all over alpha in [0, 1]:
+    The estimates, all over alpha in [0, 1], are
 
         F1  max_{alpha > 0} OOD(alpha) - OOD(0)                 present if ci_high < 0
         F2  max_{0 < alpha < 1} min(OOD(0), OOD(1)) - OOD(alpha)  present if ci_low > eps
         F4  max_{0 < alpha < 1} chord(alpha) - OOD(alpha)       present if ci_low > 0
         F3  max_alpha L(alpha) - max(L(0), L(1))                present if ci_low > loss_eps
 
-    so F1 is a failure when NEGATIVE and the others when positive. A maximum over noisy points is too large on
-    average; ``resampling.max_min_interval`` gives bounds that pay for the choice of alpha, from a bootstrap over
-    examples paired across alphas, and within each data set for the mean. Each flag is then present without cause with
-    probability at most (1 - level) / 2, to the accuracy of the bootstrap.
+    A NEGATIVE F1 is a failure; the other flags are failures when positive. A maximum over noisy points is too large on
+    average, so ``resampling.max_min_interval`` gives bounds that allow for the choice of alpha. They come from a
+    bootstrap over examples that is paired across alphas and, for the mean, drawn within each data set. The probability
+    that a flag is present without cause is then at most (1 - level) / 2, to the accuracy of the bootstrap.
 
-    F3: the paper's LII = max L - (L(0) + L(1)) / 2 is made for ends of equal loss. A zero-shot and a fine-tuned model
-    differ, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth; ours is LII less that part. The note of the
-    row gives LII and the part that the ends force.
+    The paper's LII = max L - (L(0) + L(1)) / 2 is meant for ends of equal loss. A zero-shot and a fine-tuned model
+    have different losses, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth. F3 is LII minus that part;
+    the row's note gives both.
 
     Args:
         pair: name of the pair.
@@ -55,15 +55,15 @@ def failure_table(
         correct: data set -> bool [A, n], the same examples at every alpha; or predictions and their metric.
         roles: data set -> "id" | "ood".
         probe_losses: [A, n] loss of every probe example.
-        eps: drop in accuracy (0-1) that F2 forgives (ours).
-        loss_eps: rise in nats that F3 forgives (ours).
+        eps: largest drop in accuracy (0-1) that F2 tolerates (our choice); a larger value raises fewer flags.
+        loss_eps: largest rise of the loss in nats that F3 tolerates (our choice); a larger value raises fewer flags.
         level: coverage of the intervals.
-        bootstrap: replicates.
+        bootstrap: number of replicates.
         seed: the run's seed.
 
     Returns:
-        Table ``failure``; ``alpha`` is where the maximum is. Where a flag has no meaning the estimate is NaN, the flag
-        absent and the reason in ``note``.
+        Table ``failure``; ``alpha`` is the alpha of the maximum. Where a flag is undefined, its estimate is NaN, it
+        counts as absent and ``note`` gives the reason.
 
     Raises:
         ConfigError: shapes or roles that do not fit.
@@ -77,7 +77,8 @@ def failure_table(
         name: resampled_means(values, bootstrap, np.random.default_rng(derive(seed, "failure", pair, name)))
         for name, values in ood.items()
     }
-    few = "" if bootstrap >= min_replicates(level) else f"no interval: {bootstrap} replicates do not reach {level:g}"
+    enough = bootstrap >= min_replicates(level)
+    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
     rows = [
         row for name in ood for row in _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, few)
     ]
@@ -135,12 +136,12 @@ def _accuracy_flags(
     inner = [i for i, a in enumerate(alphas) if 0 < a < 1 and i not in (start, end)]
     later = [i for i, a in enumerate(alphas) if 0 < a <= 1 and i != start]
     if start is None or not later:
-        f1 = _undefined(pair, "F1", dataset, "needs alpha = 0 and one above it")
+        f1 = _undefined(pair, "F1", dataset, "the flag needs alpha = 0 and a larger alpha")
     else:
         gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
         f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
     if start is None or end is None or not inner:
-        why = "needs alpha = 0, alpha = 1 and one between them"
+        why = "the flag needs alpha = 0, alpha = 1 and an alpha between them"
         return [f1, *(_undefined(pair, flag, dataset, why) for flag in ("F2", "F4"))]
     ends = [start, end]
     drop = mean[ends][None, :] - mean[inner][:, None]
@@ -170,9 +171,9 @@ def _loss_flag(
         raise ConfigError(f"probe_losses: need shape [{len(alphas)} alphas, n >= 1], got {losses.shape}.")
     start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
     if start is None or end is None:
-        return _undefined(pair, "F3", PROBE, "needs alpha = 0 and alpha = 1")
+        return _undefined(pair, "F3", PROBE, "the flag needs alpha = 0 and alpha = 1")
     if not np.isfinite(losses).all():
-        return _undefined(pair, "F3", PROBE, "failed, the probe loss is not finite somewhere on the path")
+        return _undefined(pair, "F3", PROBE, "the probe loss is not finite somewhere on the path")
     mean = losses.mean(axis=1)
     reps = resampled_means(losses, bootstrap, np.random.default_rng(derive(seed, "failure", pair, PROBE, "loss")))
     path = [i for i, a in enumerate(alphas) if 0 <= a <= 1]
@@ -180,6 +181,6 @@ def _loss_flag(
     cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
     lii = float(mean[path].max() - (mean[start] + mean[end]) / 2)
     forced = float(abs(mean[start] - mean[end]) / 2)
-    note = f"LII {lii:.4g}, of which the ends' unequal losses force {forced:.4g}"
+    note = f"LII {lii:.4g} nats, of which {forced:.4g} come from the different losses of the two ends alone"
     note = "; ".join(part for part in (note, few) if part)
     return _judged(pair, "F3", PROBE, alphas, path, cells, draws, level, loss_eps, note)

@@ -1,4 +1,4 @@
-"""What the findings share: alphas, and tables turned into arrays."""
+"""Helpers that all findings share: positions of alphas, and tables turned into arrays."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ __all__ = ["Answered", "accuracy_grid", "alpha_index", "check_correct"]
 
 ALPHA_TOLERANCE = 1e-9
 Answered = np.ndarray | Predictions
-"""What models answered on one data set: bool [models, n] (judged by the share that is right), or predictions."""
+"""Answers of several models on one data set: booleans [models, n], scored by the share that is True, or predictions,
+scored by the metric they carry."""
 
 
 def alpha_index(alphas: Sequence[float], alpha: float) -> int | None:
-    """Where ``alpha`` is in ``alphas`` (to 1e-9), or None."""
+    """The position of ``alpha`` in ``alphas`` (equal to within 1e-9), or None."""
     for i, value in enumerate(alphas):
         if abs(float(value) - alpha) <= ALPHA_TOLERANCE:
             return i
@@ -42,14 +43,18 @@ def accuracy_grid(
 def check_correct(
     alphas: Sequence[float], correct: Mapping[str, Answered], roles: Mapping[str, str]
 ) -> dict[str, dict[str, Answered]]:
-    """``correct`` split by role into {"id": {...}, "ood": {...}}, each for [alphas, n]; raises ConfigError."""
+    """Check the answers [alphas, n] in ``correct`` and split them by role into {"id": {...}, "ood": {...}}.
+
+    Raises:
+        ConfigError: an array of another shape or with other values than True and False, or an unknown role.
+    """
     split: dict[str, dict[str, Answered]] = {"id": {}, "ood": {}}
     for name, given in correct.items():
         values = given if isinstance(given, Predictions) else np.asarray(given)
         if len(values.shape) != 2 or values.shape[0] != len(alphas) or values.shape[1] == 0:
             raise ConfigError(f"correct['{name}']: needs shape [{len(alphas)} alphas, n >= 1], got {values.shape}.")
         if isinstance(values, np.ndarray) and values.dtype != np.bool_ and not np.isin(values, (0, 1)).all():
-            raise ConfigError(f"correct['{name}']: needs one True or False an example.")
+            raise ConfigError(f"correct['{name}']: needs True or False for every example.")
         role = roles.get(name)
         if role not in split:
             raise ConfigError(f"roles['{name}']: needs 'id' or 'ood', got {role!r}.")

@@ -1,4 +1,4 @@
-"""The losses that straggler criteria are functions of: on single-layer paths, and under noise on one layer."""
+"""The losses from which straggler criteria are computed: on single-layer paths, and with noise on one layer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class LayerLosses:
     """Losses on single-layer paths: only layer l is at ``alphas[a]``, every other layer stays at ``base``.
 
     Raises:
-        ConfigError: an unknown base, alphas without 0 and 1, or losses of another shape.
+        ConfigError: an unknown base, alphas without 0 or 1, or losses of another shape.
     """
 
     layers: tuple[str, ...]
     base: Base
-    """Where the other layers stand; see ``vocabulary.BASES``."""
+    """The position of the other layers; see ``vocabulary.BASES``."""
     alphas: tuple[float, ...]
     """Positions of the layer, 0 and 1 among them."""
     losses: np.ndarray
-    """[L, A, n], one loss a probe example."""
+    """[L, A, n], one loss per probe example, in nats."""
 
     def __post_init__(self) -> None:
         if self.base not in BASES:
@@ -42,10 +42,10 @@ class LayerLosses:
 
 @dataclass(frozen=True)
 class NoiseLosses:
-    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, the rest at theta_1.
+    """Losses with layer l at ``alphas[a]`` plus Gaussian noise, and all other layers at theta_1.
 
     Raises:
-        ConfigError: arrays of another shape, or a standard deviation that is not above 0.
+        ConfigError: arrays whose shapes do not fit, or a sigma that is not above 0.
     """
 
     layers: tuple[str, ...]
@@ -53,7 +53,7 @@ class NoiseLosses:
     sigmas: tuple[float, ...]
     """Standard deviations in units of the layer's own weight rms, all > 0."""
     losses: np.ndarray
-    """[L, A, S, n]."""
+    """[L, A, S, n], one loss per probe example, in nats."""
     distance_sq: np.ndarray
     """[L] squared ||theta_1 - theta_0|| of the layer."""
     weight_rms: np.ndarray
@@ -66,7 +66,7 @@ class NoiseLosses:
         if np.shape(self.distance_sq) != want[:1] or np.shape(self.weight_rms) != want[:1]:
             raise ConfigError(f"distance_sq and weight_rms: need [{want[0]} layers].")
         if not all(s > 0 for s in self.sigmas):
-            raise ConfigError(f"sigmas: need to be above 0, got {list(self.sigmas)}.")
+            raise ConfigError(f"sigmas: all must be above 0, got {list(self.sigmas)}.")
 
 
 def between_ends(losses: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The OOD gain of one pair predicted from what sharpness and distance meant on other pairs."""
+"""Prediction of one pair's OOD gain from the sharpness, distance and OOD gain of other pairs."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ REFERENCE = (
     "ood_accuracy",
     "ood_gain",
 )
-"""Columns of a reference table: sharpness of ``(all)``; log_ratio = log sharpness(alpha) / sharpness(0) (NaN where one
-is <= 0); distance between theta_0 and theta_1; accuracies in [0, 1]; ood_gain = OOD(alpha) - OOD(0)."""
+"""Columns of a reference table. ``sharpness`` is that of the layer ``(all)``; ``log_ratio`` is log(sharpness(alpha) /
+sharpness(0)), NaN where either is <= 0; ``distance`` is that between theta_0 and theta_1; accuracies are in [0, 1];
+``ood_gain`` is OOD(alpha) - OOD(0)."""
 
 
 def reference_table(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     """The whole model's sharpness, distance and accuracies of every pair along its path: columns ``REFERENCE``.
 
     Args:
-        sharpness, accuracy, path: tables of the schema, any number of pairs. Distance is ``distance_0`` at alpha = 1
-            (``distance_0 + distance_1`` where that is missing); give it in the same unit for all pairs.
+        sharpness, accuracy, path: tables of the schema with any number of pairs. The distance is ``distance_0`` at
+            alpha = 1 (``distance_0 + distance_1`` where that is missing); all pairs must have it in the same unit.
     """
     accuracy = dense_rows(accuracy)
     whole = sharpness[(sharpness["layer"] == ALL) & has_value(sharpness)]
@@ -84,7 +85,10 @@ def _by_pair(rows: pd.DataFrame, values: pd.Series) -> Iterator[tuple[str, float
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predicted OOD gain over the zero-shot model with its prediction interval, from ``n`` reference pairs."""
+    """Predicted OOD gain over the zero-shot model (an accuracy difference), with its prediction interval.
+
+    ``n`` is the number of reference pairs behind it.
+    """
 
     gain: float
     low: float
@@ -97,17 +101,19 @@ def predict_gain(
 ) -> Prediction:
     """Ridge regression with a prediction interval from its leave-one-pair-out errors.
 
-    Columns are standardised, the intercept is not shrunk: b = (Z'Z + ridge I)^-1 Z'y. Leaving pair i out gives
-    e_i = y_i - yhat_(-i)(x_i), of variance sigma^2 (1 + h_(-i)(x_i)) with h the leverage 1/m + z'(Z'Z + ridge I)^-1 z;
-    sigma^2 = mean of e_i^2 / (1 + h_(-i)), and the interval is yhat +- t_{n-1-p} sigma sqrt(1 + h(x)): studentised
-    leave-one-out, since jackknife+ needs 19 pairs before a 95 % interval is finite.
+    Columns are standardised to Z and the intercept is not shrunk: b = (Z'Z + ridge I)^-1 Z'y. Leaving pair i out gives
+    the error e_i = y_i - yhat_(-i)(x_i) with variance sigma^2 (1 + h_(-i)(x_i)), where h = 1/m + z'(Z'Z + ridge I)^-1 z
+    is the leverage. sigma^2 is the mean of e_i^2 / (1 + h_(-i)), and the interval is yhat +- t_{n-1-p} sigma
+    sqrt(1 + h(x)). This studentised leave-one-out interval replaces jackknife+, whose 95 % interval is infinite with
+    fewer than 19 pairs.
 
     Args:
-        features: [n, p], one row a reference pair.
-        gains: [n].
-        judged: [p].
-        ridge: penalty (ours: 1, that is one pair's worth of "no effect").
-        level: coverage.
+        features: [n, p], one row per reference pair.
+        gains: [n] OOD gains of the reference pairs.
+        judged: [p] features of the judged pair.
+        ridge: penalty (our choice: 1, the weight of one pair that shows no effect). A larger value pulls the
+            prediction towards the mean gain.
+        level: coverage of the interval.
 
     Raises:
         ConfigError: fewer than 4 reference pairs.
@@ -150,7 +156,7 @@ def at_alpha(curve: np.ndarray, grid: Sequence[float], alpha: float) -> np.ndarr
 
 
 def along(rows: pd.DataFrame, column: str, alpha: float) -> float:
-    """A pair's ``column`` at ``alpha``, linear between its own alphas (other pairs may have another grid)."""
+    """``column`` of one pair's ``rows`` at ``alpha``, linear between that pair's own alphas; NaN outside them."""
     if not len(rows):
         return math.nan
     line = rows.sort_values("alpha")

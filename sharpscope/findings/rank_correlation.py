@@ -54,17 +54,21 @@ def correlate(x: np.ndarray, y: np.ndarray, method: str) -> np.ndarray:
 def weighted_correlate(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str, given: np.ndarray | None = None
 ) -> np.ndarray:
-    """Correlation of ``y`` with every row of ``x`` in every resample, a resample being a row of counts.
+    """Correlation of ``y`` with every row of ``x`` in every resample; each resample is a row of counts.
 
-    A point drawn w times is w equal points: ranks become weighted midranks, Kendall's pairs weigh w_i w_j. Counts of
-    ones with a single zero give the jackknife.
+    A point drawn w times counts as w equal points: ranks become weighted midranks, and a pair (i, j) of Kendall's tau
+    has weight w_i w_j. Counts of ones with a single zero give the jackknife.
 
     Args:
-        x: [K, m]; y: [m]; weights: [B, m] counts; given: [m] of a variable held fixed (spearman only):
+        x: [K, m].
+        y: [m].
+        weights: [B, m] counts.
+        method: pearson | spearman | kendall.
+        given: [m], a variable z to be held fixed (spearman only):
             r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)).
 
     Returns:
-        [B, K]; NaN where the resample leaves one of them constant.
+        [B, K]; NaN where x, y or z is constant in the resample.
     """
     w = weights.astype(float)
     if method == "kendall":
@@ -123,7 +127,10 @@ def _weighted_kendall(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray
 
 
 def _residuals(values: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Rows of ``values`` less their mean and their part along the centred unit vector ``z``; NaN if nothing is left."""
+    """Rows of ``values`` minus their mean and their projection on the centred unit vector ``z``, scaled to length one.
+
+    A row that is constant or parallel to ``z`` has no such remainder and gives NaN.
+    """
     centred = values - values.mean(axis=-1, keepdims=True)
     rest = centred - (centred @ z)[..., None] * z
     norm = np.linalg.norm(rest, axis=-1, keepdims=True)
@@ -132,9 +139,10 @@ def _residuals(values: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Spearman of every row of ``x`` [K, m] with ``y`` [m], the ranks of ``z`` [m] held fixed: [K], NaN where empty.
+    """Partial Spearman correlation of every row of ``x`` [K, m] with ``y`` [m], the ranks of ``z`` [m] held fixed.
 
-    r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)) of the ranks, in [-1, 1].
+    r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)) of the ranks. The result [K] is in [-1, 1], and NaN
+    where the ranks of z determine those of x or y.
 
     Source: Yule 1907, Proceedings of the Royal Society A 79 (partial correlation; here of midranks).
     """
@@ -145,13 +153,18 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def partial_null(x: np.ndarray, y: np.ndarray, z: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Permutation null of ``partial_spearman``: what ``z`` leaves of ``y`` is shuffled (Freedman & Lane 1983).
+    """Permutation null of ``partial_spearman``: the residuals of ``y`` given ``z`` are permuted.
 
     Args:
+        x: [K, m].
+        y: [m].
+        z: [m], the variable held fixed.
         orders: [B, m] permutations of range(m).
 
     Returns:
-        [B, K].
+        [B, K] correlations in [-1, 1].
+
+    Source: Freedman and Lane 1983, https://doi.org/10.1080/07350015.1983.10509354.
     """
     unit = _unit(stats.rankdata(z))
     ex = _residuals(stats.rankdata(x, axis=-1), unit)

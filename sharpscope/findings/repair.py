@@ -1,7 +1,8 @@
-"""Does making layers sparse repair the path? Counted only against the plain path at the same ID accuracy.
+"""Does making layers sparse repair the path? The gain is measured against the plain path at the same ID accuracy.
 
-Pruning a delta slides the model back toward theta_0, which changes OOD accuracy by itself; a smaller alpha does that
-for nothing. So a repaired model is compared with the point of the plain path that has the same ID accuracy.
+Pruning a delta moves the model back towards theta_0, and that alone changes OOD accuracy; a smaller alpha has the same
+effect without any pruning. A repaired model is therefore compared with the point of the plain path that has the same
+ID accuracy.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from sharpscope.vocabulary import GROUPS, Select, Target
 __all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain"]
 
 CONTROLS = ("none", *(group for group in GROUPS if group != "straggler"))
-"""What stands in the column ``control``: none for the stragglers themselves, else which layers were taken instead."""
+"""Values of the column ``control``: none for the stragglers themselves, else the layers made sparse in their place."""
 CONTRASTS = (
     "pair", "target", "select", "density", "num_alphas", "gain", "gain_low", "gain_high",
     "difference", "difference_low", "difference_high", "note",
 )  # fmt: skip
-"""Columns of ``Repairs.contrasts``: gain of the sparse stragglers, averaged over alphas, and what it is above that of
-equally many parameters in random other layers; percentile intervals, each for its row alone."""
+"""Columns of ``Repairs.contrasts``. ``gain`` is that of the sparse stragglers, averaged over alphas; ``difference`` is
+this gain minus the gain of its control, equally many parameters in random other layers. The percentile intervals hold
+for each row alone: they are not corrected for the number of rows."""
 _FEW = 0.02
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One repair of the path at several alphas, and what it answered."""
+    """One repair of the path at several alphas, and its answers on every data set."""
 
     variant: str
     """Its name in the tables, e.g. ``straggler:delta:random:0.5``."""
@@ -43,11 +45,11 @@ class Variant:
     target: Target
     select: Select
     density: float
-    """Fraction of entries kept, as asked for."""
+    """Fraction of entries to keep, as asked for."""
     kept_fraction: float
-    """Fraction of entries kept, as it came out."""
+    """Fraction of entries that were kept."""
     control: str
-    """none (the stragglers) | random_layers | all_layers (as many dropped entries) | everything (same density)."""
+    """none (the stragglers) | random_layers | all_layers (as many entries dropped) | everything (same density)."""
     alphas: tuple[float, ...]
     correct: Mapping[str, Answered]
     """Data set -> bool [len(alphas), n] or predictions; the data sets and examples of the plain path."""
@@ -55,34 +57,35 @@ class Variant:
 
 @dataclass(frozen=True)
 class Repairs:
-    """What the repairs of one pair came to."""
+    """The results of all repairs of one pair."""
 
     pair: str
     table: pd.DataFrame
     """Table ``repair``."""
     contrasts: pd.DataFrame
-    """One row a (target, select, density) of the stragglers that has a random-layer control."""
+    """One row per (target, select, density) of the stragglers that has a random-layer control."""
     estimate: float
-    """max over those rows of min(gain, difference to the control): > 0 if some sparse stragglers beat both."""
+    """The maximum over these rows of min(gain, difference to the control); > 0 if some sparsity of the stragglers beats
+    both the plain path and the control."""
     ci_low: float
     ci_high: float
-    """Its interval, which pays for having taken the best row (``resampling.max_min_interval``)."""
+    """The interval of ``estimate``, which allows for the choice of the best row (``resampling.max_min_interval``)."""
     best: str
-    """The row it is for, e.g. ``delta:magnitude:0.5``; empty where there is none."""
+    """The row that has the maximum, e.g. ``delta:magnitude:0.5``; empty where there is none."""
 
 
 def match_plain(
     id_path: np.ndarray, ood_path: np.ndarray, alphas: Sequence[float], wanted: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The plain path where it has a given ID accuracy: linear between the alphas, FIRST crossing from alpha = 0.
+    """The point of the plain path that has a given ID accuracy: linear between alphas, FIRST crossing from alpha = 0.
 
-    If the ID accuracy is not monotone several alphas fit; the smallest is taken, the one nearest to the zero-shot
-    model, by ID data alone. Where the path never has that accuracy, the end of its range that is nearest is used.
+    Several alphas fit if the ID accuracy is not monotone. The smallest of them is taken, which needs ID data only.
+    Where the path never has the wanted accuracy, the nearest accuracy that it has is used.
 
     Args:
-        id_path, ood_path: [..., A].
+        id_path, ood_path: [..., A] accuracies of the plain path.
         alphas: [A] increasing.
-        wanted: [..., K] ID accuracies.
+        wanted: [..., K] ID accuracies to be matched.
 
     Returns:
         (alpha [..., K], OOD accuracy there [..., K], inside [..., K] whether the path has that ID accuracy).
@@ -98,7 +101,7 @@ def match_plain(
     first = crosses.argmax(axis=-1)[..., None]
     here = np.take_along_axis(gap, first, axis=-1)
     there = np.take_along_axis(gap, first + 1, axis=-1)
-    # At a zero of the left end the step is 0; where the path stands still at the wanted value, too.
+    # The step is 0 where the left end has the wanted value, and also where both ends of the segment have it.
     step = np.where(here == there, 0.0, here / np.where(here == there, 1.0, here - there))[..., 0]
     left = first[..., 0]
     ood = np.broadcast_to(ood_path[..., None, :], gap.shape)
@@ -122,20 +125,25 @@ def analyse_repairs(
 
         gain = OOD(repaired) - OOD(plain path where ID = ID(repaired))
 
-    ID and OOD accuracy are averages over their data sets. Interval: percentile bootstrap over examples, within each
-    data set and paired across all models; every replicate looks for its own matching alpha, so the uncertainty of the
-    match is in it. A repaired model whose ID accuracy the plain path never has is "undefined"; replicates in which
-    that happens use the nearest end of the path (noted above 2 %).
+    ID and OOD accuracy are averages over their data sets. The interval is a percentile bootstrap over examples, drawn
+    within each data set and paired across all models. Every replicate finds its own matching alpha, so the interval
+    includes the uncertainty of the match. A repaired model whose ID accuracy the plain path never has is "undefined".
+    Replicates in which that happens use the nearest ID accuracy of the path; the note says so where they are more than
+    2 %.
 
     Args:
         pair: name of the pair.
         alphas: [A] of the plain path, increasing.
-        correct: data set -> bool [A, n] (or predictions) of the plain path; roles: data set -> "id" | "ood".
-        variants: the repairs and controls; alphas where one has nothing to match stay out of its average.
-        level, bootstrap, seed: of the intervals.
+        correct: data set -> bool [A, n] (or predictions) of the plain path.
+        roles: data set -> "id" | "ood".
+        variants: the repairs and controls. An alpha at which one of them cannot be matched is left out of its average.
+        level: coverage of the intervals.
+        bootstrap: number of replicates.
+        seed: the run's seed.
 
     Returns:
-        Repairs: the table in the order of ``variants`` and their alphas, the contrasts and the verdict's number.
+        Repairs: the table in the order of ``variants`` and their alphas, the contrasts, and the estimate on which the
+        verdict rests.
 
     Raises:
         ConfigError: arrays, roles, names or controls that do not fit.
@@ -166,13 +174,16 @@ def analyse_repairs(
     gain_reps = ood_reps[:, A:] - plain_reps
     low, high = percentile_interval(gain_reps, level)
     outside = 1 - inside_reps.mean(axis=0)
-    few = "" if bootstrap >= min_replicates(level) else f"no interval: {bootstrap} replicates do not reach {level:g}"
+    enough = bootstrap >= min_replicates(level)
+    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
     rows = []
     for k, (i, j) in enumerate(cells):
         numbers = [id_mean[A + k], ood_mean[A + k], at[k], plain[k], gain[k], low[k], high[k]]
         if inside[k]:
             far = (
-                f"{outside[k]:.0%} of the replicates lie outside the plain path's ID range" if outside[k] > _FEW else ""
+                f"in {outside[k]:.0%} of the replicates the plain path never has this ID accuracy"
+                if outside[k] > _FEW
+                else ""
             )
             rows.append(_row(pair, variants[i], j, numbers, "ok", "; ".join(part for part in (far, few) if part)))
         else:
@@ -243,7 +254,8 @@ def _contrasted(
         head = dict(zip(("pair", "target", "select", "density"), (pair, *key), strict=True))
         if not matched:
             missing = {name: float("nan") for name in CONTRASTS[5:-1]}
-            why = "undefined: no alpha at which both it and a random-layer control match the plain path"
+            both = "both this variant and a random-layer control"
+            why = f"undefined: at no alpha does the plain path have the ID accuracies of {both}"
             lines.append({**head, "num_alphas": 0, **missing, "note": why})
             continue
         own = np.mean([gain[mine].mean() for mine, _ in matched])
@@ -269,7 +281,7 @@ def _contrasted(
 def _cells(
     variants: Sequence[Variant], cells: Sequence[tuple[int, int]], key: tuple[object, ...], control: str
 ) -> dict[float, list[int]]:
-    """alpha -> the cells of every variant of that kind (several random draws are averaged)."""
+    """alpha -> the cells of all variants with that key and control, for instance of several random draws."""
     out: dict[float, list[int]] = {}
     for k, (i, j) in enumerate(cells):
         v = variants[i]

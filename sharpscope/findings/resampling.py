@@ -1,7 +1,7 @@
-"""Resampling and what is read off it: intervals, p-values and the control of many looks at once.
+"""Resampling, and the intervals, p-values and multiple-testing corrections that are computed from it.
 
-Every function takes arrays with the replicates first and works on all columns together; every random number comes
-from a generator that the caller has seeded for one purpose.
+Every function takes arrays with the replicates first and works on all columns together. Every random number comes from
+a generator that the caller has seeded for that one purpose.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EXACT_IN_FLOAT32 = 2**24
 
 
 def scores_of(values: np.ndarray | Predictions) -> np.ndarray:
-    """Mean over examples of every row of an array [K, n], or what predictions are judged by: [K]."""
+    """Scores [K] of K models: the mean over examples of an array [K, n], or predictions' scores by their own metric."""
     return values.scores() if isinstance(values, Predictions) else np.asarray(values).mean(axis=1)
 
 
@@ -38,10 +38,11 @@ def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.r
     Args:
         values: [K, n], bool or float; column i belongs to example i in every row. Or predictions of K models.
         replicates: number of bootstrap samples R.
+        rng: generator of the samples.
 
     Returns:
-        [R, K] means (scores of predictions). For bool values the sums are whole numbers and therefore the same bits in
-        any order of summing.
+        [R, K] means, or scores of predictions. Sums of bool values are whole numbers and therefore bit-identical in any
+        order of summation.
     """
     if isinstance(values, Predictions):
         return values.resampled(replicates, rng)
@@ -56,10 +57,13 @@ def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.r
 def stratified_means(
     blocks: Sequence[np.ndarray | Predictions], replicates: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average over data sets of the mean over examples, and its bootstrap within each data set.
+    """Average over data sets of the mean over examples, with bootstrap replicates drawn within each data set.
 
     Args:
-        blocks: one array [K, n_d] (or predictions of K models) a data set; the sets count equally whatever their size.
+        blocks: one array [K, n_d] (or predictions of K models) per data set. All sets have the same weight, whatever
+            their size.
+        replicates: number of bootstrap samples R.
+        rngs: one generator per data set.
 
     Returns:
         (means [K], replicates [R, K]).
@@ -70,17 +74,17 @@ def stratified_means(
 
 
 def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[float, float, float, int]:
-    """Interval of ``max_c min_e mu[c, e]`` that pays for having looked at all c and taken the largest.
+    """Interval of ``max_c min_e mu[c, e]`` that allows for the choice of the best c.
 
-    The largest of several noisy numbers is too large on average, and resampling it only adds to that, so the bounds
-    are built from the single cells. With t = (replicate - value) / se:
+    The largest of several noisy numbers is too large on average, and resampling the maximum adds to this bias. The
+    bounds are therefore built from the single cells. With t = (replicate - value) / se they are
 
         low  = max_c min_e (value - q se),    q   = quantile of max over all (c, e) of t     (simultaneous)
         high = max_c min_e (value + q_c se),  q_c = quantile of max over e of -t, at each c  (for the true best c)
 
-    ``low`` exceeds the truth only if some cell's bound exceeds its own truth: probability at most (1 - level) / 2 by
-    the simultaneous quantile. ``high`` lies below it only if the bound of the truly best c does (union-intersection
-    and intersection-union tests).
+    ``low`` exceeds the truth only if some cell's lower bound exceeds that cell's true value, which by the simultaneous
+    quantile has probability at most (1 - level) / 2. ``high`` lies below the truth only if the bound of the truly best
+    c does (union-intersection and intersection-union tests).
 
     Args:
         values: [C, E] point estimates.
@@ -118,8 +122,8 @@ def bca_interval(
         level: coverage.
 
     Returns:
-        (low, high), each [K]; NaN where the estimate is NaN, fewer than ``min_replicates(level)`` replicates are
-        left, or all of them agree (a perfect correlation: resampling then knows no spread, which is not certainty).
+        (low, high), each [K]; NaN where the estimate is NaN, where fewer than ``min_replicates(level)`` replicates are
+        left, or where all replicates agree. (The replicates of a perfect correlation agree, but it is not certain.)
 
     Source: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410.
     """
@@ -159,11 +163,14 @@ def _acceleration(jackknife: np.ndarray) -> np.ndarray:
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """Two-sided p of each column, (1 + #{|null| >= |observed|}) / (1 + B): never 0.
+    """Two-sided p of each column, (1 + #{|null| >= |observed|}) / (1 + B), which is never 0.
 
-    Null values without a number count as exceeding; NaN where ``observed`` is NaN.
+    Args:
+        observed: [K].
+        null: [B, K]; a NaN counts as at least as large as ``observed``.
 
-    ``observed`` [K], ``null`` [B, K] gives [K] in (0, 1].
+    Returns:
+        [K] in (0, 1]; NaN where ``observed`` is NaN.
 
     Source: Phipson and Smyth 2010, https://doi.org/10.2202/1544-6115.1585.
     """

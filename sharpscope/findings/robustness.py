@@ -1,4 +1,4 @@
-"""Effective robustness: OOD accuracy beyond what the ID accuracy lets one expect, by a named baseline."""
+"""Effective robustness: OOD accuracy above the value that a named baseline predicts from the ID accuracy."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of ``effective_robustness``."""
 BASELINES: Final[dict[str, tuple[float, ...]]] = {"zeroshot": (0.0,), "finetuned": (1.0,), "ends": (0.0, 1.0)}
-"""Baseline that a run holds itself -> the alphas of its models."""
+"""The baselines that consist of a run's own models: name -> the alphas of these models."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Models that set what is to be expected: logit(OOD) = intercept + slope * logit(ID).
+    """Models that define the expected OOD accuracy: logit(OOD) = intercept + slope * logit(ID).
 
-    ``id_accuracy``, ``ood_accuracy``: of the models [m]; ``id_n``, ``ood_n``: examples behind each, 0 where not known.
-    The fit is least squares on the logit scale.
+    ``id_accuracy`` and ``ood_accuracy`` [m] are those of the m models; ``id_n`` and ``ood_n`` [m] are the numbers of
+    examples behind them, 0 where not known. The line is fitted by least squares on the logit scale.
 
     Source: Taori et al. 2020, arXiv 2007.00644, section 3.
     """
@@ -44,14 +44,16 @@ class Baseline:
     ood_n: np.ndarray
 
     def fit(self) -> tuple[float, float]:
-        """(intercept, slope)."""
+        """The fitted line as (intercept, slope)."""
         lines = _fits(_logit(self.id_accuracy, self.id_n)[None], _logit(self.ood_accuracy, self.ood_n)[None])
         return float(lines[0, 0]), float(lines[0, 1])
 
 
 def points(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """pair, alpha, dataset, id_accuracy, ood_accuracy, id_n, ood_n: every point of the plain path on every OOD set and
-    their mean, ID accuracy being the mean over the ID sets; primary metrics."""
+    """Every point of the plain path on every OOD set and on the mean of these sets, by the sets' primary metrics.
+
+    Columns: pair, alpha, dataset, id_accuracy (the mean over the ID sets), ood_accuracy, id_n, ood_n.
+    """
     rows = dense_rows(accuracy)
     known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
     ids = mean_accuracy(rows[rows["role"] == "id"]).rename(columns={"estimate": "id_accuracy", "n": "id_n"})
@@ -63,23 +65,28 @@ def points(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def baseline_points(accuracy: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The points that ``name`` (zeroshot, finetuned, ends) makes the baseline, as ``points`` gives them.
+    """The points of the baseline ``name`` (zeroshot, finetuned or ends), in the columns of ``points``.
 
-    Pairs that share their zero-shot model have it once (the same accuracies).
+    Points with equal accuracies count once, such as the zero-shot model that several pairs share.
 
-    Raises ConfigError for another name.
+    Raises:
+        ConfigError: another name.
     """
     if name not in BASELINES:
-        raise ConfigError(f"baseline: '{shown(name)}' is none of {', '.join(BASELINES)}, nor a file.")
+        raise ConfigError(f"baseline: '{shown(name)}' is neither a file nor one of {', '.join(BASELINES)}.")
     found = points(accuracy)
     return found[found["alpha"].isin(BASELINES[name])].drop_duplicates(["dataset", "id_accuracy", "ood_accuracy"])
 
 
 def read_baseline(path: str | Path) -> pd.DataFrame:
-    """A baseline's models from CSV: dataset, id_accuracy, ood_accuracy (fractions), perhaps id_n, ood_n and model.
+    """A baseline from a CSV file, for instance the 204 models of Taori et al. 2020.
 
-    The 204 models of Taori et al. 2020, say; or ``dataset, intercept, slope``: a line that was fitted elsewhere, which
-    then has no uncertainty of its own. Raises ResultsError naming line and column.
+    The file has one row per model and data set with the columns dataset, id_accuracy and ood_accuracy (fractions), and
+    optionally id_n, ood_n and model. Or it has the columns dataset, intercept and slope of a line that was fitted
+    elsewhere; the intervals then leave out the uncertainty of that line.
+
+    Raises:
+        ResultsError: a file that cannot be read, a missing column, or a value out of range (with its line and column).
 
     Source: Taori et al. 2020, arXiv 2007.00644 (models that set the line).
     """
@@ -96,10 +103,10 @@ def read_baseline(path: str | Path) -> pd.DataFrame:
         bad = ~np.isfinite(numbers) | ((numbers < 0) | (numbers > 1) if "accuracy" in column else False)
         if bad.any():
             line = int(np.flatnonzero(bad)[0])
-            kind = "fraction" if "accuracy" in column else "number"
+            kind = "fraction between 0 and 1" if "accuracy" in column else "number"
             raise ResultsError(
                 f"baseline {shown(path)}, line {line + 2}, column '{column}': "
-                f"{shown(table[column].iloc[line], 40)} is no {kind}."
+                f"{shown(table[column].iloc[line], 40)} is not a {kind}."
             )
         table[column] = numbers
     return table.assign(dataset=table["dataset"].astype(str))
@@ -116,18 +123,28 @@ def effective_robustness(
 ) -> pd.DataFrame:
     """OOD - inv_logit(b + k logit(ID)) of every point of the plain path, for each OOD set that the baseline has.
 
-    b, k: least squares of logit(OOD) on logit(ID) over the baseline's models for the same OOD set (``baseline``: as
-    ``baseline_points`` or ``read_baseline`` give it; ``name``: how rows name it). Accuracies of 0 and 1 are moved half
-    an example inside. Interval: percentile bootstrap of three things at once, the model's own accuracies and those of
-    the baseline (binomial, ID and OOD images being different ones), and which models make the baseline (resampled where
-    there are at least 3; two give a line through both, whose choice has no spread, and the note says so). Where counts
-    are not known the accuracy counts as exact.
+    b and k are fitted by least squares of logit(OOD) on logit(ID) over the baseline's models for the same OOD set.
+    Accuracies of 0 and 1 are moved inside by half an example. The interval is a percentile bootstrap over three sources
+    of noise at once: the model's own accuracies and the baseline's accuracies (both binomial, with ID and OOD images
+    independent), and the choice of the baseline's models. The models are resampled where there are at least 3; the line
+    through two models leaves their choice out, and the note says so. An accuracy whose number of examples is not known
+    counts as exact.
+
+    Args:
+        accuracy: the accuracy table.
+        baseline: a table as ``baseline_points`` or ``read_baseline`` return it.
+        name: the name of the baseline in the column ``baseline``.
+        bootstrap: number of replicates.
+        level: coverage of the intervals.
+        seed: the run's seed.
 
     Returns:
-        Columns ``COLUMNS``; ``baseline_n``: its models (0: a line that was given). OOD sets that the baseline lacks,
-        and fits with fewer than 2 different ID accuracies, have NaN and the reason.
+        Columns ``COLUMNS``; ``baseline_n`` is the number of the baseline's models (0 for a line that was given). The
+        estimate is NaN, with the reason in ``note``, for an OOD set that the baseline lacks and for a baseline with
+        fewer than 2 distinct ID accuracies.
 
-    Raises ResultsError where no point has both an ID and an OOD accuracy.
+    Raises:
+        ResultsError: no point has both an ID and an OOD accuracy.
 
     Source: Taori et al. 2020, arXiv 2007.00644, section 3: rho(f) = acc2(f) - beta(acc1(f)).
     """
@@ -147,12 +164,12 @@ def _judged(
     blank = own.assign(expected=math.nan, estimate=math.nan, ci_low=math.nan, ci_high=math.nan, baseline_n=0, note="")
     given = "slope" in baseline
     if not len(baseline):
-        return blank.assign(note="undefined: the baseline has no model for this set")
+        return blank.assign(note="undefined: the baseline has no model for this data set")
     notes = []
     if given:
         line = np.array([[float(baseline["intercept"].iloc[0]), float(baseline["slope"].iloc[0])]])
         lines, m = np.repeat(line, replicates, axis=0), 0
-        notes.append("the line was given: no uncertainty of its own")
+        notes.append("the baseline's line was given: the interval leaves out its uncertainty")
     else:
         counts = [
             baseline[c].fillna(0).to_numpy(float) if c in baseline else np.zeros(len(baseline))
@@ -162,19 +179,19 @@ def _judged(
         m = len(baseline)
         if len(np.unique(base.id_accuracy)) < 2:
             return blank.assign(
-                baseline_n=m, note=f"undefined: {m} baseline models have one ID accuracy; a line needs two"
+                baseline_n=m, note=f"undefined: the baseline has a single ID accuracy (models: {m}); a line needs two"
             )
         line = np.array([base.fit()])
         lines = _resampled_lines(base, replicates, rng)
         if m < 3:
-            notes.append("line through two models")
+            notes.append("the baseline's line runs through two models: the interval leaves out their choice")
     x, y = own["id_accuracy"].to_numpy(float), own["ood_accuracy"].to_numpy(float)
     id_n, ood_n = own["id_n"].to_numpy(float), own["ood_n"].to_numpy(float)
     expected = special.expit(line[0, 0] + line[0, 1] * _logit(x, id_n))
     xs, ys = _drawn(x, id_n, replicates, rng), _drawn(y, ood_n, replicates, rng)
     reps = ys - special.expit(lines[:, :1] + lines[:, 1:] * _logit(xs, id_n))
     low, high = np.full(len(x), math.nan), np.full(len(x), math.nan)
-    if m >= 3 or (id_n > 0).any():  # else nothing was drawn: neither models nor examples
+    if m >= 3 or (id_n > 0).any():  # otherwise neither models nor examples were resampled
         low, high = percentile_interval(reps, level, skip_nan=True)
     return own.assign(
         expected=expected, estimate=y - expected, ci_low=low, ci_high=high, baseline_n=m, note="; ".join(notes)
@@ -182,7 +199,7 @@ def _judged(
 
 
 def _resampled_lines(base: Baseline, replicates: int, rng: np.random.Generator) -> np.ndarray:
-    """(intercept, slope) of resampled baselines: [R, 2]; draws of models with one ID accuracy are drawn anew."""
+    """(intercept, slope) of resampled baselines: [R, 2]; a draw whose models all have one ID accuracy is repeated."""
     m = len(base.id_accuracy)
     x, y = _drawn(base.id_accuracy, base.id_n, replicates, rng), _drawn(base.ood_accuracy, base.ood_n, replicates, rng)
     pick = np.tile(np.arange(m), (replicates, 1))

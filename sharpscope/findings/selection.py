@@ -1,4 +1,4 @@
-"""From one score a layer to a set of layers, which may be empty."""
+"""Choice of layers, possibly none, from one score per layer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Selection:
-    """What a rule makes of scores: ``mask`` [..., L] is True where score > ``threshold`` [...]."""
+    """The choice that a rule makes: ``mask`` [..., L] is True where a layer's score exceeds ``threshold`` [...]."""
 
     threshold: np.ndarray
     mask: np.ndarray
 
 
 def masked_median(x: np.ndarray) -> np.ndarray:
-    """Median along the last axis of what is finite, NaN where nothing is (much faster than ``np.nanmedian``)."""
+    """Median of the finite entries along the last axis, NaN where there are none (faster than ``np.nanmedian``)."""
     finite = np.isfinite(x)
     count = finite.sum(axis=-1)[..., None]
     ranked = np.sort(np.where(finite, x, np.inf), axis=-1)
@@ -35,7 +35,7 @@ def masked_median(x: np.ndarray) -> np.ndarray:
 
 
 def _centre_scale(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """Centre and spread along the last axis of the finite entries; spread 0 where nothing can stand out."""
+    """Centre and spread of the finite entries along the last axis; the spread is 0 where no entry can be an outlier."""
     finite = np.isfinite(x)
     count = finite.sum(axis=-1)
     filled = np.where(finite, x, 0.0)
@@ -44,8 +44,8 @@ def _centre_scale(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
         gap = np.where(finite, np.abs(filled - np.where(finite.any(axis=-1), centre, 0.0)[..., None]), np.nan)
         mean_gap = np.nansum(gap, axis=-1) / np.maximum(count, 1)
         mad = masked_median(gap)
-        # More than half of the layers tie: the MAD is 0 and would make every other layer an outlier; the mean
-        # absolute deviation, also scaled to a normal's sd, takes its place (Iglewicz & Hoaglin 1993).
+        # If more than half of the layers tie, the MAD is 0 and would make every other layer an outlier. The mean
+        # absolute deviation, scaled to a normal's sd like the MAD, takes its place (Iglewicz & Hoaglin 1993).
         largest = np.where(finite, gap, 0.0).max(axis=-1)
         scale = np.where(mad > 1e-12 * largest, 1.4826 * mad, 1.2533 * mean_gap)
     else:
@@ -65,11 +65,14 @@ def standardise(x: np.ndarray, kind: str) -> np.ndarray:
 
 
 def sustained(values: np.ndarray, fraction: float) -> np.ndarray:
-    """The level that a layer exceeds at ``fraction`` of the alphas at least.
+    """The level that a layer reaches at no less than ``fraction`` of the alphas.
 
-    The ceil(fraction * A)-th largest of the A values along the last axis, so that ``sustained(v) > t`` says exactly
-    ``v > t at that many alphas or more``. An alpha without a value (NaN) counts as not exceeding; NaN where too few
-    are left.
+    It is the ceil(fraction * A)-th largest of the A values along the last axis, so ``sustained(v) > t`` holds exactly
+    if v > t at that many alphas or more. An alpha without a value (NaN) counts as below every level; the result is NaN
+    where fewer values than needed are left.
+
+    Raises:
+        ConfigError: a fraction outside (0, 1].
     """
     if not 0 < fraction <= 1:
         raise ConfigError(f"fraction: needs a number in (0, 1], got {fraction}.")
@@ -83,18 +86,22 @@ def sustained(values: np.ndarray, fraction: float) -> np.ndarray:
 def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Selection:
     """Choose the layers whose score exceeds the rule's threshold.
 
-    mad:K  median + K * 1.4826 * MAD (if the MAD is 0 because more than half tie: 1.2533 * mean absolute deviation);
-    sd:T   mean + T * sd;    top:K  the (K + 1)-th largest, so ties at the cut are left out and no result depends on
-    the order of the layers (threshold -inf where there are at most K);    abs:X  X itself.
-    Nobody is chosen when all scores agree, or when mad and sd have fewer than 3 to compare.
+        mad:K   median + K * 1.4826 * MAD; where the MAD is 0 because more than half of the scores tie, 1.2533 times
+                the mean absolute deviation takes the place of 1.4826 * MAD
+        sd:T    mean + T * sd
+        top:K   the (K + 1)-th largest score (-inf where there are at most K), so layers that tie at the cut are left
+                out and no result depends on the order of the layers
+        abs:X   X itself
+
+    No layer is chosen when all scores agree (except by abs), or when mad or sd has fewer than 3 scores to compare.
 
     Args:
-        scores: [..., L]; NaN is no candidate. Leading axes (replicates) are treated separately.
-        rule: see ``config.parse_rule``.
-        floor: no score at or below it is chosen, whatever the rule.
+        scores: [..., L]; a layer with NaN is never chosen. Leading axes (replicates) are treated separately.
+        rule: see ``vocabulary.parse_rule``.
+        floor: no score at or below this value is chosen, whatever the rule.
 
     Raises:
-        ConfigError: unknown rule, or a ``top`` that is no whole number >= 0.
+        ConfigError: an unknown rule, or a ``top`` that is not a whole number >= 0.
 
     Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers (MAD and its replacement under ties).
     """

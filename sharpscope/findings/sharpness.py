@@ -1,4 +1,4 @@
-"""The sharpness table of one pair as arrays [layers, alphas], and fresh draws of it from its own uncertainty."""
+"""The sharpness table of one pair as arrays [layers, alphas], and random draws of them within their standard errors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class SharpnessGrid:
     alphas: tuple[float, ...]
     estimate: np.ndarray
     error: np.ndarray
-    """Of the estimate on these images: stderr where known, else the residual (a bound, so on the safe side), else 0."""
+    """The error of the estimate on these images: the stderr where known, else the residual (an upper bound), else 0."""
     images: np.ndarray
-    """Over draws of images, the error on these images in it; NaN where it is not known."""
+    """The error over draws of images, which includes the error on these images; NaN where it is not known."""
     share: np.ndarray
     num_params: np.ndarray
     whole: np.ndarray
@@ -42,21 +42,25 @@ class SharpnessGrid:
     frozen: frozenset[str]
 
     def values(self, form: str, log: bool) -> np.ndarray:
-        """The values [L, A] that a criterion of sharpness judges, their log on request (NaN where <= 0).
+        """The values [L, A] that a sharpness criterion judges, or with ``log`` their logarithm (NaN where <= 0).
 
-        ``form`` is the criterion's name: sharpness (the estimate itself), per_param (divided by the layer's number of
-        parameters) or share (of the whole model). Raises ValueError for another one.
+        ``form`` is the criterion's name: sharpness (the estimate itself), per_param (the estimate divided by the
+        layer's number of parameters) or share (the layer's share of the whole model).
 
-        The log of the share differs from that of the estimate by a constant at each alpha and would single out the
-        same layers; shares are therefore judged on the linear scale, where values <= 0 count too.
+        At each alpha the log of the share differs from the log of the estimate by a constant and would single out the
+        same layers. Shares are therefore judged on the linear scale, which also has values <= 0.
+
+        Raises:
+            ValueError: another form.
         """
         return _logged(self._form(self.estimate, form), log)
 
     def draws(self, form: str, log: bool, replicates: int, rng: np.random.Generator) -> np.ndarray:
-        """[R, L, A] draws of ``values``, the estimate drawn from its errors.
+        """Random draws [R, L, A] of ``values`` from the errors of the estimates.
 
-        estimate + error x + sqrt(images^2 - error^2) y with standard normal x, independent over layers and alphas, and
-        y, one a layer: the images are the same at every alpha. Where ``images`` is not known, y counts 0 times.
+        A draw is estimate + error x + sqrt(images^2 - error^2) y. The standard normal x is independent for every layer
+        and alpha; y is drawn once for each layer, because the images are the same at every alpha. Where ``images`` is
+        not known, the term with y is left out.
         """
         noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
         beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
@@ -74,7 +78,7 @@ class SharpnessGrid:
             return estimate / self.num_params[:, None]
         if form == "share":
             return self.share
-        raise ValueError(f"'{form}' is no form of sharpness: sharpness, per_param, share.")
+        raise ValueError(f"'{form}' is not a form of sharpness; the forms are sharpness, per_param and share.")
 
 
 def _logged(values: np.ndarray, log: bool) -> np.ndarray:
@@ -86,7 +90,7 @@ def _logged(values: np.ndarray, log: bool) -> np.ndarray:
 
 
 def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGrid]:
-    """One grid a measure, in the schema's order; the whole model is no layer and gives ``whole`` only."""
+    """One grid per measure, in the schema's order. The whole model is not among the layers; it fills ``whole``."""
     rows = sharpness[sharpness["pair"] == pair]
     for measure in measures_in(rows):
         part = rows[rows["measure"] == measure]
@@ -130,15 +134,19 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
 
 
 SHARE = "share:"
-"""Prefix of the measure of rows that hold a layer's share of the whole model's sharpness."""
+"""Prefix of the ``measure`` in rows that hold a layer's share of the whole model's sharpness."""
 
 
 @dataclass(frozen=True)
 class Cube:
-    """``values`` [M, L, P, A], NaN where there is no finite estimate; ``present`` [M, L]: the table has such rows."""
+    """The sharpness of several pairs as one array [measures M, layers L, pairs P, alphas A].
+
+    ``values`` [M, L, P, A] is NaN where there is no finite estimate; ``present`` [M, L] says which combinations of
+    measure and layer the table has.
+    """
 
     measures: tuple[str, ...]
-    """Each measure raw and, behind it, ``share:`` of the whole model (1 for the whole model itself: left out)."""
+    """Each measure, followed by its ``share:`` of the whole model (left out for the whole model, whose share is 1)."""
     layers: tuple[str, ...]
     pairs: tuple[str, ...]
     alphas: tuple[float, ...]
@@ -146,12 +154,12 @@ class Cube:
     present: np.ndarray
 
     def columns(self) -> list[tuple[int, int]]:
-        """(measure, layer) places that the table has, measures first."""
+        """The index pairs (measure, layer) that the table has, in the order of the measures."""
         return [(m, int(layer)) for m in range(len(self.measures)) for layer in np.flatnonzero(self.present[m])]
 
 
 def _together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
-    """One number for the layers along axis 0 by the measure's own rule; NaN if any is missing, or by the rule none."""
+    """Combine the layers along axis 0 by the measure's rule; NaN where a layer is missing, or if the rule is none."""
     match adds_up:
         case "sum":
             return values.sum(axis=0)
@@ -165,7 +173,7 @@ def _together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
             return np.where(np.isnan(values).any(axis=0), np.nan, picked)
         case "none":
             return np.full(values.shape[1:], np.nan)
-    raise ConfigError(f"measures: '{shown(adds_up, 60)}' is no rule by which layers add up.")
+    raise ConfigError(f"measures: '{shown(adds_up, 60)}' is not a rule by which layers can be combined.")
 
 
 def sharpness_cube(
@@ -174,12 +182,19 @@ def sharpness_cube(
     alphas: Sequence[float],
     stragglers: Mapping[str, Collection[str]] | None = None,
 ) -> Cube:
-    """Arrange the rows of ``pairs`` at ``alphas``; rows whose status is failed or undefined have no value.
+    """Arrange the rows of ``pairs`` at ``alphas`` in one array; rows with status failed or undefined have no value.
 
     Args:
-        stragglers: pair -> its straggler layers; adds the layers ``(stragglers)`` and ``(others)``: traces and mean
-            rises added up (exact for traces: H's diagonal blocks), eigenvalues and worst cases by their extreme. A
-            pair without stragglers, or with one whose estimate is missing, has no value there.
+        sharpness: the sharpness table.
+        pairs: the pairs, in the order of the third axis.
+        alphas: the alphas, in the order of the last axis.
+        stragglers: pair -> its straggler layers. With it the cube also has the layers ``(stragglers)`` and
+            ``(others)``, each combined by the measure's own rule: traces and mean rises are added up (exact for traces,
+            which are sums over the diagonal blocks of H); of eigenvalues and worst cases the extreme one is taken. A
+            pair without stragglers, or with a layer whose estimate is missing, has no value there.
+
+    Raises:
+        ConfigError: an unknown measure, or a measure whose rule for combining layers is unknown.
     """
     rows = sharpness[sharpness["pair"].isin(list(pairs))]
     measures = measures_in(rows)

@@ -1,7 +1,8 @@
-"""Straggler layers: which layers' own movement costs, by every criterion, with the probability of being chosen.
+"""Straggler layers: the layers whose own movement costs accuracy or loss, by every criterion.
 
-Known (2410.16476): a straggler is a layer whose own interpolation causes the drop. Ours, compared side by side: the
-criteria below. None of them looks at an OOD label.
+A straggler is a layer whose own interpolation causes the drop along the path (arXiv 2410.16476). The criteria of
+``vocabulary.CRITERIA`` for finding them are compared side by side; none of them uses OOD labels. For every layer the
+table also gives the probability that it is chosen when the data are resampled.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from sharpscope.vocabulary import CRITERIA, Criterion, parse_rule
 __all__ = ["SUSTAINED", "chosen_layers", "sharpness_scores", "stragglers_table"]
 
 SUSTAINED = 0.8
-"""Share of the alphas at which a layer's sharpness has to stand out; ours. Raised, fewer layers are chosen."""
+"""The share of the alphas at which a layer's sharpness has to stand out (our choice). A larger value chooses fewer
+layers."""
 
 
 def sharpness_scores(values: np.ndarray, rule: str) -> np.ndarray:
-    """One score a layer from its sharpness along the path; ``select(scores, rule)`` then chooses.
+    """One score per layer from its sharpness along the path; ``select(scores, rule)`` then chooses layers.
 
-    mad:K, sd:T and top:K score the z across layers at each alpha, abs:X the value itself; the score is what the layer
-    exceeds at ``SUSTAINED`` of the alphas (``sustained``), so score > K says: an outlier at that many alphas.
+    For mad:K, sd:T and top:K each value is first replaced by its z-score across layers at the same alpha; abs:X takes
+    the value itself. The score is the level that the layer reaches at ``SUSTAINED`` of the alphas (``sustained``), so
+    score > K means that the layer is an outlier at that many alphas.
 
     Args:
         values: [..., L, A]: log sharpness, or the share (linear); NaN where there is none.
@@ -50,7 +53,7 @@ def sharpness_scores(values: np.ndarray, rule: str) -> np.ndarray:
 
 
 def _choose(scores: np.ndarray, rule: str, scored_as_z: bool, floor: float | None) -> Selection:
-    """``select``, except that scores which are z already meet K itself."""
+    """``select``, except that scores which are z-scores already are compared with K directly."""
     kind, number = parse_rule(rule)
     if scored_as_z and kind in ("mad", "sd"):
         return select(scores, f"abs:{number!r}")
@@ -69,31 +72,33 @@ def stragglers_table(
 ) -> pd.DataFrame:
     """Every criterion's score, threshold and choice for every layer of one pair.
 
-    Criteria: those of ``vocabulary.CRITERIA`` in their order; the ones of single-layer paths for each of their bases,
-    the ones that take a measure for every measure of the table. ``probability`` is how often the layer is chosen when
-    the probe examples are resampled (loss criteria) or when the sharpness estimates are drawn again from their errors
-    over draws of images (``SharpnessGrid.draws``; where that is not known, and ``note`` says so, from the error of the
-    estimate on these images: stderr, or the residual where there is none). A layer that does not move is ``frozen``:
-    its status in the sharpness table, or a distance of 0 in ``noise``, says so.
+    The criteria are those of ``vocabulary.CRITERIA`` in their order. A criterion of single-layer paths is evaluated for
+    each of its bases, and a criterion of sharpness for every measure of the table. ``probability`` is the share of
+    replicates in which the layer is chosen. A replicate resamples the probe examples (loss criteria) or draws the
+    sharpness estimates again from their error over draws of images (see ``SharpnessGrid.draws``). Where that error is
+    not known, which ``note`` says, the error of the estimate on these images is used: the stderr, or the residual where
+    an estimate has no stderr. A layer that does not move has the status ``frozen``; it is recognised by this status in
+    the sharpness table or by a distance of 0 in ``noise``.
 
     Args:
         pair: name of the pair.
-        losses: single-layer paths, one a base, in any order.
-        noise: for criticality, or None.
+        losses: single-layer paths, one entry per base, in any order.
+        noise: losses under noise for the criterion criticality, or None.
         sharpness: the sharpness table (other pairs in it are ignored).
         rule: mad:K | sd:T | top:K | abs:X.
-        bootstrap: replicates R.
+        bootstrap: number of replicates R.
         seed: the run's seed.
 
     Returns:
-        Table ``stragglers``: criteria in the order above, layers in the order given. For sharpness the score is a z,
-        the threshold K (abs:X: the value, and X). A set may be empty; ``note`` then says why.
+        Table ``stragglers``: criteria in the order above, layers in the order given. For a criterion of sharpness the
+        score is a z-score and the threshold K (with abs:X the value itself and X). Where no layer is chosen, ``note``
+        says why.
 
     Raises:
         ConfigError: an unknown rule, or losses that do not fit each other.
 
-    Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (stragglers); those of the criteria are with ``instability``,
-    ``barrier``, ``rewind`` and ``criticality``.
+    Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (stragglers). The criteria's own sources are given at
+    ``instability``, ``barrier``, ``rewind`` and ``criticality``.
     """
     grids = list(sharpness_grids(sharpness, pair))
     still = set[str]().union(*(g.frozen for g in grids))
@@ -158,10 +163,10 @@ def _rows(
 def _why_nobody(scores: np.ndarray) -> str:
     known = scores[np.isfinite(scores)]
     if not len(known):
-        return "nobody chosen: no layer has a score"
+        return "no layer chosen: no layer has a score"
     if not known.any():
-        return "nobody chosen: the score is 0 for every layer"
-    return "nobody chosen: no layer exceeds the threshold"
+        return "no layer chosen: the score of every layer is 0"
+    return "no layer chosen: no score exceeds the threshold"
 
 
 def _loss_rows(
@@ -183,7 +188,8 @@ def _loss_rows(
         notes = [""] * len(entry.layers)
         if criterion.name == "instability":
             _, _, start, end = between_ends(means, entry.alphas)
-            notes = [f"{g:.3g} of it is half the difference of the two ends' losses" for g in np.abs(start - end) / 2]
+            forced = np.abs(start - end) / 2
+            notes = [f"{g:.3g} of the score is due to the different losses of the two ends alone" for g in forced]
         missing = ("failed", "the loss is not finite somewhere on this layer's path")
         yield _rows(pair, criterion.name, base, rule, entry.layers, still, scores, chosen, probability, notes, missing)
 
@@ -191,13 +197,13 @@ def _loss_rows(
 def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     """Mean losses of every bootstrap sample of the probe examples: [R, *losses.shape[:-1]].
 
-    One stream for all bases and criteria: they are judged on the same resamples.
+    All bases and criteria share one random stream and are therefore judged on the same resamples.
     """
     n = losses.shape[-1]
     counts = resample_counts(n, bootstrap, np.random.default_rng(derive(seed, "stragglers", pair, n)))
     flat = np.asarray(losses, dtype=float).reshape(-1, n)
     means = np.full((bootstrap, len(flat)), np.nan)
-    finite = np.isfinite(flat).all(axis=1)  # a NaN row must not reach the others through 0 * NaN
+    finite = np.isfinite(flat).all(axis=1)  # otherwise one NaN row would spread to all others through 0 * NaN
     means[:, finite] = counts.astype(float) @ flat[finite].T / n
     return means.reshape(bootstrap, *losses.shape[:-1])
 
@@ -220,12 +226,12 @@ def _noise_rows(
     usable = entry is not None and entry.losses.shape[-1] == noise.losses.shape[-1]
     if entry is None or not usable:
         scores = np.full(len(noise.layers), np.nan)
-        why = "needs the fine-tuned loss on the same probe examples (single-layer paths with base finetuned)"
+        why = "the fine-tuned loss of the same probe examples is missing (single-layer paths, base finetuned)"
         chosen, notes = select(scores, rule, floor=0.0), [why] * len(noise.layers)
         zero, undefined = np.zeros(len(noise.layers)), ("undefined", why)
         yield _rows(pair, criterion.name, base, rule, noise.layers, still, scores, chosen, zero, notes, undefined)
         return
-    # theta_1 itself: any layer at alpha = 1 with the rest at theta_1.
+    # The loss at theta_1 itself: any layer at alpha = 1 with all other layers at theta_1.
     end = alpha_index(entry.alphas, 1.0)
     reference = np.asarray(entry.losses[0, end], dtype=float)
     values = np.asarray(noise.losses, dtype=float)
@@ -234,14 +240,14 @@ def _noise_rows(
     joined = np.concatenate([reference[None], values.reshape(-1, values.shape[-1])])
     again = _resampled(pair, joined, bootstrap, seed)
     drawn, _ = criticality(again[:, 1:].reshape(bootstrap, *values.shape[:3]), again[:, 0], noise)
-    # Scores span orders of magnitude and may be 0 (fully rewindable): outliers are judged on log(1 + score).
+    # Scores span orders of magnitude and may be 0 (a fully rewindable layer), so outliers are found on log(1 + score).
     absolute = parse_rule(rule)[0] == "abs"
     chosen = select(raw if absolute else np.log1p(raw), rule, floor=0.0)
     chosen = chosen if absolute else Selection(np.expm1(chosen.threshold), chosen.mask)
     drawn = np.where(moving, drawn, np.nan)
     probability = select(drawn if absolute else np.log1p(drawn), rule, floor=0.0).mask.mean(axis=0)
-    notes = ["at least this: the smallest noise already costs more than the slack" if c else "" for c in censored]
-    rms = ("undefined", "the layer's weights are all 0: noise in units of their rms has no meaning")
+    notes = ["lower bound: every noise level tried raises the loss beyond the slack" if c else "" for c in censored]
+    rms = ("undefined", "the layer's weights are all 0, so noise in units of their rms is undefined")
     yield _rows(pair, criterion.name, base, rule, noise.layers, still, raw, chosen, probability, notes, rms)
 
 
@@ -267,7 +273,7 @@ def _sharpness_rows(
         notes = [_along(grid, i, log) for i in range(len(grid.layers))]
         base = f"{SUSTAINED:.0%} of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}]"
         name = f"{form}:{grid.measure}"
-        missing = ("undefined", "too few alphas with a value")
+        missing = ("undefined", "too few alphas have a value")
         yield _rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
 
 
@@ -276,16 +282,16 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
     parts = []
     negative = int((grid.estimate[layer][known] <= 0).sum())
     if log and negative:
-        parts.append(f"estimate <= 0 (no log) at {negative} of {len(grid.alphas)} alphas: counted as not exceeding")
+        parts.append(f"estimate <= 0, so no log, at {negative} of {len(grid.alphas)} alphas: these count as too low")
     if not known.all():
         parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
     unknown = known & ~np.isfinite(grid.images[layer])
     if not grid.error[layer].any() and not np.nan_to_num(grid.images[layer]).any():
-        parts.append("no stderr or residual: probability is 0 or 1")
+        parts.append("no stderr or residual, so the probability can only be 0 or 1")
     elif unknown.any():
         parts.append(
-            f"the error over draws of images is unknown at {int(unknown.sum())} alphas: the probability counts that of "
-            "the estimate on these images only"
+            f"the error over draws of images is unknown at {int(unknown.sum())} alphas, so the probability reflects "
+            "the error of the estimate on these images only"
         )
     if grid.unconverged[layer].any():
         parts.append(f"not converged at {int(grid.unconverged[layer].sum())} alphas")
@@ -293,9 +299,9 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
 
 
 def chosen_layers(stragglers: pd.DataFrame, criterion: str, *, pair: str | None = None) -> tuple[str, ...]:
-    """The layers that ``criterion`` chose, in the table's (forward) order; possibly none.
+    """The layers that ``criterion`` chose, in the table's order (that of the forward pass); possibly none.
 
-    A loss criterion chooses on the first of its bases in the table: finetuned where there is one.
+    For a loss criterion the first of its bases in the table counts: finetuned where the table has it.
 
     Args:
         stragglers: the table.

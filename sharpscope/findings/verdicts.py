@@ -1,8 +1,8 @@
 """The claims of arXiv 2410.16476 on the user's own checkpoints: holds, does not hold, or cannot be told.
 
-No sign is written down anywhere: sharper may go with better (as da Silva et al. 2025 find for 72 CLIP ViT-B/32 models)
-or with worse. "Cannot be told" is the verdict whenever the interval leaves both answers open; an absence is concluded
-only from an interval that lies within a stated margin of 0, never from a large p.
+No sign of the correlation is assumed: sharper models may be better (as da Silva et al. 2025 find for 72 CLIP ViT-B/32
+models) or worse. "Cannot be told" is the verdict whenever the interval leaves both answers open. A correlation counts
+as absent only if its whole interval lies within a stated margin of 0, never because p is large.
 """
 
 from __future__ import annotations
@@ -41,17 +41,20 @@ __all__ = ["verdicts_table"]
 
 
 MEASURE: Final = "hessian_trace"
-"""The measure that verdicts are about; all other measures stay in the correlations table."""
+"""The measure from which verdicts are made; all other measures are in the correlations table only."""
 ALPHA: Final = 0.5
-"""The alpha at which pairs are compared; all other alphas stay in the correlations table."""
+"""The alpha at which pairs are compared; all other alphas are in the correlations table only."""
 MARGIN: Final = 0.3
-"""A correlation whose whole interval lies within +- this counts as absent (ours). Raised, absences are found sooner."""
+"""A correlation whose whole interval lies within +- this value counts as absent (our choice). With a larger value more
+correlations count as absent."""
 RATIO_MARGIN: Final = 0.3
-"""Two sharpnesses whose log ratio lies within +- this with its whole interval count as the same (ours)."""
+"""Two sharpnesses count as the same if the whole interval of their log ratio lies within +- this value (our choice).
+With a larger value more pairs count as equally sharp."""
 GAIN_MARGIN: Final = 0.01
-"""A repair whose whole interval lies below this gain in accuracy does not help (ours)."""
+"""A repair does not help if the whole interval of its gain in accuracy (0-1) lies below this value (our choice). With a
+larger value more repairs count as no help."""
 ID_TOLERANCE: Final = 0.02
-"""Two ID accuracies that differ by no more than this count as the same (ours)."""
+"""Two ID accuracies (0-1) that differ by no more than this count as equal (our choice)."""
 
 
 def verdicts_table(
@@ -67,30 +70,35 @@ def verdicts_table(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """One row a claim, and for the repair one a pair.
+    """One row per claim; the claim about repairs has one row per pair.
 
-    whole       Spearman of the whole model's ``MEASURE`` with OOD gain across pairs at ``ALPHA``: does not hold if p <=
-                1 - level and the interval excludes 0; holds if the interval lies within +-``MARGIN``.
-    stragglers  the same of the stragglers' sharpness (row ``(stragglers)``; the best layer with its max-over-layers p
-                where there is none), read the other way round.
-    repair      where a failure flag is present: max over sparsities of min(gain at equal ID accuracy, difference to
-                the random-layer control): holds above 0, does not hold below ``GAIN_MARGIN`` with the whole interval.
-    question    the first two pairs of ``accuracy``: only if ID accuracies at alpha = 1 agree to ``ID_TOLERANCE`` and
-                their OOD gains at ``ALPHA`` differ for certain. Does not hold if the log ratio of their
-                sharpness lies within +-``RATIO_MARGIN`` with its whole interval over draws of images (cannot be told if
-                the interval holds 0 and is wider, or is not known), or
-                if the sign found on the OTHER pairs of ``references`` (these two left out; Spearman of sharpness and
-                OOD gain, permutation p <= 1 - level) orders them wrongly; holds if it orders them rightly; no such
-                sign: cannot be told.
+    whole       Spearman correlation of the whole model's ``MEASURE`` with OOD gain across pairs at ``ALPHA``. The claim
+                (no relation) does not hold if p <= 1 - level and the interval excludes 0. It holds if the interval lies
+                within +-``MARGIN``.
+    stragglers  The same correlation of the stragglers' sharpness, with the verdicts exchanged: the claim is that there
+                is a relation. The row ``(stragglers)`` is used; where it is missing, the best layer with its p over
+                the maximum of all layers.
+    repair      Only where a failure flag is present. The estimate is the maximum over sparsities of min(gain at equal
+                ID accuracy, difference to the random-layer control). The claim holds if the interval lies above 0, and
+                does not hold if the interval lies below ``GAIN_MARGIN``.
+    question    Only if the first two pairs of ``accuracy`` have ID accuracies at alpha = 1 that agree to
+                ``ID_TOLERANCE`` and OOD gains at ``ALPHA`` whose difference has an interval without 0. The OTHER pairs
+                of ``references`` give the sign of the relation (Spearman of sharpness and OOD gain, permutation p <=
+                1 - level). The claim holds if this sign predicts the order of the two pairs. It does not hold if the
+                sign predicts the wrong order, or if the interval of the log ratio of their sharpness over draws of
+                images lies within +-``RATIO_MARGIN`` and contains 0. It cannot be told if this interval contains 0 and
+                is wider, or is not known.
 
-    The measure and the alpha are fixed before looking.
+    In all other cases the verdict is "cannot be told". The measure and the alpha were fixed before any result was seen.
 
     Args:
         correlations, failure, sharpness, accuracy: tables of the schema.
         repairs: ``analyse_repairs`` of every pair.
         references: ``reference_table`` of as many pairs as there are.
-        reference_source: run | shipped: where ``references`` come from.
-        level, bootstrap, seed: of intervals and permutations.
+        reference_source: run | shipped, the origin of ``references``.
+        level: coverage of the intervals.
+        bootstrap: number of permutations.
+        seed: the run's seed.
 
     Returns:
         Table ``verdicts``; ``evidence`` is one sentence made of the numbers.
@@ -135,7 +143,7 @@ def _correlation_rows(correlations: pd.DataFrame, level: float) -> list[dict[str
         found = [rows[(rows["layer"] == layer) & (rows["method"] == "spearman")] for layer in layers]
         some = [f.iloc[0] for f in found if len(f)]
         if not some:
-            why = f"No across-pair correlation of {MEASURE} in the layer {' or '.join(layers)} was computed."
+            why = f"No across-pair correlation of {MEASURE} for the layer {' or '.join(layers)} was computed."
             out.append(_row(PAIRS, claim, str(source), CANNOT, nan, 0, why))
             continue
         row = next((r for r in some if r["status"] == "ok"), some[0])
@@ -153,7 +161,7 @@ def _correlation_verdict(claim: str, row: pd.Series, level: float) -> str:
     low, high = float(row["ci_low"]), float(row["ci_high"])
     if row["status"] != "ok":
         return CANNOT
-    # NaN bounds (a perfect correlation, a picked layer) exclude nothing and confine nothing: p decides alone.
+    # NaN bounds (a perfect correlation, a picked layer) neither exclude 0 nor lie within the margin: p decides alone.
     related = float(row["p_value"]) <= 1 - level + 1e-12 and not low <= 0 <= high
     absent = low > -MARGIN and high < MARGIN
     if related and not absent:
@@ -173,7 +181,8 @@ def _correlation_sentence(row: pd.Series, partial: pd.DataFrame, alpha: float) -
     )
     for _, other in partial.iterrows():
         if other["status"] == "ok":
-            text += f", given {other['method'].partition('|')[2]} {other['estimate']:+.2f} (p = {other['p_value']:.3g})"
+            held = f"; with {other['method'].partition('|')[2]} held fixed"
+            text += f"{held} it is {other['estimate']:+.2f} (p = {other['p_value']:.3g})"
     return text + "."
 
 
@@ -186,8 +195,8 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
         what = "no sparse straggler variant with a random-layer control could be matched to the plain path"
         return _row(repairs.pair, "repair", "run", CANNOT, numbers, n, f"{_flags(flags)}; {what}.")
     text = (
-        f"{_flags(flags)}; of {n} sparsities the best ({repairs.best}) has, as the smaller of its gain over the plain "
-        f"path at equal ID accuracy and over random layers, {100 * repairs.estimate:+.1f} points "
+        f"{_flags(flags)}; the best of {n} sparsities is {repairs.best}: the smaller of its two gains, over the plain "
+        f"path at equal ID accuracy and over random layers, is {100 * repairs.estimate:+.1f} points "
         f"{_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}."
     )
     verdict = CANNOT
@@ -204,7 +213,7 @@ def _flags(flags: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Question:
-    """The demo's question about two pairs; every number that the sentence names is computed here."""
+    """The demo's question about two pairs, and all numbers that its sentence of evidence contains."""
 
     pairs: tuple[str, ...]
     level: float
@@ -227,32 +236,34 @@ class _Question:
         rho, p, n = self._sign(references)
         facts = (
             f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {ALPHA:g} that "
-            f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and whole-model {MEASURE} "
-            f"in the log ratio {ratio:+.2f} {_span(ratio_low, ratio_high)} over draws of {images} images"
+            f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and a log ratio of whole-model "
+            f"{MEASURE} of {ratio:+.2f} {_span(ratio_low, ratio_high)} over draws of {images} images"
         )
         signed = math.isfinite(p) and p <= 1 - self.level + 1e-12
         told = (
-            f"Spearman with OOD gain is {rho:+.2f} (p = {p:.3g})" if math.isfinite(p) else "no correlation is defined"
+            f"sharpness and OOD gain have a Spearman correlation of {rho:+.2f} (p = {p:.3g})"
+            if math.isfinite(p)
+            else "no correlation is defined"
         )
         told = f"over {n} other pairs {told}"
         if math.isfinite(ratio) and not math.isfinite(ratio_low):
-            verdict, end = CANNOT, "how far other images would change the sharpness is not known"
+            verdict, end = CANNOT, "the error of the sharpness over draws of images is not known"
         elif not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
-            verdict, end = CANNOT, "a number is missing"
+            verdict, end = CANNOT, "one of these numbers is missing"
         elif abs(ids[0] - ids[1]) > ID_TOLERANCE:
             verdict, end = CANNOT, "their ID accuracies are not the same, so the question does not arise"
         elif low <= 0 <= high:
-            verdict, end = CANNOT, "their outcomes do not differ beyond the noise"
+            verdict, end = CANNOT, "the difference of their OOD gains may be noise, since its interval contains 0"
         elif -RATIO_MARGIN <= ratio_low <= 0 <= ratio_high <= RATIO_MARGIN:
-            verdict, end = DOES_NOT_HOLD, "the outcomes differ and the sharpness does not"
+            verdict, end = DOES_NOT_HOLD, "their OOD gains differ, but their sharpness does not"
         elif ratio_low <= 0 <= ratio_high:
-            verdict, end = CANNOT, "on other images the sharpness of either could be the larger one"
+            verdict, end = CANNOT, "which of them is sharper may depend on the choice of images"
         elif not signed:
-            verdict, end = CANNOT, f"{told}, so nothing says which sharpness means success"
+            verdict, end = CANNOT, f"{told}, so it is not known whether higher or lower sharpness means success"
         elif rho * ratio * gap > 0:
-            verdict, end = HOLDS, f"{told}, which orders the two rightly"
+            verdict, end = HOLDS, f"{told}, which predicts the right order of the two"
         else:
-            verdict, end = DOES_NOT_HOLD, f"{told}, which orders the two wrongly"
+            verdict, end = DOES_NOT_HOLD, f"{told}, which predicts the wrong order of the two"
         source = self.reference_source if n else "run"
         return _row(PAIRS, "question", source, verdict, (ratio, ratio_low, ratio_high), n, f"{facts}; {end}.")
 
@@ -265,7 +276,7 @@ class _Question:
         return float(rows["estimate"].iloc[0]) if len(rows) else math.nan
 
     def _outcome(self, accuracy: pd.DataFrame) -> tuple[float, float, float]:
-        """Difference of the OOD gains; the tables hold no pairing of examples, so the interval is on the wide side."""
+        """Difference of the OOD gains; the tables do not pair examples, so the interval is rather too wide."""
         gains, variance = [], 0.0
         starts = [self._cell(accuracy, pair, 0.0, OOD_MEAN) for pair in self.pairs]
         for pair, start in zip(self.pairs, starts, strict=True):
@@ -275,7 +286,7 @@ class _Question:
             gains.append(float(here["estimate"].iloc[0]) - float(start["estimate"].iloc[0]))
             variance += self._variance(here)
         if float(starts[0]["estimate"].iloc[0]) != float(starts[1]["estimate"].iloc[0]):
-            variance += self._variance(starts[0]) + self._variance(starts[1])  # else: one zero-shot model, it cancels
+            variance += self._variance(starts[0]) + self._variance(starts[1])  # else one zero-shot model: cancels
         half = self.z * math.sqrt(variance)
         return gains[0] - gains[1], gains[0] - gains[1] - half, gains[0] - gains[1] + half
 
@@ -283,10 +294,11 @@ class _Question:
         return float(((cell["ci_high"].iloc[0] - cell["ci_low"].iloc[0]) / (2 * self.z)) ** 2)
 
     def _sharpness(self, sharpness: pd.DataFrame) -> tuple[tuple[float, float, float], str]:
-        """log S_a - log S_b with its delta-method interval over draws of images, and how many images there are.
+        """log S_a - log S_b with its interval over draws of images (delta method), and the number of images as text.
 
-        Both pairs may be measured on the same images, whose choice then moves both sharpnesses alike: the tables hold
-        no pairing, so the interval is on the wide side. No error over draws of images: no interval.
+        If both pairs are measured on the same images, their choice moves both sharpnesses alike; the tables do not hold
+        this dependence, so the interval is then too wide rather than too narrow. Where the error over draws of images
+        is not known, there is no interval.
         """
         logs, variance = [], 0.0
         counts: list[Any] = []

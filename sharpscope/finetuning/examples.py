@@ -1,4 +1,4 @@
-"""What a fine-tuning learns from: batches of images, labels and captions, by place in any data set."""
+"""Training data: batches of images, labels and captions, by their indices in any data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["DatasetExamples", "Drawn", "Examples", "TensorExamples", "load_examp
 
 
 class Drawn(NamedTuple):
-    """What was read of a batch, row by row."""
+    """The examples of a batch that could be read, row by row."""
 
     images: Tensor
     """float32 [B, 3, H, W], normalised."""
@@ -30,7 +30,7 @@ class Drawn(NamedTuple):
 
 
 class Examples(Protocol):
-    """Training examples, of which any batch can be had."""
+    """Training examples, read batch by batch."""
 
     def __len__(self) -> int: ...
 
@@ -55,7 +55,7 @@ class TensorExamples:
 class DatasetExamples:
     """The images of a data set, random crops where it was loaded with ``augment``.
 
-    ``labels``: of image-caption pairs, whose data set has every pair as a class of its own, the caption as its name.
+    ``labels``: the class labels of image-caption pairs; in their data set every pair is a class, named by its caption.
     """
 
     def __init__(self, dataset: Dataset, labels: Tensor | None = None) -> None:
@@ -74,7 +74,7 @@ class DatasetExamples:
 
     @property
     def skipped(self) -> str:
-        """What could not be read so far, in words; empty where there is nothing."""
+        """What could not be read so far, in words; empty if all could be read."""
         facts = self.dataset.facts
         names = ", ".join(shown(name, 60) for name in facts["skipped_names"][:3])
         return (
@@ -99,13 +99,13 @@ def load_examples(
     Any data set of ``load_dataset``, its train split unless the spec names another; or ``csv:PATH``: image-caption
     pairs for the contrastive methods, in the columns that open_clip reads (``filepath``, ``title``; tab or comma; paths
     from the file's folder unless absolute; a column ``label`` is taken where there is one). ``augment``: a random crop
-    of each image each time; arrays and the embedded world have none. ``shots``: at most so many images a class, a fixed
-    choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
+    of each image each time; arrays and the embedded world have none. ``shots``: largest number of images per class, a
+    fixed choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
     """
     kind, _, rest = spec.partition(":")
     if kind == "csv":
         if not classnames:
-            raise ConfigError("classnames: captions name no classes; give those that the result is to tell apart.")
+            raise ConfigError("classnames: captions name no classes; give those that the model has to tell apart.")
         path = Path(data_root or ".").expanduser() / Path(rest).expanduser()
         return _captioned(path, model, len(classnames), augment), tuple(classnames)
     dataset = load_dataset(
@@ -134,15 +134,16 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
     missing = [c for c in ("filepath", "title") if c not in (reader.fieldnames or ())]
     if missing:
         raise DatasetError(
-            f"captions: {shown(path)} has no column {' and none '.join(missing)} in its first line.\n"
-            "Remedy: a header line 'filepath<tab>title', one image a line."
+            f"captions: {shown(path)} has no column {' and no '.join(missing)} in its first line.\n"
+            "Remedy: a header line 'filepath<tab>title', then one image per line."
         )
     paths, captions, labels = [], [], []
     for number, row in enumerate(reader, 2):
         label = row.get("label") or "-1"
         if not row["filepath"] or not row["title"] or not label.lstrip("-").isdigit() or int(label) >= num_classes:
             raise DatasetError(
-                f"captions: {shown(path)}, line {number}: needs a file, a caption (and a label below {num_classes})."
+                f"captions: {shown(path)}, line {number}: needs a file and a caption, and a label (if any) "
+                f"below {num_classes}."
             )
         paths.append(row["filepath"])
         captions.append(row["title"])
@@ -162,9 +163,9 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
 
 
 def _few(labels: Tensor, shots: int, seed: int) -> list[int]:
-    """At most ``shots`` indices a class, in the data's order."""
+    """At most ``shots`` indices per class, in the data's order."""
     if shots < 1:
-        raise ConfigError(f"shots: needs at least one image a class, got {shots}.")
+        raise ConfigError(f"shots: needs at least one image per class, got {shots}.")
     taken: dict[int, int] = {}
     rows = []
     for i in stratified(labels, None, seed, "shots"):

@@ -1,4 +1,4 @@
-"""A method on a task: its stages one after the other, batches, validation, and a state to take up again."""
+"""Training a method on a task: its stages in order, batches, validation, and a state to resume from."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Validation = Callable[[Callable[[Tensor], Tensor]], float]
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training left: ``theta`` (all tensors, those of the method included), what to save, and how it went."""
+    """The result of training: ``theta`` (with the method's own tensors), what to save, losses and accuracies."""
 
     theta: Theta
     exported: Exported
     losses: tuple[float, ...]
-    """Of every step of every stage."""
+    """Loss of every step of every stage."""
     accuracies: tuple[tuple[int, float], ...]
     """(steps of all stages so far, validation accuracy), after every epoch."""
     prepared: Prepared
@@ -53,15 +53,15 @@ def fit(
     precision: Precision = "full",
     progress: bool = True,
 ) -> Fitted:
-    """Train ``method`` on ``examples``; a function of its arguments, whether it was interrupted or not.
+    """Train ``method`` on ``examples``. The result depends on the arguments alone, not on interruptions.
 
     validation  asked after every epoch and at the end; decides what is kept where the method says ``keep_best``
-    state_file  where the state is kept every ``every`` steps, and from where it is taken up
+    state_file  file to which the state is written every ``every`` steps, and from which training resumes
 
     Raises ConfigError where a batch is larger than the data, NumericalError when training diverges.
     """
     if len(examples) != task.n:
-        raise ConfigError(f"finetune: the task speaks of {task.n} examples, there are {len(examples)}.")
+        raise ConfigError(f"finetune: the task has n = {task.n}, but there are {len(examples)} examples.")
     prepared = method.prepare(task)
     at = (state_file.load(task.device) if state_file else None) or Progress()
     for number in range(at.stage, len(prepared.stages)):
@@ -74,7 +74,7 @@ def fit(
 
 
 class _Judge:
-    """Validation accuracies along the way, and the best weights where these are to be kept."""
+    """Validation accuracies during training, and the best weights if the method keeps them."""
 
     def __init__(self, prepared: Prepared, validation: Validation | None, keep_best: bool, at: Progress) -> None:
         self.prepared, self.validation, self.keep_best = prepared, validation, keep_best
@@ -108,7 +108,7 @@ class _Stage:
         return self.prepared.stages[self.number]
 
     def __call__(self, at: Progress, judge: _Judge, save: Callable[[Progress], None] | None, every: int) -> Progress:
-        """From where ``at`` stands to the end of the stage."""
+        """Train from the progress ``at`` to the end of the stage."""
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
         batches = self._batches(at.state.step if at.state else 0)
@@ -118,7 +118,7 @@ class _Stage:
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
             batch, accuracy = next(batches), 0.0
             for part in batch.split(self.method.accumulate):
-                share = len(part.labels) / len(batch.labels)  # parts of unequal size weigh what they hold
+                share = len(part.labels) / len(batch.labels)  # unequal parts weigh by their examples
                 losses = self.prepared.losses(current, part)
                 if losses.logits is not None:
                     accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
@@ -159,7 +159,7 @@ class _Stage:
         return finished
 
     def _batches(self, done: int) -> Iterator[Batch]:
-        """The batches from step ``done`` on, the next one being read while the last one is learned from."""
+        """The batches from step ``done`` on; the next batch is read while the current one is trained on."""
         task, size, steps = self.task, self.method.batch_size, self.stage.recipe.steps
         # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
         order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
@@ -183,7 +183,7 @@ class _Stage:
 
 
 def _ahead(work: Callable[[T], R], items: Iterator[T]) -> Iterator[R]:
-    """``map(work, items)``, in order, up to two results being made beforehand in a thread of their own."""
+    """``map(work, items)`` in order; a thread of its own prepares up to two results in advance."""
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(work, item) for item in itertools.islice(items, 2)]
         while waiting:

@@ -1,7 +1,7 @@
-"""What a fine-tuning method is: hyperparameters, the tensors that move, the loss of a batch, the pair that it leaves.
+"""What a fine-tuning method consists of: hyperparameters, trained tensors, the loss of a batch, and what is saved.
 
-One small file each; ``registry.METHODS`` lists them, ``trainer.fit`` runs them. Everything random is a function of
-(seed, step), so that a run that is stopped and taken up again draws what it would have drawn.
+One small file each; ``registry.METHODS`` lists them, ``fit.fit`` trains them. Everything random is a function of
+(seed, step), so that an interrupted and resumed run draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Task:
     classnames: tuple[str, ...]
     templates: tuple[str, ...]
     n: int
-    """Training examples, of which an epoch's ragged last batch is dropped."""
+    """Number of training examples. The incomplete last batch of an epoch is dropped."""
     seed: int = 0
 
     @property
@@ -62,7 +62,7 @@ class Task:
         return self.theta_0["logit_scale"].device
 
     def generator(self, *purpose: object) -> torch.Generator:
-        """A random stream of its own for ``purpose`` (how prompts start, say); on the CPU."""
+        """A separate random stream for ``purpose`` (for example the initial prompts), on the CPU."""
         return torch.Generator().manual_seed(derive(self.seed, "finetune", *purpose))
 
 
@@ -77,11 +77,11 @@ class Batch:
     tokens: Tensor | None = None
     """Token ids [B, context_length] of the images' captions, where the training data has captions."""
     step: int = 0
-    """Of its stage, from 0."""
+    """Step of the stage, from 0."""
     progress: float = 0.0
     """step / steps of the stage, in [0, 1)."""
     seed: int = 0
-    """The run's seed and stage."""
+    """Seed made from those of the run and the stage."""
 
     def split(self, parts: int) -> Iterator[Batch]:
         """The examples in up to ``parts`` batches of (all but) equal size, in order; all else is the same in each."""
@@ -93,7 +93,7 @@ class Batch:
             yield dataclasses.replace(self, images=images, labels=labels, tokens=texts)
 
     def generator(self, *purpose: object) -> torch.Generator:
-        """A random stream of its own for this step and ``purpose``; on the CPU, whatever the device."""
+        """A separate random stream for this step and ``purpose``, on the CPU whatever the device."""
         return torch.Generator().manual_seed(derive(self.seed, "step", self.step, *purpose))
 
 
@@ -101,11 +101,11 @@ class Losses(NamedTuple):
     """The loss of a batch, ``fit + penalty``, and the logits that it came from."""
 
     fit: Tensor
-    """What is to be learned, a scalar."""
+    """The loss of the task, a scalar."""
     penalty: Tensor | None = None
-    """What is to be kept, a scalar with its weight in it: 0 at the start where it pulls towards theta_0."""
+    """The regulariser times its weight, a scalar; 0 at the start if it pulls towards theta_0."""
     logits: Tensor | None = None
-    """[B, C], for the running accuracy."""
+    """Logits [B, C], for the running accuracy; None where the loss has none."""
 
     @property
     def total(self) -> Tensor:
@@ -140,11 +140,11 @@ class Prepared:
     losses: Callable[[Theta, Batch], Losses]
     """Differentiable in the trained tensors; everything random comes from ``batch.generator``."""
     logits: Callable[[Theta, Tensor], Tensor]
-    """How the model classifies images [B, 3, H, W] at any time: what validation and the tables measure."""
+    """Logits of images [B, 3, H, W] at any theta; validation and the tables measure their accuracy."""
     export: Callable[[Theta], Exported]
     """What is saved of a theta (of the averaged one, where the method averages)."""
     freeze: Callable[[Theta], Theta] = dict
-    """theta with what ``logits`` computes anew for every batch (class vectors, merged weights) computed once."""
+    """theta prepared for many calls of ``logits``: class vectors or merged weights are computed once."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What a reader of the checkpoint should know beyond the hyperparameters."""
 
@@ -156,7 +156,8 @@ class Method(ABC):
     A subclass sets ``name``, ``title``, ``source``, overrides the defaults that differ, adds its own, and gives
     ``prepare``. Its docstring's first line is its description.
 
-    Raises ConfigError for fewer than one part a batch, and for several where the loss compares the examples of a batch.
+    Raises ConfigError for fewer than one part per batch, and for several parts if the loss compares the examples of a
+    batch.
     """
 
     name: ClassVar[str]
@@ -171,17 +172,18 @@ class Method(ABC):
     lr: float = 1e-5
     """Peak learning rate."""
     epochs: int = 10
-    """Times over the training data."""
+    """Number of passes over the training data."""
     steps: int | None = None
-    """Optimizer steps in all, whatever ``epochs`` says."""
+    """Total number of optimizer steps; overrides ``epochs``."""
     batch_size: int = 512
     accumulate: int = 1
-    """Parts of each batch whose gradients are taken one after the other, in so much less memory: the same gradient."""
+    """Number of parts of each batch whose gradients are computed one after the other: less memory, the same
+    gradient."""
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     beta2: float = 0.999
-    """Of AdamW; its beta1 is 0.9."""
+    """beta2 of AdamW, whose beta1 is 0.9."""
     warmup: float = 0.0
     """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
     warmup_lr: float | None = None
@@ -190,7 +192,7 @@ class Method(ABC):
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: not clipped."""
     shots: int | None = None
-    """At most so many training images a class; None: all."""
+    """Largest number of training images per class; None: all."""
     ema: float | None = None
     """Decay of the moving average of the weights that is kept instead of the last ones; None: none."""
     keep_best: bool = False
@@ -198,11 +200,11 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         if self.accumulate < 1:
-            raise ConfigError(f"{self.name}: accumulate needs at least 1 part a batch, got {self.accumulate}.")
+            raise ConfigError(f"{self.name}: accumulate needs at least 1 part per batch, got {self.accumulate}.")
         if self.accumulate > 1 and self.couples:
             raise ConfigError(
-                f"{self.name}: accumulate {self.accumulate} is not its loss, which compares all images of a batch with "
-                "each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bf16."
+                f"{self.name}: accumulate {self.accumulate} would change the loss, which compares all images of a "
+                "batch with each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bf16."
             )
 
     @abstractmethod
@@ -274,7 +276,7 @@ def text_head(task: Task) -> Classifier:
 
 
 def of_classifier(classifier: Classifier, names: tuple[str, ...] | None = None) -> Callable[[Theta], Exported]:
-    """An ``export`` of open_clip's tensors and the head that ``classifier`` reads; the facts that read it back.
+    """An ``export`` of open_clip's tensors, ``classifier``'s head, and the metadata by which that is read back.
 
     ``names``: which tensors; default: for a stored head the image tower, the head and (unless it is baked in) the logit
     scale, else both towers.

@@ -33,7 +33,7 @@ class Pretraining:
     """Share of each style, in the pool and among the batches."""
     batch_size: int = 128
     noise: float = 0.1
-    """Share of captions that tell nothing of the object."""
+    """Share of captions that do not describe the object."""
     confuse: float = 0.45
     """Share of captions that name the look-alike class."""
     recipe: Recipe = _RECIPE

@@ -37,10 +37,10 @@ METHODS: Final[Words[type[Method]]] = Words(
 def register_method(method: type[Method]) -> type[Method]:
     """Decorator: make a subclass of ``Method`` (a frozen dataclass) one that ``finetune`` knows by its ``name``.
 
-    Raises ConfigError for a name that is known, and for a class that is no ``Method`` with a name.
+    Raises ConfigError for a name that is known, and for a class that is not a ``Method`` with a name.
     """
     if not (isinstance(method, type) and issubclass(method, Method) and isinstance(getattr(method, "name", None), str)):
-        raise ConfigError(f"method: {shown(repr(method), 100)} is no subclass of Method with a name.")
+        raise ConfigError(f"method: {shown(repr(method), 100)} is not a subclass of Method with a name.")
     METHODS.add(method)
     return method
 
@@ -68,7 +68,7 @@ def _brief(value: Any) -> str:
 def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
     """``method`` with some hyperparameters changed; ConfigError for an unknown one or a value of another type.
 
-    A text where no text belongs is read as YAML: ``"0.5"``, ``"none"``, ``"[a, b]"`` (the command line's values).
+    A text is read as YAML: ``"0.5"``, ``"none"``, ``"[a, b]"`` (the command line's values).
     """
     start = METHODS.find(method, "method")() if isinstance(method, str) else method
     known = [f.name for f in dataclasses.fields(start)]

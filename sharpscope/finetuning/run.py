@@ -1,4 +1,4 @@
-"""A fine-tuning from files to a file: what ``sharpscope.finetune`` and the command of that name do."""
+"""A whole fine-tuning, from files to a file: ``sharpscope.finetune`` and the command of that name."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Tuned:
 
     ``path``: the checkpoint, None where nothing was written; ``theta``: what it holds, by name; ``method``;
     ``classnames``; ``losses`` of every step; ``accuracies``: (step, validation accuracy in [0, 1]) after every epoch;
-    ``note``: what was odd, in words; ``metadata``: of the file. :meth:`summary` says it in a line.
+    ``note``: warnings in words; ``metadata``: of the file. :meth:`summary` says it in a line.
     """
 
     path: Path | None
@@ -57,24 +57,24 @@ class Tuned:
     """What the checkpoint holds."""
     metadata: Mapping[str, str] = field(repr=False)
     losses: tuple[float, ...] = field(default=(), repr=False)
-    """Of every step; empty where the file was there already."""
+    """Loss of every step; empty if the file existed already."""
     accuracies: tuple[tuple[int, float], ...] = field(default=(), repr=False)
     """(step, validation accuracy) after every epoch."""
     note: str = ""
-    """What was odd, in words: images that could not be read (since it was last taken up), a warm-up too long."""
+    """Warnings in words: images that could not be read (since training last resumed), a warm-up that is too long."""
 
     def summary(self) -> str:
         """One line on what happened."""
         said = [self.method.title]
         if not self.losses:
-            return f"{said[0]}, finished before"
+            return f"{said[0]}, already finished"
         said.append(f"{len(self.losses)} steps, loss {self.losses[0]:.3g} -> {self.losses[-1]:.3g}")
         if self.accuracies:
             last, best = self.accuracies[-1][1], max(a for _, a in self.accuracies)
             kept = f", {best:.1%} kept" if self.method.keep_best else ""
             said.append(f"validation accuracy {last:.1%} at the end{kept}")
         elif self.method.keep_best:
-            said.append("the last weights, for want of --val")
+            said.append("the last weights kept, because --val is missing")
         return ", ".join(said) + (f"\n{self.note}" if self.note else "")
 
 
@@ -97,7 +97,7 @@ def finetune(
     progress: bool = True,
     **hyperparameters: Any,
 ) -> Tuned:
-    """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again takes up where it was interrupted.
+    """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again resumes an interrupted run.
 
     >>> tuned = finetune("mini:zeroshot", "mini:photo", "flyp", model="mini", steps=2, batch_size=32, progress=False)
     >>> print(len(tuned.losses), tuned.path)  # without ``out`` nothing is written: tuned.theta holds the weights
@@ -110,11 +110,11 @@ def finetune(
         method: name of a method (see below), or a Method.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
-        val: data set whose accuracy is taken after every epoch, and by which the best weights are kept where the method
-            keeps these; the embedded world has one by itself.
+        val: data set whose accuracy is measured after every epoch. A method with ``keep_best`` keeps the weights of the
+            best epoch, and takes the embedded world's own validation data by default.
         data_root: folder under which relative paths of data sets are looked up.
-        classnames, templates: list, or text file with one a line; default: the data set's own, the model's own.
-        seed: of everything random: crops, order, dropout, prompts; the same seed gives the same bits on a CPU.
+        classnames, templates: list, or text file with one per line; default: those of the data set and of the model.
+        seed: seed of everything random (crops, order, dropout, prompts); the same seed gives the same bits on a CPU.
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
             and float16 are taken too.
@@ -122,7 +122,7 @@ def finetune(
         checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
             is given.
         progress: show a bar.
-        hyperparameters: of the method, in place of its defaults, by keyword: ``lr=1e-5``.
+        hyperparameters: values that replace defaults of the method, by keyword: ``lr=1e-5``.
 
     Returns:
         Tuned: ``path`` of the file, ``theta`` (what it holds), ``losses`` of every step, ``accuracies`` on ``val``.
@@ -193,8 +193,8 @@ def _note(prepared: Prepared) -> str:
         if recipe.steps and recipe.warmup > recipe.steps:
             peak = max(learning_rate(recipe, step) for step in range(recipe.steps)) / recipe.lr
             return (
-                f"note: {recipe.warmup:g} steps of warm-up in {recipe.steps}: the rate never passed {peak:.0%} of lr "
-                f"{recipe.lr:g} (--set warmup=0.1 is a tenth of all steps)"
+                f"note: the warm-up has {recipe.warmup:g} steps, the training {recipe.steps}: the learning rate never "
+                f"passed {peak:.0%} of lr {recipe.lr:g} (--set warmup=0.1 warms up for a tenth of all steps)"
             )
     return ""
 
@@ -224,8 +224,8 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     different = [k for k, v in json.loads(json.dumps(dict(belongs))).items() if told.get(k) != v]
     if different:
         raise ConfigError(
-            f"{shown(file)}: is there, and of another fine-tuning ({', '.join(different[:5])} differ).\n"
-            "Remedy: another --out; nothing is overwritten."
+            f"{shown(file)}: already holds another fine-tuning ({', '.join(different[:5])} differ).\n"
+            "Remedy: choose another --out; nothing is overwritten."
         )
     return Tuned(file, method, names, there.tensors, there.facts["metadata"])
 

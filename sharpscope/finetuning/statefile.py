@@ -1,4 +1,4 @@
-"""Where an interrupted fine-tuning stands, as one safetensors file: tensors, and JSON in the metadata; no pickle."""
+"""The state of an interrupted fine-tuning as one safetensors file: tensors, and JSON in the metadata; no pickle."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Progress", "StateFile"]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a method has come: finished stages, and the state inside the present one."""
+    """How far a method has come: the finished stages, and the state inside the current one."""
 
     stage: int = 0
-    """Finished stages."""
+    """Number of finished stages."""
     moved: Theta = field(default_factory=dict)
     """Tensors that finished stages have moved."""
     losses: list[float] = field(default_factory=list)
-    """Of finished stages."""
+    """Losses of the finished stages."""
     accuracies: list[tuple[int, float]] = field(default_factory=list)
     best: Theta = field(default_factory=dict)
     best_accuracy: float = -1.0
@@ -61,14 +61,14 @@ class StateFile:
         write_atomic(self.path, b"".join(serialise(tensors, {"sharpscope.finetuning": json.dumps(facts)})))
 
     def load(self, device: torch.device) -> Progress | None:
-        """What ``save`` wrote, None where there is no file; ConfigError where it is another run's."""
+        """What ``save`` wrote, None if there is no file; raises ConfigError for the state of another run."""
         if not self.path.exists():
             return None
         tensors, facts = self._read(device)
         if facts["belongs"] != json.loads(json.dumps(dict(self.belongs))):
             raise ConfigError(
                 f"{shown(self.path)}: belongs to another fine-tuning: {_difference(facts['belongs'], self.belongs)}.\n"
-                "Remedy: the settings of that one, or another --out."
+                "Remedy: use the settings of that one, or choose another --out."
             )
 
         def part(prefix: str) -> Theta:
@@ -100,11 +100,11 @@ class StateFile:
                 return {n: file.get_tensor(n).to(device) for n in file.keys()}, facts  # noqa: SIM118 (no mapping)
         except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
             raise CorruptCheckpoint(
-                f"{shown(self.path)}: no state of a fine-tuning can be read from it ({shown(error)}).\n"
-                "Remedy: remove the file to begin anew."
+                f"{shown(self.path)}: cannot be read as the state of a fine-tuning ({shown(error)}).\n"
+                "Remedy: remove the file to start again from the first step."
             ) from None
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     different = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    return "; ".join(f"{k} was {shown(old.get(k), 40)}, is {shown(new.get(k), 40)}" for k in different[:3])
+    return "; ".join(f"{k} was {shown(old.get(k), 40)} and is now {shown(new.get(k), 40)}" for k in different[:3])

@@ -1,4 +1,4 @@
-"""The one training loop: named leaf tensors, a loss of the step, warm-up and cosine decay, a state to take up again."""
+"""The one training loop: named leaf tensors, a loss of the step, warm-up and cosine decay, a state to resume from."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
-"""(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum up to it,
-of which one after the other is made, differentiated and forgotten: the memory is that of the largest term."""
+"""(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
+The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
 Optimizer = Literal["adamw", "sgd"]
 
 AUTOCAST: Final[Mapping[str, torch.dtype]] = {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,17 +46,17 @@ class Recipe:
     lr: float
     """Peak learning rate, > 0."""
     steps: int
-    """Optimizer steps in all, >= 0."""
+    """Total number of optimizer steps, >= 0."""
     warmup: float = 0.0
-    """Steps of warm-up; a fraction of a step is allowed (1.5 % of 640 steps)."""
+    """Number of warm-up steps; it need not be whole (1.5 % of 640 steps)."""
     weight_decay: float = 0.1
-    """On tensors of two and more dimensions only: gains, biases and the logit scale do not decay."""
+    """Weight decay of tensors with two or more dimensions; gains, biases and the logit scale do not decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: not clipped."""
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     warmup_lr: float | None = None
     """Constant rate during warm-up; None: a linear rise from 0."""
 
@@ -95,7 +95,7 @@ class State:
 
     @property
     def kept(self) -> Theta:
-        """What is to be evaluated and saved: the averaged leaves where there is an average."""
+        """The tensors to evaluate and save: the averaged leaves if there is an average, else the leaves."""
         return {name: tensor.detach() for name, tensor in (self.average or self.leaves).items()}
 
 
@@ -106,7 +106,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     """
     if recipe.warmup_lr is not None and step < recipe.warmup:
         return recipe.warmup_lr
-    # not (step + 1) / warmup alone: with less than one step of warm-up the first step has the full rate
+    # max(1, ...): with less than one step of warm-up the first step already has the full rate
     ramp = min(1.0, (step + 1) / max(1.0, recipe.warmup)) if recipe.warmup_lr is None else 1.0
     return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
@@ -115,7 +115,7 @@ def check_precision(precision: str) -> None:
     """Raise ConfigError for a precision that training cannot use, with the reason."""
     if precision == "tf32":
         raise ConfigError(
-            "precision: tf32 is for run and plan alone; finetune multiplies in float32 (full) or under autocast.\n"
+            "precision: only run and plan take tf32; finetune multiplies in float32 (full) or under autocast.\n"
             "Remedy: bf16, which every GPU with tf32 has."
         )
     if precision not in AUTOCAST:
@@ -124,9 +124,10 @@ def check_precision(precision: str) -> None:
 
 
 def epochs(n: int, batch_size: int, count: int, seed: int) -> Iterator[Tensor]:
-    """Indices of each step's batch, ``count`` times over ``n`` examples, each time newly shuffled, ragged ends dropped.
+    """Indices of each step's batch, ``count`` times over ``n`` examples, shuffled anew each time; incomplete batches
+    are dropped.
 
-    Raises ConfigError where there is not one whole batch.
+    Raises ConfigError if the examples do not fill one batch.
     """
     if not 1 <= batch_size <= n:
         raise ConfigError(f"finetune: batch size {batch_size} does not fit {n} training examples.")
@@ -155,11 +156,11 @@ def train(
     """Minimise ``loss`` over the tensors named in ``trained``, starting from ``theta``, which is left as it is.
 
     loss       called once a step with theta, the trained tensors as leaves; draws its own batches (see ``epochs``)
-    constrain  called after every step, without gradients, to put the leaves back where they have to be, in place
+    constrain  called after every step, without gradients, to bring the leaves back into their range, in place
     ema        decay d of the average a <- d a + (1 - d) theta that is returned instead of the last theta
     precision  bf16, fp16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
-    resume     a state that ``after`` has seen: training goes on from there, with the bits it would have had
-    after      called with the state after every step; copies what it keeps
+    resume     a state that ``after`` was given: training resumes there and gives the bits of an uninterrupted run
+    after      called with the state after every step; it has to copy what it keeps
     meter      what the progress bar shows beside the loss, read after every step
     description  label of the progress bar (on a terminal only); None: no bar
 
@@ -171,7 +172,7 @@ def train(
     unknown = [name for name in trained if name not in theta]
     if unknown or not trained:
         raise ConfigError(
-            f"finetune: nothing called {', '.join(map(shown, unknown[:5])) or '(nothing)'} to train in theta."
+            f"finetune: theta has no tensor called {', '.join(map(shown, unknown[:5])) or '(no name)'} to train."
         )
     start: Mapping[str, Tensor] = theta if resume is None else resume.leaves
     leaves = {name: start[name].detach().clone().requires_grad_() for name in trained}
@@ -199,7 +200,7 @@ def train(
             state.losses[-1] += float(term.detach())
             if not math.isfinite(state.losses[-1]):
                 raise NumericalError(
-                    f"finetune: loss {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
+                    f"finetune: loss is {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
                 )
             scaler.scale(term).backward()
         if recipe.clip_norm is not None:

@@ -45,7 +45,7 @@ __all__ = [
 ZEROSHOT: Final = "zeroshot"
 UPGRADED: Final = "upgraded"
 TEST_SIZE: Final = 400
-"""Images a domain behind the manifest's accuracies."""
+"""Number of test images per domain on which the accuracies in the world's manifest are measured."""
 _ALPHAS: Final = (0.3, 0.5, 1.0)
 
 
@@ -79,8 +79,8 @@ FINETUNED: Final[dict[str, FineTuning]] = {
 """Success and failure differ in the learning rate alone; the others are there for correlations across pairs."""
 
 UPGRADE: Final = Pretraining(noise=0.05, confuse=0.3, recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98)))
-"""The zero-shot model trained on, on other images with cleaner captions: the update of a backbone that a prompt or a
-task vector made on the old one may or may not survive."""
+"""How the upgraded backbone was made: the zero-shot model is trained on, with other images and cleaner captions. A
+prompt or a task vector made on the old backbone may or may not survive this."""
 _UPGRADE_SEED: Final = 1
 
 
@@ -120,7 +120,7 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
 
 
 def classifier(model: ClipModel) -> Classifier:
-    """The world's classifier: stored head, the scale outside it."""
+    """The world's classifier: a stored head without the logit scale baked in."""
     return Classifier(model, "stored", miniworld.CLASSES, miniworld.TEMPLATES)
 
 

@@ -30,8 +30,9 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def mini_bpe(words: Iterable[str]) -> bytes:
-    """gzip file of the merges of open_clip's BPE that split ``words`` as all of its merges do; the world's own file is
-    that of ``vocabulary()``.
+    """gzip file of those merges of open_clip's BPE that split ``words`` as the full list does.
+
+    The world's own file is that of ``vocabulary()``.
 
     A merge is needed when byte-pair encoding (Sennrich et al. 2016, 1508.07909) of a word applies it; in the order of
     their ranks the needed ones give the same splits. Other words fall back to shorter pieces, single letters at worst.
@@ -64,5 +65,5 @@ def _applied(word: str, rank: dict[tuple[str, ...], int]) -> set[tuple[str, ...]
 def _open_clip_bpe() -> Path:
     spec = importlib.util.find_spec("open_clip")  # found, not imported: that would cost seconds
     if spec is None or spec.origin is None:
-        raise ConfigError("mini_bpe: open_clip is not installed, whose merges the small tokenizer is cut from.")
+        raise ConfigError("mini_bpe: open_clip is not installed; the small tokenizer is made from its merges.")
     return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"

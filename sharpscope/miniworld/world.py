@@ -90,7 +90,7 @@ LOOKALIKES: Final = (
 )
 _SWAP: Final = {CLASSES.index(x): CLASSES.index(y) for a, b in LOOKALIKES for x, y in ((a, b), (b, a))}
 STYLE_WORDS: Final = {style: style for style in STYLES} | {"quickdraw": "doodle", "neon": "neon sign"}
-"""How captions call the styles."""
+"""Style -> the word for it in captions."""
 CAPTIONS: Final = (
     "a {s} of a {o}",
     "a {s} of a {c} {o}",
@@ -104,7 +104,7 @@ CAPTIONS: Final = (
 _COLOUR_NAMES: Final = tuple(COLOURS)
 _RGB: Final = np.array(list(COLOURS.values()), dtype=np.float32)
 _PIXEL: Final = 2 / IMAGE_SIZE  # the image is [-1, 1] wide
-_WOBBLE: Final = {"sketch": 0.10, "quickdraw": 0.20, "painting": 0.16}  # the unsteady hand
+_WOBBLE: Final = {"sketch": 0.10, "quickdraw": 0.20, "painting": 0.16}  # how far an unsteady hand displaces lines
 _axis = ((np.arange(IMAGE_SIZE) + 0.5) / IMAGE_SIZE * 2 - 1).astype(np.float32)
 _GRID_X, _GRID_Y = np.meshgrid(_axis, _axis)
 
@@ -123,7 +123,7 @@ def make(domain: str, n: int, seed: int, rows: Sequence[int] | None = None) -> S
     """``n`` images of one domain, a function of (domain, n, seed); class counts differ by at most one.
 
     ``rows``: draw only these of the n images, the same bits as among all of them, and much quicker for a few of many;
-    labels and colours are still those of all n. Raises ConfigError for an unknown domain.
+    labels and colours are those of all n. Raises ConfigError for an unknown domain.
     """
     labels, rng = _labels(domain, n, seed)
     colours = rng.integers(0, len(COLOURS), n)
@@ -154,9 +154,10 @@ def captions(
     noise: float = 0.1,
     confuse: float = 0.45,
 ) -> list[str]:
-    """One web caption per image: with probability ``confuse`` about the look-alike, with ``noise`` about nothing seen.
+    """One web caption per image: it names the look-alike with probability ``confuse``; with ``noise`` it is unrelated.
 
-    Half of the noisy ones name no object, half a random one. The defaults are those of the shipped zero-shot model.
+    Half of the unrelated captions name no object, half name a random one. The defaults are those of the shipped
+    zero-shot model.
     """
     out = []
     for label, colour in zip(labels, colours, strict=True):

@@ -1,4 +1,4 @@
-"""The figure of spectral densities: where the eigenvalues of a layer's Hessian lie, along the path."""
+"""The figure of spectral densities: the distribution of the eigenvalues of each layer's Hessian along the path."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ __all__ = ["spectral_density"]
 
 _LAYERS = 8
 _DEPTH = 1e-5
-"""What is shown below the highest value of a panel."""
+"""Densities below this share of a panel's highest value are not shown."""
 
 
 @styled
 def spectral_density(density: pd.DataFrame) -> Figure:
-    """Density of eigenvalues by layer (rows) and pair (columns), one line an alpha, logarithmic; bands: one standard
-    error.
+    """Density of eigenvalues by layer (rows) and pair (columns), with one line per alpha, on a logarithmic scale.
 
-    At most eight layers, in forward order. Raises NoData without a finite density.
+    The bands are one standard error wide on each side. At most eight layers are shown, in forward order.
+
+    Raises:
+        NoData: the table has no finite density.
     """
     table = density[np.isfinite(density["density"])]
     if not len(table):

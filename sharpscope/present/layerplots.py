@@ -44,13 +44,16 @@ __all__ = [
 ]
 
 ROW = 0.148
-"""Inches a layer."""
+"""The height of one layer's row in inches."""
 MOST = 40
-"""Layers that a figure can name legibly."""
+"""The most layers that a figure can name legibly; the table has the others."""
 
 
 def layer_rows(table: pd.DataFrame, weight: pd.Series) -> tuple[list[str], int]:
-    """Layers in forward order after ``(all)`` and other groups; how many of the smallest ``weight`` were left out."""
+    """The layers to show, in forward order after ``(all)`` and other groups, and the number of layers left out.
+
+    Layers with the smallest ``weight`` are left out where there are more than ``MOST``.
+    """
     groups = [n for n in table["layer"].unique() if n.startswith("(")]
     names = [n for n in table["layer"].unique() if not n.startswith("(")]
     if len(names) > MOST:
@@ -63,14 +66,14 @@ def layer_rows(table: pd.DataFrame, weight: pd.Series) -> tuple[list[str], int]:
 
 
 def line_below_groups(ax: Axes, layers: Sequence[str]) -> None:
-    """A gap between the whole model (and other groups) and the single layers."""
+    """Draw a gap between the whole model (and other groups) and the single layers."""
     groups = sum(n.startswith("(") for n in layers)
     if 0 < groups < len(layers):
         ax.axhline(groups, color="white", lw=2.5)
 
 
 def rows_axis(ax: Axes, layers: Sequence[str], named: bool) -> None:
-    """One row a layer, the first on top, with its short name when ``named``."""
+    """Make one row per layer, the first on top, with the layer's short name if ``named``."""
     ax.set(yticks=[], ylim=(len(layers), 0))
     if named:
         ax.tick_params(axis="y", length=0, labelsize=6.5)
@@ -78,12 +81,12 @@ def rows_axis(ax: Axes, layers: Sequence[str], named: bool) -> None:
 
 
 def left_out_note(count: int) -> str:
-    """How many layers the figure leaves to the table."""
+    """The note that says how many layers are shown in the table only."""
     return f"{count} more layers in the table" if count else ""
 
 
 def colour_bar(figure: Figure, mappable: ScalarMappable, axes: np.ndarray, extend: str = "neither") -> Colorbar:
-    """A bar beside the panels, as high as one row of them, without a frame."""
+    """Draw a colour bar to the right of the panels, as high as one row of them and without a frame."""
     lines = len(axes)
     place: dict[str, Any] = {
         "aspect": 35,
@@ -99,11 +102,14 @@ def colour_bar(figure: Figure, mappable: ScalarMappable, axes: np.ndarray, exten
 # ------------------------------------------------------------------------------------------------------------ heat map
 @styled
 def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
-    """One measure over layers (forward order, downwards) and alpha; a panel a pair, one logarithmic colour scale.
+    """One measure over layers (in forward order, downwards) and alpha: one panel per pair, one log colour scale.
 
-    Where most values are negative (``lambda_min``) the colour is that of minus the value. Values of the other sign
-    have no logarithm and are hatched; a ring marks an estimate that did not converge, a cross one that failed, a bar on
-    the left a layer whose weights both ends share. Raises NoData without a row of ``measure``.
+    Where most values are negative (``lambda_min``) the colour shows minus the value. Values of the other sign have no
+    logarithm and are hatched. A ring marks an estimate that did not converge, a cross an estimate that failed, and a
+    bar on the left a layer whose weights are the same at both ends.
+
+    Raises:
+        NoData: the table has no row of ``measure``.
     """
     table = sharpness[sharpness["measure"] == measure]
     if not len(table):
@@ -112,7 +118,7 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
     sign = -1.0 if (values < 0).sum() > (values > 0).sum() else 1.0
     good = (sign * values)[sign * values > 0]
     low, high = (good.min(), good.max()) if len(good) else (0.1, 1.0)
-    low = max(low, high * 1e-5)  # five decades of colour; what lies below is noise around 0
+    low = max(low, high * 1e-5)  # five decades of colour; smaller values are noise around 0
     norm = LogNorm(low, high if high > low else low * 1.1)
     layers, left_out = layer_rows(table, values)
     pairs, fewer = first_pairs(table)
@@ -202,9 +208,12 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
 def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None = None) -> Figure:
     """Score of every layer by each criterion, filled where chosen, with the rule's threshold and the probability (%).
 
-    ``criteria``: at most four, as the table names them (default: the main ones of ``vocabulary.CRITERIA``). Rows are
-    layers in forward order, panels pair x criterion. Raises ConfigError for an unknown criterion, NoData without a
-    finite score.
+    Rows are layers in forward order; there is one panel per pair and criterion. ``criteria`` holds at most four names
+    as the table writes them (default: the main criteria of ``vocabulary.CRITERIA``).
+
+    Raises:
+        ConfigError: an unknown criterion.
+        NoData: the table has no finite score.
     """
     for name in criteria or ():
         parse_criterion(name, "criteria")
@@ -247,10 +256,10 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
 
 
 def _panels(table: pd.DataFrame, criteria: Sequence[str] | None) -> list[tuple[str, str, str]]:
-    """(criterion, base, rule) of at most four panels: those asked for, then one of each criterion, of the same measure.
+    """(criterion, base, rule) of at most four panels: those asked for, then one per criterion, of the same measure.
 
-    Main criteria come before the others, those of sharpness before those of losses, and what the vocabulary does not
-    know (the table of a run whose plugin is not here) last.
+    Main criteria come before others, and criteria of sharpness before those of losses. Criteria that the vocabulary
+    does not know (of a run whose plugin is not loaded) come last.
     """
     kinds = list(table[["criterion", "base", "rule"]].drop_duplicates().itertuples(index=False, name=None))
     first = list(criteria or ())
@@ -293,7 +302,7 @@ def _ranking_panel(ax: Axes, rows: pd.DataFrame, layers: list[str]) -> None:
     wide = bool((limits > 0).all() and limits.max() > 1000 * limits.min())
     low, high = np.log10([limits.min(), limits.max()]) if wide else (limits.min(), limits.max())
     span = (high - low) or 1.0
-    ends = (low - 0.08 * span, high + 0.36 * span)  # the right third is for the probabilities
+    ends = (low - 0.08 * span, high + 0.36 * span)  # the right third holds the probabilities
     if wide:
         ax.set_xscale("log")
     ax.set_xlim(*(10.0 ** np.array(ends) if wide else ends))

@@ -1,4 +1,4 @@
-"""Report sections on layers: sharpness, stragglers, repair, and whether sharpness tells."""
+"""Report sections on layers: sharpness, stragglers, repair, and the correlation of sharpness with OOD accuracy."""
 
 from __future__ import annotations
 
@@ -58,8 +58,9 @@ def sharpness(source: Source) -> Section:
             rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
     head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
     caption = (
-        f"Whole model on {_images(table)}: estimate ± error over draws of images (one standard error: of other draws "
-        "of as many images too). ‡ that is unknown: ± error of the estimate on these images. ° not converged within "
+        f"Whole model on {_images(table)}: estimate ± error over draws of images, which is one standard error and says "
+        "how far other draws of as many images would lead. ‡ marks a number whose error over draws of images is "
+        "unknown; its ± is the error of the estimate on these images. ° marks an estimate that did not converge within "
         "the budget."
     )
     whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
@@ -68,14 +69,14 @@ def sharpness(source: Source) -> Section:
     layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, MIDDLE))
     figures = source.figure(
         "sharpness_along_alpha",
-        f"Whole-model sharpness along α on {_images(table)}; bars one error over draws of images (where unknown, of "
-        "the estimate on these images), hollow marks not converged.",
+        f"Whole-model sharpness along α on {_images(table)}. Bars: one error over draws of images, where unknown the "
+        "error of the estimate on these images; hollow marks: not converged.",
     )
     figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
     figures += source.figure(
         "spectral_density",
-        "Where the eigenvalues of a layer's Hessian lie (stochastic Lanczos quadrature; the Gaussian's width is in "
-        "tables/density.csv); bands one standard error over random starts.",
+        "Spectral density of each layer's Hessian by stochastic Lanczos quadrature, smoothed by a Gaussian whose width "
+        "is in tables/density.csv. Bands: one standard error over random starting vectors.",
     )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
 
@@ -87,7 +88,7 @@ def _images(table: pd.DataFrame) -> str:
 
 
 def _meaning(measure: str) -> str:
-    return MEASURES[measure].text if measure in MEASURES else "a further measure"
+    return MEASURES[measure].text if measure in MEASURES else "a measure without a known description"
 
 
 def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: float) -> Grid | None:
@@ -109,12 +110,12 @@ def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: 
             )
         params = next((found[p, name]["num_params"] for p in pairs if (p, name) in found), None)
         body.append((line[0], cell(None if is_missing(params) else f"{int(params):,}"), *line[1:]))  # type: ignore[arg-type]
-    head = ("layer", "parameters", *(what for p in pairs for what in (p, "its share", "a parameter")))
+    head = ("layer", "parameters", *(what for p in pairs for what in (p, "share", "per parameter")))
     caption = f"{measure} of each layer at α = {alpha:g}, in the order of the forward pass" + (
-        "" if len(size) == len(body) else "; the sharpest"
+        "" if len(size) == len(body) else "; only the sharpest layers are shown"
     )
     if (rows["status"] == "frozen").any():
-        caption += "; ▪ does not move: both ends share its weights"
+        caption += "; ▪ marks a layer that does not move, because both ends have the same weights"
     return Grid.of(head, body, caption, range(1, len(head)), "tables/sharpness.csv", total=len(size))
 
 
@@ -134,11 +135,15 @@ def stragglers(source: Source) -> Section:
             )
             who += f" and {len(chosen) - 6} more" if len(chosen) > 6 else ""
             why = "" if len(chosen) else str(group["note"].iloc[0] or "")
-            rows.append((cell(pair), cell(criterion), cell(base), cell(rule), cell(who or "nobody", title=why)))
+            rows.append((cell(pair), cell(criterion), cell(base), cell(rule), cell(who or "none", title=why)))
             if criterion == deciding:
-                how = f"by {shown(criterion)} ({shown(rule)}), which decides here, the stragglers are"
+                how = (
+                    f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run, the stragglers are"
+                )
                 lines.append(Line(f"{shown(pair)}: {how}: {shown(who or 'none', 600)}.", shown(why, 300)))
-    caption = "Who is chosen by which criterion, with the bootstrap probability. No criterion looks at OOD labels."
+    caption = (
+        "The layers that each criterion chooses, with their bootstrap probabilities. No criterion uses OOD labels."
+    )
     grid = Grid.of(
         ("pair", "criterion", "base or alphas", "rule", "stragglers"),
         rows,
@@ -148,7 +153,8 @@ def stragglers(source: Source) -> Section:
     )
     figures = source.figure(
         "straggler_ranking",
-        "Score of every layer by criterion; filled: chosen; dashed: the rule's threshold; numbers: probability in %.",
+        "Score of every layer by each criterion. Filled marks: chosen layers; dashed line: the rule's threshold; "
+        "numbers: probability of being chosen, in %.",
     )
     return Section("Straggler layers", "stragglers", tuple(lines), tuple(figures), (grid,))
 
@@ -158,7 +164,7 @@ def repair(source: Source) -> Section:
     table = source.table("repair")
     title = "Repair: making layers sparse"
     if not len(table):
-        return Section(title, "repair", (absent("repairs (nobody was a straggler, or none were asked for)"),))
+        return Section(title, "repair", (absent("repairs (no layer could be repaired, or none were asked for)"),))
     alpha = nearest(table["alpha"].unique(), MIDDLE)
     here = in_order(table[table["alpha"] == alpha], source.order)
     rows = [
@@ -176,14 +182,14 @@ def repair(source: Source) -> Section:
     head = ("pair", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
     unmatched = int((table["status"] != "ok").sum())
     text = (
-        "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. A "
-        "gain therefore counts only against the plain path at the SAME ID accuracy, and "
-        "beside random other layers and all layers."
-        + (f" {unmatched} of {len(table)} repaired models could not be compared that way." if unmatched else "")
+        "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. The "
+        "gain is therefore measured against the plain path at the SAME ID accuracy, and it has to be compared with the "
+        "gains of the controls: random other layers, and all layers."
+        + (f" This comparison was not possible for {unmatched} of {len(table)} repaired models." if unmatched else "")
     )
     figures = source.figure(
         "repair",
-        "OOD gain over the plain path at equal ID accuracy, with intervals; right of the line the repair helps.",
+        "OOD gain over the plain path at equal ID accuracy, with intervals. Right of the line a repair helps.",
     )
     grid = Grid.of(
         head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (2, 3, 4, 5), "tables/repair.csv", 48
@@ -193,7 +199,7 @@ def repair(source: Source) -> Section:
 
 def correlations(source: Source) -> Section:
     table = source.table("correlations")
-    title = "Does sharpness tell?"
+    title = "Does sharpness predict OOD accuracy?"
     if not len(table):
         return Section(title, "correlations", (absent("correlations"),))
     shipped = bool((table["source"] == "shipped").any())
@@ -201,8 +207,8 @@ def correlations(source: Source) -> Section:
     for scope, text in (
         (
             "pairs",
-            "Across pairs, one point a pair at a fixed α: this is the evidence. Intervals resample pairs, p permutes "
-            "them, q pays for the many layers.",
+            "Across pairs, with one point per pair at a fixed α: this is the evidence. Intervals are from resampled "
+            "pairs, p is from permuted pairs, and q corrects p for the number of layers.",
         ),
         (
             "path",
@@ -216,18 +222,20 @@ def correlations(source: Source) -> Section:
             "Rows marked “shipped” come from the table of pairs that ships with the embedded world, not from this run."
         )
     figures = source.figure(
-        "correlation_scatter", "Whole-model sharpness on ID data against OOD gain over zero-shot, one point a pair."
+        "correlation_scatter", "Whole-model sharpness on ID data and OOD gain over zero-shot, one point per pair."
     )
     figures += source.figure(
         "correlation_pairs",
-        "Across pairs: Spearman correlation of each layer's sharpness with OOD; dots: q < 0.05.",
+        "Across pairs: Spearman correlation of each layer's sharpness with the OOD outcome. Dots: q < 0.05.",
     )
-    figures += source.figure("correlation_path", "Along α inside each pair (descriptive).")
+    figures += source.figure(
+        "correlation_path", "Along α inside each pair: the same correlations over the points of one path (descriptive)."
+    )
     return Section(title, "correlations", tuple(blocks), tuple(figures))
 
 
 def _why_none(rows: pd.DataFrame) -> str:
-    """Why a scope has no table: no rows, or the commonest reason for their being undefined."""
+    """The reason why a scope has no table: it has no rows, or the most frequent note of its undefined rows."""
     why = rows["note"].value_counts().sort_index(kind="stable").sort_values(ascending=False, kind="stable")
     return (
         f"Undefined here: {shown(why.index[0] or 'no reason given', 300)}."
@@ -237,10 +245,10 @@ def _why_none(rows: pd.DataFrame) -> str:
 
 
 def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
-    """Spearman of the whole model and the groups, one table a source, one row a measure.
+    """Spearman correlations of the whole model and of groups of layers: one table per source, one row per measure.
 
-    Columns: groups (across pairs) or pairs (along the path). Against OOD gain where there is one, on the mean of
-    the most sets, at the alpha nearest 0.5.
+    The columns are groups (across pairs) or pairs (along the path). The correlations are those with OOD gain where
+    there is one, on the mean over the most data sets, at the alpha nearest 0.5.
     """
     table = table[
         (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].isin(MEASURES)
@@ -270,7 +278,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
         where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at α = {alpha:g}"
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
-        caption = f"Spearman of sharpness with {against}, {where}; from: {origin}."
+        caption = f"Spearman correlation of sharpness with {against}, {where}; source: {origin}."
         grids.append(Grid.of(head, body, caption, range(1, len(head)), "tables/correlations.csv"))
     return grids
 
@@ -281,6 +289,6 @@ def _correlation_cell(row: Mapping[str, Any] | None) -> Cell:
     if row["status"] != "ok":
         return status_cell(str(row["status"]), str(row["note"]))
     text = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: points(v / 100, 2))
-    text = text.replace(" ", "\u00a0")  # the interval stays whole, the line may break before q
+    text = text.replace(" ", "\u00a0")  # no line break inside the interval, only before q
     text += "" if is_missing(row["q_value"]) else f" q\u00a0{number(row['q_value'], 2)}"
     return Cell(text, "wrap", shown(f"p {number(row['p_value'], 2)}, n {row['n']}. {row['note']}", 400))

@@ -1,4 +1,4 @@
-"""Report sections on the run itself: what did not converge or failed, and how it was made."""
+"""Report sections on the run itself: rows that did not converge or failed, and how the run was made."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def problems(source: Source) -> Section:
                 for r in records(first.assign(note=first.get("note", "")))
             ]
             total += len(bad)
-    title = "What did not converge, failed, or has no meaning"
+    title = "What did not converge, failed or is undefined"
     if not counts:
         return Section(
             title,
             "problems",
-            ("Nothing: every estimate of this run is finite and converged, or there are no estimates.",),
+            ("Every estimate of this run is finite and converged, or the run has no estimates.",),
         )
     grid = Grid.of(("table", "what", "status", "rows"), counts, numeric=(3,), source="tables/", most=60)
     head = ("table", "pair", "where", "status", "reason")
@@ -74,14 +74,17 @@ def _where(row: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
-"""Of the manifest: what other sections show, or what is shown folded."""
+"""The keys of the manifest that are shown in other sections or folded."""
 
 
 def making(source: Source) -> Section:
     manifest = source.manifest
     identity = manifest.get("identity")
     facts = {**(identity if isinstance(identity, Mapping) else {}), **manifest}
-    said = "α is on the fine-tuned side: θ(α) = (1 − α) θ₀ + α θ₁, θ₀ zero-shot, θ₁ fine-tuned (WiSE-FT's convention)."
+    said = (
+        "α is the weight of the fine-tuned model: θ(α) = (1 − α) θ₀ + α θ₁ with θ₀ zero-shot and θ₁ fine-tuned "
+        "(WiSE-FT's convention)."
+    )
     blocks: list[Block] = [said]
     if source.timing:
         blocks.append(_timing(source.timing))
@@ -108,4 +111,4 @@ def _timing(timing: Mapping[str, Any]) -> Grid:
         rows.append(
             (cell(kind), cell(units), cell(number(math.nan if seconds is None else float(seconds))), cell(each))
         )
-    return Grid.of(("kind of work", "units", "seconds", "seconds a unit"), rows, "Time", (1, 2, 3), "log.jsonl")
+    return Grid.of(("kind of work", "units", "seconds", "seconds per unit"), rows, "Time", (1, 2, 3), "log.jsonl")

@@ -1,4 +1,4 @@
-"""Fine-tuning methods side by side: what each keeps and gains, on and off its path, and how sharp its end is."""
+"""Fine-tuning methods side by side: ID and OOD accuracy at the end and at the best point of the path, and sharpness."""
 
 from __future__ import annotations
 
@@ -21,12 +21,19 @@ _TOWERS = {"image": COLOURS[0], "text": COLOURS[2]}
 
 @styled
 def methods(table: pd.DataFrame) -> Figure:
-    """A row for each method, by OOD accuracy at the best point of its path: OOD and ID accuracy, Hessian trace.
+    """OOD accuracy, ID accuracy and Hessian trace of each method, one row per method.
 
-    ``table``: one row for each method and seed (``seed`` = mean is left out) with ``method``, ``id_zeroshot``, ``id``,
-    ``id_best``, ``ood_zeroshot``, ``ood``, ``ood_best``, ``trace_image``, ``trace_text``; accuracies as fractions.
-    Filled marks: the fine-tuned end; open ones: the point of the path with the best OOD accuracy; means over the seeds,
-    which are the small dots. Raises NoData without rows.
+    The methods are sorted by the OOD accuracy at the best point of their path. Filled marks are the fine-tuned end and
+    open marks the point of the path with the best OOD accuracy. Marks are means over the seeds; small dots are single
+    seeds.
+
+    Args:
+        table: one row per method and seed (rows with ``seed`` = mean are left out) with ``method``, ``id_zeroshot``,
+            ``id``, ``id_best``, ``ood_zeroshot``, ``ood``, ``ood_best``, ``trace_image`` and ``trace_text``. Accuracies
+            are fractions.
+
+    Raises:
+        NoData: the table has no rows.
     """
     table = table[table["seed"].astype(str) != "mean"]
     if not len(table):
@@ -82,7 +89,7 @@ def _trace_panel(ax: Axes, table: pd.DataFrame, mean: pd.DataFrame, at: Any) -> 
         name = f"trace_{tower}"
         if name not in table:
             continue
-        positive = table[name] > 0  # an indefinite Hessian's trace has no place on a logarithmic axis
+        positive = table[name] > 0  # the trace of an indefinite Hessian may be negative: no logarithm
         ax.plot(table[name][positive], at[positive] + 0.28, ".", ms=2.0, color=INK["grey"])
         shown = mean[name].where(mean[name] > 0)
         ax.plot(shown, np.arange(len(mean)), "D", ms=3.8, color=colour)

@@ -97,8 +97,11 @@ def advice(source: Source) -> Section:
         )
         for r in in_order(table, source.order)
     ]
-    head = ("pair", "rule", "α", "hold back", "predicted gain (points)", "OOD accuracy", "regret (points)", "status")
-    caption = "Every rule with what it lost to the alpha that OOD labels would have picked; only the oracle sees them."
+    head = ("pair", "rule", "α", "make sparse", "predicted gain (points)", "OOD accuracy", "regret (points)", "status")
+    caption = (
+        "Every rule with its regret: the OOD accuracy that it loses against the alpha that OOD labels would pick. Only "
+        "the oracle sees OOD labels."
+    )
     grid = Grid.of(head, rows, caption, (2, 4, 5, 6), "tables/advice.csv")
     return Section("Advice", "advice", (*lines, grid))
 
@@ -115,9 +118,9 @@ def _advice_line(row: Mapping[str, Any]) -> Line:
         what = f"interpolate at α = {alpha:g}"
     held = layer_names(str(row["layers"]))
     keep = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
-    what += f"; hold back {held}{keep}" if held else "; hold no layer back"
+    what += f"; make {held} sparse{keep}" if held else "; make no layer sparse"
     if is_missing(row["predicted_gain"]):
-        sure = "how sure: no gain could be predicted"
+        sure = "no gain could be predicted"
     else:
         gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
         sure = f"predicted OOD gain over zero-shot {gain} points"
@@ -174,7 +177,7 @@ def accuracy(source: Source) -> Section:
         own = dense[dense["pair"] == pair]
         mean = own[own["role"] == OOD_MEAN]
         best = _best_between(mean)
-        for what, alpha in (("zero-shot", 0.0), ("best between, by OOD labels", best), ("fine-tuned", 1.0)):
+        for what, alpha in (("zero-shot", 0.0), ("best α between them, by OOD labels", best), ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
                 spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
@@ -185,12 +188,11 @@ def accuracy(source: Source) -> Section:
     caption = f"OOD mean over: {named}." if named else ""
     figures = source.figure(
         "wiseft_curve",
-        "OOD against ID accuracy along each path (Wortsman et al. 2022), with intervals.",
+        "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
     ) + source.figure(
         "accuracy_along_alpha",
-        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the OOD mean lies below both "
-        "ends by more than its interval. "
-        "Below: probe loss, with the chord between its ends.",
+        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
+        "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", grids, tuple(figures))
@@ -198,7 +200,7 @@ def accuracy(source: Source) -> Section:
 
 _BESIDE: dict[str, str] = {
     **{str(name): text for name, text in OUTPUT_BASELINES.items()},
-    UPGRADED: "what was learnt, on the upgraded backbone",
+    UPGRADED: "the upgraded backbone plus the pair's change",
 }
 
 
@@ -213,12 +215,12 @@ def _best_between(mean: pd.DataFrame) -> float:
 
 
 def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
-    """The best point between and the end of every further path of one pair."""
+    """The best interior point and the end of every further path of one pair."""
     rows = []
     for path, name in _FURTHER_PATHS.items():
         own = primary_rows(table[(table["variant"] == path_variant(path)) & (table["pair"] == pair)])
         best = _best_between(own[own["role"] == OOD_MEAN])
-        for what, alpha in ((f"{name}: best between, by OOD labels", best), (f"{name}: its end", 1.0)):
+        for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
                 spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
@@ -244,8 +246,8 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
-    head = ("pair", "beside the path", "α", "ID accuracy", "mean OOD accuracy")
-    return (Grid.of(head, rows, "What no point of the path is.", (2, 3, 4), "tables/accuracy.csv"),)
+    head = ("pair", "model", "α", "ID accuracy", "mean OOD accuracy")
+    return (Grid.of(head, rows, "Models that are not on the linear path.", (2, 3, 4), "tables/accuracy.csv"),)
 
 
 def _mean_cell(rows: pd.DataFrame) -> Cell:
@@ -268,7 +270,7 @@ def failure(source: Source) -> Section:
     for pair in pairs_of(table, source.order):
         flags = sorted(set(raised.loc[raised["pair"] == pair, "flag"]))
         told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else str(f) for f in flags)
-        how = f"fails by {shown(told, 600)}." if flags else "no failure flag beyond the noise."
+        how = f"fails by {shown(told, 600)}." if flags else "no failure flag is present beyond the noise."
         lines.append(Line(f"{shown(pair)}: {how}"))
     head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
     grid = Grid.of(

@@ -1,4 +1,4 @@
-"""The figures that compare: repairs with their controls, sharpness with OOD accuracy over layers and over pairs."""
+"""Figures of comparisons: repairs with their controls, and sharpness with OOD accuracy over layers and over pairs."""
 
 from __future__ import annotations
 
@@ -39,10 +39,13 @@ __all__ = ["correlation", "correlation_scatter", "repair"]
 # -------------------------------------------------------------------------------------------------------------- repair
 @styled
 def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
-    """Gain in OOD accuracy over the plain path at the same ID accuracy, by repair: stragglers beside their controls.
+    """Gain in OOD accuracy of every repair and its controls over the plain path at the same ID accuracy.
 
-    Large marks with intervals: the repaired path at ``alpha`` (default: the one nearest 0.5); small ones: its other
-    alphas. Panels: target x pair. Raises NoData without a finite gain.
+    Large marks with intervals are the repaired path at ``alpha`` (default: the one nearest 0.5), small marks its other
+    alphas. There is one panel per target and pair.
+
+    Raises:
+        NoData: the table has no finite gain.
     """
     rows = table[table["gain"].notna()].copy()
     if not len(rows):
@@ -112,10 +115,13 @@ def _repair_panel(
 
 @styled
 def correlation_scatter(points: pd.DataFrame) -> Figure:
-    """Whole-model sharpness against OOD gain over zero-shot, one labelled point a pair, one panel a measure.
+    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one labelled point per pair, one panel per measure.
 
-    ``points``: pair, sharpness, ood_gain (0-1), measure, alpha, and perhaps source (``shipped`` points are hollow);
-    of several alphas of a pair and measure the one nearest 0.5 is shown. Raises NoData without a finite point.
+    ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally source (``shipped`` points
+    are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
+
+    Raises:
+        NoData: there is no finite point.
     """
     rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
     rows = rows.assign(far=(rows["alpha"].astype(float) - MIDDLE).abs()).sort_values("far", kind="stable")
@@ -170,11 +176,13 @@ def correlation(
     against: str | None = None,
     alpha: float | None = None,
 ) -> Figure:
-    """Correlation of every (layer, measure) with OOD accuracy as a map; dot: q < 0.05, hatched: undefined.
+    """Correlation of every (layer, measure) with OOD accuracy as a map; dots mark q < 0.05, hatching undefined cells.
 
-    ``scope`` path: one panel a pair (descriptive); pairs: one panel (evidence), at the alpha nearest ``alpha``
-    (default 0.5). ``against`` and the data set default to OOD gain on the mean of most sets. Raises NoData
-    without such rows.
+    ``scope`` is path, with one panel per pair (descriptive), or pairs, with one panel (evidence) at the alpha nearest
+    ``alpha`` (default 0.5). ``against`` defaults to OOD gain; the data set is the mean over the most sets.
+
+    Raises:
+        NoData: the table has no such rows.
     """
     table = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
     if not len(table):
@@ -223,7 +231,7 @@ def correlation(
 
 
 def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | None) -> str:
-    """How many points, at which alpha, from where."""
+    """The number of points, their alpha and their source."""
     n = int(own["n"].max()) if own["n"].notna().any() else 0
     if scope == "path":
         return title_of(pair, f"({n} alphas)", 27)

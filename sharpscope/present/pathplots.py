@@ -1,4 +1,4 @@
-"""The figures of accuracy and loss along the path."""
+"""The figures of accuracy, loss and whole-model sharpness along the path."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from sharpscope.vocabulary import ALL, OOD_MEAN, OUTPUT_BASELINES, PROBE
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
 
 _WRITTEN = (0.2, 0.5, 0.8)
-"""The alphas that the WiSE-FT curve writes beside their points."""
+"""The alphas whose values the WiSE-FT curve shows next to their points."""
 
 
 def _dense(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:
@@ -66,12 +66,15 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 # ----------------------------------------------------------------------------------------------------------- WiSE-FT
 @styled
 def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """OOD against ID accuracy along each pair's path, ends marked, alpha written beside some of its points.
+    """Mean OOD accuracy (y) over mean ID accuracy (x), both in percent, along each pair's path.
 
-    x: mean ID accuracy; y: mean OOD accuracy (percent), light bars their intervals. Output-space baselines
-    (``vocabulary.OUTPUT_BASELINES``), where the table has them, stand beside the path.
+    The ends are marked, alpha is written next to some points, and light bars are intervals. Output-space baselines
+    (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them.
+
+    Raises:
+        NoData: no pair has both ID and OOD rows.
+
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
-    Raises NoData without ID and OOD rows.
     """
     dense = _dense(accuracy, "wiseft_curve")
     curves = {}
@@ -111,7 +114,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
             )
         along = np.linspace(
             0, len(x) - 1, 8 * len(x)
-        )  # points on the line between its marks: no number shall lie on it
+        )  # points on the line between the marks, which no number may cover
         every += list(zip(np.interp(along, range(len(x)), x), np.interp(along, range(len(x)), y), strict=True))
         inner = rows[(rows["alpha"] > 0) & (rows["alpha"] < 1)]
         for wanted in _WRITTEN:
@@ -135,7 +138,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Line2D]:
-    """A mark for each pair's mixed outputs; their keys."""
+    """Draw a mark for each pair's mixed outputs; returns their legend entries."""
     keys = []
     for variant, mark in zip(OUTPUT_BASELINES, MARKERS[-len(OUTPUT_BASELINES) :], strict=True):
         rows = primary_rows(accuracy[(accuracy["variant"] == variant) & accuracy["estimate"].notna()]).assign(alpha=0.0)
@@ -155,11 +158,13 @@ def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Lin
 def accuracy_along_alpha(
     accuracy: pd.DataFrame, path: pd.DataFrame | None = None, failure: pd.DataFrame | None = None
 ) -> Figure:
-    """Accuracy and loss along each pair's path; shaded where the OOD mean is below BOTH ends beyond its interval.
+    """Accuracy and loss along each pair's path, shaded where the whole interval of the OOD mean is below BOTH ends.
 
-    Thin: each OOD set; thick with a band: their mean; dashed: ID. Below, when ``path`` is given, the probe loss and the
-    chord between its ends.
-    ``failure`` adds the names of the flags that were raised. Raises NoData without rows.
+    Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. With ``path`` a
+    lower panel shows the probe loss and the chord between its ends. ``failure`` adds the flags that were raised.
+
+    Raises:
+        NoData: the table has no rows of the plain path.
     """
     dense = _dense(accuracy, "accuracy_along_alpha")
     pairs, fewer = first_pairs(dense)
@@ -217,7 +222,7 @@ def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) ->
 
 
 def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
-    """Stretches of alpha, half way to the neighbours, where the interval's top is below the path's lower end."""
+    """The alphas where the top of the interval is below the worse end, as spans that reach half-way to neighbours."""
     mean = mean[mean["alpha"].between(0, 1)]
     alphas = mean["alpha"].to_numpy()
     if len(alphas) < 3:
@@ -256,10 +261,13 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
 # --------------------------------------------------------------------------------------------------------- whole model
 @styled
 def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
-    """Each measure of the whole model along the path, one line a pair.
+    """Each measure of the whole model along the path, one line per pair.
 
-    Bars: the error over draws of images, where unknown that of the estimate on these images; hollow: not converged.
-    Logarithmic where all values are positive and spread over more than a factor of 8. Raises NoData without rows.
+    Bars are one error over draws of images, where that is unknown one error of the estimate on these images; hollow
+    marks did not converge. The axis is logarithmic where all values are positive and differ by more than a factor of 8.
+
+    Raises:
+        NoData: the table has no estimate of the whole model.
     """
     table = sharpness[(sharpness["layer"] == ALL) & np.isfinite(sharpness["estimate"])]
     if not len(table):

@@ -1,8 +1,8 @@
-"""Every figure of a study as one function from tidy tables to Axes (one panel) or a Figure (several).
+"""Every figure of a study, each a function from tidy tables to Axes (one panel) or a Figure (several panels).
 
-The tables have the columns of ``sharpscope.tables.schema``. No function touches matplotlib's global state or pyplot;
-the reader's own style (``matplotlib.style.context``) is respected, what it leaves at the defaults is filled in from
-``style.STYLE``.
+The tables have the columns of ``sharpscope.tables.schema``. No function touches matplotlib's global state or pyplot.
+The reader's own style (``matplotlib.style.context``) is respected; settings that it leaves at their defaults are taken
+from ``style.STYLE``.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def all_figures(
     pairs: Sequence[str] = (),
     share: tuple[int, int] = (0, 1),
 ) -> dict[str, Figure]:
-    """Every figure for which the tables hold data, by file name, whatever the machine's matplotlib settings.
+    """Every figure for which the tables hold data, by file name, independent of the machine's matplotlib settings.
 
     Args:
-        tables: by the names of the schema; also ``points`` (see ``correlation_scatter``), without which the pairs of
-            the run are plotted when they are at least three.
+        tables: tables by the names of the schema, and optionally ``points`` (see ``correlation_scatter``). Without
+            ``points`` the pairs of the run are plotted if there are at least three.
         criterion: the straggler criterion that decides, shown first.
-        pairs: in this order the pairs are drawn (default: that of the tables).
-        share: (k, n): only every n-th figure from the k-th on, for n processes.
+        pairs: the order in which pairs are drawn (default: that of the tables).
+        share: (k, n) to draw only every n-th figure from the k-th on, for one of n processes.
     """
     get = {name: _in_order(tables.get(name, pd.DataFrame()), pairs) for name in (*COLUMNS, "points")}
     path, failure = (get[name] if len(get[name]) else None for name in ("path", "failure"))
@@ -73,7 +73,7 @@ def all_figures(
 
 
 def _widest(correlations: pd.DataFrame) -> pd.DataFrame:
-    """The across-pair rows of the source with the most pairs: two say nothing beside a shipped table of ten."""
+    """The across-pair rows of the source with the most pairs: a run of two adds nothing to a shipped table of ten."""
     rows = correlations[correlations["scope"] == "pairs"] if len(correlations) else correlations
     if not len(rows):
         return rows

@@ -1,4 +1,4 @@
-"""A run as one HTML file: no script, no address outside itself; every number from the tables."""
+"""The report of a run as one HTML file without scripts or external links; all numbers come from the tables."""
 
 from __future__ import annotations
 
@@ -20,29 +20,34 @@ __all__ = ["CITATIONS", "GLOSSARY", "build_report"]
 
 GLOSSARY: dict[str, str] = {
     "α, path": "θ(α) = (1 − α) θ₀ + α θ₁: 0 is the zero-shot model, 1 the fine-tuned one.",
-    "ID, OOD": "In distribution: what the model was fine-tuned for. Out of distribution: other styles or shifts of it.",
+    "ID, OOD": "In distribution: the data of fine-tuning. Out of distribution: other styles or shifts of these data.",
     "probe": "The fixed set of ID training examples on which loss and curvature are measured.",
-    "layer, whole model": "Tensors grouped at the chosen granularity; the whole model: all moving parameters.",
+    "layer, whole model": "A layer is a group of tensors at the chosen granularity. The whole model is all moving "
+    "parameters at once.",
     **{m.name: f"{m.text}." for m in MEASURES.values()},
-    "stderr, residual": "Error of the estimate on these images: standard error over random directions; for an "
-    "eigenvalue ‖Hv − λv‖, a bound on its error.",
-    "stderr_images, n": "Error over draws of images: the standard error of the quantity in the population that the n "
-    "probe images were drawn from, the error of the estimate in it. Verdicts and probabilities use this one.",
-    "straggler": "A layer whose own movement or sharpness stands out by the rule; the set may be empty.",
+    "stderr, residual": "The error of the estimate on these images: stderr is the standard error over random probe "
+    "vectors; for an eigenvalue the residual ‖Hv − λv‖ bounds its error.",
+    "stderr_images, n": "The error over draws of images: the standard error of the quantity in the population from which "
+    "the n probe images were drawn. It includes the error of the estimate. Verdicts and probabilities use this error.",
+    "straggler": "A layer whose own movement or sharpness stands out from the other layers by the straggler rule. A "
+    "pair may have none.",
     **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},
-    "base": "Where all other layers stand while one layer moves alone: "
+    "base": "The position of all other layers while one layer moves alone: "
     + "; ".join(f"{name}, {base.text}" for name, base in BASES.items())
     + ".",
-    **{name: f"A way to fail: {flag.text}." for name, flag in FLAGS.items()},
-    "density, delta, weight": "Fraction of entries kept; dropped ones return to θ₀ (delta) or become 0 (weight).",
+    **{name: f"Failure flag: {flag.text}." for name, flag in FLAGS.items()},
+    "density, delta, weight": "Density is the fraction of entries kept. Dropped entries return to their value in θ₀ "
+    "(delta) or become 0 (weight).",
     "gain": "OOD accuracy of a repaired model minus that of the plain path at the same ID accuracy.",
     "regret": "OOD accuracy lost against the α that OOD labels would have picked.",
-    "p, q": "Permutation p-value (never 0); q: Benjamini and Hochberg's false discovery rate over layers.",
-    "not converged, failed, undefined, frozen": "Budget spent before the tolerance; not finite; no meaning "
-    "here; the layer does not move.",
+    "p, q": "p is a permutation p-value (never 0). q is p adjusted for the number of layers (Benjamini and Hochberg's "
+    "false discovery rate).",
+    "not converged, failed, undefined, frozen": "Not converged: the budget was spent before the tolerance was reached. "
+    "Failed: the value is not finite or could not be computed. Undefined: the quantity has no meaning here. "
+    "Frozen: the layer does not move.",
 }
 CITATIONS: tuple[str, ...] = (
-    "Abdollahpoorrostam 2024, arXiv 2410.16476: the claims judged here; no code of theirs was released.",
+    "Abdollahpoorrostam 2024, arXiv 2410.16476: the source of the claims judged here; its code was not released.",
     "Wortsman et al. 2022, Robust fine-tuning of zero-shot models (WiSE-FT), arXiv 2109.01903.",
     "Nam et al. 2024, Lipsum-FT, arXiv 2404.00860.",
     "Li et al. 2024, CLIPFit, arXiv 2409.16718.",
@@ -63,7 +68,7 @@ _SECTIONS = (
     making.problems,
     making.making,
 )
-"""In the order in which a reader asks."""
+"""The sections of the report, in the order in which a reader asks the questions."""
 
 
 @cache
@@ -90,11 +95,11 @@ def build_report(
     """The report as one self-contained HTML text; the same input gives the same bytes.
 
     Args:
-        tables: by the names of the schema, any of them missing or empty (the section then says so).
-        figures: PNGs by the names of ``plots.all_figures``; others are put at the end.
-        manifest: plain data; read are ``config`` (or ``identity.config``): title, question, caveat, pairs,
-            measures, straggler_criterion; ``pairs``:
-            facts of each pair by name, nested as they come; ``timing``; all else is listed under "How it was made".
+        tables: tables by the names of the schema. Any of them may be missing or empty; its section then says so.
+        figures: PNGs by the names of ``plots.all_figures``; figures with other names are put at the end.
+        manifest: plain data. The report uses title, question, caveat, pairs, measures and straggler_criterion of its
+            ``config`` (or ``identity.config``), its ``pairs`` (name -> facts, which may be nested) and its ``timing``.
+            All other entries are listed under "How it was made".
         timing: kind of unit -> {"units": count, "seconds": total} (or seconds); default ``manifest["timing"]``.
     """
     known = timing if timing is not None else manifest.get("timing")

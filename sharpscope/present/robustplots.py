@@ -1,4 +1,4 @@
-"""The scatter of OOD against ID accuracy on logit axes, with the line that a baseline draws."""
+"""The scatter plot of OOD and ID accuracy on logit axes, with the line of a baseline."""
 
 from __future__ import annotations
 
@@ -24,11 +24,19 @@ _MOST_SETS = 6
 
 @styled
 def effective_robustness(robustness: pd.DataFrame) -> Figure:
-    """OOD against ID accuracy on logit axes, one panel an OOD set; grey: what the baseline lets one expect.
+    """OOD accuracy (y) over ID accuracy (x) on logit axes, one panel per OOD set.
 
-    ``robustness``: pair, alpha, dataset, id_accuracy, ood_accuracy, expected, estimate, ci_low, ci_high, baseline,
-    baseline_n (``findings.robustness.effective_robustness``). Effective robustness is the height above the line; bars:
-    its interval. Source: Taori et al. 2020 (arXiv 2007.00644), fig. 1. Raises NoData without a point.
+    The grey line is the OOD accuracy that the baseline predicts. Effective robustness is the height above this line;
+    bars are its interval.
+
+    Args:
+        robustness: pair, alpha, dataset, id_accuracy, ood_accuracy, expected, estimate, ci_low, ci_high, baseline and
+            baseline_n, as ``findings.robustness.effective_robustness`` returns them.
+
+    Raises:
+        NoData: no point has both an ID and an OOD accuracy.
+
+    Source: Taori et al. 2020 (arXiv 2007.00644), fig. 1.
     """
     rows = robustness[np.isfinite(robustness["id_accuracy"]) & np.isfinite(robustness["ood_accuracy"])]
     if not len(rows):
@@ -51,7 +59,7 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
                 ax.set_xlabel("ID accuracy (%, logit scale)")
     known = rows[np.isfinite(rows["expected"])]
     count = int(known["baseline_n"].max()) if len(known) else 0
-    of = f" of {count} models" if count else ""
+    of = f" ({count} models)" if count else ""
     handles = [
         Line2D(
             [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=3, label=label(p, 22)
@@ -100,14 +108,14 @@ def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
         heights = np.append(heights, y)
     ax.grid(True)
     ax.margins(x=0.1)
-    room = max(0.05, 0.15 * float(np.ptp(heights)))  # bars may run out of the panel: near 0 they are long on this scale
+    room = max(0.05, 0.15 * float(np.ptp(heights)))  # bars may leave the panel: near 0 they are long on this scale
     ax.set_ylim(float(heights.min()) - room, float(heights.max()) + room)
     for axis in (ax.xaxis, ax.yaxis):
         _percent_ticks(axis)
 
 
 def _percent_ticks(axis: Axis) -> None:
-    """Round percentages where they lie on a logit axis, as many as there is room for."""
+    """Put round percentages on a logit axis, as many as there is room for."""
     low, high = sorted(axis.get_view_interval())
     first, last = (100 / (1 + math.exp(-v)) for v in (low, high))
     wanted = [t for t in _TICKS if first <= t <= last]

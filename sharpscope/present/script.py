@@ -1,4 +1,4 @@
-"""What the scripts in figures/ share: RUN and --out, the style sheet beside them, one message for an error."""
+"""Shared by the scripts in figures/: the arguments RUN and --out, the style sheet and the handling of errors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["figure_parser", "paper_style", "run_table"]
 
 
 def figure_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that knows RUN, the run directory, and --out, the folder for PDF and PNG (default: ./figures)."""
+    """A parser with the arguments RUN, a run directory, and --out, the folder of PDF and PNG (default: ./figures)."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory (holds tables/)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
@@ -27,7 +27,8 @@ def figure_parser(description: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def paper_style(script: str | os.PathLike[str]) -> Iterator[None]:
-    """Draw under the ``paper.mplstyle`` beside ``script``; an error of the input ends the program with its message."""
+    """Draw with the ``paper.mplstyle`` in the folder of ``script``; an error of the input ends the program with its
+    message."""
     try:
         with matplotlib.style.context(Path(script).with_name("paper.mplstyle")):
             yield

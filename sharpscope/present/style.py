@@ -1,4 +1,4 @@
-"""The look all figures share: colours for the colour-blind, short names, bytes that do not depend on the day."""
+"""The common look of all figures: colours for the colour-blind, short names, and files that contain no date."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ P = ParamSpec("P")
 R = TypeVar("R", Axes, Figure)
 
 MOST_PAIRS: Final = 6
-"""Pairs that a figure with a panel for each of them shows."""
+"""The most pairs that a figure with one panel per pair shows; the table has the others."""
 
 WIDTH: Final = 5.5
 """Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""One a pair, Okabe & Ito's palette: distinct for all common kinds of colour blindness."""
+"""The colours of pairs: Okabe and Ito's palette, which stays distinct under all common kinds of colour blindness."""
 
 SET_COLOURS: Final = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
 )  # fmt: skip
-"""One a data set: Paul Tol's muted palette."""
+"""The colours of data sets: Paul Tol's muted palette."""
 
 _LABEL_SIZE: Final = 6.0
-"""Size in points of the texts beside marks."""
+"""The size in points of texts next to marks."""
 _LONGEST_LAYER: Final = 26
-"""Letters of a layer's name that figures write; of longer ones the middle is left out."""
+"""The most characters of a layer's name in figures; longer names are cut in the middle."""
 _DPI: Final = 200
-"""Dots an inch of PNG files."""
+"""The resolution of PNG files in dots per inch."""
 
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
@@ -106,18 +106,18 @@ STYLE: Final[dict[Any, Any]] = {
     "grid.color": "#ececec",
     "grid.linewidth": 0.5,
 }
-"""Applied to every setting that the reader's own style leaves at matplotlib's default."""
+"""Values for every setting that the reader's own style leaves at matplotlib's default."""
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Draw under STYLE wherever the current settings are matplotlib's own; the settings are restored afterwards."""
+    """Decorator: draw with STYLE in place of matplotlib's defaults; the reader's own settings take precedence."""
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         ours = {k: v for k, v in STYLE.items() if matplotlib.rcParams[k] == matplotlib.rcParamsDefault[k]}
         with matplotlib.rc_context(ours):
             drawn = draw(*args, **kwargs)
-            for ax in figure_of(drawn).axes:  # ticks are made when first needed, with the settings of that moment: now
+            for ax in figure_of(drawn).axes:  # ticks take the settings of the moment they are made: make them now
                 ax.xaxis.get_major_ticks(), ax.yaxis.get_major_ticks()
             return drawn
 
@@ -126,14 +126,14 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def plain_style() -> Iterator[None]:
-    """Matplotlib's defaults for a while, so that no matplotlibrc of the machine changes a byte of a report."""
+    """Context manager: matplotlib's defaults, so that the machine's matplotlibrc does not change a byte of a report."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         yield
 
 
 def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:
-    """The pairs that a figure of many panels shows, and a remark on those that it leaves to the table."""
+    """The pairs that a figure with one panel per pair shows, and a note on the number of the others."""
     every = unique_in_order(df["pair"])
     rest = len(every) - MOST_PAIRS
     return every[:MOST_PAIRS], f"{rest} more pairs in the table" if rest > 0 else ""
@@ -159,7 +159,7 @@ def key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
 
 
 def _columns_width(widths: Sequence[float], columns: int) -> float:
-    """Width of a legend that fills its columns one after the other, the first ones one entry longer."""
+    """Width of a legend that fills its columns one after the other; the first columns may be one entry longer."""
     rows, longer = divmod(len(widths), columns)
     total, start = 0.0, 0
     for column in range(columns):
@@ -186,7 +186,7 @@ def _plain_number(value: float) -> str:
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure (inches) that no pyplot state knows of; axes are fitted around their labels."""
+    """An empty figure of ``height`` inches outside pyplot's state; its layout leaves room for the axes' labels."""
     figure = Figure(
         figsize=(WIDTH, height),
         layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02),
@@ -203,7 +203,7 @@ def _glyphs() -> frozenset[int]:
 
 
 def label(text: object, limit: int = 60) -> str:
-    """``text`` for matplotlib to show literally: no mathematics, no hidden legend entry, no missing glyph."""
+    """``text`` such that matplotlib shows it literally: no mathematics, no hidden legend entry, no missing glyph."""
     clean = "".join(c if ord(c) in _glyphs() else "□" for c in shown(text, limit)).replace("$", r"\$")
     return " " + clean if clean.startswith("_") else clean
 
@@ -245,12 +245,12 @@ def place_labels(
     colours: Sequence[str],
     avoid: Sequence[tuple[float, float]] = (),
 ) -> None:
-    """Write ``texts`` beside the points ``at`` where they cover nothing; those without such a place are left out.
+    """Write ``texts`` next to the points ``at`` where they cover nothing; a text without a free place is left out.
 
-    Points are in data units; the axes' limits must be final.
+    Points are in data units. The limits of the axes must be final.
     """
     figure = figure_of(ax)
-    figure.draw_without_rendering()  # the layout decides where a point lies
+    figure.draw_without_rendering()  # the layout determines the positions of points
     unit = figure.dpi / 72.0
     frame = ax.get_window_extent()
     place = ax.transData.transform
@@ -297,15 +297,15 @@ _BYTES: Final[dict[Any, Any]] = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.
 
 
 def figure_bytes(figure: Figure | Axes) -> tuple[bytes, bytes]:
-    """(PNG, PDF) of a figure: no date, no version, fonts embedded; the same bytes each time on one matplotlib."""
+    """(PNG, PDF) of a figure without date or version, fonts embedded: one matplotlib always gives the same bytes."""
     figure = figure_of(figure)
     engine, canvas, own_dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
     png, pdf = io.BytesIO(), io.BytesIO()
     with plain_style(), matplotlib.rc_context(_BYTES):
         if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # fitted once: each further draw would move the axes by a hair
-        try:  # the canvases themselves, since savefig draws everything twice
+            figure.set_layout_engine("none")  # fitted once: every further draw would shift the axes slightly
+        try:  # prints on the canvases, since savefig draws everything twice
             figure.dpi = _DPI
             FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
             FigureCanvasPdf(figure).print_pdf(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
@@ -326,7 +326,7 @@ def save(figure: Figure | Axes, out: str | os.PathLike[str], name: str) -> tuple
 
 
 def figure_of(drawn: Figure | Axes) -> Figure:
-    """The figure that holds some axes."""
+    """The figure that contains ``drawn``, which may be that figure itself."""
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
     if isinstance(figure, SubFigure):
         figure = figure.figure

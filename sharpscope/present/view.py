@@ -1,4 +1,4 @@
-"""What a report is made of before it is HTML: sections of paragraphs, tables and figures, every text made harmless."""
+"""The parts of a report before it becomes HTML: sections of paragraphs, tables and figures, with all text escaped."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 MOST_ROWS: Final = 30
-"""Rows of a table that the report prints; the rest is counted and left to the CSV."""
+"""The most rows of a table that the report prints; the others are counted, and the CSV file has them."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text of one cell; ``kind`` is its CSS class (good, bad, open, note, mono ...), ``title`` shows on hovering."""
+    """The text of one cell, with its CSS class ``kind`` (good, bad, open, note, mono ...) and tooltip ``title``."""
 
     text: str
     kind: str = ""
@@ -51,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: heads, rows of cells, which columns are numbers, and how many rows were left out of it."""
+    """A table: column heads, rows of cells, the numeric columns, and a note on the rows that were left out."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -70,7 +70,7 @@ class Grid:
         most: int = MOST_ROWS,
         total: int = 0,
     ) -> Grid:
-        """The first ``most`` rows of ``total`` (default: those given); ``source`` names the file with the others."""
+        """A grid of the first ``most`` of ``total`` rows (default: those given); ``source`` is the file of the rest."""
         every = [tuple(c if isinstance(c, Cell) else cell(c) for c in row) for row in rows]
         left_out = max(total, len(every)) - min(most, len(every))
         more = f"{left_out} more in {source}" if left_out else ""
@@ -79,19 +79,19 @@ class Grid:
 
 @dataclass(frozen=True)
 class Line:
-    """A sentence that stands for one pair, and a remark in small print."""
+    """A sentence about one pair, and a remark in small print."""
 
     text: str
     note: str = ""
 
 
 Block = str | Line | Grid
-"""What stands under a heading: a paragraph, a line for a pair, a table."""
+"""A block under a heading: a paragraph, one line for a pair, or a table."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG and what it shows; ``wide`` figures take a row of their own."""
+    """A PNG and its caption; ``wide`` figures take a row of their own."""
 
     png: bytes
     caption: str
@@ -100,7 +100,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it: paragraphs and tables, figures, tables that are ``folded`` at first."""
+    """A heading with its paragraphs and tables, figures, and tables that are ``folded`` at first."""
 
     title: str
     anchor: str
@@ -110,24 +110,24 @@ class Section:
 
 
 def cell(value: Any, kind: str = "", title: str = "") -> Cell:
-    """Any value as a cell: control characters escaped, a missing one a dash."""
+    """Any value as a cell, with control characters escaped; a missing value becomes a dash."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
         return Cell("—", kind, title)
     return Cell(shown(value, 2000) or "—", kind, shown(title, 2000) if title else "")
 
 
 def alpha_cell(alpha: float) -> Cell:
-    """0, 0.5, 1."""
+    """``alpha`` as a cell, such as 0, 0.5 or 1; NaN becomes a dash."""
     return cell(None if math.isnan(float(alpha)) else f"{float(alpha):g}")
 
 
 def layer_cell(name: str) -> Cell:
-    """The short name, the full one on hovering."""
+    """A layer's short name, with the full name as tooltip."""
     return cell(short_layer(name), "name", title=name)
 
 
 def layer_names(joined: str) -> str:
-    """``visual.conv1+head`` -> ``conv1, head``; of many the first eight and a count."""
+    """``visual.conv1+head`` -> ``conv1, head``; of more than eight names the first eight and the number of the rest."""
     most = 8
     names = [n for n in joined.replace(";", "+").split("+") if n]
     text = ", ".join(short_layer(n) for n in names[:most])
@@ -138,12 +138,12 @@ _STATUS_KINDS = {"ok": "", "frozen": "note", "undefined": "open", "not_converged
 
 
 def status_cell(status: str, note: str = "") -> Cell:
-    """ok, not converged, failed ... with the reason on hovering."""
+    """A status (ok, not converged, failed ...) as a cell, with the reason as tooltip."""
     return cell(status.replace("_", " "), _STATUS_KINDS.get(status, ""), note)
 
 
 def estimate_cell(row: Mapping[str, Any]) -> Cell:
-    """An estimate of the sharpness table with its uncertainty, marked when it is not to be trusted as it stands."""
+    """An estimate of the sharpness table with its uncertainty, marked if it did not converge or the layer is frozen."""
     status = str(row["status"])
     if status in ("failed", "undefined", "frozen") and not _finite(row["estimate"]):
         return status_cell(status, str(row["note"]))
@@ -152,7 +152,7 @@ def estimate_cell(row: Mapping[str, Any]) -> Cell:
     error = images if _finite(images) else own
     text = with_error(float(row["estimate"]), float(error) if _finite(error) else math.nan)
     text += "" if _finite(images) or not _finite(own) else " ‡"
-    if status == "frozen":  # its loss still has a curvature in it
+    if status == "frozen":  # the loss has a curvature in this layer even if it does not move
         return cell(text + " ▪", "", str(row["note"] or ""))
     if status == "not_converged":
         return cell(text + " °", "open", f"not converged: {row['note']}")
@@ -170,7 +170,7 @@ def pairs_of(table: pd.DataFrame, order: Sequence[str]) -> list[str]:
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested plain data as (dotted name, text) lines; lists of plain values stay one line."""
+    """Nested plain data as lines (name, text), a nested name joined by " · "; a list of plain values is one line."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from flat(item, f"{prefix} · {key}" if prefix else str(key))
@@ -194,7 +194,7 @@ def _in_words(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What a report is made from: tables, figures, manifest, and which order and criterion the config asks for."""
+    """The input of a report: tables, figures, manifest and timing."""
 
     tables: Mapping[str, pd.DataFrame]
     figures: Mapping[str, bytes]
@@ -203,7 +203,7 @@ class Source:
     read: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table, or an empty one with its columns."""
+        """The table ``name``, or an empty table with its columns."""
         if name not in self.read:
             found = self.tables.get(name)
             self.read[name] = normalised(pd.DataFrame() if found is None or not len(found) else found, name)
@@ -237,6 +237,6 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def in_order(table: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows by pair in the config's order, otherwise as they stand."""
+    """The rows sorted by pair in the config's order, otherwise in the order of the table."""
     place = {p: i for i, p in enumerate(pairs_of(table, order))}
     return sorted(records(table), key=lambda r: place[r["pair"]])

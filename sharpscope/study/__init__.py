@@ -1,1 +1,1 @@
-"""Conducts a study: tasks, units of work, workers, the run directory, results, and what runs have to say together."""
+"""Runs a study: tasks and units of work, workers, run directory, results, and comparisons across runs."""

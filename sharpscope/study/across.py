@@ -1,4 +1,4 @@
-"""Steps over the pairs of several runs: correlation and effective robustness, accuracies from there or elsewhere."""
+"""Correlation and effective robustness over the pairs of several runs, with the runs' accuracies or others."""
 
 from __future__ import annotations
 
@@ -38,10 +38,13 @@ def correlate(
 
     Args:
         runs: run directories, each with finished tables.
-        accuracy: numbers measured elsewhere instead of the runs' own: a table with the columns of accuracy.csv, or a
-            file of another system (``exchange.FORMATS``), whose models are put to the pairs by name.
+        accuracy: a file of accuracies measured elsewhere, which replace the runs' own: a table with the columns of
+            accuracy.csv, or a file of another system (``exchange.FORMATS``), whose models are matched to the pairs by
+            name.
         match, ids: see ``exchange.join_accuracy``.
-        seed, bootstrap, level: of the intervals and permutations; ``bootstrap`` is the number of replicates.
+        seed: seed of the resampling.
+        bootstrap: number of replicates, and of permutations.
+        level: coverage of the intervals.
 
     Returns the table ``correlations``, see ``findings.pair_correlations``.
 
@@ -75,14 +78,16 @@ def robustness(
     bootstrap: int = 1000,
     level: float = 0.95,
 ) -> pd.DataFrame:
-    """Effective robustness of every point of every path: OOD accuracy beyond what the ID accuracy lets one expect.
+    """Effective robustness of every point of every path: OOD accuracy above the value predicted from ID accuracy.
 
     Args:
         runs: run directories, each with finished tables.
         baseline: zeroshot, finetuned or ends (the models of these runs at alpha 0, 1, or both), or a CSV file of models
             or lines (``findings.read_baseline``).
         accuracy, match, ids: as for ``correlate``.
-        seed, bootstrap, level: of the intervals; ``bootstrap`` is the number of replicates.
+        seed: seed of the resampling.
+        bootstrap: number of replicates.
+        level: coverage of the intervals.
 
     Returns the columns of ``findings.effective_robustness``, accuracies and differences in [0, 1].
 
@@ -103,7 +108,7 @@ def robustness(
 
 
 def _tables(runs: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The tables of all runs, one below the other; no pair may be in two of them."""
+    """The concatenated tables of all runs; no pair may be in two runs."""
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     seen: dict[str, str] = {}
     for run in runs:
@@ -132,13 +137,13 @@ def _pairs(runs: Sequence[Path]) -> list[RunPair]:
             out += [RunPair(str(p["name"]), str(p["finetuned"])) for p in _manifest(run)["config"]["pairs"]]
         except (KeyError, TypeError):
             raise RunDirectoryError(
-                f"{shown(run)}: its manifest.json does not tell the pairs and their files."
+                f"{shown(run)}: its manifest.json does not name the pairs and their files."
             ) from None
     return out
 
 
 def _manifest(run: Path) -> dict[str, Any]:
-    """The run's manifest; empty where there is none that can be read."""
+    """The run's manifest, or an empty dictionary where it is missing or cannot be read."""
     try:
         manifest = json.loads((FilePath(run) / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The units of work of a study: pure functions of (config, what) whose results the run directory keeps.
+"""The units of work of a study: pure functions of the config and the unit's key, whose results the run directory keeps.
 
-A unit's numbers depend on the config, the input files and its own key, never on which process computes it, when, or
-after which restart. Units of one kind for one pair share a ``Context``; a worker process makes it once.
+A unit's numbers depend on the config, the input files and its own key, never on the process that computes it, the time
+or a restart. All units of a pair share a ``Context``, which a worker process makes once.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ from sharpscope.weights.theta import on_device
 __all__ = ["compute"]
 
 _RETRIES = 8
-"""How often the memory budget is halved after an accelerator ran out of memory."""
+"""How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
 _MEASURED = ("ok", "not_converged")
-"""The statuses of a row that holds an estimate; in a layer that does not move, ``frozen`` takes their place."""
+"""The statuses of a row that holds an estimate. For a layer that does not move, ``frozen`` takes their place."""
 Progress = Callable[[str], None]
 
 
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
-    """The unit ``kind/pair/what``: path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE,
-    noise/P, outputs/P, upgraded/P/ALPHA, repair/P/VARIANT/ALPHA."""
+    """Compute the unit with the key ``kind/pair/rest``.
+
+    The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE, noise/P, outputs/P,
+    upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
+    """
     kind, _, *rest = key.split("/")
     if kind == "path":
         return _path_unit(context, float(rest[0]))
@@ -67,7 +70,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
 
 # ---------------------------------------------------------------------- along the path
 def _path_unit(context: Context, alpha: float) -> Unit:
-    """Loss of every probe example, distances, and which test examples are right, at theta(alpha)."""
+    """At theta(alpha): the loss of every probe example, the distances to both ends, and the accuracy on every set."""
     pair, theta = context.pair, context.theta(alpha)
     losses = _losses(context, theta)
     distance_0, distance_1 = context.path.distance(alpha)
@@ -98,13 +101,13 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answer
 
 
 def _path_variant_unit(context: Context, name: str, alpha: float) -> Unit:
-    """Accuracy at one point of a further path."""
+    """Accuracy at one point of a path other than the linear one."""
     given = _evaluate(context, on_device(context.further_paths[name].at(alpha), context.device))
     return Unit({"accuracy": _accuracy(context, alpha, path_variant(name), given)})
 
 
 def _outputs_unit(context: Context) -> Unit:
-    """Accuracy of the mixed outputs of the two ends; no alpha, for they are no point of the path."""
+    """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path."""
     config = context.config
     calibrate_on = config.id[0] if config.id else None
     found, notes = output_baselines(
@@ -118,7 +121,7 @@ def _outputs_unit(context: Context) -> Unit:
 
 
 def _upgraded_unit(context: Context, alpha: float) -> Unit:
-    """Accuracy on the upgraded backbone, the pair's change added alpha times."""
+    """Accuracy of the upgraded backbone plus alpha times the pair's change of weights."""
     assert context.pair.upgraded is not None
     path = InterpolationPath(*context.pair.upgraded, context.dtype, context.config.extrapolate)
     given = _evaluate(context, on_device(path.at(alpha), context.device))
@@ -143,7 +146,7 @@ def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, 
 
 
 def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.ndarray]:
-    """``correct:SET`` of every set; where the set's field goes by another metric also what that is made of."""
+    """``correct:SET`` of every set; for a set with another primary metric than top1 also that metric's inputs."""
     arrays: dict[str, np.ndarray] = {}
     for spec, one in given.items():
         arrays[f"correct:{spec}"] = one.correct
@@ -158,11 +161,11 @@ def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.nd
 
 # ---------------------------------------------------------------------- sharpness
 def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progress) -> Unit:
-    """Every measure of every layer at neighbouring alphas, eigenvectors handed from each to the next.
+    """Every measure of every layer at neighbouring alphas; each alpha hands its eigenvectors to the next.
 
-    A layer that does not move keeps its estimate and gets the status ``frozen``, unless it failed or is undefined; the
-    whole model is no layer and is never frozen. The rows ``engine`` say how gradient graphs were laid out in memory;
-    they go into the run's log.
+    A layer that does not move keeps its estimate and gets the status ``frozen``, unless the row is failed or undefined.
+    The whole model does not count as a layer and is never frozen. The rows ``engine`` describe how the gradient graphs
+    were laid out in memory; they go into the run's log.
     """
     config = context.config
     measures = expand_measures(config.measures)
@@ -204,7 +207,7 @@ def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
 def _measure(
     context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, RitzSpace], progress: Progress
 ) -> tuple[MeasureResult, str]:
-    """All measures at one alpha; out of memory on a GPU, the budget of the graphs is halved and all is done again."""
+    """All measures at one alpha. If a GPU runs out of memory, they are repeated with half the budget for graphs."""
     probe, settings = context.probe, context.settings
     for attempt in range(_RETRIES + 1):
         try:
@@ -225,7 +228,7 @@ def _measure(
             settings = replace(settings, memory=(settings.memory or 0) // 2)
         else:
             used = result.facts.get("batch_size") or probe.batch_size
-            return result, "" if used >= probe.batch_size else f"curvature in batches of {used} for lack of memory"
+            return result, "" if used >= probe.batch_size else f"curvature used batches of {used} to fit in memory"
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -235,17 +238,17 @@ def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
 
 
 def _frozen(context: Context) -> frozenset[str]:
-    """The layers that do not move: no parameter of theirs differs between the two ends."""
+    """The layers that do not move: none of their parameters differs between the two ends."""
     moving = set(context.pair.moving)
     return frozenset(x.name for x in context.layers if not moving & set(x.params))
 
 
 # ---------------------------------------------------------------------- single layers
 def _layers_unit(context: Context, base: Base, progress: Progress) -> Unit:
-    """Probe losses [L, A, n] with only one layer moved, the rest at ``base``."""
+    """Probe losses [L, A, n] with one layer at alpha and all others at ``base``."""
     alphas = context.config.layer_alphas
     losses = np.empty((len(context.layers), len(alphas), context.probe.n))
-    # Where the layer stands as the rest does, every layer gives the same theta: one evaluation serves all.
+    # With the moved layer at the base as well, theta is the same for every layer: one evaluation serves all.
     at_base = BASES[base].alpha
     common = _losses(context, context.theta(at_base))
     for i, layer in enumerate(context.layers):
@@ -256,7 +259,7 @@ def _layers_unit(context: Context, base: Base, progress: Progress) -> Unit:
 
 
 def _noise_unit(context: Context, progress: Progress) -> Unit:
-    """Probe losses [L, A, S, n] with a layer at alpha plus Gaussian noise, the rest at theta_1."""
+    """Probe losses [L, A, S, n] with one layer at alpha plus Gaussian noise and all others at theta_1."""
     config, pair = context.config, context.pair
     alphas, sigmas = [a for a in config.layer_alphas if a > 0], config.criticality_noise
     losses = np.empty((len(context.layers), len(alphas), len(sigmas), context.probe.n))
@@ -293,7 +296,7 @@ def _rms(context: Context, layer: Layer) -> float:
 
 
 def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
-    """Which test examples a repaired point of the path gets right."""
+    """Accuracy of a repaired point of the path, and the test examples that it gets right."""
     config = context.config
     members = [x for x in context.layers if x.name in set(variant.layers)]
     theta = sparsify(

@@ -1,4 +1,4 @@
-"""A pair with the data that a study looks at it with, loaded once in every process."""
+"""A loaded pair with the data sets on which a study evaluates it, loaded once in every process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
 
 @dataclass(frozen=True)
 class Context:
-    """A pair with the data that a study looks at it with."""
+    """A loaded pair with the data sets on which a study evaluates it."""
 
     config: StudyConfig
     pair: LoadedPair
@@ -63,12 +63,12 @@ class Context:
 
     @cached_property
     def path(self) -> InterpolationPath:
-        """The linear path, on which everything but the accuracy of the further paths is taken."""
+        """The linear path, on which everything is measured except the accuracy of the further paths."""
         return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
 
     @cached_property
     def further_paths(self) -> dict[str, InterpolationPath]:
-        """The study's paths beside the linear one, by name."""
+        """The study's other paths (all but the linear one), by name."""
         return {
             name: self.pair.path(self.dtype, extrapolate=self.config.extrapolate, kind=name)
             for name in self.config.paths
@@ -81,7 +81,7 @@ class Context:
 
     @cached_property
     def probe(self) -> Probe:
-        """The fixed probe set, checked to give the same loss twice."""
+        """The fixed probe set, after a check that two evaluations give the same loss."""
         probe = Probe(
             self.pair.classifier,
             self._dataset(self.config.probe, "train"),
@@ -112,7 +112,7 @@ class Context:
 
     @cached_property
     def features(self) -> FeatureCache | None:
-        """Image features for all alphas, where the image tower does not move."""
+        """A cache of image features for all alphas, or None where the image tower moves."""
         return None if any(tower_of(n) == "image" for n in self.pair.moving) else FeatureCache()
 
     def theta(self, alpha: float) -> Theta:
@@ -137,7 +137,7 @@ class Context:
 
 
 def check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
-    """Raise ConfigError for a name in ``density_layers`` that is no layer."""
+    """Raise ConfigError for a name in ``density_layers`` that no layer has."""
     known = [ALL, *(x.name for x in layers)]
     for name in config.density_layers:
         if name not in known:

@@ -16,11 +16,11 @@ DEMO_CAVEAT = (
     "its sign. The learning rate orders the ten shipped pairs as well as sharpness does. Which sharpness is the good "
     "one is learnt from the other pairs' OOD labels. The world is designed: nothing here is evidence about CLIP."
 )
-"""Printed before the demo's verdicts, which stand on the style shifts alone."""
+"""Printed before the demo's verdicts, which rest on the style shifts alone."""
 
 
 def demo_config(seed: int = 0) -> StudyConfig:
-    """The embedded world's success and failure pair, side by side: a minute and a half on two cores."""
+    """The study of the embedded world's success and failure pairs; it takes a minute and a half on two cores."""
     return StudyConfig(
         pairs=tuple(PairConfig(name, "mini:zeroshot", f"mini:{name}") for name in ("success", "failure")),
         model="mini",
@@ -29,7 +29,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
         alphas=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
         seed=seed,
-        # the lower end of a spectrum crowds at zero: it takes three times the products of everything else
+        # Eigenvalues crowd at the lower end, near zero: lambda_min alone needs three times the products of all others.
         measures=tuple(m for m in DEFAULT_MEASURES if m != "lambda_min"),
         probe_size=48,
         batch_size=48,

@@ -1,4 +1,4 @@
-"""What a run directory writes about itself: the identity that decides its numbers, and the manifest."""
+"""What a run directory records about itself: the identity, which determines its numbers, and the manifest."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
-"""Fields of the config that change no number: a run directory may be taken up again with others."""
+"""Fields of the config that change no number; a run directory may be resumed with other values of them."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    if config.paths == ("linear",):  # a run from before there were further paths is the same run
+    if config.paths == ("linear",):  # a run made before the field existed stays the same run
         del numbers["paths"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
@@ -35,7 +35,7 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
 
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
-    """Of every word of this study that is not the package's own, where its code comes from: kind -> name -> origin."""
+    """Origins of the code behind every name of this study that is not the package's own: kind -> name -> origin."""
     kinds = {check_spec(spec)[0] for spec in (config.probe, *config.id, *config.ood)}
     used: list[tuple[Words[Any], Iterable[str]]] = [
         (MEASURES, config.measures), (CRITERIA, CRITERIA), (LAYOUTS, kinds),
@@ -48,7 +48,7 @@ def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
 
 
 def _hashes(pair: Mapping[str, Any]) -> list[str]:
-    """sha256 of every file that a pair is made of."""
+    """The sha256 of every file that makes up a pair."""
     return [
         *(pair[end]["sha256"] for end in ("zeroshot", "finetuned", "upgraded") if end in pair),
         *([pair["head_file"]] if "head_file" in pair else []),
@@ -90,7 +90,7 @@ def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
 
 
 def _precision(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
-    """The error of one Hessian-vector product of every layer in the middle of the path, against full precision."""
+    """The error against full precision of one Hessian-vector product of every layer, in the middle of the path."""
     alpha = config.alphas[len(config.alphas) // 2]
     errors = {}
     for name, c in contexts.items():

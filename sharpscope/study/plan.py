@@ -1,4 +1,4 @@
-"""Each step of the method alone: what a study would cost, what is in a file, one point of a path, one evaluation."""
+"""Estimate of what a study would cost: its units of work, time, memory and disk."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sharpscope.vocabulary import ALL, MEASURES, Cost
 __all__ = ["plan"]
 
 _PRODUCTS: Final[dict[Cost, int]] = {"trace": 40, "eigenvalues": 6, "product": 1}
-"""Products a layer that ``plan`` reckons with, where ``max_matvecs`` allows: typical for rtol 0.05. Measures of one
-kind share them."""
+"""The number of Hessian-vector products per layer that ``plan`` assumes for each kind of measure, capped at
+``max_matvecs``. The numbers are typical for rtol 0.05; measures of one kind share their products."""
 _PASSES: Final = 40
-"""Backward passes of the logits for each of the measures that are made of these."""
+"""The number of backward passes of the logits that ``plan`` assumes for each Gauss-Newton or Fisher trace."""
 
 
-# ---------------------------------------------------------------------- what would it cost
+# ---------------------------------------------------------------------- the estimate
 def plan(config: StudyConfig) -> str:
     """What a study would cost: units of work and their estimated time, memory and disk, as text; writes nothing.
 
@@ -35,7 +35,7 @@ def plan(config: StudyConfig) -> str:
     the first pair's path.
 
     Raises:
-        ConfigError: no pair; besides all that loading the study's checkpoints and data sets raises (see ``run``).
+        ConfigError: no pair is given. Also everything that loading checkpoints and data sets raises (see ``run``).
     """
     contexts = {p.name: Context.load(config, p) for p in config.pairs}
     if not contexts:
@@ -58,8 +58,8 @@ def plan(config: StudyConfig) -> str:
         units["further paths"] = further
     if config.upgraded or config.output_baselines:
         passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
-        seconds["beside it"] = passes * costs["evaluate"]
-        units["beside it"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
+        seconds["other accuracy"] = passes * costs["evaluate"]
+        units["other accuracy"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
     total = sum(seconds.values()) * len(contexts) / config.jobs
     images = sum(len(d) for d in context.datasets.values())
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
@@ -67,18 +67,19 @@ def plan(config: StudyConfig) -> str:
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
         f"{context.device}",
-        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} a pair" for kind, s in seconds.items()),
-        f"estimated time: {_duration(total)} with {config.jobs} job(s) (traces {_PRODUCTS['trace']}, eigenvalues "
-        f"{_PRODUCTS['eigenvalues']} products a layer, at most {config.max_matvecs})",
-        f"one Hessian-vector product of the whole model: {costs['hvp']:.3g} s; of every layer: {costs['sweep']:.3g} s",
+        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} per pair" for kind, s in seconds.items()),
+        f"estimated time: {_duration(total)} with {config.jobs} job(s) (products per layer: {_PRODUCTS['trace']} for "
+        f"traces, {_PRODUCTS['eigenvalues']} for eigenvalues, at most {config.max_matvecs})",
+        f"one Hessian-vector product: {costs['hvp']:.3g} s for the whole model, {costs['sweep']:.3g} s for all layers "
+        "one by one",
         f"memory: {layout}",
-        f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB of units, and the report",
+        f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB for the units, plus the report",
     ]
     return "\n".join(lines)
 
 
 def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
-    """Seconds of the parts of the work, each timed once at the middle of the path, and how memory will be used."""
+    """Seconds that each part of the work takes, timed once at the middle of the path, and the planned use of memory."""
     config, probe = context.config, context.probe
     theta = context.theta(0.5 if 0.5 in config.alphas else config.alphas[len(config.alphas) // 2])
     blocks = {ALL: [n for x in context.layers for n in x.params]} | {x.name: x.params for x in context.layers}

@@ -1,4 +1,4 @@
-"""What is made of finished units: tables, figures, report.html; and a run directory's made again without torch."""
+"""Tables, figures and report.html from finished units, also rebuilt later from a run directory, without torch."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from sharpscope.vocabulary import CLAIMS, __version__
 __all__ = ["Run", "report", "write_derived"]
 
 Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
-"""(work, shares) -> ``work(*share)`` of every share, here or in several processes."""
+"""A function of (work, shares) that returns ``work(*share)`` for every share, computed here or in several processes."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished (or partly failed) study: ``root``, its folder, and its tables as DataFrames.
+    """A finished (or partly failed) study: its folder and its tables.
 
-    ``run.sharpness``, ``run.accuracy``, ``run.verdicts`` ... are the tables (all by name in ``run.tables``);
-    ``failed_units`` names what could not be computed, ``caveat`` is what a reader must know first. An unknown table is
-    an AttributeError with the nearest name.
+    The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
+    folder, ``failed_units`` names what could not be computed, and ``caveat`` is what a reader has to know first. A
+    table of an unknown name is an AttributeError that names the nearest one.
     """
 
     root: Path
@@ -56,11 +56,11 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The file report.html of the run."""
+        """The path of ``report.html``."""
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """The study's caveat, the verdicts and the advice, a line each."""
+        """The study's caveat, its verdicts and its advice, one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [self.caveat] if self.caveat else []
@@ -81,22 +81,23 @@ class Run:
 def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
     """Rebuild tables, figures and report of a run directory from its finished units.
 
-    Tables and figures are all that is needed: neither checkpoints nor data are opened, and torch is not imported.
+    Neither checkpoints nor data are opened, and torch is not imported.
 
     Args:
         root: the run directory.
-        results: write the accuracies also in the form of ``wise-ft`` or ``clip-benchmark``, into ``results/``.
+        results: ``wise-ft`` or ``clip-benchmark``, to write the accuracies also in that format into ``results/``; None
+            to leave it out.
 
     Raises:
-        RunDirectoryError: for a folder that is no run directory, or one that another version of sharpscope made.
-        ConfigError: for a manifest whose config cannot be read.
+        RunDirectoryError: the folder is not a run directory, or another version of sharpscope made it.
+        ConfigError: the config in the manifest cannot be read.
     """
     directory = RunDirectory.existing(root)
     recall_words(directory.manifest)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
         raise RunDirectoryError(
-            f"{shown(root)}: made by sharpscope {directory.identity['sharpscope']}, this is {__version__}.\n"
+            f"{shown(root)}: was made by sharpscope {directory.identity['sharpscope']}, but this is {__version__}.\n"
             "Remedy: run the study again in a new folder."
         )
     layers = {
@@ -130,9 +131,9 @@ def _in_turn(work: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> lis
 
 
 def write_derived(directory: RunDirectory, results: Results, spread: Spread = _in_turn, shares: int = 1) -> Run:
-    """Write everything that follows from the units: tables, figures, report.
+    """Write everything that is derived from the units: tables, figures and report.
 
-    ``spread`` draws the figures, in so many ``shares``: here, or in the worker processes of a study.
+    ``spread`` draws the figures in ``shares`` parts, in this process or in the worker processes of a study.
     """
     config, tables = results.config, results.tables()
     for name, frame in tables.items():
@@ -168,11 +169,11 @@ def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
 def _draw(
     tables: dict[str, pd.DataFrame], criterion: str, pairs: list[str], share: tuple[int, int]
 ) -> dict[str, tuple[bytes, bytes]]:
-    """(PNG, PDF) by figure name, of this process's share of the figures."""
+    """The figures of one share: name -> (PNG, PDF)."""
     return {name: figure_bytes(figure) for name, figure in all_figures(tables, criterion, pairs, share).items()}
 
 
 def _peak_memory() -> int:
-    """Bytes of resident memory that this process and its ended workers have taken at most (the larger of the two)."""
+    """Peak resident memory in bytes: the larger of this process's and that of its largest ended worker."""
     unit = 1 if sys.platform == "darwin" else 1024
     return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit

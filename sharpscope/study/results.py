@@ -1,4 +1,4 @@
-"""From units of work to tables: findings are made here, from what is there, once for each pair."""
+"""From units of work to tables: the findings are computed here from the units that exist, once per pair."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from sharpscope.vocabulary import ALL, BASES, expand_measures, parse_criterion
 __all__ = ["Results"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
-"""Where pairs are compared with each other, where the path has these points: fixed before looking."""
+"""The alphas at which pairs are compared with each other, where the path has them. They were fixed before any result
+was seen."""
 
 
 class _Resampling(TypedDict):
@@ -43,9 +44,9 @@ class _Resampling(TypedDict):
 
 
 class Results:
-    """The units of a study and the tables that follow from them; neither checkpoints nor data are opened.
+    """The units of a study and the tables derived from them; neither checkpoints nor data are opened.
 
-    ``layers``: those of every pair, in forward order.
+    ``layers`` holds the layers of every pair in the order of the forward pass.
     """
 
     def __init__(self, config: StudyConfig, layers: Mapping[str, Sequence[Layer]]) -> None:
@@ -66,7 +67,7 @@ class Results:
         self.failed |= failed
 
     def first_tasks(self) -> list[Task]:
-        """The longest first, so that no core waits at the end."""
+        """All tasks but the repairs, the longest first, so that no core is idle at the end."""
         names = list(self.layers)
         kinds = [
             [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
@@ -92,14 +93,14 @@ class Results:
         given = self.config.repair_alphas
         return tuple(a for a in self.config.alphas if 0 < a < 1) if given is None else given
 
-    # ------------------------------------------------------------------ what was measured
+    # ------------------------------------------------------------------ measured values
     def measured(self, table: str) -> pd.DataFrame:
-        """The rows of ``table`` that the units brought, over all pairs."""
+        """The rows of ``table`` in all units of all pairs."""
         rows = [row for unit in self.units.values() for row in unit.rows.get(table, [])]
         return normalised(pd.DataFrame(rows, columns=list(COLUMNS[table])), table)
 
     def arrays(self, name: str) -> tuple[list[float], dict[str, Answered], np.ndarray]:
-        """(alphas, {data set: what was answered [A, n]}, probe losses [A, n]) of the path units that are there."""
+        """(alphas, {data set: answers [A, n]}, probe losses [A, n]) from the path units that exist."""
         alphas = [a for a in self.config.alphas if f"path/{name}/{a!r}" in self.units]
         units = [self.units[f"path/{name}/{a!r}"] for a in alphas]
         hits = {spec: _answered(spec, units) for spec in roles(self.config)} if units else {}
@@ -138,8 +139,8 @@ class Results:
         return self._stragglers[name]
 
     def variants(self, name: str) -> list[Variant]:
-        """Repairs of the stragglers; where the rule chose nobody, of the layer with the highest score (and it is
-        said)."""
+        """Repairs of the stragglers. Where the rule chose no layer, the layer with the highest score is repaired, and
+        the table's notes say so."""
         if name not in self._variants:
             table = self.stragglers(name)
             criterion = self.config.straggler_criterion
@@ -147,13 +148,15 @@ class Results:
             if not chosen:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
-                self._fallback[name] = "no layer is a straggler by the rule: its highest score is repaired instead"
+                self._fallback[name] = (
+                    "no layer is a straggler by the rule; the layer with the highest score is repaired"
+                )
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
         return self._variants[name]
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """All tables of the run, from the units that are there."""
+        """All tables of the run, from the units that exist."""
         path, sharpness, accuracy = (self.measured(t) for t in ("path", "sharpness", "accuracy"))
         measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
         failure = [
@@ -193,7 +196,8 @@ class Results:
         return tables
 
     def points(self) -> pd.DataFrame:
-        """One point a pair for the scatter of sharpness against OOD gain: this run's pairs and the shipped others."""
+        """One point per pair for the scatter plot of sharpness and OOD gain: this run's pairs and the other shipped
+        pairs."""
         frames: dict[str, pd.DataFrame] = {}
         for name in ("sharpness", "accuracy"):
             own, shipped = self.measured(name), _shipped(name)
@@ -238,8 +242,8 @@ class Results:
         return repairs
 
     def _references(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
-        """What the advice may learn from: this run's pairs and, where asked for, the embedded world's (never the judged
-        one)."""
+        """The reference pairs of advice and verdicts: this run's pairs and, where asked for, the embedded world's. (The
+        judged pair is dropped by those who use them.)"""
         own = reference_table(sharpness, accuracy, path)
         if not self.config.shipped_pairs:
             return own
@@ -276,7 +280,7 @@ class Results:
         return stacked("correlations", parts)
 
     def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
-        """Straggler layers of the shipped pairs by this run's criterion, where sharpness alone decides it."""
+        """Straggler layers of the shipped pairs by this run's criterion, or None where it needs more than sharpness."""
         criterion, rule = self.config.straggler_criterion, self.config.straggler_rule
         _, measure = parse_criterion(criterion)
         rows = sharpness[sharpness["measure"] == measure]
@@ -304,7 +308,7 @@ class Results:
         )
 
     def _with_failed(self, sharpness: pd.DataFrame) -> pd.DataFrame:
-        """Rows for curvature that could not be had: never a silent gap."""
+        """The sharpness table with a row of status failed for every value of a failed unit: no gap is silent."""
         rows = []
         for key, reason in self.failed.items():
             kind, name, *rest = key.split("/")
@@ -324,7 +328,7 @@ class Results:
 
 
 def _answered(spec: str, units: Sequence[Unit]) -> Answered:
-    """What several models answered on one data set: which examples are right, or predictions and their metric."""
+    """Answers of several models on one data set: which examples are right, or predictions and their metric."""
     key = next((k for k in units[0].arrays if k.endswith(f":predicted:{spec}")), None)
     if key is None:
         return np.stack([u.arrays[f"correct:{spec}"] for u in units])

@@ -1,4 +1,4 @@
-"""A study from config to report: inputs are checked, units of work done, and tables, figures and report written."""
+"""A study from config to report: it checks the inputs, does the units of work and writes tables, figures and report."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ __all__ = ["run"]
 
 
 def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress: MakeBar | None = None) -> Run:
-    """Do a study, or what is missing of it, and write tables, figures and report.
+    """Run a study, or the missing part of it, and write tables, figures and report.
 
     Args:
-        config: what to do.
-        out: the run directory; the same config again resumes, another one is refused. Default: a new temporary folder.
-        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; default: none is shown.
+        config: the study.
+        out: the run directory. The same config resumes it, another config is refused. Default: a new temporary folder.
+        progress: a function of ``total`` and ``desc`` that makes a progress bar, e.g. ``tqdm``. Default: no bar.
+
+    Returns:
+        The finished run. A unit that fails while it is measured is in its ``failed_units``; the others go on.
 
     Raises:
         ConfigError: no pair, no test set, an unknown name or a criterion whose measure is not taken.
         CheckpointError, PairMismatch, NonFiniteWeights, DatasetError: inputs that cannot be used.
         RunDirectoryError: a folder that belongs to another study, is locked or cannot be written.
 
-    All of them before anything is measured. A unit that fails later is in ``failed_units``, the others go on.
+    All of these are raised before anything is measured.
     """
     _check_study(config)
     bars = progress or silent
@@ -65,7 +68,7 @@ def _check_study(config: StudyConfig) -> None:
     if not config.id and not config.ood:
         raise ConfigError("id, ood: give at least one test set (--id SPEC --ood SPEC ...).")
     _, measure = parse_criterion(config.straggler_criterion)
-    if measure and measure not in config.measures:  # else it would be found out when everything has been computed
+    if measure and measure not in config.measures:  # else the error would come only after everything is computed
         free = ", ".join(c.name for c in CRITERIA.values() if not c.takes_measure)
         raise ConfigError(
             f"straggler_criterion: '{config.straggler_criterion}' needs {measure} among measures.\n"

@@ -1,11 +1,11 @@
-"""The run directory: finished units of work, each in one self-checking file, and everything derived from them.
+"""The run directory: finished units of work, each in a file with its own checksum, and everything derived from them.
 
-The only module that writes into a run directory. Three rules keep it whole whatever happens to the process:
+Only this module writes into a run directory. Three rules keep the directory intact whatever happens to the process:
 
-* a file appears under its name complete or not at all: temporary file in the same folder, fsync, ``os.replace``;
-* a unit file carries the SHA-256 of its key and contents; one that does not match is set aside as ``.bad`` and its
-  unit is simply missing again;
-* claims only save work: two processes that computed the same unit would write the same bytes to the same name.
+* a file appears under its name complete or not at all (temporary file in the same folder, fsync, ``os.replace``);
+* a unit file contains the SHA-256 of its key and contents; a file that does not match is renamed to ``.bad``, and its
+  unit then counts as missing;
+* claims only save work: two processes that compute the same unit write the same bytes to the same name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """This process works on ``key``; a context manager that releases the claim, also after an exception."""
+    """The right of this process to work on ``key``: a context manager that releases it, also after an exception."""
 
     key: str
     _path: Path
@@ -58,7 +58,7 @@ class Claim:
     _directory: RunDirectory
 
     def release(self) -> None:
-        """Give the claim back; a claim that somebody else took over meanwhile is left alone."""
+        """Remove the claim, unless another process has taken it over in the meantime."""
         with contextlib.suppress(OSError), self._directory._locked():
             if self._path.read_bytes() == self._text:
                 self._path.unlink()
@@ -79,12 +79,18 @@ class RunDirectory:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], identity: dict[str, Any], manifest: dict[str, Any]) -> RunDirectory:
-        """The run directory at ``root``, made if there is none: its first file is ``manifest.json``.
+        """The run directory at ``root``, which is made if it does not exist.
 
-        ``identity`` is what decides the numbers (config, hashes of the inputs, version): a directory belongs to one
-        identity. ``manifest`` is what is worth knowing beside it and may differ from one start to the next; the first
-        one stays. Raises RunDirectoryError with a short diff for another identity, for a folder that holds something
-        else, and when the disk refuses.
+        Args:
+            root: the folder.
+            identity: everything that determines the numbers (config, hashes of the inputs, version). A directory
+                belongs to one identity.
+            manifest: further facts about the run, which may differ from one start to the next; ``manifest.json`` keeps
+                those of the first start.
+
+        Raises:
+            RunDirectoryError: the directory has another identity (the message names the differences), the folder holds
+                something else, or the disk refuses.
         """
         root = Path(root)
         identity, manifest = _through_json(identity), _through_json(manifest)
@@ -111,18 +117,18 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, root: str | os.PathLike[str]) -> RunDirectory:
-        """The run directory at ``root`` whatever its identity, to write derived files anew."""
+        """The run directory at ``root`` whatever its identity, in order to write its derived files again."""
         return cls(Path(root), _read_manifest(Path(root)))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers of this run, as it was given to ``open`` (JSON types)."""
+        """Everything that determines the numbers of this run, as given to ``open`` (in JSON types)."""
         return self.manifest["identity"]
 
     # -- units ---------------------------------------------------------------------------------------------------------
 
     def load(self, key: str) -> Unit | None:
-        """The finished unit ``key``, or None when it is missing or its file is damaged (then kept as ``.bad``)."""
+        """The finished unit ``key``, or None when it is missing or its file is damaged (and then renamed ``.bad``)."""
         path = self._unit_path(key)
         try:
             data = path.read_bytes()
@@ -146,8 +152,8 @@ class RunDirectory:
     def claim(self, key: str) -> Claim | None:
         """The right to work on ``key``, or None when another live process has it or the unit is finished.
 
-        ``with claim: run.save(claim.key, ...)``. The claim of a dead process (this host: no process of that id
-        and start time; another host: older than a day) is taken over.
+        Use it as ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over. On this host a
+        process is dead if no process has its id and start time; on another host it counts as dead after a day.
         """
         path = self.root / "claims" / f"{file_name(key)}.claim"
         text = json.dumps({"key": key, **_myself(), "token": secrets.token_hex(8)}).encode()
@@ -162,20 +168,20 @@ class RunDirectory:
             finally:
                 os.close(handle)
         claim = Claim(key, path, text, self)
-        if self._unit_path(key).exists():  # finished by its last holder while we were asking
+        if self._unit_path(key).exists():  # its last holder finished it in the meantime
             claim.release()
             return None
         return claim
 
     def holder(self, key: str) -> str | None:
-        """``"process 12 on host"`` that holds a live claim on ``key``, or None."""
+        """The process that holds a live claim on ``key``, as ``"process 12 on host"``, or None."""
         path = self.root / "claims" / f"{file_name(key)}.claim"
         try:
             age = time.time() - path.stat().st_mtime
             claim = json.loads(path.read_bytes())
             host, pid, start = str(claim["host"]), int(claim["pid"]), claim["start"]
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # none, or one whose writer died while writing it: live ones are written under the lock
+            return None  # no claim, or an incomplete one of a dead process: live ones write under the lock
         alive = start_of(pid) == start if host == host_name() else age < FOREIGN_HOURS * 3600
         return f"process {pid} on {shown(host, 60)}" if alive else None
 
@@ -185,7 +191,7 @@ class RunDirectory:
         """Write a derived file (``tables/path.csv``) atomically below the root; returns its path."""
         parts = Path(relpath).parts
         if not parts or Path(relpath).is_absolute() or ".." in parts or parts[0] in _OWN:
-            raise ValueError(f"{relpath!r} is no place for a derived file of a run directory")
+            raise ValueError(f"{relpath!r} is not a path for a derived file of a run directory")
         path = self.root / relpath
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,7 +218,10 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time; the kernel releases it at death. Where locks fail, claims are advice."""
+        """Hold the lock on claims, which the kernel releases when a process dies.
+
+        On a file system without locks two processes may claim the same unit, which costs time and changes no result.
+        """
         handle = os.open(self.root / "claims" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             with contextlib.suppress(OSError):
@@ -222,7 +231,7 @@ class RunDirectory:
             os.close(handle)
 
     def _clean(self) -> None:
-        """Remove the temporary files of dead processes and end a torn last line of the log."""
+        """Remove the temporary files of dead processes and add the newline to an incomplete last line of the log."""
         for path in self.root.rglob(".tmp-*"):
             with contextlib.suppress(OSError):
                 if is_stale(path):
@@ -263,14 +272,14 @@ def _read_manifest(root: Path) -> dict[str, Any]:
 
 
 def _through_json(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` as JSON gives it back (lists for tuples, Python numbers), so that equal means equal after a restart."""
+    """``data`` after a round trip through JSON (lists for tuples, Python numbers), so that a restart compares equal."""
 
     def default(value: Any) -> Any:
         if isinstance(value, np.generic):
             return value.item()
         if isinstance(value, os.PathLike):
             return os.fspath(value)
-        raise TypeError(f"{type(value).__name__} has no place in a manifest or log")
+        raise TypeError(f"{type(value).__name__} cannot be written into a manifest or log")
 
     return json.loads(json.dumps(data, default=default))
 

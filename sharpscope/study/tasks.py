@@ -1,4 +1,4 @@
-"""Which units of work a study consists of: keys, chunks of alphas, repairs with their controls."""
+"""The units of work that make up a study: their keys, chunks of alphas, and repairs with their controls."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from sharpscope.vocabulary import Group, Select, Target
 __all__ = ["CHUNK", "Task", "Variant", "matched_control", "plan_curvature", "roles", "variants"]
 
 CHUNK = 6
-"""Neighbouring alphas in one curvature unit: Lanczos starts from the neighbour's vectors inside it, and a killed run
-loses no more than this."""
+"""The number of neighbouring alphas in one unit of curvature work. Inside a unit Lanczos starts from the neighbour's
+vectors; a killed run loses at most one unit."""
 
 _TRIALS: Final = 64
-"""How many random sets of layers are drawn; the one whose number of parameters is the nearest becomes the control."""
+"""The number of random sets of layers that are drawn; the set with the nearest number of parameters is the control. A
+larger value finds a closer match."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One repair of the path: which layers keep which share of their entries, and as what it is judged.
+    """One repair of the path: the layers that are made sparse, the share of entries they keep, and their role.
 
-    ``group``: straggler | random_layers (as many parameters in random other layers) | all_layers (as many dropped
-    entries, spread over every layer) | everything (every layer at the same density). ``density`` is the one asked for,
-    ``kept`` that of these layers, ``kept_fraction`` that of the whole model.
+    ``group`` is straggler | random_layers (as many parameters in random other layers) | all_layers (as many dropped
+    entries, spread over every layer) | everything (every layer at the same density). ``density`` is the density asked
+    for, ``kept`` the density of these layers and ``kept_fraction`` that of the whole model.
     """
 
     group: Group
@@ -62,9 +63,10 @@ def plan_curvature(alphas: Sequence[float]) -> list[str]:
 def variants(
     config: StudyConfig, layers: Sequence[Layer], chosen: Iterable[str], frozen: Iterable[str] = ()
 ) -> list[Variant]:
-    """Every repair of the chosen layers with its controls; empty when nothing is chosen.
+    """Every repair of the chosen layers with its controls; empty when no layer is chosen.
 
-    ``frozen``: layers whose delta is zero (most of them where only norms or a head moved): they are no control.
+    ``frozen`` names the layers whose delta is zero (most layers, where only norms or a head moved). They are never used
+    as a control.
     """
     names, still = set(chosen), set(frozen)
     straggler = [x for x in layers if x.name in names]
@@ -84,18 +86,19 @@ def variants(
         for group, members in groups.items():
             kept = 1 - share * (1 - density) if group == "all_layers" else density
             dropped = sum(x.num_params for x in members) * (1 - kept)
-            if members and (group == "straggler" or list(members) != straggler):  # where nothing else moves: no control
+            if members and (group == "straggler" or list(members) != straggler):  # no control where nothing else moves
                 layer_names = tuple(x.name for x in members)
                 out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total))
     return out
 
 
 def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: int) -> tuple[Layer, ...]:
-    """Random layers, none of them ``chosen``, with about as many parameters: the control beside every repair.
+    """Random layers with about as many parameters as ``chosen`` and none of its layers: the control of a repair.
 
-    64 times the layers are put in random order and taken one after the other while each brings the total nearer to the
-    parameters of ``chosen``; the nearest total of the 64 wins. The result is in the order of ``all_layers``, and empty
-    when nothing was chosen or nothing else is left. Pass the layers that move: a frozen one is no control.
+    In each of 64 trials the other layers are put in random order, and a layer is taken if it brings the total number of
+    parameters nearer to that of ``chosen``. The trial with the nearest total wins. The result is in the order of
+    ``all_layers``; it is empty when ``chosen`` is empty or no other layer is left. Pass only layers that move, since
+    sparsity does nothing to a frozen one.
     """
     chosen = tuple(chosen)
     taken = {layer.name for layer in chosen}
@@ -113,16 +116,16 @@ def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: 
                 picked.append(i)
         if picked and (best is None or abs(total - wanted) < best[0]):
             best = abs(total - wanted), picked
-    if best is None:  # every other layer is more than twice as large: the smallest of them is the nearest
+    if best is None:  # every other layer is more than twice as large, so the smallest is the nearest
         return (min(others, key=lambda layer: layer.num_params),)
     return tuple(others[i] for i in sorted(best[1]))
 
 
 def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
-    """0 ... ``count`` - 1 in random order: torch.randperm's own, bit for bit, from the same seed without torch.
+    """0 ... ``count`` - 1 in random order, equal to torch.randperm with the same seed but without torch.
 
-    Both draw 32-bit words from MT19937 (Matsumoto & Nishimura 1998) and exchange place i with place i + word mod
-    (count - i). Controls of run directories whose repairs were drawn by torch therefore stay what they were.
+    Both draw 32-bit words from MT19937 (Matsumoto and Nishimura 1998) and exchange place i with place i + word mod
+    (count - i). Run directories whose controls were drawn by torch therefore keep the same controls.
     """
     words = generator.randint(0, 1 << 32, size=max(count - 1, 0), dtype=np.uint32)
     order = list(range(count))

@@ -1,4 +1,4 @@
-"""One unit of work as bytes: table rows and arrays under a checksum, and the file name of its key."""
+"""One unit of work as bytes: table rows and arrays with a checksum, and the file name that belongs to its key."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ Rows = dict[str, list[dict[str, Cell]]]
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """What one unit of work produced: table rows by table name, and arrays by name.
+    """The result of one unit of work: table rows by table name, and arrays by name.
 
-    Cells are str, bool, int, float or None; numpy scalars become the Python number of the same value at once, so that a
-    unit just computed and the same unit read back give the same tables byte for byte (float32(0.1) prints differently).
-    Arrays hold numbers, never objects. Raises TypeError for anything else.
+    Cells are str, bool, int, float or None. Numpy scalars are converted to the Python number of the same value at once,
+    so that a unit just computed and the same unit read back give byte-identical tables (float32(0.1) prints
+    differently). Arrays hold numbers, never objects.
+
+    Raises:
+        TypeError: another type of cell or array.
     """
 
     rows: Rows = field(default_factory=dict)
@@ -49,7 +52,7 @@ class Unit:
 def file_name(key: str) -> str:
     """A file name for ``key``: lower-case letters, digits and ``-_.`` as they are, ``/`` as ``+``, the rest as ``%XX``.
 
-    No two keys share a file name, also where the file system ignores case; long names end in a digest of the key.
+    No two keys share a file name, even on a file system that ignores case. Long names end in a digest of the key.
 
     >>> file_name("curvature/success/0.3")
     'curvature+success+0.3'
@@ -105,7 +108,11 @@ def _header(key: str, rows: int, payload: bytes) -> bytes:
 
 
 def decode(key: str, data: bytes) -> Unit:
-    """The unit in a file's contents; raises ValueError when any byte differs from what ``encode(key, unit)`` wrote."""
+    """The unit in a file's contents.
+
+    Raises:
+        ValueError: a byte differs from what ``encode(key, unit)`` wrote.
+    """
     first, _, payload = data.partition(b"\n")
     size = json.loads(first)["rows"]
     if type(size) is not int or first + b"\n" != _header(key, size, payload):

@@ -1,4 +1,4 @@
-"""Getting units of work done: here or in several processes, resumed, shared with others on the same directory."""
+"""Computes units of work in one or several processes, resumes runs, and shares a run directory with other runs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _Result = tuple["Task", Unit | str, float | None]
 
 
 class Crew:
-    """Computes tasks of one study: this process does one job, worker processes the others.
+    """Computes the tasks of one study: this process does one job, worker processes do the others.
 
-    A context manager: worker processes end with it, whatever happens, and by themselves when this process is killed.
+    A context manager. The worker processes end with it whatever happens, and on their own if this process is killed.
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -72,14 +72,14 @@ class Crew:
         self._contexts.update(contexts)
 
     def spread(self, work: Callable[..., _T], shares: Sequence[tuple[Any, ...]]) -> list[_T]:
-        """``work(*share)`` for every share, the first one here and the others in the worker processes."""
+        """``work(*share)`` for every share: the first in this process, the others in the worker processes."""
         if self._pool is None:
             return [work(*share) for share in shares]
         futures = [self._pool.submit(work, *share) for share in shares[1:]]
         return [work(*shares[0]), *(f.result() for f in futures)]
 
     def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
-        """(units by key, reasons of failed ones by key): what is finished is read, the rest computed and saved."""
+        """(units by key, reasons of failure by key): finished units are read, all others are computed and saved."""
         units: dict[str, Unit] = {}
         failed: dict[str, str] = {}
         waiting: deque[Task] = deque()
@@ -104,12 +104,13 @@ class Crew:
         return units, failed
 
     def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
-        """Claim, compute, hand over; what another live process has claimed is waited for and read (seconds None)."""
+        """Claim and compute tasks and yield their results; tasks that another live process has claimed are waited for
+        and read from the directory (their seconds are None)."""
         running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
         elsewhere: deque[Task] = deque()
         try:
             while waiting or running or elsewhere:
-                # One unit in hand and one in reserve for each worker: none idles while this process is at its own.
+                # One unit running and one queued for each worker, so that none is idle while this process computes.
                 while waiting and len(running) < 2 * (self.config.jobs - 1):
                     task = waiting.popleft()
                     claim = directory.claim(task.key)
@@ -153,12 +154,12 @@ class Crew:
 
 
 def threads_of(config: StudyConfig) -> int:
-    """CPU threads of each worker: as asked, else the cores shared among the jobs."""
+    """The number of CPU threads of each worker: as configured, otherwise the cores divided by the jobs."""
     return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
 
 
 def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:
-    """The unit and its seconds, or the reason why its numbers cannot be had; errors of the input are raised."""
+    """The unit, or the reason why it could not be computed, and the seconds taken; errors of the input are raised."""
     start = time.perf_counter()
     result: Unit | str
     try:
@@ -190,14 +191,14 @@ def _start_worker(threads: int, parent: int, plugins: Sequence[str]) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A killed parent must not leave workers behind: leave as soon as somebody else has adopted us."""
+    """End this worker as soon as another process has become its parent, which means that its own parent was killed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _warm_up(config: StudyConfig) -> None:
-    """Make the contexts; what is wrong with the input is said by the parent, which looks at it too."""
+    """Make the contexts. Errors of the input are left to the parent process, which checks the input as well."""
     with contextlib.suppress(SharpscopeError):
         for pair in config.pairs[:4]:
             context = _context(json.dumps(config.to_dict()), pair.name)

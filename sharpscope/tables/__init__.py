@@ -1,1 +1,1 @@
-"""The tables of a run: their columns (``schema``), files (``files``) and rows that several rooms need (``rows``)."""
+"""The tables of a run: columns (``schema``), files (``files``), formatted numbers (``formats``) and rows (``rows``)."""

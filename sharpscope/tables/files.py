@@ -1,9 +1,9 @@
-"""Tidy tables to bytes and back: CSV (the interface), Parquet, Markdown, LaTeX, and numbers with their uncertainty.
+"""Tidy tables to bytes and back: CSV, which is the interface, and Parquet.
 
-The same rows always give the same bytes, whatever their order: sorted by the table's key (layers in the order of the
-forward pass), shortest floats that read back exactly, ``\\n`` line ends. A spreadsheet evaluates no cell of them:
-text that starts like a formula gets a leading ``'``, control characters become ``\\n``-like escapes, and ``read_csv``
-takes both off again.
+The same rows always give the same bytes, whatever their order: rows are sorted by the table's key (layers in the order
+of the forward pass), floats are the shortest that read back exactly, and lines end in ``\\n``. Spreadsheets do not
+evaluate any cell: text that starts like a formula gets a leading ``'``, and control characters are escaped (``\\n``).
+``read_csv`` removes both again.
 """
 
 from __future__ import annotations
@@ -33,17 +33,29 @@ _TEXTS = frozenset((
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
     "method", "source", "claim", "verdict", "evidence",
 ))  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "'", "＝", "＋", "－", "＠")  # full-width twins are formulas to some programs
+_FORMULA = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "'",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+)  # some programs take the full-width characters for formulas
 _SHAPED = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[nrt])")
 
 
 # ------------------------------------------------------------------------------------------------- one canonical frame
 def normalised(df: pd.DataFrame, name: str) -> pd.DataFrame:
-    """``df`` as table ``name`` is kept: schema columns first, one dtype a column, sorted by the key.
+    """``df`` in the canonical form of table ``name``: schema columns first, one dtype per column, sorted by the key.
 
-    Text ``str`` (missing: ``""``), counts ``int64``, flags ``bool`` (``Int64``, ``boolean`` where some are missing),
-    everything else ``float64``. Raises RunDirectoryError for a missing key column, a value of the wrong kind or two
-    rows with one key.
+    Text is ``str`` (missing: ``""``), counts are ``int64`` and flags ``bool`` (``Int64`` and ``boolean`` where some are
+    missing), everything else is ``float64``.
+
+    Raises:
+        RunDirectoryError: a key column is missing, a value has the wrong kind, or two rows have the same key.
     """
     known, key = _schema(name)
     lost = [c for c in key if c not in df.columns]
@@ -99,7 +111,7 @@ def _typed(series: pd.Series | None, column: str, name: str, length: int) -> pd.
 
 
 def _with_gaps(items: list[Any], kind: str) -> pd.Series:
-    """Flags or counts, None where one is missing; never by way of floats, which lose the last digits of a seed."""
+    """Flags or counts, None where one is missing, without a conversion to float, which would round large seeds."""
     mask = np.array([v is None for v in items], dtype=bool)
     if kind == "bool":
         flags = np.array([bool(v) for v in items], dtype=bool)
@@ -109,7 +121,7 @@ def _with_gaps(items: list[Any], kind: str) -> pd.Series:
 
 
 def _text(value: Any, seen: dict[Any, str]) -> str:
-    """``value`` as text that UTF-8 can hold, remembered: a column holds few distinct values."""
+    """``value`` as text that UTF-8 can encode; results are cached, since a column has few distinct values."""
     if not isinstance(value, str):
         return "" if is_missing(value) else str(value)
     if value not in seen:
@@ -119,9 +131,9 @@ def _text(value: Any, seen: dict[Any, str]) -> str:
 
 def _as_int(value: Any) -> int:
     if isinstance(value, str) or int(value) != value:
-        raise ValueError(f"'{shown(value)}' is no whole number")
+        raise ValueError(f"'{shown(value)}' is not a whole number")
     if isinstance(value, (float, np.floating)) and abs(float(value)) > 2**53:
-        raise ValueError(f"{value!r} went through floating point and lost its last digits")
+        raise ValueError(f"{value!r} is a floating-point number too large to hold all its digits")
     return int(value)
 
 
@@ -132,7 +144,7 @@ def _as_bool(value: Any) -> bool:
 
 
 def _sort_ranks(series: pd.Series, column: str) -> np.ndarray:
-    """Position of each value among the distinct ones: numbers as numbers (missing last), layers in forward order."""
+    """Sort keys of the values: numbers by value (missing last), layers in forward order, other text by itself."""
     if series.dtype == "float64":
         return series.fillna(math.inf).to_numpy()
     order: Callable[[str], Any] = layer_key if column == "layer" else str
@@ -144,8 +156,10 @@ def _sort_ranks(series: pd.Series, column: str) -> np.ndarray:
 def csv_bytes(df: pd.DataFrame, name: str) -> bytes:
     """Table ``name`` as UTF-8 CSV, the same bytes for the same rows; ``read_csv`` gives ``normalised(df)`` back.
 
-    Floats are the shortest that read back exactly, flags ``True`` / ``False``, missing values empty. Raises as
-    ``normalised``.
+    Floats are the shortest that read back exactly, flags are ``True`` or ``False``, and missing values are empty.
+
+    Raises:
+        RunDirectoryError: as ``normalised``.
     """
     frame = normalised(df, name)
     text = io.StringIO()
@@ -165,7 +179,10 @@ def _cells(series: pd.Series) -> list[str]:
 
 
 def _guarded(text: str) -> str:
-    """Injective: control and invisible characters escaped, a ``'`` before whatever a spreadsheet might evaluate."""
+    """Escape control and invisible characters, and put a ``'`` before text that a spreadsheet might evaluate.
+
+    Distinct texts stay distinct, so that ``_unguarded`` can invert this.
+    """
     clean = text.replace("\\", "\\\\")
     clean = clean if clean.isprintable() else "".join(_escaped(c) for c in clean)
     return "'" + clean if clean.startswith(_FORMULA) else clean
@@ -181,10 +198,12 @@ def _unguarded(text: str) -> str:
 
 
 def read_csv(path: str | os.PathLike[str], name: str) -> pd.DataFrame:
-    """Table ``name`` from a file that ``csv_bytes`` made: the very frame, dtypes included, empty tables too.
+    """Table ``name`` from a file that ``csv_bytes`` made: the same frame with the same dtypes, also if it is empty.
 
-    Columns beyond the schema come back as flags, counts or floats where every cell is one, else as text.
-    Raises RunDirectoryError for a missing or unreadable file, or a cell of the wrong kind.
+    A column beyond the schema comes back as flags, counts or floats if every cell of it is one, otherwise as text.
+
+    Raises:
+        RunDirectoryError: the file is missing or unreadable, or a cell has the wrong kind.
     """
     _schema(name)
     try:
@@ -203,7 +222,7 @@ def read_csv(path: str | os.PathLike[str], name: str) -> pd.DataFrame:
 
 
 def _parsed(series: pd.Series, column: str) -> pd.Series:
-    """Cells to values; the kind of a column outside the schema is what all its cells can be."""
+    """Cells to values. The kind of a column outside the schema is the first that fits all its cells."""
     known = any(column in columns for columns in COLUMNS.values())
     for kind in (_kind(column, None),) if known else ("bool", "int", "float", "text"):
         try:

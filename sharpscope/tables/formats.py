@@ -1,4 +1,4 @@
-"""Numbers with the digits that mean something, and tables as Markdown and LaTeX."""
+"""Numbers rounded to their significant digits, and tables as Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def is_missing(value: Any) -> bool:
-    """None, NaN, NA and NaT alike."""
+    """Whether ``value`` is None, NaN, NA or NaT."""
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
 
 
@@ -55,7 +55,7 @@ def _not_finite(value: float) -> str | None:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """``value`` with ``digits`` significant digits; below 1e-3 and from 1e6 on as a power of ten; missing: a dash.
+    """``value`` with ``digits`` significant digits, below 1e-3 and from 1e6 on with a power of ten; NaN is a dash.
 
     >>> number(1234.6), number(0.5), number(-2.5e-7)
     ('1235', '0.500', '−2.50×10⁻⁷')
@@ -71,9 +71,10 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def with_error(estimate: float, stderr: float) -> str:
-    """``"12.3 ± 0.4"``: the error with the one or two digits that mean something, the estimate rounded likewise.
+    """``"12.3 ± 0.4"``: the error with one or two significant digits, and the estimate rounded to the same place.
 
-    The Particle Data Group's rule: leading digits 100-354 keep two, 355-949 one, 950-999 become 1000 and keep two.
+    By the Particle Data Group's rule the error keeps two digits if its three leading digits are 100-354, one digit if
+    they are 355-949, and is rounded up to 1000 with two digits if they are 950-999.
 
     >>> with_error(12.345, 0.41), with_error(1521.3, 48.0), with_error(1.2345e-5, 4e-7)
     ('12.3 ± 0.4', '1520 ± 50', '(1.23 ± 0.04)×10⁻⁵')

@@ -1,4 +1,4 @@
-"""Rows of the tables that several rooms need: one metric, the plain path, means, one point a pair, covariates."""
+"""Selections from the tables that several packages need: primary metrics, plain path, means, points, covariates."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ __all__ = [
 ]
 
 MIDDLE: Final = 0.5
-"""The alpha of the one point that stands for a path where a table or a figure has room for one."""
+"""The alpha of the point that represents a path where a table or a figure has room for only one."""
 _FIRST_METRICS: Final = ("top1", "accuracy")
-"""Which metric stands for a set where no row says which one is primary; else the first one in the table."""
+"""Where no row says which metric is primary, the first of these that the table has is used, else the table's first
+metric."""
 _WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
@@ -59,7 +60,7 @@ def unique_in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def has_value(table: pd.DataFrame) -> pd.Series:
-    """Whether the status of each row says that its estimate is a number to be used (a frozen layer's is)."""
+    """Whether each row has an estimate that can be used, by its status (that of a frozen layer can)."""
     return ~table["status"].isin(_WITHOUT_VALUE)
 
 
@@ -77,13 +78,13 @@ def image_error(sharpness: pd.DataFrame) -> pd.Series:
 
 
 def nearest(values: Iterable[float], wanted: float) -> float:
-    """The finite value nearest to ``wanted``, the smaller of two; NaN where there is none."""
+    """The finite value nearest to ``wanted`` (the smaller one if two are equally near); NaN where there is none."""
     known = [float(v) for v in values if math.isfinite(float(v))]
     return min(known, key=lambda v: (abs(v - wanted), v)) if known else math.nan
 
 
 def measures_in(table: pd.DataFrame) -> list[str]:
-    """The measures of a table in the vocabulary's order; what the vocabulary does not know comes last, by name."""
+    """The measures of a table in the vocabulary's order; unknown measures come last, by name."""
     return ordered(sorted(set(table["measure"])), tuple(MEASURES))
 
 
@@ -95,8 +96,11 @@ def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:
 
 # ----------------------------------------------------------------------------------------------------------- accuracy
 def primary_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one metric a data set: the primary one of every set, where the column ``primary`` tells it (top1 for
-    the rows that do not tell); else top1, accuracy, or the first metric of the table."""
+    """The rows of one metric per data set.
+
+    This is the primary metric of every set where the column ``primary`` says it (top1 for rows in which it is missing).
+    Without the column it is top1, accuracy or the first metric of the table.
+    """
     if "primary" in accuracy and accuracy["primary"].notna().any():
         told = accuracy["primary"].astype("boolean")
         return accuracy[told.fillna(accuracy["metric"] == _FIRST_METRICS[0]).astype(bool)]
@@ -105,17 +109,22 @@ def primary_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """``primary_rows`` of the plain path, without any repair."""
+    """``primary_rows`` of the plain path, that is without repairs."""
     return primary_rows(accuracy[accuracy["variant"] == DENSE])
 
 
 def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[str, Any]:
-    """The accuracy row of the macro average over K data sets of one model: m = 1/K sum_k m_k, all sets equal in weight.
+    """The accuracy row of the macro average over K data sets of one model: m = 1/K sum_k m_k, with equal weights.
 
-    ``parts``: accuracy rows, one a set. ``dataset`` names the sets, joined by ``+``; ``metric`` is theirs, or
-    ``primary`` where they differ, each then named in the note; the interval is that of independent sets
-    (``scores.independent_mean``), NaN where one of them has none; it speaks about other images of these sets, not about
-    other sets. ``n``: examples in all, missing where one of the sets does not tell.
+    Args:
+        parts: the accuracy rows of the sets, one row per set.
+        role: the role of the new row.
+
+    Returns:
+        A row whose ``dataset`` is the names of the sets joined by ``+``. ``metric`` is that of the sets, or ``primary``
+        where they differ; the note then names each. The interval is that of a mean of independent sets
+        (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these sets,
+        not the choice of sets. ``n`` is the total number of examples, missing where that of one set is missing.
     """
     columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
     mean, low, high = independent_mean(*columns)
@@ -135,9 +144,10 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
 
 
 def mean_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
-    """pair, alpha, estimate, n: the mean over the data sets in ``rows`` at every point, in order of appearance.
+    """The mean over the data sets in ``rows`` at every point, in order of appearance: pair, alpha, estimate, n.
 
-    ``rows``: one metric a set, of one role (see ``dense_rows``). ``n``: examples in all, 0 where not known.
+    ``rows`` has one metric per set and one role (see ``dense_rows``). ``n`` is the total number of examples, in which a
+    set of unknown size counts as 0.
     """
     known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
     points = known.groupby(["pair", "alpha"], sort=False)
@@ -145,15 +155,15 @@ def mean_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def widest(names: Iterable[str]) -> str:
-    """Of several means (``a+b``, ``a+b+c``) the one over the most data sets; the first by name of equals."""
+    """The mean over the most data sets among ``names`` (``a+b``, ``a+b+c``); of equals the first by name."""
     return min(names, key=lambda name: (-name.count("+"), name))
 
 
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
-    """alpha, estimate, ci_low, ci_high of one pair's ID or OOD accuracy, in percent.
+    """One pair's ID or OOD accuracy along alpha, in percent: alpha, estimate, ci_low, ci_high.
 
-    OOD: the ``ood_mean`` rows over the most sets; without any, and for ID, the mean of the sets (with an interval only
-    when it is one set).
+    For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
+    sets, with an interval only if there is a single set.
     """
     mean = rows[rows["role"] == f"{role}_mean"]
     chosen = mean[mean["dataset"] == widest(mean["dataset"])] if len(mean) else rows[rows["role"] == role]
@@ -168,7 +178,7 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
 
 
 def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
-    """pair, alpha, distance from theta_0 and ID accuracy: what sharpness has to be held against."""
+    """The covariates that sharpness is compared with: pair, alpha, distance from theta_0 and ID accuracy."""
     dense = dense_rows(accuracy[accuracy["role"] == "id"])
     mean = mean_accuracy(dense).rename(columns={"estimate": "id_accuracy"}).drop(columns="n")
     distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
@@ -176,9 +186,10 @@ def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
 
 
 def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, a row a pair and measure.
+    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, one row per pair and measure.
 
-    For ``correlation_scatter``: columns pair, sharpness, ood_gain (OOD accuracy minus zero-shot's), measure, alpha.
+    The columns are those of ``correlation_scatter``: pair, sharpness, ood_gain (OOD accuracy minus that of zero-shot),
+    measure and alpha.
     """
     dense = dense_rows(accuracy[accuracy["estimate"].notna()]).sort_values("alpha", kind="stable")
     rows = []

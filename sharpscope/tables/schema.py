@@ -1,6 +1,6 @@
-"""The tables of a run and their columns: the interface between the rooms and to whoever reads a run directory.
+"""The tables of a run and their columns: the interface between the packages and for everyone who reads a run directory.
 
-Every row names its ``pair`` (a study may hold several). ``alpha`` is always on the FINE-TUNED side:
+Every row names its ``pair`` (a study may hold several). ``alpha`` is always the weight of the FINE-TUNED model:
 theta(alpha) = (1 - alpha) * theta_0 + alpha * theta_1.
 """
 
@@ -44,26 +44,27 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
 }  # fmt: skip
-"""Table name -> columns, in order. Columns are added at need; none is renamed or dropped.
+"""Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
 Reading guide
   sharpness.stderr     standard error of the estimate on these images, from random directions
-  sharpness.stderr_images  standard error over draws of images: of other draws of ``n`` images too, the estimate's own
-                       error in it; empty where it cannot be had, ``note`` says why
-  sharpness.n          images of the probe
-  density              eigenvalues of H_ll near ``value``, a density of total 1 smoothed by a Gaussian of sd ``width``
+  sharpness.stderr_images  standard error over draws of images: how far other draws of ``n`` images would lead, the
+                       error of the estimate included; empty where it is not known, for the reason in ``note``
+  sharpness.n          number of probe images
+  density              density of the eigenvalues of H_ll at ``value``, of integral 1 and smoothed by a Gaussian with
+                       standard deviation ``width``
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
-  accuracy.metric      a key of ``METRICS``; ``primary`` for the mean of sets that go by different ones
-  accuracy.primary     whether the set's field goes by this metric: the one that findings use
+  accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
+  accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
                        ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path
-  stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas a sustained rule used
+  stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
-  correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point a pair, at ``alpha``:
+  correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
-  advice.layers        the straggler layers to hold back, with ``density``: filled where sparse stragglers gained OOD
-                       accuracy on at least four other pairs of the run beyond doubt
+  advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
+                       stragglers over at least four other pairs of the run has an interval above 0
   verdicts.verdict     holds | does not hold | cannot be told
 """
 

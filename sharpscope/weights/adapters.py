@@ -1,11 +1,11 @@
-"""Adapters are merged into the weights they change, where the file says enough, and refused by what is missing.
+"""Adapters are merged into the weights that they change; a file that does not say enough for that is refused.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685): W' = W + scale B A, with A [r, in] and B [out, r]. scale is alpha / r (peft,
 loralib) or alpha / sqrt(r) (rsLoRA, and later versions of CLIP-LoRA, whose files do not say which).
 R-Adapter (Kim et al. 2024, arXiv 2408.05749): h = z + scale (F z + c) behind attention and MLP, F one matrix or the
 product of two, so that W' = (I + scale F) W and b' = (I + scale F) b + scale c. scale is the learnt ``s`` times the
 ``eval_scale`` of the evaluation (0.5 for classification and 0.8 for retrieval in its scripts), which only whole pickled
-modules keep. Of two copies the average (``_cache``) counts, as in its evaluation.
+modules keep. Where a file holds an adapter twice, the moving average (``_cache``) is merged, as in its evaluation.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ Checked = Callable[[object, object, str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """What is known of the adapters' scale: ``scale`` as the user gives it, ``alpha`` and ``sqrt`` (whether it is
-    divided by the root of r; None: the file does not say), R-Adapter's ``eval_scale``, and a reason to refuse."""
+    """What is known of the adapters' scale: ``scale`` as the user gives it, ``alpha`` and ``sqrt`` (whether alpha
+    is divided by the square root of r; None: the file does not say), R-Adapter's ``eval_scale``, and a reason to
+    refuse."""
 
     scale: float | None = None
     alpha: float | None = None
@@ -62,7 +63,7 @@ class Lora:
         return (weight.to(wide) + self.delta().to(wide)).to(weight.dtype)
 
     def delta(self) -> torch.Tensor:
-        """The change, float32 [out, in]; to be made only where a weight of this shape is known to be there."""
+        """The change, float32 [out, in]. Small files can claim large ones: call it only if a weight has this shape."""
         return self.scale * (self.up.float() @ self.down.float())
 
 
@@ -85,7 +86,7 @@ def split_adapters(
         else:
             plain[name.replace(".base_layer.", ".")] = value
     if matrices and settings.refused:
-        raise CheckpointError(f"{source}: its LoRA {settings.refused}; merge the adapter where it was trained.")
+        raise CheckpointError(f"{source}: its LoRA {settings.refused}; merge it with the code that trained it.")
     changes: dict[str, Lora] = {}
     for target, pair in matrices.items():
         alpha = plain.pop(f"{target}.alpha", None)
@@ -106,10 +107,10 @@ def _lora(
         return Lora(down, up, settings.scale)
     alpha, rank = float(own) if own is not None and own.numel() == 1 else settings.alpha, len(down)
     if alpha is None or (settings.sqrt is None and rank > 1):
-        what = "alpha" if alpha is None else "saying whether it divides alpha by r or by its root"
+        what = "alpha" if alpha is None else "the rule that divides alpha (by r or by its square root)"
         raise CheckpointError(
             f"{source}: its LoRA matrices ('{shown(target, 60)}') come without {what}: their scale is unknown.\n"
-            f"Pass adapter_config.json's folder (local-dir:FOLDER), or the scale: {_CONVERT} --adapter-scale S."
+            f"Pass the folder of adapter_config.json (local-dir:FOLDER), or the scale: {_CONVERT} --adapter-scale S."
         )
     return Lora(down, up, alpha / (math.sqrt(rank) if settings.sqrt else rank))
 
@@ -136,7 +137,7 @@ def adapter_settings(
             told = _number(place.get("alpha"))
         if alpha is None and told is not None:
             alpha, sqrt = told, place.get("use_rslora") is True
-            if {"encoder", "params", "position"} <= set(place):  # CLIP-LoRA changed it from one version to the next
+            if {"encoder", "params", "position"} <= set(place):  # CLIP-LoRA changed the rule between two versions
                 return Settings(scale, alpha, None)
         eval_scale = _number(place.get("eval_scale")) if eval_scale is None else eval_scale
     return Settings(scale, alpha, sqrt, eval_scale, refused)
@@ -148,10 +149,10 @@ def _refused(place: Mapping[Any, Any]) -> str:
     if place.get("alpha_pattern"):
         return "has an alpha for each module (alpha_pattern)"
     if isinstance(start, str) and start.startswith(("pissa", "olora", "loftq", "corda")):
-        return f"was started by '{shown(start, 30)}', which changes the weights below it"
+        return f"was initialised by '{shown(start, 30)}', which changes the base weights too"
     for key in ("fan_in_fan_out", "use_dora"):
         if place.get(key) is True:
-            return f"says {key}"
+            return f"has the setting {key}"
     return ""
 
 
@@ -175,14 +176,14 @@ def unfolded(content: Any, source: str) -> Any:
     encoder, position = told.get("encoder"), told.get("position")
     if encoder not in ("text", "vision", "both") or position != "all":
         raise CheckpointError(
-            f"{source}: its LoRA is on the blocks '{shown(position, 30)}' of '{shown(encoder, 30)}'; which these are, "
-            "only position 'all' says.\nMerge the adapter where it was trained."
+            f"{source}: its LoRA is on the blocks '{shown(position, 30)}' of '{shown(encoder, 30)}', and only position "
+            "'all' says which blocks these are.\nMerge the adapter with the code that trained it."
         )
     state: dict[str, Any] = {}
     for layer, parts in weights.items():
         number = int(layer[6:]) if isinstance(layer, str) and re.fullmatch(r"layer_\d{1,3}", layer) else -1
         if number < 0 or not isinstance(parts, Mapping):
-            raise CheckpointError(f"{source}: '{shown(layer)}' is no layer of a LoRA.")
+            raise CheckpointError(f"{source}: '{shown(layer)}' is not the name of a LoRA layer (layer_0, layer_1 ...).")
         text = encoder == "text" or (encoder == "both" and number < 12)
         block = f"transformer.resblocks.{number if text or encoder == 'vision' else number - 12}.attn"
         for part, pair in parts.items():
@@ -208,7 +209,7 @@ def merge_residual(
         if found is None:
             raise CheckpointError(
                 f"{source}: '{shown(name)}' belongs to an adapter that does not say where it acts (known: R-Adapter's "
-                "adapter_attn, adapter_mlp).\nMerge it into the weights where it was trained."
+                "adapter_attn, adapter_mlp).\nMerge it into the weights with the code that trained it."
             )
         copies = adapters.setdefault((found[1], _BEHIND[found[2]]), {})
         copies.setdefault(found[3] or "", {})[found[4]] = tensors[name]
@@ -223,7 +224,7 @@ def _merge_one(
     weight, bias, learnt = merged.get(f"{layer}.weight"), merged.get(f"{layer}.bias"), adapter.get("s")
     factor = settings.eval_scale if settings.scale is None else settings.scale
     if factor is None or learnt is None or learnt.numel() != 1:
-        what = "its learnt scale s" if factor is not None else "eval_scale, the share of it that its evaluation takes"
+        what = "its learnt scale s" if factor is not None else "eval_scale, the factor of that scale at evaluation"
         raise CheckpointError(
             f"{source}: the R-Adapter behind '{shown(layer, 60)}' comes without {what}.\nPass it: {_CONVERT} "
             "--adapter-scale S (its scripts evaluate with 0.5 in classification, 0.8 in retrieval)."
@@ -234,9 +235,9 @@ def _merge_one(
     shapes = [tuple(m.shape) for m in matrices if m is not None]
     size = 0 if bias is None else len(bias)
     if weight is None or bias is None or not fits or shapes[0][1] != size or shapes[-1][0] != size:
-        raise CheckpointError(f"{source}: its adapter {shapes} does not fit behind '{shown(layer)}'.")
+        raise CheckpointError(f"{source}: its adapter of shapes {shapes} does not fit behind '{shown(layer)}'.")
     if len(shapes) == 2 and shapes[0][0] != shapes[1][1]:
-        raise CheckpointError(f"{source}: the two matrices of the adapter behind '{shown(layer)}' do not fit.")
+        raise CheckpointError(f"{source}: the adapter behind '{shown(layer)}' has two matrices that do not fit.")
     whole, shift = torch.eye(size), torch.zeros(size)
     matrix = torch.eye(size)
     for part in parts:

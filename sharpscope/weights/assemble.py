@@ -39,9 +39,9 @@ def assemble(
 ) -> tuple[Tensors, dict[str, Any]]:
     """``(tensors in open_clip's names, facts)`` of a file's content.
 
-    ``config``: of the folder it lies in; ``base``: tensors and sha256 of the weights that a partial file is laid over;
-    ``partial``: without them, give what there is; ``whole``: an image tower has to be there; ``adapter_scale``: see
-    ``read_checkpoint``. Raises CheckpointError.
+    ``config``: the configuration in the file's folder; ``base``: tensors and sha256 of the weights that a partial file
+    is laid over; ``partial``: return a partial file without ``base`` as it is; ``whole``: require an image tower;
+    ``adapter_scale``: see ``read_checkpoint``. Raises CheckpointError.
     """
     found = unwrap(unfolded(content.value, source), source)
     check_sizes(found.state, source)
@@ -57,7 +57,7 @@ def assemble(
         if all(old in loras and old not in plain for old in olds):
             changes[new] = recipe
         elif len(olds) < len(recipe.sources):
-            raise CheckpointError(f"{source}: '{shown(new)}' is q, k and v together; there is only {listing(olds)}.")
+            raise CheckpointError(f"{source}: '{shown(new)}' needs q, k and v; the file has only {listing(olds)}.")
         else:
             own[new] = recipe.make(lambda old: _value(old, plain, loras, source))
     incomplete = names.partial or bool(changes)
@@ -69,7 +69,8 @@ def assemble(
     elif incomplete and not partial:
         raise CheckpointError(
             f"{source}: holds only what was tuned ({len(own) + len(changes)} tensors, {names.naming} names); the "
-            "zero-shot weights below are missing.\nPass them: --base FILE (convert), or --zeroshot FILE (run)."
+            "zero-shot weights that complete it are missing.\n"
+            "Pass them: --base FILE (convert), or --zeroshot FILE (run)."
         )
     laid = overlay is not None or not incomplete
     merged = len(loras)
@@ -103,7 +104,7 @@ def assemble(
 def _value(name: str, plain: Mapping[str, Any], loras: Mapping[str, Lora], source: str) -> torch.Tensor:
     """Tensor ``name`` of the file with its LoRA change."""
     if name not in plain:
-        raise CheckpointError(f"{source}: '{shown(name)}' has a LoRA change, but its neighbours are weights; merge it.")
+        raise CheckpointError(f"{source}: '{shown(name)}' has a LoRA change but no weight in the file; merge the LoRA.")
     tensor = checked(name, plain[name], source)
     if name not in loras:
         return tensor
@@ -130,8 +131,8 @@ def _laid_over(
             )
     for name, recipe in changes.items():
         under, shape = tensors.get(name), _change_shape(recipe, loras)
-        if under is None or tuple(under.shape) != shape:  # told before any change is made: small files claim large ones
-            raise CheckpointError(f"{source}: its change of '{shown(name)}' {shape} fits nothing in the base.")
+        if under is None or tuple(under.shape) != shape:  # before any change is made: small files claim large ones
+            raise CheckpointError(f"{source}: its change of '{shown(name)}' {shape} fits no weight of the base.")
         wide = torch.promote_types(under.dtype, torch.float32)
         change = recipe.make(lambda old: loras[old].delta())
         tensors[name] = (under.to(wide) + change.to(wide)).to(under.dtype)
@@ -150,7 +151,7 @@ def _change_shape(recipe: Recipe, loras: Mapping[str, Lora]) -> tuple[int, ...]:
 def _quick_gelu(
     content: Content, module: ModuleFacts | None, facts: Mapping[str, Any], config: bool | None
 ) -> bool | None:
-    """What the file tells of the activation: its folder's config, its metadata, its pickled classes, its maker."""
+    """Whether the model uses QuickGELU, by config, metadata, pickled classes or producer; None where none tells."""
     written = content.metadata.get("sharpscope.quick_gelu")
     if config is not None or written in ("true", "false"):
         return config if config is not None else written == "true"
@@ -158,7 +159,7 @@ def _quick_gelu(
         return module.quick_gelu
     constants = {n.rpartition(".")[2] for n in facts["dropped"]}
     if content.container == "TorchScript archive" and {"input_resolution", "context_length"} <= constants:
-        return True  # OpenAI's own releases, all of them
+        return True  # all of OpenAI's own releases use it
     return None
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint file becomes named tensors: the only reader of strangers' bytes.
+"""A checkpoint file becomes named tensors. Only this module reads files that may come from anyone.
 
 A file is accepted whole or refused by one typed error; nothing in it is executed, resized, cast or filled. What was
 understood on the way (container, names, head, dtypes) is kept in ``Checkpoint.facts`` and goes into the manifest.
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 MAX_INDEX: Final = 2 * 2**20
-"""Longest index.json of a sharded checkpoint."""
+"""The most bytes that the index.json of a sharded checkpoint may have."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,18 +100,18 @@ def read_checkpoint(
             checksum of their own); for a sharded file that of the index and its shards, one after the other.
         base: zero-shot weights that a partial file (Dassl, adapters) is laid over; whole files ignore it.
         head: a classification head kept in a file of its own (task_vectors).
-        partial: a partial file without base is given as it is, with ``facts["partial"]``, not refused.
-        adapter_scale: what an adapter's change is multiplied by, where the file does not say: LoRA's alpha / r,
+        partial: return a partial file without base as it is, with ``facts["partial"]`` set, instead of refusing it.
+        adapter_scale: factor of an adapter's change, for a file that does not say: LoRA's alpha / r,
             R-Adapter's eval_scale (its learnt scale is in the file).
 
     Raises:
         CheckpointError: missing, no checkpoint, unknown names, sparse, quantised, complex or meta tensors.
         CorruptCheckpoint: damaged, truncated, or another sha256 than expected.
         UnsafeCheckpoint: would run code when another program opens it (exit code 3).
-        ConfigError: an ``expected_sha256`` that is none.
+        ConfigError: ``expected_sha256`` is not a sha256.
     """
     if expected_sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", expected_sha256):
-        raise ConfigError(f"expected_sha256: '{shown(expected_sha256)}' is no sha256 (64 hex digits).")
+        raise ConfigError(f"expected_sha256: '{shown(expected_sha256)}' is not a sha256 (64 hex digits).")
     located = locate(path)
     under = None if base is None else (base.tensors, base.sha256)
     with contextlib.ExitStack() as files:
@@ -153,7 +153,7 @@ def _open(files: contextlib.ExitStack, path: str, expected: str | None) -> tuple
         held = unwrap(content.value, label).state
         if set(held) != set(names):
             odd = sorted(set(held) ^ set(names))
-            raise CorruptCheckpoint(f"{label}: holds other tensors than its index says: {listing(odd, 3)}.")
+            raise CorruptCheckpoint(f"{label}: does not hold the tensors that its index names: {listing(odd, 3)}.")
         merged |= held
         metadata |= content.metadata
         report.classes |= content.report.classes
@@ -204,7 +204,7 @@ def checkpoint_of(source: Weights, label: str = "memory") -> Checkpoint:
 
     Names are normalised and tensors checked as for a file; ``sha256`` is over names, dtypes, shapes and values.
 
-    Raises CheckpointError for names that are no CLIP's, and for sparse, quantised, complex or meta tensors.
+    Raises CheckpointError for names that are not those of a CLIP, and for sparse, quantised, complex or meta tensors.
     """
     if isinstance(source, Checkpoint):
         return source
@@ -225,7 +225,7 @@ def checkpoint_of(source: Weights, label: str = "memory") -> Checkpoint:
 
 
 def as_theta(source: Weights, label: str = "weights") -> dict[str, torch.Tensor]:
-    """Detached named tensors of ``source``; a live module's are copies, so that training it on changes nothing here."""
+    """Detached named tensors of ``source``; those of a live module are copies, so its training does not change them."""
     if isinstance(source, Checkpoint):
         return dict(source.tensors)
     if isinstance(source, torch.nn.Module):
@@ -239,9 +239,10 @@ def write_checkpoint(
 ) -> None:
     """Write ``tensors`` as safetensors, whole or not at all: a temporary file beside ``path``, then one rename.
 
-    ``metadata``: kept as text in the header; what is no string is written as JSON. ``sharpscope.head.scale_baked``,
-    ``sharpscope.head.normalize`` and ``sharpscope.classnames`` are read back into ``facts["head"]``. Equal input gives
-    equal bytes. Tied tensors are written once each under every name. Raises CheckpointError when the disk refuses.
+    ``metadata``: kept as text in the header; a value that is not a string is written as JSON.
+    ``sharpscope.head.scale_baked``, ``sharpscope.head.normalize`` and ``sharpscope.classnames`` are read back into
+    ``facts["head"]``. Equal input gives equal bytes. Tied tensors are written in full under every name. Raises
+    CheckpointError when the disk refuses.
     """
     target = Path(os.path.expanduser(os.fspath(path)))
     ready = {n: checked(n, t, str(target)) for n, t in tensors.items()}

@@ -1,7 +1,7 @@
-"""Do weights fit a model, or each other? And when not: what are they?
+"""Checks that weights fit a model or each other, and descriptions of weights that do not.
 
-open_clip resizes positional embeddings, casts and accepts NaN without a word; so everything is compared before it can
-help.
+open_clip silently resizes positional embeddings, casts dtypes and accepts NaN, so everything is compared before
+open_clip sees it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VIT: Final = {
     (1408, 40): "g",
     (1664, 48): "bigG",
 }
-"""(width, blocks) -> the letter in open_clip's ViT-*-PATCH."""
+"""For (width, blocks) the letter in open_clip's ViT-*-PATCH."""
 _RESNETS: Final[dict[tuple[int, tuple[int, ...]], str]] = {
     (64, (3, 4, 6, 3)): "RN50",
     (64, (3, 4, 23, 3)): "RN101",
@@ -51,7 +51,7 @@ def check_finite(theta: Mapping[str, torch.Tensor], source: str) -> None:
         bad = value.numel() - int(good.sum())
         if bad:
             raise NonFiniteWeights(
-                f"{source}: {bad} of {value.numel()} values of '{shown(name)}' are NaN or infinite; it cannot be used."
+                f"{source}: {bad} of {value.numel()} values of '{shown(name)}' are NaN or infinite and cannot be used."
             )
 
 
@@ -65,7 +65,7 @@ def check_model(
 ) -> None:
     """Raise PairMismatch unless ``theta`` has exactly the tensors of model ``name`` with their shapes.
 
-    ``shapes``: the model's parameters and buffers. ``head.*`` is no part of the model and not looked at; constants that
+    ``shapes``: the model's parameters and buffers. ``head.*`` is not part of the model and is ignored; constants that
     the architecture determines (masks, index tables) may be missing or extra; so may tensors of a tower that is not in
     ``require`` (a WiSE-FT file keeps a few leftovers of the text tower), but never with another shape.
     """
@@ -136,7 +136,7 @@ def l2_distance(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor], na
 
 
 def describe(shapes: Shapes | Mapping[str, torch.Tensor]) -> str:
-    """The best guess, from names and shapes, of what architecture this is.
+    """The best guess of the architecture, from names and shapes.
 
     >>> describe({"visual.conv1.weight": (768, 3, 32, 32), "visual.proj": (768, 512)})
     'a ViT (width 768, 0 blocks, patch 32), embedding 512, no text tower'

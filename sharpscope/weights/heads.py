@@ -18,7 +18,8 @@ from sharpscope.weights.naming import unwrap
 __all__ = ["CLASSNAMES", "head_facts", "head_metadata", "names_beside", "read_head"]
 
 BAKED_NORM: Final = 2.0
-"""Class vectors of at least this median length carry exp(logit_scale) (1 without, 14 to 100 with)."""
+"""Class vectors whose median length is at least this carry exp(logit_scale) inside; without it the length is 1, with it
+14 to 100."""
 
 CLASSNAMES: Final = "sharpscope.classnames"
 _SCALE_BAKED: Final = "sharpscope.head.scale_baked"
@@ -33,7 +34,7 @@ def head_metadata(
     """A checkpoint's metadata about its head, as ``read_checkpoint`` reads it back into ``facts["head"]``.
 
     ``scale_baked``: whether the head's weights hold exp(logit_scale); ``normalize``: whether it reads features of unit
-    length; ``classnames``: one name a class, in the order of its rows.
+    length; ``classnames``: one name per class, in the order of the head's rows.
     """
     told = {_SCALE_BAKED: json.dumps(scale_baked), _NORMALIZE: json.dumps(normalize)}
     return told if classnames is None else told | {CLASSNAMES: json.dumps(list(classnames))}
@@ -50,7 +51,7 @@ def read_head(content: Content, source: str) -> tuple[Tensors, dict[str, Any]]:
         for prefix in prefixes:
             new = new.removeprefix(prefix)
         if new not in ("weight", "bias"):
-            raise CheckpointError(f"{source}: '{shown(old)}' is no part of a linear head (weight, bias).")
+            raise CheckpointError(f"{source}: '{shown(old)}' is not part of a linear head (weight, bias).")
         tensors[f"head.{new}"] = checked(old, value, source)
     renamed = {f"classification_head.{n}": n for n in tensors} if found.module else {}
     facts = head_facts(tensors, renamed, content.metadata, found.module, source)
@@ -66,7 +67,7 @@ def head_facts(
     module: ModuleFacts | None,
     source: str,
 ) -> dict[str, Any] | None:
-    """What is known about the head: written in the metadata, or implied by its name, or else told by its length."""
+    """What is known about the head: from the metadata, else the names, else the length of the class vectors."""
     weight, bias = tensors.get(HEAD_WEIGHT), tensors.get(HEAD_BIAS)
     if weight is None:
         if bias is not None:
@@ -77,7 +78,7 @@ def head_facts(
         raise CheckpointError(f"{source}: its head has shape {shapes}; expected [classes, embedding] and [classes].")
     classnames = _from_json(metadata, CLASSNAMES, list, source)
     if classnames is not None and (len(classnames) != len(weight) or not all(isinstance(c, str) for c in classnames)):
-        raise CheckpointError(f"{source}: metadata {CLASSNAMES} does not give {len(weight)} names, one a class.")
+        raise CheckpointError(f"{source}: metadata {CLASSNAMES} does not give {len(weight)} names, one per class.")
     baked = _from_json(metadata, _SCALE_BAKED, bool, source)
     normalize = _from_json(metadata, _NORMALIZE, bool, source)
     wise_ft = any("classification_head." in old for old in renamed)
@@ -98,7 +99,7 @@ def head_facts(
 
 
 def names_beside(beside: Mapping[Any, Any], classes: int) -> list[str] | None:
-    """Class names kept beside the state dict, where they are one text a class."""
+    """Class names kept beside the state dict, if there is one text per class."""
     for key in ("classnames", "class_names", "classes"):
         names = beside.get(key)
         if isinstance(names, (list, tuple)) and len(names) == classes and all(isinstance(n, str) for n in names):
@@ -114,5 +115,5 @@ def _from_json(metadata: Mapping[str, str], key: str, kind: type, source: str) -
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
-        raise CheckpointError(f"{source}: metadata {key} is no JSON {kind.__name__}: {shown(metadata[key])}.")
+        raise CheckpointError(f"{source}: metadata {key} is not a JSON {kind.__name__}: {shown(metadata[key])}.")
     return value

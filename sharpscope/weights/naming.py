@@ -21,21 +21,21 @@ from sharpscope.weights.schemes import Place, Recipe, gather, open_clip_place, s
 __all__ = ["Names", "Unwrapped", "normalise", "unwrap"]
 
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-"""Keys under which training scripts keep the state dict, beside epoch, optimizer and the like."""
+"""The keys under which training scripts keep the state dict, beside the epoch, the optimizer and the like."""
 
 MAX_WRAPPERS: Final = 5
-"""Deeper nesting is no training script's (and a dictionary may hold itself)."""
+"""The most levels of such keys that are opened. No training script nests deeper, and a dictionary may hold itself."""
 
 _LAUNCHER_PREFIXES: Final = ("module.", "_orig_mod.", "base_model.model.")
-"""Left by DataParallel, torch.compile and PEFT: on every key of a file, the head's included."""
+"""The prefixes that DataParallel, torch.compile and PEFT leave on every key of a file, the head's included."""
 
 _ENCODER_PREFIXES: Final[dict[str, str]] = {"image_encoder.model.": "WiSE-FT", "model.": "model-soups"}
-"""Left by wrapper classes around the CLIP: on every key but the head's. Prefix -> the system that writes it."""
+"""The prefixes that wrapper classes leave on every key but the head's, each with the system that writes it."""
 
 _HEAD_PREFIXES: Final = ("classification_head.", "head.")
 
 _CONSTANTS: Final = ("input_resolution", "context_length", "vocab_size")
-"""Integers that OpenAI's files keep among the tensors; open_clip has no such names and needs none of them."""
+"""Integers that OpenAI's files keep among the tensors. open_clip has no such names and needs none of them."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Names:
 def unwrap(content: object, source: str) -> Unwrapped:
     """The state dict inside ``content``: itself, or what it keeps under ``state_dict``, ``model`` ... (nested too).
 
-    Raises CheckpointError when there is none, when two different ones compete, or when a key or a value is foreign.
+    Raises CheckpointError when there is none, when two different ones compete, or when a key is not text or a value not
+    a tensor.
     """
     path: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -130,8 +131,8 @@ def _head_beside(state: Mapping[str, Any], beside: Mapping[Any, Any], source: st
 def normalise(names: Iterable[str], source: str) -> Names:
     """Map ``names`` to open_clip's: prefixes stripped, the head called ``head.weight`` and ``head.bias``.
 
-    Raises CheckpointError when only some keys carry a prefix, when two keys end up with one name, when the head has
-    tensors other than weight and bias, or when the names are those of a system that has to be converted first.
+    Raises CheckpointError if only some keys carry a prefix, if two keys get the same name, if the head has tensors
+    other than weight and bias, or if a name has no place in open_clip's CLIP.
     """
     current = {name: name for name in names}
     naming, prefix = "open_clip", ""
@@ -173,7 +174,7 @@ def _holds_tensors(content: object, depth: int = MAX_WRAPPERS, seen: set[int] | 
     seen = set() if seen is None else seen
     if is_module(content):
         return True
-    if not isinstance(content, Mapping) or id(content) in seen:  # looked into once: a file may share without end
+    if not isinstance(content, Mapping) or id(content) in seen:  # once: it may hold itself
         return False
     seen.add(id(content))
     if any(like_tensor(v) for v in content.values()):
@@ -193,7 +194,7 @@ def _only_tensors(content: Mapping[Any, Any], source: str) -> Mapping[str, Any]:
         if not isinstance(key, str):
             raise CheckpointError(f"{source}: key {shown(repr(key))} is a {type(key).__name__}; tensors need names.")
         if len(key) > MAX_NAME:
-            raise CheckpointError(f"{source}: '{shown(key, 60)}' is a name of {len(key)} characters; no tensor has it.")
+            raise CheckpointError(f"{source}: '{shown(key, 60)}' has {len(key)} characters, too many for a name.")
         if not like_tensor(value):
             kind = shown(getattr(value, "kind", type(value).__name__))
             raise CheckpointError(f"{source}: '{shown(key)}' is a {kind}, not a tensor; save the state dict alone.")
@@ -220,8 +221,8 @@ def _next_prefix(names: Iterable[str], source: str) -> str | None:
 
 def _refuse_prompts(names: Iterable[str], source: str) -> None:
     raise CheckpointError(
-        f"{source}: holds {listing(names, 3)}: learnt prompts only (CoOp and its kin), or nothing of a CLIP.\n"
-        "The encoders do not move, so there is no path between them."
+        f"{source}: holds {listing(names, 3)}: learnt prompts only (CoOp and similar methods), or no part of a CLIP.\n"
+        "Prompts leave the encoders as they are, so there is no path between encoders."
     )
 
 
@@ -230,6 +231,6 @@ def _head_name(name: str, source: str) -> str:
         if name.startswith(prefix):
             new = "head." + name.removeprefix(prefix)
             if new not in (HEAD_WEIGHT, HEAD_BIAS):
-                raise CheckpointError(f"{source}: '{shown(name)}' is no part of a linear head (weight, bias).")
+                raise CheckpointError(f"{source}: '{shown(name)}' is not part of a linear head (weight, bias).")
             return new
     return name

@@ -25,9 +25,10 @@ class Pair:
     """Two sets of weights that fit each other: theta_0 (zero-shot) and theta_1 (fine-tuned).
 
     ``zeroshot``, ``finetuned``: the checkpoints they came from (None for plain dictionaries). ``moving``: floating
-    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": tensors}), filled (tower ->
-    tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped (constants only one of the two
-    holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving parameters).
+    parameters that differ, tied tensors once. ``facts``: promoted ({"float16+float32": number of tensors}),
+    filled (tower -> number of tensors taken from theta_0), head_in (both, zeroshot, finetuned, none), dropped
+    (constants only one of the two holds), tied, moving_towers, num_moving (elements), distance (l2 over the moving
+    parameters).
     """
 
     zeroshot: Checkpoint | None
@@ -50,11 +51,12 @@ class Pair:
 
 
 def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Both, with heads of one kind where both have one, so that a path between them means something; logits stay.
+    """Both checkpoints, their heads brought to one kind so that they can be interpolated; the logits do not change.
 
-    A head without the scale baked in gets ``exp(logit_scale) * weight`` where the other's has it (the scale of theta_0
-    where the file has none), a head without bias gets zeros where the other has one. Raises PairMismatch where one
-    takes unit features and the other does not, or where their classes differ.
+    A head without the scale baked in becomes ``exp(logit_scale) * weight`` if the other has it baked in (theta_0's
+    scale if its own file has none); a head without a bias gets zeros if the other has one. If one has no
+    head, both stay as they are. Raises PairMismatch if only one of the heads takes unit features, or if their classes
+    differ.
     """
     heads = first.facts.get("head"), second.facts.get("head")
     if heads[0] is None or heads[1] is None:
@@ -63,7 +65,7 @@ def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Chec
     if heads[0]["normalize"] != heads[1]["normalize"]:
         raise PairMismatch(f"{both}: only one of the two heads takes features of unit length.")
     if heads[0]["classnames"] and heads[1]["classnames"] and heads[0]["classnames"] != heads[1]["classnames"]:
-        raise PairMismatch(f"{both}: their heads have other classes, or the same in another order.")
+        raise PairMismatch(f"{both}: their heads have different classes, or the same classes in another order.")
     baked = heads[0]["scale_baked"] or heads[1]["scale_baked"]
     bias = next((e.tensors[HEAD_BIAS] for e in (first, second) if HEAD_BIAS in e.tensors), None)
     scale = first.tensors.get("logit_scale")
@@ -93,7 +95,7 @@ def check_pair(theta_0: Weights, theta_1: Weights, *, parameter_names: Collectio
     Keys and shapes have to agree. A fine-tuned file without the text tower (WiSE-FT keeps only leftovers of it) or
     without ``logit_scale`` gets those from theta_0, recorded in ``facts``; nothing else is ever filled. Where dtypes
     differ, both are promoted to the wider one. A head may be in one of the two only: attach the other before taking the
-    path. ``parameter_names``: the model's parameters; without it, what is a buffer is told by its name.
+    path. ``parameter_names``: the model's parameters; without it, buffers are recognised by their names.
 
     Raises PairMismatch, NonFiniteWeights, IdenticalPair (nothing floating differs: nothing to interpolate).
     """
@@ -170,7 +172,7 @@ def _widened(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def _promote(zero: Theta, one: Theta, name_0: str, name_1: str) -> dict[str, int]:
-    """Bring differing dtypes to the wider one, in place of both dictionaries' entries; what was done, counted."""
+    """Promote differing dtypes to the wider one, in place in both dictionaries; {both dtypes: number of tensors}."""
     done: Counter[str] = Counter()
     for name in [n for n in zero if n in one and zero[n].dtype != one[n].dtype]:
         kinds = sorted(str(t[name].dtype).removeprefix("torch.") for t in (zero, one))

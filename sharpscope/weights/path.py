@@ -1,4 +1,4 @@
-"""The path between two checkpoints: theta(alpha), single-layer paths, distances, and its Fisher-weighted and LiNeS kin.
+"""The path between two checkpoints: theta(alpha), single-layer paths, distances; Fisher-weighted and LiNeS paths.
 
 alpha is always on the FINE-TUNED side, as in WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): 0 is zero-shot, 1
 fine-tuned.
@@ -23,7 +23,8 @@ from sharpscope.weights.theta import Theta, cast
 __all__ = ["FisherPath", "InterpolationPath", "fisher_path", "lines_path"]
 
 FISHER_FLOOR: Final = 1e-8
-"""WiSE-FT's floor under the Fisher information, so that no weight loses both of its votes."""
+"""Lower bound of the Fisher information, as in WiSE-FT's code, so that the two coefficients of a weight are never both
+0. A larger bound brings the path closer to the straight one."""
 
 
 class InterpolationPath:
@@ -32,11 +33,11 @@ class InterpolationPath:
     theta(0) and theta(1) are the inputs (cast to ``dtype``) bit for bit. Floating buffers (normalisation statistics)
     are interpolated like parameters, as averaging state dicts does in WiSE-FT; integer and boolean buffers are never
     averaged: they are theta_0's, at alpha = 1 theta_1's. Tensors that do not move are shared by all thetas of the path:
-    read, do not write. Outside of [0, 1] (``extrapolate``) interpolated variances can turn negative; the loss then says
-    so.
+    read, do not write. Outside of [0, 1] (``extrapolate``) interpolated variances can turn negative; the loss then
+    reports it.
 
     ``theta_0``, ``theta_1``: checkpoint, live module (copied) or dictionary (detached). ``dtype``: float32 or float64.
-    ``moving``: the parameters that move, where the caller knows better than names tell.
+    ``moving``: names that count as parameters; default: all that their name does not show to be buffers.
     Raises PairMismatch when keys or shapes differ, ConfigError for an alpha outside of [0, 1].
     Source: Wortsman et al. 2022, arXiv 2109.01903; Frankle et al. 2020, arXiv 1912.05671.
     """
@@ -96,7 +97,7 @@ class InterpolationPath:
         if base not in BASES:
             raise ConfigError(f"base: '{shown(base)}' is none of {', '.join(BASES)}.{did_you_mean(str(base), BASES)}")
         at = BASES[base].alpha
-        rest = self.at(at) if at in (0.0, 1.0) else self._midpoint  # the ends cost nothing, a blend is kept
+        rest = self.at(at) if at in (0.0, 1.0) else self._midpoint  # the ends cost nothing, the midpoint is kept
         names = (self._tied.get(n, n) for n in self._with_statistics(self._names(layer)))
         inside = {n: self._value(n, alpha) for n in names}
         return self._tie({n: inside[n] if n in inside else rest[n].detach() for n in self._zero if n not in self._tied})
@@ -192,7 +193,7 @@ class FisherPath(InterpolationPath):
                 raise PairMismatch(f"{label}: no Fisher information for {listing(missing)}.")
             reshaped = [n for n in self.moving if fisher[n].shape != self._zero[n].shape]
             if reshaped:
-                raise PairMismatch(f"{label}: another shape than the weights' for {listing(reshaped)}.")
+                raise PairMismatch(f"{label}: Fisher information and weights differ in shape for {listing(reshaped)}.")
             check_finite({n: fisher[n] for n in self.moving}, label)
             self._fisher.append({n: cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving})
 
@@ -233,8 +234,9 @@ def lines_path(plain: InterpolationPath, layers: Iterable[Layer], alpha: float, 
     The edit is ``theta_0 + lambda_l (theta_1 - theta_0)`` with ``lambda_l = alpha + beta * l / (L - 1)`` in every layer
     of depth l. L is the number of depths in the layer's tower: the stem has depth 0, the blocks follow, what comes
     after the last block is the deepest; the head and the logit scale count as deepest too. Running statistics of a
-    normalisation go with its weight; what no layer holds takes ``alpha + beta``. ``alpha`` and ``beta`` are the paper's
-    and no point of the path: the point t of the path is ``theta_0 + t lambda_l (theta_1 - theta_0)``.
+    normalisation go with its weight; a tensor in no layer takes ``alpha + beta``. ``alpha`` and ``beta`` are the
+    paper's coefficients, not points of the path: the point t of the path is ``theta_0 + t lambda_l (theta_1 -
+    theta_0)``.
 
     The start is theta_0 bit for bit. The end is the edit; where lambda_l is 0 or 1 it is theta_0 or theta_1 bit for
     bit. With alpha = 1 and beta = 0 the path is ``plain``.

@@ -1,4 +1,4 @@
-"""Who wrote a file, told by what is in it: for ``inspect``, and for what the writer is known to do."""
+"""Which system wrote a file, guessed from its content: for ``inspect``, and for what such files do not say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPENAI_S: Final = (
 
 
 def trains_openai_weights(producer: str) -> bool:
-    """Whether what ``producer`` writes descends, as a rule, from OpenAI's weights, which have QuickGELU."""
+    """Whether the files of ``producer`` descend as a rule from OpenAI's weights, which use QuickGELU."""
     return producer.startswith(_OPENAI_S)
 
 
@@ -39,10 +39,10 @@ def told_producer(
     beside: Iterable[str],
     metadata: Collection[str] = (),
 ) -> str:
-    """The system that writes such files, or the most that can be told.
+    """The system that writes such files, or the closest description of them.
 
     ``names``: of the tensors in the file; ``beside``: the keys beside its state dict; ``metadata``: those of its
-    header. An opinion, not a check.
+    header. It is a guess, not a check.
     """
     if "sharpscope.finetuning" in metadata and naming != "Dassl":
         return "sharpscope finetune"

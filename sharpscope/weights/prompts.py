@@ -17,15 +17,16 @@ from sharpscope.weights.naming import unwrap
 __all__ = ["PROMPTS", "read_prompts"]
 
 PROMPTS: Final = "prompt_learner."
-"""What their names begin with."""
+"""What the names of learnt prompts begin with."""
 _LEARNT: Final = re.compile(r"(?:module\.)?(?:prompt_learner\.)?(ctx|attn\.(?:q|k|v|out))")
 
 
 def read_prompts(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
-    """Context (``prompt_learner.ctx``) and, of ContCoOp, its attention layer in float32; empty where there are none.
+    """The context (``prompt_learner.ctx``) and ContCoOp's attention layer, float32; empty if the file has no prompts.
 
-    Of files that ``sharpscope finetune`` writes and of Dassl's (CoOp, KgCoOp: ``ctx`` [M, W], or [C, M, W] for one of
-    each class). Raises CheckpointError, CorruptCheckpoint, UnsafeCheckpoint as ``read_checkpoint`` does.
+    Reads the files of ``sharpscope finetune`` and of Dassl (CoOp, KgCoOp). ``ctx`` is [M, W], or [C, M, W] where every
+    class has a context of its own. Raises CheckpointError, CorruptCheckpoint, UnsafeCheckpoint as ``read_checkpoint``
+    does.
     """
     with open_regular(locate(path).path) as (handle, size, source):
         state = unwrap(read_container(handle, size, source).value, shown(source)).state

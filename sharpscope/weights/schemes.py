@@ -178,7 +178,7 @@ class Scheme:
     partial: bool = False
 
     def may_lack(self, name: str) -> bool:
-        """Whether ``name`` is known to be no part of the CLIP (optimizer, learnt prompts)."""
+        """Whether ``name`` is known not to belong to the CLIP (optimizer, learnt prompts)."""
         return bool(self.left_out) and re.match(self.left_out, name) is not None
 
 

@@ -12,7 +12,7 @@ Theta = dict[str, torch.Tensor]
 """Tensors by name, in open_clip's names where they are a CLIP's."""
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
-"""The types that checkpoints are stored in and no path is computed in."""
+"""Types in which checkpoints are stored, but no path is computed."""
 
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -21,7 +21,8 @@ def cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def on_device(theta: Mapping[str, torch.Tensor], device: torch.device | str, dtype: torch.dtype | None = None) -> Theta:
-    """theta on ``device``; with ``dtype``, its floating-point tensors in that type. Tensors already so are shared."""
+    """theta on ``device``; with ``dtype``, its floating-point tensors in that type. Tensors that need no change are
+    shared."""
     return {n: (t if dtype is None else cast(t, dtype)).to(device) for n, t in theta.items()}
 
 

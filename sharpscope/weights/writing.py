@@ -1,4 +1,4 @@
-"""The other way round: open_clip's names into those of other libraries."""
+"""Writing: open_clip's names translated into those of other libraries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["in_huggingface_names"]
 
 
 def in_huggingface_names(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors as transformers' ``CLIPModel`` names and turns them, q, k and v apart; a head keeps its name.
+    """The tensors with the names and layout of transformers' ``CLIPModel``, q, k and v apart; a head keeps its name.
 
     Raises CheckpointError for architectures that ``CLIPModel`` is not (ResNets, timm trunks, other text towers).
     """
@@ -22,8 +22,8 @@ def in_huggingface_names(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     unknown = [n for n in body if n not in places]
     if unknown:
         raise CheckpointError(
-            f"{shown(checkpoint.source, 200)}: {listing(unknown, 3)} has no place in Hugging Face's CLIP: ViTs "
-            "with its own text tower only."
+            f"{shown(checkpoint.source, 200)}: {listing(unknown, 3)} has no place in Hugging Face's CLIP, which "
+            "takes only ViTs with CLIP's own text tower."
         )
     made = {n: t for n, t in checkpoint.tensors.items() if tower_of(n) == "head"}
     for name, sources in places.items():

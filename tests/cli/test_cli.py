@@ -247,7 +247,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("run --granularity blok", "'blok'"),
         ("run --zeroshot a", "--finetuned: give the fine-tuned checkpoint"),
         ("run --finetuned a", "--zeroshot: give the zero-shot checkpoint"),
-        ("run --name a", "--finetuned, which is missing"),
+        ("run --name a", "and --finetuned is missing"),
         ("run --zeroshot a --finetuned x/b.pt y/b.pt", "give --name"),
         ("run --zeroshot a --finetuned b --name c d", "2 names for 1"),
         ("run --zeroshot a --finetuned b --alphas 0 1.5", "alphas: 1.5 is outside [0, 1]"),
@@ -263,7 +263,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("interpolate --zeroshot study.yaml --finetuned b --alpha 0 --out ./study.yaml", "is one of the inputs"),
         ("convert study.yaml ./study.yaml", "is one of the inputs"),
         ("convert a o.safetensors --head-file o.safetensors", "a: no such file"),
-        ("convert a o.pt", "OUT: o.pt is to be a safetensors file"),
+        ("convert a o.pt", "OUT: o.pt has to be a safetensors file"),
         ("sparsify --zeroshot a --finetuned b --layers x --density 2 --out o", "--density: 2.0 is outside [0, 1]"),
         ("sparsify --zeroshot a --finetuned b --layers --out o", "--layers: name at least one"),
         ("sparsify --zeroshot a --finetuned b --layers x --alpha -1 --out o", "--alpha: -1.0 is outside [0, 1]"),
@@ -273,7 +273,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("finetune --train mini:photo", "--zeroshot: is missing"),
         ("finetune --zeroshot a --train b --set lr", "--set: 'lr' is not NAME=VALUE"),
         ("correlate", "at least one run"),
-        ("correlate r1 --match a=b", "--match, --id: are about the file of --accuracy"),
+        ("correlate r1 --match a=b", "--match, --id: both refer to the file of --accuracy"),
         ("robustness", "robustness: give at least one run"),
         ("report r1 --results wiseft", "'wiseft'"),
     ],
@@ -420,7 +420,7 @@ def test_help_does_not_break_a_sentence_where_the_source_breaks_it(capsys):
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     at = next(i for i, line in enumerate(lines) if "--rtol" in line)
     words = " ".join(line.strip() for line in lines[at : at + 5])
-    assert "the smaller end of the spectrum, once followed along alpha" in words
+    assert "For the smaller end of the spectrum, once it is followed along alpha" in words
     assert all(len(line) > 60 for line in lines[at + 1 : at + 3]), "lines are as long as the page is wide"
 
 

@@ -125,7 +125,10 @@ def test_failed_units_give_exit_1_and_the_report_all_the_same(studied, monkeypat
     told = said("run", *TINY)
     assert told.code == 1
     assert told.out.splitlines()[-1] == f"report: {root}/report.html"
-    assert told.err == "sharpscope: error: 4 units failed: a, b, c ...\nThe tables say why (status, note).\n"
+    assert (
+        told.err
+        == "sharpscope: error: 4 units failed: a, b, c ...\nThe columns status and note of the tables say why.\n"
+    )
 
 
 def test_plan_says_what_a_run_would_cost_and_writes_nothing(folder):
@@ -224,10 +227,10 @@ def test_finetune_resumes_in_old_words_and_new(folder):
     kept = Path("runs/linear-probe/linear-probe.safetensors").read_bytes()
     for words in (("--precision", "full"), ("--precision", "float32")):
         told = said(*argv, *words)
-        assert "finished before" in told.out, told.err
+        assert "already finished" in told.out, told.err
     assert told.err == "sharpscope: hint: --precision float32 is called full now; the old word is still taken.\n"
     told = said(*argv, "--precision", "bf16")
-    assert (told.code, "of another fine-tuning (precision differ)" in told.err) == (2, True)
+    assert (told.code, "already holds another fine-tuning (precision differ)" in told.err) == (2, True)
     assert Path("runs/linear-probe/linear-probe.safetensors").read_bytes() == kept
     listed = said("finetune", "--list").out
     assert all(method in listed for method in ("wise-ft", "flyp", "r-adapter"))

@@ -105,7 +105,7 @@ def test_a_method_of_one_s_own(typed: Callable[..., Said], tmp_path: Path) -> No
     ("text", "words"),
     [
         ("raise RuntimeError('no')\n", "RuntimeError: no"),
-        (PLUGIN.replace('"gradient_square"', '"lambda_max"'), "the measure 'lambda_max' is known already"),
+        (PLUGIN.replace('"gradient_square"', '"lambda_max"'), "the measure 'lambda_max' exists already"),
         ("", "it registers nothing"),
     ],
 )

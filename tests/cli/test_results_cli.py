@@ -80,7 +80,7 @@ def test_pairs_that_cannot_be_matched_are_one_error(
 ) -> None:
     assert cli.main(["correlate", "--accuracy", str(results(tmp_path, PAIRS[:3])), str(run)]) == 2
     said = capsys.readouterr().err
-    assert "2 of 5 pairs are not to be found by name: d; e." in said
+    assert "2 of 5 pairs cannot be matched by name: d; e." in said
     assert "Remedy: --match PAIR=MODEL" in said
     argv = ["--match", "d=runs/a/checkpoint_10.pt", "e=runs/b/checkpoint_10.pt"]
     assert cli.main(["correlate", "--accuracy", str(tmp_path / "results.jsonl"), str(run), *argv]) == 0

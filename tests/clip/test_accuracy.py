@@ -72,7 +72,7 @@ def test_classes_that_the_set_cannot_hold_are_no_competitors(tiny_model: ClipMod
     assert correct(c, theta, toy([2, 2, 1])).tolist() == [False, False, False]
     among = toy([2, 2, 1], classes=(1, 2))
     assert correct(c, theta, among).tolist() == [True, True, False]
-    assert dataset_note(among) == "among 2 of 4 classes"
+    assert dataset_note(among) == "scored among 2 of 4 classes"
     assert dataset_note(toy([0])) == ""
 
 
@@ -108,7 +108,7 @@ def test_three_classes_onto_two_by_hand(tiny_model: ClipModel, tiny_theta: Theta
     gap = scores[:, 1] - scores[:, 0]  # far: the softmax of two targets is 1 and exp(-gap)
     assert given.nll == pytest.approx(np.where(labels == 1, 0.0, gap.double()))
     assert given.in_top5 is None
-    assert dataset_note(onto) == "2 classes, each the largest logit of its own"
+    assert dataset_note(onto) == "scored among 2 classes, each by the largest logit of its member classes"
 
 
 def test_scores_of_classes_that_the_set_cannot_hold(tiny_model: ClipModel, tiny_theta: Theta) -> None:
@@ -254,7 +254,7 @@ def test_mean_of_sets_that_go_by_different_metrics() -> None:
     assert first["estimate"] == pytest.approx((f1 + 0.5) / 2)
     assert first["note"] == "mean of macro_f1 of wild, top1 of x"
     assert (second["metric"], second["estimate"], second["primary"]) == ("top1", pytest.approx(0.65), False)
-    assert rows[3]["note"] == "no interval: resampling knows no spread"
+    assert rows[3]["note"] == "no interval: the bootstrap replicates do not differ"
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(30, 60)), min_size=1, max_size=5))

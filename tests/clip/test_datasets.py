@@ -68,7 +68,7 @@ def test_many_to_one_projection_by_hand() -> None:
     assert dataset.project(logits).tolist() == [[3.0, 1.0], [4.0, 5.0]]
     own = torch.tensor([[1.0, 2.0]])
     assert dataset.project(own) is own  # a head of the two targets themselves
-    with pytest.raises(DatasetError, match="logits of 3 classes, neither 5 nor 2"):
+    with pytest.raises(DatasetError, match=r"3 columns, but need 5 \(one per class\) or 2 \(one per target\)"):
         dataset.project(torch.zeros(1, 3))
 
 
@@ -81,7 +81,7 @@ def test_three_of_five_classes_by_hand() -> None:
 def test_a_projection_has_to_be_whole() -> None:
     with pytest.raises(DatasetError, match="no class belongs to 'mug'"):
         toy([0], projection=(0, 0, 0, -1, -1), target_names=("chair", "mug"))
-    with pytest.raises(DatasetError, match="a projection of 2 for 5"):
+    with pytest.raises(DatasetError, match="the projection has 2 entries for 5"):
         toy([0], projection=(0, 0), target_names=("chair",))
     with pytest.raises(DatasetError, match="group 2 is out of range for 1 group names"):
         toy([0], groups=torch.tensor([2]), group_names=("Asia",))
@@ -168,7 +168,7 @@ def test_objectnet_is_many_to_one_without_its_border(root: Path, tiny_model: Cli
 def test_heads_of_other_lists_of_imagenets_names(root: Path, tiny_model: ClipModel) -> None:
     other = [f"word {n}" for n in imagenet_classnames()]
     assert load_dataset("imagenet", model=tiny_model, data_root=root, classnames=other).labels.tolist() == [0, 1]
-    with pytest.raises(DatasetError, match="another order"):
+    with pytest.raises(DatasetError, match="a different order"):
         load_dataset("imagenet", model=tiny_model, data_root=root, classnames=sorted(imagenet_classnames()))
     of_r = [imagenet_classnames()[wnids().index(w)] for w in wnids("imagenet_r")]
     small = load_dataset("imagenet-r", model=tiny_model, data_root=root, classnames=of_r)
@@ -277,7 +277,7 @@ def test_domainnet(tmp_path: Path, tiny_model: ClipModel) -> None:
     assert head.labels.tolist() == [0, 1]
     assert shades(load_dataset("domainnet:real", model=tiny_model, data_root=tmp_path)) == [40]
     tree(tmp_path / "domainnet", {"sketch_test.txt": "sketch/ant/a.jpg 1\nsketch/bee/a.jpg 1\n"})
-    with pytest.raises(DatasetError, match="sketch_test.txt, line 2: label 1 was 'ant' before, here it is 'bee'"):
+    with pytest.raises(DatasetError, match="_test.txt, line 2: label 1 stands for 'bee' here, but stood for 'ant'"):
         load_dataset("domainnet:sketch", model=tiny_model, data_root=tmp_path)
 
 
@@ -313,7 +313,7 @@ def test_wilds(tmp_path: Path, tiny_model: ClipModel) -> None:
     assert fmow.metrics == ("worst_group", "top1")
     assert shades(load_dataset("fmow@id_test", model=tiny_model, data_root=tmp_path)) == [42]
     assert shades(load_dataset("fmow@val", model=tiny_model, data_root=tmp_path)) == [43]
-    with pytest.raises(DatasetError, match=r"no split 'tset' \(id_test, test, val\)"):
+    with pytest.raises(DatasetError, match=r"no split 'tset'\. Known: id_test, test, val\."):
         load_dataset("fmow@tset", model=tiny_model, data_root=tmp_path)
 
 

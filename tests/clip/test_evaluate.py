@@ -72,8 +72,8 @@ def test_each_set_gets_the_head_that_has_its_classes(
     assert top1(table, every) == 0.25  # always ring
     assert top1(table, some) == 0.5
     assert note(table, every) == ""
-    assert note(table, some) == "among 2 of 4 classes"
-    assert note(table, other) == "head from text: the stored one has other classes"
+    assert note(table, some) == "scored among 2 of 4 classes"
+    assert note(table, other) == "the head was made from the text tower, because the stored head has other classes"
     dataset = load_dataset(other, model=tiny_model)
     zeroshot = Classifier(tiny_model, "zeroshot", ("dog", "owl"))
     assert top1(table, other) == correct(zeroshot, zeroshot.attach(tiny_theta), dataset).mean()
@@ -162,7 +162,7 @@ def test_named_sets_under_one_data_root(tmp_path: Path, tiny_paths: dict[str, Pa
     specs = ("imagenet-r", "objectnet")
     table = evaluate(tmp_path / "ft.safetensors", str(tiny_paths["vit"]), specs, data_root=str(tmp_path), device="cpu")
     assert top1(table, "imagenet-r") == 1
-    assert note(table, "imagenet-r") == "1 unreadable images skipped; among 200 of 1000 classes"
+    assert note(table, "imagenet-r") == "1 unreadable images skipped; scored among 200 of 1000 classes"
     assert top1(table, "objectnet") == 0.5  # chair by its class 5 against the mug's 3: 30 to 20
     values = table.set_index(["dataset", "metric"])["estimate"]
     assert values["objectnet", "nll"] == pytest.approx(np.log1p(np.exp(-10)) + 10 / 2)

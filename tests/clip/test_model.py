@@ -290,7 +290,7 @@ def test_unknown_name_suggests_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no open_clip config JSON"),
+        ("{", "not an open_clip config JSON"),
         ("[1]", "embed_dim, vision_cfg, text_cfg"),
         ('{"embed_dim": 4}', "embed_dim, vision_cfg, text_cfg"),
         ('{"embed_dim": 4, "vision_cfg": 3, "text_cfg": {}}', "must be objects"),

@@ -122,7 +122,7 @@ def test_a_file_of_prompts_alone_makes_a_pair(tiny_theta: Theta, tiny_paths: dic
     torch.testing.assert_close(pair.theta_0["head.weight"], zero_shot_head(model, tiny_theta, names, ["a {}"]))
     assert pair.facts["finetuned"]["sha256"] == hashlib.sha256(ends[1].read_bytes()).hexdigest()
     torch.save({"state_dict": {"ctx": torch.zeros(4, 512)}}, ends[1])
-    with pytest.raises(PairMismatch, match="has vectors of 512 numbers, the text tower of '.*' 16"):
+    with pytest.raises(PairMismatch, match="vectors have 512 entries, but the text tower of '.*' needs 16"):
         load_pair(*ends, model=str(tiny_paths["vit"]), classnames=names)
     torch.save({"state_dict": {"token_prefix": torch.zeros(2, 1, 16)}}, ends[1])
     with pytest.raises(CheckpointError, match="learnt prompts only"):

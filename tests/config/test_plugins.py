@@ -64,7 +64,7 @@ def test_the_same_bytes_are_run_once(tmp_path: Path) -> None:
         (ADDS.format(name="half") + "1 / 0\n", "ZeroDivisionError: division by zero"),
         (ADDS.format(name="half") + "raise SystemExit(0)\n", "SystemExit: 0"),
         ("def (:\n", "SyntaxError: "),
-        (ADDS.format(name="half") + ADDS.format(name="lambda_max"), "the measure 'lambda_max' is known already"),
+        (ADDS.format(name="half") + ADDS.format(name="lambda_max"), "the measure 'lambda_max' exists already"),
         ("x = 1\n", "it registers nothing"),
     ],
 )
@@ -115,7 +115,8 @@ def test_an_entry_point_is_loaded_when_its_name_is_asked_for(installed: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("liar", "adds no measure of that name"), ("broken", "No module named 'nothing_of_that_name'")]
+    ("name", "words"),
+    [("liar", "does not add a measure of that name"), ("broken", "No module named 'nothing_of_that_name'")],
 )
 def test_an_entry_point_that_does_not_keep_its_word(installed: Path, name: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as told:
@@ -135,7 +136,7 @@ def test_a_finished_run_tells_the_facts_of_its_words_and_none_of_their_code() ->
     with from_outside(Origin("x.py", "cd"), "x"):
         MEASURES.add(Measure("theirs", "t", "own", "sum", "product"))  # the code comes later, and counts
     assert MEASURES["theirs"].adds_up == "sum" and MEASURES.origins["theirs"] == Origin("x.py", "cd")
-    with pytest.raises(ConfigError, match="known already"):
+    with pytest.raises(ConfigError, match="exists already"):
         MEASURES.add(Measure("theirs", "t", "own", "sum", "product"))
 
 

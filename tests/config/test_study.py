@@ -89,7 +89,7 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"straggler_criterion": "rewnd"}, "Did you mean 'rewind'?"),
         ({"straggler_criterion": "sharpness:lambda"}, "straggler_criterion: unknown measure 'lambda'"),
         ({"tags": {"a": 1}}, "tags.a: needs a text, got 1"),
-        ({"tags": ["a"]}, "tags: needs names with texts"),
+        ({"tags": ["a"]}, "tags: needs a mapping from names to texts"),
         ({"pairs": PAIR}, "pairs: needs a list"),
         ({"pairs": ["a"]}, "pairs[0]: needs name, zeroshot, finetuned; got 'a'"),
         ({"pairs": [{"name": "a"}]}, "pairs[0]: has no zeroshot and no finetuned"),
@@ -105,7 +105,7 @@ def test_what_has_no_meaning_is_refused_in_one_line(values, words):
 
 
 def test_what_studies_cannot_compute_in_is_refused_with_the_reason():
-    with pytest.raises(ConfigError, match="fp16 is for finetune alone; second derivatives .*\\nRemedy: bf16"):
+    with pytest.raises(ConfigError, match="only finetune takes fp16; second derivatives .*\\nRemedy: bf16"):
         StudyConfig(precision="fp16")
     assert StudyConfig(precision="bf16").precision == "bf16"
 

@@ -111,7 +111,7 @@ def test_model_soups(tmp_path: Path) -> None:
     assert value(table, pair="model_2", alpha=0.0, dataset="objectnet") == pytest.approx(0.05)  # model_0
     assert set(table[table["dataset"] == "ImageNet2p"]["role"]) == {"val"}  # held out of the training set
     assert "linear probe" in table[table["alpha"] == 0]["note"].iloc[0]
-    with pytest.raises(ResultsError, match=r"line 4, key 'model_name': 'model_1' was there before \(.*line 2\)"):
+    with pytest.raises(ResultsError, match=r"line 4, key 'model_name': 'model_1' appears twice \(first in .*line 2\)"):
         read_results(jsonl(tmp_path / "twice.jsonl", [*rows, rows[1]]))
 
 
@@ -141,7 +141,7 @@ def test_clip_benchmark(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match=r"a \(2 models: ViT-B-32/openai, ViT-L-14/openai\)"):
         join_accuracy(read_measured(tmp_path / "tags"), [RunPair("a", "openai")])
     (tmp_path / "result_9.json").write_text(json.dumps(CLIP_BENCHMARK))
-    with pytest.raises(ResultsError, match=r"'imagenet-sketch' of .* was there before \(.*result_0.json\)"):
+    with pytest.raises(ResultsError, match=r"'imagenet-sketch' of .* appears twice \(first in .*result_0.json\)"):
         read_results(tmp_path)
 
 
@@ -232,13 +232,13 @@ def test_monosoup(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "is empty"),
-        ("hello\n", "of no known format"),
-        ("{}\n", "of no known format"),
+        ("hello\n", "the format of these results is unknown"),
+        ("{}\n", "the format of these results is unknown"),
         ("[]", "holds no results"),
-        ("[1]", "entry 1: is no JSON object"),
-        ('{"model_name": "model_1", "ImageNet": 0.7}\n{"model_name": "mod', "line 2: is no JSON"),
+        ("[1]", "entry 1: is not a JSON object"),
+        ('{"model_name": "model_1", "ImageNet": 0.7}\n{"model_name": "mod', "line 2: is not JSON"),
         ('{"model_name": "a", "ImageNet": 0.7}\n\n{"ImageNet": 0.6}\n', "line 3: has no key 'model_name'"),
-        ('{"model_name": "a", "ImageNet": 76.2}', r"key 'ImageNet': 76.2 is no fraction between 0 and 1 \(percent\?\)"),
+        ('{"model_name": "a", "ImageNet": 76.2}', r"key 'ImageNet': 76.2 is not a fraction between 0 and 1 \(is it"),
         ('{"model_name": "a", "ImageNet": NaN}', "key 'ImageNet': needs a number, got nan"),
         ('{"model_name": "a", "ImageNet": true}', "key 'ImageNet': needs a number, got True"),
         ('{"model_name": 3, "ImageNet": 0.5}', "key 'model_name': needs a name"),
@@ -247,8 +247,11 @@ def test_monosoup(tmp_path: Path) -> None:
         ('{"eval_datasets": ["ImageNet"], "alpha": "half"}', "key 'alpha': needs a number"),
         ('{"dataset": "x", "pretrained": null, "metrics": {}}', "key 'pretrained': needs a str"),
         ('{"config": {}, "results": {"ImageNet": 0.5}}', "no 'finetuned_checkpoint'"),
-        ('{"config": {"finetuned_checkpoint": "a"}, "results": null}', "key 'results': needs an accuracy a set"),
-        ("\x1b[31m\n", r"of no known format \(it starts with '\\x1b\[31m"),
+        (
+            '{"config": {"finetuned_checkpoint": "a"}, "results": null}',
+            "key 'results': needs one accuracy per data set",
+        ),
+        ("\x1b[31m\n", r"is unknown \(it starts with '\\x1b\[31m"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, text: str, said: str) -> None:
@@ -333,12 +336,12 @@ def test_names_of_pairs_are_matched_surest_first() -> None:
     with pytest.raises(ResultsError) as error:
         join_accuracy(models, [RunPair("c", ""), RunPair("d", "d.pt"), RunPair("e", "checkpoint_10.pt")])
     said = str(error.value)
-    assert said.startswith("2 of 3 pairs are not to be found by name: d; e (2 models: runs/a/checkpoint_10.pt, runs/b")
+    assert said.startswith("2 of 3 pairs cannot be matched by name: d; e (2 models: runs/a/checkpoint_10.pt, runs/b")
     assert "Remedy: --match PAIR=MODEL" in said
 
 
 def test_a_file_of_the_same_name_in_another_folder_is_another_model() -> None:
-    with pytest.raises(ResultsError, match="1 of 1 pairs are not to be found by name: d"):
+    with pytest.raises(ResultsError, match="1 of 1 pairs cannot be matched by name: d"):
         join_accuracy([model("runs/a/checkpoint_10.pt", ImageNetR=0.6)], [RunPair("d", "b/checkpoint_10.pt")])
     # a file that tells no folder (FLYP's epochs) fits both: neither is taken
     flyp = [model("checkpoint_9", ImageNetR=0.6)]
@@ -358,7 +361,7 @@ def test_told_matches() -> None:
     assert value(table, alpha=1.0, role="ood_mean") == 0.2
     with pytest.raises(ResultsError, match="no model 'ft-2' was measured. Did you mean 'ft-1'"):
         join_accuracy(models, pairs, match=["a=b=ft-2"])
-    with pytest.raises(ResultsError, match="needs PAIR=MODEL or PAIR@ALPHA=MODEL, PAIR one of a=b"):
+    with pytest.raises(ResultsError, match="needs PAIR=MODEL or PAIR@ALPHA=MODEL, where PAIR is one of a=b"):
         join_accuracy(models, pairs, match=["c=zs"])
 
 
@@ -371,8 +374,8 @@ def test_averages_name_their_sets_and_are_over_the_same_ones() -> None:
     mean = table[table["role"] == "ood_mean"]
     assert set(mean["dataset"]) == {"imagenet-a+imagenet-r"}
     assert sorted(mean["estimate"]) == pytest.approx([0.3, 0.4])
-    assert (mean["note"] == "without objectnet, which not every point has").all()
-    with pytest.raises(ResultsError, match="none of the sets .* is out of distribution"):
+    assert (mean["note"] == "without objectnet, because some points lack it").all()
+    with pytest.raises(ResultsError, match="none of the sets .* counts as out of distribution"):
         join_accuracy([model("a", ImageNet=0.5)], [RunPair("a", "")])
     with pytest.raises(ResultsError, match="no OOD set was measured at every point"):
         join_accuracy([model("a", ObjectNet=0.5), model("a", alpha=0.0, ImageNetA=0.5)], [RunPair("a", "")])

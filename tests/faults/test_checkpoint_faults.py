@@ -418,7 +418,7 @@ def test_safetensors_is_held_to_the_same(tmp_path: Path, dtype: torch.dtype) -> 
         ({"epoch": 3}, "holds no tensors"),
         ({"resnet.conv1.weight": torch.ones(1)}, "no image tower"),
         ({f"module.{n}": t for n, t in STATE.items()} | {"logit_scale": torch.ones(1)}, "3 of 4 keys"),
-        ({"vision_model.a": torch.ones(1)}, "nothing of a CLIP"),
+        ({"vision_model.a": torch.ones(1)}, "no part of a CLIP"),
     ],
 )
 def test_dictionaries_that_are_no_state_dict_are_refused(tmp_path: Path, content: Any, word: str) -> None:

@@ -155,7 +155,7 @@ def test_a_disk_that_refuses_the_kth_call(tmp_path, monkeypatch, name, number):
                 work(root, saved)
             except RunDirectoryError as error:
                 text = str(error)
-                assert os.strerror(number) in text and "what was finished is kept" in text
+                assert os.strerror(number) in text and "finished work is kept" in text
                 assert str(root) in text and len(text.splitlines()) <= 3
         if failing.calls >= k and (root / "manifest.json").exists():
             assert not list(root.rglob(".tmp-*")), "a temporary file is left"

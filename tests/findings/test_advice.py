@@ -63,7 +63,7 @@ def test_without_references_the_fallback_says_that_it_is_one() -> None:
     row = rule(advice_table("p", GRID, CORRECT, ROLES), "sharpscope")
     assert (row["alpha"], row["status"], row["layers"]) == (0.5, "undefined", "")
     assert np.isnan(row["predicted_gain"]) and row["note"].startswith("undefined: no reference pairs")
-    assert "cannot be told from ID data" in row["note"]
+    assert "ID data of this pair cannot show" in row["note"]
     three = others().loc[lambda t: t["pair"].isin(("r0", "r1", "r2"))]
     few = rule(advice_table("p", GRID, CORRECT, ROLES, line("p", 0.7), three), "sharpscope")
     assert few["status"] == "undefined" and "fewer than 4 of 3" in few["note"]
@@ -142,7 +142,7 @@ def test_layers_are_held_back_only_on_the_evidence_of_other_pairs() -> None:
         repairs(0.05, 0.01, 6).assign(pair="p"),
     ):
         row = advised(table)
-        assert row["layers"] == "" and np.isnan(row["density"]) and "cannot be told" in row["note"]
+        assert row["layers"] == "" and np.isnan(row["density"]) and "cannot show" in row["note"]
 
 
 def test_same_seed_same_bits() -> None:

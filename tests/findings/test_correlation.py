@@ -154,7 +154,7 @@ def test_fewer_than_four_pairs_are_undefined(world, n: int) -> None:
     sharp, acc = world(n)
     table = pair_correlations(sharp, acc, covariates(n), source="run", alphas=(0.5,), bootstrap=50)
     assert (table["status"] == "undefined").all() and table["estimate"].isna().all() and table["p_value"].isna().all()
-    assert table["note"].str.contains(f"{n} pairs: fewer than").all() and (table["n"] == n).all()
+    assert table["note"].str.contains(f"only {n} pairs; at least").all() and (table["n"] == n).all()
 
 
 def test_four_pairs_have_a_correlation_but_no_partial_one(world) -> None:
@@ -162,7 +162,7 @@ def test_four_pairs_have_a_correlation_but_no_partial_one(world) -> None:
     table = pair_correlations(sharp, acc, covariates(4), source="run", alphas=(0.5,), bootstrap=99)
     partial = table["method"].str.startswith("spearman|")
     assert (table.loc[partial, "status"] == "undefined").all()
-    assert table.loc[partial, "note"].str.contains("4 pairs: fewer than 5").all()
+    assert table.loc[partial, "note"].str.contains("only 4 pairs; at least 5 are needed").all()
     plain = table[~partial & (table["measure"] == "ggn_trace")]
     assert (plain["status"] == "ok").all()
     assert (
@@ -175,7 +175,7 @@ def test_constant_columns_are_undefined_with_the_reason(world) -> None:
     sharp.loc[sharp["layer"] == "l1", "estimate"] = 3.0
     table = pair_correlations(sharp, acc, source="run", alphas=(0.5,), bootstrap=50)
     row = table[(table["layer"] == "l1") & (table["measure"] == "ggn_trace")]
-    assert (row["status"] == "undefined").all() and (row["note"] == "sharpness is constant").all()
+    assert (row["status"] == "undefined").all() and (row["note"] == "the measure is constant").all()
     acc.loc[acc["role"] == "ood_mean", "estimate"] = 0.5
     flat = pair_correlations(sharp, acc, covariates(6), source="run", alphas=(0.5,), bootstrap=50)
     assert (flat["status"] == "undefined").all()
@@ -248,10 +248,12 @@ def test_along_one_path_it_describes_and_claims_nothing(sharpness_of, accuracy_o
             row = rows.loc[("up", against, method)]
             assert row["estimate"] == pytest.approx(-1) and row["n"] == 5
             assert np.isnan(row["p_value"]) and np.isnan(row["ci_low"]) and "not independent" in row["note"]
-    assert rows.loc[("flat", "ood_gain", "spearman"), "note"] == "sharpness is constant"
+    assert rows.loc[("flat", "ood_gain", "spearman"), "note"] == "the measure is constant"
     assert not ((table["layer"] == "(all)") & (table["measure"] == "share:ggn_trace")).any()
     short = path_correlations(sharp[sharp["alpha"] < 0.6], acc)
-    assert (short["status"] == "undefined").all() and short["note"].str.contains("3 alphas: fewer than 4").all()
+    assert (short["status"] == "undefined").all() and short["note"].str.contains(
+        "only 3 alphas; at least 4 are needed"
+    ).all()
 
 
 def test_empty_tables_give_an_empty_table() -> None:

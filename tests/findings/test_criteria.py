@@ -137,7 +137,7 @@ def test_a_criterion_from_outside_is_chosen_like_any_other(registered: Criterion
 
 def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
     for known in ("peak", "barrier"):
-        with pytest.raises(ConfigError, match=f"the criterion '{known}' is known already"):
+        with pytest.raises(ConfigError, match=f"the criterion '{known}' exists already"):
             register_criterion(known, "x.")(peak)
     with pytest.raises(ConfigError, match="a name is made of letters"):
         register_criterion("share:me", "x.")
@@ -148,11 +148,15 @@ def test_what_cannot_be_registered_is_refused(registered: Criterion) -> None:
 
 def test_a_criterion_without_its_code_asks_for_it(registered: Criterion, sharp: pd.DataFrame) -> None:
     del criteria._REGISTERED["peak"]  # as where a finished run's manifest told of it, but nobody brought its file
-    with pytest.raises(ConfigError, match=r"criterion 'peak': its code is not here\.\nRemedy: load it from mine\.py"):
+    with pytest.raises(
+        ConfigError, match=r"criterion 'peak': its code has not been loaded\.\nRemedy: load it from mine\.py"
+    ):
         table(sharp)
 
 
 def test_a_criterion_that_gives_no_score_a_layer_is_named(registered: Criterion, sharp: pd.DataFrame) -> None:
     criteria._REGISTERED["peak"] = lambda losses, alphas: np.asarray(losses)
-    with pytest.raises(ConfigError, match=r"criterion 'peak': .* one score a layer, \(6,\); got \(6, 3\)"):
+    with pytest.raises(
+        ConfigError, match=r"criterion 'peak': .* one score per layer, shape \(6,\); got shape \(6, 3\)"
+    ):
         table(sharp)

@@ -32,7 +32,10 @@ def test_estimates_by_hand_on_a_failing_path() -> None:
     assert got.loc[("F2", "x"), "estimate"] == pytest.approx(0.1)
     assert got.loc[("F4", "x"), "estimate"] == pytest.approx(0.15)
     assert got.loc[("F3", "probe"), "estimate"] == pytest.approx(1.0)
-    assert "LII 1.25, of which the ends' unequal losses force 0.25" in got.loc[("F3", "probe"), "note"]
+    assert (
+        "LII 1.25 nats, of which 0.25 come from the different losses of the two ends alone"
+        in got.loc[("F3", "probe"), "note"]
+    )
     assert got["present"].all()
     same = [c for c in got.columns if c != "note"]
     for flag in ("F1", "F2", "F4"):
@@ -85,7 +88,7 @@ def test_what_has_no_meaning_is_undefined_with_its_reason() -> None:
     ends = failure_table("p", (0.0, 1.0), {"x": answers((0.5, 0.6))}, {"x": "ood"}, np.ones((2, 4)))
     ends = ends.set_index(["flag", "dataset"])
     assert ends.loc[("F1", "x"), "estimate"] == pytest.approx(0.1)
-    assert np.isnan(ends.loc[("F2", "x"), "estimate"]) and "one between them" in ends.loc[("F2", "x"), "note"]
+    assert np.isnan(ends.loc[("F2", "x"), "estimate"]) and "an alpha between them" in ends.loc[("F2", "x"), "note"]
     no_start = failure_table("p", (0.5, 1.0), {"x": answers((0.5, 0.6))}, {"x": "ood"}, np.ones((2, 4)))
     assert no_start["estimate"].isna().all() and no_start["note"].str.startswith("undefined").all()
     no_ood = failure_table("p", ALPHAS, {}, {}, np.full((3, 4), np.nan))
@@ -96,7 +99,7 @@ def test_what_has_no_meaning_is_undefined_with_its_reason() -> None:
 def test_too_few_replicates_flag_nothing() -> None:
     got = flags((0.5, 0.3, 0.4), bootstrap=10)
     assert not got["present"].any() and got["ci_low"].isna().all()
-    assert got["note"].str.contains("10 replicates do not reach 0.95").all()
+    assert got["note"].str.contains("10 bootstrap replicates are too few for level 0.95").all()
 
 
 def test_alphas_outside_the_path_are_no_failure_of_interpolation() -> None:

@@ -43,7 +43,7 @@ def test_the_line_is_found_and_what_is_above_it(accuracy_of: Accuracy) -> None:
     assert set(x["baseline_n"]) == {4}
     mean = table[table["dataset"] == "x+y"]  # the baseline has no such average
     assert mean["estimate"].isna().all()
-    assert mean["note"].str.contains("no model for this set").all()
+    assert mean["note"].str.contains("no model for this data set").all()
     pd.testing.assert_frame_equal(table, effective_robustness(own, base, "mine", bootstrap=200))
 
 
@@ -62,11 +62,11 @@ def test_a_run_as_its_own_baseline(accuracy_of: Accuracy) -> None:
     table = effective_robustness(accuracy, found, "finetuned", bootstrap=100)
     assert table[table["alpha"] == 1]["estimate"].abs().max() < 1e-12
     assert list(table[table["alpha"] == 0]["estimate"]) == pytest.approx([0.1] * 4)
-    assert set(table["note"]) == {"line through two models"}
+    assert set(table["note"]) == {"the baseline's line runs through two models: the interval leaves out their choice"}
     alone = effective_robustness(accuracy, baseline_points(accuracy, "zeroshot"), "zeroshot", bootstrap=100)
     assert alone["estimate"].isna().all()
-    assert alone["note"].str.startswith("undefined: 1 baseline models have one ID accuracy").all()
-    with pytest.raises(ConfigError, match="none of zeroshot, finetuned, ends, nor a file"):
+    assert alone["note"].str.startswith("undefined: the baseline has a single ID accuracy (models: 1)").all()
+    with pytest.raises(ConfigError, match="neither a file nor one of zeroshot, finetuned, ends"):
         baseline_points(accuracy, "half")
 
 
@@ -98,11 +98,14 @@ def test_baselines_from_a_file(tmp_path: Path, accuracy_of: Accuracy) -> None:
     given = effective_robustness(own, read_baseline(file), "f").iloc[0]
     assert given["estimate"] == pytest.approx(fitted["estimate"]) == pytest.approx(0.5 - expit(-0.5 + logit(0.7)))
     assert given["baseline_n"] == 0
-    assert "no uncertainty of its own" in given["note"]
+    assert "the interval leaves out its uncertainty" in given["note"]
     for text, said in (
         ("dataset,id_accuracy\nx,0.5\n", "no column 'ood_accuracy'"),
-        ("dataset,id_accuracy,ood_accuracy\nx,0.5,0.4\nx,61,0.5\n", "line 3, column 'id_accuracy': 61.* no fraction"),
-        ("dataset,intercept,slope\nx,a,1\n", "line 2, column 'intercept': a is no number"),
+        (
+            "dataset,id_accuracy,ood_accuracy\nx,0.5,0.4\nx,61,0.5\n",
+            "line 3, column 'id_accuracy': 61.* not a fraction",
+        ),
+        ("dataset,intercept,slope\nx,a,1\n", "line 2, column 'intercept': a is not a number"),
         ("", "cannot be read"),
     ):
         file.write_text(text)

@@ -105,7 +105,7 @@ def test_the_sentence_names_partial_correlations_and_the_fallback_layer(two) -> 
         correlation("(best)", -0.9, np.nan, np.nan, 0.02, note="best of 22 layers: head"),
     ]
     got = judge(two(), correlations(*rows))
-    assert "given distance +0.30 (p = 0.4)" in got.loc[CLAIMS["whole"], "evidence"]
+    assert "with distance held fixed it is +0.30 (p = 0.4)" in got.loc[CLAIMS["whole"], "evidence"]
     assert "best of 22 layers: head" in got.loc[CLAIMS["stragglers"], "evidence"]
     assert got.loc[CLAIMS["stragglers"], "verdict"] == HOLDS
 
@@ -150,7 +150,7 @@ def test_the_question_takes_its_sign_from_the_other_pairs(two, sign: float, rati
     got = judge(two(ratio=ratio), references=references(sign), reference_source="shipped").loc[CLAIMS["question"]]
     rightly = sign * np.log(ratio) > 0
     assert got["verdict"] == (HOLDS if rightly else DOES_NOT_HOLD)
-    assert ("orders the two rightly" in got["evidence"]) == rightly
+    assert ("predicts the right order of the two" in got["evidence"]) == rightly
     assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 8 and got["source"] == "shipped"
     assert got["ci_low"] < got["estimate"] < got["ci_high"]
 
@@ -164,17 +164,17 @@ def test_the_two_pairs_are_left_out_of_the_references(two) -> None:
 def test_the_question_without_an_answer_says_why(two) -> None:
     cases = {
         "ID accuracies are not the same": (two(ids=0.8), references(1.0)),
-        "outcomes do not differ": (two(good=0.305), references(1.0)),
+        "its interval contains 0": (two(good=0.305), references(1.0)),
         "over 3 other pairs no correlation is defined": (two(), references(1.0, n=3)),
         "over 0 other pairs": (two(), None),
         "over 4 other pairs": (two(), references(1.0, n=4)),
-        "a number is missing": (two(ratio=-1.0), references(1.0)),
+        "one of these numbers is missing": (two(ratio=-1.0), references(1.0)),
     }
     for reason, (tables, others) in cases.items():
         got = judge(tables, references=others).loc[CLAIMS["question"]]
         assert got["verdict"] == CANNOT and reason in got["evidence"], reason
     same = judge(two(ratio=1.01), references=references(1.0)).loc[CLAIMS["question"]]
-    assert same["verdict"] == DOES_NOT_HOLD and "the sharpness does not" in same["evidence"]
+    assert same["verdict"] == DOES_NOT_HOLD and "their sharpness does not" in same["evidence"]
 
 
 def test_the_ratio_s_interval_is_that_over_draws_of_images_and_missing_where_that_is_unknown(two) -> None:
@@ -187,11 +187,11 @@ def test_the_ratio_s_interval_is_that_over_draws_of_images_and_missing_where_tha
     )
     row = wide.loc[CLAIMS["question"]]
     assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * 1.959964 * 0.5 * 2**0.5, rel=1e-6)
-    assert row["verdict"] == CANNOT and "could be the larger one" in row["evidence"]  # a wide interval is no absence
+    assert row["verdict"] == CANNOT and "choice of images" in row["evidence"]  # a wide interval is no absence
     row = judge(tables | {"sharpness": sharp.assign(stderr_images=np.nan)}, references=references(1.0)).loc[
         CLAIMS["question"]
     ]
-    assert row["verdict"] == CANNOT and "other images" in row["evidence"] and np.isnan(row["ci_low"])
+    assert row["verdict"] == CANNOT and "draws of images is not known" in row["evidence"] and np.isnan(row["ci_low"])
 
 
 def test_under_the_null_the_ratio_s_interval_misses_0_as_seldom_as_it_says(two) -> None:

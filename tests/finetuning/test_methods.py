@@ -164,7 +164,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name: str, task: Task, 
 
 @pytest.mark.parametrize("name", [n for n, m in METHODS.items() if m.couples])
 def test_a_loss_between_images_is_not_taken_apart(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: accumulate 2 is not its loss"):
+    with pytest.raises(ConfigError, match=f"{name}: accumulate 2 would change the loss"):
         quick(name, accumulate=2)
     with pytest.raises(ConfigError, match="accumulate needs at least 1 part"):
         quick(name, accumulate=0)
@@ -182,7 +182,7 @@ def test_couples_says_whether_the_mean_over_parts_is_the_loss(name: str, task: T
 def test_a_state_of_another_run_is_refused(task: Task, examples: TensorExamples, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     fit(quick("wise-ft"), task, examples, state_file=StateFile(path, {"seed": 1}))
-    with pytest.raises(ConfigError, match="belongs to another fine-tuning: seed was 1, is 2"):
+    with pytest.raises(ConfigError, match="belongs to another fine-tuning: seed was 1 and is now 2"):
         fit(quick("wise-ft"), task, examples, state_file=StateFile(path, {"seed": 2}))
 
 

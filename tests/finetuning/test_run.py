@@ -51,7 +51,7 @@ def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> N
     assert all(torch.equal(again.theta[k], first.theta[k]) for k in first.theta)
     prompts = tuned("coop", out=tmp_path)  # a file that holds only what was tuned
     assert prompts.losses and tuned("coop", out=tmp_path).losses == ()
-    with pytest.raises(ConfigError, match=r"of another fine-tuning \(hyperparameters differ\)"):
+    with pytest.raises(ConfigError, match=r"already holds another fine-tuning \(hyperparameters differ\)"):
         tuned(out=tmp_path, lr=2e-3)
 
 
@@ -121,7 +121,7 @@ def test_the_pair_starts_where_training_started_whatever_the_templates(tmp_path:
 
 
 def test_a_warm_up_longer_than_the_run_is_said() -> None:
-    assert "500 steps of warm-up in 3: the rate never passed" in tuned().summary()
+    assert "the warm-up has 500 steps, the training 3: the learning rate never passed" in tuned().summary()
     assert "warm-up" not in tuned(warmup=0.1).summary()
 
 
@@ -161,9 +161,9 @@ def test_an_image_folder_by_command(
     ]  # fmt: skip
     assert main(arguments) == 0
     assert "6 steps" in capsys.readouterr().out
-    assert main(arguments) == 0 and "finished before" in capsys.readouterr().out
+    assert main(arguments) == 0 and "already finished" in capsys.readouterr().out
     assert main([*arguments, "--seed", "1"]) == 2 and "seed differ" in capsys.readouterr().err
-    assert main([*arguments, "--accumulate", "2"]) == 2 and "is not its loss" in capsys.readouterr().err
+    assert main([*arguments, "--accumulate", "2"]) == 2 and "would change the loss" in capsys.readouterr().err
     assert main([*arguments[:7], "--set", "warmup"]) == 2 and "is not NAME=VALUE" in capsys.readouterr().err
     assert main(["finetune", "--train", "mini:photo"]) == 2 and "--zeroshot: is missing" in capsys.readouterr().err
     assert main(["finetune", "--list"]) == 0

@@ -177,14 +177,14 @@ def test_a_batch_that_does_not_fit_is_named(size: int) -> None:
 
 
 def test_divergence_is_an_error_and_not_a_checkpoint() -> None:
-    with pytest.raises(NumericalError, match="loss inf at step 1 of 4; lower lr"):
+    with pytest.raises(NumericalError, match="loss is inf at step 1 of 4; lower lr"):
         train({"w": torch.ones(1)}, ["w"], lambda t, s: t["w"].sum() * (math.inf if s else 1), Recipe(1.0, 4))
 
 
 def test_names_that_theta_lacks_are_refused() -> None:
     with pytest.raises(ConfigError, match="nope"):
         train(start(), ["w", "nope"], quadratic, Recipe(0.1, 1))
-    with pytest.raises(ConfigError, match=r"\(nothing\)"):
+    with pytest.raises(ConfigError, match=r"\(no name\)"):
         train(start(), [], quadratic, Recipe(0.1, 1))
 
 

@@ -217,7 +217,7 @@ def test_fewer_products_than_by_example_alone_for_the_same_error() -> None:
 @pytest.mark.parametrize(
     ("objective", "why"),
     [
-        pytest.param(work(Regression), "the loss gives no logits", id="no logits"),
+        pytest.param(work(Regression), "the loss provides no logits", id="no logits"),
         pytest.param(
             Classification(work().net, work().batches, smoothing=0.1),
             "the loss is not the cross-entropy of its logits",
@@ -232,7 +232,7 @@ def test_a_loss_without_a_gauss_newton_part_is_measured_by_per_example_and_says_
     found, plain = table(objective, wanted), table(objective, wanted, trace_method="per_example")
     assert numbers(found) == numbers(plain)
     for (_, measure), row in found.items():
-        assert row["note"] == ("" if measure == "lambda_max" else f"per_example: {why}")
+        assert row["note"] == ("" if measure == "lambda_max" else f"trace method per_example was used, because {why}")
 
 
 def test_everything_but_the_trace_is_as_by_per_example() -> None:

@@ -214,7 +214,7 @@ def test_out_of_memory_on_an_accelerator_halves_the_budget_and_is_said(monkeypat
 
     monkeypatch.setattr(units, "measure_layers", measure)
     _, note = units._measure(Context(), 0.5, (), {}, lambda what: None)  # type: ignore[arg-type]
-    assert seen == [1000, 500, 250] and note == "curvature in batches of 16 for lack of memory"
+    assert seen == [1000, 500, 250] and note == "curvature used batches of 16 to fit in memory"
     monkeypatch.setattr(units, "measure_layers", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         units._measure(Context(), 0.5, (), {}, lambda what: None)  # type: ignore[arg-type]

@@ -119,10 +119,10 @@ def test_question_answer_and_advice_come_first(page: Page) -> None:
     assert "(Evidence from the table that ships with the embedded world.)" in answer
     advice = page.text("advice")
     assert (
-        "success: interpolate at α = 0.4; hold back conv1, head, keeping 50 % of their change; "
+        "success: interpolate at α = 0.4; make conv1, head sparse, keeping 50 % of their change; "
         "predicted OOD gain over zero-shot +12.0 [+7.0, +16.0] points." in advice
     )
-    assert "failure: do not interpolate: keep the zero-shot model (α = 0); hold no layer back;" in advice
+    assert "failure: do not interpolate: keep the zero-shot model (α = 0); make no layer sparse;" in advice
 
 
 @pytest.mark.parametrize(
@@ -144,22 +144,22 @@ def test_numbers_are_those_of_the_tables_with_their_uncertainty(page: Page, tabl
     assert "87.7 % [86.5, 88.9]" in page.text("accuracy")
     failure = page.text("failure")
     assert "−6.2 [−7.4, −4.9] points" in failure and "0.730 [0.610, 0.850] nats" in failure
-    assert "success: no failure flag beyond the noise." in failure
+    assert "success: no failure flag is present beyond the noise." in failure
     assert "failure: fails by F1" in failure
     pairs = page.text("pairs")
     assert "ab" * 32 in pairs and "mini:failure" in pairs and "7.10" in pairs and "1.41 ± 0.040 (α = 0)" in pairs
     repair = page.text("repair")
-    assert "16 of 576 repaired models could not be compared" in repair
+    assert "not possible for 16 of 576 repaired models" in repair
     assert "straggler:delta:random:0.5" in repair
     correlations = page.text("correlations")
     assert (
-        "from: shipped" in correlations
+        "source: shipped" in correlations
         and "descriptive only" in correlations
         and "over 8 pairs at α = 0.3" in correlations
     )
     assert (
-        "success: by sharpness:hessian_trace (mad:2), which decides here, the stragglers are: conv1 (100 %)."
-        in page.text("stragglers")
+        "success: by sharpness:hessian_trace (mad:2), the criterion that decides in this run, "
+        "the stragglers are: conv1 (100 %)." in page.text("stragglers")
     )
 
 
@@ -185,14 +185,14 @@ def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, table
 
 def test_nothing_failed_is_said_too(tables: Tables, manifest: dict[str, Any]) -> None:
     calm = {k: tables[k] for k in ("path", "accuracy")}
-    assert "Nothing: every estimate" in Page(build_report(calm, {}, manifest)).text("problems")
+    assert "Every estimate of this run is finite" in Page(build_report(calm, {}, manifest)).text("problems")
 
 
 def test_how_it_was_made(page: Page) -> None:
     making = page.text("making")
     assert "layers" not in making and "success · probe · n | 8192" in making
     for words in (
-        "α is on the fine-tuned side",
+        "α is the weight of the fine-tuned model",
         "sharpness | 22 | 61.4 | 2.79",
         "versions · torch | 2.9.0",
         "seed | 0",
@@ -273,7 +273,7 @@ def test_timing_may_be_given_apart_and_manifest_may_be_nested(tables: Tables, ma
 def test_a_frozen_layer_is_marked_by_its_status_and_its_number_stands(
     tables: dict[str, pd.DataFrame], manifest: dict[str, Any]
 ) -> None:
-    told = "▪ does not move: both ends share its weights"
+    told = "▪ marks a layer that does not move, because both ends have the same weights"
     sharp = tables["sharpness"].assign(note="the layer does not move")
     assert told not in build_report({"sharpness": sharp}, {}, manifest)
     row = {"status": "frozen", "estimate": 12.345, "stderr": 0.41, "residual": np.nan, "note": ""}

@@ -55,7 +55,7 @@ def test_layers_are_held_back_where_it_helped_the_other_pairs() -> None:
     gains = {f"p{i}": 0.1 + 0.01 * i for i in range(6)}
     found = run_of(6, gains)
     assert set(found["layers"]) == {"l2"} and set(found["density"]) == {0.5}
-    assert found["note"].str.contains("on average on 5 other pairs").all()
+    assert found["note"].str.contains("on average over 5 other pairs").all()
 
 
 def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
@@ -72,4 +72,4 @@ def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
 def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, stragglers: str) -> None:
     found = run_of(pairs, {f"p{i}": gain + 0.01 * i for i in range(pairs)}, stragglers)
     assert set(found["layers"]) == {""} and found["density"].isna().all()
-    assert found["note"].str.contains("cannot be told from ID data of this pair").all()
+    assert found["note"].str.contains("ID data of this pair cannot show").all()

@@ -168,7 +168,10 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
             for s, r in zip(scores, right, strict=True)
         ]
         notes = finished.accuracy[(finished.accuracy["pair"] == which.name) & (finished.accuracy["variant"] == "vrf")]
-        assert notes["note"].str.startswith(f"{len(failures)} failures among 8 probe images, neighbour 1; temp").all()
+        said_of_vrf = (
+            f"{len(failures)} zero-shot failures among 8 probe images, distance to nearest failure number 1; temp"
+        )
+        assert notes["note"].str.startswith(said_of_vrf).all()
         for name, (images, labels) in test.items():
             (zero, one), features = said(images)
             mean = (softmax(zero) + softmax(one)) / 2
@@ -201,13 +204,13 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
 
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    assert re.search(r"beside it +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
+    assert re.search(r"other accuracy +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
-    assert "the head alone: the towers stand still, and the path mixes the logits of the two heads" in page
-    assert "image: 20 of 56 tensors (norms alone); text: 2 of 29 tensors (biases alone)" in page
-    for said in ("what was learnt, on the upgraded backbone", "mean of the ends’ probabilities", "VRF"):
+    assert "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads" in page
+    assert "image: 20 of 56 tensors (norms only); text: 2 of 29 tensors (biases only)" in page
+    for said in ("the upgraded backbone plus the pair’s change", "mean of the ends’ probabilities", "VRF"):
         assert said in page or said.replace("’", "&#39;") in page
-    assert "▪ does not move: both ends share its weights" in page
+    assert "▪ marks a layer that does not move, because both ends have the same weights" in page

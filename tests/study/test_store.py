@@ -108,7 +108,7 @@ def test_derived_files(run):
     run.write("tables/path.csv", b"beta\n")
     assert (run.root / "tables" / "path.csv").read_bytes() == b"beta\n"
     for bad in ("", ".", "../x", "a/../../x", "/x", "manifest.json", "units/a.unit", "log.jsonl"):
-        with pytest.raises(ValueError, match="no place"):
+        with pytest.raises(ValueError, match="not a path for a derived file"):
             run.write(bad, b"")
 
 

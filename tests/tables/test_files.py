@@ -137,7 +137,7 @@ def test_missing_counts_and_flags_stay_missing_and_large_seeds_exact(
     got = back(csv_bytes(df, "sharpness"), "sharpness", tmp_path)
     assert sorted(got["seed"].dropna()) == [2**62 + 1, 2**63 - 1]
     assert str(got["seed"].dtype) == "Int64"
-    with pytest.raises(RunDirectoryError, match="lost its last digits"):
+    with pytest.raises(RunDirectoryError, match="too large to hold all its digits"):
         csv_bytes(df.assign(seed=[2.0**62, None, 1.0]), "sharpness")
     assert got["seed"].isna().sum() == got["converged"].isna().sum() == 1
 
@@ -162,7 +162,7 @@ def test_two_rows_with_one_key_are_refused(name: str, tables: dict[str, pd.DataF
 def test_wrong_input_is_named(tmp_path: Path, tables: dict[str, pd.DataFrame]) -> None:
     with pytest.raises(RunDirectoryError, match="no column 'alpha'"):
         csv_bytes(tables["path"].drop(columns="alpha"), "path")
-    with pytest.raises(RunDirectoryError, match=r"column n: 'many' is no whole number"):
+    with pytest.raises(RunDirectoryError, match=r"column n: 'many' is not a whole number"):
         csv_bytes(tables["accuracy"].head(1).assign(n="many"), "accuracy")
     with pytest.raises(RunDirectoryError, match=r"column present: 'perhaps'"):
         csv_bytes(tables["failure"].head(1).assign(present="perhaps"), "failure")

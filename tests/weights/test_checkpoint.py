@@ -120,11 +120,11 @@ def test_without_metadata_the_length_of_the_class_vectors_tells(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("key", "value", "word"),
     [
-        ("sharpscope.head.scale_baked", "maybe", "no JSON bool"),
-        ("sharpscope.head.normalize", "1", "no JSON bool"),
+        ("sharpscope.head.scale_baked", "maybe", "not a JSON bool"),
+        ("sharpscope.head.normalize", "1", "not a JSON bool"),
         ("sharpscope.classnames", '["cat"]', "3 names"),
         ("sharpscope.classnames", '["cat", "dog", 3]', "3 names"),
-        ("sharpscope.classnames", "cat, dog, cow", "no JSON list"),
+        ("sharpscope.classnames", "cat, dog, cow", "not a JSON list"),
     ],
 )
 def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, key: str, value: str, word: str) -> None:

@@ -72,7 +72,7 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     model = str(tiny_paths[made.kind])
     if base := made.read.get("base"):
         text = inspect(made.path)
-        assert "only what was tuned; it needs the zero-shot weights below it" in text
+        assert "only the tuned tensors; they are laid over zero-shot weights" in text
         write_checkpoint(tmp_path / "base.safetensors", base.tensors)
         text = inspect(tmp_path / "base.safetensors", made.path, model).split("\n\n")[1]
     else:
@@ -92,8 +92,8 @@ def test_inspect_says_what_every_file_is(made: Made, tiny_paths: dict[str, Path]
     activation = "GELU" if made.kind in ("vit", "customtext") else "QuickGELU"
     assert lines["fits"] == f"{model}, {activation}, every tensor of its image tower"
     told = facts["quick_gelu"]
-    known = {True: "QuickGELU (told by the file)", False: "GELU (told by the file)"}
-    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not told by the file")))
+    known = {True: "QuickGELU (stated in the file)", False: "GELU (stated in the file)"}
+    assert lines["activation"].startswith(known.get(told, ("QuickGELU (inferred", "not stated in the file")))
     if "head" in towers:
         baked = "" if facts["head"]["scale_baked"] else "not "
         assert lines["head"] == f"5 classes x 12, logit scale {baked}baked in, features normalised"
@@ -105,7 +105,7 @@ def test_inspect_of_a_head_alone(systems: Callable[[str], Made]) -> None:
     made = systems("task_vectors")
     text = inspect(made.read["head"])
     assert "5 classes x 12, logit scale baked in, features normalised" in text and "ClassificationHead" in text
-    with pytest.raises(ConfigError, match="a classification head alone"):
+    with pytest.raises(ConfigError, match="holds only a classification head"):
         inspect(made.read["head"], made.path)
 
 
@@ -254,7 +254,7 @@ def test_an_array_that_flax_cut_into_pieces_is_joined(tmp_path: Path, missing: s
     tree = {"ext": {"visual_projection": {"kernel": array}}}
     (tmp_path / "a.ckpt").write_bytes(msgpack.packb(tree, default=leaf, use_bin_type=True))
     if missing:
-        with pytest.raises(CorruptCheckpoint, match="pieces"):
+        with pytest.raises(CorruptCheckpoint, match="chunked array"):
             read_checkpoint(tmp_path / "a.ckpt")
     else:
         assert torch.equal(read_checkpoint(tmp_path / "a.ckpt").tensors["visual.proj"], whole)
@@ -271,7 +271,7 @@ def test_lora_without_alpha_is_refused(systems: Callable[[str], Made], tmp_path:
     ("config", "word"),
     [
         ({"alpha_pattern": {"fc1": 3}}, "alpha for each module"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the weights below"),
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights too"),
         ({"fan_in_fan_out": True}, "fan_in_fan_out"),
         ({"lora_alpha": None, "alpha": 3}, "without alpha"),  # alpha of anything
     ],
@@ -336,7 +336,7 @@ def test_a_pickled_r_adapter_tells_its_own_scale(tiny_theta: Any, tmp_path: Path
 def test_clip_lora_of_rank_2_does_not_say_its_scale(systems: Callable[[str], Made], tmp_path: Path) -> None:
     made = systems("CLIP-LoRA")
     content = torch.load(made.path, weights_only=True)
-    for position, word in (("all", "by r or by its root"), ("top3", "which these are")):
+    for position, word in (("all", "by r or by its square root"), ("top3", "says which blocks these are")):
         for parts in content["weights"].values():
             for pair in parts.values():
                 pair["w_lora_A"] = pair["w_lora_A"][:1].repeat(2, 1)
@@ -375,7 +375,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path: Path, monkeypatch: pyt
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match="cannot be had from the Hugging Face hub") as error:
+    with pytest.raises(CheckpointError, match="cannot be downloaded from the Hugging Face hub") as error:
         read_checkpoint("hf-hub:nobody/nothing")
     assert len(str(error.value).splitlines()) <= 2
 
@@ -392,7 +392,7 @@ def test_q_without_k_and_v_is_refused(systems: Callable[[str], Made], tmp_path: 
     state = load_file(Path(made.path.removeprefix("local-dir:")) / "model.safetensors")
     del state["vision_model.encoder.layers.0.self_attn.k_proj.weight"]
     save_file(state, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="q, k and v together"):
+    with pytest.raises(CheckpointError, match="needs q, k and v"):
         read_checkpoint(tmp_path / "a.safetensors")
 
 

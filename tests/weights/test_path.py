@@ -262,7 +262,7 @@ def test_fisher_information_that_does_not_fit_is_refused() -> None:
     fisher = {n: torch.ones_like(t) for n, t in ZERO.items() if t.is_floating_point()}
     with pytest.raises(PairMismatch, match="F1: no Fisher information for logit_scale"):
         fisher_path(ZERO, ONE, fisher, {n: t for n, t in fisher.items() if n != "logit_scale"})
-    with pytest.raises(PairMismatch, match="another shape"):
+    with pytest.raises(PairMismatch, match="differ in shape"):
         fisher_path(ZERO, ONE, fisher | {"logit_scale": torch.ones(2)}, fisher)
     with pytest.raises(NonFiniteWeights, match="logit_scale"):
         fisher_path(ZERO, ONE, fisher | {"logit_scale": torch.tensor(math.nan)}, fisher)

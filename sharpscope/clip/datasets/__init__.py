@@ -1,1 +1,1 @@
-"""Data sets: what a spec such as ``imagenet@train`` means (``spec``), and one file a layout on disk."""
+"""Data sets: what a spec such as ``imagenet@train`` means (``spec``), and one file per layout on disk."""

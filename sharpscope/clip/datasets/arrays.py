@@ -21,8 +21,10 @@ _STL10: Final = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monk
 
 
 def find_npz(request: Request) -> Found:
-    """``npz:PATH``: a folder with ``test_images.npy`` (uint8 [n, H, W, 3]) and ``test_labels.npy`` (integers [n]), as
-    Lipsum-FT's code reads them, or a ``.npz`` with ``images`` and ``labels``. ``classnames.txt`` may lie beside them.
+    """``npz:PATH``: a folder with ``test_images.npy`` (uint8 [n, H, W, 3]) and ``test_labels.npy`` (integers [n]).
+
+    Lipsum-FT's code reads the same files. PATH may also be a ``.npz`` file with ``images`` and ``labels``. A
+    ``classnames.txt`` in the same folder is read.
     """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     if path.suffix == ".npz":
@@ -66,7 +68,7 @@ def _cifar(request: Request, root: Path, train: bool) -> Found:
         images = np.concatenate([p[1] for p in parts])
         names = CIFAR10 if coarse else read_classnames(folder / "fine_label_names.txt")
         return Found(Arrays(images, folder.name), labels, names, str(folder), request.split, indexed=True)
-    # the Python version is a pickle: torchvision opens it only after its checksum was found to be the published one
+    # The Python version is a pickle, which torchvision opens only if its checksum is the published one.
     from torchvision import datasets  # type: ignore[import-untyped]
 
     try:
@@ -84,8 +86,8 @@ def _cifar(request: Request, root: Path, train: bool) -> Found:
 def find_stl10(request: Request) -> Found:
     """``stl10`` (``stl10_binary/{test,train}_{X,y}.bin``).
 
-    Read by a head of CIFAR-10's classes, ``car`` is its automobile and the monkeys are left out (Kumar et al. 2022,
-    arXiv 2202.10054, appendix); accuracy is then taken among the nine classes that both have.
+    For a head with CIFAR-10's classes, ``car`` is matched to automobile and the monkeys are left out (Kumar et al.
+    2022, arXiv 2202.10054, appendix). Accuracy is then measured among the nine classes that both sets have.
     """
     folder = Path(request.root).expanduser() / "stl10_binary"
     split = "train" if request.split == "train" else "test"
@@ -93,7 +95,7 @@ def find_stl10(request: Request) -> Found:
     labels = _bytes(folder / f"{split}_y.bin").astype(np.int64) - 1
     if len(pixels) != len(labels) * 3 * 96 * 96:
         raise DatasetError(f"{shown(folder)}: {split}_X.bin does not hold the {len(labels)} images of {split}_y.bin.")
-    images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # columns come first in the file
+    images = pixels.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)  # the file stores the columns first
     cifar = request.classnames is not None and "automobile" in request.classnames
     names = tuple("automobile" if n == "car" and cifar else n for n in _STL10)
     return Found(Arrays(images, folder.name), labels, names, str(folder), split, partial=cifar)
@@ -103,7 +105,7 @@ def _records(path: Path, label_bytes: int) -> tuple[NDArray[np.int64], NDArray[n
     """(labels, images) of CIFAR's binary version: the last label byte is the class."""
     data = _bytes(path)
     if len(data) % (label_bytes + 3072):
-        raise DatasetError(f"{shown(path)}: {len(data)} bytes are no whole number of records.")
+        raise DatasetError(f"{shown(path)}: {len(data)} bytes are not a whole number of records.")
     rows = data.reshape(-1, label_bytes + 3072)
     images = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return rows[:, label_bytes - 1].astype(np.int64), np.ascontiguousarray(images)
@@ -111,11 +113,13 @@ def _records(path: Path, label_bytes: int) -> tuple[NDArray[np.int64], NDArray[n
 
 def _checked(images: NDArray[Any], labels: NDArray[Any], where: Path) -> NDArray[np.int64]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise DatasetError(f"{shown(where)}: images of {images.dtype} {list(images.shape)}; needs uint8 [n, H, W, 3].")
+        raise DatasetError(
+            f"{shown(where)}: the images are {images.dtype} {list(images.shape)}, but must be uint8 [n, H, W, 3]."
+        )
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
         raise DatasetError(
-            f"{shown(where)}: labels of {labels.dtype} {list(labels.shape)} for {len(images)} images; "
-            "needs one integer for each."
+            f"{shown(where)}: the labels are {labels.dtype} {list(labels.shape)} for {len(images)} images, but "
+            "must be one integer per image."
         )
     return labels.astype(np.int64)
 
@@ -124,7 +128,7 @@ def _npy(path: Path) -> NDArray[Any]:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise DatasetError(f"{shown(path)}: no plain array ({shown(getattr(e, 'strerror', None) or e)}).") from e
+        raise DatasetError(f"{shown(path)}: not a plain array ({shown(getattr(e, 'strerror', None) or e)}).") from e
 
 
 def _npz(path: Path, key: str) -> NDArray[Any]:
@@ -132,9 +136,9 @@ def _npz(path: Path, key: str) -> NDArray[Any]:
         with np.load(path, allow_pickle=False) as archive:
             return archive[key]
     except KeyError as e:
-        raise DatasetError(f"{shown(path)}: holds no array '{key}'.") from e
-    except Exception as e:  # zipfile, zlib and numpy have many words for a broken file
-        raise DatasetError(f"{shown(path)}: no plain arrays ({shown(getattr(e, 'strerror', None) or e)}).") from e
+        raise DatasetError(f"{shown(path)}: there is no array '{key}' in it.") from e
+    except Exception as e:  # zipfile, zlib and numpy raise many kinds of errors for a broken file
+        raise DatasetError(f"{shown(path)}: not plain arrays ({shown(getattr(e, 'strerror', None) or e)}).") from e
 
 
 def _bytes(path: Path) -> NDArray[np.uint8]:

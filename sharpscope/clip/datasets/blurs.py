@@ -1,4 +1,4 @@
-"""ImageNet-C's blurs and its elastic transform: float images [H, W, 3] in [0, 1], ``s`` the severity less one."""
+"""ImageNet-C's blurs and elastic transform of float images [H, W, 3] in [0, 1]; ``s`` is the severity minus one."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ def defocus_blur(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def glass_blur(x: Array, s: int, rng: np.random.Generator) -> Array:
-    """Smoothed, shuffled (each pixel in turn, from the last to the first, takes the value of one nearby), smoothed.
+    """Smooths the image, shuffles its pixels locally, and smooths it again.
 
-    The released images were meant to swap the two; numpy's views made it a copy, which is what models are judged on.
+    In the shuffle each pixel, from the last to the first, takes the value of a random pixel nearby. The authors' code
+    was meant to swap the two pixels, but copies one because of numpy's views; the released images contain the copies.
     """
     sigma, reach, rounds = ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2))[s]
     height, width = x.shape[:2]
@@ -54,7 +55,7 @@ def glass_blur(x: Array, s: int, rng: np.random.Generator) -> Array:
         down, right = rng.integers(-reach, reach, size=(2, len(here)))
         for i, j in zip(here.tolist(), (here + down * width + right).tolist(), strict=True):
             source[i] = source[j]
-    smooth = np.floor(gaussian(x, sigma) * 255 + 1e-9) / 255  # bytes, as theirs; 1e-9: 6.9999... is seven
+    smooth = np.floor(gaussian(x, sigma) * 255 + 1e-9) / 255  # bytes, as in the authors' code; 6.9999... is 7
     return gaussian(smooth.reshape(-1, 3)[source].reshape(x.shape), sigma)
 
 
@@ -64,8 +65,11 @@ def motion_blur(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def smeared(x: Array, radius: int, sigma: float, angle: float) -> Array:
-    """``x`` [H, W, ...] blurred to one side, as ImageMagick's motion blur: half a Gaussian of standard deviation
-    ``sigma`` over 2 ``radius`` + 1 pixels along ``angle`` (degrees, 0 rightwards, 90 down); the border repeated."""
+    """``x`` [H, W, ...] blurred in one direction, as by ImageMagick's motion blur; the border is repeated.
+
+    The kernel is half a Gaussian of standard deviation ``sigma`` pixels over 2 ``radius`` + 1 pixels along ``angle``
+    (degrees, 0 is right, 90 is down).
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     turn = np.deg2rad(angle)
@@ -86,7 +90,7 @@ def zoom_blur(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def magnified(x: Array, factor: float) -> Array:
-    """The middle of ``x`` [H, W, C] magnified to its size."""
+    """The centre of ``x`` [H, W, C], magnified by ``factor`` to the size of ``x``."""
     height, width = x.shape[:2]
     crop = [int(np.ceil(n / factor)) for n in (height, width)]
     top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
@@ -97,12 +101,14 @@ def magnified(x: Array, factor: float) -> Array:
 
 
 def elastic_transform(x: Array, s: int, rng: np.random.Generator) -> Array:
-    """Three points about the middle are moved at random and the image with them (an affine map), then each pixel by a
-    smooth random field; all lengths in proportion to the image's shorter side."""
+    """A random affine map, which moves three points around the centre, followed by a smooth random displacement field.
+
+    All lengths are proportional to the image's shorter side.
+    """
     share = ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))[s]
     height, width = x.shape[:2]
     size = min(height, width) / 224
-    strength, sigma, jitter = (c * 244 * size for c in share)  # 244 is theirs, at 224 pixels
+    strength, sigma, jitter = (c * 244 * size for c in share)  # 244 is the authors' constant for 224 pixels
     strength *= size  # noise smoothed over sigma falls off as 1 / sigma
     middle, arm = np.array([height // 2, width // 2]), min(height, width) // 3
     old = middle + arm * np.array([[1, 1], [-1, 1], [-1, -1]])

@@ -1,4 +1,4 @@
-"""ImageNet-C's corruptions on the fly: each image's noise is drawn from its own name, and so is always the same."""
+"""ImageNet-C's corruptions, computed when images are read; the noise is seeded by the image's name and repeatable."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ __all__ = ["CORRUPTIONS", "corruption"]
 def corruption(name: str, severity: int) -> Callable[[Image.Image, str], Image.Image]:
     """Edit of an RGB image: corruption ``name`` of :data:`CORRUPTIONS` at ``severity`` 1 ... 5.
 
-    Constants and formulas of Hendrycks and Dietterich 2019 (arXiv 1903.12261) and their script for 224 x 224 images,
-    applied after resizing and cropping, as theirs. Lengths are in pixels whatever the image's size; those of
-    elastic_transform grow with its shorter side, and fog's fractal has as many pixels as are needed. As with theirs, a
-    higher severity need not lie further off in pixels: elastic_transform moves most at 1 and 2, saturate first takes
-    colour away and then adds it, spatter is of water up to 3 and then of mud.
+    Constants and formulas are those of Hendrycks and Dietterich 2019 (arXiv 1903.12261) and their script for 224 x 224
+    images; as there, corruptions follow resizing and cropping. Lengths are in pixels whatever the image's size, except
+    that those of elastic_transform grow with the shorter side and that fog's fractal covers the image. As in the
+    paper's code, a higher severity need not change pixels more: elastic_transform moves pixels most at 1 and 2,
+    saturate removes colour at 1 and 2 and adds it from 3 on, and spatter is water up to 3 and mud above.
 
-    What differs: random numbers come from a generator seeded by the image's name instead of a global one. Results stay
-    in memory instead of passing through a JPEG of quality 85. defocus_blur has mirrored borders and blurs its disk by a
-    Gaussian that is not cut off at 3 or 5 pixels. motion_blur and snow follow ImageMagick's documented kernel, spatter
-    Canny's edges and exact distances, without OpenCV's and ImageMagick's roundings. frost reads the photographs of the
-    package imagecorruptions, enlarged where they are smaller than the image. Pixels agree in kind, not bit by bit.
+    Differences from the paper's code: random numbers come from a generator that is seeded by the image's name, instead
+    of a global one. Results are not compressed to a JPEG of quality 85. defocus_blur mirrors the image at its borders,
+    and the Gaussian that blurs its disk is not cut off at 3 or 5 pixels. motion_blur and snow use ImageMagick's
+    documented kernel, and spatter uses Canny's edges and exact distances, without the rounding of ImageMagick and
+    OpenCV. frost reads the photographs in the package imagecorruptions and enlarges them where they are smaller than
+    the image. The results are therefore similar to the paper's, but not bit for bit the same.
 
     Raises ConfigError for frost where that package is not installed; ValueError for other names or severities.
     """
     if name not in CORRUPTIONS or not 1 <= severity <= 5:
         raise ValueError(f"corruption: {name}@{severity}")
     if name == "frost":
-        weather.photographs()  # now: an error while images are read would count them as unreadable
+        weather.photographs()  # checked now, because a later error would count images as unreadable
     return functools.partial(_corrupted, kind=name, severity=severity)
 
 
@@ -130,4 +131,5 @@ _ON_IMAGES: Final[dict[str, Callable[[Image.Image, int], Image.Image]]] = {
     "jpeg_compression": _jpeg_compression,
 }
 CORRUPTIONS: Final[tuple[str, ...]] = (*_ON_ARRAYS, *_ON_IMAGES)
-"""ImageNet-C's 19 corruptions, four of them the ones it holds back for validation, by its names."""
+"""The names of ImageNet-C's 19 corruptions, including the four that its authors reserve for validation (Hendrycks
+and Dietterich 2019, arXiv 1903.12261)."""

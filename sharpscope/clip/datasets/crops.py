@@ -1,4 +1,4 @@
-"""Random resized crops: how images are augmented when something is learned from them, as open_clip does."""
+"""Random resized crops, the augmentation of training images, with open_clip's parameters."""
 
 from __future__ import annotations
 

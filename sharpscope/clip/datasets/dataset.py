@@ -1,4 +1,4 @@
-"""A data set as the rest of sharpscope sees it: images in a fixed order with their labels."""
+"""The data set class that the rest of sharpscope uses: images in a fixed order, with their labels."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ NOT_A_TARGET = -1
 
 
 class ImageSource(Protocol):
-    """Where pixels come from, by row. ``lost``: the rows that turned out to be unreadable, with their files' names."""
+    """A source of pixels, by row. ``lost``: the rows found to be unreadable so far -> the names of their files."""
 
     lost: dict[int, str]
 
     def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        """For each batch of rows: those that can be read, and their pixels as uint8 [B, 3, H, W].
+        """For each batch of rows: the rows that can be read, and their pixels, uint8 [B, 3, H, W].
 
-        ``seed``: of the random crops, where the source takes any; None: as evaluation sees the images.
+        ``seed``: the seed of random crops, where the source supports them; None: the images as in evaluation.
         """
         ...
 
 
 class Memory:
-    """Pixels uint8 [n, 3, H, W] that are there already."""
+    """Pixels uint8 [n, 3, H, W] that are in memory already."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels, self.lost = pixels, dict[int, str]()
@@ -41,27 +41,27 @@ class Memory:
 
 
 class Dataset:
-    """Images with labels, always in the same order, normalised when a batch is taken.
+    """Images with labels, always in the same order; images are normalised when a batch is taken.
 
-    ``classnames``: the classes of the classifier that reads the images: one name for each column of its logits [B, C].
-    ``labels`` int64 [n]: the targets. Three cases, all served by :meth:`project`:
+    ``classnames``: the classes of the classifier that reads the images, one name for each column of its logits [B, C].
+    ``labels`` int64 [n]: the targets. There are three cases, which :meth:`project` handles:
 
-    - ``classes`` and ``projection`` None: targets are the classifier's classes, compared among all C.
-    - ``classes`` (indices into ``classnames``): the set holds only these of the classifier's classes (ImageNet-R and -A
-      have 200 of 1000); targets index ``classnames`` still, and are compared among ``classes``.
-    - ``projection`` (C integers): targets are coarser than the classifier's classes. ``projection[c]`` is the target
-      that class c belongs to, -1 for none (ObjectNet: several ImageNet classes are one of its 113, most are none).
-      ``labels`` then index ``target_names``; the score of target t is max {logits[:, c] : projection[c] = t}, as in
-      WiSE-FT's ``ObjectNet.project_logits``.
+    - ``classes`` and ``projection`` are None: targets are the classifier's classes, and all C classes compete.
+    - ``classes`` (indices into ``classnames``): the set contains only these of the classifier's classes (ImageNet-R and
+      -A have 200 of 1000). Targets still index ``classnames``, and only ``classes`` compete.
+    - ``projection`` (C integers): targets are coarser than the classifier's classes. ``projection[c]`` is the target to
+      which class c belongs, -1 for none (one of ObjectNet's 113 classes may unite several ImageNet classes, and most
+      ImageNet classes belong to none). ``labels`` then index ``target_names``. The score of target t is
+      max {logits[:, c] : projection[c] = t}, as in WiSE-FT's ``ObjectNet.project_logits``.
 
-    ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n] index ``group_names`` where the
-    set has groups (the regions of FMoW), else None. ``metrics``: those that the set's field reports, the first one
-    being its headline. ``facts``: spec, kind, split, n, skipped (unreadable images left out), skipped_names (the first
-    five), matching (labels to names), streamed.
+    ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n]: indices into ``group_names``
+    where the set has groups (the regions of FMoW), else None. ``metrics``: the metrics usually reported for the set,
+    the primary one first. ``facts``: spec, kind, split, n, skipped (number of unreadable images left out),
+    skipped_names (the first five), matching (how labels were matched to names), streamed.
 
-    Images that cannot be read are no part of the set: ``labels``, ``groups``, ``len`` and ``facts`` are without them.
-    Small sets are decoded when they are loaded; large ones (``facts["streamed"]``) when they are first looked at, so
-    that what is unreadable shows, and ``len`` shrinks, during the first pass over ``batches``.
+    Images that cannot be read do not belong to the set: ``labels``, ``groups``, ``len`` and ``facts`` exclude them.
+    Small sets are decoded when they are loaded. Large sets (``facts["streamed"]``) are decoded when images are first
+    read, so that unreadable images are found, and ``len`` shrinks, during the first pass over ``batches``.
 
     Raises DatasetError for a set without images, labels or groups out of range, or a projection that does not fit.
 
@@ -105,7 +105,8 @@ class Dataset:
         if self.projection is not None:
             if len(self.projection) != len(self.classnames):
                 raise DatasetError(
-                    f"{shown(name)}: a projection of {len(self.projection)} for {len(self.classnames)} class names."
+                    f"{shown(name)}: the projection has {len(self.projection)} entries for "
+                    f"{len(self.classnames)} class names."
                 )
             if missing := set(range(len(self.target_names))) - set(self.projection):
                 raise DatasetError(
@@ -121,7 +122,7 @@ class Dataset:
 
     @property
     def listed(self) -> int:
-        """How many images there should be: ``len`` and those that cannot be read."""
+        """The number of listed images, including those that cannot be read."""
         return len(self._rows)
 
     @property
@@ -136,21 +137,21 @@ class Dataset:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What is known of the set by now, as plain data."""
+        """What is known about the set so far, as plain data."""
         lost = [self._source.lost[r] for r in self._rows if r in self._source.lost]
         return {**self._facts, "skipped": len(lost), "skipped_names": lost[:5], "n": len(self)}
 
     @property
     def _kept(self) -> Sequence[int]:
-        """Places in ``_rows`` of what is not known to be unreadable."""
+        """The positions in ``_rows`` of images that are not known to be unreadable."""
         lost = self._source.lost
         return [i for i, r in enumerate(self._rows) if r not in lost] if lost else range(len(self._rows))
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(images float32 [B, 3, H, W], labels int64 [B]) in order; the last batch may be smaller.
 
-        A batch that holds an unreadable image is smaller by it. Which images make a batch does not depend on what was
-        found unreadable before, so that every pass gives the same bits. Raises DatasetError where nothing is readable.
+        Unreadable images are left out of their batch and are not replaced, so that the batches of every pass are bit
+        for bit the same. Raises DatasetError where no image is readable.
         """
         starts = range(0, len(self._rows), batch_size)
         found = 0
@@ -167,9 +168,9 @@ class Dataset:
     def take(self, places: Sequence[int] | Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """(images float32 [B, 3, H, W], labels int64 [B]) at ``places``, each 0 ... ``listed`` - 1, without repetition.
 
-        Smaller by the images that cannot be read, which have their places all the same: what is at a place never
-        changes. ``seed``: draws the random crops of a set that was loaded with ``augment`` (other sets have none); a
-        crop depends on it and on the image alone. Raises DatasetError where none of them can be read.
+        Unreadable images are left out of the result but keep their places, so that the image at a place never changes.
+        ``seed``: the seed of the random crops of a set that was loaded with ``augment`` (other sets have none); a crop
+        depends only on the seed and the image. Raises DatasetError where none of the images can be read.
         """
         wanted = [int(p) for p in places]
         (rows, pixels), *_ = self._source.stream([[self._rows[p] for p in wanted]], seed)
@@ -185,23 +186,23 @@ class Dataset:
 
     def _unreadable(self, count: int) -> DatasetError:
         some = next((self._source.lost[r] for r in self._rows if r in self._source.lost), "")
-        return DatasetError(f"{shown(self.name)}: none of {count} images can be read, e.g. {shown(some)}.")
+        return DatasetError(f"{shown(self.name)}: none of the {count} images can be read, e.g. {shown(some)}.")
 
     def project(self, logits: Tensor) -> Tensor:
-        """Scores [B, T] whose columns are what ``labels`` index, from a classifier's logits [B, C].
+        """Scores [B, T], whose columns ``labels`` index, from a classifier's logits [B, C].
 
-        Without ``classes`` and ``projection`` the logits themselves; with ``classes`` T = C and the other columns are
-        -inf; with ``projection`` column t is the largest logit of the classes of target t. A head that has the targets
-        themselves (T columns) is taken as it is.
+        Without ``classes`` and ``projection``, the scores are the logits. With ``classes``, T = C and all other columns
+        are -inf. With ``projection``, column t is the largest logit of the classes that belong to target t; logits of a
+        head that has the targets themselves (T columns) are returned unchanged.
 
-        Raises DatasetError for logits of a number of classes that is neither C nor T.
+        Raises DatasetError for logits whose number of columns is neither C nor T.
         """
         if self.projection is not None and logits.shape[1] != len(self.projection):
             if logits.shape[1] == len(self.target_names):
                 return logits
             raise DatasetError(
-                f"{shown(self.name)}: logits of {logits.shape[1]} classes, neither {len(self.projection)} nor "
-                f"{len(self.target_names)}."
+                f"{shown(self.name)}: the logits have {logits.shape[1]} columns, but need {len(self.projection)} "
+                f"(one per class) or {len(self.target_names)} (one per target)."
             )
         if self.projection is not None:
             to = torch.tensor(self.projection, device=logits.device)
@@ -248,9 +249,10 @@ def _check_range(name: str, what: str, values: Tensor, count: int, names: str) -
 
 
 def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) -> list[int]:
-    """``size`` indices, balanced over the classes as far as these go, fixed by ``seed``; their order mixes the classes.
+    """``size`` indices, balanced over the classes as far as possible and determined by ``seed``; classes are mixed.
 
-    Every class's members are shuffled and dealt out one class after the other; a smaller ``size`` is a beginning of it.
+    The members of each class are shuffled, and one member of every class is taken in each round. The indices for a
+    smaller ``size`` are the first ones for a larger ``size``.
     """
     generator = torch.Generator().manual_seed(derive(seed, "stratified", *purpose))
     shuffled = torch.randperm(len(labels), generator=generator)
@@ -259,5 +261,5 @@ def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) ->
     for c in of_class.unique():
         at = of_class == c
         rank[at] = torch.arange(int(at.sum()))
-    order = torch.argsort(rank, stable=True)  # within a rank: the random order, a new one for every rank
+    order = torch.argsort(rank, stable=True)  # within a round, the order is random
     return [int(i) for i in shuffled[order][: len(labels) if size is None else size]]

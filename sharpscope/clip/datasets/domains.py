@@ -1,4 +1,4 @@
-"""DomainNet, and two data sets of WILDS, in the folders of their releases."""
+"""DomainNet and two data sets of WILDS, read from the folders of their releases."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _OTHER = "Other"
 
 
 def find_domainnet(request: Request) -> Found:
-    """``domainnet:DOMAIN``: the images that ``DOMAIN_test.txt`` lists (``DOMAIN/CLASS/NAME.jpg LABEL``), or, without
-    that file, all in the class folders of ``DOMAIN``."""
+    """``domainnet:DOMAIN``: the images listed in ``DOMAIN_test.txt``, one ``DOMAIN/CLASS/NAME.jpg LABEL`` per line.
+
+    Without that file, all images in the class folders of ``DOMAIN`` are used.
+    """
     root = _place(request, ("domainnet", "DomainNet"))
     split = "train" if request.split == "train" else "test"
     name = f"{request.rest}_{split}.txt"
@@ -45,11 +47,13 @@ def find_domainnet(request: Request) -> Found:
         path, _, label = text.rpartition(" ")
         parts = path.split("/")
         if not label.isdecimal() or len(parts) < 2 or ".." in parts or path.startswith("/"):
-            raise DatasetError(f"{shown(file)}, line {line}: '{shown(text)}' is no 'DOMAIN/CLASS/NAME.jpg LABEL'.")
+            raise DatasetError(
+                f"{shown(file)}, line {line}: '{shown(text)}' is not of the form 'DOMAIN/CLASS/NAME.jpg LABEL'."
+            )
         if folder_of.setdefault(int(label), parts[-2]) != parts[-2]:
             raise DatasetError(
-                f"{shown(file)}, line {line}: label {label} was '{shown(folder_of[int(label)])}' before, "
-                f"here it is '{shown(parts[-2])}'."
+                f"{shown(file)}, line {line}: label {label} stands for '{shown(parts[-2])}' here, but stood for "
+                f"'{shown(folder_of[int(label)])}' on an earlier line."
             )
         paths.append(path)
         numbers.append(int(label))
@@ -61,8 +65,11 @@ def find_domainnet(request: Request) -> Found:
 
 
 def find_iwildcam(request: Request) -> Found:
-    """``iwildcam`` (``iwildcam_v2.0/metadata.csv``, images in ``train/``; ``@id_test``, ``@test`` ...): 182 species,
-    judged by macro F1 (Koh et al. 2021, arXiv 2012.07421). Names from ``categories.csv`` where that has them by y."""
+    """``iwildcam`` (``iwildcam_v2.0/metadata.csv``, images in ``train/``; ``@id_test``, ``@test`` ...): 182 species.
+
+    The primary metric is macro F1 (Koh et al. 2021, arXiv 2012.07421). Class names come from ``categories.csv`` where
+    that file exists and names the label.
+    """
     root = _place(request, ("iwildcam_v2.0", os.path.join("wilds", "iwildcam_v2.0")))
     table = _csv(root / "metadata.csv", ("split", "filename", "y"))
     table = _of_split(table, request, root)
@@ -87,11 +94,11 @@ def find_iwildcam(request: Request) -> Found:
 
 
 def find_fmow(request: Request) -> Found:
-    """``fmow`` (``fmow_v1.1/rgb_metadata.csv``, ``images/rgb_img_ROW.png``; ``@id_test``, ``@test`` ...): 62 land uses,
-    judged by the worst of five regions (Koh et al. 2021, arXiv 2012.07421).
+    """``fmow`` (``fmow_v1.1/rgb_metadata.csv``, ``images/rgb_img_ROW.png``; ``@id_test``, ``@test`` ...): 62 land uses.
 
-    As there: images since 2016 are out of distribution (``test``), those of 2013-2015 are for its validation (``val``),
-    earlier ones are ``train``, ``id_val`` and ``id_test``; a country without a region is in ``Other``.
+    The primary metric is the accuracy in the worst of five regions (Koh et al. 2021, arXiv 2012.07421). As in that
+    paper, images since 2016 are the out-of-distribution ``test``, those of 2013 to 2015 its validation ``val``, and
+    earlier ones ``train``, ``id_val`` and ``id_test``; a country without a region is in ``Other``.
     """
     root = _place(request, ("fmow_v1.1", os.path.join("wilds", "fmow_v1.1")))
     table = _csv(root / "rgb_metadata.csv", ("split", "category", "country_code", "timestamp"))
@@ -138,7 +145,7 @@ def _csv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     except OSError as e:
         raise DatasetError(f"{shown(path)}: cannot be read: {e.strerror or e}.") from e
     except (ValueError, UnicodeError, pd.errors.ParserError) as e:
-        raise DatasetError(f"{shown(path)}: is no table ({shown(e)}).") from e
+        raise DatasetError(f"{shown(path)}: not a table ({shown(e)}).") from e
     if missing := [c for c in columns if c not in table.columns]:
         raise DatasetError(f"{shown(path)}: has no column '{missing[0]}'.")
     return table
@@ -148,5 +155,7 @@ def _of_split(table: pd.DataFrame, request: Request, root: Path) -> pd.DataFrame
     part = table[table["split"] == request.split]
     if not len(part):
         known = ", ".join(sorted({str(s) for s in table["split"]} - {"unused", "nan"}))
-        raise DatasetError(f"data set {shown(request.spec)}: {shown(root)} has no split '{request.split}' ({known}).")
+        raise DatasetError(
+            f"data set {shown(request.spec)}: {shown(root)} has no split '{request.split}'. Known: {known}."
+        )
     return part

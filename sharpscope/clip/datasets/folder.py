@@ -1,4 +1,5 @@
-"""Folders of class folders: torchvision's ImageFolder, and CLIP_benchmark's files of names and prompts beside them."""
+"""Folders with one folder per class, like torchvision's ImageFolder, with CLIP_benchmark's files of class names and
+prompts."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ _SPLITS = {"train": ("train",), "val": ("val", "test"), "test": ("test", "val")}
 def find_folder(request: Request) -> Found:
     """``folder:PATH``: class folders in torchvision.ImageFolder's order (hidden folders left out).
 
-    ``PATH`` may hold the splits ``train``, ``val``, ``test`` instead of classes, and ``classnames.txt`` (one line for
-    each class folder in sorted order, or their names) and ``zeroshot_classification_templates.txt``, as CLIP_benchmark
-    writes them.
+    ``PATH`` may contain the split folders ``train``, ``val`` and ``test`` instead of class folders. It may also contain
+    ``classnames.txt`` (one line for each class folder in sorted order, or their names) and
+    ``zeroshot_classification_templates.txt``, as CLIP_benchmark writes them.
     """
     top = Path(request.root).expanduser() / Path(request.rest).expanduser()
     folder, split = top, None
@@ -79,7 +80,7 @@ def class_images(
 
 
 def own_texts(folder: Path) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """(class names, templates) that lie in ``folder`` as CLIP_benchmark writes them, None where they do not."""
+    """(class names, templates) from CLIP_benchmark's files in ``folder``; None for a file that does not exist."""
     names, templates = folder / CLASSNAMES, folder / TEMPLATES
     return (
         read_classnames(names) if names.is_file() else None,

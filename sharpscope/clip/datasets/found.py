@@ -1,4 +1,4 @@
-"""What a layout finds on disk, and how it becomes a Dataset for the head at hand."""
+"""What a layout finds on disk, and how that becomes a Dataset for a given head."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Found", "Request", "assemble", "need_model"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is asked for, with which model and head."""
+    """A request for a data set: its spec taken apart, and the model and head that will read it."""
 
     spec: str
     kind: str
@@ -38,14 +38,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Found:
-    """The images of a set, nothing of them decoded yet, in its own numbering of classes.
+    """The images of a set, not decoded yet, with labels in the set's own numbering of classes.
 
-    ``classes``: the names of all classes that a head for the set has; ``labels`` int64 [n] index them, or, where
-    ``target_names`` is given, those (``projection`` then leads from the classes to them: see ``Dataset``). ``indexed``:
-    the classes have fixed numbers (ImageNet's 0 ... 999), so that a head with other words for them is known by its
-    length. ``partial``: images of classes that a head does not have are left out. ``present``: the classes that the set
-    can hold, where these are only some. ``before``: edits of each image before it is resized. ``where``: what messages
-    call the set.
+    ``classes``: the names of all classes that a head for the set has. ``labels`` int64 [n]: indices into ``classes``,
+    or into ``target_names`` where these are given (``projection`` then maps classes to targets, see ``Dataset``).
+    ``indexed``: whether the classes have fixed numbers (ImageNet's 0 to 999), so that a head with other names for them
+    is recognised by its number of classes. ``partial``: whether images of classes that a head lacks are left out.
+    ``present``: the classes that the set can contain; None for all. ``before``: edits of each image before it is
+    resized. ``where``: the name of the set in messages.
     """
 
     images: Images
@@ -67,7 +67,7 @@ class Found:
 
 @dataclass(frozen=True)
 class _Matched:
-    """Where the labels of a Found stand among a head's class names; -1 for images of classes that the head lacks."""
+    """How the labels of a Found map to a head's class names: ``to[label]``, -1 for classes that the head lacks."""
 
     classnames: tuple[str, ...]
     to: Sequence[int]
@@ -81,7 +81,7 @@ def need_model(request: Request) -> ClipModel:
     """The model; ConfigError without one."""
     if request.model is None:
         raise ConfigError(
-            f"data set {shown(request.spec)}: image files need a model, whose size, mean and std they are given."
+            f"data set {shown(request.spec)}: image files need a model, which sets their size and normalisation."
         )
     return request.model
 
@@ -89,7 +89,8 @@ def need_model(request: Request) -> ClipModel:
 def assemble(found: Found, request: Request) -> Dataset:
     """The Dataset of ``found`` for ``request``: labels in the head's numbering, at most ``limit`` images, balanced.
 
-    Sets that fit into memory are decoded and kept; others, and what is to be augmented, are decoded as they are read.
+    Sets that fit into memory are decoded now and kept. Larger sets, and sets that will be augmented, are decoded when
+    they are read.
     """
     model = need_model(request)
     if not len(found.labels):
@@ -110,7 +111,7 @@ def assemble(found: Found, request: Request) -> Dataset:
         source.keep(chosen)
         if len(source.lost) == len(chosen):
             raise DatasetError(
-                f"data set {shown(request.spec)}: none of {len(chosen)} images can be read, "
+                f"data set {shown(request.spec)}: none of the {len(chosen)} images can be read, "
                 f"e.g. {shown(next(iter(source.lost.values())))}."
             )
     return Dataset(
@@ -139,7 +140,7 @@ def assemble(found: Found, request: Request) -> Dataset:
 
 
 def _check_labels(found: Found) -> None:
-    """Labels out of range are found before anything else is done with them, the file or row named."""
+    """Raise DatasetError for a label out of range, naming its file or row, before the labels are used."""
     count = len(found.target_names or found.classes)
     bad = np.flatnonzero((found.labels < 0) | (found.labels >= count))
     if len(bad):
@@ -168,16 +169,16 @@ def _matched(found: Found, names: tuple[str, ...] | None) -> _Matched:
         return _Matched(names, every, "order", None, tuple(back), found.target_names)
     if to_all is not None:
         return _Matched(names, to_all, "order", _some(to_all, names, found.present))
-    if found.target_names is not None:  # a head of the coarser classes themselves
+    if found.target_names is not None:  # the head may have the coarser classes themselves
         classnames, to, matching = match(found.target_names, names, found.where)
         return _Matched(classnames, to, matching, _some(to, names, None))
     present = found.present or tuple(every)
-    classnames, to, matching = match([found.classes[c] for c in present], names, found.where)  # a head of these alone
+    classnames, to, matching = match([found.classes[c] for c in present], names, found.where)  # a head of only these
     at = dict(zip(present, to, strict=True))
     return _Matched(classnames, [at.get(c, -1) for c in every], matching, _some(to, names, None))
 
 
 def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:
-    """The head's classes that the set can hold, None for all of them."""
+    """The head's classes that the set can contain; None for all of them."""
     held = sorted(to if present is None else (to[c] for c in present))
     return tuple(held) if len(held) < len(names) else None

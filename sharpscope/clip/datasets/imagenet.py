@@ -30,18 +30,18 @@ FOLDERS: Final[dict[str, tuple[str, ...]]] = {
     "imagenet-sketch": ("sketch", "imagenet-sketch"),
     "objectnet": ("objectnet-1.0", "objectnet"),
 }
-"""Named set -> its folder under the data root, the first one being WiSE-FT's (arXiv 2109.01903)."""
+"""Each set -> the names that its folder under the data root may have; the first is WiSE-FT's (arXiv 2109.01903)."""
 
 
 @functools.cache
 def wnids(kind: str = "imagenet") -> tuple[str, ...]:
-    """WordNet ids of the classes in the order of their numbers, from timm's lists: of imagenet, imagenet_a or _r."""
+    """WordNet ids of the classes of ``kind`` (imagenet, imagenet_a, imagenet_r), ordered by class number; from timm."""
     file = resources.files("timm").joinpath("data", "_info", f"{kind}_synsets.txt")
     return tuple(file.read_text(encoding="utf-8").split())
 
 
 def place(request: Request) -> Path:
-    """The set's folder under the data root; DatasetError naming those that were looked for."""
+    """The set's folder under the data root; a DatasetError names the folders that were tried."""
     root = Path(request.root).expanduser()
     tried = [root / f for f in FOLDERS[request.kind]]
     for folder in tried:
@@ -54,10 +54,11 @@ def place(request: Request) -> Path:
 
 
 def find_imagenet(request: Request) -> Found:
-    """``imagenet`` (``val_in_folder`` or ``val``; ``@train``; ``@FILE``: those of train that an index file lists),
-    ``imagenet-v2`` (folders 0 ... 999), ``imagenet-a``, ``imagenet-r`` (200 classes each) and ``imagenet-sketch``.
+    """``imagenet``, ``imagenet-v2``, ``imagenet-a``, ``imagenet-r`` and ``imagenet-sketch``.
 
-    An index file is text, one image a line as ``n01440764/n01440764_10026.JPEG``.
+    ``imagenet`` reads the folder ``val_in_folder`` or ``val``; ``@train`` reads ``train``, and ``@FILE`` the images of
+    ``train`` that an index file lists, one per line as ``n01440764/n01440764_10026.JPEG``. The folders of
+    ``imagenet-v2`` are the class numbers 0 to 999. ``imagenet-a`` and ``imagenet-r`` have 200 classes each.
     """
     folder = place(request)
     kind = request.kind
@@ -68,24 +69,29 @@ def find_imagenet(request: Request) -> Found:
     numbers = {str(i): i for i in range(1000)} if kind == "imagenet-v2" else {w: i for i, w in enumerate(wnids())}
     found = class_folders(folder, request.spec)
     if unknown := [f for f in found if f not in numbers]:
-        what = "number of a class (0 ... 999)" if kind == "imagenet-v2" else "WordNet id of an ImageNet class"
-        raise DatasetError(f"{shown(folder)}: folder '{shown(unknown[0])}' is no {what}.")
+        what = "number of a class (0 to 999)" if kind == "imagenet-v2" else "WordNet id of an ImageNet class"
+        raise DatasetError(f"{shown(folder)}: folder '{shown(unknown[0])}' is not the {what}.")
     if not found:
-        raise DatasetError(f"{shown(folder)}: no class folders; images have to lie in a folder for each class.")
+        raise DatasetError(
+            f"{shown(folder)}: there are no class folders. The images of each class must lie in a folder of their own."
+        )
     present = None
     if kind in ("imagenet-a", "imagenet-r"):
         present = tuple(sorted(numbers[w] for w in wnids(kind.replace("-", "_"))))
         if outside := [f for f in found if numbers[f] not in present]:
-            raise DatasetError(f"{shown(folder)}: folder '{shown(outside[0])}' is none of the 200 classes of {kind}.")
+            raise DatasetError(
+                f"{shown(folder)}: folder '{shown(outside[0])}' is not one of the 200 classes of {kind}."
+            )
     found.sort(key=lambda f: numbers[f])
     paths, labels = class_images(folder, found, lambda i: numbers[found[i]])
     return _found(request, folder, paths, labels, present)
 
 
 def find_objectnet(request: Request) -> Found:
-    """``objectnet``: its 113 classes that ImageNet has too, each of them one or several of ImageNet's.
+    """``objectnet``: the 113 ObjectNet classes that ImageNet also has, each as one or several ImageNet classes.
 
-    Which they are is read from the ``mappings`` of its own download. The red border of 2 pixels is cut off.
+    The correspondence is read from the folder ``mappings`` of ObjectNet's download. Each image's red border of 2 pixels
+    is cut off.
     """
     folder = place(request)
     mapping = folder / "mappings"
@@ -97,7 +103,10 @@ def find_objectnet(request: Request) -> Found:
         for word in str(meant).split("; "):
             index = words.get(word)
             if index is None or label not in labels_of:
-                raise DatasetError(f"{shown(mapping)}: '{shown(label)}' means '{shown(word)}', which has no number.")
+                raise DatasetError(
+                    f"{shown(mapping)}: '{shown(label)}' is mapped to '{shown(word)}', but one of the two is missing "
+                    "from the other mapping files."
+                )
             members.setdefault(labels_of[label], []).append(index)
     folders = sorted(members)
     projection = [-1] * 1000
@@ -124,8 +133,11 @@ def find_objectnet(request: Request) -> Found:
 
 
 def find_subset(request: Request) -> Found:
-    """``subset:FILE``: classes that unite several of ImageNet's (Entity-30, Living-17 of BREEDS; Santurkar et al. 2021,
-    arXiv 2008.04859), one a line as ``name: n01629819 n01630670``; images from ``imagenet/val`` (``@train``: train)."""
+    """``subset:FILE``: classes that each unite several ImageNet classes, such as Entity-30 and Living-17 of BREEDS.
+
+    FILE has one class per line, as ``name: n01629819 n01630670``. The images are those of ``imagenet/val``, or of
+    ``imagenet/train`` with ``@train``. Source: Santurkar et al. 2021, arXiv 2008.04859.
+    """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     folder = _split(request, place(_as_imagenet(request)))
     names: list[str] = []
@@ -135,7 +147,7 @@ def find_subset(request: Request) -> Found:
         wanted = ids.replace(",", " ").split()
         bad = [w for w in wanted if w in label or w not in wnids()]
         if not colon or not name.strip() or not wanted or bad or name.strip() in names:
-            why = f"'{shown(bad[0])}' is unknown or in two classes" if bad else "needs 'name: wnid wnid ...'"
+            why = f"'{shown(bad[0])}' is unknown or in two classes" if bad else "the form is 'name: wnid wnid ...'"
             raise DatasetError(f"{shown(path)}, line {line}: {why}.")
         label |= dict.fromkeys(wanted, len(names))
         names.append(name.strip())
@@ -161,14 +173,14 @@ def _split(request: Request, folder: Path) -> Path:
 
 
 def _listed(request: Request, folder: Path) -> Found:
-    """The images of train that an index file lists, without a look at the others."""
+    """The images of ``train`` that an index file lists; other images are not read."""
     file = Path(request.root).expanduser() / request.split
     numbers = {w: i for i, w in enumerate(wnids())}
     paths = list(read_lines(file, "index file"))
     for line, path in enumerate(paths, 1):
         parts = path.split("/")
         if parts[0] not in numbers or len(parts) < 2 or ".." in parts:
-            raise DatasetError(f"{shown(file)}, line {line}: '{shown(path)}' is no image as n01440764/NAME.JPEG.")
+            raise DatasetError(f"{shown(file)}, line {line}: '{shown(path)}' is not of the form n01440764/NAME.JPEG.")
     labels = np.array([numbers[p.partition("/")[0]] for p in paths], dtype=np.int64)
     return _found(request, folder, paths, labels, None)
 
@@ -196,7 +208,7 @@ def _json(path: Path) -> dict[str, Any]:
     except OSError as e:
         raise DatasetError(f"{shown(path)}: cannot be read ({e.strerror or e}); ObjectNet's download has it.") from e
     except ValueError as e:
-        raise DatasetError(f"{shown(path)}: is no JSON ({shown(e)}).") from e
+        raise DatasetError(f"{shown(path)}: not JSON ({shown(e)}).") from e
     if not isinstance(data, dict):
-        raise DatasetError(f"{shown(path)}: is no JSON object.")
+        raise DatasetError(f"{shown(path)}: not a JSON object.")
     return data

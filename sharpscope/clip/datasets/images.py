@@ -1,4 +1,4 @@
-"""From image files, archives and arrays to uint8 pixels: decoded by all cores, in order, never more than needed."""
+"""From image files, archives and arrays to uint8 pixels, decoded in order by all cores and only as far as needed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from sharpscope.seeds import derive
 __all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits"]
 
 KEPT_BYTES: Final = 4 * 2**30
-"""Decoded sets of up to this size in all stay in memory: each is read at every alpha."""
+"""Bytes of decoded pixels that all data sets together may keep in memory. A set that would exceed the limit is decoded
+again at every point of the path."""
 PATIENCE: Final = 600.0
-"""Seconds that one image may take, on a slow network say, before the run says which it waits for."""
-_AHEAD: Final = 256  # images decoded before they are asked for
+"""Seconds that reading one image may take before the run says which image it is waiting for."""
+_AHEAD: Final = 256  # number of images that are decoded ahead of their use
 
 Edit = Callable[[Image.Image, str], Image.Image]
 """A change of an image that may depend on its name."""
@@ -43,7 +44,7 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
-        """What users know image ``i`` by, in messages and as the seed of its corruption."""
+        """The name of image ``i`` in messages, which is also the seed of its corruption."""
         ...
 
     def open(self, i: int) -> Image.Image:
@@ -64,7 +65,7 @@ class Files:
         return self.paths[i]
 
     def open(self, i: int) -> Image.Image:
-        # a named pipe or a device in an image's place must not hang the run: opened without waiting, then looked at
+        # opened without blocking and then checked, so that a named pipe or a device cannot hang the run
         fd = os.open(os.path.join(self.root, self.paths[i]), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -89,7 +90,7 @@ class Arrays:
 
 
 class Indexed:
-    """Images that some library hands out by number, by ``get(i)``."""
+    """Images that a library provides by number, through ``get(i)``."""
 
     def __init__(self, count: int, get: Callable[[int], Any], name: str) -> None:
         self.count, self.get, self.label = count, get, name
@@ -106,11 +107,12 @@ class Indexed:
 
 
 class Decoded:
-    """``images`` as the model wants them: uint8 [3, H, W], after ``edits`` before and ``after`` behind its geometry.
+    """``images`` in the model's size, uint8 [3, H, W].
 
-    Image i of a stream is decoded by one of as many threads as there are cores while earlier ones are being used. What
-    cannot be read goes to ``lost``. With :meth:`keep` everything is decoded once and stays in memory. With ``augment``
-    a stream that is given a seed takes a random crop of every image in place of the model's geometry.
+    The edits ``before`` are applied before the model's geometry (resizing and cropping), the edits ``after``
+    afterwards. One thread per core decodes images while earlier images are used. Unreadable images are recorded in
+    ``lost``. With :meth:`keep`, images are decoded once and stay in memory. With ``augment``, a stream with a seed
+    takes a random crop of every image instead of the model's geometry.
     """
 
     _alive: ClassVar[weakref.WeakSet[Decoded]] = weakref.WeakSet()
@@ -142,7 +144,7 @@ class Decoded:
 
     @classmethod
     def kept_bytes(cls) -> int:
-        """What all sets that are kept take together."""
+        """The bytes that all kept sets occupy together."""
         return sum(s._kept.nbytes for s in cls._alive if s._kept is not None)
 
     def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
@@ -155,7 +157,8 @@ class Decoded:
             yield good, self._kept[torch.tensor([self._place[r] for r in good], dtype=torch.long)]
 
     def _decoded(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
-        # PIL remarks on odd metadata; a filter, as catch_warnings would reach into whatever runs between two batches
+        # PIL warns about odd metadata. A filter is used, because catch_warnings would also affect the code that runs
+        # between two batches.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         pool = ThreadPoolExecutor(max_workers=_cores(), thread_name_prefix="decode")
         waiting: deque[list[tuple[int, Future[Tensor | None]]]] = deque()
@@ -182,14 +185,15 @@ class Decoded:
                 image = future.result(timeout=PATIENCE)
             except TimeoutError as e:
                 raise DatasetError(
-                    f"{shown(self.images.name(row))}: not decoded after {PATIENCE:.0f} s; is its disk still there?"
+                    f"{shown(self.images.name(row))}: this image was not decoded within {PATIENCE:.0f} s. "
+                    "Is the disk still attached?"
                 ) from e
             if image is not None:
                 pixels[len(good)] = image
                 good.append(row)
             elif row in self._seen:
                 name = shown(self.images.name(row))
-                raise DatasetError(f"{name}: this image could be read before and cannot be any more.")
+                raise DatasetError(f"{name}: this image could be read earlier, but can no longer be read.")
             else:
                 self.lost[row] = self.images.name(row)
         self._seen.update(good)
@@ -199,12 +203,12 @@ class Decoded:
         """uint8 [H, W, 3] of one image, None where it cannot be read; decompression bombs count as unreadable."""
         try:
             image = self.images.open(row)
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL would only warn
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # PIL itself would only warn
                 return None
             image, name = image.convert("RGB"), self.images.name(row)
             for edit in self.before:
                 image = edit(image, name)
-            # as open_clip's image_transform does, before it turns pixels into floats
+            # the steps of open_clip's image_transform before pixels become floats
             if seed is not None:
                 image = random_crop(image, self.model.image_size, derive(seed, row))
             else:
@@ -215,7 +219,7 @@ class Decoded:
             return torch.from_numpy(np.array(image, dtype=np.uint8))
         except MemoryError:
             raise
-        except Exception:  # broken files raise OSError, SyntaxError, struct.error, ... as their format likes
+        except Exception:  # broken files raise OSError, SyntaxError, struct.error, ..., depending on their format
             return None
 
 

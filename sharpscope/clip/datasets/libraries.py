@@ -18,8 +18,10 @@ __all__ = ["find_hf", "find_torchvision"]
 
 
 def find_torchvision(request: Request) -> Found:
-    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root; nothing is loaded
-    down."""
+    """``torchvision:NAME`` (``@SPLIT``): a classification set of torchvision below the data root.
+
+    Nothing is downloaded.
+    """
     from torchvision import datasets  # type: ignore[import-untyped]
 
     if request.rest not in datasets.__all__:
@@ -42,7 +44,7 @@ def find_torchvision(request: Request) -> Found:
     labels = next((getattr(theirs, a) for a in ("targets", "labels", "_labels", "y") if hasattr(theirs, a)), None)
     classes = getattr(theirs, "classes", None)
     if labels is None:
-        raise ConfigError(f"data set {shown(request.spec)}: torchvision gives it no list of class labels.")
+        raise ConfigError(f"data set {shown(request.spec)}: torchvision provides no list of class labels for it.")
     array = np.asarray(labels).astype(np.int64)
     if classes is None:
         classes = request.classnames or [str(i) for i in range(int(array.max()) + 1)]
@@ -52,12 +54,17 @@ def find_torchvision(request: Request) -> Found:
 
 
 def find_hf(request: Request) -> Found:
-    """``hf:NAME`` (``@SPLIT``): a set of the datasets library: a folder below the data root (saved by it, or of image
-    files), or a name on the hub. Its first image column and its first class label column are taken."""
+    """``hf:NAME`` (``@SPLIT``): a data set of the library ``datasets``.
+
+    NAME is a folder below the data root (saved by the library, or of image files) or a name on the Hugging Face hub.
+    The first image column and the first class label column are used.
+    """
     try:
         datasets: Any = importlib.import_module("datasets")  # an extra, not installed everywhere
     except ImportError as e:
-        raise ConfigError(f"data set {shown(request.spec)}: needs datasets (pip install 'sharpscope[hf]').") from e
+        raise ConfigError(
+            f"data set {shown(request.spec)}: it needs the package datasets (pip install 'sharpscope[hf]')."
+        ) from e
     path = Path(request.root).expanduser() / request.rest
     try:
         if (path / "dataset_dict.json").is_file():
@@ -66,14 +73,14 @@ def find_hf(request: Request) -> Found:
             table = datasets.load_from_disk(str(path))
         else:
             table = datasets.load_dataset(str(path) if path.is_dir() else request.rest, split=request.split)
-    except Exception as e:  # the library raises what its many readers do
+    except Exception as e:  # the library's many readers raise many kinds of errors
         raise DatasetError(f"data set {shown(request.spec)}: {shown(e, 200)}") from e
     features = table.features
     image = next((n for n, f in features.items() if isinstance(f, datasets.Image)), None)
     label = next((n for n, f in features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image is None or label is None:
         raise DatasetError(
-            f"data set {shown(request.spec)}: needs an image and a class label column; it has "
+            f"data set {shown(request.spec)}: it needs an image column and a class label column; its columns are "
             f"{shown(', '.join(features))}."
         )
     names = tuple(spoken(n) for n in features[label].names)

@@ -24,7 +24,7 @@ _SEEDS: Final[Mapping[str, str]] = {"train": "train", "val": "select", "test": "
 
 
 class _Rendered:
-    """Images of the embedded world, drawn when somebody looks at them, and then kept."""
+    """Images of the embedded world, which are drawn when they are first read, and then kept."""
 
     def __init__(self, domain: str, split: str, model: ClipModel | None, edits: Sequence[Edit] = ()) -> None:
         what = (domain, MINI_SIZES[split], miniworld.SEEDS[_SEEDS[split]])
@@ -64,8 +64,8 @@ class _Rendered:
         return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(image.height, image.width, 3)
 
 
-# Several pairs of one study look at the same pictures. Only those of the world's own size are shared: another model's
-# geometry is its own.
+# Several pairs of one study read the same images. They are shared only at the world's own size, because the images at
+# another size depend on the model's geometry.
 _RENDERED: dict[tuple[str, str], _Rendered] = {}
 
 

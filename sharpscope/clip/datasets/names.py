@@ -12,9 +12,9 @@ __all__ = ["folded", "match", "match_indexed", "read_classnames", "read_lines", 
 
 
 def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
-    """The lines of a UTF-8 text file (BOM or not), outer spaces removed; DatasetError for a blank line.
+    """The lines of a UTF-8 text file (with or without BOM), stripped; DatasetError for a blank line.
 
-    The word ``imagenet`` in place of a path: ImageNet's 1000 names, or its 80 templates, as open_clip has them.
+    The word ``imagenet`` instead of a path stands for ImageNet's 1000 names, or its 80 templates, from open_clip.
     """
     if str(path) == "imagenet":
         return imagenet_templates() if what == "templates" else imagenet_classnames()
@@ -28,14 +28,14 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     lines = [line.strip() for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n")]
     for number, content in enumerate(lines, 1):
         if not content:
-            raise DatasetError(f"{what}: {shown(path)}, line {number}: blank.")
+            raise DatasetError(f"{what}: {shown(path)}, line {number}: the line is blank.")
     return tuple(lines)
 
 
 def read_classnames(path: str | Path) -> tuple[str, ...]:
-    """Class names, one a line, in the order of the head's rows; DatasetError for a blank or duplicate line.
+    """Class names, one per line, in the order of the head's rows; DatasetError for a blank or duplicate line.
 
-    ImageNet's usual names are taken as they are, although two of them ("missile", "sunglasses") name two classes each.
+    ImageNet's usual names are accepted, although two of them ("missile", "sunglasses") name two classes each.
     """
     names = read_lines(path, "class names")
     if names == imagenet_classnames():
@@ -46,42 +46,42 @@ def read_classnames(path: str | Path) -> tuple[str, ...]:
         if before != number:
             raise DatasetError(
                 f"class names: {shown(path)}, line {number}: '{shown(name)}' is on line {before} already; "
-                "every class needs a name of its own."
+                "every class needs a different name."
             )
     return names
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Prompts, one a line, ``{}`` for the class name (CLIP_benchmark's ``{c}`` becomes it)."""
+    """Prompts, one per line, with ``{}`` for the class name; CLIP_benchmark's ``{c}`` is replaced by it."""
     lines = tuple(line.replace("{c}", "{}") for line in read_lines(path, "templates"))
     for number, line in enumerate(lines, 1):
         if "{}" not in line:
-            raise DatasetError(f"templates: {shown(path)}, line {number}: no {{}} where the class name goes.")
+            raise DatasetError(f"templates: {shown(path)}, line {number}: {{}} is missing where the class name goes.")
     return lines
 
 
 def folded(name: str) -> str:
-    """``name`` as it is compared: ``_`` as space, case aside."""
+    """``name`` in the form in which names are compared: with ``_`` as space, ignoring case."""
     return " ".join(name.replace("_", " ").split()).casefold()
 
 
 def spoken(folder: str) -> str:
-    """A folder's name as a class name."""
+    """A folder's name as a class name, with ``_`` as space."""
     return " ".join(folder.replace("_", " ").split()) or folder
 
 
 def match(found: Sequence[str], classnames: Sequence[str] | None, where: str) -> tuple[tuple[str, ...], list[int], str]:
     """(class names, index of each found class among them, how they were matched: own | name | order).
 
-    By name where every found class is among ``classnames``; else in order where there are as many and no name says
-    otherwise. Raises DatasetError where neither holds.
+    Classes are matched by name where every found class is among ``classnames``, else in order where there are equally
+    many and no name contradicts the order. Raises DatasetError where neither is possible.
     """
     if classnames is None:
         return tuple(spoken(f) for f in found), list(range(len(found))), "own"
     by_name = _places(found, classnames)
     if all(len(b) == 1 for b in by_name) and len({b[0] for b in by_name}) == len(by_name):
         return tuple(classnames), [b[0] for b in by_name], "name"
-    # some names fit, but at other places: sorted order would contradict them
+    # In order only where every name that is known is at its own place.
     if len(found) == len(classnames) and all(i in b for i, b in enumerate(by_name) if b):
         return tuple(classnames), list(range(len(found))), "order"
     unknown = [shown(f, 40) for f, b in zip(found, by_name, strict=True) if not b]
@@ -95,9 +95,10 @@ def match(found: Sequence[str], classnames: Sequence[str] | None, where: str) ->
 def match_indexed(own: Sequence[str], classnames: Sequence[str], where: str) -> list[int] | None:
     """Index among ``classnames`` of each class of a set whose classes have a fixed number (ImageNet's 0 ... 999).
 
-    The numbers themselves where there are as many names and at least half of those that fit at all fit in their place:
-    there are several lists of names for ImageNet, the same one in two places even, but all in one order. Else by name;
-    None where some have none. Raises DatasetError for as many names in another order that cannot be told by name.
+    Classes keep their numbers where there are equally many names, and at least half of the names that match any class
+    match at their own number. (There are several lists of ImageNet names, some with a name that occurs twice, but all
+    in the same order.) Otherwise classes are matched by name. Returns None where some classes have no matching name.
+    Raises DatasetError for equally many names in a different order that do not match by name.
     """
     by_name = _places(own, classnames)
     fitting = [i in b for i, b in enumerate(by_name) if b]
@@ -107,7 +108,7 @@ def match_indexed(own: Sequence[str], classnames: Sequence[str], where: str) -> 
         return [b[0] for b in by_name]
     if len(own) == len(classnames):
         raise DatasetError(
-            f"{shown(where)}: the {len(own)} class names are in another order than the set's classes.\n"
+            f"{shown(where)}: the {len(own)} class names are in a different order from the data set's classes.\n"
             "Remedy: give one name for each class, in the data set's own order."
         )
     return None

@@ -1,4 +1,4 @@
-"""Tar shards in webdataset's layout, as CLIP_benchmark exports them: indexed once, read in place, never unpacked."""
+"""Tar shards in webdataset's layout, as CLIP_benchmark exports them; they are indexed once and never unpacked."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class _Members:
 
 
 def find_shards(request: Request) -> Found:
-    """``wds:PATH``: a folder with ``SPLIT/{0..N}.tar``, ``SPLIT/nshards.txt``, ``classnames.txt`` and
-    ``zeroshot_classification_templates.txt``, or the shards themselves (``PATH/{00..09}.tar``).
+    """``wds:PATH``: a folder of tar shards, or the shards themselves (``PATH/{00..09}.tar``).
 
-    Every sample is an image (webp, png, jpg, jpeg) and a ``.cls`` with its label, as text. Names inside a shard are
-    labels only: nothing is written, links and devices are passed over.
+    The folder contains ``SPLIT/{0..N}.tar``, ``SPLIT/nshards.txt``, ``classnames.txt`` and
+    ``zeroshot_classification_templates.txt``. Every sample is an image (webp, png, jpg, jpeg) and a ``.cls`` member
+    with its label as text. Member names only identify samples: no file is written, and links and devices are skipped.
     """
     path = Path(request.root).expanduser() / Path(request.rest).expanduser()
     if path.name.endswith(".tar"):
@@ -72,7 +72,7 @@ def find_shards(request: Request) -> Found:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """The files of a brace pattern: {00..09} keeps its zeros."""
+    """The files of a brace pattern; the numbers of {00..09} keep their leading zeros."""
     found = _BRACES.search(pattern)
     if found is None:
         return [pattern]
@@ -88,14 +88,14 @@ def _counted(folder: Path) -> list[str]:
     except OSError as e:
         raise DatasetError(f"{shown(file)}: cannot be read ({e.strerror or e}); CLIP_benchmark writes it.") from e
     except ValueError as e:
-        raise DatasetError(f"{shown(file)}: holds no number of shards.") from e
+        raise DatasetError(f"{shown(file)}: the file must hold the number of shards.") from e
     if not 1 <= count <= 1_000_000:
-        raise DatasetError(f"{shown(file)}: {count} shards.")
+        raise DatasetError(f"{shown(file)}: {count} shards; there must be between 1 and 1,000,000.")
     return [str(folder / f"{i}.tar") for i in range(count)]
 
 
 def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
-    """(key, image, label) of every sample, in the shard's order; DatasetError for anything that is no whole sample."""
+    """(key, image, label) of every sample, in the shard's order; DatasetError for an incomplete sample."""
     images: dict[str, _Part] = {}
     labels: dict[str, int] = {}
     for name, part in _files(shard):
@@ -104,7 +104,8 @@ def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
         if kind not in (*_IMAGES, ".cls"):
             continue
         if key in (labels if kind == ".cls" else images):
-            raise DatasetError(f"{shown(shard)}: two members '{shown(name)}' for one sample.")
+            what = "label" if kind == ".cls" else "image"
+            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' is a second {what} of one sample.")
         if kind != ".cls":
             images[key] = part
             continue
@@ -112,7 +113,7 @@ def _samples(shard: str) -> Iterator[tuple[str, _Part, int]]:
         try:
             labels[key] = int(text)
         except ValueError:
-            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' holds no label.") from None
+            raise DatasetError(f"{shown(shard)}: member '{shown(name)}' does not hold an integer label.") from None
     if lonely := images.keys() ^ labels.keys():
         key = min(lonely)
         raise DatasetError(f"{shown(shard)}: sample '{shown(key)}' has no {'label' if key in images else 'image'}.")
@@ -127,7 +128,7 @@ def _files(shard: str) -> Iterator[tuple[str, _Part]]:
                 if not member.isreg() or member.issparse():
                     continue
                 if member.size < 0 or member.offset_data + member.size > size:
-                    raise DatasetError(f"{shown(shard)}: cut off in member '{shown(member.name)}'.")
+                    raise DatasetError(f"{shown(shard)}: the file ends within member '{shown(member.name)}'.")
                 yield member.name, (shard, member.offset_data, member.size)
     except OSError as e:
         raise DatasetError(f"{shown(shard)}: cannot be read: {e.strerror or e}.") from e
@@ -135,7 +136,7 @@ def _files(shard: str) -> Iterator[tuple[str, _Part]]:
         with open(shard, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         hint = " It is gzipped: unpack it with gunzip first." if packed else ""
-        raise DatasetError(f"{shown(shard)}: no tar archive, or a damaged one ({shown(e)}).{hint}") from e
+        raise DatasetError(f"{shown(shard)}: not a tar archive, or a damaged one ({shown(e)}).{hint}") from e
 
 
 def _read(part: _Part) -> bytes:

@@ -33,14 +33,14 @@ Finder = Callable[[Request], Found]
 
 @dataclass(frozen=True)
 class Layout:
-    """One kind of data set: how its specs look, and the function that finds its images."""
+    """One kind of data set: the form of its specs, and the function that finds its images."""
 
     name: str
-    """What its specs begin with, or are."""
+    """The part of a spec before the colon, or the whole spec where ``rest`` is empty."""
     rest: str
-    """What stands behind the colon (``PATH``, ``NAME`` ...); empty where the name is the whole spec."""
+    """A placeholder for the part after the colon (``PATH``, ``NAME`` ...); empty where the name is the whole spec."""
     find: Finder | None
-    """None: the embedded world, whose arrays are drawn rather than found."""
+    """None for the embedded world, whose images are drawn."""
 
     @property
     def form(self) -> str:
@@ -67,18 +67,18 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
 
 
 def register_dataset(name: str, rest: str = "") -> Callable[[Finder], Finder]:
-    """Decorator: make a function that finds images a kind of data set, for every command that takes a spec.
+    """Decorator: register a function that finds images as a kind of data set, for every command that takes a spec.
 
     >>> @register_dataset("pets", "PATH")  # doctest: +SKIP
     ... def find_pets(request):
     ...     return Found(Files(folder, paths), labels, classes, str(folder))
 
     Args:
-        name: what specs begin with; ``name:REST[@SPLIT]``, or ``name[@SPLIT]`` where ``rest`` is empty.
-        rest: what stands behind the colon, in capitals, for messages.
+        name: the beginning of specs, which are ``name:REST[@SPLIT]``, or ``name[@SPLIT]`` where ``rest`` is empty.
+        rest: a placeholder, in capitals, for the part after the colon; messages show it.
 
-    The function gets a ``Request`` (what stands behind the colon, the split, the data root) and returns a ``Found``
-    (images that are not decoded yet, labels int64 [n], class names). Raises ConfigError for a name that is known.
+    The function gets a ``Request`` (the part after the colon, the split, the data root) and returns a ``Found`` (images
+    that are not decoded yet, labels int64 [n], class names). Raises ConfigError for a name that is taken.
     """
 
     def register(find: Finder) -> Finder:
@@ -93,7 +93,7 @@ _CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", 
 
 @dataclass(frozen=True)
 class _Spec:
-    """KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY], taken apart."""
+    """The parts of a spec KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY]."""
 
     kind: str
     rest: str
@@ -117,15 +117,16 @@ def load_dataset(
 
     ``mini:DOMAIN``: the embedded world; train, val and test are disjoint draws. ``folder:PATH``: class folders;
     ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
-    ``subset:FILE``; or a name of its own (``imagenet``, ``objectnet`` ...), looked for under ``data_root``. Paths are
-    under ``data_root`` unless absolute. ``@SPLIT`` behind a spec overrides ``split``; ``+gaussian_noise@3`` corrupts
-    the images (ImageNet-C's names, severity 1 ... 5).
+    ``subset:FILE``; or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under ``data_root``.
+    Paths are relative to ``data_root`` unless they are absolute. ``@SPLIT`` after a spec overrides ``split``;
+    ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5).
 
-    ``classnames``: the names of the head's rows (a sequence, or a text file), which labels then index: by name (case
-    aside, ``_`` as space) where all classes are among them, else in order where there are as many. ``templates``: in
-    place of the set's own. ``limit``: at most so many images, a fixed balanced choice by ``seed``. ``augment``: for
-    training: the images can be had as random crops (``Dataset.take``); arrays and the embedded world stay as they are.
-    Raises ConfigError for a spec of no known kind, DatasetError for anything wrong with the data.
+    ``classnames``: the class names of the head's rows (a sequence, or a text file), which labels then index. Classes
+    are matched by name (ignoring case, with ``_`` as space) where all of them are among the names, else in order where
+    there are equally many. ``templates``: replace the set's own. ``limit``: the largest number of images, chosen
+    balanced over the classes by ``seed``. ``augment``: whether ``Dataset.take`` can return random crops, for training;
+    arrays and the embedded world are never cropped. Raises ConfigError for a spec of an unknown kind, DatasetError for
+    any problem with the data.
     """
     asked = _parsed(spec)
     names = read_classnames(classnames) if isinstance(classnames, (str, Path)) else classnames
@@ -154,20 +155,20 @@ def load_dataset(
 
 
 def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:
-    """Raise one DatasetError for all of ImageNet's relatives among ``specs`` that are not below ``data_root``."""
+    """Raise one DatasetError that names all ImageNet variants among ``specs`` whose folders ``data_root`` lacks."""
     root = Path(data_root or ".").expanduser()
     kinds = dict.fromkeys(_parsed(spec).kind for spec in specs)
     wanted = {k: FOLDERS[k] for k in kinds if k in FOLDERS}
     missing = [f"{k} ({tried[0]}/)" for k, tried in wanted.items() if not any((root / t).is_dir() for t in tried)]
     if missing:
         raise DatasetError(
-            f"data root {shown(root)}: lacks the folders of {', '.join(missing)}.\n"
+            f"data root {shown(root)}: the folders of {', '.join(missing)} are missing.\n"
             "Remedy: --data-root is the folder that holds imagenet/, imagenet-r/, sketch/ ... side by side."
         )
 
 
 def check_spec(spec: str) -> tuple[str, str]:
-    """(kind, rest) of a data set spec, without opening any data; ConfigError for an unknown kind, domain or split."""
+    """(kind, rest) of a data set spec, without reading data; ConfigError for an unknown kind, domain or split."""
     asked = _parsed(spec)
     return asked.kind, asked.rest
 
@@ -186,7 +187,7 @@ def _parsed(spec: str) -> _Spec:
         whole, edits = found["spec"], (corruption(name, severity),)
     kind, colon, rest = whole.partition(":")
     split = None
-    if kind not in ("folder", "npz"):  # their paths may hold an @, and they have no other splits
+    if kind not in ("folder", "npz"):  # their paths may contain @, and they have no other splits
         if colon:
             rest, at, last = rest.rpartition("@") if "@" in rest else (rest, "", "")
         else:
@@ -207,7 +208,7 @@ def _parsed(spec: str) -> _Spec:
     if kind == "mini" and rest not in miniworld.DOMAINS:
         near = did_you_mean(rest, miniworld.DOMAINS)
         raise ConfigError(
-            f"data set: '{shown(spec)}' is no domain of the embedded world.{near} "
+            f"data set: '{shown(spec)}' is not a domain of the embedded world.{near} "
             f"Known: {', '.join(miniworld.DOMAINS)}."
         )
     if kind == "mini" and split is not None and split not in MINI_SIZES:

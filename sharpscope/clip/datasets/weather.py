@@ -1,4 +1,4 @@
-"""ImageNet-C's weather: float images [H, W, 3] in [0, 1], ``s`` the severity less one."""
+"""ImageNet-C's weather corruptions of float images [H, W, 3] in [0, 1]; ``s`` is the severity minus one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MUD: Final = np.array([63, 42, 20]) / 255
 
 
 def snow(x: Array, s: int, rng: np.random.Generator) -> Array:
-    """Noise, magnified, its peaks smeared downwards: the flakes; over an image that is greyer and brighter."""
+    """Flakes over a greyer and brighter image; the flakes are magnified noise whose peaks are smeared downwards."""
     mean, std, zoom, floor, radius, sigma, own = (
         (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
         (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -40,7 +40,7 @@ def snow(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def frost(x: Array, s: int, rng: np.random.Generator) -> Array:
-    """A random part of a photograph of frost laid over the image; where it is too small, it is enlarged to fit."""
+    """Adds a random part of a photograph of frost, which is enlarged where it is smaller than the image."""
     own, ice = ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[s]
     photos = photographs()
     photo = photos[rng.integers(len(photos))]
@@ -55,12 +55,15 @@ def frost(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def photographs() -> tuple[Image.Image, ...]:
-    """The five photographs of frost in the package imagecorruptions, of which nothing is imported; ConfigError."""
+    """The five photographs of frost from the package imagecorruptions, whose code is not imported.
+
+    Raises ConfigError where the package or a photograph is missing.
+    """
     found = importlib.util.find_spec("imagecorruptions")
     folders = list(found.submodule_search_locations or ()) if found else []
     if not folders:
         raise ConfigError(
-            "corruption 'frost': needs the photographs of frost in the package imagecorruptions.\n"
+            "corruption 'frost': it needs the photographs of frost in the package imagecorruptions.\n"
             "Remedy: pip install --no-deps imagecorruptions (only its images are read), or leave frost out."
         )
     return _photographs(Path(folders[0]) / "frost")
@@ -86,10 +89,10 @@ def fog(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def _plasma(size: int, decay: float, rng: np.random.Generator) -> Array:
-    """Plasma fractal in [0, 1] by diamonds and squares on a torus, the side a power of two of at least ``size``.
+    """Plasma fractal in [0, 1] by the diamond-square algorithm on a torus; its side is a power of two >= ``size``.
 
-    At every doubling the new points are the mean of their four neighbours plus uniform noise, whose range shrinks by
-    ``decay`` squared.
+    At every doubling, each new point is the mean of its four neighbours plus uniform noise. The range of the noise then
+    shrinks by the factor ``decay`` squared.
     """
     heights, noise = np.zeros((1, 1)), 1.0
     while (n := len(heights)) < size:
@@ -107,7 +110,7 @@ def _plasma(size: int, decay: float, rng: np.random.Generator) -> Array:
 
 
 def spatter(x: Array, s: int, rng: np.random.Generator) -> Array:
-    """Drops of water (severities 1 to 3) or mud (4, 5) where smoothed noise is high."""
+    """Drops of water (severities 1 to 3) or mud (4 and 5) where smoothed noise is high."""
     mean, std, sigma, floor, amount = (
         (0.65, 0.3, 4, 0.69, 0.6),
         (0.65, 0.3, 3, 0.68, 0.6),
@@ -126,7 +129,7 @@ def spatter(x: Array, s: int, rng: np.random.Generator) -> Array:
 
 
 def _relief(edges: NDArray[np.bool_]) -> Array:
-    """How bright water is, 0 ... 255, by its distance to the rim of the drop: equalised, then lit from a corner."""
+    """The brightness of water, 0 to 255, from its distance to the rim of the drop, equalised and lit from a corner."""
     away = ndimage.distance_transform_edt(~edges) if edges.any() else np.full(edges.shape, np.inf)
     levels = (_box(np.minimum(away, 20)) + 1e-9).astype(np.intp)  # a mean of nine ones may fall short of one
     counts = np.bincount(levels.ravel(), minlength=21)
@@ -142,8 +145,11 @@ def _box(x: Array) -> Array:
 
 
 def _edges(x: Array, low: float, high: float) -> NDArray[np.bool_]:
-    """Canny's edges of bytes ``x`` [H, W]: gradients (Sobel, L1 norm) that are largest across the edge and above
-    ``low``, in pieces that somewhere reach above ``high``."""
+    """Canny's edges of an image ``x`` [H, W] with values 0 to 255.
+
+    Edge pixels have a gradient (Sobel, L1 norm) above ``low`` that is a maximum across the edge; a connected piece of
+    edge pixels is kept if the gradient exceeds ``high`` somewhere in it.
+    """
     down, right = (ndimage.sobel(x, axis=a, mode="nearest") for a in (0, 1))
     size = np.abs(down) + np.abs(right)
     wide = np.pad(size, 1)

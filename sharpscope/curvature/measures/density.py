@@ -31,10 +31,11 @@ def measure_density(
     *,
     key: Sequence[object] = (),
 ) -> list[dict[str, Any]]:
-    """Rows of the density table (without pair and alpha) for the layers called ``names``, ``(all)`` among them.
+    """Rows of the density table (without pair and alpha) for the layers ``names``, which may include ``(all)``.
 
-    Stochastic Lanczos quadrature, smoothed by a Gaussian whose ``width`` every row states (``density.WIDTH``).
-    Where it cannot be had there is one row that says why.
+    The density comes from stochastic Lanczos quadrature and is smoothed by a Gaussian; every row states the Gaussian's
+    standard deviation as ``width`` (see ``density.WIDTH``). A layer whose density cannot be computed has one row with
+    status ``failed`` and the reason in ``note``.
     """
     settings = settings or MeasureSettings()
     blocks = {ALL: tuple(n for x in layers for n in x.params)} | {x.name: x.params for x in layers}
@@ -63,7 +64,7 @@ def measure_density(
         asked = solve_together(work, lambda open_: engine.answer({n: (n, request) for n, request in open_.items()}))
     for name, found in asked.items():
         if not np.isfinite(found.nodes).all():
-            rows.append(row(name, found.num_matvecs, "failed", "a product is not finite"))
+            rows.append(row(name, found.num_matvecs, "failed", "a Hessian-vector product is not finite"))
             continue
         grid, width = found.grid()
         rows += [

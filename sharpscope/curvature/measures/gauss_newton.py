@@ -1,4 +1,4 @@
-"""Traces of the Gauss-Newton and Fisher blocks, and the Hessian's trace with the Gauss-Newton part taken off."""
+"""Traces of the Gauss-Newton and Fisher blocks, and the Hessian's trace as Gauss-Newton trace plus a remainder."""
 
 from __future__ import annotations
 
@@ -28,27 +28,31 @@ _ESTIMATORS: dict[str, Callable[..., dict[str, TraceEstimate]]] = {
     "fisher_trace": ggn.fisher_trace,
 }
 CONTROL_SHARE = 1 / 3
-"""Of the tolerance goes to tr G, whose passes serve all layers: leaves sqrt(8/9), 6 % less, to tr(H - G)."""
+"""The share of the error tolerance that tr G may use up. The backward passes for G serve all layers at once, so that a
+small share is cheap; tr(H - G) is left with sqrt(1 - 1/9) = 94 % of the tolerance. A larger share saves backward passes
+for G and costs Hessian-vector products."""
 
 
 def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:
-    """Why the Hessian has no Gauss-Newton part that could be taken off; empty where it has."""
+    """The reason why the Hessian of ``objective`` has no Gauss-Newton part to separate; empty where it has one."""
     if not (hasattr(objective, "batch_logits") and hasattr(objective, "batch_labels")):
-        return "per_example: the loss gives no logits"
+        return "trace method per_example was used, because the loss provides no logits"
     cross_entropy = ggn.is_cross_entropy(objective, theta)  # type: ignore[arg-type]
-    return "" if cross_entropy else "per_example: the loss is not the cross-entropy of its logits"
+    why = "trace method per_example was used, because the loss is not the cross-entropy of its logits"
+    return "" if cross_entropy else why
 
 
 def controlled_traces(point: Point, table: MeasureTable) -> None:
-    """Rows of tr H_ll = tr G_ll + tr R_ll, R = H - G, for every layer and their sum.
+    """Add the rows of tr H_ll = tr G_ll + tr R_ll, with R = H - G, for every layer and for their sum.
 
-    tr G from first derivatives (``ggn.ggn_trace``), to ``CONTROL_SHARE`` of the tolerance; tr R by directions of each
-    example's own, until the error of both is within the tolerance of the sum. R is what the logits' own curvature adds,
-    mostly small; for a head that the logits are linear in it is zero, and two products see that. Where the parts
-    cancel, a tolerance of tr G may not do for the sum: such a row says that it has not converged.
+    tr G comes from first derivatives (``ggn.ggn_trace``) and is estimated to ``CONTROL_SHARE`` of the tolerance. tr R
+    comes from Hessian-vector products with an independent direction for every example, until the error of the sum is
+    within the tolerance. R is the contribution of the logits' own curvature and is mostly small. It is zero for a head
+    in which the logits are linear; two products suffice to see that. Where tr G and tr R cancel, the error of tr G
+    alone may exceed the tolerance of the sum; such a row has the status ``not_converged``.
 
-    ``num_matvecs``: products with R plus backward passes for G, which are the same ones for all layers. The engine of R
-    lives in here only, before that of H is built, and keeps the memory budget.
+    ``num_matvecs`` of a row: products with R, plus the backward passes for G, which all layers share. The engine of R
+    respects the memory budget and is released before the engine of H is built.
     """
     settings, blocks, theta = point.settings, point.blocks, point.theta
     objective: Any = point.rough
@@ -73,7 +77,8 @@ def controlled_traces(point: Point, table: MeasureTable) -> None:
     for task, r in rest.items():
         layer = task.split(" ", 1)[1]
         found[layer] = replace(r, contributions=added([control[layer].contributions or (), r.contributions]))
-    # The layers' tr R are independent; their tr G are not, being read off the same passes, so that G's sum is its own.
+    # The layers' tr R are independent, so that their variances add up. Their tr G are not, because they come from the
+    # same backward passes; the error of their sum is therefore the one that ggn_trace states for the whole model.
     whole = control[ALL]
     value = whole.estimate + math.fsum(r.estimate - control[x].estimate for x, r in found.items())
     beside = math.fsum(max(r.stderr**2 - control[x].stderr ** 2, 0.0) for x, r in found.items())
@@ -89,10 +94,10 @@ def controlled_traces(point: Point, table: MeasureTable) -> None:
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
-    """Traces of mean outer products of the logits' gradients, all layers from the same backward passes."""
+    """Add the rows of the Gauss-Newton and Fisher traces; all layers share the same backward passes."""
     for measure in measures:
         if not hasattr(point.rough, "batch_logits"):
-            table.fail([measure], "the loss gives no logits")
+            table.fail([measure], "the loss provides no logits, which this measure needs")
             continue
         seed = point.seed(measure.removesuffix("_trace"))
         with second_order(tf32=point.settings.precision == "tf32"):

@@ -31,7 +31,7 @@ from sharpscope.vocabulary import ALL
 __all__ = ["take"]
 
 _ENDS: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
-"""Which end of the spectrum each eigenvalue is."""
+"""Each eigenvalue measure -> the end of the spectrum at which its eigenvalue lies."""
 _GRADIENT = ("gradient_curvature", "gradient_alignment")
 _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "per_example": per_example_steps,
@@ -40,11 +40,15 @@ _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "hutchpp": hutchpp_steps,
 }
 _SUMMED = ("per_example", "controlled")
-"""Methods by which the whole model's trace is the sum of its layers'."""
+"""The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
-    """Traces and eigenvalues: layer by layer on kept graphs, or all layers in lock step when graphs are rebuilt."""
+    """Add the rows of traces and eigenvalues.
+
+    The layers are measured one after the other where all gradient graphs are kept in memory, and in lock step where
+    graphs have to be rebuilt, so that one rebuild serves all layers.
+    """
     with second_order(tf32=point.settings.precision == "tf32"):
         _take(point, list(measures), table)
     point.progress("Hessian")
@@ -111,7 +115,7 @@ def _trace_rows(
     rtol: float,
     objective: Objective,
 ) -> None:
-    """One row from a task "trace" or "weighted"; two where the same products served both traces (hutchinson)."""
+    """Add the row of a task "trace" or "weighted"; hutchinson adds both rows, because it takes both from one task."""
     measure = "weighted_trace" if kind == "weighted" else "hessian_trace"
     if measure in wanted:
         trace_row(table, layer, measure, result, seed, objective, note)
@@ -161,7 +165,7 @@ def _over_images(found: EigenEstimate, layer: str, point: Point, engine: Hessian
 def _trace_tasks(
     engine: HessianEngine, layer: str, measures: Sequence[str], point: Point, common: Mapping[str, Any]
 ) -> dict[str, Estimator[TraceEstimate]]:
-    """The estimators of one layer's trace and weighted trace; what is added up from the layers needs none."""
+    """The estimators of one layer's trace and weighted trace; none for a trace that is the sum of the layers'."""
     method, size = point.settings.trace_method, engine.blocks[layer].size
     plain, weighted = "hessian_trace" in measures, "weighted_trace" in measures
     if not (plain or weighted) or (method in _SUMMED and layer == ALL):
@@ -182,7 +186,7 @@ def _trace_tasks(
 
 
 def _add_up(results: dict[str, Any], rtol: float) -> None:
-    """The whole model's traces as the sums of its layers', which are independent; no product is spent on it."""
+    """Add the whole model's traces, as sums of the layers' independent traces; this costs no further product."""
     for kind in ("trace", "weighted"):
         parts = [r for task, r in results.items() if task.split(" ", 1)[0] == kind]
         if parts:
@@ -195,7 +199,10 @@ def _add_up(results: dict[str, Any], rtol: float) -> None:
 
 
 def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: MeasureTable) -> None:
-    """g'Hg / g'g and cos(g, Hg) of every layer, from one product each in one pass; undefined at a zero gradient."""
+    """Add g'Hg / g'g and cos(g, Hg) of every layer; undefined where the gradient g is zero.
+
+    Each layer costs one Hessian-vector product, and one pass over the data serves all layers.
+    """
     gradients = {layer: engine.gradient(layer) for layer in engine.blocks}
     products = engine.products({layer: g[:, None] for layer, g in gradients.items()})
     for layer, g in gradients.items():

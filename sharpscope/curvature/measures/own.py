@@ -1,4 +1,4 @@
-"""Measures from outside the package: a user's function of one layer, taken of every layer and of the whole model."""
+"""Measures from outside the package: a user's function of one layer, applied to every layer and to the whole model."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["LayerAt", "LayerValue", "register_measure", "take", "taken_by_layer"
 
 @dataclass(frozen=True)
 class LayerValue:
-    """What a measure of one's own found in one layer.
+    """What a user-defined measure found in one layer.
 
-    ``estimate``: the value. ``stderr``: its standard error, in the same unit; ``residual``: a certain bound of its
-    error; NaN where there is none. ``stderr_images``: the standard error over other draws of as many images, NaN where
-    it is not known. ``converged``: whether the tolerance asked for was reached. ``num_matvecs``: products with the
-    layer's Hessian that were spent.
+    ``estimate``: the value. ``stderr``: its standard error, in the same unit, or NaN. ``residual``: a guaranteed bound
+    on its error, in the same unit, or NaN. ``converged``: whether the requested tolerance was reached.
+    ``num_matvecs``: the number of products with the layer's Hessian that were spent. ``stderr_images``: the standard
+    error over other draws of as many images, or NaN.
     """
 
     estimate: float
@@ -47,18 +47,18 @@ class LayerAt:
 
     name: str
     operator: LayerHessian
-    """The layer's Hessian block H_ll [p, p]: ``matvec(v)`` for v [p], ``matmat(vs)`` for vs [p, k]; a fit argument of
-    every estimator of ``sharpscope.curvature``."""
+    """The layer's Hessian block H_ll [p, p]: ``matvec(v)`` for v [p], ``matmat(vs)`` for vs [p, k]. Every estimator
+    of ``sharpscope.curvature`` takes it."""
     gradient: Tensor
     """Gradient of the probe's loss with respect to the layer's parameters, [p]."""
     weights: Tensor
     """The layer's parameters at this point, [p], in the order of ``gradient``."""
     loss: Callable[[Tensor], float]
-    """The probe's mean loss where a change [p] is added to the layer's parameters, in nats."""
+    """The probe's mean loss, in nats, as a function of a change [p] that is added to the layer's parameters."""
     seed: int
-    """For whatever is random: the layer's own at this point of the path, and the same in every run."""
+    """The seed for random numbers. It differs between layers and points of the path and is the same in every run."""
     settings: MeasureSettings
-    """Tolerance and budgets of the study."""
+    """The tolerance and the budgets of the study."""
 
 
 OwnMeasure = Callable[[LayerAt], float | LayerValue]
@@ -73,25 +73,25 @@ def register_measure(
     per_param: bool = True,
     share: bool = True,
 ) -> Callable[[OwnMeasure], OwnMeasure]:
-    """Decorator: make a function of one layer a measure that flags, tables, figures and the report know.
+    """Decorator: register a function of one layer as a measure that flags, tables, figures and the report know.
 
     >>> @register_measure("gradient_norm", "norm of the layer's gradient", adds_up="none")  # doctest: +SKIP
     ... def gradient_norm(layer):
     ...     return float(layer.gradient.norm())
 
     Args:
-        name: as flags and tables call it; letters, digits and ``_``.
-        text: what it is, in one phrase.
-        adds_up: how the value of several layers together follows from theirs: sum, max, min, magnitude (the one of
-            largest magnitude, with its sign) or none.
-        per_param: whether the value divided by the number of parameters has a meaning.
-        share: whether the value divided by the whole model's has one.
+        name: the measure's name in flags and tables; letters, digits and ``_``.
+        text: a description of the measure, in one phrase.
+        adds_up: how the value of several layers together follows from the values of each: sum, max, min, magnitude
+            (the value of largest magnitude, with its sign) or none.
+        per_param: whether the value divided by the number of parameters is meaningful.
+        share: whether the layer's value divided by the whole model's value is meaningful.
 
-    The function gets a ``LayerAt`` and returns a number or a ``LayerValue``. A value that is not finite, and whatever
-    it raises of ``NumericalError``, becomes a row with status ``failed``.
+    The function gets a ``LayerAt`` and returns a number or a ``LayerValue``. A value that is not finite, or a
+    ``NumericalError`` that the function raises, becomes a row with status ``failed``.
 
     Raises:
-        ConfigError: a name that is known already or that no flag could carry, or an unknown ``adds_up``.
+        ConfigError: a name that is taken or contains other characters, or an unknown ``adds_up``.
     """
     if not name.isidentifier():
         raise ConfigError(f"measure '{shown(name, 60)}': a name is made of letters, digits and _.")
@@ -105,12 +105,12 @@ def register_measure(
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
-    """Every measure that was registered from outside, layer by layer."""
+    """Add the rows of ``measures`` that were registered with ``register_measure``, layer by layer."""
     take_functions(point, {name: _FUNCTIONS[name] for name in measures}, table)
 
 
 def taken_by_layer(**functions: OwnMeasure) -> Callable[[Point, Sequence[str], MeasureTable], None]:
-    """The ``take`` of a family whose measures are functions of one layer: name of the measure -> function."""
+    """A function ``take`` for a family whose measures are functions of one layer; ``functions``: by measure name."""
 
     def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
         take_functions(point, {name: functions[name] for name in measures}, table)
@@ -119,7 +119,7 @@ def taken_by_layer(**functions: OwnMeasure) -> Callable[[Point, Sequence[str], M
 
 
 def take_functions(point: Point, functions: Mapping[str, OwnMeasure], table: MeasureTable) -> None:
-    """Add the rows of ``functions``, all of them on the same gradient graphs."""
+    """Add the rows of ``functions``, which all use the same gradient graphs."""
     with second_order(tf32=point.settings.precision == "tf32"):
         try:
             engine = HessianEngine(point.rough, point.theta, point.blocks, memory=point.settings.memory)

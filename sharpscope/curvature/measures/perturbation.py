@@ -1,4 +1,4 @@
-"""Rises of the loss within a finite radius: the mean over noise, and the worst case."""
+"""How much the loss rises within a finite radius: on average over random noise, and in the worst case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ __all__ = ["take"]
 
 
 class _Ball(NamedTuple):
-    """``norm``: that of the worst case's ball, None for the mean over noise; ``adaptive``: in units of the weights."""
+    """The perturbations of one measure.
+
+    ``norm``: the norm of the ball in which the worst case is searched; None for the average over noise. ``adaptive``:
+    whether each entry is perturbed in units of its own weight's magnitude.
+    """
 
     norm: Norm | None
     adaptive: bool
@@ -33,7 +37,10 @@ _BALLS: Final = {
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
-    """The rises that ``measures`` ask for, every layer perturbed alone; differences of losses need full precision."""
+    """Add the rows of ``measures``; every layer is perturbed on its own.
+
+    The losses are computed in full precision whatever the settings say, because their differences are small.
+    """
     with second_order():
         with torch.no_grad():
             base = [float(point.objective.batch_loss(i, point.theta)) for i in range(len(point.objective.weights))]
@@ -50,7 +57,7 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
 
 
 def _rise(point: Point, layer: Layer, ball: _Ball, seed: int, base: Sequence[float]) -> tuple[SharpnessEstimate, float]:
-    """(rise, radius) of one layer; ``base``: the loss of every batch where nothing is perturbed."""
+    """(rise of the loss, radius) of one layer; ``base``: the unperturbed loss of every batch."""
     settings = point.settings
     if ball.norm is None:
         rho = settings.rho_avg

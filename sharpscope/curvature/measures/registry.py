@@ -36,15 +36,16 @@ def measure_layers(
     Args:
         objective: the probe's loss; ``ggn_trace`` and ``fisher_trace`` also need its ``batch_logits``.
         theta: named tensors.
-        layers: as ``layers.split_layers`` gives them; the whole model is all of their parameters together.
+        layers: as ``layers.split_layers`` returns them; the whole model consists of all their parameters.
         measures: names of ``vocabulary.MEASURES``, in any order.
-        settings: precision, radii, seed.
-        key: makes the seeds of this point its own (pair name, alpha).
-        warm: Ritz pairs by layer from a neighbouring point, as a former result's ``warm``: its eigenvectors are
-            followed (``tracking.tracked``), otherwise Lanczos starts from the gradient.
+        settings: tolerances, budgets, radii, seed.
+        key: (pair name, alpha), from which this point's seeds are derived, so that they differ from other points'.
+        warm: Ritz pairs by layer from a neighbouring point, which are an earlier result's ``warm``. Their eigenvectors
+            are followed (``tracking.tracked``); for other layers, Lanczos starts from the gradient.
         progress: called with the name of each finished measure.
 
-    A layer whose numbers are not finite gets status ``failed`` and its reason, the others go on.
+    A layer whose numbers are not finite gets the status ``failed`` and the reason in its note; the other layers are
+    measured all the same.
 
     Raises ConfigError for an unknown measure, trace method or precision, and where there is no layer.
     """
@@ -70,9 +71,10 @@ def measure_layers(
 
 
 def _by_family(measures: Sequence[str]) -> dict[str, list[str]]:
-    """Family -> its measures among ``measures``: the module ``sharpscope.curvature.measures.FAMILY`` takes them.
+    """Each family -> its measures among ``measures``.
 
-    Every such module has ``take(point, measures, table)``, which adds one row a layer and measure to the table.
+    The module ``sharpscope.curvature.measures.FAMILY`` has a function ``take(point, measures, table)``, which adds one
+    row per layer and measure to the table.
     """
     families: dict[str, list[str]] = {}
     for name in measures:

@@ -46,7 +46,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class MeasureResult:
-    """Rows for the sharpness table (without pair, alpha and granularity) and what the next alpha starts from."""
+    """Rows for the sharpness table (without pair, alpha and granularity), and Ritz pairs for the next alpha.
+
+    ``warm``: Ritz pairs by layer, from which the next alpha starts. ``facts``: how the gradient graphs were laid out in
+    memory.
+    """
 
     rows: list[dict[str, Any]]
     warm: dict[str, RitzSpace] = field(default_factory=dict, repr=False)
@@ -64,14 +68,14 @@ class Point:
     """The whole model, ``(all)``, first, then the layers in forward order."""
     settings: MeasureSettings
     seed: Callable[..., int]
-    """The seed of whatever is named by the arguments: this point's own."""
+    """A function from the name of a purpose (and a layer) to a seed, which differs from those of other points."""
     warm: Mapping[str, RitzSpace]
     """Ritz pairs of the layers at a neighbouring point."""
     progress: Callable[[str], None]
 
     @cached_property
     def rough(self) -> Objective:
-        """The loss in the precision that products with the Hessian are asked for."""
+        """The loss in the arithmetic that ``settings.precision`` asks for in Hessian-vector products."""
         return in_precision(self.objective, self.settings.precision, self.theta)
 
     @cached_property
@@ -86,7 +90,7 @@ class Point:
 
 
 class MeasureTable:
-    """Collects rows; adds what every row has, and the layer's share of the whole once all are there.
+    """Collects rows and fills in the columns that all rows have, including each layer's share of the whole.
 
     ``objective``: the probe's loss, which says how many images a row is about and how they make up the batches.
     """
@@ -123,7 +127,8 @@ class MeasureTable:
             "stderr_images": math.nan, "n": self.images, "residual": math.nan, "converged": bool(converged and finite),
             "num_matvecs": 0, "seed": seed,
             "status": "failed" if not finite else "ok" if converged else "not_converged",
-            "per_param": per_param, "share": math.nan, "rho": math.nan, "note": "" if finite else "not finite",
+            "per_param": per_param, "share": math.nan, "rho": math.nan,
+            "note": "" if finite else "the estimate is not finite",
         }  # fmt: skip
         row |= {key: value for key, value in more.items() if key != "note" or value}
         if finite and not math.isfinite(row["stderr_images"]):
@@ -136,7 +141,7 @@ class MeasureTable:
                 self.add(layer, measure, math.nan, seed=0, converged=False, note=reason)
 
     def check(self, measures: Iterable[str]) -> None:
-        """Raise NumericalError unless there is a row for every layer and measure: no family leaves a silent gap."""
+        """Raise NumericalError unless there is a row for every layer and measure; no row may be missing silently."""
         for measure in measures:
             lost = [layer for layer in self.layers if (layer, measure) not in self._rows]
             if lost:
@@ -162,7 +167,10 @@ def trace_row(
     objective: Objective,
     note: str = "",
 ) -> None:
-    """Add the row of a trace; ``note`` is said of a finite one. ``objective``: in the batches of the contributions."""
+    """Add the row of a trace; ``note`` is used only where the estimate is finite.
+
+    ``objective``: the loss in the batches to which the result's contributions belong.
+    """
     error = math.nan
     if result.contributions is not None and math.isfinite(result.estimate):
         parts, sizes = result.contributions, batch_sizes(objective)

@@ -1,4 +1,4 @@
-"""Estimators driven to their ends on an engine's blocks, and how the engine laid out its graphs."""
+"""Runs estimators on an engine's blocks, and describes how the engine laid out its graphs in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["facts_of", "solved", "with_images"]
 
 
 def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, Any]:
-    """Every task, "<kind> <layer>", on its layer's operator; tasks are let go of as they end."""
+    """Run every task, named "<kind> <layer>", on its layer's operator; each is removed from ``work`` once it ends."""
     if engine.kept:
         return {task: solve(work.pop(task), engine.operator(task.split(" ", 1)[1])) for task in list(work)}
     return solve_together(

@@ -1,12 +1,13 @@
 """Straggler criteria that are functions of losses, one file each: module ``NAME`` holds the function ``NAME``.
 
-What is known of every criterion (its text, its source, the bases on which it is taken) stands in
-``vocabulary.CRITERIA``. A new criterion of the losses on a layer's own path is one line there and one file here with
+The text, the source and the bases of every criterion stand in ``vocabulary.CRITERIA``. A new criterion of the losses on
+a layer's own path is one line there and one file here with the function
 
     def NAME(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray
 
-from mean losses [..., L, A] in nats and the layer's positions [A] (0 and 1 among them) to scores [..., L], larger for
-a layer whose own movement costs more; NaN where a layer has none. Leading axes are bootstrap samples.
+It takes mean losses [..., L, A] in nats and the layer's positions [A] (0 and 1 among them) and returns scores [..., L],
+larger for a layer whose own movement costs more and NaN for a layer without a score. Leading axes are bootstrap
+samples.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def register_criterion(
     ...     return losses[..., len(alphas) // 2]
 
     Args:
-        name: as flags and tables call it; letters, digits and ``_``.
-        text: what the score says, in one sentence.
-        bases: where the other layers stand: names of ``vocabulary.BASES``.
+        name: the criterion's name in flags and tables: letters, digits and ``_``.
+        text: one sentence that says what the score means.
+        bases: the positions of the other layers, as names of ``vocabulary.BASES``.
         source: authors, year and arXiv id.
 
     The function gets mean losses [..., L, A] in nats and the layers' positions [A] and returns scores [..., L], larger
@@ -72,13 +73,13 @@ def loss_scores(name: str, losses: np.ndarray, alphas: Sequence[float]) -> np.nd
     if name in CRITERIA.origins and name not in _REGISTERED:
         source = shown(CRITERIA.origins[name].source, 60)
         raise ConfigError(
-            f"criterion '{name}': its code is not here.\nRemedy: load it from {source} (--plugin FILE.py)."
+            f"criterion '{name}': its code has not been loaded.\nRemedy: load it from {source} (--plugin FILE.py)."
         )
     function = _REGISTERED.get(name) or getattr(importlib.import_module(f"{__name__}.{name}"), name)
     scores = np.asarray(function(losses, alphas), dtype=float)
     if scores.shape != losses.shape[:-1]:
         raise ConfigError(
-            f"criterion '{name}': from losses {losses.shape} it has to give one score a layer, {losses.shape[:-1]}; "
-            f"got {scores.shape}."
+            f"criterion '{name}': for losses of shape {losses.shape} its function must return one score per layer, "
+            f"shape {losses.shape[:-1]}; got shape {scores.shape}."
         )
     return scores

@@ -14,8 +14,8 @@ __all__ = ["instability"]
 def instability(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
     """LII = max over alpha in [0, 1] of L(alpha) - (L(0) + L(1)) / 2.
 
-    The ends take part in the maximum, so LII >= |L(0) - L(1)| / 2: ends of unequal loss alone make it positive, and it
-    is 0 for a flat path only. ``barrier`` is free of that part.
+    The maximum includes the ends, so LII >= |L(0) - L(1)| / 2: two ends of different loss already make it positive. It
+    is 0 only if the ends have equal loss and the loss nowhere exceeds it. ``barrier`` does not contain that part.
 
     Args:
         losses: [..., A] mean losses in nats.

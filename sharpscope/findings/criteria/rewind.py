@@ -1,4 +1,4 @@
-"""What a layer's own movement is worth."""
+"""Rewinding one layer: the loss that its own movement saves."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["rewind"]
 
 
 def rewind(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
-    """L(layer at theta_0) - L(layer at theta_1), all other layers at the base.
+    """L(layer at theta_0) - L(layer at theta_1), with all other layers at the base.
 
-    Base finetuned: how much the loss rises when the layer goes back. Base zeroshot: how much the loss drops when the
-    layer alone goes forward (negative: going forward alone hurts). A positive score always says that the movement
-    lowers the ID loss.
+    With base finetuned this is the rise of the loss when the layer alone goes back. With base zeroshot it is the drop
+    of the loss when the layer alone goes forward (negative if going forward alone hurts). A positive score always means
+    that the layer's movement lowers the ID loss.
 
     Args:
         losses: [..., A] mean losses in nats.

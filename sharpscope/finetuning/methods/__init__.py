@@ -1,1 +1,1 @@
-"""The fine-tuning methods, one a file; ``finetuning.registry`` lists them."""
+"""The fine-tuning methods, one per file; ``finetuning.registry`` lists them."""

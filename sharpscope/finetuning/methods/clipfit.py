@@ -25,7 +25,7 @@ _IMAGE_NORM = re.compile(r"visual\.(.*[._])?(ln|norm)(_\w+|\d*)\.(weight|bias)")
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPFit(Method):
-    """Text MLP output biases and image norms move, class vectors are held near the zero-shot ones; few shots.
+    """Only text MLP output biases and image norms move; class vectors are kept near the zero-shot ones; few shots.
 
     ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``, g_c the class vector of the tuned text tower, g_c^0 that of
     theta_0 with the same templates: the penalty is 0 at the start. The head follows the text tower: every step embeds

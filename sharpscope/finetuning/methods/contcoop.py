@@ -23,9 +23,9 @@ class ContCoOp(CoOp):
     ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``. The class embeddings that the context attends to come from the
     backbone in use: after an update of the backbone the same module gives another context (``compatibility``).
 
-    Known: learnable prompts meet the class embeddings in an attention layer before the text encoder, and the class
-    features are distilled from the zero-shot ones. Ours: shapes (see ``prompts.conditioned``), the start (``out`` = 0,
-    so that training begins at CoOp's prompt), ``strength`` and recipe (KgCoOp's).
+    From the paper: learnable prompts meet the class embeddings in an attention layer before the text encoder, and the
+    class features are distilled from the zero-shot ones. Our choices: shapes (see ``prompts.conditioned``), the start
+    (``out`` = 0, so that training begins at CoOp's prompt), ``strength`` and recipe (KgCoOp's).
     """
 
     name: ClassVar[str] = "contcoop"

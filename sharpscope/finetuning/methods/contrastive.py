@@ -15,7 +15,7 @@ __all__ = ["class_captions", "contrastive_loss", "encode_distinct"]
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """``(CE(L, I) + CE(L^T, I)) / 2`` of ``L = scale * images @ texts^T``: what belongs together has the same row.
+    """``(CE(L, I) + CE(L^T, I)) / 2`` of ``L = scale * images @ texts^T``: an image and its text have the same row.
 
     images, texts: unit rows [B, D]. Source: Radford et al. 2021 (2103.00020).
     """

@@ -27,7 +27,7 @@ __all__ = ["CoOp", "KgCoOp"]
 
 @dataclass(frozen=True, kw_only=True)
 class CoOp(Method):
-    """A context shared by all classes is learnt in the place of the template's words; both towers are frozen.
+    """A context shared by all classes is learnt in place of the template's words; both towers are frozen.
 
     ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``, g_c the class vector of the prompt ``[v_1] ... [v_M] name.``,
     g_c^0 the zero-shot one; strength 0 is CoOp itself.
@@ -50,7 +50,7 @@ class CoOp(Method):
     words: str = "a photo of a"
     """The context starts as the embeddings of these words."""
     length: int | None = None
-    """Start from so many random vectors instead (the paper's best: 16)."""
+    """Number of random vectors to start from instead (the paper's best: 16)."""
     class_specific: bool = False
     """A context of its own for every class (the paper's CSC) instead of one for all."""
     strength: float = 0.0
@@ -94,7 +94,7 @@ class CoOp(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class KgCoOp(CoOp):
-    """CoOp whose class vectors are held near the zero-shot ones."""
+    """CoOp with a penalty that keeps the class vectors near the zero-shot ones."""
 
     name: ClassVar[str] = "kgcoop"
     title: ClassVar[str] = "KgCoOp"

@@ -37,9 +37,9 @@ def squared_distance(theta: Mapping[str, Tensor], start: Mapping[str, Tensor], n
 class L2SP(Method):
     """Cross-entropy + strength / 2 * ||theta - theta_0||^2 over image tower and head; no other weight decay.
 
-    The paper decays a new head towards zero (beta); this one starts as the zero-shot head, so its start is pulled at
-    like everything else's. Their steps of the learning rate are a cosine here, and ``strength`` is chosen among powers
-    of ten for each data set there.
+    The paper decays a new head towards zero (beta); this head starts as the zero-shot head and is pulled
+    towards that start, like all other weights. The paper lowers the learning rate in steps; here it follows a cosine.
+    The paper chooses ``strength`` among powers of ten for each data set.
     """
 
     name: ClassVar[str] = "l2-sp"
@@ -52,7 +52,7 @@ class L2SP(Method):
     optimizer: Optimizer = "sgd"
     weight_decay: float = 0.0
     strength: float = 0.1
-    """alpha in the paper; >= 0."""
+    """alpha in the paper, >= 0; a larger value keeps the weights closer to their start."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
 

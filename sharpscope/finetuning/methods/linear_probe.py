@@ -13,9 +13,9 @@ __all__ = ["LinearProbe"]
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Method):
-    """Cross-entropy, the head alone; it starts as the zero-shot one, as WiSE-FT's "linear classifier" does.
+    """Cross-entropy; only the head moves, and it starts as the zero-shot head, as WiSE-FT's "linear classifier" does.
 
-    CLIP's own probe solves logistic regression by L-BFGS; steps of AdamW at 1e-3 are ours.
+    CLIP's own probe solves logistic regression by L-BFGS; training by AdamW at 1e-3 is our choice.
     """
 
     name: ClassVar[str] = "linear-probe"

@@ -39,8 +39,8 @@ def energy_gap(images: Tensor, images_0: Tensor, texts: Tensor, scale: Tensor) -
 def random_texts(model: ClipModel, count: int, length: int, generator: torch.Generator) -> Tensor:
     """Token ids [count, context_length]: start, ``length`` tokens drawn uniformly from the vocabulary, end, padding.
 
-    Raises ConfigError where these do not fit the context, or where the tokenizer's end is not its highest id (which is
-    where CLIP's text tower looks).
+    Raises ConfigError if these do not fit the context, or if the end token is not the tokenizer's highest id (CLIP's
+    text tower takes its feature at the highest id).
     """
     empty = model.tokenize([""])
     start, end, context = int(empty[0, 0]), int(empty[0, 1]), empty.shape[1]
@@ -75,11 +75,11 @@ class LipsumFT(Method):
     clip_norm: float | None = None
     keep_best: bool = True
     strength: float = 1.0
-    """lambda in the paper; >= 0."""
+    """lambda in the paper, >= 0; a larger value keeps the energies closer to zero-shot CLIP's."""
     texts: int = 80
-    """Random texts a step, M."""
+    """Number M of random texts per step."""
     text_length: int = 8
-    """Random tokens between start and end."""
+    """Number of random tokens between start and end."""
 
     def prepare(self, task: Task) -> Prepared:
         classifier, start = with_head(task, scale_baked=False)

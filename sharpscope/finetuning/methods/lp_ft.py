@@ -22,7 +22,7 @@ __all__ = ["LpFT"]
 
 @dataclass(frozen=True, kw_only=True)
 class LpFT(Method):
-    """Linear probe, then image tower and head from there: a head that fits leaves the features less to distort.
+    """First a linear probe, then image tower and head together: a head that already fits distorts the features less.
 
     ``epochs`` (or ``steps``) are those of both stages together. The paper chooses the rates on a grid for each data
     set; the defaults, and that the probe starts from the zero-shot head, are ours.

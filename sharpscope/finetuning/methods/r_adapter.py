@@ -45,9 +45,9 @@ class RAdapter(Method):
     weight_decay: float = 0.0
     ema: float | None = 0.999
     drop: float = 0.2
-    """Probability that an adapter is left out at a step (the others grow by 1 / (1 - drop))."""
+    """Probability that an adapter is left out at a step (the others are multiplied by 1 / (1 - drop))."""
     margin: float = 0.05
-    """Added to the similarity of what does not belong together."""
+    """Added to the similarity of an image and a text that do not belong together."""
     smoothing: float = 0.05
     """Share of the target that goes to the negatives; its value is ours."""
 

@@ -32,14 +32,15 @@ BACKGROUNDS = (
     "a photo of a {} in a forest", "a photo of a {} in a city", "a photo of a {} under a blue sky",
     "a photo of a {} at night", "a blurred photo of a {}", "a dark photo of a {}", "a small {} in the distance",
 )  # fmt: skip
-"""Spurious contexts: ours. The paper has a language model write some sixty about backgrounds (others: textures)."""
+"""The spurious contexts, which are ours. The paper lets a language model write some sixty about backgrounds (and others
+about textures)."""
 
 
 def alignment(logits: Tensor, logits_0: Tensor, labels: Tensor) -> Tensor:
     """``1/B sum_i KL(softmax_j Z_0[i, j] || softmax_j Z[i, j])`` over the texts j of OTHER classes than image i's.
 
-    logits, logits_0: [B, B] of image i and spurious text j, of the model and of theta_0; labels [B], negative ones are
-    a class of their own each. 0 for an image whose batch has no other class.
+    logits, logits_0: [B, B], image i against spurious text j, of the model and of theta_0. labels: [B]; every negative
+    label is a class of its own. An image whose batch has no other class adds 0.
     """
     same = (labels[:, None] == labels[None, :]) & (labels[:, None] >= 0)
     same |= torch.eye(len(labels), dtype=torch.bool, device=labels.device)
@@ -49,7 +50,7 @@ def alignment(logits: Tensor, logits_0: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class StarFT(Method):
-    """A base loss + strength * KL between zero-shot and present image x spurious-text probabilities.
+    """A base loss + strength * KL between zero-shot and current probabilities of spurious texts given the image.
 
     Every image comes with a spurious text: its class's name in a context that should not matter. lambda falls linearly
     to 0: after every step here, after every epoch in the authors' code. Both sides use theta_0's logit scale.
@@ -67,9 +68,9 @@ class StarFT(Method):
     weight_decay: float = 0.1
     clip_norm: float | None = None
     base: Literal["contrastive", "cross_entropy"] = "contrastive"
-    """contrastive: FLYP's loss, both towers; cross_entropy: WiSE-FT's, its head beside the text tower."""
+    """contrastive: FLYP's loss, both towers; cross_entropy: WiSE-FT's loss, its head in addition to the text tower."""
     strength: float = 0.5
-    """lambda_e in the paper, at the start; >= 0."""
+    """lambda_e in the paper at the first step, >= 0; a larger value keeps more of zero-shot CLIP's probabilities."""
     spurious: tuple[str, ...] = BACKGROUNDS
     """Spurious texts, {} for the class's name."""
 

@@ -37,7 +37,7 @@ class WiseFT(Method):
     """tower: the image tower and the head; head: the head alone."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head, as the paper does; else it stays outside, and is frozen like the rest.
-    The same classifier, but the head of a baked scale is larger, and AdamW moves it less for its size."""
+    Both are the same classifier, but a head with the scale baked in is larger, and AdamW moves it less for its size."""
 
     def prepare(self, task: Task) -> Prepared:
         classifier, theta = with_head(task, scale_baked=self.scale_baked)

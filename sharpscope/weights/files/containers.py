@@ -1,6 +1,6 @@
-"""The file formats: what a file is, told by its first bytes and never by its extension, and how it is opened safely.
+"""The file formats: a file is recognised by its first bytes, never by its extension, and opened safely.
 
-Nothing in a file is executed: there is no unpickler here, only :mod:`.pickles`. What is refused is refused by what it
+Nothing in a file is executed: there is no unpickler here, only :mod:`.pickles`. A refusal says what the file
 looks like. Tensors stay in the file until they are asked for, so the file has to stay open until then.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["Content", "open_regular", "read_container"]
 @dataclass(frozen=True)
 class Content:
     """What a file holds: ``container`` (its format), ``value`` (the tensors inside are still in the file),
-    ``metadata``, and what it would have imported."""
+    ``metadata``, and ``report`` on what it would have imported."""
 
     container: str
     value: Any
@@ -42,7 +42,7 @@ _LOOKS: Final[tuple[tuple[bytes, str], ...]] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights; fetch them with `git lfs pull`"),
     (b"\x89HDF\r\n", "an HDF5 file (Keras); export the weights as safetensors"),
     (b"\x93NUMPY", "a numpy array; a checkpoint is a dictionary of named tensors"),
-    (b"GGUF", "a GGUF file; its weights are quantised, take the original ones"),
+    (b"GGUF", "a GGUF file; its weights are quantised; pass the original ones"),
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
 )
@@ -116,7 +116,7 @@ def read_container(handle: IO[bytes], size: int, source: str) -> Content:
 
 
 def _look(head: bytes) -> str | None:
-    """What a file that is no checkpoint is, and what to do about it; None for what nobody knows."""
+    """What a file that is no checkpoint is, and what to do about it; None where that is unknown."""
     for magic, meaning in _LOOKS:
         if head.startswith(magic):
             return meaning
@@ -126,7 +126,7 @@ def _look(head: bytes) -> str | None:
     if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
         return "a web page, not a checkpoint: the download gave an error or login page"
     if text.startswith((b"{", b"[")):
-        return "JSON text, not a checkpoint; pass the file with the weights that lies beside it"
+        return "JSON text, not a checkpoint; pass the weights file beside it"
     return None
 
 

@@ -99,7 +99,7 @@ def _map(region: Region, budget: Budget, length: int, depth: int, source: str) -
     for _ in range(length):
         key = _value(region, budget, depth + 1, source)
         if not isinstance(key, str) or key in tree:
-            raise DamagedPickleError("a key that is no text, or appears twice")
+            raise DamagedPickleError("a key that is not text, or appears twice")
         budget.spend(200)
         tree[key] = _value(region, budget, depth + 1, source)
     return tree
@@ -109,22 +109,22 @@ def _extension(region: Region, budget: Budget, depth: int, kind: int, source: st
     if kind == 2:
         return OddTensor("a complex number; a CLIP's weights are real")
     if kind not in (1, 3):
-        raise DamagedPickleError(f"extension {kind} is none of flax's")
+        raise DamagedPickleError(f"extension {kind} is not one of flax's")
     budget.spend(600)
     parts = _value(region, budget, depth + 1, source)
     if region.position != region.end or not isinstance(parts, list) or len(parts) != 3:
-        raise DamagedPickleError("an array that is none")
+        raise DamagedPickleError("an array without its shape, dtype and bytes")
     shape, name, data = parts
     dtype = dtype_named(name) if isinstance(name, str) else None
     if dtype is None:
         return OddTensor(f"of dtype {shown(name, 30)}, which no CLIP has")
     if not isinstance(shape, list) or not isinstance(data, Blob):
-        raise DamagedPickleError("an array that is none")
+        raise DamagedPickleError("an array without its shape, dtype and bytes")
     place = data.region
     storage = Storage(dtype, place.end - place.position, lambda: copied(place, source))
     made = PendingTensor(storage, 0, tuple(shape), _strides(shape), dtype)
     if made.numel() * dtype.itemsize != storage.nbytes:
-        raise DamagedPickleError("an array of another size than its shape")
+        raise DamagedPickleError("an array whose size does not match its shape")
     return made
 
 
@@ -136,12 +136,12 @@ def _joined(chunks: dict[str, Any]) -> PendingTensor:
     """An array of more than 1 GB, which flax cuts: {shape: {"0": n, ...}, chunks: {"0": flat piece, ...}}."""
     shape, held = chunks.get("shape"), chunks.get("chunks")
     if not isinstance(shape, dict) or not isinstance(held, dict) or not held:
-        raise DamagedPickleError("an array in pieces that is none")
+        raise DamagedPickleError("a chunked array without shape and chunks")
     sizes: list[Any] = [shape.get(str(i)) for i in range(len(shape))]
     pieces = [held.get(str(i)) for i in range(len(held))]
     good = [p for p in pieces if isinstance(p, PendingTensor) and p.dtype == getattr(pieces[0], "dtype", None)]
     if len(good) != len(pieces) or not _whole(sizes):
-        raise DamagedPickleError("an array in pieces of which some are missing")
+        raise DamagedPickleError("a chunked array with missing chunks")
     nbytes = sum(p.storage.nbytes for p in good)
 
     def read() -> torch.Tensor:
@@ -154,7 +154,7 @@ def _joined(chunks: dict[str, Any]) -> PendingTensor:
     dtype = good[0].dtype
     made = PendingTensor(Storage(dtype, nbytes, read), 0, tuple(sizes), _strides(sizes), dtype)
     if made.numel() * dtype.itemsize != nbytes:
-        raise DamagedPickleError("an array in pieces of another size than its shape")
+        raise DamagedPickleError("a chunked array whose size does not match its shape")
     return made
 
 
@@ -164,7 +164,7 @@ def _strides(shape: list[Any]) -> tuple[int, ...]:
 
 def _flat(tree: Any) -> dict[str, Any]:
     if not isinstance(tree, dict):
-        raise DamagedPickleError("its outermost value is no dictionary")
+        raise DamagedPickleError("its outermost value is not a dictionary")
     flat: dict[str, Any] = {}
     open_: list[tuple[str, Any]] = [("", tree)]
     while open_:

@@ -39,11 +39,12 @@ __all__ = [
 
 MAX_DIMENSIONS: Final = 16
 MAX_NAME: Final = 1000
-"""Longest name of a tensor, class or function; a longer one, shared, would be copied and searched without end."""
+"""The most characters that the name of a tensor, class or function may have. A longer name that a file shares many
+times would be copied and searched without end."""
 
 
 class DamagedPickleError(ValueError):
-    """A pickle that makes no sense, or more of it than any checkpoint has; becomes a CorruptCheckpoint."""
+    """A pickle that is malformed, or larger than that of any checkpoint. It becomes a CorruptCheckpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Inert:
 
 
 class Storage:
-    """Bytes of a file that tensors look into; read when the first of them is, and then once."""
+    """Bytes of a file that tensors are views of. They are read once, when the first of these tensors is."""
 
     def __init__(self, dtype: torch.dtype | None, nbytes: int, read: Callable[[], torch.Tensor]) -> None:
         self.dtype = dtype
@@ -88,7 +89,7 @@ class Storage:
         return self._data
 
     def fresh(self) -> torch.Tensor:
-        """The bytes, not kept: for those that go into a larger tensor at once."""
+        """The bytes without keeping them: for pieces that are copied into a larger tensor at once."""
         return self._read() if self._data is None else self._data
 
 
@@ -127,7 +128,7 @@ class PendingTensor:
 
 @dataclass(frozen=True, slots=True)
 class OddTensor:
-    """A tensor of a kind that no CLIP has (sparse, quantised, without values), by what is wrong with it."""
+    """A tensor of a kind that no CLIP has (sparse, quantised, without values) and what is wrong with it."""
 
     problem: str
 
@@ -138,7 +139,7 @@ def like_tensor(value: object) -> bool:
 
 
 def key_of(key: Any) -> Any:
-    """``key`` for a dictionary: only what hashes in no time and cannot be made to collide; all else by identity."""
+    """``key`` for a dictionary. A key that hashes slowly or can be made to collide is replaced by a new object."""
     if key is None or isinstance(key, (str, bool, bytes, Name, Inert)) or (type(key) is int and abs(key) < 2**60):
         return key
     if isinstance(key, tuple) and len(key) <= 8 and all(isinstance(k, str) for k in key):
@@ -173,7 +174,7 @@ class Report:
 
 
 def dtype_named(name: str) -> torch.dtype | None:
-    """``torch.float32`` for ``"float32"``; None for what is no dtype."""
+    """``torch.float32`` for ``"float32"``; None for a name that is not a dtype."""
     found = getattr(torch, name, None) if re.fullmatch(r"[a-z]\w*", name) else None
     return found if isinstance(found, torch.dtype) else None
 
@@ -222,13 +223,13 @@ _HARMLESS_PATTERN: Final = re.compile(
     re.VERBOSE,
 )
 _JUDGED: Final = frozenset({"torch", "numpy", "pandas"})
-"""Packages whose harmless names are listed above; of what is in no list, nothing is let through."""
+"""The packages whose harmless names are listed above. Any other name of theirs refuses the file."""
 _RUNNERS: Final = frozenset((
     "cloudpickle", "dill", "joblib", "pip", "setuptools", "pkg_resources", "cffi", "paramiko", "fabric",
     "requests", "httpx", "aiohttp", "urllib3", "pexpect", "sh", "plumbum", "webbrowser", "IPython", "nt",
     "__builtin__", "__main__.os", "tensorflow", "keras", "jaxlib", "ray", "pyximport", "numba", "cupy"
 ))  # fmt: skip
-"""Packages that exist to run, fetch or unpickle something: their names in a checkpoint mean code."""
+"""Packages that exist to run, fetch or unpickle something. Any name of theirs in a checkpoint means code."""
 _SUSPICIOUS: Final = frozenset((
     "os", "sys", "subprocess", "system", "popen", "eval", "exec", "execfile", "compile", "__import__",
     "importlib", "builtins", "__builtins__", "__globals__", "__subclasses__", "__reduce__", "__getattribute__",

@@ -1,4 +1,4 @@
-"""Whole pickled modules, which nobody can load here: their state dict, walked out of what their pickle says.
+"""Whole pickled modules, whose classes are not loaded: the state dict is collected from the values of their pickle.
 
 ``torch.save(model)`` and ``pickle.dump(model)`` store every ``nn.Module`` as its ``__dict__``: ``_parameters``,
 ``_buffers``, ``_modules`` and plain attributes. TorchScript stores attributes only. Neither needs the classes.
@@ -16,7 +16,7 @@ __all__ = ["ModuleFacts", "is_module", "module_state"]
 
 MAX_DEPTH: Final = 50
 MAX_WORK: Final = 500_000
-"""Modules, tensors and names looked at together; a pickle may share them without end."""
+"""The most modules, tensors and names that are visited in one file; a pickle may refer to one module without end."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class ModuleFacts:
 
     @property
     def quick_gelu(self) -> bool | None:
-        """Whether the blocks use QuickGELU, told by the classes of their activations; None where nothing tells."""
+        """Whether the blocks use QuickGELU, by the classes of their activations; None if these do not show it."""
         if any(k.rpartition(".")[2] == "QuickGELU" for k in self.kinds):
             return True
         return False if "torch.nn.modules.activation.GELU" in self.kinds else None
@@ -51,7 +51,7 @@ def _part(value: object) -> bool:
 
 
 def module_state(root: Inert) -> tuple[dict[str, Any], ModuleFacts]:
-    """``(state dict, facts)`` as ``module.state_dict()`` gives it; raises DamagedPickleError for what is no tree."""
+    """``(state dict, facts)`` as ``module.state_dict()`` gives it; raises DamagedPickleError for endless modules."""
     facts = ModuleFacts(kind=root.kind)
     state: dict[str, Any] = {}
     count = 0
@@ -83,7 +83,7 @@ def _own(module: Inert) -> Iterator[tuple[str, Any]]:
     for group in ("_parameters", "_buffers"):
         entries = module.state.get(group) or {}
         if not isinstance(entries, dict):
-            raise DamagedPickleError(f"a module whose {group} are no dictionary")
+            raise DamagedPickleError(f"a module whose {group} are not a dictionary")
         for name, value in entries.items():
             if group == "_parameters" or name not in hidden:
                 yield _text(name), value
@@ -93,7 +93,7 @@ def _children(module: Inert) -> Iterator[tuple[str, Inert]]:
     script = module.kind.startswith("__torch__.")
     entries = module.state if script else module.state.get("_modules") or {}
     if not isinstance(entries, dict):
-        raise DamagedPickleError("a module whose _modules are no dictionary")
+        raise DamagedPickleError("a module whose _modules are not a dictionary")
     for name, child in entries.items():
         if isinstance(child, Inert) and (not script or _part(child)):
             yield _text(name), child
@@ -101,5 +101,5 @@ def _children(module: Inert) -> Iterator[tuple[str, Inert]]:
 
 def _text(name: Any) -> str:
     if not isinstance(name, str) or len(name) > MAX_NAME:
-        raise DamagedPickleError("a tensor whose name is no text, or a very long one")
+        raise DamagedPickleError("a tensor whose name is not text, or is very long")
     return name

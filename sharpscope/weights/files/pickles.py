@@ -19,7 +19,7 @@ from sharpscope.weights.files.regions import Blob, Budget, Region
 __all__ = ["Machine"]
 
 BLOB: Final = 1024
-"""Strings of bytes of this length or more are left in the file."""
+"""Strings of bytes of at least this length stay in the file and are not copied into memory."""
 
 _OPCODES: Final = {ord(o.code): o for o in pickletools.opcodes}
 _MARK: Final = object()
@@ -34,10 +34,11 @@ _EMPTY: Final[dict[str, tuple[Callable[[], Any], int]]] = {
 
 
 class Machine:
-    """Runs one pickle of ``region`` to its STOP; ``region`` then stands behind it.
+    """Runs one pickle of ``region`` up to its STOP and leaves ``region`` positioned after it.
 
-    ``persistent(pid)`` answers PERSID (storages of torch's files), ``reduce(name, args)`` a call of something known, or
-    ``NotImplemented``. Raises DamagedPickleError, whatever the bytes are; unsafe names are in ``report`` even then.
+    ``persistent(pid)`` gives the value of a persistent id (the storages of torch's files), ``reduce(name, args)`` that
+    of a call, or ``NotImplemented``. Whatever the bytes are, the only error is DamagedPickleError; unsafe names are in
+    ``report`` even then.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Machine:
                     return self._pop()
                 step = _STEPS.get(name)
                 if step is None:
-                    raise DamagedPickleError(f"opcode {name} has no place in a file")
+                    raise DamagedPickleError(f"opcode {name} cannot be in a file")
                 step(self, name, None if opcode.arg is None else self._argument(opcode))
         except DamagedPickleError:
             raise
@@ -168,7 +169,7 @@ class Machine:
             target.entries = {} if target.entries is None else target.entries
             target = target.entries
         if not isinstance(target, dict):
-            raise DamagedPickleError("items for what is no dictionary")
+            raise DamagedPickleError("items for a value that is not a dictionary")
         self.budget.spend(60 * len(items))
         for key, value in zip(items[::2], items[1::2], strict=True):
             target[key_of(key)] = value
@@ -180,7 +181,7 @@ class Machine:
             target.entries = [] if target.entries is None else target.entries
             target = target.entries
         if not isinstance(target, list):
-            raise DamagedPickleError("items for what is no list")
+            raise DamagedPickleError("items for a value that is not a list")
         target.extend(items)
 
     def _persistent(self, name: str, argument: Any) -> None:
@@ -224,14 +225,14 @@ class Machine:
 
     def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > MAX_NAME:
-            raise DamagedPickleError("a name that is no text, or a very long one")
+            raise DamagedPickleError("a name that is not text, or is very long")
         found = Name(module, name)
         self.report.saw(found)
         return found
 
     def _instance(self, kind: Any, args: Any) -> Any:
         if not isinstance(kind, Name) or not isinstance(args, tuple):
-            raise DamagedPickleError("an instance of what is no class")
+            raise DamagedPickleError("an instance of something that is not a class")
         if str(kind) in ("collections.OrderedDict", "builtins.dict"):
             return {}
         self.report.made(str(kind), called=False)
@@ -240,11 +241,11 @@ class Machine:
     def _called(self, function: Any, args: Any) -> Any:
         if not isinstance(args, tuple):
             raise DamagedPickleError("a call without arguments")
-        if isinstance(function, Inert):  # the result of a call, called: no checkpoint has a reason to
+        if isinstance(function, Inert):  # calls the result of a call: no checkpoint has a reason to
             self.report.unsafe[f"{function.kind}(...)"] = None
             return Inert(function.kind)
         if not isinstance(function, Name):
-            raise DamagedPickleError("a call of what is no function")
+            raise DamagedPickleError("a call of something that is not a function")
         full = str(function)
         self.budget.spend(sum(100 * len(a) for a in args if isinstance(a, (list, dict, tuple))))
         self.budget.spend(sum(2 * len(a) for a in args if isinstance(a, (str, bytes))))
@@ -265,8 +266,8 @@ def _build(target: Any, state: Any) -> None:
             target.state = state
         else:
             target.args = (*target.args[:1], state)
-    elif not isinstance(target, (dict, PendingTensor)):  # those two: attributes, hooks; nothing we need
-        raise DamagedPickleError("state for what has none")
+    elif not isinstance(target, (dict, PendingTensor)):  # attributes and hooks of those two are not needed
+        raise DamagedPickleError("state for a value that has none")
 
 
 _STEPS: Final[dict[str, Callable[[Machine, str, Any], None]]] = {
@@ -293,4 +294,4 @@ _STEPS: Final[dict[str, Callable[[Machine, str, Any], None]]] = {
     )
     for name in names.split()
 }
-"""Every opcode but STOP and the two for buffers outside the file, which no file has."""
+"""Every opcode of pickle but STOP and the two for buffers outside the file, which a file cannot have."""

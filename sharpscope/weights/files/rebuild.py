@@ -1,4 +1,4 @@
-"""torch's tensor rebuilders in our own words: what ``_rebuild_tensor_v2(storage, offset, size, ...)`` means."""
+"""torch's tensor rebuilders, written anew: what ``_rebuild_tensor_v2(storage, offset, size, ...)`` means."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, _kind: Any, args: Any, _state: Any) -> Any:
-    """A subclass of Tensor: the tensor that it wraps (its arguments are not reckoned: they may be shared)."""
+    """A subclass of Tensor: the tensor that it wraps (its arguments cost no budget: they may be shared)."""
     name = str(function) if isinstance(function, Name) else "a tensor subclass"
     known = REBUILDERS.get(name) if name.startswith("torch._utils._rebuild_") else None
     return Inert(name) if known is None or not isinstance(args, tuple) else known(*args)
@@ -122,7 +122,8 @@ REBUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "torch.jit._pickle.build_boollist": _first_argument,
     "torch.jit._pickle.restore_type_tag": _first_argument,
 }
-"""Everything that a pickle may call and get something for: plain containers, and tensors that stay in the file."""
+"""Every function whose call in a pickle gives a value: plain containers, and tensors whose bytes stay in the file. Any
+other call leaves an inert record of itself."""
 
 
 def rebuild(name: str, args: tuple[Any, ...]) -> Any:

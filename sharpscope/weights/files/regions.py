@@ -1,4 +1,4 @@
-"""Reading strangers' bytes: pieces of an open file, and a budget for what is made of them."""
+"""Reading bytes that may come from anyone: pieces of an open file, and a budget for the values made of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from sharpscope.weights.files.inert import DamagedPickleError
 __all__ = ["Blob", "Budget", "Region"]
 
 MAX_OPCODES: Final = 800_000
-"""A training checkpoint of 1,000 tensors with its optimizer has 100,000, a raw pickle of a ViT-L module 171,000."""
+"""The most opcodes that a file's pickles may have. A training checkpoint of 1,000 tensors with its optimizer has
+100,000, a raw pickle of a ViT-L module 171,000."""
 MAX_MEMORY: Final = 48 * 2**20
-"""Bytes that the values of a file's pickles may take, tensors aside, reckoned generously."""
+"""The most bytes that the values of a file's pickles may take in memory, tensors aside, by a generous estimate."""
 AHEAD: Final = 4096
 """Bytes that are read from the file at once."""
 
@@ -73,7 +74,7 @@ class Budget:
         self.opcodes, self.memory = MAX_OPCODES, MAX_MEMORY
 
     def spend(self, memory: int) -> None:
-        """One opcode and ``memory`` bytes; DamagedPickleError where there are none left."""
+        """Spend one opcode and ``memory`` bytes; raises DamagedPickleError when either budget is used up."""
         self.opcodes -= 1
         self.memory -= memory
         if self.opcodes < 0 or self.memory < 0:

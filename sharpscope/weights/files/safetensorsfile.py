@@ -19,7 +19,8 @@ from sharpscope.weights.files.torchfiles import copied
 __all__ = ["looks_like", "read_safetensors", "serialise", "unique_keys"]
 
 MAX_HEADER: Final = 2 * 2**20
-"""Longest header: some 15,000 tensors, a CLIP has at most 3,000. JSON may take 25 times its size in memory."""
+"""The most bytes that a header may have: some 15,000 tensors, where a CLIP has at most 3,000. Parsed JSON may take 25
+times its size in memory."""
 
 _DTYPES: Final[dict[str, torch.dtype]] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
@@ -59,7 +60,7 @@ def read_safetensors(handle: IO[bytes], size: int, source: str) -> tuple[dict[st
         header = json.loads(handle.read(length), object_pairs_hook=unique_keys)
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-            raise ValueError("its metadata is no dictionary of texts")
+            raise ValueError("its metadata is not a dictionary of texts")
         spans = {name: _span(name, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, DamagedPickleError) as error:
         raise CorruptCheckpoint(
@@ -85,10 +86,10 @@ def _span(name: str, entry: Any) -> tuple[int, int, str, tuple[int, ...]]:
     """(start, end, dtype, shape) of one entry of the header."""
     (start, end), kind, shape = entry["data_offsets"], entry["dtype"], entry["shape"]
     if not all(type(n) is int and 0 <= n < 2**48 for n in (start, end, *shape)):
-        raise ValueError(f"'{shown(name)}' has an impossible shape or place")
+        raise ValueError(f"'{shown(name)}' has an impossible shape or position")
     width = _DTYPES[kind].itemsize if kind in _DTYPES else _ODD[kind][0]
     if end - start != width * math.prod(shape):
-        raise ValueError(f"'{shown(name)}' has another size than its shape")
+        raise ValueError(f"'{shown(name)}' has a size that does not match its shape")
     return start, end, kind, tuple(shape)
 
 
@@ -104,7 +105,7 @@ def _pending(
 
 
 def serialise(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:
-    """The safetensors bytes of ``tensors``, piece by piece; equal input gives equal bytes (the library's own do not).
+    """The safetensors bytes of ``tensors``, piece by piece; equal input gives equal bytes (not so in the library).
 
     Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes; the widest types first, for
         alignment.

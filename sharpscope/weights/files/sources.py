@@ -44,7 +44,7 @@ class Located:
 def locate(spec: str | os.PathLike[str]) -> Located:
     """The file that ``spec`` means: a path, ``local-dir:FOLDER``, or ``hf-hub:OWNER/NAME`` (downloaded when missing).
 
-    Raises CheckpointError: no weights there, or a hub id that is not cached where there is no network.
+    Raises CheckpointError: no weights there, or a hub id that is not in the cache when there is no network.
     """
     text = os.fspath(spec)
     if text.startswith("local-dir:"):
@@ -107,21 +107,21 @@ def _hub(spec: str) -> Located:
             reason = shown(str(error).strip().split("\n", 1)[0] or type(error).__name__, 150)
             break
         index = sorted({*_weight_map(_json(Path(found)), Path(found)).values()}) if name.endswith("index.json") else []
-        for beside in (*index, *CONFIGS):  # what is missing in the end is told where it is needed
+        for beside in (*index, *CONFIGS):  # a file that is missing is reported where it is needed
             if _in_same_folder(beside):
                 with contextlib.suppress(Exception):
                     hf_hub_download(identity, beside, revision=revision or None, etag_timeout=5)
         return Located(found, _configs(Path(found).parent))
     raise CheckpointError(
-        f"{shown(spec, 200)}: cannot be had from the Hugging Face hub: {reason}.\n"
-        "Download it elsewhere and pass the file."
+        f"{shown(spec, 200)}: cannot be downloaded from the Hugging Face hub: {reason}.\n"
+        "Download it on another machine and pass the file."
     )
 
 
 def _weight_map(index: dict[str, Any], path: Path) -> dict[str, str]:
     names = index.get("weight_map")
     if not isinstance(names, dict) or not names or not all(isinstance(v, str) for v in names.values()):
-        raise CorruptCheckpoint(f"{shown(path, 200)}: has no weight_map; it is no index of a sharded checkpoint.")
+        raise CorruptCheckpoint(f"{shown(path, 200)}: has no weight_map; it is not the index of a sharded checkpoint.")
     return names
 
 
@@ -153,7 +153,7 @@ def shards(path: str | os.PathLike[str], data: bytes) -> dict[str, list[str]]:
         blobs = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
         if target.parent not in (folder, blobs):
             raise CorruptCheckpoint(
-                f"{shown(path, 200)}: its shard '{shown(shard)}' is a link out of its folder; do not use it."
+                f"{shown(path, 200)}: its shard '{shown(shard)}' is a link that leads out of its folder; do not use it."
             )
         found[str(target)] = names
     return found

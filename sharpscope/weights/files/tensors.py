@@ -41,7 +41,7 @@ def checked(name: object, value: object, source: str) -> torch.Tensor:
 
 
 def _odd_layout(value: torch.Tensor) -> str | None:
-    """What makes a live tensor more, or less, than a block of numbers; None for one that is just that."""
+    """Why a live tensor is not a dense array of numbers (nested, sparse, meta); None if it is one."""
     if value.is_nested:
         return "a nested tensor"
     if value.layout != torch.strided:
@@ -62,7 +62,7 @@ def check_sizes(state: Mapping[str, Any], source: str) -> None:
         size, held = value.numel() * value.dtype.itemsize, value.storage.nbytes
         if size > held:
             raise CorruptCheckpoint(
-                f"{source}: '{shown(name)}' claims {list(value.shape)}, {size} bytes; the file has {held}."
+                f"{source}: '{shown(name)}' claims shape {list(value.shape)}, {size} bytes; the file has {held}."
             )
         view = (id(value.storage), value.offset, value.shape, value.stride, value.dtype)
         claimed += 0 if view in seen else size
@@ -75,7 +75,7 @@ def check_sizes(state: Mapping[str, Any], source: str) -> None:
 
 
 def tied_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """``{other name: first name}`` of the tensors that are one and the same memory, seen the same way."""
+    """``{other name: first name}`` of the tensors that share memory, dtype, shape and strides."""
     first: dict[tuple[Any, ...], str] = {}
     ties: dict[str, str] = {}
     for name, t in tensors.items():

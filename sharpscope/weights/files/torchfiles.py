@@ -24,16 +24,16 @@ from sharpscope.weights.files.regions import Blob, Budget, Region
 __all__ = ["LEGACY", "MAX_DIRECTORY", "copied", "read_legacy", "read_raw_pickle", "read_zip"]
 
 LEGACY: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""First bytes of torch's format before 1.6: a pickle of its magic number."""
+"""The first bytes of torch's format before version 1.6: a pickle of its magic number."""
 SLACK: Final = 16 * 2**20
-"""Bytes that an archive may unpack to beyond twice its own size."""
+"""An archive may unpack to twice its own size plus so many bytes; a larger value lets larger zip bombs pass."""
 MAX_DIRECTORY: Final = 4 * 2**20
-"""Longest directory of a zip archive: some 30,000 tensors, a CLIP has at most 3,000."""
+"""The most bytes that the directory of a zip archive may have: some 30,000 tensors, where a CLIP has at most 3,000."""
 MAX_PICKLE: Final = 16 * 2**20
-"""Longest data.pkl; a training checkpoint of 1,000 tensors has about 1 MB."""
+"""The most bytes that data.pkl may have; that of a training checkpoint of 1,000 tensors has about 1 MB."""
 
 Read = tuple[str, Any, Report]
-"""(container, what the pickle holds, what it wanted to import)."""
+"""(The container, what the pickle holds, and the report on what it wanted to import.)"""
 
 
 # ---------------------------------------------------------------------- zip archives
@@ -86,11 +86,11 @@ def _check_directory(archive: zipfile.ZipFile, size: int, source: str) -> None:
                 f"{source}: its archive names a path outside itself ('{shown(name)}'); do not use it."
             )
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or entry.flag_bits & 1:
-            raise CorruptCheckpoint(f"{source}: '{shown(name)}' in its archive is encrypted or packed in an odd way.")
+            raise CorruptCheckpoint(f"{source}: '{shown(name)}' in its archive is encrypted or packed unusually.")
     unpacked = sum(e.file_size for e in entries)
     if unpacked > 2 * size + SLACK:
         raise CorruptCheckpoint(
-            f"{source}: {size} bytes that claim to unpack to {unpacked}: a zip bomb, not a checkpoint; do not use it."
+            f"{source}: its {size} bytes claim to unpack to {unpacked}: a zip bomb, not a checkpoint; do not use it."
         )
 
 
@@ -98,12 +98,12 @@ def _root(archive: zipfile.ZipFile, source: str) -> tuple[str, str]:
     names = archive.namelist()
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(f"{source}: is a zip archive, but no checkpoint: {_zip_looks(names)}.")
+        raise CheckpointError(f"{source}: is a zip archive, but not a checkpoint: {_zip_looks(names)}.")
     root = pickles[0].split("/", 1)[0]
     script = any(n.startswith((f"{root}/code/", f"{root}/constants.pkl")) for n in names)
     order = f"{root}/byteorder"
     if order in names and _entry(archive, order, 16) != b"little":
-        raise CorruptCheckpoint(f"{source}: was written on a big-endian machine; save it again on a usual one.")
+        raise CorruptCheckpoint(f"{source}: was written on a big-endian machine; save it again on a little-endian one.")
     return "TorchScript archive" if script else "torch zip", root
 
 
@@ -204,7 +204,7 @@ class _Nested:
         if isinstance(data, bytes):
             return self._storage(Region(io.BytesIO(data), 0, len(data)))
         if not isinstance(data, Blob):
-            raise DamagedPickleError("a storage that is no bytes")
+            raise DamagedPickleError("a storage that is not bytes")
         place = data.region.position, data.region.end
         if place not in self.storages:  # the same bytes named a thousand times are one storage, not a thousand
             self.storages[place] = self._storage(Region(data.region.handle, *place))
@@ -292,7 +292,7 @@ def _run(region: Region, nested: _Nested, persistent: Any, source: str) -> Any:
 
 
 def _guarded(read: Any, nested: _Nested, source: str) -> Any:
-    """``read()``; unsafe names win over damage, both become one typed error."""
+    """The result of ``read()``; raises UnsafeCheckpoint for unsafe names, damaged or not, else CorruptCheckpoint."""
     damage: Exception | None = None
     content: Any = None
     try:
