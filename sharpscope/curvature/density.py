@@ -98,11 +98,11 @@ def spectral_density_steps(
             spent += 1
             if not torch.isfinite(product).all():
                 return SpectralDensity(np.full((runs, steps), math.nan), np.zeros((runs, steps)), size, spent)
-            alphas[i] = float(basis[:, -1] @ product)
+            alphas[i], length = float(basis[:, -1] @ product), float(product.norm())
             for _ in range(2):
                 product = product - basis @ (basis.mT @ product)
             betas[i] = float(product.norm())
-            if i + 1 == steps or betas[i] <= 10 * torch.finfo(dtype).eps * max(1.0, abs(alphas[i])):
+            if i + 1 == steps or betas[i] <= 10 * torch.finfo(dtype).eps * max(length, 1e-300):
                 break
             basis = torch.cat([basis, (product / betas[i])[:, None]], dim=1)
         used = basis.shape[1]

@@ -25,7 +25,7 @@ from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import watched
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
-from sharpscope.curvature.trace import ENOUGH, TraceEstimate, pooled
+from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.seeds import derive
 
 __all__ = [
@@ -212,9 +212,12 @@ def fisher_trace(
     max_probes: int = 100,
     pilot: int = 2,
 ) -> dict[str, TraceEstimate]:
-    """The trace of the Fisher information E_{y ~ p}[g g'] of every block, with labels y drawn from the model's own p.
+    """The trace of the Fisher information E_{y ~ p}[g g'] of every block, from labels y drawn at random.
 
-    One label y drawn for example j gives u_j = J_j'(p_j - e_y), and E||u_jl||^2 is this example's tr F_ll. For a
+    With u_j = J_j'(p_j - e_y), the trace of example j's block l is E_{y ~ p} ||u_jl||^2. Where the model is confident,
+    unlikely labels hold nearly all of this sum, and a few labels drawn from p agree on a number that is far too small.
+    Labels are therefore drawn from q_y, which is proportional to p_y ||p - e_y||^2, and ||u||^2 is multiplied by
+    p_y / q_y. The mean stays the same, and all cotangents of the logits have the length sqrt(1 - ||p||^2). For a
     softmax tr F = tr G, so that ``ggn_trace`` and this function estimate the same number; stopping rule, exact
     computation for few classes, arguments and result are those of ``ggn_trace``. ``seed`` is the seed of the labels.
 
@@ -233,7 +236,13 @@ def _signs(p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _scores(p: Tensor, generator: torch.Generator) -> Tensor:
-    return p.scatter_add(1, _labels(p, 1, generator), -torch.ones_like(p[:, :1]))
+    """sqrt(p_y / q_y) (p - e_y) for a y drawn from q_y = p_y ||p - e_y||^2 / (1 - ||p||^2), row by row."""
+    square = p.double().square().sum(1, keepdim=True)
+    lengths = (1 - 2 * p + square).clamp_(min=0)  # ||p - e_y||^2 of every y
+    drawn = _labels(p * lengths, 1, generator)
+    length = lengths.gather(1, drawn)
+    scale = torch.where(length > 0, ((1 - square).clamp(min=0) / length).sqrt(), 0.0)
+    return p.scatter_add(1, drawn, -torch.ones_like(p[:, :1])) * scale.to(p)
 
 
 def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -268,7 +277,7 @@ def _square_trace(
         squares.sample(max(pilot, 2), draw, generator)
     while True:
         looks = squares.looks()
-        more = max(_probes(look, squares.count, rtol) for look in looks) - squares.count
+        more = max(_probes(value, look, squares.count, rtol) for value, look in looks) - squares.count
         more = min(more, max_probes - squares.spent)
         if more <= 0:
             break
@@ -280,18 +289,21 @@ def _square_trace(
         else:
             squares.sample(more, draw, generator)
     return {
-        block: TraceEstimate(value, error, math.isfinite(value) and error <= rtol * value, squares.spent)
-        for block, (value, error, _) in zip(blocks, looks, strict=True)
+        block: TraceEstimate(value, look.stderr, _within(value, look, rtol), squares.spent, contributions=parts)
+        for block, (value, look), parts in zip(blocks, looks, squares.contributions(), strict=True)
     }
 
 
-def _probes(look: tuple[float, float, float], count: int, rtol: float) -> int:
+def _within(value: float, look: Pooled, rtol: float) -> bool:
+    return math.isfinite(value) and look.stderr <= rtol * value and look.freedom >= ENOUGH
+
+
+def _probes(value: float, look: Pooled, count: int, rtol: float) -> int:
     """The number of probes that bring a block's error down to rtol, predicted from the first ``count`` probes."""
-    value, error, freedom = look
-    if not math.isfinite(value) or (error <= rtol * value and freedom >= ENOUGH):
+    if not math.isfinite(value) or _within(value, look, rtol):
         return count
-    needed = count * (error / (rtol * value)) ** 2
-    return max(math.ceil(needed if freedom >= ENOUGH else min(needed, 2 * count)), count + 1)
+    needed = look.needed((rtol * value) ** 2)
+    return max(math.ceil(min(needed, math.inf if look.freedom >= ENOUGH else 2 * count, 10**9)), count + 1)
 
 
 class _Squares:
@@ -315,9 +327,10 @@ class _Squares:
         self.theta = {**theta, **self.params}
         rows = [[float(n in set(block)) for n in self.names] for block in blocks.values()]
         self.members = torch.tensor(rows, dtype=torch.float64)
-        self.settled = torch.zeros(len(rows), dtype=torch.float64)
+        self._settled: dict[int, Tensor] = {}  # of a batch: [blocks, n] of what is known without an error
         self.count = self.spent = 0
         self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # per batch: own, rest, names of the rest
+        self._entered: set[str] = set()  # the parameters of the rest on which the loss depends
         self._alone: dict[int, frozenset[str]] = {}
         self._tapped = True
         logits, taps, rest = self._forward(0)
@@ -333,6 +346,7 @@ class _Squares:
             taps = taps if self.own_open else []
             pairs = [self._squares(logits, taps, rest, draw(p, generator), last=k + 1 == count) for k in range(count)]
             own, together = (torch.stack(x, -1).cpu() * (weight / len(p)) for x in zip(*pairs, strict=True))
+            own = own if self.own_open else own[:, :0]
             if self.count:
                 before = self._samples[i]
                 own, together = torch.cat([before[0], own], -1), torch.cat([before[1], together], -1)
@@ -349,15 +363,15 @@ class _Squares:
             p = logits.detach().softmax(1)
             for c in range(self.classes):
                 own, _ = self._squares(logits, taps, [], _column(p, c), last=c + 1 == self.classes)
-                self.settled += own.sum(1).cpu() * (weight / len(p))
-        self._samples = [(torch.zeros_like(own), rest, names) for own, rest, names in self._samples]
+                self._settle(i, slice(None), own.cpu() * (weight / len(p)), len(p))
+        self._samples = [(own[:, :0], rest, names) for own, rest, names in self._samples]
         self.own_open, self.spent = False, self.spent + self.classes
 
     def settle_rest(self) -> None:
         """Compute the same sum exactly for the "rest" parameters, from batches of one example."""
         singles: ClassificationObjective = self.objective.rebatched(1)  # type: ignore[attr-defined]
         start = 0
-        for batch, (_, _, rest) in zip(self.objective.weights, self._samples, strict=True):
+        for i, (batch, (_, _, rest)) in enumerate(zip(self.objective.weights, self._samples, strict=True)):
             stop = start + round(batch * len(singles.weights))
             for j in range(start, stop if rest else start):
                 logits = singles.batch_logits(j, self.theta)
@@ -366,21 +380,47 @@ class _Squares:
                     alone = torch.zeros_like(p)
                     alone[row] = _column(p, c)[row]
                     _, square = self._squares(logits, [], rest, alone, last=False)
-                    self.settled += square.cpu() * (singles.weights[j] / len(p))
+                    self._settle(i, j - start, square.cpu() * (singles.weights[j] / len(p)), stop - start)
             start = stop
-        self._samples = [(own, torch.zeros_like(rest), names) for own, rest, names in self._samples]
+        self._samples = [(own, torch.zeros_like(rest), []) for own, rest, _ in self._samples]
         self.rest_open, self.spent = False, self.spent + self.classes
 
-    def looks(self) -> list[tuple[float, float, float]]:
-        """(estimate, standard error, the error's degrees of freedom) of every block."""
+    def _settle(self, i: int, example: int | slice, squares: Tensor, n: int) -> None:
+        """Add the exact squares of one example [blocks], or of all n examples [blocks, n], of batch i."""
+        known = self._settled.setdefault(i, torch.zeros(len(self.members), n, dtype=torch.float64))
+        known[:, example] += squares
+
+    def looks(self) -> list[tuple[float, Pooled]]:
+        """(estimate, its sampled part with the error) of every block."""
+        known = [float(sum(float(part[b].sum()) for part in self._settled.values())) for b in range(len(self.members))]
         if not self.count:
-            return [(value, 0.0, math.inf) for value in self.settled.tolist()]
+            return [(value, pooled(torch.zeros(0, 2))) for value in known]
         out = []
-        for b, value in enumerate(self.settled.tolist()):
-            # Own and rest squares of a batch share their cotangents, so that together they are one independent part.
-            parts = [own[b].sum(0, keepdim=True) + r[b] if r[b].any() else own[b] for own, r, _ in self._samples]
-            mean, error, freedom = pooled(torch.cat(parts))
-            out.append((value + mean, error, freedom))
+        for b, value in enumerate(known):
+            look = pooled(torch.cat([self._rows(b, *sample) for sample in self._samples]))
+            out.append((value + look.mean, look))
+        return out
+
+    def _rows(self, b: int, own: Tensor, together: Tensor, rest: Sequence[str]) -> Tensor:
+        """The sampled independent parts of block b in one batch, [units, count]; no units where all is exact."""
+        if together[b].any():  # own and rest squares share their cotangents, so that together they are one part
+            return own[b].sum(0, keepdim=True) + together[b]
+        unseen = any(self.members[b, self.names.index(name)] for name in self._entered.intersection(rest))
+        return together[b : b + 1] if unseen and not own.shape[1] else own[b]
+
+    def contributions(self) -> list[tuple[Tensor, ...]]:
+        """What the examples add to every block: one tensor per batch, [n], or [1] where its rest is sampled."""
+        out = []
+        for b in range(len(self.members)):
+            parts = []
+            for i in range(len(self.objective.weights)):
+                part = self._settled[i][b] if i in self._settled else torch.zeros(1, dtype=torch.float64)
+                if self.count:
+                    own, together, _ = self._samples[i]
+                    part = part + own[b].mean(-1) if own.shape[1] else part
+                    part = (part.sum() + together[b].mean()).view(1) if together[b].any() else part
+                parts.append(part)
+            out.append(tuple(parts))
         return out
 
     # ------------------------------------------------------------------ one batch
@@ -420,6 +460,7 @@ class _Squares:
         if found:
             own = members[:, [self.names.index(name) for name in found]] @ torch.stack(list(found.values()))
         sums = {name: g for name, g in zip(rest, grads[len(taps) :], strict=True) if g is not None}
+        self._entered |= sums.keys()
         if sums:
             norms = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in sums.values()]
             together = members[:, [self.names.index(name) for name in sums]] @ torch.stack(norms)

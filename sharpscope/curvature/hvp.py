@@ -108,6 +108,8 @@ class HessianEngine:
         first = next(iter(self.params.values()))
         self.dtype, self.device = first.dtype, first.device
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
+        self.units: dict[str, tuple[int, ...]] = {}
+        """Layer -> how many rows each batch gave in the last answer to ``Probes``."""
         batches = len(objective.weights)
         self.plan = MemoryPlan(None, 0, None, batches, batches)
         if memory is not None:
@@ -210,6 +212,7 @@ class HessianEngine:
                     alone = self.by_example(i, graph)
                     units.setdefault(who, []).append(weight * self._second_derivatives(graph, layer, request, alone))
             del graph
+        self.units |= {requests[who][0]: tuple(len(part) for part in parts) for who, parts in units.items()}
         for layer, request in requests.values():
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.cat(parts) for who, parts in units.items()}
@@ -271,8 +274,8 @@ class HessianEngine:
                 v = signs(*self.params[name].shape)
                 v = v * self.params[name].detach().abs() if probes.weighted else v
                 pairs.append((self.params[name], graph.gradient[name], v))
-        if not pairs:
-            return torch.zeros(1, dtype=torch.float64, device=self.device)
+        if not pairs:  # no unit at all: the second derivative is 0 by construction, not by what was drawn
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
         places, gradients, directions = zip(*pairs, strict=True)
         products = _second(gradients, places, directions, layer)
         forms = [(v * hv).double() for v, hv in zip(directions, products, strict=True)]

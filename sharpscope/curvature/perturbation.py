@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
+from sharpscope.curvature.trace import student
 from sharpscope.seeds import derive
 
 __all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_avg", "sharpness_max"]
@@ -35,13 +37,16 @@ class SharpnessEstimate:
     ``stderr``: the standard error, over noise draws for the average, over batches for the worst case (NaN for a single
     draw or batch). ``converged``: for the average, stderr <= rtol * |estimate|; for the worst case, the last quarter of
     the steps raised the best value by at most 1 % of the rise. ``num_evaluations``: how often the loss was evaluated,
-    for the average on all batches each time, for the worst case on one batch each time.
+    for the average on all batches each time, for the worst case on one batch each time. ``stderr_images``: the standard
+    error over other draws of as many images, from the rises of the batches (NaN for a single batch); for the average it
+    includes ``stderr``.
     """
 
     estimate: float
     stderr: float
     converged: bool
     num_evaluations: int
+    stderr_images: float = math.nan
 
 
 def sharpness_avg(
@@ -83,7 +88,8 @@ def sharpness_avg(
         return {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
 
     noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
-    rises: list[Tensor | float] = [0.0] * samples  # kept on the device, so that no step waits for a transfer to the CPU
+    # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
+    rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
     target = _without_prefix(objective, theta, names)
     with torch.no_grad():
         for i, weight in enumerate(objective.weights):
@@ -91,11 +97,14 @@ def sharpness_avg(
             for s in range(samples):
                 for sign in (1, -1):
                     moved = {**theta, **{n: w + sign * noise(s)[n] for n, w in flat.items()}}
-                    rises[s] = rises[s] + weight * (target.batch_loss(i, moved).double() - start) / 2
-    values = torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in rises]).cpu()
+                    rises[i][s] = rises[i][s] + weight * (target.batch_loss(i, moved).double() - start) / 2
+    each = torch.stack([torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises]).cpu()
+    values = each.sum(0)
     mean = float(values.mean())
-    stderr = float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
-    return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples)
+    stderr = student(samples - 1) * float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
+    # The same noise moves all batches: what it does to their sum does not show in their spread.
+    images = math.hypot(error_over_images(tuple(each.mean(1, keepdim=True)), objective.weights, None), stderr)
+    return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples, images)
 
 
 def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
@@ -147,7 +156,8 @@ def sharpness_max(
     mean = float((weights * values).sum())
     n = len(rises)
     stderr = math.sqrt(float((weights**2 * (values - mean) ** 2).sum()) * n / (n - 1)) if n > 1 else math.nan
-    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1))
+    images = error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None)
+    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1), images)
 
 
 def _auto_pgd(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, rademacher, solve
 
 __all__ = [
+    "Pooled",
     "TraceEstimate",
     "hutchinson",
     "hutchinson_steps",
@@ -23,6 +24,7 @@ __all__ = [
     "per_example_trace",
     "pooled",
     "scaled",
+    "student",
     "xtrace",
     "xtrace_steps",
 ]
@@ -34,6 +36,8 @@ FIRST = 2
 ENOUGH = 10.0
 """With at least this many degrees of freedom an estimated error is trusted, both to stop and to predict how many
 products are still needed."""
+LARGEST = 2.0
+"""The largest variance of v'Hv, 2 sum_{i != j} H_ij^2, as a multiple of (tr H)^2, for a positive semidefinite H."""
 WIDENING = 1.15
 """The factor by which Student's intervals are widened. The quadratic form v'Hv of a few large eigenvalues is skewed: in
 simulations (tests/laws) the plain 95 % interval covered 91 to 94 %."""
@@ -42,6 +46,8 @@ XTRACE_INFLATION = math.sqrt(2)
 products."""
 XTRACE_FIRST = 24
 """The number of products that an adaptive XTrace takes before it first checks its error."""
+XTRACE_LEAST = 6
+"""With at least this many test vectors XTrace's estimated error is trusted; with fewer it never counts as converged."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,10 @@ class TraceEstimate:
     ``stderr``: one standard error, in the unit of ``estimate``; 0 where the trace is exact (one product per
     coordinate). ``converged``: whether stderr <= rtol * |estimate| was reached. ``num_matvecs``: the number of products
     spent. ``weighted``: the estimate of tr(diag(c) H diag(c)) and its standard error, where ``c`` was given.
+    ``contributions``: what the examples add to the estimate, one tensor per batch (see ``curvature.images``), or a
+    single tensor of all units where the operator does not name its batches; None where products cannot separate
+    examples. ``blur``: the variance that random directions give to the sum of ``contributions`` but not to the
+    estimate, because the estimate was computed exactly.
     """
 
     estimate: float
@@ -58,6 +68,8 @@ class TraceEstimate:
     converged: bool
     num_matvecs: int
     weighted: tuple[float, float] | None = None
+    contributions: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
+    blur: float = field(default=0.0, repr=False, compare=False)
 
 
 def per_example_trace(
@@ -71,10 +83,9 @@ def per_example_trace(
     example two values and thus n degrees of freedom for the variance, from which the number of further products follows
     as in ``hutchinson``.
 
-    ``stderr`` is widened by Student's t, at the degrees of freedom that the examples' unequal variances leave, and by
-    ``WIDENING``, so that estimate +- 1.96 stderr covers 95 %. On an operator that cannot separate examples this is
-    Hutchinson's estimator. Where as many products as coordinates would be needed, the trace is computed exactly from
-    unit vectors.
+    ``stderr`` is that of ``pooled``, so that estimate +- 1.96 stderr covers 95 %, for a single example too. On an
+    operator that cannot separate examples this is Hutchinson's estimator. Where as many products as coordinates would
+    be needed, the trace is computed exactly from unit vectors.
 
     Args:
         operator: shape [p, p].
@@ -128,18 +139,19 @@ def per_example_steps(
     most = max(max_matvecs, FIRST)
     parts = (yield Probes(FIRST, generator, weighted)).double()
     while True:
-        count = parts.shape[1]
-        rest, spread, freedom = pooled(parts)
-        mean, stderr = known + rest, math.hypot(blur, spread)
-        within = stderr <= rtol * abs(mean) and freedom >= ENOUGH
-        if not math.isfinite(mean) or within or count >= most:
-            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), count)
+        count, found = parts.shape[1], pooled(parts)
+        mean, stderr = known + found.mean, math.hypot(blur, found.stderr)
+        within = stderr <= rtol * abs(mean) and found.freedom >= ENOUGH
         # An error that is not known yet (few degrees of freedom) says little about how many products are needed.
-        room = (rtol * mean) ** 2 - blur**2
-        needed = count * spread**2 / room if room > 0 else math.inf
+        needed = found.needed((rtol * mean) ** 2 - blur**2)
+        adds = (parts.mean(1).cpu(),)
+        if not math.isfinite(mean) or within or count >= most:
+            return TraceEstimate(mean, stderr, within, count, contributions=adds)
         if needed >= size and count + size <= most:
-            return _shifted((yield from _exactly(size, dtype, device, square, count)), offset, rtol)
-        wanted = min(needed, most, math.inf if freedom >= ENOUGH else 2 * count)
+            exact = yield from _exactly(size, dtype, device, square, count)
+            exact = replace(exact, contributions=adds, blur=float(parts.var(1).sum()) / count)
+            return _shifted(exact, offset, rtol)
+        wanted = min(needed, most, math.inf if found.freedom >= ENOUGH else 2 * count)
         parts = torch.cat([parts, (yield Probes(max(math.ceil(wanted) - count, 1), generator, weighted)).double()], 1)
 
 
@@ -156,20 +168,69 @@ def _shifted(exact: TraceEstimate, offset: tuple[float, float], rtol: float) -> 
     return replace(exact, estimate=value, stderr=stderr, converged=exact.converged and stderr <= rtol * abs(value))
 
 
-def pooled(parts: Tensor) -> tuple[float, float, float]:
-    """(mean of the column sums, its standard error, the error's degrees of freedom) of ``parts`` [units, count].
+@dataclass(frozen=True)
+class Pooled:
+    """The mean of column sums: ``mean``, its standard error ``stderr``, and the error's degrees of freedom ``freedom``.
+
+    ``sampled``, ``assumed``: the parts of stderr^2 that fall as 1 / count and as 1 / count^2, times count and count^2.
+    """
+
+    mean: float
+    stderr: float
+    freedom: float
+    sampled: float
+    assumed: float
+
+    def needed(self, room: float) -> float:
+        """The number k of columns that brings stderr^2 down to ``room``: sampled / k + assumed / k^2 = room.
+
+        Where every value so far is 0, it is the number of zeros that is believed.
+        """
+        if self.stderr == 0:
+            return 0.0 if self.freedom >= ENOUGH else ENOUGH + 1
+        if not room > 0:
+            return math.inf
+        linear = self.sampled / (2 * room)
+        return linear + math.sqrt(linear**2 + self.assumed / room)
+
+
+def pooled(parts: Tensor) -> Pooled:
+    """The mean of the column sums of ``parts`` [units, count], count >= 2, with its error.
 
     Each row is an independent unit with its own variance, observed ``count`` >= 2 times. The variances of the units add
     up, with the degrees of freedom of Satterthwaite 1946. The error is widened by Student's t and ``WIDENING``, so that
     the mean +- 1.96 times the error covers 95 %.
+
+    A sampled variance of 0 does not prove a variance of 0. The form v'Hv is a polynomial of degree 2 in the signs v,
+    and such a polynomial, unless it is constant, differs from any given value with a probability of at least 1/4
+    (Schwartz and Zippel). With equally likely classes, or where few entries hold the curvature, a few products
+    therefore agree by chance. To guard against this, the variance of each unit is estimated from its ``count`` values
+    and from one further observation, ``LARGEST`` times the square of the unit's mean: the largest variance that a
+    positive semidefinite matrix can have. The influence of this observation on stderr^2 falls as 1 / count^2. Where all
+    values are 0, there are count - 1 degrees of freedom, as for a single unit. Where there are no units at all (an
+    operator that is 0 by construction), the result 0 is certain.
+
+    Sources: Satterthwaite 1946, Biometrics Bulletin 2; Schwartz 1980, https://doi.org/10.1145/322217.322225.
     """
-    count = parts.shape[1]
-    variances = parts.var(1, correction=1)
-    total, largest = float(variances.sum()), float(variances.max())
-    shares = variances / largest  # their squares do not underflow
-    freedom = (count - 1) * float(shares.sum() ** 2 / shares.square().sum()) if largest > 0 else math.inf
-    student = float(student_t.ppf(0.975, max(freedom, 1.0)) / norm.ppf(0.975))
-    return float(parts.sum()) / count, WIDENING * student * math.sqrt(total / count), freedom
+    units, count = parts.shape
+    if units == 0:
+        return Pooled(0.0, 0.0, math.inf, 0.0, 0.0)
+    variances, guesses = parts.var(1, correction=1), LARGEST * parts.mean(1).square()
+    variances, guesses = (count - 1) / count * variances, guesses / count
+    together = variances + guesses
+    largest = float(together.max())
+    shares = together / largest  # their squares do not underflow
+    freedom = (count - 1) * (float(shares.sum() ** 2 / shares.square().sum()) if largest > 0 else 1.0)
+    factor = WIDENING * student(freedom)
+    sampled, assumed = (factor**2 * float(x.sum()) for x in (variances, count * guesses))
+    return Pooled(
+        float(parts.sum()) / count, factor * math.sqrt(float(together.sum()) / count), freedom, sampled, assumed
+    )
+
+
+def student(freedom: float) -> float:
+    """By what 1.96 standard errors have to grow to cover 95 % where the error has few degrees of freedom, >= 1."""
+    return float(student_t.ppf(0.975, max(freedom, 1.0)) / norm.ppf(0.975))
 
 
 def hutchinson(
@@ -185,8 +246,9 @@ def hutchinson(
 
     tr H = E[v' H v] for v with independent signs; the variance of v' H v is 2 * sum_{i != j} H_ij^2. The first
     ``pilot`` probes give an estimate of this variance, and thus the number of probes that brings the standard error
-    down to ``rtol`` * |estimate|. The number is decided only once, so that the estimator does not stop by luck. Where
-    as many products as coordinates would be needed, the trace is computed exactly from unit vectors.
+    (that of ``pooled``) down to ``rtol`` * |estimate|. An error with fewer than ``ENOUGH`` degrees of freedom does not
+    stop the estimator. Where as many products as coordinates would be needed, the trace is computed exactly from unit
+    vectors.
 
     Args:
         operator: shape [p, p].
@@ -242,16 +304,24 @@ def hutchinson_steps(
             plain = torch.cat([plain, product.sum().cpu().view(1)])
             if square is not None:
                 weighted = torch.cat([weighted, (square * product).sum().cpu().view(1)])
-        mean, stderr = _mean_stderr(plain)
-        if wanted > pilot or wanted >= max_matvecs or stderr <= rtol * abs(mean) or not math.isfinite(mean):
+        mean, stderr, within, needed = _look(plain, rtol)
+        if within or wanted >= max_matvecs or not math.isfinite(mean):
             break
-        needed = len(plain) * (stderr / (rtol * abs(mean))) ** 2 if mean else math.inf
         if needed >= size and len(plain) + size <= max_matvecs:
             return (yield from _exact(size, dtype, device, square, len(plain)))
-        wanted = int(min(math.ceil(needed), max_matvecs)) if math.isfinite(needed) else max_matvecs
-    return TraceEstimate(
-        mean, stderr, stderr <= rtol * abs(mean), len(plain), None if square is None else _mean_stderr(weighted)
-    )
+        wanted = int(min(max(math.ceil(min(needed, max_matvecs)), len(plain) + 1), max_matvecs))
+    return TraceEstimate(mean, stderr, within, len(plain), None if square is None else _look(weighted, rtol)[:2])
+
+
+def _look(samples: Tensor, rtol: float, known: float = 0.0) -> tuple[float, float, bool, float]:
+    """(estimate, stderr, whether that is within rtol, how many samples it takes) of ``known`` + the samples' mean."""
+    if len(samples) < 2:
+        return known + float(samples.mean()), math.nan, False, math.inf
+    found = pooled(samples[None])
+    mean = known + found.mean
+    minor = float(samples.abs().max()) < rtol * abs(mean)  # no sample could have moved ``known`` out of tolerance
+    within = found.stderr <= rtol * abs(mean) and (found.freedom >= ENOUGH or minor)
+    return mean, found.stderr, within, found.needed((rtol * mean) ** 2)
 
 
 def _exact(
@@ -274,10 +344,11 @@ def xtrace(
 
     Omega are m test vectors and Q is an orthonormal basis of H Omega. For each column i of Omega, the trace of H on the
     span of the other columns' products is exact, and column i gives a Hutchinson estimate of the remainder; the
-    estimate is the mean of the m sums. The standard error is sqrt(2) times the standard deviation of the m sums divided
-    by sqrt(m). The factor sqrt(2) is needed because the m sums share their basis: without it, the paper's figure was
-    10 to 40 % below the true error in our simulations (tests/laws check the coverage). The test vectors are uniform on
-    the sphere, and the remainder is rescaled to the dimension of the complement.
+    estimate is the mean of the m sums. The standard error is sqrt(2) times Student's factor times the standard
+    deviation of the m sums divided by sqrt(m). The factor sqrt(2) is needed because the m sums share their basis:
+    without it, the paper's figure was 10 to 40 % below the true error in our simulations (tests/laws check the
+    coverage). With fewer than ``XTRACE_LEAST`` test vectors the estimate never counts as converged. The test vectors
+    are uniform on the sphere, and the remainder is rescaled to the dimension of the complement.
 
     Args:
         operator: shape [p, p].
@@ -339,10 +410,12 @@ def xtrace_steps(
             # H Omega has less than full rank: Q spans the range of H and tr(Q'HQ) is the whole trace.
             value = float((q * z).sum()) if finite else math.nan
             return TraceEstimate(value, 0.0 if finite else math.nan, finite, 2 * m)
-        mean, spread = _mean_stderr(_exchangeable(omega, y, q, r, z).cpu())
-        stderr = XTRACE_INFLATION * spread
-        if stderr <= rtol * abs(mean) or m == most:
-            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * m)
+        values = _exchangeable(omega, y, q, r, z).cpu()
+        mean, spread = float(values.mean()), float(values.std(correction=1)) / math.sqrt(m)
+        stderr = XTRACE_INFLATION * student(m - 1) * spread
+        within = stderr <= rtol * abs(mean) and m >= XTRACE_LEAST
+        if within or m == most:
+            return TraceEstimate(mean, stderr, within, 2 * m)
         m = min(2 * m, most)
 
 
@@ -415,12 +488,10 @@ def hutchpp_steps(
             v = rademacher((size, 1), generator).to(device, torch.float64)
             v = v - q @ (q.mT @ v)
             samples = torch.cat([samples, (v * (yield v.to(dtype)).double()).sum().cpu().view(1)])
-        rest, stderr = _mean_stderr(samples)
-        mean = captured + rest
-        if wanted > pilot or wanted >= room or stderr <= rtol * abs(mean) or not math.isfinite(mean):
-            return TraceEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * k + len(samples))
-        needed = len(samples) * (stderr / (rtol * abs(mean))) ** 2 if mean else math.inf
-        wanted = int(min(math.ceil(needed), room)) if math.isfinite(needed) else room
+        mean, stderr, within, needed = _look(samples, rtol, captured)
+        if within or wanted >= room or not math.isfinite(mean):
+            return TraceEstimate(mean, stderr, within, 2 * k + len(samples))
+        wanted = int(min(max(math.ceil(min(needed, room)), len(samples) + 1), room))
 
 
 def scaled(estimator: Estimator[T], scale: Tensor) -> Estimator[T]:
@@ -437,9 +508,3 @@ def scaled(estimator: Estimator[T], scale: Tensor) -> Estimator[T]:
     except StopIteration as stop:
         result: T = stop.value
         return result
-
-
-def _mean_stderr(samples: Tensor) -> tuple[float, float]:
-    if len(samples) < 2:
-        return float(samples.mean()), math.nan
-    return float(samples.mean()), float(samples.std(correction=1)) / math.sqrt(len(samples))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError, shown
 from sharpscope.findings.frames import alpha_index
-from sharpscope.tables.rows import has_value, measures_in, ordered, unique_in_order
+from sharpscope.tables.rows import has_value, image_error, measures_in, ordered, own_error, unique_in_order
 from sharpscope.vocabulary import ALL, GROUP_TITLES, MEASURES, OTHERS, STRAGGLERS, AddsUp
 
 __all__ = [
@@ -31,7 +31,9 @@ class SharpnessGrid:
     alphas: tuple[float, ...]
     estimate: np.ndarray
     error: np.ndarray
-    """The stderr where known, else the residual (an upper bound of the error), else 0."""
+    """The error of the estimate on these images: the stderr where known, else the residual (an upper bound), else 0."""
+    images: np.ndarray
+    """The error over draws of images, which includes the error on these images; NaN where it is not known."""
     share: np.ndarray
     num_params: np.ndarray
     whole: np.ndarray
@@ -54,8 +56,15 @@ class SharpnessGrid:
         return _logged(self._form(self.estimate, form), log)
 
     def draws(self, form: str, log: bool, replicates: int, rng: np.random.Generator) -> np.ndarray:
-        """Random draws [R, L, A] of ``values``: each estimate from N(estimate, error^2), independent of all others."""
+        """Random draws [R, L, A] of ``values`` from the errors of the estimates.
+
+        A draw is estimate + error x + sqrt(images^2 - error^2) y. The standard normal x is independent for every layer
+        and alpha; y is drawn once for each layer, because the images are the same at every alpha. Where ``images`` is
+        not known, the term with y is left out.
+        """
         noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
+        beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
+        noise = noise + rng.standard_normal((replicates, len(self.layers), 1)) * beyond
         if form == "share":
             with np.errstate(divide="ignore", invalid="ignore"):
                 noise = noise / np.abs(self.whole)
@@ -104,9 +113,7 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
             out[at[0][at[2]], at[1][at[2]]] = values[at[2]]
             return out
 
-        stderr = part["stderr"].to_numpy(dtype=float)
-        residual = part["residual"].to_numpy(dtype=float)
-        error = np.abs(np.where(np.isfinite(stderr), stderr, np.where(np.isfinite(residual), residual, 0.0)))
+        error = own_error(part).fillna(0.0).to_numpy()
         sizes = part.groupby("layer")["num_params"].first()
         estimate = grid(part["estimate"].to_numpy(dtype=float))
         still = frozenset(part.loc[part["status"] == "frozen", "layer"]) - {ALL}
@@ -117,6 +124,7 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
                 alphas=tuple(alphas),
                 estimate=estimate[:-1],
                 error=grid(error, 0.0)[:-1],
+                images=grid(image_error(part).to_numpy())[:-1],
                 share=grid(part["share"].to_numpy(dtype=float))[:-1],
                 num_params=np.array([float(sizes[name]) for name in layers]),
                 whole=estimate[-1],

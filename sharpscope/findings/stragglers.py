@@ -75,9 +75,10 @@ def stragglers_table(
     The criteria are those of ``vocabulary.CRITERIA`` in their order. A criterion of single-layer paths is evaluated for
     each of its bases, and a criterion of sharpness for every measure of the table. ``probability`` is the share of
     replicates in which the layer is chosen. A replicate resamples the probe examples (loss criteria) or draws the
-    sharpness estimates again from N(estimate, stderr^2), with the residual where an estimate has no stderr. A layer
-    that does not move has the status ``frozen``; it is recognised by this status in the sharpness table or by a
-    distance of 0 in ``noise``.
+    sharpness estimates again from their error over draws of images (see ``SharpnessGrid.draws``). Where that error is
+    not known, which ``note`` says, the error of the estimate on these images is used: the stderr, or the residual where
+    an estimate has no stderr. A layer that does not move has the status ``frozen``; it is recognised by this status in
+    the sharpness table or by a distance of 0 in ``noise``.
 
     Args:
         pair: name of the pair.
@@ -284,8 +285,14 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
         parts.append(f"estimate <= 0, so no log, at {negative} of {len(grid.alphas)} alphas: these count as too low")
     if not known.all():
         parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
-    if not grid.error[layer].any():
+    unknown = known & ~np.isfinite(grid.images[layer])
+    if not grid.error[layer].any() and not np.nan_to_num(grid.images[layer]).any():
         parts.append("no stderr or residual, so the probability can only be 0 or 1")
+    elif unknown.any():
+        parts.append(
+            f"the error over draws of images is unknown at {int(unknown.sum())} alphas, so the probability reflects "
+            "the error of the estimate on these images only"
+        )
     if grid.unconverged[layer].any():
         parts.append(f"not converged at {int(grid.unconverged[layer].sum())} alphas")
     return "; ".join(parts)

@@ -23,7 +23,17 @@ from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.repair import Repairs
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, flags_of, has_value, mean_accuracy, nearest, table, unique_in_order
+from sharpscope.tables.formats import is_missing
+from sharpscope.tables.rows import (
+    dense_rows,
+    flags_of,
+    has_value,
+    image_error,
+    mean_accuracy,
+    nearest,
+    table,
+    unique_in_order,
+)
 from sharpscope.vocabulary import (
     ALL,
     BEST,
@@ -46,6 +56,9 @@ ALPHA: Final = 0.5
 MARGIN: Final = 0.3
 """A correlation whose whole interval lies within +- this value counts as absent (our choice). With a larger value more
 correlations count as absent."""
+RATIO_MARGIN: Final = 0.3
+"""Two sharpnesses count as the same if the whole interval of their log ratio lies within +- this value (our choice).
+With a larger value more pairs count as equally sharp."""
 GAIN_MARGIN: Final = 0.01
 """A repair does not help if the whole interval of its gain in accuracy (0-1) lies below this value (our choice). With a
 larger value more repairs count as no help."""
@@ -82,7 +95,9 @@ def verdicts_table(
                 ``ID_TOLERANCE`` and OOD gains at ``ALPHA`` whose difference has an interval without 0. The OTHER pairs
                 of ``references`` give the sign of the relation (Spearman of sharpness and OOD gain, permutation p <=
                 1 - level). The claim holds if this sign predicts the order of the two pairs. It does not hold if the
-                sign predicts the wrong order, or if the sharpness of the two does not differ.
+                sign predicts the wrong order, or if the interval of the log ratio of their sharpness over draws of
+                images lies within +-``RATIO_MARGIN`` and contains 0. It cannot be told if this interval contains 0 and
+                is wider, or is not known.
 
     In all other cases the verdict is "cannot be told". The measure and the alpha were fixed before any result was seen.
 
@@ -246,12 +261,12 @@ class _Question:
         a, b = self.pairs
         ids = [self._mean(accuracy, pair, 1.0, "id") for pair in self.pairs]
         gap, low, high = self._outcome(accuracy)
-        ratio, ratio_low, ratio_high = self._sharpness(sharpness)
+        (ratio, ratio_low, ratio_high), images = self._sharpness(sharpness)
         rho, p, n = self._sign(references)
         facts = (
             f"{a} and {b} have ID accuracy {ids[0]:.3f} and {ids[1]:.3f}, OOD gains at alpha {ALPHA:g} that "
             f"differ by {100 * gap:+.1f} points {_span(100 * low, 100 * high, 1)}, and a log ratio of whole-model "
-            f"{MEASURE} of {ratio:+.2f} {_span(ratio_low, ratio_high)}"
+            f"{MEASURE} of {ratio:+.2f} {_span(ratio_low, ratio_high)} over draws of {images} images"
         )
         signed = math.isfinite(p) and p <= 1 - self.level + 1e-12
         told = (
@@ -260,14 +275,18 @@ class _Question:
             else "no correlation is defined"
         )
         told = f"over {n} other pairs {told}"
-        if not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
+        if math.isfinite(ratio) and not math.isfinite(ratio_low):
+            verdict, end = CANNOT, "the error of the sharpness over draws of images is not known"
+        elif not all(math.isfinite(v) for v in (*ids, low, high, ratio, ratio_low, ratio_high)):
             verdict, end = CANNOT, "one of these numbers is missing"
         elif abs(ids[0] - ids[1]) > ID_TOLERANCE:
             verdict, end = CANNOT, "their ID accuracies are not the same, so the question does not arise"
         elif low <= 0 <= high:
             verdict, end = CANNOT, "the difference of their OOD gains may be noise, since its interval contains 0"
-        elif ratio_low <= 0 <= ratio_high:
+        elif -RATIO_MARGIN <= ratio_low <= 0 <= ratio_high <= RATIO_MARGIN:
             verdict, end = DOES_NOT_HOLD, "their OOD gains differ, but their sharpness does not"
+        elif ratio_low <= 0 <= ratio_high:
+            verdict, end = CANNOT, "which of them is sharper may depend on the choice of images"
         elif not signed:
             verdict, end = CANNOT, f"{told}, so it is not known whether higher or lower sharpness means success"
         elif rho * ratio * gap > 0:
@@ -303,21 +322,28 @@ class _Question:
     def _variance(self, cell: pd.DataFrame) -> float:
         return float(((cell["ci_high"].iloc[0] - cell["ci_low"].iloc[0]) / (2 * self.z)) ** 2)
 
-    def _sharpness(self, sharpness: pd.DataFrame) -> tuple[float, float, float]:
-        """log S_a - log S_b, with an interval by the delta method from the stderr (or the residual)."""
+    def _sharpness(self, sharpness: pd.DataFrame) -> tuple[tuple[float, float, float], str]:
+        """log S_a - log S_b with its interval over draws of images (delta method), and the number of images as text.
+
+        If both pairs are measured on the same images, their choice moves both sharpnesses alike; the tables do not hold
+        this dependence, so the interval is then too wide rather than too narrow. Where the error over draws of images
+        is not known, there is no interval.
+        """
         logs, variance = [], 0.0
+        counts: list[Any] = []
         for pair in self.pairs:
             rows = sharpness[(sharpness["pair"] == pair) & (sharpness["layer"] == ALL)]
             rows = rows[(rows["measure"] == MEASURE) & has_value(rows)]
             rows = rows[np.isclose(rows["alpha"].to_numpy(dtype=float), ALPHA)]
             if not len(rows) or not float(rows["estimate"].iloc[0]) > 0:
-                return math.nan, math.nan, math.nan
-            estimate, stderr = float(rows["estimate"].iloc[0]), float(rows["stderr"].iloc[0])
-            error = stderr if math.isfinite(stderr) else float(rows["residual"].iloc[0])
+                return (math.nan, math.nan, math.nan), "an unknown number of"
+            estimate = float(rows["estimate"].iloc[0])
             logs.append(math.log(estimate))
-            variance += (error / estimate) ** 2
+            variance += (float(image_error(rows).iloc[0]) / estimate) ** 2
+            counts.append(rows["n"].iloc[0] if "n" in rows.columns else None)
         half = self.z * math.sqrt(variance)
-        return logs[0] - logs[1], logs[0] - logs[1] - half, logs[0] - logs[1] + half
+        told = unique_in_order("an unknown number of" if is_missing(n) else f"{int(n)}" for n in counts)
+        return (logs[0] - logs[1], logs[0] - logs[1] - half, logs[0] - logs[1] + half), " and ".join(told)
 
     def _sign(self, references: pd.DataFrame | None) -> tuple[float, float, int]:
         if references is None:

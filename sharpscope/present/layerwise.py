@@ -58,8 +58,10 @@ def sharpness(source: Source) -> Section:
             rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
     head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
     caption = (
-        "Whole model: estimate ± standard error or, for eigenvalues, ± residual. ° marks an estimate that did not "
-        "converge within the budget."
+        f"Whole model on {_images(table)}: estimate ± error over draws of images, which is one standard error and says "
+        "how far other draws of as many images would lead. ‡ marks a number whose error over draws of images is "
+        "unknown; its ± is the error of the estimate on these images. ° marks an estimate that did not converge within "
+        "the budget."
     )
     whole_grid = Grid.of(head, rows, caption, range(2, 2 + len(shown_alphas)), "tables/sharpness.csv", 60)
     lead = source.config.get("measures")
@@ -67,7 +69,8 @@ def sharpness(source: Source) -> Section:
     layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, MIDDLE))
     figures = source.figure(
         "sharpness_along_alpha",
-        "Whole-model sharpness along α. Bars: one standard error or residual; hollow marks: not converged.",
+        f"Whole-model sharpness along α on {_images(table)}. Bars: one error over draws of images, where unknown the "
+        "error of the estimate on these images; hollow marks: not converged.",
     )
     figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
     figures += source.figure(
@@ -76,6 +79,12 @@ def sharpness(source: Source) -> Section:
         "is in tables/density.csv. Bands: one standard error over random starting vectors.",
     )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
+
+
+def _images(table: pd.DataFrame) -> str:
+    """``48 probe images``, or the several numbers of them that the rows were measured on."""
+    counts = sorted({int(n) for n in table["n"] if not is_missing(n)}) if "n" in table.columns else []
+    return f"{' or '.join(str(n) for n in counts)} probe images" if counts else "an unknown number of probe images"
 
 
 def _meaning(measure: str) -> str:

@@ -31,7 +31,16 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import average, dense_rows, flags_of, measures_in, primary_rows, unique_in_order
+from sharpscope.tables.rows import (
+    average,
+    dense_rows,
+    flags_of,
+    image_error,
+    measures_in,
+    own_error,
+    primary_rows,
+    unique_in_order,
+)
 from sharpscope.vocabulary import ALL, OUTPUT_BASELINES
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
@@ -256,8 +265,8 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
 def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     """Each measure of the whole model along the path, one line per pair.
 
-    Bars are one standard error or residual; hollow marks did not converge. The axis is logarithmic where all values are
-    positive and differ by more than a factor of 8.
+    Bars are one error over draws of images, where that is unknown one error of the estimate on these images; hollow
+    marks did not converge. The axis is logarithmic where all values are positive and differ by more than a factor of 8.
 
     Raises:
         NoData: the table has no estimate of the whole model.
@@ -308,7 +317,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
 def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
     if not len(rows):
         return
-    error = rows["stderr"].fillna(rows["residual"]).fillna(0.0).abs()
+    error = image_error(rows).fillna(own_error(rows)).fillna(0.0)
     ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
     for open_, own in rows.groupby(rows["status"] == "not_converged"):
         face = "white" if open_ else colour

@@ -25,8 +25,10 @@ GLOSSARY: dict[str, str] = {
     "layer, whole model": "A layer is a group of tensors at the chosen granularity. The whole model is all moving "
     "parameters at once.",
     **{m.name: f"{m.text}." for m in MEASURES.values()},
-    "stderr, residual": "stderr is the standard error over random probe vectors. For an eigenvalue the residual "
-    "‖Hv − λv‖ bounds its error.",
+    "stderr, residual": "The error of the estimate on these images: stderr is the standard error over random probe "
+    "vectors; for an eigenvalue the residual ‖Hv − λv‖ bounds its error.",
+    "stderr_images, n": "The error over draws of images: the standard error of the quantity in the population from "
+    "which the n probe images were drawn. It includes the error of the estimate. Verdicts and probabilities use it.",
     "straggler": "A layer whose own movement or sharpness stands out from the other layers by the straggler rule. A "
     "pair may have none.",
     **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},

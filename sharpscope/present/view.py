@@ -147,8 +147,11 @@ def estimate_cell(row: Mapping[str, Any]) -> Cell:
     status = str(row["status"])
     if status in ("failed", "undefined", "frozen") and not _finite(row["estimate"]):
         return status_cell(status, str(row["note"]))
-    error = row["stderr"] if _finite(row["stderr"]) else row["residual"]
+    own = row["stderr"] if _finite(row["stderr"]) else row["residual"]
+    images: Any = row.get("stderr_images")
+    error = images if _finite(images) else own
     text = with_error(float(row["estimate"]), float(error) if _finite(error) else math.nan)
+    text += "" if _finite(images) or not _finite(own) else " ‡"
     if status == "frozen":  # the loss has a curvature in this layer even if it does not move
         return cell(text + " ▪", "", str(row["note"] or ""))
     if status == "not_converged":

@@ -20,11 +20,13 @@ __all__ = [
     "dense_rows",
     "flags_of",
     "has_value",
+    "image_error",
     "mean_accuracy",
     "mean_row",
     "measures_in",
     "nearest",
     "ordered",
+    "own_error",
     "points_of",
     "primary_rows",
     "stacked",
@@ -61,6 +63,19 @@ def unique_in_order(values: Iterable[Any]) -> list[Any]:
 def has_value(table: pd.DataFrame) -> pd.Series:
     """Whether each row has an estimate that can be used, by its status (that of a frozen layer can)."""
     return ~table["status"].isin(_WITHOUT_VALUE)
+
+
+def own_error(sharpness: pd.DataFrame) -> pd.Series:
+    """Error of the estimate on these images, row by row: stderr, else the residual (a bound, so on the safe side)."""
+    own = pd.to_numeric(sharpness["stderr"]).astype(float)
+    return own.fillna(pd.to_numeric(sharpness["residual"]).astype(float)).abs()
+
+
+def image_error(sharpness: pd.DataFrame) -> pd.Series:
+    """Error over draws of images, row by row; NaN where it is not known (every row of a table from before it was)."""
+    if "stderr_images" not in sharpness.columns:
+        return pd.Series(math.nan, sharpness.index)
+    return pd.to_numeric(sharpness["stderr_images"]).astype(float)
 
 
 def nearest(values: Iterable[float], wanted: float) -> float:

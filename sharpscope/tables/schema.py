@@ -14,7 +14,8 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha", "loss", "loss_stderr", "distance_0", "distance_1", "num_moving", "status"),
     "sharpness": (
         "pair", "alpha", "layer", "granularity", "tower", "depth", "kind", "num_params", "measure", "estimate",
-        "stderr", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share", "rho", "note",
+        "stderr", "stderr_images", "n", "residual", "converged", "num_matvecs", "seed", "status", "per_param", "share",
+        "rho", "note",
     ),
     "density": (
         "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
@@ -46,6 +47,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
 Reading guide
+  sharpness.stderr     standard error of the estimate on these images, from random directions
+  sharpness.stderr_images  standard error over draws of images: how far other draws of ``n`` images would lead, the
+                       error of the estimate included; empty where it is not known, for the reason in ``note``
+  sharpness.n          number of probe images
   density              density of the eigenvalues of H_ll at ``value``, of integral 1 and smoothed by a Gaussian with
                        standard deviation ``width``
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)

@@ -32,6 +32,7 @@ def sharpness_of() -> Sharpness:
                 row = dict.fromkeys(COLUMNS["sharpness"], "")
                 row |= {"pair": pair, "alpha": alpha, "layer": layer, "num_params": 10, "measure": measure}
                 row |= {"estimate": values[a], "stderr": error * abs(values[a]), "residual": np.nan, "status": status}
+                row |= {"stderr_images": error * abs(values[a]), "n": 48}
                 row |= {"per_param": values[a] / 10, "share": values[a] / total[a], "converged": True}
                 rows.append(row)
         return pd.DataFrame(rows, columns=list(COLUMNS["sharpness"]))

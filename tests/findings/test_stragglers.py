@@ -146,6 +146,18 @@ def test_probability_follows_the_uncertainty_of_the_estimates(sharpness_of) -> N
     assert got[0] == 1.0 and got[1] > 0.9 and 0 < got[2] < 0.9
 
 
+def test_probability_counts_other_draws_of_images_and_says_where_it_cannot(sharpness_of) -> None:
+    values = {f"l{i}": [1.0 + 0.1 * i] * 5 for i in range(6)} | {"l1": [3.0] * 5}
+    sharp = sharpness_of("p", (0.0, 0.25, 0.5, 0.75, 1.0), values, error=0.02)
+    got = {}
+    for name, images in (("same", 0.02), ("others", 0.6), ("unknown", np.nan)):
+        table = stragglers_table("p", [], None, sharp.assign(stderr_images=images * sharp["estimate"]), bootstrap=300)
+        got[name] = table[(table["criterion"] == "sharpness:ggn_trace") & (table["layer"] == "l1")].iloc[0]
+        assert ("error over draws of images is unknown" in got[name]["note"]) == (name == "unknown")
+    assert got["same"]["probability"] > 0.9 and got["unknown"]["probability"] > 0.9
+    assert 0 < got["others"]["probability"] < 0.9
+
+
 def test_absolute_rules_compare_the_values_themselves(outlier: pd.DataFrame) -> None:
     table = stragglers_table("p", [path_losses()], None, outlier, rule="abs:0.5", bootstrap=20)
     assert chosen_layers(table, "rewind") == ("l4",)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from sharpscope.curvature.images import error_over_images
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt
 from sharpscope.findings.prediction import REFERENCE
@@ -204,6 +206,39 @@ def test_the_question_without_an_answer_says_why(two) -> None:
         assert got["verdict"] == CANNOT and reason in got["evidence"], reason
     same = judge(two(ratio=1.01), references=references(1.0)).loc[CLAIMS["question"]]
     assert same["verdict"] == DOES_NOT_HOLD and "their sharpness does not" in same["evidence"]
+
+
+def test_the_ratio_s_interval_is_that_over_draws_of_images_and_missing_where_that_is_unknown(two) -> None:
+    tables = two(ratio=2.0)
+    sharp = tables["sharpness"]
+    same = judge(tables, references=references(1.0)).loc[CLAIMS["question"]]
+    assert "over draws of 48 images" in same["evidence"]
+    wide = judge(
+        tables | {"sharpness": sharp.assign(stderr_images=0.5 * sharp["estimate"])}, references=references(1.0)
+    )
+    row = wide.loc[CLAIMS["question"]]
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(2 * 1.959964 * 0.5 * 2**0.5, rel=1e-6)
+    assert row["verdict"] == CANNOT and "choice of images" in row["evidence"]  # a wide interval is no absence
+    row = judge(tables | {"sharpness": sharp.assign(stderr_images=np.nan)}, references=references(1.0)).loc[
+        CLAIMS["question"]
+    ]
+    assert row["verdict"] == CANNOT and "draws of images is not known" in row["evidence"] and np.isnan(row["ci_low"])
+
+
+def test_under_the_null_the_ratio_s_interval_misses_0_as_seldom_as_it_says(two) -> None:
+    """Two models of one sharpness, whose images' parts are skewed: 48 images each, drawn again and again."""
+    tables, rng, missed, narrow = two(ratio=1.0), np.random.default_rng(0), 0, 0
+    for _ in range(32):
+        each = rng.lognormal(0, 1, (2, 48)) / 48
+        frame = tables["sharpness"].copy()
+        for pair, parts in zip(("good", "bad"), each, strict=True):
+            error = error_over_images((torch.from_numpy(parts),), (1.0,), (48,))
+            frame.loc[frame["pair"] == pair, ["estimate", "stderr", "stderr_images"]] = parts.sum(), 0.02, error
+        row = judge(tables | {"sharpness": frame}, bootstrap=10).loc[CLAIMS["question"]]
+        missed += not row["ci_low"] <= 0 <= row["ci_high"]
+        narrow += abs(row["estimate"]) > 1.96 * 0.02 * 2**0.5
+    assert missed <= 5, missed  # 1.6 of 32 expected; more than 5 once in 150
+    assert narrow > 20  # what random directions alone say
 
 
 def test_one_pair_leaves_the_question_open(two) -> None:

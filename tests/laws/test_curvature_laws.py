@@ -305,7 +305,8 @@ def test_trace_is_exact_for_small_layers_and_for_diagonal_operators() -> None:
     assert exact.weighted == (pytest.approx(float((weights * small.matrix.diagonal()).sum())), 0.0)
     diagonal = DenseOperator(torch.diag(draw(50)))
     estimate = hutchinson(diagonal, seed=0)
-    assert estimate.estimate == pytest.approx(float(diagonal.matrix.trace()), rel=1e-12) and estimate.num_matvecs == 8
+    assert estimate.estimate == pytest.approx(float(diagonal.matrix.trace()), rel=1e-12)
+    assert 8 < estimate.num_matvecs <= 100  # that the variance is 0 cannot be known from a pilot of 8
 
 
 def decaying(n: int = 120) -> DenseOperator:

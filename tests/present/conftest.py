@@ -101,6 +101,8 @@ def make_sharpness(layers: tuple[str, ...] = LAYERS, measures: tuple[str, ...] =
                         "measure": measure,
                         "estimate": value,
                         "stderr": abs(value) * (0.2 if status == "not_converged" else 0.04),
+                        "stderr_images": abs(value) * 0.25,
+                        "n": 48,
                         "residual": np.nan,
                         "converged": status == "ok",
                         "num_matvecs": 100 if status == "not_converged" else 40,

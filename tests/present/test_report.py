@@ -277,7 +277,8 @@ def test_a_frozen_layer_is_marked_by_its_status_and_its_number_stands(
     sharp = tables["sharpness"].assign(note="the layer does not move")
     assert told not in build_report({"sharpness": sharp}, {}, manifest)
     row = {"status": "frozen", "estimate": 12.345, "stderr": 0.41, "residual": np.nan, "note": ""}
-    assert estimate_cell(row) == Cell("12.3 ± 0.4 ▪")
+    assert estimate_cell(row) == Cell("12.3 ± 0.4 ‡ ▪")
+    assert estimate_cell(row | {"stderr_images": 2.0, "n": 48}) == Cell("12.3 ± 2.0 ▪")
     assert estimate_cell(row | {"estimate": np.nan, "note": "why"}) == Cell("frozen", "note", "why")
     still = sharp.assign(status=sharp["status"].mask(sharp["layer"] == "head", "frozen"), note="")
     assert told in build_report({"sharpness": still}, {}, manifest)

@@ -14,8 +14,9 @@ from sharpscope.curvature import ggn
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.images import added
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import facts_of, solved
+from sharpscope.curvature.measures.solving import facts_of, solved, with_images
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
 from sharpscope.curvature.trace import TraceEstimate, per_example_steps
 from sharpscope.vocabulary import ALL
@@ -71,18 +72,24 @@ def controlled_traces(point: Point, table: MeasureTable) -> None:
         )
         for layer, g in control.items() if layer != ALL
     }  # fmt: skip
-    found: dict[str, TraceEstimate] = {t.split(" ", 1)[1]: r for t, r in solved(engine, tasks).items()}
+    rest = with_images(engine, solved(engine, tasks), seed=point.seed("images", "control"))
+    found: dict[str, TraceEstimate] = {}
+    for task, r in rest.items():
+        layer = task.split(" ", 1)[1]
+        found[layer] = replace(r, contributions=added([control[layer].contributions or (), r.contributions]))
     # The layers' tr R are independent, so that their variances add up. Their tr G are not, because they come from the
     # same backward passes; the error of their sum is therefore the one that ggn_trace states for the whole model.
     whole = control[ALL]
     value = whole.estimate + math.fsum(r.estimate - control[x].estimate for x, r in found.items())
-    rest = math.fsum(max(r.stderr**2 - control[x].stderr ** 2, 0.0) for x, r in found.items())
-    stderr = math.sqrt(whole.stderr**2 + rest)
+    beside = math.fsum(max(r.stderr**2 - control[x].stderr ** 2, 0.0) for x, r in found.items())
+    stderr = math.sqrt(whole.stderr**2 + beside)
     most = max(r.num_matvecs for r in found.values())
-    found[ALL] = TraceEstimate(value, stderr, stderr <= settings.rtol * abs(value), most)
+    blur, adds = math.fsum(r.blur for r in found.values()), added([r.contributions or () for r in found.values()])
+    within = stderr <= settings.rtol * abs(value)
+    found[ALL] = TraceEstimate(value, stderr, within, most, contributions=adds, blur=blur)
     for layer, r in found.items():
         result = replace(r, num_matvecs=r.num_matvecs + whole.num_matvecs)
-        trace_row(table, layer, "hessian_trace", result, point.seed("trace", layer))
+        trace_row(table, layer, "hessian_trace", result, point.seed("trace", layer), engine.objective)
     table.facts = facts_of(engine)
 
 
@@ -99,5 +106,5 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
                 max_probes=point.settings.max_matvecs,
             )  # fmt: skip
         for layer, result in estimates.items():
-            trace_row(table, layer, measure, result, seed)
+            trace_row(table, layer, measure, result, seed, point.rough)
         point.progress(measure)

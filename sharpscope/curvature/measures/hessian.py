@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
-from sharpscope.curvature.eigen import End, ExtremeEigenvalues, lanczos_steps
+from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
+from sharpscope.curvature.images import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
-from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import facts_of, solved
-from sharpscope.curvature.operator import Estimator, check_symmetric
+from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point, trace_row
+from sharpscope.curvature.measures.solving import facts_of, solved, with_images
+from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
 from sharpscope.curvature.trace import (
     TraceEstimate,
     hutchinson_steps,
@@ -94,15 +95,16 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             )
     results = solved(engine, work)
     if settings.trace_method in _SUMMED:
+        results = with_images(engine, results, seed=point.seed("images"))
         _add_up(results, settings.rtol)
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
         seed = point.seed(kind, layer)
         if isinstance(result, TraceEstimate):
             said = note or (engine.note(layer) if settings.trace_method in _SUMMED else "")
-            _trace_rows(table, layer, kind, result, seed, said, wanted, settings.rtol)
+            _trace_rows(table, layer, kind, result, seed, said, wanted, settings.rtol, engine.objective)
         else:
-            _eigen_rows(table, layer, result, seed, wanted)
+            _eigen_rows(table, layer, result, seed, wanted, point, engine)
             if result.space is not None:
                 table.spaces[layer] = result.space
 
@@ -128,11 +130,12 @@ def _trace_rows(
     note: str,
     wanted: Sequence[str],
     rtol: float,
+    objective: Objective,
 ) -> None:
     """Add the row of a task "trace" or "weighted"; hutchinson adds both rows, because it takes both from one task."""
     measure = "weighted_trace" if kind == "weighted" else "hessian_trace"
     if measure in wanted:
-        trace_row(table, layer, measure, result, seed, note)
+        trace_row(table, layer, measure, result, seed, objective, note)
     if result.weighted is not None:
         value, stderr = result.weighted
         table.add(
@@ -141,14 +144,39 @@ def _trace_rows(
         )  # fmt: skip
 
 
-def _eigen_rows(table: MeasureTable, layer: str, result: ExtremeEigenvalues, seed: int, wanted: Sequence[str]) -> None:
+def _eigen_rows(
+    table: MeasureTable,
+    layer: str,
+    result: ExtremeEigenvalues,
+    seed: int,
+    wanted: Sequence[str],
+    point: Point,
+    engine: HessianEngine,
+) -> None:
+    errors: dict[int, tuple[float, str]] = {}
     for measure, end in _ENDS.items():
         if measure in wanted:
             found = getattr(result, end)
+            if id(found) not in errors:
+                errors[id(found)] = _over_images(found, layer, point, engine)
+            error, why = errors[id(found)]
             table.add(
                 layer, measure, found.value, seed=seed, converged=found.converged, residual=found.residual,
-                num_matvecs=found.num_matvecs,
+                num_matvecs=found.num_matvecs, stderr_images=error, untold=why,
             )  # fmt: skip
+
+
+def _over_images(found: EigenEstimate, layer: str, point: Point, engine: HessianEngine) -> tuple[float, str]:
+    """The error of an eigenvalue over draws of images, from v'H_j v of every image; and why it is NaN."""
+    if found.vector is None:
+        return math.nan, ""
+    spec = engine.blocks[layer]
+    v = found.vector.to(engine.device)
+    with second_order():  # differences of losses need full precision
+        adds = point.image_losses.along(dict(zip(spec.names, spec.split(v), strict=True)), found.value)
+    if adds is None:
+        return math.nan, "the loss is no parabola along the eigenvector"
+    return error_over_images(adds, point.objective.weights, batch_sizes(point.objective)), ONE_UNIT
 
 
 def _trace_tasks(
@@ -182,7 +210,9 @@ def _add_up(results: dict[str, Any], rtol: float) -> None:
             value = math.fsum(r.estimate for r in parts)
             stderr = math.sqrt(math.fsum(r.stderr**2 for r in parts))
             spent = max(r.num_matvecs for r in parts)
-            results[f"{kind} {ALL}"] = TraceEstimate(value, stderr, stderr <= rtol * abs(value), spent)
+            adds, blur = added([r.contributions for r in parts]), math.fsum(r.blur for r in parts)
+            within = stderr <= rtol * abs(value)
+            results[f"{kind} {ALL}"] = TraceEstimate(value, stderr, within, spent, contributions=adds, blur=blur)
 
 
 def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: MeasureTable) -> None:
@@ -196,6 +226,7 @@ def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: Measure
         g, hg = g.double(), products[layer][:, 0].double()
         bend, size, length = (float(x) for x in (g @ hg, g @ g, hg.norm()))
         row: dict[str, Any] = {"seed": 0, "converged": True, "stderr": 0.0, "num_matvecs": 1}
+        row["untold"] = "a ratio of products is no mean over images"
         if size == 0:
             row |= {"stderr": math.nan, "status": "undefined", "note": "the gradient is zero"}
         cosine = bend / (math.sqrt(size) * length) if size and length else 0.0 if size else math.nan

@@ -25,7 +25,8 @@ class LayerValue:
 
     ``estimate``: the value. ``stderr``: its standard error, in the same unit, or NaN. ``residual``: a guaranteed bound
     on its error, in the same unit, or NaN. ``converged``: whether the requested tolerance was reached.
-    ``num_matvecs``: the number of products with the layer's Hessian that were spent.
+    ``num_matvecs``: the number of products with the layer's Hessian that were spent. ``stderr_images``: the standard
+    error over other draws of as many images, or NaN.
     """
 
     estimate: float
@@ -33,6 +34,7 @@ class LayerValue:
     residual: float = math.nan
     converged: bool = True
     num_matvecs: int = 0
+    stderr_images: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def take_functions(point: Point, functions: Mapping[str, OwnMeasure], table: Mea
                 value = found if isinstance(found, LayerValue) else LayerValue(float(found))
                 table.add(
                     layer.name, name, value.estimate, seed=seed, converged=value.converged, stderr=value.stderr,
-                    residual=value.residual, num_matvecs=value.num_matvecs,
+                    residual=value.residual, num_matvecs=value.num_matvecs, stderr_images=value.stderr_images,
+                    untold="the measure gives none",
                 )  # fmt: skip
             point.progress(name)
 

@@ -50,7 +50,8 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
                 result, rho = _rise(point, layer, _BALLS[measure], seed, base)
                 table.add(
                     layer.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
-                    num_matvecs=result.num_evaluations, rho=rho,
+                    num_matvecs=result.num_evaluations, rho=rho, stderr_images=result.stderr_images,
+                    untold="needs two batches of the probe at least",
                 )  # fmt: skip
             point.progress(measure)
 

@@ -60,7 +60,7 @@ def measure_layers(
     everything = (whole, *layers)
     seed = partial(derive, settings.seed, *key)
     point = Point(objective, theta, everything, settings, seed, warm or {}, progress)
-    table = MeasureTable(everything)
+    table = MeasureTable(everything, objective)
     for family, names in _by_family(wanted).items():
         take = import_module(f"sharpscope.curvature.measures.{family}").take
         take(point, names, table)

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
+from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
 from sharpscope.layers import Layer
 from sharpscope.vocabulary import ALL, MEASURES, Precision, TraceMethod
 
-__all__ = ["MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
+__all__ = ["ONE_UNIT", "MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
+
+UNTOLD = "the estimator does not tell images apart"
+ONE_UNIT = "this layer's images cannot be told apart, and there is one batch only"
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,26 @@ class Point:
         return in_precision(self.objective, self.settings.precision, self.theta)
 
     @cached_property
+    def image_losses(self) -> ImageLosses:
+        """The losses of the images, or batches, around this point, in full precision."""
+        return ImageLosses(self.objective, self.theta)
+
+    @cached_property
     def blocks(self) -> dict[str, tuple[str, ...]]:
         """Layer -> names of its parameters."""
         return {x.name: x.params for x in self.layers}
 
 
 class MeasureTable:
-    """Collects rows and fills in the columns that all rows have, including each layer's share of the whole."""
+    """Collects rows and fills in the columns that all rows have, including each layer's share of the whole.
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    ``objective``: the probe's loss, which says how many images a row is about and how they make up the batches.
+    """
+
+    def __init__(self, layers: Sequence[Layer], objective: Objective) -> None:
         self.layers = {x.name: x for x in layers}
+        sizes = batch_sizes(objective)
+        self.images = None if sizes is None else sum(sizes)
         self.order = {x.name: i for i, x in enumerate(layers)}
         self.spaces: dict[str, RitzSpace] = {}
         """Ritz pairs of the layers, for the next point."""
@@ -92,19 +106,34 @@ class MeasureTable:
         """How the gradient graphs were laid out in memory."""
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def add(self, layer: str, measure: str, estimate: float, *, seed: int, converged: bool, **more: Any) -> None:
+    def add(
+        self,
+        layer: str,
+        measure: str,
+        estimate: float,
+        *,
+        seed: int,
+        converged: bool,
+        untold: str = UNTOLD,
+        **more: Any,
+    ) -> None:
+        """Add one row; ``untold``: what its note says where there is a value and no error over draws of images."""
         x = self.layers[layer]
         finite = math.isfinite(estimate)
         per_param = estimate / x.num_params if MEASURES[measure].per_param and finite else math.nan
-        row = {
+        row: dict[str, Any] = {
             "layer": layer, "tower": x.tower, "depth": x.depth, "kind": x.kind, "num_params": x.num_params,
-            "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan, "residual": math.nan,
-            "converged": bool(converged and finite), "num_matvecs": 0, "seed": seed,
+            "measure": measure, "estimate": estimate if finite else math.nan, "stderr": math.nan,
+            "stderr_images": math.nan, "n": self.images, "residual": math.nan, "converged": bool(converged and finite),
+            "num_matvecs": 0, "seed": seed,
             "status": "failed" if not finite else "ok" if converged else "not_converged",
             "per_param": per_param, "share": math.nan, "rho": math.nan,
             "note": "" if finite else "the estimate is not finite",
         }  # fmt: skip
-        self._rows[layer, measure] = row | more
+        row |= {key: value for key, value in more.items() if key != "note" or value}
+        if finite and not math.isfinite(row["stderr_images"]):
+            row["note"] = "; ".join(x for x in (row["note"], f"no stderr_images: {untold}") if x)
+        self._rows[layer, measure] = row
 
     def fail(self, measures: Iterable[str], reason: str, layers: Iterable[str] | None = None) -> None:
         for layer in self.layers if layers is None else layers:
@@ -129,10 +158,25 @@ class MeasureTable:
         return list(self._rows.values())
 
 
-def trace_row(table: MeasureTable, layer: str, measure: str, result: TraceEstimate, seed: int, note: str = "") -> None:
-    """Add the row of a trace; ``note`` is used only where the estimate is finite."""
-    said = {"note": note} if note and math.isfinite(result.estimate) else {}
+def trace_row(
+    table: MeasureTable,
+    layer: str,
+    measure: str,
+    result: TraceEstimate,
+    seed: int,
+    objective: Objective,
+    note: str = "",
+) -> None:
+    """Add the row of a trace; ``note`` is used only where the estimate is finite.
+
+    ``objective``: the loss in the batches to which the result's contributions belong.
+    """
+    error = math.nan
+    if result.contributions is not None and math.isfinite(result.estimate):
+        parts, sizes = result.contributions, batch_sizes(objective)
+        error = error_over_images(parts, objective.weights, sizes, blur=result.blur)
     table.add(
         layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
-        num_matvecs=result.num_matvecs, **said,
+        num_matvecs=result.num_matvecs, stderr_images=error, note=note if math.isfinite(result.estimate) else "",
+        untold=ONE_UNIT if result.contributions is not None else UNTOLD,
     )  # fmt: skip

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import Estimator, solve, solve_together
+import torch
 
-__all__ = ["facts_of", "solved"]
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.images import batch_sizes, by_batch
+from sharpscope.curvature.operator import Estimator, Probes, solve, solve_together
+from sharpscope.curvature.trace import FIRST, TraceEstimate
+
+__all__ = ["facts_of", "solved", "with_images"]
 
 
 def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, Any]:
@@ -17,6 +22,28 @@ def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, 
     return solve_together(
         work, lambda requests: engine.answer({t: (t.split(" ", 1)[1], r) for t, r in requests.items()})
     )
+
+
+def with_images(engine: HessianEngine, results: dict[str, Any], *, seed: int) -> dict[str, Any]:
+    """The traces "<kind> <layer>" of ``per_example_steps`` with their contributions cut into the engine's batches.
+
+    A layer so small that its trace was taken exactly at once is probed for what its images add; ``seed``: of that.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    traces = {task: r for task, r in results.items() if isinstance(r, TraceEstimate)}
+    small = {task: task.split(" ", 1) for task, r in traces.items() if r.contributions is None}
+    probes = engine.answer(
+        {task: (layer, Probes(FIRST, generator, kind == "weighted")) for task, (kind, layer) in small.items()}
+    )
+    sizes = batch_sizes(engine.objective)
+    for task, result in traces.items():
+        if task in small:
+            parts = probes[task].double().cpu()
+            result = replace(result, contributions=(parts.mean(1),), blur=float(parts.var(1).sum()) / FIRST)
+        assert result.contributions is not None
+        rows = engine.units[task.split(" ", 1)[1]]
+        results[task] = replace(result, contributions=by_batch(result.contributions[0], rows, sizes))
+    return results
 
 
 def facts_of(engine: HessianEngine) -> dict[str, Any]:
