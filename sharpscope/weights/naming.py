@@ -343,7 +343,7 @@ def _refuse_prompts(names: Iterable[str], source: str) -> None:
     every = list(names)
     if any(n.startswith("prompt_learner.") or SCHEMES["dassl"].may_lack(n) for n in every):
         raise CheckpointError(
-            f"{source}: holds {listing(every, 3)}: learnt prompts (CoOp and its kin), and no encoders.\n"
+            f"{source}: holds {listing(every, 3)}: learnt prompts only (CoOp and similar methods).\n"
             "They need the zero-shot weights: pass both to sharpscope run, as --zeroshot and --finetuned."
         )
     raise CheckpointError(
