@@ -22,6 +22,7 @@ from sharpscope.finetuning.methods.contcoop import ContCoOp
 from sharpscope.finetuning.pretrain import as_tensor
 from sharpscope.miniworld import world as miniworld
 from sharpscope.study import run as study
+from sharpscope.study.context import Context
 from sharpscope.study.plan import plan
 from sharpscope.vocabulary import ALL
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
@@ -118,7 +119,7 @@ def test_controls_are_drawn_from_what_moves(finished: study.Run) -> None:
 def test_the_path_of_a_prompt_mixes_the_logits_of_two_heads(finished: study.Run) -> None:
     """theta(1/2) has the mean of the two classifiers' logits: its losses by hand from the ends."""
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    context = study.Context.load(config, config.pairs[1])
+    context = Context.load(config, config.pairs[1])
     probe, pair = context.probe, context.pair
     images, labels = probe.batches[0]
     ends = [pair.classifier.logits(theta, images) for theta in (pair.theta_0, pair.theta_1)]
@@ -147,7 +148,7 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
     """OSE and VRF of both pairs in numpy, from the images on: failures, neighbours, temperatures, weights."""
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
     for which in config.pairs:
-        context = study.Context.load(config, which)
+        context = Context.load(config, which)
         pair, probe = context.pair, context.probe
 
         @torch.no_grad()
@@ -192,7 +193,7 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
         zero = {p: accuracy(finished, p, "upgraded", dataset).loc[0.0] for p in ("clipfit", "contcoop")}
         assert zero["clipfit"] == zero["contcoop"] > accuracy(finished, "clipfit", "dense", dataset).loc[0.0]
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    context = study.Context.load(config, config.pairs[0])
+    context = Context.load(config, config.pairs[0])
     better = read_checkpoint(miniworld.checkpoint_path("upgraded")).tensors
     theta = {n: t.float() + context.pair.theta_1[n] - context.pair.theta_0[n] for n, t in better.items()}
     images, labels = (torch.cat(p) for p in zip(*context.datasets["mini:sketch"].batches(16), strict=True))
