@@ -217,7 +217,8 @@ def fisher_trace(
     With u_j = J_j'(p_j - e_y), the trace of example j's block l is E_{y ~ p} ||u_jl||^2. Where the model is confident,
     unlikely labels hold nearly all of this sum, and a few labels drawn from p agree on a number that is far too small.
     Labels are therefore drawn from q_y, which is proportional to p_y ||p - e_y||^2, and ||u||^2 is multiplied by
-    p_y / q_y. The mean stays the same, and all cotangents of the logits have the length sqrt(1 - ||p||^2). For a
+    p_y / q_y. The mean stays the same, and all cotangents of the logits have the length sqrt(1 - ||p||^2) and a random
+    sign, which makes the terms between examples vanish on average. For a
     softmax tr F = tr G, so that ``ggn_trace`` and this function estimate the same number; stopping rule, exact
     computation for few classes, arguments and result are those of ``ggn_trace``. ``seed`` is the seed of the labels.
 
@@ -236,12 +237,14 @@ def _signs(p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _scores(p: Tensor, generator: torch.Generator) -> Tensor:
-    """sqrt(p_y / q_y) (p - e_y) for a y drawn from q_y = p_y ||p - e_y||^2 / (1 - ||p||^2), row by row."""
+    """+- sqrt(p_y / q_y) (p - e_y) for a y drawn from q_y = p_y ||p - e_y||^2 / (1 - ||p||^2), row by row."""
     square = p.double().square().sum(1, keepdim=True)
     lengths = (1 - 2 * p + square).clamp_(min=0)  # ||p - e_y||^2 of every y
     drawn = _labels(p * lengths, 1, generator)
     length = lengths.gather(1, drawn)
     scale = torch.where(length > 0, ((1 - square).clamp(min=0) / length).sqrt(), 0.0)
+    # Under q the cotangents do not have mean 0; random signs give them that, so that examples in one sum do not mix.
+    scale = scale * (torch.randint(0, 2, (len(p), 1), generator=generator, dtype=torch.int8) * 2 - 1).to(scale)
     return p.scatter_add(1, drawn, -torch.ones_like(p[:, :1])) * scale.to(p)
 
 
