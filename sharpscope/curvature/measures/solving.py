@@ -32,9 +32,8 @@ def with_images(engine: HessianEngine, results: dict[str, Any], *, seed: int) ->
     generator = torch.Generator().manual_seed(seed)
     traces = {task: r for task, r in results.items() if isinstance(r, TraceEstimate)}
     small = {task: task.split(" ", 1) for task, r in traces.items() if r.contributions is None}
-    probes = engine.answer(
-        {task: (layer, Probes(FIRST, generator, kind == "weighted")) for task, (kind, layer) in small.items()}
-    )
+    requests = {task: (layer, Probes(FIRST, generator, kind == "weighted")) for task, (kind, layer) in small.items()}
+    probes = engine.answer(requests) if requests else {}
     sizes = batch_sizes(engine.objective)
     for task, result in traces.items():
         if task in small:
