@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         CorruptCheckpoint,
         DatasetError,
         IdenticalPair,
+        NoClassNames,
         NoData,
         NonDeterministicProbe,
         NonFiniteWeights,
@@ -92,6 +93,7 @@ __all__ = [
     "LoadedPair",
     "MeasureSettings",
     "Method",
+    "NoClassNames",
     "NoData",
     "NonDeterministicProbe",
     "NonFiniteWeights",
@@ -158,9 +160,9 @@ _HOME = {
         "curvature.perturbation": "SharpnessEstimate",
         "curvature.trace": "TraceEstimate",
         "errors": (
-            "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoData NonDeterministicProbe "
-            "NonFiniteWeights NumericalError PairMismatch ResultsError RunDirectoryError SharpscopeError "
-            "UnsafeCheckpoint"
+            "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoClassNames NoData "
+            "NonDeterministicProbe NonFiniteWeights NumericalError PairMismatch ResultsError RunDirectoryError "
+            "SharpscopeError UnsafeCheckpoint"
         ),
         "exchange.reading": "read_results",
         "findings.criteria": "register_criterion",

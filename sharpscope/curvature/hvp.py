@@ -224,6 +224,8 @@ class HessianEngine:
         another batch may have other examples in it: batch norm in training mode, a contrastive loss, a graph's edges,
         a text tower or tokens in the first dimension all show. In a batch of one example there is nothing to see; where
         all batches are such, shared directions are as good and cheaper.
+
+        Raises ConfigError where the loss of the batch is not a scalar.
         """
         if i not in self._alone:
             graph = self._graph(i) if graph is None else graph
