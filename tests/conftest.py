@@ -19,6 +19,14 @@ from hypothesis import settings
 settings.register_profile("laws", deadline=None, derandomize=True)  # how long a machine takes is no law
 settings.load_profile("laws")
 
+# The files that take longest are started first, so that no worker is left alone with one of them at the end.
+_FIRST = ("test_other_models.py", "test_study.py", "test_controlled_traces.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
 _TEXT: dict[str, Any] = {
     "context_length": 16,
     "vocab_size": 708,
