@@ -33,6 +33,7 @@ def run(tmp_path: Path) -> Path:
                 row |= {"pair": pair, "alpha": alpha, "layer": layer, "measure": "ggn_trace", "estimate": k + alpha}
                 row |= {"stderr": 0.1, "residual": np.nan, "share": 1.0, "status": "ok", "num_params": 1, "depth": 0}
                 row |= {"num_matvecs": 1, "seed": 0, "per_param": 1.0, "rho": np.nan, "converged": True}
+                row |= {"stderr_images": 0.2, "n": 8}
                 sharpness.append(row)
             path.append({"pair": pair, "alpha": alpha, "loss": 1.0, "distance_0": alpha * (k + 2), "num_moving": 1})
             cells = {"pair": pair, "alpha": alpha, "variant": "dense", "dataset": "imagenet", "role": "id"}

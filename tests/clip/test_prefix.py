@@ -106,7 +106,8 @@ def test_the_registry_takes_the_cheap_way(tiny_thetas: Thetas) -> None:
         with FlopCounterMode(display=False) as count:
             result = measure_layers(objective, theta, layers[5:], ("sharpness_avg",), MeasureSettings(noise_samples=3))
         spent.append(count.get_total_flops())
-        rows.append(result.rows)
+        # the plain objective does not tell how many images its batches hold, which the error over images needs
+        rows.append([{k: v for k, v in row.items() if k not in ("n", "stderr_images", "note")} for row in result.rows])
     assert repr(rows[0]) == repr(rows[1]) and spent[0] < 0.75 * spent[1]
 
 

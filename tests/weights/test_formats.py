@@ -227,12 +227,11 @@ def test_a_partial_file_is_laid_over_the_zero_shot_end(
     assert all(torch.equal(pair.theta_1[n], made.tensors[n]) for n in pair.theta_1)
 
 
-def test_duplicate_class_names_are_refused_by_load_pair_as_by_evaluate(tmp_path: Path) -> None:
-    from sharpscope.errors import DatasetError
-
-    (tmp_path / "twice.txt").write_text("cat\ndog\ncat\n")
-    with pytest.raises(DatasetError, match="cat"):
-        load_pair("mini:zeroshot", "mini:success", model="mini", classnames=tmp_path / "twice.txt")
+def test_class_names_that_are_not_those_of_the_stored_head_are_refused(tmp_path: Path) -> None:
+    """A name may stand twice (iWildCam's English names do), but not in place of the head's own names."""
+    (tmp_path / "other.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(PairMismatch, match="names the 16 classes of its head"):
+        load_pair("mini:zeroshot", "mini:success", model="mini", classnames=tmp_path / "other.txt")
 
 
 # ------------------------------------------------------------------ adapters, heads, hubs
