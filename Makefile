@@ -19,7 +19,7 @@ finetuners: $(VENV)/.installed
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
