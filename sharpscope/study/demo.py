@@ -20,7 +20,7 @@ DEMO_CAVEAT = (
 
 
 def demo_config(seed: int = 0) -> StudyConfig:
-    """The study of the embedded world's success and failure pairs; it takes a minute and a half on two cores."""
+    """The study of the embedded world's success and failure pairs; it takes about three minutes on two cores."""
     return StudyConfig(
         pairs=tuple(PairConfig(name, "mini:zeroshot", f"mini:{name}") for name in ("success", "failure")),
         model="mini",
