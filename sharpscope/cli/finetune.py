@@ -43,8 +43,6 @@ class _Hyperparameters:
         for name in HYPERPARAMETERS:
             if name != "set" and getattr(self, name) is not None:
                 out[name] = getattr(self, name)
-        if "epochs" in out:
-            out.setdefault("steps", None)  # given epochs replace a default number of steps
         return out
 
 

@@ -112,7 +112,7 @@ class _Stage:
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
         batches = self._batches(at.state.step if at.state else 0)
-        per_epoch = max(1, self.task.n // self.method.batch_size)
+        judge_every = self.method.judge_every or recipe.per_epoch
         meter: dict[str, str] = {}
 
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
@@ -127,7 +127,7 @@ class _Stage:
 
         def after(state: State) -> None:
             done = state.step == recipe.steps
-            if done or state.step % per_epoch == 0:
+            if done or state.step % judge_every == 0:
                 judge(before + state.step, {**theta, **state.kept}, state.kept)
             if save is not None and not done and state.step % every == 0:
                 save(dataclasses.replace(
@@ -140,6 +140,7 @@ class _Stage:
             loss,
             recipe,
             ema=self.method.ema,
+            ema_debias=self.method.ema_debias,
             precision=self.precision,
             resume=at.state,
             after=after,
@@ -160,16 +161,18 @@ class _Stage:
 
     def _batches(self, done: int) -> Iterator[Batch]:
         """The batches from step ``done`` on; the next batch is read while the current one is trained on."""
-        task, size, steps = self.task, self.method.batch_size, self.stage.recipe.steps
+        task, size, recipe = self.task, self.method.batch_size, self.stage.recipe
+        steps = recipe.steps
         # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
         order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
-        rounds = -(-steps // max(1, task.n // size))
-        order = itertools.islice(epochs(task.n, size, rounds, order_seed), done, steps)
+        order = itertools.islice(epochs(task.n, size, recipe.num_epochs, order_seed), done, steps)
         seed = derive(task.seed, "finetune", self.number)
 
         def read(item: tuple[int, Tensor]) -> Batch:
             step, indices = item
-            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", step))
+            epoch = step // recipe.per_epoch
+            # a picture depends on the image and the epoch alone, whatever batch it is in
+            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", epoch))
             return Batch(
                 images.to(task.device, non_blocking=True),
                 labels.to(task.device, non_blocking=True),
@@ -177,6 +180,7 @@ class _Stage:
                 step,
                 step / steps,
                 seed,
+                epoch,
             )
 
         return _ahead(read, enumerate(order, done))

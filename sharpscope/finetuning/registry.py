@@ -68,6 +68,7 @@ def _brief(value: Any) -> str:
 def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
     """``method`` with some hyperparameters changed; ConfigError for an unknown one or a value of another type.
 
+    Given ``epochs`` replace a default number of steps; ``warmup`` and ``warmup_epochs`` replace each other.
     A text is read as YAML: ``"0.5"``, ``"none"``, ``"[a, b]"`` (the command line's values).
     """
     start = METHODS.find(method, "method")() if isinstance(method, str) else method
@@ -76,8 +77,14 @@ def configured(method: str | Method, changes: Mapping[str, Any]) -> Method:
         if name not in known:
             near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
             raise ConfigError(f"{start.name}: no hyperparameter '{shown(name, 60)}'.{near}")
-    values = {**{n: getattr(start, n) for n in known}, **{n: _from_text(v) for n, v in changes.items()}}
+    values = {**{n: getattr(start, n) for n in known}, **{n: _from_text(v) for n, v in _settled(changes).items()}}
     return type(start)(**checked_fields(type(start), values, f"{start.name}: "))
+
+
+def _settled(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes``, and what they replace: epochs a number of steps, a warm-up in steps one in epochs, and back."""
+    replaced = {"epochs": ("steps", None), "warmup": ("warmup_epochs", 0.0), "warmup_epochs": ("warmup", 0.0)}
+    return {other: off for name, (other, off) in replaced.items() if name in changes} | dict(changes)
 
 
 def _from_text(value: Any) -> Any:

@@ -27,8 +27,9 @@ from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Method, Prepared, Task
 from sharpscope.finetuning.registry import METHODS, configured, listing
+from sharpscope.finetuning.schedule import learning_rate
 from sharpscope.finetuning.statefile import StateFile
-from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
+from sharpscope.finetuning.trainer import AUTOCAST, check_precision
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint

@@ -61,7 +61,10 @@ class FineTuning:
     seed: int = 0
 
     def recipe(self) -> WiseFT:
-        return WiseFT(lr=self.lr, epochs=self.epochs, batch_size=64, warmup=self.warmup, scale_baked=False)
+        return WiseFT(
+            lr=self.lr, epochs=self.epochs, batch_size=64, warmup=self.warmup, scale_baked=False, head_bias=False,
+            schedule="product", decay="matrices", crop=None,
+        )  # fmt: skip
 
 
 FINETUNED: Final[dict[str, FineTuning]] = {
@@ -78,7 +81,11 @@ FINETUNED: Final[dict[str, FineTuning]] = {
 }
 """Success and failure differ in the learning rate alone; the others are there for correlations across pairs."""
 
-UPGRADE: Final = Pretraining(noise=0.05, confuse=0.3, recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98)))
+UPGRADE: Final = Pretraining(
+    noise=0.05,
+    confuse=0.3,
+    recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98), schedule="product", decay="matrices"),
+)
 """How the upgraded backbone was made: the zero-shot model is trained on, with other images and cleaner captions. A
 prompt or a task vector made on the old backbone may or may not survive this."""
 _UPGRADE_SEED: Final = 1
