@@ -15,6 +15,7 @@ from torch import Tensor
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
+from sharpscope.finetuning.selection import only
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.seeds import derive
@@ -27,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Validation = Callable[[Callable[[Tensor], Tensor]], float]
 """(logits of images) -> accuracy on the validation set."""
+Keep = Callable[[int, Exported], None]
+"""(steps of all stages so far, what a checkpoint of them holds) -> None."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,31 @@ def fit(
     every: int = 500,
     precision: Precision = "full",
     progress: bool = True,
+    train_only: str | None = None,
+    keep: Keep | None = None,
+    keep_every: int | None = None,
 ) -> Fitted:
     """Train ``method`` on ``examples``. The result depends on the arguments alone, not on interruptions.
 
     validation  asked after every epoch and at the end; decides what is kept where the method says ``keep_best``
     state_file  file to which the state is written every ``every`` steps, and from which training resumes
+    train_only  regular expression: only tensors whose names match it move (see ``selection.only``)
+    keep        given what a checkpoint would hold after every ``keep_every`` steps but the last
 
-    Raises ConfigError where a batch is larger than the data, NumericalError when training diverges.
+    Raises ConfigError where a batch is larger than the data, where ``train_only`` matches nothing, or where training is
+    over before ``keep_every`` steps; NumericalError when training diverges.
     """
     if len(examples) != task.n:
         raise ConfigError(f"finetune: the task has n = {task.n}, but there are {len(examples)} examples.")
     prepared = method.prepare(task)
+    if train_only is not None:
+        prepared = only(prepared, task, train_only, method.name)
+    keeper = _Keeper(prepared, keep, _checked_interval(keep_every, prepared) if keep else None)
     at = (state_file.load(task.device) if state_file else None) or Progress()
     for number in range(at.stage, len(prepared.stages)):
         last = number + 1 == len(prepared.stages)
         judge = _Judge(prepared, validation, method.keep_best and last, at)
-        run = _Stage(method, task, examples, prepared, number, precision, progress)
+        run = _Stage(method, task, examples, prepared, number, precision, progress, keeper)
         at = run(at, judge, state_file.save if state_file else None, every)
     theta = {**prepared.theta, **at.moved, **at.best}
     return Fitted(theta, prepared.export(theta), tuple(at.losses), tuple(at.accuracies), prepared)
@@ -91,6 +103,31 @@ class _Judge:
             self.best_accuracy, self.best = accuracy, {n: t.clone() for n, t in moved.items()}
 
 
+def _checked_interval(every: int | None, prepared: Prepared) -> int | None:
+    """``every``; raises ConfigError where no checkpoint would be kept by it."""
+    total = sum(stage.recipe.steps for stage in prepared.stages)
+    if every is not None and not 1 <= every < total:
+        raise ConfigError(
+            f"keep_every: needs 1 to {total - 1} steps, got {every}: the training has {total}, and its end is written "
+            "anyway."
+        )
+    return every
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Checkpoints while training: every so many steps, but for the last."""
+
+    prepared: Prepared
+    keep: Keep | None
+    every: int | None
+
+    def __call__(self, step: int, theta: Theta) -> None:
+        total = sum(stage.recipe.steps for stage in self.prepared.stages)
+        if self.keep is not None and self.every is not None and step % self.every == 0 and step < total:
+            self.keep(step, self.prepared.export(theta))
+
+
 @dataclass(frozen=True)
 class _Stage:
     """One stage of a method, ready to run."""
@@ -102,6 +139,7 @@ class _Stage:
     number: int
     precision: Precision
     progress: bool
+    keeper: _Keeper
 
     @property
     def stage(self) -> Stage:
@@ -129,6 +167,7 @@ class _Stage:
             done = state.step == recipe.steps
             if done or state.step % judge_every == 0:
                 judge(before + state.step, {**theta, **state.kept}, state.kept)
+            self.keeper(before + state.step, {**theta, **state.kept})
             if save is not None and not done and state.step % every == 0:
                 save(dataclasses.replace(
                     at, state=state, accuracies=judge.accuracies, best=judge.best, best_accuracy=judge.best_accuracy

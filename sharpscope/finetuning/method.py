@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
@@ -241,9 +242,16 @@ class Method(ABC):
                 "batch with each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bf16."
             )
 
+        _ = self.augmentation  # complains now, not when images are read
+
     @abstractmethod
     def prepare(self, task: Task) -> Prepared:
         """The method at work on ``task``."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to training images; raises ConfigError for what cannot be."""
+        return Augmentation(self.crop, self.flip, self.jitter)
 
     @property
     def description(self) -> str:

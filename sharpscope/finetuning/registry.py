@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import yaml
@@ -22,9 +22,10 @@ from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.r_adapter import RAdapter
 from sharpscope.finetuning.methods.starft import StarFT
 from sharpscope.finetuning.methods.wise_ft import WiseFT
+from sharpscope.finetuning.recipes import RECIPES, Source
 from sharpscope.vocabulary import Words
 
-__all__ = ["METHODS", "configured", "listing", "register_method"]
+__all__ = ["METHODS", "configured", "listing", "recipe_listing", "register_method"]
 
 METHODS: Final[Words[type[Method]]] = Words(
     "method",
@@ -55,9 +56,35 @@ def listing() -> str:
     return "\n".join(lines)
 
 
+def recipe_listing() -> str:
+    """Every recipe with its method, what it changes of the method's defaults, and where its authors set it."""
+    width = max(map(len, RECIPES))
+    lines: list[str] = []
+    for row in RECIPES.values():
+        defaults = METHODS[row.method]().hyperparameters()
+        changed = ", ".join(f"{n}={_brief(v)}" for n, v in row.settings.items() if v != defaults[n])
+        lines.append(f"{row.name:<{width}} {row.method}: {row.what}; {changed or 'the defaults'}")
+        if row.sources:
+            lines.append(f"{'':<{width}} {_places(row.sources)}")
+        if row.why:
+            names = "all" if set(row.ours) == set(row.settings) else ", ".join(row.ours)
+            lines.append(f"{'':<{width}} ours ({names}): {row.why}")
+    return "\n".join(lines)
+
+
+def _places(sources: Sequence[Source]) -> str:
+    """Each repository once, with the lines in it."""
+    files: dict[str, list[str]] = {}
+    for source in sources:
+        files.setdefault(f"{source.repository}@{source.commit}", []).append(f"{source.path}:{source.lines}")
+    return "; ".join(f"{repository} {' '.join(lines)}" for repository, lines in files.items())
+
+
 def _brief(value: Any) -> str:
     return (
         f"({len(value)} texts)"
+        if isinstance(value, tuple) and value and isinstance(value[0], str)
+        else f"[{', '.join(map(_brief, value))}]"
         if isinstance(value, tuple)
         else f"{value:g}"
         if isinstance(value, float)

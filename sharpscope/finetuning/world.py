@@ -23,6 +23,7 @@ from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import Pretraining, as_tensor, pretrain
+from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.trainer import Recipe
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.miniworld import world as miniworld
@@ -51,7 +52,7 @@ _ALPHAS: Final = (0.3, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One shipped fine-tuning on photo, in batches of 64."""
+    """One shipped fine-tuning on photo: the recipe ``mini-world`` with its own rate and length."""
 
     lr: float
     n: int = 8192
@@ -61,10 +62,8 @@ class FineTuning:
     seed: int = 0
 
     def recipe(self) -> WiseFT:
-        return WiseFT(
-            lr=self.lr, epochs=self.epochs, batch_size=64, warmup=self.warmup, scale_baked=False, head_bias=False,
-            schedule="product", decay="matrices", crop=None,
-        )  # fmt: skip
+        changes = {"lr": self.lr, "epochs": self.epochs, "warmup": self.warmup}
+        return WiseFT(**{**published("mini-world").settings, **changes})
 
 
 FINETUNED: Final[dict[str, FineTuning]] = {

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as TF  # type: ignore[import-untyped]  # noqa: N812
 
+from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
 from sharpscope.clip.datasets.crops import crop_box
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.spec import load_dataset
@@ -34,7 +35,7 @@ def folder(image_folder: Callable[..., Path]) -> Path:
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(folder: Path, tiny_model: Any) -> None:
-    examples, names = load_examples(f"folder:{folder}", tiny_model, augment=False)
+    examples, names = load_examples(f"folder:{folder}", tiny_model, augment=None)
     dataset = load_dataset(f"folder:{folder}", model=tiny_model)
     images, labels, captions = examples.batch(ALL, 0)
     assert names == dataset.classnames == ("cat", "dog") and torch.equal(labels, dataset.labels)
@@ -85,7 +86,7 @@ def test_captions_as_open_clip_reads_them(separator: str, folder: Path, tiny_mod
     lines = [("filepath", "title", "label"), ("cat/000.png", "a cat", "0"), (str(folder / "dog/001.png"), "dogs!", "")]
     path = folder / "pairs.csv"
     path.write_text("\n".join(separator.join(row) for row in lines), encoding="utf-8")
-    examples, names = load_examples(f"csv:{path}", tiny_model, classnames=("cat", "dog"), augment=False)
+    examples, names = load_examples(f"csv:{path}", tiny_model, classnames=("cat", "dog"), augment=None)
     images, labels, captions = examples.batch(torch.tensor([1, 0]), 0)
     assert captions == ["dogs!", "a cat"] and labels.tolist() == [-1, 0] and names == ("cat", "dog")
     torch.testing.assert_close(images[1], tiny_model.preprocess(Image.open(folder / "cat/000.png")))
@@ -115,9 +116,9 @@ def test_captions_that_make_no_sense(text: str, complaint: str, tmp_path: Path, 
         load_examples("csv:pairs.tsv", tiny_model, data_root=tmp_path)
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("augment", [OPEN_CLIP, None])
 def test_what_cannot_be_read_is_left_out_with_its_label_and_counted(
-    augment: bool, image_folder: Callable[..., Path], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+    augment: Augmentation | None, image_folder: Callable[..., Path], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"folder:{image_folder({'cat': 4, 'dog': 3})}"
     whole, _ = load_examples(spec, tiny_model, augment=augment)

@@ -32,7 +32,7 @@ def tuned(method: str = "wise-ft", **changes: Any) -> Tuned:
 
 
 def test_the_file_says_what_it_is_and_is_half_of_a_pair(tmp_path: Path) -> None:
-    result = tuned("lipsum-ft", out=tmp_path, texts=4)
+    result = tuned("lipsum-ft", out=tmp_path, texts=4, judge_every=None)
     assert result.path == tmp_path / "lipsum-ft.safetensors" and [f.name for f in tmp_path.iterdir()] == [
         result.path.name
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sharpscope.clip.datasets.arrays import find_cifar, find_npz, find_stl10
+from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
 from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam
@@ -119,7 +120,7 @@ def load_dataset(
     templates: Sequence[str] | str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
-    augment: bool = False,
+    augment: bool | Augmentation = False,
     by_name: bool = False,
 ) -> Dataset:
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
@@ -134,9 +135,9 @@ def load_dataset(
     are matched by name (ignoring case and Unicode form, with ``_`` as space) where all of them are among the names,
     else in order where there are equally many. ``by_name``: never match in order; for names that come from a checkpoint
     or from another data set. ``templates``: replace the set's own. ``limit``: the largest number of images, chosen
-    balanced over the classes by ``seed``. ``augment``: whether ``Dataset.take`` can return random crops, for training;
-    arrays and the embedded world are never cropped. Raises ConfigError for a spec of an unknown kind or a split that
-    the set does not have, DatasetError for any problem with the data.
+    balanced over the classes by ``seed``. ``augment``: how ``Dataset.take`` augments images for training, True for
+    open_clip's random crops; arrays and the embedded world are never augmented. Raises ConfigError for a spec of an
+    unknown kind or a split that the set does not have, DatasetError for any problem with the data.
     """
     asked = _parsed(spec)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
@@ -155,7 +156,7 @@ def load_dataset(
         limit,
         seed,
         asked.edits,
-        augment,
+        _augmentation(augment),
         asked.split is not None,
         by_name,
     )
@@ -164,6 +165,12 @@ def load_dataset(
         return load_mini(request)
     need_model(request)
     return assemble(find(request), request)
+
+
+def _augmentation(augment: bool | Augmentation) -> Augmentation | None:
+    if isinstance(augment, Augmentation):
+        return augment if augment.changes else None
+    return OPEN_CLIP if augment else None
 
 
 def _split_to_read(asked: _Spec, spec: str, split: str) -> str:

@@ -34,9 +34,10 @@ class LinearProbe(Method):
 
     lr: float = 1e-3
     epochs: int = 10
-    batch_size: int = 512
+    batch_size: int = 128
     warmup: float = 500.0
     weight_decay: float = 0.1
+    crop: tuple[float, ...] | None = None
     head_bias: bool = True
     """Train a bias of the head (see WiSE-FT)."""
     label_smoothing: float = 0.0
