@@ -3,13 +3,14 @@
     python analyses/finetuners.py --out runs/finetuners            (`make finetuners`; ten minutes on two quiet cores)
     python analyses/finetuners.py --out runs/finetuners --choose   the learning rates, on ID validation alone
 
-An interrupted run is resumed. Settings: finetuners.yaml, and the recipes ``mini-METHOD`` of ``finetune --list``. Writes results/finetuners.csv (a row for each method and seed,
-and their mean), results/finetuners_claims.csv (each paper's claims, tested here) and, with --choose,
-results/finetuners_rates.csv. Accuracies are fractions. ``id`` and ``ood`` are those of the fine-tuned end, ``ood`` the
-mean over the OOD sets. ``best_alpha`` is the alpha with the best OOD accuracy, chosen on the OOD labels themselves
-(an oracle), so that ``gain`` (over the better end) is never negative; ``ood_half`` is the accuracy at alpha = 0.5,
-which needs no choice. Traces are sums over blocks, lambda_max is the largest block's, both at theta_1. Intervals are
-Student's t over the seeds, of differences with the same seed: they generalise to other seeds, not to other data.
+An interrupted run is resumed. Settings: finetuners.yaml, and the recipes ``mini-METHOD`` of ``finetune --list``.
+Writes results/finetuners.csv (a row for each method and seed, and their mean), results/finetuners_claims.csv (each
+paper's claims, tested here) and, with --choose, results/finetuners_rates.csv. Accuracies are fractions. ``id`` and
+``ood`` are those of the fine-tuned end, ``ood`` the mean over the OOD sets. ``best_alpha`` is the alpha with the best
+OOD accuracy, chosen on the OOD labels themselves (an oracle), so that ``gain`` (over the better end) is never
+negative; ``ood_half`` is the accuracy at alpha = 0.5, which needs no choice. Traces are sums over blocks, lambda_max
+is the largest block's, both at theta_1. Intervals are Student's t over the seeds, of differences with the same seed:
+they generalise to other seeds, not to other data.
 """
 
 from __future__ import annotations

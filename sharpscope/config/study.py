@@ -157,7 +157,8 @@ class StudyConfig:
     seed: int = 0
     """Seed of probes, noise, masks and bootstrap; nothing else is random."""
     probe_size: int = 1024
-    """Number of ID training examples in the probe set (Abdollahpoorrostam 2024, Andriushchenko et al. 2023: 1024)."""
+    """Number of ID training examples in the probe set. Andriushchenko et al. 2023 (2302.07011) take 1024, for ImageNet
+    2048; what 2410.16476 takes is not public."""
     batch_size: int = 128
     """Number of examples per batch, on the probe set and in evaluation."""
     limit: int | None = None
