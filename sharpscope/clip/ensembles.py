@@ -25,7 +25,7 @@ def mixed_outputs(logits_0: Tensor, logits_1: Tensor, weight: Tensor | float = 0
 
     ``logits_0``, ``logits_1``: logits [n, C] of the zero-shot and the fine-tuned model, for the competing classes only.
     ``weight``: the weight w of the fine-tuned model, a number or [n]. With w = 1/2 the result is the output-space
-    ensemble (OSE) with which Zhu et al. 2024 (2411.06966) compare. The output ensemble of WiSE-FT (Wortsman et al. 2022,
+    ensemble (OSE) with which Zhu et al. 2024 (2411.06966) compare. WiSE-FT's output ensemble (Wortsman et al. 2022,
     2109.01903, appendix C.3) is another one, the mean of the logits.
     """
     w = torch.as_tensor(weight, dtype=logits_0.dtype, device=logits_0.device).reshape(-1, 1)

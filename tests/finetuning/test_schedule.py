@@ -58,9 +58,7 @@ def test_lipsum_ft_starts_at_0_and_both_parts_are_whole(steps: int) -> None:
         ("clipfit-base-to-new", 800, 32, 100), ("clipfit-few-shot-imagenet", 16_000, 32, 10),
     ],
 )  # fmt: skip
-def test_coop_kgcoop_and_clipfit_wait_one_epoch_and_fall_after_each(
-    name: str, n: int, batch: int, epochs: int
-) -> None:
+def test_coop_kgcoop_and_clipfit_wait_one_epoch_and_fall_after_each(name: str, n: int, batch: int, epochs: int) -> None:
     """KaiyangZhou/Dassl.pytorch@c61a1b5 dassl/optim/lr_scheduler.py:35-54, 128-142, stepped once an epoch.
 
     Its ``WARMUP_RECOUNT`` starts the cosine anew after the warm-up, with the whole number of epochs as its length.
@@ -97,9 +95,7 @@ def test_every_schedule_stays_between_0_and_the_rate(schedule: Any) -> None:
     for steps, warmup, per_epoch in ((1, 0.0, 1), (1, 5.0, 1), (20, 0.3, 3), (20, 7.5, 4), (20, 40.0, 7), (7, 7.0, 7)):
         curve = rates(Recipe(lr=0.4, steps=steps, warmup=warmup, per_epoch=per_epoch, schedule=schedule))
         assert np.isfinite(curve).all() and curve.min() >= 0 and curve.max() <= 1 + 1e-12
-        flat = rates(
-            Recipe(lr=0.4, steps=steps, warmup=warmup, warmup_lr=0.1, per_epoch=per_epoch, schedule=schedule)
-        )
+        flat = rates(Recipe(lr=0.4, steps=steps, warmup=warmup, warmup_lr=0.1, per_epoch=per_epoch, schedule=schedule))
         assert flat[0] == pytest.approx(0.25 if warmup >= 1 else flat[0])
     with pytest.raises(ConfigError, match=f"schedule '{schedule}x' is none of"):
         Recipe(lr=1, steps=1, schedule=f"{schedule}x")  # type: ignore[arg-type]

@@ -134,6 +134,25 @@ def test_constraints_hold_after_every_step() -> None:
     assert values == [0.0, 0.5, 0.5, 0.5, 0.5] and float(result.theta["s"]) == 0.5
 
 
+@pytest.mark.parametrize("debias", [False, True])
+def test_the_moving_average_is_its_formula_and_without_bias_has_nothing_of_the_start(debias: bool) -> None:
+    """WiSE-FT's two averages: from theta_0 on, and from 0 divided by 1 - d^t, as Adam's moments are."""
+    seen: list[torch.Tensor] = []
+
+    def loss(theta: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        seen.append(theta["w"].detach().clone())
+        return quadratic({"w": theta["w"]}, step)
+
+    theta, recipe, d = start(), Recipe(lr=0.3, steps=5), 0.8
+    averaged = train(theta, ["w"], loss, recipe, ema=d, ema_debias=debias).theta["w"]
+    last = train(theta, ["w"], quadratic, recipe).theta["w"]
+    visited = [*seen[1:], last]
+    shares = [(1 - d) * d ** (4 - i) for i in range(5)]
+    expected = sum(s * w for s, w in zip(shares, visited, strict=True))
+    expected = expected / (1 - d**5) if debias else expected + d**5 * theta["w"]
+    torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_same_seed_same_bits() -> None:
     data = torch.randn(20, 2, generator=torch.Generator().manual_seed(5))
 

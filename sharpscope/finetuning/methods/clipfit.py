@@ -78,8 +78,10 @@ def clipfit_names(model: ClipModel) -> tuple[str, ...]:
     Raises ConfigError for a model that lacks either.
     """
     text, image = set(model.text_names), set(model.image_names)
+    batch_norms = tuple(n.removesuffix("running_mean") for n in model.buffer_names if n.endswith(".running_mean"))
     biases = [n for n in model.parameter_names if n in text and _TEXT_BIAS.fullmatch(n)]
-    norms = [n for n in model.parameter_names if n in image and _IMAGE_NORM.fullmatch(n)]
+    named = [n for n in model.parameter_names if n in image and _IMAGE_NORM.fullmatch(n)]
+    norms = [n for n in named if not n.startswith(batch_norms)] if batch_norms else named
     if not biases or not norms:
         lacking = "text mlp.c_proj.bias" if not biases else "image layer norms"
         raise ConfigError(f"clipfit: model '{shown(model.name)}' has no {lacking} to train.")
