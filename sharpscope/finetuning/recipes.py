@@ -50,7 +50,7 @@ class Published:
     """Why they are ours, in words; empty where ``ours`` is."""
 
 
-NEUTRAL: Final[Mapping[str, Any]] = {
+NEUTRAL: Final[dict[str, Any]] = {
     "steps": None, "accumulate": 1, "optimizer": "adamw", "momentum": 0.9, "beta2": 0.999, "warmup": 0.0,
     "warmup_epochs": 0.0, "warmup_lr": None, "schedule": "linear-cosine", "decay": "all", "clip_norm": None,
     "shots": None, "ema": None, "ema_debias": False, "keep_best": False, "judge_every": None, "crop": None, "flip": 0.0,
@@ -79,7 +79,7 @@ _WISE_CODE: Final = (
     _wise("src/models/zeroshot.py", "53", "scale_baked"),
 )
 _WISE_CROP: Final = _wise("clip/clip.py", "68", "crop")
-_WISE: Final[Mapping[str, Any]] = NEUTRAL | {
+_WISE: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 3e-5, "epochs": 10, "batch_size": 512, "warmup": 500.0, "weight_decay": 0.1, "clip_norm": 1.0,
     "crop": (0.9, 1.0), "label_smoothing": 0.0, "head_bias": True, "scale_baked": True,
 }  # fmt: skip
@@ -99,10 +99,10 @@ def _flyp(lines: str) -> tuple[Source, ...]:
     )
 
 
-_FLYP: Final[Mapping[str, Any]] = NEUTRAL | {
+_FLYP: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 1e-5, "epochs": 10, "batch_size": 512, "warmup": 500.0, "weight_decay": 0.1, "crop": (0.9, 1.0),
 }  # fmt: skip
-_FLYP_WILD: Final[Mapping[str, Any]] = _FLYP | {"epochs": 20, "weight_decay": 0.2, "batch_size": 256}
+_FLYP_WILD: Final[dict[str, Any]] = _FLYP | {"epochs": 20, "weight_decay": 0.2, "batch_size": 256}
 
 
 # ---------------------------------------------------------------------- Lipsum-FT
@@ -122,7 +122,7 @@ def _lipsum(command: str) -> tuple[Source, ...]:
     )
 
 
-_LIPSUM: Final[Mapping[str, Any]] = NEUTRAL | {
+_LIPSUM: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 1e-5, "epochs": 10, "steps": 50_000, "batch_size": 256, "warmup": 0.1, "schedule": "zero-linear-cosine",
     "weight_decay": 0.0, "keep_best": True, "judge_every": 1000, "crop": (0.08, 1.0), "flip": 0.5,
     "label_smoothing": 0.0, "strength": 1.0, "texts": 80, "text_length": 8,
@@ -152,11 +152,11 @@ _OF_CONFIG: Final = (
     "flip",
     "crop",
 )
-_DASSL: Final[Mapping[str, Any]] = NEUTRAL | {
+_DASSL: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 2e-3, "epochs": 100, "batch_size": 32, "optimizer": "sgd", "warmup_epochs": 1.0, "warmup_lr": 1e-5,
     "schedule": "epoch-cosine", "weight_decay": 5e-4, "shots": 16, "crop": (0.08, 1.0), "flip": 0.5,
 }  # fmt: skip
-_PROMPT: Final[Mapping[str, Any]] = _DASSL | {
+_PROMPT: Final[dict[str, Any]] = _DASSL | {
     "words": "a photo of a", "length": None, "class_specific": False, "strength": 0.0
 }  # fmt: skip
 
@@ -207,7 +207,7 @@ def _clipfit(name: str, what: str, line: str, config: str = "vit_b16_ep100_ctxv1
     return Published(name, "clipfit", what, _CLIPFIT_PAPER, _DASSL | {"strength": 8.0} | own, sources)
 
 
-_TEN: Final[Mapping[str, Any]] = {"config": "vit_b16_ep10_ctxv1", "epochs": 10}
+_TEN: Final[dict[str, Any]] = {"config": "vit_b16_ep10_ctxv1", "epochs": 10}
 _NEW: Final = "10"  # the README's line on base-to-new
 _SHOT: Final = "23"  # and that on few shots
 
@@ -226,21 +226,21 @@ _STARFT_CODE: Final = (
     _starft("src/main.py", "264-266", "falls"),
     _starft("clip/clip.py", "70", "crop"),
 )
-_STARFT: Final[Mapping[str, Any]] = _FLYP | {
+_STARFT: Final[dict[str, Any]] = _FLYP | {
     "base": "contrastive", "strength": 0.5, "falls": "epochs", "spurious": BACKGROUNDS
 }  # fmt: skip
 _NOT_PUBLIC: Final = "not public to us; our choice"
 
 
 # ---------------------------------------------------------------------- the embedded world
-_MINI: Final[Mapping[str, Any]] = {
+_MINI: Final[dict[str, Any]] = {
     "shots": 128, "epochs": 5, "steps": None, "batch_size": 64, "warmup": 0.1, "warmup_epochs": 0.0, "warmup_lr": None,
     "schedule": "product", "decay": "matrices", "judge_every": None, "crop": None, "flip": 0.0,
 }  # fmt: skip
 _MINI_WHY: Final = "the rate was chosen there; the rest is that with which the shipped files and tables were made"
 
 
-def _mini(method: str, start: Mapping[str, Any], paper: str, **own: Any) -> Published:
+def _mini(method: str, start: dict[str, Any], paper: str, **own: Any) -> Published:
     settings = {**start, **_MINI, **own}
     if "head_bias" in start:
         settings["head_bias"] = False
@@ -249,16 +249,16 @@ def _mini(method: str, start: Mapping[str, Any], paper: str, **own: Any) -> Publ
 
 
 _WISE_ROW: Final = _WISE | {"scope": "tower"}
-_PROBE: Final[Mapping[str, Any]] = _WISE | {"lr": 1e-3, "batch_size": 128, "crop": None}
-_LP_FT: Final[Mapping[str, Any]] = _WISE | {"lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5}
-_L2_SP: Final[Mapping[str, Any]] = NEUTRAL | {
+_PROBE: Final[dict[str, Any]] = _WISE | {"lr": 1e-3, "batch_size": 128, "crop": None}
+_LP_FT: Final[dict[str, Any]] = _WISE | {"lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5}
+_L2_SP: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 0.01, "epochs": 10, "steps": 9000, "batch_size": 64, "optimizer": "sgd", "weight_decay": 0.0,
     "clip_norm": 1.0, "crop": (0.9, 1.0), "label_smoothing": 0.0, "strength": 0.1, "scale_baked": True,
 }  # fmt: skip
-_R_ADAPTER: Final[Mapping[str, Any]] = _FLYP | {
+_R_ADAPTER: Final[dict[str, Any]] = _FLYP | {
     "lr": 5e-4, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.999, "drop": 0.2, "margin": 0.05, "smoothing": 0.05,
 }  # fmt: skip
-_KG: Final[Mapping[str, Any]] = _PROMPT | {"batch_size": 128, "strength": 8.0}
+_KG: Final[dict[str, Any]] = _PROMPT | {"batch_size": 128, "strength": 8.0}
 _LP_PAPER, _PROBE_PAPER = "Kumar et al. 2022, arXiv 2202.10054", "Radford et al. 2021, arXiv 2103.00020"
 _L2_PAPER, _STARFT_PAPER = "Li et al. 2018, arXiv 1802.01483", "Kim et al. 2025, arXiv 2505.13232"
 _KG_PAPER, _CONT_PAPER = "Yao et al. 2023, arXiv 2303.13283", "Wang et al. 2024, arXiv 2412.20895"
