@@ -44,6 +44,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             name=pair.name,
             upgraded=config.upgraded,
             head_file=config.head_file,
+            class_position=config.class_position,
         )
 
     try:
