@@ -352,8 +352,8 @@ class Measure:
     """Whether the estimate divided by the number of parameters has a meaning."""
     share: bool = True
     """Whether the estimate divided by the whole model's has a meaning."""
-    radius: str = ""
-    """The field of the study that is the radius of its perturbations; empty for a measure at a point."""
+    radius: str | None = None
+    """The field of the study that is the radius of its perturbations; None for a measure at a point."""
 
     def __post_init__(self) -> None:
         for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):

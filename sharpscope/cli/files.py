@@ -31,7 +31,6 @@ class Inspect:
     """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
 
     def __call__(self) -> Outcome:
-        check_inputs((self.a, self.b))
         from sharpscope.clip.inspect import inspect
 
         return Outcome(inspect(**given(self)))

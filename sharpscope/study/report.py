@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sharpscope.layers import Layer
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
+from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
@@ -165,16 +166,8 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
-    said = _said_of_data(directory.manifest)
+    said = data_notes(directory.manifest)
     return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, said)
-
-
-def _said_of_data(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the manifest says of every data set that a reader of the numbers has to know, each sentence once."""
-    sets = (item for pair in manifest.get("data", {}).values() for item in pair.items())
-    return tuple(
-        dict.fromkeys(f"{shown(name)}: {shown(x, 300)}." for name, facts in sets for x in facts.get("said", ()))
-    )
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

@@ -46,7 +46,7 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
         with torch.no_grad():
             base = [float(point.objective.batch_loss(i, point.theta)) for i in range(len(point.objective.weights))]
         for measure in measures:
-            rho = getattr(point.settings, MEASURES[measure].radius)
+            rho = getattr(point.settings, str(MEASURES[measure].radius))
             for layer in point.layers:
                 seed = point.seed(measure, layer.name)
                 result = _rise(point, layer, _BALLS[measure], rho, seed, base)
