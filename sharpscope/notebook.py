@@ -569,9 +569,9 @@ def layer_curvature(
         (eigenvalues), converged, num_matvecs, status ... The layer ``(all)`` is the whole module.
 
     Raises:
-        ConfigError: an unknown measure, granularity, layer or option, an option of the wrong type or range; a loss that is no
-            scalar, cannot be called or has no gradient, or that is a sum over batches; no batches, batches that share
-            their memory or do not start with a tensor; complex, lazy or half-precision parameters.
+        ConfigError: an unknown measure, granularity, layer or option, an option of the wrong type or range; a loss that
+            is no scalar, cannot be called or has no gradient, or that is a sum over batches; no batches, batches that
+            share their memory or do not start with a tensor; complex, lazy or half-precision parameters.
         NonDeterministicProbe: two losses of a batch differ.
         NumericalError: autograd's derivatives of the loss are not the loss's own.
     """

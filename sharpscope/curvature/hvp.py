@@ -300,8 +300,8 @@ class HessianEngine:
     def _check_twice(self, layer: str) -> None:
         if lost := self.once.intersection(self.blocks[layer].names):
             raise NoSecondDerivative(
-                f"{layer}: torch has no second derivative here: the gradient of {listing(sorted(lost), 2)} comes through "
-                "a backward that is marked once_differentiable."
+                f"{layer}: torch has no second derivative here: the gradient of {listing(sorted(lost), 2)} comes "
+                "through a backward that is marked once_differentiable."
             )
 
     def _product(self, graph: GradientGraph, layer: str, v: Tensor) -> Tensor:

@@ -35,12 +35,12 @@ class SharpnessEstimate:
     """A rise of the loss, in the loss's own unit (nats for a cross-entropy).
 
     ``stderr``: the standard error, over noise draws for the average, over batches for the worst case (NaN for a single
-    draw or batch). It includes the loss's resolution, that is the distance of two neighbouring floating-point numbers
-    at the loss: a rise below it shows as 0 although it is not. ``converged``: for the average, stderr <= rtol * |estimate|; for the worst case, the last quarter of
-    the steps raised the best value by at most 1 % of the rise. ``num_evaluations``: how often the loss was evaluated,
-    for the average on all batches each time, for the worst case on one batch each time. ``stderr_images``: the standard
-    error over other draws of as many images, from the rises of the batches (NaN for a single batch); for the average it
-    includes ``stderr``.
+    draw or batch). It includes the loss's resolution, the distance of two neighbouring floating-point numbers at the
+    loss: a rise below it shows as 0 although it is not. ``converged``: for the average, stderr <= rtol * |estimate|;
+    for the worst case, the last quarter of the steps raised the best value by at most 1 % of the rise.
+    ``num_evaluations``: how often the loss was evaluated, for the average on all batches each time, for the worst case
+    on one batch each time. ``stderr_images``: the standard error over other draws of as many images, from the rises of
+    the batches (NaN for a single batch); for the average it includes ``stderr``.
     """
 
     estimate: float
@@ -168,9 +168,9 @@ def sharpness_max(
     The result is a lower bound of the maximum. The first step has length 2 rho, the momentum is 0.75. At each of the
     ``auto_pgd_checkpoints`` the step is halved and the search returns to the best delta so far, if fewer than 75 % of
     the steps since the last checkpoint raised the loss, or if neither the step nor the best value has changed since
-    then. Where the gradient is exactly zero, as at a stationary point, the step goes in a random direction instead, because
-    the search would never leave such a point. Zero weights have c = 0 and are not perturbed. All steps share the part of the forward pass before the layer,
-    as in ``sharpness_avg``.
+    then. Where the gradient is exactly zero, as at a stationary point, the step goes in a random direction instead,
+    because the search would never leave such a point. Zero weights have c = 0 and are not perturbed. All steps share
+    the part of the forward pass before the layer, as in ``sharpness_avg``.
 
     Args:
         objective, theta: the loss and the named tensors at which it is perturbed.

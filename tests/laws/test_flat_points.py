@@ -1,4 +1,4 @@
-"""Law: where a loss is flat, or flat to the last bit, a rise of 0 is stated only with the error or search it deserves."""
+"""Law: where a loss is flat, or flat to the last bit, a rise of 0 is stated only after a search, or with an error."""
 
 from __future__ import annotations
 
