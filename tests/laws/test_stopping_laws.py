@@ -48,6 +48,8 @@ SETS = {
     "one example alive of twelve": [EQUAL] + [DEAD] * 11,
     "three alive among constants": [EQUAL] * 3 + [0.3 * CONSTANT] * 9,
     "one that outweighs eleven": [5 * EQUAL] + [0.05 * CONSTANT] * 11,
+    # fifteen small variances give degrees of freedom enough to stop while the large one shows 0 by chance
+    "one that outweighs fifteen": [15 * EQUAL] + [softmax(0.1, 0, 0.2)] * 15,
 }
 
 
