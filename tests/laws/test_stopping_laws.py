@@ -103,7 +103,10 @@ def test_so_do_the_estimators_that_know_no_examples(method: str, name: str) -> N
         return TraceEstimate(*found.weighted, True, 0) if "weighted" in method else found
 
     assert covered(estimate, truth) >= FEWEST
-    assert not xtrace(operator, seed=0, num_matvecs=4, rtol=0.9).converged  # two test vectors tell no error
+    if method == "xtrace":  # two test vectors tell no error
+        assert not xtrace(operator, seed=0, num_matvecs=4, rtol=0.9).converged
+        two = covered(lambda seed: xtrace(operator, seed=seed, num_matvecs=4), truth)
+        assert two >= 75  # skewed: 82 and 90 of 100; without Student's factor 62 and 65
 
 
 def test_zeros_are_believed_after_eleven_products_and_at_once_where_there_is_nothing_to_sample() -> None:
