@@ -24,6 +24,9 @@ from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.finetuning.examples import caption_rows, load_examples
+from sharpscope.finetuning.fit import fit
+from sharpscope.finetuning.method import Task
+from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.seeds import derive
 
 ALL = torch.arange(5)
@@ -202,3 +205,34 @@ def test_classes_coarser_than_the_names_are_refused(tiny_model: Any, monkeypatch
     monkeypatch.setattr("sharpscope.finetuning.examples.load_dataset", lambda *_, **__: like_objectnet)
     with pytest.raises(ConfigError, match="its 2 classes are not among the 3 class names"):
         load_examples("objectnet", tiny_model)
+
+
+def test_an_image_in_an_epoch_is_one_picture_whatever_the_batches(
+    folder: Path, tiny_model: Any, tiny_theta: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 1 and of 5: the same pictures in the same epoch, others in the next."""
+    examples, names = load_examples(f"folder:{folder}", tiny_model)
+
+    def seen(batch_size: int) -> list[dict[int, torch.Tensor]]:
+        epochs: list[dict[int, torch.Tensor]] = [{}, {}]
+        taken: list[list[int]] = []
+        real = type(examples).batch
+
+        def watched(self: Any, indices: torch.Tensor, seed: int) -> Any:
+            drawn = real(self, indices, seed)
+            at = epochs[len(taken) // (5 // batch_size)]
+            at |= dict(zip(indices.tolist(), drawn.images, strict=True))
+            taken.append(indices.tolist())
+            return drawn
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(examples), "batch", watched)
+            method = WiseFT(lr=1e-3, epochs=2, batch_size=batch_size, warmup=0.0)
+            fit(method, Task(tiny_model, tiny_theta, names, ("a {}",), 5, seed=1), examples, progress=False)
+        return epochs
+
+    one, five = seen(1), seen(5)
+    for epoch in (0, 1):
+        assert sorted(one[epoch]) == sorted(five[epoch]) == list(range(5))
+        assert all(torch.equal(one[epoch][i], five[epoch][i]) for i in range(5))
+    assert not any(torch.equal(one[0][i], one[1][i]) for i in range(5))
