@@ -197,8 +197,9 @@ def test_a_batch_that_does_not_fit_is_named(size: int) -> None:
 
 
 def test_divergence_is_an_error_and_not_a_checkpoint() -> None:
+    recipe = Recipe(1.0, 4, weight_decay=0.0)
     with pytest.raises(NumericalError, match="loss is inf at step 1 of 4; lower lr"):
-        train({"w": torch.ones(1)}, ["w"], lambda t, s: t["w"].sum() * (math.inf if s else 1), Recipe(1.0, 4))
+        train({"w": torch.ones(1)}, ["w"], lambda t, s: t["w"].sum() * (math.inf if s else 1), recipe)
 
 
 def test_names_that_theta_lacks_are_refused() -> None:
