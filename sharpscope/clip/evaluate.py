@@ -217,9 +217,9 @@ class _Heads:
 
     def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
-        if self.names:
-            check_head_names((self.weights,), self.names)
         dataset = data.get(spec, self.names or own, by_name=self.names is None)
+        if self.names:  # for SPEC#base, the names of the half
+            check_head_names((self.weights,), dataset.classnames)
         said = ""
         if self.names is None and own is None and not dataset.facts.get("numbered", True):
             if two := dataset.facts["two_orders"]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sharpscope.atomic import writing
 from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.halves import with_split
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
@@ -158,7 +159,7 @@ def finetune(
         )
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
-        val = f"{train.partition('@')[0]}@val"
+        val = with_split(train, "val")
     where = pick_device(device)
     belongs: dict[str, Any] = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,

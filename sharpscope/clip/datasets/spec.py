@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,6 +14,7 @@ from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam
 from sharpscope.clip.datasets.folder import find_folder
 from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
+from sharpscope.clip.datasets.halves import split_half
 from sharpscope.clip.datasets.imagenet import FOLDERS, find_imagenet, find_objectnet, find_subset
 from sharpscope.clip.datasets.images import Edit
 from sharpscope.clip.datasets.libraries import find_hf, find_torchvision
@@ -51,6 +52,8 @@ class Layout:
         return f"{self.name}:{self.rest}" if self.rest else self.name
 
 
+_PATHS: Final = ("PATH", "FILE")
+"""What ``Layout.rest`` says where the part of a spec after the colon is a path."""
 _TWO: Final = ("train", "test")
 _THREE: Final = ("train", "val", "test")
 LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
@@ -101,12 +104,13 @@ _CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", 
 
 @dataclass(frozen=True)
 class _Spec:
-    """The parts of a spec KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY]."""
+    """The parts of a spec KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY][#HALF]."""
 
     kind: str
     rest: str
     split: str | None
     edits: tuple[Edit, ...]
+    half: str | None = None
 
 
 def load_dataset(
@@ -128,7 +132,9 @@ def load_dataset(
     ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
     ``subset:FILE``; or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under ``data_root``.
     Paths are relative to ``data_root`` unless they are absolute. ``@SPLIT`` after a spec overrides ``split``;
-    ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5).
+    ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5). ``#base`` or ``#new`` behind
+    everything else restricts the set to the first ceil(C / 2) of its C classes, in its own order, or to the others
+    (CoOp's base-to-new protocol); a path that exists with this ending is meant itself.
 
     ``classnames``: the class names of the head's rows (a sequence, or a text file), which labels then index. Classes
     are matched by name (ignoring case and Unicode form, with ``_`` as space) where all of them are among the names,
@@ -138,7 +144,7 @@ def load_dataset(
     arrays and the embedded world are never cropped. Raises ConfigError for a spec of an unknown kind or a split that
     the set does not have, DatasetError for any problem with the data.
     """
-    asked = _parsed(spec)
+    asked = _at(data_root, _parsed(spec))
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_templates(templates) if isinstance(templates, (str, Path)) else templates
     if limit is not None and limit < 1:
@@ -158,12 +164,22 @@ def load_dataset(
         augment,
         asked.split is not None,
         by_name,
+        asked.half,
     )
     find = LAYOUTS[asked.kind].find
     if find is None:
         return load_mini(request)
     need_model(request)
     return assemble(find(request), request)
+
+
+def _at(data_root: str | Path | None, asked: _Spec) -> _Spec:
+    """``asked``, whose path keeps the ending ``#base`` or ``#new`` where a file or folder has that name."""
+    if asked.half is None or LAYOUTS[asked.kind].rest not in _PATHS:
+        return asked
+    whole = f"{asked.rest}#{asked.half}"
+    there = (Path(data_root or ".").expanduser() / Path(whole).expanduser()).exists()
+    return replace(asked, rest=whole, half=None) if there else asked
 
 
 def _split_to_read(asked: _Spec, spec: str, split: str) -> str:
@@ -194,9 +210,10 @@ def check_spec(spec: str) -> tuple[str, str]:
 
 
 def _parsed(spec: str) -> _Spec:
-    whole = spec
+    named = LAYOUTS.get(spec.partition(":")[0])
+    whole, half = split_half(spec, path=named is not None and named.rest in _PATHS)
     edits: tuple[Edit, ...] = ()
-    if found := _CORRUPTED.match(spec):
+    if found := _CORRUPTED.match(whole):
         name, severity = found["name"], int(found["severity"])
         if name not in CORRUPTIONS or not 1 <= severity <= 5:
             near = did_you_mean(name, CORRUPTIONS) if name not in CORRUPTIONS else ""
@@ -220,9 +237,9 @@ def _parsed(spec: str) -> _Spec:
         if split == "" and layout is not None and layout.rest:
             raise ConfigError(f"data set {shown(spec)}: unknown split ''. Known: train, val, test.")
         forms = [*(x.form for x in LAYOUTS.values()), *LAYOUTS.not_loaded()]
-        named = [x.name for x in LAYOUTS.values() if not x.rest]
-        specs = [f"mini:{d}" for d in miniworld.DOMAINS] + named
-        near = did_you_mean(spec, named) if not colon else ""
+        sets = [x.name for x in LAYOUTS.values() if not x.rest]
+        specs = [f"mini:{d}" for d in miniworld.DOMAINS] + sets
+        near = did_you_mean(spec, sets) if not colon else ""
         near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, forms)
         raise ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(forms)}).{near}")
     if kind == "mini" and rest not in miniworld.DOMAINS:
@@ -239,4 +256,4 @@ def _parsed(spec: str) -> _Spec:
     listed = kind == "imagenet" and split is not None and split.endswith(".txt")  # an index file
     if split is not None and layout.splits is not None and not listed:
         split = chosen_split(spec, split, layout.splits, named=True)
-    return _Spec(kind, rest, split, edits)
+    return _Spec(kind, rest, split, edits, half)
