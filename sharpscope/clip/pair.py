@@ -383,7 +383,8 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
 
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
-    return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    told = {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    return told | ({"prompts": True} if holds_prompts(end) else {})
 
 
 def _stem(source: CheckpointSource) -> str:

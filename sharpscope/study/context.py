@@ -18,7 +18,7 @@ from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.errors import ConfigError, NoClassNames, did_you_mean, shown
+from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
@@ -30,7 +30,10 @@ __all__ = ["Context", "check_inputs", "load_contexts", "load_study_pair"]
 
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
-    """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's."""
+    """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's.
+
+    So do learnt prompts whose own classes are not the probe set's: they are put before its class names.
+    """
 
     def load(classnames: str | Sequence[str] | None) -> LoadedPair:
         return load_pair(
@@ -45,12 +48,22 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             head_file=config.head_file,
         )
 
+    def probe(clip: ClipModel, names: Sequence[str] | None = None) -> Dataset:
+        return load_dataset(
+            config.probe, model=clip, split="train", data_root=config.data_root, classnames=names, limit=1, by_name=True
+        )
+
     try:
-        return load(config.classnames)
+        loaded = load(config.classnames)
     except NoClassNames:
-        clip = ClipModel.load(config.model)
-        probe = load_dataset(config.probe, model=clip, split="train", data_root=config.data_root, limit=1)
-        return load(probe.classnames)
+        return load(probe(ClipModel.load(config.model)).classnames)
+    if config.classnames is not None or not loaded.facts["finetuned"].get("prompts"):
+        return loaded
+    try:
+        probe(loaded.model, loaded.classifier.classnames)
+    except DatasetError:
+        return load(probe(loaded.model).classnames)
+    return loaded
 
 
 @dataclass(frozen=True)

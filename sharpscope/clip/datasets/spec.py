@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sharpscope.clip.datasets.arrays import find_cifar, find_npz, find_stl10
+from sharpscope.clip.datasets.coop import check_coop, find_coop
 from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam
@@ -65,6 +66,7 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("hf", "NAME", find_hf),
     Layout("domainnet", "DOMAIN", find_domainnet, _TWO),
     Layout("subset", "FILE", find_subset, _THREE),
+    Layout("coop", "NAME", find_coop),
     Layout("imagenet", "", find_imagenet, _THREE),
     *(Layout(n, "", find_imagenet, ("test",)) for n in ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")),
     Layout("objectnet", "", find_objectnet, ("test",)),
@@ -130,7 +132,7 @@ def load_dataset(
 
     ``mini:DOMAIN``: the embedded world; train, val and test are disjoint draws. ``folder:PATH``: class folders;
     ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
-    ``subset:FILE``; or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under ``data_root``.
+    ``subset:FILE``; ``coop:NAME`` (CoOp's eleven sets with their split files); or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under ``data_root``.
     Paths are relative to ``data_root`` unless they are absolute. ``@SPLIT`` after a spec overrides ``split``;
     ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5). ``#base`` or ``#new`` behind
     everything else restricts the set to the first ceil(C / 2) of its C classes, in its own order, or to the others
@@ -253,6 +255,8 @@ def _parsed(spec: str) -> _Spec:
             f"data set: DomainNet has no domain '{shown(rest)}'.{did_you_mean(rest, DOMAINS)} "
             f"Known: {', '.join(DOMAINS)}."
         )
+    if kind == "coop":
+        check_coop(rest, spec)
     listed = kind == "imagenet" and split is not None and split.endswith(".txt")  # an index file
     if split is not None and layout.splits is not None and not listed:
         split = chosen_split(spec, split, layout.splits, named=True)
