@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Computing, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
@@ -95,6 +96,14 @@ class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
             if not value:
                 raise ConfigError(f"--{flag}: is missing. 'sharpscope finetune --list' shows the methods.")
         changes = self.changes()
+        captions = self.train.startswith("csv:")  # a file of captions is no data set
+        check_inputs(
+            [self.zeroshot],
+            (None if captions else self.train, self.val),
+            self.data_root,
+            classnames=self.classnames,
+            templates=self.templates,
+        )
         from sharpscope.finetuning.run import finetune
 
         settled = dataclasses.replace(self, out=self.out or f"runs/{self.method}")

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Plugins, given
 from sharpscope.cli.outcome import Outcome, finished, progress_bar
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
@@ -51,6 +52,13 @@ class StudyCommand(StudyConfig, Plugins, _Files):
         """The same with nothing missing; called before torch is imported, so that a mistake is told at once."""
         config = self.config()
         config.check_complete()
+        check_inputs(
+            [*(end for p in config.pairs for end in (p.zeroshot, p.finetuned)), config.upgraded, config.head_file],
+            (config.probe, *config.id, *config.ood),
+            config.data_root,
+            classnames=config.classnames,
+            templates=config.templates,
+        )
         return config
 
     def _pairs(self) -> tuple[PairConfig, ...]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
-from sharpscope.clip.datasets.spec import check_folders, load_dataset
+from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
+from sharpscope.config.specs import check_folders
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of

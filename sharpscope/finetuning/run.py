@@ -16,12 +16,12 @@ from torch import Tensor
 
 from sharpscope.atomic import writing
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.halves import with_split
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import pick_device, resolve_checkpoint
+from sharpscope.config.halves import with_split
 from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.finetuning.examples import load_examples

@@ -22,14 +22,14 @@ from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.images import in_eight_bits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, read_classnames, two_orders
-from sharpscope.clip.datasets.spec import LAYOUTS, check_spec, load_dataset
-from sharpscope.clip.datasets.splits import WORDS, chosen_split
+from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, imagenet_classnames
 from sharpscope.clip.pair import load_pair
 from sharpscope.clip.probe import Probe
 from sharpscope.clip.prompts import CTX, Prompts
+from sharpscope.config.specs import LAYOUTS, WORDS, chosen_split
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch
 from sharpscope.weights import write_checkpoint
 

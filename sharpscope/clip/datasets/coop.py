@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,51 +13,13 @@ from sharpscope.clip.datasets.folder import class_folders, class_images
 from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
 from sharpscope.clip.datasets.names import check_distinct, read_lines, spoken
-from sharpscope.clip.datasets.splits import chosen_split
-from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
+from sharpscope.config.coopsets import COOP, CoopSet
+from sharpscope.config.specs import chosen_split
+from sharpscope.errors import DatasetError, shown
 
-__all__ = ["COOP", "CoopSet", "check_coop", "find_coop"]
+__all__ = ["find_coop"]
 
 _SPLITS: Final = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class CoopSet:
-    """Where one of CoOp's sets lies below the data root, and the prompt that its authors wrote for it."""
-
-    folder: str
-    images: str
-    """The folder of the images inside ``folder``; empty for ``folder`` itself."""
-    template: str
-    split_file: str = ""
-    """The split file inside ``folder``; empty for the two sets that have lists or folders of their own."""
-
-
-COOP: Final[Mapping[str, CoopSet]] = {
-    "caltech101": CoopSet("caltech-101", "101_ObjectCategories", "a photo of a {}.", "split_zhou_Caltech101.json"),
-    "pets": CoopSet("oxford_pets", "images", "a photo of a {}, a type of pet.", "split_zhou_OxfordPets.json"),
-    "cars": CoopSet("stanford_cars", "", "a photo of a {}.", "split_zhou_StanfordCars.json"),
-    "flowers": CoopSet("oxford_flowers", "jpg", "a photo of a {}, a type of flower.", "split_zhou_OxfordFlowers.json"),
-    "food101": CoopSet("food-101", "images", "a photo of {}, a type of food.", "split_zhou_Food101.json"),
-    "aircraft": CoopSet("fgvc_aircraft", "images", "a photo of a {}, a type of aircraft."),
-    "sun397": CoopSet("sun397", "SUN397", "a photo of a {}.", "split_zhou_SUN397.json"),
-    "dtd": CoopSet("dtd", "images", "{} texture.", "split_zhou_DescribableTextures.json"),
-    "eurosat": CoopSet("eurosat", "2750", "a centered satellite photo of {}.", "split_zhou_EuroSAT.json"),
-    "ucf101": CoopSet("ucf101", "UCF-101-midframes", "a photo of a person doing {}.", "split_zhou_UCF101.json"),
-    "imagenet": CoopSet("imagenet", "images", "a photo of a {}."),
-}
-"""Name -> set. Source: github.com/KaiyangZhou/CoOp at commit ff61507: folders and split files from datasets/*.py, the
-prompts from CUSTOM_TEMPLATES in trainers/zsclip.py (Zhou et al. 2022, arXiv 2109.01134)."""
-
-
-def check_coop(name: str, spec: str) -> CoopSet:
-    """The set of that name; ConfigError for an unknown one."""
-    if name not in COOP:
-        raise ConfigError(
-            f"data set {shown(spec)}: CoOp has no set '{shown(name)}'.{did_you_mean(name, COOP)} "
-            f"Known: {', '.join(COOP)}."
-        )
-    return COOP[name]
 
 
 def find_coop(request: Request) -> Found:
@@ -73,7 +34,7 @@ def find_coop(request: Request) -> Found:
 
     Raises DatasetError for a file that is missing or of another form, naming the entry.
     """
-    kind = check_coop(request.rest, request.spec)
+    kind = COOP[request.rest]
     folder = Path(request.root).expanduser() / kind.folder
     if not folder.is_dir():
         raise DatasetError(

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from sharpscope.clip.datasets.dataset import Dataset, stratified
-from sharpscope.clip.datasets.halves import half_of
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
 from sharpscope.clip.model import ClipModel
+from sharpscope.config.halves import half_of
 from sharpscope.errors import ConfigError, DatasetError, shown
 
 __all__ = ["Found", "Matched", "Request", "assemble", "match_labels", "need_model", "numbered"]

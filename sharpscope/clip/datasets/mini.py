@@ -91,7 +91,11 @@ def load_mini(request: Request) -> Dataset:
         std=model.std if model is not None else (0.5,) * 3,
         classes=matched.classes,
         facts={
-            "spec": spec, "kind": "mini", "split": request.split, "matching": matched.matching, "streamed": False,
+            "spec": spec,
+            "kind": "mini",
+            "split": request.split,
+            "matching": matched.matching,
+            "streamed": False,
             **({} if request.half is None else {"half": request.half}),
         },  # fmt: skip
         rows=rows,
