@@ -15,7 +15,7 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines, same_nam
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
-from sharpscope.clip.transplant import prompted, transplanted
+from sharpscope.clip.transplant import check_carried, prompted, reader_on, transplanted
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
@@ -45,7 +45,7 @@ class LoadedPair:
     Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has a head.
     ``parameters``: the names on which the logits depend; only these can belong to layers. ``facts``: what the files
     state, for the manifest. ``upgraded``: where an upgraded backbone was given, the two ends of the path that the same
-    change or the same prompts give on it (``clip.transplant.transplanted``).
+    change or the same prompts give on it (``clip.transplant.transplanted``), which ``upgraded_classifier`` reads.
     """
 
     name: str
@@ -56,6 +56,7 @@ class LoadedPair:
     parameters: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
     upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+    upgraded_classifier: Classifier | None = field(default=None, repr=False)
 
     def path(
         self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
@@ -107,6 +108,7 @@ def load_pair(
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
     upgraded: CheckpointSource | None = None,
+    upgraded_model: str | ClipModel | None = None,
     head_file: str | FilePath | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture; nothing in a file is executed, no input is modified.
@@ -128,7 +130,9 @@ def load_pair(
         templates: list, or file with one template per line, with ``{}`` for the class name; None: those that the
             fine-tuned file states, else the model's.
         name: the pair's name in tables; None: the fine-tuned file's stem.
-        upgraded: better zero-shot weights of the same architecture, on which the pair's change is evaluated too.
+        upgraded: better zero-shot weights, on which the pair's change is evaluated too.
+        upgraded_model: the architecture of ``upgraded``; None: the pair's own. Learnt prompts need a text tower of the
+            same width there, a head the same embedding, a change of a tower a tower with the same tensors.
         head_file: a separate file with a classification head (task_vectors), for each checkpoint without a head.
 
     Raises:
@@ -139,7 +143,7 @@ def load_pair(
         NonFiniteWeights: NaN or infinite weights, listed by key.
         ConfigError: an unknown model or head, a stored head that does not exist, or no class names.
     """
-    clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
+    clip = _model(model)
     first = _read(zeroshot, "zeroshot")
     second = _read_finetuned(finetuned, first, clip, classnames, head)
     ends = alike_heads(*_with_head_file((first, second), head_file, head))
@@ -178,14 +182,26 @@ def load_pair(
         **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip
-    better = None
+    better, reader = None, None
+    if upgraded_model is not None and upgraded is None:
+        raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
     if upgraded is not None:
         end = _read(upgraded, "upgraded")
-        check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
-        facts["upgraded"] = _file_facts(end)
+        reader = classifier if upgraded_model is None else reader_on(_model(upgraded_model), classifier)
+        there = reader.model
+        check_model(end.tensors, there.shapes, there.name, source=end.source, require=("image", "text", "scale"))
+        check_activation(there, (end,))
+        facts["upgraded"] = _file_facts(end) | ({} if there is clip else {"model": there.name})
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
-        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts)
-    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
+        if reader is not classifier and not prompts:
+            moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
+            check_carried(clip, reader, moving, theta_1, without_halves(end.tensors))
+        better = transplanted(reader, theta_0, theta_1, without_halves(end.tensors), prompts)
+    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better, reader)
+
+
+def _model(model: str | ClipModel) -> ClipModel:
+    return model if isinstance(model, ClipModel) else ClipModel.load(model)
 
 
 def resolve_checkpoint(source: str | FilePath) -> str | FilePath:

@@ -195,8 +195,11 @@ class StudyConfig:
     vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the
     probe set, confidence is calibrated on the first ID set)."""
     upgraded: str | None = None
-    """A better zero-shot checkpoint of the same architecture, on which the path's change theta_1 - theta_0 is evaluated
-    too (compatibility). The prompts of a prompt method are used there unchanged."""
+    """A better zero-shot checkpoint, on which the path's change theta_1 - theta_0 is evaluated too (compatibility). The
+    prompts of a prompt method are used there unchanged."""
+    upgraded_model: str | None = None
+    """Architecture of ``upgraded``; default: ``model``. Learnt prompts need a text tower of the same width there, a
+    head needs image features of the same length, other changes a tower with the same tensors."""
 
     layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of the single-layer paths (instability, rewind, criticality); the first is 0, the last 1."""
@@ -331,6 +334,8 @@ def _check(c: StudyConfig) -> None:
             f"rtol: {c.rtol:g} would accept estimates that are as wrong as they are large; it is a fraction below 1.\n"
             f"Remedy: --rtol {c.rtol / 100:g} for {c.rtol:g} %, or leave it out for {type(c).rtol:g}."
         )
+    if c.upgraded_model is not None and c.upgraded is None:
+        raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
     for density in c.densities:

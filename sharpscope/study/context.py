@@ -46,6 +46,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             templates=config.templates,
             name=pair.name,
             upgraded=config.upgraded,
+            upgraded_model=config.upgraded_model,
             head_file=config.head_file,
         )
 
@@ -124,10 +125,24 @@ class Context:
         """ID and OOD test sets by spec."""
         return {spec: self._dataset(spec, "test", self.config.limit) for spec in roles(self.config)}
 
-    def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
+    @cached_property
+    def upgraded_datasets(self) -> dict[str, Dataset]:
+        """The same sets with the image size and normalisation of the upgraded backbone."""
+        reader = self.pair.upgraded_classifier
+        if reader is None or reader.model is self.pair.model:
+            return self.datasets
+        return {spec: self._dataset(spec, "test", self.config.limit, reader.model) for spec in roles(self.config)}
+
+    def _dataset(
+        self,
+        spec: str,
+        split: Literal["train", "test"],
+        limit: int | None = None,
+        model: ClipModel | None = None,
+    ) -> Dataset:
         return load_dataset(
             spec,
-            model=self.pair.model,
+            model=model or self.pair.model,
             split=split,
             data_root=self.config.data_root,
             classnames=self.pair.classifier.classnames,

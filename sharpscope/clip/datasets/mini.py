@@ -97,7 +97,7 @@ def load_mini(request: Request) -> Dataset:
             "matching": matched.matching,
             "streamed": False,
             **({} if request.half is None else {"half": request.half}),
-        },  # fmt: skip
+        },
         rows=rows,
         templates=request.templates,
     )
