@@ -65,8 +65,10 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
         table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
         absent = [m for m in self.metrics or () if m not in set(table["metric"])]
-        told = f"--metrics: {', '.join(absent)} has no meaning for any of these sets." if absent else ""
-        return dataclasses.replace(said, complaint=told)
+        told = [f"--metrics: {', '.join(absent)} has no meaning for any of these sets."] if absent else []
+        if unused := table.attrs.get("unused"):
+            told.append(f"--{unused}")
+        return dataclasses.replace(said, complaint="\n".join(told))
 
 
 def _by_dataset(table: pd.DataFrame) -> str:

@@ -31,7 +31,6 @@ class Inspect:
     """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
 
     def __call__(self) -> Outcome:
-        check_inputs((self.a, self.b))
         from sharpscope.clip.inspect import inspect
 
         return Outcome(inspect(**given(self)))
@@ -120,6 +119,10 @@ class Sparsify(Head, Model, Point, Ends):
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:
             raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
+        if self.select == "magnitude" and self.seed:
+            raise ConfigError("--seed: changes nothing, because --select magnitude makes no random choice.")
+        if self.alpha == 0 and self.target == "delta":
+            raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
         check_inputs((self.zeroshot, self.finetuned, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import sparsify
 

@@ -24,7 +24,7 @@ class Hyperparameters:
     epochs: int | None = None
     """Number of passes over the training data."""
     steps: int | None = None
-    """Total number of optimizer steps; overrides --epochs."""
+    """Total number of optimizer steps, in place of --epochs."""
     batch_size: int | None = None
     """Number of examples per batch."""
     accumulate: int | None = None
@@ -96,10 +96,12 @@ class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
             if not value:
                 raise ConfigError(f"--{flag}: is missing. 'sharpscope finetune --list' shows the methods.")
         changes = self.changes()
-        captions = self.train.startswith("csv:")  # a file of captions is no data set
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("--steps, --epochs: both say how long to train; give one of them.")
+        captions = self.train.startswith("csv:")  # a file of captions is no data set, and stands alone
         check_inputs(
             [self.zeroshot],
-            (None if captions else self.train, self.val),
+            () if captions else (self.train, self.val),
             self.data_root,
             classnames=self.classnames,
             templates=self.templates,

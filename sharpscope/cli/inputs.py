@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sharpscope.config.inputs import check_checkpoint, lines_of
-from sharpscope.config.specs import check_folders, read_spec
+from sharpscope.config.specs import check_folders, check_root, read_spec
 from sharpscope.miniworld.shipped import checkpoint_path
 from sharpscope.vocabulary import expand_specs
 
@@ -23,13 +23,16 @@ def check_inputs(
     """Raise for a data set spec that means nothing, and for a file that does not exist; None stands for no input.
 
     Raises:
-        ConfigError: a spec of an unknown kind, domain, split or corruption, or an unknown checkpoint of the world.
+        ConfigError: a spec of an unknown kind, domain, split or corruption, an unknown checkpoint of the world, or a
+            data root under which no set is looked up.
         CheckpointError: no such checkpoint file.
         DatasetError: a text file that is missing or has a blank line, or an ImageNet variant without its folder.
     """
     every = expand_specs(spec for spec in specs if spec)
     for spec in every:
         read_spec(spec)
+    if every:
+        check_root(every, data_root)
     for source in filter(None, checkpoints):
         if source.startswith("mini:"):
             checkpoint_path(source)

@@ -27,6 +27,7 @@ __all__ = [
     "Layout",
     "Spec",
     "check_folders",
+    "check_root",
     "chosen_split",
     "read_spec",
     "split_of",
@@ -182,6 +183,20 @@ def _unknown(spec: str, layout: Layout | None, colon: bool, kind: str, split: st
     near = did_you_mean(spec, named) if not colon else ""
     near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, forms)
     return ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(forms)}).{near}")
+
+
+def check_root(specs: Iterable[str], data_root: str | Path | None) -> None:
+    """Raise ConfigError where ``data_root`` is given and none of ``specs`` is looked up under it.
+
+    The embedded world's images are drawn, and an absolute path is the same under every root.
+    """
+    asked = [read_spec(spec) for spec in specs]
+    under = (LAYOUTS[s.kind].find is not None and not Path(s.rest).expanduser().is_absolute() for s in asked)
+    if data_root is not None and not any(under):
+        raise ConfigError(
+            "data_root: changes nothing here, because none of the data sets is looked up under it.\n"
+            "Remedy: leave it out."
+        )
 
 
 def check_folders(specs: Iterable[str], data_root: str | Path | None) -> None:

@@ -25,6 +25,7 @@ from sharpscope.vocabulary import (
     CRITERIA,
     MEASURES,
     PAIRS,
+    ClassPosition,
     Device,
     Dtype,
     Granularity,
@@ -130,6 +131,9 @@ class StudyConfig:
     classnames: str | None = None
     """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
     Where they tell none and the head is made from text, the names of the probe set's classes."""
+    class_position: ClassPosition | None = None
+    """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed, as
+    the report then says."""
     templates: str | None = None
     """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
 

@@ -48,6 +48,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             upgraded=config.upgraded,
             upgraded_model=config.upgraded_model,
             head_file=config.head_file,
+            class_position=config.class_position,
         )
 
     def probe(clip: ClipModel, names: Sequence[str] | None = None) -> Dataset:

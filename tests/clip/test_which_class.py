@@ -352,7 +352,10 @@ def test_learnt_prompts_before_other_classes(
             evaluate(path, model, [spec], base=base, device="cpu")
         return
     table = evaluate(path, model, [spec], metrics=["top1", "nll"], base=base, device="cpu")
-    assert said(table) == "the head was made from the learnt prompts, because the stored head has other classes"
+    made = "the head was made from the learnt prompts, because the stored head has other classes"
+    assert said(table) == f"{made}; its class names are assumed to stand behind the context"
+    told = evaluate(path, model, [spec], metrics=["top1", "nll"], base=base, device="cpu", class_position="end")
+    assert said(told) == made and told["estimate"].equals(table["estimate"])
     by_hand = Prompts.of(tiny_model, new, 4).class_vectors(tiny_model, {**tiny_theta, CTX: context})
     features, labels = next(iter(load_dataset(spec, model=tiny_model).batches(6)))
     logits = tiny_theta["logit_scale"].exp() * tiny_model.encode_image(tiny_theta, features, normalize=True) @ by_hand.T

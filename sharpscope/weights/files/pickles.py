@@ -13,7 +13,16 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, Inert, LongLineError, Name, PendingTensor, Report, key_of
+from sharpscope.weights.files.inert import (
+    MAX_NAME,
+    DamagedPickleError,
+    Inert,
+    LongLineError,
+    Name,
+    PendingTensor,
+    Report,
+    key_of,
+)
 from sharpscope.weights.files.regions import LINE, Blob, Budget, LongText, Region
 
 __all__ = ["Machine"]
