@@ -1,4 +1,4 @@
-"""CoOp's eleven sets: split files, lists and folders of their layout, made here, with the class order that CoOp reads."""
+"""CoOp's eleven sets: split files, lists and folders of their layout, made here, in the class order that CoOp reads."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def test_shots_are_drawn_by_seed_and_fewer_are_among_more(tmp_path: Path, tiny_m
     layout(tmp_path, "flowers", entries())
 
     def drawn(shots: int, seed: int) -> set[bytes]:
-        found, names = load_examples("coop:flowers", tiny_model, data_root=tmp_path, shots=shots, augment=False, seed=seed)
+        found, names = load_examples(
+            "coop:flowers", tiny_model, data_root=tmp_path, shots=shots, augment=False, seed=seed
+        )
         assert names == ("pink rose", "aster", "moss")
         assert found.dataset.labels.bincount().tolist() == [min(shots, 3)] * 3
         return {image.numpy().tobytes() for batch, _ in found.dataset.batches(9) for image in batch}

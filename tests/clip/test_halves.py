@@ -95,7 +95,9 @@ def test_halves_of_sets_that_unite_or_lack_classes_of_the_head() -> None:
         target_names=("small", "large"),
     )  # fmt: skip
     matched = match_labels(united, Request("s", "k", "", "test", classnames=NAMES, half="new"))
-    assert matched.projection == (-1, -1, 0, -1, 0) and matched.target_names == ("large",) and list(matched.to) == [-1, 0]
+    assert (
+        matched.projection == (-1, -1, 0, -1, 0) and matched.target_names == ("large",) and list(matched.to) == [-1, 0]
+    )
 
 
 def test_the_embedded_world() -> None:

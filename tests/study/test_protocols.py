@@ -12,7 +12,10 @@ import pytest
 import torch
 
 from sharpscope.cli.main import main
+from sharpscope.clip.accuracy import correct
+from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.evaluate import answered
+from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import load_pair
 from sharpscope.clip.prompts import prompted_vectors
@@ -20,7 +23,8 @@ from sharpscope.config.protocol import ProtocolConfig
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError
 from sharpscope.finetuning.run import finetune
-from sharpscope.study.context import load_study_pair
+from sharpscope.study.compute import compute
+from sharpscope.study.context import Context, load_study_pair
 from sharpscope.study.protocols import run as protocol
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.prompts import read_prompts
@@ -112,7 +116,9 @@ def test_upgrade_of_the_model_itself_and_of_a_deeper_one(
         assert rows[seed, "upgraded"] == rows[seed, "old"]
         assert rows[seed, "upgraded_zeroshot"] == rows[seed, "old_zeroshot"]
     file = next((tmp_path / "own/checkpoints").rglob("coop.safetensors"))
-    pair = load_pair(world["zeroshot"], file, model=world["model"], upgraded=world["zeroshot"], upgraded_model=own.model)
+    pair = load_pair(
+        world["zeroshot"], file, model=world["model"], upgraded=world["zeroshot"], upgraded_model=own.model
+    )
     assert pair.upgraded is not None
     for mine, there in zip((pair.theta_0, pair.theta_1), pair.upgraded, strict=True):
         assert mine.keys() == there.keys() and all(torch.equal(mine[n], there[n]) for n in mine)
@@ -151,6 +157,35 @@ def test_what_does_not_fit_another_model_is_refused_with_both_widths(
     write_checkpoint(Path(deep["upgraded"]), ClipModel.load(deep["upgraded_model"]).init(1), {})
     with pytest.raises(PairMismatch, match="class vectors with 12 entries, and .* has image features with 10"):
         on("linear-probe", deep)
+
+
+def test_a_run_reads_the_upgraded_model_with_its_own_pictures(
+    world: Any, tiny_paths: dict[str, Path], tiny_theta: dict[str, Any], tmp_path: Path
+) -> None:
+    """The point alpha = 1 on a deeper model that takes larger pictures, against the same evaluation by hand."""
+    flags = deeper(tiny_paths, tiny_theta, tmp_path)
+    config = json.loads(Path(flags["upgraded_model"]).read_text())
+    config["vision_cfg"]["image_size"] = 24
+    Path(flags["upgraded_model"]).write_text(json.dumps(config), encoding="utf-8")
+    clip = ClipModel.load(flags["upgraded_model"])
+    write_checkpoint(Path(flags["upgraded"]), clip.init(1), {})
+    spec = world["datasets"][0]
+    file = finetune(
+        world["zeroshot"], spec, "coop", model=world["model"], out=tmp_path / "coop", steps=1, batch_size=2,
+        progress=False,
+    ).path  # fmt: skip
+    study = StudyConfig(
+        (PairConfig("p", world["zeroshot"], str(file)),), model=world["model"], probe=spec, id=(spec,), **flags
+    )
+    context = Context.load(study, study.pairs[0])
+    rows = compute(context, "upgraded/p/1.0").rows["accuracy"]
+    theta = read_checkpoint(flags["upgraded"]).tensors
+    classifier = Classifier(clip, "stored", ("ant", "bee", "cat", "dog"))
+    vectors = prompted_vectors(clip, theta, read_prompts(str(file)), classifier.classnames, "file")
+    hits = correct(classifier, {**theta, "head.weight": vectors}, load_dataset(spec, model=clip))
+    assert len(hits) == 20 and rows[0]["estimate"] == hits.mean() and rows[0]["variant"] == "upgraded"
+    with pytest.raises(ConfigError, match="upgraded_model: names the architecture of upgraded"):
+        StudyConfig(upgraded_model="mini")
 
 
 @pytest.mark.parametrize(("change", "said"), [
