@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from sharpscope.clip.pair import LoadedPair, load_pair
     from sharpscope.clip.probe import Probe
     from sharpscope.config.plugins import load_plugin
+    from sharpscope.config.protocol import ProtocolConfig
     from sharpscope.config.study import PairConfig, StudyConfig
+    from sharpscope.config.sweep import SweepConfig, SweepTrial, load_sweep
     from sharpscope.curvature.density import SpectralDensity
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
     from sharpscope.curvature.hvp import HessianEngine
@@ -68,8 +70,10 @@ if TYPE_CHECKING:
     from sharpscope.notebook import layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
     from sharpscope.study.plan import plan
+    from sharpscope.study.protocols.run import FinishedProtocol, run_protocol
     from sharpscope.study.report import Run, report
     from sharpscope.study.run import run
+    from sharpscope.study.sweep import FinishedSweep, run_sweep
     from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
     from sharpscope.weights.path import InterpolationPath
 
@@ -84,6 +88,8 @@ __all__ = [
     "DatasetError",
     "EigenEstimate",
     "ExtremeEigenvalues",
+    "FinishedProtocol",
+    "FinishedSweep",
     "HessianEngine",
     "IdenticalPair",
     "InterpolationPath",
@@ -101,6 +107,7 @@ __all__ = [
     "PairConfig",
     "PairMismatch",
     "Probe",
+    "ProtocolConfig",
     "ResultsError",
     "Run",
     "RunDirectoryError",
@@ -108,6 +115,8 @@ __all__ = [
     "SharpscopeError",
     "SpectralDensity",
     "StudyConfig",
+    "SweepConfig",
+    "SweepTrial",
     "TraceEstimate",
     "Tuned",
     "UnsafeCheckpoint",
@@ -123,6 +132,7 @@ __all__ = [
     "load_dataset",
     "load_pair",
     "load_plugin",
+    "load_sweep",
     "plan",
     "read_checkpoint",
     "read_results",
@@ -133,6 +143,8 @@ __all__ = [
     "report",
     "robustness",
     "run",
+    "run_protocol",
+    "run_sweep",
     "sparsify",
     "write_checkpoint",
 ]
@@ -151,7 +163,9 @@ _HOME = {
         "clip.pair": "LoadedPair load_pair",
         "clip.probe": "Probe",
         "config.plugins": "load_plugin",
+        "config.protocol": "ProtocolConfig",
         "config.study": "PairConfig StudyConfig",
+        "config.sweep": "SweepConfig SweepTrial load_sweep",
         "curvature.density": "SpectralDensity",
         "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
         "curvature.hvp": "HessianEngine",
@@ -173,8 +187,10 @@ _HOME = {
         "notebook": "layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
         "study.plan": "plan",
+        "study.protocols.run": "FinishedProtocol run_protocol",
         "study.report": "Run report",
         "study.run": "run",
+        "study.sweep": "FinishedSweep run_sweep",
         "weights.checkpoint": "Checkpoint read_checkpoint write_checkpoint",
         "weights.path": "InterpolationPath",
     }.items()

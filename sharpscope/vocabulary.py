@@ -17,6 +17,7 @@ from sharpscope.errors import ConfigError, did_you_mean, shown
 __all__ = [
     "AGAINST",
     "ALL",
+    "AVERAGE",
     "BASES",
     "BEST",
     "CANNOT",
@@ -41,6 +42,7 @@ __all__ = [
     "STATUSES",
     "STRAGGLERS",
     "UPGRADED",
+    "ZERO_SHOT",
     "AddsUp",
     "Base",
     "Cost",
@@ -193,6 +195,10 @@ def path_variant(path: str) -> str:
     return DENSE if path == "linear" else f"path:{path}"
 
 
+ZERO_SHOT: Final = "zero-shot"
+"""The method of a protocol's rows of the model that nothing was trained on."""
+AVERAGE: Final = "average"
+"""The data set of a protocol's rows that average over its sets."""
 UPGRADED: Final = "upgraded"
 """The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 

@@ -9,7 +9,9 @@ from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
+from sharpscope.cli.protocol import Protocol
 from sharpscope.cli.studies import Demo, Plan, Report, Run
+from sharpscope.cli.sweep import Sweep
 
 __all__ = ["COMMANDS"]
 
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Any] = {
     "sparsify": Sparsify,
     "evaluate": Evaluate,
     "finetune": Finetune,
+    "protocol": Protocol,
+    "sweep": Sweep,
     "correlate": Correlate,
     "robustness": Robustness,
     "report": Report,

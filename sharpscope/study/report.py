@@ -106,6 +106,11 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         ConfigError: the config in the manifest cannot be read.
     """
     directory = RunDirectory.existing(root)
+    if protocol := directory.manifest.get("protocol"):
+        raise RunDirectoryError(
+            f"{shown(root)}: is the directory of a protocol, which has no report.\n"
+            f"Remedy: the same 'sharpscope protocol {shown(protocol, 40)}' command again writes its tables."
+        )
     recall_words(directory.manifest)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
