@@ -42,6 +42,7 @@ __all__ = [
     "STRAGGLERS",
     "UPGRADED",
     "AddsUp",
+    "AlphaSide",
     "Base",
     "Cost",
     "Criterion",
@@ -54,6 +55,7 @@ __all__ = [
     "Measure",
     "Origin",
     "OutputBaseline",
+    "PaperStyle",
     "PathName",
     "Precision",
     "Select",
@@ -88,6 +90,10 @@ OutputBaseline = Literal["ose", "vrf"]
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 PathName = Literal["linear", "lines"]
+AlphaSide = Literal["finetuned", "zeroshot"]
+"""The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+PaperStyle = Literal["wise-ft", "alphas"]
+"""The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
