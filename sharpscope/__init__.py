@@ -26,6 +26,7 @@ from sharpscope.vocabulary import __version__
 if TYPE_CHECKING:
     from sharpscope.clip.datasets.dataset import Dataset
     from sharpscope.clip.datasets.spec import load_dataset, register_dataset
+    from sharpscope.clip.ensembling import evaluate_ensemble
     from sharpscope.clip.evaluate import evaluate
     from sharpscope.clip.export import convert, interpolate, sparsify
     from sharpscope.clip.head import Classifier
@@ -116,6 +117,7 @@ __all__ = [
     "convert",
     "correlate",
     "evaluate",
+    "evaluate_ensemble",
     "finetune",
     "inspect",
     "interpolate",
@@ -145,6 +147,7 @@ _HOME = {
     for module, names in {
         "clip.datasets.dataset": "Dataset",
         "clip.datasets.spec": "load_dataset register_dataset",
+        "clip.ensembling": "evaluate_ensemble",
         "clip.evaluate": "evaluate",
         "clip.export": "convert interpolate sparsify",
         "clip.head": "Classifier",

@@ -50,6 +50,7 @@ __all__ = [
     "Criterion",
     "Device",
     "Dtype",
+    "EnsembleKind",
     "Flag",
     "Granularity",
     "Group",
@@ -68,6 +69,7 @@ __all__ = [
     "__version__",
     "check_metrics",
     "criterion_spellings",
+    "ensemble_variant",
     "expand_measures",
     "expand_specs",
     "from_outside",
@@ -89,6 +91,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
 OutputBaseline = Literal["ose", "vrf"]
+EnsembleKind = Literal["logits", "probabilities"]
+"""The outputs that an ensemble along alpha mixes."""
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 PathName = Literal["linear", "lines"]
@@ -197,6 +201,15 @@ def path_variant(path: str) -> str:
     ('dense', 'path:lines')
     """
     return DENSE if path == "linear" else f"path:{path}"
+
+
+def ensemble_variant(kind: EnsembleKind) -> str:
+    """The variant of the accuracy rows of mixed outputs, ``ensemble:KIND``; alpha is the weight of theta_1's outputs.
+
+    >>> ensemble_variant("logits")
+    'ensemble:logits'
+    """
+    return f"ensemble:{kind}"
 
 
 UPGRADED: Final = "upgraded"

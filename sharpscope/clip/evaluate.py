@@ -32,7 +32,7 @@ from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
-__all__ = ["COLUMNS", "evaluate"]
+__all__ = ["COLUMNS", "CheckpointHeads", "SetsByNames", "checkpoint_labels", "collection_means", "evaluate"]
 
 COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
 """Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
@@ -105,18 +105,20 @@ def evaluate(
     wanted = METRICS if metrics is None else metrics
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
-    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     cache = FeatureCache() if len(files) > 1 else None
     rows: list[dict[str, Any]] = []
-    for label, file in zip(_labels(files), files, strict=True):
+    for label, file in zip(checkpoint_labels(files), files, strict=True):
         weights = read_checkpoint(resolve_checkpoint(file), base=under)
         if head_file is not None and not weights.facts["head"]:
             weights = with_head(weights, head_file)
         check_activation(clip, (weights,))
-        heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
+        heads = CheckpointHeads(
+            clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where
+        )
         own: list[dict[str, Any]] = []
         for spec in sets:
             classifier, theta, dataset, said = heads.for_set(spec, data)
@@ -134,11 +136,11 @@ def evaluate(
                 bootstrap=bootstrap,
                 seed=seed,
             )
-        rows += own + _averages(own, specs)
+        rows += own + collection_means(own, specs)
     return pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
 
 
-def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
+def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
     for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
@@ -148,7 +150,7 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
     return out
 
 
-def _labels(files: Sequence[File]) -> list[str]:
+def checkpoint_labels(files: Sequence[File]) -> list[str]:
     """The names of the checkpoints in the table: the stems of their files where these differ, else their paths."""
     stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
@@ -158,7 +160,7 @@ def _labels(files: Sequence[File]) -> list[str]:
 
 
 @dataclass
-class _Data:
+class SetsByNames:
     """The data sets by spec and class names; each is loaded only once."""
 
     clip: ClipModel
@@ -174,7 +176,7 @@ class _Data:
 
 
 @dataclass
-class _Heads:
+class CheckpointHeads:
     """The heads of one checkpoint: the stored head, and heads from its text tower; each is made only once."""
 
     clip: ClipModel
@@ -188,7 +190,7 @@ class _Heads:
     _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
     _theta: dict[str, Tensor] = field(default_factory=dict)
 
-    def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def for_set(self, spec: str, data: SetsByNames) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """(classifier, theta, data set in the classifier's class names, note about the head)."""
         stored = self.weights.facts.get("head")
         if self.mode == "stored" and stored is None:
@@ -215,7 +217,9 @@ class _Heads:
         said = f"the head was made from the text tower{said}" if said else ""
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
 
-    def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def _stored(
+        self, spec: str, data: SetsByNames, own: Names | None
+    ) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
         if self.names:
             check_head_names((self.weights,), self.names)
@@ -231,7 +235,7 @@ class _Heads:
             said = "the stored head has no class names, so its rows were matched to the class folders in sorted order"
         return (*self._make("stored", dataset.classnames if own is None else own, ()), dataset, said)
 
-    def _named(self, spec: str, data: _Data, own: Names | None) -> Dataset:
+    def _named(self, spec: str, data: SetsByNames, own: Names | None) -> Dataset:
         """The data set in the user's class names, or in the checkpoint's where these fit, or in its own."""
         if self.names is None and own is not None:
             with contextlib.suppress(DatasetError):

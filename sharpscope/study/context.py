@@ -111,6 +111,13 @@ class Context:
         """ID and OOD test sets by spec."""
         return {spec: self._dataset(spec, "test", self.config.limit) for spec in roles(self.config)}
 
+    @cached_property
+    def vrf_train(self) -> Dataset:
+        """The training images in which VRF looks for failures of the zero-shot model."""
+        if self.config.vrf_images is None:
+            return self.probe.dataset
+        return self._dataset(self.config.probe, "train", self.config.vrf_images)
+
     def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
         return load_dataset(
             spec,

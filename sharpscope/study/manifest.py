@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sharpscope.clip.datasets.spec import LAYOUTS, check_spec
-from sharpscope.config.study import StudyConfig
+from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
@@ -28,8 +28,12 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
     if config.paths == ("linear",):  # a run made before the field existed stays the same run
         del numbers["paths"]
-    if not config.agreement:  # likewise
-        del numbers["agreement"]
+    for name in ("agreement", "ensembles"):  # likewise
+        if not getattr(config, name):
+            del numbers[name]
+    if "vrf" not in config.output_baselines:
+        for name in VRF_FIELDS:
+            del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)

@@ -129,7 +129,11 @@ WORK = {
     "convert": ("sharpscope.clip.export.convert", (), {}),
     "interpolate": ("sharpscope.clip.export.interpolate", (), {}),
     "sparsify": ("sharpscope.clip.export.sparsify", (), {}),
-    "evaluate": ("sharpscope.clip.evaluate.evaluate", ("csv",), {"datasets": "specs"}),
+    "evaluate": (
+        "sharpscope.clip.evaluate.evaluate",
+        ("csv", "ensemble", "second_model", "alphas"),
+        {"datasets": "specs"},
+    ),
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
