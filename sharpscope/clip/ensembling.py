@@ -106,7 +106,7 @@ def evaluate_ensemble(
         if not (dataset.classnames == other.classnames and torch.equal(dataset.labels, other.labels)):
             raise PairMismatch(
                 f"ensemble: on {shown(spec)} the heads of {label} have other classes or another order, so that their "
-                "outputs cannot be added.\nRemedy: --head zeroshot, or --classnames FILE."
+                "outputs cannot be added.\nRemedy: --head zeroshot --classnames FILE, the same names for both."
             )
         for classifier, theta, images, _ in found:
             with contextlib.closing((progress or silent)(total=len(images), desc=f"{label} {spec}")) as bar:
