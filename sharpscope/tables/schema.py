@@ -60,7 +60,8 @@ Reading guide
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
-                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path
+                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path,
+                       ``ensemble:logits`` for mixed outputs of the ends, with alpha as the weight of theta_1's
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
