@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path as FilePath
@@ -14,15 +15,24 @@ from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, dataset_note, group_numbers, logits, reported
 from sharpscope.clip.datasets.names import read_classnames, read_lines
-from sharpscope.clip.datasets.spec import check_folders
 from sharpscope.clip.ensembles import ensemble
-from sharpscope.clip.evaluate import COLUMNS, CheckpointHeads, SetsByNames, checkpoint_labels, collection_means
+from sharpscope.clip.evaluate import (
+    COLUMNS,
+    CheckpointHeads,
+    SetsByNames,
+    check_needed,
+    checkpoint_labels,
+    collection_means,
+    read_over,
+)
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.settings import check_templates
+from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, PairMismatch, shown
-from sharpscope.vocabulary import METRICS, EnsembleKind, check_metrics, ensemble_variant, expand_specs
+from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant, expand_specs
 from sharpscope.weights import read_checkpoint
 
 __all__ = ["ENSEMBLE_COLUMNS", "evaluate_ensemble"]
@@ -51,6 +61,7 @@ def evaluate_ensemble(
     seed: int = 0,
     progress: MakeBar | None = None,
     base: str | FilePath | None = None,
+    class_position: ClassPosition | None = None,
 ) -> pd.DataFrame:
     """Every metric of the mixed outputs of two checkpoints, also of two architectures, at every alpha: one table.
 
@@ -62,7 +73,7 @@ def evaluate_ensemble(
         checkpoints: two checkpoints, f_0 and f_1.
         models: the open_clip name or config JSON of both, or one for each.
         specs, metrics, head, classnames, templates, data_root, batch_size, device, limit, level, bootstrap, seed,
-            progress, base: as for ``evaluate``.
+            progress, base, class_position: as for ``evaluate``.
         kinds: logits and probabilities, the outputs that are mixed.
         alphas: weights of the second checkpoint, in [0, 1].
 
@@ -80,6 +91,8 @@ def evaluate_ensemble(
     if bad := [alpha for alpha in alphas if not 0 <= alpha <= 1]:
         raise ConfigError(f"alphas: {bad[0]} is outside [0, 1]; the outputs of two models are averaged there.")
     check_metrics(tuple(metrics or ()))
+    if head == "stored":
+        check_templates(templates)
     wanted, where, sets = (
         METRICS if metrics is None else metrics,
         pick_device(device),
@@ -89,12 +102,14 @@ def evaluate_ensemble(
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
+    read = functools.partial(read_over, base=under, head_file=None)
+    check_needed(checkpoints, read, base, None, class_position)
     sides = []
     for model, file in zip(two, checkpoints, strict=True):
-        clip, weights = ClipModel.load(model), read_checkpoint(resolve_checkpoint(file), base=under)
+        clip, weights = ClipModel.load(model), read(file)
         check_activation(clip, (weights,))
         heads = CheckpointHeads(
-            clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where
+            clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
         )
         sides.append((heads, SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})))
     label = shown("+".join(checkpoint_labels(checkpoints)))
