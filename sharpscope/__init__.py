@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from sharpscope.exchange.reading import read_results
     from sharpscope.findings.criteria import register_criterion
+    from sharpscope.findings.papertables import PaperTable
     from sharpscope.finetuning.method import Method
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
@@ -102,6 +103,7 @@ __all__ = [
     "NumericalError",
     "PairConfig",
     "PairMismatch",
+    "PaperTable",
     "Probe",
     "ResultsError",
     "Run",
@@ -171,6 +173,7 @@ _HOME = {
         ),
         "exchange.reading": "read_results",
         "findings.criteria": "register_criterion",
+        "findings.papertables": "PaperTable",
         "finetuning.method": "Method",
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",

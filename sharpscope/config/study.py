@@ -355,11 +355,6 @@ def _check(c: StudyConfig) -> None:
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
-    for name in VRF_FIELDS:
-        if "vrf" not in c.output_baselines and getattr(c, name) != getattr(type(c), name):
-            raise ConfigError(f"{name}: is a setting of vrf, which is not among output_baselines.")
-    if c.ensembles and not any(0 <= alpha <= 1 for alpha in c.alphas):
-        raise ConfigError("ensembles: mix outputs at the alphas in [0, 1], and alphas has none.")
     if c.density_alphas is not None and not c.density_layers:
         raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
     for i, pair in enumerate(c.pairs):
@@ -382,7 +377,7 @@ def _check_name(where: str, name: str) -> None:
 
 
 VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
-"""The settings of the output baseline vrf; refused where vrf is not evaluated."""
+"""The settings of the output baseline vrf."""
 _COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
 
 

@@ -43,7 +43,7 @@ class Member:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """A table of accuracies in percent.
+    """A table of accuracies in percent, as Wortsman et al. 2022 (arXiv 2109.01903) print them.
 
     ``mean``: columns model, point, then one per data set and the averages, NaN where a number is missing. ``sd``: the
     standard deviations over seeds, of the same shape, NaN where there is one seed. ``seeds``: model -> number of seeds.

@@ -94,7 +94,7 @@ def test_on_the_command_line(two: Two, capsys: pytest.CaptureFixture[str]) -> No
     assert lines[0].split() == ["checkpoint", "variant", "alpha", "dataset", "n", "top1"] and len(lines) == 6
     for more, told in (
         ([], "--second-model: is a setting of --ensemble"),
-        (["--ensemble", "logits", "--head-file", "x"], "--head-file: belongs to one checkpoint"),
+        (["--ensemble", "logits", "--head-file", str(files[0])], "--head-file: belongs to one checkpoint"),
     ):
         assert main([*words, *more]) == 2
         assert told in capsys.readouterr().err
