@@ -7,9 +7,9 @@ In a notebook:
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
 ``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
-``convert``, ``plan``, ``correlate`` and ``robustness`` are its steps, each alone. ``layer_curvature`` measures any
-module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are in
-``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
+``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each alone. ``layer_curvature``
+measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are
+in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
 ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
@@ -26,6 +26,7 @@ from sharpscope.vocabulary import __version__
 if TYPE_CHECKING:
     from sharpscope.clip.datasets.dataset import Dataset
     from sharpscope.clip.datasets.spec import load_dataset, register_dataset
+    from sharpscope.clip.ensembling import evaluate_ensemble
     from sharpscope.clip.evaluate import evaluate
     from sharpscope.clip.export import convert, interpolate, sparsify
     from sharpscope.clip.head import Classifier
@@ -63,12 +64,14 @@ if TYPE_CHECKING:
     )
     from sharpscope.exchange.reading import read_results
     from sharpscope.findings.criteria import register_criterion
+    from sharpscope.findings.papertables import PaperTable
     from sharpscope.finetuning.method import Method
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
     from sharpscope.layers import Layer
     from sharpscope.notebook import layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.papertables import paper_table
     from sharpscope.study.plan import plan
     from sharpscope.study.protocols.run import FinishedProtocol, run_protocol
     from sharpscope.study.report import Run, report
@@ -106,6 +109,7 @@ __all__ = [
     "NumericalError",
     "PairConfig",
     "PairMismatch",
+    "PaperTable",
     "Probe",
     "ProtocolConfig",
     "ResultsError",
@@ -124,6 +128,7 @@ __all__ = [
     "convert",
     "correlate",
     "evaluate",
+    "evaluate_ensemble",
     "finetune",
     "inspect",
     "interpolate",
@@ -133,6 +138,7 @@ __all__ = [
     "load_pair",
     "load_plugin",
     "load_sweep",
+    "paper_table",
     "plan",
     "read_checkpoint",
     "read_results",
@@ -155,6 +161,7 @@ _HOME = {
     for module, names in {
         "clip.datasets.dataset": "Dataset",
         "clip.datasets.spec": "load_dataset register_dataset",
+        "clip.ensembling": "evaluate_ensemble",
         "clip.evaluate": "evaluate",
         "clip.export": "convert interpolate sparsify",
         "clip.head": "Classifier",
@@ -180,12 +187,14 @@ _HOME = {
         ),
         "exchange.reading": "read_results",
         "findings.criteria": "register_criterion",
+        "findings.papertables": "PaperTable",
         "finetuning.method": "Method",
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",
         "layers": "Layer",
         "notebook": "layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
+        "study.papertables": "paper_table",
         "study.plan": "plan",
         "study.protocols.run": "FinishedProtocol run_protocol",
         "study.report": "Run report",

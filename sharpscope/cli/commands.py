@@ -12,6 +12,7 @@ from sharpscope.cli.listing import List
 from sharpscope.cli.protocol import Protocol
 from sharpscope.cli.studies import Demo, Plan, Report, Run
 from sharpscope.cli.sweep import Sweep
+from sharpscope.cli.tables import Table
 
 __all__ = ["COMMANDS"]
 
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Any] = {
     "sweep": Sweep,
     "correlate": Correlate,
     "robustness": Robustness,
+    "table": Table,
     "report": Report,
     "list": List,
 }

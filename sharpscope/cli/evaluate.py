@@ -13,6 +13,7 @@ from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plug
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import EnsembleKind
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +46,14 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     limit: int | None = StudyConfig.limit
     """Largest number of examples per data set (a fixed, stratified choice); default: all."""
 
+    ensemble: tuple[EnsembleKind, ...] = ()
+    """Evaluate the mixed outputs of two checkpoints instead of each: logits (WiSE-FT's output-space ensemble) and
+    probabilities."""
+    second_model: str | None = None
+    """With --ensemble: open_clip name or config JSON of the second checkpoint; default: that of --model."""
+    alphas: tuple[float, ...] | None = None
+    """With --ensemble: weights of the second checkpoint's outputs, in [0, 1]; default: 0, 0.25, 0.5, 0.75, 1."""
+
     def __call__(self) -> Outcome:
         if not self.checkpoints:
             raise ConfigError("evaluate: give at least one checkpoint file.")
@@ -60,9 +69,7 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
             classnames=self.classnames,
             templates=self.templates,
         )
-        from sharpscope.clip.evaluate import evaluate
-
-        table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
+        table = self._ensemble() if self.ensemble else self._each()
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
         absent = [m for m in self.metrics or () if m not in set(table["metric"])]
         told = [f"--metrics: {', '.join(absent)} has no meaning for any of these sets."] if absent else []
@@ -70,14 +77,38 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
             told.append(f"--{unused}")
         return dataclasses.replace(said, complaint="\n".join(told))
 
+    def _each(self) -> pd.DataFrame:
+        for flag, value in (("second-model", self.second_model), ("alphas", self.alphas)):
+            if value is not None:
+                raise ConfigError(f"--{flag}: is a setting of --ensemble, which is missing.")
+        from sharpscope.clip.evaluate import evaluate
+
+        return evaluate(**given(self, "csv", *_ENSEMBLE, datasets="specs"), progress=progress_bar())
+
+    def _ensemble(self) -> pd.DataFrame:
+        if len(self.checkpoints) != 2:
+            raise ConfigError(f"--ensemble: mixes the outputs of two checkpoints, got {len(self.checkpoints)}.")
+        if self.head_file is not None:
+            raise ConfigError("--head-file: belongs to one checkpoint, and --ensemble takes two.")
+        from sharpscope.clip.ensembling import evaluate_ensemble
+
+        settings = given(self, "csv", "model", "head_file", *_ENSEMBLE, datasets="specs")
+        settings |= {} if self.alphas is None else {"alphas": self.alphas}
+        models = (self.model, self.second_model or self.model)
+        return evaluate_ensemble(**settings, models=models, kinds=self.ensemble, progress=progress_bar())
+
+
+_ENSEMBLE = ("ensemble", "second_model", "alphas")
+"""The flags of ensembles."""
+
 
 def _by_dataset(table: pd.DataFrame) -> str:
-    """One line per (checkpoint, data set), one column per metric with its interval; then the data sets' notes."""
+    """One line per checkpoint (or variant and alpha) and data set, one column per metric with its interval; notes."""
     cells = [
         f"{value:.4f} [{low:.4f}, {high:.4f}]" if low == low else f"{value:.4f}"
         for value, low, high in zip(table["estimate"], table["ci_low"], table["ci_high"], strict=True)
     ]
-    order = ["checkpoint", "dataset", "n"]
+    order = [c for c in ("checkpoint", "variant", "alpha", "dataset", "n") if c in table]
     wide = table.assign(cell=cells).pivot_table(
         index=order, columns="metric", values="cell", aggfunc="first", sort=False
     )

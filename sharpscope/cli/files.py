@@ -29,11 +29,17 @@ class Inspect:
     """open_clip model name or config JSON that the file is checked against; default: guessed from the tensor shapes."""
     weights: str | None = None
     """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
+    granularity: Granularity | None = None
+    """With two files: what is one layer of the comparison, a tensor (every bias and norm by itself), a module (default)
+    or a block."""
 
     def __call__(self) -> Outcome:
+        if self.granularity is not None and self.b is None:
+            raise ConfigError("--granularity: belongs to the comparison of two files, and there is one.")
         from sharpscope.clip.inspect import inspect
 
-        return Outcome(inspect(**given(self)))
+        chosen = {} if self.granularity is None else {"granularity": self.granularity}
+        return Outcome(inspect(**given(self, "granularity"), **chosen))
 
 
 @dataclass(frozen=True, kw_only=True)

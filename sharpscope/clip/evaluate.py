@@ -36,7 +36,18 @@ from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
-__all__ = ["COLUMNS", "Answered", "answered", "evaluate"]
+__all__ = [
+    "COLUMNS",
+    "Answered",
+    "CheckpointHeads",
+    "SetsByNames",
+    "answered",
+    "check_needed",
+    "checkpoint_labels",
+    "collection_means",
+    "evaluate",
+    "read_over",
+]
 
 COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
 """Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
@@ -117,19 +128,19 @@ def evaluate(
         check_templates(templates)
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
-    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     cache = FeatureCache() if len(files) > 1 else None
     rows: list[dict[str, Any]] = []
     from_text = False
-    read = functools.partial(_read, base=under, head_file=head_file)
-    _check_needed(files, read, base, head_file, class_position)
-    for label, file in zip(_labels(files), files, strict=True):
+    read = functools.partial(read_over, base=under, head_file=head_file)
+    check_needed(files, read, base, head_file, class_position)
+    for label, file in zip(checkpoint_labels(files), files, strict=True):
         weights = read(file)
         check_activation(clip, (weights,))
-        heads = _Heads(
+        heads = CheckpointHeads(
             clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
         )
         own: list[dict[str, Any]] = []
@@ -150,20 +161,20 @@ def evaluate(
                 bootstrap=bootstrap,
                 seed=seed,
             )
-        rows += own + _averages(own, specs)
+        rows += own + collection_means(own, specs)
     table = pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
     if templates is not None and not from_text:
         table.attrs["unused"] = "templates: no head was made from text, so that they changed nothing."
     return table
 
 
-def _read(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
+def read_over(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
     """The checkpoint ``file``, laid over ``base`` and with the head in ``head_file`` where it needs them."""
     weights = read_checkpoint(resolve_checkpoint(file), base=base)
     return weights if head_file is None or weights.facts["head"] else with_head(weights, head_file)
 
 
-def _check_needed(
+def check_needed(
     files: Sequence[File],
     read: Callable[[File], Checkpoint],
     base: File | None,
@@ -215,11 +226,11 @@ def answered(
     Arguments and errors are those of ``evaluate``.
     """
     clip, where = ClipModel.load(model), pick_device(device)
-    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     weights = read_checkpoint(resolve_checkpoint(checkpoint), base=under)
     check_activation(clip, (weights,))
-    heads = _Heads(clip, model, weights, "auto", None, tuple(templates or ()), where)
+    heads = CheckpointHeads(clip, model, weights, "auto", None, tuple(templates or ()), where)
     cache, out = FeatureCache(), {}
     for spec in specs:
         classifier, theta, dataset, said = heads.for_set(spec, data)
@@ -228,7 +239,7 @@ def answered(
     return out
 
 
-def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
+def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
     for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
@@ -238,7 +249,7 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
     return out
 
 
-def _labels(files: Sequence[File]) -> list[str]:
+def checkpoint_labels(files: Sequence[File]) -> list[str]:
     """The names of the checkpoints in the table: the stems of their files where these differ, else their paths."""
     stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
@@ -248,7 +259,7 @@ def _labels(files: Sequence[File]) -> list[str]:
 
 
 @dataclass
-class _Data:
+class SetsByNames:
     """The data sets by spec and class names; each is loaded only once."""
 
     clip: ClipModel
@@ -264,7 +275,7 @@ class _Data:
 
 
 @dataclass
-class _Heads:
+class CheckpointHeads:
     """The heads of one checkpoint: the stored head, and heads from its text tower; each is made only once."""
 
     clip: ClipModel
@@ -280,7 +291,7 @@ class _Heads:
     _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
     _theta: dict[str, Tensor] = field(default_factory=dict)
 
-    def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def for_set(self, spec: str, data: SetsByNames) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """(classifier, theta, data set in the classifier's class names, note about the head)."""
         stored = self.weights.facts.get("head")
         if self.mode == "stored" and stored is None:
@@ -309,7 +320,9 @@ class _Heads:
         said = f"the head was made from the text tower{said}" if said else ""
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, self._remarks(said, head=False))
 
-    def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def _stored(
+        self, spec: str, data: SetsByNames, own: Names | None
+    ) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
         dataset = data.get(spec, self.names or own, by_name=self.names is None)
         if self.names:  # for SPEC#base, the names of the half
@@ -325,7 +338,7 @@ class _Heads:
             said = "the stored head has no class names, so its rows were matched to the class folders in sorted order"
         return (*self._make("stored", dataset.classnames if own is None else own, ()), dataset, said)
 
-    def _named(self, spec: str, data: _Data, own: Names | None) -> Dataset:
+    def _named(self, spec: str, data: SetsByNames, own: Names | None) -> Dataset:
         """The data set in the user's class names, or in the checkpoint's where these fit, or in its own."""
         if self.names is None and own is not None:
             with contextlib.suppress(DatasetError):

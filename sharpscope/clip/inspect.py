@@ -13,6 +13,7 @@ from sharpscope.clip.pair import resolve_checkpoint
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, listing, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, is_buffer, split_layers, tower_of
 from sharpscope.tables.formats import number, percent
+from sharpscope.vocabulary import Granularity
 from sharpscope.weights import Checkpoint, InterpolationPath, Pair, check_pair, describe, read_checkpoint
 from sharpscope.weights.checkpoint import read_head_file
 from sharpscope.weights.compare import check_model
@@ -25,7 +26,12 @@ __all__ = ["fitting_models", "inspect"]
 
 # ---------------------------------------------------------------------- what is in a file
 def inspect(
-    a: str | FilePath, b: str | FilePath | None = None, model: str | None = None, *, weights: str | None = None
+    a: str | FilePath,
+    b: str | FilePath | None = None,
+    model: str | None = None,
+    *,
+    weights: str | None = None,
+    granularity: Granularity = "module",
 ) -> str:
     """What one checkpoint contains, or how two checkpoints differ layer by layer, as text to print.
 
@@ -39,6 +45,8 @@ def inspect(
         a, b: files, folders or hub ids, as for ``read_checkpoint``, or ``mini:NAME``.
         model: open_clip name or config JSON against which the files are checked; None: fitting models are searched.
         weights: key of the set of weights to read from a file that holds several, see ``read_checkpoint``.
+        granularity: tensor, module or block, the layers in which ``a`` and ``b`` are compared; tensor shows every bias
+            and every norm by itself (CLIPFit's analysis, Li et al. 2024, arXiv 2409.16718).
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``.
@@ -64,7 +72,7 @@ def inspect(
             raise
         except CheckpointError as error:
             return "\n\n".join([*parts, _described_alone(b, error)])
-        parts += [_described(second, model), _compared(*alike_heads(first, second))]
+        parts += [_described(second, model), _compared(*alike_heads(first, second), granularity)]
     return "\n\n".join(parts)
 
 
@@ -230,14 +238,14 @@ def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _compared(first: Checkpoint, second: Checkpoint) -> str:
+def _compared(first: Checkpoint, second: Checkpoint, granularity: Granularity) -> str:
     pair = check_pair(first, second)
     shapes = {n: t.shape for n, t in pair.theta_0.items() if t.is_floating_point() and not is_buffer(n)}
     path = (
         InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head_in"] in ("both", "none") else _headless(pair)
     )
     rows = []
-    for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, "module"):
+    for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, granularity):
         distance = path.layer_distance(layer)
         size = float(sum(path.theta_0[n].double().square().sum() for n in layer.params)) ** 0.5
         rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))

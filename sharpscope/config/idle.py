@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sharpscope.config.study import StudyConfig
+from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.vocabulary import MEASURES, Cost, Measure
 
@@ -63,6 +63,8 @@ _RULES: Final = (
     ),
     _Rule("densities", lambda c: not c.densities or c.repair_alphas != (), "repair_alphas"),
     *(_Rule(name, _repaired, "repaired paths: densities, and repair_alphas") for name in ("targets", "selects")),
+    *(_Rule(name, lambda c: "vrf" in c.output_baselines, "vrf among output_baselines") for name in VRF_FIELDS),
+    _Rule("ensembles", lambda c: any(0 <= a <= 1 for a in c.alphas), "an alpha in [0, 1]"),
     _Rule("repair_alphas", lambda c: bool(c.densities) or not c.repair_alphas, "densities"),
 )
 

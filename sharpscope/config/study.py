@@ -29,6 +29,7 @@ from sharpscope.vocabulary import (
     ClassPosition,
     Device,
     Dtype,
+    EnsembleKind,
     Granularity,
     HeadMode,
     OutputBaseline,
@@ -45,7 +46,7 @@ from sharpscope.vocabulary import (
     parse_rule,
 )
 
-__all__ = ["ALPHAS", "DEFAULT_MEASURES", "PairConfig", "StudyConfig", "checkpoint_stem"]
+__all__ = ["ALPHAS", "DEFAULT_MEASURES", "VRF_FIELDS", "PairConfig", "StudyConfig", "checkpoint_stem"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
@@ -200,10 +201,28 @@ class StudyConfig:
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
 
+    agreement: bool = False
+    """Compare every point of the path with both ends on every test set: predictions, probabilities, features, energies,
+    margins (table agreement.csv). It takes one more pass over the test sets for each worker, and memory for the ends'
+    outputs."""
     output_baselines: tuple[OutputBaseline, ...] = ()
     """Ensembles of the two ends' outputs to evaluate in addition to the path: ose (the mean of their probabilities) and
-    vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the
-    probe set, confidence is calibrated on the first ID set)."""
+    vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are looked for in the
+    training set of the probe, confidence is calibrated on the first ID set)."""
+    vrf_images: int | None = None
+    """Number of training images in which vrf looks for failures (a fixed, stratified choice); default: all, as in the
+    released code."""
+    vrf_k: int | None = None
+    """Number of the nearest failure to which vrf measures an image's distance; default: round(1000 F / N) for F
+    failures among N training images, as in the released code (.078 % of the failures for ImageNet)."""
+    vrf_centre: float = 1.5
+    """Squared distance at which vrf gives both ends the same weight, the paper's a."""
+    vrf_width: float = 0.6
+    """Width of vrf's sigmoid, the paper's b: the larger, the more slowly the weight changes with the distance."""
+    ensembles: tuple[EnsembleKind, ...] = ()
+    """Ensembles of the two ends' outputs to evaluate at every alpha in [0, 1]: logits, (1 - alpha) f_0 + alpha f_1
+    (Wortsman et al. 2022), and probabilities, the same mean of softmax outputs. Their accuracies have the variant
+    ensemble:KIND."""
     upgraded: str | None = None
     """A better zero-shot checkpoint, on which the path's change theta_1 - theta_0 is evaluated too (compatibility). The
     prompts of a prompt method are used there unchanged."""
@@ -331,8 +350,8 @@ def _check(c: StudyConfig) -> None:
     parse_rule(c.straggler_rule)
     check_ranges(
         c,
-        least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
-        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"),
+        least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1} | dict.fromkeys(_COUNTS, 1),
+        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise", "vrf_width"),
     )
     if c.upgraded_model is not None and c.upgraded is None:
         raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
@@ -342,7 +361,7 @@ def _check(c: StudyConfig) -> None:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
     lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
-    for name in (*lists, "criticality_noise", "output_baselines", "paths"):
+    for name in (*lists, "criticality_noise", "output_baselines", "ensembles", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
@@ -367,6 +386,8 @@ def _check_name(where: str, name: str) -> None:
         raise ConfigError(f"{where}: '{name}' is a word of the tables' own; give the pair another name.")
 
 
+VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
+"""The settings of the output baseline vrf."""
 _COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -42,7 +42,9 @@ from sharpscope.vocabulary import (
     PAIRS,
     PROBE,
     UPGRADED,
+    EnsembleKind,
     PathName,
+    ensemble_variant,
     path_variant,
 )
 
@@ -206,6 +208,11 @@ _BESIDE: dict[str, str] = {
 
 
 _FURTHER_PATHS: Mapping[PathName, str] = {"lines": "LiNeS path (Wang et al. 2024)"}
+_ALONG: Mapping[str, str] = {
+    **{path_variant(path): name for path, name in _FURTHER_PATHS.items()},
+    **{ensemble_variant(kind): f"ensemble of the ends' {kind}" for kind in get_args(EnsembleKind)},
+}
+"""Variant -> its name, for everything but the linear path that is evaluated along alpha."""
 
 
 def _best_between(mean: pd.DataFrame) -> float:
@@ -216,10 +223,10 @@ def _best_between(mean: pd.DataFrame) -> float:
 
 
 def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
-    """The best interior point and the end of every further path of one pair."""
+    """The best interior point and the end of every further path, and of every ensemble along alpha, of one pair."""
     rows = []
-    for path, name in _FURTHER_PATHS.items():
-        own = primary_rows(table[(table["variant"] == path_variant(path)) & (table["pair"] == pair)])
+    for variant, name in _ALONG.items():
+        own = primary_rows(table[(table["variant"] == variant) & (table["pair"] == pair)])
         best = _best_between(own[own["role"] == OOD_MEAN])
         for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):
             here = own[own["alpha"] == alpha]

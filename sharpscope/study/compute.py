@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
-from sharpscope.clip.baselines import output_baselines
+from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
 from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
@@ -25,13 +25,23 @@ from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
+from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import BASES, DENSE, MEASURES, UPGRADED, Base, expand_measures, path_variant
+from sharpscope.vocabulary import (
+    BASES,
+    DENSE,
+    MEASURES,
+    UPGRADED,
+    Base,
+    ensemble_variant,
+    expand_measures,
+    path_variant,
+)
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
-from sharpscope.weights.theta import on_device
+from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["compute"]
 
@@ -46,7 +56,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
     """Compute the unit with the key ``kind/pair/rest``.
 
     The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE, noise/P, outputs/P,
-    upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
+    ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
     """
     kind, _, *rest = key.split("/")
     if kind == "path":
@@ -62,6 +72,8 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
         return _noise_unit(context, progress)
     if kind == "outputs":
         return _outputs_unit(context)
+    if kind == "ensembles":
+        return _ensembles_unit(context)
     if kind == "upgraded":
         return _upgraded_unit(context, float(rest[0]))
     assert kind == "repair" and variant is not None
@@ -85,9 +97,10 @@ def _path_unit(context: Context, alpha: float) -> Unit:
         "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
         "status": "ok" if finite else "failed",
     }
-    given = _evaluate(context, theta)
+    given, agreement = agreeing(context, alpha, theta) if context.config.agreement else (_evaluate(context, theta), [])
     return Unit(
-        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)},
+        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)}
+        | ({"agreement": agreement} if agreement else {}),
         {"losses": losses, **_answered(context, given)},
     )
 
@@ -110,14 +123,31 @@ def _outputs_unit(context: Context) -> Unit:
     """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path."""
     config = context.config
     calibrate_on = config.id[0] if config.id else None
+    wants = "vrf" in config.output_baselines
+    vrf = Vrf(context.vrf_train, config.vrf_k, config.vrf_centre, config.vrf_width) if wants else None
     found, notes = output_baselines(
-        context.pair, context.probe, context.datasets, config.output_baselines, calibrate_on, config.batch_size
+        context.pair, _ends(context), context.datasets, config.output_baselines, calibrate_on, config.batch_size, vrf
     )
     rows = []
     for name, given in found.items():
         for row in _accuracy(context, math.nan, name, given):
             rows.append(row | {"note": "; ".join(x for x in (row["note"], notes.get(name)) if x)})
     return Unit({"accuracy": rows})
+
+
+def _ensembles_unit(context: Context) -> Unit:
+    """Accuracy of the mixed outputs of the two ends at every alpha in [0, 1]."""
+    config = context.config
+    alphas = [a for a in config.alphas if 0 <= a <= 1]
+    mixed = ensembles_along(context.pair, _ends(context), context.datasets, config.ensembles, alphas, config.batch_size)
+    rows: list[dict[str, Any]] = []
+    for kind, alpha, given in mixed:
+        rows += _accuracy(context, alpha, ensemble_variant(kind), given)
+    return Unit({"accuracy": rows})
+
+
+def _ends(context: Context) -> list[Theta]:
+    return [on_device(theta, context.device, context.dtype) for theta in (context.pair.theta_0, context.pair.theta_1)]
 
 
 def _upgraded_unit(context: Context, alpha: float) -> Unit:

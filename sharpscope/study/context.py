@@ -13,6 +13,7 @@ import torch
 from sharpscope.clip.accuracy import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
+from sharpscope.clip.end_outputs import EndOutputs
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
@@ -134,6 +135,13 @@ class Context:
             return self.datasets
         return {spec: self._dataset(spec, "test", self.config.limit, reader.model) for spec in roles(self.config)}
 
+    @cached_property
+    def vrf_train(self) -> Dataset:
+        """The training images in which VRF looks for failures of the zero-shot model."""
+        if self.config.vrf_images is None:
+            return self.probe.dataset
+        return self._dataset(self.config.probe, "train", self.config.vrf_images)
+
     def _dataset(
         self,
         spec: str,
@@ -156,6 +164,11 @@ class Context:
     def features(self) -> FeatureCache | None:
         """A cache of image features for all alphas, or None where the image tower moves."""
         return None if any(tower_of(n) == "image" for n in self.pair.moving) else FeatureCache()
+
+    @cached_property
+    def ends(self) -> EndOutputs:
+        """The outputs of both ends of the path on the test sets, with the energies of random texts."""
+        return EndOutputs(self.pair, self.path, self.config.batch_size, self.device, self.features, self.config.seed)
 
     def theta(self, alpha: float) -> Theta:
         """theta(alpha) on the device."""

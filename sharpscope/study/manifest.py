@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sharpscope.config.specs import LAYOUTS, read_spec
-from sharpscope.config.study import StudyConfig
+from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
@@ -30,6 +30,12 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         del numbers["paths"]
     if config.upgraded_model is None:
         del numbers["upgraded_model"]
+    for name in ("agreement", "ensembles"):  # likewise
+        if not getattr(config, name):
+            del numbers[name]
+    if "vrf" not in config.output_baselines:
+        for name in VRF_FIELDS:
+            del numbers[name]
     if config.class_position is None:
         del numbers["class_position"]
     numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]

@@ -55,10 +55,15 @@ def plan(config: StudyConfig) -> str:
     if further := alphas * (len(config.paths) - 1):
         seconds["further paths"] = further * costs["evaluate"]
         units["further paths"] = further
-    if config.upgraded or config.output_baselines:
-        passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
+    if config.agreement:  # a pass over the test sets for the end that comes later
+        seconds["path"] += costs["evaluate"]
+    if config.upgraded or config.output_baselines or config.ensembles:
+        mixed = bool(config.output_baselines) + bool(config.ensembles)
+        passes = alphas * bool(config.upgraded) + 2.0 * mixed
+        if "vrf" in config.output_baselines:  # both ends on the training images
+            passes += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
         seconds["other accuracy"] = passes * costs["evaluate"]
-        units["other accuracy"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
+        units["other accuracy"] = alphas * bool(config.upgraded) + mixed
     total = sum(seconds.values()) * len(contexts) / config.jobs
     images = sum(len(d) for d in context.datasets.values())
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20

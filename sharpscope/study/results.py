@@ -78,6 +78,7 @@ class Results:
             [f"pathvariant/{n}/{p}/{a!r}" for p in self.config.paths[1:] for a in self.config.alphas for n in names],
             [f"upgraded/{n}/{alpha!r}" for alpha in self.config.alphas for n in names if self.config.upgraded],
             [f"outputs/{n}" for n in names if self.config.output_baselines],
+            [f"ensembles/{n}" for n in names if self.config.ensembles],
         ]
         return [Task(key) for keys in kinds for key in keys]
 
@@ -193,6 +194,7 @@ class Results:
             "repair": stacked("repair", [r.table for r in repairs.values()]),
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": _unless_doubted(stacked("advice", advice), doubts),
+            "agreement": self.measured("agreement"),
         }
         tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs, doubts)])
         return tables

@@ -28,6 +28,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"selects": ("random",)}, {"repair_alphas": ()}, {}),
     ({"densities": (0.3,)}, {"repair_alphas": ()}, {}),
     ({"repair_alphas": (0.5,)}, {"densities": ()}, {}),
+    ({"vrf_images": 64}, {"output_baselines": ("ose",)}, {"output_baselines": ("vrf",)}),
+    ({"vrf_k": 2}, {}, {"output_baselines": ("ose", "vrf")}),
+    ({"vrf_centre": 1.0}, {}, {"output_baselines": ("vrf",)}),
+    ({"vrf_width": 1.0}, {}, {"output_baselines": ("vrf",)}),
+    ({"ensembles": ("logits",)}, {"alphas": (-0.5, 1.5), "extrapolate": True}, {}),
 ]
 
 

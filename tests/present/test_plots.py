@@ -78,7 +78,8 @@ def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
         "correlation_pairs",
         "correlation_scatter",
     ]
-    assert list(figures) == ["wiseft_curve", "accuracy_along_alpha", "sharpness_along_alpha", *heat, *rest]
+    along = ["wiseft_curve", "accuracy_along_alpha", "agreement", "sharpness_along_alpha"]
+    assert list(figures) == [*along, *heat, *rest]
     assert {figure.get_figwidth() for figure in figures.values()} == {5.5}
     parts = [plots.all_figures(few, share=(k, 3)) for k in range(3)]
     assert sorted(name for part in parts for name in part) == sorted(figures)
@@ -412,6 +413,7 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
 
 def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
     assert [s.stem for s in SCRIPTS] == [
+        "fig_agreement",
         "fig_correlation",
         "fig_curve",
         "fig_finetuners",
