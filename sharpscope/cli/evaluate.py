@@ -12,6 +12,7 @@ from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plug
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import PathName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +39,19 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None
-    """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA)."""
+    """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA), and at which --paths
+    start."""
+    paths: tuple[PathName, ...] = ()
+    """Paths from --base to every checkpoint, whose points are evaluated in place of the checkpoints: linear, lines,
+    fisher, ties, dare, monosoup, random (see 'sharpscope interpolate --help')."""
+    alphas: tuple[float, ...] | None = None
+    """Points of the paths, from 0 (--base) to 1; default: 0, 0.1 ... 1."""
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
+    fisher_0: str | None = None
+    """File with the Fisher information of --base, for the path fisher ('sharpscope fisher' writes it)."""
+    fisher_1: str | None = None
+    """File with the Fisher information of the checkpoint."""
     batch_size: int = StudyConfig.batch_size
     """Number of examples per batch."""
     limit: int | None = StudyConfig.limit
@@ -67,7 +80,8 @@ def _by_dataset(table: pd.DataFrame) -> str:
         f"{value:.4f} [{low:.4f}, {high:.4f}]" if low == low else f"{value:.4f}"
         for value, low, high in zip(table["estimate"], table["ci_low"], table["ci_high"], strict=True)
     ]
-    order = ["checkpoint", "dataset", "n"]
+    points = ["variant", "alpha"] if table["alpha"].notna().any() else []
+    order = ["checkpoint", *points, "dataset", "n"]
     wide = table.assign(cell=cells).pivot_table(
         index=order, columns="metric", values="cell", aggfunc="first", sort=False
     )

@@ -68,16 +68,18 @@ class Ends:
 class Point:
     """One point of a path, and the file that it goes to."""
 
-    alpha: float
+    alpha: float | None
     """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     extrapolate: bool = StudyConfig.extrapolate
     """Allow alpha outside [0, 1]."""
     out: str
     """File to write."""
 
-    def check(self, *inputs: str) -> None:
+    def check(self, *inputs: str | None) -> None:
         """Raise ConfigError for an alpha outside [0, 1] without ``extrapolate``, or an output that is an input."""
-        if not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:
+        if self.alpha is None:
+            pass  # every layer has an alpha of its own
+        elif not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:
             raise ConfigError(
                 f"--alpha: {self.alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate)."
             )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -19,23 +20,35 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines, same_nam
 from sharpscope.clip.datasets.spec import check_folders, load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
+from sharpscope.clip.pair import check_activation, check_head_names, load_pair, pick_device, resolve_checkpoint
+from sharpscope.clip.points import PathChoice, as_checkpoint, path_choices
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
-from sharpscope.config.study import checkpoint_stem
+from sharpscope.config.study import ALPHAS, checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
-from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs
+from sharpscope.vocabulary import (
+    COLLECTIONS,
+    DENSE,
+    METRICS,
+    PathName,
+    check_metrics,
+    expand_specs,
+    path_variant,
+)
 from sharpscope.weights import Checkpoint, read_checkpoint
 from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
-__all__ = ["COLUMNS", "evaluate"]
+__all__ = ["COLUMNS", "evaluate", "labels_of"]
 
-COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
-"""Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
+COLUMNS = (
+    "checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note", "variant", "alpha",
+)  # fmt: skip
+"""Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names). ``variant``,
+``alpha``: the path and its point as in accuracy.csv (dense, path:NAME); alpha is NaN for a file as it is."""
 
 _TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "scale")
 Names = tuple[str, ...]
@@ -61,12 +74,17 @@ def evaluate(
     progress: MakeBar | None = None,
     head_file: File | None = None,
     base: File | None = None,
+    paths: Sequence[PathName] = (),
+    alphas: Sequence[float] | None = None,
+    path_density: float | None = None,
+    fisher_0: File | None = None,
+    fisher_1: File | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: one table.
 
     >>> table = evaluate("mini:zeroshot", "mini", ["mini:photo"], metrics=["top1"], limit=64)
     >>> list(table.columns)
-    ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note']
+    ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note', 'variant', 'alpha']
 
     Args:
         checkpoints: one checkpoint, or several of one architecture.
@@ -88,14 +106,20 @@ def evaluate(
         seed: the seed of the choice of images and of the bootstrap.
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; None: no bar is shown.
         head_file: a separate file with a head (task_vectors), for each checkpoint without a head.
-        base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid.
+        base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid, and the start
+            of ``paths``.
+        paths: paths from ``base`` to every checkpoint (``vocabulary.PATHS``), of which the points ``alphas`` are
+            evaluated in place of the checkpoints themselves, each as the file that ``interpolate`` writes would be.
+        alphas: the points; None: 0, .1 ... 1. ``path_density``, ``fisher_0``, ``fisher_1``: see ``interpolate``; the
+            seed of the paths dare and random is ``seed``.
 
     Returns:
         One row per (checkpoint, data set, metric). ``role`` is test, or mean for the average over the data sets that
         ``dataset`` names. Shares are in [0, 1], nll is in nats. ``n``: number of images.
 
     Raises:
-        ConfigError: an unknown metric, model or head, or a checkpoint that is given twice.
+        ConfigError: an unknown metric, model, head or path, a checkpoint that is given twice, or a setting of paths
+            that none of them has.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
         DatasetError: a data set that is missing, empty or does not fit the class names.
@@ -106,15 +130,15 @@ def evaluate(
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    choices = path_choices(paths, alphas, base, path_density, fisher_0, fisher_1, seed)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
-    cache = FeatureCache() if len(files) > 1 else None
+    cache = FeatureCache() if len(files) > 1 or choices else None
     rows: list[dict[str, Any]] = []
-    for label, file in zip(_labels(files), files, strict=True):
-        weights = read_checkpoint(resolve_checkpoint(file), base=under)
-        if head_file is not None and not weights.facts["head"]:
-            weights = with_head(weights, head_file)
+    options = {"model": clip, "head": head, "head_file": head_file, "classnames": classnames, "templates": templates}
+    along = ALPHAS if alphas is None else tuple(alphas)
+    for label, variant, alpha, weights in _subjects(files, under, head_file, base, choices, along, options):
         check_activation(clip, (weights,))
         heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
         own: list[dict[str, Any]] = []
@@ -124,8 +148,8 @@ def evaluate(
                 given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
             own += accuracy_rows(
                 label,
-                float("nan"),
-                DENSE,
+                alpha,
+                variant,
                 {spec: given},
                 {spec: "test"},
                 {spec: reported(dataset, wanted)},
@@ -138,6 +162,31 @@ def evaluate(
     return pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
 
 
+def _subjects(
+    files: Sequence[File],
+    under: Checkpoint | None,
+    head_file: File | None,
+    base: File | None,
+    choices: Sequence[PathChoice],
+    alphas: Sequence[float],
+    options: Mapping[str, Any],
+) -> Iterator[tuple[str, str, float, Checkpoint]]:
+    """(label, variant, alpha, weights) of everything that is evaluated: the files, or the points of paths to them."""
+    for label, file in zip(labels_of(files, "evaluate"), files, strict=True):
+        if not choices:
+            weights = read_checkpoint(resolve_checkpoint(file), base=under)
+            if head_file is not None and not weights.facts["head"]:
+                weights = with_head(weights, head_file)
+            yield label, DENSE, math.nan, weights
+            continue
+        assert base is not None
+        pair = load_pair(base, file, **options)
+        for choice in choices:
+            path, _ = choice.path(pair)
+            for alpha in alphas:
+                yield label, path_variant(choice.kind), float(alpha), as_checkpoint(pair, path.at(alpha), str(file))
+
+
 def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
@@ -148,12 +197,15 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
     return out
 
 
-def _labels(files: Sequence[File]) -> list[str]:
-    """The names of the checkpoints in the table: the stems of their files where these differ, else their paths."""
+def labels_of(files: Sequence[File], command: str) -> list[str]:
+    """The names of checkpoints in a table: the stems of their files where these differ, else their paths.
+
+    Raises ConfigError, naming ``command``, for a file that is given twice.
+    """
     stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
     if len(set(labels)) != len(labels):
-        raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
+        raise ConfigError(f"{command}: a checkpoint is given twice ({shown(', '.join(labels))}).")
     return labels
 
 

@@ -39,9 +39,9 @@ from sharpscope.vocabulary import (
     OOD_MEAN,
     OUTPUT_BASELINES,
     PAIRS,
+    PATHS,
     PROBE,
     UPGRADED,
-    PathName,
     path_variant,
 )
 
@@ -204,9 +204,6 @@ _BESIDE: dict[str, str] = {
 }
 
 
-_FURTHER_PATHS: Mapping[PathName, str] = {"lines": "LiNeS path (Wang et al. 2024)"}
-
-
 def _best_between(mean: pd.DataFrame) -> float:
     """The alpha strictly between 0 and 1 with the largest mean OOD accuracy; NaN where there is none."""
     inner = mean[(mean["alpha"] > 0) & (mean["alpha"] < 1)]
@@ -217,7 +214,10 @@ def _best_between(mean: pd.DataFrame) -> float:
 def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
     """The best interior point and the end of every further path of one pair."""
     rows = []
-    for path, name in _FURTHER_PATHS.items():
+    for path, facts in PATHS.items():
+        if path == "linear":
+            continue
+        name = facts.title
         own = primary_rows(table[(table["variant"] == path_variant(path)) & (table["pair"] == pair)])
         best = _best_between(own[own["role"] == OOD_MEAN])
         for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):

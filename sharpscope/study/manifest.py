@@ -28,6 +28,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
     if config.paths == ("linear",):  # a run made before the field existed stays the same run
         del numbers["paths"]
+    if config.path_density is None:
+        del numbers["path_density"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)
