@@ -6,11 +6,11 @@ In a notebook:
     probe = sharpscope.Probe(pair.classifier, sharpscope.load_dataset("mini:photo", model=pair.model, split="train"))
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
-``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
-``convert``, ``plan``, ``correlate`` and ``robustness`` are its steps, each alone. ``layer_curvature`` measures any
-module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are in
-``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
-``sharpscope.exchange``.
+``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``merge``,
+``fisher``, ``inspect``, ``convert``, ``plan``, ``correlate`` and ``robustness`` are its steps, each alone.
+``layer_curvature`` measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``. The
+estimators themselves are in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result
+files in ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
 that needs it.
@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from sharpscope.layers import Layer
     from sharpscope.notebook import layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.fishers import FisherFiles, fisher
+    from sharpscope.study.merging import Merged, merge
     from sharpscope.study.plan import plan
     from sharpscope.study.report import Run, report
     from sharpscope.study.run import run
@@ -84,6 +86,7 @@ __all__ = [
     "DatasetError",
     "EigenEstimate",
     "ExtremeEigenvalues",
+    "FisherFiles",
     "HessianEngine",
     "IdenticalPair",
     "InterpolationPath",
@@ -92,6 +95,7 @@ __all__ = [
     "LayerValue",
     "LoadedPair",
     "MeasureSettings",
+    "Merged",
     "Method",
     "NoClassNames",
     "NoData",
@@ -116,6 +120,7 @@ __all__ = [
     "correlate",
     "evaluate",
     "finetune",
+    "fisher",
     "inspect",
     "interpolate",
     "layer_curvature",
@@ -123,6 +128,7 @@ __all__ = [
     "load_dataset",
     "load_pair",
     "load_plugin",
+    "merge",
     "plan",
     "read_checkpoint",
     "read_results",
@@ -172,6 +178,8 @@ _HOME = {
         "layers": "Layer",
         "notebook": "layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
+        "study.fishers": "FisherFiles fisher",
+        "study.merging": "Merged merge",
         "study.plan": "plan",
         "study.report": "Run report",
         "study.run": "run",

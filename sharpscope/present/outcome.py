@@ -194,6 +194,11 @@ def accuracy(source: Source) -> Section:
         "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
+    figures += source.figure(
+        "paths_along_alpha",
+        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
+        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+    )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", grids, tuple(figures))
 

@@ -17,7 +17,7 @@ from sharpscope.clip.evaluate import labels_of
 from sharpscope.clip.export import write_theta
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.config.study import StudyConfig, checkpoint_stem
-from sharpscope.errors import ConfigError, PairMismatch, ResultsError, did_you_mean, listing, shown
+from sharpscope.errors import ConfigError, IdenticalPair, PairMismatch, ResultsError, did_you_mean, listing, shown
 from sharpscope.exchange.measured import spec_of
 from sharpscope.exchange.reading import read_measured
 from sharpscope.vocabulary import MergeMethod
@@ -35,6 +35,8 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     "seed": ("dare", "greedy"),
 }
 """The methods that have each setting; it is refused for all others."""
+_RECORDED: Final = ("val", "results_set", "limit", "density", "scale", "seed")
+"""The settings that the file records as they are."""
 _DENSITY: Final = {"ties": 0.2, "dare": 0.1}
 
 
@@ -138,7 +140,9 @@ def merge(
         zeroshot,
         {"model": model, "head": head, "head_file": head_file, "classnames": classnames, "templates": templates},
     )
-    facts: dict[str, Any] = {k: v for k, v in told.items() if v is not None and k not in ("device", "batch_size")}
+    facts: dict[str, Any] = {k: v for k, v in told.items() if v is not None and k in _RECORDED}
+    if results is not None:
+        facts["results"] = FilePath(results).name
     steps: list[Step] = []
     ratios: dict[str, float] = {}
     names = members.names
@@ -282,8 +286,17 @@ class _Members:
         return pair
 
     def _load(self, file: File) -> LoadedPair:
-        anchor = self.files[0] if self.zeroshot is None else self.zeroshot
-        return load_pair(anchor, file, **self.options)
+        if self.zeroshot is not None:
+            return load_pair(self.zeroshot, file, **self.options)
+        try:
+            return load_pair(self.files[0], file, **self.options)
+        except IdenticalPair:
+            raise
+        except PairMismatch as error:  # many files lack what fine-tuning left alone
+            first = str(error).splitlines()[0]
+            raise PairMismatch(
+                f"{first}\nRemedy: --zeroshot FILE, which completes files that lack what fine-tuning did not change."
+            ) from None
 
 
 class _Judge:

@@ -165,7 +165,8 @@ def ties_edit(theta: Weights, theta_0: Weights, moving: Collection[str], density
 def dare_edit(theta: Weights, theta_0: Weights, moving: Collection[str], density: float, seed: int) -> Theta:
     """theta with a random fraction ``density`` of every tensor's changes kept and divided by the density.
 
-    The number of kept entries is fixed; the paper drops each entry independently.
+    The number of kept entries is fixed: density times the tensor's entries, rounded. (The paper drops each entry
+    independently.) A tensor of so few entries that this is 0, such as the logit scale, returns to theta_0.
 
     Source: Yu et al. 2024, arXiv 2311.03099 (drop and rescale).
     """

@@ -129,6 +129,8 @@ WORK = {
     "convert": ("sharpscope.clip.export.convert", (), {}),
     "interpolate": ("sharpscope.clip.export.interpolate", (), {}),
     "sparsify": ("sharpscope.clip.export.sparsify", (), {}),
+    "merge": ("sharpscope.study.merging.merge", (), {}),
+    "fisher": ("sharpscope.study.fishers.fisher", (), {}),
     "evaluate": ("sharpscope.clip.evaluate.evaluate", ("csv",), {"datasets": "specs"}),
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
