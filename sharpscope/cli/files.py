@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
@@ -69,6 +70,7 @@ class Convert:
         check_output(self.out, self.source, self.base, self.head_file)
         if not self.out.endswith(".safetensors"):
             raise ConfigError(f"OUT: {shown(self.out)} has to be a safetensors file; let its name end in .safetensors.")
+        check_inputs((self.source, self.base, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import convert
 
         read = convert(**given(self))
@@ -106,6 +108,8 @@ class Interpolate(Head, Model, Point, Ends):
             raise ConfigError("--granularity: says what a layer of --layer-alphas is, and --layer-alphas is missing.")
         if self.alpha is None and self.layer_alphas is None:
             raise ConfigError("--alpha: is missing; it says which point of the path is written, e.g. --alpha 0.5.")
+        files = (self.zeroshot, self.finetuned, self.head_file, self.fisher_0, self.fisher_1)
+        check_inputs(files, classnames=self.classnames)
         from sharpscope.clip.export import interpolate
 
         interpolate(**given(self))
@@ -144,6 +148,11 @@ class Sparsify(Head, Model, Point, Ends):
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:
             raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
+        if self.select != "random" and self.seed:
+            raise ConfigError(f"--seed: changes nothing, because --select {self.select} makes no random choice.")
+        if self.alpha == 0 and self.target == "delta":
+            raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
+        check_inputs((self.zeroshot, self.finetuned, self.head_file, self.scores), classnames=self.classnames)
         from sharpscope.clip.export import sparsify
 
         sparsify(**given(self))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Computing, Ends, Head, Images, Model, Plugins, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
@@ -62,7 +63,9 @@ class Merge(Plugins, Head, Model, _Merged):
     """Seed of dare's choice of entries and of greedy's choice of images; default: 0."""
 
     def __call__(self) -> Outcome:
-        check_output(self.out, *self.checkpoints, self.zeroshot, self.head_file)
+        files = (*self.checkpoints, self.zeroshot, self.head_file)
+        check_output(self.out, *files)
+        check_inputs(files, (self.val,), self.data_root, classnames=self.classnames, templates=self.templates)
         from sharpscope.study.merging import merge
 
         merged = merge(**given(self))
@@ -83,6 +86,8 @@ class Fisher(Plugins, Computing, Images, Head, Model, Ends):
     def __call__(self) -> Outcome:
         if self.probe_size < 1:
             raise ConfigError(f"--probe-size: needs a whole number of at least 1, got {self.probe_size}.")
+        files = (self.zeroshot, self.finetuned, self.head_file)
+        check_inputs(files, (self.probe,), self.data_root, classnames=self.classnames, templates=self.templates)
         from sharpscope.study.fishers import fisher
 
         return Outcome(fisher(**given(self)).summary())

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.config.specs import read_spec
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
@@ -25,6 +26,7 @@ from sharpscope.vocabulary import (
     MEASURES,
     PAIRS,
     PATHS,
+    ClassPosition,
     Device,
     Dtype,
     Granularity,
@@ -131,6 +133,9 @@ class StudyConfig:
     classnames: str | None = None
     """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
     Where they tell none and the head is made from text, the names of the probe set's classes."""
+    class_position: ClassPosition | None = None
+    """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed, as
+    the report then says."""
     templates: str | None = None
     """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
 
@@ -275,6 +280,8 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
+        for spec in (self.probe, *self.id, *self.ood):
+            read_spec(spec)
         if both := [spec for spec in self.ood if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"

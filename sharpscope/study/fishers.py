@@ -11,6 +11,7 @@ from sharpscope.clip.pair import load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.curvature.fisher import FisherDiagonal, diagonal_fisher
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import ClassPosition
 from sharpscope.weights.fisherfile import write_fisher
 from sharpscope.weights.theta import on_device
 
@@ -49,6 +50,7 @@ def fisher(
     head_file: File | None = None,
     classnames: File | Sequence[str] | None = None,
     templates: File | Sequence[str] | None = None,
+    class_position: ClassPosition | None = None,
     probe_size: int = 1024,
     data_root: str | None = None,
     device: str = "auto",
@@ -60,7 +62,7 @@ def fisher(
     same on its probe set. Only parameters that move are in them.
 
     Args:
-        zeroshot, finetuned, model, head, head_file, classnames, templates: see ``load_pair``.
+        zeroshot, finetuned, model, head, head_file, classnames, templates, class_position: see ``load_pair``.
         probe: data set spec of the images, whose train split is read.
         out: the folder of the two files; it is made where it does not exist.
         probe_size: the number of images. The cost is one gradient for each image, and up to 20 classes one for each
@@ -75,8 +77,9 @@ def fisher(
     Source: Matena and Raffel 2022, arXiv 2111.09832; see ``curvature.diagonal_fisher``.
     """
     pair = load_pair(
-        zeroshot, finetuned, model=model, head=head, head_file=head_file, classnames=classnames, templates=templates
-    )
+        zeroshot, finetuned, model=model, head=head, head_file=head_file, classnames=classnames, templates=templates,
+        class_position=class_position,
+    )  # fmt: skip
     images = load_dataset(
         probe,
         model=pair.model,

@@ -20,7 +20,7 @@ from sharpscope.config.study import StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, IdenticalPair, PairMismatch, ResultsError, did_you_mean, listing, shown
 from sharpscope.exchange.measured import spec_of
 from sharpscope.exchange.reading import read_measured
-from sharpscope.vocabulary import MergeMethod
+from sharpscope.vocabulary import ClassPosition, MergeMethod
 from sharpscope.weights.merging import Mean, Step, dare_merge, greedy_soup, model_stock, ties_merge
 from sharpscope.weights.theta import Theta, on_device
 
@@ -84,6 +84,7 @@ def merge(
     head_file: File | None = None,
     classnames: File | Sequence[str] | None = None,
     templates: File | Sequence[str] | None = None,
+    class_position: ClassPosition | None = None,
     val: str | None = None,
     results: File | None = None,
     results_set: str | None = None,
@@ -110,7 +111,7 @@ def merge(
             tensor by tensor; ties, the largest changes with elected signs; dare, the mean of randomly thinned changes.
         zeroshot: the checkpoint of theta_0, which model-stock, ties and dare need. For the soups it completes files
             that hold only tuned tensors.
-        model, head, head_file, classnames, templates: see ``load_pair``.
+        model, head, head_file, classnames, templates, class_position: see ``load_pair``.
         val: for greedy, the data set whose val split judges.
         results: for greedy, a file in which the accuracies of the single checkpoints are found (``exchange.FORMATS``),
             so that they are not measured again; ``results_set``: the name of ``val`` in it.
@@ -138,8 +139,11 @@ def merge(
     members = _Members(
         tuple(checkpoints),
         zeroshot,
-        {"model": model, "head": head, "head_file": head_file, "classnames": classnames, "templates": templates},
-    )
+        {
+            "model": model, "head": head, "head_file": head_file, "classnames": classnames, "templates": templates,
+            "class_position": class_position,
+        },
+    )  # fmt: skip
     facts: dict[str, Any] = {k: v for k, v in told.items() if v is not None and k in _RECORDED}
     if results is not None:
         facts["results"] = FilePath(results).name

@@ -412,7 +412,13 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     missing = [f.name for f in dataclasses.fields(COMMANDS[name]) if f"--{f.name.replace('_', '-')}" not in told.out]
     positional = {"run": ["study"], "plan": ["study"], "inspect": ["a", "b"], "convert": ["source", "out"]}
     positional |= {"list": ["what"]}
-    positional |= {"merge": ["checkpoints"], "evaluate": ["checkpoints"], "report": ["run"], "correlate": ["runs"], "robustness": ["runs"]}
+    positional |= {
+        "merge": ["checkpoints"],
+        "evaluate": ["checkpoints"],
+        "report": ["run"],
+        "correlate": ["runs"],
+        "robustness": ["runs"],
+    }
     by_hand = ["pairs"] if name in ("run", "plan") else []  # pairs come as --zeroshot and --finetuned
     assert sorted(missing) == sorted([*positional.get(name, []), *by_hand])
 
