@@ -259,7 +259,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("run absent.yaml", "absent.yaml: there is no such study file"),
         ("run bad.yaml", "bad.yaml, line 2: unknown key 'alpha'"),
         ("inspect", "missing: FILE"),
-        ("interpolate --zeroshot a --finetuned b", "missing: --alpha FLOAT, --out STR"),
+        ("interpolate --zeroshot a --finetuned b", "missing: --out STR"),
         ("interpolate --zeroshot a --finetuned b --alpha 1.5 --out o", "--alpha: 1.5 is outside [0, 1]"),
         ("interpolate --zeroshot a --finetuned b --alpha nan --out o --extrapolate", "--alpha: nan is outside"),
         ("interpolate --zeroshot study.yaml --finetuned b --alpha 0 --out ./study.yaml", "is one of the inputs"),
