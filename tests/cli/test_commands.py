@@ -209,7 +209,7 @@ def test_paths_fisher_and_merge_as_a_user_types_them(folder):
         (("interpolate", *ENDS), "--alpha: is missing"),
         (("interpolate", *ENDS, "--alpha", "0.5", "--granularity", "block"), "--layer-alphas is missing"),
         (("interpolate", *ENDS, "--alpha", "0.5", "--seed", "1"), "the path linear has nothing random"),
-        (("interpolate", *ENDS, "--alpha", "0.5", "--path", "ties", "--fisher-0", "f"), "the path ties does not use"),
+        (("interpolate", *ENDS, "--alpha", "0.5", "--path", "ties", "--fisher-0", "mini:success"), "ties does not use"),
         (("interpolate", *ENDS, "--alpha", "0.5", "--path", "lines", "--path-density", "0.5"), "has no effect without"),
         (("sparsify", *ENDS, "--layers", "visual.proj", "--select", "score"), "--select score: takes the scores"),
         (("sparsify", *ENDS, "--layers", "visual.proj", "--scores", "f"), "--select score: takes the scores"),
