@@ -69,6 +69,6 @@ def _rise(point: Point, layer: Layer, ball: _Ball, rho: float, seed: int, base: 
         return found
     found = sharpness_max(
         point.objective, point.theta, layer.params, rho=rho, norm=ball.norm, adaptive=ball.adaptive,
-        steps=settings.pgd_steps,
+        steps=settings.pgd_steps, seed=seed,
     )  # fmt: skip
     return found
