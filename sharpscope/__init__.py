@@ -6,11 +6,11 @@ In a notebook:
     probe = sharpscope.Probe(pair.classifier, sharpscope.load_dataset("mini:photo", model=pair.model, split="train"))
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
-``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
-``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each alone. ``layer_curvature``
-measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are
-in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
-``sharpscope.exchange``.
+``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``merge``,
+``fisher``, ``inspect``, ``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each
+alone. ``layer_curvature`` measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``.
+The estimators themselves are in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems'
+result files in ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
 that needs it.
@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from sharpscope.layers import Layer
     from sharpscope.notebook import layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.fishers import FisherFiles, fisher
+    from sharpscope.study.merging import Merged, merge
     from sharpscope.study.papertables import paper_table
     from sharpscope.study.plan import plan
     from sharpscope.study.protocols.run import FinishedProtocol, run_protocol
@@ -93,6 +95,7 @@ __all__ = [
     "ExtremeEigenvalues",
     "FinishedProtocol",
     "FinishedSweep",
+    "FisherFiles",
     "HessianEngine",
     "IdenticalPair",
     "InterpolationPath",
@@ -101,6 +104,7 @@ __all__ = [
     "LayerValue",
     "LoadedPair",
     "MeasureSettings",
+    "Merged",
     "Method",
     "NoClassNames",
     "NoData",
@@ -130,6 +134,7 @@ __all__ = [
     "evaluate",
     "evaluate_ensemble",
     "finetune",
+    "fisher",
     "inspect",
     "interpolate",
     "layer_curvature",
@@ -138,6 +143,7 @@ __all__ = [
     "load_pair",
     "load_plugin",
     "load_sweep",
+    "merge",
     "paper_table",
     "plan",
     "read_checkpoint",
@@ -195,6 +201,8 @@ _HOME = {
         "notebook": "layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
         "study.papertables": "paper_table",
+        "study.fishers": "FisherFiles fisher",
+        "study.merging": "Merged merge",
         "study.plan": "plan",
         "study.protocols.run": "FinishedProtocol run_protocol",
         "study.report": "Run report",

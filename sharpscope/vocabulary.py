@@ -38,6 +38,7 @@ __all__ = [
     "OTHERS",
     "OUTPUT_BASELINES",
     "PAIRS",
+    "PATHS",
     "PRIMARY_METRICS",
     "PROBE",
     "STATUSES",
@@ -58,18 +59,22 @@ __all__ = [
     "Group",
     "HeadMode",
     "Measure",
+    "MergeMethod",
     "Origin",
     "OutputBaseline",
     "PaperStyle",
+    "PathFacts",
     "PathName",
     "Precision",
     "Select",
+    "SelectOrScore",
     "Standing",
     "Target",
     "TraceMethod",
     "Words",
     "__version__",
     "check_metrics",
+    "check_path_density",
     "criterion_spellings",
     "ensemble_variant",
     "expand_measures",
@@ -92,16 +97,19 @@ bf16 | fp16 (autocast to bfloat16 or float16). A command that cannot use one of 
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
+SelectOrScore = Literal["random", "magnitude", "score"]
+"""``Select``, and score: the largest scores of a file. A study has no such file; the command sparsify takes one."""
 OutputBaseline = Literal["ose", "vrf"]
 EnsembleKind = Literal["logits", "probabilities"]
 """The outputs that an ensemble along alpha mixes."""
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
-PathName = Literal["linear", "lines"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
 PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
+PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]
+MergeMethod = Literal["uniform", "greedy", "model-stock", "ties", "dare"]
 ClassPosition = Literal["end", "middle", "front"]
 """Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
@@ -196,6 +204,63 @@ OOD_MEAN: Final = "ood_mean"
 
 PROBE: Final = "probe"
 """The data set of the failure flag that is raised on the probe loss."""
+
+
+@dataclass(frozen=True)
+class PathFacts:
+    """What follows from the name of a path from theta_0. Every path starts at theta_0 bit for bit."""
+
+    title: str
+    """Its name in the report and in figures."""
+    text: str
+    """What its points are, in one phrase."""
+    ends_at_theta_1: bool
+    """Whether its point at alpha = 1 is theta_1 bit for bit; otherwise it is an edit of theta_1."""
+    extrapolates: bool
+    """Whether it has points outside [0, 1]."""
+    density: float | None = None
+    """The fraction of the change's entries that it keeps by default; None for a path that keeps every entry."""
+
+
+PATHS: Final[Mapping[PathName, PathFacts]] = {
+    "linear": PathFacts("linear path", "the straight line to theta_1 (Wortsman et al. 2022)", True, True),
+    "lines": PathFacts(
+        "LiNeS path (Wang et al. 2024)", "the straight line to theta_1 with less change in shallow layers", False, True
+    ),
+    "fisher": PathFacts(
+        "Fisher path (Matena & Raffel 2022)", "means weighted by the Fisher information of both ends", True, False
+    ),
+    "ties": PathFacts(
+        "TIES path (Yadav et al. 2023)", "the straight line to theta_1 with only its largest changes", False, True, 0.2
+    ),
+    "dare": PathFacts(
+        "DARE path (Yu et al. 2024)", "the straight line to theta_1 with few, rescaled changes", False, True, 0.1
+    ),
+    "monosoup": PathFacts(
+        "MonoSoup path (Abdollahpoorrostam et al. 2026)",
+        "the straight line to theta_1 with the singular directions of its change reweighted",
+        False,
+        True,
+    ),
+    "random": PathFacts(
+        "random path (Wortsman et al. 2022)", "each weight is theta_1's with probability alpha", True, False
+    ),
+}
+"""Every path that can be evaluated, the linear one first. The densities are those that the papers recommend: the
+largest 20 % (Yadav et al., arXiv 2306.01708), a random 10 % (Yu et al., arXiv 2311.03099)."""
+
+
+def check_path_density(density: float | None, paths: Iterable[PathName], key: str) -> None:
+    """Check the fraction of a change's entries that paths keep.
+
+    Raises:
+        ConfigError: a density outside of (0, 1], or one where no path has any.
+    """
+    having = [name for name, facts in PATHS.items() if facts.density is not None]
+    if density is not None and not 0 < density <= 1:
+        raise ConfigError(f"{key}: {density} is outside (0, 1]; density is the fraction of entries KEPT.")
+    if density is not None and not any(p in having for p in paths):
+        raise ConfigError(f"{key}: has no effect without the path {' or '.join(having)}; the others keep every entry.")
 
 
 def path_variant(path: str) -> str:

@@ -421,10 +421,10 @@ NO_SOURCE = {
         curvature.Objective curvature.SymmetricOperator curvature.solve curvature.solve_together
     """,
     "a record: what makes it, or takes it, has the source": """
-        Checkpoint EigenEstimate ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings
-        PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
-        curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses findings.NoiseLosses
-        findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
+        Checkpoint EigenEstimate ExtremeEigenvalues FisherFiles Layer LayerAt LayerValue LoadedPair MeasureSettings
+        Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
+        curvature.FisherDiagonal curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses
+        findings.NoiseLosses findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,
     "reads, checks, writes or runs; what it calls has the source": """
         ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness

@@ -35,10 +35,7 @@ from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant, expand_specs
 from sharpscope.weights import read_checkpoint
 
-__all__ = ["ENSEMBLE_COLUMNS", "evaluate_ensemble"]
-
-ENSEMBLE_COLUMNS = (COLUMNS[0], "variant", "alpha", *COLUMNS[1:])
-"""Columns of the table of mixed outputs. ``alpha``: the weight of the second checkpoint's outputs."""
+__all__ = ["evaluate_ensemble"]
 
 
 def evaluate_ensemble(
@@ -78,7 +75,8 @@ def evaluate_ensemble(
         alphas: weights of the second checkpoint, in [0, 1].
 
     Returns:
-        One row per (kind, alpha, data set, metric), in the columns ``ENSEMBLE_COLUMNS``; ``variant`` is ensemble:KIND.
+        One row per (kind, alpha, data set, metric), in the columns of ``evaluate``; ``variant`` is ensemble:KIND, alpha
+        is the weight of the second checkpoint's outputs.
 
     Raises:
         ConfigError: not two checkpoints, an unknown metric, model or head, or an alpha outside [0, 1].
@@ -112,7 +110,7 @@ def evaluate_ensemble(
             clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
         )
         sides.append((heads, SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})))
-    label = shown("+".join(checkpoint_labels(checkpoints)))
+    label = shown("+".join(checkpoint_labels(checkpoints, "evaluate --ensemble")))
     rows: dict[tuple[EnsembleKind, float], list[dict[str, Any]]] = {at: [] for at in product(kinds, alphas)}
     for spec in sets:
         outputs: list[tuple[Tensor, Tensor]] = []
@@ -141,4 +139,4 @@ def evaluate_ensemble(
                 seed=seed,
             )
     table = [row for own in rows.values() for row in own + collection_means(own, specs)]
-    return pd.DataFrame(table).rename(columns={"pair": "checkpoint"})[list(ENSEMBLE_COLUMNS)]
+    return pd.DataFrame(table).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]

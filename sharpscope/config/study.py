@@ -26,6 +26,7 @@ from sharpscope.vocabulary import (
     CRITERIA,
     MEASURES,
     PAIRS,
+    PATHS,
     ClassPosition,
     Device,
     Dtype,
@@ -39,6 +40,7 @@ from sharpscope.vocabulary import (
     Target,
     TraceMethod,
     check_metrics,
+    check_path_density,
     criterion_spellings,
     expand_measures,
     expand_specs,
@@ -148,10 +150,15 @@ class StudyConfig:
     extrapolate: bool = False
     """Allow alphas outside [0, 1]."""
     paths: tuple[PathName, ...] = ("linear",)
-    """Which paths from theta_0 are evaluated: linear, which is always evaluated and first, and lines (LiNeS, Wang et
-    al. 2024: the straight path to theta_1 with the change of shallow layers scaled down). Each further path is
-    evaluated at every alpha on every test set; its accuracies have the variant path:NAME. Curvature, stragglers,
-    failure, repair and correlations are taken on the linear path only."""
+    """Which paths from theta_0 are evaluated: linear, which is always evaluated and first; lines (LiNeS, less change in
+    shallow layers), ties (only the largest changes), dare (a random part of the changes, rescaled), monosoup (singular
+    directions of the change reweighted), fisher (means weighted by Fisher information, which is computed on the probe
+    set) and random (each weight is theta_1's with probability alpha). Each further path is evaluated at every alpha on
+    every test set; its accuracies have the variant path:NAME. Curvature, stragglers, failure, repair and correlations
+    are taken on the linear path only."""
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare, as their
+    papers recommend."""
     granularity: Granularity = "module"
     """What counts as one layer: a tensor, a module, or a block."""
     measures: Annotated[tuple[str, ...], Doc(_measures_help())] = DEFAULT_MEASURES
@@ -365,6 +372,10 @@ def _check(c: StudyConfig) -> None:
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
+    check_path_density(c.path_density, c.paths, "path_density")
+    bent = [p for p in c.paths if not PATHS[p].extrapolates]
+    if bent and (outside := [a for a in c.alphas if not 0 <= a <= 1]):
+        raise ConfigError(f"paths: {bent[0]} has no points outside [0, 1], and alphas has {outside[0]:g}.")
     if c.density_alphas is not None and not c.density_layers:
         raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
     for i, pair in enumerate(c.pairs):

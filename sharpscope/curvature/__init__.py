@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.density import SpectralDensity, spectral_density
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues, RitzSpace, lanczos, power_iteration
+    from sharpscope.curvature.fisher import FisherDiagonal, diagonal_fisher
     from sharpscope.curvature.ggn import (
         ClassificationObjective,
         Fisher,
@@ -79,6 +80,7 @@ __all__ = [
     "EigenEstimate",
     "ExtremeEigenvalues",
     "Fisher",
+    "FisherDiagonal",
     "FunctionOperator",
     "GaussNewton",
     "HessianEngine",
@@ -95,6 +97,7 @@ __all__ = [
     "SymmetricOperator",
     "TraceEstimate",
     "check_symmetric",
+    "diagonal_fisher",
     "fisher_trace",
     "ggn_trace",
     "hutchinson",
@@ -125,6 +128,7 @@ _HOME = {
         "arithmetic": "in_precision precision_error second_order",
         "density": "SpectralDensity spectral_density",
         "eigen": "EigenEstimate ExtremeEigenvalues RitzSpace lanczos power_iteration",
+        "fisher": "FisherDiagonal diagonal_fisher",
         "ggn": "ClassificationObjective Fisher GaussNewton Residual fisher_trace ggn_trace is_cross_entropy",
         "graphs": "MemoryPlan plan_memory",
         "hvp": "BlockSpec HessianEngine LayerHessian",

@@ -40,10 +40,10 @@ from sharpscope.vocabulary import (
     OOD_MEAN,
     OUTPUT_BASELINES,
     PAIRS,
+    PATHS,
     PROBE,
     UPGRADED,
     EnsembleKind,
-    PathName,
     ensemble_variant,
     path_variant,
 )
@@ -197,6 +197,11 @@ def accuracy(source: Source) -> Section:
         "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
+    figures += source.figure(
+        "paths_along_alpha",
+        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
+        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+    )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
 
@@ -207,9 +212,8 @@ _BESIDE: dict[str, str] = {
 }
 
 
-_FURTHER_PATHS: Mapping[PathName, str] = {"lines": "LiNeS path (Wang et al. 2024)"}
 _ALONG: Mapping[str, str] = {
-    **{path_variant(path): name for path, name in _FURTHER_PATHS.items()},
+    **{path_variant(path): facts.title for path, facts in PATHS.items() if path != "linear"},
     **{ensemble_variant(kind): f"ensemble of the ends' {kind}" for kind in get_args(EnsembleKind)},
 }
 """Variant -> its name, for everything but the linear path that is evaluated along alpha."""

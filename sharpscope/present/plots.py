@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from sharpscope.errors import NoData
 from sharpscope.present.agreementplots import agreement_along_alpha
 from sharpscope.present.densityplots import spectral_density
+from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
@@ -56,6 +57,7 @@ def all_figures(
         ("wiseft_curve", get["accuracy"], wiseft_curve),
         ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
         ("agreement", get["agreement"], agreement_along_alpha),
+        ("paths_along_alpha", get["accuracy"], paths_along_alpha),
         ("sharpness_along_alpha", get["sharpness"], sharpness_along_alpha),
         *((f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m)) for m in measures),
         ("spectral_density", get["density"], spectral_density),

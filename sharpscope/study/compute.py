@@ -33,8 +33,10 @@ from sharpscope.vocabulary import (
     BASES,
     DENSE,
     MEASURES,
+    PATHS,
     UPGRADED,
     Base,
+    PathName,
     ensemble_variant,
     expand_measures,
     path_variant,
@@ -62,7 +64,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
     if kind == "path":
         return _path_unit(context, float(rest[0]))
     if kind == "pathvariant":
-        return _path_variant_unit(context, rest[0], float(rest[1]))
+        return _path_variant_unit(context, next(p for p in PATHS if p == rest[0]), float(rest[1]))
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
@@ -113,9 +115,9 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answer
     }
 
 
-def _path_variant_unit(context: Context, name: str, alpha: float) -> Unit:
+def _path_variant_unit(context: Context, name: PathName, alpha: float) -> Unit:
     """Accuracy at one point of a path other than the linear one."""
-    given = _evaluate(context, on_device(context.further_paths[name].at(alpha), context.device))
+    given = _evaluate(context, on_device(context.further_path(name).at(alpha), context.device))
     return Unit({"accuracy": _accuracy(context, alpha, path_variant(name), given)})
 
 

@@ -19,12 +19,15 @@ from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
-from sharpscope.vocabulary import ALL, Base
+from sharpscope.vocabulary import ALL, PATHS, Base, PathName
+from sharpscope.weights.choices import Fishers
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.theta import Theta, on_device
 
@@ -94,14 +97,32 @@ class Context:
         """The linear path, on which everything is measured except the accuracy of the further paths."""
         return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
 
+    def further_path(self, name: PathName) -> InterpolationPath:
+        """One of the study's other paths (all but the linear one); it is made when it is first asked for."""
+        if name not in self._further:
+            c = self.config
+            self._further[name] = self.pair.path(
+                self.dtype,
+                extrapolate=c.extrapolate and PATHS[name].extrapolates,
+                kind=name,
+                density=None if PATHS[name].density is None else c.path_density,
+                seed=c.seed,
+                fishers=self.fishers if name == "fisher" else None,
+            )
+        return self._further[name]
+
     @cached_property
-    def further_paths(self) -> dict[str, InterpolationPath]:
-        """The study's other paths (all but the linear one), by name."""
-        return {
-            name: self.pair.path(self.dtype, extrapolate=self.config.extrapolate, kind=name)
-            for name in self.config.paths
-            if name != "linear"
-        }
+    def _further(self) -> dict[PathName, InterpolationPath]:
+        return {}
+
+    @cached_property
+    def fishers(self) -> Fishers:
+        """The diagonal Fisher information of both ends, on the probe set."""
+        zero, one = (
+            diagonal_fisher(self.probe, self.theta(end), self.pair.moving, seed=derive(self.config.seed, "fisher", end))
+            for end in (0.0, 1.0)
+        )
+        return on_device(zero.values, "cpu"), on_device(one.values, "cpu")
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -36,6 +36,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     if "vrf" not in config.output_baselines:
         for name in VRF_FIELDS:
             del numbers[name]
+    if config.path_density is None:
+        del numbers["path_density"]
     if config.class_position is None:
         del numbers["class_position"]
     numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]

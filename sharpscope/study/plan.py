@@ -11,6 +11,7 @@ from sharpscope.clip.accuracy import correct
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.fisher import FEW_CLASSES
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.study.context import Context, check_inputs, load_contexts
@@ -53,7 +54,7 @@ def plan(config: StudyConfig) -> str:
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
     if further := alphas * (len(config.paths) - 1):
-        seconds["further paths"] = further * costs["evaluate"]
+        seconds["further paths"] = further * costs["evaluate"] + _fisher_seconds(context, costs["loss"])
         units["further paths"] = further
     if config.agreement:  # a pass over the test sets for the end that comes later
         seconds["path"] += costs["evaluate"]
@@ -80,6 +81,16 @@ def plan(config: StudyConfig) -> str:
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB for the units, plus the report",
     ]
     return "\n".join(lines)
+
+
+def _fisher_seconds(context: Context, loss: float) -> float:
+    """Seconds for the Fisher information of both ends, if the study has that path.
+
+    ``loss``: the seconds of one pass over the probe set. A backward pass is taken to cost two forward passes.
+    """
+    classes = len(context.pair.classifier.classnames)
+    passes = classes if classes <= FEW_CLASSES else 1
+    return 2 * loss * (1 + 2 * passes) if "fisher" in context.config.paths else 0.0
 
 
 def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:

@@ -13,8 +13,8 @@ from PIL import Image
 from sharpscope.cli.main import main
 from sharpscope.clip.accuracy import logits
 from sharpscope.clip.datasets.spec import load_dataset
-from sharpscope.clip.ensembling import ENSEMBLE_COLUMNS, evaluate_ensemble
-from sharpscope.clip.evaluate import evaluate
+from sharpscope.clip.ensembling import evaluate_ensemble
+from sharpscope.clip.evaluate import COLUMNS, evaluate
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, PairMismatch
@@ -42,7 +42,7 @@ def two(tmp_path: Path, tiny_paths: dict[str, Path], tiny_thetas: dict[str, tupl
 def test_two_architectures_by_hand(two: Two, tiny_thetas: dict[str, tuple[Any, dict[str, Any]]]) -> None:
     files, models, spec = two
     table = evaluate_ensemble(files, models, [spec], alphas=(0, 0.3, 1), metrics=["nll"], bootstrap=50)
-    assert list(table.columns) == list(ENSEMBLE_COLUMNS) and set(table["checkpoint"]) == {"vit+resnet"}
+    assert list(table.columns) == list(COLUMNS) and set(table["checkpoint"]) == {"vit+resnet"}
     outputs = []
     for kind, model in zip(("vit", "resnet"), models, strict=True):
         clip = ClipModel.load(model)
