@@ -111,16 +111,24 @@ class _Stage:
         """Train from the progress ``at`` to the end of the stage."""
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
-        batches = self._batches(at.state.step if at.state else 0)
-        per_epoch = max(1, self.task.n // self.method.batch_size)
+        if self.stage.begin is not None:
+            theta |= self.stage.begin(theta)
+        rows = self._rows()
+        size = min(self.method.batch_size, len(rows))
+        batches = self._batches(rows, size, at.state.step if at.state else 0)
+        per_epoch = max(1, len(rows) // size)
         meter: dict[str, str] = {}
+        held: dict[int, Batch] = {}  # sharpness-aware training asks twice for the loss of one step
 
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
-            batch, accuracy = next(batches), 0.0
+            if first := step not in held:
+                held.clear()
+                held[step] = next(batches)
+            batch, accuracy = held[step], 0.0
             for part in batch.split(self.method.accumulate):
                 share = len(part.labels) / len(batch.labels)  # unequal parts weigh by their examples
                 losses = self.prepared.losses(current, part)
-                if losses.logits is not None:
+                if first and losses.logits is not None:
                     accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
                     meter["accuracy"] = f"{accuracy:.2f}"
                 yield share * losses.total
@@ -139,6 +147,8 @@ class _Stage:
             self.stage.trained,
             loss,
             recipe,
+            constrain=self.stage.constrain,
+            ascent=self.stage.ascent,
             ema=self.method.ema,
             precision=self.precision,
             resume=at.state,
@@ -158,18 +168,25 @@ class _Stage:
             save(finished)
         return finished
 
-    def _batches(self, done: int) -> Iterator[Batch]:
+    def _rows(self) -> Tensor:
+        """The examples that this stage trains on."""
+        (first, last), n = self.stage.part, self.task.n
+        if (first, last) == (0.0, 1.0):
+            return torch.arange(n)
+        return torch.randperm(n, generator=self.task.generator("parts"))[round(first * n) : round(last * n)]
+
+    def _batches(self, rows: Tensor, size: int, done: int) -> Iterator[Batch]:
         """The batches from step ``done`` on; the next batch is read while the current one is trained on."""
-        task, size, steps = self.task, self.method.batch_size, self.stage.recipe.steps
+        task, steps = self.task, self.stage.recipe.steps
         # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
         order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
-        rounds = -(-steps // max(1, task.n // size))
-        order = itertools.islice(epochs(task.n, size, rounds, order_seed), done, steps)
+        rounds = -(-steps // max(1, len(rows) // size))
+        order = itertools.islice(epochs(len(rows), size, rounds, order_seed), done, steps)
         seed = derive(task.seed, "finetune", self.number)
 
         def read(item: tuple[int, Tensor]) -> Batch:
             step, indices = item
-            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", step))
+            images, labels, captions = self.examples.batch(rows[indices], derive(seed, "augment", step))
             return Batch(
                 images.to(task.device, non_blocking=True),
                 labels.to(task.device, non_blocking=True),
