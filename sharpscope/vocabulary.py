@@ -38,6 +38,7 @@ __all__ = [
     "PAIRS",
     "PRIMARY_METRICS",
     "PROBE",
+    "SIDE_BY_SIDE",
     "STATUSES",
     "STRAGGLERS",
     "UPGRADED",
@@ -462,6 +463,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "instability",
             "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
             "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
+            main=True,
         ),
         Criterion(
             "barrier",
@@ -480,7 +482,6 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
             of="noise",
             bases=("finetuned",),
-            main=True,
         ),
         Criterion(
             "sharpness",
@@ -508,6 +509,10 @@ CRITERIA: Final[Words[Criterion]] = Words(
     ),
 )
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
+
+SIDE_BY_SIDE: Final = ("instability", "share:hessian_trace")
+"""The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
+interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
 
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",
