@@ -519,15 +519,15 @@ METRICS: Final[dict[str, str]] = {
     "top5": "share of examples whose label is among the five largest logits",
     "mean_per_class": "accuracy on each class, averaged over classes",
     "macro_f1": "F1 of each class, averaged over classes (iWildCam)",
-    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other)",
+    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other; Waterbirds: bird and background)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
-PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group"}
-"""Data set -> the metric by which it is usually judged; top1 for every other data set. Source: WILDS (Koh et al. 2021,
-arXiv 2012.07421)."""
+PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group", "waterbirds": "worst_group"}
+"""Data set -> the metric by which it is usually judged; top1 for every other data set. Sources: WILDS (Koh et al. 2021,
+arXiv 2012.07421); Waterbirds (Sagawa et al. 2020, arXiv 1911.08731)."""
 
 CORRELATIONS: Final = ("pearson", "spearman", "kendall")
 """Correlation coefficients of the correlations table, without a covariate."""

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
 from sharpscope.present.view import Cell, estimate_cell
+from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import MEASURES
@@ -184,7 +186,7 @@ def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, table
 
 
 def test_both_definitions_of_a_straggler_are_compared_pair_by_pair(page: Page, tables: Tables) -> None:
-    said = " ".join(page.text.split())
+    said = page.text("stragglers")
     assert "Two definitions of a straggler: instability, the only published one" in said
     for pair in ("success", "failure"):
         found = overlap(tables["stragglers"], pair)

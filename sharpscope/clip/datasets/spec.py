@@ -11,7 +11,7 @@ from typing import Final, Literal
 from sharpscope.clip.datasets.arrays import find_cifar, find_npz, find_stl10
 from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam
+from sharpscope.clip.datasets.domains import DOMAINS, find_domainnet, find_fmow, find_iwildcam, find_waterbirds
 from sharpscope.clip.datasets.folder import find_folder
 from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
 from sharpscope.clip.datasets.imagenet import FOLDERS, find_imagenet, find_objectnet, find_subset
@@ -70,6 +70,7 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("stl10", "", find_stl10, _TWO),
     Layout("iwildcam", "", find_iwildcam),
     Layout("fmow", "", find_fmow),
+    Layout("waterbirds", "", find_waterbirds, _THREE),
 ))  # fmt: skip
 """Every kind of data set spec."""
 
