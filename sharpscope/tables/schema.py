@@ -60,6 +60,8 @@ Reading guide
                        ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
+                       loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)

@@ -303,3 +303,12 @@ def test_a_frozen_layer_is_marked_by_its_status_and_its_number_stands(
     assert estimate_cell(row | {"estimate": np.nan, "note": "why"}) == Cell("frozen", "note", "why")
     still = sharp.assign(status=sharp["status"].mask(sharp["layer"] == "head", "frozen"), note="")
     assert told in build_report({"sharpness": still}, {}, manifest)
+
+
+def test_the_costs_of_the_path_stand_under_the_measures(tables: Tables, manifest: dict[str, Any]) -> None:
+    whole = tables["correlations"].query("layer == '(all)' and measure == 'hessian_trace'").assign(measure="barrier")
+    both = pd.concat([tables["correlations"], whole], ignore_index=True)
+    page = Page(build_report({**tables, "correlations": both}, {}, manifest))
+    said = page.text("correlations")
+    assert "Spearman correlation of sharpness, and of the path's cost in loss (barrier), with" in said
+    assert said.index("| hessian_trace |") < said.index("| barrier |")

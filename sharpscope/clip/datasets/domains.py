@@ -157,7 +157,7 @@ def find_waterbirds(request: Request) -> Found:
                 )
     table["split"] = table["split"].astype(str).map(_BIRD_SPLITS)
     table = _of_split(table, request, root)
-    birds, places = (table[c].astype(int).to_numpy(dtype=np.int64) for c in ("y", "place"))
+    birds, places = (np.array(table[c].astype(int), dtype=np.int64) for c in ("y", "place"))
     return Found(
         Files(root, [str(f) for f in table["img_filename"]]),
         birds,
