@@ -89,6 +89,8 @@ OutputBaseline = Literal["ose", "vrf"]
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 PathName = Literal["linear", "lines"]
+ClassPosition = Literal["end", "middle", "front"]
+"""Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -351,6 +353,8 @@ class Measure:
     """Whether the estimate divided by the number of parameters has a meaning."""
     share: bool = True
     """Whether the estimate divided by the whole model's has a meaning."""
+    radius: str | None = None
+    """The field of the study that is the radius of its perturbations; None for a measure at a point."""
 
     def __post_init__(self) -> None:
         for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):
@@ -369,8 +373,8 @@ def _along_gradient(name: str, text: str) -> Measure:
     return Measure(name, text, "hessian", "none", "product", per_param=False, share=False)
 
 
-def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost) -> Measure:
-    return Measure(name, text, "perturbation", adds_up, cost, taken_at="perturbation_alphas")
+def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost, radius: str) -> Measure:
+    return Measure(name, text, "perturbation", adds_up, cost, taken_at="perturbation_alphas", radius=radius)
 
 
 MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
@@ -386,16 +390,18 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
     _along_gradient("gradient_curvature", "g' H_ll g / g' g, the curvature along the layer's own gradient g"),
     _along_gradient("gradient_alignment",
                     "cosine of g and H_ll g: 1 where the gradient is an eigenvector of positive curvature"),
-    _rise("sharpness_avg", "mean rise of the loss under N(0, rho^2 diag(w^2)) noise on the layer", "sum", "noise"),
-    _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise"),
+    _rise("sharpness_avg", "mean rise of the loss under N(0, rho^2 diag(w^2)) noise on the layer", "sum", "noise",
+          "rho_avg"),
+    _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise",
+          "rho_avg"),
     _rise("sharpness_max", "worst rise of the loss in the l-infinity ball |delta/w| <= rho, Auto-PGD", "max",
-          "worst_case"),
+          "worst_case", "rho_linf"),
     _rise("sharpness_max_absolute", "worst rise of the loss in the l-infinity ball |delta| <= rho, Auto-PGD", "max",
-          "worst_case"),
+          "worst_case", "rho_linf"),
     _rise("sharpness_max_l2", "worst rise of the loss in the l2 ball ||delta/w|| <= rho, Auto-PGD", "max",
-          "worst_case"),
+          "worst_case", "rho_l2"),
     _rise("sharpness_max_l2_absolute", "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD", "max",
-          "worst_case"),
+          "worst_case", "rho_l2"),
 ))  # fmt: skip
 """Every layer-wise measure, in the order of tables and figures."""
 

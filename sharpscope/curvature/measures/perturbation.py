@@ -11,6 +11,7 @@ from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.measures.rows import MeasureTable, Point
 from sharpscope.curvature.perturbation import Norm, SharpnessEstimate, sharpness_avg, sharpness_max
 from sharpscope.layers import Layer
+from sharpscope.vocabulary import MEASURES
 
 __all__ = ["take"]
 
@@ -45,9 +46,10 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
         with torch.no_grad():
             base = [float(point.objective.batch_loss(i, point.theta)) for i in range(len(point.objective.weights))]
         for measure in measures:
+            rho = getattr(point.settings, str(MEASURES[measure].radius))
             for layer in point.layers:
                 seed = point.seed(measure, layer.name)
-                result, rho = _rise(point, layer, _BALLS[measure], seed, base)
+                result = _rise(point, layer, _BALLS[measure], rho, seed, base)
                 table.add(
                     layer.name, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
                     num_matvecs=result.num_evaluations, rho=rho, stderr_images=result.stderr_images,
@@ -56,19 +58,17 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
             point.progress(measure)
 
 
-def _rise(point: Point, layer: Layer, ball: _Ball, seed: int, base: Sequence[float]) -> tuple[SharpnessEstimate, float]:
-    """(rise of the loss, radius) of one layer; ``base``: the unperturbed loss of every batch."""
+def _rise(point: Point, layer: Layer, ball: _Ball, rho: float, seed: int, base: Sequence[float]) -> SharpnessEstimate:
+    """The rise of the loss of one layer within the radius ``rho``; ``base``: the unperturbed loss of every batch."""
     settings = point.settings
     if ball.norm is None:
-        rho = settings.rho_avg
         found = sharpness_avg(
             point.objective, point.theta, layer.params, rho=rho, seed=seed, adaptive=ball.adaptive,
             samples=settings.noise_samples, rtol=settings.rtol, base=base,
         )  # fmt: skip
-        return found, rho
-    rho = settings.rho_l2 if ball.norm == "l2" else settings.rho_linf
+        return found
     found = sharpness_max(
         point.objective, point.theta, layer.params, rho=rho, norm=ball.norm, adaptive=ball.adaptive,
-        steps=settings.pgd_steps,
+        steps=settings.pgd_steps, seed=seed,
     )  # fmt: skip
-    return found, rho
+    return found
