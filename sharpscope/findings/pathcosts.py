@@ -33,6 +33,12 @@ def path_costs(path: pd.DataFrame, stragglers: pd.DataFrame | None = None) -> pd
     Returns:
         Columns pair, layer, measure, value. A whole path without alpha = 0 or 1, or with a loss that is not finite, has
         the value NaN.
+
+    Raises:
+        ConfigError: a criterion does not give one number for a path (sharpscope's own always do).
+
+    Sources: Frankle et al. 2020, arXiv 1912.05671 (LII; used by Abdollahpoorrostam 2024, arXiv 2410.16476); Vlaar and
+    Frankle 2022, arXiv 2106.16004 (barrier); Zhang, Bengio and Singer 2019, arXiv 1902.01996 (rewind).
     """
     names = [c.name for c in CRITERIA.values() if c.of == "path" and c.name not in CRITERIA.origins]
     rows: list[tuple[str, str, str, float]] = []
