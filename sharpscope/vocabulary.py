@@ -41,6 +41,7 @@ __all__ = [
     "PATHS",
     "PRIMARY_METRICS",
     "PROBE",
+    "SIDE_BY_SIDE",
     "STATUSES",
     "STRAGGLERS",
     "UPGRADED",
@@ -562,6 +563,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "instability",
             "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
             "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
+            main=True,
         ),
         Criterion(
             "barrier",
@@ -580,7 +582,6 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
             of="noise",
             bases=("finetuned",),
-            main=True,
         ),
         Criterion(
             "sharpness",
@@ -609,20 +610,24 @@ CRITERIA: Final[Words[Criterion]] = Words(
 )
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
 
+SIDE_BY_SIDE: Final = ("instability", "share:hessian_trace")
+"""The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
+interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
+
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",
     "top5": "share of examples whose label is among the five largest logits",
     "mean_per_class": "accuracy on each class, averaged over classes",
     "macro_f1": "F1 of each class, averaged over classes (iWildCam)",
-    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other)",
+    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other; Waterbirds: bird and background)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
-PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group"}
-"""Data set -> the metric by which it is usually judged; top1 for every other data set. Source: WILDS (Koh et al. 2021,
-arXiv 2012.07421)."""
+PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group", "waterbirds": "worst_group"}
+"""Data set -> the metric by which it is usually judged; top1 for every other data set. Sources: WILDS (Koh et al. 2021,
+arXiv 2012.07421); Waterbirds (Sagawa et al. 2020, arXiv 1911.08731)."""
 
 CORRELATIONS: Final = ("pearson", "spearman", "kendall")
 """Correlation coefficients of the correlations table, without a covariate."""

@@ -291,6 +291,10 @@ class ClipModel:
             features = functional_call(tower, state, (inputs,))
         return F.normalize(features, dim=-1) if normalize else features
 
+    def image_part(self, name: str) -> nn.Module:
+        """The submodule ``name`` (``visual...``) of the image tower, without weights: a place for forward hooks."""
+        return self._image.get_submodule(f"clip.{name}")
+
     def prefix(self, changed: Collection[str]) -> Prefix:
         """The part of both towers before the first use of a ``changed`` parameter, to be computed only once."""
         return Prefix(self._image.clip, changed)

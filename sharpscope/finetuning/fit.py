@@ -149,16 +149,25 @@ class _Stage:
         """Train from the progress ``at`` to the end of the stage."""
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
-        batches = self._batches(at.state.step if at.state else 0)
-        judge_every = self.method.judge_every or recipe.per_epoch
+        if self.stage.begin is not None:
+            theta |= self.stage.begin(theta)
+        rows = self._rows()
+        size = min(self.method.batch_size, len(rows))
+        per_epoch = max(1, len(rows) // size)
+        batches = self._batches(rows, size, per_epoch, at.state.step if at.state else 0)
+        judge_every = self.method.judge_every or per_epoch
         meter: dict[str, str] = {}
+        held: dict[int, Batch] = {}  # sharpness-aware training asks twice for the loss of one step
 
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
-            batch, accuracy = next(batches), 0.0
+            if first := step not in held:
+                held.clear()
+                held[step] = next(batches)
+            batch, accuracy = held[step], 0.0
             for part in batch.split(self.method.accumulate):
                 share = len(part.labels) / len(batch.labels)  # unequal parts weigh by their examples
                 losses = self.prepared.losses(current, part)
-                if losses.logits is not None:
+                if first and losses.logits is not None:
                     accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
                     meter["accuracy"] = f"{accuracy:.2f}"
                 yield share * losses.total
@@ -178,6 +187,8 @@ class _Stage:
             self.stage.trained,
             loss,
             recipe,
+            constrain=self.stage.constrain,
+            ascent=self.stage.ascent,
             ema=self.method.ema,
             ema_debias=self.method.ema_debias,
             precision=self.precision,
@@ -198,20 +209,26 @@ class _Stage:
             save(finished)
         return finished
 
-    def _batches(self, done: int) -> Iterator[Batch]:
+    def _rows(self) -> Tensor:
+        """The examples that this stage trains on."""
+        (first, last), n = self.stage.part, self.task.n
+        if (first, last) == (0.0, 1.0):
+            return torch.arange(n)
+        return torch.randperm(n, generator=self.task.generator("parts"))[round(first * n) : round(last * n)]
+
+    def _batches(self, rows: Tensor, size: int, per_epoch: int, done: int) -> Iterator[Batch]:
         """The batches from step ``done`` on; the next batch is read while the current one is trained on."""
-        task, size, recipe = self.task, self.method.batch_size, self.stage.recipe
-        steps = recipe.steps
+        task, steps = self.task, self.stage.recipe.steps
         # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
         order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
-        order = itertools.islice(epochs(task.n, size, recipe.num_epochs, order_seed), done, steps)
+        order = itertools.islice(epochs(len(rows), size, -(-steps // per_epoch), order_seed), done, steps)
         seed = derive(task.seed, "finetune", self.number)
 
         def read(item: tuple[int, Tensor]) -> Batch:
             step, indices = item
-            epoch = step // recipe.per_epoch
+            epoch = step // per_epoch
             # a picture depends on the image and the epoch alone, whatever batch it is in
-            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", epoch))
+            images, labels, captions = self.examples.batch(rows[indices], derive(seed, "augment", epoch))
             return Batch(
                 images.to(task.device, non_blocking=True),
                 labels.to(task.device, non_blocking=True),

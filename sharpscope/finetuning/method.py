@@ -22,7 +22,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.schedule import Schedule
-from sharpscope.finetuning.trainer import Decay, Optimizer, Recipe
+from sharpscope.finetuning.trainer import Ascent, Decay, Optimizer, Recipe
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
 from sharpscope.seeds import derive
 from sharpscope.weights.heads import CLASSNAMES, head_metadata
@@ -135,6 +135,14 @@ class Stage:
     recipe: Recipe
     name: str = "fine-tuning"
     """Label of the progress bar."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """From which to which share of the examples, in an order drawn once from the seed, the stage trains on."""
+    begin: Callable[[Theta], Theta] | None = None
+    """theta as the stage before it left it -> where this stage's trained tensors start; None: where they are."""
+    constrain: Callable[[Theta], None] | None = None
+    """Called after every step to bring the trained tensors back into their range, in place."""
+    ascent: Ascent | None = None
+    """Where each step's gradient is taken; None: at theta itself."""
 
 
 @dataclass(frozen=True)

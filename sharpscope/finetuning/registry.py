@@ -11,16 +11,21 @@ import yaml
 from sharpscope.config.fields import checked_fields
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.finetuning.method import Method
+from sharpscope.finetuning.methods.car_ft import CarFT
 from sharpscope.finetuning.methods.clipfit import CLIPFit
 from sharpscope.finetuning.methods.contcoop import ContCoOp
 from sharpscope.finetuning.methods.coop import CoOp, KgCoOp
+from sharpscope.finetuning.methods.distillation import Distillation
 from sharpscope.finetuning.methods.flyp import Flyp
 from sharpscope.finetuning.methods.l2_sp import L2SP
+from sharpscope.finetuning.methods.ldifs import Ldifs
 from sharpscope.finetuning.methods.linear_probe import LinearProbe
 from sharpscope.finetuning.methods.lipsum_ft import LipsumFT
 from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.r_adapter import RAdapter
+from sharpscope.finetuning.methods.sam import ASAM, SAM
 from sharpscope.finetuning.methods.starft import StarFT
+from sharpscope.finetuning.methods.tpgm import TPGM
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.recipes import RECIPES, Source
 from sharpscope.vocabulary import Words
@@ -30,7 +35,10 @@ __all__ = ["METHODS", "configured", "listing", "recipe_listing", "register_metho
 METHODS: Final[Words[type[Method]]] = Words(
     "method",
     "sharpscope.methods",
-    (WiseFT, LinearProbe, LpFT, L2SP, LipsumFT, Flyp, StarFT, CLIPFit, CoOp, KgCoOp, ContCoOp, RAdapter),
+    (
+        *(WiseFT, LinearProbe, LpFT, L2SP, LipsumFT, Flyp, StarFT, CLIPFit, CoOp, KgCoOp, ContCoOp, RAdapter),
+        *(Distillation, CarFT, Ldifs, TPGM, SAM, ASAM),
+    ),
 )
 """Every fine-tuning method."""
 

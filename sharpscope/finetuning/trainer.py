@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -18,6 +19,7 @@ from sharpscope.weights.theta import Theta
 
 __all__ = [
     "AUTOCAST",
+    "Ascent",
     "Decay",
     "Loss",
     "Optimizer",
@@ -32,6 +34,9 @@ __all__ = [
 Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
 The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
+Ascent = Callable[[Theta], AbstractContextManager[None]]
+"""(leaves with their gradients) -> a context in which the leaves stand elsewhere, and behind which they are back, bit
+for bit: the gradient that the optimizer gets is the one taken inside."""
 Optimizer = Literal["adamw", "sgd"]
 Decay = Literal["all", "matrices"]
 """Which tensors decay: all that are trained, or those of two and more dimensions alone."""
@@ -151,6 +156,7 @@ def train(
     recipe: Recipe,
     *,
     constrain: Callable[[Theta], None] | None = None,
+    ascent: Ascent | None = None,
     ema: float | None = None,
     ema_debias: bool = False,
     precision: Precision = "full",
@@ -163,6 +169,7 @@ def train(
 
     loss       called once a step with theta, the trained tensors as leaves; draws its own batches (see ``epochs``)
     constrain  called after every step, without gradients, to bring the leaves back into their range, in place
+    ascent     where the gradient of every step is taken, for sharpness-aware training; it asks ``loss`` a second time
     ema        decay d of the average a <- d a + (1 - d) theta that is returned instead of the last theta
     ema_debias the average starts at 0 and is divided by 1 - d^t after t steps, so that the start has no part in it
     precision  bf16, fp16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
@@ -191,25 +198,33 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
+
+    def backward(step: int) -> float:
+        """Add the gradient of the step's loss to the leaves, and return the loss."""
+        total, terms = 0.0, _terms(loss, current, step)
+        while True:
+            with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
+                term = next(terms, None)
+            if term is None:
+                return total
+            total += float(term.detach())
+            if not math.isfinite(total):
+                raise NumericalError(
+                    f"finetune: loss is {total} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
+                )
+            scaler.scale(term).backward()
+
     silent = None if description else True
     bar = tqdm(range(state.step, recipe.steps), description, initial=state.step, total=recipe.steps, disable=silent)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
-        state.losses.append(0.0)
-        terms = _terms(loss, current, step)
-        while True:
-            with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
-                term = next(terms, None)
-            if term is None:
-                break
-            state.losses[-1] += float(term.detach())
-            if not math.isfinite(state.losses[-1]):
-                raise NumericalError(
-                    f"finetune: loss is {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
-                )
-            scaler.scale(term).backward()
+        state.losses.append(backward(step))
+        if ascent is not None:
+            with ascent(leaves):
+                optimizer.zero_grad()
+                backward(step)
         if recipe.clip_norm is not None:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(list(leaves.values()), recipe.clip_norm)

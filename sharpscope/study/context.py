@@ -242,7 +242,7 @@ def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
     """Raise ConfigError for a metric that was asked for and has no meaning for any of the test sets."""
     sets = list(datasets)
     if "worst_group" in config.metrics and all(d.groups is None for d in sets):
-        raise ConfigError("metrics: worst_group needs a test set with groups (fmow), and none has any.")
+        raise ConfigError("metrics: worst_group needs a test set with groups (fmow, waterbirds), and none has any.")
     if "top5" in config.metrics and max(len(d.classes or d.target_names) for d in sets) <= 5:
         raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
 

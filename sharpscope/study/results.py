@@ -16,6 +16,7 @@ from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
@@ -273,6 +274,7 @@ class Results:
                 covariates(accuracy, path, {p.name: p.covariates for p in c.pairs}),
                 source="run",
                 stragglers=stragglers,
+                costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
             )
@@ -285,6 +287,7 @@ class Results:
                 covariates(tables["accuracy"], tables["path"]),
                 source="shipped",
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
+                costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
                 **self._resampling,
             )

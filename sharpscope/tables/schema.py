@@ -66,6 +66,8 @@ Reading guide
                        ``ensemble:logits`` for mixed outputs of the ends, with alpha as the weight of theta_1's
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
+                       loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)

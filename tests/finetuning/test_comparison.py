@@ -32,9 +32,14 @@ def script() -> ModuleType:
     return module
 
 
+NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}
+"""Methods that came after the comparison: its rates were chosen, and its pairs trained, without them."""
+
+
 def test_every_method_is_compared_with_settings_that_it_knows() -> None:
-    assert set(SETTINGS["methods"]) == set(METHODS)
-    assert {published(f"mini-{name}").method for name in METHODS} == set(METHODS)
+    compared = set(METHODS) - NOT_COMPARED
+    assert set(SETTINGS["methods"]) == compared
+    assert {published(f"mini-{name}").method for name in compared} == compared
     StudyConfig.from_dict(SETTINGS["study"])
 
 

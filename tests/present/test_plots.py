@@ -269,7 +269,23 @@ def test_an_unknown_criterion_is_no_empty_panel(few: Tables) -> None:
 def test_the_main_criteria_are_shown_when_nobody_asks_for_others(few: Tables) -> None:
     figure = plots.straggler_ranking(few["stragglers"])
     families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
-    assert families == ["sharpness", "share", "rewind", "criticality"]
+    assert families == ["sharpness", "share", "instability", "rewind"]
+
+
+@pytest.mark.parametrize(
+    ("deciding", "first"),
+    [
+        (None, ["instability", "share"]),
+        ("rewind", ["rewind", "instability", "share"]),
+        ("share:hessian_trace", ["share", "instability"]),
+    ],
+)
+def test_both_definitions_of_a_straggler_stand_side_by_side(
+    deciding: str | None, first: list[str], few: Tables
+) -> None:
+    figure = plots.all_figures({"stragglers": few["stragglers"]}, deciding)["straggler_ranking"]
+    families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
+    assert families[: len(first)] == first
 
 
 def test_a_layer_that_does_not_move_is_known_by_its_status_and_keeps_its_colour(few: Tables) -> None:

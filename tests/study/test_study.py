@@ -30,6 +30,7 @@ from sharpscope.config.studyfile import dump
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
 from sharpscope.notebook import layer_sharpness
 from sharpscope.study import run as study
+from sharpscope.study.across import correlate
 from sharpscope.study.demo import demo_config
 from sharpscope.study.plan import plan
 from sharpscope.study.report import report, write_derived
@@ -216,6 +217,20 @@ def test_running_again_computes_only_what_is_missing_or_damaged(
     assert set(again) == set(units) and {n for n in units if again[n] != units[n]} == {missing, damaged}
     assert list((root / "units").glob("*.bad*"))
     assert table_bytes(root) == table_bytes(finished.root)
+
+
+def test_correlate_of_one_run_gives_the_runs_own_rows(finished: study.Run) -> None:
+    keys = list(KEYS["correlations"])
+    found = correlate([finished.root], bootstrap=60)
+    own = finished.correlations[
+        (finished.correlations["scope"] == "pairs") & (finished.correlations["source"] == "run")
+    ]
+    assert {"(stragglers)", "(others)"} <= set(own["layer"]) and {"instability", "rewind"} <= set(own["measure"])
+    same = found[found["alpha"].isin(set(own["alpha"]))]
+    columns = [*keys, "estimate", "n", "status", "note"]
+    pd.testing.assert_frame_equal(
+        same.sort_values(keys, ignore_index=True)[columns], own.sort_values(keys, ignore_index=True)[columns]
+    )
 
 
 def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.Run, tmp_path: Path) -> None:
