@@ -37,10 +37,13 @@ if TYPE_CHECKING:
     from sharpscope.config.study import PairConfig, StudyConfig
     from sharpscope.curvature.density import SpectralDensity
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
+    from sharpscope.curvature.export import HessianOperator
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures.own import LayerAt, LayerValue, register_measure
     from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.curvature.pairs import EigenPairs
     from sharpscope.curvature.perturbation import SharpnessEstimate
+    from sharpscope.curvature.slices import loss_slice, random_direction
     from sharpscope.curvature.trace import TraceEstimate
     from sharpscope.errors import (
         CheckpointError,
@@ -65,7 +68,7 @@ if TYPE_CHECKING:
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
     from sharpscope.layers import Layer
-    from sharpscope.notebook import layer_curvature, layer_sharpness
+    from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
     from sharpscope.study.plan import plan
     from sharpscope.study.report import Run, report
@@ -83,8 +86,10 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "EigenEstimate",
+    "EigenPairs",
     "ExtremeEigenvalues",
     "HessianEngine",
+    "HessianOperator",
     "IdenticalPair",
     "InterpolationPath",
     "Layer",
@@ -93,6 +98,7 @@ __all__ = [
     "LoadedPair",
     "MeasureSettings",
     "Method",
+    "ModuleLoss",
     "NoClassNames",
     "NoData",
     "NonDeterministicProbe",
@@ -123,7 +129,9 @@ __all__ = [
     "load_dataset",
     "load_pair",
     "load_plugin",
+    "loss_slice",
     "plan",
+    "random_direction",
     "read_checkpoint",
     "read_results",
     "register_criterion",
@@ -154,10 +162,13 @@ _HOME = {
         "config.study": "PairConfig StudyConfig",
         "curvature.density": "SpectralDensity",
         "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
+        "curvature.export": "HessianOperator",
         "curvature.hvp": "HessianEngine",
         "curvature.measures.own": "LayerAt LayerValue register_measure",
         "curvature.measures.rows": "MeasureSettings",
+        "curvature.pairs": "EigenPairs",
         "curvature.perturbation": "SharpnessEstimate",
+        "curvature.slices": "loss_slice random_direction",
         "curvature.trace": "TraceEstimate",
         "errors": (
             "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoClassNames NoData "
@@ -170,7 +181,7 @@ _HOME = {
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",
         "layers": "Layer",
-        "notebook": "layer_curvature layer_sharpness",
+        "notebook": "ModuleLoss layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
         "study.plan": "plan",
         "study.report": "Run report",

@@ -6,6 +6,7 @@ run directory or checkpoint can name one.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import sys
@@ -75,6 +76,11 @@ def recall_words(manifest: Mapping[str, Any]) -> None:
     try:
         for words, kind in known:
             for told in manifest.get("words", {}).get(words.kind, {}).values():
-                words.recall(kind(**checked_fields(kind, told["word"])), Origin(**told["origin"]))
+                words.recall(kind(**checked_fields(kind, _defaults(kind) | told["word"])), Origin(**told["origin"]))
     except (AttributeError, KeyError, TypeError, ConfigError):
         raise RunDirectoryError("manifest.json: its key 'words' does not describe the plugins' measures.") from None
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    """The optional fields of a word, which the manifest of an older run may lack."""
+    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}

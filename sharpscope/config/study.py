@@ -18,6 +18,7 @@ from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.spellings import current_keys
+from sharpscope.config.uses import check_uses
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
     ALL,
@@ -26,11 +27,13 @@ from sharpscope.vocabulary import (
     PAIRS,
     Device,
     Dtype,
+    EigenMethod,
     Granularity,
     HeadMode,
     OutputBaseline,
     PathName,
     Precision,
+    Products,
     Select,
     Target,
     TraceMethod,
@@ -183,11 +186,24 @@ class StudyConfig:
     pgd_steps: int = 20
     """Number of Auto-PGD steps for sharpness_max."""
     rho_avg: float = 0.1
-    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs)."""
+    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs). Several radii in one run:
+    --measures sharpness_avg@0.1 sharpness_avg@0.2, and so for every measure of finite radius."""
     rho_linf: float = 0.002
-    """Radius of sharpness_max (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
+    """Radius of sharpness_max and sharpness_avg_linf (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
     rho_l2: float = 0.5
-    """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
+    """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4) and of sharpness_geodesic."""
+    normalize_logits: bool = False
+    """Take the measures of finite radius of the loss of normalised logits (f - mean f) / ||f - mean f||, which does not
+    change when the logits are rescaled (Andriushchenko et al. 2023). The curvature stays that of the plain loss."""
+    random_start: bool = False
+    """Start worst-case searches from a random point of the ball instead of its middle."""
+    eigen_method: EigenMethod = "lanczos"
+    """How eigenvalues are computed: lanczos (followed along alpha), or power (power iteration from a random vector at
+    every alpha, a slow reference; it needs a larger max_matvecs, and two eigenvalues that are close to each other in
+    magnitude leave it not_converged)."""
+    products: Products = "graph"
+    """How Hessian-vector products are computed: graph (double backward on a kept gradient graph), or func (torch.func's
+    jvp of grad, an independent and slower second route, which keeps no graph)."""
 
     output_baselines: tuple[OutputBaseline, ...] = ()
     """Ensembles of the two ends' outputs to evaluate in addition to the path: ose (the mean of their probabilities) and
@@ -310,6 +326,7 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
+    check_uses(c, c.measures, products_elsewhere=bool(c.density_layers))
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)

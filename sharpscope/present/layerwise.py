@@ -251,7 +251,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     there is one, on the mean over the most data sets, at the alpha nearest 0.5.
     """
     table = table[
-        (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].isin(MEASURES)
+        (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].map(MEASURES.__contains__)
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
@@ -268,8 +268,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
         body = [
             (cell(m, "name", MEASURES[m].text), *(_correlation_cell(found.get((m, *column))) for column in columns))
-            for m in MEASURES
-            if m in set(rows["measure"])
+            for m in measures_in(rows)
         ]
         head = (
             "measure",

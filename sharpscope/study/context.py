@@ -144,7 +144,8 @@ class Context:
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
             rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
-            trace_method=c.trace_method, precision=c.precision,
+            trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
+            random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip
 
 

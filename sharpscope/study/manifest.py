@@ -22,12 +22,18 @@ from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
+_LATER = ("normalize_logits", "random_start", "eigen_method", "products")
+"""Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
+run."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
     if config.paths == ("linear",):  # a run made before the field existed stays the same run
         del numbers["paths"]
+    for name in _LATER:
+        if getattr(config, name) == getattr(StudyConfig, name):
+            del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)

@@ -17,7 +17,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
 from sharpscope.layers import Layer
-from sharpscope.vocabulary import ALL, MEASURES, Precision, TraceMethod
+from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, Precision, Products, TraceMethod
 
 __all__ = ["ONE_UNIT", "MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
 
@@ -42,6 +42,10 @@ class MeasureSettings:
     precision: Precision = "full"
     density_steps: int = 20
     density_runs: int = 8
+    normalize_logits: bool = False
+    random_start: bool = False
+    eigen_method: EigenMethod = "lanczos"
+    products: Products = "graph"
 
 
 @dataclass(frozen=True)
