@@ -45,8 +45,9 @@ class MeasureOptions(TypedDict, total=False):
     """What the estimators may spend and how precise they must be.
 
     seed: the seed from which each layer, measure and alpha derives its own seed for random directions and noise.
-    rtol: relative tolerance, > 0. A trace stops when its standard error, an eigenvalue when its residual is at most
-        rtol times the estimate's magnitude. Half the tolerance costs about four times the products of a trace.
+    rtol: relative tolerance, above 0 and below 1. A trace stops when its standard error, an eigenvalue when its
+        residual is at most rtol times the estimate's magnitude. Half the tolerance costs about four times the products
+        of a trace.
     max_matvecs: the largest number of Hessian-vector products for one layer and kind of estimate; a row that needs more
         has the status ``not_converged``.
     noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.
@@ -634,9 +635,9 @@ def layer_curvature(
         (eigenvalues), converged, num_matvecs, status ... The layer ``(all)`` is the whole module.
 
     Raises:
-        ConfigError: an unknown measure, granularity, layer or option, an option of the wrong type; a loss that is no
-            scalar, cannot be called or has no gradient, or that is a sum over batches; no batches, batches that share
-            their memory or do not start with a tensor; complex, lazy or half-precision parameters.
+        ConfigError: an unknown measure, granularity, layer or option, an option of the wrong type or range; a loss that
+            is no scalar, cannot be called or has no gradient, or that is a sum over batches; no batches, batches that
+            share their memory or do not start with a tensor; complex, lazy or half-precision parameters.
         NonDeterministicProbe: two losses of a batch differ.
         NumericalError: autograd's derivatives of the loss are not the loss's own.
     """
@@ -737,7 +738,8 @@ def layer_sharpness(
         converged, num_matvecs, status ... The layer ``(all)`` is the whole model.
 
     Raises:
-        ConfigError: an unknown measure, granularity or option, an option of the wrong type, an alpha outside [0, 1].
+        ConfigError: an unknown measure, granularity or option, an option of the wrong type or range, an alpha outside
+            [0, 1].
     """
     settings = _settings(options)
     check_uses(settings, measures)

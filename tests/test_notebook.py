@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError
 from sharpscope.notebook import layer_curvature
 
@@ -113,3 +114,22 @@ def test_an_unknown_trace_method_is_refused_by_name(problem) -> None:
         ConfigError, match=r"trace_method: 'xtrac' is none of per_example, controlled, hutchinson, xtrace, hutchpp"
     ):
         layer_curvature(net, loss, batches, trace_method="xtrac")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"rtol": 5}, "^rtol: 5 .* a fraction below 1.\nRemedy: rtol 0.05 for 5 %"),
+        ({"rtol": 1.0}, "^rtol: 1 .* a fraction below 1"),
+        ({"rtol": 0.0}, "^rtol: needs a positive number"),
+        ({"rho_l2": -1.0}, "^rho_l2: needs a positive number"),
+        ({"density_runs": 0}, "^density_runs: needs a whole number of at least 1"),
+        ({"max_matvecs": 0}, "^max_matvecs: needs a whole number of at least 1"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_as_on_the_command_line(problem, option, message: str) -> None:
+    net, batches = problem
+    with pytest.raises(ConfigError, match=message):
+        layer_curvature(net, loss, batches, **option)
+    with pytest.raises(ConfigError, match=message):
+        MeasureSettings(**option)

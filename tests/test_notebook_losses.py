@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -486,6 +487,50 @@ def test_weight_norm_has_the_second_derivative_of_its_formula() -> None:
 
     assert direction.shape == (6, 6) and length.shape == (6, 1)
     agrees(table(normed, loss, BATCHES), dense(normed, written_out, BATCHES))
+
+
+class Once(torch.autograd.Function):
+    """tanh, whose backward torch may not differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.tanh(x)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (1 - ctx.saved_tensors[0] ** 2)
+
+
+@pytest.mark.parametrize("trace_method", ["per_example", "hutchinson"])
+def test_a_layer_without_a_second_derivative_fails_alone(trace_method: str) -> None:
+    measures = ("hessian_trace", "lambda_max", "sharpness_avg")
+    once = nn.Sequential(OrderedDict(low=nn.Linear(6, 6), act=FromFunction(Once.apply), high=nn.Linear(6, 3)))
+    plain = nn.Sequential(OrderedDict(low=nn.Linear(6, 6), act=nn.Tanh(), high=nn.Linear(6, 3)))
+    plain.load_state_dict(once.state_dict())
+    found, true = (
+        layer_curvature(m, loss, BATCHES, measures=measures, trace_method=trace_method).set_index(["layer", "measure"])
+        for m in (once, plain)
+    )
+    for measure in measures:
+        assert found.loc[("high", measure), "estimate"] == pytest.approx(true.loc[("high", measure), "estimate"])
+        for layer in ("low", "(all)"):
+            row = found.loc[(layer, measure)]
+            if measure == "sharpness_avg":  # needs no derivative at all
+                assert row["estimate"] == pytest.approx(true.loc[(layer, measure), "estimate"])
+            else:  # torch itself cuts the graph there and gives 0
+                assert row["status"] == "failed" and "once_differentiable" in row["note"]
+
+
+class FromFunction(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 # ------------------------------------------------------------------ what else can be had

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.config.ranges import check_ranges
 from sharpscope.config.spellings import current_keys
 from sharpscope.config.uses import check_uses
 from sharpscope.errors import ConfigError, shown
@@ -330,21 +331,11 @@ def _check(c: StudyConfig) -> None:
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
-    least = {"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1)
-    for name, low in least.items():
-        value = getattr(c, name)
-        if value is not None and value < low:
-            raise ConfigError(f"{name}: needs a whole number of at least {low}, got {value}.")
-    for name in ("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"):
-        value = getattr(c, name)
-        for number in value if isinstance(value, tuple) else [] if value is None else [value]:
-            if not (math.isfinite(number) and number > 0):
-                raise ConfigError(f"{name}: needs a positive number, got {number}.")
-    if c.rtol >= 1:
-        raise ConfigError(
-            f"rtol: {c.rtol:g} would accept estimates that are as wrong as they are large; it is a fraction below 1.\n"
-            f"Remedy: --rtol {c.rtol / 100:g} for {c.rtol:g} %, or leave it out for {type(c).rtol:g}."
-        )
+    check_ranges(
+        c,
+        least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
+        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"),
+    )
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
     for density in c.densities:

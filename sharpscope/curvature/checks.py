@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature.double_backward import ThirdDerivative
-from sharpscope.curvature.graphs import GradientGraph, differentiate
+from sharpscope.curvature.graphs import GradientGraph, differentiate, once_differentiable
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import NumericalError, listing
 
@@ -90,6 +90,8 @@ def _direction(w: Tensor, generator: torch.Generator) -> Tensor:
 def _ours(graph: GradientGraph, own: Mapping[str, Tensor], v: Mapping[str, Tensor]) -> tuple[float, Tensor | None]:
     """(g'v, H v on ``own``); None for a product that torch does not have, which the measures say of each layer."""
     slope = sum(float((graph.gradient[n].detach() * v[n]).double().sum()) for n in own if n in graph.gradient)
+    if once_differentiable({n: graph.gradient[n] for n in own if n in graph.gradient}):
+        return slope, None
     pairs = [(graph.gradient[n], v[n]) for n in own if n in graph.gradient and graph.gradient[n].requires_grad]
     if not pairs:
         return slope, torch.zeros(sum(v[n].numel() for n in own), dtype=torch.float64)

@@ -10,6 +10,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.curvature.trace import student
 
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 
@@ -24,6 +25,11 @@ class SpectralDensity:
 
     The weights of each run sum to 1. ``size``: p, the number of eigenvalues. ``num_matvecs``: the number of products
     spent. Calling the object returns the smoothed density.
+
+    The standard errors are those over random start vectors, widened by Student's t at runs - 1 degrees of freedom, so
+    that a number +- 1.96 standard errors covers 95 % also for few runs. They contain neither the error of the
+    quadrature, which blurs what ``steps`` products do not resolve, nor that over other draws of images: the products
+    come summed over all images, and each image's own part would take a run of its own.
     """
 
     nodes: np.ndarray
@@ -34,7 +40,7 @@ class SpectralDensity:
     def moment(self, k: int) -> tuple[float, float]:
         """(1/p) tr H^k and its standard error over the runs."""
         runs = (self.weights * self.nodes**k).sum(axis=1)
-        return float(runs.mean()), float(runs.std(ddof=1) / math.sqrt(len(runs))) if len(runs) > 1 else math.nan
+        return float(runs.mean()), float(_error(runs))
 
     def grid(self, points: int = 201) -> tuple[np.ndarray, float]:
         """(``points`` values from below the smallest to above the largest node, a suitable Gaussian width).
@@ -53,8 +59,16 @@ class SpectralDensity:
         """Density at ``x`` smoothed by a Gaussian of sd ``width``, and its standard error over the runs."""
         kernel = np.exp(-0.5 * ((x[:, None, None] - self.nodes) / width) ** 2) / (width * math.sqrt(2 * math.pi))
         runs = (kernel * self.weights).sum(axis=2)
-        error = runs.std(axis=1, ddof=1) / math.sqrt(runs.shape[1]) if runs.shape[1] > 1 else np.full(len(x), math.nan)
-        return runs.mean(axis=1), error
+        return runs.mean(axis=1), _error(runs)
+
+
+def _error(runs: np.ndarray) -> np.ndarray:
+    """The standard error of the mean over the last dimension [..., runs], NaN for a single run."""
+    count = runs.shape[-1]
+    if count < 2:
+        return np.full(runs.shape[:-1], math.nan)
+    error: np.ndarray = student(count - 1) * runs.std(axis=-1, ddof=1) / math.sqrt(count)
+    return error
 
 
 def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20, runs: int = 8) -> SpectralDensity:
@@ -68,7 +82,7 @@ def spectral_density(operator: SymmetricOperator, *, seed: int, steps: int = 20,
         operator: shape [p, p].
         seed: the seed of the start vectors.
         steps: the number of products in each run, >= 1; more steps resolve the spectrum more finely.
-        runs: the number of runs, >= 1. Two or more give a standard error, which falls as 1 / sqrt(runs).
+        runs: the number of runs, >= 1. Two or more give a standard error, which falls about as 1 / sqrt(runs).
 
     Raises NumericalError where the operator does; a product that is not finite gives NaN nodes of weight 0.
 

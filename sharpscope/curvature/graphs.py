@@ -16,11 +16,22 @@ from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, Taps, sole_readings
 from sharpscope.errors import ConfigError
 
-__all__ = ["WORK", "GradientGraph", "MemoryPlan", "differentiate", "graph_bytes", "plan_memory", "watched"]
+__all__ = [
+    "WORK",
+    "GradientGraph",
+    "MemoryPlan",
+    "differentiate",
+    "graph_bytes",
+    "once_differentiable",
+    "plan_memory",
+    "watched",
+]
 
 WORK = 0.5
 """The memory that one product needs beside the gradient graph it runs through, as a share of that graph's bytes. A
 third was measured; a larger value leaves more room and keeps fewer graphs."""
+_RAISES = "torch::autograd::Error"
+"""The name of the node that torch puts where a second derivative does not exist."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,28 @@ def differentiate(
     gradient = {n: g for n, g in zip(params, grads, strict=False) if g is not None}
     open_taps = tuple((t, g) for t, g in zip(places, grads[len(params) :], strict=True) if g is not None)
     return GradientGraph(loss, gradient, open_taps, frozenset(n for t, _ in open_taps for n in t.names))
+
+
+def once_differentiable(gradient: Mapping[str, Tensor]) -> frozenset[str]:
+    """The parameters whose ``gradient`` comes through a backward that is marked once_differentiable.
+
+    Autograd raises its error for such a backward only where the derivative goes through the node that stands for it.
+    This node has no edge to any parameter, so that a second derivative is cut off there and is 0 without a word.
+    """
+
+    def passes(tensors: Iterable[Tensor]) -> bool:
+        todo, seen = [t.grad_fn for t in tensors], set()
+        while todo:
+            node = todo.pop()
+            if node is None or node in seen:
+                continue
+            if node.name() == _RAISES:
+                return True
+            seen.add(node)
+            todo += [following for following, _ in node.next_functions]
+        return False
+
+    return frozenset(n for n, g in gradient.items() if passes([g])) if passes(gradient.values()) else frozenset()
 
 
 def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:

@@ -19,10 +19,17 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
-from sharpscope.curvature.graphs import GradientGraph, MemoryPlan, differentiate, graph_bytes, plan_memory
+from sharpscope.curvature.graphs import (
+    GradientGraph,
+    MemoryPlan,
+    differentiate,
+    graph_bytes,
+    once_differentiable,
+    plan_memory,
+)
 from sharpscope.curvature.operator import Objective, Probes, rademacher
 from sharpscope.curvature.per_example import stands_alone
-from sharpscope.errors import ConfigError, NumericalError, shown
+from sharpscope.errors import ConfigError, NumericalError, listing, shown
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
 
@@ -118,6 +125,8 @@ class HessianEngine:
         self._alone: dict[int, frozenset[str]] = {}
         self.crossed: frozenset[str] = frozenset()
         """Parameters at whose places examples were found to see each other: they have shared directions."""
+        self.once: frozenset[str] = frozenset()
+        """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
         self._build()
 
     # ------------------------------------------------------------------ graphs
@@ -151,6 +160,7 @@ class HessianEngine:
         for i, weight in enumerate(self.objective.weights):
             graph = self._graph(i)
             losses.append(graph.loss.detach().double())
+            self.once |= once_differentiable(graph.gradient)
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
                 sums[name] = sums[name] + part if name in sums else part
@@ -264,6 +274,7 @@ class HessianEngine:
         def signs(*shape: int) -> Tensor:
             return rademacher(shape, probes.generator).to(self.device, self.dtype)
 
+        self._check_twice(layer)
         names = frozenset(self.blocks[layer].names)
         tapped = names & alone
         pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
@@ -286,7 +297,15 @@ class HessianEngine:
         out = [torch.stack(parts).sum(0)] if parts else []
         return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
 
+    def _check_twice(self, layer: str) -> None:
+        if lost := self.once.intersection(self.blocks[layer].names):
+            raise NoSecondDerivative(
+                f"{layer}: torch has no second derivative here: the gradient of {listing(sorted(lost), 2)} comes "
+                "through a backward that is marked once_differentiable."
+            )
+
     def _product(self, graph: GradientGraph, layer: str, v: Tensor) -> Tensor:
+        self._check_twice(layer)
         spec = self.blocks[layer]
         pairs = [
             (graph.gradient[n], part) for n, part in zip(spec.names, spec.split(v), strict=True) if n in graph.gradient

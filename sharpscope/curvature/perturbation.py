@@ -35,11 +35,12 @@ class SharpnessEstimate:
     """A rise of the loss, in the loss's own unit (nats for a cross-entropy).
 
     ``stderr``: the standard error, over noise draws for the average, over batches for the worst case (NaN for a single
-    draw or batch). ``converged``: for the average, stderr <= rtol * |estimate|; for the worst case, the last quarter of
-    the steps raised the best value by at most 1 % of the rise. ``num_evaluations``: how often the loss was evaluated,
-    for the average on all batches each time, for the worst case on one batch each time. ``stderr_images``: the standard
-    error over other draws of as many images, from the rises of the batches (NaN for a single batch); for the average it
-    includes ``stderr``.
+    draw or batch). It includes the loss's resolution, the distance of two neighbouring floating-point numbers at the
+    loss: a rise below it shows as 0 although it is not. ``converged``: for the average, stderr <= rtol * |estimate|;
+    for the worst case, the last quarter of the steps raised the best value by at most 1 % of the rise.
+    ``num_evaluations``: how often the loss was evaluated, for the average on all batches each time, for the worst case
+    on one batch each time. ``stderr_images``: the standard error over other draws of as many images, from the rises of
+    the batches (NaN for a single batch); for the average it includes ``stderr``.
     """
 
     estimate: float
@@ -90,10 +91,12 @@ def sharpness_avg(
     noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
     # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
     rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
+    starts: list[Tensor | float] = []
     target = _without_prefix(objective, theta, names)
     with torch.no_grad():
         for i, weight in enumerate(objective.weights):
             start = objective.batch_loss(i, theta) if base is None else base[i]
+            starts.append(start)
             for s in range(samples):
                 for sign in (1, -1):
                     moved = {**theta, **{n: w + sign * noise(s)[n] for n, w in flat.items()}}
@@ -102,6 +105,7 @@ def sharpness_avg(
     values = each.sum(0)
     mean = float(values.mean())
     stderr = student(samples - 1) * float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
+    stderr = math.hypot(stderr, _resolution(target, theta, names, starts, adaptive, moved=bool(each.any())))
     # The same noise moves all batches: what it does to their sum does not show in their spread.
     images = math.hypot(error_over_images(tuple(each.mean(1, keepdim=True)), objective.weights, None), stderr)
     return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples, images)
@@ -110,6 +114,37 @@ def sharpness_avg(
 def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
     """The objective for weights that differ from ``theta`` only in ``names``, in its cheaper form where it has one."""
     return objective.suffix(theta, names) if isinstance(objective, Cuttable) else objective
+
+
+def _resolution(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    names: Sequence[str],
+    starts: Sequence[Tensor | float],
+    adaptive: bool,
+    *,
+    moved: bool,
+) -> float:
+    """The distance of two neighbouring floating-point numbers at the loss, the mean of ``starts`` [batches].
+
+    0 where a rise of 0 is certain: no weight could be perturbed (c = 0), or the loss depends on none that could.
+    ``moved``: whether any evaluation differed from its batch's start, which proves that the loss depends on them.
+    """
+    free = [n for n in names if not adaptive or theta[n].any()]
+    if not moved and not any(_depends(objective, i, theta, free) for i in range(len(objective.weights))):
+        return 0.0
+    eps = torch.finfo(theta[names[0]].dtype).eps
+    return eps * sum(w * abs(float(start)) for w, start in zip(objective.weights, starts, strict=True))
+
+
+def _depends(objective: Objective, i: int, theta: Mapping[str, Tensor], names: Sequence[str]) -> bool:
+    """Whether batch i's loss is computed from any of the ``names``, according to autograd's graph."""
+    own = {n: theta[n].detach().requires_grad_() for n in names}
+    with torch.enable_grad():
+        loss = objective.batch_loss(i, {**theta, **own})
+    if not own or not loss.requires_grad:
+        return False
+    return any(g is not None for g in torch.autograd.grad(loss, list(own.values()), allow_unused=True))
 
 
 def _noise(w: Tensor, rho: float, adaptive: bool, generator: torch.Generator) -> Tensor:
@@ -126,14 +161,16 @@ def sharpness_max(
     norm: Norm = "linf",
     adaptive: bool = True,
     steps: int = 20,
+    seed: int = 0,
 ) -> SharpnessEstimate:
     """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0.
 
     The result is a lower bound of the maximum. The first step has length 2 rho, the momentum is 0.75. At each of the
     ``auto_pgd_checkpoints`` the step is halved and the search returns to the best delta so far, if fewer than 75 % of
     the steps since the last checkpoint raised the loss, or if neither the step nor the best value has changed since
-    then. Zero weights have c = 0 and are not perturbed. All steps share the part of the forward pass before the layer,
-    as in ``sharpness_avg``.
+    then. Where the gradient is exactly zero, as at a stationary point, the step goes in a random direction instead,
+    because the search would never leave such a point. Zero weights have c = 0 and are not perturbed. All steps share
+    the part of the forward pass before the layer, as in ``sharpness_avg``.
 
     Args:
         objective, theta: the loss and the named tensors at which it is perturbed.
@@ -142,21 +179,26 @@ def sharpness_max(
         norm: the norm of the ball, linf | l2.
         adaptive: c = |w|, which makes the result invariant to rescaling the parameters; False: c = 1.
         steps: number of search steps, >= 1. More steps usually find a larger rise and cost one gradient per batch each.
+        seed: the seed of the random directions at stationary points; nothing else is random.
 
     Sources: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
-    rises, settled = [], True
+    rises, starts, settled = [], [], True
     target = _without_prefix(objective, theta, names)
+    generator = torch.Generator().manual_seed(seed)
     for i in range(len(objective.weights)):
-        rise, done = _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps)
+        start, rise, done = _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps, generator)
         rises.append(rise)
+        starts.append(start)
         settled &= done
     weights = torch.tensor(list(objective.weights), dtype=torch.float64)
     values = torch.tensor(rises, dtype=torch.float64)
     mean = float((weights * values).sum())
     n = len(rises)
     stderr = math.sqrt(float((weights**2 * (values - mean) ** 2).sum()) * n / (n - 1)) if n > 1 else math.nan
-    images = error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None)
+    floor = _resolution(target, theta, names, starts, adaptive, moved=bool(values.any()))
+    stderr = math.hypot(stderr, floor)
+    images = math.hypot(error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None), floor)
     return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1), images)
 
 
@@ -169,8 +211,9 @@ def _auto_pgd(
     norm: Norm,
     adaptive: bool,
     steps: int,
-) -> tuple[float, bool]:
-    """The worst rise of batch i's loss and whether the search had settled."""
+    generator: torch.Generator,
+) -> tuple[float, float, bool]:
+    """(batch i's loss at delta = 0, its worst rise, whether the search had settled)."""
     shapes = [theta[n].shape for n in names]
     sizes = [theta[n].numel() for n in names]
     w = torch.cat([theta[n].detach().reshape(-1) for n in names])
@@ -188,7 +231,9 @@ def _auto_pgd(
         return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
 
     def ascend(gradient: Tensor) -> Tensor:
-        """The direction of steepest ascent of unit size in the norm of delta / c."""
+        """The direction of steepest ascent of unit size in the norm of delta / c; a random one where there is none."""
+        if not (c * gradient).any():
+            gradient = torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c)
         if norm == "linf":
             return c * gradient.sign()
         scaled = c * gradient
@@ -221,7 +266,7 @@ def _auto_pgd(
                 gradient = best_gradient
             improved = since = 0
     late = history[-1 - max(steps // 4, 1)]
-    return best - start, best - late <= 0.01 * max(best - start, 0.0)
+    return start, best - start, best - late <= 0.01 * max(best - start, 0.0)
 
 
 def project(delta: Tensor, c: Tensor, rho: float, norm: Norm) -> Tensor:

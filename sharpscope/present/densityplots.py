@@ -23,7 +23,8 @@ _DEPTH = 1e-5
 def spectral_density(density: pd.DataFrame) -> Figure:
     """Density of eigenvalues by layer (rows) and pair (columns), with one line per alpha, on a logarithmic scale.
 
-    The bands are one standard error wide on each side. At most eight layers are shown, in forward order.
+    The bands are one standard error over random start vectors wide on each side; they do not contain the choice of
+    images. At most eight layers are shown, in forward order.
 
     Raises:
         NoData: the table has no finite density.

@@ -76,7 +76,8 @@ def sharpness(source: Source) -> Section:
     figures += source.figure(
         "spectral_density",
         "Spectral density of each layer's Hessian by stochastic Lanczos quadrature, smoothed by a Gaussian whose width "
-        "is in tables/density.csv. Bands: one standard error over random starting vectors.",
+        "is in tables/density.csv. Bands: one standard error over random starting vectors, widened for their small "
+        "number; they contain neither the choice of images nor what the Lanczos steps do not resolve.",
     )
     return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
 

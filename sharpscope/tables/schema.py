@@ -53,6 +53,8 @@ Reading guide
   sharpness.n          number of probe images
   density              density of the eigenvalues of H_ll at ``value``, of integral 1 and smoothed by a Gaussian with
                        standard deviation ``width``
+  density.stderr       standard error over random start vectors, widened for their small number; the choice of images
+                       is not in it
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use

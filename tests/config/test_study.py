@@ -115,7 +115,7 @@ def test_what_studies_cannot_compute_in_is_refused_with_the_reason():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"rtol": 5}, "rtol: 5 .* a fraction below 1.\nRemedy: --rtol 0.05 for 5 %"),
+        ({"rtol": 5}, "rtol: 5 .* a fraction below 1.\nRemedy: rtol 0.05 for 5 %"),
         ({"rtol": 1.0}, "rtol: 1 .* a fraction below 1"),
         (
             {"pairs": [{**PAIR, "name": "vit/b32"}]},

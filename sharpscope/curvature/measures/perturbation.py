@@ -69,6 +69,6 @@ def _rise(point: Point, layer: Layer, ball: _Ball, seed: int, base: Sequence[flo
     rho = settings.rho_l2 if ball.norm == "l2" else settings.rho_linf
     found = sharpness_max(
         point.objective, point.theta, layer.params, rho=rho, norm=ball.norm, adaptive=ball.adaptive,
-        steps=settings.pgd_steps,
+        steps=settings.pgd_steps, seed=seed,
     )  # fmt: skip
     return found, rho

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sharpscope.config.ranges import check_ranges
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
@@ -23,11 +24,15 @@ __all__ = ["ONE_UNIT", "MeasureResult", "MeasureSettings", "MeasureTable", "Poin
 
 UNTOLD = "the estimator does not tell images apart"
 ONE_UNIT = "this layer's images cannot be told apart, and there is one batch only"
+_COUNTS = ("max_matvecs", "noise_samples", "pgd_steps", "density_steps", "density_runs")
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
-    """What the estimators may spend and how precise they must be; see ``config.StudyConfig`` for each field."""
+    """What the estimators may spend and how precise they must be; see ``config.StudyConfig`` for each field.
+
+    Raises ConfigError for a number outside its range, such as an rtol of 1 or more.
+    """
 
     seed: int = 0
     rtol: float = 0.05
@@ -46,6 +51,11 @@ class MeasureSettings:
     random_start: bool = False
     eigen_method: EigenMethod = "lanczos"
     products: Products = "graph"
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self, least=dict.fromkeys(_COUNTS, 1), positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory")
+        )
 
 
 @dataclass(frozen=True)
