@@ -18,6 +18,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
@@ -142,6 +143,9 @@ class _ModuleObjective:
     def double(self) -> _ModuleObjective:
         """The same in float64: batches and buffers too."""
         return _ModuleObjective(*self._given, dtype=torch.float64)
+
+    def attention_heads(self) -> dict[str, int]:
+        return attention_heads(_unwrapped(self._given[0])[1])
 
     def batch(self, i: int) -> Any:
         return self._batches[i]

@@ -252,7 +252,9 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     there is one, on the mean over the most data sets, at the alpha nearest 0.5.
     """
     table = table[
-        (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].map(MEASURES.__contains__)
+        (table["method"] == "spearman")
+        & table["layer"].str.startswith("(")
+        & table["measure"].map(MEASURES.__contains__)
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
