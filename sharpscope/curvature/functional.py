@@ -1,10 +1,10 @@
 """Hessian-vector products by torch.func: an independent second route, slower and without kept graphs.
 
-H v = d/de grad L(theta + e v) at e = 0, that is ``jvp(grad)``, for several vectors at once by ``vmap``. Nothing is kept
-between two products, and none of the kernels and graphs of ``HessianEngine`` is used. The products also exist where a
-backward pass cannot be differentiated backwards again but can be differentiated forwards. ``jvp(grad)`` is right through
-layer norm; other compositions (``jacrev``, ``torch.func.hessian``, ``grad(jvp)``) are silently wrong there in torch 2.15
-and are not used.
+H v = d/de grad L(theta + e v) at e = 0, that is ``jvp(grad)``, for several vectors at once by ``vmap``. Nothing is
+kept between two products, and none of the kernels and graphs of ``HessianEngine`` is used. The products also exist
+where a backward pass cannot be differentiated backwards again but can be differentiated forwards. ``jvp(grad)`` is
+right through layer norm; other compositions (``jacrev``, ``torch.func.hessian``, ``grad(jvp)``) are silently wrong
+there in torch 2.15 and are not used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class FunctionalEngine(HessianEngine):
         batches = len(self.objective.weights)
         size = self.objective.batch_size if isinstance(self.objective, Divisible) else None
         self.plan = MemoryPlan(None, 0, size, batches, batches)
-        self.loss, sums = 0.0, {}
+        self.loss = 0.0
+        sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
             loss = self.objective.batch_loss(i, self.theta)
             if loss.ndim != 0:

@@ -1,9 +1,9 @@
 """Geodesic sharpness: the worst rise of the loss along geodesics that run across the symmetries of attention.
 
 Mixing the rows of an attention head's queries by an invertible matrix A, and those of its keys by A^-T, changes no
-output; nor does A on its values and A^-1 on the output projection. Weights that differ by such a mixing are one point of
-the quotient manifold. Distances there come from a metric that no mixing changes, and a shortest path leaves the weights
-at a right angle (horizontally) to all mixings.
+output; nor does A on its values and A^-1 on the output projection. Weights that differ by such a mixing are one point
+of the quotient manifold. Distances there come from a metric that no mixing changes, and a shortest path leaves the
+weights at a right angle (horizontally) to all mixings.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Geometry:
                     f"sharpness_geodesic: only a part of the tensors of the attention '{shown(prefix, 60)}' belongs to "
                     "this layer.\nRemedy: --granularity module or block."
                 )
-            self._attentions[prefix] = (count, *(_Pair.of(*pair) for pair in _split(self._weights, prefix, count)))
+            first, second = (_Pair.of(*pair) for pair in _split(self._weights, prefix, count))
+            self._attentions[prefix] = (count, first, second)
             self._taken |= set(tensors)
             self.covered += count
         self.free = torch.cat(
@@ -185,12 +186,13 @@ def sharpness_geodesic(
     seed: int = 0,
     random_start: bool = False,
 ) -> tuple[SharpnessEstimate, int]:
-    """E_batch [ max L(exp_w(u)) - L(w) ] over horizontal tangents u with ||u||_w <= rho, and the number of heads covered.
+    """(E_batch [ max L(exp_w(u)) - L(w) ] over horizontal tangents u with ||u||_w <= rho, number of heads covered).
 
-    The metric and what counts as horizontal are those of ``Geometry``; exp_w is the geodesic to second order, as in the
-    paper. Without attention in the layer this is ``sharpness_max`` in the adaptive l2 ball up to terms of second order in
-    rho. The paper gives the metric of attention; that all other parameters have the metric (dw / w)^2, and the search by
-    Auto-PGD with projected steps, are ours. The result does not change under any mixing of a head's rows.
+    The metric and what counts as horizontal are those of ``Geometry``; exp_w is the geodesic to second order. Without
+    attention in the layer this is ``sharpness_max`` in the adaptive l2 ball up to terms of second order in rho. The
+    result does not change under any mixing of a head's rows. The quotient by the symmetries of attention, the geodesic
+    ball and its approximation to second order are the paper's. Ours are the metric (dw / w)^2 of all other parameters,
+    the search by Auto-PGD with projected steps, and the default radius.
 
     Args:
         objective, theta, names, steps, seed, random_start: as for ``perturbation.sharpness_max``.

@@ -23,8 +23,8 @@ __all__ = ["add_rise", "loss_of", "radius_of", "take"]
 class _Ball(NamedTuple):
     """The perturbations of one measure.
 
-    ``norm``: the norm of the ball in which the worst case is searched; None for an average over ``noise``. ``adaptive``:
-    whether each entry is perturbed in units of its own weight's magnitude.
+    ``norm``: the norm of the ball in which the worst case is searched; None for an average over ``noise``.
+    ``adaptive``: whether each entry is perturbed in units of its own weight's magnitude.
     """
 
     norm: Norm | None

@@ -47,7 +47,8 @@ def measure_layers(
     A layer whose numbers are not finite gets the status ``failed`` and the reason in its note; the other layers are
     measured all the same.
 
-    Raises ConfigError for an unknown measure, trace or eigenvalue method, way of products or precision, and where there is no layer.
+    Raises ConfigError for an unknown measure, trace method, eigenvalue method, way of products or precision, and where
+    there is no layer.
     """
     settings = settings or MeasureSettings()
     wanted = expand_measures(measures)
@@ -55,8 +56,8 @@ def measure_layers(
         near = did_you_mean(settings.trace_method, known)
         raise ConfigError(f"trace_method: '{shown(settings.trace_method)}' is none of {', '.join(known)}.{near}")
     if settings.eigen_method not in get_args(EigenMethod):
-        known = ", ".join(get_args(EigenMethod))
-        raise ConfigError(f"eigen_method: '{shown(settings.eigen_method)}' is none of {known}.")
+        words = ", ".join(get_args(EigenMethod))
+        raise ConfigError(f"eigen_method: '{shown(settings.eigen_method)}' is none of {words}.")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
     whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]

@@ -25,9 +25,9 @@ _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
 class NeuronWeighted(FunctionOperator):
     """M'HM for the weight matrices W [d, m] of a block, whose trace is the block's relative flatness.
 
-    sum_{s,t} <w_s, w_t> tr H_st, over the rows w_s of W and the m x m blocks H_st of the Hessian in rows s and t, equals
-    the trace of M'HM with M: Z -> W Z for Z [m, m]. Where d < m the same trace is that of S H S with S: Z -> (W W')^(1/2)
-    Z for Z [d, m], which is smaller. A tensor of more than two dimensions (a convolution) is a matrix with one row per
+    sum_{s,t} <w_s, w_t> tr H_st, over the rows w_s of W and the m x m blocks H_st of the Hessian in rows s and t,
+    equals the trace of M'HM with M: Z -> W Z for Z [m, m]. Where d < m the same trace is that of S H S with
+    S: Z -> (W W')^(1/2) Z for Z [d, m], which is smaller. A tensor of more than two dimensions (a convolution) is a matrix with one row per
     output channel. Vectors (biases, gains of norms) have no neurons and count 0.
     """
 
@@ -72,11 +72,11 @@ def _root(gram: Tensor) -> Tensor:
 def relative_flatness(layer: LayerAt) -> LayerValue:
     """sum_W sum_{s,t} <w_s, w_t> tr H_st over the layer's weight matrices W with rows w_s; layers add up.
 
-    It does not change when a layer's rows are mixed by an invertible matrix that the next layer undoes: rescaled neurons
-    of a ReLU network, or W_q -> A W_q with W_k -> A^-T W_k in attention. A query-key-value tensor in one piece counts as
-    one matrix, and a matrix that is stored transposed (open_clip's ``proj``) has its inputs as rows. A layer without a
-    matrix has the value 0. The trace is estimated by the study's trace method where that
-    sees operators only (hutchinson, hutchpp), else by XTrace.
+    It does not change when a layer's rows are mixed by an invertible matrix that the next layer undoes: rescaled
+    neurons of a ReLU network, or W_q -> A W_q with W_k -> A^-T W_k in attention. A query-key-value tensor in one piece
+    counts as one matrix, and a matrix that is stored transposed (open_clip's ``proj``) has its inputs as rows. A layer
+    without a matrix has the value 0. The trace is estimated by the study's trace method where that sees operators only
+    (hutchinson, hutchpp), else by XTrace.
 
     Source: Petzka, Kamp, Adilova, Sminchisescu and Boley 2021, arXiv 2001.00939 (kappa_Tr).
     """
