@@ -53,8 +53,10 @@ class MeasureOptions(TypedDict, total=False):
         has the status ``not_converged``.
     noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.
     pgd_steps: the number of Auto-PGD steps for the worst-case sharpness. More steps usually find a larger rise.
-    rho_avg, rho_linf, rho_l2: radii of sharpness_avg, sharpness_max and sharpness_max_l2, in units of the weights'
-        magnitudes (for the ``_absolute`` measures: absolute radii, in the unit of the weights).
+    rho_avg, rho_linf, rho_l2: radii of sharpness_avg, of sharpness_max and sharpness_avg_linf, and of sharpness_max_l2,
+        in units of the weights' magnitudes (for the ``_absolute`` measures: absolute radii, in the unit of the
+        weights). A measure's name may state its radius itself: ``sharpness_max@0.001``.
+    rho_geodesic: length of the geodesics of sharpness_geodesic.
     memory: bytes that gradient graphs may take; None: all graphs are kept. Less memory means more recomputation and the
         same numbers up to rounding.
     trace_method: per_example, controlled, hutchinson, xtrace or hutchpp.
@@ -74,6 +76,7 @@ class MeasureOptions(TypedDict, total=False):
     rho_avg: float
     rho_linf: float
     rho_l2: float
+    rho_geodesic: float
     memory: int | None
     trace_method: TraceMethod
     precision: Precision
@@ -222,11 +225,12 @@ class ModuleLoss:
     >>> sorted(loss.theta), loss.weights
     (['bias', 'weight'], [1.0])
 
-    Attributes: ``theta``, the module's parameters by name; ``names``, those that are measured; ``weights``, the batches'
-    shares of the examples; ``batch_sizes``.
+    Attributes: ``theta``, the module's parameters by name; ``names``, those that are measured; ``weights``, the
+    batches' shares of the examples; ``batch_sizes``.
 
     Raises:
-        ConfigError: a module that cannot be copied, and what ``layer_curvature`` refuses about module, loss and batches.
+        ConfigError: a module that cannot be copied, and what ``layer_curvature`` refuses about module, loss and
+            batches.
         NonDeterministicProbe: two losses of a batch differ.
         NumericalError: autograd's derivatives of the loss are not the loss's own.
     """

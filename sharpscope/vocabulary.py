@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
-from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
     "AGAINST",
@@ -261,7 +261,7 @@ class Words(Mapping[str, W], Generic[W]):
             found = next((e for e in metadata.entry_points(group=self.group) if e.name == name), None)
             if found is None:
                 known = (*self, *self.not_loaded())
-                near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+                near = did_you_mean(name, known) or f" Known: {listing(known, 12)}."
                 raise ConfigError(f"{key}: unknown {self.kind} '{shown(name, 60)}'.{near}")
             self._load(found, key)
         return self[name]
@@ -465,7 +465,7 @@ MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
     _rise("sharpness_max_l2_absolute", "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD", "max",
           "worst_case", "rho_l2"),
     _rise("sharpness_geodesic", "worst rise of the loss along geodesics of length rho across the symmetries of "
-          "attention, Auto-PGD", "max", "worst_case", "rho_l2", "geodesic"),
+          "attention, Auto-PGD", "max", "worst_case", "rho_geodesic", "geodesic"),
 ))  # fmt: skip
 """Every layer-wise measure, in the order of tables and figures."""
 

@@ -192,7 +192,10 @@ class StudyConfig:
     rho_linf: float = 0.002
     """Radius of sharpness_max and sharpness_avg_linf (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
     rho_l2: float = 0.5
-    """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4) and of sharpness_geodesic."""
+    """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
+    rho_geodesic: float = 0.05
+    """Radius of sharpness_geodesic, the length of its geodesics. In units of it a head's weights are nearer to each
+    other than in units of sharpness_max_l2, so that the same number perturbs attention more."""
     normalize_logits: bool = False
     """Take the measures of finite radius of the loss of normalised logits (f - mean f) / ||f - mean f||, which does not
     change when the logits are rescaled (Andriushchenko et al. 2023). The curvature stays that of the plain loss."""
@@ -334,7 +337,7 @@ def _check(c: StudyConfig) -> None:
     check_ranges(
         c,
         least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
-        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"),
+        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory", "criticality_noise"),
     )
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")

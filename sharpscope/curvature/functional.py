@@ -10,6 +10,7 @@ there in torch 2.15 and are not used.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,7 +112,10 @@ class FunctionalEngine(HessianEngine):
             return spec.join(torch.func.jvp(gradient, own, tuple(spec.split(v)))[1])
 
         try:
-            parts = [self._columns(product, part) for part in vs.split(AT_ONCE, dim=1)]
+            with warnings.catch_warnings():  # torch scripts its forward derivatives when they are first used
+                warnings.filterwarnings("ignore", r"`torch\.jit", FutureWarning)
+                warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+                parts = [self._columns(product, part) for part in vs.split(AT_ONCE, dim=1)]
         except (torch.OutOfMemoryError, ConfigError):
             raise
         except RuntimeError as error:

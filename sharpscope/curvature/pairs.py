@@ -45,8 +45,9 @@ def top_eigenpairs(
     """The k largest eigenvalues and their eigenvectors by Lanczos with full reorthogonalisation.
 
     The iteration stops when the Ritz residual of each of the k largest Ritz values is at most ``rtol`` times its
-    magnitude (or a tenth of the spectral radius, if that is larger). Where the Krylov space is exhausted first, a new
-    random direction continues it, so that equal eigenvalues are found as often as they occur.
+    magnitude (or a tenth of the spectral radius, if that is larger). Where the Krylov space is exhausted before it holds
+    k pairs, a new random direction continues it. Of equal eigenvalues fewer vectors may be found than there are, as by
+    every method that starts from a single vector; the next smaller eigenvalues then take their places.
 
     Args:
         operator: shape [p, p].
@@ -115,8 +116,7 @@ def top_eigenpairs_steps(
             residuals = np.abs(below[-1] * mixing[-1, : -k - 1 : -1])
             radius = np.append(values[: -k - 1 : -1], values[0])  # the smallest, so that the radius is of both ends
             within = residuals <= tolerances(radius, rtol)[:k]
-            # At the end of a Krylov space every residual is 0, whatever lies outside of it.
-            if (within.all() and not closed) or step == steps:
+            if within.all() or step == steps:
                 vectors = basis.combined(mixing[:, : -k - 1 : -1].copy())
                 return EigenPairs(values[: -k - 1 : -1].copy(), residuals, within, step, vectors)
         if closed:

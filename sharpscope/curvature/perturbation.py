@@ -66,9 +66,10 @@ def sharpness_avg(
 ) -> SharpnessEstimate:
     """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
 
-    With uniform noise, delta is uniform in the box |delta / c| <= rho, of which ``sharpness_max`` in the l-infinity ball
-    is the worst case; for small rho the result then approaches rho^2 / 6 * tr(diag(c) H diag(c)). Every draw is used with both signs (an antithetic pair), which cancels the first-order term <g, delta> exactly. For
-    small rho the result approaches rho^2 / 2 * tr(diag(c) H diag(c)). Where the objective is ``Cuttable``, the part of
+    With uniform noise, delta is uniform in the box |delta / c| <= rho, of which ``sharpness_max`` in the l-infinity
+    ball is the worst case. Every draw is used with both signs (an antithetic pair), which cancels the first-order term
+    <g, delta> exactly. For small rho the result approaches rho^2 / 2 * tr(diag(c) H diag(c)), with uniform noise rho^2
+    / 6 times that trace. Where the objective is ``Cuttable``, the part of
     the forward pass before the layer is computed only once per batch.
 
     Args:

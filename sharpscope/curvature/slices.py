@@ -92,7 +92,7 @@ def _checked(direction: Direction, theta: Mapping[str, Tensor]) -> dict[str, Ten
             raise ConfigError(f"directions: '{shown(name)}' is no tensor of theta.{did_you_mean(name, theta)}")
         if d.shape != theta[name].shape:
             raise ConfigError(
-                f"directions: '{shown(name)}' has the shape {tuple(d.shape)}, and theta's is {tuple(theta[name].shape)}."
+                f"directions: '{shown(name)}' has the shape {tuple(d.shape)}, theta's is {tuple(theta[name].shape)}."
             )
     return {n: d.detach().to(theta[n]) for n, d in direction.items()}
 
@@ -114,8 +114,8 @@ def random_direction(theta: Mapping[str, Tensor], names: Sequence[str], *, seed:
 def filter_normalized(direction: Direction, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every filter of ``direction`` scaled to the norm of the same filter of ``theta``; vectors become 0.
 
-    d_f <- d_f ||theta_f|| / ||d_f|| for each row f of a matrix (output channel of a convolution); a filter of d that is 0
-    stays 0. Biases and gains of norms, which are vectors, do not move.
+    d_f <- d_f ||theta_f|| / ||d_f|| for each row f of a matrix (output channel of a convolution); a filter of d that is
+    0 stays 0. Biases and gains of norms, which are vectors, do not move.
 
     Source: Li et al. 2018, arXiv 1712.09913, section 4.
     """

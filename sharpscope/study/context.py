@@ -143,7 +143,7 @@ class Context:
         memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
-            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=int(memory),
             trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
             random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip

@@ -33,6 +33,7 @@ def scenarios(folder):
     from sharpscope.curvature.measures.density import measure_density
     from sharpscope.curvature.measures.registry import measure_layers
     from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.curvature.power import power_iteration
     from sharpscope.curvature.trace import hutchinson, hutchpp, per_example_trace, xtrace
     from sharpscope.curvature.tracking import tracked
     from sharpscope.finetuning.registry import METHODS

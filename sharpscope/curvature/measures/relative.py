@@ -27,8 +27,8 @@ class NeuronWeighted(FunctionOperator):
 
     sum_{s,t} <w_s, w_t> tr H_st, over the rows w_s of W and the m x m blocks H_st of the Hessian in rows s and t,
     equals the trace of M'HM with M: Z -> W Z for Z [m, m]. Where d < m the same trace is that of S H S with
-    S: Z -> (W W')^(1/2) Z for Z [d, m], which is smaller. A tensor of more than two dimensions (a convolution) is a matrix with one row per
-    output channel. Vectors (biases, gains of norms) have no neurons and count 0.
+    S: Z -> (W W')^(1/2) Z for Z [d, m], which is smaller. A tensor of more than two dimensions (a convolution) is a
+    matrix with one row per output channel. Vectors (biases, gains of norms) have no neurons and count 0.
     """
 
     def __init__(self, operator: SymmetricOperator, spec: BlockSpec, weights: Tensor) -> None:

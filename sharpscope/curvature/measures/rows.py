@@ -42,6 +42,7 @@ class MeasureSettings:
     rho_avg: float = 0.1
     rho_linf: float = 0.002
     rho_l2: float = 0.5
+    rho_geodesic: float = 0.05
     memory: int | None = None
     trace_method: TraceMethod = "per_example"
     precision: Precision = "full"
@@ -54,7 +55,9 @@ class MeasureSettings:
 
     def __post_init__(self) -> None:
         check_ranges(
-            self, least=dict.fromkeys(_COUNTS, 1), positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory")
+            self,
+            least=dict.fromkeys(_COUNTS, 1),
+            positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory"),
         )
 
 
