@@ -182,6 +182,13 @@ class StudyConfig:
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None
     """The alphas at which the spectral density is taken; default: the first, the middle and the last."""
+    eigenvectors: int = 0
+    """Number of top eigenvectors of the Hessian to save for each of eigenvector_layers, as safetensors files in the run
+    directory's folder eigenvectors/; each is as large as the layer."""
+    eigenvector_layers: tuple[str, ...] = (ALL,)
+    """Layers whose eigenvectors are saved; ``(all)`` is the whole model."""
+    eigenvector_alphas: tuple[float, ...] | None = None
+    """The alphas at which eigenvectors are saved; default: the first, the middle and the last."""
     noise_samples: int = 8
     """Number of Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
@@ -311,7 +318,7 @@ class StudyConfig:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("perturbation_alphas", "density_alphas", "repair_alphas"):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -319,7 +326,8 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas"):
+        chosen = getattr(c, name)
         if chosen is not None and not set(chosen) <= set(c.alphas):
             raise ConfigError(f"{name}: each must be one of alphas.")
     if c.precision == "fp16":
@@ -330,13 +338,13 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
-    check_uses(c, c.measures, products_elsewhere=bool(c.density_layers))
+    check_uses(c, c.measures, products_elsewhere=bool(c.density_layers or c.eigenvectors))
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
     check_ranges(
         c,
-        least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
+        least={"threads": 0, "limit": 1, "eigenvectors": 0} | dict.fromkeys(_COUNTS, 1),
         positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory", "criticality_noise"),
     )
     if not 0 < c.level < 1:
@@ -344,13 +352,29 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
+    lists = (
+        "id",
+        "ood",
+        "metrics",
+        "measures",
+        "density_layers",
+        "eigenvector_layers",
+        "densities",
+        "targets",
+        "selects",
+    )
     for name in (*lists, "criticality_noise", "output_baselines", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
     if c.density_alphas is not None and not c.density_layers:
         raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
+    if not c.eigenvectors:
+        for name in ("eigenvector_layers", "eigenvector_alphas"):
+            if getattr(c, name) != getattr(type(c), name):
+                raise ConfigError(f"{name}: says where eigenvectors are saved, and eigenvectors is 0.")
+    elif not c.eigenvector_layers or c.eigenvector_alphas == ():
+        raise ConfigError("eigenvectors: needs a layer in eigenvector_layers and an alpha in eigenvector_alphas.")
     for i, pair in enumerate(c.pairs):
         _check_name(f"pairs[{i}].name", pair.name)
     names = [p.name for p in c.pairs]

@@ -22,7 +22,10 @@ from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
-_LATER = ("rho_geodesic", "normalize_logits", "random_start", "eigen_method", "products")
+_LATER = (
+    "eigenvectors", "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start",
+    "eigen_method", "products",
+)  # fmt: skip
 """Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
 run."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors.numpy import save as save_tensors
 
 from sharpscope.config.plugins import recall_words
 from sharpscope.config.study import StudyConfig
@@ -148,6 +149,11 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     for name, frame in tables.items():
         directory.write(f"tables/{name}.csv", csv_bytes(frame, name))
         directory.write(f"tables/{name}.parquet", parquet_bytes(frame, name))
+    for name in results.layers:
+        for alpha in results.eigenvector_alphas:
+            if (unit := results.units.get(f"eigenvectors/{name}/{alpha!r}")) is not None:
+                data = save_tensors(unit.arrays, metadata={"pair": name, "alpha": repr(alpha)})
+                directory.write(f"eigenvectors/{name}_{alpha:g}.safetensors", data)
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
     parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])

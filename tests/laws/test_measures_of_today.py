@@ -269,7 +269,8 @@ def test_several_radii_in_one_run_are_the_single_runs() -> None:
     rows = measure_layers(Loss(mlp), MLP, layers, grid, few).rows
     kinds = list(dict.fromkeys((r["measure"], r["rho"]) for r in rows))
     assert kinds == [
-        ("sharpness_avg@0.2", 0.2), ("sharpness_max", 0.002), ("sharpness_max@0.002", 0.002), ("sharpness_max@0.01", 0.01)
+        ("sharpness_avg@0.2", 0.2), ("sharpness_max", 0.002),
+        ("sharpness_max@0.002", 0.002), ("sharpness_max@0.01", 0.01),
     ]  # fmt: skip
     by = {(r["measure"], r["layer"]): r for r in rows}
     for layer in ("(all)", "a", "b", "c"):
