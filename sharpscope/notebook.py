@@ -23,7 +23,6 @@ from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
 from sharpscope.config.fields import checked_fields
-from sharpscope.config.uses import check_uses
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.checks import STEPS, check_derivatives
 from sharpscope.curvature.eigen import RitzSpace
@@ -650,7 +649,6 @@ def layer_curvature(
         NumericalError: autograd's derivatives of the loss are not the loss's own.
     """
     settings = _settings(options)
-    check_uses(settings, measures, products_elsewhere=bool(density or eigenvectors))
     for key, given in (("density", density), ("eigenvectors", eigenvectors)):
         if given and details is None:
             raise ConfigError(f"{key}: pass details=, a dictionary that the result is put into.")
@@ -750,7 +748,6 @@ def layer_sharpness(
             [0, 1].
     """
     settings = _settings(options)
-    check_uses(settings, measures)
     path, layers = pair.path(probe.dtype), pair.layers(granularity)
     rows: list[dict[str, Any]] = []
     warm: dict[str, RitzSpace] = {}

@@ -93,6 +93,8 @@ Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 PathName = Literal["linear", "lines"]
 EigenMethod = Literal["lanczos", "power"]
 Products = Literal["graph", "func"]
+ClassPosition = Literal["end", "middle", "front"]
+"""Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 

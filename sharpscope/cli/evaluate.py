@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
@@ -52,13 +53,22 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
         for flag, value in (("batch-size", self.batch_size), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
+        check_inputs(
+            (*self.checkpoints, self.base, self.head_file),
+            self.datasets,
+            self.data_root,
+            classnames=self.classnames,
+            templates=self.templates,
+        )
         from sharpscope.clip.evaluate import evaluate
 
         table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
         absent = [m for m in self.metrics or () if m not in set(table["metric"])]
-        told = f"--metrics: {', '.join(absent)} has no meaning for any of these sets." if absent else ""
-        return dataclasses.replace(said, complaint=told)
+        told = [f"--metrics: {', '.join(absent)} has no meaning for any of these sets."] if absent else []
+        if unused := table.attrs.get("unused"):
+            told.append(f"--{unused}")
+        return dataclasses.replace(said, complaint="\n".join(told))
 
 
 def _by_dataset(table: pd.DataFrame) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
@@ -69,6 +70,7 @@ class Convert:
         check_output(self.out, self.source, self.base, self.head_file)
         if not self.out.endswith(".safetensors"):
             raise ConfigError(f"OUT: {shown(self.out)} has to be a safetensors file; let its name end in .safetensors.")
+        check_inputs((self.source, self.base, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import convert
 
         read = convert(**given(self))
@@ -85,6 +87,7 @@ class Interpolate(Head, Model, Point, Ends):
 
     def __call__(self) -> Outcome:
         self.check(self.zeroshot, self.finetuned)
+        check_inputs((self.zeroshot, self.finetuned, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import interpolate
 
         interpolate(**given(self))
@@ -116,6 +119,11 @@ class Sparsify(Head, Model, Point, Ends):
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:
             raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
+        if self.select == "magnitude" and self.seed:
+            raise ConfigError("--seed: changes nothing, because --select magnitude makes no random choice.")
+        if self.alpha == 0 and self.target == "delta":
+            raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
+        check_inputs((self.zeroshot, self.finetuned, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import sparsify
 
         sparsify(**given(self))

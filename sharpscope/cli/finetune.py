@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Computing, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
@@ -23,7 +24,7 @@ class _Hyperparameters:
     epochs: int | None = None
     """Number of passes over the training data."""
     steps: int | None = None
-    """Total number of optimizer steps; overrides --epochs."""
+    """Total number of optimizer steps, in place of --epochs."""
     batch_size: int | None = None
     """Number of examples per batch."""
     accumulate: int | None = None
@@ -95,6 +96,16 @@ class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
             if not value:
                 raise ConfigError(f"--{flag}: is missing. 'sharpscope finetune --list' shows the methods.")
         changes = self.changes()
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("--steps, --epochs: both say how long to train; give one of them.")
+        captions = self.train.startswith("csv:")  # a file of captions is no data set, and stands alone
+        check_inputs(
+            [self.zeroshot],
+            () if captions else (self.train, self.val),
+            self.data_root,
+            classnames=self.classnames,
+            templates=self.templates,
+        )
         from sharpscope.finetuning.run import finetune
 
         settled = dataclasses.replace(self, out=self.out or f"runs/{self.method}")

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from sharpscope.cli.options import Plugins
 from sharpscope.cli.outcome import Outcome
+from sharpscope.config.specs import LAYOUTS
 from sharpscope.vocabulary import CRITERIA, MEASURES, Words
 
 __all__ = ["List"]
@@ -36,8 +37,6 @@ def _criteria() -> tuple[Words, list[str]]:
 
 
 def _datasets() -> tuple[Words, list[str]]:
-    from sharpscope.clip.datasets.spec import LAYOUTS
-
     return LAYOUTS, [layout.form for layout in LAYOUTS.values()]
 
 

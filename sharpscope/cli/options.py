@@ -13,7 +13,7 @@ from typing import Any
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Device, HeadMode
+from sharpscope.vocabulary import ClassPosition, Device, HeadMode
 
 __all__ = [
     "AsTable",
@@ -76,10 +76,14 @@ class Point:
     """File to write."""
 
     def check(self, *inputs: str) -> None:
-        """Raise ConfigError for an alpha outside [0, 1] without ``extrapolate``, or an output that is an input."""
+        """Raise ConfigError for an alpha that does not go with ``extrapolate``, or an output that is an input."""
         if not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:
             raise ConfigError(
                 f"--alpha: {self.alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate)."
+            )
+        if self.extrapolate and 0 <= self.alpha <= 1:
+            raise ConfigError(
+                f"--extrapolate: changes nothing, because --alpha {self.alpha:g} is inside [0, 1]; leave it out."
             )
         check_output(self.out, *inputs)
 
@@ -96,6 +100,8 @@ class Head:
     """File that holds a classification head alone (task_vectors), for each checkpoint that has no head."""
     classnames: str | None = StudyConfig.classnames
     """Text file with one class name per line; default: the class names of the head or of the data set."""
+    class_position: ClassPosition | None = StudyConfig.class_position
+    """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed."""
 
 
 @dataclass(frozen=True, kw_only=True)

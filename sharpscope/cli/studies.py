@@ -9,10 +9,12 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, Suppress, arg
 
+from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Plugins, given
 from sharpscope.cli.outcome import Outcome, finished, progress_bar
+from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
-from sharpscope.errors import ConfigError
+from sharpscope.errors import ConfigError, shown
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
@@ -51,6 +53,14 @@ class StudyCommand(StudyConfig, Plugins, _Files):
         """The same with nothing missing; called before torch is imported, so that a mistake is told at once."""
         config = self.config()
         config.check_complete()
+        check_no_idle(config)
+        check_inputs(
+            [*(end for p in config.pairs for end in (p.zeroshot, p.finetuned)), config.upgraded, config.head_file],
+            (config.probe, *config.id, *config.ood),
+            config.data_root,
+            classnames=config.classnames,
+            templates=config.templates,
+        )
         return config
 
     def _pairs(self) -> tuple[PairConfig, ...]:
@@ -99,7 +109,8 @@ class Plan(StudyCommand):
         config = self.complete()
         from sharpscope.study.plan import plan
 
-        return Outcome(plan(config))
+        unused = f"--out: plan writes nothing; run would write to {shown(self.out)}." if self.out is not None else ""
+        return Outcome(plan(config), unused)
 
 
 @dataclass(frozen=True)

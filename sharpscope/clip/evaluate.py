@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -16,16 +17,18 @@ from torch import Tensor
 from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
-from sharpscope.clip.datasets.spec import check_folders, load_dataset
+from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
+from sharpscope.clip.settings import check_head_file, check_templates, check_used
+from sharpscope.config.specs import check_folders
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
-from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, check_metrics, expand_specs
+from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, ClassPosition, check_metrics, expand_specs
 from sharpscope.weights import Checkpoint, read_checkpoint
 from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
@@ -61,6 +64,7 @@ def evaluate(
     progress: MakeBar | None = None,
     head_file: File | None = None,
     base: File | None = None,
+    class_position: ClassPosition | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: one table.
 
@@ -89,13 +93,16 @@ def evaluate(
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; None: no bar is shown.
         head_file: a separate file with a head (task_vectors), for each checkpoint without a head.
         base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid.
+        class_position: where the class name stands in a file's learnt prompts, in CoOp's words: end | middle | front;
+            None: end is assumed.
 
     Returns:
         One row per (checkpoint, data set, metric). ``role`` is test, or mean for the average over the data sets that
         ``dataset`` names. Shares are in [0, 1], nll is in nats. ``n``: number of images.
 
     Raises:
-        ConfigError: an unknown metric, model or head, or a checkpoint that is given twice.
+        ConfigError: an unknown metric, model or head, a checkpoint that is given twice, or a base, head_file, templates
+            or class_position that would change nothing for any checkpoint.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
         DatasetError: a data set that is missing, empty or does not fit the class names.
@@ -103,6 +110,10 @@ def evaluate(
     files = [checkpoints] if isinstance(checkpoints, (str, FilePath)) else list(checkpoints)
     check_metrics(tuple(metrics or ()))
     wanted = METRICS if metrics is None else metrics
+    if head_file is not None:
+        check_head_file(head)
+    if head == "stored":
+        check_templates(templates)
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
     data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
@@ -111,15 +122,19 @@ def evaluate(
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     cache = FeatureCache() if len(files) > 1 else None
     rows: list[dict[str, Any]] = []
+    from_text = False
+    read = functools.partial(_read, base=under, head_file=head_file)
+    _check_needed(files, read, base, head_file, class_position)
     for label, file in zip(_labels(files), files, strict=True):
-        weights = read_checkpoint(resolve_checkpoint(file), base=under)
-        if head_file is not None and not weights.facts["head"]:
-            weights = with_head(weights, head_file)
+        weights = read(file)
         check_activation(clip, (weights,))
-        heads = _Heads(clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where)
+        heads = _Heads(
+            clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
+        )
         own: list[dict[str, Any]] = []
         for spec in sets:
             classifier, theta, dataset, said = heads.for_set(spec, data)
+            from_text |= classifier.mode == "zeroshot"
             with contextlib.closing((progress or silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
                 given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
             own += accuracy_rows(
@@ -135,7 +150,41 @@ def evaluate(
                 seed=seed,
             )
         rows += own + _averages(own, specs)
-    return pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
+    table = pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
+    if templates is not None and not from_text:
+        table.attrs["unused"] = "templates: no head was made from text, so that they changed nothing."
+    return table
+
+
+def _read(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
+    """The checkpoint ``file``, laid over ``base`` and with the head in ``head_file`` where it needs them."""
+    weights = read_checkpoint(resolve_checkpoint(file), base=base)
+    return weights if head_file is None or weights.facts["head"] else with_head(weights, head_file)
+
+
+def _check_needed(
+    files: Sequence[File],
+    read: Callable[[File], Checkpoint],
+    base: File | None,
+    head_file: File | None,
+    position: ClassPosition | None,
+) -> None:
+    """Raise ConfigError where a base, a head's file or a position of class names would change nothing for any file."""
+    if base is None and head_file is None and position is None:
+        return
+    ends = ((end.facts, holds_prompts(end)) for end in map(read, files))  # the tensors of one file at a time
+    laid, own, prompts = [], [], []
+    for facts, learnt in ends:
+        laid.append(bool(facts["overlay"] or facts["adapter"]))
+        own.append("file_sha256" in (facts["head"] or {}))
+        prompts.append(learnt)
+    names = [str(f) for f in files]
+    if base is not None:
+        check_used("base", laid, names)
+    if head_file is not None:
+        check_used("head_file", own, names)
+    if position is not None:
+        check_used("class_position", prompts, names)
 
 
 def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
@@ -185,6 +234,8 @@ class _Heads:
     """Class names that the user gave."""
     templates: Names
     where: torch.device
+    position: ClassPosition | None = None
+    """Where the class name stands in learnt prompts; None: behind the context."""
     _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
     _theta: dict[str, Tensor] = field(default_factory=dict)
 
@@ -197,7 +248,8 @@ class _Heads:
         said = ""
         if stored is not None and self.mode in ("stored", "auto"):
             try:
-                return self._stored(spec, data, own)
+                classifier, theta, dataset, said = self._stored(spec, data, own)
+                return classifier, theta, dataset, self._remarks(said, head=True)
             except (DatasetError, PairMismatch):
                 if self.mode == "stored" or (self.names and not self.prompts) or not self._has_text():
                     raise
@@ -209,11 +261,12 @@ class _Heads:
                 "meaningless.\nRemedy: --classnames FILE with one name per line, or classnames.txt beside the images."
             )
         if self.prompts:
-            said = f"the head was made from the learnt prompts{said}"
-            return (*self._prompted(dataset.classnames, own), dataset, said)
+            place = "" if self.position else "; its class names are assumed to stand behind the context"
+            said = f"the head was made from the learnt prompts{said}{place}"
+            return (*self._prompted(dataset.classnames, own), dataset, self._remarks(said, head=False))
         templates = self.templates or dataset.templates or ()
         said = f"the head was made from the text tower{said}" if said else ""
-        return (*self._make("zeroshot", dataset.classnames, templates), dataset, said)
+        return (*self._make("zeroshot", dataset.classnames, templates), dataset, self._remarks(said, head=False))
 
     def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
@@ -238,6 +291,12 @@ class _Heads:
                 return data.get(spec, own, by_name=True)
         return data.get(spec, self.names)
 
+    def _remarks(self, said: str, *, head: bool) -> str:
+        """``said``, and what is assumed of the file because it does not say; ``head``: of its stored head too."""
+        facts = self.weights.facts if head else {**self.weights.facts, "head": None}
+        assumed = dataclasses.replace(self.weights, facts=facts).assumptions
+        return "; ".join(filter(None, (said, *(x.rstrip(".") for x in assumed))))
+
     @functools.cached_property
     def prompts(self) -> dict[str, Tensor]:
         """The learnt prompts in the checkpoint's file; empty where it holds none."""
@@ -259,7 +318,7 @@ class _Heads:
             self._theta = self._theta or self._loaded()
             check_model(self.weights.tensors, self.clip.shapes, self.clip.name, source=source, require=_TOWERS)
             body = {k: v for k, v in self._theta.items() if tower_of(k) != "head"}
-            vectors = prompted_vectors(self.clip, body, self.prompts, names, self.weights.source)
+            vectors = prompted_vectors(self.clip, body, self.prompts, names, self.weights.source, self.position)
             self._made[key] = Classifier(self.clip, "stored", names), {**body, HEAD_WEIGHT: vectors}
         return self._made[key]
 

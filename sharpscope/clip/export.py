@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.clip.settings import check_used
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import HEAD_WEIGHT
-from sharpscope.vocabulary import PathName, Select, Target
+from sharpscope.vocabulary import ClassPosition, PathName, Select, Target
 from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_finite
@@ -66,7 +67,7 @@ def convert(
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``, and where writing fails.
         NonFiniteWeights: NaN or infinite values.
-        ConfigError: class names that do not fit the head, or words on a head that is not there.
+        ConfigError: class names that do not fit the head, or a setting that changes nothing for the file.
     """
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     read = read_checkpoint(
@@ -77,11 +78,31 @@ def convert(
         adapter_merged=adapter_merged,
         weights=weights,
     )
+    _check_used(read, base=base, classnames=classnames, scale=adapter_scale, merged=adapter_merged)
     said = {"scale_baked": head_scale_baked, "normalize": head_normalize}
     check_finite(read.tensors, shown(read.source, 200))
     tensors = in_huggingface_names(read) if names == "huggingface" else read.tensors
     write_checkpoint(out, tensors, _provenance(read, classnames, quick_gelu, said))
     return read
+
+
+def _check_used(
+    read: Checkpoint, *, base: object, classnames: object, scale: float | None, merged: bool | None
+) -> None:
+    """Raise ConfigError for a setting of ``convert`` that changes nothing for the file that was ``read``."""
+    facts, source = read.facts, shown(read.source, 200)
+    if base is not None and not facts["overlay"] and not (facts["adapter"] and merged is None):
+        check_used("base", [False], [source])
+    if classnames is not None and not facts["head"]:
+        raise ConfigError(f"classnames: {source} holds no head whose classes they could name.\nRemedy: leave them out.")
+    if scale is not None and (facts["adapter_inside"] or not facts["adapter"]):
+        raise ConfigError(f"adapter_scale: no change of an adapter is added to {source}.\nRemedy: leave it out.")
+    if merged is not None and not facts["adapter"]:
+        raise ConfigError(f"adapter_merged: {source} holds no adapter.\nRemedy: leave it out.")
+    if merged and not facts["adapter_inside"]:
+        raise ConfigError(
+            f"adapter_merged: {source} holds no weights beside its adapter that could contain the change."
+        )
 
 
 def _provenance(
@@ -127,12 +148,13 @@ def interpolate(
     extrapolate: bool = False,
     head: str = "auto",
     head_file: str | FilePath | None = None,
+    class_position: ClassPosition | None = None,
     path: PathName = "linear",
 ) -> None:
     """Write theta(alpha) as a safetensors file in open_clip's names, including the head and its facts.
 
     Args:
-        zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
+        zeroshot, finetuned, model, classnames, head, head_file, class_position: see ``load_pair``.
         alpha: the point of the path, 0 for the zero-shot and 1 for the fine-tuned model.
         out: file to write; it is written completely or not at all.
         extrapolate: allow an alpha outside [0, 1].
@@ -144,7 +166,15 @@ def interpolate(
 
     Source: Wortsman et al. 2022, arXiv 2109.01903.
     """
-    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
+    pair = load_pair(
+        zeroshot,
+        finetuned,
+        model=model,
+        classnames=classnames,
+        head=head,
+        head_file=head_file,
+        class_position=class_position,
+    )
     theta = pair.path(extrapolate=extrapolate, kind=path).at(alpha)
     _write_theta(out, theta, pair, {"alpha": repr(float(alpha)), **({} if path == "linear" else {"path": path})})
 
@@ -166,11 +196,12 @@ def sparsify(
     extrapolate: bool = False,
     head: str = "auto",
     head_file: str | FilePath | None = None,
+    class_position: ClassPosition | None = None,
 ) -> None:
     """Write theta(alpha) as a safetensors file, keeping only a part of the change (or weights) of some layers.
 
     Args:
-        zeroshot, finetuned, model, classnames, head, head_file: see ``load_pair``.
+        zeroshot, finetuned, model, classnames, head, head_file, class_position: see ``load_pair``.
         layers: names of layers (``sharpscope.inspect(A, B)`` lists them).
         density: the fraction of each layer's entries that is KEPT, in [0, 1]; 1 gives theta(alpha) itself.
         out: file to write; it is written completely or not at all.
@@ -187,7 +218,15 @@ def sparsify(
 
     Source: Abdollahpoorrostam 2024, arXiv 2410.16476; details and options: ``sharpscope.weights.sparsify``.
     """
-    pair = load_pair(zeroshot, finetuned, model=model, classnames=classnames, head=head, head_file=head_file)
+    pair = load_pair(
+        zeroshot,
+        finetuned,
+        model=model,
+        classnames=classnames,
+        head=head,
+        head_file=head_file,
+        class_position=class_position,
+    )
     known = {x.name: x for x in pair.layers(granularity)}
     for name in layers:
         if name not in known:

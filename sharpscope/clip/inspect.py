@@ -73,7 +73,7 @@ def _described_alone(source: str | FilePath, error: CheckpointError) -> str:
     try:
         head, facts = read_head_file(resolve_checkpoint(source))
     except CheckpointError:
-        if not (prompts := read_prompts(resolve_checkpoint(source))):
+        if not (prompts := read_prompts(resolve_checkpoint(source), alone=True)):
             raise error from None
         return _described_prompts(str(source), prompts)
     return _described_head(str(source), head, facts)
@@ -88,7 +88,8 @@ def _described_prompts(source: str, prompts: Mapping[str, Tensor]) -> str:
         "  written by    Dassl (CoOp, KgCoOp, ContCoOp) or sharpscope finetune",
         "  holds         only learnt prompts, which need the zero-shot weights (run --zeroshot BASE --finetuned FILE)",
         f"  prompts       {shape[-2]} context vectors x {shape[-1]}, {shared}{attention}",
-        "  class name    assumed to follow the context (CoOp's default 'end'); no file says 'middle' or 'front'",
+        "  class name    no file says where it stands; assumed to follow the context, CoOp's default (run "
+        "--class-position settles it)",
     ])  # fmt: skip
 
 

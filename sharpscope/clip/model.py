@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.prefix import Prefix
+from sharpscope.config.inputs import looks_like_tag
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import tower_of
 from sharpscope.miniworld import world as miniworld
@@ -491,7 +491,7 @@ def pretrained_tag(text: str) -> str:
     """What to pass instead of one of open_clip's pretrained tags (``laion2b_s34b_b79k``, also behind a model's name, as
     in ``ViT-B-32/openai``): an error's last sentences. Empty where ``text`` is no such tag."""
     model, _, tag = text.replace(":", "/").replace("//", "/").rpartition("/")
-    if not re.fullmatch(r"[\w-]{2,60}", tag):
+    if not looks_like_tag(text):
         return ""
     models = [m for m, t in open_clip.list_pretrained() if t == tag and model in ("", m)]
     if not models:

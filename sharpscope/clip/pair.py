@@ -15,12 +15,13 @@ from sharpscope.clip.datasets.names import read_classnames, read_lines, same_nam
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
+from sharpscope.clip.settings import check_head_file, check_position, check_templates, unread_prompts
 from sharpscope.clip.transplant import prompted, transplanted
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
-from sharpscope.vocabulary import Device, PathName
+from sharpscope.vocabulary import ClassPosition, Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.heads import CLASSNAMES
@@ -108,6 +109,7 @@ def load_pair(
     name: str | None = None,
     upgraded: CheckpointSource | None = None,
     head_file: str | FilePath | None = None,
+    class_position: ClassPosition | None = None,
 ) -> LoadedPair:
     """Load and check two checkpoints of one architecture; nothing in a file is executed, no input is modified.
 
@@ -130,6 +132,8 @@ def load_pair(
         name: the pair's name in tables; None: the fine-tuned file's stem.
         upgraded: better zero-shot weights of the same architecture, on which the pair's change is evaluated too.
         head_file: a separate file with a classification head (task_vectors), for each checkpoint without a head.
+        class_position: where the class name stands in a file's learnt prompts, in CoOp's words: end | middle | front;
+            None: end is assumed.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
@@ -137,11 +141,13 @@ def load_pair(
             than the file states; or weights that differ only where the logits do not depend on them.
         IdenticalPair: the two checkpoints are equal, so that there is nothing to interpolate.
         NonFiniteWeights: NaN or infinite weights, listed by key.
-        ConfigError: an unknown model or head, a stored head that does not exist, or no class names.
+        ConfigError: an unknown model or head, a stored head that does not exist, no class names, or a setting that
+            would change nothing (templates where no head is made from text, class_position without prompts).
     """
     clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
     first = _read(zeroshot, "zeroshot")
-    second = _read_finetuned(finetuned, first, clip, classnames, head)
+    second = _read_finetuned(finetuned, first, clip, classnames, head, class_position)
+    check_position(class_position, second)
     ends = alike_heads(*_with_head_file((first, second), head_file, head))
     pair: Pair = check_pair(*ends, parameter_names=clip.parameter_names)
     stored = next((e.facts["head"] for e in reversed(ends) if e.facts.get("head")), None)
@@ -159,6 +165,8 @@ def load_pair(
         normalize=not (mode == "stored" and stored and not stored["normalize"]),
         bias=HEAD_BIAS in pair.theta_1,
     )
+    if mode == "stored" and HEAD_WEIGHT in pair.theta_0 and upgraded is None:
+        check_templates(templates)
     zero, one, cast = without_halves(pair.theta_0), without_halves(pair.theta_1), _halves(pair.theta_0)
     theta_0 = classifier.attach(zero)
     theta_1 = classifier.attach(one, zero)
@@ -174,7 +182,7 @@ def load_pair(
         "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
         "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
-        "assumed": [sentence for end in ends for sentence in end.assumptions],
+        "assumed": [*(sentence for end in ends for sentence in end.assumptions), *unread_prompts(second, mode)],
         **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip
@@ -184,7 +192,7 @@ def load_pair(
         check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
         facts["upgraded"] = _file_facts(end)
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
-        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts)
+        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts, class_position)
     return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
 
 
@@ -217,25 +225,28 @@ def _read_finetuned(
     clip: ClipModel,
     classnames: str | FilePath | Sequence[str] | None,
     head: str,
+    position: ClassPosition | None,
 ) -> Checkpoint:
     """The fine-tuned end. For a file of learnt prompts (CoOp), the head that they make of the class names is added.
 
-    A head that such a file contains has the classes that the prompts were trained on.
+    A head that such a file contains has the classes that the prompts were trained on. ``position``: where the class
+    name stands in the prompts.
     """
     path = resolve_checkpoint(source) if isinstance(source, (str, FilePath)) else None
     try:
         second = _read(source, "finetuned", first)
     except CheckpointError:
-        prompts = read_prompts(path) if path is not None else {}
+        prompts = read_prompts(path, alone=True) if path is not None else {}
         if path is None or not prompts:
             raise
-        return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name))
+        return prompted(clip, first, prompts, path, _classnames(classnames, (first,), clip.name), position)
     told = second.facts.get("head")
     names = () if classnames is None else _given(classnames)
     ready = told is not None and (not names or (told["classnames"] and same_names(told["classnames"], names)))
     if path is None or ready or head not in ("auto", "stored") or not holds_prompts(second):
         return second
-    return prompted(clip, second, read_prompts(path), path, names or _classnames(None, (first, second), clip.name))
+    names = names or tuple(_classnames(None, (first, second), clip.name))
+    return prompted(clip, second, read_prompts(path), path, names, position)
 
 
 def check_head_names(ends: Sequence[Checkpoint], given: Sequence[str]) -> None:
@@ -260,8 +271,7 @@ def _with_head_file(
     """``ends``, of which those without a head get the head in the file ``path``."""
     if path is None:
         return ends
-    if head not in ("auto", "stored"):
-        raise ConfigError(f"head_file: it provides a stored head, which --head {shown(head)} does not use.")
+    check_head_file(head)
     if all(e.facts.get("head") for e in ends):
         raise ConfigError(f"head_file: {shown(path)} is not needed: both checkpoints hold a head of their own.")
     first, second = (e if e.facts.get("head") else with_head(e, path) for e in ends)

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import ClassPosition
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.prompts import PROMPTS
 
@@ -42,17 +43,20 @@ class Prompts:
     """The token sequences ``[start][context x M] name . [end]`` of all classes.
 
     ``tokens`` [C, L]: token ids, with M placeholders for the context. ``first``: the position of the first context
-    vector. ``length``: M. ``names`` bool [C, L]: the positions of each class name's tokens. Source: Zhou et al. 2022
-    (CoOp, 2109.01134), with one context for all classes and the class name at the end.
+    vector. ``length``: M. ``names`` bool [C, L]: the positions of each class name's tokens. ``position``: where the
+    class name stands when the sequences are embedded: behind the context (end), before it (front), or between its
+    first M // 2 vectors and the others (middle); the end token is at the same place in all three. Source: Zhou et al.
+    2022 (CoOp, 2109.01134).
     """
 
     tokens: Tensor
     first: int
     length: int
     names: Tensor
+    position: ClassPosition = "end"
 
     @classmethod
-    def of(cls, model: ClipModel, classnames: Sequence[str], length: int) -> Prompts:
+    def of(cls, model: ClipModel, classnames: Sequence[str], length: int, position: ClassPosition = "end") -> Prompts:
         """Prompts with ``length`` context vectors; raises ConfigError where they are too long for the text tower."""
         if not classnames or length < 1:
             raise ConfigError("prompts: need at least one class name and one context vector.")
@@ -70,13 +74,27 @@ class Prompts:
         column = torch.arange(plain.shape[1])
         ends = torch.tensor([_shared(plain[i], model.tokenize([w])[0]) for i, w in enumerate(words)])
         names = (column >= first + length) & (column < ends[:, None] + length)
-        return cls(tokens, first, length, names)
+        return cls(tokens, first, length, names, position)
 
     def embedded(self, model: ClipModel, theta: Mapping[str, Tensor], context: Tensor) -> Tensor:
         """Token embeddings [C, L, W] with ``context`` inserted: [M, W] for all classes, or [C, M, W] per class."""
         plain = model.embed_tokens(theta, self.tokens)
         context = context.expand(len(plain), -1, -1)
-        return torch.cat([plain[:, : self.first], context, plain[:, self.first + self.length :]], dim=1)
+        whole = torch.cat([plain[:, : self.first], context, plain[:, self.first + self.length :]], dim=1)
+        if self.position == "end":
+            return whole
+        return torch.stack([row[order] for row, order in zip(whole, self._orders(), strict=True)])
+
+    def _orders(self) -> list[list[int]]:
+        """For each class, which place of the sequence with the name at the end each place of the sequence gets."""
+        before = 0 if self.position == "front" else self.length // 2  # context vectors before the name
+        count, behind = self.tokens.shape[1], self.first + self.length
+        orders = []
+        for length in self.names.sum(dim=1).tolist():
+            name = range(behind, behind + length)
+            split = self.first + before
+            orders.append([*range(split), *name, *range(split, behind), *range(behind + length, count)])
+        return orders
 
     def class_vectors(self, model: ClipModel, theta: Mapping[str, Tensor]) -> Tensor:
         """Class vectors [C, D], unit rows, from the learnt prompts and the text tower in ``theta``.
@@ -97,9 +115,16 @@ def holds_prompts(checkpoint: Checkpoint) -> bool:
 
 @torch.no_grad()
 def prompted_vectors(
-    model: ClipModel, theta: Mapping[str, Tensor], prompts: Mapping[str, Tensor], classnames: Sequence[str], source: str
+    model: ClipModel,
+    theta: Mapping[str, Tensor],
+    prompts: Mapping[str, Tensor],
+    classnames: Sequence[str],
+    source: str,
+    position: ClassPosition | None = None,
 ) -> Tensor:
-    """Class vectors [C, D] of the learnt ``prompts`` before ``classnames``, on the text tower in ``theta``.
+    """Class vectors [C, D] of the learnt ``prompts`` with ``classnames``, on the text tower in ``theta``.
+
+    ``position``: where the class name stands in each prompt; None: behind the context.
 
     Raises PairMismatch, naming ``source``, where the context vectors do not have the width of the text tower, or where
     there is a separate context for each of a different number of classes.
@@ -117,7 +142,7 @@ def prompted_vectors(
             f"cannot be used for {len(classnames)} class names.\n"
             "Remedy: the class names that the prompts were trained on (--classnames FILE)."
         )
-    learnt = Prompts.of(model, classnames, context.shape[-2])
+    learnt = Prompts.of(model, classnames, context.shape[-2], position or "end")
     return learnt.class_vectors(model, {**theta, **prompts})
 
 

@@ -13,6 +13,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.prompts import prompted_vectors
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
+from sharpscope.vocabulary import ClassPosition
 from sharpscope.weights.checkpoint import Checkpoint
 from sharpscope.weights.files.sources import locate
 from sharpscope.weights.theta import Theta, cast, on_device
@@ -27,15 +28,18 @@ def prompted(
     prompts: Mapping[str, Tensor],
     path: str | os.PathLike[str],
     classnames: Sequence[str],
+    position: ClassPosition | None = None,
 ) -> Checkpoint:
     """``base`` with the head that ``prompts`` give for ``classnames``: the model of a file of prompts (CoOp, Dassl).
 
-    ``path``: the file of the prompts, whose sha256 becomes that of the result. Raises PairMismatch as
+    ``path``: the file of the prompts, whose sha256 becomes that of the result. ``position``: where the class name
+    stands in each prompt; None: behind the context, which is then noted as assumed. Raises PairMismatch as
     ``prompted_vectors`` does.
     """
     theta = {n: cast(t, torch.float32) for n, t in base.tensors.items()}
-    vectors = prompted_vectors(model, theta, prompts, classnames, str(path))
+    vectors = prompted_vectors(model, theta, prompts, classnames, str(path), position)
     head = {"scale_baked": False, "normalize": True, "classnames": list(classnames), "told_by": "prompts"}
+    head |= {"class_position": position}
     facts = {**base.facts, "head": head, "container": "prompts", "metadata": {}}
     with open(locate(path).path, "rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
@@ -49,19 +53,21 @@ def transplanted(
     theta_1: Mapping[str, Tensor],
     upgraded: Mapping[str, Tensor],
     prompts: Mapping[str, Tensor] | None = None,
+    position: ClassPosition | None = None,
 ) -> tuple[Theta, Theta]:
     """(zero-shot, adapted) weights on the backbone ``upgraded``, the two ends of the pair's path there.
 
     Without ``prompts`` the task vector is added, ``upgraded + (theta_1 - theta_0)``, including the head, wherever the
     shapes agree; buffers are those of ``upgraded``. With the ``prompts`` of a prompt method
     (``weights.prompts.read_prompts``), the class vectors are computed anew from the same prompts on the upgraded text
-    tower. ``theta_0`` and ``theta_1`` have to contain the head that ``classifier`` reads. Source: Wang et al. 2024
-    (2412.20895), who evaluate fine-tuning modules in this way; its use for task vectors is ours.
+    tower, with the class name at ``position`` (None: behind the context). ``theta_0`` and ``theta_1`` have to contain
+    the head that ``classifier`` reads. Source: Wang et al. 2024 (2412.20895), who evaluate fine-tuning modules in this
+    way; its use for task vectors is ours.
     """
     start = classifier.attach(upgraded)
     if prompts:
         module = on_device(prompts, upgraded[classifier.model.text_names[0]].device)
-        vectors = prompted_vectors(classifier.model, upgraded, module, classifier.classnames, "prompts")
+        vectors = prompted_vectors(classifier.model, upgraded, module, classifier.classnames, "prompts", position)
         return start, {**start, HEAD_WEIGHT: vectors}
     adapted = dict(start)
     for name in (*classifier.model.parameter_names, HEAD_WEIGHT, HEAD_BIAS):

@@ -75,12 +75,9 @@ def recall_words(manifest: Mapping[str, Any]) -> None:
     known: list[tuple[Words[Any], type]] = [(MEASURES, Measure), (CRITERIA, Criterion)]
     try:
         for words, kind in known:
+            # A manifest that was written before a word had one more fact leaves that fact at its default.
+            usual = {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
             for told in manifest.get("words", {}).get(words.kind, {}).values():
-                words.recall(kind(**checked_fields(kind, _defaults(kind) | told["word"])), Origin(**told["origin"]))
+                words.recall(kind(**checked_fields(kind, usual | told["word"])), Origin(**told["origin"]))
     except (AttributeError, KeyError, TypeError, ConfigError):
         raise RunDirectoryError("manifest.json: its key 'words' does not describe the plugins' measures.") from None
-
-
-def _defaults(kind: type) -> dict[str, Any]:
-    """The optional fields of a word, which the manifest of an older run may lack."""
-    return {f.name: f.default for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}

@@ -17,15 +17,16 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
-from sharpscope.config.ranges import check_ranges
+from sharpscope.config.ranges import check_products, check_ranges
+from sharpscope.config.specs import read_spec
 from sharpscope.config.spellings import current_keys
-from sharpscope.config.uses import check_uses
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
     ALL,
     CRITERIA,
     MEASURES,
     PAIRS,
+    ClassPosition,
     Device,
     Dtype,
     EigenMethod,
@@ -133,6 +134,9 @@ class StudyConfig:
     classnames: str | None = None
     """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
     Where they tell none and the head is made from text, the names of the probe set's classes."""
+    class_position: ClassPosition | None = None
+    """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed, as
+    the report then says."""
     templates: str | None = None
     """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
 
@@ -295,6 +299,8 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
+        for spec in (self.probe, *self.id, *self.ood):
+            read_spec(spec)
         if both := [spec for spec in self.ood if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"
@@ -338,7 +344,7 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
-    check_uses(c, c.measures, products_elsewhere=bool(c.density_layers or c.eigenvectors))
+    check_products(c)
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)

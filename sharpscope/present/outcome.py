@@ -20,6 +20,7 @@ from sharpscope.present.view import (
     absent,
     alpha_cell,
     cell,
+    data_notes,
     flat,
     in_order,
     layer_names,
@@ -195,7 +196,7 @@ def accuracy(source: Source) -> Section:
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
-    return Section("Accuracy along the path", "accuracy", grids, tuple(figures))
+    return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
 
 
 _BESIDE: dict[str, str] = {

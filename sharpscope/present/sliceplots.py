@@ -62,4 +62,4 @@ def _contours(ax: Axes, table: pd.DataFrame, second: str) -> None:
     ax.set_ylabel(f"step along {second}")
     bar = ax.figure.colorbar(filled, ax=ax, pad=0.02)
     bar.set_label("loss (nats)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

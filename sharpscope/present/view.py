@@ -26,6 +26,7 @@ __all__ = [
     "absent",
     "alpha_cell",
     "cell",
+    "data_notes",
     "estimate_cell",
     "flat",
     "in_order",
@@ -225,6 +226,15 @@ class Source:
 
     def figure(self, name: str, caption: str, wide: bool = True) -> list[Figure]:
         return [Figure(self.figures[name], caption, wide)] if name in self.figures else []
+
+
+def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the manifest says of its data sets that a reader of the numbers has to know, each sentence once."""
+    data = manifest.get("data")
+    pairs = [sets for sets in data.values() if isinstance(sets, Mapping)] if isinstance(data, Mapping) else []
+    facts = ((name, told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
+    said = ((name, sentence) for name, told in facts for sentence in told.get("said") or ())
+    return tuple(dict.fromkeys(f"{shown(name)}: {shown(sentence, 300)}." for name, sentence in said))
 
 
 def absent(what: str) -> str:

@@ -12,10 +12,11 @@ import torch
 
 from sharpscope.clip.accuracy import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.datasets.spec import check_folders, check_spec, load_dataset
+from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
+from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, NoClassNames, did_you_mean, shown
@@ -43,6 +44,7 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             name=pair.name,
             upgraded=config.upgraded,
             head_file=config.head_file,
+            class_position=config.class_position,
         )
 
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sharpscope.clip.datasets.spec import LAYOUTS, check_spec
+from sharpscope.config.specs import LAYOUTS, read_spec
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
@@ -37,6 +37,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     for name in _LATER:
         if getattr(config, name) == getattr(StudyConfig, name):
             del numbers[name]
+    if config.class_position is None:
+        del numbers["class_position"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)
@@ -45,7 +47,7 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
     """Origins of the code behind every name of this study that is not the package's own: kind -> name -> origin."""
-    kinds = {check_spec(spec)[0] for spec in (config.probe, *config.id, *config.ood)}
+    kinds = {read_spec(spec).kind for spec in (config.probe, *config.id, *config.ood)}
     used: list[tuple[Words[Any], Iterable[str]]] = [
         (MEASURES, config.measures), (CRITERIA, CRITERIA), (LAYOUTS, kinds),
     ]  # fmt: skip

@@ -11,8 +11,8 @@ from sharpscope.clip.accuracy import correct
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
-from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.curvature.functional import engine_for
+from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.tasks import looked_at, plan_curvature, variants
 from sharpscope.vocabulary import ALL, MEASURES, Cost

@@ -24,6 +24,7 @@ from sharpscope.layers import Layer
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
+from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
@@ -41,7 +42,8 @@ class Run:
 
     The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
     folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
-    ``assumed`` is what was assumed of the checkpoints because they do not say it. ``notices`` say why no verdict is
+    ``assumed`` is what was assumed of the checkpoints because they do not say it, ``data_notes`` what a reader has to
+    know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
     given where the numbers are meaningless (swapped ends, a path without its ends). A table of an unknown name is an
     AttributeError that names the nearest one.
     """
@@ -52,6 +54,7 @@ class Run:
     caveat: str = ""
     assumed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
+    data_notes: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -65,13 +68,14 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """The notices, the study's caveat, what was assumed of the checkpoints, verdicts and advice, one line each."""
+        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, advice: one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
             *(f"no verdict: {notice}" for notice in self.notices),
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
+            *(f"data: {sentence}" for sentence in self.data_notes),
         ]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
@@ -168,7 +172,8 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
-    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices)
+    said = data_notes(directory.manifest)
+    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, said)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

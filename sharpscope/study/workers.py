@@ -80,8 +80,9 @@ class Crew:
         """``work(*share)`` for every share: the first in this process, the others in the worker processes."""
         if self._pool is None:
             return [work(*share) for share in shares]
-        futures = [self._pool.submit(work, *share) for share in shares[1:]]
-        return [work(*shares[0]), *(f.result() for f in futures)]
+        with _workers_alive():
+            futures = [self._pool.submit(work, *share) for share in shares[1:]]
+            return [work(*shares[0]), *(f.result() for f in futures)]
 
     def do(self, directory: RunDirectory, tasks: Sequence[Task], bar: Bar) -> tuple[dict[str, Unit], dict[str, str]]:
         """(units by key, reasons of failure by key): finished units are read, all others are computed and saved."""
@@ -123,7 +124,8 @@ class Crew:
                         elsewhere.append(task)
                     else:
                         assert self._pool is not None
-                        running[self._pool.submit(_remote, self.config, task)] = (task, claim)
+                        with _workers_alive():
+                            running[self._pool.submit(_remote, self.config, task)] = (task, claim)
                 if waiting:
                     task = waiting.popleft()
                     claim = directory.claim(task.key)
@@ -249,11 +251,19 @@ def _context(config: str, pair: str) -> Context:
     return Context.load(study, next(p for p in study.pairs if p.name == pair))
 
 
-def _outcome(future: Future[tuple[Unit | str, float]]) -> tuple[Unit | str, float]:
+@contextlib.contextmanager
+def _workers_alive() -> Iterator[None]:
+    """Raise SharpscopeError where a worker process has ended; what is known of it is that alone."""
     try:
-        return future.result()
+        yield
     except BrokenProcessPool as error:
         raise SharpscopeError(
-            "a worker process died (killed, or out of memory); finished units are kept.\n"
-            "Remedy: run the same command again, with --jobs 1 or a smaller --batch-size if it happens again."
+            "a worker process ended without a word; finished units are kept. Likely the system stopped it for want of "
+            "memory, or a library crashed in it.\n"
+            "Remedy: the same command with --jobs 1, which resumes the run and shows a crash where it happens."
         ) from error
+
+
+def _outcome(future: Future[tuple[Unit | str, float]]) -> tuple[Unit | str, float]:
+    with _workers_alive():
+        return future.result()

@@ -82,15 +82,27 @@ class Checkpoint:
         facts, name, found = self.facts, shown(Path(self.source).name, 100), []
         head = facts.get("head") or {}
         if (others := facts.get("others")) and facts.get("container") != "prompts":  # those facts are the base's
-            found.append(f"{name} also holds {listing(others, 3)}, another set of weights, which was not read.")
+            found.append(
+                f"{name} also holds {listing(others, 3)}, another set of weights, which was not read (sharpscope "
+                "convert --weights KEY reads it)."
+            )
         if "normalize" in head.get("assumed", ()):
             unit = "of unit length" if head["normalize"] else "as they are"
-            found.append(f"{name} does not say which features its head reads; features {unit} are assumed.")
+            found.append(
+                f"{name} does not say which features its head reads; features {unit} are assumed (sharpscope convert "
+                "--[no-]head-normalize settles it)."
+            )
         if "scale_baked" in head.get("assumed", ()):
             factor = "contain" if head["scale_baked"] else "do not contain"
-            found.append(f"{name} does not say whether its head contains exp(logit_scale); the weights {factor} it.")
-        if head.get("told_by") == "prompts":
-            found.append(f"{name} does not say where its class names stand; behind the learnt context is assumed.")
+            found.append(
+                f"{name} does not say whether its head contains exp(logit_scale); that its weights {factor} it is "
+                "assumed (sharpscope convert --[no-]head-scale-baked settles it)."
+            )
+        if head.get("told_by") == "prompts" and not head.get("class_position"):
+            found.append(
+                f"{name} does not say where its class names stand; behind the learnt context is assumed "
+                "(--class-position settles it)."
+            )
         return tuple(found)
 
     def _repr_html_(self) -> str:

@@ -341,7 +341,14 @@ def _check_parts(names: Iterable[str], source: str) -> None:
 
 def _refuse_prompts(names: Iterable[str], source: str) -> None:
     every = list(names)
-    if any(n.startswith("prompt_learner.") or SCHEMES["dassl"].may_lack(n) for n in every):
+    others = [n for n in every if not SCHEMES["dassl"].may_lack(n)]
+    if others and len(others) < len(every):
+        raise CheckpointError(
+            f"{source}: {listing(others, 3)} has no place in open_clip's CLIP and stands beside learnt prompts; the "
+            "prompts alone would be another model.\nRemedy: call the towers image_encoder.* and text_encoder.*, as "
+            "CoOp's code does, and save the file again."
+        )
+    if not others:
         raise CheckpointError(
             f"{source}: holds {listing(every, 3)}: learnt prompts only (CoOp and similar methods).\n"
             "They need the zero-shot weights: pass both to sharpscope run, as --zeroshot and --finetuned."

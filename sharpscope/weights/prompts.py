@@ -23,12 +23,12 @@ _KNOWN: Final = re.compile(r"ctx|token_prefix|token_suffix|tokenized_prompts|nam
 _LEARNT: Final = re.compile(r"(?:module\.)?(?:prompt_learner\.)?(ctx|attn\.(?:q|k|v|out))")
 
 
-def read_prompts(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+def read_prompts(path: str | os.PathLike[str], *, alone: bool = False) -> dict[str, torch.Tensor]:
     """The context (``prompt_learner.ctx``) and ContCoOp's attention layer, float32; empty if the file has no prompts.
 
     Reads the files of ``sharpscope finetune`` and of Dassl (CoOp, KgCoOp). ``ctx`` is [M, W], or [C, M, W] where every
-    class has a context of its own. No file says where in the prompt the class name stands; it is assumed to follow the
-    context, which is CoOp's default ("end").
+    class has a context of its own. No file says where in the prompt the class name stands. ``alone``: empty too where
+    the file holds anything beside the prompts, which would otherwise be left out.
 
     Raises CheckpointError, CorruptCheckpoint, UnsafeCheckpoint as ``read_checkpoint`` does, and CheckpointError for a
     prompt learner that has more than a context: the prompts of a meta net depend on the image (CoCoOp), and those of
@@ -38,7 +38,14 @@ def read_prompts(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         state = unwrap(read_container(handle, size, source).value, shown(source)).state
         found = {m[1]: checked(name, value, source) for name, value in state.items() if (m := _LEARNT.fullmatch(name))}
         _check_plain(state, "ctx" in found, shown(source))
+        if alone and not all(map(_of_prompts, state)):
+            return {}
     return {PROMPTS + name: tensor.float() for name, tensor in found.items()} if "ctx" in found else {}
+
+
+def _of_prompts(name: str) -> bool:
+    """Whether ``name`` is one of a prompt learner's tensors."""
+    return _KNOWN.fullmatch(name.removeprefix("module.").removeprefix(PROMPTS)) is not None
 
 
 def _check_plain(state: Mapping[str, object], learnt: bool, source: str) -> None:

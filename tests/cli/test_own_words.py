@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sharpscope.cli.main import main
-from sharpscope.clip.datasets.spec import LAYOUTS
 from sharpscope.config import plugins
+from sharpscope.config.specs import LAYOUTS
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.vocabulary import CRITERIA, MEASURES
 

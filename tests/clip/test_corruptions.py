@@ -12,8 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sharpscope.clip.datasets.blurs import smeared
-from sharpscope.clip.datasets.corruptions import CORRUPTIONS, corruption
+from sharpscope.clip.datasets.corruptions import corruption
 from sharpscope.clip.datasets.spec import check_spec
+from sharpscope.config.specs import CORRUPTIONS
 from sharpscope.errors import ConfigError
 
 FIXED = {

@@ -15,8 +15,9 @@ from PIL import Image
 
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
-from sharpscope.clip.datasets.spec import check_folders, check_spec, load_dataset
+from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.model import ClipModel, imagenet_classnames, imagenet_templates
+from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.vocabulary import COLLECTIONS, expand_specs
 

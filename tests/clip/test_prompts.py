@@ -9,9 +9,19 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.clip.head import zero_shot_head
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.prompts import ATTENTION, CTX, Prompts, class_drift, conditioned, initial_context
+from sharpscope.clip.prompts import (
+    ATTENTION,
+    CTX,
+    Prompts,
+    class_drift,
+    conditioned,
+    initial_context,
+    prompted_vectors,
+)
 from sharpscope.errors import ConfigError
+from sharpscope.vocabulary import ClassPosition
 
 Thetas = dict[str, tuple[ClipModel, dict[str, torch.Tensor]]]
 NAMES = ("star", "sea_horse", "key")
@@ -121,3 +131,18 @@ def test_class_drift_by_hand() -> None:
     assert float(class_drift(start, start)) == 0
     assert float(class_drift(now, start)) == pytest.approx(float((now - start).square().sum(1).mean()) / 2)
     assert float(class_drift(F.normalize(now), -now)) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("position", "template"), [("end", "a photo {}."), ("middle", "a {} photo."), ("front", "{} a photo.")]
+)
+@pytest.mark.parametrize("kind", ["vit", "customtext"])
+def test_the_class_name_stands_where_it_is_said_to_stand(
+    kind: str, position: ClassPosition, template: str, tiny_thetas: Thetas
+) -> None:
+    model, theta = tiny_thetas[kind]
+    context = initial_context(model, theta, "a photo")
+    assert len(context) == 2
+    found = prompted_vectors(model, theta, {CTX: context}, NAMES, "x", position)
+    spoken = [n.replace("_", " ") for n in NAMES]
+    torch.testing.assert_close(found, zero_shot_head(model, theta, spoken, [template]))

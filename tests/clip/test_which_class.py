@@ -22,14 +22,14 @@ from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.images import in_eight_bits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, read_classnames, two_orders
-from sharpscope.clip.datasets.spec import LAYOUTS, check_spec, load_dataset
-from sharpscope.clip.datasets.splits import WORDS, chosen_split
+from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, imagenet_classnames
 from sharpscope.clip.pair import load_pair
 from sharpscope.clip.probe import Probe
 from sharpscope.clip.prompts import CTX, Prompts
+from sharpscope.config.specs import LAYOUTS, WORDS, chosen_split
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch
 from sharpscope.weights import write_checkpoint
 
@@ -352,7 +352,10 @@ def test_learnt_prompts_before_other_classes(
             evaluate(path, model, [spec], base=base, device="cpu")
         return
     table = evaluate(path, model, [spec], metrics=["top1", "nll"], base=base, device="cpu")
-    assert said(table) == "the head was made from the learnt prompts, because the stored head has other classes"
+    made = "the head was made from the learnt prompts, because the stored head has other classes"
+    assert said(table) == f"{made}; its class names are assumed to stand behind the context"
+    told = evaluate(path, model, [spec], metrics=["top1", "nll"], base=base, device="cpu", class_position="end")
+    assert said(told) == made and told["estimate"].equals(table["estimate"])
     by_hand = Prompts.of(tiny_model, new, 4).class_vectors(tiny_model, {**tiny_theta, CTX: context})
     features, labels = next(iter(load_dataset(spec, model=tiny_model).batches(6)))
     logits = tiny_theta["logit_scale"].exp() * tiny_model.encode_image(tiny_theta, features, normalize=True) @ by_hand.T

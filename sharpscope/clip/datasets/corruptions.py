@@ -12,9 +12,10 @@ from PIL import Image
 
 from sharpscope.clip.datasets import blurs, weather
 from sharpscope.clip.datasets.blurs import Array
+from sharpscope.config.specs import CORRUPTIONS
 from sharpscope.seeds import derive
 
-__all__ = ["CORRUPTIONS", "corruption"]
+__all__ = ["corruption"]
 
 
 def corruption(name: str, severity: int) -> Callable[[Image.Image, str], Image.Image]:
@@ -130,6 +131,3 @@ _ON_IMAGES: Final[dict[str, Callable[[Image.Image, int], Image.Image]]] = {
     "pixelate": _pixelate,
     "jpeg_compression": _jpeg_compression,
 }
-CORRUPTIONS: Final[tuple[str, ...]] = (*_ON_ARRAYS, *_ON_IMAGES)
-"""The names of ImageNet-C's 19 corruptions, including the four that its authors reserve for validation (Hendrycks
-and Dietterich 2019, arXiv 1903.12261)."""

@@ -13,13 +13,12 @@ from sharpscope.clip.datasets.folder import class_folders, class_images
 from sharpscope.clip.datasets.found import Found, Request, numbered
 from sharpscope.clip.datasets.images import Files
 from sharpscope.clip.datasets.names import check_distinct, read_lines, spoken, two_orders
-from sharpscope.clip.datasets.splits import chosen_split
+from sharpscope.config.specs import chosen_split
 from sharpscope.errors import DatasetError, shown
 from sharpscope.vocabulary import PRIMARY_METRICS
 
-__all__ = ["DOMAINS", "find_domainnet", "find_fmow", "find_iwildcam"]
+__all__ = ["find_domainnet", "find_fmow", "find_iwildcam"]
 
-DOMAINS: Final = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 _FMOW_TEMPLATES: Final = tuple(
     f"{how} photo of a {{}}{where}."
     for where in ("", " in asia", " in africa", " in the americas", " in europe", " in oceania")

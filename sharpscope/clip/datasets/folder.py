@@ -21,7 +21,7 @@ from sharpscope.clip.datasets.names import (
     spoken,
     two_orders,
 )
-from sharpscope.clip.datasets.splits import chosen_split, split_of
+from sharpscope.config.specs import chosen_split, split_of
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["CLASSNAMES", "TEMPLATES", "class_folders", "class_images", "find_folder", "own_texts"]

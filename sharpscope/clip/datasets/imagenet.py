@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,19 +18,10 @@ from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
 from sharpscope.clip.datasets.names import read_lines, spoken
 from sharpscope.clip.model import imagenet_classnames, imagenet_templates
+from sharpscope.config.specs import FOLDERS
 from sharpscope.errors import DatasetError, shown
 
-__all__ = ["FOLDERS", "find_imagenet", "find_objectnet", "find_subset", "place"]
-
-FOLDERS: Final[dict[str, tuple[str, ...]]] = {
-    "imagenet": ("imagenet",),
-    "imagenet-v2": ("imagenetv2-matched-frequency-format-val", "imagenetv2"),
-    "imagenet-a": ("imagenet-a",),
-    "imagenet-r": ("imagenet-r",),
-    "imagenet-sketch": ("sketch", "imagenet-sketch"),
-    "objectnet": ("objectnet-1.0", "objectnet"),
-}
-"""Each set -> the names that its folder under the data root may have; the first is WiSE-FT's (arXiv 2109.01903)."""
+__all__ = ["find_imagenet", "find_objectnet", "find_subset", "place"]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import numpy as np
 from sharpscope.clip.datasets.found import Found, Request, numbered
 from sharpscope.clip.datasets.images import Indexed
 from sharpscope.clip.datasets.names import spoken
-from sharpscope.clip.datasets.splits import WORDS, chosen_split
+from sharpscope.config.specs import WORDS, chosen_split
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 
 __all__ = ["find_hf", "find_torchvision"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sharpscope.clip.model import imagenet_classnames, imagenet_templates
+from sharpscope.config.inputs import lines_of
 from sharpscope.errors import DatasetError, shown
 
 __all__ = [
@@ -34,18 +35,7 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     """
     if str(path) == "imagenet":
         return imagenet_templates() if what == "templates" else imagenet_classnames()
-    try:
-        text = Path(path).expanduser().read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise DatasetError(f"{what}: {shown(path)}, line {line}: not UTF-8 text.") from e
-    except (OSError, ValueError) as e:
-        raise DatasetError(f"{what}: cannot read {shown(path)}: {getattr(e, 'strerror', None) or e}.") from e
-    lines = [line.strip() for line in text.replace("\r\n", "\n").removesuffix("\n").split("\n")]
-    for number, content in enumerate(lines, 1):
-        if not content:
-            raise DatasetError(f"{what}: {shown(path)}, line {number}: the line is blank.")
-    return tuple(lines)
+    return lines_of(path, what)
 
 
 def read_classnames(path: str | Path, *, repeated: bool = False) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from sharpscope.clip.datasets.folder import own_texts
 from sharpscope.clip.datasets.found import Found, Request, numbered
-from sharpscope.clip.datasets.splits import chosen_split
+from sharpscope.config.specs import chosen_split
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["find_shards"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharpscope.config.ranges import check_ranges
+from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
@@ -59,6 +59,7 @@ class MeasureSettings:
             least=dict.fromkeys(_COUNTS, 1),
             positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory"),
         )
+        check_products(self)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from sharpscope.errors import CheckpointError, CorruptCheckpoint, did_you_mean, listing, shown
+from sharpscope.config.inputs import no_such_file
+from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
 from sharpscope.weights.files import flaxfile, safetensorsfile
 from sharpscope.weights.files.inert import Report
 from sharpscope.weights.files.sources import DISTRIBUTED
@@ -61,7 +62,7 @@ def open_regular(path: str | os.PathLike[str]) -> Iterator[tuple[IO[bytes], int,
     try:
         descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
-        raise CheckpointError(f"{name}: no such file.{_near(source)}") from None
+        raise CheckpointError(no_such_file(source)) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(f"{name}: cannot be read: {shown(reason)}.") from None
@@ -131,13 +132,6 @@ def _look(head: bytes) -> str | None:
     if text.startswith((b"{", b"[")):
         return "JSON text, not a checkpoint; pass the weights file beside it"
     return None
-
-
-def _near(source: str) -> str:
-    try:
-        return did_you_mean(os.path.basename(source), os.listdir(os.path.dirname(source) or "."))
-    except OSError:
-        return ""
 
 
 def _inside(folder: str) -> str:

@@ -47,6 +47,10 @@ class DamagedPickleError(ValueError):
     """A pickle that is malformed, or larger than that of any checkpoint. It becomes a CorruptCheckpoint."""
 
 
+class LongLineError(DamagedPickleError):
+    """A text on one line of a pickle of protocol 0 that is longer than any name: the bytes of a tensor."""
+
+
 @dataclass(frozen=True, slots=True)
 class Name:
     """Something that a pickle wants to import, by name; it is not imported."""

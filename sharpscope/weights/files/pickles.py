@@ -13,8 +13,17 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, Inert, Name, PendingTensor, Report, key_of
-from sharpscope.weights.files.regions import Blob, Budget, LongText, Region
+from sharpscope.weights.files.inert import (
+    MAX_NAME,
+    DamagedPickleError,
+    Inert,
+    LongLineError,
+    Name,
+    PendingTensor,
+    Report,
+    key_of,
+)
+from sharpscope.weights.files.regions import LINE, Blob, Budget, LongText, Region
 
 __all__ = ["Machine"]
 
@@ -96,7 +105,12 @@ class Machine:
                 raise DamagedPickleError("a number of thousands of digits")
             return int.from_bytes(self.region.exactly(length), "little", signed=True)
         before = self.region.position
-        value = opcode.arg.reader(self.region)
+        try:
+            value = opcode.arg.reader(self.region)
+        except ValueError:
+            if opcode.name == "UNICODE" and self.region.position - before == LINE:
+                raise LongLineError("a text that is very long") from None
+            raise
         self.budget.spend(4 * (self.region.position - before) + 60)
         return value
 

@@ -7,13 +7,15 @@ from typing import IO, Final
 
 from sharpscope.weights.files.inert import DamagedPickleError
 
-__all__ = ["Blob", "Budget", "LongText", "Region"]
+__all__ = ["LINE", "Blob", "Budget", "LongText", "Region"]
 
 MAX_OPCODES: Final = 800_000
 """The most opcodes that a file's pickles may have. A training checkpoint of 1,000 tensors with its optimizer has
 100,000, a raw pickle of a ViT-L module 171,000."""
 MAX_MEMORY: Final = 48 * 2**20
 """The most bytes that the values of a file's pickles may take in memory, tensors aside, by a generous estimate."""
+LINE: Final = 65_536
+"""The most bytes of a line that are read; pickles of protocol 0 have names and numbers on lines of their own."""
 AHEAD: Final = 4096
 """Bytes that are read from the file at once."""
 
@@ -46,7 +48,7 @@ class Region:
     def readline(self) -> bytes:
         """Up to and including the next newline."""
         self.handle.seek(self.position)
-        data = self.handle.readline(min(self.end - self.position, 65_536))
+        data = self.handle.readline(min(self.end - self.position, LINE))
         self.position += len(data)
         return data
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoint, listing, shown
-from sharpscope.weights.files.inert import DamagedPickleError, Report, Storage
+from sharpscope.weights.files.inert import DamagedPickleError, LongLineError, Report, Storage
 from sharpscope.weights.files.pickles import Machine
 from sharpscope.weights.files.rebuild import rebuild, storage_dtype
 from sharpscope.weights.files.regions import Blob, Budget, LongText, Region
@@ -308,6 +308,11 @@ def _guarded(read: Any, nested: _Nested, source: str) -> Any:
             f"{source}: opening it would import, and may run, {listing(nested.report.unsafe)}.\n"
             "Refused, nothing was run: such names can run code or reach files, or are not known to be harmless.\n"
             "If the file is yours, save its weights alone: torch.save(model.state_dict(), FILE)."
+        )
+    if isinstance(damage, LongLineError):
+        raise CheckpointError(
+            f"{source}: is a pickle of protocol 0, which writes tensors as text; those are not read.\n"
+            "Remedy: save the weights with the program that wrote them: torch.save(model.state_dict(), FILE)."
         )
     if damage is not None:
         reason = shown(damage) if isinstance(damage, DamagedPickleError) else type(damage).__name__

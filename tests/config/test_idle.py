@@ -1,0 +1,47 @@
+"""A setting of a study that changes nothing is refused; with what it needs, it is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sharpscope.config.idle import check_no_idle
+from sharpscope.config.study import StudyConfig
+from sharpscope.errors import ConfigError
+from sharpscope.vocabulary import MEASURES
+
+TRACES: dict[str, Any] = {"measures": ("hessian_trace",)}
+NOISE: dict[str, Any] = {"measures": ("sharpness_avg_absolute",), "straggler_criterion": "rewind"}
+CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ({"extrapolate": True}, {}, {"alphas": (0.0, 1.5)}),
+    ({"perturbation_alphas": (0.0,)}, TRACES, NOISE),
+    ({"noise_samples": 3}, TRACES, NOISE),
+    ({"rho_avg": 0.3}, TRACES, NOISE),
+    ({"pgd_steps": 3}, NOISE, {"measures": ("sharpness_max",)}),
+    ({"rho_linf": 0.3}, {"measures": ("sharpness_max_l2",)}, {"measures": ("sharpness_max",)}),
+    ({"rho_l2": 0.3}, {"measures": ("sharpness_max",)}, {"measures": ("sharpness_max_l2_absolute",)}),
+    ({"trace_method": "hutchinson"}, {"measures": ("lambda_max",)}, TRACES),
+    ({"precision": "bf16"}, NOISE, TRACES),
+    ({"precision": "bf16"}, NOISE, {**NOISE, "density_layers": ("(all)",)}),
+    ({"targets": ("delta",)}, {"densities": ()}, {}),
+    ({"selects": ("random",)}, {"repair_alphas": ()}, {}),
+    ({"densities": (0.3,)}, {"repair_alphas": ()}, {}),
+    ({"repair_alphas": (0.5,)}, {"densities": ()}, {}),
+]
+
+
+@pytest.mark.parametrize(("setting", "idle", "used"), CASES, ids=[f"{next(iter(c[0]))}" for c in CASES])
+def test_a_setting_that_changes_nothing(setting: dict[str, Any], idle: dict[str, Any], used: dict[str, Any]) -> None:
+    (name,) = setting
+    check_no_idle(StudyConfig(**idle))  # its default is no setting
+    check_no_idle(StudyConfig(**setting, **used))
+    with pytest.raises(ConfigError, match=rf"^{name}: changes nothing in this study; it needs .*\n?Remedy: give that"):
+        check_no_idle(StudyConfig(**setting, **idle))
+
+
+def test_every_measure_of_a_finite_radius_names_the_field_of_its_radius() -> None:
+    fields = set(StudyConfig.__dataclass_fields__)
+    finite = {m.name for m in MEASURES.values() if m.taken_at == "perturbation_alphas"}
+    assert finite == {m.name for m in MEASURES.values() if m.radius is not None}
+    assert {MEASURES[name].radius for name in finite} == {f for f in fields if f.startswith("rho_")}
