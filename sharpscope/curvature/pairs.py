@@ -46,8 +46,8 @@ def top_eigenpairs(
 
     The iteration stops when the Ritz residual of each of the k largest Ritz values is at most ``rtol`` times its
     magnitude (or a tenth of the spectral radius, if that is larger). Where the Krylov space is exhausted before it
-    holds k pairs, a new random direction continues it. Of equal eigenvalues fewer vectors may be found than there are, as by
-    every method that starts from a single vector; the next smaller eigenvalues then take their places.
+    holds k pairs, a new random direction continues it. Of equal eigenvalues fewer vectors may be found than there are,
+    as by every method that starts from a single vector; the next smaller eigenvalues then take their places.
 
     Args:
         operator: shape [p, p].
