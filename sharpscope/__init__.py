@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sharpscope.curvature.measures.rows import MeasureSettings
     from sharpscope.curvature.pairs import EigenPairs
     from sharpscope.curvature.perturbation import SharpnessEstimate
-    from sharpscope.curvature.slices import loss_slice, random_direction
+    from sharpscope.curvature.slices import random_direction
     from sharpscope.curvature.trace import TraceEstimate
     from sharpscope.errors import (
         CheckpointError,
@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
     from sharpscope.layers import Layer
-    from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness
+    from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
     from sharpscope.study.plan import plan
     from sharpscope.study.report import Run, report
@@ -168,7 +168,7 @@ _HOME = {
         "curvature.measures.rows": "MeasureSettings",
         "curvature.pairs": "EigenPairs",
         "curvature.perturbation": "SharpnessEstimate",
-        "curvature.slices": "loss_slice random_direction",
+        "curvature.slices": "random_direction",
         "curvature.trace": "TraceEstimate",
         "errors": (
             "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoClassNames NoData "
@@ -181,7 +181,7 @@ _HOME = {
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",
         "layers": "Layer",
-        "notebook": "ModuleLoss layer_curvature layer_sharpness",
+        "notebook": "ModuleLoss layer_curvature layer_sharpness loss_slice",
         "study.across": "correlate robustness",
         "study.plan": "plan",
         "study.report": "Run report",

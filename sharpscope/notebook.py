@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
@@ -31,12 +31,13 @@ from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.slices import Direction, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, split_layers
 from sharpscope.tables.rows import stacked
 from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod
 
-__all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness"]
+__all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness", "loss_slice"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -581,6 +582,46 @@ def _check_mean(objective: _ModuleObjective, theta: Mapping[str, Tensor], values
 
 def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) * t.abs()
+
+
+def loss_slice(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    directions: Direction | Sequence[Direction],
+    *,
+    reach: float | tuple[float, float] = 1.0,
+    points: int = 21,
+    normalize: Literal["none", "filter"] = "none",
+) -> pd.DataFrame:
+    """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
+
+    Along theta_1 - theta_0 from theta_0 the step is the alpha of the path. Along a unit eigenvector of the Hessian the
+    loss is L + a g'v + a^2 lambda / 2 near 0.
+
+    Args:
+        objective: the loss, e.g. a ``Probe`` or a ``ModuleLoss``.
+        theta: the named tensors through which the slice goes.
+        directions: one direction {parameter: tensor of its shape}, or a list of one or two; parameters that it does not
+            name do not move.
+        reach: the largest |step|, > 0; a pair (from, to) for steps that are not symmetric about theta. A larger reach
+            shows more of the loss and less of its curvature at theta.
+        points: the number of steps along each direction, >= 2. An odd number includes the middle.
+        normalize: none: the directions as they are; filter: each filter (row of a matrix, output channel of a
+            convolution) gets the norm of theta's own, and vectors do not move, so that slices of networks whose weights
+            are scaled differently can be compared (see ``filter_normalized``).
+
+    Returns:
+        A table with the columns step_1, step_2 (missing on a line), loss (nats for a cross-entropy) and loss_stderr
+        (over draws of images; NaN where the loss does not tell them apart and has a single batch).
+
+    Raises:
+        ConfigError: a direction with an unknown name or another shape, no direction or more than two, a reach or a
+            number of points out of range, an unknown ``normalize``.
+
+    Source: Li, Xu, Taylor, Studer and Goldstein 2018, arXiv 1712.09913.
+    """
+    rows = slice_rows(objective, theta, directions, reach=reach, points=points, normalize=normalize)
+    return pd.DataFrame(rows)
 
 
 @_takes_options

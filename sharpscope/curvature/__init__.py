@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from sharpscope.curvature.pairs import EigenPairs, top_eigenpairs
     from sharpscope.curvature.perturbation import SharpnessEstimate, sharpness_avg, sharpness_max
     from sharpscope.curvature.power import power_iteration
-    from sharpscope.curvature.slices import loss_slice, random_direction
+    from sharpscope.curvature.slices import random_direction
     from sharpscope.curvature.trace import TraceEstimate, hutchinson, hutchpp, per_example_trace, xtrace
     from sharpscope.curvature.tracking import tracked
 
@@ -110,7 +110,6 @@ __all__ = [
     "in_precision",
     "is_cross_entropy",
     "lanczos",
-    "loss_slice",
     "measure_layers",
     "per_example_trace",
     "plan_memory",
@@ -150,7 +149,7 @@ _HOME = {
         "pairs": "EigenPairs top_eigenpairs",
         "perturbation": "SharpnessEstimate sharpness_avg sharpness_max",
         "power": "power_iteration",
-        "slices": "loss_slice random_direction",
+        "slices": "random_direction",
         "trace": "TraceEstimate hutchinson hutchpp per_example_trace xtrace",
         "tracking": "tracked",
     }.items()

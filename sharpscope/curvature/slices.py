@@ -8,7 +8,6 @@ from itertools import product
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -17,12 +16,13 @@ from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_ima
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
-__all__ = ["filter_normalized", "loss_slice", "random_direction"]
+__all__ = ["Direction", "filter_normalized", "random_direction", "slice_rows"]
 
 Direction = Mapping[str, Tensor]
+"""A change of named tensors: {parameter: tensor of its shape}."""
 
 
-def loss_slice(
+def slice_rows(
     objective: Objective,
     theta: Mapping[str, Tensor],
     directions: Direction | Sequence[Direction],
@@ -30,31 +30,10 @@ def loss_slice(
     reach: float | tuple[float, float] = 1.0,
     points: int = 21,
     normalize: Literal["none", "filter"] = "none",
-) -> pd.DataFrame:
-    """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
+) -> list[dict[str, float]]:
+    """The rows of the table that ``sharpscope.loss_slice`` returns; arguments and errors are described there.
 
-    Along theta_1 - theta_0 from theta_0 the step is the alpha of the path. Along a unit eigenvector of the Hessian the
-    loss is L + a g'v + a^2 lambda / 2 near 0.
-
-    Args:
-        objective: the loss, e.g. a ``Probe`` or a ``ModuleLoss``.
-        theta: the named tensors through which the slice goes.
-        directions: one direction {parameter: tensor of its shape}, or a list of one or two; parameters that it does not
-            name do not move.
-        reach: the largest |step|, > 0; a pair (from, to) for steps that are not symmetric about theta. A larger reach
-            shows more of the loss and less of its curvature at theta.
-        points: the number of steps along each direction, >= 2. An odd number includes the middle.
-        normalize: none: the directions as they are; filter: each filter (row of a matrix, output channel of a
-            convolution) gets the norm of theta's own, and vectors do not move, so that slices of networks whose weights
-            are scaled differently can be compared (see ``filter_normalized``).
-
-    Returns:
-        A table with the columns step_1, step_2 (missing on a line), loss (nats for a cross-entropy) and loss_stderr
-        (over draws of images; NaN where the loss does not tell them apart and has a single batch).
-
-    Raises:
-        ConfigError: a direction with an unknown name or another shape, no direction or more than two, a reach or a
-            number of points out of range, an unknown ``normalize``.
+    Raises ConfigError.
 
     Source: Li, Xu, Taylor, Studer and Goldstein 2018, arXiv 1712.09913.
     """
@@ -72,7 +51,7 @@ def loss_slice(
     if normalize == "filter":
         moves = [filter_normalized(d, theta) for d in moves]
     steps = np.linspace(low, high, points)
-    rows = []
+    rows: list[dict[str, float]] = []
     with torch.no_grad(), second_order():
         losses = ImageLosses(objective, theta)
         for at in product(steps, repeat=len(moves)):
@@ -81,8 +60,11 @@ def loss_slice(
                 moved |= {n: moved[n] + step * d for n, d in direction.items()}
             parts = losses.at(moved)
             error = error_over_images(parts, objective.weights, batch_sizes(objective))
-            rows.append((at[0], at[1] if len(at) > 1 else math.nan, sum(float(p.sum()) for p in parts), error))
-    return pd.DataFrame(rows, columns=["step_1", "step_2", "loss", "loss_stderr"])
+            rows.append({
+                "step_1": float(at[0]), "step_2": float(at[1]) if len(at) > 1 else math.nan,
+                "loss": sum(float(p.sum()) for p in parts), "loss_stderr": error,
+            })  # fmt: skip
+    return rows
 
 
 def _checked(direction: Direction, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def loss_slice(table: pd.DataFrame, names: Sequence[str] = ("direction 1", "dire
     A cross or a dotted line marks the point through which the slice goes.
 
     Args:
-        table: the table that ``curvature.slices.loss_slice`` returns.
+        table: the table that ``sharpscope.loss_slice`` returns.
         names: what the directions are, for the axes' labels.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import json
 import os
 import resource
@@ -13,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-from safetensors.numpy import save as save_tensors
 
 from sharpscope.config.plugins import recall_words
 from sharpscope.config.study import StudyConfig
@@ -156,8 +157,9 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     for name in results.layers:
         for alpha in results.eigenvector_alphas:
             if (unit := results.units.get(f"eigenvectors/{name}/{alpha!r}")) is not None:
-                data = save_tensors(unit.arrays, metadata={"pair": name, "alpha": repr(alpha)})
-                directory.write(f"eigenvectors/{name}_{alpha:g}.safetensors", data)
+                packed = io.BytesIO()
+                np.savez(packed, **unit.arrays)
+                directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
     parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])

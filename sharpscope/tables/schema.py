@@ -58,8 +58,8 @@ Reading guide
                        standard deviation ``width``
   density.stderr       standard error over random start vectors, widened for their small number; the choice of images
                        is not in it
-  eigenpairs.rank      1 for the largest eigenvalue; its unit eigenvector is row rank - 1 of the tensors
-                       ``LAYER:PARAMETER`` in eigenvectors/PAIR_ALPHA.safetensors
+  eigenpairs.rank      1 for the largest eigenvalue; its unit eigenvector is row rank - 1 of the arrays
+                       ``LAYER:PARAMETER`` in eigenvectors/PAIR_ALPHA.npz
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use

@@ -21,9 +21,10 @@ from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import DenseOperator, Probes, solve
 from sharpscope.curvature.pairs import top_eigenpairs
 from sharpscope.curvature.power import power_ends_steps, power_iteration
-from sharpscope.curvature.slices import filter_normalized, loss_slice, random_direction
+from sharpscope.curvature.slices import filter_normalized, random_direction
 from sharpscope.errors import ConfigError, SharpscopeError
 from sharpscope.layers import split_layers
+from sharpscope.notebook import loss_slice
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

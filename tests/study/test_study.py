@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from sharpscope.cli.main import main
 from sharpscope.clip.pair import load_pair
@@ -147,7 +146,7 @@ def test_the_density_of_a_chosen_layer_has_its_trace_as_mean(finished: study.Run
 def test_the_saved_eigenvectors_are_those_of_the_table(finished: study.Run) -> None:
     assert len(finished.eigenpairs) == 2 * len(small_config().pairs) and set(finished.eigenpairs["rank"]) == {1, 2}
     for pair, rows in finished.eigenpairs.groupby("pair"):
-        tensors = load_file(finished.root / "eigenvectors" / f"{pair}_0.5.safetensors")
+        tensors = dict(np.load(finished.root / "eigenvectors" / f"{pair}_0.5.npz"))
         assert {name.partition(":")[0] for name in tensors} == {"visual.post"}
         vectors = np.concatenate([t.reshape(2, -1) for t in tensors.values()], axis=1)
         assert vectors.shape[1] == rows["num_params"].iloc[0]
