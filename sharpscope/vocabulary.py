@@ -478,7 +478,8 @@ def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, .
     Raises:
         ConfigError: an unknown name.
     """
-    return tuple(MEASURES.in_order(MEASURES.find(name, key).name for name in names))
+    found = [MEASURES.find(name, key).name for name in names]  # all of them first: finding one may load it
+    return tuple(MEASURES.in_order(found))
 
 
 @dataclass(frozen=True)

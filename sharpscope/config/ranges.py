@@ -42,5 +42,5 @@ def check_products(settings: Any) -> None:
     if settings.products == "func" and settings.trace_method == "controlled":
         raise ConfigError(
             "trace_method: controlled takes the Gauss-Newton part off a kept gradient graph, and products func keeps "
-            "none.\nRemedy: --trace-method per_example or hutchinson, or --products graph."
+            "none; take trace_method per_example or hutchinson, or products graph."
         )

@@ -187,8 +187,8 @@ class StudyConfig:
     density_alphas: tuple[float, ...] | None = None
     """The alphas at which the spectral density is taken; default: the first, the middle and the last."""
     eigenvectors: int = 0
-    """Number of top eigenvectors of the Hessian to save for each of eigenvector_layers, as npz files in the run directory's
-    folder eigenvectors/; each is as large as the layer."""
+    """Number of top eigenvectors of the Hessian to save for each of eigenvector_layers, as npz files in the folder
+    eigenvectors/ of the run directory; each vector is as large as the layer."""
     eigenvector_layers: tuple[str, ...] = (ALL,)
     """Layers whose eigenvectors are saved; ``(all)`` is the whole model."""
     eigenvector_alphas: tuple[float, ...] | None = None

@@ -158,7 +158,7 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
         for alpha in results.eigenvector_alphas:
             if (unit := results.units.get(f"eigenvectors/{name}/{alpha!r}")) is not None:
                 packed = io.BytesIO()
-                np.savez(packed, **unit.arrays)
+                np.savez(packed, **unit.arrays)  # type: ignore[arg-type]
                 directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
