@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -106,8 +107,8 @@ def power_ends_steps(
 
     The first finds the end of larger magnitude. The second, with its shift there, finds the other end; it is left out
     where ``ends`` does not ask for that end. Both share ``max_matvecs``. The other end is resolved as by Lanczos, to
-    ``rtol`` times its magnitude or a tenth of the larger one's. Where the first iteration did not converge, as with two
-    eigenvalues of opposite sign and nearly equal magnitude, the second does not count as converged either.
+    ``rtol`` times its magnitude or a tenth of the larger one's. Where the first iteration spends the budget, as with
+    two eigenvalues of opposite sign and nearly equal magnitude, a single product is left for the second.
     """
     common = {"dtype": dtype, "device": device, "seed": seed, "rtol": rtol}
     first = yield from power_steps(size, max_matvecs=max_matvecs, **common)  # type: ignore[arg-type]
@@ -116,7 +117,7 @@ def power_ends_steps(
         left, atol = max(max_matvecs - first.num_matvecs, 1), rtol * SMALL_END * abs(first.value)
         found = yield from power_steps(size, max_matvecs=left, shift=first.value, atol=atol, **common)  # type: ignore[arg-type]
         spent = first.num_matvecs + found.num_matvecs
-        other = EigenEstimate(found.value, found.residual, found.converged and first.converged, spent, found.vector)
+        other = replace(found, num_matvecs=spent)
     smallest, largest = sorted((first, other), key=lambda e: e.value)
     if smallest.vector is None or largest.vector is None:
         return ExtremeEigenvalues(largest, smallest)

@@ -245,7 +245,8 @@ def test_a_layer_with_a_part_of_an_attention_is_undefined_and_says_so() -> None:
 
 # ------------------------------------------------------------------ radii, noise, starts, logits
 def test_uniform_noise_at_small_rho_is_a_sixth_of_rho_squared_times_the_weighted_trace() -> None:
-    h, w = torch.diag(draw(30, seed=3).exp()), draw(30, seed=8)
+    half, w = draw(30, 30, seed=3), draw(30, seed=8)
+    h = half @ half.mT  # not diagonal, so that a noise whose mean is not 0 shows
 
     class Quadratic:
         weights = (1.0,)
