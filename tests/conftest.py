@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,17 @@ def examples(tiny_model: Any, task: Any) -> Any:
 
     images = torch.randn(task.n, 3, *tiny_model.image_size, generator=torch.Generator().manual_seed(1))
     return TensorExamples(images, torch.arange(task.n) % len(task.classnames))
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Reports without figures, which take the longest of a small study, for modules that do not look at them.
+
+    Those that do are tests/study/test_study.py, test_still_layers.py, test_plugins.py and tests/present.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
+        yield
 
 
 @pytest.fixture

@@ -398,7 +398,7 @@ def test_stated_intervals_cover_the_truth_at_least_nominally_over_200_seeds(meth
             result = hutchpp(operator, seed=seed, max_matvecs=60, rtol=0.01)
             value, stderr = result.estimate, result.stderr
         elif method == "ggn":
-            result = ggn_trace(softmax, {"w": w}, {"w": ["w"]}, seed=seed, rtol=0.05, max_probes=400, pilot=16)["w"]
+            result = ggn_trace(softmax, {"w": w}, {"w": ["w"]}, seed=seed, rtol=0.1, max_probes=400, pilot=16)["w"]
             value, stderr = result.estimate, result.stderr
         else:
             result = hutchinson(operator, seed=seed, rtol=0.2, max_matvecs=70, pilot=16, scale=scale)

@@ -98,6 +98,8 @@ def test_so_is_that_of_a_rise_within_a_radius_from_its_batches(worst: bool) -> N
     spread = np.std([f.estimate for f in found], ddof=1)
     stated = math.sqrt(np.mean([f.stderr_images**2 for f in found]))
     assert 0.75 <= stated / spread <= 1.4, (stated, spread)  # Student's factor of 23 degrees of freedom is 1.06
+    equal = sharpness_avg(Bowls(torch.ones(8, dtype=torch.float64)), theta, ["w"], rho=0.3, seed=0)
+    assert equal.stderr_images == pytest.approx(equal.stderr) and equal.stderr > 0  # the noise moves all batches alike
     alone = sharpness_avg(Bowls(torch.ones(2, dtype=torch.float64)), theta, ["w"], rho=0.3, seed=0)
     assert math.isnan(alone.stderr_images)  # one batch
 
@@ -123,4 +125,9 @@ def test_contributions_are_cut_added_and_weighed_by_hand() -> None:
     values = torch.tensor([1.0, 2.0, 6.0, 7.0], dtype=torch.float64) / 4
     error = error_over_images((values[:3], values[3:]), (0.75, 0.25), (3, 1))
     assert error == pytest.approx(float((4 * values).std() / 2) * 3.18244630528 / 1.95996398454, rel=1e-9)
+    # what random directions add to the spread is taken off, at most half of it
+    variance = float((4 * values).var() / 4)
+    for blur, left in ((0.25, 0.75), (0.9, 0.5)):
+        less = error_over_images((values[:3], values[3:]), (0.75, 0.25), (3, 1), blur=blur * variance)
+        assert less == pytest.approx(error * left**0.5, rel=1e-9)
     assert math.isnan(error_over_images((torch.ones(1),), (1.0,), None))

@@ -48,6 +48,8 @@ SETS = {
     "one example alive of twelve": [EQUAL] + [DEAD] * 11,
     "three alive among constants": [EQUAL] * 3 + [0.3 * CONSTANT] * 9,
     "one that outweighs eleven": [5 * EQUAL] + [0.05 * CONSTANT] * 11,
+    # fifteen small variances give degrees of freedom enough to stop while the large one shows 0 by chance
+    "one that outweighs fifteen": [15 * EQUAL] + [softmax(0.1, 0, 0.2)] * 15,
 }
 
 
@@ -101,7 +103,10 @@ def test_so_do_the_estimators_that_know_no_examples(method: str, name: str) -> N
         return TraceEstimate(*found.weighted, True, 0) if "weighted" in method else found
 
     assert covered(estimate, truth) >= FEWEST
-    assert not xtrace(operator, seed=0, num_matvecs=4, rtol=0.9).converged  # two test vectors tell no error
+    if method == "xtrace":  # two test vectors tell no error
+        assert not xtrace(operator, seed=0, num_matvecs=4, rtol=0.9).converged
+        two = covered(lambda seed: xtrace(operator, seed=seed, num_matvecs=4), truth)
+        assert two >= 75  # skewed: 82 and 90 of 100; without Student's factor 62 and 65
 
 
 def test_zeros_are_believed_after_eleven_products_and_at_once_where_there_is_nothing_to_sample() -> None:

@@ -22,6 +22,7 @@ from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.schemes import huggingface_names
 
 NAMES = ("cat", "dog", "owl")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 class ImageEncoder(nn.Module):

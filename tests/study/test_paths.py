@@ -59,7 +59,7 @@ def tables(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
+def finished(undrawn: None, tmp_path_factory: pytest.TempPathFactory) -> study.Run:
     return study.run(config("lines"), tmp_path_factory.mktemp("paths") / "run")
 
 

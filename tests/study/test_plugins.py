@@ -19,6 +19,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.measures import own
 from sharpscope.errors import RunDirectoryError
 from sharpscope.study.demo import demo_config
+from sharpscope.study.report import write_derived
 from sharpscope.study.run import Run, run
 from sharpscope.tables.files import read_csv
 from sharpscope.vocabulary import MEASURES
@@ -83,7 +84,13 @@ def test_the_file_s_digest_is_in_the_run_s_identity(finished: Run, plugin: Path)
     assert source == "mine.py" and len(digest) == 64
 
 
-def test_resumed_with_the_same_file_the_units_are_kept(finished: Run, tmp_path: Path) -> None:
+def test_resumed_with_the_same_file_the_units_are_kept(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sharpscope.study.run.write_derived", lambda directory, done, *_: write_derived(directory, done)
+    )
+    monkeypatch.setattr("sharpscope.study.report.all_figures", lambda *_: {})  # drawn once for ``finished``
     copy = tmp_path / "r"
     shutil.copytree(finished.root, copy)
     again = run(config(), copy)
@@ -115,9 +122,13 @@ def test_report_and_correlate_need_the_tables_only_and_run_no_code_of_the_file(f
     copy = tmp_path / "r"
     shutil.copytree(finished.root, copy)
     before = {p.name: p.read_bytes() for p in (copy / "tables").glob("*.csv")}
-    for argv in (["report", str(copy)], ["correlate", str(copy), "--csv"]):
-        done = subprocess.run([sys.executable, "-m", "sharpscope", *argv], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+    both = (
+        "import sys; from sharpscope.cli.main import main; from sharpscope.study import report; "
+        "report.all_figures = lambda *_: {}; "  # drawn once for ``finished``
+        f"sys.exit(main(['report', {str(copy)!r}]) or main(['correlate', {str(copy)!r}, '--csv']))"
+    )
+    done = subprocess.run([sys.executable, "-c", both], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert "gradient_square" in done.stdout
     assert {p.name: p.read_bytes() for p in (copy / "tables").glob("*.csv")} == before
     assert len(read_csv(copy / "tables" / "sharpness.csv", "sharpness")) == len(finished.sharpness)

@@ -32,7 +32,7 @@ from sharpscope.notebook import layer_sharpness
 from sharpscope.study import run as study
 from sharpscope.study.demo import demo_config
 from sharpscope.study.plan import plan
-from sharpscope.study.report import report
+from sharpscope.study.report import report, write_derived
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.schema import COLUMNS, KEYS
@@ -216,7 +216,10 @@ def test_notebook_names_and_summary(finished: study.Run) -> None:
 
 
 # ------------------------------------------------------------------ same numbers, whatever happens
-def test_running_again_computes_only_what_is_missing_or_damaged(finished: study.Run, tmp_path: Path) -> None:
+def test_running_again_computes_only_what_is_missing_or_damaged(
+    finished: study.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharpscope.study.report.all_figures", lambda *_: {})  # the next test draws them again
     root = tmp_path / "copy"
     shutil.copytree(finished.root, root)
     units = {p.name: p.stat().st_mtime_ns for p in (root / "units").iterdir()}
@@ -250,9 +253,11 @@ def test_another_config_is_refused_with_the_difference(finished: study.Run) -> N
 
 @pytest.mark.slow
 def test_killed_at_random_instants_two_processes_finish_with_the_same_tables_as_one(
-    finished: study.Run, tmp_path: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "study.yaml").write_text(dump(small_config(jobs=2)))
+    """Every kind of unit, but one measure only, and no figures: what is compared are the tables."""
+    config = small_config(measures=("ggn_trace",), alphas=(0.0, 0.5, 1.0), straggler_criterion="rewind")
+    (tmp_path / "study.yaml").write_text(dump(dataclasses.replace(config, jobs=2)))
     root = tmp_path / "run"
     command = [sys.executable, "-m", "sharpscope", "run", str(tmp_path / "study.yaml"), "--out", str(root)]
     rng = random.Random(0)
@@ -274,9 +279,12 @@ def test_killed_at_random_instants_two_processes_finish_with_the_same_tables_as_
         process.wait()
         kills += 1
     assert kills >= 1
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert table_bytes(root) == table_bytes(finished.root)
+    monkeypatch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
+    monkeypatch.setattr(
+        "sharpscope.study.run.write_derived", lambda directory, done, *_: write_derived(directory, done)
+    )
+    study.run(dataclasses.replace(config, jobs=2), root)
+    assert table_bytes(root) == table_bytes(study.run(config, tmp_path / "alone").root)
 
 
 # ------------------------------------------------------------------ bad input: one line, exit 2, nothing written
@@ -343,8 +351,9 @@ def test_api_raises_the_typed_errors(zeroshot: dict[str, torch.Tensor]) -> None:
 def test_a_unit_that_fails_is_said_and_the_rest_goes_on(tmp_path: Path, zeroshot: dict[str, torch.Tensor]) -> None:
     huge = zeroshot | {"visual.conv1.weight": zeroshot["visual.conv1.weight"].float() * 1e30}
     config = small_config(
-        pairs=(PairConfig("huge", "mini:zeroshot", save(tmp_path, "huge.safetensors", huge)),), shipped_pairs=False
-    )
+        pairs=(PairConfig("huge", "mini:zeroshot", save(tmp_path, "huge.safetensors", huge)),), shipped_pairs=False,
+        alphas=(0.0, 1.0), perturbation_alphas=(1.0,), density_alphas=(1.0,), repair_alphas=(1.0,), paths=("linear",),
+    )  # fmt: skip
     run = study.run(config, tmp_path / "run")
     rows = run.sharpness
     assert run.failed_units or (rows["status"] == "failed").any()
