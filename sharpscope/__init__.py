@@ -40,10 +40,13 @@ if TYPE_CHECKING:
     from sharpscope.config.sweep import SweepConfig, SweepTrial, load_sweep
     from sharpscope.curvature.density import SpectralDensity
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
+    from sharpscope.curvature.export import HessianOperator
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures.own import LayerAt, LayerValue, register_measure
     from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.curvature.pairs import EigenPairs
     from sharpscope.curvature.perturbation import SharpnessEstimate
+    from sharpscope.curvature.slices import random_direction
     from sharpscope.curvature.trace import TraceEstimate
     from sharpscope.errors import (
         CheckpointError,
@@ -69,7 +72,7 @@ if TYPE_CHECKING:
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
     from sharpscope.layers import Layer
-    from sharpscope.notebook import layer_curvature, layer_sharpness
+    from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
     from sharpscope.study.fishers import FisherFiles, fisher
     from sharpscope.study.merging import Merged, merge
@@ -92,11 +95,13 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "EigenEstimate",
+    "EigenPairs",
     "ExtremeEigenvalues",
     "FinishedProtocol",
     "FinishedSweep",
     "FisherFiles",
     "HessianEngine",
+    "HessianOperator",
     "IdenticalPair",
     "InterpolationPath",
     "Layer",
@@ -106,6 +111,7 @@ __all__ = [
     "MeasureSettings",
     "Merged",
     "Method",
+    "ModuleLoss",
     "NoClassNames",
     "NoData",
     "NonDeterministicProbe",
@@ -143,9 +149,11 @@ __all__ = [
     "load_pair",
     "load_plugin",
     "load_sweep",
+    "loss_slice",
     "merge",
     "paper_table",
     "plan",
+    "random_direction",
     "read_checkpoint",
     "read_results",
     "register_criterion",
@@ -181,10 +189,13 @@ _HOME = {
         "config.sweep": "SweepConfig SweepTrial load_sweep",
         "curvature.density": "SpectralDensity",
         "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
+        "curvature.export": "HessianOperator",
         "curvature.hvp": "HessianEngine",
         "curvature.measures.own": "LayerAt LayerValue register_measure",
         "curvature.measures.rows": "MeasureSettings",
+        "curvature.pairs": "EigenPairs",
         "curvature.perturbation": "SharpnessEstimate",
+        "curvature.slices": "random_direction",
         "curvature.trace": "TraceEstimate",
         "errors": (
             "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoClassNames NoData "
@@ -198,7 +209,7 @@ _HOME = {
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",
         "layers": "Layer",
-        "notebook": "layer_curvature layer_sharpness",
+        "notebook": "ModuleLoss layer_curvature layer_sharpness loss_slice",
         "study.across": "correlate robustness",
         "study.papertables": "paper_table",
         "study.fishers": "FisherFiles fisher",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
-from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
     "AGAINST",
@@ -54,12 +54,14 @@ __all__ = [
     "Criterion",
     "Device",
     "Dtype",
+    "EigenMethod",
     "EnsembleKind",
     "Flag",
     "Granularity",
     "Group",
     "HeadMode",
     "Measure",
+    "Measures",
     "MergeMethod",
     "Origin",
     "OutputBaseline",
@@ -67,6 +69,7 @@ __all__ = [
     "PathFacts",
     "PathName",
     "Precision",
+    "Products",
     "Select",
     "SelectOrScore",
     "Standing",
@@ -111,6 +114,8 @@ PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]
 MergeMethod = Literal["uniform", "greedy", "model-stock", "ties", "dare"]
+EigenMethod = Literal["lanczos", "power"]
+Products = Literal["graph", "func"]
 ClassPosition = Literal["end", "middle", "front"]
 """Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
@@ -353,7 +358,7 @@ class Words(Mapping[str, W], Generic[W]):
             found = next((e for e in metadata.entry_points(group=self.group) if e.name == name), None)
             if found is None:
                 known = (*self, *self.not_loaded())
-                near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+                near = did_you_mean(name, known) or f" Known: {listing(known, 12)}."
                 raise ConfigError(f"{key}: unknown {self.kind} '{shown(name, 60)}'.{near}")
             self._load(found, key)
         return self[name]
@@ -448,7 +453,9 @@ class Measure:
     share: bool = True
     """Whether the estimate divided by the whole model's has a meaning."""
     radius: str | None = None
-    """The field of the study that is the radius of its perturbations; None for a measure at a point."""
+    """The setting that holds the radius of a measure of finite radius; None for every other measure."""
+    rho: float | None = None
+    """The radius that the name states, as in ``sharpness_max@0.001``; None: the radius is that of the setting."""
 
     def __post_init__(self) -> None:
         for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):
@@ -467,19 +474,73 @@ def _along_gradient(name: str, text: str) -> Measure:
     return Measure(name, text, "hessian", "none", "product", per_param=False, share=False)
 
 
-def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost, radius: str) -> Measure:
-    return Measure(name, text, "perturbation", adds_up, cost, taken_at="perturbation_alphas", radius=radius)
+def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost, radius: str, family: str = "perturbation") -> Measure:
+    return Measure(name, text, family, adds_up, cost, taken_at="perturbation_alphas", radius=radius)
 
 
-MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
+class Measures(Words[Measure]):
+    """The measures by name; a measure of finite radius is also known as ``NAME@RHO``, which states its radius.
+
+    ``sharpness_max@0.001`` beside ``sharpness_max@0.002`` takes one measure at two radii in one run: each is a measure
+    of its own in every table. Only the names without a radius are listed.
+    """
+
+    def __getitem__(self, name: str) -> Measure:
+        base, at, number = name.partition("@")
+        measure = super().__getitem__(base)
+        if not at:
+            return measure
+        rho = _positive(number)
+        if rho is None or not measure.radius:
+            raise KeyError(name)
+        return replace(measure, name=f"{base}@{rho:g}", text=f"{measure.text}, for rho = {rho:g}", rho=rho)
+
+    def find(self, name: str, key: str) -> Measure:
+        """The measure called ``name``, as ``Words.find``; ``NAME@RHO`` also states the radius.
+
+        Raises:
+            ConfigError: also for a radius that is no positive number, or of a measure that has none.
+        """
+        base, at, number = name.partition("@")
+        measure = super().find(base, key)
+        if not at:
+            return measure
+        if not measure.radius:
+            known = ", ".join(m.name for m in self.values() if m.radius)
+            raise ConfigError(f"{key}: '{shown(name, 60)}': {base} has no radius; these measures have one: {known}.")
+        if _positive(number) is None:
+            raise ConfigError(
+                f"{key}: '{shown(name, 60)}': the radius after @ needs to be a positive number, e.g. {base}@0.5."
+            )
+        return self[name]
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Distinct ``names`` in the order of tables and figures, each measure's radii ascending; unknown ones last."""
+        place = {name: i for i, name in enumerate(self)}
+        known = {n: (place[n.partition("@")[0]], self[n].rho or 0.0) for n in dict.fromkeys(names) if n in self}
+        return [*sorted(known, key=known.__getitem__), *(n for n in dict.fromkeys(names) if n not in known)]
+
+
+def _positive(text: str) -> float | None:
+    """The positive number that ``text`` spells; None for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
     Measure("hessian_trace", "trace of the Hessian block H_ll, Hutchinson", "hessian", "sum", "trace"),
     Measure("weighted_trace", "trace of diag(|w|) H_ll diag(|w|), Hutchinson: infinitesimal adaptive sharpness",
             "hessian", "sum", "trace"),
+    Measure("relative_flatness", "relative flatness: sum over pairs of neurons s, t of <w_s, w_t> tr H_st", "relative",
+            "sum", "trace", per_param=False),
     Measure("ggn_trace", "trace of the generalised Gauss-Newton block", "gauss_newton", "sum", "outer"),
     Measure("fisher_trace", "trace of the Fisher information block, labels drawn from the model's own prediction",
             "gauss_newton", "sum", "outer"),
-    _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll, Lanczos", "max"),
-    _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll, Lanczos", "min"),
+    _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll", "max"),
+    _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll", "min"),
     _eigenvalue("lambda_abs", "eigenvalue of H_ll of largest magnitude, with its sign", "magnitude"),
     _along_gradient("gradient_curvature", "g' H_ll g / g' g, the curvature along the layer's own gradient g"),
     _along_gradient("gradient_alignment",
@@ -488,6 +549,10 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
           "rho_avg"),
     _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise",
           "rho_avg"),
+    _rise("sharpness_avg_linf", "mean rise of the loss under uniform noise in the box |delta/w| <= rho on the layer",
+          "sum", "noise", "rho_linf"),
+    _rise("sharpness_avg_linf_absolute", "mean rise of the loss under uniform noise in the box |delta| <= rho on the "
+          "layer", "sum", "noise", "rho_linf"),
     _rise("sharpness_max", "worst rise of the loss in the l-infinity ball |delta/w| <= rho, Auto-PGD", "max",
           "worst_case", "rho_linf"),
     _rise("sharpness_max_absolute", "worst rise of the loss in the l-infinity ball |delta| <= rho, Auto-PGD", "max",
@@ -496,6 +561,8 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
           "worst_case", "rho_l2"),
     _rise("sharpness_max_l2_absolute", "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD", "max",
           "worst_case", "rho_l2"),
+    _rise("sharpness_geodesic", "worst rise of the loss along geodesics of length rho across the symmetries of "
+          "attention, Auto-PGD", "max", "worst_case", "rho_geodesic", "geodesic"),
 ))  # fmt: skip
 """Every layer-wise measure, in the order of tables and figures."""
 
@@ -506,8 +573,8 @@ def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, .
     Raises:
         ConfigError: an unknown name.
     """
-    wanted = {MEASURES.find(name, key).name for name in names}
-    return tuple(m for m in MEASURES if m in wanted)
+    found = [MEASURES.find(name, key).name for name in names]  # all of them first: finding one may load it
+    return tuple(MEASURES.in_order(found))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
-from sharpscope.config.ranges import check_ranges
+from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.config.specs import read_spec
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
@@ -30,12 +30,14 @@ from sharpscope.vocabulary import (
     ClassPosition,
     Device,
     Dtype,
+    EigenMethod,
     EnsembleKind,
     Granularity,
     HeadMode,
     OutputBaseline,
     PathName,
     Precision,
+    Products,
     Select,
     Target,
     TraceMethod,
@@ -197,16 +199,39 @@ class StudyConfig:
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None
     """The alphas at which the spectral density is taken; default: the first, the middle and the last."""
+    eigenvectors: int = 0
+    """Number of top eigenvectors of the Hessian to save for each of eigenvector_layers, as npz files in the folder
+    eigenvectors/ of the run directory; each vector is as large as the layer."""
+    eigenvector_layers: tuple[str, ...] = (ALL,)
+    """Layers whose eigenvectors are saved; ``(all)`` is the whole model."""
+    eigenvector_alphas: tuple[float, ...] | None = None
+    """The alphas at which eigenvectors are saved; default: the first, the middle and the last."""
     noise_samples: int = 8
     """Number of Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
     """Number of Auto-PGD steps for sharpness_max."""
     rho_avg: float = 0.1
-    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs)."""
+    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs). Several radii in one run:
+    --measures sharpness_avg@0.1 sharpness_avg@0.2, and so for every measure of finite radius."""
     rho_linf: float = 0.002
-    """Radius of sharpness_max (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
+    """Radius of sharpness_max and sharpness_avg_linf (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
+    rho_geodesic: float = 0.05
+    """Radius of sharpness_geodesic, the length of its geodesics. In units of it a head's weights are nearer to each
+    other than in units of sharpness_max_l2, so that the same number perturbs attention more."""
+    normalize_logits: bool = False
+    """Take the measures of finite radius of the loss of normalised logits (f - mean f) / ||f - mean f||, which does not
+    change when the logits are rescaled (Andriushchenko et al. 2023). The curvature stays that of the plain loss."""
+    random_start: bool = False
+    """Start worst-case searches from a random point of the ball instead of its middle."""
+    eigen_method: EigenMethod = "lanczos"
+    """How eigenvalues are computed: lanczos (followed along alpha), or power (power iteration from a random vector at
+    every alpha, a slow reference; it needs a larger max_matvecs, and two eigenvalues that are close to each other in
+    magnitude leave it not_converged)."""
+    products: Products = "graph"
+    """How Hessian-vector products are computed: graph (double backward on a kept gradient graph), or func (torch.func's
+    jvp of grad, an independent and slower second route, which keeps no graph)."""
 
     agreement: bool = False
     """Compare every point of the path with both ends on every test set: predictions, probabilities, features, energies,
@@ -333,7 +358,7 @@ class StudyConfig:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("perturbation_alphas", "density_alphas", "repair_alphas"):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -341,7 +366,8 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas"):
+        chosen = getattr(c, name)
         if chosen is not None and not set(chosen) <= set(c.alphas):
             raise ConfigError(f"{name}: each must be one of alphas.")
     if c.precision == "fp16":
@@ -352,13 +378,23 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
+    check_products(c)
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
     check_ranges(
         c,
-        least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1} | dict.fromkeys(_COUNTS, 1),
-        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise", "vrf_width"),
+        least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1, "eigenvectors": 0} | dict.fromkeys(_COUNTS, 1),
+        positive=(
+            "rtol",
+            "rho_avg",
+            "rho_linf",
+            "rho_l2",
+            "rho_geodesic",
+            "memory",
+            "criticality_noise",
+            "vrf_width",
+        ),
     )
     if c.upgraded_model is not None and c.upgraded is None:
         raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
@@ -367,7 +403,17 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
+    lists = (
+        "id",
+        "ood",
+        "metrics",
+        "measures",
+        "density_layers",
+        "eigenvector_layers",
+        "densities",
+        "targets",
+        "selects",
+    )
     for name in (*lists, "criticality_noise", "output_baselines", "ensembles", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
@@ -378,6 +424,12 @@ def _check(c: StudyConfig) -> None:
         raise ConfigError(f"paths: {bent[0]} has no points outside [0, 1], and alphas has {outside[0]:g}.")
     if c.density_alphas is not None and not c.density_layers:
         raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
+    if not c.eigenvectors:
+        for name in ("eigenvector_layers", "eigenvector_alphas"):
+            if getattr(c, name) != getattr(type(c), name):
+                raise ConfigError(f"{name}: says where eigenvectors are saved, and eigenvectors is 0.")
+    elif not c.eigenvector_layers or c.eigenvector_alphas == ():
+        raise ConfigError("eigenvectors: needs a layer in eigenvector_layers and an alpha in eigenvector_alphas.")
     for i, pair in enumerate(c.pairs):
         _check_name(f"pairs[{i}].name", pair.name)
     names = [p.name for p in c.pairs]

@@ -257,7 +257,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     table = table[
         (table["method"] == "spearman")
         & table["layer"].str.startswith("(")
-        & table["measure"].isin([*MEASURES, *CRITERIA])
+        & table["measure"].map(lambda m: m in MEASURES or m in CRITERIA)
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
@@ -274,8 +274,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
         body = [
             (cell(m, "name", _meaning(m)), *(_correlation_cell(found.get((m, *column))) for column in columns))
-            for m in (*MEASURES, *CRITERIA)
-            if m in set(rows["measure"])
+            for m in measures_in(rows)
         ]
         head = (
             "measure",

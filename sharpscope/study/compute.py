@@ -21,15 +21,17 @@ from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
+from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import Variant, roles
+from sharpscope.study.tasks import Variant, looked_at, roles
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
+    ALL,
     BASES,
     DENSE,
     MEASURES,
@@ -57,8 +59,8 @@ Progress = Callable[[str], None]
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
     """Compute the unit with the key ``kind/pair/rest``.
 
-    The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE, noise/P, outputs/P,
-    ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
+    The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, eigenvectors/P/ALPHA, layers/P/BASE,
+    noise/P, outputs/P, ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
     """
     kind, _, *rest = key.split("/")
     if kind == "path":
@@ -68,6 +70,8 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
+    if kind == "eigenvectors":
+        return _eigenvectors_unit(context, float(rest[0]))
     if kind == "layers":
         return _layers_unit(context, next(b for b in BASES if b == rest[0]), progress)
     if kind == "noise":
@@ -238,8 +242,32 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
 def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
     if not config.density_layers:
         return ()
-    alphas = config.alphas
-    return (alphas[0], alphas[len(alphas) // 2], alphas[-1]) if config.density_alphas is None else config.density_alphas
+    return looked_at(config, config.density_alphas)
+
+
+def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
+    """The top eigenvectors of the chosen layers at one alpha: arrays ``LAYER:PARAMETER`` [k, *shape]."""
+    config, theta, layers = context.config, context.theta(alpha), context.layers
+    found = measure_eigenvectors(
+        context.probe, theta, layers, config.eigenvector_layers, config.eigenvectors, context.settings,
+        key=(context.pair.name, alpha),
+    )  # fmt: skip
+    params = {ALL: [n for x in layers for n in x.params]} | {x.name: list(x.params) for x in layers}
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for layer, pairs in found.items():
+        names, vectors = params[layer], pairs.vectors.cpu().numpy()
+        ends = np.cumsum([theta[n].numel() for n in names])[:-1]
+        for name, part in zip(names, np.split(vectors, ends, axis=1), strict=True):
+            arrays[f"{layer}:{name}"] = part.reshape(len(part), *theta[name].shape)
+        for rank, value in enumerate(pairs.values.tolist()):
+            rows.append({
+                "pair": context.pair.name, "alpha": alpha, "layer": layer, "rank": rank + 1, "eigenvalue": value,
+                "residual": float(pairs.residuals[rank]), "converged": bool(pairs.converged[rank]),
+                "num_params": vectors.shape[1], "num_matvecs": pairs.num_matvecs,
+                "status": "ok" if pairs.converged[rank] else "not_converged" if math.isfinite(value) else "failed",
+            })  # fmt: skip
+    return Unit({"eigenpairs": rows}, arrays)
 
 
 def _measure(

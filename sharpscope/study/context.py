@@ -207,8 +207,9 @@ class Context:
         memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
-            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
-            trace_method=c.trace_method, precision=c.precision,
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=int(memory),
+            trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
+            random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip
 
 
@@ -231,7 +232,7 @@ def load_contexts(config: StudyConfig) -> dict[str, Context]:
     contexts = {p.name: Context.load(config, p) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
-        _check_density_layers(config, context.layers)
+        _check_layer_names(config, context.layers)
     first = next(iter(contexts.values()))  # the pictures are the same for every pair
     _check_metrics(config, first.datasets.values())
     check_apart(config.probe, first.probe.dataset.subset(first.probe.indices), first.datasets, roles(config))
@@ -247,12 +248,13 @@ def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
         raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
 
 
-def _check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
-    """Raise ConfigError for a name in ``density_layers`` that no layer has."""
+def _check_layer_names(config: StudyConfig, layers: Sequence[Layer]) -> None:
+    """Raise ConfigError for a name in ``density_layers`` or ``eigenvector_layers`` that no layer has."""
     known = [ALL, *(x.name for x in layers)]
-    for name in config.density_layers:
+    asked = [("density_layers", n) for n in config.density_layers]
+    asked += [("eigenvector_layers", n) for n in config.eigenvector_layers]
+    for key, name in asked:
         if name not in known:
             raise ConfigError(
-                f"density_layers: no layer '{shown(name)}' at granularity {config.granularity}."
-                f"{did_you_mean(name, known)}"
+                f"{key}: no layer '{shown(name)}' at granularity {config.granularity}.{did_you_mean(name, known)}"
             )

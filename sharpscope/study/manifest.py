@@ -22,24 +22,23 @@ from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
+_LATER = (
+    "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
+    "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
+    "products",
+)  # fmt: skip
+"""Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
+run."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    if config.paths == ("linear",):  # a run made before the field existed stays the same run
-        del numbers["paths"]
-    if config.upgraded_model is None:
-        del numbers["upgraded_model"]
-    for name in ("agreement", "ensembles"):  # likewise
-        if not getattr(config, name):
+    for name in _LATER:
+        if getattr(config, name) == getattr(StudyConfig, name):
             del numbers[name]
     if "vrf" not in config.output_baselines:
         for name in VRF_FIELDS:
             del numbers[name]
-    if config.path_density is None:
-        del numbers["path_density"]
-    if config.class_position is None:
-        del numbers["class_position"]
     numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}

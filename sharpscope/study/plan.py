@@ -12,17 +12,17 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.fisher import FEW_CLASSES
+from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
-from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.study.context import Context, check_inputs, load_contexts
-from sharpscope.study.tasks import plan_curvature, variants
+from sharpscope.study.tasks import looked_at, plan_curvature, variants
 from sharpscope.vocabulary import ALL, MEASURES, Cost
 
 __all__ = ["plan"]
 
 _PRODUCTS: Final[dict[Cost, int]] = {"trace": 40, "eigenvalues": 6, "product": 1}
 """The number of Hessian-vector products per layer that ``plan`` assumes for each kind of measure, capped at
-``max_matvecs``. The numbers are typical for rtol 0.05; measures of one kind share their products."""
+``max_matvecs``. The numbers are typical for rtol 0.05; measures of one kind and family share their products."""
 _PASSES: Final = 40
 """The number of backward passes of the logits that ``plan`` assumes for each Gauss-Newton or Fisher trace."""
 
@@ -65,6 +65,10 @@ def plan(config: StudyConfig) -> str:
             passes += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
         seconds["other accuracy"] = passes * costs["evaluate"]
         units["other accuracy"] = alphas * bool(config.upgraded) + mixed
+    if config.eigenvectors:
+        points = len(looked_at(config, config.eigenvector_alphas))
+        seconds["eigenvectors"] = points * costs["eigenvectors"]
+        units["eigenvectors"] = points
     total = sum(seconds.values()) * len(contexts) / config.jobs
     images = sum(len(d) for d in context.datasets.values())
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
@@ -105,7 +109,7 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
         first = cut.rebatched(cut.batch_size)
         first.batches, first.weights = cut.batches[:1], (1.0,)
         start = time.perf_counter()
-        engine = HessianEngine(first, theta, blocks)
+        engine = engine_for(config.products)(first, theta, blocks)
         build = (time.perf_counter() - start) * batches
         times = {}
         for layer, spec in engine.blocks.items():
@@ -124,7 +128,10 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     evaluate = (time.perf_counter() - start) / len(few) * images
     sweep = sum(times.values())
     kinds = [MEASURES[m].cost for m in config.measures]
-    products = sum(min(_PRODUCTS[kind], config.max_matvecs) for kind in _PRODUCTS if kind in kinds)
+    top = config.eigenvectors * min(_PRODUCTS["eigenvalues"], config.max_matvecs)
+    vectors = build + top * sum(times[n] for n in config.eigenvector_layers if n in times)
+    shared = {(MEASURES[m].family, MEASURES[m].cost) for m in config.measures}
+    products = sum(min(_PRODUCTS[cost], config.max_matvecs) for _, cost in shared if cost in _PRODUCTS)
     layers = len(context.layers) + 1
     averages = kinds.count("noise") * 2 * config.noise_samples * layers * loss
     perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
@@ -135,6 +142,7 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer
     costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
+        "eigenvectors": vectors,
     }  # fmt: skip
     return costs, layout
 

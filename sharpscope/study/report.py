@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sharpscope.config.plugins import recall_words
@@ -157,6 +159,12 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     for name, frame in tables.items():
         directory.write(f"tables/{name}.csv", csv_bytes(frame, name))
         directory.write(f"tables/{name}.parquet", parquet_bytes(frame, name))
+    for name in results.layers:
+        for alpha in results.eigenvector_alphas:
+            if (unit := results.units.get(f"eigenvectors/{name}/{alpha!r}")) is not None:
+                packed = io.BytesIO()
+                np.savez(packed, **unit.arrays)  # type: ignore[arg-type]
+                directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
     parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])

@@ -25,7 +25,7 @@ from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
 from sharpscope.scores import Predictions
-from sharpscope.study.tasks import Task, Variant, plan_curvature, roles, variants
+from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, points_of, stacked
@@ -73,6 +73,7 @@ class Results:
         names = list(self.layers)
         kinds = [
             [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
+            [f"eigenvectors/{n}/{alpha!r}" for alpha in self.eigenvector_alphas for n in names],
             [f"layers/{n}/{base}" for base in BASES for n in names],
             [f"noise/{n}" for n in names],
             [f"path/{n}/{alpha!r}" for alpha in self.config.alphas for n in names],
@@ -90,6 +91,11 @@ class Results:
             for variant in self.variants(name)
             for alpha in self.repair_alphas
         ]
+
+    @property
+    def eigenvector_alphas(self) -> tuple[float, ...]:
+        """The alphas at which eigenvectors are saved; none where none are asked for."""
+        return looked_at(self.config, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
 
     @property
     def repair_alphas(self) -> tuple[float, ...]:
@@ -189,6 +195,7 @@ class Results:
             "path": path,
             "sharpness": self._with_failed(sharpness),
             "density": self.measured("density"),
+            "eigenpairs": self.measured("eigenpairs"),
             "accuracy": accuracy,
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),

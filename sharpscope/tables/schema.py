@@ -21,6 +21,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
         "note",
     ),
+    "eigenpairs": (
+        "pair", "alpha", "layer", "rank", "eigenvalue", "residual", "converged", "num_params", "num_matvecs", "status",
+    ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
         "primary",
@@ -58,6 +61,8 @@ Reading guide
                        standard deviation ``width``
   density.stderr       standard error over random start vectors, widened for their small number; the choice of images
                        is not in it
+  eigenpairs.rank      1 for the largest eigenvalue; its unit eigenvector is row rank - 1 of the arrays
+                       ``LAYER:PARAMETER`` in eigenvectors/PAIR_ALPHA.npz
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
@@ -84,6 +89,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha"),
     "sharpness": ("pair", "alpha", "layer", "measure"),
     "density": ("pair", "alpha", "layer", "value"),
+    "eigenpairs": ("pair", "alpha", "layer", "rank"),
     "accuracy": ("pair", "alpha", "variant", "dataset", "role", "metric"),
     "stragglers": ("pair", "layer", "criterion", "base", "rule"),
     "failure": ("pair", "flag", "dataset"),

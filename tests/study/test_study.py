@@ -63,6 +63,9 @@ def small_config(**changes: Any) -> StudyConfig:
         bootstrap=60,
         density_layers=("visual.post",),
         density_alphas=(0.5,),
+        eigenvectors=2,
+        eigenvector_layers=("visual.post",),
+        eigenvector_alphas=(0.5,),
         jobs=1,
     )
     return dataclasses.replace(config, **changes)
@@ -139,6 +142,20 @@ def test_the_density_of_a_chosen_layer_has_its_trace_as_mean(finished: study.Run
         trace = rows[rows["pair"] == pair].iloc[0]
         assert mean == pytest.approx(trace["estimate"], rel=0.5, abs=6 * trace["stderr"])
     assert (finished.root / "figures" / "spectral_density.png").stat().st_size > 0
+
+
+def test_the_saved_eigenvectors_are_those_of_the_table(finished: study.Run) -> None:
+    assert len(finished.eigenpairs) == 2 * len(small_config().pairs) and set(finished.eigenpairs["rank"]) == {1, 2}
+    for pair, rows in finished.eigenpairs.groupby("pair"):
+        tensors = dict(np.load(finished.root / "eigenvectors" / f"{pair}_0.5.npz"))
+        assert {name.partition(":")[0] for name in tensors} == {"visual.post"}
+        vectors = np.concatenate([t.reshape(2, -1) for t in tensors.values()], axis=1)
+        assert vectors.shape[1] == rows["num_params"].iloc[0]
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-5)
+        top = rows[rows["rank"] == 1].iloc[0]
+        found = finished.sharpness.query("layer == 'visual.post' and alpha == 0.5 and measure == 'lambda_max'")
+        other = found[found["pair"] == pair].iloc[0]
+        assert abs(top["eigenvalue"] - other["estimate"]) <= top["residual"] + other["residual"]
 
 
 def test_path_table_has_the_ends_where_they_belong(finished: study.Run) -> None:
