@@ -65,9 +65,8 @@ def evaluate_ensemble(
 ) -> pd.DataFrame:
     """Every metric of the mixed outputs of two checkpoints, also of two architectures, at every alpha: one table.
 
-    The outputs are (1 - alpha) f_0 + alpha f_1 of the logits, or
-    the same mean of the probabilities. At alpha 0 and 1 they are those of one checkpoint, bit for bit. Each checkpoint
-    sees the images as its own model prepares them.
+    The outputs are (1 - alpha) f_0 + alpha f_1 of the logits, or the same mean of the probabilities. At alpha 0 and 1
+    they are those of one checkpoint, bit for bit. Each checkpoint sees the images as its own model prepares them.
 
     Args:
         checkpoints: two checkpoints, f_0 and f_1.
