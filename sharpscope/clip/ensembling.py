@@ -62,9 +62,8 @@ def evaluate_ensemble(
 ) -> pd.DataFrame:
     """Every metric of the mixed outputs of two checkpoints, also of two architectures, at every alpha: one table.
 
-    The outputs are (1 - alpha) f_0 + alpha f_1 of the logits (Wortsman et al. 2022, arXiv 2109.01903, section C.8), or
-    the same mean of the probabilities. At alpha 0 and 1 they are those of one checkpoint, bit for bit. Each checkpoint
-    sees the images as its own model prepares them.
+    The outputs are (1 - alpha) f_0 + alpha f_1 of the logits, or the same mean of the probabilities. At alpha 0 and 1
+    they are those of one checkpoint, bit for bit. Each checkpoint sees the images as its own model prepares them.
 
     Args:
         checkpoints: two checkpoints, f_0 and f_1.
@@ -82,6 +81,8 @@ def evaluate_ensemble(
         ConfigError: not two checkpoints, an unknown metric, model or head, or an alpha outside [0, 1].
         PairMismatch: heads whose classes are not the same, so that their logits cannot be added.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint, DatasetError: as for ``evaluate``.
+
+    Source: Wortsman et al. 2022 (arXiv 2109.01903), section C.8 and Table 13.
     """
     two = (models, models) if isinstance(models, str) else tuple(models)
     if len(checkpoints) != 2 or len(two) != 2:

@@ -97,7 +97,7 @@ def test_it_is_one_file_that_needs_no_network(tables: Tables, manifest: dict[str
 
 def test_sections_stand_in_the_order_of_the_questions(page: Page) -> None:
     ids = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
-    assert ids == [*ANCHORS, "further", "glossary"]
+    assert ids == [*ANCHORS[:5], "agreement", *ANCHORS[5:], "further", "glossary"]
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert links == [f"#{i}" for i in ids]
 
@@ -226,9 +226,11 @@ def test_how_it_was_made(page: Page) -> None:
     assert set(MEASURES) < set(GLOSSARY)
 
 
-@pytest.mark.parametrize(
-    "missing", [*(c for c in COLUMNS if c not in ("density", "eigenpairs")), "all"]
-)  # densities are asked for
+ASKED_FOR = ("density", "agreement", "eigenpairs")
+"""Tables that a run has only where they were asked for; without them the report is silent about them."""
+
+
+@pytest.mark.parametrize("missing", [*(c for c in COLUMNS if c not in ASKED_FOR), "all"])
 def test_missing_or_empty_tables_are_said_not_fatal(missing: str, tables: Tables, manifest: dict[str, Any]) -> None:
     where = {"path": "pairs", "verdicts": "answer"}.get(missing, missing)
     gone = list(COLUMNS) if missing == "all" else [missing]
@@ -238,7 +240,9 @@ def test_missing_or_empty_tables_are_said_not_fatal(missing: str, tables: Tables
         {k: pd.DataFrame() if k in gone else v for k, v in tables.items()},
     ):
         page = Page(build_report(kept, {}, manifest))
-        assert [a["id"] for t, a in page.tags if t == "section"] == [*ANCHORS, "glossary"]
+        named = [a["id"] for t, a in page.tags if t == "section"]
+        assert [name for name in named if name not in ASKED_FOR] == [*ANCHORS, "glossary"]
+        assert ("agreement" in named) == (missing != "all")
         if missing not in ("path", "all"):
             assert "This run has no" in page.text(where)
             assert sum("This run has no" in page.text(a) for a in ANCHORS) == 1
