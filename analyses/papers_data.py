@@ -144,6 +144,7 @@ class Command:
     def __call__(self) -> int:
         for make in (imagenet, cifar, domainnet, wilds, eurosat, folders):
             make(self.out)
+        (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
         (self.out / "made.txt").write_text("Made by analyses/papers_data.py.\n", encoding="utf-8")
         return 0
 
