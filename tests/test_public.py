@@ -183,6 +183,7 @@ def _classes(hint: Any) -> Iterator[type]:
 INNER = {
     "sharpscope.ClipModel.prefix": "what Probe.suffix works with",
     "sharpscope.Probe.suffix": "a protocol, that of sharpscope.curvature.Objective",
+    "sharpscope.Method.augmentation": "for writers of methods, who import sharpscope.clip.datasets.augment",
     "sharpscope.Method.prepare": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.Method.recipe": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.register_dataset": "for writers of data sets, who import sharpscope.clip.datasets.found",
