@@ -29,9 +29,10 @@ class ProtocolConfig:
     ``datasets``: the sets that are tuned on, one after the other, and evaluated; for cross-dataset the sets that are
     evaluated, ``train`` being the one that is tuned on. ``hyperparameters``: name -> value, for every method.
 
-    Raises ConfigError, naming the field, for what contradicts itself or would change nothing. Sources: Zhou et al. 2022,
-    arXiv 2109.01134 (few-shot), arXiv 2203.05557 (base-to-new, cross-dataset); Wang et al. 2024, arXiv 2412.20895
-    (upgrade).
+    Raises ConfigError, naming the field, for what contradicts itself or would change nothing.
+
+    Sources: Zhou et al. 2022, arXiv 2109.01134 (few-shot) and arXiv 2203.05557 (base-to-new, cross-dataset); Wang et
+    al. 2024, arXiv 2412.20895 (upgrade).
     """
 
     protocol: ProtocolName
