@@ -424,11 +424,13 @@ NO_SOURCE = {
     "a record: what makes it, or takes it, has the source": """
         Checkpoint EigenEstimate ExtremeEigenvalues FisherFiles Layer LayerAt LayerValue LoadedPair MeasureSettings
         Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
+        FinishedProtocol FinishedSweep SweepConfig SweepTrial
         curvature.FisherDiagonal curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses
         findings.NoiseLosses findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,
     "reads, checks, writes or runs; what it calls has the source": """
         ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
+        load_sweep run_sweep
         load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
         register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers
         exchange.accuracy_table exchange.join_accuracy exchange.read_measured exchange.written

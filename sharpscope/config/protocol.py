@@ -30,6 +30,9 @@ class ProtocolConfig:
     evaluated, ``train`` being the one that is tuned on. ``hyperparameters``: name -> value, for every method.
 
     Raises ConfigError, naming the field, for what contradicts itself or would change nothing.
+
+    Sources: Zhou et al. 2022, arXiv 2109.01134 (few-shot) and arXiv 2203.05557 (base-to-new, cross-dataset); Wang et
+    al. 2024, arXiv 2412.20895 (upgrade).
     """
 
     protocol: ProtocolName
