@@ -416,12 +416,13 @@ SOURCE = re.compile(
 
 NO_SOURCE = {
     "an interface, or what hands tensors on: no number is made here": """
-        curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective curvature.Cuttable
+        HessianOperator ModuleLoss curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective
+        curvature.Cuttable
         curvature.DenseOperator curvature.Divisible curvature.FunctionOperator curvature.LayerHessian
         curvature.Objective curvature.SymmetricOperator curvature.solve curvature.solve_together
     """,
     "a record: what makes it, or takes it, has the source": """
-        Checkpoint EigenEstimate ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings
+        Checkpoint EigenEstimate EigenPairs ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings
         PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
         curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses findings.NoiseLosses
         findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
