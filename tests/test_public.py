@@ -417,14 +417,15 @@ SOURCE = re.compile(
 
 NO_SOURCE = {
     "an interface, or what hands tensors on: no number is made here": """
-        curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective curvature.Cuttable
+        HessianOperator ModuleLoss curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective
+        curvature.Cuttable
         curvature.DenseOperator curvature.Divisible curvature.FunctionOperator curvature.LayerHessian
         curvature.Objective curvature.SymmetricOperator curvature.solve curvature.solve_together
     """,
     "a record: what makes it, or takes it, has the source": """
-        Checkpoint EigenEstimate ExtremeEigenvalues FisherFiles Layer LayerAt LayerValue LoadedPair MeasureSettings
-        Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
-        FinishedProtocol FinishedSweep SweepConfig SweepTrial
+        Checkpoint EigenEstimate EigenPairs ExtremeEigenvalues FisherFiles Layer LayerAt LayerValue LoadedPair
+        MeasureSettings Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned
+        FinishedProtocol FinishedSweep SweepConfig SweepTrial curvature.MeasureResult
         curvature.FisherDiagonal curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses
         findings.NoiseLosses findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,

@@ -34,6 +34,8 @@ class FunctionalEngine(HessianEngine):
 
     ``Probes`` are answered with one direction per batch, because no graph tells the examples apart. ``memory`` is not
     needed, because no graph is kept. Arguments and errors are those of ``HessianEngine``.
+
+    Source: Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147 (the derivative of the gradient along v).
     """
 
     def __init__(
