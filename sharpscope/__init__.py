@@ -7,9 +7,9 @@ In a notebook:
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
 ``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
-``convert``, ``plan``, ``correlate`` and ``robustness`` are its steps, each alone. ``layer_curvature`` measures any
-module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are in
-``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
+``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each alone. ``layer_curvature``
+measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are
+in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
 ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from sharpscope.layers import Layer
     from sharpscope.notebook import layer_curvature, layer_sharpness
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.papertables import paper_table
     from sharpscope.study.plan import plan
     from sharpscope.study.report import Run, report
     from sharpscope.study.run import run
@@ -123,6 +124,7 @@ __all__ = [
     "load_dataset",
     "load_pair",
     "load_plugin",
+    "paper_table",
     "plan",
     "read_checkpoint",
     "read_results",
@@ -172,6 +174,7 @@ _HOME = {
         "layers": "Layer",
         "notebook": "layer_curvature layer_sharpness",
         "study.across": "correlate robustness",
+        "study.papertables": "paper_table",
         "study.plan": "plan",
         "study.report": "Run report",
         "study.run": "run",

@@ -16,6 +16,7 @@ from sharpscope.errors import ConfigError, did_you_mean, shown
 
 __all__ = [
     "AGAINST",
+    "AGREEMENT",
     "ALL",
     "BASES",
     "BEST",
@@ -42,6 +43,8 @@ __all__ = [
     "STRAGGLERS",
     "UPGRADED",
     "AddsUp",
+    "Agreement",
+    "AlphaSide",
     "Base",
     "Cost",
     "Criterion",
@@ -54,6 +57,7 @@ __all__ = [
     "Measure",
     "Origin",
     "OutputBaseline",
+    "PaperStyle",
     "PathName",
     "Precision",
     "Select",
@@ -90,6 +94,10 @@ Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 PathName = Literal["linear", "lines"]
 ClassPosition = Literal["end", "middle", "front"]
 """Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
+AlphaSide = Literal["finetuned", "zeroshot"]
+"""The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+PaperStyle = Literal["wise-ft", "alphas"]
+"""The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -543,6 +551,48 @@ OUTPUT_BASELINES: Final[dict[OutputBaseline, str]] = {
 """The baselines that mix the outputs of the path's two ends -> their description. The name is also the ``variant`` of
 their rows in the accuracy table, whose alpha is missing because they are not points of the path. VRF: Zhu et al. 2024,
 arXiv 2411.06966."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A measure of the agreement table: ``text`` says what it is, ``of`` what it needs beside a point of the path."""
+
+    text: str
+    of: Literal["end", "point", "ends"] = "end"
+    """end (one end of the path, with which the point is compared) | point (nothing else) | ends (both ends)."""
+
+
+AGREEMENT: Final[dict[str, Agreement]] = {
+    "disagreement": Agreement("share of images for which the two models predict different classes"),
+    "prediction_diversity": Agreement("share of images that exactly one of the two models gets right"),
+    "only_end_right": Agreement("share of images that the end of the path gets right and the point gets wrong"),
+    "only_point_right": Agreement("share of images that the point of the path gets right and the end gets wrong"),
+    "kappa_complement": Agreement("1 minus Cohen's kappa of the two models' predictions"),
+    "kl_divergence": Agreement("mean over images of KL(p_end || p_point) of the predicted probabilities, nats"),
+    "cka_complement": Agreement("1 minus the linear centred kernel alignment of the image features"),
+    "feature_distortion": Agreement("mean over images of the squared distance of the unit-length image features"),
+    "feature_distance": Agreement("mean over images of the distance of the image features that the head reads"),
+    "energy_gap": Agreement(
+        "mean over images and random texts of the squared change of scale * <image feature, text feature>"
+    ),
+    "logit_gap": Agreement("mean over images and competing classes of the squared change of the logit"),
+    "margin_difference": Agreement("margin of the point minus margin of the end"),
+    "margin": Agreement("mean over images of the largest logit minus the second largest", "point"),
+    "zeroshot_overrides": Agreement(
+        "among images on which the two ends disagree, share for which the point agrees with theta_0", "ends"
+    ),
+    "zeroshot_overridden": Agreement(
+        "among images on which the two ends disagree, share for which the point agrees with theta_1", "ends"
+    ),
+}
+"""Every measure of the agreement table, in the order of figures. Those that compare a point of the path with one of its
+ends are 0 where the two are the same model.
+
+prediction_diversity, kappa_complement, kl_divergence, cka_complement, margins and overrides: Wortsman et al. 2022
+(arXiv 2109.01903), section 5.1 and appendix E; their KL has the end in the first place here. cka: Kornblith et al. 2019
+(arXiv 1905.00414). feature_distance: Kumar et al. 2022 (arXiv 2202.10054). feature_distortion, energy_gap: Nam et al.
+2024 (arXiv 2404.00860), whose training penalty is half the energy gap.
+"""
 
 GROUPS: Final[dict[Group, str]] = {
     "straggler": "stragglers",

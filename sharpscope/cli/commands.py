@@ -10,6 +10,7 @@ from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
 from sharpscope.cli.studies import Demo, Plan, Report, Run
+from sharpscope.cli.tables import Table
 
 __all__ = ["COMMANDS"]
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Any] = {
     "finetune": Finetune,
     "correlate": Correlate,
     "robustness": Robustness,
+    "table": Table,
     "report": Report,
     "list": List,
 }

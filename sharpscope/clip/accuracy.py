@@ -33,6 +33,7 @@ __all__ = [
 Row = dict[str, Any]
 Theta = Mapping[str, Tensor]
 Progress = Callable[[int], object]
+Seen = Callable[[Tensor, Tensor], object]
 _NO_REGION = "Other"
 
 
@@ -101,18 +102,21 @@ def answers(
     *,
     cache: FeatureCache | None = None,
     progress: Progress = lambda images: None,
+    seen: Seen = lambda features, scores: None,
 ) -> Answers:
     """The model's answers to every image of ``dataset``, in the data set's order, from one streamed pass.
 
     Scores are the logits of the classes that the set can contain (``Dataset.project``; ImageNet-R has 200, ObjectNet
     113), and confidences are their softmax. ``device``: where to compute; None: on the device of ``theta``. ``cache``:
-    keeps image features for the next call. ``progress``: called with the number of images of every batch. Raises
-    NumericalError for logits that are not finite (an argmax of NaN would count as class 0), DatasetError for labels
-    out of the classifier's range.
+    keeps image features for the next call. ``progress``: called with the number of images of every batch. ``seen``:
+    called with the features [B, D] that the head reads and the scores [B, T] of every batch. Raises NumericalError for
+    logits that are not finite (an argmax of NaN would count as class 0), DatasetError for labels out of the
+    classifier's range.
     """
     parts = []
-    for scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
+    for features, scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
         parts.append(Answers.of(scores, labels))
+        seen(features, scores)
         progress(len(labels))
     return Answers.joined(parts, _groups(dataset))
 
@@ -144,7 +148,7 @@ def logits(
     are kept in memory, n T numbers (200 MB for ImageNet in float32). Arguments and errors are those of ``answers``.
     """
     parts = []
-    for scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
+    for _, scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
         parts.append((scores.cpu(), labels.cpu()))
         progress(len(labels))
     return torch.cat([s for s, _ in parts]), torch.cat([y for _, y in parts])
@@ -157,8 +161,8 @@ def _scores(
     batch_size: int,
     device: torch.device | str | None,
     cache: FeatureCache | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(scores over the set's classes, labels among these classes) of every batch."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(features, scores over the set's classes, labels among these classes) of every batch."""
     _check_labels(classifier, dataset)
     with torch.inference_mode():
         if device is not None:
@@ -169,7 +173,7 @@ def _scores(
             out = classifier.logits_of(theta, features)
             if not bool(torch.isfinite(out).all()):
                 raise NumericalError(f"{dataset.name}: logits are not finite.")
-            yield dataset.project(out), labels
+            yield features, dataset.project(out), labels
 
 
 def _check_labels(classifier: Classifier, dataset: Dataset) -> None:

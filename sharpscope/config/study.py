@@ -195,6 +195,10 @@ class StudyConfig:
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
 
+    agreement: bool = False
+    """Compare every point of the path with both ends on every test set: predictions, probabilities, features, energies,
+    margins (table agreement.csv). It takes one more pass over the test sets for each worker, and memory for the ends'
+    outputs."""
     output_baselines: tuple[OutputBaseline, ...] = ()
     """Ensembles of the two ends' outputs to evaluate in addition to the path: ose (the mean of their probabilities) and
     vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the

@@ -16,7 +16,7 @@ from sharpscope.exchange.measured import Measured
 from sharpscope.scores import PROPORTIONS, wilson
 from sharpscope.tables.rows import table
 
-__all__ = ["FORMATS", "accuracy_table", "read_measured", "read_results"]
+__all__ = ["FORMATS", "accuracy_table", "is_accuracy_csv", "read_measured", "read_results"]
 
 FORMATS: Mapping[str, str] = {
     "wise-ft": "results.jsonl of WiSE-FT: program arguments, '<Dataset>:top1'",
@@ -93,6 +93,13 @@ def read_measured(path: str | Path) -> list[Measured]:
     if any(line.strip() == "=> result" for line in text.splitlines()):
         return formats.dassl(text, path)
     raise _unknown(path, f"it starts with '{shown(text[:40], 60)}'")
+
+
+def is_accuracy_csv(file: Path) -> bool:
+    """Whether the first line of ``file`` holds the columns of accuracy.csv."""
+    with file.open("rb") as stream:
+        columns = stream.readline(10_000).decode("utf-8-sig", errors="replace").strip().replace('"', "").split(",")
+    return {"pair", "dataset", "estimate"} <= set(columns)
 
 
 def _of_json(lines: list[formats.Line], path: Path) -> list[Measured]:

@@ -19,10 +19,10 @@ def problems(source: Source) -> Section:
     counts: list[tuple[Cell, ...]] = []
     listed: list[tuple[bool, tuple[Cell, ...]]] = []
     total = 0
-    for name in ("path", "sharpness", "stragglers", "repair", "correlations", "advice"):
+    for name in ("path", "sharpness", "stragglers", "repair", "correlations", "advice", "agreement"):
         table = source.table(name)
         bad = table[~table["status"].isin(("ok", "frozen", "")) & table["status"].notna()]
-        by = ["measure"] if name == "sharpness" else []
+        by = ["measure"] if name in ("sharpness", "agreement") else []
         bad = bad.assign(what=bad[by[0]] if by else "")
         for (what, status), group in bad.groupby(["what", "status"], sort=True):
             counts.append(

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sharpscope.errors import NoData
+from sharpscope.present.agreementplots import agreement_along_alpha
 from sharpscope.present.densityplots import spectral_density
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
@@ -54,6 +55,7 @@ def all_figures(
     draws: list[tuple[str, pd.DataFrame, Callable[[pd.DataFrame], Axes | Figure]]] = [
         ("wiseft_curve", get["accuracy"], wiseft_curve),
         ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
+        ("agreement", get["agreement"], agreement_along_alpha),
         ("sharpness_along_alpha", get["sharpness"], sharpness_along_alpha),
         *((f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m)) for m in measures),
         ("spectral_density", get["density"], spectral_density),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from sharpscope.errors import shown
 from sharpscope.present import layerwise, making, outcome
+from sharpscope.present.agreementplots import agreement_section
 from sharpscope.present.view import Figure, Section, Source
 from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES
 
@@ -55,12 +56,13 @@ CITATIONS: tuple[str, ...] = (
 )
 
 
-_SECTIONS = (
+_SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     outcome.answer,
     outcome.advice,
     outcome.pairs,
     outcome.accuracy,
     outcome.failure,
+    agreement_section,
     layerwise.sharpness,
     layerwise.stragglers,
     layerwise.repair,
@@ -106,7 +108,7 @@ def build_report(
     """
     known = timing if timing is not None else manifest.get("timing")
     source = Source(tables, figures, manifest, known if isinstance(known, Mapping) else {})
-    sections = [make(source) for make in _SECTIONS]
+    sections = [section for make in _SECTIONS if (section := make(source)) is not None]
     used = {f.png for s in sections for f in s.figures}
     left = [Figure(png, shown(name.replace("_", " "))) for name, png in figures.items() if png not in used]
     if left:

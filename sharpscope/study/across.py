@@ -13,7 +13,7 @@ import pandas as pd
 from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, RunDirectoryError, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
-from sharpscope.exchange.reading import read_measured
+from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.tables.files import normalised, read_csv
@@ -153,13 +153,6 @@ def _manifest(run: Path) -> dict[str, Any]:
 
 def _elsewhere(accuracy: Path, pairs: Sequence[RunPair], match: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:
     file = FilePath(accuracy)
-    if file.is_file() and _is_ours(file):
+    if file.is_file() and is_accuracy_csv(file):
         return normalised(with_means(read_csv(file, "accuracy")), "accuracy")
     return normalised(join_accuracy(read_measured(file), pairs, match=match, ids=ids), "accuracy")
-
-
-def _is_ours(file: FilePath) -> bool:
-    """Whether the first line holds the columns of accuracy.csv."""
-    with file.open("rb") as stream:
-        columns = stream.readline(10_000).decode("utf-8-sig", errors="replace").strip().replace('"', "").split(",")
-    return {"pair", "dataset", "estimate"} <= set(columns)

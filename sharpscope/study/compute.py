@@ -25,6 +25,7 @@ from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
+from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Variant, roles
 from sharpscope.study.unitfile import Unit
@@ -85,9 +86,10 @@ def _path_unit(context: Context, alpha: float) -> Unit:
         "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
         "status": "ok" if finite else "failed",
     }
-    given = _evaluate(context, theta)
+    given, agreement = agreeing(context, alpha, theta) if context.config.agreement else (_evaluate(context, theta), [])
     return Unit(
-        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)},
+        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)}
+        | ({"agreement": agreement} if agreement else {}),
         {"losses": losses, **_answered(context, given)},
     )
 

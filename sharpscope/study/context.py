@@ -13,6 +13,7 @@ import torch
 from sharpscope.clip.accuracy import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
+from sharpscope.clip.end_outputs import EndOutputs
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
@@ -128,6 +129,11 @@ class Context:
     def features(self) -> FeatureCache | None:
         """A cache of image features for all alphas, or None where the image tower moves."""
         return None if any(tower_of(n) == "image" for n in self.pair.moving) else FeatureCache()
+
+    @cached_property
+    def ends(self) -> EndOutputs:
+        """The outputs of both ends of the path on the test sets, with the energies of random texts."""
+        return EndOutputs(self.pair, self.path, self.config.batch_size, self.device, self.features, self.config.seed)
 
     def theta(self, alpha: float) -> Theta:
         """theta(alpha) on the device."""

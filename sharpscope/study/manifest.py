@@ -30,6 +30,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         del numbers["paths"]
     if config.class_position is None:
         del numbers["class_position"]
+    if not config.agreement:  # likewise
+        del numbers["agreement"]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)

@@ -55,6 +55,8 @@ def plan(config: StudyConfig) -> str:
     if further := alphas * (len(config.paths) - 1):
         seconds["further paths"] = further * costs["evaluate"]
         units["further paths"] = further
+    if config.agreement:  # a pass over the test sets for the end that comes later
+        seconds["path"] += costs["evaluate"]
     if config.upgraded or config.output_baselines:
         passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
         seconds["other accuracy"] = passes * costs["evaluate"]

@@ -193,6 +193,7 @@ class Results:
             "repair": stacked("repair", [r.table for r in repairs.values()]),
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": _unless_doubted(stacked("advice", advice), doubts),
+            "agreement": self.measured("agreement"),
         }
         tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs, doubts)])
         return tables

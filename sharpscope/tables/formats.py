@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -123,19 +123,25 @@ def _shown_cell(value: Any, digits: int) -> str:
 
 
 def _grid(
-    df: pd.DataFrame, columns: Sequence[str] | None, digits: int
+    df: pd.DataFrame, columns: Sequence[str] | None, digits: int, right: Collection[str]
 ) -> tuple[list[str], list[list[str]], list[bool]]:
     frame = df if columns is None else df[list(columns)]
     body = [[_shown_cell(v, digits) for v in frame[c].astype(object).tolist()] for c in frame.columns]
     numeric = [
-        pd.api.types.is_numeric_dtype(frame[c]) and not pd.api.types.is_bool_dtype(frame[c]) for c in frame.columns
+        c in right or (pd.api.types.is_numeric_dtype(frame[c]) and not pd.api.types.is_bool_dtype(frame[c]))
+        for c in frame.columns
     ]
     return [shown(c, 1000) for c in frame.columns], [list(row) for row in zip(*body, strict=True)], numeric
 
 
-def markdown(df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3) -> str:
-    """``df`` as a GitHub pipe table; numbers with ``digits`` significant digits; markup in names stays text."""
-    head, rows, numeric = _grid(df, columns, digits)
+def markdown(
+    df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3, right: Collection[str] = ()
+) -> str:
+    """``df`` as a GitHub pipe table; numbers with ``digits`` significant digits; markup in names stays text.
+
+    ``right``: columns of text that are aligned to the right, as numbers are.
+    """
+    head, rows, numeric = _grid(df, columns, digits, right)
     lines = [head, ["---:" if right else "---" for right in numeric]]
     cells = [[_markdown_escape(c) for c in row] for row in [head, *rows]]
     lines = [cells[0], lines[1], *cells[1:]]
@@ -167,15 +173,20 @@ _LATEX = (
         "∞": r"$\infty$",
         "—": "--",
         "…": r"\ldots{}",
+        "α": r"$\alpha$",
+        "′": "$'$",
     }
     | {sup: rf"\textsuperscript{{{plain}}}" for plain, sup in zip("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹", strict=True)}
     | {"⁻": r"\textsuperscript{$-$}"}
 )
 
 
-def latex(df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3) -> str:
-    """``df`` as a booktabs ``tabular`` (``\\usepackage{booktabs}``); special characters escaped."""
-    head, rows, numeric = _grid(df, columns, digits)
+def latex(df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3, right: Collection[str] = ()) -> str:
+    """``df`` as a booktabs ``tabular`` (``\\usepackage{booktabs}``); special characters escaped.
+
+    ``right``: columns of text that are aligned to the right, as numbers are.
+    """
+    head, rows, numeric = _grid(df, columns, digits, right)
     body = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in [head, *rows]]
     align = "".join("r" if right else "l" for right in numeric)
     return "\n".join(

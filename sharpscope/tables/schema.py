@@ -42,6 +42,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "rule", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high", "regret", "ood_accuracy",
         "status", "note",
     ),
+    "agreement": (
+        "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
+    ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
@@ -67,6 +70,10 @@ Reading guide
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
   advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
                        stragglers over at least four other pairs of the run has an interval above 0
+  agreement.measure    a key of ``AGREEMENT``
+  agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
+                       of both; empty for a measure of the point alone
+  agreement.n          number of images of which the estimate is a mean
   verdicts.verdict     holds | does not hold | cannot be told
 """
 
@@ -80,6 +87,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "repair": ("pair", "variant", "alpha"),
     "correlations": ("pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "source"),
     "advice": ("pair", "rule"),
+    "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "verdicts": ("pair", "claim"),
 }
 """Columns that identify a row of each table: no two rows agree on all of them."""

@@ -133,6 +133,7 @@ WORK = {
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
+    "table": ("sharpscope.study.papertables.paper_table", ("format", "digits", "seeds"), {"id": "ids"}),
     "report": ("sharpscope.study.report.report", (), {"run": "root"}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
@@ -409,7 +410,7 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     assert "(default: )" not in told.out
     missing = [f.name for f in dataclasses.fields(COMMANDS[name]) if f"--{f.name.replace('_', '-')}" not in told.out]
     positional = {"run": ["study"], "plan": ["study"], "inspect": ["a", "b"], "convert": ["source", "out"]}
-    positional |= {"list": ["what"]}
+    positional |= {"list": ["what"], "table": ["sources"]}
     positional |= {"evaluate": ["checkpoints"], "report": ["run"], "correlate": ["runs"], "robustness": ["runs"]}
     by_hand = ["pairs"] if name in ("run", "plan") else []  # pairs come as --zeroshot and --finetuned
     assert sorted(missing) == sorted([*positional.get(name, []), *by_hand])

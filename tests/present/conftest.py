@@ -12,7 +12,7 @@ import pytest
 
 from sharpscope.config.study import DEFAULT_MEASURES
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, DENSE
+from sharpscope.vocabulary import AGREEMENT, ALL, DENSE
 
 LAYERS = (
     "visual.conv1",
@@ -375,8 +375,33 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
         "correlations": make_correlations(layers),
         "advice": make_advice(),
         "verdicts": make_verdicts(),
+        "agreement": make_agreement(),
         "points": make_points(),
     }
+
+
+def make_agreement() -> pd.DataFrame:
+    against = {"end": ("zeroshot", "finetuned"), "ends": ("ends",), "point": ("",)}
+    return table(
+        "agreement",
+        [
+            {"pair": pair, "alpha": alpha, "dataset": dataset, "measure": measure, "estimate": distance}
+            | {
+                "ci_low": 0.9 * distance,
+                "ci_high": 1.1 * distance,
+                "n": 320,
+                "status": "ok",
+                "against": end,
+                "note": "",
+            }
+            for pair in CURVES
+            for dataset in ("photo", *OOD[:2])
+            for measure, facts in AGREEMENT.items()
+            for end in against[facts.of]
+            for alpha in (0.0, 0.5, 1.0)
+            for distance in (1 - alpha if end == "finetuned" else alpha,)
+        ],
+    )
 
 
 def make_density() -> pd.DataFrame:

@@ -412,6 +412,7 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
 
 def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
     assert [s.stem for s in SCRIPTS] == [
+        "fig_agreement",
         "fig_correlation",
         "fig_curve",
         "fig_finetuners",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.model import ClipModel
-from sharpscope.errors import ConfigError
+from sharpscope.clip.random_texts import RANDOM_TEXT_LENGTH, RANDOM_TEXTS, random_texts
 from sharpscope.finetuning.method import (
     Batch,
     Losses,
@@ -36,24 +35,6 @@ def energy_gap(images: Tensor, images_0: Tensor, texts: Tensor, scale: Tensor) -
     return (scale * (images - images_0) @ texts.T).square().sum(1).mean() / (2 * len(texts))
 
 
-def random_texts(model: ClipModel, count: int, length: int, generator: torch.Generator) -> Tensor:
-    """Token ids [count, context_length]: start, ``length`` tokens drawn uniformly from the vocabulary, end, padding.
-
-    Raises ConfigError if these do not fit the context, or if the end token is not the tokenizer's highest id (CLIP's
-    text tower takes its feature at the highest id).
-    """
-    empty = model.tokenize([""])
-    start, end, context = int(empty[0, 0]), int(empty[0, 1]), empty.shape[1]
-    if length < 1 or length + 2 > context:
-        raise ConfigError(f"lipsum-ft: text_length {length} does not fit a context of {context} tokens.")
-    if not start + 1 == end == int(empty.max()):
-        raise ConfigError(f"lipsum-ft: the tokenizer of '{model.name}' does not end texts with its highest token.")
-    tokens = empty.repeat(count, 1)
-    tokens[:, 1 : 1 + length] = torch.randint(0, start, (count, length), generator=generator)
-    tokens[:, 1 + length] = end
-    return tokens
-
-
 @dataclass(frozen=True, kw_only=True)
 class LipsumFT(Method):
     """Cross-entropy + strength * the squared change of the images' energies with random texts; text tower frozen.
@@ -76,9 +57,9 @@ class LipsumFT(Method):
     keep_best: bool = True
     strength: float = 1.0
     """lambda in the paper, >= 0; a larger value keeps the energies closer to zero-shot CLIP's."""
-    texts: int = 80
+    texts: int = RANDOM_TEXTS
     """Number M of random texts per step."""
-    text_length: int = 8
+    text_length: int = RANDOM_TEXT_LENGTH
     """Number of random tokens between start and end."""
 
     def prepare(self, task: Task) -> Prepared:

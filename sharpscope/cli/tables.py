@@ -1,0 +1,65 @@
+"""The command ``table``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from sharpscope.cli.options import given
+from sharpscope.cli.outcome import Outcome
+from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle
+
+__all__ = ["Table"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Print the accuracies of runs as a paper prints them: data sets side by side, averages, optimum, mean over seeds.
+
+    The stored tables do not change.
+    """
+
+    sources: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN|FILE [RUN|FILE ...]")]
+    """Run directories, CSV files with the columns of accuracy.csv, or result files of other systems. Pairs of one name
+    in several of them count as seeds of one model: mean and standard deviation are printed."""
+    style: PaperStyle = "wise-ft"
+    """wise-ft: zero-shot, fine-tuned, alpha 0.5, the optimum of each column and its gain over alpha 0.5 (Tables 1 and 3
+    of the paper); alphas: every alpha and the optimum (its Tables 4 and 5)."""
+    variants: tuple[str, ...] = (DENSE,)
+    """Variants to print: dense is the path itself, others are path:NAME, ensemble:logits, ose, vrf, upgraded ..."""
+    datasets: tuple[str, ...] = ()
+    """Data sets to print and to average over, in this order; default: all, those in distribution (ID) first."""
+    seeds: tuple[str, ...] = ()
+    """Pairs of other names that are seeds of one model: NAME=PAIR,PAIR,... (once for each model)."""
+    id: tuple[str, ...] = ()
+    """Data sets of other systems' result files that are in distribution (ID); default: the training set if the file
+    names it, else ImageNet."""
+    alpha_on: AlphaSide = "finetuned"
+    """Model whose weight is printed as alpha: finetuned as in WiSE-FT and in all stored tables, or zeroshot as in
+    Abdollahpoorrostam 2024 (alpha is then 1 minus the stored alpha)."""
+    format: Literal["text", "markdown", "latex", "csv"] = "text"
+    """Form of the table. In csv the numbers are not rounded, and standard deviations have columns of their own."""
+    digits: int = 1
+    """Number of decimals of each percentage."""
+
+    def __call__(self) -> Outcome:
+        if not self.sources:
+            raise ConfigError("table: give at least one run directory or file of accuracies.")
+        if not 0 <= self.digits <= 10:
+            raise ConfigError(f"--digits: needs a whole number from 0 to 10, got {self.digits}.")
+        from sharpscope.study.papertables import paper_table
+
+        table = paper_table(**{**given(self, "format", "digits", id="ids"), "seeds": self._seeds()})
+        return Outcome(table.text(self.format, self.digits))
+
+    def _seeds(self) -> dict[str, list[str]]:
+        out: dict[str, list[str]] = {}
+        for text in self.seeds:
+            name, equals, pairs = text.partition("=")
+            if not (name and equals and all(pairs.split(","))):
+                raise ConfigError(f"--seeds: '{shown(text, 60)}' is not NAME=PAIR,PAIR,...")
+            out.setdefault(name, []).extend(pairs.split(","))
+        return out

@@ -1,0 +1,81 @@
+"""The outputs of the two ends of a path on test sets, kept so that every point can be compared with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sharpscope.clip.accuracy import FeatureCache, answers
+from sharpscope.clip.agreement import Energies, Outputs, Seen
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.pair import LoadedPair
+from sharpscope.clip.random_texts import RANDOM_TEXT_LENGTH, RANDOM_TEXTS, random_texts
+from sharpscope.errors import ConfigError
+from sharpscope.seeds import derive
+from sharpscope.weights.path import InterpolationPath
+from sharpscope.weights.theta import Theta, on_device
+
+__all__ = ["EndOutputs"]
+
+
+class EndOutputs:
+    """The outputs of theta_0 and theta_1 on data sets, computed when they are first asked for.
+
+    At most ``limit`` bytes are kept, on the CPU; the outputs on a set that does not fit are computed each time.
+    """
+
+    def __init__(
+        self,
+        pair: LoadedPair,
+        path: InterpolationPath,
+        batch_size: int,
+        device: torch.device,
+        cache: FeatureCache | None,
+        seed: int,
+        limit: int = 4 * 2**30,
+    ) -> None:
+        self.pair, self.path, self.batch_size, self.device = pair, path, batch_size, device
+        self.cache, self.seed, self.limit = cache, seed, limit
+        self._kept: dict[tuple[float, Dataset], Outputs] = {}
+        self._energies: dict[float, Energies | None] = {}
+        self._tokens: Tensor | None = None
+
+    def at(self, end: float, dataset: Dataset) -> Outputs:
+        """The outputs at alpha = ``end``, which is 0 or 1."""
+        if (end, dataset) not in self._kept:
+            theta, seen = on_device(self.path.at(end), self.device), Seen()
+            answers(self.pair.classifier, theta, dataset, self.batch_size, self.device, cache=self.cache, seen=seen)
+            outputs = seen.outputs(self.energies(end, theta))
+            self.keep(end, dataset, outputs)
+            return outputs
+        return self._kept[end, dataset]
+
+    def keep(self, end: float, dataset: Dataset, outputs: Outputs) -> None:
+        """Keep ``outputs``, which were computed elsewhere, where they fit."""
+        if sum(o.nbytes for o in self._kept.values()) + outputs.nbytes <= self.limit:
+            self._kept.setdefault((end, dataset), outputs)
+
+    def energies(self, alpha: float, theta: Theta) -> Energies | None:
+        """The features of Lipsum-FT's random texts under theta(alpha), and the scale; None where there are none.
+
+        They follow theta where the head is made from its text tower, and are theta_0's everywhere else. The texts
+        depend on the seed alone, so that they are the same for every point, pair and data set.
+        """
+        at = alpha if self.pair.classifier.mode == "text" else 0.0
+        if at not in self._energies:
+            self._energies[at] = self._texts_under(theta if at == alpha else on_device(self.path.at(at), self.device))
+        return self._energies[at]
+
+    def _texts_under(self, theta: Theta) -> Energies | None:
+        model = self.pair.model
+        if not all(name in theta for name in (*model.text_names, "logit_scale")):
+            return None
+        if self._tokens is None:
+            generator = torch.Generator().manual_seed(derive(self.seed, "agreement", "texts"))
+            try:
+                self._tokens = random_texts(model, RANDOM_TEXTS, RANDOM_TEXT_LENGTH, generator)
+            except ConfigError:  # a tokenizer that does not end texts with its highest token
+                return None
+        with torch.inference_mode():
+            features = model.encode_text(theta, self._tokens.to(self.device))
+        return Energies(features.cpu(), float(theta["logit_scale"].exp()))
