@@ -18,6 +18,7 @@ __all__ = [
     "AGAINST",
     "AGREEMENT",
     "ALL",
+    "AVERAGE",
     "BASES",
     "BEST",
     "CANNOT",
@@ -42,6 +43,7 @@ __all__ = [
     "STATUSES",
     "STRAGGLERS",
     "UPGRADED",
+    "ZERO_SHOT",
     "AddsUp",
     "Agreement",
     "AlphaSide",
@@ -201,6 +203,10 @@ def path_variant(path: str) -> str:
     return DENSE if path == "linear" else f"path:{path}"
 
 
+ZERO_SHOT: Final = "zero-shot"
+"""The method of a protocol's rows of the model that nothing was trained on."""
+AVERAGE: Final = "average"
+"""The data set of a protocol's rows that average over its sets."""
 UPGRADED: Final = "upgraded"
 """The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 

@@ -9,6 +9,7 @@ from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
+from sharpscope.cli.protocol import Protocol
 from sharpscope.cli.studies import Demo, Plan, Report, Run
 from sharpscope.cli.tables import Table
 
@@ -25,6 +26,7 @@ COMMANDS: dict[str, Any] = {
     "sparsify": Sparsify,
     "evaluate": Evaluate,
     "finetune": Finetune,
+    "protocol": Protocol,
     "correlate": Correlate,
     "robustness": Robustness,
     "table": Table,

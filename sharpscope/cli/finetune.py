@@ -12,11 +12,11 @@ from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Precision
 
-__all__ = ["HYPERPARAMETERS", "Finetune"]
+__all__ = ["HYPERPARAMETERS", "Finetune", "Hyperparameters"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Hyperparameters:
+class Hyperparameters:
     """Hyperparameters of the method. One that is not given keeps the method's default."""
 
     lr: float | None = None
@@ -49,7 +49,7 @@ class _Hyperparameters:
         return out
 
 
-HYPERPARAMETERS = tuple(f.name for f in dataclasses.fields(_Hyperparameters))
+HYPERPARAMETERS = tuple(f.name for f in dataclasses.fields(Hyperparameters))
 """The flags that change hyperparameters. A flag that is not given leaves the method's default."""
 
 
@@ -66,7 +66,7 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Plugins, Computing, Images, Model, _Hyperparameters, _Task):
+class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
     """Fine-tune a zero-shot checkpoint with one of the published methods, which --list shows."""
 
     classnames: str | None = None

@@ -19,6 +19,7 @@ from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import Classifier
+from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
@@ -35,7 +36,7 @@ from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
-__all__ = ["COLUMNS", "evaluate"]
+__all__ = ["COLUMNS", "Answered", "answered", "evaluate"]
 
 COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
 """Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
@@ -187,6 +188,46 @@ def _check_needed(
         check_used("class_position", prompts, names)
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What one checkpoint answered on one data set, image by image."""
+
+    answers: Answers
+    note: str
+    """What a reader needs to know about the set and the head; empty where there is nothing."""
+
+
+def answered(
+    checkpoint: File,
+    model: str = "ViT-B-32",
+    specs: Sequence[str] = (),
+    *,
+    base: File | None = None,
+    templates: Sequence[str] | None = None,
+    data_root: str | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, Answered]:
+    """The answers of one checkpoint to every image of each data set, with the head that ``evaluate`` takes by itself.
+
+    Arguments and errors are those of ``evaluate``.
+    """
+    clip, where = ClipModel.load(model), pick_device(device)
+    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    under = None if base is None else read_checkpoint(resolve_checkpoint(base))
+    weights = read_checkpoint(resolve_checkpoint(checkpoint), base=under)
+    check_activation(clip, (weights,))
+    heads = _Heads(clip, model, weights, "auto", None, tuple(templates or ()), where)
+    cache, out = FeatureCache(), {}
+    for spec in specs:
+        classifier, theta, dataset, said = heads.for_set(spec, data)
+        given = answers(classifier, theta, dataset, batch_size, where, cache=cache)
+        out[spec] = Answered(given, "; ".join(x for x in (dataset_note(dataset), said) if x))
+    return out
+
+
 def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
@@ -270,9 +311,9 @@ class _Heads:
 
     def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
-        if self.names:
-            check_head_names((self.weights,), self.names)
         dataset = data.get(spec, self.names or own, by_name=self.names is None)
+        if self.names:  # for SPEC#base, the names of the half
+            check_head_names((self.weights,), dataset.classnames)
         said = ""
         if self.names is None and own is None and not dataset.facts.get("numbered", True):
             if two := dataset.facts["two_orders"]:

@@ -16,7 +16,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.settings import check_head_file, check_position, check_templates, unread_prompts
-from sharpscope.clip.transplant import prompted, transplanted
+from sharpscope.clip.transplant import check_carried, prompted, reader_on, transplanted
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
@@ -46,7 +46,7 @@ class LoadedPair:
     Made by ``load_pair``. ``theta_0`` and ``theta_1``: name -> tensor, with ``head.*`` where the head mode has a head.
     ``parameters``: the names on which the logits depend; only these can belong to layers. ``facts``: what the files
     state, for the manifest. ``upgraded``: where an upgraded backbone was given, the two ends of the path that the same
-    change or the same prompts give on it (``clip.transplant.transplanted``).
+    change or the same prompts give on it (``clip.transplant.transplanted``), which ``upgraded_classifier`` reads.
     """
 
     name: str
@@ -57,6 +57,7 @@ class LoadedPair:
     parameters: tuple[str, ...]
     facts: dict[str, Any] = field(default_factory=dict, repr=False)
     upgraded: tuple[dict[str, Tensor], dict[str, Tensor]] | None = field(default=None, repr=False)
+    upgraded_classifier: Classifier | None = field(default=None, repr=False)
 
     def path(
         self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
@@ -108,6 +109,7 @@ def load_pair(
     templates: str | FilePath | Sequence[str] | None = None,
     name: str | None = None,
     upgraded: CheckpointSource | None = None,
+    upgraded_model: str | ClipModel | None = None,
     head_file: str | FilePath | None = None,
     class_position: ClassPosition | None = None,
 ) -> LoadedPair:
@@ -130,7 +132,9 @@ def load_pair(
         templates: list, or file with one template per line, with ``{}`` for the class name; None: those that the
             fine-tuned file states, else the model's.
         name: the pair's name in tables; None: the fine-tuned file's stem.
-        upgraded: better zero-shot weights of the same architecture, on which the pair's change is evaluated too.
+        upgraded: better zero-shot weights, on which the pair's change is evaluated too.
+        upgraded_model: the architecture of ``upgraded``; None: the pair's own. Learnt prompts need a text tower of the
+            same width there, a head the same embedding, a change of a tower a tower with the same tensors.
         head_file: a separate file with a classification head (task_vectors), for each checkpoint without a head.
         class_position: where the class name stands in a file's learnt prompts, in CoOp's words: end | middle | front;
             None: end is assumed.
@@ -144,7 +148,7 @@ def load_pair(
         ConfigError: an unknown model or head, a stored head that does not exist, no class names, or a setting that
             would change nothing (templates where no head is made from text, class_position without prompts).
     """
-    clip = model if isinstance(model, ClipModel) else ClipModel.load(model)
+    clip = _model(model)
     first = _read(zeroshot, "zeroshot")
     second = _read_finetuned(finetuned, first, clip, classnames, head, class_position)
     check_position(class_position, second)
@@ -186,14 +190,26 @@ def load_pair(
         **({} if head_file is None else {"head_file": _head_digest(ends)}),
         **pair.facts,
     }  # fmt: skip
-    better = None
+    better, reader = None, None
+    if upgraded_model is not None and upgraded is None:
+        raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
     if upgraded is not None:
         end = _read(upgraded, "upgraded")
-        check_model(end.tensors, clip.shapes, clip.name, source=end.source, require=("image", "text", "scale"))
-        facts["upgraded"] = _file_facts(end)
+        reader = classifier if upgraded_model is None else reader_on(_model(upgraded_model), classifier)
+        there = reader.model
+        check_model(end.tensors, there.shapes, there.name, source=end.source, require=("image", "text", "scale"))
+        check_activation(there, (end,))
+        facts["upgraded"] = _file_facts(end) | ({} if there is clip else {"model": there.name})
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
-        better = transplanted(classifier, theta_0, theta_1, without_halves(end.tensors), prompts, class_position)
-    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better)
+        if reader is not classifier and not prompts:
+            moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
+            check_carried(clip, reader, moving, theta_1, without_halves(end.tensors))
+        better = transplanted(reader, theta_0, theta_1, without_halves(end.tensors), prompts, class_position)
+    return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better, reader)
+
+
+def _model(model: str | ClipModel) -> ClipModel:
+    return model if isinstance(model, ClipModel) else ClipModel.load(model)
 
 
 def resolve_checkpoint(source: str | FilePath) -> str | FilePath:
@@ -393,7 +409,8 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
 
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
-    return {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    told = {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    return told | ({"prompts": True} if holds_prompts(end) else {})
 
 
 def _stem(source: CheckpointSource) -> str:

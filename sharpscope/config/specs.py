@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from sharpscope.config.coopsets import COOP
+from sharpscope.config.halves import split_half
 from sharpscope.errors import ConfigError, DatasetError, did_you_mean, shown
 from sharpscope.vocabulary import Words
 
@@ -84,6 +86,11 @@ class Layout:
     def form(self) -> str:
         return f"{self.name}:{self.rest}" if self.rest else self.name
 
+    @property
+    def is_path(self) -> bool:
+        """Whether the part after the colon is a path."""
+        return self.rest in ("PATH", "FILE")
+
 
 _TWO: Final = ("train", "test")
 _THREE: Final = ("train", "val", "test")
@@ -97,6 +104,7 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("hf", "NAME", "libraries.find_hf"),
     Layout("domainnet", "DOMAIN", "domains.find_domainnet", _TWO, _DOMAINNET, "DomainNet"),
     Layout("subset", "FILE", "imagenet.find_subset", _THREE),
+    Layout("coop", "SET", "coop.find_coop", None, tuple(COOP), "CoOp"),
     Layout("imagenet", "", "imagenet.find_imagenet", _THREE),
     *(Layout(name, "", "imagenet.find_imagenet", ("test",)) for name in _SHIFTED),
     Layout("objectnet", "", "imagenet.find_objectnet", ("test",)),
@@ -111,15 +119,17 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
 
 @dataclass(frozen=True)
 class Spec:
-    """The parts of a spec KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY].
+    """The parts of a spec KIND[:REST][@SPLIT][+CORRUPTION@SEVERITY][#HALF].
 
-    ``corruption``: its name and severity, 1 to 5, or None for the images as they are.
+    ``corruption``: its name and severity, 1 to 5, or None for the images as they are. ``half``: base | new, or None for
+    all classes.
     """
 
     kind: str
     rest: str
     split: str | None
     corruption: tuple[str, int] | None
+    half: str | None = None
 
 
 _CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", re.DOTALL)
@@ -127,8 +137,9 @@ _CORRUPTED = re.compile(r"(?P<spec>.*)\+(?P<name>[a-z_]+)@(?P<severity>\d+)\Z", 
 
 def read_spec(spec: str) -> Spec:
     """The parts of ``spec``; ConfigError for an unknown kind, domain, split or corruption. No data are looked at."""
-    whole, corruption = spec, None
-    if found := _CORRUPTED.match(spec):
+    layout = LAYOUTS.get(spec.partition(":")[0])
+    (whole, half), corruption = split_half(spec, path=layout is not None and layout.is_path), None
+    if found := _CORRUPTED.match(whole):
         name, severity = found["name"], int(found["severity"])
         if name not in CORRUPTIONS or not 1 <= severity <= 5:
             near = did_you_mean(name, CORRUPTIONS) if name not in CORRUPTIONS else ""
@@ -153,13 +164,13 @@ def read_spec(spec: str) -> Spec:
     if layout.known and rest not in layout.known:
         near = did_you_mean(rest, layout.known)
         raise ConfigError(
-            f"data set: '{shown(spec)}': {layout.title} has no domain '{shown(rest)}'.{near} "
+            f"data set: '{shown(spec)}': {layout.title} has no {layout.rest.lower()} '{shown(rest)}'.{near} "
             f"Known: {', '.join(layout.known)}."
         )
     listed = kind == "imagenet" and split is not None and split.endswith(".txt")  # an index file
     if split is not None and layout.splits is not None and not listed:
         split = chosen_split(spec, split, layout.splits, named=True)
-    return Spec(kind, rest, split, corruption)
+    return Spec(kind, rest, split, corruption, half)
 
 
 def _unknown(spec: str, layout: Layout | None, colon: bool, kind: str, split: str | None) -> ConfigError:

@@ -204,8 +204,11 @@ class StudyConfig:
     vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the
     probe set, confidence is calibrated on the first ID set)."""
     upgraded: str | None = None
-    """A better zero-shot checkpoint of the same architecture, on which the path's change theta_1 - theta_0 is evaluated
-    too (compatibility). The prompts of a prompt method are used there unchanged."""
+    """A better zero-shot checkpoint, on which the path's change theta_1 - theta_0 is evaluated too (compatibility). The
+    prompts of a prompt method are used there unchanged."""
+    upgraded_model: str | None = None
+    """Architecture of ``upgraded``; default: ``model``. Learnt prompts need a text tower of the same width there, a
+    head needs image features of the same length, other changes a tower with the same tensors."""
 
     layer_alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Points of the single-layer paths (instability, rewind, criticality); the first is 0, the last 1."""
@@ -330,6 +333,8 @@ def _check(c: StudyConfig) -> None:
         least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
         positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"),
     )
+    if c.upgraded_model is not None and c.upgraded is None:
+        raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
     for density in c.densities:

@@ -21,6 +21,7 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import pick_device, resolve_checkpoint
+from sharpscope.config.halves import with_split
 from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.finetuning.examples import load_examples
@@ -158,7 +159,7 @@ def finetune(
         )
     names, prompts = tuple(found), tuple(prompts or default_templates(clip))
     if val is None and tuning.keep_best and train.startswith("mini:"):
-        val = f"{train.partition('@')[0]}@val"
+        val = with_split(train, "val")
     where = pick_device(device)
     belongs: dict[str, Any] = {
         "method": tuning.name, "hyperparameters": tuning.hyperparameters(), "zeroshot_sha256": start.sha256,

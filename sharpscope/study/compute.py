@@ -124,9 +124,15 @@ def _outputs_unit(context: Context) -> Unit:
 
 def _upgraded_unit(context: Context, alpha: float) -> Unit:
     """Accuracy of the upgraded backbone plus alpha times the pair's change of weights."""
-    assert context.pair.upgraded is not None
-    path = InterpolationPath(*context.pair.upgraded, context.dtype, context.config.extrapolate)
-    given = _evaluate(context, on_device(path.at(alpha), context.device))
+    pair, config = context.pair, context.config
+    assert pair.upgraded is not None and pair.upgraded_classifier is not None
+    path = InterpolationPath(*pair.upgraded, context.dtype, config.extrapolate)
+    theta = on_device(path.at(alpha), context.device)
+    cache = context.features if pair.upgraded_classifier.model is pair.model else None
+    given = {
+        spec: answers(pair.upgraded_classifier, theta, dataset, config.batch_size, context.device, cache=cache)
+        for spec, dataset in context.upgraded_datasets.items()
+    }
     return Unit({"accuracy": _accuracy(context, alpha, UPGRADED, given)})
 
 

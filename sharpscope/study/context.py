@@ -20,7 +20,7 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.errors import ConfigError, NoClassNames, did_you_mean, shown
+from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
@@ -32,7 +32,10 @@ __all__ = ["Context", "check_inputs", "load_contexts", "load_study_pair"]
 
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
-    """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's."""
+    """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's.
+
+    So do learnt prompts whose own classes are not the probe set's: they are put before its class names.
+    """
 
     def load(classnames: str | Sequence[str] | None) -> LoadedPair:
         return load_pair(
@@ -44,16 +47,27 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             templates=config.templates,
             name=pair.name,
             upgraded=config.upgraded,
+            upgraded_model=config.upgraded_model,
             head_file=config.head_file,
             class_position=config.class_position,
         )
 
+    def probe(clip: ClipModel, names: Sequence[str] | None = None) -> Dataset:
+        return load_dataset(
+            config.probe, model=clip, split="train", data_root=config.data_root, classnames=names, limit=1, by_name=True
+        )
+
     try:
-        return load(config.classnames)
+        loaded = load(config.classnames)
     except NoClassNames:
-        clip = ClipModel.load(config.model)
-        probe = load_dataset(config.probe, model=clip, split="train", data_root=config.data_root, limit=1)
-        return load(probe.classnames)
+        return load(probe(ClipModel.load(config.model)).classnames)
+    if config.classnames is not None or not loaded.facts["finetuned"].get("prompts"):
+        return loaded
+    try:
+        probe(loaded.model, loaded.classifier.classnames)
+    except DatasetError:
+        return load(probe(loaded.model).classnames)
+    return loaded
 
 
 @dataclass(frozen=True)
@@ -113,10 +127,24 @@ class Context:
         """ID and OOD test sets by spec."""
         return {spec: self._dataset(spec, "test", self.config.limit) for spec in roles(self.config)}
 
-    def _dataset(self, spec: str, split: Literal["train", "test"], limit: int | None = None) -> Dataset:
+    @cached_property
+    def upgraded_datasets(self) -> dict[str, Dataset]:
+        """The same sets with the image size and normalisation of the upgraded backbone."""
+        reader = self.pair.upgraded_classifier
+        if reader is None or reader.model is self.pair.model:
+            return self.datasets
+        return {spec: self._dataset(spec, "test", self.config.limit, reader.model) for spec in roles(self.config)}
+
+    def _dataset(
+        self,
+        spec: str,
+        split: Literal["train", "test"],
+        limit: int | None = None,
+        model: ClipModel | None = None,
+    ) -> Dataset:
         return load_dataset(
             spec,
-            model=self.pair.model,
+            model=model or self.pair.model,
             split=split,
             data_root=self.config.data_root,
             classnames=self.pair.classifier.classnames,

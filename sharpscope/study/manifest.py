@@ -28,6 +28,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
     if config.paths == ("linear",):  # a run made before the field existed stays the same run
         del numbers["paths"]
+    if config.upgraded_model is None:
+        del numbers["upgraded_model"]
     if config.class_position is None:
         del numbers["class_position"]
     if not config.agreement:  # likewise

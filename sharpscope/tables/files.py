@@ -27,11 +27,11 @@ from sharpscope.tables.schema import COLUMNS, KEYS
 __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
 _BOOLS = frozenset({"chosen", "converged", "present", "primary"})
-_INTS = frozenset({"depth", "n", "num_matvecs", "num_moving", "num_params", "seed"})
+_INTS = frozenset({"depth", "n", "num_matvecs", "num_moving", "num_params", "seed", "seeds", "shots"})
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
-    "method", "source", "claim", "verdict", "evidence",
+    "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated",
 ))  # fmt: skip
 _FORMULA = (
     "=",

@@ -46,6 +46,19 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
     ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
+    "protocol": (
+        "protocol", "method", "dataset", "shots", "seed", "role", "evaluated", "metric", "estimate", "ci_low",
+        "ci_high", "n", "note",
+    ),
+    "base_to_new": (
+        "method", "dataset", "shots", "base_accuracy", "base_sd", "new_accuracy", "new_sd", "h", "h_sd", "seeds",
+    ),
+    "few_shot": ("method", "dataset", "shots", "accuracy", "accuracy_sd", "seeds"),
+    "cross_dataset": ("method", "dataset", "role", "shots", "accuracy", "accuracy_sd", "seeds"),
+    "upgrade": (
+        "method", "dataset", "shots", "old_zeroshot", "old", "old_sd", "upgraded_zeroshot", "upgraded", "upgraded_sd",
+        "gain", "ci_low", "ci_high", "gain_sd", "n", "seeds",
+    ),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
@@ -75,6 +88,14 @@ Reading guide
                        of both; empty for a measure of the point alone
   agreement.n          number of images of which the estimate is a mean
   verdicts.verdict     holds | does not hold | cannot be told
+  protocol             one row for each model (a method with its shots and seed) and each set that it is evaluated on;
+                       method zero-shot has 0 shots
+  protocol.role        base | new | test | source | target; old_zeroshot | old | upgraded_zeroshot | upgraded
+  base_to_new, few_shot, cross_dataset, upgrade: the tables as papers print them, means over ``seeds`` seeds, and in the
+                       columns ``_sd`` their standard deviations (empty for one seed); data set ``average`` is the mean
+                       over the sets (of cross-dataset: over the targets)
+  base_to_new.h        harmonic mean of the row's two accuracies; h_sd is that of the seeds' own harmonic means
+  upgrade.gain         upgraded - upgraded_zeroshot, with an interval over the choice of test images
 """
 
 KEYS: Final[dict[str, tuple[str, ...]]] = {
@@ -89,5 +110,10 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "advice": ("pair", "rule"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "verdicts": ("pair", "claim"),
+    "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),
+    "base_to_new": ("method", "dataset", "shots"),
+    "few_shot": ("method", "dataset", "shots"),
+    "cross_dataset": ("method", "role", "dataset", "shots"),
+    "upgrade": ("method", "dataset", "shots"),
 }
 """Columns that identify a row of each table: no two rows agree on all of them."""

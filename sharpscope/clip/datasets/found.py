@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
 from sharpscope.clip.model import ClipModel
+from sharpscope.config.halves import half_of
 from sharpscope.errors import ConfigError, DatasetError, shown
 
-__all__ = ["Found", "Request", "assemble", "need_model", "numbered"]
+__all__ = ["Found", "Matched", "Request", "assemble", "match_labels", "need_model", "numbered"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Request:
     """A request for a data set: its spec taken apart, and the model and head that will read it.
 
     ``split``: the split to read; ``named``: whether the spec itself names it (``@train``). ``by_name``: whether
-    ``classnames`` come from a checkpoint or from another data set, so that they may be matched by name only.
+    ``classnames`` come from a checkpoint or from another data set, so that they may be matched by name only. ``half``:
+    base or new, the half of the set's classes to which the set is restricted; None: all classes.
     """
 
     spec: str
@@ -40,6 +42,7 @@ class Request:
     augment: bool = False
     named: bool = False
     by_name: bool = False
+    half: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Matched:
+class Matched:
     """How the labels of a Found map to a head's class names: ``to[label]``, -1 for classes that the head lacks."""
 
     classnames: tuple[str, ...]
@@ -115,11 +118,12 @@ def assemble(found: Found, request: Request) -> Dataset:
     if not len(found.labels):
         raise DatasetError(f"data set {shown(request.spec)}: no images under {shown(found.where)}.")
     _check_labels(found)
-    matched = _matched(found, request.classnames, request.by_name)
+    matched = match_labels(found, request)
     labels = torch.tensor(matched.to, dtype=torch.long)[torch.tensor(found.labels.tolist(), dtype=torch.long)]
     rows = torch.arange(len(labels))[labels >= 0]
     if not len(rows):
-        raise DatasetError(f"data set {shown(request.spec)}: none of its classes is among the class names.")
+        why = f"no image of its {request.half} classes" if request.half else "none of its classes"
+        raise DatasetError(f"data set {shown(request.spec)}: {why} is among the class names.")
     if request.limit is not None:
         rows = rows[sorted(stratified(labels[rows], request.limit, request.seed, request.spec))]
     augment = request.augment and not isinstance(found.images, Arrays)
@@ -157,20 +161,24 @@ def assemble(found: Found, request: Request) -> Dataset:
             "numbered": found.indexed,
             "unnamed": found.unnamed,
             "two_orders": found.two_orders,
-            "empty": list(found.empty),
+            "empty": [name for name in found.empty if request.half is None or name in _within(found, request)],
+            **({} if request.half is None else {"half": request.half}),
             "said": [*found.said, *_said(found, request, matched)],
         },
     )
 
 
-def _said(found: Found, request: Request, matched: _Matched) -> list[str]:
+def _said(found: Found, request: Request, matched: Matched) -> list[str]:
     """What a reader of an accuracy needs to know about how labels were matched to names."""
+    said = []
+    if request.half is not None and found.two_orders:
+        said.append(f"base and new follow the first of two orders of the class folders: {found.two_orders}")
     if found.unnamed:
         assumed = "the set has no class names, and its labels were assumed to number the head's classes"
-        return [assumed if request.classnames else "the set has no class names"]
+        return [*said, assumed if request.classnames else "the set has no class names"]
     if matched.matching == "order" and not found.indexed:
-        return ["class names were matched to the class folders in sorted order"]
-    return ["the class names are numbers"] if numbers_alone(matched.classnames) else []
+        return [*said, "class names were matched to the class folders in sorted order"]
+    return [*said, "the class names are numbers"] if numbers_alone(matched.classnames) else said
 
 
 def _check_labels(found: Found) -> None:
@@ -184,16 +192,72 @@ def _check_labels(found: Found) -> None:
         )
 
 
-def _matched(found: Found, names: tuple[str, ...] | None, by_name: bool) -> _Matched:
+def match_labels(found: Found, request: Request) -> Matched:
+    """How the labels of ``found`` map to the head's class names, ``request.classnames``, or to the set's own.
+
+    With ``request.half``, the classes outside the half map to -1. As many names as the whole set has classes name all
+    of its classes: where a person gave them (not ``by_name``), the names of the half are kept; where a head has them,
+    only the half competes. Raises DatasetError for names that do not fit.
+    """
+    names, by_name = request.classnames, request.by_name
+    if request.half is None:
+        return _matched(found, names, by_name)
+    chosen, total = _chosen(found, request), len(found.target_names or found.classes)
+    if names is None or found.partial or found.target_names is not None or len(names) != len(found.classes):
+        part = _matched(_cut(found, chosen), names, by_name)
+        return replace(part, to=_placed(dict(zip(chosen, part.to, strict=True)), total))
+    whole = _matched(replace(found, present=None), names, by_name)
+    kept = names if by_name else tuple(names[whole.to[c]] for c in chosen)
+    places = {c: whole.to[c] for c in chosen} if by_name else {c: i for i, c in enumerate(chosen)}
+    there = [places[c] for c in chosen if found.present is None or c in found.present]
+    return Matched(kept, _placed(places, total), whole.matching, _some(there, kept, None))
+
+
+def _chosen(found: Found, request: Request) -> list[int]:
+    """The numbers of the classes (or targets) in the half that ``request`` asks for.
+
+    The classes of ImageNet-R are the 200 that it can contain, in ImageNet's order; a folder's are those of all splits.
+    """
+    every = list(range(len(found.target_names or found.classes)))
+    if found.indexed and found.present is not None:
+        every = sorted(found.present)
+    return [every[i] for i in half_of(len(every), request.half or "", request.spec)]
+
+
+def _within(found: Found, request: Request) -> set[str]:
+    return {(found.target_names or found.classes)[c] for c in _chosen(found, request)}
+
+
+def _placed(places: Mapping[int, int], total: int) -> list[int]:
+    return [places.get(c, -1) for c in range(total)]
+
+
+def _cut(found: Found, chosen: Sequence[int]) -> Found:
+    """``found`` as a set that has only the classes (or targets) ``chosen``; its images and labels are not touched."""
+    place = {c: i for i, c in enumerate(chosen)}
+    if found.target_names is not None:
+        names = tuple(found.target_names[c] for c in chosen)
+        projection = tuple(place.get(t, -1) for t in found.projection or ())
+        return replace(found, target_names=names, projection=projection)
+    present = None if found.present is None else tuple(place[c] for c in found.present if c in place)
+    return replace(
+        found,
+        classes=tuple(found.classes[c] for c in chosen),
+        codes=tuple(found.codes[c] for c in chosen) if found.codes else (),
+        present=present if present is not None and len(present) < len(chosen) else None,
+    )
+
+
+def _matched(found: Found, names: tuple[str, ...] | None, by_name: bool) -> Matched:
     every = range(len(found.target_names or found.classes))
     if names is None:
-        return _Matched(found.classes, every, "own", found.present, found.projection, found.target_names)
+        return Matched(found.classes, every, "own", found.present, found.projection, found.target_names)
     if found.partial:
         index = {folded(n): i for i, n in enumerate(names)}
         places = [index.get(folded(c), -1) for c in found.classes]
-        return _Matched(names, places, "name", _some([p for p in places if p >= 0], names, None))
+        return Matched(names, places, "name", _some([p for p in places if p >= 0], names, None))
     if found.unnamed:
-        return _Matched(names, every, "order")
+        return Matched(names, every, "order")
     if not found.indexed:
         return _of_present(found, names, by_name)
     to_all = match_indexed(found.classes, names, found.where, codes=found.codes, by_name=by_name)
@@ -201,22 +265,22 @@ def _matched(found: Found, names: tuple[str, ...] | None, by_name: bool) -> _Mat
         back = [-1] * len(names)
         for own, place in enumerate(to_all):
             back[place] = found.projection[own]
-        return _Matched(names, every, "order", None, tuple(back), found.target_names)
+        return Matched(names, every, "order", None, tuple(back), found.target_names)
     if to_all is not None:
-        return _Matched(names, to_all, "order", _some(to_all, names, found.present))
+        return Matched(names, to_all, "order", _some(to_all, names, found.present))
     if found.target_names is not None:  # the head may have the coarser classes themselves
         classnames, to, matching = match(found.target_names, names, found.where, by_name=by_name)
-        return _Matched(classnames, to, matching, _some(to, names, None))
+        return Matched(classnames, to, matching, _some(to, names, None))
     return _of_present(found, names, by_name)  # a head of only the classes that are present
 
 
-def _of_present(found: Found, names: tuple[str, ...], by_name: bool) -> _Matched:
+def _of_present(found: Found, names: tuple[str, ...], by_name: bool) -> Matched:
     """The labels of the classes that the set can contain, matched by the names of these classes."""
     present = found.present if found.present is not None else tuple(range(len(found.classes)))
     classnames, to, matching = match([found.classes[c] for c in present], names, found.where, by_name=by_name)
     at = dict(zip(present, to, strict=True))
     places = [at.get(c, -1) for c in range(len(found.classes))]
-    return _Matched(classnames, places, matching, _some(to, names, None))
+    return Matched(classnames, places, matching, _some(to, names, None))
 
 
 def _some(to: Sequence[int], names: Sequence[str], present: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from sharpscope.clip.datasets.dataset import Dataset, stratified
-from sharpscope.clip.datasets.found import Request
-from sharpscope.clip.datasets.images import Edit
-from sharpscope.clip.datasets.names import match
+from sharpscope.clip.datasets.found import Found, Request, match_labels
+from sharpscope.clip.datasets.images import Edit, Files
 from sharpscope.clip.model import ClipModel
 from sharpscope.miniworld import world as miniworld
 
@@ -75,20 +74,30 @@ def load_mini(request: Request) -> Dataset:
     source = _Rendered(domain, request.split, model, request.edits)
     if source.shared:
         source = _RENDERED.setdefault((domain, request.split), source)
-    classnames, index, matching = match(miniworld.CLASSES, request.classnames, spec, by_name=request.by_name)
-    labels = torch.tensor(index)[source.labels]
-    rows = list(range(len(labels)))
+    # the images are drawn by row, so the world's Found has only labels and names
+    found = Found(Files("", ()), source.labels.numpy(), miniworld.CLASSES, spec, request.split)
+    matched = match_labels(found, request)
+    labels = torch.tensor(matched.to)[source.labels]
+    rows = torch.arange(len(labels))[labels >= 0].tolist()
     if request.limit is not None:
-        rows = sorted(stratified(labels, request.limit, request.seed, spec, request.split))
+        chosen = sorted(stratified(labels[torch.tensor(rows)], request.limit, request.seed, spec, request.split))
+        rows = [rows[i] for i in chosen]
     return Dataset(
         spec,
-        classnames,
+        matched.classnames,
         labels[torch.tensor(rows, dtype=torch.long)],
         source,
         mean=model.mean if model is not None else (0.5,) * 3,
         std=model.std if model is not None else (0.5,) * 3,
-        classes=index if len(index) < len(classnames) else None,
-        facts={"spec": spec, "kind": "mini", "split": request.split, "matching": matching, "streamed": False},
+        classes=matched.classes,
+        facts={
+            "spec": spec,
+            "kind": "mini",
+            "split": request.split,
+            "matching": matched.matching,
+            "streamed": False,
+            **({} if request.half is None else {"half": request.half}),
+        },
         rows=rows,
         templates=request.templates,
     )

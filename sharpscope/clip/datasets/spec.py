@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -62,9 +63,12 @@ def load_dataset(
 
     ``mini:DOMAIN``: the embedded world; train, val and test are disjoint draws. ``folder:PATH``: class folders;
     ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
-    ``subset:FILE``; or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under ``data_root``.
+    ``subset:FILE``; ``coop:NAME`` (CoOp's eleven sets with their split files); or the name of a set (``imagenet``,
+    ``objectnet`` ...), which is searched under ``data_root``.
     Paths are relative to ``data_root`` unless they are absolute. ``@SPLIT`` after a spec overrides ``split``;
-    ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5).
+    ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5). ``#base`` or ``#new`` behind
+    everything else restricts the set to the first ceil(C / 2) of its C classes, in its own order, or to the others
+    (CoOp's base-to-new protocol); a path that exists with this ending is meant itself.
 
     ``classnames``: the class names of the head's rows (a sequence, or a text file), which labels then index. Classes
     are matched by name (ignoring case and Unicode form, with ``_`` as space) where all of them are among the names,
@@ -74,7 +78,7 @@ def load_dataset(
     arrays and the embedded world are never cropped. Raises ConfigError for a spec of an unknown kind or a split that
     the set does not have, DatasetError for any problem with the data.
     """
-    asked = read_spec(spec)
+    asked = _at(data_root, read_spec(spec))
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_templates(templates) if isinstance(templates, (str, Path)) else templates
     if limit is not None and limit < 1:
@@ -94,12 +98,22 @@ def load_dataset(
         augment,
         asked.split is not None,
         by_name,
+        asked.half,
     )
     layout = LAYOUTS[asked.kind]
     if layout.find is None:
         return load_mini(request)
     need_model(request)
     return assemble(_finder(layout)(request), request)
+
+
+def _at(data_root: str | Path | None, asked: Spec) -> Spec:
+    """``asked``, whose path keeps the ending ``#base`` or ``#new`` where a file or folder has that name."""
+    if asked.half is None or not LAYOUTS[asked.kind].is_path:
+        return asked
+    whole = f"{asked.rest}#{asked.half}"
+    there = (Path(data_root or ".").expanduser() / Path(whole).expanduser()).exists()
+    return replace(asked, rest=whole, half=None) if there else asked
 
 
 def _split_to_read(asked: Spec, spec: str, split: str) -> str:
