@@ -46,6 +46,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
     ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
+    "changes": ("layer", "tower", "depth", "kind", "num_params", "distance", "norm_0", "relative"),
     "protocol": (
         "protocol", "method", "dataset", "shots", "seed", "role", "evaluated", "metric", "estimate", "ci_low",
         "ci_high", "n", "note",
@@ -88,6 +89,8 @@ Reading guide
                        of both; empty for a measure of the point alone
   agreement.n          number of images of which the estimate is a mean
   verdicts.verdict     holds | does not hold | cannot be told
+  changes              two checkpoints compared tensor by tensor ('sharpscope inspect A B --csv FILE'): distance is the
+                       norm of the difference, norm_0 that of the first file's tensor, relative their quotient
   protocol             one row for each model (a method with its shots and seed) and each set that it is evaluated on;
                        method zero-shot has 0 shots
   protocol.role        base | new | test | source | target; old_zeroshot | old | upgraded_zeroshot | upgraded
@@ -110,6 +113,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "advice": ("pair", "rule"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "verdicts": ("pair", "claim"),
+    "changes": ("layer",),
     "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),
     "base_to_new": ("method", "dataset", "shots"),
     "few_shot": ("method", "dataset", "shots"),
