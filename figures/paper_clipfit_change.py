@@ -1,6 +1,6 @@
 """CLIPFit's analysis: the relative change of every tensor that fine-tuning moves, by depth in its tower.
 
-From the CSV file of 'sharpscope inspect ZEROSHOT FINETUNED --csv FILE', one row per tensor.
+From the CSV file of 'sharpscope inspect ZEROSHOT FINETUNED --granularity tensor --csv FILE', one row per tensor.
 
 python figures/paper_clipfit_change.py changes.csv --out figures
 """
@@ -20,7 +20,7 @@ from sharpscope.tables.files import read_csv
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "table", type=Path, metavar="TABLE", help="CSV file, as 'sharpscope inspect A B --csv FILE' writes it"
+        "table", type=Path, metavar="TABLE", help="CSV file, as 'sharpscope inspect A B --granularity tensor --csv FILE' writes it"
     )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF, the PNG and the caption")
     args = parser.parse_args(argv)

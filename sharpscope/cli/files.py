@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from sharpscope.atomic import write_atomic
 from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
@@ -31,27 +29,24 @@ class Inspect:
     """open_clip model name or config JSON that the file is checked against; default: guessed from the tensor shapes."""
     weights: str | None = None
     """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
+    granularity: Granularity | None = None
+    """With two files: what is one layer of the comparison, a tensor (every bias and norm by itself), a module (default)
+    or a block."""
     csv: str | None = None
-    """CSV file to write with two checkpoints: how far every tensor moves, one row each."""
+    """CSV file to write with two files: their comparison, one row per layer."""
 
     def __call__(self) -> Outcome:
-        if self.csv is None:
-            from sharpscope.clip.inspect import inspect
+        if self.granularity is not None and self.b is None:
+            raise ConfigError("--granularity: belongs to the comparison of two files, and there is one.")
+        if self.csv is not None:
+            if self.b is None:
+                raise ConfigError("--csv: takes the comparison of two files, and there is one.")
+            check_output(self.csv, self.a, self.b, flag="--csv")
+        from sharpscope.clip.inspect import inspect
 
-            return Outcome(inspect(**given(self, "csv")))
-        if self.b is None or self.model is not None:
-            raise ConfigError("--csv: compares two files, tensor by tensor; give A and B, and no --model.")
-        check_output(self.csv, self.a, self.b)
-        from sharpscope.clip.changes import tensor_changes
-        from sharpscope.tables.files import csv_bytes
-
-        table = tensor_changes(self.a, self.b, weights=self.weights)
-        write_atomic(Path(self.csv), csv_bytes(table, "changes"))
-        moved = table[table["distance"] > 0]
-        return Outcome(
-            f"wrote {shown(self.csv)}: {len(moved)} of {len(table)} tensors move, "
-            f"{int(moved['num_params'].sum()):,} of {int(table['num_params'].sum()):,} parameters"
-        )
+        chosen = {} if self.granularity is None else {"granularity": self.granularity}
+        text = inspect(**given(self, "granularity"), **chosen)
+        return Outcome(text + (f"\nwrote {shown(self.csv)}" if self.csv is not None else ""))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,8 +89,8 @@ Reading guide
                        of both; empty for a measure of the point alone
   agreement.n          number of images of which the estimate is a mean
   verdicts.verdict     holds | does not hold | cannot be told
-  changes              two checkpoints compared tensor by tensor ('sharpscope inspect A B --csv FILE'): distance is the
-                       norm of the difference, norm_0 that of the first file's tensor, relative their quotient
+  changes              two checkpoints compared layer by layer ('sharpscope inspect A B --csv FILE'): distance is the
+                       norm of the difference, norm_0 that of the first file's layer, relative their quotient
   protocol             one row for each model (a method with its shots and seed) and each set that it is evaluated on;
                        method zero-shot has 0 shots
   protocol.role        base | new | test | source | target; old_zeroshot | old | upgraded_zeroshot | upgraded

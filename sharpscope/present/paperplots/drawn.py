@@ -32,7 +32,7 @@ MADE_BY: Final[dict[str, str]] = {
     "few_shot": "sharpscope protocol few-shot",
     "upgrade": "sharpscope protocol upgrade",
     "upgraded": "sharpscope run --upgraded FILE",
-    "changes": "sharpscope inspect A B --csv FILE",
+    "changes": "sharpscope inspect A B --granularity tensor --csv FILE",
 }
 """Table -> the command that makes it."""
 
