@@ -20,7 +20,10 @@ from sharpscope.tables.files import read_csv
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "table", type=Path, metavar="TABLE", help="CSV file, as 'sharpscope inspect A B --granularity tensor --csv FILE' writes it"
+        "table",
+        type=Path,
+        metavar="TABLE",
+        help="CSV file, as 'sharpscope inspect A B --granularity tensor --csv FILE' writes it",
     )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF, the PNG and the caption")
     args = parser.parse_args(argv)

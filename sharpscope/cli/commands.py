@@ -11,6 +11,7 @@ from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
 from sharpscope.cli.protocol import Protocol
 from sharpscope.cli.studies import Demo, Plan, Report, Run
+from sharpscope.cli.sweep import Sweep
 from sharpscope.cli.tables import Table
 
 __all__ = ["COMMANDS"]
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "finetune": Finetune,
     "protocol": Protocol,
+    "sweep": Sweep,
     "correlate": Correlate,
     "robustness": Robustness,
     "table": Table,

@@ -31,9 +31,7 @@ def layer_changes(pair: Pair, granularity: Granularity = "tensor") -> pd.DataFra
     both = pair.facts["head_in"] in ("both", "none")
     path = InterpolationPath(pair.theta_0, pair.theta_1) if both else _headless(pair)
     shapes = {
-        n: t.shape
-        for n, t in pair.theta_0.items()
-        if n in path.theta_0 and t.is_floating_point() and not is_buffer(n)
+        n: t.shape for n, t in pair.theta_0.items() if n in path.theta_0 and t.is_floating_point() and not is_buffer(n)
     }
     rows = []
     for layer in split_layers(shapes, granularity):

@@ -18,7 +18,7 @@ from sharpscope.layers import HEAD_WEIGHT, Tower
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.formats import number, percent
 from sharpscope.vocabulary import Granularity
-from sharpscope.weights import Pair, check_pair, describe, read_checkpoint
+from sharpscope.weights import Checkpoint, Pair, check_pair, describe, read_checkpoint
 from sharpscope.weights.checkpoint import read_head_file
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.pair import alike_heads
@@ -79,7 +79,7 @@ def inspect(
         except CheckpointError as error:
             alone = _described_alone(b, error)
             if csv is not None:
-                raise ConfigError(f"{shown(b)}: holds only a head or only prompts; there is nothing to compare.") from None
+                raise ConfigError(f"{shown(b)}: holds only a head or only prompts; nothing to compare.") from None
             return "\n\n".join([*parts, alone])
         pair = check_pair(*alike_heads(first, second))
         changes = layer_changes(pair, granularity)

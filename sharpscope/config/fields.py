@@ -54,8 +54,9 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
         return tuple(_typed(v, inner[0], f"{name}[{i}]") for i, v in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise ConfigError(f"{name}: needs a mapping from names to texts, got {_got(value)}.")
-        return {k: _typed(v, str, f"{name}.{shown(k, 40)}") for k, v in value.items()}
+            what = "texts" if inner[1] is str else "numbers"
+            raise ConfigError(f"{name}: needs a mapping from names to {what}, got {_got(value)}.")
+        return {k: _typed(v, inner[1], f"{name}.{shown(k, 40)}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
         return _nested(value, hint, name)
     return _scalar(value, hint, name)
@@ -64,13 +65,18 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 def _nested(value: Any, kind: Any, name: str) -> Any:
     if isinstance(value, kind):
         value = vars(value)
-    wanted = [f.name for f in dataclasses.fields(kind)]
+    wanted = [f.name for f in dataclasses.fields(kind) if _has_no_default(f)]
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name}: needs {', '.join(wanted)}; got {_got(value)}.")
     check_keys(value, kind, f"{name}: ")
     if missing := [key for key in wanted if key not in value]:
         raise ConfigError(f"{name}: has no {' and no '.join(missing)}; it needs {', '.join(wanted)}.")
-    return kind(**checked_fields(kind, value, f"{name}."))
+    made = kind(**value)
+    return kind(**checked_fields(kind, vars(made), f"{name}."))
+
+
+def _has_no_default(one: dataclasses.Field[Any]) -> bool:
+    return one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
 
 
 def _scalar(value: Any, kind: type, name: str) -> Any:

@@ -71,6 +71,8 @@ class PairConfig:
     """Two checkpoints of one architecture: the zero-shot one and what fine-tuning made of it.
 
     ``name``: the pair's name in tables and figures; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
+    ``covariates``: numbers that are known of the pair, by name (``learning_rate`` ...), which correlations across pairs
+    hold fixed, one at a time.
     """
 
     name: str
@@ -79,6 +81,8 @@ class PairConfig:
     """Checkpoint file of theta_0 (or ``mini:zeroshot``)."""
     finetuned: str
     """Checkpoint file of theta_1 (or ``mini:success``, ``mini:failure`` ...)."""
+    covariates: dict[str, float] = field(default_factory=dict)
+    """Numbers that are known of the pair, such as learning_rate, which correlations across pairs hold fixed."""
 
 
 @functools.cache

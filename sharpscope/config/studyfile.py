@@ -18,7 +18,7 @@ from sharpscope.config.spellings import current_key
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 
-__all__ = ["dump", "load", "parse"]
+__all__ = ["dump", "line_of", "load", "parse", "read_mapping"]
 
 _LARGEST: Final = 1 << 20
 _PLAIN: Final = {
@@ -59,6 +59,16 @@ for _tag, (_pattern, _first) in _PLAIN.items():
 
 def load(path: str | os.PathLike[str]) -> StudyConfig:
     """The study in the YAML file ``path``; raises ConfigError."""
+    return _study(*read_mapping(path))
+
+
+def parse(text: str, source: str = "study") -> StudyConfig:
+    """The study in YAML ``text``; raises ConfigError that names ``source``, the line and the key."""
+    return _study(*_data(text, source), source)
+
+
+def read_mapping(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, int], str]:
+    """(plain data, the line of every named value, the file's name for messages) of a YAML file; raises ConfigError."""
     name = shown(os.fspath(path))
     if not Path(path).is_file():
         problem = "is not a regular file" if Path(path).exists() else "there is no such study file"
@@ -73,17 +83,16 @@ def load(path: str | os.PathLike[str]) -> StudyConfig:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: is not a text file in UTF-8 (byte {error.start}).") from None
-    return parse(text, name)
+    return (*_data(text, name), name)
 
 
-def parse(text: str, source: str = "study") -> StudyConfig:
-    """The study in YAML ``text``; raises ConfigError that names ``source``, the line and the key."""
+def _data(text: str, source: str) -> tuple[dict[str, Any], dict[str, int]]:
     lines: dict[str, int] = {}
     try:
         nodes = list(yaml.compose_all(text, _Loader))
         if len(nodes) != 1 or not isinstance(nodes[0], yaml.MappingNode):
             raise ConfigError(f"{source}: needs one YAML document of the form 'key: value'.")
-        data = _value(nodes[0], "", lines)
+        return _value(nodes[0], "", lines), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f", line {mark.line + 1}" if mark else ""
@@ -92,11 +101,14 @@ def parse(text: str, source: str = "study") -> StudyConfig:
         raise ConfigError(f"{source}: is not YAML: {shown(error)}.") from None
     except RecursionError:
         raise ConfigError(f"{source}: is nested too deeply to be a study file.") from None
+
+
+def _study(data: dict[str, Any], lines: dict[str, int], source: str) -> StudyConfig:
     try:
         return StudyConfig.from_dict(data, source="")
     except ConfigError as error:
         message = str(error).removeprefix(": ")
-        line = _line(message, {current_key(name): line for name, line in lines.items()})
+        line = line_of(message, {current_key(name): line for name, line in lines.items()})
         raise ConfigError(f"{source}{f', line {line}' if line else ''}: {message}") from None
 
 
@@ -150,7 +162,7 @@ def _error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def _line(message: str, lines: dict[str, int]) -> int | None:
+def line_of(message: str, lines: dict[str, int]) -> int | None:
     """The line of the value that ``message`` begins with, or of the unknown key it names."""
     where = message.partition(":")[0]
     if where in lines:

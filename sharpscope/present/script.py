@@ -15,7 +15,16 @@ from sharpscope.errors import ConfigError, NoData, SharpscopeError, shown
 from sharpscope.present.paperplots.drawn import MADE_BY
 from sharpscope.tables.files import read_csv
 
-__all__ = ["figure_parser", "needed_table", "numbered_runs", "paper_style", "run_table", "runs_parser", "runs_table", "settings_table"]
+__all__ = [
+    "figure_parser",
+    "needed_table",
+    "numbered_runs",
+    "paper_style",
+    "run_table",
+    "runs_parser",
+    "runs_table",
+    "settings_table",
+]
 
 
 def figure_parser(description: str | None) -> argparse.ArgumentParser:
@@ -104,26 +113,29 @@ def numbered_runs(texts: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     return pd.concat(tables, ignore_index=True), numbers
 
 
-def settings_table(path: Path | None, pairs: Sequence[str]) -> pd.DataFrame:
-    """The settings of every pair, one row per pair: a CSV with the column pair and one more per setting.
+def settings_table(path: Path | None, runs: Sequence[Path], pairs: Sequence[str]) -> pd.DataFrame:
+    """How every pair was fine-tuned, one row per pair: the CSV file ``path``, else the sweep's table ``finetunings``.
 
-    Without a file the only setting is ``pair``, the pair's own name.
+    A file has the column pair and one more per setting. Runs of no sweep have the only setting ``pair``, its name.
 
     Raises:
         ConfigError: a file that cannot be read, repeats a pair, or lacks one of ``pairs``.
     """
     if path is None:
-        return pd.DataFrame({"pair": list(pairs)})
-    try:
-        table = pd.read_csv(path, dtype={"pair": str})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{shown(path)}: not a readable table of settings ({shown(error, 80)}).") from None
+        if not all((run / "tables" / "finetunings.csv").is_file() for run in runs):
+            return pd.DataFrame({"pair": list(pairs)})
+        table, where = runs_table(runs, "finetunings"), "finetunings.csv"
+    else:
+        where = shown(path)
+        try:
+            table = pd.read_csv(path, dtype={"pair": str})
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{where}: not a readable table of settings ({shown(error, 80)}).") from None
     if "pair" not in table or len(table.columns) < 2:
-        raise ConfigError(f"{shown(path)}: needs the column pair and at least one setting, such as lr or epochs.")
+        raise ConfigError(f"{where}: needs the column pair and at least one setting, such as lr or epochs.")
     if lost := [p for p in pairs if p not in set(table["pair"])]:
-        raise ConfigError(f"{shown(path)}: no row for the pair '{shown(lost[0], 60)}'; every pair needs one.")
-    if table["pair"].duplicated().any():
-        raise ConfigError(
-            f"{shown(path)}: two rows for the pair '{shown(table['pair'][table['pair'].duplicated()].iloc[0], 60)}'."
-        )
+        raise ConfigError(f"{where}: no row for the pair '{shown(lost[0], 60)}'; every pair needs one.")
+    twice = table.loc[table["pair"].duplicated(), "pair"]
+    if len(twice):
+        raise ConfigError(f"{where}: two rows for the pair '{shown(twice.iloc[0], 60)}'.")
     return table[table["pair"].isin(pairs)].reset_index(drop=True)

@@ -59,7 +59,7 @@ def correlate(
     return pair_correlations(
         joined["sharpness"],
         joined["accuracy"],
-        covariates(joined["accuracy"], joined["path"]),
+        covariates(joined["accuracy"], joined["path"], _told(runs)),
         source="run",
         seed=seed,
         bootstrap=bootstrap,
@@ -140,6 +140,12 @@ def _pairs(runs: Sequence[Path]) -> list[RunPair]:
                 f"{shown(run)}: its manifest.json does not name the pairs and their files."
             ) from None
     return out
+
+
+def _told(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Pair -> the covariates that the runs' manifests state (``PairConfig.covariates``)."""
+    pairs = [p for run in runs for p in _manifest(run).get("config", {}).get("pairs", ())]
+    return {str(p["name"]): dict(p.get("covariates") or {}) for p in pairs}
 
 
 def _manifest(run: Path) -> dict[str, Any]:

@@ -269,7 +269,7 @@ class Results:
             pair_correlations(
                 sharpness,
                 accuracy,
-                covariates(accuracy, path),
+                covariates(accuracy, path, {p.name: p.covariates for p in c.pairs}),
                 source="run",
                 stragglers=stragglers,
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,

@@ -45,6 +45,8 @@ from sharpscope.study.unitfile import Unit, decode, encode, file_name
 __all__ = ["Claim", "RunDirectory"]
 
 _FORMAT: Final = "sharpscope-run/1"
+_MADE_BEFORE: Final = "checkpoints"
+"""The one folder that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
 
 
@@ -245,7 +247,7 @@ class RunDirectory:
 
 
 def _refuse_strangers(root: Path) -> None:
-    names = sorted(p.name for p in root.iterdir() if not p.name.startswith("."))
+    names = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.name != _MADE_BEFORE)
     if names:
         raise RunDirectoryError(
             f"{shown(root)}: holds {shown(names[0], 40)} but no manifest.json, so it is not a run directory. "

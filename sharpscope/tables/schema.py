@@ -51,6 +51,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "protocol", "method", "dataset", "shots", "seed", "role", "evaluated", "metric", "estimate", "ci_low",
         "ci_high", "n", "note",
     ),
+    "finetunings": ("pair", "method", "learning_rate", "epochs", "steps", "batch_size", "seed"),
     "base_to_new": (
         "method", "dataset", "shots", "base_accuracy", "base_sd", "new_accuracy", "new_sd", "h", "h_sd", "seeds",
     ),
@@ -97,6 +98,7 @@ Reading guide
   base_to_new, few_shot, cross_dataset, upgrade: the tables as papers print them, means over ``seeds`` seeds, and in the
                        columns ``_sd`` their standard deviations (empty for one seed); data set ``average`` is the mean
                        over the sets (of cross-dataset: over the targets)
+  finetunings          a sweep's fine-tuned files, one row each; the hyperparameters of its grid are further columns
   base_to_new.h        harmonic mean of the row's two accuracies; h_sd is that of the seeds' own harmonic means
   upgrade.gain         upgraded - upgraded_zeroshot, with an interval over the choice of test images
 """
@@ -115,6 +117,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "verdicts": ("pair", "claim"),
     "changes": ("layer",),
     "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),
+    "finetunings": ("pair",),
     "base_to_new": ("method", "dataset", "shots"),
     "few_shot": ("method", "dataset", "shots"),
     "cross_dataset": ("method", "role", "dataset", "shots"),

@@ -16,7 +16,19 @@ from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, did_you_mean, shown
 from sharpscope.present.style import COLOURS, INK, MARKERS, label, save, styled
 
-__all__ = ["ENDS", "MADE_BY", "Drawn", "among", "lacks", "look", "number_of", "pair_keys", "paper_figure", "save_drawn"]
+__all__ = [
+    "ENDS",
+    "MADE_BY",
+    "Drawn",
+    "among",
+    "lacks",
+    "look",
+    "number_of",
+    "pair_keys",
+    "paper_figure",
+    "range_of",
+    "save_drawn",
+]
 
 P = ParamSpec("P")
 
@@ -90,15 +102,23 @@ def among(wanted: str, known: Iterable[str], kind: str) -> str:
     raise NoData(f"{kind}: the table has no '{shown(wanted, 60)}'.{did_you_mean(wanted, names)} Known: {listed}.")
 
 
+_PLAIN: Final = tuple(m for m in MARKERS if m != "s")  # the square is the mark of the fine-tuned end
+
+
 def look(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th model; the first 49 differ from each other."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]}
+    """Colour and marker of the i-th model; the first 42 differ from each other."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": _PLAIN[i % len(_PLAIN)]}
 
 
 def pair_keys(pairs: Sequence[str], lines: bool = True) -> list[Line2D]:
     """One entry of a legend per pair, in the look of ``look``."""
     dashes = "-" if lines else "none"
     return [Line2D([], [], ls=dashes, markersize=4, label=label(p, 22), **look(i)) for i, p in enumerate(pairs)]
+
+
+def range_of(low: float, high: float) -> str:
+    """``5`` or ``2 to 5``."""
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
 
 
 def number_of(count: float, what: str) -> str:

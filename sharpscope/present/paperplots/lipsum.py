@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, model_sets, paths_of
 from sharpscope.present.paperplots.wiseft_sweeps import levels
 from sharpscope.present.style import INK, MARKERS, SET_COLOURS, key, label, new_figure, plain_log, short_set
@@ -167,7 +167,7 @@ def energy(
     key(figure, keys)
     n = point["n"].astype(float)
     meant = "; ".join(f"{m.replace('_', ' ')}: {AGREEMENT[m].text}" for m in chosen if m in AGREEMENT)
-    caption = f"""Accuracy on {number_of(len(sets), "data set")} of {n.min():,.0f} to {n.max():,.0f} images against the
+    caption = f"""Accuracy on {number_of(len(sets), "data set")} of {range_of(n.min(), n.max())} images against the
         distance of the model at α = {at:g} from the zero-shot model, {number_of(len(pairs), "model")}. {meant}. Bars are
         95 % intervals over images; lines join the models on one set. After Nam et al. 2024 (arXiv 2404.00860)."""
     return Drawn(figure, caption)

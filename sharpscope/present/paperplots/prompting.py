@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from sharpscope.present.paperplots.drawn import Drawn, lacks, look, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, lacks, look, number_of, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import model_sets
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure, plain_log, short_set
 from sharpscope.tables.rows import unique_in_order
@@ -144,7 +144,7 @@ def few_shot_curves(table: pd.DataFrame) -> Drawn:
     key(figure, keys, f"{number_of(more, 'more set')} in the table" if more else "")
     seeds = tuned["seeds"]
     caption = f"""Accuracy of {number_of(len(methods), "method")} by the number of training images per class on
-        {number_of(len([s for s in sets if s != AVERAGE]), "data set")}: means over {seeds.min()} to {seeds.max()} seeds, bars
+        {number_of(len([s for s in sets if s != AVERAGE]), "data set")}: means over {range_of(seeds.min(), seeds.max())} seeds, bars
         of one standard deviation over them. After Li et al. 2024 (arXiv 2409.16718) and Zhou et al. 2022 (arXiv
         2109.01134)."""
     return Drawn(figure, caption)
@@ -237,8 +237,7 @@ def upgrade_bars(table: pd.DataFrame) -> Drawn:
     key(figure, [Patch(facecolor=c, label=t) for t, c in _STAGES.values()])  # type: ignore[arg-type]
     n = table.loc[~table["dataset"].str.contains(r"\+|^average$"), "n"].astype(float)
     caption = f"""Accuracy on the old and on the upgraded model, zero-shot and with what was tuned on the old one, for
-        {number_of(len(methods), "method")} on {number_of(len(n.index) // max(1, len(methods)), "data set")} of {n.min():,.0f}
-        to {n.max():,.0f} images, {number_of(table["seeds"].max(), "seed")}; bars of error: {spread}. Below, the gain over the
+        {number_of(len(methods), "method")} on {number_of(len(n.index) // max(1, len(methods)), "data set")} of {range_of(n.min(), n.max())} images, {number_of(table["seeds"].max(), "seed")}; error bars: {spread}. Below, the gain over the
         upgraded zero-shot model{" with its 95 % interval over images" if table["ci_low"].notna().any() else ""}. After
         Wang et al. 2024 (arXiv 2412.20895)."""
     return Drawn(figure, caption)

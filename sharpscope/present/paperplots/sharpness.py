@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sharpscope.layers import layer_key
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import (
     COLOURS,
@@ -79,7 +79,7 @@ def instability_of_path(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
         more,
     )
     points = heights["n"]
-    caption = f"""Probe loss along the straight path of {number_of(len(pairs), "pair")} at {points.min()} to {points.max()}
+    caption = f"""Probe loss along the straight path of {number_of(len(pairs), "pair")} at {range_of(points.min(), points.max())}
         points; bands are one standard error over images. LII: largest loss minus the mean of the ends; barrier: largest
         height above the chord. Both are maxima over these points, so that noise makes them larger. {_SOURCE}"""
     return Drawn(figure, caption)

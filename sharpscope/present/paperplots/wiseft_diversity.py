@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure, range_of
 from sharpscope.present.style import INK, key, new_figure, short_set
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import AGREEMENT
@@ -77,7 +77,7 @@ def diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[s
     key(figure, keys, *(f"{number_of(n, what)} in the table" for n, what in left if n > 0))
     n = ends.groupby("dataset")["n"].max()
     caption = f"""How the zero-shot and the fine-tuned model differ on {number_of(len(sets), "data set")} with
-        {n.min():,.0f} to {n.max():,.0f} images each, {number_of(len(chosen), "pair")}; the ID sets are on top. Prediction
+        {range_of(n.min(), n.max())} images each, {number_of(len(chosen), "pair")}; the ID sets are on top. Prediction
         diversity is the {AGREEMENT["prediction_diversity"].text}. Overrides: {AGREEMENT["zeroshot_overrides"].text}, mean
         over the sets. Margin: {AGREEMENT["margin"].text}. Bars are 95 % intervals over images. After Wortsman et al. 2022
         (arXiv 2109.01903), fig. 5 and figs. 27 to 30."""

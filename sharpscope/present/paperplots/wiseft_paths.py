@@ -24,6 +24,8 @@ __all__ = ["accuracy_by_set", "paths_and_ensembles", "scatter"]
 _MOST_SETS: Final = 12
 _MOST_PANELS: Final = 6
 _COLUMNS: Final = 3
+_FEWEST: Final = 3
+"""The fewest baseline models whose line has a band."""
 
 
 def _set_name(dataset: str) -> str:
@@ -72,16 +74,15 @@ def scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale:
         models = None if baseline is None else baseline[baseline["dataset"] == dataset]
         counts.append(_scatter_panel(ax, rows, pairs, models, scale))
         ax.set_title(_set_name(dataset) if name != "mean" else "mean over the OOD sets")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("OOD accuracy (%)")
-    for ax in axes[-1]:
-        ax.set_xlabel("ID accuracy (%)")
+        ax.set_ylabel("OOD accuracy (%)" if columns == 1 or len(counts) % columns == 1 else "")
+        ax.set_xlabel("ID accuracy (%)" if len(counts) + columns > len(shown) else "")
     keys = [*pair_keys(pairs), *ENDS, Line2D([], [], color=INK["grey"], ls=":", lw=1.0, label="OOD = ID")]
     if any(counts):
         keys.append(Line2D([], [], color=INK["grey"], marker=".", ls="--", lw=1.0, label="baseline models, their line"))
     more = len(panels) - len(shown)
     key(figure, keys, f"{number_of(more, 'more set')} in the table" if more > 0 else "")
-    line = f"""The dashed line with its 95 % band is fitted to {number_of(max(counts), "baseline model")} on this scale;
+    band = " with its 95 % band" if max(counts) >= _FEWEST else ""
+    line = f"""The dashed line{band} is fitted to {number_of(max(counts), "baseline model")} on this scale;
         the height above it is the effective robustness.""" if any(counts) else ""  # fmt: skip
     caption = f"""Accuracy out of distribution over accuracy in distribution along the straight path of
         {number_of(len(pairs), "pair")}, {scale} axes; {images_in_words(accuracy)}. Bars are 95 % intervals over images.
@@ -128,7 +129,7 @@ def _baseline(ax: Axes, models: pd.DataFrame, scale: Scale, limits: _Limits) -> 
         ax.plot(scaled(share, scale), scaled(expected, scale), color=INK["grey"], ls="--", lw=1.0, zorder=1)
         return 0, limits
     x, y = scaled(models["id_accuracy"], scale), scaled(models["ood_accuracy"], scale)
-    band = 95 if len(models) >= 3 else None  # two models leave no spread to resample
+    band = 95 if len(models) >= _FEWEST else None  # two models leave no spread to resample
     sns.regplot(
         x=x, y=y, ax=ax, color=INK["grey"], ci=band, seed=0, fit_reg=len(np.unique(x)) > 1, truncate=False,
         scatter_kws={"s": 9, "alpha": 0.7, "zorder": 1, "linewidths": 0}, line_kws={"ls": "--", "lw": 1.0, "zorder": 1},

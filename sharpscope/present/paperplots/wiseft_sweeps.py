@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sharpscope.errors import NoData
-from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, look, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, look, number_of, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.paperplots.wiseft_paths import mark_ends
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure
@@ -160,9 +160,7 @@ def shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDD
         ],
     )
     seeds = table[table["model"] == titles["fine-tuned"]].groupby("k")["pair"].nunique()
-    several = (
-        f"""Marks are means and bars one standard deviation over {seeds.min()} to {seeds.max()} models per number."""
-    )
+    several = f"""Marks are means and bars one standard deviation over {range_of(seeds.min(), seeds.max())} models per number."""
     caption = f"""Accuracy against the number of training images per class, {number_of(len(seeds), "number")} of images,
         {number_of(table["pair"].nunique(), "fine-tuned model")}; {images_in_words(accuracy)}.
         {several if seeds.max() > 1 else "One model per number: no bars."} After Wortsman et al. 2022 (arXiv 2109.01903),
