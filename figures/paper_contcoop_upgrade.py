@@ -1,4 +1,4 @@
-"""ContCoOp's comparison: accuracy on the old and on the upgraded model, zero-shot and with what was tuned on the old one.
+"""ContCoOp's comparison: accuracy on the old and on the upgraded model, zero-shot and with what was tuned.
 
 From tables/upgrade.csv of 'sharpscope protocol upgrade', or, with --from accuracy, from tables/accuracy.csv of a run
 with --upgraded. The gain is the difference to the upgraded zero-shot model.

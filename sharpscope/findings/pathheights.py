@@ -1,4 +1,4 @@
-"""How far the loss of the whole path rises above its ends: instability and barrier, with the alphas where they occur."""
+"""How far the loss of the whole path rises above its ends: instability and barrier, with their alphas."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def path_heights(path: pd.DataFrame) -> pd.DataFrame:
         path: the table ``path``.
 
     Returns:
-        pair, lii, lii_alpha, barrier, barrier_alpha, n (the number of points in [0, 1]). A pair without a finite loss at
-        both ends is left out.
+        pair, lii, lii_alpha, barrier, barrier_alpha, n (the number of points in [0, 1]). A pair without a finite loss
+        at both ends is left out.
     """
     rows = []
     for pair in unique_in_order(path["pair"]):

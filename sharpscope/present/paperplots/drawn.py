@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, did_you_mean, shown
-from sharpscope.present.style import COLOURS, INK, MARKERS, label, save, styled
+from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, save, styled
 
 __all__ = [
     "ENDS",
@@ -102,12 +102,13 @@ def among(wanted: str, known: Iterable[str], kind: str) -> str:
     raise NoData(f"{kind}: the table has no '{shown(wanted, 60)}'.{did_you_mean(wanted, names)} Known: {listed}.")
 
 
+_COLOURS: Final = (*COLOURS, *SET_COLOURS)
 _PLAIN: Final = tuple(m for m in MARKERS if m != "s")  # the square is the mark of the fine-tuned end
 
 
 def look(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th model; the first 42 differ from each other."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": _PLAIN[i % len(_PLAIN)]}
+    """Colour and marker of the i-th model; the first 16 have colours of their own."""
+    return {"color": _COLOURS[i % len(_COLOURS)], "marker": _PLAIN[i % len(_PLAIN)]}
 
 
 def pair_keys(pairs: Sequence[str], lines: bool = True) -> list[Line2D]:

@@ -22,6 +22,8 @@ from sharpscope.vocabulary import AGREEMENT
 
 __all__ = ["energy", "tradeoff"]
 
+_MARKS: Final = (*MARKERS, "<", ">", "p", "h", "d", "*", "8")
+_UNITS: Final = {"energy_gap": " (logits²)", "logit_gap": " (logits²)", "kl_divergence": " (nats)"}
 _SIZES: Final = (12, 55)
 """Areas of the marks of the smallest and the largest value of a setting, in square points."""
 
@@ -67,13 +69,16 @@ def tradeoff(
                 [own["id"]], [own["ood"]], marker="*", s=80, color=INK["black"], edgecolor="white", lw=0.6, zorder=4
             )
         ax.set(ylabel="mean OOD accuracy (%)" if i % across == 0 else "", xlabel="ID accuracy (%)")
+        ax.xaxis.label.set_visible(True)  # seaborn hides it where the tick labels were hidden
+        ax.tick_params(labelbottom=True)
         ax.set_title(label(order, 30))
     handles = [Line2D([], [], ms=4, label=label(str(m), 22), **look(i)) for i, m in enumerate(methods)]
     handles.append(Line2D([], [], color=INK["black"], marker="*", ls="none", ms=8, label="zero-shot (α = 0)"))
     key(figure, handles, "larger marks: larger value")
-    caption = f"""Mean accuracy out of distribution over accuracy in distribution of {number_of(len(ends), "fine-tuned model")}
-        by {number_of(len(methods), "method")}, joined in the order of {" and of ".join(chosen)}; {images_in_words(accuracy)}.
-        After Nam et al. 2024 (arXiv 2404.00860), fig. 1."""
+    caption = f"""Mean accuracy out of distribution over accuracy in distribution of
+        {number_of(len(ends), "fine-tuned model")} by {number_of(len(methods), "method")}, joined in the order of
+        {" and of ".join(chosen)}; each panel holds models that differ in its setting alone;
+        {images_in_words(accuracy)}. After Nam et al. 2024 (arXiv 2404.00860), fig. 1."""
     return Drawn(figure, caption)
 
 
@@ -137,28 +142,29 @@ def energy(
     ids = set(point.loc[point["role"] == "id", "dataset"])
     point = point.assign(accuracy=100 * point["accuracy"])
     colours = {s: SET_COLOURS[i % len(SET_COLOURS)] for i, s in enumerate(sets)}
-    marks = {p: MARKERS[i % len(MARKERS)] for i, p in enumerate(pairs)}
+    marks = {p: _MARKS[i % len(_MARKS)] for i, p in enumerate(pairs)}
     figure = new_figure(2.75)
     axes = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, chosen, strict=True):
         own = point[point["measure"] == measure]
         error = np.stack([own["estimate"] - own["ci_low"], own["ci_high"] - own["estimate"]]).clip(0)
         ax.errorbar(
-            own["estimate"], own["accuracy"], xerr=np.nan_to_num(error), fmt="none", ecolor=INK["light"], elinewidth=0.8,
-            zorder=1,
+            own["estimate"], own["accuracy"], xerr=np.nan_to_num(error), fmt="none", ecolor=INK["light"],
+            elinewidth=0.8, zorder=1,
         )  # fmt: skip
         sns.scatterplot(
             data=own, x="estimate", y="accuracy", hue="dataset", hue_order=sets, palette=colours, style="pair",
             style_order=pairs, markers=marks, s=26, edgecolor="white", linewidth=0.4, legend=False, ax=ax, zorder=3,
         )  # fmt: skip
-        for dataset, line in own.sort_values("estimate").groupby("dataset", sort=False):
-            ax.plot(line["estimate"], line["accuracy"], color=colours[str(dataset)], lw=0.7, alpha=0.6, zorder=2)
         values = own["estimate"]
         if len(values) and values.max() > 5 * values.min():
             ax.set_xscale("log")
             plain_log(ax.xaxis, 5)
         ax.grid(True)
-        ax.set(xlabel=f"{measure.replace('_', ' ')} to zero-shot", ylabel="accuracy (%)" if ax is axes[0] else "")
+        ax.set(
+            xlabel=f"{measure.replace('_', ' ')} to zero-shot{_UNITS.get(measure, '')}",
+            ylabel="accuracy (%)" if ax is axes[0] else "",
+        )
     keys = [
         Line2D([], [], color=colours[s], marker="o", ms=4, label=short_set(s) + (" (ID)" if s in ids else ""))
         for s in sets
@@ -168,6 +174,6 @@ def energy(
     n = point["n"].astype(float)
     meant = "; ".join(f"{m.replace('_', ' ')}: {AGREEMENT[m].text}" for m in chosen if m in AGREEMENT)
     caption = f"""Accuracy on {number_of(len(sets), "data set")} of {range_of(n.min(), n.max())} images against the
-        distance of the model at α = {at:g} from the zero-shot model, {number_of(len(pairs), "model")}. {meant}. Bars are
-        95 % intervals over images; lines join the models on one set. After Nam et al. 2024 (arXiv 2404.00860)."""
+        distance of the model at α = {at:g} from the zero-shot model, {number_of(len(pairs), "model")}. {meant}.
+        Bars are 95 % intervals over images. After Nam et al. 2024 (arXiv 2404.00860)."""
     return Drawn(figure, caption)

@@ -59,9 +59,9 @@ def change_by_tensor(changes: pd.DataFrame) -> Drawn:
     axes[-1].set_xlabel("depth (0: before the first block)")
     key(figure, [], f"{number_of(left, 'more group')} of tensors in the table" if left else "")
     moved, total = int(rows["num_params"].sum()), int(changes["num_params"].sum())
-    caption = f"""Relative change of the {number_of(len(rows), "tensor")} that fine-tuning moves ({moved:,} of {total:,}
-        parameters), by depth in the tower. The change is the norm of the difference divided by the norm before
-        fine-tuning. There is no uncertainty: both files are known. After Li et al. 2024 (arXiv 2409.16718)."""
+    caption = f"""Relative change of the {number_of(len(rows), "tensor")} that fine-tuning moves ({moved:,} of
+        {total:,} parameters), by depth in the tower. The change is the norm of the difference divided by the norm
+        before fine-tuning. There is no uncertainty: both files are known. After Li et al. 2024 (arXiv 2409.16718)."""
     return Drawn(figure, caption)
 
 
@@ -76,9 +76,10 @@ def _change_panel(ax: Axes, rows: pd.DataFrame) -> int:
     largest = rows.groupby("part", sort=False)["relative"].max().sort_values(ascending=False, kind="stable")
     parts = [str(p) for p in largest.index[:_MOST_PARTS]]
     shown = rows[rows["part"].isin(parts)]
+    colours, marks = ({p: look(i)[of] for i, p in enumerate(parts)} for of in ("color", "marker"))
     sns.lineplot(
         data=shown, x="depth", y="relative", hue="part", hue_order=parts, style="part", style_order=parts,
-        palette={p: look(i)["color"] for i, p in enumerate(parts)}, markers={p: look(i)["marker"] for i, p in enumerate(parts)},
+        palette=colours, markers=marks,
         dashes=False, estimator=None, markersize=4.5, markeredgewidth=0.4, lw=1.1, legend=False, ax=ax,
     )  # fmt: skip
     if shown["relative"].max() > 8 * shown["relative"].min():
@@ -144,9 +145,9 @@ def few_shot_curves(table: pd.DataFrame) -> Drawn:
     key(figure, keys, f"{number_of(more, 'more set')} in the table" if more else "")
     seeds = tuned["seeds"]
     caption = f"""Accuracy of {number_of(len(methods), "method")} by the number of training images per class on
-        {number_of(len([s for s in sets if s != AVERAGE]), "data set")}: means over {range_of(seeds.min(), seeds.max())} seeds, bars
-        of one standard deviation over them. After Li et al. 2024 (arXiv 2409.16718) and Zhou et al. 2022 (arXiv
-        2109.01134)."""
+        {number_of(len([s for s in sets if s != AVERAGE]), "data set")}: means over
+        {range_of(seeds.min(), seeds.max())} seeds, bars of one standard deviation over them. After Li et al. 2024
+        (arXiv 2409.16718) and Zhou et al. 2022 (arXiv 2109.01134)."""
     return Drawn(figure, caption)
 
 
@@ -236,10 +237,12 @@ def upgrade_bars(table: pd.DataFrame) -> Drawn:
     )
     key(figure, [Patch(facecolor=c, label=t) for t, c in _STAGES.values()])  # type: ignore[arg-type]
     n = table.loc[~table["dataset"].str.contains(r"\+|^average$"), "n"].astype(float)
-    caption = f"""Accuracy on the old and on the upgraded model, zero-shot and with what was tuned on the old one, for
-        {number_of(len(methods), "method")} on {number_of(len(n.index) // max(1, len(methods)), "data set")} of {range_of(n.min(), n.max())} images, {number_of(table["seeds"].max(), "seed")}; error bars: {spread}. Below, the gain over the
-        upgraded zero-shot model{" with its 95 % interval over images" if table["ci_low"].notna().any() else ""}. After
-        Wang et al. 2024 (arXiv 2412.20895)."""
+    caption = f"""Accuracy on the old and on the upgraded model, zero-shot and with what was tuned on the old one,
+        for {number_of(len(methods), "method")} on {number_of(len(n.index) // max(1, len(methods)), "data set")} of
+        {range_of(n.min(), n.max())} images, {number_of(table["seeds"].max(), "seed")}; error bars: {spread}. Below,
+        the gain over the upgraded zero-shot
+        model{" with its 95 % interval over images" if table["ci_low"].notna().any() else ""}. After Wang et al.
+        2024 (arXiv 2412.20895)."""
     return Drawn(figure, caption)
 
 

@@ -84,10 +84,10 @@ def sparse_beside_plain(
     said = f"""The gain of sparse stragglers over the plain path at the same ID accuracy is {finite.min():+.1f} to
         {finite.max():+.1f} points where it is defined.""" if len(finite) else ""  # fmt: skip
     where = "set to 0" if target == "weight" else "returned to the zero-shot model"
-    caption = f"""Accuracy along the straight path of {number_of(len(pairs), "pair")}, and with {100 * (1 - kept):.0f} % of
-        the weights of some layers {where} ({select} choice): the stragglers (solid) and controls (dashed);
-        {images_in_words(accuracy)}. The band is the 95 % interval of the plain path over images. {said} After
-        Abdollahpoorrostam 2024 (arXiv 2410.16476)."""
+    caption = f"""Accuracy along the straight path of {number_of(len(pairs), "pair")}, and with
+        {100 * (1 - kept):.0f} % of the weights of some layers {where} ({select} choice): the stragglers (solid) and
+        controls (dashed); {images_in_words(accuracy)}. The band is the 95 % interval of the plain path over images.
+        {said} After Abdollahpoorrostam 2024 (arXiv 2410.16476)."""
     return Drawn(figure, caption)
 
 

@@ -79,9 +79,10 @@ def instability_of_path(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
         more,
     )
     points = heights["n"]
-    caption = f"""Probe loss along the straight path of {number_of(len(pairs), "pair")} at {range_of(points.min(), points.max())}
-        points; bands are one standard error over images. LII: largest loss minus the mean of the ends; barrier: largest
-        height above the chord. Both are maxima over these points, so that noise makes them larger. {_SOURCE}"""
+    caption = f"""Probe loss along the straight path of {number_of(len(pairs), "pair")} at
+        {range_of(points.min(), points.max())} points; bands are one standard error over images. LII: largest loss
+        minus the mean of the ends; barrier: largest height above the chord. Both are maxima over these points, so
+        that noise makes them larger. {_SOURCE}"""
     return Drawn(figure, caption)
 
 
@@ -157,17 +158,19 @@ def layers_along_alpha(
         Line2D([], [], color="#bbbbbb", lw=0.8, label="other layers"),
         *(Line2D([], [], color=c, marker="o", ms=3, label=label(short_layer(n))) for n, c in colours.items()),
     ]
-    if (table["status"] == "not_converged").any():
+    told = table.merge(chosen[["pair", "layer"]], on=["pair", "layer"])
+    if (told["status"] == "not_converged").any():
         handles.append(
             Line2D([], [], color=INK["grey"], marker="o", mfc="white", ls="none", ms=4, label="not converged")
         )
     fewer = len(named) - len(colours)
     key(figure, handles, more, f"{number_of(fewer, 'more straggler')} in grey-blue" if fewer else "")
     layers = table.loc[table["layer"] != ALL, "layer"].nunique()
-    caption = f"""{label(measure)} of {number_of(layers, "layer")} along the straight path of {number_of(len(pairs), "pair")},
-        from {_most(table["n"]):,} probe images. Coloured: the stragglers by {criterion} (base {base}); a layer that is one in
-        another panel only is grey. Bands are one standard error over images where it is known, hollow marks did not
-        converge, and values of 0 or less have no place on a logarithmic axis. {_SOURCE}"""
+    caption = f"""{label(measure)} of {number_of(layers, "layer")} along the straight path of
+        {number_of(len(pairs), "pair")}, from {_most(table["n"]):,} probe images. Coloured: the stragglers by
+        {criterion} (base {base}); a layer that is one in another panel only is grey. Bands are one standard error
+        over images where it is known, hollow marks did not converge, and values of 0 or less have no place on a
+        logarithmic axis. {_SOURCE}"""
     return Drawn(figure, caption)
 
 
@@ -267,10 +270,10 @@ def against_accuracy(
     ]
     key(figure, [*pair_keys(pairs), *ends])
     line = "The dashed line is the least-squares line with its 95 % band." if len(here) >= 4 else ""
-    caption = f"""{label(measure)} of the {named} from {_most(values["n"]):,} probe images against mean accuracy out of
-        distribution ({images_in_words(accuracy)}). Left: {number_of(len(here), "model")} at α = {at:g}; right: {len(points)}
-        points of {number_of(len(pairs), "path")}. Bars are one standard error (sharpness) and 95 % intervals (accuracy)
-        over images. {line} {_SOURCE}"""
+    caption = f"""{label(measure)} of the {named} from {_most(values["n"]):,} probe images against mean accuracy out
+        of distribution ({images_in_words(accuracy)}). Left: {number_of(len(here), "model")} at α = {at:g}; right:
+        {len(points)} points of {number_of(len(pairs), "path")}. Bars are one standard error (sharpness) and 95 %
+        intervals (accuracy) over images. {line} {_SOURCE}"""
     return Drawn(figure, caption)
 
 

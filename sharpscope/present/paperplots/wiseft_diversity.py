@@ -77,10 +77,10 @@ def diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[s
     key(figure, keys, *(f"{number_of(n, what)} in the table" for n, what in left if n > 0))
     n = ends.groupby("dataset")["n"].max()
     caption = f"""How the zero-shot and the fine-tuned model differ on {number_of(len(sets), "data set")} with
-        {range_of(n.min(), n.max())} images each, {number_of(len(chosen), "pair")}; the ID sets are on top. Prediction
-        diversity is the {AGREEMENT["prediction_diversity"].text}. Overrides: {AGREEMENT["zeroshot_overrides"].text}, mean
-        over the sets. Margin: {AGREEMENT["margin"].text}. Bars are 95 % intervals over images. After Wortsman et al. 2022
-        (arXiv 2109.01903), fig. 5 and figs. 27 to 30."""
+        {range_of(n.min(), n.max())} images each, {number_of(len(chosen), "pair")}; the ID sets are on top.
+        Prediction diversity is the {AGREEMENT["prediction_diversity"].text}. Overrides:
+        {AGREEMENT["zeroshot_overrides"].text}, mean over the sets. Margin: {AGREEMENT["margin"].text}. Bars are 95
+        % intervals over images. After Wortsman et al. 2022 (arXiv 2109.01903), fig. 5 and figs. 27 to 30."""
     return Drawn(figure, caption)
 
 
@@ -107,8 +107,8 @@ def _row_marks(ax: Axes, rows: pd.DataFrame, sets: Sequence[str], shift: float, 
     error = np.stack([value - own["ci_low"], own["ci_high"] - value]).clip(0)
     style = look(i)
     ax.errorbar(
-        value, at, xerr=np.nan_to_num(error), fmt=style["marker"], ms=3.2, color=style["color"], elinewidth=0.7, mew=0.8,
-        mfc=style["color"] if filled else "white",
+        value, at, xerr=np.nan_to_num(error), fmt=style["marker"], ms=3.2, color=style["color"], elinewidth=0.7,
+        mew=0.8, mfc=style["color"] if filled else "white",
     )  # fmt: skip
 
 
@@ -130,4 +130,4 @@ def _overrides(ax: Axes, rows: pd.DataFrame, pairs: Sequence[str], ids: set[str]
             ax.plot(mean.index, mean, ls=dashes, ms=2.4, lw=1.0, **look(i))
     ax.set(xlabel="α", ylim=(-0.03, 1.03))
     ax.grid(True)
-    ax.set_title("zero-shot overrides", fontsize=7)
+    ax.set_title("zero-shot overrides (share)", fontsize=7)

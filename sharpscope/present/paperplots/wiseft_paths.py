@@ -33,6 +33,11 @@ def _set_name(dataset: str) -> str:
     return short_set(dataset) if len(parts) == 1 else f"mean of {len(parts)} OOD sets"
 
 
+def _shade(alpha: float, pairs: int) -> float:
+    """The opacity of one pair's intervals: those of many pairs lie on top of each other."""
+    return alpha * min(1.0, 3 / pairs)
+
+
 def mark_ends(ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, colour: str) -> None:
     """Draw the star of theta_0 and the square of theta_1 at their places among ``x`` and ``y``."""
     for alpha, mark, size in ((0.0, "*", 70), (1.0, "s", 24)):
@@ -82,11 +87,11 @@ def scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale:
     more = len(panels) - len(shown)
     key(figure, keys, f"{number_of(more, 'more set')} in the table" if more > 0 else "")
     band = " with its 95 % band" if max(counts) >= _FEWEST else ""
-    line = f"""The dashed line{band} is fitted to {number_of(max(counts), "baseline model")} on this scale;
-        the height above it is the effective robustness.""" if any(counts) else ""  # fmt: skip
+    line = f"""The dashed line{band} is fitted to {number_of(max(counts), "baseline model")} on this scale; the
+        height above it is the effective robustness.""" if any(counts) else ""  # fmt: skip
     caption = f"""Accuracy out of distribution over accuracy in distribution along the straight path of
-        {number_of(len(pairs), "pair")}, {scale} axes; {images_in_words(accuracy)}. Bars are 95 % intervals over images.
-        {line} After Wortsman et al. 2022 (arXiv 2109.01903), figs. 1 and 7."""
+        {number_of(len(pairs), "pair")}, {scale} axes; {images_in_words(accuracy)}. Bars are 95 % intervals over
+        images. {line} After Wortsman et al. 2022 (arXiv 2109.01903), figs. 1 and 7."""
     return Drawn(figure, caption)
 
 
@@ -101,7 +106,9 @@ def _scatter_panel(
             if bars(own, role) is not None:
                 low, high = (scaled(own[f"{role}_{end}"] / 100, scale) for end in ("low", "high"))
                 length = {f"{axis}err": np.stack([at - low, high - at]).clip(0)}
-                ax.errorbar(x, y, **length, fmt="none", ecolor=colour, alpha=0.3, elinewidth=0.7, zorder=1)
+                ax.errorbar(
+                    x, y, **length, fmt="none", ecolor=colour, alpha=_shade(0.3, len(pairs)), elinewidth=0.7, zorder=1
+                )
         ax.plot(x, y, markersize=2.6, lw=1.1, zorder=2, **look(i))
         mark_ends(ax, own, x, y, colour)
     seen = 0
@@ -166,7 +173,7 @@ def accuracy_by_set(accuracy: pd.DataFrame) -> Drawn:
     for i, ((role, name), ax) in enumerate(zip(shown, axes.flat, strict=False)):
         own = rows[(rows["role"] == role) & (rows["dataset"] == name)]
         for k, pair in enumerate(pairs):
-            _set_line(ax, own[own["pair"] == pair], look(k))
+            _set_line(ax, own[own["pair"] == pair], look(k), _shade(0.15, len(pairs)))
         ax.grid(True, axis="y")
         ax.set_title(f"{_set_name(name)} (ID)" if role == "id" else _set_name(name), fontsize=7)
         if i + columns >= len(shown):
@@ -178,17 +185,17 @@ def accuracy_by_set(accuracy: pd.DataFrame) -> Drawn:
     more = len(every) - len(shown)
     key(figure, [*pair_keys(pairs), *ends], f"{number_of(more, 'more set')} in the table" if more > 0 else "")
     caption = f"""Accuracy along the straight path from the zero-shot (α = 0) to the fine-tuned model (α = 1) of
-        {number_of(len(pairs), "pair")} on every data set; {images_in_words(accuracy)}. Bands are 95 % intervals over
-        images, dotted lines the chords between the ends. The vertical axes differ. After Wortsman et al. 2022 (arXiv
-        2109.01903), fig. 6."""
+        {number_of(len(pairs), "pair")} on every data set; {images_in_words(accuracy)}. Bands are 95 % intervals
+        over images, dotted lines the chords between the ends. The vertical axes differ. After Wortsman et al. 2022
+        (arXiv 2109.01903), fig. 6."""
     return Drawn(figure, caption)
 
 
-def _set_line(ax: Axes, rows: pd.DataFrame, style: Mapping[str, str]) -> None:
+def _set_line(ax: Axes, rows: pd.DataFrame, style: Mapping[str, str], shade: float) -> None:
     if not len(rows):
         return
     x, y = rows["alpha"].to_numpy(), 100 * rows["estimate"].to_numpy()
-    ax.fill_between(x, 100 * rows["ci_low"], 100 * rows["ci_high"], color=style["color"], alpha=0.15, lw=0)
+    ax.fill_between(x, 100 * rows["ci_low"], 100 * rows["ci_high"], color=style["color"], alpha=shade, lw=0)
     ax.plot(x, y, markersize=2.4, lw=1.1, **style)
     ends = rows[rows["alpha"].isin((0.0, 1.0))]
     ax.plot(ends["alpha"], 100 * ends["estimate"], color=style["color"], ls=":", lw=0.9, zorder=1)
@@ -241,8 +248,8 @@ def paths_and_ensembles(accuracy: pd.DataFrame, variants: Sequence[str] = ()) ->
         for i, v in enumerate(names)
     ]
     key(figure, [*handles, *ENDS], more)
-    caption = f"""The straight path of weights beside {number_of(len(names) - 1, "other mixture")} of the same two models
-        ({", ".join(names[1:])}), {number_of(len(pairs), "pair")}, {images_in_words(accuracy)}. Left: mean accuracy out of
-        distribution over accuracy in distribution; right: along α, the weight of the fine-tuned model, with 95 %
-        intervals over images. After Wortsman et al. 2022 (arXiv 2109.01903), figs. 10, 12, 13."""
+    caption = f"""The straight path of weights beside {number_of(len(names) - 1, "other mixture")} of the same two
+        models ({", ".join(names[1:])}), {number_of(len(pairs), "pair")}, {images_in_words(accuracy)}. Left: mean
+        accuracy out of distribution over accuracy in distribution; right: along α, the weight of the fine-tuned
+        model, with 95 % intervals over images. After Wortsman et al. 2022 (arXiv 2109.01903), figs. 10, 12, 13."""
     return Drawn(figure, caption)

@@ -72,6 +72,7 @@ def hyperparameters(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Seq
         _setting_panel(ax, rows, setting)
         ax.set_ylabel("mean OOD accuracy (%)" if i % across == 0 else "")
         ax.set_xlabel("ID accuracy (%)" if i + across >= len(chosen) else "")
+        ax.xaxis.label.set_visible(True)  # seaborn hides it where the tick labels were hidden
         ax.tick_params(labelbottom=i + across >= len(chosen))
     key(figure, ENDS)
     caption = f"""The straight path of {number_of(rows["pair"].nunique(), "fine-tuned model")}, mean accuracy out of
@@ -160,9 +161,10 @@ def shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDD
         ],
     )
     seeds = table[table["model"] == titles["fine-tuned"]].groupby("k")["pair"].nunique()
-    several = f"""Marks are means and bars one standard deviation over {range_of(seeds.min(), seeds.max())} models per number."""
-    caption = f"""Accuracy against the number of training images per class, {number_of(len(seeds), "number")} of images,
-        {number_of(table["pair"].nunique(), "fine-tuned model")}; {images_in_words(accuracy)}.
-        {several if seeds.max() > 1 else "One model per number: no bars."} After Wortsman et al. 2022 (arXiv 2109.01903),
-        figs. 17 to 19."""
+    several = f"""Marks are means and bars one standard deviation over {range_of(seeds.min(), seeds.max())} models
+        per number."""
+    caption = f"""Accuracy against the number of training images per class, {number_of(len(seeds), "number")} of
+        images, {number_of(table["pair"].nunique(), "fine-tuned model")}; {images_in_words(accuracy)}.
+        {several if seeds.max() > 1 else "One model per number: no bars."} After Wortsman et al. 2022 (arXiv
+        2109.01903), figs. 17 to 19."""
     return Drawn(figure, caption)
