@@ -125,7 +125,7 @@ def test_pairs_from_flags(folder, flags, pairs):
 
 WORK = {
     "demo": ("sharpscope.study.demo.demo_config", ("out",), {}),
-    "inspect": ("sharpscope.clip.inspect.inspect", (), {}),
+    "inspect": ("sharpscope.clip.inspect.inspect", ("granularity",), {}),
     "convert": ("sharpscope.clip.export.convert", (), {}),
     "interpolate": ("sharpscope.clip.export.interpolate", (), {}),
     "sparsify": ("sharpscope.clip.export.sparsify", (), {}),

@@ -16,6 +16,9 @@ import pandas as pd
 import pytest
 
 from sharpscope.cli import main as cli
+from sharpscope.clip.pair import resolve_checkpoint
+from sharpscope.tables.formats import number, percent
+from sharpscope.weights import read_checkpoint
 
 ENDS = ("--zeroshot", "mini:zeroshot", "--finetuned", "mini:success", "--model", "mini")
 TINY = (
@@ -155,9 +158,27 @@ def test_inspect(folder):
     told = said("inspect", "mini:zeroshot", "mini:success")
     assert "56 of 86 tensors move" in told.out
     assert "visual.conv1" in told.out
+    told = said("inspect", "mini:zeroshot", "--granularity", "tensor")
+    assert told.code == 2 and "--granularity: belongs to the comparison of two files" in told.err
     told = said("inspect", "mini:zeroshot", "--model", "RN50")
     assert (told.code, told.out) == (2, "")
     assert "does not fit" in told.err
+
+
+def test_inspect_compares_tensors_modules_or_blocks(folder):
+    """The change of a tensor by hand; every bias has a line of its own, which a module's line would hide."""
+    zero, one = (read_checkpoint(resolve_checkpoint(f"mini:{end}")).tensors for end in ("zeroshot", "success"))
+    name = "visual.transformer.resblocks.0.mlp.c_proj.bias"
+    change = float((one[name] - zero[name]).double().norm())
+    lines = {}
+    for granularity in ("tensor", "module", "block"):
+        told = said("inspect", "mini:zeroshot", "mini:success", "--granularity", granularity).out
+        lines[granularity] = {
+            line.split()[0]: line for line in told.splitlines() if "visual.transformer.resblocks.0" in line
+        }
+    assert lines["tensor"][name].split()[2:4] == ["64", number(change)]
+    assert percent(change / float(zero[name].double().norm())) in lines["tensor"][name]
+    assert len(lines["tensor"]) == 12 and name not in lines["module"] and len(lines["block"]) == 1
 
 
 def test_interpolate_writes_the_point_of_the_path(folder):

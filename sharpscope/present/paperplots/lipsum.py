@@ -166,13 +166,15 @@ def energy(
             ylabel="accuracy (%)" if ax is axes[0] else "",
         )
     keys = [
-        Line2D([], [], color=colours[s], marker="o", ms=4, label=short_set(s) + (" (ID)" if s in ids else ""))
+        Line2D(
+            [], [], color=colours[s], marker="o", ls="none", ms=4, label=short_set(s) + (" (ID)" if s in ids else "")
+        )
         for s in sets
     ]
     keys += [Line2D([], [], color=INK["grey"], marker=marks[p], ls="none", ms=4, label=label(p, 22)) for p in pairs]
     key(figure, keys)
     n = point["n"].astype(float)
-    meant = "; ".join(f"{m.replace('_', ' ')}: {AGREEMENT[m].text}" for m in chosen if m in AGREEMENT)
+    meant = "; ".join(f"{m.replace('_', ' ').capitalize()}: {AGREEMENT[m].text}" for m in chosen if m in AGREEMENT)
     caption = f"""Accuracy on {number_of(len(sets), "data set")} of {range_of(n.min(), n.max())} images against the
         distance of the model at α = {at:g} from the zero-shot model, {number_of(len(pairs), "model")}. {meant}.
         Bars are 95 % intervals over images. After Nam et al. 2024 (arXiv 2404.00860)."""
