@@ -32,14 +32,21 @@ class Inspect:
     granularity: Granularity | None = None
     """With two files: what is one layer of the comparison, a tensor (every bias and norm by itself), a module (default)
     or a block."""
+    csv: str | None = None
+    """CSV file to write with two files: their comparison, one row per layer."""
 
     def __call__(self) -> Outcome:
         if self.granularity is not None and self.b is None:
             raise ConfigError("--granularity: belongs to the comparison of two files, and there is one.")
+        if self.csv is not None:
+            if self.b is None:
+                raise ConfigError("--csv: takes the comparison of two files, and there is one.")
+            check_output(self.csv, self.a, self.b, flag="--csv")
         from sharpscope.clip.inspect import inspect
 
         chosen = {} if self.granularity is None else {"granularity": self.granularity}
-        return Outcome(inspect(**given(self, "granularity"), **chosen))
+        text = inspect(**given(self, "granularity"), **chosen)
+        return Outcome(text + (f"\nwrote {shown(self.csv)}" if self.csv is not None else ""))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,11 +39,11 @@ def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     return {called.get(name, name): getattr(command, name) for name in names}
 
 
-def check_output(out: str, *inputs: str | None) -> None:
+def check_output(out: str, *inputs: str | None, flag: str = "--out") -> None:
     """Raise ConfigError where the file to write is one of the files to read."""
     for path in inputs:
         if path is not None and Path(path).exists() and Path(out).exists() and Path(path).samefile(out):
-            raise ConfigError(f"--out: {shown(out)} is one of the inputs, and inputs are never changed.")
+            raise ConfigError(f"{flag}: {shown(out)} is one of the inputs, and inputs are never changed.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,15 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
+from sharpscope.atomic import write_atomic
+from sharpscope.clip.changes import layer_changes
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import resolve_checkpoint
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, listing, shown
-from sharpscope.layers import HEAD_WEIGHT, Tower, is_buffer, split_layers, tower_of
+from sharpscope.layers import HEAD_WEIGHT, Tower
+from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.formats import number, percent
 from sharpscope.vocabulary import Granularity
-from sharpscope.weights import Checkpoint, InterpolationPath, Pair, check_pair, describe, read_checkpoint
+from sharpscope.weights import Checkpoint, Pair, check_pair, describe, read_checkpoint
 from sharpscope.weights.checkpoint import read_head_file
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.pair import alike_heads
@@ -32,6 +36,7 @@ def inspect(
     *,
     weights: str | None = None,
     granularity: Granularity = "module",
+    csv: str | FilePath | None = None,
 ) -> str:
     """What one checkpoint contains, or how two checkpoints differ layer by layer, as text to print.
 
@@ -47,11 +52,12 @@ def inspect(
         weights: key of the set of weights to read from a file that holds several, see ``read_checkpoint``.
         granularity: tensor, module or block, the layers in which ``a`` and ``b`` are compared; tensor shows every bias
             and every norm by itself (CLIPFit's analysis, Li et al. 2024, arXiv 2409.16718).
+        csv: file for the comparison of ``a`` and ``b`` as the table ``changes``; None: it is not written.
 
     Raises:
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: as for ``read_checkpoint``.
         PairMismatch: weights that do not fit ``model``, or each other.
-        ConfigError: an unknown model, or a file ``a`` that holds only a head or only prompts where ``b`` is given.
+        ConfigError: an unknown model, or a file that holds only a head or only prompts where a comparison is needed.
     """
     try:
         first = read_checkpoint(resolve_checkpoint(a), partial=True, weights=weights)
@@ -71,8 +77,15 @@ def inspect(
         except UnsafeCheckpoint:
             raise
         except CheckpointError as error:
-            return "\n\n".join([*parts, _described_alone(b, error)])
-        parts += [_described(second, model), _compared(*alike_heads(first, second), granularity)]
+            alone = _described_alone(b, error)
+            if csv is not None:
+                raise ConfigError(f"{shown(b)}: holds only a head or only prompts; nothing to compare.") from None
+            return "\n\n".join([*parts, alone])
+        pair = check_pair(*alike_heads(first, second))
+        changes = layer_changes(pair, granularity)
+        parts += [_described(second, model), _compared(pair, changes)]
+        if csv is not None:
+            write_atomic(FilePath(csv), csv_bytes(changes, "changes"))
     return "\n\n".join(parts)
 
 
@@ -238,17 +251,8 @@ def _head_line(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     )
 
 
-def _compared(first: Checkpoint, second: Checkpoint, granularity: Granularity) -> str:
-    pair = check_pair(first, second)
-    shapes = {n: t.shape for n, t in pair.theta_0.items() if t.is_floating_point() and not is_buffer(n)}
-    path = (
-        InterpolationPath(pair.theta_0, pair.theta_1) if pair.facts["head_in"] in ("both", "none") else _headless(pair)
-    )
-    rows = []
-    for layer in split_layers({n: s for n, s in shapes.items() if n in path.theta_0}, granularity):
-        distance = path.layer_distance(layer)
-        size = float(sum(path.theta_0[n].double().square().sum() for n in layer.params)) ** 0.5
-        rows.append((layer.name, layer.tower, layer.num_params, distance, distance / size if size else float("nan")))
+def _compared(pair: Pair, changes: pd.DataFrame) -> str:
+    rows = list(zip(*(changes[c] for c in ("layer", "tower", "num_params", "distance", "relative")), strict=True))
     width = max(len(shown(r[0], 60)) for r in rows)
     rounded = [
         f"{count} tensors of the {tower} tower are equal within the rounding of half precision and do not move"
@@ -259,8 +263,3 @@ def _compared(first: Checkpoint, second: Checkpoint, granularity: Granularity) -
         moved = f"{number(distance):>9}  {percent(relative)}" if distance else "        0  does not move"
         lines.append(f"{shown(name, 60):<{width}}  {tower:<5}  {count:>11,}  {moved}")
     return "\n".join(lines)
-
-
-def _headless(pair: Pair) -> InterpolationPath:
-    zero, one = ({n: t for n, t in theta.items() if tower_of(n) != "head"} for theta in (pair.theta_0, pair.theta_1))
-    return InterpolationPath(zero, one)

@@ -7,18 +7,16 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sharpscope.errors import NoData
+from sharpscope.present.scales import logit, percent_ticks
 from sharpscope.present.style import COLOURS, INK, MARKERS, key, label, new_figure, short_set, styled
 from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["effective_robustness"]
 
-_TICKS = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
 _MOST_SETS = 6
 
 
@@ -85,10 +83,10 @@ def _title(dataset: str) -> str:
 def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
     for i, pair in enumerate(pairs):
         own = rows[rows["pair"] == pair].sort_values("alpha")
-        x, y = _logit(own["id_accuracy"]), _logit(own["ood_accuracy"])
+        x, y = logit(own["id_accuracy"]), logit(own["ood_accuracy"])
         colour = COLOURS[i % len(COLOURS)]
         # the interval of the height above the line, drawn at the point
-        low, high = (_logit(own["expected"] + own[c]) for c in ("ci_low", "ci_high"))
+        low, high = (logit(own["expected"] + own[c]) for c in ("ci_low", "ci_high"))
         known = np.isfinite(low) & np.isfinite(high)
         ax.vlines(x[known], low[known], high[known], color=colour, alpha=0.3, lw=0.8)
         ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=2.8, zorder=2)
@@ -96,10 +94,10 @@ def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
             at = np.isclose(own["alpha"], alpha)
             ink = INK["black"] if alpha == 0 else colour
             ax.scatter(x[at], y[at], s=size, marker=mark, color=ink, edgecolor="white", lw=0.6, zorder=4)
-    heights = _logit(rows["ood_accuracy"])
+    heights = logit(rows["ood_accuracy"])
     line = rows[np.isfinite(rows["expected"])].sort_values("id_accuracy").drop_duplicates("id_accuracy")
     if len(line):  # straight on these axes
-        x, y = _logit(line["id_accuracy"]), _logit(line["expected"])
+        x, y = logit(line["id_accuracy"]), logit(line["expected"])
         if len(line) > 1 and x[-1] > x[0]:
             slope = (y[-1] - y[0]) / (x[-1] - x[0])
             room = 0.15 * (x[-1] - x[0])
@@ -111,24 +109,4 @@ def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
     room = max(0.05, 0.15 * float(np.ptp(heights)))  # bars may leave the panel: near 0 they are long on this scale
     ax.set_ylim(float(heights.min()) - room, float(heights.max()) + room)
     for axis in (ax.xaxis, ax.yaxis):
-        _percent_ticks(axis)
-
-
-def _percent_ticks(axis: Axis) -> None:
-    """Put round percentages on a logit axis, as many as there is room for."""
-    low, high = sorted(axis.get_view_interval())
-    first, last = (100 / (1 + math.exp(-v)) for v in (low, high))
-    wanted = [t for t in _TICKS if first <= t <= last]
-    for step in (5.0, 2.0, 1.0, 0.5, 0.2, 0.1):
-        if len(wanted) < 3:  # a narrow range
-            wanted = [step * k for k in range(math.ceil(first / step), math.floor(last / step) + 1)]
-    wanted = wanted[:: max(1, math.ceil(len(wanted) / 7))]
-    places = [float(v) for v in _logit(np.array(wanted) / 100)]
-    axis.set_major_locator(FixedLocator(places))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FixedFormatter([f"{t:g}" for t in wanted]))
-
-
-def _logit(values: pd.Series | np.ndarray) -> np.ndarray:
-    p = np.clip(np.asarray(values, dtype=float), 1e-4, 1 - 1e-4)
-    return np.asarray(np.log(p / (1 - p)))
+        percent_ticks(axis)

@@ -1,4 +1,4 @@
-"""The columns of the tables that protocols and sweeps write beside those of a study's run."""
+"""The columns of the tables that protocols, sweeps and inspect write beside those of a study's run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ EXPERIMENT_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "gain", "ci_low", "ci_high", "gain_sd", "n", "seeds",
     ),
     "finetunings": ("pair", "method", "learning_rate", "epochs", "steps", "batch_size", "seed"),
+    "changes": ("layer", "tower", "depth", "kind", "num_params", "distance", "norm_0", "relative"),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
@@ -34,6 +35,8 @@ Reading guide
   base_to_new.h        harmonic mean of the row's two accuracies; h_sd is that of the seeds' own harmonic means
   upgrade.gain         upgraded - upgraded_zeroshot, with an interval over the choice of test images
   finetunings          a sweep's fine-tuned files, one row each; other hyperparameters of its grid are further columns
+  changes              two checkpoints compared layer by layer ('sharpscope inspect A B --csv FILE'): distance is the
+                       norm of the difference, norm_0 that of the first file's layer, relative their quotient
 """
 
 EXPERIMENT_KEYS: Final[dict[str, tuple[str, ...]]] = {
@@ -43,5 +46,6 @@ EXPERIMENT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "cross_dataset": ("method", "role", "dataset", "shots"),
     "upgrade": ("method", "dataset", "shots"),
     "finetunings": ("pair",),
+    "changes": ("layer",),
 }
 """Columns that identify a row of each table: no two rows agree on all of them."""

@@ -1,0 +1,127 @@
+"""A figure with its caption, and the errors and choices that all figures of papers share."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, ParamSpec
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sharpscope.atomic import write_atomic
+from sharpscope.errors import NoData, did_you_mean, shown
+from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, save, styled
+
+__all__ = [
+    "ENDS",
+    "MADE_BY",
+    "Drawn",
+    "among",
+    "lacks",
+    "look",
+    "number_of",
+    "pair_keys",
+    "paper_figure",
+    "range_of",
+    "save_drawn",
+]
+
+P = ParamSpec("P")
+
+MADE_BY: Final[dict[str, str]] = {
+    "accuracy": "sharpscope run",
+    "path": "sharpscope run",
+    "sharpness": "sharpscope run --measures hessian_trace ...",
+    "stragglers": "sharpscope run",
+    "repair": "sharpscope run --densities 0.5",
+    "correlations": "sharpscope run",
+    "agreement": "sharpscope run --agreement",
+    "ensembles": "sharpscope run --ensembles logits probabilities",
+    "few_shot": "sharpscope protocol few-shot",
+    "upgrade": "sharpscope protocol upgrade",
+    "upgraded": "sharpscope run --upgraded FILE",
+    "changes": "sharpscope inspect A B --granularity tensor --csv FILE",
+}
+"""Table -> the command that makes it."""
+
+ENDS: Final = (
+    Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
+    Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
+)
+"""The entries of a legend for the marks of the two ends of a path."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and the text for below it, which says how many models and images its marks stand for."""
+
+    figure: Figure
+    caption: str
+
+
+def paper_figure(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
+    """Decorator: draw in the common style (``style.styled``) and finish the caption as one paragraph."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Drawn:
+        made: list[Drawn] = []
+
+        def figure() -> Figure:
+            made.append(draw(*args, **kwargs))
+            return made[0].figure
+
+        styled(figure)()
+        return Drawn(made[0].figure, " ".join(made[0].caption.split()))
+
+    return wrapper
+
+
+def save_drawn(drawn: Drawn, out: str | os.PathLike[str], name: str) -> tuple[Path, ...]:
+    """Write ``OUT/NAME.png``, ``OUT/NAME.pdf`` and the caption ``OUT/NAME.txt``; returns the paths."""
+    text = Path(out) / f"{name}.txt"
+    files = save(drawn.figure, out, name)
+    write_atomic(text, (drawn.caption + "\n").encode("utf-8"))
+    return (*files, text)
+
+
+def lacks(figure: str, table: str, what: str = "has no rows") -> NoData:
+    """The error for a ``table`` that lacks what ``figure`` shows, with the command that makes the table."""
+    return NoData(f"{figure}: the table {table} {what}; '{MADE_BY[table]}' makes it.")
+
+
+def among(wanted: str, known: Iterable[str], kind: str) -> str:
+    """``wanted`` if the table knows it; raises NoData that lists what there is."""
+    names = list(dict.fromkeys(known))
+    if wanted in names:
+        return wanted
+    listed = ", ".join(shown(n, 60) for n in names[:12]) or "none"
+    raise NoData(f"{kind}: the table has no '{shown(wanted, 60)}'.{did_you_mean(wanted, names)} Known: {listed}.")
+
+
+_COLOURS: Final = (*COLOURS, *SET_COLOURS)
+_PLAIN: Final = tuple(m for m in MARKERS if m != "s")  # the square is the mark of the fine-tuned end
+
+
+def look(i: int) -> dict[str, Any]:
+    """Colour and marker of the i-th model; the first 16 have colours of their own."""
+    return {"color": _COLOURS[i % len(_COLOURS)], "marker": _PLAIN[i % len(_PLAIN)]}
+
+
+def pair_keys(pairs: Sequence[str], lines: bool = True) -> list[Line2D]:
+    """One entry of a legend per pair, in the look of ``look``."""
+    dashes = "-" if lines else "none"
+    return [Line2D([], [], ls=dashes, markersize=4, label=label(p, 22), **look(i)) for i, p in enumerate(pairs)]
+
+
+def range_of(low: float, high: float) -> str:
+    """``5`` or ``2 to 5``."""
+    return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+
+
+def number_of(count: float, what: str) -> str:
+    """``1 pair``, ``3 pairs``, ``12,000 images``."""
+    return f"{int(count):,} {what}{'' if int(count) == 1 else 's'}"
