@@ -32,7 +32,6 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         del numbers["upgraded_model"]
     if config.class_position is None:
         del numbers["class_position"]
-    numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)
