@@ -312,7 +312,9 @@ class StudyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
-        return plain(dataclasses.asdict(self))
+        data = plain(dataclasses.asdict(self))
+        data["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in data["pairs"]]
+        return data
 
     def check_complete(self) -> None:
         """Raise ConfigError where something is missing that every study needs: a pair, a test set, a measure.

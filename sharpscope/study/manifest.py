@@ -39,7 +39,6 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
     if "vrf" not in config.output_baselines:
         for name in VRF_FIELDS:
             del numbers[name]
-    numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)
