@@ -27,7 +27,7 @@ from sharpscope.tables.schema import COLUMNS, KEYS
 __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
 _BOOLS = frozenset({"chosen", "converged", "present", "primary"})
-_INTS = frozenset({"depth", "n", "num_matvecs", "num_moving", "num_params", "seed"})
+_INTS = frozenset({"depth", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed"})
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
