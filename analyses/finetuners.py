@@ -3,13 +3,14 @@
     python analyses/finetuners.py --out runs/finetuners            (`make finetuners`; ten minutes on two quiet cores)
     python analyses/finetuners.py --out runs/finetuners --choose   the learning rates, on ID validation alone
 
-An interrupted run is resumed. Settings: finetuners.yaml. Writes results/finetuners.csv (a row for each method and seed,
-and their mean), results/finetuners_claims.csv (each paper's claims, tested here) and, with --choose,
-results/finetuners_rates.csv. Accuracies are fractions. ``id`` and ``ood`` are those of the fine-tuned end, ``ood`` the
-mean over the OOD sets. ``best_alpha`` is the alpha with the best OOD accuracy, chosen on the OOD labels themselves
-(an oracle), so that ``gain`` (over the better end) is never negative; ``ood_half`` is the accuracy at alpha = 0.5,
-which needs no choice. Traces are sums over blocks, lambda_max is the largest block's, both at theta_1. Intervals are
-Student's t over the seeds, of differences with the same seed: they generalise to other seeds, not to other data.
+An interrupted run is resumed. Settings: finetuners.yaml, and the recipes ``mini-METHOD`` of ``finetune --list``.
+Writes results/finetuners.csv (a row for each method and seed, and their mean), results/finetuners_claims.csv (each
+paper's claims, tested here) and, with --choose, results/finetuners_rates.csv. Accuracies are fractions. ``id`` and
+``ood`` are those of the fine-tuned end, ``ood`` the mean over the OOD sets. ``best_alpha`` is the alpha with the best
+OOD accuracy, chosen on the OOD labels themselves (an oracle), so that ``gain`` (over the better end) is never
+negative; ``ood_half`` is the accuracy at alpha = 0.5, which needs no choice. Traces are sums over blocks, lambda_max
+is the largest block's, both at theta_1. Intervals are Student's t over the seeds, of differences with the same seed:
+they generalise to other seeds, not to other data.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 import sharpscope
 from sharpscope.errors import NumericalError
+from sharpscope.finetuning.recipes import published
 from sharpscope.miniworld.world import SHIFTS, STYLES
 
 HERE = Path(__file__).parent
@@ -42,18 +44,17 @@ OOD = (*STYLES[1:], *SHIFTS)
 
 
 def tuned(method: str, seed: int, out: Path | None, **changes: Any) -> Any:
-    """One fine-tuning with the shared budget."""
-    own = {k: v for k, v in SETTINGS["methods"][method].items() if k != "rates"}
+    """One fine-tuning by the method's recipe for the embedded world."""
     return sharpscope.finetune(
         SETTINGS["zeroshot"],
         SETTINGS["train"],
-        method,
+        recipe=f"mini-{method}",
         model="mini",
         val=f"{SETTINGS['train']}@val",
         seed=seed,
         out=out and out / "pairs" / f"{method}-{seed}",
         progress=False,
-        **{**SETTINGS["budget"], **own, **changes},
+        **changes,
     )
 
 
@@ -78,7 +79,7 @@ def pair(job: tuple[str, int, str]) -> None:
     if all(t.exists() for t in tables):
         return
     loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini", upgraded=SETTINGS["upgraded"])
-    train = data(SETTINGS["train"], loaded, "train", SETTINGS["budget"]["shots"] * len(loaded.classifier.classnames))
+    train = data(SETTINGS["train"], loaded, "train", finished.method.shots * len(loaded.classifier.classnames))
     if not tables[0].exists():
         curvature(loaded, train).to_csv(tables[0], index=False)
     beside(method, loaded, train).to_csv(tables[1], index=False)
@@ -159,7 +160,7 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
         yield {
             "method": method,
             "seed": str(seed),
-            "lr": SETTINGS["methods"][method]["lr"],
+            "lr": published(f"mini-{method}").settings["lr"],
             "id_zeroshot": accuracy_id[0.0],
             "id": accuracy_id[1.0],
             "ood_zeroshot": average[0.0],

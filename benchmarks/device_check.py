@@ -1563,6 +1563,7 @@ def part_train(out, options):
     quick = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
 
     def tuned(method, device, **more):
+        more |= {"falls": "steps"} if method == "starft" else {}  # 0 in the last epoch, here the only one
         return sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
 
     def compared(method):

@@ -6,11 +6,11 @@ In a notebook:
     probe = sharpscope.Probe(pair.classifier, sharpscope.load_dataset("mini:photo", model=pair.model, split="train"))
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
-``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``inspect``,
-``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each alone. ``layer_curvature``
-measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``. The estimators themselves are
-in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems' result files in
-``sharpscope.exchange``.
+``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``merge``,
+``fisher``, ``inspect``, ``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each
+alone. ``layer_curvature`` measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``.
+The estimators themselves are in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems'
+result files in ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
 that needs it.
@@ -26,6 +26,7 @@ from sharpscope.vocabulary import __version__
 if TYPE_CHECKING:
     from sharpscope.clip.datasets.dataset import Dataset
     from sharpscope.clip.datasets.spec import load_dataset, register_dataset
+    from sharpscope.clip.ensembling import evaluate_ensemble
     from sharpscope.clip.evaluate import evaluate
     from sharpscope.clip.export import convert, interpolate, sparsify
     from sharpscope.clip.head import Classifier
@@ -34,13 +35,18 @@ if TYPE_CHECKING:
     from sharpscope.clip.pair import LoadedPair, load_pair
     from sharpscope.clip.probe import Probe
     from sharpscope.config.plugins import load_plugin
+    from sharpscope.config.protocol import ProtocolConfig
     from sharpscope.config.study import PairConfig, StudyConfig
+    from sharpscope.config.sweep import SweepConfig, SweepTrial, load_sweep
     from sharpscope.curvature.density import SpectralDensity
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
+    from sharpscope.curvature.export import HessianOperator
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures.own import LayerAt, LayerValue, register_measure
     from sharpscope.curvature.measures.rows import MeasureSettings
+    from sharpscope.curvature.pairs import EigenPairs
     from sharpscope.curvature.perturbation import SharpnessEstimate
+    from sharpscope.curvature.slices import random_direction
     from sharpscope.curvature.trace import TraceEstimate
     from sharpscope.errors import (
         CheckpointError,
@@ -61,16 +67,21 @@ if TYPE_CHECKING:
     )
     from sharpscope.exchange.reading import read_results
     from sharpscope.findings.criteria import register_criterion
+    from sharpscope.findings.papertables import PaperTable
     from sharpscope.finetuning.method import Method
     from sharpscope.finetuning.registry import register_method
     from sharpscope.finetuning.run import Tuned, finetune
     from sharpscope.layers import Layer
-    from sharpscope.notebook import layer_curvature, layer_sharpness
+    from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.fishers import FisherFiles, fisher
+    from sharpscope.study.merging import Merged, merge
     from sharpscope.study.papertables import paper_table
     from sharpscope.study.plan import plan
+    from sharpscope.study.protocols.run import FinishedProtocol, run_protocol
     from sharpscope.study.report import Run, report
     from sharpscope.study.run import run
+    from sharpscope.study.sweep import FinishedSweep, run_sweep
     from sharpscope.weights.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
     from sharpscope.weights.path import InterpolationPath
 
@@ -84,8 +95,13 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "EigenEstimate",
+    "EigenPairs",
     "ExtremeEigenvalues",
+    "FinishedProtocol",
+    "FinishedSweep",
+    "FisherFiles",
     "HessianEngine",
+    "HessianOperator",
     "IdenticalPair",
     "InterpolationPath",
     "Layer",
@@ -93,7 +109,9 @@ __all__ = [
     "LayerValue",
     "LoadedPair",
     "MeasureSettings",
+    "Merged",
     "Method",
+    "ModuleLoss",
     "NoClassNames",
     "NoData",
     "NonDeterministicProbe",
@@ -101,7 +119,9 @@ __all__ = [
     "NumericalError",
     "PairConfig",
     "PairMismatch",
+    "PaperTable",
     "Probe",
+    "ProtocolConfig",
     "ResultsError",
     "Run",
     "RunDirectoryError",
@@ -109,6 +129,8 @@ __all__ = [
     "SharpscopeError",
     "SpectralDensity",
     "StudyConfig",
+    "SweepConfig",
+    "SweepTrial",
     "TraceEstimate",
     "Tuned",
     "UnsafeCheckpoint",
@@ -116,7 +138,9 @@ __all__ = [
     "convert",
     "correlate",
     "evaluate",
+    "evaluate_ensemble",
     "finetune",
+    "fisher",
     "inspect",
     "interpolate",
     "layer_curvature",
@@ -124,8 +148,12 @@ __all__ = [
     "load_dataset",
     "load_pair",
     "load_plugin",
+    "load_sweep",
+    "loss_slice",
+    "merge",
     "paper_table",
     "plan",
+    "random_direction",
     "read_checkpoint",
     "read_results",
     "register_criterion",
@@ -135,6 +163,8 @@ __all__ = [
     "report",
     "robustness",
     "run",
+    "run_protocol",
+    "run_sweep",
     "sparsify",
     "write_checkpoint",
 ]
@@ -145,6 +175,7 @@ _HOME = {
     for module, names in {
         "clip.datasets.dataset": "Dataset",
         "clip.datasets.spec": "load_dataset register_dataset",
+        "clip.ensembling": "evaluate_ensemble",
         "clip.evaluate": "evaluate",
         "clip.export": "convert interpolate sparsify",
         "clip.head": "Classifier",
@@ -153,13 +184,18 @@ _HOME = {
         "clip.pair": "LoadedPair load_pair",
         "clip.probe": "Probe",
         "config.plugins": "load_plugin",
+        "config.protocol": "ProtocolConfig",
         "config.study": "PairConfig StudyConfig",
+        "config.sweep": "SweepConfig SweepTrial load_sweep",
         "curvature.density": "SpectralDensity",
         "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
+        "curvature.export": "HessianOperator",
         "curvature.hvp": "HessianEngine",
         "curvature.measures.own": "LayerAt LayerValue register_measure",
         "curvature.measures.rows": "MeasureSettings",
+        "curvature.pairs": "EigenPairs",
         "curvature.perturbation": "SharpnessEstimate",
+        "curvature.slices": "random_direction",
         "curvature.trace": "TraceEstimate",
         "errors": (
             "CheckpointError ConfigError CorruptCheckpoint DatasetError IdenticalPair NoClassNames NoData "
@@ -168,16 +204,21 @@ _HOME = {
         ),
         "exchange.reading": "read_results",
         "findings.criteria": "register_criterion",
+        "findings.papertables": "PaperTable",
         "finetuning.method": "Method",
         "finetuning.registry": "register_method",
         "finetuning.run": "Tuned finetune",
         "layers": "Layer",
-        "notebook": "layer_curvature layer_sharpness",
+        "notebook": "ModuleLoss layer_curvature layer_sharpness loss_slice",
         "study.across": "correlate robustness",
         "study.papertables": "paper_table",
+        "study.fishers": "FisherFiles fisher",
+        "study.merging": "Merged merge",
         "study.plan": "plan",
+        "study.protocols.run": "FinishedProtocol run_protocol",
         "study.report": "Run report",
         "study.run": "run",
+        "study.sweep": "FinishedSweep run_sweep",
         "weights.checkpoint": "Checkpoint read_checkpoint write_checkpoint",
         "weights.path": "InterpolationPath",
     }.items()

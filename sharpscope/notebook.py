@@ -11,13 +11,14 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, Literal, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
@@ -26,15 +27,17 @@ from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.checks import STEPS, check_derivatives
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
+from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.slices import Direction, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, split_layers
 from sharpscope.tables.rows import stacked
-from sharpscope.vocabulary import ALL, Precision, TraceMethod
+from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod
 
-__all__ = ["MeasureOptions", "layer_curvature", "layer_sharpness"]
+__all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness", "loss_slice"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,13 +53,19 @@ class MeasureOptions(TypedDict, total=False):
         has the status ``not_converged``.
     noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.
     pgd_steps: the number of Auto-PGD steps for the worst-case sharpness. More steps usually find a larger rise.
-    rho_avg, rho_linf, rho_l2: radii of sharpness_avg, sharpness_max and sharpness_max_l2, in units of the weights'
-        magnitudes (for the ``_absolute`` measures: absolute radii, in the unit of the weights).
+    rho_avg, rho_linf, rho_l2: radii of sharpness_avg, of sharpness_max and sharpness_avg_linf, and of sharpness_max_l2,
+        in units of the weights' magnitudes (for the ``_absolute`` measures: absolute radii, in the unit of the
+        weights). A measure's name may state its radius itself: ``sharpness_max@0.001``.
+    rho_geodesic: length of the geodesics of sharpness_geodesic.
     memory: bytes that gradient graphs may take; None: all graphs are kept. Less memory means more recomputation and the
         same numbers up to rounding.
     trace_method: per_example, controlled, hutchinson, xtrace or hutchpp.
     precision: arithmetic of the matrix products: full, tf32 (on a GPU) or bf16.
     density_steps, density_runs: for a spectral density, the number of Lanczos steps in each run, and of runs.
+    normalize_logits: measures of finite radius are taken of the loss of normalised logits.
+    random_start: worst-case searches start from a random point of the ball instead of its middle.
+    eigen_method: lanczos, or power (power iteration, a slow reference).
+    products: graph (double backward on a kept graph), or func (torch.func's jvp of grad, an independent second route).
     """
 
     seed: int
@@ -67,11 +76,16 @@ class MeasureOptions(TypedDict, total=False):
     rho_avg: float
     rho_linf: float
     rho_l2: float
+    rho_geodesic: float
     memory: int | None
     trace_method: TraceMethod
     precision: Precision
     density_steps: int
     density_runs: int
+    normalize_logits: bool
+    random_start: bool
+    eigen_method: EigenMethod
+    products: Products
 
 
 def _takes_options(function: F) -> F:
@@ -132,6 +146,9 @@ class _ModuleObjective:
     def double(self) -> _ModuleObjective:
         """The same in float64: batches and buffers too."""
         return _ModuleObjective(*self._given, dtype=torch.float64)
+
+    def attention_heads(self) -> dict[str, int]:
+        return attention_heads(_unwrapped(self._given[0])[1])
 
     def batch(self, i: int) -> Any:
         return self._batches[i]
@@ -194,6 +211,59 @@ class _ModuleClassification(_ModuleObjective):
         with torch.no_grad():
             out: Tensor = self._call(self._outputs, self._batches[i], {})[1]
         return out
+
+
+class ModuleLoss:
+    """The loss of any module as a function of named tensors: what ``HessianOperator`` and ``loss_slice`` take.
+
+    The module is copied, in eval mode: what happens to the original afterwards changes nothing here. The arguments are
+    those of ``layer_curvature``.
+
+    >>> import torch
+    >>> net, batch = torch.nn.Linear(3, 2), (torch.eye(3), torch.tensor([0, 1, 1]))
+    >>> loss = ModuleLoss(net, lambda net, batch: torch.nn.functional.cross_entropy(net(batch[0]), batch[1]), [batch])
+    >>> sorted(loss.theta), loss.weights
+    (['bias', 'weight'], [1.0])
+
+    Attributes: ``theta``, the module's parameters by name; ``names``, those that are measured; ``weights``, the
+    batches' shares of the examples; ``batch_sizes``.
+
+    Raises:
+        ConfigError: a module that cannot be copied, and what ``layer_curvature`` refuses about module, loss and
+            batches.
+        NonDeterministicProbe: two losses of a batch differ.
+        NumericalError: autograd's derivatives of the loss are not the loss's own.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Callable[[nn.Module, Any], Tensor],
+        batches: Iterable[Any],
+        *,
+        examples: Callable[[Any], float] | None = None,
+        trainable_only: bool = False,
+    ) -> None:
+        try:
+            self._module = copy.deepcopy(module).eval()
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            raise ConfigError(
+                f"module: it cannot be copied ({shown(error, 200)}).\nRemedy: layer_curvature, which borrows it."
+            ) from error
+        self.theta, names = _parameters(self._module, trainable_only)
+        self.names = tuple(names)
+        with _borrowed(self._module):
+            parts = _collected(batches)
+            counts = None if examples is None else [float(examples(b)) for b in parts]
+            self._objective = _ModuleObjective(self._module, loss, parts, counts)
+            _check(self._objective, self._module, self.theta, names)
+        self.weights, self.batch_sizes = self._objective.weights, self._objective.batch_sizes
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        """Mean loss of batch ``i`` with the parameters ``theta``, a scalar; differentiable where gradients are on."""
+        gradients = torch.is_grad_enabled()
+        with _borrowed(self._module), torch.set_grad_enabled(gradients):
+            return self._objective.batch_loss(i, theta)
 
 
 class _Suffix:
@@ -514,6 +584,46 @@ def _noise(t: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) * t.abs()
 
 
+def loss_slice(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    directions: Direction | Sequence[Direction],
+    *,
+    reach: float | tuple[float, float] = 1.0,
+    points: int = 21,
+    normalize: Literal["none", "filter"] = "none",
+) -> pd.DataFrame:
+    """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
+
+    Along theta_1 - theta_0 from theta_0 the step is the alpha of the path. Along a unit eigenvector of the Hessian the
+    loss is L + a g'v + a^2 lambda / 2 near 0.
+
+    Args:
+        objective: the loss, e.g. a ``Probe`` or a ``ModuleLoss``.
+        theta: the named tensors through which the slice goes.
+        directions: one direction {parameter: tensor of its shape}, or a list of one or two; parameters that it does not
+            name do not move.
+        reach: the largest |step|, > 0; a pair (from, to) for steps that are not symmetric about theta. A larger reach
+            shows more of the loss and less of its curvature at theta.
+        points: the number of steps along each direction, >= 2. An odd number includes the middle.
+        normalize: none: the directions as they are; filter: each filter (row of a matrix, output channel of a
+            convolution) gets the norm of theta's own, and vectors do not move, so that slices of networks whose weights
+            are scaled differently can be compared (see ``filter_normalized``).
+
+    Returns:
+        A table with the columns step_1, step_2 (missing on a line), loss (nats for a cross-entropy) and loss_stderr
+        (over draws of images; NaN where the loss does not tell them apart and has a single batch).
+
+    Raises:
+        ConfigError: a direction with an unknown name or another shape, no direction or more than two, a reach or a
+            number of points out of range, an unknown ``normalize``.
+
+    Source: Li, Xu, Taylor, Studer and Goldstein 2018, arXiv 1712.09913.
+    """
+    rows = slice_rows(objective, theta, directions, reach=reach, points=points, normalize=normalize)
+    return pd.DataFrame(rows)
+
+
 @_takes_options
 def layer_curvature(
     module: nn.Module,
@@ -526,6 +636,7 @@ def layer_curvature(
     examples: Callable[[Any], float] | None = None,
     trainable_only: bool = False,
     density: Sequence[str] = (),
+    eigenvectors: int = 0,
     details: dict[str, Any] | None = None,
     **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
@@ -557,9 +668,12 @@ def layer_curvature(
             the loss of a batch is a mean over something else, as the tokens that are no padding.
         trainable_only: leave parameters with ``requires_grad=False`` out of the layers.
         density: names of layers, ``(all)`` among them, whose spectral density is taken too; it goes into ``details``.
+        eigenvectors: the number of top eigenvectors of every layer that are computed too; they go into ``details``.
         details: a dictionary of the caller's that is filled: ``details["density"]`` is the density table, and
             ``details["eigenvectors"]`` {layer: {measure: {parameter: tensor}}} with the unit eigenvectors of the
-            eigenvalues ``lambda_max`` and ``lambda_min`` that were measured.
+            eigenvalues ``lambda_max`` and ``lambda_min`` that were measured. ``details["eigenpairs"]`` is
+            {layer: EigenPairs} with the ``eigenvectors`` largest eigenvalues of every layer, fewer where it has fewer
+            parameters.
 
     Before anything is measured two losses of every batch are compared, and the gradient and one product of every kind
     of layer with differences of evaluations of the first batch.
@@ -576,8 +690,13 @@ def layer_curvature(
         NumericalError: autograd's derivatives of the loss are not the loss's own.
     """
     settings = _settings(options)
-    if density and details is None:
-        raise ConfigError("density: pass details=, a dictionary that the density table is put into.")
+    for key, given in (("density", density), ("eigenvectors", eigenvectors)):
+        if given and details is None:
+            raise ConfigError(f"{key}: pass details=, a dictionary that the result is put into.")
+    if eigenvectors < 0:
+        raise ConfigError(f"eigenvectors: needs a whole number of at least 0, got {eigenvectors}.")
+    if settings.normalize_logits and logits is None:
+        raise ConfigError("normalize_logits: pass logits=, a function that gives the logits and labels of a batch.")
     parameters, moving = _parameters(module, trainable_only)
     with _borrowed(module):
         theta = {n: t.clone() if t.is_inference() else t for n, t in parameters.items()}
@@ -598,12 +717,15 @@ def layer_curvature(
         _check(objective, module, theta, moving)
         result = measure_layers(objective, theta, layers, measures, settings)
         spectra = measure_density(objective, theta, layers, list(dict.fromkeys(density)), settings) if density else []
+        pairs = measure_eigenvectors(objective, theta, layers, [ALL, *(x.name for x in layers)], eigenvectors, settings)
     frame = pd.DataFrame(result.rows)
     frame.insert(1, "granularity", granularity)
     if details is not None:
         details["eigenvectors"] = _eigenvectors(result, layers, theta)
         if density:
             details["density"] = pd.DataFrame(spectra)
+        if eigenvectors:
+            details["eigenpairs"] = pairs
     return frame
 
 

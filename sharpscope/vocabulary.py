@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 
-from sharpscope.errors import ConfigError, did_you_mean, shown
+from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
     "AGAINST",
@@ -38,8 +38,10 @@ __all__ = [
     "OTHERS",
     "OUTPUT_BASELINES",
     "PAIRS",
+    "PATHS",
     "PRIMARY_METRICS",
     "PROBE",
+    "SIDE_BY_SIDE",
     "STATUSES",
     "STRAGGLERS",
     "UPGRADED",
@@ -52,24 +54,33 @@ __all__ = [
     "Criterion",
     "Device",
     "Dtype",
+    "EigenMethod",
+    "EnsembleKind",
     "Flag",
     "Granularity",
     "Group",
     "HeadMode",
     "Measure",
+    "Measures",
+    "MergeMethod",
     "Origin",
     "OutputBaseline",
     "PaperStyle",
+    "PathFacts",
     "PathName",
     "Precision",
+    "Products",
     "Select",
+    "SelectOrScore",
     "Standing",
     "Target",
     "TraceMethod",
     "Words",
     "__version__",
     "check_metrics",
+    "check_path_density",
     "criterion_spellings",
+    "ensemble_variant",
     "expand_measures",
     "expand_specs",
     "from_outside",
@@ -90,16 +101,23 @@ bf16 | fp16 (autocast to bfloat16 or float16). A command that cannot use one of 
 Device = Literal["auto", "cpu", "cuda"]
 Target = Literal["delta", "weight"]
 Select = Literal["random", "magnitude"]
+SelectOrScore = Literal["random", "magnitude", "score"]
+"""``Select``, and score: the largest scores of a file. A study has no such file; the command sparsify takes one."""
 OutputBaseline = Literal["ose", "vrf"]
+EnsembleKind = Literal["logits", "probabilities"]
+"""The outputs that an ensemble along alpha mixes."""
 Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
-PathName = Literal["linear", "lines"]
-ClassPosition = Literal["end", "middle", "front"]
-"""Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
 PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
+PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]
+MergeMethod = Literal["uniform", "greedy", "model-stock", "ties", "dare"]
+EigenMethod = Literal["lanczos", "power"]
+Products = Literal["graph", "func"]
+ClassPosition = Literal["end", "middle", "front"]
+"""Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
 
 
@@ -194,6 +212,63 @@ PROBE: Final = "probe"
 """The data set of the failure flag that is raised on the probe loss."""
 
 
+@dataclass(frozen=True)
+class PathFacts:
+    """What follows from the name of a path from theta_0. Every path starts at theta_0 bit for bit."""
+
+    title: str
+    """Its name in the report and in figures."""
+    text: str
+    """What its points are, in one phrase."""
+    ends_at_theta_1: bool
+    """Whether its point at alpha = 1 is theta_1 bit for bit; otherwise it is an edit of theta_1."""
+    extrapolates: bool
+    """Whether it has points outside [0, 1]."""
+    density: float | None = None
+    """The fraction of the change's entries that it keeps by default; None for a path that keeps every entry."""
+
+
+PATHS: Final[Mapping[PathName, PathFacts]] = {
+    "linear": PathFacts("linear path", "the straight line to theta_1 (Wortsman et al. 2022)", True, True),
+    "lines": PathFacts(
+        "LiNeS path (Wang et al. 2024)", "the straight line to theta_1 with less change in shallow layers", False, True
+    ),
+    "fisher": PathFacts(
+        "Fisher path (Matena & Raffel 2022)", "means weighted by the Fisher information of both ends", True, False
+    ),
+    "ties": PathFacts(
+        "TIES path (Yadav et al. 2023)", "the straight line to theta_1 with only its largest changes", False, True, 0.2
+    ),
+    "dare": PathFacts(
+        "DARE path (Yu et al. 2024)", "the straight line to theta_1 with few, rescaled changes", False, True, 0.1
+    ),
+    "monosoup": PathFacts(
+        "MonoSoup path (Abdollahpoorrostam et al. 2026)",
+        "the straight line to theta_1 with the singular directions of its change reweighted",
+        False,
+        True,
+    ),
+    "random": PathFacts(
+        "random path (Wortsman et al. 2022)", "each weight is theta_1's with probability alpha", True, False
+    ),
+}
+"""Every path that can be evaluated, the linear one first. The densities are those that the papers recommend: the
+largest 20 % (Yadav et al., arXiv 2306.01708), a random 10 % (Yu et al., arXiv 2311.03099)."""
+
+
+def check_path_density(density: float | None, paths: Iterable[PathName], key: str) -> None:
+    """Check the fraction of a change's entries that paths keep.
+
+    Raises:
+        ConfigError: a density outside of (0, 1], or one where no path has any.
+    """
+    having = [name for name, facts in PATHS.items() if facts.density is not None]
+    if density is not None and not 0 < density <= 1:
+        raise ConfigError(f"{key}: {density} is outside (0, 1]; density is the fraction of entries KEPT.")
+    if density is not None and not any(p in having for p in paths):
+        raise ConfigError(f"{key}: has no effect without the path {' or '.join(having)}; the others keep every entry.")
+
+
 def path_variant(path: str) -> str:
     """The variant of a path's accuracy rows: ``dense`` for the linear path, ``path:NAME`` for every other.
 
@@ -207,6 +282,17 @@ ZERO_SHOT: Final = "zero-shot"
 """The method of a protocol's rows of the model that nothing was trained on."""
 AVERAGE: Final = "average"
 """The data set of a protocol's rows that average over its sets."""
+
+
+def ensemble_variant(kind: EnsembleKind) -> str:
+    """The variant of the accuracy rows of mixed outputs, ``ensemble:KIND``; alpha is the weight of theta_1's outputs.
+
+    >>> ensemble_variant("logits")
+    'ensemble:logits'
+    """
+    return f"ensemble:{kind}"
+
+
 UPGRADED: Final = "upgraded"
 """The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 
@@ -272,7 +358,7 @@ class Words(Mapping[str, W], Generic[W]):
             found = next((e for e in metadata.entry_points(group=self.group) if e.name == name), None)
             if found is None:
                 known = (*self, *self.not_loaded())
-                near = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+                near = did_you_mean(name, known) or f" Known: {listing(known, 12)}."
                 raise ConfigError(f"{key}: unknown {self.kind} '{shown(name, 60)}'.{near}")
             self._load(found, key)
         return self[name]
@@ -367,7 +453,9 @@ class Measure:
     share: bool = True
     """Whether the estimate divided by the whole model's has a meaning."""
     radius: str | None = None
-    """The field of the study that is the radius of its perturbations; None for a measure at a point."""
+    """The setting that holds the radius of a measure of finite radius; None for every other measure."""
+    rho: float | None = None
+    """The radius that the name states, as in ``sharpness_max@0.001``; None: the radius is that of the setting."""
 
     def __post_init__(self) -> None:
         for field, given, known in (("adds_up", self.adds_up, AddsUp), ("cost", self.cost, Cost)):
@@ -386,19 +474,73 @@ def _along_gradient(name: str, text: str) -> Measure:
     return Measure(name, text, "hessian", "none", "product", per_param=False, share=False)
 
 
-def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost, radius: str) -> Measure:
-    return Measure(name, text, "perturbation", adds_up, cost, taken_at="perturbation_alphas", radius=radius)
+def _rise(name: str, text: str, adds_up: AddsUp, cost: Cost, radius: str, family: str = "perturbation") -> Measure:
+    return Measure(name, text, family, adds_up, cost, taken_at="perturbation_alphas", radius=radius)
 
 
-MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
+class Measures(Words[Measure]):
+    """The measures by name; a measure of finite radius is also known as ``NAME@RHO``, which states its radius.
+
+    ``sharpness_max@0.001`` beside ``sharpness_max@0.002`` takes one measure at two radii in one run: each is a measure
+    of its own in every table. Only the names without a radius are listed.
+    """
+
+    def __getitem__(self, name: str) -> Measure:
+        base, at, number = name.partition("@")
+        measure = super().__getitem__(base)
+        if not at:
+            return measure
+        rho = _positive(number)
+        if rho is None or not measure.radius:
+            raise KeyError(name)
+        return replace(measure, name=f"{base}@{rho:g}", text=f"{measure.text}, for rho = {rho:g}", rho=rho)
+
+    def find(self, name: str, key: str) -> Measure:
+        """The measure called ``name``, as ``Words.find``; ``NAME@RHO`` also states the radius.
+
+        Raises:
+            ConfigError: also for a radius that is no positive number, or of a measure that has none.
+        """
+        base, at, number = name.partition("@")
+        measure = super().find(base, key)
+        if not at:
+            return measure
+        if not measure.radius:
+            known = ", ".join(m.name for m in self.values() if m.radius)
+            raise ConfigError(f"{key}: '{shown(name, 60)}': {base} has no radius; these measures have one: {known}.")
+        if _positive(number) is None:
+            raise ConfigError(
+                f"{key}: '{shown(name, 60)}': the radius after @ needs to be a positive number, e.g. {base}@0.5."
+            )
+        return self[name]
+
+    def in_order(self, names: Iterable[str]) -> list[str]:
+        """Distinct ``names`` in the order of tables and figures, each measure's radii ascending; unknown ones last."""
+        place = {name: i for i, name in enumerate(self)}
+        known = {n: (place[n.partition("@")[0]], self[n].rho or 0.0) for n in dict.fromkeys(names) if n in self}
+        return [*sorted(known, key=known.__getitem__), *(n for n in dict.fromkeys(names) if n not in known)]
+
+
+def _positive(text: str) -> float | None:
+    """The positive number that ``text`` spells; None for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and value > 0 else None
+
+
+MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
     Measure("hessian_trace", "trace of the Hessian block H_ll, Hutchinson", "hessian", "sum", "trace"),
     Measure("weighted_trace", "trace of diag(|w|) H_ll diag(|w|), Hutchinson: infinitesimal adaptive sharpness",
             "hessian", "sum", "trace"),
+    Measure("relative_flatness", "relative flatness: sum over pairs of neurons s, t of <w_s, w_t> tr H_st", "relative",
+            "sum", "trace", per_param=False),
     Measure("ggn_trace", "trace of the generalised Gauss-Newton block", "gauss_newton", "sum", "outer"),
     Measure("fisher_trace", "trace of the Fisher information block, labels drawn from the model's own prediction",
             "gauss_newton", "sum", "outer"),
-    _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll, Lanczos", "max"),
-    _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll, Lanczos", "min"),
+    _eigenvalue("lambda_max", "largest algebraic eigenvalue of H_ll", "max"),
+    _eigenvalue("lambda_min", "smallest algebraic eigenvalue of H_ll", "min"),
     _eigenvalue("lambda_abs", "eigenvalue of H_ll of largest magnitude, with its sign", "magnitude"),
     _along_gradient("gradient_curvature", "g' H_ll g / g' g, the curvature along the layer's own gradient g"),
     _along_gradient("gradient_alignment",
@@ -407,6 +549,10 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
           "rho_avg"),
     _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise",
           "rho_avg"),
+    _rise("sharpness_avg_linf", "mean rise of the loss under uniform noise in the box |delta/w| <= rho on the layer",
+          "sum", "noise", "rho_linf"),
+    _rise("sharpness_avg_linf_absolute", "mean rise of the loss under uniform noise in the box |delta| <= rho on the "
+          "layer", "sum", "noise", "rho_linf"),
     _rise("sharpness_max", "worst rise of the loss in the l-infinity ball |delta/w| <= rho, Auto-PGD", "max",
           "worst_case", "rho_linf"),
     _rise("sharpness_max_absolute", "worst rise of the loss in the l-infinity ball |delta| <= rho, Auto-PGD", "max",
@@ -415,6 +561,8 @@ MEASURES: Final[Words[Measure]] = Words("measure", "sharpscope.measures", (
           "worst_case", "rho_l2"),
     _rise("sharpness_max_l2_absolute", "worst rise of the loss in the l2 ball ||delta|| <= rho, Auto-PGD", "max",
           "worst_case", "rho_l2"),
+    _rise("sharpness_geodesic", "worst rise of the loss along geodesics of length rho across the symmetries of "
+          "attention, Auto-PGD", "max", "worst_case", "rho_geodesic", "geodesic"),
 ))  # fmt: skip
 """Every layer-wise measure, in the order of tables and figures."""
 
@@ -425,8 +573,8 @@ def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, .
     Raises:
         ConfigError: an unknown name.
     """
-    wanted = {MEASURES.find(name, key).name for name in names}
-    return tuple(m for m in MEASURES if m in wanted)
+    found = [MEASURES.find(name, key).name for name in names]  # all of them first: finding one may load it
+    return tuple(MEASURES.in_order(found))
 
 
 @dataclass(frozen=True)
@@ -482,6 +630,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "instability",
             "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
             "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
+            main=True,
         ),
         Criterion(
             "barrier",
@@ -500,7 +649,6 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "Chatterji, Neyshabur and Sedghi 2020, arXiv 1912.00528",
             of="noise",
             bases=("finetuned",),
-            main=True,
         ),
         Criterion(
             "sharpness",
@@ -529,20 +677,24 @@ CRITERIA: Final[Words[Criterion]] = Words(
 )
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
 
+SIDE_BY_SIDE: Final = ("instability", "share:hessian_trace")
+"""The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
+interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
+
 METRICS: Final[dict[str, str]] = {
     "top1": "share of examples whose largest logit is the label's",
     "top5": "share of examples whose label is among the five largest logits",
     "mean_per_class": "accuracy on each class, averaged over classes",
     "macro_f1": "F1 of each class, averaged over classes (iWildCam)",
-    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other)",
+    "worst_group": "smallest accuracy over groups (FMoW: regions, without Other; Waterbirds: bird and background)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
-PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group"}
-"""Data set -> the metric by which it is usually judged; top1 for every other data set. Source: WILDS (Koh et al. 2021,
-arXiv 2012.07421)."""
+PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group", "waterbirds": "worst_group"}
+"""Data set -> the metric by which it is usually judged; top1 for every other data set. Sources: WILDS (Koh et al. 2021,
+arXiv 2012.07421); Waterbirds (Sagawa et al. 2020, arXiv 1911.08731)."""
 
 CORRELATIONS: Final = ("pearson", "spearman", "kendall")
 """Correlation coefficients of the correlations table, without a covariate."""

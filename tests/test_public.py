@@ -183,6 +183,7 @@ def _classes(hint: Any) -> Iterator[type]:
 INNER = {
     "sharpscope.ClipModel.prefix": "what Probe.suffix works with",
     "sharpscope.Probe.suffix": "a protocol, that of sharpscope.curvature.Objective",
+    "sharpscope.Method.augmentation": "for writers of methods, who import sharpscope.clip.datasets.augment",
     "sharpscope.Method.prepare": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.Method.recipe": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.register_dataset": "for writers of data sets, who import sharpscope.clip.datasets.found",
@@ -416,18 +417,21 @@ SOURCE = re.compile(
 
 NO_SOURCE = {
     "an interface, or what hands tensors on: no number is made here": """
-        curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective curvature.Cuttable
+        HessianOperator ModuleLoss curvature.AnswersProbes curvature.BlockSpec curvature.ClassificationObjective
+        curvature.Cuttable
         curvature.DenseOperator curvature.Divisible curvature.FunctionOperator curvature.LayerHessian
         curvature.Objective curvature.SymmetricOperator curvature.solve curvature.solve_together
     """,
     "a record: what makes it, or takes it, has the source": """
-        Checkpoint EigenEstimate ExtremeEigenvalues Layer LayerAt LayerValue LoadedPair MeasureSettings
-        PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned curvature.MeasureResult
-        curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses findings.NoiseLosses
-        findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
+        Checkpoint EigenEstimate EigenPairs ExtremeEigenvalues FisherFiles Layer LayerAt LayerValue LoadedPair
+        MeasureSettings Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned
+        FinishedProtocol FinishedSweep SweepConfig SweepTrial curvature.MeasureResult
+        curvature.FisherDiagonal curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses
+        findings.NoiseLosses findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,
     "reads, checks, writes or runs; what it calls has the source": """
         ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
+        load_sweep run_sweep
         load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
         register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers
         exchange.accuracy_table exchange.join_accuracy exchange.read_measured exchange.written

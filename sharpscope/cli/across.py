@@ -45,6 +45,11 @@ class _AcrossRuns:
 class Correlate(AsTable, _AcrossRuns):
     """Correlate sharpness with OOD accuracy across the pairs of several runs."""
 
+    straggler_criterion: str | None = None
+    """Criterion that chooses the stragglers of every pair, taken together as the layer (stragglers): any criterion of
+    the runs' stragglers.csv (instability is the sharpness paper's definition); default: the one that decided in the
+    runs."""
+
     def __call__(self) -> Outcome:
         self.check()
         from sharpscope.study.across import correlate

@@ -9,6 +9,7 @@ from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
+from sharpscope.cli.merging import Fisher, Merge
 from sharpscope.cli.protocol import Protocol
 from sharpscope.cli.studies import Demo, Plan, Report, Run
 from sharpscope.cli.sweep import Sweep
@@ -25,6 +26,8 @@ COMMANDS: dict[str, Any] = {
     "convert": Convert,
     "interpolate": Interpolate,
     "sparsify": Sparsify,
+    "merge": Merge,
+    "fisher": Fisher,
     "evaluate": Evaluate,
     "finetune": Finetune,
     "protocol": Protocol,

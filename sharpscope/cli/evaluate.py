@@ -13,6 +13,7 @@ from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plug
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import EnsembleKind, PathName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +40,29 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None
-    """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA)."""
+    """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA), and at which --paths
+    start."""
+    paths: tuple[PathName, ...] = ()
+    """Paths from --base to every checkpoint, whose points are evaluated in place of the checkpoints: linear, lines,
+    fisher, ties, dare, monosoup, random (see 'sharpscope interpolate --help')."""
+    alphas: tuple[float, ...] | None = None
+    """With --paths: points of the paths, from 0 (--base) to 1; default: 0, 0.1 ... 1. With --ensemble: weights of the
+    second checkpoint's outputs; default: 0, 0.25 ... 1."""
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
+    fisher_0: str | None = None
+    """File with the Fisher information of --base, for the path fisher ('sharpscope fisher' writes it)."""
+    fisher_1: str | None = None
+    """File with the Fisher information of the checkpoint."""
     batch_size: int = StudyConfig.batch_size
     """Number of examples per batch."""
     limit: int | None = StudyConfig.limit
     """Largest number of examples per data set (a fixed, stratified choice); default: all."""
+    ensemble: tuple[EnsembleKind, ...] = ()
+    """Evaluate the mixed outputs of two checkpoints instead of each: logits (WiSE-FT's output-space ensemble) and
+    probabilities."""
+    second_model: str | None = None
+    """With --ensemble: open_clip name or config JSON of the second checkpoint; default: that of --model."""
 
     def __call__(self) -> Outcome:
         if not self.checkpoints:
@@ -54,15 +73,13 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
         check_inputs(
-            (*self.checkpoints, self.base, self.head_file),
+            (*self.checkpoints, self.base, self.head_file, self.fisher_0, self.fisher_1),
             self.datasets,
             self.data_root,
             classnames=self.classnames,
             templates=self.templates,
         )
-        from sharpscope.clip.evaluate import evaluate
-
-        table = evaluate(**given(self, "csv", datasets="specs"), progress=progress_bar())
+        table = self._ensemble() if self.ensemble else self._each()
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))
         absent = [m for m in self.metrics or () if m not in set(table["metric"])]
         told = [f"--metrics: {', '.join(absent)} has no meaning for any of these sets."] if absent else []
@@ -70,14 +87,44 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
             told.append(f"--{unused}")
         return dataclasses.replace(said, complaint="\n".join(told))
 
+    def _each(self) -> pd.DataFrame:
+        if self.second_model is not None:
+            raise ConfigError("--second-model: is a setting of --ensemble, which is missing.")
+        from sharpscope.clip.evaluate import evaluate
+
+        return evaluate(**given(self, "csv", *_ENSEMBLE, datasets="specs"), progress=progress_bar())
+
+    def _ensemble(self) -> pd.DataFrame:
+        if len(self.checkpoints) != 2:
+            raise ConfigError(f"--ensemble: mixes the outputs of two checkpoints, got {len(self.checkpoints)}.")
+        if self.head_file is not None:
+            raise ConfigError("--head-file: belongs to one checkpoint, and --ensemble takes two.")
+        if given_paths := [name for name in _PATHS if getattr(self, name)]:
+            raise ConfigError(
+                f"--{given_paths[0].replace('_', '-')}: belongs to --paths, which go between weights; --ensemble mixes "
+                "outputs. Give one of the two."
+            )
+        from sharpscope.clip.ensembling import evaluate_ensemble
+
+        left_out = ("csv", "model", "head_file", *_ENSEMBLE, *_PATHS, *(["alphas"] if self.alphas is None else []))
+        settings = given(self, *left_out, datasets="specs")
+        models = (self.model, self.second_model or self.model)
+        return evaluate_ensemble(**settings, models=models, kinds=self.ensemble, progress=progress_bar())
+
+
+_ENSEMBLE = ("ensemble", "second_model")
+_PATHS = ("paths", "path_density", "fisher_0", "fisher_1")
+"""The flags of ensembles alone, and those of paths alone."""
+
 
 def _by_dataset(table: pd.DataFrame) -> str:
-    """One line per (checkpoint, data set), one column per metric with its interval; then the data sets' notes."""
+    """One line per checkpoint (or variant and alpha) and data set, one column per metric with its interval; notes."""
     cells = [
         f"{value:.4f} [{low:.4f}, {high:.4f}]" if low == low else f"{value:.4f}"
         for value, low, high in zip(table["estimate"], table["ci_low"], table["ci_high"], strict=True)
     ]
-    order = ["checkpoint", "dataset", "n"]
+    points = ["variant", "alpha"] if table["alpha"].notna().any() else []
+    order = ["checkpoint", *points, "dataset", "n"]
     wide = table.assign(cell=cells).pivot_table(
         index=order, columns="metric", values="cell", aggfunc="first", sort=False
     )

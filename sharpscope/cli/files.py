@@ -12,7 +12,7 @@ from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Granularity, PathName, Select, Target
+from sharpscope.vocabulary import Granularity, PathName, SelectOrScore, Target
 
 __all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
@@ -92,15 +92,37 @@ class Convert:
 
 @dataclass(frozen=True, kw_only=True)
 class Interpolate(Head, Model, Point, Ends):
-    """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1 as a safetensors file."""
+    """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1, or a point of another path, as a safetensors file."""
 
+    alpha: float | None = None
+    """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one. With --layer-alphas it is the point at which
+    the layers stand that the file does not name."""
     path: PathName = "linear"
-    """linear: the straight path; lines: the straight path to the LiNeS edit of theta_1, which keeps less of the change
-    of shallow layers."""
+    """linear: the straight path. fisher: means weighted by Fisher information; random: each weight is theta_1's with
+    probability alpha; both have the same ends. Straight paths to an edit of theta_1: lines (less change in shallow
+    layers), ties (only the largest changes), dare (a random part of the changes, rescaled), monosoup (singular
+    directions of the change reweighted)."""
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
+    seed: int | None = None
+    """Seed of the random choice of the paths dare and random; default: 0."""
+    fisher_0: str | None = None
+    """File with the Fisher information of theta_0, for the path fisher ('sharpscope fisher' writes it)."""
+    fisher_1: str | None = None
+    """File with the Fisher information of theta_1."""
+    layer_alphas: str | None = None
+    """CSV file with the columns layer and alpha: the point of the path for single layers."""
+    granularity: Granularity | None = None
+    """What counts as one layer in --layer-alphas: a tensor, a module, or a block; default: a module."""
 
     def __call__(self) -> Outcome:
-        self.check(self.zeroshot, self.finetuned)
-        check_inputs((self.zeroshot, self.finetuned, self.head_file), classnames=self.classnames)
+        self.check(self.zeroshot, self.finetuned, self.fisher_0, self.fisher_1, self.layer_alphas)
+        if self.granularity is not None and self.layer_alphas is None:
+            raise ConfigError("--granularity: says what a layer of --layer-alphas is, and --layer-alphas is missing.")
+        if self.alpha is None and self.layer_alphas is None:
+            raise ConfigError("--alpha: is missing; it says which point of the path is written, e.g. --alpha 0.5.")
+        files = (self.zeroshot, self.finetuned, self.head_file, self.fisher_0, self.fisher_1)
+        check_inputs(files, classnames=self.classnames)
         from sharpscope.clip.export import interpolate
 
         interpolate(**given(self))
@@ -119,24 +141,31 @@ class Sparsify(Head, Model, Point, Ends):
     """Fraction of each layer's entries that is KEPT."""
     target: Target = "delta"
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
-    select: Select = "random"
-    """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
+    select: SelectOrScore = "random"
+    """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|); score,
+    those with the largest scores in the file --scores."""
+    scores: str | None = None
+    """File of tensors with the names and shapes of the weights, for --select score: Fisher information, for example."""
+    rescale: bool = False
+    """Divide what is kept by the density, as DARE does, so that the expected change stays the same."""
     granularity: Granularity = StudyConfig.granularity
     """What counts as one layer: a tensor, a module, or a block."""
     seed: int = 0
     """Seed of the random choice."""
 
     def __call__(self) -> Outcome:
-        self.check(self.zeroshot, self.finetuned)
+        self.check(self.zeroshot, self.finetuned, self.scores)
+        if (self.select == "score") != (self.scores is not None):
+            raise ConfigError("--select score: takes the scores of a file (--scores), and the two go together.")
         if not self.layers:
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:
             raise ConfigError(f"--density: {self.density} is outside [0, 1]; density is the fraction of entries KEPT.")
-        if self.select == "magnitude" and self.seed:
-            raise ConfigError("--seed: changes nothing, because --select magnitude makes no random choice.")
+        if self.select != "random" and self.seed:
+            raise ConfigError(f"--seed: changes nothing, because --select {self.select} makes no random choice.")
         if self.alpha == 0 and self.target == "delta":
             raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
-        check_inputs((self.zeroshot, self.finetuned, self.head_file), classnames=self.classnames)
+        check_inputs((self.zeroshot, self.finetuned, self.head_file, self.scores), classnames=self.classnames)
         from sharpscope.clip.export import sparsify
 
         sparsify(**given(self))

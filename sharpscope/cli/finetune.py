@@ -17,7 +17,7 @@ __all__ = ["HYPERPARAMETERS", "Finetune", "Hyperparameters"]
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """Hyperparameters of the method. One that is not given keeps the method's default."""
+    """Hyperparameters of the method. One that is not given keeps the method's or the recipe's value."""
 
     lr: float | None = None
     """Peak learning rate. The default of this flag and the next ones is the method's own (see --list)."""
@@ -44,8 +44,6 @@ class Hyperparameters:
         for name in HYPERPARAMETERS:
             if name != "set" and getattr(self, name) is not None:
                 out[name] = getattr(self, name)
-        if "epochs" in out:
-            out.setdefault("steps", None)  # given epochs replace a default number of steps
         return out
 
 
@@ -61,8 +59,11 @@ class _Task:
     """Checkpoint of the zero-shot model (or ``mini:zeroshot``)."""
     train: str = ""
     """Training data: any data set (its train split), or ``csv:PATH`` with image-caption pairs (filepath, title)."""
-    method: str = "wise-ft"
-    """Fine-tuning method; --list shows all of them."""
+    method: str | None = None
+    """Fine-tuning method; --list shows all of them. Default: wise-ft."""
+    recipe: str | None = None
+    """Published recipe, such as lipsum-domainnet: the method with all hyperparameters, as its authors' code sets them.
+    --list shows all of them. Other hyperparameters given beside it replace its own, and the file records which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +76,30 @@ class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
     """Validation data set. Its accuracy is measured after every epoch; a method whose keep_best is true keeps the
     weights of the best epoch."""
     out: str | None = None
-    """Folder for METHOD.safetensors; the same command again resumes an interrupted run. Default: runs/METHOD."""
+    """Folder for METHOD.safetensors; the same command again resumes an interrupted run. Default: runs/METHOD or
+    runs/RECIPE."""
     precision: Precision = "full"
     """Arithmetic of training: full (float32), bf16 or fp16 (autocast on CUDA; the weights stay float32). Only run and
     plan take tf32."""
     augment: bool = True
-    """Crop training images at random. Images from arrays and from the embedded world are never cropped."""
+    """Crop, mirror and colour training images as the method says (--set crop=, flip=, jitter=). Images from arrays and
+    from the embedded world stay as they are."""
+    train_only: str | None = None
+    """Regular expression. Only the tensors in whose names it is found move: 'bias$' trains all biases (BitFit)."""
     checkpoint_every: int = 500
     """Number of steps between two writes of the state from which an interrupted run resumes."""
+    keep_every: int | None = None
+    """Number of steps between two checkpoints that stay, METHOD-stepN.safetensors in the folder. Default: the end alone
+    is written."""
     list: bool = False
-    """List the methods and their hyperparameters."""
+    """List the methods and their hyperparameters, and the recipes."""
     keeps_state: ClassVar[bool] = True
 
     def __call__(self) -> Outcome:
         if self.list:
-            from sharpscope.finetuning.registry import listing
+            from sharpscope.finetuning.registry import listing, recipe_listing
 
-            return Outcome(listing())
+            return Outcome(f"{listing()}\n\nRecipes (--recipe NAME):\n{recipe_listing()}")
         for flag, value in (("zeroshot", self.zeroshot), ("train", self.train)):
             if not value:
                 raise ConfigError(f"--{flag}: is missing. 'sharpscope finetune --list' shows the methods.")
@@ -108,7 +116,7 @@ class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
         )
         from sharpscope.finetuning.run import finetune
 
-        settled = dataclasses.replace(self, out=self.out or f"runs/{self.method}")
+        settled = dataclasses.replace(self, out=self.out or f"runs/{self.recipe or self.method or 'wise-ft'}")
         tuned = finetune(**given(settled, "list", *HYPERPARAMETERS), **changes)
         file = shown(str(tuned.path), 500)
         return Outcome(

@@ -111,6 +111,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
         near = did_you_mean(first, COMMANDS) or f" Known: {', '.join(COMMANDS)}."
         raise ConfigError(f"unknown {what} '{shown(first, 60)}'.{near}")
     kind, rest = COMMANDS[first], list(arguments[1:])
+    _check_once(kind, rest)
     command = _tyro(kind, f"sharpscope {first}", rest)
     for path in getattr(command, "plugin", ()):
         load_plugin(path)
@@ -121,6 +122,17 @@ def parse(arguments: Sequence[str]) -> Callable[[], Outcome]:
         command = _tyro(kind, f"sharpscope {first}", rest, default=kind(**{**values, "pairs": (), "tags": {}}))
         command = dataclasses.replace(command, pairs=loaded.pairs, tags={**loaded.tags, **command.tags})
     return command
+
+
+def _check_once(kind: Any, arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a flag of several values that is given twice: only its last values would count."""
+    several = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(kind) if "tuple[" in str(f.type)}
+    flags = [a.partition("=")[0].replace("_", "-") for a in arguments if a.startswith("--")]
+    if twice := [flag for i, flag in enumerate(flags) if flag in several and flag in flags[:i]]:
+        raise ConfigError(
+            f"{twice[0]}: is given twice, and only the values behind the last one would count.\n"
+            "Remedy: give it once, with all its values behind it."
+        )
 
 
 def _help(arguments: list[str]) -> Callable[[], Outcome]:

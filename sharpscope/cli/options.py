@@ -68,15 +68,18 @@ class Ends:
 class Point:
     """One point of a path, and the file that it goes to."""
 
-    alpha: float
+    alpha: float | None
     """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     extrapolate: bool = StudyConfig.extrapolate
     """Allow alpha outside [0, 1]."""
     out: str
     """File to write."""
 
-    def check(self, *inputs: str) -> None:
+    def check(self, *inputs: str | None) -> None:
         """Raise ConfigError for an alpha that does not go with ``extrapolate``, or an output that is an input."""
+        check_output(self.out, *inputs)
+        if self.alpha is None:  # every layer has an alpha of its own
+            return
         if not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:
             raise ConfigError(
                 f"--alpha: {self.alpha} is outside [0, 1]; extrapolation has to be asked for (--extrapolate)."
@@ -85,7 +88,6 @@ class Point:
             raise ConfigError(
                 f"--extrapolate: changes nothing, because --alpha {self.alpha:g} is inside [0, 1]; leave it out."
             )
-        check_output(self.out, *inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ __all__ = [
     "answers",
     "correct",
     "dataset_note",
+    "group_numbers",
     "logits",
     "mean_rows",
     "reported",
@@ -118,7 +119,7 @@ def answers(
         parts.append(Answers.of(scores, labels))
         seen(features, scores)
         progress(len(labels))
-    return Answers.joined(parts, _groups(dataset))
+    return Answers.joined(parts, group_numbers(dataset))
 
 
 def correct(
@@ -186,7 +187,7 @@ def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
     dataset.check_classes(classifier.classnames)
 
 
-def _groups(dataset: Dataset) -> NDArray[np.int64] | None:
+def group_numbers(dataset: Dataset) -> NDArray[np.int64] | None:
     """The group of every image, -1 in FMoW's region Other, which WILDS does not count in the worst region."""
     if dataset.groups is None:
         return None

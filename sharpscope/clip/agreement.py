@@ -228,8 +228,9 @@ def _smooth(estimate: float, influence: Floats, level: float, low: float = -math
     """
     n = len(influence)
     half = NormalDist().inv_cdf((1 + level) / 2) * float(influence.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    bounds = (estimate - half, estimate + half)
-    return Agreed(estimate, *(math.nan if math.isnan(b) else min(max(b, low), high) for b in bounds), n)
+    if math.isnan(half):
+        return Agreed(estimate, n=n)
+    return Agreed(estimate, max(estimate - half, low), min(estimate + half, high), n)
 
 
 def _share(hits: Bools, level: float) -> Agreed:

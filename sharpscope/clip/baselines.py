@@ -1,59 +1,76 @@
-"""Baselines for the path that mix the outputs of its two ends."""
+"""Baselines for the path that mix the outputs of its two ends, at one point or along alpha."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.accuracy import FeatureCache, logits
+from sharpscope.clip.accuracy import FeatureCache, answers, logits
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.ensembles import FailureSet, calibrating_temperature, mixed_outputs
+from sharpscope.clip.ensembles import (
+    CENTRE,
+    WIDTH,
+    FailureSet,
+    calibrating_temperature,
+    ensemble,
+    mixed_outputs,
+    nearest_count,
+)
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.pair import LoadedPair
-from sharpscope.clip.probe import Probe
-from sharpscope.vocabulary import OutputBaseline
-from sharpscope.weights.theta import Theta, on_device
+from sharpscope.vocabulary import EnsembleKind, OutputBaseline
+from sharpscope.weights.theta import Theta
 
-__all__ = ["output_baselines"]
+__all__ = ["Vrf", "ensembles_along", "output_baselines"]
+
+
+@dataclass(frozen=True)
+class Vrf:
+    """VRF's inputs: ``train``, in whose images failures are looked for, and its constants.
+
+    ``k``: the number of the nearest failure; None: ``ensembles.nearest_count``.
+    """
+
+    train: Dataset
+    k: int | None = None
+    centre: float = CENTRE
+    width: float = WIDTH
 
 
 def output_baselines(
     pair: LoadedPair,
-    probe: Probe,
+    ends: Sequence[Theta],
     datasets: Mapping[str, Dataset],
     which: Sequence[OutputBaseline],
     calibrate_on: str | None,
     batch_size: int = 128,
+    vrf: Vrf | None = None,
 ) -> tuple[dict[str, dict[str, Answers]], dict[str, str]]:
-    """({baseline: {data set: answers}}, {baseline: note}) of the mixed outputs of theta_0 and theta_1.
+    """({baseline: {data set: answers}}, {baseline: note}) of the mixed outputs of ``ends``, theta_0 and theta_1.
 
     ose is the mean of the two ends' probabilities. vrf is a weighted mean, whose weight for each image follows from the
-    image's distance to the zero-shot model's failures (Zhu et al. 2024, arXiv 2411.06966); the failures are searched
-    among the probe's training examples. The two temperatures of vrf make the mean confidence on the ID set
-    ``calibrate_on`` equal to the accuracy there, as in the published code (None: both are 1).
+    image's distance to the zero-shot model's failures among the training images (Zhu et al. 2024, arXiv 2411.06966).
+    The two temperatures of vrf make the mean confidence on the ID set ``calibrate_on`` equal to the accuracy there, as
+    in the published code (None: both are 1).
     """
-    ends = [on_device(theta, probe.device, probe.dtype) for theta in (pair.theta_0, pair.theta_1)]
     caches = [FeatureCache(), FeatureCache()]
-    scores: dict[str, tuple[tuple[Tensor, Tensor], Tensor]] = {}
-    for name, dataset in datasets.items():
-        (zero, labels), (one, _) = (
-            logits(pair.classifier, theta, dataset, batch_size, cache=cache)
-            for theta, cache in zip(ends, caches, strict=True)
-        )
-        scores[name] = (zero, one), labels
+    scores = _scores(pair, ends, datasets, batch_size, caches)
     answered: dict[str, dict[str, Answers]] = {}
     notes: dict[str, str] = {}
     if "ose" in which:
         answered["ose"] = {name: Answers.of(mixed_outputs(*both), labels) for name, (both, labels) in scores.items()}
     if "vrf" in which:
+        assert vrf is not None
         temperatures = [1.0, 1.0]
         if calibrate_on is not None:
             both, labels = scores[calibrate_on]
             temperatures = [calibrating_temperature(s, float((s.argmax(1) == labels).double().mean())) for s in both]
-        failures = _failures(pair, probe, ends, temperatures)
+        failures = _failures(pair, vrf, ends, temperatures, batch_size)
         answered["vrf"] = {}
         for name, (both, labels) in scores.items():
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
@@ -61,22 +78,61 @@ def output_baselines(
             answered["vrf"][name] = Answers.of(failures.mixed(*both, features), labels)
         where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
         notes["vrf"] = (
-            f"{len(failures.features)} zero-shot failures among {probe.n} probe images, distance to nearest failure "
-            f"number {failures.k}; temperatures {temperatures[0]:.3g} (zero-shot) and {temperatures[1]:.3g} "
+            f"{len(failures.features)} zero-shot failures among {len(vrf.train)} training images, distance to nearest "
+            f"failure number {failures.k}; temperatures {temperatures[0]:.3g} (zero-shot) and {temperatures[1]:.3g} "
             f"(fine-tuned), {where}"
         )
     return answered, notes
 
 
-@torch.inference_mode()
-def _failures(pair: LoadedPair, probe: Probe, ends: Sequence[Theta], temperatures: Sequence[float]) -> FailureSet:
-    """The fine-tuned model's features of the probe's images that only the fine-tuned model gets right."""
-    frozen = [pair.classifier.frozen(theta) for theta in ends]
-    features, right = [], []
-    for images, labels in probe.batches:
-        of_ends = [pair.classifier.features(theta, images) for theta in frozen]
-        said = [pair.classifier.logits_of(t, f).argmax(1) for t, f in zip(frozen, of_ends, strict=True)]
-        features.append(F.normalize(of_ends[1], dim=1).cpu())
-        right.append(torch.stack([s == labels for s in said]).cpu())
-    right_0, right_1 = torch.cat(right, dim=1)
-    return FailureSet.of(torch.cat(features), right_0, right_1, *temperatures)
+def ensembles_along(
+    pair: LoadedPair,
+    ends: Sequence[Theta],
+    datasets: Mapping[str, Dataset],
+    kinds: Sequence[EnsembleKind],
+    alphas: Sequence[float],
+    batch_size: int = 128,
+) -> Iterator[tuple[EnsembleKind, float, dict[str, Answers]]]:
+    """(kind, alpha, {data set: answers}) of the mixed outputs of ``ends`` at every alpha, from one pass for each end.
+
+    See ``ensembles.ensemble``; alpha is the weight of theta_1's outputs, in [0, 1].
+    """
+    scores = _scores(pair, ends, datasets, batch_size, [FeatureCache(), FeatureCache()])
+    for kind, alpha in product(kinds, alphas):
+        yield kind, alpha, {n: Answers.of(ensemble(kind, *both, alpha), labels) for n, (both, labels) in scores.items()}
+
+
+def _scores(
+    pair: LoadedPair,
+    ends: Sequence[Theta],
+    datasets: Mapping[str, Dataset],
+    batch_size: int,
+    caches: Sequence[FeatureCache],
+) -> dict[str, tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Data set -> ((logits of theta_0, logits of theta_1), labels)."""
+    scores = {}
+    for name, dataset in datasets.items():
+        (zero, labels), (one, _) = (
+            logits(pair.classifier, theta, dataset, batch_size, cache=cache)
+            for theta, cache in zip(ends, caches, strict=True)
+        )
+        scores[name] = (zero, one), labels
+    return scores
+
+
+def _failures(
+    pair: LoadedPair, vrf: Vrf, ends: Sequence[Theta], temperatures: Sequence[float], batch_size: int
+) -> FailureSet:
+    """The fine-tuned model's features of the training images that only the fine-tuned model gets right."""
+    right_0 = answers(pair.classifier, ends[0], vrf.train, batch_size).correct
+    wrong, kept, start = torch.from_numpy(~right_0), [], 0
+
+    def keep(features: Tensor, _: Tensor) -> None:
+        nonlocal start
+        kept.append(F.normalize(features, dim=1).cpu()[wrong[start : start + len(features)]])
+        start += len(features)
+
+    right_1 = answers(pair.classifier, ends[1], vrf.train, batch_size, seen=keep).correct
+    features = torch.cat(kept)[torch.from_numpy(right_1[~right_0])]
+    k = nearest_count(len(features), len(vrf.train)) if vrf.k is None else vrf.k
+    return FailureSet(features, temperatures[0], temperatures[1], k, vrf.centre, vrf.width)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -21,25 +22,49 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
+from sharpscope.clip.pair import check_activation, check_head_names, load_pair, pick_device, resolve_checkpoint
+from sharpscope.clip.points import PathChoice, as_checkpoint, path_choices
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
 from sharpscope.clip.settings import check_head_file, check_templates, check_used
 from sharpscope.config.specs import check_folders
-from sharpscope.config.study import checkpoint_stem
+from sharpscope.config.study import ALPHAS, checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
-from sharpscope.vocabulary import COLLECTIONS, DENSE, METRICS, ClassPosition, check_metrics, expand_specs
+from sharpscope.vocabulary import (
+    COLLECTIONS,
+    DENSE,
+    METRICS,
+    ClassPosition,
+    PathName,
+    check_metrics,
+    expand_specs,
+    path_variant,
+)
 from sharpscope.weights import Checkpoint, read_checkpoint
 from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
 
-__all__ = ["COLUMNS", "Answered", "answered", "evaluate"]
+__all__ = [
+    "COLUMNS",
+    "Answered",
+    "CheckpointHeads",
+    "SetsByNames",
+    "answered",
+    "check_needed",
+    "checkpoint_labels",
+    "collection_means",
+    "evaluate",
+    "read_over",
+]
 
-COLUMNS = ("checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note")
-"""Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names)."""
+COLUMNS = (
+    "checkpoint", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note", "variant", "alpha",
+)  # fmt: skip
+"""Columns of the table. ``role``: test (one data set) | mean (over the data sets that ``dataset`` names). ``variant``,
+``alpha``: the path and its point as in accuracy.csv (dense, path:NAME); alpha is NaN for a file as it is."""
 
 _TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "scale")
 Names = tuple[str, ...]
@@ -66,12 +91,17 @@ def evaluate(
     head_file: File | None = None,
     base: File | None = None,
     class_position: ClassPosition | None = None,
+    paths: Sequence[PathName] = (),
+    alphas: Sequence[float] | None = None,
+    path_density: float | None = None,
+    fisher_0: File | None = None,
+    fisher_1: File | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: one table.
 
     >>> table = evaluate("mini:zeroshot", "mini", ["mini:photo"], metrics=["top1"], limit=64)
     >>> list(table.columns)
-    ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note']
+    ['checkpoint', 'dataset', 'role', 'metric', 'estimate', 'ci_low', 'ci_high', 'n', 'note', 'variant', 'alpha']
 
     Args:
         checkpoints: one checkpoint, or several of one architecture.
@@ -93,17 +123,23 @@ def evaluate(
         seed: the seed of the choice of images and of the bootstrap.
         progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; None: no bar is shown.
         head_file: a separate file with a head (task_vectors), for each checkpoint without a head.
-        base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid.
+        base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid, and the start
+            of ``paths``.
         class_position: where the class name stands in a file's learnt prompts, in CoOp's words: end | middle | front;
             None: end is assumed.
+        paths: paths from ``base`` to every checkpoint (``vocabulary.PATHS``), of which the points ``alphas`` are
+            evaluated in place of the checkpoints themselves, each as the file that ``interpolate`` writes would be.
+        alphas: the points; None: 0, .1 ... 1. ``path_density``, ``fisher_0``, ``fisher_1``: see ``interpolate``; the
+            seed of the paths dare and random is ``seed``.
 
     Returns:
         One row per (checkpoint, data set, metric). ``role`` is test, or mean for the average over the data sets that
         ``dataset`` names. Shares are in [0, 1], nll is in nats. ``n``: number of images.
 
     Raises:
-        ConfigError: an unknown metric, model or head, a checkpoint that is given twice, or a base, head_file, templates
-            or class_position that would change nothing for any checkpoint.
+        ConfigError: an unknown metric, model, head or path, a checkpoint that is given twice, a setting of paths that
+            none of them has, or a base, head_file, templates or class_position that would change nothing for any
+            checkpoint.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
         DatasetError: a data set that is missing, empty or does not fit the class names.
@@ -117,19 +153,25 @@ def evaluate(
         check_templates(templates)
     clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
     check_folders(sets, data_root)
-    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    choices = path_choices(paths, alphas, base, path_density, fisher_0, fisher_1, seed)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
-    cache = FeatureCache() if len(files) > 1 else None
+    cache = FeatureCache() if len(files) > 1 or choices else None
     rows: list[dict[str, Any]] = []
     from_text = False
-    read = functools.partial(_read, base=under, head_file=head_file)
-    _check_needed(files, read, base, head_file, class_position)
-    for label, file in zip(_labels(files), files, strict=True):
-        weights = read(file)
+    read = functools.partial(read_over, base=under, head_file=head_file)
+    if not choices:
+        check_needed(files, read, base, head_file, class_position)
+    options = {
+        "model": clip, "head": head, "head_file": head_file, "classnames": classnames, "templates": templates,
+        "class_position": class_position,
+    }  # fmt: skip
+    along = ALPHAS if alphas is None else tuple(alphas)
+    for label, variant, alpha, weights in _subjects(files, read, base, choices, along, options):
         check_activation(clip, (weights,))
-        heads = _Heads(
+        heads = CheckpointHeads(
             clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
         )
         own: list[dict[str, Any]] = []
@@ -140,8 +182,8 @@ def evaluate(
                 given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
             own += accuracy_rows(
                 label,
-                float("nan"),
-                DENSE,
+                alpha,
+                variant,
                 {spec: given},
                 {spec: "test"},
                 {spec: reported(dataset, wanted)},
@@ -150,20 +192,20 @@ def evaluate(
                 bootstrap=bootstrap,
                 seed=seed,
             )
-        rows += own + _averages(own, specs)
+        rows += own + collection_means(own, specs)
     table = pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
     if templates is not None and not from_text:
         table.attrs["unused"] = "templates: no head was made from text, so that they changed nothing."
     return table
 
 
-def _read(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
+def read_over(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
     """The checkpoint ``file``, laid over ``base`` and with the head in ``head_file`` where it needs them."""
     weights = read_checkpoint(resolve_checkpoint(file), base=base)
     return weights if head_file is None or weights.facts["head"] else with_head(weights, head_file)
 
 
-def _check_needed(
+def check_needed(
     files: Sequence[File],
     read: Callable[[File], Checkpoint],
     base: File | None,
@@ -215,11 +257,11 @@ def answered(
     Arguments and errors are those of ``evaluate``.
     """
     clip, where = ClipModel.load(model), pick_device(device)
-    data = _Data(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     weights = read_checkpoint(resolve_checkpoint(checkpoint), base=under)
     check_activation(clip, (weights,))
-    heads = _Heads(clip, model, weights, "auto", None, tuple(templates or ()), where)
+    heads = CheckpointHeads(clip, model, weights, "auto", None, tuple(templates or ()), where)
     cache, out = FeatureCache(), {}
     for spec in specs:
         classifier, theta, dataset, said = heads.for_set(spec, data)
@@ -228,7 +270,28 @@ def answered(
     return out
 
 
-def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
+def _subjects(
+    files: Sequence[File],
+    read: Callable[[File], Checkpoint],
+    base: File | None,
+    choices: Sequence[PathChoice],
+    alphas: Sequence[float],
+    options: Mapping[str, Any],
+) -> Iterator[tuple[str, str, float, Checkpoint]]:
+    """(label, variant, alpha, weights) of everything that is evaluated: the files, or the points of paths to them."""
+    for label, file in zip(checkpoint_labels(files, "evaluate"), files, strict=True):
+        if not choices:
+            yield label, DENSE, math.nan, read(file)
+            continue
+        assert base is not None
+        pair = load_pair(base, file, **options)
+        for choice in choices:
+            path, _ = choice.path(pair)
+            for alpha in alphas:
+                yield label, path_variant(choice.kind), float(alpha), as_checkpoint(pair, path.at(alpha), str(file))
+
+
+def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
     for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
@@ -238,17 +301,20 @@ def _averages(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict
     return out
 
 
-def _labels(files: Sequence[File]) -> list[str]:
-    """The names of the checkpoints in the table: the stems of their files where these differ, else their paths."""
+def checkpoint_labels(files: Sequence[File], command: str) -> list[str]:
+    """The names of checkpoints in a table: the stems of their files where these differ, else their paths.
+
+    Raises ConfigError, naming ``command``, for a file that is given twice.
+    """
     stems = [checkpoint_stem(f) for f in files]
     labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
     if len(set(labels)) != len(labels):
-        raise ConfigError(f"evaluate: a checkpoint is given twice ({shown(', '.join(labels))}).")
+        raise ConfigError(f"{command}: a checkpoint is given twice ({shown(', '.join(labels))}).")
     return labels
 
 
 @dataclass
-class _Data:
+class SetsByNames:
     """The data sets by spec and class names; each is loaded only once."""
 
     clip: ClipModel
@@ -264,7 +330,7 @@ class _Data:
 
 
 @dataclass
-class _Heads:
+class CheckpointHeads:
     """The heads of one checkpoint: the stored head, and heads from its text tower; each is made only once."""
 
     clip: ClipModel
@@ -280,7 +346,7 @@ class _Heads:
     _made: dict[tuple[str, Names, Names], tuple[Classifier, dict[str, Tensor]]] = field(default_factory=dict)
     _theta: dict[str, Tensor] = field(default_factory=dict)
 
-    def for_set(self, spec: str, data: _Data) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def for_set(self, spec: str, data: SetsByNames) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """(classifier, theta, data set in the classifier's class names, note about the head)."""
         stored = self.weights.facts.get("head")
         if self.mode == "stored" and stored is None:
@@ -309,7 +375,9 @@ class _Heads:
         said = f"the head was made from the text tower{said}" if said else ""
         return (*self._make("zeroshot", dataset.classnames, templates), dataset, self._remarks(said, head=False))
 
-    def _stored(self, spec: str, data: _Data, own: Names | None) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
+    def _stored(
+        self, spec: str, data: SetsByNames, own: Names | None
+    ) -> tuple[Classifier, dict[str, Tensor], Dataset, str]:
         """As ``for_set``, with the stored head; DatasetError or PairMismatch where its classes are not the set's."""
         dataset = data.get(spec, self.names or own, by_name=self.names is None)
         if self.names:  # for SPEC#base, the names of the half
@@ -325,7 +393,7 @@ class _Heads:
             said = "the stored head has no class names, so its rows were matched to the class folders in sorted order"
         return (*self._make("stored", dataset.classnames if own is None else own, ()), dataset, said)
 
-    def _named(self, spec: str, data: _Data, own: Names | None) -> Dataset:
+    def _named(self, spec: str, data: SetsByNames, own: Names | None) -> Dataset:
         """The data set in the user's class names, or in the checkpoint's where these fit, or in its own."""
         if self.names is None and own is not None:
             with contextlib.suppress(DatasetError):

@@ -10,17 +10,19 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.pair import LoadedPair, load_pair, resolve_checkpoint
+from sharpscope.clip.points import PathChoice, alphas_by_layer
 from sharpscope.clip.settings import check_used
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import HEAD_WEIGHT
-from sharpscope.vocabulary import ClassPosition, PathName, Select, Target
+from sharpscope.vocabulary import ClassPosition, PathName, SelectOrScore, Target
 from sharpscope.weights import Checkpoint, read_checkpoint, write_checkpoint
 from sharpscope.weights import sparsify as sparsified
 from sharpscope.weights.compare import check_finite
 from sharpscope.weights.heads import head_metadata
 from sharpscope.weights.writing import in_huggingface_names
 
-__all__ = ["convert", "interpolate", "sparsify"]
+__all__ = ["convert", "interpolate", "sparsify", "write_theta"]
 
 
 # ---------------------------------------------------------------------- one file for another
@@ -140,7 +142,7 @@ def _provenance(
 def interpolate(
     zeroshot: str | FilePath,
     finetuned: str | FilePath,
-    alpha: float,
+    alpha: float | None,
     out: str | FilePath,
     model: str = "ViT-B-32",
     *,
@@ -150,22 +152,39 @@ def interpolate(
     head_file: str | FilePath | None = None,
     class_position: ClassPosition | None = None,
     path: PathName = "linear",
+    path_density: float | None = None,
+    seed: int | None = None,
+    fisher_0: str | FilePath | None = None,
+    fisher_1: str | FilePath | None = None,
+    layer_alphas: str | FilePath | Mapping[str, float] | None = None,
+    granularity: str | None = None,
 ) -> None:
     """Write theta(alpha) as a safetensors file in open_clip's names, including the head and its facts.
 
     Args:
         zeroshot, finetuned, model, classnames, head, head_file, class_position: see ``load_pair``.
-        alpha: the point of the path, 0 for the zero-shot and 1 for the fine-tuned model.
+        alpha: the point of the path, 0 for the zero-shot and 1 for the fine-tuned model. With ``layer_alphas``, the
+            point at which the layers stand that it does not name; None: it has to name all of them.
         out: file to write; it is written completely or not at all.
-        extrapolate: allow an alpha outside [0, 1].
-        path: linear, or lines (see ``LoadedPair.path``), which is recorded in the file's metadata.
+        extrapolate: allow an alpha outside [0, 1], where the path has such points.
+        path: linear | lines | fisher | ties | dare | monosoup | random, see ``LoadedPair.path``.
+        path_density, seed, fisher_0, fisher_1: the settings of some paths, see ``clip.points.PathChoice``.
+        layer_alphas: an alpha of its own for single layers: layer -> alpha, or a CSV file (layer, alpha).
+        granularity: whether such a layer is a tensor | module | block; None: a module.
+
+    The file's metadata records the path, every setting, and the sha256 of all files that it was made from.
 
     Raises:
-        ConfigError: an alpha outside [0, 1], or an unknown path; ``load_pair`` raises further errors.
+        ConfigError: an alpha outside [0, 1], an unknown path or layer, or a setting that the path does not have;
+            ``load_pair`` raises further errors.
+        PairMismatch: Fisher information of other weights.
         CheckpointError: the file cannot be written.
 
     Source: Wortsman et al. 2022, arXiv 2109.01903.
     """
+    if alpha is None and layer_alphas is None:
+        raise ConfigError("--alpha: is missing; it says which point of the path is written, e.g. --alpha 0.5.")
+    choice = PathChoice(path, path_density, seed, fisher_0, fisher_1)
     pair = load_pair(
         zeroshot,
         finetuned,
@@ -175,8 +194,17 @@ def interpolate(
         head_file=head_file,
         class_position=class_position,
     )
-    theta = pair.path(extrapolate=extrapolate, kind=path).at(alpha)
-    _write_theta(out, theta, pair, {"alpha": repr(float(alpha)), **({} if path == "linear" else {"path": path})})
+    chosen, facts = choice.path(pair, extrapolate)
+    facts = ({} if alpha is None else {"alpha": repr(float(alpha))}) | facts
+    if layer_alphas is None:
+        assert alpha is not None
+        _write_theta(out, chosen.at(alpha), pair, facts)
+    else:
+        grouped = granularity or StudyConfig.granularity
+        own, named = alphas_by_layer(layer_alphas, pair.layers(grouped), alpha)
+        told = {"layer_alphas": json.dumps(named), "granularity": grouped}
+        # Without an alpha for the rest, what is in no layer (running statistics alone) stands where theta_1 does.
+        _write_theta(out, chosen.at_layers(own, 1.0 if alpha is None else alpha), pair, facts | told)
 
 
 def sparsify(
@@ -187,7 +215,7 @@ def sparsify(
     density: float,
     out: str | FilePath,
     target: Target = "delta",
-    select: Select = "random",
+    select: SelectOrScore = "random",
     alpha: float = 1.0,
     model: str = "ViT-B-32",
     granularity: str = "module",
@@ -197,6 +225,8 @@ def sparsify(
     head: str = "auto",
     head_file: str | FilePath | None = None,
     class_position: ClassPosition | None = None,
+    rescale: bool = False,
+    scores: str | FilePath | None = None,
 ) -> None:
     """Write theta(alpha) as a safetensors file, keeping only a part of the change (or weights) of some layers.
 
@@ -206,18 +236,25 @@ def sparsify(
         density: the fraction of each layer's entries that is KEPT, in [0, 1]; 1 gives theta(alpha) itself.
         out: file to write; it is written completely or not at all.
         target: delta (dropped entries return to theta_0) | weight (dropped entries become 0).
-        select: random | magnitude (the largest entries are kept).
+        select: random | magnitude (the largest entries are kept) | score (those with the largest ``scores``).
         alpha: the point of the path.
         granularity: whether a layer is a tensor | module | block.
         seed: the seed of a random selection.
         extrapolate: allow an alpha outside [0, 1].
+        rescale: divide what is kept by the density (DARE).
+        scores: for select score, a file of tensors with the names and shapes of the weights (Fisher information, for
+            example).
 
     Raises:
-        ConfigError: an unknown layer or option, or an alpha outside [0, 1]; ``load_pair`` raises further errors.
-        CheckpointError: the file cannot be written.
+        ConfigError: an unknown layer or option, an alpha outside [0, 1], or scores that are missing or unused;
+            ``load_pair`` raises further errors.
+        CheckpointError: the file cannot be written, or the scores cannot be read.
 
     Source: Abdollahpoorrostam 2024, arXiv 2410.16476; details and options: ``sharpscope.weights.sparsify``.
     """
+    if (select == "score") != (scores is not None):
+        raise ConfigError("--select, --scores: score takes the entries with the largest scores of a file (--scores).")
+    scored = None if scores is None else read_checkpoint(scores, partial=True)
     pair = load_pair(
         zeroshot,
         finetuned,
@@ -236,21 +273,28 @@ def sparsify(
             )
     path = pair.path(extrapolate=extrapolate)
     theta = sparsified(
-        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed
-    )
+        path.at(alpha), path.at(0.0), [known[n] for n in layers], density, target=target, select=select, seed=seed,
+        rescale=rescale, scores=None if scored is None else scored.tensors,
+    )  # fmt: skip
     _write_theta(out, theta, pair, {
         "alpha": repr(float(alpha)), "sparse_layers": json.dumps(list(layers)), "density": repr(float(density)),
         "target": target, "select": select, "seed": str(seed),
+        **({"rescale": "true"} if rescale else {}), **({"scores_sha256": scored.sha256} if scored else {}),
     })  # fmt: skip
 
 
 def _write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedPair, facts: Mapping[str, str]) -> None:
+    ends = {f"{end}_sha256": pair.facts[end]["sha256"] for end in ("zeroshot", "finetuned")}
+    write_theta(out, theta, pair, {**facts, "alpha_on": "finetuned", **ends})
+
+
+def write_theta(out: str | FilePath, theta: Mapping[str, Tensor], pair: LoadedPair, facts: Mapping[str, str]) -> None:
+    """Write weights that belong to the classifier of ``pair`` as safetensors, with ``facts`` and those of its head.
+
+    Raises CheckpointError when the file cannot be written.
+    """
     classifier = pair.classifier
-    metadata = {f"sharpscope.{k}": v for k, v in facts.items()} | {
-        "sharpscope.alpha_on": "finetuned",
-        "sharpscope.zeroshot_sha256": pair.facts["zeroshot"]["sha256"],
-        "sharpscope.finetuned_sha256": pair.facts["finetuned"]["sha256"],
-    }
+    metadata = {f"sharpscope.{k}": v for k, v in facts.items()}
     if pair.model.config:
         metadata["sharpscope.quick_gelu"] = json.dumps(bool(pair.model.config.get("quick_gelu", False)))
     if HEAD_WEIGHT in theta:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.prefix import Prefix
 from sharpscope.config.inputs import looks_like_tag
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
@@ -291,9 +292,17 @@ class ClipModel:
             features = functional_call(tower, state, (inputs,))
         return F.normalize(features, dim=-1) if normalize else features
 
+    def image_part(self, name: str) -> nn.Module:
+        """The submodule ``name`` (``visual...``) of the image tower, without weights: a place for forward hooks."""
+        return self._image.get_submodule(f"clip.{name}")
+
     def prefix(self, changed: Collection[str]) -> Prefix:
         """The part of both towers before the first use of a ``changed`` parameter, to be computed only once."""
         return Prefix(self._image.clip, changed)
+
+    def attention_heads(self) -> dict[str, int]:
+        """{name of an attention module: number of its heads}, see ``clip.attention``."""
+        return attention_heads(self._image.clip)
 
     def _constant(self, name: str, like: Tensor) -> Tensor:
         """A non-persistent buffer (the causal mask), on the device and in the dtype of ``like``."""

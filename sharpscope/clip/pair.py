@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,18 +23,16 @@ from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, spli
 from sharpscope.miniworld import world as miniworld
 from sharpscope.vocabulary import ClassPosition, Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
+from sharpscope.weights.choices import Fishers, chosen_path
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.heads import CLASSNAMES
 from sharpscope.weights.pair import Pair, alike_heads, check_pair
-from sharpscope.weights.path import InterpolationPath, lines_path
+from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import HALF_TYPES, without_halves
 
 __all__ = ["LoadedPair", "check_activation", "check_head_names", "load_pair", "pick_device", "resolve_checkpoint"]
 
-LINES_SCALES: Final = (0.0, 1.0)
-"""LiNeS's parameters alpha and beta on the path ``lines``, the defaults of its published code. The change of the first
-layer is undone and that of the last layer is kept, so that the path has no free parameter."""
 CheckpointSource = str | FilePath | Weights
 """The forms in which a checkpoint can be given: a file, ``mini:NAME``, a hub or folder id, or weights in memory."""
 
@@ -60,22 +58,36 @@ class LoadedPair:
     upgraded_classifier: Classifier | None = field(default=None, repr=False)
 
     def path(
-        self, dtype: torch.dtype = torch.float32, *, extrapolate: bool = False, kind: PathName = "linear"
+        self,
+        dtype: torch.dtype = torch.float32,
+        *,
+        extrapolate: bool = False,
+        kind: PathName = "linear",
+        density: float | None = None,
+        seed: int = 0,
+        fishers: Fishers | None = None,
     ) -> InterpolationPath:
         """A path from theta_0, computed lazily: alpha in [0, 1] (any number with ``extrapolate``) -> theta(alpha).
 
-        ``kind``: linear is ``(1 - alpha) * theta_0 + alpha * theta_1`` with bit-exact ends (Wortsman et al. 2022,
-        arXiv 2109.01903). lines is the straight path to the LiNeS edit of theta_1 (Wang et al. 2024, arXiv 2410.17146),
-        whose change grows linearly with depth, from none in the stem to theta_1's in the deepest layer (see
-        ``weights.path.lines_path``); its start is theta_0 bit for bit. ``dtype``: float32 or float64.
+        Every path starts at theta_0 bit for bit. ``kind`` (``vocabulary.PATHS``; ``weights.choices.chosen_path``):
 
-        Raises ConfigError for an unknown kind or another dtype.
+        - linear: ``(1 - alpha) * theta_0 + alpha * theta_1`` (Wortsman et al. 2022, arXiv 2109.01903), which ends at
+          theta_1 bit for bit, as do fisher (Matena and Raffel 2022, arXiv 2111.09832: means weighted by ``fishers``,
+          the diagonal Fisher information of theta_0 and theta_1) and random (each weight is theta_1's with probability
+          alpha, drawn from ``seed``);
+        - straight lines that end at an edit of theta_1: lines (Wang et al. 2024, arXiv 2410.17146: less change in
+          shallow layers), ties (Yadav et al. 2023, arXiv 2306.01708: a fraction ``density`` of the largest changes),
+          dare (Yu et al. 2024, arXiv 2311.03099: a random fraction ``density``, rescaled), monosoup
+          (Abdollahpoorrostam et al. 2026, arXiv 2602.09689: singular directions of the change reweighted).
+
+        ``dtype``: float32 or float64. ``density``: None for what the papers recommend, .2 for ties and .1 for dare.
+
+        Raises ConfigError for an unknown kind, another dtype, a density that the kind does not have, and for fisher
+        without ``fishers``; PairMismatch and NonFiniteWeights for Fisher information that does not fit.
         """
-        if kind not in get_args(PathName):
-            known = get_args(PathName)
-            raise ConfigError(f"path: '{shown(kind)}' is none of {', '.join(known)}.{did_you_mean(str(kind), known)}")
         straight = InterpolationPath(self.theta_0, self.theta_1, dtype, extrapolate, moving=self.moving)
-        return straight if kind == "linear" else lines_path(straight, self.layers(), *LINES_SCALES)
+        layers = self.layers() if kind == "lines" else ()
+        return chosen_path(kind, straight, layers, density=density, seed=seed, fishers=fishers)
 
     def layers(self, granularity: str = "module") -> tuple[Layer, ...]:
         """The parameters on which the logits depend, grouped into layers in the order of the forward pass.

@@ -117,6 +117,16 @@ class Probe:
         other.weights = tuple(len(labels) / self.n for _, labels in other.batches)
         return other
 
+    def normalized(self) -> Probe:
+        """The same examples with ``normalize_logits``; no image is loaded again."""
+        other = copy.copy(self)
+        other.normalize_logits = True
+        return other
+
+    def attention_heads(self) -> dict[str, int]:
+        """{name of an attention module: number of its heads}, see ``clip.attention``."""
+        return self.classifier.model.attention_heads()
+
     def __len__(self) -> int:
         return self.n
 

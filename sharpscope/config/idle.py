@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sharpscope.config.study import StudyConfig
+from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.vocabulary import MEASURES, Cost, Measure
 
 __all__ = ["check_no_idle"]
 
-_PRODUCTS: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product", "outer")
+_HESSIAN: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product")
+"""The kinds of measures that are made of Hessian-vector products."""
+_PRODUCTS: Final[tuple[Cost, ...]] = (*_HESSIAN, "outer")
 """The kinds of measures that are made of matrix products, which ``precision`` is about."""
 
 
@@ -38,7 +40,7 @@ def _of_measures(setting: str, which: Callable[[Measure], bool]) -> _Rule:
 
 
 def _by_radius(setting: str) -> _Rule:
-    return _of_measures(setting, lambda m: m.radius == setting)
+    return _of_measures(setting, lambda m: m.radius == setting and m.rho is None)
 
 
 def _repaired(c: StudyConfig) -> bool:
@@ -54,15 +56,25 @@ _RULES: Final = (
     _of_measures("perturbation_alphas", lambda m: m.taken_at == "perturbation_alphas"),
     _of_measures("noise_samples", lambda m: m.cost == "noise"),
     _of_measures("pgd_steps", lambda m: m.cost == "worst_case"),
-    *map(_by_radius, ("rho_avg", "rho_linf", "rho_l2")),
+    *map(_by_radius, ("rho_avg", "rho_linf", "rho_l2", "rho_geodesic")),
+    _of_measures("normalize_logits", lambda m: m.radius is not None),
+    _of_measures("random_start", lambda m: m.cost == "worst_case"),
+    _of_measures("eigen_method", lambda m: m.cost == "eigenvalues"),
+    _Rule(
+        "products",
+        lambda c: bool(c.density_layers or c.eigenvectors) or _measured(lambda m: m.cost in _HESSIAN)(c),
+        f"one of {_names(lambda m: m.cost in _HESSIAN)} among measures",
+    ),
     _of_measures("trace_method", lambda m: m.cost == "trace"),
     _Rule(
         "precision",
-        lambda c: bool(c.density_layers) or _measured(lambda m: m.cost in _PRODUCTS)(c),
+        lambda c: bool(c.density_layers or c.eigenvectors) or _measured(lambda m: m.cost in _PRODUCTS)(c),
         f"one of {_names(lambda m: m.cost in _PRODUCTS)} among measures",
     ),
     _Rule("densities", lambda c: not c.densities or c.repair_alphas != (), "repair_alphas"),
     *(_Rule(name, _repaired, "repaired paths: densities, and repair_alphas") for name in ("targets", "selects")),
+    *(_Rule(name, lambda c: "vrf" in c.output_baselines, "vrf among output_baselines") for name in VRF_FIELDS),
+    _Rule("ensembles", lambda c: any(0 <= a <= 1 for a in c.alphas), "an alpha in [0, 1]"),
     _Rule("repair_alphas", lambda c: bool(c.densities) or not c.repair_alphas, "densities"),
 )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from sharpscope.config.fields import plain
+from sharpscope.config.ranges import check_ranges
 from sharpscope.config.specs import check_root, read_spec
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
@@ -29,6 +30,9 @@ class ProtocolConfig:
     evaluated, ``train`` being the one that is tuned on. ``hyperparameters``: name -> value, for every method.
 
     Raises ConfigError, naming the field, for what contradicts itself or would change nothing.
+
+    Sources: Zhou et al. 2022, arXiv 2109.01134 (few-shot) and arXiv 2203.05557 (base-to-new, cross-dataset); Wang et
+    al. 2024, arXiv 2412.20895 (upgrade).
     """
 
     protocol: ProtocolName
@@ -90,9 +94,7 @@ def _check(c: ProtocolConfig) -> None:
         raise ConfigError("upgraded: is missing: the checkpoint that takes the old one's place.")
     if c.protocol != "upgrade" and (c.upgraded or c.upgraded_model):
         raise ConfigError(f"upgraded: {c.protocol} has no upgraded backbone; protocol upgrade has.")
-    for name in ("limit", "batch_size", "bootstrap"):
-        if (value := getattr(c, name)) is not None and value < 1:
-            raise ConfigError(f"{name}: needs a whole number of at least 1, got {value}.")
+    check_ranges(c, least=dict.fromkeys(("limit", "batch_size", "bootstrap"), 1), positive=())
     if not 0 < c.level < 1:
         raise ConfigError(f"level: needs a number between 0 and 1, e.g. 0.95, got {c.level}.")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sharpscope.errors import ConfigError
 
-__all__ = ["check_ranges"]
+__all__ = ["check_products", "check_ranges"]
 
 
 def check_ranges(settings: Any, *, least: Mapping[str, int], positive: Iterable[str]) -> None:
@@ -35,3 +35,12 @@ def check_ranges(settings: Any, *, least: Mapping[str, int], positive: Iterable[
                     f"below 1.\nRemedy: rtol {number / 100:g} for {number:g} %, or leave it out for "
                     f"{type(settings).rtol:g}."
                 )
+
+
+def check_products(settings: Any) -> None:
+    """Raise ConfigError where ``trace_method`` needs a gradient graph and ``products`` keeps none."""
+    if settings.products == "func" and settings.trace_method == "controlled":
+        raise ConfigError(
+            "trace_method: controlled takes the Gauss-Newton part off a kept gradient graph, and products func keeps "
+            "none; take trace_method per_example or hutchinson, or products graph."
+        )

@@ -113,6 +113,7 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("stl10", "", "arrays.find_stl10", _TWO),
     Layout("iwildcam", "", "domains.find_iwildcam"),
     Layout("fmow", "", "domains.find_fmow"),
+    Layout("waterbirds", "", "domains.find_waterbirds", _THREE),
 ))  # fmt: skip
 """Every kind of data set spec."""
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
-from sharpscope.config.ranges import check_ranges
+from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.config.specs import read_spec
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
@@ -26,18 +26,23 @@ from sharpscope.vocabulary import (
     CRITERIA,
     MEASURES,
     PAIRS,
+    PATHS,
     ClassPosition,
     Device,
     Dtype,
+    EigenMethod,
+    EnsembleKind,
     Granularity,
     HeadMode,
     OutputBaseline,
     PathName,
     Precision,
+    Products,
     Select,
     Target,
     TraceMethod,
     check_metrics,
+    check_path_density,
     criterion_spellings,
     expand_measures,
     expand_specs,
@@ -45,7 +50,7 @@ from sharpscope.vocabulary import (
     parse_rule,
 )
 
-__all__ = ["ALPHAS", "DEFAULT_MEASURES", "PairConfig", "StudyConfig", "checkpoint_stem"]
+__all__ = ["ALPHAS", "DEFAULT_MEASURES", "VRF_FIELDS", "PairConfig", "StudyConfig", "checkpoint_stem"]
 
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
@@ -147,10 +152,15 @@ class StudyConfig:
     extrapolate: bool = False
     """Allow alphas outside [0, 1]."""
     paths: tuple[PathName, ...] = ("linear",)
-    """Which paths from theta_0 are evaluated: linear, which is always evaluated and first, and lines (LiNeS, Wang et
-    al. 2024: the straight path to theta_1 with the change of shallow layers scaled down). Each further path is
-    evaluated at every alpha on every test set; its accuracies have the variant path:NAME. Curvature, stragglers,
-    failure, repair and correlations are taken on the linear path only."""
+    """Which paths from theta_0 are evaluated: linear, which is always evaluated and first; lines (LiNeS, less change in
+    shallow layers), ties (only the largest changes), dare (a random part of the changes, rescaled), monosoup (singular
+    directions of the change reweighted), fisher (means weighted by Fisher information, which is computed on the probe
+    set) and random (each weight is theta_1's with probability alpha). Each further path is evaluated at every alpha on
+    every test set; its accuracies have the variant path:NAME. Curvature, stragglers, failure, repair and correlations
+    are taken on the linear path only."""
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare, as their
+    papers recommend."""
     granularity: Granularity = "module"
     """What counts as one layer: a tensor, a module, or a block."""
     measures: Annotated[tuple[str, ...], Doc(_measures_help())] = DEFAULT_MEASURES
@@ -167,7 +177,8 @@ class StudyConfig:
     seed: int = 0
     """Seed of probes, noise, masks and bootstrap; nothing else is random."""
     probe_size: int = 1024
-    """Number of ID training examples in the probe set (Abdollahpoorrostam 2024, Andriushchenko et al. 2023: 1024)."""
+    """Number of ID training examples in the probe set. Andriushchenko et al. 2023 (2302.07011) take 1024, for ImageNet
+    2048; what 2410.16476 takes is not public."""
     batch_size: int = 128
     """Number of examples per batch, on the probe set and in evaluation."""
     limit: int | None = None
@@ -188,16 +199,39 @@ class StudyConfig:
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None
     """The alphas at which the spectral density is taken; default: the first, the middle and the last."""
+    eigenvectors: int = 0
+    """Number of top eigenvectors of the Hessian to save for each of eigenvector_layers, as npz files in the folder
+    eigenvectors/ of the run directory; each vector is as large as the layer."""
+    eigenvector_layers: tuple[str, ...] = (ALL,)
+    """Layers whose eigenvectors are saved; ``(all)`` is the whole model."""
+    eigenvector_alphas: tuple[float, ...] | None = None
+    """The alphas at which eigenvectors are saved; default: the first, the middle and the last."""
     noise_samples: int = 8
     """Number of Gaussian perturbations for sharpness_avg."""
     pgd_steps: int = 20
     """Number of Auto-PGD steps for sharpness_max."""
     rho_avg: float = 0.1
-    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs)."""
+    """Radius of sharpness_avg (Andriushchenko et al. 2023 take .1, .2, .4 and .8 for ViTs). Several radii in one run:
+    --measures sharpness_avg@0.1 sharpness_avg@0.2, and so for every measure of finite radius."""
     rho_linf: float = 0.002
-    """Radius of sharpness_max (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
+    """Radius of sharpness_max and sharpness_avg_linf (Andriushchenko et al. 2023: .0005, .001, .002 and .004)."""
     rho_l2: float = 0.5
     """Radius of sharpness_max_l2 (Andriushchenko et al. 2023: .5, 1, 2 and 4)."""
+    rho_geodesic: float = 0.05
+    """Radius of sharpness_geodesic, the length of its geodesics. In units of it a head's weights are nearer to each
+    other than in units of sharpness_max_l2, so that the same number perturbs attention more."""
+    normalize_logits: bool = False
+    """Take the measures of finite radius of the loss of normalised logits (f - mean f) / ||f - mean f||, which does not
+    change when the logits are rescaled (Andriushchenko et al. 2023). The curvature stays that of the plain loss."""
+    random_start: bool = False
+    """Start worst-case searches from a random point of the ball instead of its middle."""
+    eigen_method: EigenMethod = "lanczos"
+    """How eigenvalues are computed: lanczos (followed along alpha), or power (power iteration from a random vector at
+    every alpha, a slow reference; it needs a larger max_matvecs, and two eigenvalues that are close to each other in
+    magnitude leave it not_converged)."""
+    products: Products = "graph"
+    """How Hessian-vector products are computed: graph (double backward on a kept gradient graph), or func (torch.func's
+    jvp of grad, an independent and slower second route, which keeps no graph)."""
 
     agreement: bool = False
     """Compare every point of the path with both ends on every test set: predictions, probabilities, features, energies,
@@ -205,8 +239,22 @@ class StudyConfig:
     outputs."""
     output_baselines: tuple[OutputBaseline, ...] = ()
     """Ensembles of the two ends' outputs to evaluate in addition to the path: ose (the mean of their probabilities) and
-    vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are collected in the
-    probe set, confidence is calibrated on the first ID set)."""
+    vrf (a mean whose weight depends on the image, Zhu et al. 2024; the zero-shot model's failures are looked for in the
+    training set of the probe, confidence is calibrated on the first ID set)."""
+    vrf_images: int | None = None
+    """Number of training images in which vrf looks for failures (a fixed, stratified choice); default: all, as in the
+    released code."""
+    vrf_k: int | None = None
+    """Number of the nearest failure to which vrf measures an image's distance; default: round(1000 F / N) for F
+    failures among N training images, as in the released code (.078 % of the failures for ImageNet)."""
+    vrf_centre: float = 1.5
+    """Squared distance at which vrf gives both ends the same weight, the paper's a."""
+    vrf_width: float = 0.6
+    """Width of vrf's sigmoid, the paper's b: the larger, the more slowly the weight changes with the distance."""
+    ensembles: tuple[EnsembleKind, ...] = ()
+    """Ensembles of the two ends' outputs to evaluate at every alpha in [0, 1]: logits, (1 - alpha) f_0 + alpha f_1
+    (Wortsman et al. 2022), and probabilities, the same mean of softmax outputs. Their accuracies have the variant
+    ensemble:KIND."""
     upgraded: str | None = None
     """A better zero-shot checkpoint, on which the path's change theta_1 - theta_0 is evaluated too (compatibility). The
     prompts of a prompt method are used there unchanged."""
@@ -264,7 +312,9 @@ class StudyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
-        return plain(dataclasses.asdict(self))
+        data = plain(dataclasses.asdict(self))
+        data["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in data["pairs"]]
+        return data
 
     def check_complete(self) -> None:
         """Raise ConfigError where something is missing that every study needs: a pair, a test set, a measure.
@@ -310,7 +360,7 @@ class StudyConfig:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("perturbation_alphas", "density_alphas", "repair_alphas"):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -318,7 +368,8 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    for name, chosen in (("perturbation_alphas", c.perturbation_alphas), ("density_alphas", c.density_alphas)):
+    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas"):
+        chosen = getattr(c, name)
         if chosen is not None and not set(chosen) <= set(c.alphas):
             raise ConfigError(f"{name}: each must be one of alphas.")
     if c.precision == "fp16":
@@ -329,13 +380,23 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
+    check_products(c)
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)
     parse_rule(c.straggler_rule)
     check_ranges(
         c,
-        least={"threads": 0, "limit": 1} | dict.fromkeys(_COUNTS, 1),
-        positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory", "criticality_noise"),
+        least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1, "eigenvectors": 0} | dict.fromkeys(_COUNTS, 1),
+        positive=(
+            "rtol",
+            "rho_avg",
+            "rho_linf",
+            "rho_l2",
+            "rho_geodesic",
+            "memory",
+            "criticality_noise",
+            "vrf_width",
+        ),
     )
     if c.upgraded_model is not None and c.upgraded is None:
         raise ConfigError("upgraded_model: names the architecture of upgraded, and upgraded is missing.")
@@ -344,13 +405,33 @@ def _check(c: StudyConfig) -> None:
     for density in c.densities:
         if not 0 <= density <= 1:
             raise ConfigError(f"densities: {density} is outside [0, 1]; density is the fraction of entries KEPT.")
-    lists = ("id", "ood", "metrics", "measures", "density_layers", "densities", "targets", "selects")
-    for name in (*lists, "criticality_noise", "output_baselines", "paths"):
+    lists = (
+        "id",
+        "ood",
+        "metrics",
+        "measures",
+        "density_layers",
+        "eigenvector_layers",
+        "densities",
+        "targets",
+        "selects",
+    )
+    for name in (*lists, "criticality_noise", "output_baselines", "ensembles", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
+    check_path_density(c.path_density, c.paths, "path_density")
+    bent = [p for p in c.paths if not PATHS[p].extrapolates]
+    if bent and (outside := [a for a in c.alphas if not 0 <= a <= 1]):
+        raise ConfigError(f"paths: {bent[0]} has no points outside [0, 1], and alphas has {outside[0]:g}.")
     if c.density_alphas is not None and not c.density_layers:
         raise ConfigError("density_alphas: says where density_layers are looked at, and no layer is named there.")
+    if not c.eigenvectors:
+        for name in ("eigenvector_layers", "eigenvector_alphas"):
+            if getattr(c, name) != getattr(type(c), name):
+                raise ConfigError(f"{name}: says where eigenvectors are saved, and eigenvectors is 0.")
+    elif not c.eigenvector_layers or c.eigenvector_alphas == ():
+        raise ConfigError("eigenvectors: needs a layer in eigenvector_layers and an alpha in eigenvector_alphas.")
     for i, pair in enumerate(c.pairs):
         _check_name(f"pairs[{i}].name", pair.name)
     names = [p.name for p in c.pairs]
@@ -370,6 +451,8 @@ def _check_name(where: str, name: str) -> None:
         raise ConfigError(f"{where}: '{name}' is a word of the tables' own; give the pair another name.")
 
 
+VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
+"""The settings of the output baseline vrf."""
 _COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
 
 

@@ -83,10 +83,12 @@ def _spelled(value: Any) -> str:
 
 
 def load_sweep(path: str | os.PathLike[str]) -> SweepConfig:
-    """The sweep in the YAML file ``path``, read as strictly as a study file; raises ConfigError with file and line.
+    """The sweep in the YAML file ``path``, read as strictly as a study file.
 
     >>> load_sweep("sweep.yaml").trials()[0].name  # doctest: +SKIP
     'wise-ft-lr1e-05-epochs5-seed0'
+
+    Raises ConfigError with the file and the line.
     """
     data, lines, name = read_mapping(path)
     try:

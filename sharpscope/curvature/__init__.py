@@ -38,7 +38,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.density import SpectralDensity, spectral_density
-    from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues, RitzSpace, lanczos, power_iteration
+    from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues, RitzSpace, lanczos
+    from sharpscope.curvature.export import HessianOperator
+    from sharpscope.curvature.fisher import FisherDiagonal, diagonal_fisher
+    from sharpscope.curvature.functional import FunctionalEngine
     from sharpscope.curvature.ggn import (
         ClassificationObjective,
         Fisher,
@@ -65,7 +68,10 @@ if TYPE_CHECKING:
         solve,
         solve_together,
     )
+    from sharpscope.curvature.pairs import EigenPairs, top_eigenpairs
     from sharpscope.curvature.perturbation import SharpnessEstimate, sharpness_avg, sharpness_max
+    from sharpscope.curvature.power import power_iteration
+    from sharpscope.curvature.slices import random_direction
     from sharpscope.curvature.trace import TraceEstimate, hutchinson, hutchpp, per_example_trace, xtrace
     from sharpscope.curvature.tracking import tracked
 
@@ -77,11 +83,15 @@ __all__ = [
     "DenseOperator",
     "Divisible",
     "EigenEstimate",
+    "EigenPairs",
     "ExtremeEigenvalues",
     "Fisher",
+    "FisherDiagonal",
     "FunctionOperator",
+    "FunctionalEngine",
     "GaussNewton",
     "HessianEngine",
+    "HessianOperator",
     "LayerHessian",
     "MeasureResult",
     "MeasureSettings",
@@ -95,6 +105,7 @@ __all__ = [
     "SymmetricOperator",
     "TraceEstimate",
     "check_symmetric",
+    "diagonal_fisher",
     "fisher_trace",
     "ggn_trace",
     "hutchinson",
@@ -107,12 +118,14 @@ __all__ = [
     "plan_memory",
     "power_iteration",
     "precision_error",
+    "random_direction",
     "second_order",
     "sharpness_avg",
     "sharpness_max",
     "solve",
     "solve_together",
     "spectral_density",
+    "top_eigenpairs",
     "tracked",
     "xtrace",
 ]
@@ -124,7 +137,10 @@ _HOME = {
     for module, names in {
         "arithmetic": "in_precision precision_error second_order",
         "density": "SpectralDensity spectral_density",
-        "eigen": "EigenEstimate ExtremeEigenvalues RitzSpace lanczos power_iteration",
+        "eigen": "EigenEstimate ExtremeEigenvalues RitzSpace lanczos",
+        "export": "HessianOperator",
+        "fisher": "FisherDiagonal diagonal_fisher",
+        "functional": "FunctionalEngine",
         "ggn": "ClassificationObjective Fisher GaussNewton Residual fisher_trace ggn_trace is_cross_entropy",
         "graphs": "MemoryPlan plan_memory",
         "hvp": "BlockSpec HessianEngine LayerHessian",
@@ -134,7 +150,10 @@ _HOME = {
             "AnswersProbes Cuttable DenseOperator Divisible FunctionOperator Objective Probes SymmetricOperator "
             "check_symmetric solve solve_together"
         ),
+        "pairs": "EigenPairs top_eigenpairs",
         "perturbation": "SharpnessEstimate sharpness_avg sharpness_max",
+        "power": "power_iteration",
+        "slices": "random_direction",
         "trace": "TraceEstimate hutchinson hutchpp per_example_trace xtrace",
         "tracking": "tracked",
     }.items()

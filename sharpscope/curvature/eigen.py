@@ -22,7 +22,6 @@ __all__ = [
     "Rows",
     "lanczos",
     "lanczos_steps",
-    "power_iteration",
     "random_unit",
     "tolerances",
     "wanted_ends",
@@ -294,52 +293,3 @@ def lanczos_steps(
             return ExtremeEigenvalues(largest, smallest, RitzSpace.of(values, vectors, basis))
         q = rest / beta
     raise AssertionError("unreachable: the last step returns")
-
-
-def power_iteration(
-    operator: SymmetricOperator,
-    *,
-    seed: int,
-    rtol: float = 0.01,
-    max_matvecs: int = 1000,
-    shift: float = 0.0,
-    start: Tensor | None = None,
-) -> EigenEstimate:
-    """The eigenvalue of H farthest from ``shift``, by power iteration on H - shift I; a slow reference for ``lanczos``.
-
-    v <- (H - shift I) v / ||.||, lambda = v' H v; it stops at ||H v - lambda v|| <= rtol * |lambda|. With shift 0 the
-    result is the eigenvalue of largest magnitude, whatever its sign. With the shift at that eigenvalue, the result is
-    the other end of the spectrum.
-
-    Args:
-        operator: shape [p, p].
-        seed: the seed of the start vector.
-        rtol: relative tolerance, > 0.
-        max_matvecs: the largest number of products. Where they are spent first, ``converged`` is False.
-        shift: in the unit of the eigenvalues.
-        start: a vector [p] to start from instead of a random one.
-
-    Raises NumericalError where the operator does; a product that is not finite gives NaN values that have not
-    converged.
-
-    Source: von Mises and Pollaczek-Geiringer 1929, Zeitschrift fuer Angewandte Mathematik und Mechanik 9.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(operator.shape[0], generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
-    v = v if start is None else start.to(operator.device, operator.dtype)
-    v = v / v.norm()
-    value = residual = math.nan
-    for step in range(1, max_matvecs + 1):
-        product = operator.matvec(v)
-        value = float(v @ product)
-        residual = float((product - value * v).norm())
-        if not math.isfinite(residual):
-            return EigenEstimate(math.nan, math.nan, False, step)
-        if residual <= rtol * abs(value):
-            return EigenEstimate(value, residual, True, step, v)
-        shifted = product - shift * v
-        norm = float(shifted.norm())
-        if norm == 0.0:  # v is an eigenvector at the shift itself: nothing lies farther
-            return EigenEstimate(value, residual, residual == 0.0, step, v)
-        v = shifted / norm
-    return EigenEstimate(value, residual, False, max_matvecs, v)

@@ -33,9 +33,11 @@ __all__ = [
     "Fisher",
     "GaussNewton",
     "Residual",
+    "class_cotangent",
     "fisher_trace",
     "ggn_trace",
     "is_cross_entropy",
+    "sign_cotangents",
 ]
 
 EXACT_COST = 3
@@ -199,7 +201,7 @@ def ggn_trace(
     Sources: Schraudolph 2002, https://doi.org/10.1162/08997660260028683; Hutchinson 1990; Goodfellow 2015, arXiv
     1510.01799; Li et al. 2022, arXiv 2110.05679.
     """
-    return _square_trace(objective, theta, blocks, _signs, seed, rtol, max_probes, pilot)
+    return _square_trace(objective, theta, blocks, sign_cotangents, seed, rtol, max_probes, pilot)
 
 
 def fisher_trace(
@@ -230,7 +232,8 @@ def fisher_trace(
 Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 
-def _signs(p: Tensor, generator: torch.Generator) -> Tensor:
+def sign_cotangents(p: Tensor, generator: torch.Generator) -> Tensor:
+    """B e for every row p: B B' = diag(p) - p p', and e are random signs."""
     signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p) * 2 - 1
     root = p.sqrt() * signs
     return root - p * root.sum(1, keepdim=True)
@@ -255,7 +258,7 @@ def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=p.shape[1] - 1)
 
 
-def _column(p: Tensor, c: int) -> Tensor:
+def class_cotangent(p: Tensor, c: int) -> Tensor:
     """Column c of B, sqrt(p_c) (e_c - p), for every row p."""
     column = -p
     column[:, c] += 1
@@ -365,7 +368,7 @@ class _Squares:
             self.rest_open |= bool(rest)
             p = logits.detach().softmax(1)
             for c in range(self.classes):
-                own, _ = self._squares(logits, taps, [], _column(p, c), last=c + 1 == self.classes)
+                own, _ = self._squares(logits, taps, [], class_cotangent(p, c), last=c + 1 == self.classes)
                 self._settle(i, slice(None), own.cpu() * (weight / len(p)), len(p))
         self._samples = [(own[:, :0], rest, names) for own, rest, names in self._samples]
         self.own_open, self.spent = False, self.spent + self.classes
@@ -381,7 +384,7 @@ class _Squares:
                 p = logits.detach().softmax(1)
                 for row, c in itertools.product(range(len(p)), range(self.classes)):
                     alone = torch.zeros_like(p)
-                    alone[row] = _column(p, c)[row]
+                    alone[row] = class_cotangent(p, c)[row]
                     _, square = self._squares(logits, [], rest, alone, last=False)
                     self._settle(i, j - start, square.cpu() * (singles.weights[j] / len(p)), stop - start)
             start = stop

@@ -16,14 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.ascent import Norm, auto_pgd
 from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
 from sharpscope.seeds import derive
 
-__all__ = ["SharpnessEstimate", "auto_pgd_checkpoints", "project", "sharpness_avg", "sharpness_max"]
+__all__ = ["SharpnessEstimate", "gathered", "sharpness_avg", "sharpness_max", "without_prefix"]
 
-Norm = Literal["l2", "linf"]
+Noise = Literal["gaussian", "uniform"]
 
 NOISE_KEPT = 2**30
 """The number of bytes up to which all noise draws of a layer are kept in memory. A layer that needs more draws the same
@@ -61,11 +62,14 @@ def sharpness_avg(
     samples: int = 8,
     rtol: float = 0.05,
     base: Sequence[float] | None = None,
+    noise: Noise = "gaussian",
 ) -> SharpnessEstimate:
     """E_batch E_delta [L(w + delta) - L(w)], delta ~ N(0, rho^2 diag(c^2)) on the named parameters only.
 
-    Every draw is used with both signs (an antithetic pair), which cancels the first-order term <g, delta> exactly. For
-    small rho the result approaches rho^2 / 2 * tr(diag(c) H diag(c)). Where the objective is ``Cuttable``, the part of
+    With uniform noise, delta is uniform in the box |delta / c| <= rho, of which ``sharpness_max`` in the l-infinity
+    ball is the worst case. Every draw is used with both signs (an antithetic pair), which cancels the first-order term
+    <g, delta> exactly. For small rho the result approaches rho^2 / 2 * tr(diag(c) H diag(c)), with uniform noise rho^2
+    / 6 times that trace. Where the objective is ``Cuttable``, the part of
     the forward pass before the layer is computed only once per batch.
 
     Args:
@@ -78,6 +82,7 @@ def sharpness_avg(
             standard error.
         rtol: tolerance for ``converged``: stderr <= rtol * |estimate|.
         base: the unperturbed loss of every batch; None: it is computed.
+        noise: the distribution of delta / (rho c), gaussian (standard normal) or uniform (in [-1, 1]).
 
     Sources: Andriushchenko et al. 2023, arXiv 2302.07011; Kwon et al. 2021, arXiv 2102.11600 (adaptive).
     """
@@ -86,20 +91,20 @@ def sharpness_avg(
 
     def draw(s: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive(seed, "noise", s))
-        return {n: _noise(w, rho, adaptive, generator) for n, w in flat.items()}
+        return {n: _noise(w, rho, adaptive, noise, generator) for n, w in flat.items()}
 
-    noise = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
+    drawn = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
     # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
     rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
     starts: list[Tensor | float] = []
-    target = _without_prefix(objective, theta, names)
+    target = without_prefix(objective, theta, names)
     with torch.no_grad():
         for i, weight in enumerate(objective.weights):
             start = objective.batch_loss(i, theta) if base is None else base[i]
             starts.append(start)
             for s in range(samples):
                 for sign in (1, -1):
-                    moved = {**theta, **{n: w + sign * noise(s)[n] for n, w in flat.items()}}
+                    moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
                     rises[i][s] = rises[i][s] + weight * (target.batch_loss(i, moved).double() - start) / 2
     each = torch.stack([torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises]).cpu()
     values = each.sum(0)
@@ -111,7 +116,7 @@ def sharpness_avg(
     return SharpnessEstimate(mean, stderr, stderr <= rtol * abs(mean), 2 * samples, images)
 
 
-def _without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
+def without_prefix(objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str]) -> Objective:
     """The objective for weights that differ from ``theta`` only in ``names``, in its cheaper form where it has one."""
     return objective.suffix(theta, names) if isinstance(objective, Cuttable) else objective
 
@@ -147,8 +152,11 @@ def _depends(objective: Objective, i: int, theta: Mapping[str, Tensor], names: S
     return any(g is not None for g in torch.autograd.grad(loss, list(own.values()), allow_unused=True))
 
 
-def _noise(w: Tensor, rho: float, adaptive: bool, generator: torch.Generator) -> Tensor:
-    z = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+def _noise(w: Tensor, rho: float, adaptive: bool, noise: Noise, generator: torch.Generator) -> Tensor:
+    if noise == "uniform":
+        z = (2 * torch.rand(w.shape, generator=generator, dtype=torch.float64) - 1).to(w)
+    else:
+        z = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
     return rho * (w.abs() * z if adaptive else z)
 
 
@@ -162,6 +170,7 @@ def sharpness_max(
     adaptive: bool = True,
     steps: int = 20,
     seed: int = 0,
+    random_start: bool = False,
 ) -> SharpnessEstimate:
     """E_batch [ max_{||delta / c||_p <= rho} L(w + delta) - L(w) ] by Auto-PGD from delta = 0.
 
@@ -179,27 +188,40 @@ def sharpness_max(
         norm: the norm of the ball, linf | l2.
         adaptive: c = |w|, which makes the result invariant to rescaling the parameters; False: c = 1.
         steps: number of search steps, >= 1. More steps usually find a larger rise and cost one gradient per batch each.
-        seed: the seed of the random directions at stationary points; nothing else is random.
+        seed: the seed of the random directions at stationary points and of the random start.
+        random_start: whether the search starts from a random point of the ball instead of delta = 0.
 
     Sources: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
-    rises, starts, settled = [], [], True
-    target = _without_prefix(objective, theta, names)
+    target = without_prefix(objective, theta, names)
     generator = torch.Generator().manual_seed(seed)
-    for i in range(len(objective.weights)):
-        start, rise, done = _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps, generator)
-        rises.append(rise)
-        starts.append(start)
-        settled &= done
+    found = [
+        _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps, generator, random_start)
+        for i in range(len(objective.weights))
+    ]
+    return gathered(target, theta, names, found, evaluations=steps + 1 + random_start, adaptive=adaptive)
+
+
+def gathered(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    names: Sequence[str],
+    found: Sequence[tuple[float, float, bool]],
+    *,
+    evaluations: int,
+    adaptive: bool,
+) -> SharpnessEstimate:
+    """The mean over batches of what ``ascent.auto_pgd`` found in each, after ``evaluations`` of its loss."""
+    starts, rises, settled = zip(*found, strict=True)
     weights = torch.tensor(list(objective.weights), dtype=torch.float64)
     values = torch.tensor(rises, dtype=torch.float64)
     mean = float((weights * values).sum())
     n = len(rises)
     stderr = math.sqrt(float((weights**2 * (values - mean) ** 2).sum()) * n / (n - 1)) if n > 1 else math.nan
-    floor = _resolution(target, theta, names, starts, adaptive, moved=bool(values.any()))
+    floor = _resolution(objective, theta, names, starts, adaptive, moved=bool(values.any()))
     stderr = math.hypot(stderr, floor)
     images = math.hypot(error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None), floor)
-    return SharpnessEstimate(mean, stderr, settled and math.isfinite(mean), n * (steps + 1), images)
+    return SharpnessEstimate(mean, stderr, all(settled) and math.isfinite(mean), n * evaluations, images)
 
 
 def _auto_pgd(
@@ -212,13 +234,12 @@ def _auto_pgd(
     adaptive: bool,
     steps: int,
     generator: torch.Generator,
+    random_start: bool,
 ) -> tuple[float, float, bool]:
     """(batch i's loss at delta = 0, its worst rise, whether the search had settled)."""
     shapes = [theta[n].shape for n in names]
     sizes = [theta[n].numel() for n in names]
     w = torch.cat([theta[n].detach().reshape(-1) for n in names])
-    # Each step waits for one number from the device, the loss: it decides which point is best and whether the step is
-    # halved.
     c = w.abs() if adaptive else torch.ones_like(w)
 
     def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
@@ -230,63 +251,6 @@ def _auto_pgd(
         (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
         return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
 
-    def ascend(gradient: Tensor) -> Tensor:
-        """The direction of steepest ascent of unit size in the norm of delta / c; a random one where there is none."""
-        if not (c * gradient).any():
-            gradient = torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c)
-        if norm == "linf":
-            return c * gradient.sign()
-        scaled = c * gradient
-        length = scaled.norm()
-        return torch.where(length > 0, c * scaled / length, 0.0)
-
-    delta = previous = torch.zeros_like(w)
-    start, gradient = loss_and_gradient(delta)
-    best, best_delta, best_gradient = start, delta, gradient
-    history = [best]
-    step, last_step, last_best = 2 * rho, 2 * rho, best
-    checkpoints = auto_pgd_checkpoints(steps)
-    improved, since, loss = 0, 0, start
-    for k in range(steps):
-        target = project(delta + step * ascend(gradient), c, rho, norm)
-        moved = target if k == 0 else project(delta + 0.75 * (target - delta) + 0.25 * (delta - previous), c, rho, norm)
-        previous, delta = delta, moved
-        last, (loss, gradient) = loss, loss_and_gradient(delta)
-        improved += loss > last
-        since += 1
-        if loss > best:
-            best, best_delta, best_gradient = loss, delta, gradient
-        history.append(best)
-        if k + 1 in checkpoints:
-            stuck = step == last_step and best == last_best
-            last_step, last_best = step, best
-            if improved < 0.75 * since or stuck:
-                step, loss = step / 2, best
-                delta = previous = best_delta
-                gradient = best_gradient
-            improved = since = 0
-    late = history[-1 - max(steps // 4, 1)]
-    return start, best - start, best - late <= 0.01 * max(best - start, 0.0)
-
-
-def project(delta: Tensor, c: Tensor, rho: float, norm: Norm) -> Tensor:
-    """The nearest point of ||delta / c||_p <= rho along the ray (l2) or by coordinate (linf); 0 where c = 0."""
-    if norm == "linf":
-        return torch.minimum(torch.maximum(delta, -rho * c), rho * c)
-    inside = torch.where(c > 0, delta / torch.where(c > 0, c, 1.0), 0.0)
-    length = inside.norm()
-    return c * inside * torch.where(length > rho, rho / length, 1.0)
-
-
-def auto_pgd_checkpoints(steps: int) -> frozenset[int]:
-    """The steps after which Auto-PGD reconsiders: ceil(p_j * steps).
-
-    p_0 = 0, p_1 = .22, p_{j+1} = p_j + max(p_j - p_{j-1} - .03, .06).
-
-    >>> sorted(auto_pgd_checkpoints(20))
-    [5, 9, 12, 14, 16, 18, 19, 20]
-    """
-    p = [0.0, 0.22]
-    while p[-1] < 1:
-        p.append(p[-1] + max(p[-1] - p[-2] - 0.03, 0.06))
-    return frozenset(math.ceil(round(steps * q, 9)) for q in p[1:] if q <= 1)
+    return auto_pgd(
+        loss_and_gradient, c, rho=rho, norm=norm, steps=steps, generator=generator, random_start=random_start
+    )

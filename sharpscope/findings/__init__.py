@@ -22,6 +22,7 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
 from sharpscope.findings.rank_correlation import partial_spearman
 from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, match_plain
@@ -56,6 +57,7 @@ __all__ = [
     "pair_correlations",
     "partial_spearman",
     "path_correlations",
+    "path_costs",
     "percentile_interval",
     "permutation_p",
     "predict_gain",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.findings.frames import accuracy_grid, alpha_index
+from sharpscope.findings.pathcosts import with_costs
 from sharpscope.findings.rank_correlation import (
     correlate,
     is_constant,
@@ -132,6 +133,7 @@ def pair_correlations(
     level: float = 0.95,
     alphas: Sequence[float] | None = None,
     stragglers: Mapping[str, Collection[str]] | None = None,
+    costs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """Correlation across pairs at each fixed alpha, with one point per pair.
 
@@ -154,8 +156,12 @@ def pair_correlations(
         seed: seed of the resampling.
         bootstrap: number of bootstrap replicates, and of permutations.
         level: coverage of the intervals.
-        alphas: the alphas to use; by default all above 0 at which every pair has sharpness.
+        alphas: the alphas to use; by default all above 0 at which every pair that has sharpness has it, or, where no
+            pair has any, at which every pair has an accuracy.
         stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``.
+        costs: what interpolation costs in loss (``pathcosts.path_costs``); adds the measures instability, barrier and
+            rewind of the whole path, layer ``(all)``, and of single layers. They do not change with alpha, and of
+            several layers together they have no value.
 
     Returns:
         Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 points (5 for a partial
@@ -169,9 +175,11 @@ def pair_correlations(
     https://doi.org/10.1111/j.2517-6161.1995.tb02031.x (q).
     """
     accuracy = dense_rows(accuracy)
-    pairs = sorted(set(sharpness["pair"]) & set(accuracy["pair"]))
-    chosen = _common_alphas(sharpness, pairs) if alphas is None else [float(a) for a in alphas]
+    measured = set(sharpness["pair"]) | (set() if costs is None else set(costs["pair"]))
+    pairs = sorted(measured & set(accuracy["pair"]))
+    chosen = _common_alphas(sharpness, accuracy, pairs) if alphas is None else [float(a) for a in alphas]
     cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
+    cube = cube if costs is None else with_costs(cube, costs)
     z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
     rows: list[dict[str, object]] = []
     for dataset in _means_of(accuracy):
@@ -345,8 +353,11 @@ def _permutations(n: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
 
 
-def _common_alphas(sharpness: pd.DataFrame, pairs: Sequence[str]) -> list[float]:
-    sets = [set(sharpness.loc[sharpness["pair"] == p, "alpha"].astype(float).round(9)) for p in pairs]
+def _common_alphas(sharpness: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[float]:
+    table = sharpness if len(sharpness) else accuracy
+    sets = [
+        set(table.loc[table["pair"] == p, "alpha"].astype(float).round(9)) for p in pairs if p in set(table["pair"])
+    ]
     return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
 
 

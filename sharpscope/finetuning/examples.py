@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.images import Decoded, Files
 from sharpscope.clip.datasets.spec import load_dataset
@@ -63,7 +64,7 @@ class TensorExamples:
 
 
 class DatasetExamples:
-    """The images of a data set, random crops where it was loaded with ``augment``.
+    """The images of a data set, augmented where it was loaded with ``augment``.
 
     ``labels``: the class labels of image-caption pairs; in their data set every pair is a class, named by its caption.
     """
@@ -75,6 +76,11 @@ class DatasetExamples:
 
     def __len__(self) -> int:
         return self.dataset.listed
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a seed changes the pictures."""
+        return bool(self.dataset.facts.get("augmented"))
 
     def batch(self, indices: Tensor, seed: int) -> Drawn:
         images, labels = self.dataset.take(indices, seed)
@@ -104,25 +110,26 @@ def load_examples(
     data_root: str | Path | None = None,
     classnames: Sequence[str] | None = None,
     shots: int | None = None,
-    augment: bool = True,
+    augment: Augmentation | None = OPEN_CLIP,
     seed: int = 0,
 ) -> tuple[DatasetExamples, tuple[str, ...]]:
     """Training examples of ``spec``, and the class names that their labels index.
 
     Any data set of ``load_dataset``, its train split unless the spec names another; or ``csv:PATH``: image-caption
     pairs for the contrastive methods, in the columns that open_clip reads (``filepath``, ``title``; tab or comma; paths
-    from the file's folder unless absolute; a column ``label`` is taken where there is one). ``augment``: a random crop
-    of each image each time; arrays and the embedded world have none. ``shots``: largest number of images per class, a
-    fixed choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
+    from the file's folder unless absolute; a column ``label`` is taken where there is one). ``augment``: what
+    happens to each image each time; arrays and the embedded world stay as they are. ``shots``: largest number of images
+    per class, a fixed choice by ``seed``. Raises ConfigError and DatasetError as ``load_dataset``.
     """
     kind, _, rest = spec.partition(":")
+    augment = augment if augment is not None and augment.changes else None
     if kind == "csv":
         if not classnames:
             raise ConfigError("classnames: captions name no classes; give those that the model has to tell apart.")
         path = Path(data_root or ".").expanduser() / Path(rest).expanduser()
         return _captioned(path, model, len(classnames), augment), tuple(classnames)
     dataset = load_dataset(
-        spec, model=model, split="train", data_root=data_root, classnames=classnames, augment=augment
+        spec, model=model, split="train", data_root=data_root, classnames=classnames, augment=augment or False
     )
     if dataset.projection is not None:
         raise ConfigError(
@@ -134,7 +141,7 @@ def load_examples(
     return DatasetExamples(dataset), dataset.classnames
 
 
-def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) -> DatasetExamples:
+def _captioned(path: Path, model: ClipModel, num_classes: int, augment: Augmentation | None) -> DatasetExamples:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -161,7 +168,7 @@ def _captioned(path: Path, model: ClipModel, num_classes: int, augment: bool) ->
         Decoded(Files(path.parent, paths), model, augment=augment),
         mean=model.mean,
         std=model.std,
-        facts={"streamed": True},
+        facts={"streamed": True, "augmented": augment is not None},
     )
     return DatasetExamples(pairs, torch.tensor(labels))
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
+from sharpscope.finetuning.selection import only
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.seeds import derive
@@ -27,6 +28,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Validation = Callable[[Callable[[Tensor], Tensor]], float]
 """(logits of images) -> accuracy on the validation set."""
+Keep = Callable[[int, Exported], None]
+"""(steps of all stages so far, what a checkpoint of them holds) -> None."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,31 @@ def fit(
     every: int = 500,
     precision: Precision = "full",
     progress: bool = True,
+    train_only: str | None = None,
+    keep: Keep | None = None,
+    keep_every: int | None = None,
 ) -> Fitted:
     """Train ``method`` on ``examples``. The result depends on the arguments alone, not on interruptions.
 
     validation  asked after every epoch and at the end; decides what is kept where the method says ``keep_best``
     state_file  file to which the state is written every ``every`` steps, and from which training resumes
+    train_only  regular expression: only tensors whose names match it move (see ``selection.only``)
+    keep        given what a checkpoint would hold after every ``keep_every`` steps but the last
 
-    Raises ConfigError where a batch is larger than the data, NumericalError when training diverges.
+    Raises ConfigError where a batch is larger than the data, where ``train_only`` matches nothing, or where training is
+    over before ``keep_every`` steps; NumericalError when training diverges.
     """
     if len(examples) != task.n:
         raise ConfigError(f"finetune: the task has n = {task.n}, but there are {len(examples)} examples.")
     prepared = method.prepare(task)
+    if train_only is not None:
+        prepared = only(prepared, task, train_only, method.name)
+    keeper = _Keeper(prepared, keep, _checked_interval(keep_every, prepared) if keep else None)
     at = (state_file.load(task.device) if state_file else None) or Progress()
     for number in range(at.stage, len(prepared.stages)):
         last = number + 1 == len(prepared.stages)
         judge = _Judge(prepared, validation, method.keep_best and last, at)
-        run = _Stage(method, task, examples, prepared, number, precision, progress)
+        run = _Stage(method, task, examples, prepared, number, precision, progress, keeper)
         at = run(at, judge, state_file.save if state_file else None, every)
     theta = {**prepared.theta, **at.moved, **at.best}
     return Fitted(theta, prepared.export(theta), tuple(at.losses), tuple(at.accuracies), prepared)
@@ -91,6 +103,31 @@ class _Judge:
             self.best_accuracy, self.best = accuracy, {n: t.clone() for n, t in moved.items()}
 
 
+def _checked_interval(every: int | None, prepared: Prepared) -> int | None:
+    """``every``; raises ConfigError where no checkpoint would be kept by it."""
+    total = sum(stage.recipe.steps for stage in prepared.stages)
+    if every is not None and not 1 <= every < total:
+        raise ConfigError(
+            f"keep_every: needs 1 to {total - 1} steps, got {every}: the training has {total}, and its end is written "
+            "anyway."
+        )
+    return every
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Checkpoints while training: every so many steps, but for the last."""
+
+    prepared: Prepared
+    keep: Keep | None
+    every: int | None
+
+    def __call__(self, step: int, theta: Theta) -> None:
+        total = sum(stage.recipe.steps for stage in self.prepared.stages)
+        if self.keep is not None and self.every is not None and step % self.every == 0 and step < total:
+            self.keep(step, self.prepared.export(theta))
+
+
 @dataclass(frozen=True)
 class _Stage:
     """One stage of a method, ready to run."""
@@ -102,6 +139,7 @@ class _Stage:
     number: int
     precision: Precision
     progress: bool
+    keeper: _Keeper
 
     @property
     def stage(self) -> Stage:
@@ -111,24 +149,34 @@ class _Stage:
         """Train from the progress ``at`` to the end of the stage."""
         recipe, before = self.stage.recipe, len(at.losses)
         theta = {**self.prepared.theta, **at.moved}
-        batches = self._batches(at.state.step if at.state else 0)
-        per_epoch = max(1, self.task.n // self.method.batch_size)
+        if self.stage.begin is not None:
+            theta |= self.stage.begin(theta)
+        rows = self._rows()
+        size = min(self.method.batch_size, len(rows))
+        per_epoch = max(1, len(rows) // size)
+        batches = self._batches(rows, size, per_epoch, at.state.step if at.state else 0)
+        judge_every = self.method.judge_every or per_epoch
         meter: dict[str, str] = {}
+        held: dict[int, Batch] = {}  # sharpness-aware training asks twice for the loss of one step
 
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
-            batch, accuracy = next(batches), 0.0
+            if first := step not in held:
+                held.clear()
+                held[step] = next(batches)
+            batch, accuracy = held[step], 0.0
             for part in batch.split(self.method.accumulate):
                 share = len(part.labels) / len(batch.labels)  # unequal parts weigh by their examples
                 losses = self.prepared.losses(current, part)
-                if losses.logits is not None:
+                if first and losses.logits is not None:
                     accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
                     meter["accuracy"] = f"{accuracy:.2f}"
                 yield share * losses.total
 
         def after(state: State) -> None:
             done = state.step == recipe.steps
-            if done or state.step % per_epoch == 0:
+            if done or state.step % judge_every == 0:
                 judge(before + state.step, {**theta, **state.kept}, state.kept)
+            self.keeper(before + state.step, {**theta, **state.kept})
             if save is not None and not done and state.step % every == 0:
                 save(dataclasses.replace(
                     at, state=state, accuracies=judge.accuracies, best=judge.best, best_accuracy=judge.best_accuracy
@@ -139,7 +187,10 @@ class _Stage:
             self.stage.trained,
             loss,
             recipe,
+            constrain=self.stage.constrain,
+            ascent=self.stage.ascent,
             ema=self.method.ema,
+            ema_debias=self.method.ema_debias,
             precision=self.precision,
             resume=at.state,
             after=after,
@@ -158,18 +209,26 @@ class _Stage:
             save(finished)
         return finished
 
-    def _batches(self, done: int) -> Iterator[Batch]:
+    def _rows(self) -> Tensor:
+        """The examples that this stage trains on."""
+        (first, last), n = self.stage.part, self.task.n
+        if (first, last) == (0.0, 1.0):
+            return torch.arange(n)
+        return torch.randperm(n, generator=self.task.generator("parts"))[round(first * n) : round(last * n)]
+
+    def _batches(self, rows: Tensor, size: int, per_epoch: int, done: int) -> Iterator[Batch]:
         """The batches from step ``done`` on; the next batch is read while the current one is trained on."""
-        task, size, steps = self.task, self.method.batch_size, self.stage.recipe.steps
+        task, steps = self.task, self.stage.recipe.steps
         # the first stage's order is that of the seed itself: the embedded world's checkpoints were trained so
         order_seed = task.seed if self.number == 0 else derive(task.seed, "stage", self.number)
-        rounds = -(-steps // max(1, task.n // size))
-        order = itertools.islice(epochs(task.n, size, rounds, order_seed), done, steps)
+        order = itertools.islice(epochs(len(rows), size, -(-steps // per_epoch), order_seed), done, steps)
         seed = derive(task.seed, "finetune", self.number)
 
         def read(item: tuple[int, Tensor]) -> Batch:
             step, indices = item
-            images, labels, captions = self.examples.batch(indices, derive(seed, "augment", step))
+            epoch = step // per_epoch
+            # a picture depends on the image and the epoch alone, whatever batch it is in
+            images, labels, captions = self.examples.batch(rows[indices], derive(seed, "augment", epoch))
             return Batch(
                 images.to(task.device, non_blocking=True),
                 labels.to(task.device, non_blocking=True),
@@ -177,6 +236,7 @@ class _Stage:
                 step,
                 step / steps,
                 seed,
+                epoch,
             )
 
         return _ahead(read, enumerate(order, done))

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
-from sharpscope.finetuning.trainer import Optimizer, Recipe
+from sharpscope.finetuning.schedule import Schedule
+from sharpscope.finetuning.trainer import Ascent, Decay, Optimizer, Recipe
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
 from sharpscope.seeds import derive
 from sharpscope.weights.heads import CLASSNAMES, head_metadata
@@ -36,6 +38,7 @@ __all__ = [
     "Task",
     "both_towers",
     "cross_entropy",
+    "head_names",
     "image_tower",
     "of_classifier",
     "text_head",
@@ -84,6 +87,8 @@ class Batch:
     """step / steps of the stage, in [0, 1)."""
     seed: int = 0
     """Seed made from those of the run and the stage."""
+    epoch: int = 0
+    """Number of epochs of the stage that are over."""
 
     def split(self, parts: int) -> Iterator[Batch]:
         """The examples in up to ``parts`` batches of (all but) equal size, in order; all else is the same in each."""
@@ -130,6 +135,14 @@ class Stage:
     recipe: Recipe
     name: str = "fine-tuning"
     """Label of the progress bar."""
+    part: tuple[float, float] = (0.0, 1.0)
+    """From which to which share of the examples, in an order drawn once from the seed, the stage trains on."""
+    begin: Callable[[Theta], Theta] | None = None
+    """theta as the stage before it left it -> where this stage's trained tensors start; None: where they are."""
+    constrain: Callable[[Theta], None] | None = None
+    """Called after every step to bring the trained tensors back into their range, in place."""
+    ascent: Ascent | None = None
+    """Where each step's gradient is taken; None: at theta itself."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +166,15 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A way of fine-tuning. The fields are its hyperparameters, the defaults its paper's (on the paper's data).
+    """A way of fine-tuning. The fields are its hyperparameters; the defaults are those of its authors' released code.
+
+    ``recipes.RECIPES`` names the repository and the line of every default, or says that it is our choice.
 
     A subclass sets ``name``, ``title``, ``source``, overrides the defaults that differ, adds its own, and gives
     ``prepare``. Its docstring's first line is its description.
 
-    Raises ConfigError for fewer than one part per batch, and for several parts if the loss compares the examples of a
-    batch.
+    Raises ConfigError for fewer than one part per batch, for several parts if the loss compares the examples of a
+    batch, for a warm-up in steps and in epochs at once, and for an augmentation that cannot be.
     """
 
     name: ClassVar[str]
@@ -188,19 +203,45 @@ class Method(ABC):
     """beta2 of AdamW, whose beta1 is 0.9."""
     warmup: float = 0.0
     """Warm-up: below 1 a share of all steps, from 1 on a number of steps."""
+    warmup_epochs: float = 0.0
+    """Warm-up as a number of epochs, however many epochs there are; then ``warmup`` is 0."""
     warmup_lr: float | None = None
-    """Constant rate during warm-up; None: linear from 0."""
+    """Constant rate during warm-up; None: a linear rise."""
+    schedule: Schedule = "linear-cosine"
+    """Curve of the learning rate: linear-cosine (WiSE-FT, FLYP, StarFT), zero-linear-cosine (Lipsum-FT), epoch-cosine
+    (CoOp, KgCoOp, CLIPFit), or product, with which the embedded world's checkpoints were made."""
     weight_decay: float = 0.1
+    decay: Decay = "all"
+    """all: every trained tensor decays; matrices: gains, biases and the logit scale do not."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: not clipped."""
     shots: int | None = None
     """Largest number of training images per class; None: all."""
     ema: float | None = None
     """Decay of the moving average of the weights that is kept instead of the last ones; None: none."""
+    ema_debias: bool = False
+    """Take the starting weights out of the moving average (WiSE-FT's second kind of average)."""
     keep_best: bool = False
-    """Keep the weights of the epoch with the best validation accuracy, where there is a validation set."""
+    """Keep the weights with the best validation accuracy, where there is a validation set."""
+    judge_every: int | None = None
+    """Number of steps between two validations; None: one epoch."""
+    crop: tuple[float, ...] | None = (0.9, 1.0)
+    """Smallest and largest share of an image's area that its random crop takes; None: the model's own crop."""
+    flip: float = 0.0
+    """Probability that an image is mirrored left to right."""
+    jitter: tuple[float, ...] | None = None
+    """Strengths of the changes of brightness, contrast, saturation and hue; None: colours stay."""
 
     def __post_init__(self) -> None:
+        if self.warmup and self.warmup_epochs:
+            raise ConfigError(
+                f"{self.name}: warmup {self.warmup:g} and warmup_epochs {self.warmup_epochs:g} exclude each other.\n"
+                "Remedy: set one of them to 0."
+            )
+        if self.warmup_epochs < 0 or (self.judge_every is not None and self.judge_every < 1):
+            raise ConfigError(f"{self.name}: warmup_epochs cannot be negative, and judge_every needs at least 1 step.")
+        if self.ema_debias and self.ema is None:
+            raise ConfigError(f"{self.name}: ema_debias changes a moving average, and there is none (ema is none).")
         if self.accumulate < 1:
             raise ConfigError(f"{self.name}: accumulate needs at least 1 part per batch, got {self.accumulate}.")
         if self.accumulate > 1 and self.couples:
@@ -209,9 +250,16 @@ class Method(ABC):
                 "batch with each other.\nRemedy: accumulate=1 and a smaller batch_size, or precision bf16."
             )
 
+        _ = self.augmentation  # complains now, not when images are read
+
     @abstractmethod
     def prepare(self, task: Task) -> Prepared:
         """The method at work on ``task``."""
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What happens to training images; raises ConfigError for what cannot be."""
+        return Augmentation(self.crop, self.flip, self.jitter)
 
     @property
     def description(self) -> str:
@@ -230,37 +278,57 @@ class Method(ABC):
         method = dataclasses.replace(self, **changes) if changes else self
         if not 1 <= method.batch_size <= n:
             raise ConfigError(f"finetune: batch size {method.batch_size} does not fit {n} training examples.")
-        steps = method.epochs * (n // method.batch_size) if method.steps is None else method.steps
+        per_epoch = n // method.batch_size
+        steps = method.epochs * per_epoch if method.steps is None else method.steps
+        warmup = method.warmup * steps if method.warmup < 1 else method.warmup
         return Recipe(
             lr=method.lr,
             steps=steps,
-            warmup=method.warmup * steps if method.warmup < 1 else method.warmup,
+            warmup=warmup + method.warmup_epochs * per_epoch,
             warmup_lr=method.warmup_lr,
             weight_decay=method.weight_decay,
             betas=(0.9, method.beta2),
             clip_norm=method.clip_norm,
             optimizer=method.optimizer,
             momentum=method.momentum,
+            schedule=method.schedule,
+            decay=method.decay,
+            per_epoch=per_epoch,
         )
 
 
 # ---------------------------------------------------------------------- what several methods share
-def with_head(task: Task, *, scale_baked: bool) -> tuple[Classifier, Theta]:
-    """A stored head that starts as the zero-shot one (or as theta_0's own ``head.weight``), and theta with it."""
-    classifier = Classifier(task.model, "stored", task.classnames, task.templates, scale_baked=scale_baked)
+def with_head(task: Task, *, scale_baked: bool, bias: bool = False) -> tuple[Classifier, Theta]:
+    """A stored head that starts as the zero-shot one (or as theta_0's own head), and theta with it.
+
+    ``bias``: the head has a bias, which starts at 0 unless theta_0 brings one.
+    """
+    classifier = Classifier(task.model, "stored", task.classnames, task.templates, scale_baked=scale_baked, bias=bias)
     theta = classifier.attach(task.theta_0)
+    if bias and HEAD_BIAS not in theta:
+        theta[HEAD_BIAS] = theta[HEAD_WEIGHT].new_zeros(len(theta[HEAD_WEIGHT]))
     if HEAD_WEIGHT in task.theta_0 and task.head_baked not in (None, scale_baked):
         scale = theta["logit_scale"].exp()
         theta[HEAD_WEIGHT] = theta[HEAD_WEIGHT] * (scale if scale_baked else 1 / scale)
     return classifier, theta
 
 
-def cross_entropy(classifier: Classifier) -> Callable[[Theta, Batch], Losses]:
-    """The loss of classification alone."""
+def head_names(bias: bool) -> tuple[str, ...]:
+    """The names of a stored head's tensors."""
+    return (HEAD_WEIGHT, HEAD_BIAS) if bias else (HEAD_WEIGHT,)
+
+
+def cross_entropy(classifier: Classifier, label_smoothing: float = 0.0) -> Callable[[Theta, Batch], Losses]:
+    """The loss of classification alone, with ``label_smoothing`` of the target spread evenly over all classes.
+
+    Raises ConfigError for a share that is not in [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise ConfigError(f"label_smoothing: needs a share from 0 to below 1, got {label_smoothing}.")
 
     def losses(theta: Theta, batch: Batch) -> Losses:
         logits = classifier.logits(theta, batch.images)
-        return Losses(F.cross_entropy(logits, batch.labels), logits=logits)
+        return Losses(F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing), logits=logits)
 
     return losses
 

@@ -19,7 +19,7 @@ from sharpscope.weights.theta import Theta
 
 __all__ = ["Pretraining", "as_tensor", "pretrain"]
 
-_RECIPE = Recipe(lr=1e-3, steps=1900, warmup=40, betas=(0.9, 0.98))
+_RECIPE = Recipe(lr=1e-3, steps=1900, warmup=40, betas=(0.9, 0.98), schedule="product", decay="matrices")
 _MIX = {"photo": 0.35, "clipart": 0.2, "painting": 0.15, "sketch": 0.12, "quickdraw": 0.08, "neon": 0.10}
 
 

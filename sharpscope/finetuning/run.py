@@ -26,10 +26,12 @@ from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.finetuning.examples import load_examples
 from sharpscope.finetuning.fit import fit
-from sharpscope.finetuning.method import Method, Prepared, Task
+from sharpscope.finetuning.method import Exported, Method, Prepared, Task
+from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.registry import METHODS, configured, listing
+from sharpscope.finetuning.schedule import learning_rate
 from sharpscope.finetuning.statefile import StateFile
-from sharpscope.finetuning.trainer import AUTOCAST, check_precision, learning_rate
+from sharpscope.finetuning.trainer import AUTOCAST, check_precision
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkpoint, write_checkpoint
@@ -83,8 +85,9 @@ class Tuned:
 def finetune(
     zeroshot: str | Path | Checkpoint | Mapping[str, Tensor],
     train: str,
-    method: str | Method = "wise-ft",
+    method: str | Method | None = None,
     *,
+    recipe: str | None = None,
     model: str = "ViT-B-32",
     out: str | Path | None = None,
     val: str | None = None,
@@ -95,7 +98,9 @@ def finetune(
     device: str = "auto",
     precision: Precision = "full",
     augment: bool = True,
+    train_only: str | None = None,
     checkpoint_every: int = 500,
+    keep_every: int | None = None,
     progress: bool = True,
     **hyperparameters: Any,
 ) -> Tuned:
@@ -109,7 +114,9 @@ def finetune(
         zeroshot: checkpoint file (or ``mini:zeroshot``), Checkpoint or named tensors; not modified.
         train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs (columns filepath,
             title).
-        method: name of a method (see below), or a Method.
+        method: name of a method (see below), or a Method; default: wise-ft.
+        recipe: name of a published recipe (``finetune --list`` shows them), which sets the method and all of its
+            hyperparameters; the file records it, and what is changed beside it.
         model: open_clip model name, config JSON, or ``mini``.
         out: folder for METHOD.safetensors, and for the state of an unfinished run; None: nothing is written.
         val: data set whose val split's accuracy is measured after every epoch; its test split is read only where the
@@ -121,9 +128,12 @@ def finetune(
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
             and float16 are taken too.
-        augment: random crops; arrays and the embedded world stay as they are.
+        augment: crop, mirror and colour images as the method says (``crop``, ``flip``, ``jitter``); False: not at all.
+            Arrays and the embedded world stay as they are.
+        train_only: regular expression; only the tensors in whose names it is found move (``bias$``: BitFit).
         checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
             is given.
+        keep_every: steps between two checkpoints that stay, METHOD-stepN.safetensors in ``out``; None: the end alone.
         progress: show a bar.
         hyperparameters: values that replace defaults of the method, by keyword: ``lr=1e-5``.
 
@@ -131,16 +141,18 @@ def finetune(
         Tuned: ``path`` of the file, ``theta`` (what it holds), ``losses`` of every step, ``accuracies`` on ``val``.
 
     Raises:
-        ConfigError: an unknown method, model or hyperparameter (with the nearest name), or a file of another
-            fine-tuning in ``out``.
+        ConfigError: an unknown method, recipe, model or hyperparameter (with the nearest name), a method beside a
+            recipe, a setting that would do nothing, or a file of another fine-tuning in ``out``.
         DatasetError: data that cannot be used.
         CheckpointError, PairMismatch: weights that cannot be read, or do not fit the model.
         NumericalError: training diverged.
     """
     precision = cast(Precision, current_value("finetune", "precision", precision))
     check_precision(precision)
-    tuning = configured(method, hyperparameters)
+    tuning = _tuning(method, recipe, hyperparameters)
     _check_steps(tuning)
+    if keep_every is not None and out is None:
+        raise ConfigError("keep_every: checkpoints need a folder, and out is None.")
     clip = ClipModel.load(model)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, Path)) else templates
@@ -150,8 +162,10 @@ def finetune(
     )
     given = tuple(names) if names is not None else None
     examples, found = load_examples(
-        train, clip, data_root=data_root, classnames=given, shots=tuning.shots, augment=augment, seed=seed
-    )
+        train, clip, data_root=data_root, classnames=given, shots=tuning.shots, seed=seed,
+        augment=tuning.augmentation if augment else None,
+    )  # fmt: skip
+    _check_augmentation(tuning, hyperparameters, augment, examples.augmented)
     if given is None and examples.dataset.facts.get("unnamed"):
         raise DatasetError(
             f"data set {shown(train)}: has no class names, and prompts with class numbers ('a photo of a 0.') are "
@@ -167,6 +181,10 @@ def finetune(
         "precision": str(AUTOCAST[precision]).removeprefix("torch."), "device": where.type,
         "classnames": _digest(names), "templates": _digest(prompts),
     }  # fmt: skip
+    # Added where they are used: a file that an earlier version wrote without them is the same fine-tuning.
+    if recipe is not None:
+        belongs["recipe"] = {"name": recipe, "changed": {n: getattr(tuning, n) for n in sorted(hyperparameters)}}
+    belongs |= {n: v for n, v in (("train_only", train_only), ("keep_every", keep_every)) if v is not None}
     if origin := METHODS.origins.get(tuning.name):
         belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)
@@ -180,18 +198,23 @@ def finetune(
         judge = _accuracy(
             load_dataset(val, model=clip, split="val", data_root=data_root, classnames=names, by_name=given is None)
         )
+
+    def content(exported: Exported, facts: Mapping[str, Any]) -> tuple[Theta, dict[str, str]]:
+        told = {"sharpscope.finetuning": json.dumps(belongs | dict(facts))}
+        told["sharpscope.templates"] = json.dumps(list(prompts))
+        if clip.config:
+            told["sharpscope.quick_gelu"] = json.dumps(bool(clip.config.get("quick_gelu", False)))
+        return {n: t.detach().cpu() for n, t in exported.tensors.items()}, exported.metadata | told
+
+    def keep(step: int, exported: Exported) -> None:
+        if file is not None:
+            write_checkpoint(file.with_stem(f"{file.stem}-step{step}"), *content(exported, {"step": step}))
+
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
-        progress=progress,
+        progress=progress, train_only=train_only, keep=keep, keep_every=keep_every,
     )  # fmt: skip
-    saved = {n: t.detach().cpu() for n, t in fitted.exported.tensors.items()}
-    metadata = {
-        **fitted.exported.metadata,
-        "sharpscope.finetuning": json.dumps(belongs | dict(fitted.prepared.facts)),
-        "sharpscope.templates": json.dumps(list(prompts)),
-    }
-    if clip.config:
-        metadata["sharpscope.quick_gelu"] = json.dumps(bool(clip.config.get("quick_gelu", False)))
+    saved, metadata = content(fitted.exported, {**fitted.prepared.facts, "step": len(fitted.losses)})
     if file is not None and state is not None:
         write_checkpoint(file, saved, metadata)
         state.path.unlink(missing_ok=True)
@@ -203,6 +226,28 @@ if finetune.__doc__:  # python -OO drops it
     # The registry says what there is: help(sharpscope.finetune) shows every method with its hyperparameters.
     _METHODS_HELP = textwrap.indent(listing(), "    ")
     finetune.__doc__ = f"{inspect.cleandoc(finetune.__doc__)}\n\nMethods, with hyperparameters:\n{_METHODS_HELP}\n"
+
+
+def _tuning(method: str | Method | None, recipe: str | None, changes: Mapping[str, Any]) -> Method:
+    """The method with its hyperparameters; raises ConfigError for a method beside a recipe."""
+    if recipe is None:
+        return configured(method or "wise-ft", changes)
+    row = published(recipe)
+    if method is not None:
+        said = shown(method if isinstance(method, str) else method.name, 60)
+        raise ConfigError(
+            f"recipe: '{recipe}' sets the method ({row.method}), so no method goes beside it; got '{said}'.\n"
+            "Remedy: leave one of the two out."
+        )
+    return configured(configured(row.method, row.settings), changes)
+
+
+def _check_augmentation(method: Method, changes: Mapping[str, Any], augment: bool, augmented: bool) -> None:
+    """Raise ConfigError for a changed augmentation that no image would show."""
+    asked = [n for n in ("crop", "flip", "jitter") if n in changes]
+    if asked and method.augmentation.changes and not augmented:
+        why = "arrays and the embedded world stay as they are" if augment else "augmentation is switched off"
+        raise ConfigError(f"{method.name}: {', '.join(asked)} would change no image, because {why}.")
 
 
 def _note(prepared: Prepared) -> str:

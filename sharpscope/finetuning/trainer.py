@@ -1,22 +1,26 @@
-"""The one training loop: named leaf tensors, a loss of the step, warm-up and cosine decay, a state to resume from."""
+"""The one training loop: named leaf tensors, a loss of the step, a learning rate a step, a state to resume from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
+from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta
 
 __all__ = [
     "AUTOCAST",
+    "Ascent",
+    "Decay",
     "Loss",
     "Optimizer",
     "Recipe",
@@ -24,14 +28,18 @@ __all__ = [
     "Trained",
     "check_precision",
     "epochs",
-    "learning_rate",
     "train",
 ]
 
 Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
 The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
+Ascent = Callable[[Theta], AbstractContextManager[None]]
+"""(leaves with their gradients) -> a context in which the leaves stand elsewhere, and behind which they are back, bit
+for bit: the gradient that the optimizer gets is the one taken inside."""
 Optimizer = Literal["adamw", "sgd"]
+Decay = Literal["all", "matrices"]
+"""Which tensors decay: all that are trained, or those of two and more dimensions alone."""
 
 AUTOCAST: Final[Mapping[str, torch.dtype]] = {"full": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """Word of ``vocabulary.Precision`` that training can use -> the type that autocast computes in on CUDA."""
@@ -41,7 +49,7 @@ _SLOTS: dict[Optimizer, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq", "
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to step: AdamW (Loshchilov & Hutter 2019, 1711.05101) or SGD, warm-up, cosine to 0, clipped gradient norm."""
+    """How to step: AdamW (Loshchilov & Hutter 2019, 1711.05101) or SGD, warm-up, cosine, clipped gradient norm."""
 
     lr: float
     """Peak learning rate, > 0."""
@@ -50,7 +58,7 @@ class Recipe:
     warmup: float = 0.0
     """Number of warm-up steps; it need not be whole (1.5 % of 640 steps)."""
     weight_decay: float = 0.1
-    """Weight decay of tensors with two or more dimensions; gains, biases and the logit scale do not decay."""
+    """Weight decay of the tensors that ``decay`` names."""
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; None: not clipped."""
@@ -58,16 +66,30 @@ class Recipe:
     momentum: float = 0.9
     """Momentum of SGD."""
     warmup_lr: float | None = None
-    """Constant rate during warm-up; None: a linear rise from 0."""
+    """Constant rate during warm-up; None: a linear rise."""
+    schedule: Schedule = "linear-cosine"
+    """The curve of the learning rate (see ``schedule.learning_rate``)."""
+    decay: Decay = "all"
+    """all: every trained tensor decays, as in torch's own AdamW(parameters); matrices: only tensors of two and more
+    dimensions, so that gains, biases and the logit scale do not."""
+    per_epoch: int = 1
+    """Number of steps of one epoch, >= 1, which ``epoch-cosine`` counts in."""
 
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("warmup_lr", self.warmup_lr)):
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"recipe: {name} needs a positive number, got {value}.")
-        if self.steps < 0 or self.warmup < 0 or self.weight_decay < 0:
-            raise ConfigError("recipe: steps, warmup and weight_decay cannot be negative.")
-        if self.optimizer not in _SLOTS:
-            raise ConfigError(f"recipe: optimizer '{shown(self.optimizer)}' is none of {', '.join(_SLOTS)}.")
+        if self.steps < 0 or self.warmup < 0 or self.weight_decay < 0 or self.per_epoch < 1:
+            raise ConfigError("recipe: steps, warmup and weight_decay cannot be negative, and per_epoch must be >= 1.")
+        words = {"optimizer": tuple(_SLOTS), "schedule": SCHEDULES, "decay": get_args(Decay)}
+        for name, known in words.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"recipe: {name} '{shown(getattr(self, name))}' is none of {', '.join(known)}.")
+
+    @property
+    def num_epochs(self) -> int:
+        """Number of epochs, the last of which may be cut short."""
+        return -(-self.steps // self.per_epoch)
 
 
 @dataclass(frozen=True)
@@ -97,18 +119,6 @@ class State:
     def kept(self) -> Theta:
         """The tensors to evaluate and save: the averaged leaves if there is an average, else the leaves."""
         return {name: tensor.detach() for name, tensor in (self.average or self.leaves).items()}
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """``lr * min(1, (step + 1) / warmup) * (1 + cos(pi * step / steps)) / 2`` at ``step`` = 0 ... steps - 1.
-
-    With ``warmup_lr``: that rate before step ``warmup``, the cosine's from there on (CoOp's and CLIPFit's first epoch).
-    """
-    if recipe.warmup_lr is not None and step < recipe.warmup:
-        return recipe.warmup_lr
-    # max(1, ...): with less than one step of warm-up the first step already has the full rate
-    ramp = min(1.0, (step + 1) / max(1.0, recipe.warmup)) if recipe.warmup_lr is None else 1.0
-    return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 def check_precision(precision: str) -> None:
@@ -146,7 +156,9 @@ def train(
     recipe: Recipe,
     *,
     constrain: Callable[[Theta], None] | None = None,
+    ascent: Ascent | None = None,
     ema: float | None = None,
+    ema_debias: bool = False,
     precision: Precision = "full",
     resume: State | None = None,
     after: Callable[[State], None] | None = None,
@@ -157,7 +169,9 @@ def train(
 
     loss       called once a step with theta, the trained tensors as leaves; draws its own batches (see ``epochs``)
     constrain  called after every step, without gradients, to bring the leaves back into their range, in place
+    ascent     where the gradient of every step is taken, for sharpness-aware training; it asks ``loss`` a second time
     ema        decay d of the average a <- d a + (1 - d) theta that is returned instead of the last theta
+    ema_debias the average starts at 0 and is divided by 1 - d^t after t steps, so that the start has no part in it
     precision  bf16, fp16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
     resume     a state that ``after`` was given: training resumes there and gives the bits of an uninterrupted run
     after      called with the state after every step; it has to copy what it keeps
@@ -184,25 +198,33 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
+
+    def backward(step: int) -> float:
+        """Add the gradient of the step's loss to the leaves, and return the loss."""
+        total, terms = 0.0, _terms(loss, current, step)
+        while True:
+            with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
+                term = next(terms, None)
+            if term is None:
+                return total
+            total += float(term.detach())
+            if not math.isfinite(total):
+                raise NumericalError(
+                    f"finetune: loss is {total} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
+                )
+            scaler.scale(term).backward()
+
     silent = None if description else True
     bar = tqdm(range(state.step, recipe.steps), description, initial=state.step, total=recipe.steps, disable=silent)
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
-        state.losses.append(0.0)
-        terms = _terms(loss, current, step)
-        while True:
-            with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
-                term = next(terms, None)
-            if term is None:
-                break
-            state.losses[-1] += float(term.detach())
-            if not math.isfinite(state.losses[-1]):
-                raise NumericalError(
-                    f"finetune: loss is {state.losses[-1]} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
-                )
-            scaler.scale(term).backward()
+        state.losses.append(backward(step))
+        if ascent is not None:
+            with ascent(leaves):
+                optimizer.zero_grad()
+                backward(step)
         if recipe.clip_norm is not None:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(list(leaves.values()), recipe.clip_norm)
@@ -212,7 +234,7 @@ def train(
             if constrain is not None:
                 constrain(current)
             for name, average in state.average.items():
-                average.lerp_(leaves[name], 1 - (ema or 0.0))
+                average.lerp_(leaves[name], _share(ema or 0.0, step + 1, ema_debias))
         state.step = step + 1
         if after is not None:
             state.slots = {n: _slots(optimizer, leaf, recipe) for n, leaf in leaves.items()}
@@ -228,10 +250,19 @@ def _terms(loss: Loss, theta: Theta, step: int) -> Iterator[Tensor]:
     yield from (value,) if isinstance(value, Tensor) else value
 
 
+def _share(decay: float, steps: int, debias: bool) -> float:
+    """The newest weights' share of the average after so many ``steps``.
+
+    Without bias the average is sum_i (1 - d) d^(t - i) theta_i / (1 - d^t), whose newest share is (1 - d) / (1 - d^t).
+    """
+    return (1 - decay) / (1 - decay**steps) if debias and decay else 1 - decay
+
+
 def _optimizer(leaves: Theta, recipe: Recipe) -> torch.optim.Optimizer:
+    decays = [p for p in leaves.values() if recipe.decay == "all" or p.ndim >= 2]
     groups = [
-        {"params": [p for p in leaves.values() if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in leaves.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": decays, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in leaves.values() if recipe.decay != "all" and p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [g for g in groups if g["params"]]
     if recipe.optimizer == "sgd":

@@ -23,6 +23,7 @@ from sharpscope.finetuning.fit import fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import Pretraining, as_tensor, pretrain
+from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.trainer import Recipe
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.miniworld import world as miniworld
@@ -51,7 +52,7 @@ _ALPHAS: Final = (0.3, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class FineTuning:
-    """One shipped fine-tuning on photo, in batches of 64."""
+    """One shipped fine-tuning on photo: the recipe ``mini-world`` with its own rate and length."""
 
     lr: float
     n: int = 8192
@@ -61,7 +62,8 @@ class FineTuning:
     seed: int = 0
 
     def recipe(self) -> WiseFT:
-        return WiseFT(lr=self.lr, epochs=self.epochs, batch_size=64, warmup=self.warmup, scale_baked=False)
+        changes = {"lr": self.lr, "epochs": self.epochs, "warmup": self.warmup}
+        return WiseFT(**{**published("mini-world").settings, **changes})
 
 
 FINETUNED: Final[dict[str, FineTuning]] = {
@@ -78,7 +80,11 @@ FINETUNED: Final[dict[str, FineTuning]] = {
 }
 """Success and failure differ in the learning rate alone; the others are there for correlations across pairs."""
 
-UPGRADE: Final = Pretraining(noise=0.05, confuse=0.3, recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98)))
+UPGRADE: Final = Pretraining(
+    noise=0.05,
+    confuse=0.3,
+    recipe=Recipe(lr=5e-4, steps=900, warmup=40, betas=(0.9, 0.98), schedule="product", decay="matrices"),
+)
 """How the upgraded backbone was made: the zero-shot model is trained on, with other images and cleaner captions. A
 prompt or a task vector made on the old backbone may or may not survive this."""
 _UPGRADE_SEED: Final = 1

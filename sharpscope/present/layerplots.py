@@ -263,7 +263,8 @@ def _panels(table: pd.DataFrame, criteria: Sequence[str] | None) -> list[tuple[s
     """
     kinds = list(table[["criterion", "base", "rule"]].drop_duplicates().itertuples(index=False, name=None))
     first = list(criteria or ())
-    measures = [c.partition(":")[2] for c in first] + list(MEASURES)
+    measures = [c.partition(":")[2] for c in first]
+    measures += MEASURES.in_order({c.partition(":")[2] for c, _, _ in kinds if ":" in c})
 
     def rank(kind: tuple[str, str, str]) -> tuple[int, ...]:
         name, _, measure = kind[0].partition(":")

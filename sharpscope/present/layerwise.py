@@ -11,6 +11,7 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.layers import layer_key
+from sharpscope.present.criteria import both_definitions
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     MOST_ROWS,
@@ -31,7 +32,7 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import interval, is_missing, number, percent, points
 from sharpscope.tables.rows import MIDDLE, measures_in, nearest, widest
-from sharpscope.vocabulary import ALL, MEASURES, PAIRS
+from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PAIRS
 
 __all__ = ["correlations", "repair", "sharpness", "stragglers"]
 
@@ -89,7 +90,8 @@ def _images(table: pd.DataFrame) -> str:
 
 
 def _meaning(measure: str) -> str:
-    return MEASURES[measure].text if measure in MEASURES else "a measure without a known description"
+    known = MEASURES.get(measure) or CRITERIA.get(measure)
+    return "a measure without a known description" if known is None else known.text
 
 
 def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: float) -> Grid | None:
@@ -157,7 +159,8 @@ def stragglers(source: Source) -> Section:
         "Score of every layer by each criterion. Filled marks: chosen layers; dashed line: the rule's threshold; "
         "numbers: probability of being chosen, in %.",
     )
-    return Section("Straggler layers", "stragglers", tuple(lines), tuple(figures), (grid,))
+    compared, scores = both_definitions(table, pairs_of(table, source.order))
+    return Section("Straggler layers", "stragglers", (*lines, *compared), tuple(figures), (grid, *scores))
 
 
 # ------------------------------------------------------------------------------------------------ repair, correlations
@@ -252,7 +255,9 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     there is one, on the mean over the most data sets, at the alpha nearest 0.5.
     """
     table = table[
-        (table["method"] == "spearman") & table["layer"].str.startswith("(") & table["measure"].isin(MEASURES)
+        (table["method"] == "spearman")
+        & table["layer"].str.startswith("(")
+        & table["measure"].map(lambda m: m in MEASURES or m in CRITERIA)
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
@@ -268,9 +273,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         ]
         found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
         body = [
-            (cell(m, "name", MEASURES[m].text), *(_correlation_cell(found.get((m, *column))) for column in columns))
-            for m in MEASURES
-            if m in set(rows["measure"])
+            (cell(m, "name", _meaning(m)), *(_correlation_cell(found.get((m, *column))) for column in columns))
+            for m in measures_in(rows)
         ]
         head = (
             "measure",
@@ -279,7 +283,9 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
         where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at α = {alpha:g}"
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
-        caption = f"Spearman correlation of sharpness with {against}, {where}; source: {origin}."
+        costs = [m for m in CRITERIA if m in set(rows["measure"])]
+        what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"
+        caption = f"Spearman correlation of {what} with {against}, {where}; source: {origin}."
         grids.append(Grid.of(head, body, caption, range(1, len(head)), "tables/correlations.csv"))
     return grids
 

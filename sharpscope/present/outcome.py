@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -40,9 +40,11 @@ from sharpscope.vocabulary import (
     OOD_MEAN,
     OUTPUT_BASELINES,
     PAIRS,
+    PATHS,
     PROBE,
     UPGRADED,
-    PathName,
+    EnsembleKind,
+    ensemble_variant,
     path_variant,
 )
 
@@ -195,6 +197,11 @@ def accuracy(source: Source) -> Section:
         "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
+    figures += source.figure(
+        "paths_along_alpha",
+        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
+        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+    )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
 
@@ -205,7 +212,11 @@ _BESIDE: dict[str, str] = {
 }
 
 
-_FURTHER_PATHS: Mapping[PathName, str] = {"lines": "LiNeS path (Wang et al. 2024)"}
+_ALONG: Mapping[str, str] = {
+    **{path_variant(path): facts.title for path, facts in PATHS.items() if path != "linear"},
+    **{ensemble_variant(kind): f"ensemble of the ends' {kind}" for kind in get_args(EnsembleKind)},
+}
+"""Variant -> its name, for everything but the linear path that is evaluated along alpha."""
 
 
 def _best_between(mean: pd.DataFrame) -> float:
@@ -216,10 +227,10 @@ def _best_between(mean: pd.DataFrame) -> float:
 
 
 def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
-    """The best interior point and the end of every further path of one pair."""
+    """The best interior point and the end of every further path, and of every ensemble along alpha, of one pair."""
     rows = []
-    for path, name in _FURTHER_PATHS.items():
-        own = primary_rows(table[(table["variant"] == path_variant(path)) & (table["pair"] == pair)])
+    for variant, name in _ALONG.items():
+        own = primary_rows(table[(table["variant"] == variant) & (table["pair"] == pair)])
         best = _best_between(own[own["role"] == OOD_MEAN])
         for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):
             here = own[own["alpha"] == alpha]

@@ -190,7 +190,7 @@ def correlation(
     names = unique_in_order(table["against"])
     against = against or next((a for a in reversed(AGAINST) if a in names), names[0])
     table = table[table["against"] == against]
-    raw = table["measure"].isin(MEASURES)  # the shares and covariates of the table are left to the report
+    raw = table["measure"].map(MEASURES.__contains__)  # the shares and covariates of the table are left to the report
     table = table[raw] if raw.any() else table
     if not len(table):
         raise NoData(f"correlation: no rows against {label(against)}.")

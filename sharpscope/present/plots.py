@@ -19,12 +19,14 @@ from matplotlib.figure import Figure
 from sharpscope.errors import NoData
 from sharpscope.present.agreementplots import agreement_along_alpha
 from sharpscope.present.densityplots import spectral_density
+from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
 from sharpscope.present.style import figure_of, plain_style
-from sharpscope.tables.rows import measures_in, points_of
+from sharpscope.tables.rows import measures_in, points_of, unique_in_order
 from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import SIDE_BY_SIDE
 
 __all__ = ["all_figures"]
 
@@ -56,10 +58,11 @@ def all_figures(
         ("wiseft_curve", get["accuracy"], wiseft_curve),
         ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
         ("agreement", get["agreement"], agreement_along_alpha),
+        ("paths_along_alpha", get["accuracy"], paths_along_alpha),
         ("sharpness_along_alpha", get["sharpness"], sharpness_along_alpha),
         *((f"heatmap_{_file_name(m)}", get["sharpness"], functools.partial(heatmap, measure=m)) for m in measures),
         ("spectral_density", get["density"], spectral_density),
-        ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, [criterion] if criterion else None)),
+        ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, _criteria(criterion))),
         ("repair", get["repair"], repair),
         ("correlation_path", get["correlations"], lambda df: correlation(df, "path")),
         ("correlation_pairs", _widest(get["correlations"]), lambda df: correlation(df, "pairs")),
@@ -72,6 +75,11 @@ def all_figures(
                 if len(table):
                     figures[name] = figure_of(draw(table))
     return figures
+
+
+def _criteria(deciding: str | None) -> list[str]:
+    """The criteria that the ranking figure shows first: the deciding one, then the two that are compared."""
+    return unique_in_order([*([deciding] if deciding else []), *SIDE_BY_SIDE])
 
 
 def _widest(correlations: pd.DataFrame) -> pd.DataFrame:

@@ -11,13 +11,15 @@ from typing import Any
 import pandas as pd
 
 from sharpscope.config.plugins import recall_words
-from sharpscope.errors import ConfigError, RunDirectoryError, shown
+from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
+from sharpscope.findings.stragglers import chosen_layers
 from sharpscope.tables.files import normalised, read_csv
-from sharpscope.tables.rows import covariates
+from sharpscope.tables.rows import covariates, table, unique_in_order
 
 __all__ = ["correlate", "robustness"]
 
@@ -30,6 +32,7 @@ def correlate(
     *,
     match: Sequence[str] = (),
     ids: Sequence[str] = (),
+    straggler_criterion: str | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
     level: float = 0.95,
@@ -42,25 +45,32 @@ def correlate(
             accuracy.csv, or a file of another system (``exchange.FORMATS``), whose models are matched to the pairs by
             name.
         match, ids: see ``exchange.join_accuracy``.
+        straggler_criterion: the criterion whose choice in each run's stragglers table makes the layers ``(stragglers)``
+            and ``(others)`` of its pairs; None: the one that decided in the runs.
         seed: seed of the resampling.
         bootstrap: number of replicates, and of permutations.
         level: coverage of the intervals.
 
-    Returns the table ``correlations``, see ``findings.pair_correlations``.
+    Returns the table ``correlations``, see ``findings.pair_correlations``. For the pairs of one run, and at its alphas,
+    the rows are those of the run's own table.
 
     Raises:
         RunDirectoryError: a folder without tables.
-        ConfigError: two runs that have a pair of the same name.
+        ConfigError: two runs that have a pair of the same name; runs in which different criteria decided and none is
+            given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
-    joined = _tables(runs, ("sharpness", "accuracy", "path"))
+    joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
+    chosen = _stragglers(joined["stragglers"], straggler_criterion or _deciding(runs), straggler_criterion is not None)
     return pair_correlations(
         joined["sharpness"],
         joined["accuracy"],
         covariates(joined["accuracy"], joined["path"], _told(runs)),
         source="run",
+        stragglers=chosen,
+        costs=path_costs(joined["path"], joined["stragglers"]),
         seed=seed,
         bootstrap=bootstrap,
         level=level,
@@ -98,23 +108,26 @@ def robustness(
 
     Source: Taori et al. 2020, arXiv 2007.00644.
     """
-    table = _tables(runs, ("accuracy", "path"))["accuracy"]
+    measured = _tables(runs, ("accuracy", "path"))["accuracy"]
     if accuracy is not None:
-        table = _elsewhere(accuracy, _pairs(runs), match, ids)
+        measured = _elsewhere(accuracy, _pairs(runs), match, ids)
     named = str(baseline)
-    rows = baseline_points(table, named) if named in BASELINES else read_baseline(named)
+    rows = baseline_points(measured, named) if named in BASELINES else read_baseline(named)
     name = named if named in BASELINES else FilePath(baseline).name
-    return effective_robustness(table, rows, name, seed=seed, bootstrap=bootstrap, level=level)
+    return effective_robustness(measured, rows, name, seed=seed, bootstrap=bootstrap, level=level)
 
 
-def _tables(runs: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """The concatenated tables of all runs; no pair may be in two runs."""
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+def _tables(runs: Sequence[Path], names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """The concatenated tables of all runs; no pair may be in two runs. An ``optional`` table may be missing."""
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in (*names, *optional)}
     seen: dict[str, str] = {}
     for run in runs:
         for name, parts in tables.items():
             file = FilePath(run) / "tables" / f"{name}.csv"
             if not file.exists():
+                if name in optional:
+                    parts.append(table(name, []))
+                    continue
                 raise RunDirectoryError(
                     f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
                 )
@@ -127,6 +140,34 @@ def _tables(runs: Sequence[Path], names: Sequence[str]) -> dict[str, pd.DataFram
     return {
         name: normalised(pd.concat([p for p in parts if len(p)] or parts[:1]), name) for name, parts in tables.items()
     }
+
+
+def _deciding(runs: Sequence[Path]) -> str:
+    """The straggler criterion that decided in all ``runs``; empty where no manifest names one."""
+    named: dict[str, Path] = {}
+    for run in runs:
+        config = _manifest(run).get("config")
+        if isinstance(config, dict) and (criterion := config.get("straggler_criterion")):
+            named.setdefault(str(criterion), run)
+    if len(named) > 1:
+        (one, first), (other, second), *_ = named.items()
+        raise ConfigError(
+            f"correlate: {shown(one, 60)} chose the stragglers of {shown(first)}, {shown(other, 60)} those of "
+            f"{shown(second)}.\nRemedy: --straggler-criterion CRITERION chooses them by one; every run has all of them."
+        )
+    return next(iter(named), "")
+
+
+def _stragglers(stragglers: pd.DataFrame, criterion: str, asked: bool) -> dict[str, tuple[str, ...]]:
+    """The layers that ``criterion`` chose in every pair. A pair whose run could not compute it has none, but a
+    criterion that was ``asked`` for has to be in the table."""
+    if asked:
+        known = unique_in_order(stragglers["criterion"])
+        if criterion not in known:
+            near = did_you_mean(criterion, known) or f" The runs have {', '.join(known)}."
+            raise ConfigError(f"straggler_criterion: no run has '{shown(criterion, 60)}'.{near}")
+    own = stragglers[stragglers["criterion"] == criterion]
+    return {str(pair): chosen_layers(own, criterion, pair=str(pair)) for pair in unique_in_order(own["pair"])}
 
 
 def _pairs(runs: Sequence[Path]) -> list[RunPair]:

@@ -16,23 +16,36 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
-from sharpscope.clip.baselines import output_baselines
+from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
 from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
+from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import Variant, roles
+from sharpscope.study.tasks import Variant, looked_at, roles
 from sharpscope.study.unitfile import Unit
-from sharpscope.vocabulary import BASES, DENSE, MEASURES, UPGRADED, Base, expand_measures, path_variant
+from sharpscope.vocabulary import (
+    ALL,
+    BASES,
+    DENSE,
+    MEASURES,
+    PATHS,
+    UPGRADED,
+    Base,
+    PathName,
+    ensemble_variant,
+    expand_measures,
+    path_variant,
+)
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.sparsify import sparsify
-from sharpscope.weights.theta import on_device
+from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["compute"]
 
@@ -46,23 +59,27 @@ Progress = Callable[[str], None]
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
     """Compute the unit with the key ``kind/pair/rest``.
 
-    The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, layers/P/BASE, noise/P, outputs/P,
-    upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
+    The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, eigenvectors/P/ALPHA, layers/P/BASE,
+    noise/P, outputs/P, ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
     """
     kind, _, *rest = key.split("/")
     if kind == "path":
         return _path_unit(context, float(rest[0]))
     if kind == "pathvariant":
-        return _path_variant_unit(context, rest[0], float(rest[1]))
+        return _path_variant_unit(context, next(p for p in PATHS if p == rest[0]), float(rest[1]))
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
+    if kind == "eigenvectors":
+        return _eigenvectors_unit(context, float(rest[0]))
     if kind == "layers":
         return _layers_unit(context, next(b for b in BASES if b == rest[0]), progress)
     if kind == "noise":
         return _noise_unit(context, progress)
     if kind == "outputs":
         return _outputs_unit(context)
+    if kind == "ensembles":
+        return _ensembles_unit(context)
     if kind == "upgraded":
         return _upgraded_unit(context, float(rest[0]))
     assert kind == "repair" and variant is not None
@@ -102,9 +119,9 @@ def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answer
     }
 
 
-def _path_variant_unit(context: Context, name: str, alpha: float) -> Unit:
+def _path_variant_unit(context: Context, name: PathName, alpha: float) -> Unit:
     """Accuracy at one point of a path other than the linear one."""
-    given = _evaluate(context, on_device(context.further_paths[name].at(alpha), context.device))
+    given = _evaluate(context, on_device(context.further_path(name).at(alpha), context.device))
     return Unit({"accuracy": _accuracy(context, alpha, path_variant(name), given)})
 
 
@@ -112,14 +129,31 @@ def _outputs_unit(context: Context) -> Unit:
     """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path."""
     config = context.config
     calibrate_on = config.id[0] if config.id else None
+    wants = "vrf" in config.output_baselines
+    vrf = Vrf(context.vrf_train, config.vrf_k, config.vrf_centre, config.vrf_width) if wants else None
     found, notes = output_baselines(
-        context.pair, context.probe, context.datasets, config.output_baselines, calibrate_on, config.batch_size
+        context.pair, _ends(context), context.datasets, config.output_baselines, calibrate_on, config.batch_size, vrf
     )
     rows = []
     for name, given in found.items():
         for row in _accuracy(context, math.nan, name, given):
             rows.append(row | {"note": "; ".join(x for x in (row["note"], notes.get(name)) if x)})
     return Unit({"accuracy": rows})
+
+
+def _ensembles_unit(context: Context) -> Unit:
+    """Accuracy of the mixed outputs of the two ends at every alpha in [0, 1]."""
+    config = context.config
+    alphas = [a for a in config.alphas if 0 <= a <= 1]
+    mixed = ensembles_along(context.pair, _ends(context), context.datasets, config.ensembles, alphas, config.batch_size)
+    rows: list[dict[str, Any]] = []
+    for kind, alpha, given in mixed:
+        rows += _accuracy(context, alpha, ensemble_variant(kind), given)
+    return Unit({"accuracy": rows})
+
+
+def _ends(context: Context) -> list[Theta]:
+    return [on_device(theta, context.device, context.dtype) for theta in (context.pair.theta_0, context.pair.theta_1)]
 
 
 def _upgraded_unit(context: Context, alpha: float) -> Unit:
@@ -208,8 +242,32 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
 def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
     if not config.density_layers:
         return ()
-    alphas = config.alphas
-    return (alphas[0], alphas[len(alphas) // 2], alphas[-1]) if config.density_alphas is None else config.density_alphas
+    return looked_at(config, config.density_alphas)
+
+
+def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
+    """The top eigenvectors of the chosen layers at one alpha: arrays ``LAYER:PARAMETER`` [k, *shape]."""
+    config, theta, layers = context.config, context.theta(alpha), context.layers
+    found = measure_eigenvectors(
+        context.probe, theta, layers, config.eigenvector_layers, config.eigenvectors, context.settings,
+        key=(context.pair.name, alpha),
+    )  # fmt: skip
+    params = {ALL: [n for x in layers for n in x.params]} | {x.name: list(x.params) for x in layers}
+    rows: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
+    for layer, pairs in found.items():
+        names, vectors = params[layer], pairs.vectors.cpu().numpy()
+        ends = np.cumsum([theta[n].numel() for n in names])[:-1]
+        for name, part in zip(names, np.split(vectors, ends, axis=1), strict=True):
+            arrays[f"{layer}:{name}"] = part.reshape(len(part), *theta[name].shape)
+        for rank, value in enumerate(pairs.values.tolist()):
+            rows.append({
+                "pair": context.pair.name, "alpha": alpha, "layer": layer, "rank": rank + 1, "eigenvalue": value,
+                "residual": float(pairs.residuals[rank]), "converged": bool(pairs.converged[rank]),
+                "num_params": vectors.shape[1], "num_matvecs": pairs.num_matvecs,
+                "status": "ok" if pairs.converged[rank] else "not_converged" if math.isfinite(value) else "failed",
+            })  # fmt: skip
+    return Unit({"eigenpairs": rows}, arrays)
 
 
 def _measure(

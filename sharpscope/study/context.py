@@ -19,12 +19,15 @@ from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
-from sharpscope.vocabulary import ALL, Base
+from sharpscope.vocabulary import ALL, PATHS, Base, PathName
+from sharpscope.weights.choices import Fishers
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.theta import Theta, on_device
 
@@ -94,14 +97,32 @@ class Context:
         """The linear path, on which everything is measured except the accuracy of the further paths."""
         return self.pair.path(self.dtype, extrapolate=self.config.extrapolate)
 
+    def further_path(self, name: PathName) -> InterpolationPath:
+        """One of the study's other paths (all but the linear one); it is made when it is first asked for."""
+        if name not in self._further:
+            c = self.config
+            self._further[name] = self.pair.path(
+                self.dtype,
+                extrapolate=c.extrapolate and PATHS[name].extrapolates,
+                kind=name,
+                density=None if PATHS[name].density is None else c.path_density,
+                seed=c.seed,
+                fishers=self.fishers if name == "fisher" else None,
+            )
+        return self._further[name]
+
     @cached_property
-    def further_paths(self) -> dict[str, InterpolationPath]:
-        """The study's other paths (all but the linear one), by name."""
-        return {
-            name: self.pair.path(self.dtype, extrapolate=self.config.extrapolate, kind=name)
-            for name in self.config.paths
-            if name != "linear"
-        }
+    def _further(self) -> dict[PathName, InterpolationPath]:
+        return {}
+
+    @cached_property
+    def fishers(self) -> Fishers:
+        """The diagonal Fisher information of both ends, on the probe set."""
+        zero, one = (
+            diagonal_fisher(self.probe, self.theta(end), self.pair.moving, seed=derive(self.config.seed, "fisher", end))
+            for end in (0.0, 1.0)
+        )
+        return on_device(zero.values, "cpu"), on_device(one.values, "cpu")
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -134,6 +155,13 @@ class Context:
         if reader is None or reader.model is self.pair.model:
             return self.datasets
         return {spec: self._dataset(spec, "test", self.config.limit, reader.model) for spec in roles(self.config)}
+
+    @cached_property
+    def vrf_train(self) -> Dataset:
+        """The training images in which VRF looks for failures of the zero-shot model."""
+        if self.config.vrf_images is None:
+            return self.probe.dataset
+        return self._dataset(self.config.probe, "train", self.config.vrf_images)
 
     def _dataset(
         self,
@@ -179,8 +207,9 @@ class Context:
         memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
-            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, memory=int(memory),
-            trace_method=c.trace_method, precision=c.precision,
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=int(memory),
+            trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
+            random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip
 
 
@@ -203,7 +232,7 @@ def load_contexts(config: StudyConfig) -> dict[str, Context]:
     contexts = {p.name: Context.load(config, p) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
-        _check_density_layers(config, context.layers)
+        _check_layer_names(config, context.layers)
     first = next(iter(contexts.values()))  # the pictures are the same for every pair
     _check_metrics(config, first.datasets.values())
     check_apart(config.probe, first.probe.dataset.subset(first.probe.indices), first.datasets, roles(config))
@@ -214,17 +243,18 @@ def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
     """Raise ConfigError for a metric that was asked for and has no meaning for any of the test sets."""
     sets = list(datasets)
     if "worst_group" in config.metrics and all(d.groups is None for d in sets):
-        raise ConfigError("metrics: worst_group needs a test set with groups (fmow), and none has any.")
+        raise ConfigError("metrics: worst_group needs a test set with groups (fmow, waterbirds), and none has any.")
     if "top5" in config.metrics and max(len(d.classes or d.target_names) for d in sets) <= 5:
         raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
 
 
-def _check_density_layers(config: StudyConfig, layers: Sequence[Layer]) -> None:
-    """Raise ConfigError for a name in ``density_layers`` that no layer has."""
+def _check_layer_names(config: StudyConfig, layers: Sequence[Layer]) -> None:
+    """Raise ConfigError for a name in ``density_layers`` or ``eigenvector_layers`` that no layer has."""
     known = [ALL, *(x.name for x in layers)]
-    for name in config.density_layers:
+    asked = [("density_layers", n) for n in config.density_layers]
+    asked += [("eigenvector_layers", n) for n in config.eigenvector_layers]
+    for key, name in asked:
         if name not in known:
             raise ConfigError(
-                f"density_layers: no layer '{shown(name)}' at granularity {config.granularity}."
-                f"{did_you_mean(name, known)}"
+                f"{key}: no layer '{shown(name)}' at granularity {config.granularity}.{did_you_mean(name, known)}"
             )

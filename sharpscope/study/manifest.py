@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sharpscope.config.specs import LAYOUTS, read_spec
-from sharpscope.config.study import StudyConfig
+from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
@@ -22,19 +22,23 @@ from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
+_LATER = (
+    "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
+    "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
+    "products",
+)  # fmt: skip
+"""Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
+run."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    if config.paths == ("linear",):  # a run made before the field existed stays the same run
-        del numbers["paths"]
-    if config.upgraded_model is None:
-        del numbers["upgraded_model"]
-    if config.class_position is None:
-        del numbers["class_position"]
-    if not config.agreement:  # likewise
-        del numbers["agreement"]
-    numbers["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in numbers["pairs"]]
+    for name in _LATER:
+        if getattr(config, name) == getattr(StudyConfig, name):
+            del numbers[name]
+    if "vrf" not in config.output_baselines:
+        for name in VRF_FIELDS:
+            del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
     outside = _from_outside(config)

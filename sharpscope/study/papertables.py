@@ -48,6 +48,8 @@ def paper_table(
         RunDirectoryError: a folder without tables, or a table that cannot be read.
         ResultsError: a result file that cannot be read.
         ConfigError: no source, an unknown pair, variant or data set, or a pair under two names.
+
+    Source: Wortsman et al. 2022 (arXiv 2109.01903), Tables 1, 3, 4, 5.
     """
     found: list[tuple[str, pd.DataFrame]] = []
     for source in sources:

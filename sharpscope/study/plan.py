@@ -11,17 +11,18 @@ from sharpscope.clip.accuracy import correct
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.fisher import FEW_CLASSES
+from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
-from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.study.context import Context, check_inputs, load_contexts
-from sharpscope.study.tasks import plan_curvature, variants
+from sharpscope.study.tasks import looked_at, plan_curvature, variants
 from sharpscope.vocabulary import ALL, MEASURES, Cost
 
 __all__ = ["plan"]
 
 _PRODUCTS: Final[dict[Cost, int]] = {"trace": 40, "eigenvalues": 6, "product": 1}
 """The number of Hessian-vector products per layer that ``plan`` assumes for each kind of measure, capped at
-``max_matvecs``. The numbers are typical for rtol 0.05; measures of one kind share their products."""
+``max_matvecs``. The numbers are typical for rtol 0.05; measures of one kind and family share their products."""
 _PASSES: Final = 40
 """The number of backward passes of the logits that ``plan`` assumes for each Gauss-Newton or Fisher trace."""
 
@@ -53,14 +54,21 @@ def plan(config: StudyConfig) -> str:
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
     if further := alphas * (len(config.paths) - 1):
-        seconds["further paths"] = further * costs["evaluate"]
+        seconds["further paths"] = further * costs["evaluate"] + _fisher_seconds(context, costs["loss"])
         units["further paths"] = further
     if config.agreement:  # a pass over the test sets for the end that comes later
         seconds["path"] += costs["evaluate"]
-    if config.upgraded or config.output_baselines:
-        passes = alphas * bool(config.upgraded) + 2 * bool(config.output_baselines)
+    if config.upgraded or config.output_baselines or config.ensembles:
+        mixed = bool(config.output_baselines) + bool(config.ensembles)
+        passes = alphas * bool(config.upgraded) + 2.0 * mixed
+        if "vrf" in config.output_baselines:  # both ends on the training images
+            passes += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
         seconds["other accuracy"] = passes * costs["evaluate"]
-        units["other accuracy"] = alphas * bool(config.upgraded) + bool(config.output_baselines)
+        units["other accuracy"] = alphas * bool(config.upgraded) + mixed
+    if config.eigenvectors:
+        points = len(looked_at(config, config.eigenvector_alphas))
+        seconds["eigenvectors"] = points * costs["eigenvectors"]
+        units["eigenvectors"] = points
     total = sum(seconds.values()) * len(contexts) / config.jobs
     images = sum(len(d) for d in context.datasets.values())
     disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
@@ -79,6 +87,16 @@ def plan(config: StudyConfig) -> str:
     return "\n".join(lines)
 
 
+def _fisher_seconds(context: Context, loss: float) -> float:
+    """Seconds for the Fisher information of both ends, if the study has that path.
+
+    ``loss``: the seconds of one pass over the probe set. A backward pass is taken to cost two forward passes.
+    """
+    classes = len(context.pair.classifier.classnames)
+    passes = classes if classes <= FEW_CLASSES else 1
+    return 2 * loss * (1 + 2 * passes) if "fisher" in context.config.paths else 0.0
+
+
 def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     """Seconds that each part of the work takes, timed once at the middle of the path, and the planned use of memory."""
     config, probe = context.config, context.probe
@@ -91,7 +109,7 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
         first = cut.rebatched(cut.batch_size)
         first.batches, first.weights = cut.batches[:1], (1.0,)
         start = time.perf_counter()
-        engine = HessianEngine(first, theta, blocks)
+        engine = engine_for(config.products)(first, theta, blocks)
         build = (time.perf_counter() - start) * batches
         times = {}
         for layer, spec in engine.blocks.items():
@@ -110,7 +128,10 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     evaluate = (time.perf_counter() - start) / len(few) * images
     sweep = sum(times.values())
     kinds = [MEASURES[m].cost for m in config.measures]
-    products = sum(min(_PRODUCTS[kind], config.max_matvecs) for kind in _PRODUCTS if kind in kinds)
+    top = config.eigenvectors * min(_PRODUCTS["eigenvalues"], config.max_matvecs)
+    vectors = build + top * sum(times[n] for n in config.eigenvector_layers if n in times)
+    shared = {(MEASURES[m].family, MEASURES[m].cost) for m in config.measures}
+    products = sum(min(_PRODUCTS[cost], config.max_matvecs) for _, cost in shared if cost in _PRODUCTS)
     layers = len(context.layers) + 1
     averages = kinds.count("noise") * 2 * config.noise_samples * layers * loss
     perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
@@ -121,6 +142,7 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer
     costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
+        "eigenvectors": vectors,
     }  # fmt: skip
     return costs, layout
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import io
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sharpscope.config.plugins import recall_words
@@ -106,6 +108,11 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         ConfigError: the config in the manifest cannot be read.
     """
     directory = RunDirectory.existing(root)
+    if protocol := directory.manifest.get("protocol"):
+        raise RunDirectoryError(
+            f"{shown(root)}: is the directory of a protocol, which has no report.\n"
+            f"Remedy: the same 'sharpscope protocol {shown(protocol, 40)}' command again writes its tables."
+        )
     recall_words(directory.manifest)
     config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
@@ -152,6 +159,12 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     for name, frame in tables.items():
         directory.write(f"tables/{name}.csv", csv_bytes(frame, name))
         directory.write(f"tables/{name}.parquet", parquet_bytes(frame, name))
+    for name in results.layers:
+        for alpha in results.eigenvector_alphas:
+            if (unit := results.units.get(f"eigenvectors/{name}/{alpha!r}")) is not None:
+                packed = io.BytesIO()
+                np.savez(packed, **unit.arrays)  # type: ignore[arg-type]
+                directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
     parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])

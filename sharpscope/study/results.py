@@ -16,6 +16,7 @@ from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
@@ -24,7 +25,7 @@ from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
 from sharpscope.scores import Predictions
-from sharpscope.study.tasks import Task, Variant, plan_curvature, roles, variants
+from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, points_of, stacked
@@ -72,12 +73,14 @@ class Results:
         names = list(self.layers)
         kinds = [
             [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
+            [f"eigenvectors/{n}/{alpha!r}" for alpha in self.eigenvector_alphas for n in names],
             [f"layers/{n}/{base}" for base in BASES for n in names],
             [f"noise/{n}" for n in names],
             [f"path/{n}/{alpha!r}" for alpha in self.config.alphas for n in names],
             [f"pathvariant/{n}/{p}/{a!r}" for p in self.config.paths[1:] for a in self.config.alphas for n in names],
             [f"upgraded/{n}/{alpha!r}" for alpha in self.config.alphas for n in names if self.config.upgraded],
             [f"outputs/{n}" for n in names if self.config.output_baselines],
+            [f"ensembles/{n}" for n in names if self.config.ensembles],
         ]
         return [Task(key) for keys in kinds for key in keys]
 
@@ -88,6 +91,11 @@ class Results:
             for variant in self.variants(name)
             for alpha in self.repair_alphas
         ]
+
+    @property
+    def eigenvector_alphas(self) -> tuple[float, ...]:
+        """The alphas at which eigenvectors are saved; none where none are asked for."""
+        return looked_at(self.config, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
 
     @property
     def repair_alphas(self) -> tuple[float, ...]:
@@ -187,6 +195,7 @@ class Results:
             "path": path,
             "sharpness": self._with_failed(sharpness),
             "density": self.measured("density"),
+            "eigenpairs": self.measured("eigenpairs"),
             "accuracy": accuracy,
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),
@@ -272,6 +281,7 @@ class Results:
                 covariates(accuracy, path, {p.name: p.covariates for p in c.pairs}),
                 source="run",
                 stragglers=stragglers,
+                costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
             )
@@ -284,6 +294,7 @@ class Results:
                 covariates(tables["accuracy"], tables["path"]),
                 source="shipped",
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
+                costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
                 **self._resampling,
             )

@@ -14,7 +14,7 @@ from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target
 
-__all__ = ["CHUNK", "Task", "Variant", "matched_control", "plan_curvature", "roles", "variants"]
+__all__ = ["CHUNK", "Task", "Variant", "looked_at", "matched_control", "plan_curvature", "roles", "variants"]
 
 CHUNK = 6
 """The number of neighbouring alphas in one unit of curvature work. Inside a unit Lanczos starts from the neighbour's
@@ -57,6 +57,12 @@ def plan_curvature(alphas: Sequence[float]) -> list[str]:
     """The alphas of each curvature unit as ``FIRST..LAST``."""
     chunks = [alphas[i : i + CHUNK] for i in range(0, len(alphas), CHUNK)]
     return [f"{c[0]!r}..{c[-1]!r}" for c in chunks]
+
+
+def looked_at(config: StudyConfig, chosen: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The ``chosen`` alphas; for None the first, the middle and the last of the study, each once."""
+    alphas = config.alphas
+    return tuple(dict.fromkeys((alphas[0], alphas[len(alphas) // 2], alphas[-1]))) if chosen is None else chosen
 
 
 # ---------------------------------------------------------------------- repair

@@ -86,7 +86,7 @@ def nearest(values: Iterable[float], wanted: float) -> float:
 
 def measures_in(table: pd.DataFrame) -> list[str]:
     """The measures of a table in the vocabulary's order; unknown measures come last, by name."""
-    return ordered(sorted(set(table["measure"])), tuple(MEASURES))
+    return MEASURES.in_order(sorted(set(table["measure"])))
 
 
 def ordered(names: Iterable[str], first: Sequence[str]) -> list[str]:

@@ -21,6 +21,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "layer", "value", "density", "stderr", "width", "num_params", "num_matvecs", "seed", "status",
         "note",
     ),
+    "eigenpairs": (
+        "pair", "alpha", "layer", "rank", "eigenvalue", "residual", "converged", "num_params", "num_matvecs", "status",
+    ),
     "accuracy": (
         "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
         "primary",
@@ -46,21 +49,6 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
     ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
-    "changes": ("layer", "tower", "depth", "kind", "num_params", "distance", "norm_0", "relative"),
-    "protocol": (
-        "protocol", "method", "dataset", "shots", "seed", "role", "evaluated", "metric", "estimate", "ci_low",
-        "ci_high", "n", "note",
-    ),
-    "finetunings": ("pair", "method", "learning_rate", "epochs", "steps", "batch_size", "seed"),
-    "base_to_new": (
-        "method", "dataset", "shots", "base_accuracy", "base_sd", "new_accuracy", "new_sd", "h", "h_sd", "seeds",
-    ),
-    "few_shot": ("method", "dataset", "shots", "accuracy", "accuracy_sd", "seeds"),
-    "cross_dataset": ("method", "dataset", "role", "shots", "accuracy", "accuracy_sd", "seeds"),
-    "upgrade": (
-        "method", "dataset", "shots", "old_zeroshot", "old", "old_sd", "upgraded_zeroshot", "upgraded", "upgraded_sd",
-        "gain", "ci_low", "ci_high", "gain_sd", "n", "seeds",
-    ),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
@@ -73,13 +61,18 @@ Reading guide
                        standard deviation ``width``
   density.stderr       standard error over random start vectors, widened for their small number; the choice of images
                        is not in it
+  eigenpairs.rank      1 for the largest eigenvalue; its unit eigenvector is row rank - 1 of the arrays
+                       ``LAYER:PARAMETER`` in eigenvectors/PAIR_ALPHA.npz
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
-                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path
+                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path,
+                       ``ensemble:logits`` for mixed outputs of the ends, with alpha as the weight of theta_1's
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
   repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
+                       loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
@@ -90,23 +83,13 @@ Reading guide
                        of both; empty for a measure of the point alone
   agreement.n          number of images of which the estimate is a mean
   verdicts.verdict     holds | does not hold | cannot be told
-  changes              two checkpoints compared layer by layer ('sharpscope inspect A B --csv FILE'): distance is the
-                       norm of the difference, norm_0 that of the first file's layer, relative their quotient
-  protocol             one row for each model (a method with its shots and seed) and each set that it is evaluated on;
-                       method zero-shot has 0 shots
-  protocol.role        base | new | test | source | target; old_zeroshot | old | upgraded_zeroshot | upgraded
-  base_to_new, few_shot, cross_dataset, upgrade: the tables as papers print them, means over ``seeds`` seeds, and in the
-                       columns ``_sd`` their standard deviations (empty for one seed); data set ``average`` is the mean
-                       over the sets (of cross-dataset: over the targets)
-  finetunings          a sweep's fine-tuned files, one row each; the hyperparameters of its grid are further columns
-  base_to_new.h        harmonic mean of the row's two accuracies; h_sd is that of the seeds' own harmonic means
-  upgrade.gain         upgraded - upgraded_zeroshot, with an interval over the choice of test images
 """
 
 KEYS: Final[dict[str, tuple[str, ...]]] = {
     "path": ("pair", "alpha"),
     "sharpness": ("pair", "alpha", "layer", "measure"),
     "density": ("pair", "alpha", "layer", "value"),
+    "eigenpairs": ("pair", "alpha", "layer", "rank"),
     "accuracy": ("pair", "alpha", "variant", "dataset", "role", "metric"),
     "stragglers": ("pair", "layer", "criterion", "base", "rule"),
     "failure": ("pair", "flag", "dataset"),
@@ -115,12 +98,5 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "advice": ("pair", "rule"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "verdicts": ("pair", "claim"),
-    "changes": ("layer",),
-    "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),
-    "finetunings": ("pair",),
-    "base_to_new": ("method", "dataset", "shots"),
-    "few_shot": ("method", "dataset", "shots"),
-    "cross_dataset": ("method", "role", "dataset", "shots"),
-    "upgrade": ("method", "dataset", "shots"),
 }
 """Columns that identify a row of each table: no two rows agree on all of them."""

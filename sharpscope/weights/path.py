@@ -1,4 +1,4 @@
-"""The path between two checkpoints: theta(alpha), single-layer paths, distances; Fisher-weighted and LiNeS paths.
+"""The path between two checkpoints: theta(alpha), single-layer paths, distances; bent paths, and the LiNeS path.
 
 alpha is always on the FINE-TUNED side, as in WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903): 0 is zero-shot, 1
 fine-tuned.
@@ -15,12 +15,13 @@ import torch
 
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import TOWERS, Layer, is_buffer
+from sharpscope.seeds import derive
 from sharpscope.vocabulary import BASES, Base
 from sharpscope.weights.checkpoint import Weights, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, l2_distance
 from sharpscope.weights.theta import Theta, cast
 
-__all__ = ["FisherPath", "InterpolationPath", "fisher_path", "lines_path"]
+__all__ = ["FisherPath", "InterpolationPath", "RandomPath", "fisher_path", "lines_path", "straight_to"]
 
 FISHER_FLOOR: Final = 1e-8
 """Lower bound of the Fisher information, as in WiSE-FT's code, so that the two coefficients of a weight are never both
@@ -102,6 +103,16 @@ class InterpolationPath:
         inside = {n: self._value(n, alpha) for n in names}
         return self._tie({n: inside[n] if n in inside else rest[n].detach() for n in self._zero if n not in self._tied})
 
+    def at_layers(self, alphas: Mapping[str, float], rest: float) -> Theta:
+        """Every tensor at an alpha of its own: ``alphas`` (tensor name -> alpha), all others at ``rest``.
+
+        Running statistics stand where their normalisation's weight stands. With one alpha for all tensors this is
+        :meth:`at`. Raises ConfigError for an alpha as :meth:`at` does, and for a name that is no tensor of the path.
+        """
+        own = {to: self._checked(a) for n, a in alphas.items() for to in self._with_statistics(self._names(n))}
+        rest = self._checked(rest)
+        return self._tie({n: self._value(n, own.get(n, rest)) for n in self._zero if n not in self._tied})
+
     def distance(self, alpha: float) -> tuple[float, float]:
         """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64.
 
@@ -169,7 +180,22 @@ class InterpolationPath:
         return float(alpha)
 
 
-class FisherPath(InterpolationPath):
+class _BentPath(InterpolationPath):
+    """A path from theta_0 to theta_1 that is not straight; it has no points outside of [0, 1]."""
+
+    def __init__(self, plain: InterpolationPath) -> None:
+        super().__init__(plain.at(0.0), plain.at(1.0), plain.dtype, moving=plain.moving)
+
+    def distance(self, alpha: float) -> tuple[float, float]:
+        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64.
+
+        Not linear in alpha, unlike that of the straight path. Raises ConfigError for an alpha as :meth:`at` does.
+        """
+        theta = self.at(alpha)
+        return l2_distance(self._zero, theta, self.moving), l2_distance(self._one, theta, self.moving)
+
+
+class FisherPath(_BentPath):
     """The Fisher-weighted path: theta(alpha) = (c_0 theta_0 + c_1 theta_1) / (c_0 + c_1), elementwise.
 
     c_0 = (1 - alpha) max(F_0, 1e-8), c_1 = alpha max(F_1, 1e-8). Buffers and parameters without Fisher information take
@@ -185,7 +211,7 @@ class FisherPath(InterpolationPath):
     def __init__(
         self, plain: InterpolationPath, fisher_0: Mapping[str, torch.Tensor], fisher_1: Mapping[str, torch.Tensor]
     ) -> None:
-        super().__init__(plain.theta_0, plain.theta_1, plain.dtype, moving=plain.moving)
+        super().__init__(plain)
         self._fisher: list[Theta] = []
         for label, fisher in (("F0", fisher_0), ("F1", fisher_1)):
             missing = [n for n in self.moving if n not in fisher]
@@ -197,19 +223,33 @@ class FisherPath(InterpolationPath):
             check_finite({n: fisher[n] for n in self.moving}, label)
             self._fisher.append({n: cast(fisher[n].detach(), plain.dtype).clamp(min=FISHER_FLOOR) for n in self.moving})
 
-    def distance(self, alpha: float) -> tuple[float, float]:
-        """``(||theta(alpha) - theta_0||_2, ||theta(alpha) - theta_1||_2)`` over the moving parameters, in float64.
-
-        Not linear in alpha, unlike that of the straight path. Raises ConfigError for an alpha as :meth:`at` does.
-        """
-        theta = self.at(alpha)
-        return l2_distance(self._zero, theta, self.moving), l2_distance(self._one, theta, self.moving)
-
     def _blend(self, name: str, alpha: float) -> torch.Tensor:
         if name not in self._fisher[0]:
             return super()._blend(name, alpha)
         c_0, c_1 = self._fisher[0][name] * (1.0 - alpha), self._fisher[1][name] * alpha
         return (c_0 * self._zero[name] + c_1 * self._one[name]) / (c_0 + c_1)
+
+
+class RandomPath(_BentPath):
+    """The random path: each entry of theta(alpha) is theta_1's with probability alpha, else theta_0's.
+
+    Every entry has one draw u, uniform in [0, 1), from ``seed`` and the tensor's name; it is theta_1's where u < alpha.
+    A point therefore keeps all that an earlier one has taken, and both ends are exact. Running statistics of a
+    normalisation are interpolated, because they belong to the whole model.
+
+    Source: Wortsman et al. 2022, arXiv 2109.01903, fig. 13 (random interpolation).
+    """
+
+    def __init__(self, plain: InterpolationPath, seed: int = 0) -> None:
+        super().__init__(plain)
+        self._seed = seed
+
+    def _blend(self, name: str, alpha: float) -> torch.Tensor:
+        if name not in self.moving:
+            return super()._blend(name, alpha)
+        generator = torch.Generator().manual_seed(derive(self._seed, "random path", name))
+        zero, one = self._zero[name], self._one[name]
+        return torch.where(torch.rand(zero.shape, generator=generator).to(zero.device) < alpha, one, zero)
 
 
 def fisher_path(
@@ -255,4 +295,12 @@ def lines_path(plain: InterpolationPath, layers: Iterable[Layer], alpha: float, 
         scale |= dict.fromkeys(plain._with_statistics(plain._names(layer)), alpha + beta * share)
     end = plain.at(1.0)
     edited = {n: plain._value(n, scale.get(n, alpha + beta)) if n in plain._differing else end[n] for n in end}
-    return InterpolationPath(plain.at(0.0), plain._tie(edited), plain.dtype, plain.extrapolate, moving=plain.moving)
+    return straight_to(edited, plain)
+
+
+def straight_to(end: Theta, plain: InterpolationPath) -> InterpolationPath:
+    """The straight path from the start of ``plain`` to ``end``, an edit of its own end with the same names.
+
+    What is tied in ``plain`` stays tied; dtype, range and moving parameters are those of ``plain``.
+    """
+    return InterpolationPath(plain.at(0.0), plain._tie(end), plain.dtype, plain.extrapolate, moving=plain.moving)

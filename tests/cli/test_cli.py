@@ -129,7 +129,13 @@ WORK = {
     "convert": ("sharpscope.clip.export.convert", (), {}),
     "interpolate": ("sharpscope.clip.export.interpolate", (), {}),
     "sparsify": ("sharpscope.clip.export.sparsify", (), {}),
-    "evaluate": ("sharpscope.clip.evaluate.evaluate", ("csv",), {"datasets": "specs"}),
+    "evaluate": (
+        "sharpscope.clip.evaluate.evaluate",
+        ("csv", "ensemble", "second_model"),
+        {"datasets": "specs"},
+    ),
+    "merge": ("sharpscope.study.merging.merge", (), {}),
+    "fisher": ("sharpscope.study.fishers.fisher", (), {}),
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
@@ -258,7 +264,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("run absent.yaml", "absent.yaml: there is no such study file"),
         ("run bad.yaml", "bad.yaml, line 2: unknown key 'alpha'"),
         ("inspect", "missing: FILE"),
-        ("interpolate --zeroshot a --finetuned b", "missing: --alpha FLOAT, --out STR"),
+        ("interpolate --zeroshot a --finetuned b", "missing: --out STR"),
         ("interpolate --zeroshot a --finetuned b --alpha 1.5 --out o", "--alpha: 1.5 is outside [0, 1]"),
         ("interpolate --zeroshot a --finetuned b --alpha nan --out o --extrapolate", "--alpha: nan is outside"),
         ("interpolate --zeroshot study.yaml --finetuned b --alpha 0 --out ./study.yaml", "is one of the inputs"),
@@ -411,7 +417,13 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     missing = [f.name for f in dataclasses.fields(COMMANDS[name]) if f"--{f.name.replace('_', '-')}" not in told.out]
     positional = {"run": ["study"], "plan": ["study"], "inspect": ["a", "b"], "convert": ["source", "out"]}
     positional |= {"list": ["what"], "table": ["sources"]}
-    positional |= {"evaluate": ["checkpoints"], "report": ["run"], "correlate": ["runs"], "robustness": ["runs"]}
+    positional |= {
+        "merge": ["checkpoints"],
+        "evaluate": ["checkpoints"],
+        "report": ["run"],
+        "correlate": ["runs"],
+        "robustness": ["runs"],
+    }
     by_hand = ["pairs"] if name in ("run", "plan") else []  # pairs come as --zeroshot and --finetuned
     assert sorted(missing) == sorted([*positional.get(name, []), *by_hand])
 

@@ -207,6 +207,55 @@ def test_sparsify_drops_what_it_is_told_to_drop_in_the_named_layers_only(folder)
     assert (told.code, "no layer 'visual.con'" in told.err, Path("t.safetensors").exists()) == (2, True, False)
 
 
+def test_paths_fisher_and_merge_as_a_user_types_them(folder):
+    told = said("fisher", *ENDS, "--probe", "mini:photo", "--probe-size", "1", "--out", "fi")
+    assert told.code == 0, told.err
+    assert told.out.startswith("wrote fi/fisher_0.safetensors: trace ")
+    more = ("--fisher-0", "fi/fisher_0.safetensors", "--fisher-1", "fi/fisher_1.safetensors")
+    told = said("interpolate", *ENDS, "--alpha", "0.5", "--path", "fisher", *more, "--out", "p.safetensors")
+    assert (told.code, told.out) == (0, "wrote p.safetensors\n"), told.err
+    score = ("--layers", "visual.proj", "--select", "score", "--scores", "fi/fisher_1.safetensors", "--rescale")
+    assert said("sparsify", *ENDS, *score, "--density", "0.5", "--out", "s.safetensors").code == 0
+    files = ("mini:success", "mini:failure", "--zeroshot", "mini:zeroshot", "--model", "mini", "--out", "m.safetensors")
+    told = said("merge", *files, "--method", "model-stock")
+    assert told.out.startswith("wrote m.safetensors: model-stock of 2 checkpoints: success, failure\n"), told.err
+    points = ("--base", "mini:zeroshot", "--paths", "lines", "--alphas", "0.5", "--limit", "8", "--metrics", "top1")
+    told = said("evaluate", "mini:success", "--datasets", "mini:photo", "--model", "mini", *points)
+    assert told.code == 0 and "path:lines" in told.out, told.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("interpolate", *ENDS), "--alpha: is missing"),
+        (("interpolate", *ENDS, "--alpha", "0.5", "--granularity", "block"), "--layer-alphas is missing"),
+        (("interpolate", *ENDS, "--alpha", "0.5", "--seed", "1"), "the path linear has nothing random"),
+        (("interpolate", *ENDS, "--alpha", "0.5", "--path", "ties", "--fisher-0", "mini:success"), "ties does not use"),
+        (("interpolate", *ENDS, "--alpha", "0.5", "--path", "lines", "--path-density", "0.5"), "has no effect without"),
+        (("sparsify", *ENDS, "--layers", "visual.proj", "--select", "score"), "--select score: takes the scores"),
+        (("sparsify", *ENDS, "--layers", "visual.proj", "--scores", "f"), "--select score: takes the scores"),
+        (("merge", "mini:success", "mini:failure", "--model", "mini", "--density", "0.5"), "density: has no effect"),
+    ],
+)
+def test_settings_of_paths_and_merges_that_do_nothing_are_refused(folder, argv, words):
+    told = said(*argv, "--out", "x.safetensors")
+    assert (told.code, told.out) == (2, "")
+    assert words in told.err
+    assert not list(folder.iterdir())
+
+
+def test_evaluate_refuses_settings_of_paths_without_paths(folder):
+    argv = ("evaluate", "mini:success", "--datasets", "mini:photo", "--model", "mini")
+    for more, words in (
+        (("--alphas", "0.5"), "alphas: is a setting of paths"),
+        (("--paths", "lines"), "--base FILE"),
+        (("--paths", "lines", "--base", "mini:zeroshot", "--path-density", "0.5"), "has no effect without"),
+        (("--paths", "lines", "--base", "mini:zeroshot", "--alphas", "2"), "outside [0, 1]"),
+    ):
+        told = said(*argv, *more)
+        assert told.code == 2 and words in told.err, told.err
+
+
 def test_convert_in_another_codes_names_and_with_a_head_of_its_own(folder):
     import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -16,6 +17,7 @@ from PIL import Image
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
+from sharpscope.clip.metrics import Answers, estimates
 from sharpscope.clip.model import ClipModel, imagenet_classnames, imagenet_templates
 from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, DatasetError
@@ -316,6 +318,38 @@ def test_wilds(tmp_path: Path, tiny_model: ClipModel) -> None:
     assert shades(load_dataset("fmow@val", model=tiny_model, data_root=tmp_path)) == [43]
     with pytest.raises(DatasetError, match=r"no split 'tset'\. Known: id_test, test, val\."):
         load_dataset("fmow@tset", model=tiny_model, data_root=tmp_path)
+
+
+def test_waterbirds(tmp_path: Path, tiny_model: ClipModel) -> None:
+    """The columns and folders of the published tar file; groups are bird x background."""
+    root = tmp_path / "waterbird_complete95_forest2water2"
+    head = "img_id,img_filename,y,split,place,place_filename\n"
+    lines = (
+        "1,001.Black_footed_Albatross/a.jpg,1,2,0,/b/a.jpg\n"
+        "2,001.Black_footed_Albatross/b.jpg,1,2,1,/o/b.jpg\n"
+        "3,018.Spotted_Catbird/c.jpg,0,2,1,/o/c.jpg\n"
+        "4,018.Spotted_Catbird/d.jpg,0,0,0,/b/d.jpg\n"
+        "5,018.Spotted_Catbird/e.jpg,0,1,0,/b/e.jpg\n"
+    )
+    images = zip(lines.splitlines(), (10, 20, 30, 40, 50), strict=True)
+    tree(root, {"metadata.csv": head + lines, **{row.split(",")[1]: picture(v) for row, v in images}})
+    test = load_dataset("waterbirds", model=tiny_model, data_root=tmp_path)
+    assert (test.labels.tolist(), shades(test), test.classnames) == ([1, 1, 0], [10, 20, 30], ("landbird", "waterbird"))
+    assert test.groups is not None and [test.group_names[g] for g in test.groups.tolist()] == [
+        "waterbird on land", "waterbird on water", "landbird on water",
+    ]  # fmt: skip
+    assert test.metrics == ("worst_group", "top1")
+    assert shades(load_dataset("waterbirds@train", model=tiny_model, data_root=tmp_path, split="train")) == [40]
+    assert shades(load_dataset("waterbirds@val", model=tiny_model, data_root=tmp_path)) == [50]
+    turned = load_dataset("waterbirds", model=tiny_model, data_root=tmp_path, classnames=("waterbird", "landbird"))
+    assert turned.labels.tolist() == [0, 0, 1] and turned.groups.tolist() == test.groups.tolist()
+    answers = Answers.of(torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]), test.labels)  # says waterbird to all
+    answers = dataclasses.replace(answers, groups=np.asarray(test.groups))
+    found = {metric: value for metric, (value, _, _) in estimates(answers, test.metrics, bootstrap=50).items()}
+    assert found == {"worst_group": 0.0, "top1": pytest.approx(2 / 3)}
+    tree(root, {"metadata.csv": head + "1,a.jpg,2,2,0,x\n"})
+    with pytest.raises(DatasetError, match=r"metadata.csv, line 2: y is '2', not 0 or 1"):
+        load_dataset("waterbirds", model=tiny_model, data_root=tmp_path)
 
 
 # ---------------------------------------------------------------------- libraries

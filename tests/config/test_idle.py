@@ -21,6 +21,13 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"pgd_steps": 3}, NOISE, {"measures": ("sharpness_max",)}),
     ({"rho_linf": 0.3}, {"measures": ("sharpness_max_l2",)}, {"measures": ("sharpness_max",)}),
     ({"rho_l2": 0.3}, {"measures": ("sharpness_max",)}, {"measures": ("sharpness_max_l2_absolute",)}),
+    ({"rho_linf": 0.3}, {"measures": ("sharpness_max@0.1",)}, {"measures": ("sharpness_max", "sharpness_max@0.1")}),
+    ({"rho_geodesic": 0.3}, {"measures": ("sharpness_max",)}, {"measures": ("sharpness_geodesic",)}),
+    ({"normalize_logits": True}, TRACES, NOISE),
+    ({"random_start": True}, NOISE, {"measures": ("sharpness_geodesic",)}),
+    ({"eigen_method": "power"}, TRACES, {"measures": ("lambda_abs",)}),
+    ({"products": "func"}, NOISE, {"measures": ("relative_flatness",)}),
+    ({"products": "func"}, NOISE, {**NOISE, "eigenvectors": 1}),
     ({"trace_method": "hutchinson"}, {"measures": ("lambda_max",)}, TRACES),
     ({"precision": "bf16"}, NOISE, TRACES),
     ({"precision": "bf16"}, NOISE, {**NOISE, "density_layers": ("(all)",)}),
@@ -28,6 +35,11 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"selects": ("random",)}, {"repair_alphas": ()}, {}),
     ({"densities": (0.3,)}, {"repair_alphas": ()}, {}),
     ({"repair_alphas": (0.5,)}, {"densities": ()}, {}),
+    ({"vrf_images": 64}, {"output_baselines": ("ose",)}, {"output_baselines": ("vrf",)}),
+    ({"vrf_k": 2}, {}, {"output_baselines": ("ose", "vrf")}),
+    ({"vrf_centre": 1.0}, {}, {"output_baselines": ("vrf",)}),
+    ({"vrf_width": 1.0}, {}, {"output_baselines": ("vrf",)}),
+    ({"ensembles": ("logits",)}, {"alphas": (-0.5, 1.5), "extrapolate": True}, {}),
 ]
 
 

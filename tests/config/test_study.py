@@ -10,7 +10,7 @@ import pytest
 from sharpscope.config import studyfile
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError
-from sharpscope.vocabulary import expand_measures, parse_rule
+from sharpscope.vocabulary import MEASURES, expand_measures, parse_rule
 
 PAIR = {"name": "a", "zeroshot": "z.pt", "finetuned": "f.pt"}
 
@@ -146,6 +146,34 @@ def test_a_study_that_lacks_something_is_told_so_and_a_whole_one_is_not(changes,
     whole.check_complete()
     with pytest.raises(ConfigError, match=words):
         dataclasses.replace(whole, **changes).check_complete()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"measures": ("sharpness_max@",)}, "positive number"),
+        ({"measures": ("sharpness_max@-1",)}, "positive number"),
+        ({"measures": ("sharpness_max@nan",)}, "positive number"), ({"measures": ("hessian_trace@1",)}, "no radius"),
+        ({"measures": ("sharpnes_max@1",)}, "sharpness_max"), ({"eigenvectors": -1}, "at least 0"),
+        ({"eigenvector_layers": ("head",)}, "eigenvectors is 0"), ({"eigenvector_alphas": (0.0,)}, "eigenvectors is 0"),
+        ({"eigenvectors": 1, "eigenvector_layers": ()}, "needs a layer"),
+        ({"eigenvectors": 1, "eigenvector_alphas": (0.55,)}, "one of alphas"),
+        ({"products": "func", "trace_method": "controlled"}, "controlled"), ({"eigen_method": "lanczus"}, "lanczos"),
+        ({"rho_geodesic": 0.0}, "positive"),
+    ],
+)  # fmt: skip
+def test_what_the_newer_settings_refuse(values: dict[str, object], words: str) -> None:
+    assert words in refused(**values)
+
+
+def test_a_radius_in_a_name_has_one_spelling_and_one_place() -> None:
+    names = ("sharpness_max@0.0020", "lambda_max", "sharpness_max@1e-3", "sharpness_max", "sharpness_max@.002")
+    assert expand_measures(names) == ("lambda_max", "sharpness_max", "sharpness_max@0.001", "sharpness_max@0.002")
+    assert MEASURES["sharpness_max@0.001"].rho == 0.001 and "rho = 0.001" in MEASURES["sharpness_max@0.001"].text
+    assert "hessian_trace@1" not in MEASURES and "sharpness_max@x" not in MEASURES
+    assert MEASURES.in_order(["?", "sharpness_max@1", "sharpness_max", "hessian_trace"]) == [
+        "hessian_trace", "sharpness_max", "sharpness_max@1", "?",
+    ]  # fmt: skip
 
 
 def test_hostile_text_is_escaped():

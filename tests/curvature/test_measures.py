@@ -212,7 +212,7 @@ def test_measures_of_one_s_own_share_one_engine(one_of_my_own: list[str], monkey
             built.append(self)
             super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(own, "HessianEngine", Counted)
+    monkeypatch.setattr(own, "engine_for", lambda products: Counted)
     for name in ("first", "second"):
         register_measure(name, "one", adds_up="sum")(lambda layer: 1.0)
     measure_layers(Quartic(), Quartic().theta, layers(), ("second", "first"))

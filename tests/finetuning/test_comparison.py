@@ -15,7 +15,8 @@ import yaml
 from scipy import stats
 
 from sharpscope.config.study import StudyConfig
-from sharpscope.finetuning.registry import METHODS, configured
+from sharpscope.finetuning.recipes import published
+from sharpscope.finetuning.registry import METHODS
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 SETTINGS: dict[str, Any] = yaml.safe_load((ANALYSES / "finetuners.yaml").read_text(encoding="utf-8"))
@@ -31,10 +32,14 @@ def script() -> ModuleType:
     return module
 
 
+NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}
+"""Methods that came after the comparison: its rates were chosen, and its pairs trained, without them."""
+
+
 def test_every_method_is_compared_with_settings_that_it_knows() -> None:
-    assert set(SETTINGS["methods"]) == set(METHODS)
-    for name, own in SETTINGS["methods"].items():
-        configured(name, {**SETTINGS["budget"], **{k: v for k, v in own.items() if k != "rates"}})
+    compared = set(METHODS) - NOT_COMPARED
+    assert set(SETTINGS["methods"]) == compared
+    assert {published(f"mini-{name}").method for name in compared} == compared
     StudyConfig.from_dict(SETTINGS["study"])
 
 
@@ -43,7 +48,7 @@ def test_the_rates_are_those_with_the_best_id_validation_accuracy() -> None:
     for name, own in SETTINGS["methods"].items():
         tried = table[table["method"] == name].set_index("lr")["id_validation"]
         assert sorted(tried.index) == pytest.approx(sorted(own["rates"]))
-        assert tried.idxmax() == pytest.approx(own["lr"]), name
+        assert tried.idxmax() == pytest.approx(published(f"mini-{name}").settings["lr"]), name
 
 
 def pairs(**values: list[float]) -> pd.DataFrame:

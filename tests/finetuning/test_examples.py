@@ -18,11 +18,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as TF  # type: ignore[import-untyped]  # noqa: N812
 
+from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
 from sharpscope.clip.datasets.crops import crop_box
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.finetuning.examples import caption_rows, load_examples
+from sharpscope.finetuning.fit import fit
+from sharpscope.finetuning.method import Task
+from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.seeds import derive
 
 ALL = torch.arange(5)
@@ -34,7 +38,7 @@ def folder(image_folder: Callable[..., Path]) -> Path:
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees(folder: Path, tiny_model: Any) -> None:
-    examples, names = load_examples(f"folder:{folder}", tiny_model, augment=False)
+    examples, names = load_examples(f"folder:{folder}", tiny_model, augment=None)
     dataset = load_dataset(f"folder:{folder}", model=tiny_model)
     images, labels, captions = examples.batch(ALL, 0)
     assert names == dataset.classnames == ("cat", "dog") and torch.equal(labels, dataset.labels)
@@ -85,7 +89,7 @@ def test_captions_as_open_clip_reads_them(separator: str, folder: Path, tiny_mod
     lines = [("filepath", "title", "label"), ("cat/000.png", "a cat", "0"), (str(folder / "dog/001.png"), "dogs!", "")]
     path = folder / "pairs.csv"
     path.write_text("\n".join(separator.join(row) for row in lines), encoding="utf-8")
-    examples, names = load_examples(f"csv:{path}", tiny_model, classnames=("cat", "dog"), augment=False)
+    examples, names = load_examples(f"csv:{path}", tiny_model, classnames=("cat", "dog"), augment=None)
     images, labels, captions = examples.batch(torch.tensor([1, 0]), 0)
     assert captions == ["dogs!", "a cat"] and labels.tolist() == [-1, 0] and names == ("cat", "dog")
     torch.testing.assert_close(images[1], tiny_model.preprocess(Image.open(folder / "cat/000.png")))
@@ -115,9 +119,9 @@ def test_captions_that_make_no_sense(text: str, complaint: str, tmp_path: Path, 
         load_examples("csv:pairs.tsv", tiny_model, data_root=tmp_path)
 
 
-@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("augment", [OPEN_CLIP, None])
 def test_what_cannot_be_read_is_left_out_with_its_label_and_counted(
-    augment: bool, image_folder: Callable[..., Path], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+    augment: Augmentation | None, image_folder: Callable[..., Path], tiny_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"folder:{image_folder({'cat': 4, 'dog': 3})}"
     whole, _ = load_examples(spec, tiny_model, augment=augment)
@@ -201,3 +205,34 @@ def test_classes_coarser_than_the_names_are_refused(tiny_model: Any, monkeypatch
     monkeypatch.setattr("sharpscope.finetuning.examples.load_dataset", lambda *_, **__: like_objectnet)
     with pytest.raises(ConfigError, match="its 2 classes are not among the 3 class names"):
         load_examples("objectnet", tiny_model)
+
+
+def test_an_image_in_an_epoch_is_one_picture_whatever_the_batches(
+    folder: Path, tiny_model: Any, tiny_theta: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of 1 and of 5: the same pictures in the same epoch, others in the next (two tiny crops may coincide)."""
+    examples, names = load_examples(f"folder:{folder}", tiny_model)
+
+    def seen(batch_size: int) -> list[dict[int, torch.Tensor]]:
+        epochs: list[dict[int, torch.Tensor]] = [{}, {}]
+        taken: list[list[int]] = []
+        real = type(examples).batch
+
+        def watched(self: Any, indices: torch.Tensor, seed: int) -> Any:
+            drawn = real(self, indices, seed)
+            at = epochs[len(taken) // (5 // batch_size)]
+            at |= dict(zip(indices.tolist(), drawn.images, strict=True))
+            taken.append(indices.tolist())
+            return drawn
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(examples), "batch", watched)
+            method = WiseFT(lr=1e-3, epochs=2, batch_size=batch_size, warmup=0.0)
+            fit(method, Task(tiny_model, tiny_theta, names, ("a {}",), 5, seed=1), examples, progress=False)
+        return epochs
+
+    one, five = seen(1), seen(5)
+    for epoch in (0, 1):
+        assert sorted(one[epoch]) == sorted(five[epoch]) == list(range(5))
+        assert all(torch.equal(one[epoch][i], five[epoch][i]) for i in range(5))
+    assert not all(torch.equal(one[0][i], one[1][i]) for i in range(5))

@@ -36,7 +36,7 @@ def small(method: Method, **changes: Any) -> Method:
 
 @pytest.fixture
 def batch(examples: TensorExamples) -> Batch:
-    return Batch(examples.images[:4], examples.labels[:4], step=1, progress=0.25, seed=5)
+    return Batch(examples.images[:4], examples.labels[:4], step=1, progress=0.25, seed=5, epoch=1)
 
 
 @pytest.fixture
@@ -134,15 +134,22 @@ def test_flyp_from_its_pieces(task: Task, batch: Batch, moved: dict[str, torch.T
 
 @pytest.mark.parametrize("base", ["contrastive", "cross_entropy"])
 def test_starft_from_its_pieces(base: Any, task: Task, batch: Batch, moved: dict[str, torch.Tensor]) -> None:
-    prepared = small(StarFT(base=base, strength=0.8)).prepare(task)
+    prepared = small(StarFT(base=base, strength=0.8), steps=12).prepare(task)  # four epochs of three steps
+    by_step = small(StarFT(base=base, strength=0.8, falls="steps")).prepare(task)
     theta = {**prepared.theta, **moved}
+    if base == "cross_entropy":
+        theta["head.bias"] = torch.tensor([0.3, -0.1, 0.2])
     odd = class_captions(task, BACKGROUNDS)(batch)
     images, images_0 = (task.model.encode_image(t, batch.images) for t in (moved, task.theta_0))
     texts, texts_0 = (task.model.encode_text(t, odd) for t in (moved, task.theta_0))
     scale_0 = task.theta_0["logit_scale"].exp()
     kl = alignment(scale_0 * images @ texts.T, scale_0 * images_0 @ texts_0.T, batch.labels)
     losses = prepared.losses(theta, batch)
-    torch.testing.assert_close(losses.penalty, 0.8 * (1 - 0.25) * kl, rtol=1e-4, atol=1e-6)  # a quarter of the way
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    torch.testing.assert_close(losses.penalty, 0.8 * (1 - 2 / 4) * kl, **close)  # in the second epoch of four
+    torch.testing.assert_close(by_step.losses(theta, batch).penalty, 0.8 * (1 - 0.25) * kl, **close)
+    last = prepared.losses(theta, dataclasses.replace(batch, epoch=3)).penalty
+    assert last is not None and float(last) == 0  # as in the authors' code
     other = small(Flyp() if base == "contrastive" else WiseFT()).prepare(task)
     torch.testing.assert_close(losses.fit, other.losses(theta, batch).fit)
 
@@ -155,11 +162,12 @@ def test_the_parameters_that_move_are_the_papers(task: Task) -> None:
     def moves(method: Method) -> list[set[str]]:
         return [set(stage.trained) for stage in small(method).prepare(task).stages]
 
-    assert moves(WiseFT()) == moves(LipsumFT()) == moves(L2SP()) == [tower | {"head.weight"}]
-    assert moves(LinearProbe()) == [{"head.weight"}]
-    assert moves(LpFT()) == [{"head.weight"}, tower | {"head.weight"}]
+    head = {"head.weight", "head.bias"}
+    assert moves(LipsumFT()) == moves(L2SP()) == moves(WiseFT(head_bias=False)) == [tower | {"head.weight"}]
+    assert moves(WiseFT()) == [tower | head] and moves(WiseFT(scope="head")) == moves(LinearProbe()) == [head]
+    assert moves(LpFT()) == [head, tower | head]
     assert moves(Flyp()) == moves(StarFT()) == [everything]
-    assert moves(StarFT(base="cross_entropy")) == [everything - {"logit_scale"} | {"head.weight"}]
+    assert moves(StarFT(base="cross_entropy")) == [everything - {"logit_scale"} | head]
 
 
 def test_lp_ft_leaves_the_tower_alone_until_the_head_is_done(task: Task, examples: TensorExamples) -> None:

@@ -22,7 +22,11 @@ EVERY = pytest.mark.parametrize("name", METHODS)
 
 def quick(name: str, **changes: Any) -> Method:
     """The method with its paper's loss, in four steps on twelve images."""
-    small = {"lr": 0.01, "batch_size": 4, "epochs": 2, "steps": 4, "warmup": 0.0, "shots": None, **changes}
+    small = {
+        "lr": 0.01, "batch_size": 4, "epochs": 2, "steps": 4, "warmup": 0.0, "warmup_epochs": 0.0, "judge_every": None,
+        "shots": None, **changes,
+    }  # fmt: skip
+    small |= {"radius_steps": 3} if name == "tpgm" else {}
     return dataclasses.replace(METHODS[name](), **small)
 
 

@@ -32,7 +32,7 @@ def tuned(method: str = "wise-ft", **changes: Any) -> Tuned:
 
 
 def test_the_file_says_what_it_is_and_is_half_of_a_pair(tmp_path: Path) -> None:
-    result = tuned("lipsum-ft", out=tmp_path, texts=4)
+    result = tuned("lipsum-ft", out=tmp_path, texts=4, judge_every=None)
     assert result.path == tmp_path / "lipsum-ft.safetensors" and [f.name for f in tmp_path.iterdir()] == [
         result.path.name
     ]
@@ -110,6 +110,41 @@ def test_so_it_does_on_random_crops_with_unreadable_images_among_them(
     plain = run("plain", augment=False)
     assert any(not torch.equal(plain.theta[k], whole.theta[k]) for k in whole.theta)
     assert run("whole", seed=0).losses == ()
+
+
+def test_checkpoints_stay_and_are_those_of_a_training_that_is_cut_short(tmp_path: Path) -> None:
+    kept = {"steps": 5, "keep_every": 2, "warmup": 0.0, "schedule": "linear-cosine"}
+    final = tuned(out=tmp_path / "whole", **kept).path
+    names = [f"wise-ft-step{n}.safetensors" for n in (2, 4)]
+    assert sorted(f.name for f in final.parent.iterdir()) == [*names, "wise-ft.safetensors"]
+    with killed_at_step_2():
+        tuned(out=tmp_path / "part", checkpoint_every=1, **kept)
+    tuned(out=tmp_path / "part", checkpoint_every=1, **kept)
+    for name in (*names, "wise-ft.safetensors"):
+        assert (tmp_path / "part" / name).read_bytes() == (final.parent / name).read_bytes()
+    states: dict[int, Any] = {}
+    real = fit_module.train
+
+    def watched(*args: Any, **options: Any) -> Any:
+        def after(state: Any) -> None:
+            states[state.step] = {n: t.clone() for n, t in state.kept.items()}
+
+        return real(*args, **{**options, "after": after})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit_module, "train", watched)
+        tuned(steps=5, warmup=0.0)
+    for step, name in zip((2, 4), names, strict=True):
+        there = read_checkpoint(final.parent / name)
+        assert all(torch.equal(there.tensors[n], t) for n, t in states[step].items())
+        told = json.loads(there.facts["metadata"]["sharpscope.finetuning"])
+        assert told["step"] == step and told["hyperparameters"]["steps"] == 5
+        assert sharpscope.load_pair("mini:zeroshot", final.parent / name, model="mini").classifier.mode == "stored"
+    for where, every in ((tmp_path / "x", 5), (tmp_path / "x", 0), (None, 2)):
+        with pytest.raises(ConfigError, match="keep_every: "):
+            tuned(out=where, **{**kept, "keep_every": every})
+    with pytest.raises(ConfigError, match="keep_every differ"):
+        tuned(out=tmp_path / "whole", **{**kept, "keep_every": 3})
 
 
 def test_the_pair_starts_where_training_started_whatever_the_templates(tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from sharpscope.errors import ConfigError, NumericalError
-from sharpscope.finetuning.trainer import Recipe, epochs, learning_rate, train
+from sharpscope.finetuning.schedule import learning_rate
+from sharpscope.finetuning.trainer import Recipe, epochs, train
 
 
 def quadratic(theta: dict[str, torch.Tensor], step: int) -> torch.Tensor:
@@ -53,8 +55,8 @@ def test_learns_the_minimum() -> None:
     assert result.losses[-1] < result.losses[0]
 
 
-def test_the_schedule_is_the_formula() -> None:
-    recipe = Recipe(lr=0.4, steps=10, warmup=4)
+def test_the_schedule_of_the_embedded_world_is_the_formula() -> None:
+    recipe = Recipe(lr=0.4, steps=10, warmup=4, schedule="product")
     cosine = [(1 + math.cos(math.pi * s / 10)) / 2 for s in range(10)]
     expected = [0.4 * min(1, (s + 1) / 4) * c for s, c in enumerate(cosine)]
     assert [learning_rate(recipe, s) for s in range(10)] == pytest.approx(expected, rel=1e-12)
@@ -63,13 +65,13 @@ def test_the_schedule_is_the_formula() -> None:
     assert learning_rate(Recipe(lr=0.4, steps=10, warmup=0.3), 0) == pytest.approx(0.4)
     assert 0 < learning_rate(recipe, 9) < 0.02
     # a fraction of a step counts: 9.6 steps of warm-up are neither 9 nor 10
-    assert learning_rate(Recipe(lr=1, steps=640, warmup=9.6), 0) == pytest.approx(1 / 9.6)
+    assert learning_rate(Recipe(lr=1, steps=640, warmup=9.6, schedule="product"), 0) == pytest.approx(1 / 9.6)
 
 
 def test_each_step_is_adamw_by_hand() -> None:
     """Two steps of a linear loss, whose Adam update is lr * sign of the gradient, and decay where it belongs."""
     theta = {"w": torch.full((2, 2), 2.0), "b": torch.full((2,), 2.0)}
-    recipe = Recipe(lr=0.1, steps=2, weight_decay=0.5, clip_norm=None)
+    recipe = Recipe(lr=0.1, steps=2, weight_decay=0.5, clip_norm=None, decay="matrices")
     result = train(theta, ["w", "b"], lambda t, s: t["w"].sum() - t["b"].sum(), recipe).theta
     w, b = 2.0, 2.0
     for lr in (0.1, 0.05):
@@ -78,15 +80,14 @@ def test_each_step_is_adamw_by_hand() -> None:
     torch.testing.assert_close(result["b"], torch.full((2,), b), rtol=1e-6, atol=0)
 
 
-def test_decay_touches_only_tensors_of_two_dimensions_and_more() -> None:
+@pytest.mark.parametrize(("decay", "fixed"), [("matrices", {"v", "s"}), ("all", set())])
+def test_decay_touches_the_tensors_that_it_names(decay: Any, fixed: set[str]) -> None:
     """With no gradient all that moves is what decays."""
     theta = {"m": torch.ones(2, 2), "k": torch.ones(2, 1, 1), "v": torch.ones(3), "s": torch.tensor(1.0)}
-    recipe = Recipe(lr=0.5, steps=1, weight_decay=0.2)
+    recipe = Recipe(lr=0.5, steps=1, weight_decay=0.2, decay=decay)
     result = train(theta, list(theta), lambda t, s: 0 * quadratic(t, s), recipe).theta
-    for name in ("m", "k"):
-        torch.testing.assert_close(result[name], torch.full_like(theta[name], 0.9))
-    for name in ("v", "s"):
-        assert torch.equal(result[name], theta[name])
+    for name in theta:
+        torch.testing.assert_close(result[name], torch.full_like(theta[name], 1.0 if name in fixed else 0.9))
 
 
 def test_the_gradient_norm_is_clipped_as_a_whole() -> None:
@@ -133,6 +134,25 @@ def test_constraints_hold_after_every_step() -> None:
     assert values == [0.0, 0.5, 0.5, 0.5, 0.5] and float(result.theta["s"]) == 0.5
 
 
+@pytest.mark.parametrize("debias", [False, True])
+def test_the_moving_average_is_its_formula_and_without_bias_has_nothing_of_the_start(debias: bool) -> None:
+    """WiSE-FT's two averages: from theta_0 on, and from 0 divided by 1 - d^t, as Adam's moments are."""
+    seen: list[torch.Tensor] = []
+
+    def loss(theta: dict[str, torch.Tensor], step: int) -> torch.Tensor:
+        seen.append(theta["w"].detach().clone())
+        return quadratic({"w": theta["w"]}, step)
+
+    theta, recipe, d = start(), Recipe(lr=0.3, steps=5), 0.8
+    averaged = train(theta, ["w"], loss, recipe, ema=d, ema_debias=debias).theta["w"]
+    last = train(theta, ["w"], quadratic, recipe).theta["w"]
+    visited = [*seen[1:], last]
+    shares = [(1 - d) * d ** (4 - i) for i in range(5)]
+    expected = sum(s * w for s, w in zip(shares, visited, strict=True))
+    expected = expected / (1 - d**5) if debias else expected + d**5 * theta["w"]
+    torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_same_seed_same_bits() -> None:
     data = torch.randn(20, 2, generator=torch.Generator().manual_seed(5))
 
@@ -177,8 +197,9 @@ def test_a_batch_that_does_not_fit_is_named(size: int) -> None:
 
 
 def test_divergence_is_an_error_and_not_a_checkpoint() -> None:
+    recipe = Recipe(1.0, 4, weight_decay=0.0)
     with pytest.raises(NumericalError, match="loss is inf at step 1 of 4; lower lr"):
-        train({"w": torch.ones(1)}, ["w"], lambda t, s: t["w"].sum() * (math.inf if s else 1), Recipe(1.0, 4))
+        train({"w": torch.ones(1)}, ["w"], lambda t, s: t["w"].sum() * (math.inf if s else 1), recipe)
 
 
 def test_names_that_theta_lacks_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,14 +11,19 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.pair import load_pair
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import TensorExamples
 from sharpscope.finetuning.fit import Fitted, fit
-from sharpscope.finetuning.method import Task
+from sharpscope.finetuning.method import Batch, Task
+from sharpscope.finetuning.methods.l2_sp import L2SP
+from sharpscope.finetuning.methods.linear_probe import LinearProbe
+from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.pretrain import as_tensor
 from sharpscope.finetuning.trainer import epochs
 from sharpscope.miniworld import world as miniworld
+from sharpscope.weights.checkpoint import write_checkpoint
 from sharpscope.weights.theta import Theta
 
 HEAD = "head.weight"
@@ -66,6 +72,47 @@ def test_step_0_is_the_zero_shot_loss(
     assert len(fitted.losses) == 4
 
 
+def test_the_heads_bias_is_trained_saved_read_back_and_interpolated(
+    model: ClipModel, theta_0: Theta, data: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    fitted = wise_ft(model, theta_0, data, TINY)
+    bias = fitted.theta["head.bias"]
+    assert bias.shape == (16,) and bool((bias != 0).all())
+    assert torch.equal(fitted.prepared.theta["head.bias"], torch.zeros(16))
+    write_checkpoint(tmp_path / "zeroshot.safetensors", theta_0)
+    write_checkpoint(tmp_path / "finetuned.safetensors", *fitted.exported)
+    pair = load_pair(tmp_path / "zeroshot.safetensors", tmp_path / "finetuned.safetensors", model="mini")
+    for alpha in (0.0, 0.25, 1.0):
+        theta = pair.path().at(alpha)
+        torch.testing.assert_close(theta["head.bias"], alpha * bias)
+        features = model.encode_image(theta, data[0][:3])
+        logits = features @ theta["head.weight"].T + theta["head.bias"]
+        torch.testing.assert_close(pair.classifier.logits(theta, data[0][:3]), logits)
+    assert "head.bias" not in wise_ft(model, theta_0, data, dataclasses.replace(TINY, head_bias=False)).theta
+    again = wise_ft(
+        model, {**theta_0, HEAD: fitted.theta[HEAD], "head.bias": bias}, data, dataclasses.replace(TINY, epochs=0)
+    )
+    assert torch.equal(again.theta["head.bias"], bias)  # a bias that comes along is the start
+
+
+def test_label_smoothing_is_the_mean_over_all_classes(
+    model: ClipModel, theta_0: Theta, data: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """(1 - s) CE + s times the mean over classes of -log p: wise-ft@58b7a4b src/models/utils.py:87-100."""
+    images, labels = data
+    batch = Batch(images[:5], labels[:5])
+    task = Task(model, theta_0, *WORLD, 40)
+    logits = Classifier(model, "zeroshot", *WORLD)
+    theta = logits.attach(theta_0)
+    log_p = logits.logits(theta, images[:5]).log_softmax(1)
+    expected = 0.8 * F.nll_loss(log_p, labels[:5]) - 0.2 * log_p.mean()
+    for method in (WiseFT, LinearProbe, LpFT, L2SP):
+        prepared = method(label_smoothing=0.2, batch_size=8, steps=2).prepare(task)
+        torch.testing.assert_close(prepared.losses(prepared.theta, batch).total, expected)
+    with pytest.raises(ConfigError, match="label_smoothing: needs a share"):
+        WiseFT(label_smoothing=1.0, batch_size=8).prepare(task)
+
+
 @pytest.mark.parametrize(("scope", "prefixes"), [("tower", ("visual.", "head.")), ("head", ("head.",))])
 def test_only_image_tower_and_head_move(
     model: ClipModel,
@@ -76,8 +123,8 @@ def test_only_image_tower_and_head_move(
 ) -> None:
     config = WiseFT(lr=1e-3, epochs=1, batch_size=20, warmup=0.0, scope=scope)  # type: ignore[arg-type]
     theta_1 = wise_ft(model, theta_0, data, config).theta
-    assert set(theta_1) == {*theta_0, HEAD}
-    start = Classifier(model, "stored", *WORLD).attach(theta_0)
+    assert set(theta_1) == {*theta_0, HEAD, "head.bias"}
+    start = Classifier(model, "stored", *WORLD, bias=True).attach(theta_0)
     for name in theta_1:
         moved = not torch.equal(theta_1[name], start[name])
         assert moved == name.startswith(prefixes), name

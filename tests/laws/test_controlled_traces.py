@@ -264,8 +264,8 @@ def test_one_engine_at_a_time_and_none_that_is_not_needed(monkeypatch: pytest.Mo
             losses.append(type(objective).__name__)
             super().__init__(objective, *args, **kwargs)  # type: ignore[arg-type]
 
-    for family in (hessian, gauss_newton):
-        monkeypatch.setattr(family, "HessianEngine", Watched)
+    monkeypatch.setattr(gauss_newton, "HessianEngine", Watched)
+    monkeypatch.setattr(hessian, "engine_for", lambda products: Watched)
     objective = work(classes=3)
     table(objective)
     assert losses == ["Residual"]

@@ -14,12 +14,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.ascent import project
 from sharpscope.curvature.density import spectral_density
-from sharpscope.curvature.eigen import lanczos, power_iteration
+from sharpscope.curvature.eigen import lanczos
 from sharpscope.curvature.ggn import ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import DenseOperator, FunctionOperator, check_symmetric, solve, solve_together
-from sharpscope.curvature.perturbation import project, sharpness_avg, sharpness_max
+from sharpscope.curvature.perturbation import sharpness_avg, sharpness_max
+from sharpscope.curvature.power import power_iteration
 from sharpscope.curvature.trace import hutchinson, hutchinson_steps, hutchpp, scaled, xtrace, xtrace_steps
 from sharpscope.errors import NumericalError
 from sharpscope.layers import split_layers

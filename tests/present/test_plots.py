@@ -23,9 +23,10 @@ from matplotlib.text import Text
 
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present import plots, style
+from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, DENSE, PATHS, path_variant
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "figures").glob("fig_*.py"))
@@ -48,6 +49,35 @@ def figures(few: Tables) -> dict[str, Figure]:
 def drawn(figures: dict[str, Figure]) -> dict[str, tuple[bytes, bytes]]:
     some = ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "straggler_ranking", "correlation_pairs")
     return {name: style.figure_bytes(figures[name]) for name in some}
+
+
+def with_paths(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """``accuracy`` with the same numbers, a little lower, for every path that can be chosen."""
+    rows = [accuracy]
+    for i, name in enumerate(n for n in PATHS if n != "linear"):
+        lower = {c: accuracy[c] - 0.03 * (i + 1) * accuracy["alpha"] for c in ("estimate", "ci_low", "ci_high")}
+        rows.append(accuracy[accuracy["variant"] == DENSE].assign(variant=path_variant(name), **lower))
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_further_paths_are_drawn_where_there_are_any(few: Tables) -> None:
+    """One black line and one of its own colour for each path in both panels, at the table's numbers."""
+    with pytest.raises(NoData, match="no path but the linear one"):
+        paths_along_alpha(few["accuracy"])
+    accuracy = with_paths(few["accuracy"])
+    figure = paths_along_alpha(accuracy)
+    assert len(figure.axes) == 4  # two panels for each of two pairs
+    assert [t.get_text() for t in figure.legends[0].get_texts()][:7] == list(PATHS)
+    along, plane = figure.axes[:2]
+    colours = [line.get_color() for line in along.get_lines()]
+    assert len(colours) == len(set(colours)) == len(PATHS) == len(plane.get_lines())
+    for line, name in zip(along.get_lines(), PATHS, strict=True):
+        own = accuracy[(accuracy["variant"] == path_variant(name)) & (accuracy["pair"] == "success")]
+        mean = own[own["role"] == "ood_mean"].sort_values("alpha")
+        np.testing.assert_allclose(line.get_ydata(), 100 * mean["estimate"])
+    width, height = figure.bbox.size
+    for text, box in boxes(figure):
+        assert box[0] >= -1 and box[1] >= -1 and box[2] <= width + 1 and box[3] <= height + 1, text.get_text()
 
 
 def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
@@ -78,7 +108,8 @@ def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
         "correlation_pairs",
         "correlation_scatter",
     ]
-    assert list(figures) == ["wiseft_curve", "accuracy_along_alpha", "sharpness_along_alpha", *heat, *rest]
+    along = ["wiseft_curve", "accuracy_along_alpha", "agreement", "sharpness_along_alpha"]
+    assert list(figures) == [*along, *heat, *rest]
     assert {figure.get_figwidth() for figure in figures.values()} == {5.5}
     parts = [plots.all_figures(few, share=(k, 3)) for k in range(3)]
     assert sorted(name for part in parts for name in part) == sorted(figures)
@@ -238,7 +269,23 @@ def test_an_unknown_criterion_is_no_empty_panel(few: Tables) -> None:
 def test_the_main_criteria_are_shown_when_nobody_asks_for_others(few: Tables) -> None:
     figure = plots.straggler_ranking(few["stragglers"])
     families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
-    assert families == ["sharpness", "share", "rewind", "criticality"]
+    assert families == ["sharpness", "share", "instability", "rewind"]
+
+
+@pytest.mark.parametrize(
+    ("deciding", "first"),
+    [
+        (None, ["instability", "share"]),
+        ("rewind", ["rewind", "instability", "share"]),
+        ("share:hessian_trace", ["share", "instability"]),
+    ],
+)
+def test_both_definitions_of_a_straggler_stand_side_by_side(
+    deciding: str | None, first: list[str], few: Tables
+) -> None:
+    figure = plots.all_figures({"stragglers": few["stragglers"]}, deciding)["straggler_ranking"]
+    families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
+    assert families[: len(first)] == first
 
 
 def test_a_layer_that_does_not_move_is_known_by_its_status_and_keeps_its_colour(few: Tables) -> None:
@@ -388,9 +435,13 @@ def test_layer_names_stay_distinct(layers: tuple[str, ...]) -> None:
     assert style.short_layer("visual.transformer.resblocks.3.mlp") == "block 3 mlp"
 
 
-@pytest.mark.parametrize("script", [s for s in SCRIPTS if s.stem != "fig_finetuners"], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "script", [s for s in SCRIPTS if s.stem not in ("fig_finetuners", "fig_slice")], ids=lambda p: p.stem
+)
 def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
+    if script.stem == "fig_paths":
+        few = {"accuracy": with_paths(few["accuracy"])}
     for name, df in few.items():
         if name != "points":
             (tmp_path / "tables" / f"{name}.csv").write_bytes(csv_bytes(df, name))
@@ -404,7 +455,11 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
     files = sorted((tmp_path / "out").iterdir())
     assert [f.suffix for f in files] == [".pdf", ".png"]
     assert files[0].stem == files[1].stem
-    assert files[0].stem in {*plots.all_figures(few), "robustness"}  # the name that it has in a run directory
+    assert files[0].stem in {
+        *plots.all_figures(few),
+        "robustness",
+        "paths_along_alpha",
+    }  # the name that it has in a run directory
     assert all(f.stat().st_size > 5000 for f in files)
     with pytest.raises(SystemExit, match="no such file"):
         module.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")])
@@ -418,8 +473,10 @@ def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
         "fig_finetuners",
         "fig_heatmap",
         "fig_path",
+        "fig_paths",
         "fig_repair",
         "fig_robustness",
+        "fig_slice",
         "fig_stragglers",
     ]
 

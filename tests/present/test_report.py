@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
 from sharpscope.present.view import Cell, estimate_cell
+from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import MEASURES
@@ -95,7 +97,7 @@ def test_it_is_one_file_that_needs_no_network(tables: Tables, manifest: dict[str
 
 def test_sections_stand_in_the_order_of_the_questions(page: Page) -> None:
     ids = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
-    assert ids == [*ANCHORS, "further", "glossary"]
+    assert ids == [*ANCHORS[:5], "agreement", *ANCHORS[5:], "further", "glossary"]
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
     assert links == [f"#{i}" for i in ids]
 
@@ -183,6 +185,25 @@ def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, table
     assert f"{total - 30} more in the table files" in problems
 
 
+def test_both_definitions_of_a_straggler_are_compared_pair_by_pair(page: Page, tables: Tables) -> None:
+    said = page.text("stragglers")
+    assert "Two definitions of a straggler: instability, the only published one" in said
+    for pair in ("success", "failure"):
+        found = overlap(tables["stragglers"], pair)
+        assert found is not None and agreement_of(found) in said
+    assert "instability chooses no layer" in said  # all scores of the pair success are 0
+
+
+def test_the_sentence_on_their_agreement_gives_every_number_with_its_yardstick() -> None:
+    found = Overlap(("a", "b"), (("x", "y"), ("y",)), 0.5, 3, 2, 0.9, -0.25, 10)
+    assert agreement_of(found) == (
+        "a chooses x, y; b chooses y; 1 of 2 chosen layers in common (Jaccard 0.50); 2 of the 3 highest in common, "
+        "where chance gives 0.9 (10 layers); Spearman -0.25 over the layers."
+    )
+    none = Overlap(("a", "b"), ((), ()), float("nan"), 0, 0, 0.0, float("nan"), 10)
+    assert agreement_of(none) == "a chooses no layer; b chooses no layer."
+
+
 def test_nothing_failed_is_said_too(tables: Tables, manifest: dict[str, Any]) -> None:
     calm = {k: tables[k] for k in ("path", "accuracy")}
     assert "Every estimate of this run is finite" in Page(build_report(calm, {}, manifest)).text("problems")
@@ -205,7 +226,11 @@ def test_how_it_was_made(page: Page) -> None:
     assert set(MEASURES) < set(GLOSSARY)
 
 
-@pytest.mark.parametrize("missing", [*(c for c in COLUMNS if c != "density"), "all"])  # densities are asked for
+ASKED_FOR = ("density", "agreement", "eigenpairs")
+"""Tables that a run has only where they were asked for; without them the report is silent about them."""
+
+
+@pytest.mark.parametrize("missing", [*(c for c in COLUMNS if c not in ASKED_FOR), "all"])
 def test_missing_or_empty_tables_are_said_not_fatal(missing: str, tables: Tables, manifest: dict[str, Any]) -> None:
     where = {"path": "pairs", "verdicts": "answer"}.get(missing, missing)
     gone = list(COLUMNS) if missing == "all" else [missing]
@@ -215,7 +240,9 @@ def test_missing_or_empty_tables_are_said_not_fatal(missing: str, tables: Tables
         {k: pd.DataFrame() if k in gone else v for k, v in tables.items()},
     ):
         page = Page(build_report(kept, {}, manifest))
-        assert [a["id"] for t, a in page.tags if t == "section"] == [*ANCHORS, "glossary"]
+        named = [a["id"] for t, a in page.tags if t == "section"]
+        assert [name for name in named if name not in ASKED_FOR] == [*ANCHORS, "glossary"]
+        assert ("agreement" in named) == (missing != "all")
         if missing not in ("path", "all"):
             assert "This run has no" in page.text(where)
             assert sum("This run has no" in page.text(a) for a in ANCHORS) == 1
@@ -282,3 +309,12 @@ def test_a_frozen_layer_is_marked_by_its_status_and_its_number_stands(
     assert estimate_cell(row | {"estimate": np.nan, "note": "why"}) == Cell("frozen", "note", "why")
     still = sharp.assign(status=sharp["status"].mask(sharp["layer"] == "head", "frozen"), note="")
     assert told in build_report({"sharpness": still}, {}, manifest)
+
+
+def test_the_costs_of_the_path_stand_under_the_measures(tables: Tables, manifest: dict[str, Any]) -> None:
+    whole = tables["correlations"].query("layer == '(all)' and measure == 'hessian_trace'").assign(measure="barrier")
+    both = pd.concat([tables["correlations"], whole], ignore_index=True)
+    page = Page(build_report({**tables, "correlations": both}, {}, manifest))
+    said = page.text("correlations")
+    assert "Spearman correlation of sharpness, and of the path's cost in loss (barrier), with" in said
+    assert said.index("| hessian_trace |") < said.index("| barrier |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from sharpscope.clip.accuracy import answers
 from sharpscope.clip.export import interpolate
 from sharpscope.clip.pair import load_pair
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.curvature import diagonal_fisher
 from sharpscope.errors import ConfigError
 from sharpscope.study import run as study
 from sharpscope.study.context import Context
@@ -98,7 +100,7 @@ def test_nothing_but_accuracy_knows_of_the_further_path(finished: study.Run, tmp
     assert kept.equals(alone.accuracy)
     assert not set(alone.accuracy["variant"]) & {"path:lines"}
     identities = [json.loads((r.root / "manifest.json").read_text())["identity"]["config"] for r in (alone, finished)]
-    assert "paths" not in identities[0]  # as before there were further paths
+    assert not {"paths", "path_density"} & set(identities[0])  # as before there were further paths
     assert identities[1]["paths"] == ["linear", "lines"]
 
 
@@ -131,6 +133,27 @@ def test_report_and_plan_tell_of_it(finished: study.Run, capsys: pytest.CaptureF
 
 
 # ------------------------------------------------------------------ the path alone
+def test_a_studys_further_paths_have_its_seed_its_density_and_the_probe_sets_fisher_information() -> None:
+    c = dataclasses.replace(config("fisher", "dare", "ties"), path_density=0.5, seed=3, probe_size=2)
+    context = Context.load(c, c.pairs[0])
+    assert c.paths == ("linear", "fisher", "dare", "ties")
+    expected = context.pair.path(kind="dare", density=0.5, seed=3).at(1.0)
+    assert all(torch.equal(expected[n], t) for n, t in context.further_path("dare").at(1.0).items())
+    ends = [diagonal_fisher(context.probe, context.theta(a), context.pair.moving).values for a in (0.0, 1.0)]
+    fisher = context.further_path("fisher").at(0.5)
+    for name in ("visual.proj", "head.weight"):
+        f_0, f_1 = (end[name].clamp(min=1e-8) for end in ends)
+        weighted = (f_0 * context.pair.theta_0[name] + f_1 * context.pair.theta_1[name]) / (f_0 + f_1)
+        torch.testing.assert_close(fisher[name], weighted)
+    for refused, words in (
+        ({"path_density": 0.5}, "no effect without the path ties or dare"),
+        ({"paths": ("ties",), "path_density": 0.0}, r"outside \(0, 1\]"),
+        ({"paths": ("random",), "alphas": (0.0, 1.5), "extrapolate": True}, "random has no points outside"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            StudyConfig(**refused)
+
+
 def test_the_path_of_a_pair_starts_at_theta_0_bit_for_bit_and_ends_in_the_edit(tmp_path: Path) -> None:
     pair = load_pair("mini:zeroshot", "mini:failure", model="mini")
     path = pair.path(kind="lines")
@@ -139,7 +162,7 @@ def test_the_path_of_a_pair_starts_at_theta_0_bit_for_bit_and_ends_in_the_edit(t
     assert torch.equal(end["visual.conv1.weight"], pair.theta_0["visual.conv1.weight"])
     assert torch.equal(end["head.weight"], pair.theta_1["head.weight"])
     assert set(path.moving) == {n for n in pair.moving if not torch.equal(end[n], pair.theta_0[n])} < set(pair.moving)
-    with pytest.raises(ConfigError, match="path: 'line' is none of linear, lines. Did you mean 'lines'?"):
+    with pytest.raises(ConfigError, match="path: 'line' is none of linear, lines, .* Did you mean 'lines'?"):
         pair.path(kind="line")  # type: ignore[arg-type]
     out = tmp_path / "point.safetensors"
     interpolate("mini:zeroshot", "mini:failure", 0.4, out, "mini", path="lines")
@@ -155,5 +178,5 @@ def test_paths_are_declared_once_with_the_linear_one_first() -> None:
         assert StudyConfig(paths=given).paths == ("linear", "lines")
     with pytest.raises(ConfigError, match="paths: 'lines' is given twice"):
         StudyConfig(paths=("lines", "lines"))
-    with pytest.raises(ConfigError, match=r"paths\[0\]: 'lins' is none of linear, lines. Did you mean 'lines'?"):
+    with pytest.raises(ConfigError, match=r"paths\[0\]: 'lins' is none of linear, lines, .* Did you mean 'lines'?"):
         StudyConfig(paths=("lins",))  # type: ignore[arg-type]

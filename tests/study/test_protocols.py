@@ -28,7 +28,6 @@ from sharpscope.study.context import Context, load_study_pair
 from sharpscope.study.protocols import run as protocol
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.prompts import read_prompts
-from tests.conftest import TINY
 
 MakeFolder = Callable[..., Path]
 
@@ -49,7 +48,7 @@ def world(image_folder: MakeFolder, tiny_paths: dict[str, Path], tiny_theta: dic
 
 def deeper(tiny_paths: dict[str, Path], theta: dict[str, Any], folder: Path, **text: int) -> dict[str, str]:
     """A CLIP whose vision tower has one block more and whose other weights are ``theta``'s, as --upgraded flags."""
-    vit = TINY["vit"]
+    vit = json.loads(tiny_paths["vit"].read_text(encoding="utf-8"))
     config = {**vit, "vision_cfg": {**vit["vision_cfg"], "layers": 3}, "text_cfg": {**vit["text_cfg"], **text}}
     path = tiny_paths["vit"].parent / f"deeper{len(text)}.json"
     path.write_text(json.dumps(config), encoding="utf-8")

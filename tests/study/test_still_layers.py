@@ -73,6 +73,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
         bootstrap=20,
         threads=1,
         output_baselines=("ose", "vrf"),
+        vrf_images=48,
+        vrf_k=2,
+        ensembles=("logits", "probabilities"),
         upgraded="mini:upgraded",
     )
     return study.run(config, folder / "run")
@@ -149,7 +152,8 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
     for which in config.pairs:
         context = Context.load(config, which)
-        pair, probe = context.pair, context.probe
+        pair, train = context.pair, context.vrf_train
+        assert len(train) == 48
 
         @torch.no_grad()
         def said(images: torch.Tensor, pair: Any = pair) -> tuple[list[np.ndarray], np.ndarray]:
@@ -157,8 +161,8 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
             features = pair.model.encode_image(pair.theta_1, images)
             return [pair.classifier.logits(t, images).double().numpy() for t in ends], features.double().numpy()
 
-        (train_0, train_1), known = said(torch.cat([x for x, _ in probe.batches]))
-        y = torch.cat([y for _, y in probe.batches]).numpy()
+        images, y = (torch.cat(parts) for parts in zip(*train.batches(16), strict=True))
+        (train_0, train_1), known, y = *said(images), y.numpy()
         failures = known[(train_1.argmax(1) == y) & (train_0.argmax(1) != y)]
         test = {n: [torch.cat(p) for p in zip(*d.batches(16), strict=True)] for n, d in context.datasets.items()}
         scores, _ = said(test["mini:photo"][0])
@@ -170,7 +174,7 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
         ]
         notes = finished.accuracy[(finished.accuracy["pair"] == which.name) & (finished.accuracy["variant"] == "vrf")]
         said_of_vrf = (
-            f"{len(failures)} zero-shot failures among 8 probe images, distance to nearest failure number 1; temp"
+            f"{len(failures)} zero-shot failures among 48 training images, distance to nearest failure number 2; temp"
         )
         assert notes["note"].str.startswith(said_of_vrf).all()
         for name, (images, labels) in test.items():
@@ -179,8 +183,14 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
             found = accuracy(finished, which.name, "ose", name)
             assert np.isnan(found.index).all()
             assert found.iloc[0] == pytest.approx((mean.argmax(1) == labels.numpy()).mean())
-            gaps = ((features[:, None] - failures[None]) ** 2).sum(2)  # fewer than 1500 failures: the nearest
-            nearest = gaps.min(1) if len(failures) else np.full(len(features), np.inf)
+            for alpha in (0.0, 0.5, 1.0):
+                mixes = {"logits": (1 - alpha) * zero + alpha * one}
+                mixes["probabilities"] = (1 - alpha) * softmax(zero) + alpha * softmax(one)
+                for kind, outputs in mixes.items():
+                    along = accuracy(finished, which.name, f"ensemble:{kind}", name)
+                    assert along[alpha] == pytest.approx((outputs.argmax(1) == labels.numpy()).mean())
+            gaps = ((features[:, None] - failures[None]) ** 2).sum(2)
+            nearest = np.sort(gaps, axis=1)[:, 1] if len(failures) > 1 else np.full(len(features), np.inf)
             weight = (1 / (1 + np.exp((nearest - 1.5) / 0.6)))[:, None]
             mixed = (1 - weight) * softmax(zero / temperatures[0]) + weight * softmax(one / temperatures[1])
             vrf = accuracy(finished, which.name, "vrf", name).iloc[0]
@@ -205,13 +215,15 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
 
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
-    assert re.search(r"other accuracy +4 units", plan(config))  # three alphas on the upgraded backbone, and the outputs
+    # three alphas on the upgraded backbone, the mixed outputs at one point, and those along alpha
+    assert re.search(r"other accuracy +5 units", plan(config))
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:
     page = finished.report.read_text(encoding="utf-8")
     assert "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads" in page
     assert "image: 20 of 56 tensors (norms only); text: 2 of 29 tensors (biases only)" in page
-    for said in ("the upgraded backbone plus the pair’s change", "mean of the ends’ probabilities", "VRF"):
+    beside = ("the upgraded backbone plus the pair’s change", "mean of the ends’ probabilities", "VRF")
+    for said in (*beside, "ensemble of the ends’ logits: best α between the ends"):
         assert said in page or said.replace("’", "&#39;") in page
     assert "▪ marks a layer that does not move, because both ends have the same weights" in page

@@ -30,6 +30,7 @@ from sharpscope.config.studyfile import dump
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
 from sharpscope.notebook import layer_sharpness
 from sharpscope.study import run as study
+from sharpscope.study.across import correlate
 from sharpscope.study.demo import demo_config
 from sharpscope.study.plan import plan
 from sharpscope.study.report import report, write_derived
@@ -62,6 +63,9 @@ def small_config(**changes: Any) -> StudyConfig:
         bootstrap=60,
         density_layers=("visual.post",),
         density_alphas=(0.5,),
+        eigenvectors=2,
+        eigenvector_layers=("visual.post",),
+        eigenvector_alphas=(0.5,),
         jobs=1,
     )
     return dataclasses.replace(config, **changes)
@@ -140,6 +144,20 @@ def test_the_density_of_a_chosen_layer_has_its_trace_as_mean(finished: study.Run
     assert (finished.root / "figures" / "spectral_density.png").stat().st_size > 0
 
 
+def test_the_saved_eigenvectors_are_those_of_the_table(finished: study.Run) -> None:
+    assert len(finished.eigenpairs) == 2 * len(small_config().pairs) and set(finished.eigenpairs["rank"]) == {1, 2}
+    for pair, rows in finished.eigenpairs.groupby("pair"):
+        tensors = dict(np.load(finished.root / "eigenvectors" / f"{pair}_0.5.npz"))
+        assert {name.partition(":")[0] for name in tensors} == {"visual.post"}
+        vectors = np.concatenate([t.reshape(2, -1) for t in tensors.values()], axis=1)
+        assert vectors.shape[1] == rows["num_params"].iloc[0]
+        np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-5)
+        top = rows[rows["rank"] == 1].iloc[0]
+        found = finished.sharpness.query("layer == 'visual.post' and alpha == 0.5 and measure == 'lambda_max'")
+        other = found[found["pair"] == pair].iloc[0]
+        assert abs(top["eigenvalue"] - other["estimate"]) <= top["residual"] + other["residual"]
+
+
 def test_path_table_has_the_ends_where_they_belong(finished: study.Run) -> None:
     for _, rows in finished.path.groupby("pair"):
         ends = rows.set_index("alpha")
@@ -216,6 +234,20 @@ def test_running_again_computes_only_what_is_missing_or_damaged(
     assert set(again) == set(units) and {n for n in units if again[n] != units[n]} == {missing, damaged}
     assert list((root / "units").glob("*.bad*"))
     assert table_bytes(root) == table_bytes(finished.root)
+
+
+def test_correlate_of_one_run_gives_the_runs_own_rows(finished: study.Run) -> None:
+    keys = list(KEYS["correlations"])
+    found = correlate([finished.root], bootstrap=60)
+    own = finished.correlations[
+        (finished.correlations["scope"] == "pairs") & (finished.correlations["source"] == "run")
+    ]
+    assert {"(stragglers)", "(others)"} <= set(own["layer"]) and {"instability", "rewind"} <= set(own["measure"])
+    same = found[found["alpha"].isin(set(own["alpha"]))]
+    columns = [*keys, "estimate", "n", "status", "note"]
+    pd.testing.assert_frame_equal(
+        same.sort_values(keys, ignore_index=True)[columns], own.sort_values(keys, ignore_index=True)[columns]
+    )
 
 
 def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.Run, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_what_has_no_meaning_is_refused() -> None:
         sparsify(ONE, ZERO, [LAYER], 0.5, "delt")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Did you mean 'random'"):
         sparsify(ONE, ZERO, [LAYER], 0.5, select="randum")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="'score' is none of random, magnitude"):
+    with pytest.raises(ConfigError, match="'score' needs a tensor of scores"):
         sparsify(ONE, ZERO, [LAYER], 0.5, select="score")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="target delta"):
         sparsify(ONE, None, [LAYER], 0.5)
@@ -125,3 +125,27 @@ def test_what_has_no_meaning_is_refused() -> None:
         sparsify(ONE, ZERO | {W: torch.ones(2)}, [LAYER], 0.5)
     with pytest.raises(NonFiniteWeights, match="NaN"):
         sparsify(ONE | {B: torch.full((11,), float("nan"))}, ZERO, [LAYER], 0.5, select="magnitude")
+
+
+def test_scores_decide_what_is_kept() -> None:
+    scores = {W: torch.arange(35.0).reshape(7, 5), B: torch.full((11,), -1.0)}
+    out = sparsify(ONE, ZERO, [LAYER], 10 / SIZE, select="score", scores=scores)
+    assert torch.equal(out[W] == ONE[W], scores[W] >= 25) and torch.equal(out[B], ZERO[B])
+    with pytest.raises(ConfigError, match=f"scores: none for '{B}'"):
+        sparsify(ONE, ZERO, [LAYER], 0.5, select="score", scores={W: scores[W]})
+    with pytest.raises(PairMismatch, match="has shape"):
+        sparsify(ONE, ZERO, [LAYER], 0.5, select="score", scores=scores | {B: torch.zeros(3)})
+    with pytest.raises(NonFiniteWeights, match="NaN"):
+        sparsify(ONE, ZERO, [LAYER], 0.5, select="score", scores=scores | {B: torch.full((11,), torch.nan)})
+
+
+@pytest.mark.parametrize("target", ["delta", "weight"])
+def test_rescaling_divides_what_is_kept_by_the_density(target: Any) -> None:
+    plain = sparsify(ONE, ZERO, [LAYER], 0.25, target, seed=3)
+    scaled = sparsify(ONE, ZERO, [LAYER], 0.25, target, seed=3, rescale=True)
+    origin = _flat(ZERO) if target == "delta" else torch.zeros(SIZE)
+    torch.testing.assert_close(_flat(scaled) - origin, 4 * (_flat(plain) - origin))
+    whole = sparsify(ONE, ZERO, [LAYER], 1.0, target, rescale=True)
+    assert all(whole[n] is ONE[n] for n in ONE)
+    none = sparsify(ONE, ZERO, [LAYER], 0.0, target, rescale=True)
+    assert torch.equal(_flat(none), origin)

@@ -182,8 +182,8 @@ class Dataset:
         """(images float32 [B, 3, H, W], labels int64 [B]) at ``places``, each 0 ... ``listed`` - 1, without repetition.
 
         Unreadable images are left out of the result but keep their places, so that the image at a place never changes.
-        ``seed``: the seed of the random crops of a set that was loaded with ``augment`` (other sets have none); a crop
-        depends only on the seed and the image. Raises DatasetError where none of the images can be read.
+        ``seed``: the seed of the augmentation of a set that was loaded with ``augment`` (other sets have none); a
+        picture depends only on the seed and the image. Raises DatasetError where none of the images can be read.
         """
         wanted = [int(p) for p in places]
         (rows, pixels), *_ = self._source.stream([[self._rows[p] for p in wanted]], seed)

@@ -1,4 +1,4 @@
-"""DomainNet and two data sets of WILDS, read from the folders of their releases."""
+"""DomainNet, Waterbirds and two data sets of WILDS, read from the folders of their releases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sharpscope.config.specs import chosen_split
 from sharpscope.errors import DatasetError, shown
 from sharpscope.vocabulary import PRIMARY_METRICS
 
-__all__ = ["find_domainnet", "find_fmow", "find_iwildcam"]
+__all__ = ["find_domainnet", "find_fmow", "find_iwildcam", "find_waterbirds"]
 
 _FMOW_TEMPLATES: Final = tuple(
     f"{how} photo of a {{}}{where}."
@@ -25,6 +25,10 @@ _FMOW_TEMPLATES: Final = tuple(
     for how in ("satellite", "aerial")
 )
 _OTHER = "Other"
+_BIRDS: Final = ("landbird", "waterbird")
+_BACKGROUNDS: Final = ("land", "water")
+_BIRD_SPLITS: Final = {"0": "train", "1": "val", "2": "test"}
+"""The numbers in the column ``split`` of Waterbirds' metadata.csv."""
 
 
 def find_domainnet(request: Request) -> Found:
@@ -131,6 +135,37 @@ def find_fmow(request: Request) -> Found:
         group_names=tuple(names),
         metrics=(PRIMARY_METRICS["fmow"], "top1"),
         templates=(*_FMOW_TEMPLATES, "a photo of a {}.", "{}."),
+    )
+
+
+def find_waterbirds(request: Request) -> Found:
+    """``waterbirds`` (``waterbird_complete95_forest2water2/metadata.csv``, the folder of its tar file, or WILDS's own).
+
+    Birds of land or water on a background of land or water: in the training images 95 % of the birds are where they
+    belong, in the others half of them. The primary metric is the accuracy in the worst of the four groups (Sagawa et
+    al. 2020, arXiv 1911.08731; layout: kohpangwei/group_DRO, data/cub_dataset.py).
+    """
+    root = _place(request, ("waterbird_complete95_forest2water2", "waterbirds_v1.0", "waterbirds"))
+    file = root / "metadata.csv"
+    table = _csv(file, ("img_filename", "y", "split", "place"))
+    for column, known in (("y", {"0", "1"}), ("place", {"0", "1"}), ("split", set(_BIRD_SPLITS))):
+        for line, value in enumerate(table[column].astype(str), 2):
+            if value not in known:
+                raise DatasetError(
+                    f"{shown(file)}, line {line}: {column} is '{shown(value, 60)}', not {' or '.join(sorted(known))}."
+                )
+    table["split"] = table["split"].astype(str).map(_BIRD_SPLITS)
+    table = _of_split(table, request, root)
+    birds, places = (np.array(table[c].astype(int), dtype=np.int64) for c in ("y", "place"))
+    return Found(
+        Files(root, [str(f) for f in table["img_filename"]]),
+        birds,
+        _BIRDS,
+        str(root),
+        request.split,
+        groups=2 * birds + places,
+        group_names=tuple(f"{bird} on {place}" for bird in _BIRDS for place in _BACKGROUNDS),
+        metrics=(PRIMARY_METRICS["waterbirds"], "top1"),
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
@@ -39,7 +40,7 @@ class Request:
     limit: int | None = None
     seed: int = 0
     edits: tuple[Edit, ...] = ()
-    augment: bool = False
+    augment: Augmentation | None = None
     named: bool = False
     by_name: bool = False
     half: str | None = None
@@ -126,10 +127,10 @@ def assemble(found: Found, request: Request) -> Dataset:
         raise DatasetError(f"data set {shown(request.spec)}: {why} is among the class names.")
     if request.limit is not None:
         rows = rows[sorted(stratified(labels[rows], request.limit, request.seed, request.spec))]
-    augment = request.augment and not isinstance(found.images, Arrays)
+    augment = None if isinstance(found.images, Arrays) else request.augment
     source = Decoded(found.images, model, found.before, request.edits, augment)
     chosen = rows.tolist()
-    streamed = augment or not fits(len(chosen), model)
+    streamed = augment is not None or not fits(len(chosen), model)
     if not streamed:
         source.keep(chosen)
         if len(source.lost) == len(chosen):
@@ -158,6 +159,7 @@ def assemble(found: Found, request: Request) -> Dataset:
             "split": found.split,
             "matching": matched.matching,
             "streamed": streamed,
+            "augmented": augment is not None,
             "numbered": found.indexed,
             "unnamed": found.unnamed,
             "two_orders": found.two_orders,

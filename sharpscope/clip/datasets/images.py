@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sharpscope.clip.datasets.crops import random_crop
+from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
@@ -112,7 +112,7 @@ class Decoded:
     The edits ``before`` are applied before the model's geometry (resizing and cropping), the edits ``after``
     afterwards. One thread per core decodes images while earlier images are used. Unreadable images are recorded in
     ``lost``. With :meth:`keep`, images are decoded once and stay in memory. With ``augment``, a stream with a seed
-    takes a random crop of every image instead of the model's geometry.
+    augments every image so.
     """
 
     _alive: ClassVar[weakref.WeakSet[Decoded]] = weakref.WeakSet()
@@ -123,7 +123,7 @@ class Decoded:
         model: ClipModel,
         before: Sequence[Edit] = (),
         after: Sequence[Edit] = (),
-        augment: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
         self.images, self.model, self.before, self.after = images, model, tuple(before), tuple(after)
         self.augment = augment
@@ -150,7 +150,7 @@ class Decoded:
     def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         """See ``dataset.ImageSource``; raises DatasetError for an image that was readable before."""
         if self._kept is None:
-            yield from self._decoded(batches, seed if self.augment else None)
+            yield from self._decoded(batches, seed)
             return
         for rows in batches:
             good = [r for r in rows if r not in self.lost]
@@ -209,8 +209,8 @@ class Decoded:
             for edit in self.before:
                 image = edit(image, name)
             # the steps of open_clip's image_transform before pixels become floats
-            if seed is not None:
-                image = random_crop(image, self.model.image_size, derive(seed, row))
+            if self.augment is not None and seed is not None:
+                image = self.augment(image, self.model.image_size, self.model.geometry, derive(seed, row))
             else:
                 for transform in self.model.geometry:
                     image = transform(image)

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
+from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
 from sharpscope.clip.datasets.corruptions import corruption
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
@@ -56,7 +57,7 @@ def load_dataset(
     templates: Sequence[str] | str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
-    augment: bool = False,
+    augment: bool | Augmentation = False,
     by_name: bool = False,
 ) -> Dataset:
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
@@ -74,9 +75,9 @@ def load_dataset(
     are matched by name (ignoring case and Unicode form, with ``_`` as space) where all of them are among the names,
     else in order where there are equally many. ``by_name``: never match in order; for names that come from a checkpoint
     or from another data set. ``templates``: replace the set's own. ``limit``: the largest number of images, chosen
-    balanced over the classes by ``seed``. ``augment``: whether ``Dataset.take`` can return random crops, for training;
-    arrays and the embedded world are never cropped. Raises ConfigError for a spec of an unknown kind or a split that
-    the set does not have, DatasetError for any problem with the data.
+    balanced over the classes by ``seed``. ``augment``: how ``Dataset.take`` augments images for training, True for
+    open_clip's random crops; arrays and the embedded world are never augmented. Raises ConfigError for a spec of an
+    unknown kind or a split that the set does not have, DatasetError for any problem with the data.
     """
     asked = _at(data_root, read_spec(spec))
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
@@ -95,7 +96,7 @@ def load_dataset(
         limit,
         seed,
         _edits(asked),
-        augment,
+        _augmentation(augment),
         asked.split is not None,
         by_name,
         asked.half,
@@ -105,6 +106,12 @@ def load_dataset(
         return load_mini(request)
     need_model(request)
     return assemble(_finder(layout)(request), request)
+
+
+def _augmentation(augment: bool | Augmentation) -> Augmentation | None:
+    if isinstance(augment, Augmentation):
+        return augment if augment.changes else None
+    return OPEN_CLIP if augment else None
 
 
 def _at(data_root: str | Path | None, asked: Spec) -> Spec:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sharpscope.curvature.arithmetic import in_precision, second_order
 from sharpscope.curvature.density import spectral_density_steps
-from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.operator import Objective, solve_together
 from sharpscope.errors import NumericalError
@@ -51,7 +51,7 @@ def measure_density(
     with second_order(tf32=settings.precision == "tf32"):
         rough = in_precision(objective, settings.precision, theta)
         try:
-            engine = HessianEngine(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
+            engine = engine_for(settings.products)(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
         except NumericalError as error:
             return [row(name, 0, "failed", str(error)) for name in names]
         work = {

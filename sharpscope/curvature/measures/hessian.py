@@ -11,12 +11,14 @@ import torch
 
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
+from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.images import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import facts_of, solved, with_images
 from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
+from sharpscope.curvature.power import power_ends_steps
 from sharpscope.curvature.trace import (
     TraceEstimate,
     hutchinson_steps,
@@ -64,7 +66,7 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             wanted.remove("hessian_trace")
             if not wanted:
                 return
-        engine = HessianEngine(point.rough, point.theta, point.blocks, memory=settings.memory)
+        engine = engine_for(settings.products)(point.rough, point.theta, point.blocks, memory=settings.memory)
         generator = torch.Generator().manual_seed(point.seed("symmetry"))
         check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
     except NoSecondDerivative as error:
@@ -88,11 +90,12 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
         work |= _trace_tasks(engine, x.name, wanted, point, common)
         if ends := [end for measure, end in _ENDS.items() if measure in wanted]:
             how = common | {"seed": point.seed("eigen", x.name), "ends": ends}
-            work[f"eigen {x.name}"] = (
-                tracked_steps(size, point.warm[x.name], **how)
-                if x.name in point.warm
-                else lanczos_steps(size, start=engine.gradient(x.name), **how)
-            )
+            if settings.eigen_method == "power":
+                work[f"eigen {x.name}"] = power_ends_steps(size, **how)
+            elif x.name in point.warm:
+                work[f"eigen {x.name}"] = tracked_steps(size, point.warm[x.name], **how)
+            else:
+                work[f"eigen {x.name}"] = lanczos_steps(size, start=engine.gradient(x.name), **how)
     results = solved(engine, work)
     if settings.trace_method in _SUMMED:
         results = with_images(engine, results, seed=point.seed("images"))

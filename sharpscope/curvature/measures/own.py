@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.hvp import HessianEngine, LayerHessian
 from sharpscope.curvature.measures.rows import MeasureSettings, MeasureTable, Point
 from sharpscope.curvature.measures.solving import facts_of
@@ -122,7 +123,9 @@ def take_functions(point: Point, functions: Mapping[str, OwnMeasure], table: Mea
     """Add the rows of ``functions``, which all use the same gradient graphs."""
     with second_order(tf32=point.settings.precision == "tf32"):
         try:
-            engine = HessianEngine(point.rough, point.theta, point.blocks, memory=point.settings.memory)
+            engine = engine_for(point.settings.products)(
+                point.rough, point.theta, point.blocks, memory=point.settings.memory
+            )
         except NumericalError as error:
             table.fail(functions, str(error))
             return

@@ -15,7 +15,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import ALL, MEASURES, TraceMethod, expand_measures
+from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, TraceMethod, expand_measures
 
 __all__ = ["measure_layers"]
 
@@ -47,13 +47,17 @@ def measure_layers(
     A layer whose numbers are not finite gets the status ``failed`` and the reason in its note; the other layers are
     measured all the same.
 
-    Raises ConfigError for an unknown measure, trace method or precision, and where there is no layer.
+    Raises ConfigError for an unknown measure, trace method, eigenvalue method, way of products or precision, and where
+    there is no layer.
     """
     settings = settings or MeasureSettings()
     wanted = expand_measures(measures)
     if settings.trace_method not in (known := get_args(TraceMethod)):
         near = did_you_mean(settings.trace_method, known)
         raise ConfigError(f"trace_method: '{shown(settings.trace_method)}' is none of {', '.join(known)}.{near}")
+    if settings.eigen_method not in get_args(EigenMethod):
+        words = ", ".join(get_args(EigenMethod))
+        raise ConfigError(f"eigen_method: '{shown(settings.eigen_method)}' is none of {words}.")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
     whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
@@ -65,7 +69,7 @@ def measure_layers(
         take = import_module(f"sharpscope.curvature.measures.{family}").take
         take(point, names, table)
         table.check(names)
-    order = {m: i for i, m in enumerate(MEASURES)}
+    order = {m: i for i, m in enumerate(wanted)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
     return MeasureResult(rows, table.spaces, table.facts)
 

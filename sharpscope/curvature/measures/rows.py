@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sharpscope.config.ranges import check_ranges
+from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
@@ -18,7 +18,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
 from sharpscope.layers import Layer
-from sharpscope.vocabulary import ALL, MEASURES, Precision, TraceMethod
+from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, Precision, Products, TraceMethod
 
 __all__ = ["ONE_UNIT", "MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
 
@@ -42,16 +42,24 @@ class MeasureSettings:
     rho_avg: float = 0.1
     rho_linf: float = 0.002
     rho_l2: float = 0.5
+    rho_geodesic: float = 0.05
     memory: int | None = None
     trace_method: TraceMethod = "per_example"
     precision: Precision = "full"
     density_steps: int = 20
     density_runs: int = 8
+    normalize_logits: bool = False
+    random_start: bool = False
+    eigen_method: EigenMethod = "lanczos"
+    products: Products = "graph"
 
     def __post_init__(self) -> None:
         check_ranges(
-            self, least=dict.fromkeys(_COUNTS, 1), positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "memory")
+            self,
+            least=dict.fromkeys(_COUNTS, 1),
+            positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory"),
         )
+        check_products(self)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class ContCoOp(CoOp):
     source: ClassVar[str] = "Wang et al. 2024, arXiv 2412.20895"
 
     epochs: int = 100
-    warmup: float = 0.01
+    batch_size: int = 128
     strength: float = 8.0
 
     def modules(self, task: Task, context: Tensor) -> Theta:

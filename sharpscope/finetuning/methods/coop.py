@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.head import zero_shot_head
 from sharpscope.clip.prompts import CTX, PREFIX, Prompts, class_drift, initial_context
 from sharpscope.finetuning.method import Batch, Exported, Losses, Method, Prepared, Stage, Task
+from sharpscope.finetuning.schedule import Schedule
 from sharpscope.finetuning.trainer import Optimizer
 from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.weights.heads import head_metadata
@@ -30,7 +31,8 @@ class CoOp(Method):
     """A context shared by all classes is learnt in place of the template's words; both towers are frozen.
 
     ``CE + strength * (1 - mean_c cos(g_c, g_c^0))``, g_c the class vector of the prompt ``[v_1] ... [v_M] name.``,
-    g_c^0 the zero-shot one; strength 0 is CoOp itself.
+    g_c^0 the zero-shot one; strength 0 is CoOp itself. The defaults are those of the released ``vit_b16_ctxv1.yaml``,
+    which is for 8 and 16 shots: 100 epochs for 2 and 4 shots, 50 for 1 and on ImageNet (see the recipes).
     """
 
     name: ClassVar[str] = "coop"
@@ -38,19 +40,21 @@ class CoOp(Method):
     source: ClassVar[str] = "Zhou et al. 2022, arXiv 2109.01134"
 
     lr: float = 2e-3
-    epochs: int = 50
+    epochs: int = 200
     batch_size: int = 32
     optimizer: Optimizer = "sgd"
-    warmup: float = 0.02
-    """The first of 50 epochs."""
+    warmup_epochs: float = 1.0
     warmup_lr: float | None = 1e-5
+    schedule: Schedule = "epoch-cosine"
     weight_decay: float = 5e-4
     clip_norm: float | None = None
     shots: int | None = 16
+    crop: tuple[float, ...] | None = (0.08, 1.0)
+    flip: float = 0.5
     words: str = "a photo of a"
     """The context starts as the embeddings of these words."""
     length: int | None = None
-    """Number of random vectors to start from instead (the paper's best: 16)."""
+    """Number of random vectors to start from instead (16 in the paper's few-shot tables)."""
     class_specific: bool = False
     """A context of its own for every class (the paper's CSC) instead of one for all."""
     strength: float = 0.0
@@ -101,5 +105,5 @@ class KgCoOp(CoOp):
     source: ClassVar[str] = "Yao et al. 2023, arXiv 2303.13283"
 
     epochs: int = 100
-    warmup: float = 0.01
+    batch_size: int = 128
     strength: float = 8.0

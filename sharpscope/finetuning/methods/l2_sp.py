@@ -51,6 +51,8 @@ class L2SP(Method):
     batch_size: int = 64
     optimizer: Optimizer = "sgd"
     weight_decay: float = 0.0
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
     strength: float = 0.1
     """alpha in the paper, >= 0; a larger value keeps the weights closer to their start."""
     scale_baked: bool = True
@@ -59,7 +61,7 @@ class L2SP(Method):
     def prepare(self, task: Task) -> Prepared:
         classifier, start = with_head(task, scale_baked=self.scale_baked)
         trained = (*image_tower(task), HEAD_WEIGHT)
-        classify = cross_entropy(classifier)
+        classify = cross_entropy(classifier, self.label_smoothing)
 
         def losses(theta: Theta, batch: Batch) -> Losses:
             return classify(theta, batch)._replace(penalty=self.strength / 2 * squared_distance(theta, start, trained))

@@ -5,17 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sharpscope.finetuning.method import Method, Prepared, Stage, Task, cross_entropy, of_classifier, with_head
-from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.finetuning.method import (
+    Method,
+    Prepared,
+    Stage,
+    Task,
+    cross_entropy,
+    head_names,
+    of_classifier,
+    with_head,
+)
 
 __all__ = ["LinearProbe"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Method):
-    """Cross-entropy; only the head moves, and it starts as the zero-shot head, as WiSE-FT's "linear classifier" does.
+    """Cross-entropy; only the head and its bias move, and the head starts as the zero-shot one.
 
-    CLIP's own probe solves logistic regression by L-BFGS; training by AdamW at 1e-3 is our choice.
+    This is the linear classifier of WiSE-FT's released code (``--freeze-encoder``). Its paper also shows one that
+    starts at random, and reports the best of 64 random configurations (appendix D.3). CLIP's own probe solves logistic
+    regression by L-BFGS.
     """
 
     name: ClassVar[str] = "linear-probe"
@@ -24,13 +34,19 @@ class LinearProbe(Method):
 
     lr: float = 1e-3
     epochs: int = 10
-    batch_size: int = 512
+    batch_size: int = 128
     warmup: float = 500.0
     weight_decay: float = 0.1
+    crop: tuple[float, ...] | None = None
+    head_bias: bool = True
+    """Train a bias of the head (see WiSE-FT)."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
 
     def prepare(self, task: Task) -> Prepared:
-        classifier, theta = with_head(task, scale_baked=self.scale_baked)
-        stage = Stage((HEAD_WEIGHT,), self.recipe(task.n), "probe")
-        return Prepared(theta, (stage,), cross_entropy(classifier), classifier.logits, of_classifier(classifier))
+        classifier, theta = with_head(task, scale_baked=self.scale_baked, bias=self.head_bias)
+        stage = Stage(head_names(self.head_bias), self.recipe(task.n), "probe")
+        losses = cross_entropy(classifier, self.label_smoothing)
+        return Prepared(theta, (stage,), losses, classifier.logits, of_classifier(classifier))

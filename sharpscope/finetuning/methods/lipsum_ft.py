@@ -21,6 +21,7 @@ from sharpscope.finetuning.method import (
     of_classifier,
     with_head,
 )
+from sharpscope.finetuning.schedule import Schedule
 from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.weights.theta import Theta
 
@@ -49,12 +50,18 @@ class LipsumFT(Method):
     source: ClassVar[str] = "Nam et al. 2024, arXiv 2404.00860"
 
     lr: float = 1e-5
-    epochs: int = 10
+    steps: int | None = 50_000
     batch_size: int = 256
     warmup: float = 0.1
+    schedule: Schedule = "zero-linear-cosine"
     weight_decay: float = 0.0
     clip_norm: float | None = None
     keep_best: bool = True
+    judge_every: int | None = 1000
+    crop: tuple[float, ...] | None = (0.08, 1.0)
+    flip: float = 0.5
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
     strength: float = 1.0
     """lambda in the paper, >= 0; a larger value keeps the energies closer to zero-shot CLIP's."""
     texts: int = RANDOM_TEXTS
@@ -75,7 +82,8 @@ class LipsumFT(Method):
                 tokens = random_texts(model, self.texts, self.text_length, batch.generator("texts"))
                 texts = model.encode_text(frozen, tokens)
             gap = energy_gap(images, images_0, texts, scale)
-            return Losses(F.cross_entropy(logits, batch.labels), self.strength * gap, logits)
+            fit = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+            return Losses(fit, self.strength * gap, logits)
 
         random_texts(model, 1, self.text_length, task.generator("texts"))  # complains now, not at the first step
         stage = Stage((*image_tower(task), HEAD_WEIGHT), self.recipe(task.n))

@@ -11,11 +11,11 @@ from sharpscope.finetuning.method import (
     Stage,
     Task,
     cross_entropy,
+    head_names,
     image_tower,
     of_classifier,
     with_head,
 )
-from sharpscope.layers import HEAD_WEIGHT
 
 __all__ = ["LpFT"]
 
@@ -24,8 +24,9 @@ __all__ = ["LpFT"]
 class LpFT(Method):
     """First a linear probe, then image tower and head together: a head that already fits distorts the features less.
 
-    ``epochs`` (or ``steps``) are those of both stages together. The paper chooses the rates on a grid for each data
-    set; the defaults, and that the probe starts from the zero-shot head, are ours.
+    ``epochs`` (or ``steps``) are those of both stages together. The paper and its code choose the rates on a grid for
+    each data set and probe by logistic regression; the defaults, which are WiSE-FT's where both have the same part, and
+    that the probe starts from the zero-shot head, are ours.
     """
 
     name: ClassVar[str] = "lp-ft"
@@ -41,14 +42,19 @@ class LpFT(Method):
     """Peak learning rate of the first stage."""
     probe_share: float = 0.5
     """Share of all epochs (steps) that the first stage takes."""
+    head_bias: bool = True
+    """Train a bias of the head (see WiSE-FT)."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
 
     def prepare(self, task: Task) -> Prepared:
-        classifier, theta = with_head(task, scale_baked=self.scale_baked)
+        classifier, theta = with_head(task, scale_baked=self.scale_baked, bias=self.head_bias)
+        head, losses = head_names(self.head_bias), cross_entropy(classifier, self.label_smoothing)
         total = self.recipe(task.n).steps
         first = round(self.probe_share * total)
         probe = self.recipe(task.n, steps=first, lr=self.probe_lr)
         rest = self.recipe(task.n, steps=total - first)
-        stages = Stage((HEAD_WEIGHT,), probe, "probe"), Stage((*image_tower(task), HEAD_WEIGHT), rest)
-        return Prepared(theta, stages, cross_entropy(classifier), classifier.logits, of_classifier(classifier))
+        stages = Stage(head, probe, "probe"), Stage((*image_tower(task), *head), rest)
+        return Prepared(theta, stages, losses, classifier.logits, of_classifier(classifier))

@@ -25,13 +25,14 @@ _KIND: Final = {"attn.out_proj": "attn", "mlp.c_proj": "mlp"}
 
 @dataclass(frozen=True, kw_only=True)
 class RAdapter(Method):
-    """Residual linear adapters behind attention and MLP of both towers, dropped at random and averaged over time.
+    """Residual linear adapters behind attention and MLP of both towers (open_clip's ViTs), dropped and averaged.
 
     ``h(X) = X W + X``, so that ``W_rep = W_org (W + I)`` is a CLIP of the same shape, and rescaling W by alpha is the
     point alpha of the path from theta_0 (the paper's 0.5 for classification). Loss: :func:`mpm_nce` of the images and a
     caption each, drawn from the templates where the data has none. The adapters start at 0; the logit scale stays
     CLIP's own (the paper's temperature .01 is that of the published models). The published code also learns a scale and
-    a bias for each adapter, which the paper's formula lacks: they are left out; so are its low-rank adapters.
+    a bias for each adapter, which the paper's formula lacks: they are left out; so are its low-rank adapters. A model
+    with another kind of tower (ResNet, timm, EVA) is refused.
     """
 
     name: ClassVar[str] = "r-adapter"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.errors import ConfigError
 from sharpscope.finetuning.method import (
     Batch,
     Losses,
@@ -17,12 +19,14 @@ from sharpscope.finetuning.method import (
     Stage,
     Task,
     both_towers,
+    head_names,
     of_classifier,
     text_head,
     with_head,
 )
 from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
-from sharpscope.layers import HEAD_WEIGHT
+from sharpscope.finetuning.trainer import Recipe
+from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
 from sharpscope.weights.theta import Theta
 
 __all__ = ["BACKGROUNDS", "StarFT", "alignment"]
@@ -52,8 +56,8 @@ def alignment(logits: Tensor, logits_0: Tensor, labels: Tensor) -> Tensor:
 class StarFT(Method):
     """A base loss + strength * KL between zero-shot and current probabilities of spurious texts given the image.
 
-    Every image comes with a spurious text: its class's name in a context that should not matter. lambda falls linearly
-    to 0: after every step here, after every epoch in the authors' code. Both sides use theta_0's logit scale.
+    Every image comes with a spurious text: its class's name in a context that should not matter. The strength falls
+    linearly to 0. Both sides use theta_0's logit scale. With ``base`` cross_entropy the head's bias is trained too.
     """
 
     name: ClassVar[str] = "starft"
@@ -70,7 +74,10 @@ class StarFT(Method):
     base: Literal["contrastive", "cross_entropy"] = "contrastive"
     """contrastive: FLYP's loss, both towers; cross_entropy: WiSE-FT's loss, its head in addition to the text tower."""
     strength: float = 0.5
-    """lambda_e in the paper at the first step, >= 0; a larger value keeps more of zero-shot CLIP's probabilities."""
+    """lambda in the paper, >= 0; a larger value keeps more of zero-shot CLIP's probabilities."""
+    falls: Literal["epochs", "steps"] = "epochs"
+    """epochs: strength * (1 - e / E) in epoch e = 1 ... E, so 0 in the last one, as in the authors' code; steps:
+    strength * (1 - t / T) at step t = 0 ... T - 1."""
     spurious: tuple[str, ...] = BACKGROUNDS
     """Spurious texts, {} for the class's name."""
 
@@ -79,23 +86,34 @@ class StarFT(Method):
         scale_0 = frozen["logit_scale"].exp()
         caption, spurious = class_captions(task), class_captions(task, self.spurious)
         classify = self.base == "cross_entropy"
-        classifier, start = with_head(task, scale_baked=True) if classify else (text_head(task), frozen)
+        classifier, start = with_head(task, scale_baked=True, bias=True) if classify else (text_head(task), frozen)
+        left = self._left(recipe := self.recipe(task.n))
 
         def losses(theta: Theta, batch: Batch) -> Losses:
             images, odd = model.encode_image(theta, batch.images), spurious(batch)
             with torch.no_grad():
                 logits_0 = model.encode_image(frozen, batch.images) @ encode_distinct(model, frozen, odd).T
             present = images @ encode_distinct(model, theta, odd).T
-            weight = self.strength * (1 - batch.progress)
-            penalty = weight * alignment(scale_0 * present, scale_0 * logits_0, batch.labels)
+            penalty = self.strength * left(batch) * alignment(scale_0 * present, scale_0 * logits_0, batch.labels)
             if classify:
-                logits = images @ theta[HEAD_WEIGHT].T
+                logits = F.linear(images, theta[HEAD_WEIGHT], theta[HEAD_BIAS])
                 return Losses(F.cross_entropy(logits, batch.labels), penalty, logits)
             texts = encode_distinct(model, theta, caption(batch) if batch.tokens is None else batch.tokens)
             return Losses(contrastive_loss(images, texts, theta["logit_scale"].exp()), penalty)
 
         towers = tuple(n for n in both_towers(task) if n != "logit_scale")
-        moved = (*towers, HEAD_WEIGHT) if classify else both_towers(task)
-        names = (*model.shapes, HEAD_WEIGHT) if classify else None
-        stage = Stage(moved, self.recipe(task.n))
+        moved = (*towers, *head_names(True)) if classify else both_towers(task)
+        names = (*model.shapes, *head_names(True)) if classify else None
+        stage = Stage(moved, recipe)
         return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier, names), classifier.frozen)
+
+    def _left(self, recipe: Recipe) -> Callable[[Batch], float]:
+        """The share of the strength that is left at a batch; raises ConfigError where it would be 0 throughout."""
+        if self.falls == "steps":
+            return lambda batch: 1 - batch.progress
+        if recipe.num_epochs == 1 and self.strength:
+            raise ConfigError(
+                "starft: the strength falls after every epoch and is 0 in the last one, and there is one epoch.\n"
+                "Remedy: more epochs, or falls=steps (--set falls=steps)."
+            )
+        return lambda batch: 1 - (batch.epoch + 1) / recipe.num_epochs

@@ -11,18 +11,21 @@ from sharpscope.finetuning.method import (
     Stage,
     Task,
     cross_entropy,
+    head_names,
     image_tower,
     of_classifier,
     with_head,
 )
-from sharpscope.layers import HEAD_WEIGHT
 
 __all__ = ["WiseFT"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class WiseFT(Method):
-    """Cross-entropy from the zero-shot classifier: image tower and head move, the text tower and the scale do not."""
+    """Cross-entropy from the zero-shot classifier: image tower, head and its bias move, text tower and scale do not.
+
+    The recipe is that of the authors' code for ImageNet, whose head is a linear layer with a bias that starts at 0.
+    """
 
     name: ClassVar[str] = "wise-ft"
     title: ClassVar[str] = "WiSE-FT"
@@ -35,12 +38,17 @@ class WiseFT(Method):
     weight_decay: float = 0.1
     scope: Literal["tower", "head"] = "tower"
     """tower: the image tower and the head; head: the head alone."""
+    head_bias: bool = True
+    """Train a bias of the head, which starts at 0; it is on the path like every other tensor."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head, as the paper does; else it stays outside, and is frozen like the rest.
     Both are the same classifier, but a head with the scale baked in is larger, and AdamW moves it less for its size."""
 
     def prepare(self, task: Task) -> Prepared:
-        classifier, theta = with_head(task, scale_baked=self.scale_baked)
-        trained = (*image_tower(task), HEAD_WEIGHT) if self.scope == "tower" else (HEAD_WEIGHT,)
-        stage = Stage(trained, self.recipe(task.n))
-        return Prepared(theta, (stage,), cross_entropy(classifier), classifier.logits, of_classifier(classifier))
+        classifier, theta = with_head(task, scale_baked=self.scale_baked, bias=self.head_bias)
+        head = head_names(self.head_bias)
+        stage = Stage((*image_tower(task), *head) if self.scope == "tower" else head, self.recipe(task.n))
+        losses = cross_entropy(classifier, self.label_smoothing)
+        return Prepared(theta, (stage,), losses, classifier.logits, of_classifier(classifier))

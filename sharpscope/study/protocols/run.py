@@ -55,7 +55,8 @@ def run_protocol(
 
     Every trained model stays in ``out/checkpoints``. A model whose training diverges is left out and named in
     ``failed``. Raises ConfigError, CheckpointError, PairMismatch and DatasetError for inputs that cannot be used, and
-    RunDirectoryError for a folder that belongs to another experiment.
+    RunDirectoryError for a folder that belongs to another experiment. Sources: those of ``ProtocolConfig``, Zhou et al.
+    2022, arXiv 2203.05557 first.
     """
     for method in config.methods:
         configured(method, {**config.hyperparameters, "shots": config.shots[0]})

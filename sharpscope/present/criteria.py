@@ -1,0 +1,77 @@
+"""The report's part on two definitions of a straggler: the published one and the share of the trace, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.errors import shown
+from sharpscope.present.style import short_layer
+from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Line, cell, layer_cell, records
+from sharpscope.tables.criteria import Overlap, overlap, side_by_side
+from sharpscope.tables.formats import number, percent
+from sharpscope.vocabulary import SIDE_BY_SIDE
+
+__all__ = ["agreement_of", "both_definitions"]
+
+_INTRODUCTION = (
+    f"Two definitions of a straggler: {SIDE_BY_SIDE[0]}, the only published one (the layer's own interpolation costs "
+    f"loss, arXiv 2410.16476), and {SIDE_BY_SIDE[1]}, the layer's part of the whole curvature."
+)
+
+
+def agreement_of(found: Overlap) -> str:
+    """One sentence on how far two criteria agree on the stragglers of one pair."""
+    names = [", ".join(short_layer(x) for x in chosen[:6]) + (" and others" if len(chosen) > 6 else "")
+             for chosen in found.chosen]  # fmt: skip
+    first, second = (f"{c} chooses {who or 'no layer'}" for c, who in zip(found.criteria, names, strict=True))
+    said = [f"{first}; {second}"]
+    if not math.isnan(found.jaccard):
+        common = len(set(found.chosen[0]) & set(found.chosen[1]))
+        either = len(set(found.chosen[0]) | set(found.chosen[1]))
+        said.append(f"{common} of {either} chosen layers in common (Jaccard {found.jaccard:.2f})")
+    if found.top:
+        said.append(
+            f"{found.shared_top} of the {found.top} highest in common, where chance gives {found.top_by_chance:.1f} "
+            f"({found.layers} layers)"
+        )
+    if not math.isnan(found.spearman):
+        said.append(f"Spearman {found.spearman:+.2f} over the layers")
+    return "; ".join(said) + "."
+
+
+def both_definitions(stragglers: pd.DataFrame, pairs: list[str]) -> tuple[list[Block], list[Grid]]:
+    """For every pair that has both criteria: the sentence on their agreement, and the scores of its layers."""
+    lines: list[Block] = []
+    grids = []
+    for pair in pairs:
+        found, both = overlap(stragglers, pair), side_by_side(stragglers, pair)
+        if found is None or both is None:
+            continue
+        lines = lines or [_INTRODUCTION]
+        lines.append(Line(f"{shown(pair)}: {shown(agreement_of(found), 900)}"))
+        first, second = ({str(r["layer"]): r for r in records(rows.reset_index())} for rows in both)
+        order = [x for x in first if x in second]
+        high = set(sorted(order, key=lambda x: -max(_height(first[x]), _height(second[x])))[:MOST_ROWS])
+        rows = [(layer_cell(x), *_cells(first[x]), *_cells(second[x])) for x in order if x in high]
+        head = ("layer", *(what for c in SIDE_BY_SIDE for what in (c, "chosen", "probability")))
+        caption = f"{pair}: both definitions of a straggler, layer by layer"
+        if len(high) < len(order):
+            caption += "; the layers nearest to their threshold or above it"
+        grids.append(Grid.of(head, rows, caption, (1, 3, 4, 6), "tables/stragglers.csv", total=len(order)))
+    return lines, grids
+
+
+def _height(row: Mapping[str, Any]) -> float:
+    """The score in units of its threshold; -inf for a layer without a score."""
+    score, threshold = float(row["score"]), float(row["threshold"])
+    return score / threshold if math.isfinite(score) and threshold > 0 else -math.inf
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[Cell, Cell, Cell]:
+    chosen = bool(row["chosen"])
+    score = cell(number(row["score"], 3), title=f"threshold {number(row['threshold'], 3)}; {row['note'] or ''}")
+    return score, cell("yes" if chosen else "no", "bad" if chosen else ""), cell(percent(row["probability"], 0))

@@ -1,0 +1,97 @@
+"""The figure of the paths beside the linear one: the same start, other ways away from it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from sharpscope.errors import NoData
+from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure, styled
+from sharpscope.tables.rows import average, primary_rows, unique_in_order
+from sharpscope.vocabulary import PATHS, PathName, path_variant
+
+__all__ = ["paths_along_alpha"]
+
+_BESIDE: Final = tuple(name for name in PATHS if name != "linear")
+
+
+@styled
+def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
+    """Mean OOD accuracy of every path from theta_0: along alpha (left) and over ID accuracy (right), one row per pair.
+
+    The linear path is black, with its interval. The star is alpha = 0, where all paths meet; the black square is
+    theta_1, where the linear, the Fisher and the random path end; the other squares are edits of theta_1, where the
+    others end. Alphas of different paths do not measure the same distance, so that curves are compared on the right.
+
+    Raises:
+        NoData: the table has no path but the linear one.
+
+    Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1, for the plane on the right.
+    """
+    shown: dict[PathName, pd.DataFrame] = {}
+    for name in PATHS:
+        rows = primary_rows(accuracy[(accuracy["variant"] == path_variant(name)) & accuracy["estimate"].notna()])
+        if len(rows):
+            shown[name] = rows.sort_values("alpha", kind="stable")
+    if not set(_BESIDE) & set(shown):
+        raise NoData("paths_along_alpha: the accuracy table has no path but the linear one.")
+    every = pd.concat(shown.values())
+    pairs, fewer = first_pairs(every)
+    figure = new_figure(2.1 * len(pairs) + 0.55)
+    axes = figure.subplots(len(pairs), 2, squeeze=False, sharey="row")
+    for (along, plane), pair in zip(axes, pairs, strict=True):
+        for name, rows in shown.items():
+            _draw(along, plane, rows[rows["pair"] == pair], name)
+        along.set_title(label(pair, 34))
+        along.set(xlabel="α", ylabel="Mean OOD accuracy (%)")
+        plane.set(xlabel="ID accuracy (%)")
+        for ax in (along, plane):
+            ax.grid(True)
+    handles = [
+        Line2D([], [], color=_colour(name), marker=_marker(name), lw=_width(name), label=name)
+        for name in unique_in_order(shown)
+    ]
+    handles.append(Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="α = 0"))
+    handles.append(Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="α = 1"))
+    key(figure, handles, fewer)
+    return figure
+
+
+def _draw(along: Axes, plane: Axes, rows: pd.DataFrame, name: PathName) -> None:
+    """One path of one pair in both panels."""
+    ident, mean = average(rows, "id"), average(rows, "ood")
+    style: dict[str, Any] = {"color": _colour(name), "lw": _width(name), "zorder": 2 + (name == "linear")}
+    along.plot(mean["alpha"], mean["estimate"], marker=_marker(name), markersize=2.6, **style)
+    if name == "linear":
+        along.fill_between(mean["alpha"], mean["ci_low"], mean["ci_high"], color=style["color"], alpha=0.15, lw=0)
+    both = ident.merge(mean, on="alpha", suffixes=("_id", "_ood"))
+    plane.plot(both["estimate_id"], both["estimate_ood"], marker=_marker(name), markersize=2.6, **style)
+    last = INK["black"] if PATHS[name].ends_at_theta_1 else _colour(name)
+    for at, mark, size, colour in ((0.0, "*", 80, INK["black"]), (1.0, "s", 26, last)):
+        end = both[both["alpha"] == at]
+        plane.scatter(
+            end["estimate_id"],
+            end["estimate_ood"],
+            marker=mark,
+            s=size,
+            color=colour,
+            edgecolor="white",
+            lw=0.6,
+            zorder=5,
+        )
+
+
+def _colour(name: PathName) -> str:
+    return INK["black"] if name == "linear" else COLOURS[_BESIDE.index(name) % len(COLOURS)]
+
+
+def _marker(name: PathName) -> str:
+    return "" if name == "linear" else MARKERS[_BESIDE.index(name) % len(MARKERS)]
+
+
+def _width(name: PathName) -> float:
+    return 1.8 if name == "linear" else 1.0
