@@ -101,7 +101,8 @@ def numbered_runs(texts: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
         NoData: a run without the table.
         ConfigError: a text that is not K=RUN with a whole number K above 0.
     """
-    tables, numbers = [], {}
+    tables: list[pd.DataFrame] = []
+    numbers: dict[str, int] = {}
     for text in texts:
         count, equals, run = text.partition("=")
         if not (equals and run and count.isdigit() and int(count) > 0):

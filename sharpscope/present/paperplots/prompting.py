@@ -235,14 +235,14 @@ def upgrade_bars(table: pd.DataFrame) -> Drawn:
         if "old_low" in table
         else "absent"
     )
-    key(figure, [Patch(facecolor=c, label=t) for t, c in _STAGES.values()])  # type: ignore[arg-type]
+    key(figure, [Patch(facecolor=c, label=t) for t, c in _STAGES.values()])
     n = table.loc[~table["dataset"].str.contains(r"\+|^average$"), "n"].astype(float)
+    whole = table["ci_low"].notna().any()
+    known = "with its 95 % interval over images" if whole else "whose interval a table of accuracies does not give"
     caption = f"""Accuracy on the old and on the upgraded model, zero-shot and with what was tuned on the old one,
         for {number_of(len(methods), "method")} on {number_of(len(n.index) // max(1, len(methods)), "data set")} of
         {range_of(n.min(), n.max())} images, {number_of(table["seeds"].max(), "seed")}; error bars: {spread}. Below,
-        the gain over the upgraded zero-shot
-        model{" with its 95 % interval over images" if table["ci_low"].notna().any() else ""}. After Wang et al.
-        2024 (arXiv 2412.20895)."""
+        the gain over the upgraded zero-shot model, {known}. After Wang et al. 2024 (arXiv 2412.20895)."""
     return Drawn(figure, caption)
 
 
@@ -254,7 +254,7 @@ def _stage_error(rows: pd.DataFrame, stage: str) -> np.ndarray | None:
     return None
 
 
-def _gains(ax: Axes, table: pd.DataFrame, methods: Sequence[str], sets: Sequence[str], names: Sequence[str]) -> None:
+def _gains(ax: Axes, table: pd.DataFrame, methods: Sequence[str], sets: list[str], names: Sequence[str]) -> None:
     for i, method in enumerate(methods):
         own = table[table["method"] == method].set_index("dataset").reindex(sets)
         at = np.arange(len(sets)) + 0.5 * (i - (len(methods) - 1) / 2) / max(1, len(methods))

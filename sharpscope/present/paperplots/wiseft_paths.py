@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -102,10 +102,10 @@ def _scatter_panel(
         own = rows[rows["pair"] == pair]
         x, y = scaled(own["id"] / 100, scale), scaled(own["ood"] / 100, scale)
         colour = look(i)["color"]
-        for axis, at, role in (("x", x, "id"), ("y", y, "ood")):
+        for name, at, role in (("x", x, "id"), ("y", y, "ood")):
             if bars(own, role) is not None:
                 low, high = (scaled(own[f"{role}_{end}"] / 100, scale) for end in ("low", "high"))
-                length = {f"{axis}err": np.stack([at - low, high - at]).clip(0)}
+                length: dict[str, Any] = {f"{name}err": np.stack([at - low, high - at]).clip(0)}
                 ax.errorbar(
                     x, y, **length, fmt="none", ecolor=colour, alpha=_shade(0.3, len(pairs)), elinewidth=0.7, zorder=1
                 )
@@ -191,7 +191,7 @@ def accuracy_by_set(accuracy: pd.DataFrame) -> Drawn:
     return Drawn(figure, caption)
 
 
-def _set_line(ax: Axes, rows: pd.DataFrame, style: Mapping[str, str], shade: float) -> None:
+def _set_line(ax: Axes, rows: pd.DataFrame, style: Mapping[str, Any], shade: float) -> None:
     if not len(rows):
         return
     x, y = rows["alpha"].to_numpy(), 100 * rows["estimate"].to_numpy()
