@@ -31,8 +31,12 @@ class _What:
     """Data sets that are tuned on and evaluated, each by itself; for cross-dataset those that are evaluated."""
     train: str | None = None
     """The data set that cross-dataset tunes on."""
-    methods: tuple[str, ...] = ("coop",)
-    """Fine-tuning methods; 'sharpscope list methods' shows them. The zero-shot model is always evaluated too."""
+    methods: tuple[str, ...] = ()
+    """Fine-tuning methods; 'sharpscope list methods' shows them. Default: coop, where no recipe is given. The zero-shot
+    model is always evaluated too."""
+    recipes: tuple[str, ...] = ()
+    """Published recipes; 'sharpscope finetune --list' shows them. SHOTS in a name stands for the number of images of
+    each class: coop-SHOTSshots."""
     shots: tuple[int, ...] = ()
     """Training images per class; default: 16, for few-shot 1 2 4 8 16."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -69,8 +73,8 @@ class Protocol(Plugins, Model, Hyperparameters, _What):
 
     def config(self, templates: tuple[str, ...] = ()) -> ProtocolConfig:
         """The protocol that the flags describe; raises ConfigError."""
-        names = ("protocol", "zeroshot", "datasets", "train", "methods", "shots", "seeds", "model", "upgraded")
-        more = ("upgraded_model", "data_root", "limit", "device", "precision", "augment")
+        names = ("protocol", "zeroshot", "datasets", "train", "methods", "recipes", "shots", "seeds", "model")
+        more = ("upgraded", "upgraded_model", "data_root", "limit", "device", "precision", "augment")
         fields = {name: getattr(self, name) for name in (*names, *more)}
         return ProtocolConfig(**fields, hyperparameters=self.changes(), templates=templates)
 

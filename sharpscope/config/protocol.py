@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
@@ -12,10 +11,12 @@ from sharpscope.config.ranges import check_ranges
 from sharpscope.config.specs import check_root, read_spec
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
-__all__ = ["FEW_SHOTS", "ProtocolConfig", "ProtocolName"]
+__all__ = ["FEW_SHOTS", "SHOTS", "ProtocolConfig", "ProtocolName"]
 
 ProtocolName = Literal["base-to-new", "few-shot", "cross-dataset", "upgrade"]
 
+SHOTS: Final = "SHOTS"
+"""What stands for the number of images of each class in the name of a recipe: coop-SHOTSshots."""
 FEW_SHOTS: Final = (1, 2, 4, 8, 16)
 """The shots of CoOp's few-shot figures (Zhou et al. 2022, arXiv 2109.01134)."""
 _SHOTS: Final = 16
@@ -39,7 +40,8 @@ class ProtocolConfig:
     zeroshot: str
     datasets: tuple[str, ...]
     model: str = "ViT-B-32"
-    methods: tuple[str, ...] = ("coop",)
+    methods: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
     train: str | None = None
     shots: tuple[int, ...] = ()
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -59,11 +61,22 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         if not self.shots:
             object.__setattr__(self, "shots", FEW_SHOTS if self.protocol == "few-shot" else (_SHOTS,))
+        if not (self.methods or self.recipes):
+            object.__setattr__(self, "methods", ("coop",))
         _check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return plain(dataclasses.asdict(self))
+
+    @property
+    def tunings(self) -> tuple[str, ...]:
+        """The methods and the recipes by which models are tuned."""
+        return (*self.methods, *self.recipes)
+
+    def way(self, tuning: str, shots: int) -> dict[str, Any]:
+        """A method or recipe among ``tunings`` as the keyword that ``finetune`` takes."""
+        return {"recipe": tuning.replace(SHOTS, str(shots))} if tuning in self.recipes else {"method": tuning}
 
     @property
     def tuned_on(self) -> tuple[str, ...]:
@@ -78,8 +91,8 @@ def _check(c: ProtocolConfig) -> None:
             f"protocol: '{shown(c.protocol, 40)}' is none of {', '.join(known)}.{did_you_mean(c.protocol, known)}"
         )
     _check_sets(c)
-    for name in ("datasets", "methods", "shots", "seeds"):
-        values: Sequence[Any] = getattr(c, name)
+    lists = {name: getattr(c, name) for name in ("datasets", "shots", "seeds")}
+    for name, values in {**lists, "methods and recipes": c.tunings}.items():
         if not values:
             raise ConfigError(f"{name}: give at least one.")
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:

@@ -23,17 +23,18 @@ LEARNING_RATE: Final = "learning_rate"
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One fine-tuning of a sweep. ``name``: the name of its pair; ``settings``: the hyperparameters it is given."""
+    """One fine-tuning of a sweep. ``name``: the name of its pair; ``way``: its method or recipe, as the keyword that
+    ``finetune`` takes; ``settings``: the hyperparameters it is given."""
 
     name: str
-    method: str
+    way: Mapping[str, Any] = field(hash=False)
     seed: int
     settings: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """Every combination of ``methods``, the values in ``grid`` and ``seeds`` is one fine-tuning of ``zeroshot``.
+    """Every combination of ``methods`` and ``recipes``, the values in ``grid`` and ``seeds`` is one fine-tuning.
 
     ``grid``: hyperparameter -> the values that it takes; ``set``: hyperparameters that all have in common. ``study``:
     how the fine-tuned models are measured; its model, data root, class names, templates and device are those of the
@@ -43,14 +44,18 @@ class SweepConfig:
     zeroshot: str
     train: str
     study: StudyConfig
-    methods: tuple[str, ...] = ("wise-ft",)
+    methods: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
     grid: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     set: dict[str, Any] = field(default_factory=dict)
     val: str | None = None
 
     def __post_init__(self) -> None:
-        lists = {"methods": self.methods, "seeds": self.seeds} | {f"grid.{k}": v for k, v in self.grid.items()}
+        if not (self.methods or self.recipes):
+            object.__setattr__(self, "methods", ("wise-ft",))
+        lists = {"methods and recipes": (*self.methods, *self.recipes), "seeds": self.seeds}
+        lists |= {f"grid.{k}": v for k, v in self.grid.items()}
         for name, values in lists.items():
             if not isinstance(values, (list, tuple)) or not values:
                 raise ConfigError(f"{name}: needs a list of values, e.g. [1.0e-5, 3.0e-5].")
@@ -64,11 +69,13 @@ class SweepConfig:
     def trials(self) -> tuple[SweepTrial, ...]:
         """Every fine-tuning, named after its method, its values of ``grid`` and its seed."""
         out = []
-        for method, *values in itertools.product(self.methods, *self.grid.values()):
+        for by, *values in itertools.product((*self.methods, *self.recipes), *self.grid.values()):
             chosen = dict(zip(self.grid, values, strict=True))
-            parts = [method, *(f"{name}{_spelled(value)}" for name, value in chosen.items())]
+            way = {"recipe" if by in self.recipes else "method": by}
+            parts = [by, *(f"{name}{_spelled(value)}" for name, value in chosen.items())]
             for seed in self.seeds:
-                out.append(SweepTrial("-".join([*parts, f"seed{seed}"]), method, seed, {**self.set, **chosen}))
+                name = "-".join([*parts, f"seed{seed}"])
+                out.append(SweepTrial(name, way, seed, {**self.set, **chosen}))
         return tuple(out)
 
     def planned(self) -> StudyConfig:
@@ -103,7 +110,7 @@ def load_sweep(path: str | os.PathLike[str]) -> SweepConfig:
             study = StudyConfig.from_dict(inner["study"], source="study")
         except ConfigError as error:
             raise ConfigError(str(error).replace("study: ", "study.", 1)) from None
-        defaults = {"methods": ("wise-ft",), "seeds": (0,), "val": None}
+        defaults = {"methods": (), "recipes": (), "seeds": (0,), "val": None}
         plain = checked_fields(_Plain, {**defaults, **data})
         return SweepConfig(study=study, grid=inner["grid"], set=inner["set"], **plain)
     except ConfigError as error:
@@ -118,5 +125,6 @@ class _Plain:
     zeroshot: str
     train: str
     methods: tuple[str, ...]
+    recipes: tuple[str, ...]
     seeds: tuple[int, ...]
     val: str | None

@@ -38,7 +38,7 @@ from sharpscope.weights.checkpoint import Checkpoint, checkpoint_of, read_checkp
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["Tuned", "finetune"]
+__all__ = ["Tuned", "finetune", "tuned_by"]
 
 _VALIDATION_BATCH: Final = 256
 """Images at a time in validation; more take more memory and change no accuracy."""
@@ -149,7 +149,7 @@ def finetune(
     """
     precision = cast(Precision, current_value("finetune", "precision", precision))
     check_precision(precision)
-    tuning = _tuning(method, recipe, hyperparameters)
+    tuning = tuned_by(method, recipe, hyperparameters)
     _check_steps(tuning)
     if keep_every is not None and out is None:
         raise ConfigError("keep_every: checkpoints need a folder, and out is None.")
@@ -228,8 +228,11 @@ if finetune.__doc__:  # python -OO drops it
     finetune.__doc__ = f"{inspect.cleandoc(finetune.__doc__)}\n\nMethods, with hyperparameters:\n{_METHODS_HELP}\n"
 
 
-def _tuning(method: str | Method | None, recipe: str | None, changes: Mapping[str, Any]) -> Method:
+def tuned_by(
+    method: str | Method | None = None, recipe: str | None = None, changes: Mapping[str, Any] | None = None
+) -> Method:
     """The method with its hyperparameters; raises ConfigError for a method beside a recipe."""
+    changes = changes or {}
     if recipe is None:
         return configured(method or "wise-ft", changes)
     row = published(recipe)

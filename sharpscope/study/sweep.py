@@ -17,8 +17,7 @@ from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.config.study import PairConfig
 from sharpscope.config.sweep import LEARNING_RATE, SweepConfig, SweepTrial
 from sharpscope.errors import ConfigError, NumericalError
-from sharpscope.finetuning.registry import configured
-from sharpscope.finetuning.run import finetune
+from sharpscope.finetuning.run import finetune, tuned_by
 from sharpscope.study.context import check_inputs
 from sharpscope.study.report import Run
 from sharpscope.study.run import run
@@ -48,7 +47,7 @@ def run_sweep(sweep: SweepConfig, out: str | os.PathLike[str], progress: MakeBar
     """
     trials = sweep.trials()
     for trial in trials:  # a mistake in the last one is told before the first one is trained
-        configured(trial.method, trial.settings)
+        tuned_by(**trial.way, changes=trial.settings)
     check_inputs(sweep.planned())
     rows, diverged = [], {}
     with contextlib.closing((progress or silent)(total=len(trials), desc="fine-tune")) as bar:
@@ -77,7 +76,6 @@ def _tuned(sweep: SweepConfig, trial: SweepTrial, folder: Path) -> tuple[Path, M
     tuned = finetune(
         sweep.zeroshot,
         sweep.train,
-        trial.method,
         model=study.model,
         out=folder,
         val=sweep.val,
@@ -87,6 +85,7 @@ def _tuned(sweep: SweepConfig, trial: SweepTrial, folder: Path) -> tuple[Path, M
         seed=trial.seed,
         device=study.device,
         progress=False,
+        **trial.way,
         **trial.settings,
     )
     assert tuned.path is not None
@@ -101,7 +100,7 @@ def _row(trial: SweepTrial, tuned: tuple[Path, Mapping[str, Any]]) -> dict[str, 
     steps = values["steps"] if values["steps"] is not None else values["epochs"] * (examples // size)
     extra = {name: values[name] for name in trial.settings if name not in ("lr", "epochs", "steps", "batch_size")}
     return {
-        "pair": trial.name, "method": trial.method, LEARNING_RATE: values["lr"], "epochs": steps * size / examples,
+        "pair": trial.name, "method": facts["method"], LEARNING_RATE: values["lr"], "epochs": steps * size / examples,
         "steps": steps, "batch_size": size, "seed": trial.seed, **extra, "file": str(file),
     }  # fmt: skip
 

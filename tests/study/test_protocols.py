@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from safetensors import safe_open
 
 from sharpscope.cli.main import main
 from sharpscope.clip.accuracy import correct
@@ -193,6 +194,7 @@ def test_a_run_reads_the_upgraded_model_with_its_own_pictures(
     ({"datasets": ("mini:photo@train",)}, "names a split"),
     ({"datasets": ("mini:photo#new",)}, "is a half already"),
     ({"datasets": ("mini:photo", "mini:photo")}, "given twice"),
+    ({"methods": ("coop",), "recipes": ("coop",)}, "'coop' is given twice"),
     ({"shots": (1, 2)}, "several are few-shot's"),
     ({"shots": (0,)}, "at least one image of each class"),
     ({"hyperparameters": {"shots": 2}}, "a flag of its own"),
@@ -209,9 +211,19 @@ def test_what_contradicts_itself_is_refused(change: dict[str, Any], said: str) -
 def test_the_command(world: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["protocol", "few-shot", "--zeroshot", world["zeroshot"], "--model", world["model"], "--datasets"]
     flags += [*world["datasets"], "--shots", "1", "2", "--seeds", "1", "--steps", "1", "--batch-size", "2"]
+    flags += ["--set", "length=2", "--methods", "coop", "--recipes", "coop-SHOTSshots"]
     assert main([*flags, "--out", str(tmp_path / "few")]) == 0
     said = capsys.readouterr().out
     assert "| method | data set | zero-shot | 1 shots | 2 shots |" in said
     table = pd.read_csv(tmp_path / "few/tables/few_shot.csv")
-    assert table["shots"].tolist() == [1, 2, 0]
+    assert table["shots"].tolist() == [1, 2, 1, 2, 0]
+    assert list(dict.fromkeys(table["method"])) == ["coop", "coop-SHOTSshots", "zero-shot"]
+    recipes = []
+    for file in (tmp_path / "few").rglob("coop.safetensors"):
+        with safe_open(file, "pt") as opened:
+            facts = json.loads(opened.metadata()["sharpscope.finetuning"])
+        recipes.append(facts.get("recipe", {}).get("name"))
+    assert sorted(r for r in recipes if r) == ["coop-1shots", "coop-2shots"] and len(recipes) == 4
+    assert main([*flags[:-1], "coop-3shots", "--out", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
     assert main(["protocol", "few-shot", "--zeroshot", "mini:zeroshot", "--datasets", "mini:photo@test"]) == 2

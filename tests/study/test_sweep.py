@@ -132,6 +132,17 @@ def test_what_a_sweep_file_must_not_say(file: Path) -> None:
             load_sweep(file)
 
 
+def test_a_recipe_stands_beside_the_methods(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("methods: [wise-ft]", "methods: [flyp]\nrecipes: [mini-wise-ft]"), encoding="utf-8")
+    trials = load_sweep(file).trials()
+    assert [t.way for t in trials] == [{"method": "flyp"}] * 6 + [{"recipe": "mini-wise-ft"}] * 6
+    assert trials[-1].name == "mini-wise-ft-lr0.1-steps2-seed0"
+    file.write_text(text.replace("methods: [wise-ft]", "recipes: [wise]"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="wise"):
+        sweeping.run_sweep(load_sweep(file), "nowhere")
+
+
 def test_a_diverged_fine_tuning_has_no_pair(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {}
 

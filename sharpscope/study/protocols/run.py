@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import platform
 import time
@@ -19,7 +20,8 @@ from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.config.protocol import ProtocolConfig
 from sharpscope.errors import NumericalError
 from sharpscope.findings import protocols
-from sharpscope.finetuning.registry import METHODS, configured
+from sharpscope.finetuning.registry import METHODS
+from sharpscope.finetuning.run import tuned_by
 from sharpscope.present.protocoltables import markdown_of
 from sharpscope.study.protocols.units import Trial, measured, rows_of, trials
 from sharpscope.study.store import RunDirectory
@@ -58,8 +60,8 @@ def run_protocol(
     RunDirectoryError for a folder that belongs to another experiment. Sources: those of ``ProtocolConfig``, Zhou et al.
     2022, arXiv 2203.05557 first.
     """
-    for method in config.methods:
-        configured(method, {**config.hyperparameters, "shots": config.shots[0]})
+    for tuning, shots in itertools.product(config.tunings, config.shots):
+        tuned_by(**config.way(tuning, shots), changes={**config.hyperparameters, "shots": shots})
     directory = RunDirectory.open(out, _identity(config), _manifest(config))
     directory.log("start", protocol=config.protocol)
     wanted = trials(config)
@@ -119,7 +121,7 @@ def _tried(config: ProtocolConfig, directory: RunDirectory, trial: Trial, failed
 
 def _in_order(config: ProtocolConfig, rows: pd.DataFrame) -> pd.DataFrame:
     """``rows`` with methods, sets and shots in the order in which they were asked for."""
-    methods, sets = (ZERO_SHOT, *config.methods), dict.fromkeys((*config.tuned_on, *config.datasets))
+    methods, sets = (ZERO_SHOT, *config.tunings), dict.fromkeys((*config.tuned_on, *config.datasets))
 
     def place(column: pd.Series) -> pd.Series:
         order = {"method": methods, "dataset": tuple(sets), "evaluated": tuple(sets)}[str(column.name)]

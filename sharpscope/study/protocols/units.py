@@ -29,7 +29,7 @@ _SEED_OF_ZERO_SHOT: Final = 0
 
 @dataclass(frozen=True)
 class Trial:
-    """One model of a protocol: a method tuned on a set with a number of shots and a seed, or the zero-shot model.
+    """One model of a protocol: tuned by a method or recipe on a set with some shots and a seed, or zero-shot.
 
     ``sets``: role -> the specs that it is evaluated on.
     """
@@ -52,7 +52,7 @@ def trials(config: ProtocolConfig) -> list[Trial]:
     out = []
     for dataset in config.tuned_on:
         out.append(Trial(ZERO_SHOT, dataset, 0, _SEED_OF_ZERO_SHOT, None, _sets(config, dataset)))
-    for method in config.methods:
+    for method in config.tunings:
         for dataset in config.tuned_on:
             train = f"{dataset}#base" if config.protocol == "base-to-new" else dataset
             out += [
@@ -107,7 +107,6 @@ def _tuned(config: ProtocolConfig, trial: Trial, folder: Path) -> Path:
     tuned = finetune(
         config.zeroshot,
         trial.train,
-        trial.method,
         model=config.model,
         out=folder / file_name(trial.key),
         data_root=config.data_root,
@@ -118,6 +117,7 @@ def _tuned(config: ProtocolConfig, trial: Trial, folder: Path) -> Path:
         augment=config.augment,
         progress=False,
         shots=trial.shots,
+        **config.way(trial.method, trial.shots),
         **config.hyperparameters,
     )
     assert tuned.path is not None
