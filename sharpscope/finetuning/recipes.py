@@ -264,12 +264,27 @@ _L2_PAPER, _STARFT_PAPER = "Li et al. 2018, arXiv 1802.01483", "Kim et al. 2025,
 _KG_PAPER, _CONT_PAPER = "Yao et al. 2023, arXiv 2303.13283", "Wang et al. 2024, arXiv 2412.20895"
 _R_PAPER: Final = "Kim et al. 2024, arXiv 2408.05749"
 
+_ON_WISE: Final = (
+    _wise("README.md", "80-86", "lr", "epochs", "batch_size"),
+    *_WISE_CODE,
+    _WISE_CROP,
+    _wise("README.md", "95", "scope"),
+)
+
+
+def _ldifs(lines: str, *sets: str) -> Source:
+    return Source("omegafragger/ldifs_code", "5ffdeef", "args.py", lines, sets)
+
+
+def _rival(name: str, what: str, paper: str, sources: tuple[Source, ...], why: str, **own: Any) -> Published:
+    """WiSE-FT's fine-tuning with something on top; what no source sets is ours."""
+    sourced = {setting for source in sources for setting in source.sets}
+    ours = tuple(setting for setting in own if setting not in sourced)
+    return Published(name, name, what, paper, _WISE_ROW | own, (*_ON_WISE, *sources), ours, why)
+
+
 _ROWS: Final = (
-    Published(
-        "wise-ft-imagenet", "wise-ft", "ImageNet", _WISE_PAPER, _WISE_ROW,
-        (_wise("README.md", "80-86", "lr", "epochs", "batch_size"), *_WISE_CODE, _WISE_CROP,
-         _wise("README.md", "95", "scope")),
-    ),
+    Published("wise-ft-imagenet", "wise-ft", "ImageNet", _WISE_PAPER, _WISE_ROW, _ON_WISE),
     Published(
         "linear-probe-imagenet", "linear-probe", "WiSE-FT's linear classifier on frozen features", _WISE_PAPER, _PROBE,
         (_wise("src/args.py", "71-81", "lr", "batch_size"), *_WISE_CODE, _wise("src/models/finetune.py", "30", "crop")),
@@ -331,6 +346,37 @@ _ROWS: Final = (
         "r-adapter", "r-adapter", "ImageNet", _R_PAPER, _R_ADAPTER, (), tuple(_R_ADAPTER),
         f"from the text and summaries of the paper; its code is {_NOT_PUBLIC}: smoothing, clip_norm, and FLYP's value "
         "for what the text leaves open",
+    ),
+    _rival(
+        "kd", "any classification", "Hinton et al. 2015, arXiv 1503.02531", (),
+        "the weight and the temperature are our choice, all else is WiSE-FT's", strength=1.0, temperature=1.0,
+    ),
+    _rival(
+        "car-ft", "any classification", "Mao et al. 2022, arXiv 2211.16175", (),
+        f"its code is {_NOT_PUBLIC}, all else is WiSE-FT's", strength=1.0, contexts=(),
+    ),
+    _rival(
+        "ldifs", "any classification", "Mukhoti et al. 2024, arXiv 2308.13320",
+        (_ldifs("32-36", "batch_size"), _ldifs("89-94", "strength")),
+        "the released default, 1e-3, belongs to their sweep of rates; WiSE-FT's scale of rates is our choice",
+        lr=1e-5, batch_size=128, strength=10.0,
+    ),
+    _rival(
+        "tpgm", "any classification", "Tian et al. 2023, arXiv 2303.10720",
+        (Source("PotatoTian/TPGM", "17be509", "ImageNet_ViT_Exp/main_finetune.py", "65-74",
+                ("radius_steps", "radius_lr", "norm")),),
+        "theirs learns the radii on ImageNet's validation set; a share of the training images is our choice",
+        held_out=0.1, radius_steps=200, radius_lr=0.01, norm="l2",
+    ),
+    _rival(
+        "sam", "the intervention test of a claim about sharpness", "Foret et al. 2021, arXiv 2010.01412", (),
+        "no configuration for CLIP is public: rho is that of google-research/sam's command for ImageNet, all else is "
+        "WiSE-FT's", rho=0.1,
+    ),
+    _rival(
+        "asam", "the intervention test of a claim about sharpness", "Kwon et al. 2021, arXiv 2102.11600",
+        (Source("SamsungLabs/ASAM", "dc9b513", "example_cifar.py", "115", ("rho",)),),
+        "eta is our choice of the values in the authors' code, all else is WiSE-FT's", rho=0.5, eta=0.01,
     ),
     Published(
         "mini-world", "wise-ft", "the embedded world's mini:success; its other pairs change lr, epochs, warmup, images",

@@ -30,7 +30,7 @@ __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 _TABLES = {**COLUMNS, **EXPERIMENT_COLUMNS}
 _BOOLS = frozenset({"chosen", "converged", "present", "primary"})
 _INTS = frozenset((
-    "batch_size", "depth", "n", "num_matvecs", "num_moving", "num_params", "seed", "seeds", "shots", "steps",
+    "batch_size", "depth", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed", "seeds", "shots", "steps",
 ))  # fmt: skip
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
