@@ -25,6 +25,7 @@ from sharpscope.present import script as scripts
 from sharpscope.present.paperplots.drawn import MADE_BY, Drawn, save_drawn
 from sharpscope.present.paperplots.prompting import few_shot_curves
 from sharpscope.present.scales import SCALES, scaled
+from sharpscope.present.style import short_layer
 from sharpscope.tables.files import csv_bytes
 from sharpscope.vocabulary import DENSE
 
@@ -241,10 +242,12 @@ def test_chords_join_the_ends(draw: Callable[..., Drawn], few: Tables) -> None:
     np.testing.assert_allclose(chord.get_xydata(), [(0, 100 * ends[0.0]), (1, 100 * ends[1.0])])
 
 
-def test_ensembles_stand_two_points_above_the_path(draw: Callable[..., Drawn]) -> None:
+def test_ensembles_stand_two_points_above_the_path(draw: Callable[..., Drawn], few: Tables) -> None:
     figure = draw("wiseft_ensembles", "--variants", "dense", "ensemble:logits").figure
     plain, ensemble = (_curve(figure.axes[1], colour) for colour in (BLUE, ORANGE))
     np.testing.assert_allclose(ensemble[:, 1] - plain[:, 1], 2.0)
+    mean = few["accuracy"].query("pair == 'failure' and variant == 'dense' and role == 'ood_mean'").sort_values("alpha")
+    np.testing.assert_allclose(plain, mean[["alpha", "estimate"]] * [1, 100])
     with pytest.raises(SystemExit, match="no 'ensemble:logit'. Did you mean 'ensemble:logits'"):
         draw("wiseft_ensembles", "--variants", "ensemble:logit")
 
@@ -264,11 +267,11 @@ def test_heights_are_those_of_the_criteria_and_the_arrows_as_long(draw: Callable
 
 
 def test_stragglers_are_named_and_only_those_of_the_pair_are_coloured(draw: Callable[..., Drawn], few: Tables) -> None:
-    criterion = "sharpness:hessian_trace"
+    criterion = "share:hessian_trace"  # other layers in each pair
     chosen = few["stragglers"].query("criterion == @criterion and chosen")
     figure = draw("sharpness_layers", "--criterion", criterion).figure
     names = {t.get_text() for legend in figure.legends for t in legend.get_texts()}
-    assert "conv1" in names
+    assert {short_layer(name) for name in chosen["layer"]} <= names
     for pair in ("success", "failure"):
         ax = _panel(figure, pair)
         coloured = [line for line in ax.get_lines() if line.get_linewidth() == 1.4]

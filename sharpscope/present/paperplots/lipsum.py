@@ -61,9 +61,11 @@ def tradeoff(
     axes = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(chosen))
+    drawn: set[str] = set()
     for i, (order, ax) in enumerate(zip(chosen, axes.flat, strict=False)):
-        others = [c for c in chosen if c != order]
-        _tradeoff_panel(ax, _only_differing(ends, method, others), method, methods, order)
+        rows = _only_differing(ends, method, [c for c in chosen if c != order])
+        _tradeoff_panel(ax, rows, method, methods, order)
+        drawn |= set(rows["pair"])
         for _, own in start.drop_duplicates(["id", "ood"]).iterrows():
             ax.scatter(
                 [own["id"]], [own["ood"]], marker="*", s=80, color=INK["black"], edgecolor="white", lw=0.6, zorder=4
@@ -76,7 +78,7 @@ def tradeoff(
     handles.append(Line2D([], [], color=INK["black"], marker="*", ls="none", ms=8, label="zero-shot (α = 0)"))
     key(figure, handles, "larger marks: larger value")
     caption = f"""Mean accuracy out of distribution over accuracy in distribution of
-        {number_of(len(ends), "fine-tuned model")} by {number_of(len(methods), "method")}, joined in the order of
+        {number_of(len(drawn), "fine-tuned model")} by {number_of(len(methods), "method")}, joined in the order of
         {" and of ".join(chosen)}; each panel holds models that differ in its setting alone;
         {images_in_words(accuracy)}. After Nam et al. 2024 (arXiv 2404.00860), fig. 1."""
     return Drawn(figure, caption)
