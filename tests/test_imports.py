@@ -119,6 +119,7 @@ def test_few_files_write_and_each_of_them_whole_files():
     known = {
         "atomic.py": "the way everything is written",
         "study/unitfile.py": "np.savez into memory",
+        "study/report.py": "np.savez into memory",
         "weights/checkpoint.py": "write_checkpoint",
         "finetuning/world.py": "trains the embedded world's files again",
         "tables/files.py": "to_parquet into memory",

@@ -416,6 +416,8 @@ def _check(c: StudyConfig) -> None:
         "targets",
         "selects",
     )
+    if not c.criticality_noise:
+        raise ConfigError("criticality_noise: needs at least one noise level, e.g. 1; fewer levels cost less.")
     for name in (*lists, "criticality_noise", "output_baselines", "ensembles", "paths"):
         values = getattr(c, name)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:

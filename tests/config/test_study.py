@@ -63,6 +63,7 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"alphas": [0, float("nan")], "extrapolate": True}, "alphas: nan is not a finite number"),
         ({"perturbation_alphas": [0.55]}, "perturbation_alphas: each must be one of alphas"),
         ({"layer_alphas": [0.0, 0.5]}, "layer_alphas: has to go from 0 to 1"),
+        ({"criticality_noise": []}, "criticality_noise: needs at least one noise level"),
         ({"seed": 1.5}, "seed: needs a whole number, got 1.5"),
         ({"seed": True}, "seed: needs a whole number, got True"),
         ({"seed": None}, "seed: needs a whole number, got nothing"),
