@@ -172,10 +172,10 @@ def test_only_frames_have_pm_k(tmp_path: Path, tiny_model: ClipModel) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata/labels.json", {}, r"labels.json: the entry 'val/a/005.JPEG' is missing"),
-        ("metadata/labels.json", {"val/a/005.JPEG": [7]}, r"labels.json: the entry 'val/a/005.JPEG' is missing"),
-        ("metadata/pmsets.json", {"val/a/005.JPEG": "x"}, r"pmsets.json: the entry 'val/a/005.JPEG'"),
-        ("misc/rev_wnid_map.json", {"n1": ["n00000000"]}, r"rev_wnid_map.json: the entry 'n1'"),
+        ("metadata/labels.json", {}, r"the entry 'val/a/005.JPEG' is missing"),
+        ("metadata/labels.json", {"val/a/005.JPEG": [7]}, r"the entry 'val/a/005.JPEG' is missing"),
+        ("metadata/pmsets.json", {"val/a/005.JPEG": "x"}, r"the entry 'val/a/005.JPEG'"),
+        ("misc/rev_wnid_map.json", {"n1": ["n00000000"]}, r"the entry 'n1'"),
         ("misc/imagenet_vid_class_index.json", {"1": ["n2", "cat"]}, r"the numbers 0 to 0 is missing"),
         ("misc/imagenet_vid_class_index.json", [1], "not a JSON object"),
     ],
@@ -278,6 +278,7 @@ def test_ytbb_files_not_as_released(tmp_path: Path, tiny_model: ClipModel) -> No
         ("anchor_labels.json", reviews(WORDS, {"a_1/one.jpg": ["good"]}), "the entry 'a_1/one.jpg'"),
         ("anchor_labels.json", '{"labels": ["fine"], "annotations": []}', "the entry 'labels' with 'good'"),
     ):
+        ytbb(tmp_path)
         (metadata / name).write_text(content)
         with pytest.raises(DatasetError, match=message):
             load_dataset("ytbb-robust", model=tiny_model, data_root=tmp_path)
