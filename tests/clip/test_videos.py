@@ -229,7 +229,8 @@ def ytbb(root: Path) -> Path:
     table = "ytid,time_ms,label\ndog,100,19\ncar,200,22\ncow,300,6\ndim,400,1\nodd,500,1\n"
     members = {str(i): [i] for i in range(24) if i not in (6, 19, 22, 23)}
     shade = {"dog_100/frame-20": 10, "dog_100/frame-10": 20, "car_200/frame-50": 30, "car_200/frame-60": 40,
-             "cow_300/frame-9": 50, "dog_100/frame-31": 99}  # fmt: skip
+             "cow_300/frame-9": 50, "dog_100/frame-31": 91, "dog_100/frame-21": 92,
+             "dog_100/frame-22": 93, "dim_400/frame-7": 94, "odd_500/frame-7": 95}  # fmt: skip
     metadata = "../ytbb-robust_metadata"
     return tree(
         root / YTBB,
