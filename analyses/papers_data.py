@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from sharpscope import convert
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.model import ClipModel
+from sharpscope.config.coopsets import COOP
 from sharpscope.miniworld import world
 from sharpscope.miniworld.shipped import checkpoint_path
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
@@ -150,6 +151,40 @@ def eurosat(root: Path) -> None:
         save(root / "eurosat" / "2750" / name, shown[c::3], ".jpg")
 
 
+def coop(root: Path) -> None:
+    """Sets of CoOp, with its split files: four classes each."""
+    for kind in (COOP[name] for name in ("dtd", "food101", "sun397", "cars")):
+        split: dict[str, list[list[object]]] = {}
+        for part in ("train", "val", "test"):
+            shown = pictures(16, "select" if part == "val" else part)
+            split[part] = [[f"{part}/{i}.jpg", i % 4, f"thing {i % 4}"] for i in range(len(shown))]
+            save(root / kind.folder / kind.images / part, shown, ".jpg")
+        (root / kind.folder / kind.split_file).write_text(json.dumps(split), encoding="utf-8")
+
+
+def waterbirds(root: Path) -> None:
+    """Waterbirds: birds of land or water on land or water, two pictures of each in every split."""
+    folder, rows = root / "waterbird_complete95_forest2water2", ["img_id,img_filename,y,split,place,place_filename"]
+    save(folder / "birds", pictures(24, "test"), ".jpg")
+    rows += [f"{i},birds/{i}.jpg,{i % 2},{i // 8},{i // 2 % 2},x.jpg" for i in range(24)]
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def objectnet(root: Path) -> None:
+    """ObjectNet with three of its classes; one of them stands for two of ImageNet's."""
+    folder = root / "objectnet-1.0"
+    for c, name in enumerate(("chair", "mug", "zebra")):
+        save(folder / "images" / name, pictures(9, "test", "photo-tilt")[c::3], ".png")
+    (folder / "mappings").mkdir(exist_ok=True)
+    for name, text in (
+        ("folder_to_objectnet_label.json", json.dumps({"chair": "Chair", "mug": "Mug", "zebra": "Zebra"})),
+        ("objectnet_to_imagenet_1k.json", json.dumps({"Mug": "coffee mug", "Chair": "barber chair; rocking chair"})),
+        ("imagenet_to_label_2012_v2", "barber chair\ncoffee mug\nrocking chair\n"),
+        ("pytorch_to_imagenet_2012_id.json", json.dumps({"423": 0, "504": 1, "765": 2})),
+    ):
+        (folder / "mappings" / name).write_text(text, encoding="utf-8")
+
+
 def folders(root: Path) -> None:
     """The embedded world's own classes as class folders, with training and test images, and a table of captions."""
     for split, count in (("train", 320), ("test", 160)):
@@ -217,8 +252,9 @@ class Command:
     """Folder to write into; it becomes the --data-root of the commands."""
 
     def __call__(self) -> int:
-        for make in (imagenet, cifar, domainnet, wilds, eurosat, folders, towers, foreign):
+        for make in (imagenet, cifar, domainnet, wilds, eurosat, coop, waterbirds, objectnet, folders, towers, foreign):
             make(self.out)
+        (self.out / "own.txt").write_text("chair\nmug\nzebra\n", encoding="utf-8")
         (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
         (self.out / "models.csv").write_text(_MODELS, encoding="utf-8")
         (self.out / "sweep.yaml").write_text(_SWEEP, encoding="utf-8")
