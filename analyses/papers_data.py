@@ -79,7 +79,8 @@ def imagenet(root: Path) -> None:
     ):
         shown = pictures(WNIDS * each, split, domain)
         for c in range(WNIDS):
-            save(root / place / names[c + 1], shown[c::WNIDS])  # from 1: ImageNet-R has the goldfish, not the tench
+            if place != "imagenet-r" or names[c + 1] in wnids("imagenet_r"):
+                save(root / place / names[c + 1], shown[c::WNIDS])
     shown = pictures(2 * WNIDS, "test", "photo-noise")
     for c in range(WNIDS):
         save(root / "imagenetv2-matched-frequency-format-val" / str(c + 1), shown[c::WNIDS], ".jpeg")
