@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.accuracy import FeatureCache, answers, logits
+from sharpscope.clip.accuracy import FeatureCache, answers, answers_of, logits
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.ensembles import (
     CENTRE,
@@ -63,7 +63,9 @@ def output_baselines(
     answered: dict[str, dict[str, Answers]] = {}
     notes: dict[str, str] = {}
     if "ose" in which:
-        answered["ose"] = {name: Answers.of(mixed_outputs(*both), labels) for name, (both, labels) in scores.items()}
+        answered["ose"] = {
+            name: answers_of(mixed_outputs(*both), labels, datasets[name]) for name, (both, labels) in scores.items()
+        }
     if "vrf" in which:
         assert vrf is not None
         temperatures = [1.0, 1.0]
@@ -75,7 +77,7 @@ def output_baselines(
         for name, (both, labels) in scores.items():
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
-            answered["vrf"][name] = Answers.of(failures.mixed(*both, features), labels)
+            answered["vrf"][name] = answers_of(failures.mixed(*both, features), labels, datasets[name])
         where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
         notes["vrf"] = (
             f"{len(failures.features)} zero-shot failures among {len(vrf.train)} training images, distance to nearest "
@@ -99,7 +101,11 @@ def ensembles_along(
     """
     scores = _scores(pair, ends, datasets, batch_size, [FeatureCache(), FeatureCache()])
     for kind, alpha in product(kinds, alphas):
-        yield kind, alpha, {n: Answers.of(ensemble(kind, *both, alpha), labels) for n, (both, labels) in scores.items()}
+        mixed = {
+            name: answers_of(ensemble(kind, *both, alpha), labels, datasets[name])
+            for name, (both, labels) in scores.items()
+        }
+        yield kind, alpha, mixed
 
 
 def _scores(
