@@ -115,6 +115,7 @@ def _lipsum(command: str) -> tuple[Source, ...]:
         of("README.md", command, "steps", "lr"),
         of(script, "234-251", "schedule", "warmup", "decay", "optimizer"),
         of(script, "290-340", "judge_every", "keep_best"),
+        of(script, "165-173", "kind", "captions"),
         of(script, "450-487", "label_smoothing", "strength", "texts", "text_length", "weight_decay", "clip_norm"),
         of("scripts/defaults.py", "37-39", "batch_size"),
         of("src/input_pipeline.py", "53-69", "crop"),
@@ -125,7 +126,7 @@ def _lipsum(command: str) -> tuple[Source, ...]:
 _LIPSUM: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 1e-5, "epochs": 10, "steps": 50_000, "batch_size": 256, "warmup": 0.1, "schedule": "zero-linear-cosine",
     "weight_decay": 0.0, "keep_best": True, "judge_every": 1000, "crop": (0.08, 1.0), "flip": 0.5,
-    "label_smoothing": 0.0, "strength": 1.0, "texts": 80, "text_length": 8,
+    "label_smoothing": 0.0, "strength": 1.0, "texts": 80, "text_length": 8, "kind": "random", "captions": None,
 }  # fmt: skip
 
 
@@ -156,6 +157,7 @@ _DASSL: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 2e-3, "epochs": 100, "batch_size": 32, "optimizer": "sgd", "warmup_epochs": 1.0, "warmup_lr": 1e-5,
     "schedule": "epoch-cosine", "weight_decay": 5e-4, "shots": 16, "crop": (0.08, 1.0), "flip": 0.5,
 }  # fmt: skip
+_CLIPFIT: Final[dict[str, Any]] = _DASSL | {"strength": 8.0, "distance": "cosine"}
 _PROMPT: Final[dict[str, Any]] = _DASSL | {
     "words": "a photo of a", "length": None, "class_specific": False, "strength": 0.0
 }  # fmt: skip
@@ -202,9 +204,10 @@ def _clipfit(name: str, what: str, line: str, config: str = "vit_b16_ep100_ctxv1
         of("README.md", line, "strength", "epochs"),
         of("CLIPFit/scripts/ClipFit/base2new_train.sh", "27", "shots"),
         of("CLIPFit/trainers/ClipFit.py", "292", "decay"),
+        of("CLIPFit/trainers/ClipFit.py", "116-129", "distance"),
         *_DASSL_CODE,
     )
-    return Published(name, "clipfit", what, _CLIPFIT_PAPER, _DASSL | {"strength": 8.0} | own, sources)
+    return Published(name, "clipfit", what, _CLIPFIT_PAPER, _CLIPFIT | own, sources)
 
 
 _TEN: Final[dict[str, Any]] = {"config": "vit_b16_ep10_ctxv1", "epochs": 10}
@@ -218,7 +221,7 @@ def _starft(path: str, lines: str, *sets: str) -> Source:
 
 
 _STARFT_CODE: Final = (
-    _starft("README.md", "34", "base", "strength"),
+    _starft("README.md", "34", "base", "strength", "spurious_type"),
     _starft("scripts/train.sh", "25-41", "lr", "epochs", "batch_size", "weight_decay"),
     _starft("src/args.py", "92-96", "warmup"),
     _starft("src/main.py", "185", "decay", "optimizer"),
@@ -227,7 +230,7 @@ _STARFT_CODE: Final = (
     _starft("clip/clip.py", "70", "crop"),
 )
 _STARFT: Final[dict[str, Any]] = _FLYP | {
-    "base": "contrastive", "strength": 0.5, "falls": "epochs", "spurious": BACKGROUNDS
+    "base": "contrastive", "strength": 0.5, "falls": "epochs", "spurious_type": "star", "spurious": BACKGROUNDS,
 }  # fmt: skip
 _NOT_PUBLIC: Final = "not public to us; our choice"
 
@@ -390,7 +393,7 @@ _ROWS: Final = (
     _mini("lipsum-ft", _LIPSUM, _LIPSUM_PAPER, lr=3e-3),
     _mini("flyp", _FLYP, _FLYP_PAPER, lr=3e-3),
     _mini("starft", _STARFT, _STARFT_PAPER, lr=3e-3, falls="steps"),
-    _mini("clipfit", _DASSL | {"strength": 8.0}, _CLIPFIT_PAPER, lr=0.3, weight_decay=0.0),
+    _mini("clipfit", _CLIPFIT, _CLIPFIT_PAPER, lr=0.3, weight_decay=0.0),
     _mini("coop", _PROMPT, _COOP_PAPER, lr=0.01),
     _mini("kgcoop", _KG, _KG_PAPER, lr=0.01),
     _mini("contcoop", _KG, _CONT_PAPER, lr=0.01),
