@@ -252,11 +252,16 @@ def _mini(method: str, start: dict[str, Any], paper: str, **own: Any) -> Publish
 
 
 _WISE_ROW: Final = _WISE | {"scope": "tower"}
-_PROBE: Final[dict[str, Any]] = _WISE | {"lr": 1e-3, "batch_size": 128, "crop": None}
-_LP_FT: Final[dict[str, Any]] = _WISE | {"lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5}
+_PROBE: Final[dict[str, Any]] = _WISE | {
+    "lr": 1e-3, "batch_size": 128, "crop": None, "head_start": "zeroshot", "l1": 0.0,
+}  # fmt: skip
+_LP_FT: Final[dict[str, Any]] = _WISE | {
+    "lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5, "head_start": "zeroshot",
+}  # fmt: skip
 _L2_SP: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 0.01, "epochs": 10, "steps": 9000, "batch_size": 64, "optimizer": "sgd", "weight_decay": 0.0,
     "clip_norm": 1.0, "crop": (0.9, 1.0), "label_smoothing": 0.0, "strength": 0.1, "scale_baked": True,
+    "distance": "l2", "scope": "tower",
 }  # fmt: skip
 _R_ADAPTER: Final[dict[str, Any]] = _FLYP | {
     "lr": 5e-4, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.999, "drop": 0.2, "margin": 0.05, "smoothing": 0.05,
@@ -290,11 +295,15 @@ _ROWS: Final = (
     Published("wise-ft-imagenet", "wise-ft", "ImageNet", _WISE_PAPER, _WISE_ROW, _ON_WISE),
     Published(
         "linear-probe-imagenet", "linear-probe", "WiSE-FT's linear classifier on frozen features", _WISE_PAPER, _PROBE,
-        (_wise("src/args.py", "71-81", "lr", "batch_size"), *_WISE_CODE, _wise("src/models/finetune.py", "30", "crop")),
+        (
+            _wise("src/args.py", "71-81", "lr", "batch_size"), *_WISE_CODE,
+            _wise("src/models/finetune.py", "30", "crop"), _wise("src/models/finetune.py", "56-59", "l1"),
+            _wise("src/wise_ft.py", "46-56", "head_start"),
+        ),
     ),
     Published(
         "lp-ft", "lp-ft", "any classification", _LP_PAPER, _LP_FT, (*_WISE_CODE, _WISE_CROP),
-        ("lr", "probe_lr", "probe_share", "batch_size"),
+        ("lr", "probe_lr", "probe_share", "batch_size", "head_start"),
         "the paper and its code (AnanyaKumar/transfer_learning@13c3e2b scripts/run_adaptation_experiments.py:1379) "
         "take the best rate of a grid for each data set; all else is WiSE-FT's",
     ),

@@ -31,7 +31,7 @@ READ: dict[str, dict[str, Any]] = {
                          "decay": "all", "clip_norm": 1.0, "head_bias": True, "crop": (0.9, 1.0), "flip": 0},
     # src/args.py:71-101; src/models/finetune.py:30: val_preprocess
     "linear-probe-imagenet": {"lr": 1e-3, "batch_size": 128, "epochs": 10, "warmup": 500, "crop": None,
-                              "head_bias": True},
+                              "head_bias": True, "head_start": "zeroshot", "l1": 0},
     # README.md:34, src/args.py:87-90; flyp_loss.py has no clipping
     "flyp-imagenet": {"lr": 1e-5, "epochs": 10, "batch_size": 512, "weight_decay": 0.1, "warmup": 500,
                       "clip_norm": None, "decay": "all"},

@@ -18,7 +18,10 @@ from sharpscope.finetuning.method import Batch, Method, Task
 from sharpscope.finetuning.methods.clipfit import CLIPFit, mean_norm
 from sharpscope.finetuning.methods.contrastive import class_captions
 from sharpscope.finetuning.methods.distillation import divergence
+from sharpscope.finetuning.methods.l2_sp import L2SP, absolute_distance
+from sharpscope.finetuning.methods.linear_probe import LinearProbe
 from sharpscope.finetuning.methods.lipsum_ft import LipsumFT, energy_gap
+from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.starft import BACKGROUNDS, StarFT, alignment
 from sharpscope.finetuning.registry import configured
 from sharpscope.weights.theta import Theta
@@ -66,9 +69,11 @@ def test_lipsums_templates_and_captions_are_drawn_from_their_texts(
     torch.testing.assert_close(
         penalty_of(captions, task, moved, batch), 0.7 * gap_of(task, moved, batch, ["a red moon"])
     )
-    filled = [t.replace("{}", c) for c in task.classnames for t in task.templates]
-    drawn = penalty_of(LipsumFT(kind="templates", texts=4000), task, moved, batch)
-    torch.testing.assert_close(drawn, gap_of(task, moved, batch, filled), rtol=0.03, atol=0)
+    unlike = dataclasses.replace(task, templates=("a {}", "the {} of the sea, far behind a tree"))
+    first, second = ([t.replace("{}", c) for c in task.classnames] for t in unlike.templates)
+    drawn = penalty_of(LipsumFT(kind="templates", texts=4000), unlike, moved, batch)
+    torch.testing.assert_close(drawn, gap_of(task, moved, batch, [*first, *second]), rtol=0.03, atol=0)
+    assert not torch.isclose(drawn, gap_of(task, moved, batch, first), rtol=0.06)  # so both templates were drawn
     one = dataclasses.replace(task, classnames=("star",), templates=("a {}",))
     labels = dataclasses.replace(batch, labels=torch.zeros(4, dtype=torch.long))
     found = penalty_of(LipsumFT(kind="templates", texts=2), one, moved, labels)
@@ -180,3 +185,59 @@ def test_every_distance_is_0_at_the_start_with_a_finite_gradient(
         "l2": (vectors - vectors_0).norm(dim=1).mean(), "kl": (p_0 * (p_0 / p).log()).sum(1).mean(),
     }[distance]  # fmt: skip
     torch.testing.assert_close(penalty_of(method, task, moved, batch), 3 * by_hand, rtol=1e-3, atol=1e-5)
+
+
+# ---------------------------------------------------------------- other regularisers, and another start of the head
+def test_absolute_distance_by_hand() -> None:
+    theta, start = {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor(5.0)}, {"a": torch.zeros(2), "b": torch.ones(())}
+    assert float(absolute_distance(theta, start, ("a", "b"))) == 7
+    assert float(absolute_distance(theta, start, ("a",))) == 3
+
+
+@pytest.mark.parametrize(("distance", "factor"), [("l2", 0.15 * 0.01), ("l1", 0.3 * 0.1)])
+def test_l2_sp_on_the_head_alone(distance: Any, factor: float, task: Task, batch: Batch) -> None:
+    """A head whose every weight went .1 away: strength / 2 * .1^2, or strength * .1, for each."""
+    method = small(L2SP(strength=0.3, distance=distance, scope="head"))
+    prepared = method.prepare(task)
+    assert prepared.stages[0].trained == ("head.weight",)
+    head = prepared.theta["head.weight"]
+    penalty = prepared.losses({**prepared.theta, "head.weight": head + 0.1}, batch).penalty
+    assert penalty is not None and float(penalty) == pytest.approx(factor * head.numel(), rel=1e-4)
+    assert float(penalty_of(method, task, {}, batch)) == 0
+
+
+def test_l1_sp_pulls_at_the_tower_too(task: Task, batch: Batch, moved: Theta) -> None:
+    tower = sum(float((moved[n] - task.theta_0[n]).abs().sum()) for n in moved if n.startswith("visual."))
+    penalty = penalty_of(L2SP(strength=0.3, distance="l1"), task, moved, batch)
+    assert float(penalty) == pytest.approx(0.3 * tower, rel=1e-4)
+
+
+def test_a_linear_probes_l1_is_of_its_weights_and_0_is_no_penalty(task: Task, batch: Batch) -> None:
+    plain, held = (small(LinearProbe(l1=l1)).prepare(task) for l1 in (0.0, 0.2))
+    theta = {**held.theta, "head.bias": held.theta["head.bias"] + 7}
+    penalty = held.losses(theta, batch).penalty
+    assert penalty is not None
+    assert float(penalty) == pytest.approx(0.2 * float(theta["head.weight"].abs().sum()), rel=1e-5)
+    assert plain.losses(theta, batch).penalty is None
+    with pytest.raises(ConfigError, match="l1 cannot be negative"):
+        LinearProbe(l1=-1.0)
+
+
+@pytest.mark.parametrize("kind", [LinearProbe, LpFT])
+def test_a_random_head_is_torchs_and_the_same_classifier_baked_or_not(kind: Any, task: Task, batch: Batch) -> None:
+    many = dataclasses.replace(task, classnames=tuple(f"class {i}" for i in range(400)))
+    baked, outside = (
+        small(kind(head_start="random", scale_baked=scale_baked)).prepare(many) for scale_baked in (True, False)
+    )
+    weight = baked.theta["head.weight"]
+    bound = weight.shape[1] ** -0.5
+    assert float(weight.abs().max()) <= bound and float(weight.mean()) == pytest.approx(0, abs=0.05 * bound)
+    assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.03)  # uniform in +-bound
+    assert not baked.theta["head.bias"].any()
+    torch.testing.assert_close(baked.logits(baked.theta, batch.images), outside.logits(outside.theta, batch.images))
+    again, other = (small(kind(head_start="random")).prepare(dataclasses.replace(many, seed=s)).theta for s in (3, 4))
+    assert torch.equal(again["head.weight"], weight) and not torch.equal(other["head.weight"], weight)
+    own = dataclasses.replace(task, theta_0={**task.theta_0, "head.weight": torch.ones(3, weight.shape[1]),
+                                             "head.bias": torch.ones(3)})  # fmt: skip
+    drawn = small(kind(head_start="random")).prepare(own).theta
+    assert float(drawn["head.weight"].max()) < 1 and not drawn["head.bias"].any()  # whatever theta_0 brings
