@@ -376,8 +376,22 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
         "advice": make_advice(),
         "verdicts": make_verdicts(),
         "agreement": make_agreement(),
+        "eigenpairs": make_eigenpairs(),
         "points": make_points(),
     }
+
+
+def make_eigenpairs() -> pd.DataFrame:
+    return table(
+        "eigenpairs",
+        [
+            {"pair": pair, "alpha": alpha, "layer": ALL, "rank": rank, "eigenvalue": 9.0 / rank, "residual": 0.01,
+             "converged": True, "num_params": 1000, "num_matvecs": 20, "status": "ok"}
+            for pair in CURVES
+            for alpha in (0.0, 1.0)
+            for rank in (1, 2)
+        ],
+    )  # fmt: skip
 
 
 def make_agreement() -> pd.DataFrame:
