@@ -81,7 +81,8 @@ def ratio_bins(near: Nearness, bins: int | None = None, level: float = 0.95) -> 
     if not np.isfinite(near.distance).all():
         note = f"there are {near.failures} zero-shot failures among the training images, fewer than k = {near.k}"
         p_0, p_1 = float(near.zeroshot.mean()), float(near.finetuned.mean())
-        return [RatioBin(*[math.nan] * 3, p_0, p_1, *[math.nan] * 3, n, note)]
+        nan = math.nan
+        return [RatioBin(nan, nan, nan, p_0, p_1, nan, nan, nan, n, note)]
     count = max(1, min(BINS, n // FEWEST)) if bins is None else bins
     return [_bin(near, rows, level) for rows in _members(near.distance, count)]
 

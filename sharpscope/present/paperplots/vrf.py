@@ -68,7 +68,8 @@ def ratio_by_distance(vrf: pd.DataFrame, accuracy: pd.DataFrame) -> Drawn:
     shown = rows[rows["pair"].isin(pairs)]
     n, failures = shown["n"].astype(float), shown["failures"].astype(float)
     caption = f"""Accuracy of the fine-tuned divided by that of the zero-shot model
-        on {number_of(len(sets), "data set")}, {number_of(len(pairs), "pair")}, in bins of {range_of(n.min(), n.max())} images by their squared distance to the
+        on {number_of(len(sets), "data set")}, {number_of(len(pairs), "pair")},
+        in bins of {range_of(n.min(), n.max())} images by their squared distance to the
         k-th nearest of {range_of(failures.min(), failures.max())} training images on which only the fine-tuned model is
         right (unit features of the fine-tuned model). Above 1 the fine-tuned model is better. Bars are intervals over
         draws of images (delta method on the logarithm of the ratio). After Zhu et al. 2024 (VRF, arXiv 2411.06966)."""
