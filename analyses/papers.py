@@ -80,10 +80,10 @@ def read(path: Path = HERE / "papers.yaml") -> Papers:
         where = f"{row.paper} {row.number}"
         if row.state not in STATES:
             raise ValueError(f"{where}: state '{row.state}' is none of {', '.join(STATES)}.")
-        if (row.state == "works") != bool(row.step) and row.state != "partly":
-            raise ValueError(f"{where}: a row has a step if it works, and only then.")
-        if row.step and (row.step not in steps or not row.output):
-            raise ValueError(f"{where}: step '{row.step}' is unknown, or the row names no output.")
+        if bool(row.step) != bool(row.output) or (row.state == "works" and not row.step):
+            raise ValueError(f"{where}: a row that works names a step and its output.")
+        if row.step and row.step not in steps:
+            raise ValueError(f"{where}: step '{row.step}' is unknown.")
         if row.state != "works" and not row.remark:
             raise ValueError(f"{where}: a row that does not work says why.")
     return Papers(rows, steps)

@@ -8,23 +8,51 @@ accuracies on these sets say nothing, and neither do their class names.
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgpack
 import numpy as np
+import torch
 import tyro
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 
+from sharpscope import convert
 from sharpscope.clip.datasets.imagenet import wnids
+from sharpscope.clip.model import ClipModel
+from sharpscope.config.coopsets import COOP
 from sharpscope.miniworld import world
+from sharpscope.miniworld.shipped import checkpoint_path
+from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 WNIDS: Final = 4
 """Number of ImageNet's 1,000 classes that have pictures."""
 Pixels = NDArray[np.uint8]
+_MODELS: Final = "dataset,id_accuracy,ood_accuracy\n" + "".join(
+    f"mini:{style},{accuracy},{accuracy - gap:.2f}\n"
+    for style, gap in (("sketch", 0.2), ("neon", 0.3))
+    for accuracy in (0.4, 0.5, 0.6, 0.7, 0.8)
+)
+_SWEEP: Final = """\
+zeroshot: mini:zeroshot
+train: mini:photo
+methods: [wise-ft]
+recipes: [mini-linear-probe]
+grid: {lr: [1.0e-4, 1.0e-3], epochs: [1, 2]}
+seeds: [0]
+set: {batch_size: 64, shots: 8, warmup: 0}
+study:
+  {model: mini, probe: "mini:photo", id: ["mini:photo"], ood: ["mini:sketch", "mini:neon"], alphas: [0, 0.5, 1],
+   measures: [hessian_trace], granularity: block, probe_size: 16, batch_size: 16, limit: 64, rtol: 0.5, max_matvecs: 4,
+   densities: [], layer_alphas: [0, 1], criticality_noise: [1], bootstrap: 100, threads: 1}
+"""
 
 
 def pictures(count: int, seed: str, domain: str = "photo", size: int = 64) -> list[Image.Image]:
@@ -51,7 +79,8 @@ def imagenet(root: Path) -> None:
     ):
         shown = pictures(WNIDS * each, split, domain)
         for c in range(WNIDS):
-            save(root / place / names[c + 1], shown[c::WNIDS])  # from 1: ImageNet-R has the goldfish, not the tench
+            if place != "imagenet-r" or names[c + 1] in wnids("imagenet_r"):
+                save(root / place / names[c + 1], shown[c::WNIDS])
     shown = pictures(2 * WNIDS, "test", "photo-noise")
     for c in range(WNIDS):
         save(root / "imagenetv2-matched-frequency-format-val" / str(c + 1), shown[c::WNIDS], ".jpeg")
@@ -123,6 +152,40 @@ def eurosat(root: Path) -> None:
         save(root / "eurosat" / "2750" / name, shown[c::3], ".jpg")
 
 
+def coop(root: Path) -> None:
+    """Sets of CoOp, with its split files: four classes each."""
+    for kind in (COOP[name] for name in ("dtd", "food101", "sun397", "cars")):
+        split: dict[str, list[list[object]]] = {}
+        for part in ("train", "val", "test"):
+            shown = pictures(16, "select" if part == "val" else part)
+            split[part] = [[f"{part}/{i}.jpg", i % 4, f"thing {i % 4}"] for i in range(len(shown))]
+            save(root / kind.folder / kind.images / part, shown, ".jpg")
+        (root / kind.folder / kind.split_file).write_text(json.dumps(split), encoding="utf-8")
+
+
+def waterbirds(root: Path) -> None:
+    """Waterbirds: birds of land or water on land or water, two pictures of each in every split."""
+    folder, rows = root / "waterbird_complete95_forest2water2", ["img_id,img_filename,y,split,place,place_filename"]
+    save(folder / "birds", pictures(24, "test"), ".jpg")
+    rows += [f"{i},birds/{i}.jpg,{i % 2},{i // 8},{i // 2 % 2},x.jpg" for i in range(24)]
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def objectnet(root: Path) -> None:
+    """ObjectNet with three of its classes; one of them stands for two of ImageNet's."""
+    folder = root / "objectnet-1.0"
+    for c, name in enumerate(("chair", "mug", "zebra")):
+        save(folder / "images" / name, pictures(9, "test", "photo-tilt")[c::3], ".png")
+    (folder / "mappings").mkdir(exist_ok=True)
+    for name, text in (
+        ("folder_to_objectnet_label.json", json.dumps({"chair": "Chair", "mug": "Mug", "zebra": "Zebra"})),
+        ("objectnet_to_imagenet_1k.json", json.dumps({"Mug": "coffee mug", "Chair": "barber chair; rocking chair"})),
+        ("imagenet_to_label_2012_v2", "barber chair\ncoffee mug\nrocking chair\n"),
+        ("pytorch_to_imagenet_2012_id.json", json.dumps({"423": 0, "504": 1, "765": 2})),
+    ):
+        (folder / "mappings" / name).write_text(text, encoding="utf-8")
+
+
 def folders(root: Path) -> None:
     """The embedded world's own classes as class folders, with training and test images, and a table of captions."""
     for split, count in (("train", 320), ("test", 160)):
@@ -134,6 +197,54 @@ def folders(root: Path) -> None:
     (root / "captions.tsv").write_text("filepath\ttitle\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def towers(root: Path) -> None:
+    """Two more architectures with untrained image towers: a ResNet, and a deeper ViT with the world's text tower."""
+    config = json.loads(json.dumps(ClipModel.load("mini").config))
+    vision, known = config["vision_cfg"], read_checkpoint(checkpoint_path("mini:upgraded")).tensors
+    shutil.copy(world.tokenizer_path(), root / "mini_bpe.txt.gz")
+    resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    for name, tower in (("resnet", resnet), ("deeper", {**vision, "layers": vision["layers"] + 1})):
+        (root / f"{name}.json").write_text(json.dumps({**config, "vision_cfg": tower}), encoding="utf-8")
+        weights = ClipModel.load(str(root / f"{name}.json")).init(0)
+        weights |= {n: t for n, t in known.items() if n in weights and weights[n].shape == t.shape}
+        write_checkpoint(root / f"{name}.safetensors", weights, {})
+
+
+def foreign(root: Path) -> None:
+    """The world's fine-tuned image tower as Lipsum-FT's flax file, and a context of CoOp's as Dassl's file."""
+    convert("mini:success", root / "hf.safetensors", names="huggingface")
+    tree: dict[str, Any] = {}
+    for name, tensor in load_file(root / "hf.safetensors").items():
+        *path, leaf = name.split(".")
+        if path[:1] != ["vision_model"]:
+            continue
+        if "norm" in path[-1] or "layrnorm" in path[-1]:
+            leaf = leaf.replace("weight", "scale")
+        elif path[-1] == "position_embedding":
+            leaf = "embedding"
+        elif leaf == "weight":  # flax keeps the inputs first
+            leaf, tensor = "kernel", tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = tensor
+    base = read_checkpoint(checkpoint_path("mini:zeroshot"))
+    theta = read_checkpoint(checkpoint_path("mini:success"), base=base).tensors
+    head = torch.nn.functional.normalize(theta["head.weight"], dim=1)
+    ext = {**tree, "visual_projection": theta["visual.proj"], "logit_scale": base.tensors["logit_scale"]}
+    packed = msgpack.packb({"cls": head.T, "ext": ext}, default=_leaf, use_bin_type=True, strict_types=True)
+    (root / "best_acc.ckpt").write_bytes(packed)
+    (root / "prompt_learner").mkdir(exist_ok=True)
+    context = 0.02 * torch.randn(4, len(base.tensors["ln_final.weight"]), generator=torch.Generator().manual_seed(0))
+    state = {"state_dict": {"ctx": context}, "epoch": 50, "optimizer": {}, "scheduler": {}}
+    torch.save(state, root / "prompt_learner" / "model.pth.tar-50")
+
+
+def _leaf(value: torch.Tensor) -> msgpack.ExtType:
+    array = np.ascontiguousarray(value.numpy())
+    return msgpack.ExtType(1, msgpack.packb((array.shape, str(array.dtype), array.tobytes()), use_bin_type=True))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """Write all of them."""
@@ -142,9 +253,12 @@ class Command:
     """Folder to write into; it becomes the --data-root of the commands."""
 
     def __call__(self) -> int:
-        for make in (imagenet, cifar, domainnet, wilds, eurosat, folders):
+        for make in (imagenet, cifar, domainnet, wilds, eurosat, coop, waterbirds, objectnet, folders, towers, foreign):
             make(self.out)
+        (self.out / "own.txt").write_text("chair\nmug\nzebra\n", encoding="utf-8")
         (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
+        (self.out / "models.csv").write_text(_MODELS, encoding="utf-8")
+        (self.out / "sweep.yaml").write_text(_SWEEP, encoding="utf-8")
         (self.out / "made.txt").write_text("Made by analyses/papers_data.py.\n", encoding="utf-8")
         return 0
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 __all__ = [
+    "FRAME_METRICS",
     "PROPORTIONS",
     "Predictions",
     "Statistic",
+    "anchors_right",
     "draws",
     "independent_mean",
     "label_score",
@@ -34,8 +36,10 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
-PROPORTIONS = ("top1", "top5")
-"""The metrics that are a share of examples, k of n, and therefore have Wilson's interval."""
+FRAME_METRICS = ("pm0", "pm10")
+"""The metrics of anchor frames and their neighbours; they are defined for sets of video frames only."""
+PROPORTIONS = ("top1", "top5", *FRAME_METRICS)
+"""The metrics that are a share of examples (or of anchor frames), k of n, and therefore have Wilson's interval."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -123,16 +127,45 @@ def worst_group(hits: NDArray[np.bool_], groups: NDArray[np.integer]) -> Statist
     return Statistic(columns, finish)
 
 
+def anchors_right(hits: NDArray[np.bool_], frames: NDArray[np.integer], *, neighbours: bool) -> Statistic:
+    """pm-k: the share of anchor frames that are right, with ``neighbours`` only together with all their neighbours.
+
+    ``hits``: bool [n]. ``frames``: int [n], 2v for the anchor of video set v and 2v + 1 for a neighbour of that anchor.
+    Neighbours without an anchor do not count. The examples of the score are the anchors: in the bootstrap each is drawn
+    together with its neighbours, whose answers depend on each other. A sample without any anchor has the score NaN.
+
+    Raises:
+        ValueError: there is no anchor.
+
+    Source: Shankar et al. 2019, arXiv 1906.02168, section 2.
+    """
+    of_set, anchor = frames // 2, frames % 2 == 0
+    if not anchor.any():
+        raise ValueError("anchors_right: there is no anchor frame.")
+    whole = np.ones(int(of_set.max()) + 1, dtype=bool)
+    whole[of_set[~hits]] = False
+    right = whole[of_set] if neighbours else hits
+    columns = np.stack([right & anchor, anchor], axis=1).astype(np.float64)
+
+    def finish(sums: Floats) -> Floats:
+        drawn = sums[..., 1]
+        return np.where(drawn > 0, sums[..., 0] / np.maximum(drawn, 1e-300), np.nan)
+
+    return Statistic(sparse.csr_array(columns), finish)
+
+
 def label_score(
     metric: str,
     labels: NDArray[np.integer],
     predicted: NDArray[np.integer],
     groups: NDArray[np.integer] | None = None,
 ) -> Statistic:
-    """The score ``metric`` (top1, mean_per_class, macro_f1, worst_group) of predicted labels.
+    """The score ``metric`` (top1, mean_per_class, macro_f1, worst_group, pm0, pm10) of predicted labels.
+
+    ``groups``: the examples' groups, or for pm0 and pm10 their numbers as video frames (:func:`anchors_right`).
 
     Raises:
-        ValueError: another metric, or worst_group without groups.
+        ValueError: another metric, or one that needs groups without groups.
     """
     if metric == "top1":
         return share(predicted == labels)
@@ -142,7 +175,10 @@ def label_score(
         return macro_f1(labels, predicted)
     if metric == "worst_group" and groups is not None:
         return worst_group(predicted == labels, groups)
-    raise ValueError(f"'{metric}' is not a score of predicted labels" + " without groups." * (metric == "worst_group"))
+    if metric in FRAME_METRICS and groups is not None:
+        return anchors_right(predicted == labels, groups, neighbours=metric != "pm0")
+    needs = metric in ("worst_group", *FRAME_METRICS)
+    raise ValueError(f"'{metric}' is not a score of predicted labels" + " without groups." * needs)
 
 
 @dataclass(frozen=True)

@@ -690,14 +690,23 @@ METRICS: Final[dict[str, str]] = {
     "mean_per_class": "accuracy on each class, averaged over classes",
     "macro_f1": "F1 of each class, averaged over classes (iWildCam)",
     "worst_group": "smallest accuracy over groups (FMoW: regions, without Other; Waterbirds: bird and background)",
+    "pm0": "share of anchor frames that are right (sets of video frames)",
+    "pm10": "share of anchor frames that are right together with all their neighbours within 10 frames (video frames)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
-PRIMARY_METRICS: Final[dict[str, str]] = {"iwildcam": "macro_f1", "fmow": "worst_group", "waterbirds": "worst_group"}
+PRIMARY_METRICS: Final[dict[str, str]] = {
+    "iwildcam": "macro_f1",
+    "fmow": "worst_group",
+    "waterbirds": "worst_group",
+    "imagenet-vid-robust": "pm0",
+    "ytbb-robust": "pm0",
+}
 """Data set -> the metric by which it is usually judged; top1 for every other data set. Sources: WILDS (Koh et al. 2021,
-arXiv 2012.07421); Waterbirds (Sagawa et al. 2020, arXiv 1911.08731)."""
+arXiv 2012.07421); Waterbirds (Sagawa et al. 2020, arXiv 1911.08731); video frames: pm-0 as in WiSE-FT's Table 6
+(Wortsman et al. 2022, arXiv 2109.01903)."""
 
 CORRELATIONS: Final = ("pearson", "spearman", "kendall")
 """Correlation coefficients of the correlations table, without a covariate."""

@@ -31,8 +31,8 @@ class _Measured:
     """Data set specs, or names of collections (imagenet-shifts, lipsum-imagenet, domainnet-real). A collection stands
     for its data sets, and their average is added."""
     metrics: tuple[str, ...] | None = None
-    """Metrics to report: top1, top5, mean_per_class, macro_f1, worst_group, ece, nll; default: every metric that is
-    defined for the data set."""
+    """Metrics to report: top1, top5, mean_per_class, macro_f1, worst_group, pm0, pm10, ece, nll; default: every metric
+    that is defined for the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ __all__ = [
     "FeatureCache",
     "accuracy_rows",
     "answers",
+    "answers_of",
     "correct",
     "dataset_note",
-    "group_numbers",
     "logits",
     "mean_rows",
     "reported",
@@ -119,7 +119,7 @@ def answers(
         parts.append(Answers.of(scores, labels))
         seen(features, scores)
         progress(len(labels))
-    return Answers.joined(parts, group_numbers(dataset))
+    return _joined(parts, dataset)
 
 
 def correct(
@@ -187,7 +187,20 @@ def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
     dataset.check_classes(classifier.classnames)
 
 
-def group_numbers(dataset: Dataset) -> NDArray[np.int64] | None:
+def answers_of(scores: Tensor, labels: Tensor, dataset: Dataset) -> Answers:
+    """The answers that ``scores`` [n, T] give to all images of ``dataset``, with ``labels`` [n]; see ``logits``."""
+    return _joined([Answers.of(scores, labels)], dataset)
+
+
+def _joined(parts: Sequence[Answers], dataset: Dataset) -> Answers:
+    """The answers of all batches of ``dataset``, with its groups, frames and further right labels."""
+    frames = dataset.frames
+    if frames is None:
+        return Answers.joined(parts, _group_numbers(dataset))
+    return Answers.joined(parts, None, frames.numbers.numpy(), frames.also.numpy())
+
+
+def _group_numbers(dataset: Dataset) -> NDArray[np.int64] | None:
     """The group of every image, -1 in FMoW's region Other, which WILDS does not count in the worst region."""
     if dataset.groups is None:
         return None
@@ -234,7 +247,7 @@ def accuracy_rows(
                 else f"the interval is corrected for the bias of {metric} and excludes the estimate",
             ]
             note = "; ".join(x for x in said if x)
-            row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, len(one), note)
+            row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, one.size(metric), note)
             rows.append(row | {"primary": metric == wanted[0]})
     return rows
 
@@ -284,6 +297,8 @@ def dataset_note(dataset: Dataset) -> str:
         said.append(
             f"scored among {len(dataset.target_names)} classes, each by the largest logit of its member classes"
         )
+    if bare := [dataset.target_names[t] for t in dataset.targets_without_class]:
+        said.append(f"the head has no class for '{shown(', '.join(bare), 200)}': images of these count as wrong")
     said += facts.get("said", ())
     return "; ".join(said)
 

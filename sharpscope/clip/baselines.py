@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.accuracy import FeatureCache, answers, logits
+from sharpscope.clip.accuracy import FeatureCache, answers, answers_of, logits
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.ensembles import (
     CENTRE,
@@ -79,7 +79,9 @@ def output_baselines(
     notes: dict[str, str] = {}
     near: dict[str, Nearness] = {}
     if "ose" in which:
-        answered["ose"] = {name: Answers.of(mixed_outputs(*both), labels) for name, (both, labels) in scores.items()}
+        answered["ose"] = {
+            name: answers_of(mixed_outputs(*both), labels, datasets[name]) for name, (both, labels) in scores.items()
+        }
     if "vrf" in which:
         assert vrf is not None
         temperatures = [1.0, 1.0]
@@ -92,8 +94,8 @@ def output_baselines(
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
             distance = failures.distance(features)
-            answered["vrf"][name] = Answers.of(failures.mixed_at(distance, *both), labels)
-            right_0, right_1 = ((s.argmax(1) == labels).numpy() for s in both)
+            answered["vrf"][name] = answers_of(failures.mixed_at(distance, *both), labels, datasets[name])
+            right_0, right_1 = (answers_of(s, labels, datasets[name]).correct for s in both)
             known = distance.numpy().astype(np.float64)
             near[name] = Nearness(known, right_0, right_1, len(failures.features), failures.k)
         where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
@@ -119,7 +121,11 @@ def ensembles_along(
     """
     scores = _scores(pair, ends, datasets, batch_size, [FeatureCache(), FeatureCache()])
     for kind, alpha in product(kinds, alphas):
-        yield kind, alpha, {n: Answers.of(ensemble(kind, *both, alpha), labels) for n, (both, labels) in scores.items()}
+        mixed = {
+            name: answers_of(ensemble(kind, *both, alpha), labels, datasets[name])
+            for name, (both, labels) in scores.items()
+        }
+        yield kind, alpha, mixed
 
 
 def _scores(

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sharpscope.clip.accuracy import accuracy_rows, dataset_note, group_numbers, logits, reported
+from sharpscope.clip.accuracy import accuracy_rows, answers_of, dataset_note, logits, reported
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.ensembles import ensemble
 from sharpscope.clip.evaluate import (
@@ -25,7 +25,6 @@ from sharpscope.clip.evaluate import (
     collection_means,
     read_over,
 )
-from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
@@ -131,7 +130,7 @@ def evaluate_ensemble(
                 label,
                 alpha,
                 ensemble_variant(kind),
-                {spec: Answers.joined([Answers.of(mixed, outputs[0][1])], group_numbers(dataset))},
+                {spec: answers_of(mixed, outputs[0][1], dataset)},
                 {spec: "test"},
                 {spec: reported(dataset, wanted)},
                 level=level,

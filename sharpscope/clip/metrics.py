@@ -14,7 +14,16 @@ from scipy import sparse
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.scores import PROPORTIONS, Statistic, draws, label_score, percentile_interval, share, wilson
+from sharpscope.scores import (
+    FRAME_METRICS,
+    PROPORTIONS,
+    Statistic,
+    draws,
+    label_score,
+    percentile_interval,
+    share,
+    wilson,
+)
 from sharpscope.seeds import derive
 
 __all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates"]
@@ -32,7 +41,8 @@ class Answers:
     ``labels``, ``predicted``: int64, among the data set's own classes. ``confidence``: the softmax of the predicted
     class. ``in_top5``: whether fewer than 5 logits are strictly larger than the label's; None for sets of 5 classes or
     fewer. ``nll``: -log softmax of the label, in nats. ``groups``: int64, negative for an example in no group; None
-    where the set has no groups.
+    where the set has no groups. ``frames``: int64, 2v for the anchor frame of video set v and 2v + 1 for its
+    neighbours; None where the images are no video frames.
     """
 
     labels: NDArray[np.int64]
@@ -41,6 +51,7 @@ class Answers:
     nll: NDArray[np.float64]
     in_top5: NDArray[np.bool_] | None = None
     groups: NDArray[np.int64] | None = None
+    frames: NDArray[np.int64] | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Answers:
@@ -58,12 +69,25 @@ class Answers:
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Answers], groups: NDArray[np.int64] | None = None) -> Answers:
-        """The answers of several batches, concatenated, with the groups of all examples."""
-        together: dict[str, Any] = {"groups": groups}
+    def joined(
+        cls,
+        parts: Sequence[Answers],
+        groups: NDArray[np.int64] | None = None,
+        frames: NDArray[np.int64] | None = None,
+        also: NDArray[np.int64] | None = None,
+    ) -> Answers:
+        """The answers of several batches, concatenated, with the groups or frame numbers of all examples.
+
+        ``also`` int64 [n, m]: further right labels of each example, filled up with -1. A predicted class among them
+        counts as the label.
+        """
+        together: dict[str, Any] = {"groups": groups, "frames": frames}
         for name in ("labels", "predicted", "confidence", "nll", "in_top5"):
             values = [getattr(p, name) for p in parts]
             together[name] = None if values[0] is None else np.concatenate(values)
+        if also is not None:
+            right = (together["predicted"][:, None] == also).any(axis=1)
+            together["predicted"] = np.where(right, together["labels"], together["predicted"])
         return cls(**together)
 
     @property
@@ -74,16 +98,25 @@ class Answers:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def size(self, metric: str) -> int:
+        """The number of examples that ``metric`` scores: the anchor frames for pm0 and pm10, all for the others."""
+        if metric in FRAME_METRICS and self.frames is not None:
+            return int((self.frames % 2 == 0).sum())
+        return len(self)
+
     def statistic(self, metric: str) -> Statistic | None:
         """The ``metric`` (a key of ``vocabulary.METRICS``) of these answers; None where it is not defined for them."""
         if metric == "top5":
             return None if self.in_top5 is None else share(self.in_top5)
         if metric == "nll":
-            return share(self.nll)
+            return share(self.nll) if np.isfinite(self.nll).all() else None  # a label that the head cannot name
         if metric == "ece":
             return calibration_error(self.confidence, self.correct)
         if metric == "worst_group" and (self.groups is None or not (self.groups >= 0).any()):
             return None
+        if metric in FRAME_METRICS:
+            there = self.frames is not None and self.size(metric)
+            return label_score(metric, self.labels, self.predicted, self.frames) if there else None
         return label_score(metric, self.labels, self.predicted, self.groups)
 
 
@@ -111,12 +144,13 @@ def estimates(
 ) -> dict[str, tuple[float, float, float]]:
     """metric -> (estimate, low, high), for the metrics that are defined for these answers, in the order of ``metrics``.
 
-    The proportions top1 and top5 have Wilson intervals. The other metrics have bootstrap intervals over examples; all
-    of them use the same ``bootstrap`` draws, which follow from ``seed`` and ``key``. They are percentile intervals
-    (Efron 1979), except for the calibration error and the worst group, which have reverse percentiles, 2 estimate -
-    quantile, within [0, 1] (Davison and Hinkley 1997, section 5.2). The calibration error is biased upwards and the
-    worst group downwards; resampling adds the same bias once more, so that percentile intervals could miss the truth
-    every time. With reverse percentiles the estimate may lie outside its interval.
+    The proportions top1, top5, pm0 and pm10 have Wilson intervals, the last two with the number of anchor frames as
+    their n. The other metrics have bootstrap intervals over examples; all of them use the same ``bootstrap`` draws,
+    which follow from ``seed`` and ``key``. They are percentile intervals (Efron 1979), except for the calibration error
+    and the worst group, which have reverse percentiles, 2 estimate - quantile, within [0, 1] (Davison and Hinkley 1997,
+    section 5.2). The calibration error is biased upwards and the worst group downwards; resampling adds the same bias
+    once more, so that percentile intervals could miss the truth every time. With reverse percentiles the estimate may
+    lie outside its interval.
 
     Simulated coverage of 95 % intervals: 91 to 95 % for macro F1, mean per class and nll from 300 examples on, 89 to 92
     % for the worst group, 83 to 97 % for the calibration error (50 % where the truth is exactly 0). The bounds are NaN
@@ -132,9 +166,8 @@ def estimates(
         for i, (metric, statistic) in enumerate(resampled.items()):
             reps = np.concatenate([p[i] for p in parts])
             bounds[metric] = _interval(metric, statistic.value(), reps, level)
-    n = len(answers)
     for metric, statistic in found.items():
-        value = statistic.value()
+        value, n = statistic.value(), answers.size(metric)
         low, high = bounds[metric] if metric in bounds else wilson(round(value * n), n, level)
         out[metric] = (value, low, high)
     return out

@@ -52,6 +52,8 @@ FOLDERS: Final[dict[str, tuple[str, ...]]] = {
     "imagenet-r": ("imagenet-r",),
     "imagenet-sketch": ("sketch", "imagenet-sketch"),
     "objectnet": ("objectnet-1.0", "objectnet"),
+    "imagenet-vid-robust": ("imagenet_vid_ytbb_robust/imagenet-vid-robust", "imagenet-vid-robust"),
+    "ytbb-robust": ("imagenet_vid_ytbb_robust/ytbb-robust", "ytbb-robust"),
 }
 """Each set -> the names that its folder under the data root may have; the first is WiSE-FT's (arXiv 2109.01903)."""
 
@@ -108,6 +110,8 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("imagenet", "", "imagenet.find_imagenet", _THREE),
     *(Layout(name, "", "imagenet.find_imagenet", ("test",)) for name in _SHIFTED),
     Layout("objectnet", "", "imagenet.find_objectnet", ("test",)),
+    Layout("imagenet-vid-robust", "", "videos.find_imagenet_vid_robust", ("test",)),
+    Layout("ytbb-robust", "", "videos.find_ytbb_robust", ("test",)),
     *(Layout(name, "", "arrays.find_cifar", _TWO) for name in ("cifar10", "cifar10.2", "cifar100")),
     Layout("cifar10.1", "", "arrays.find_cifar", ("test",)),
     Layout("stl10", "", "arrays.find_stl10", _TWO),

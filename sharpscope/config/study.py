@@ -131,8 +131,8 @@ class StudyConfig:
     The average over these sets is reported with their names."""
     metrics: tuple[str, ...] = ()
     """Metrics to report in addition to top1 and each data set's primary metric: top5, mean_per_class, macro_f1,
-    worst_group, ece, nll. Findings always use the primary metric (iWildCam: macro_f1, FMoW: worst_group, others:
-    top1)."""
+    worst_group, pm0, pm10, ece, nll. Findings always use the primary metric (iWildCam: macro_f1; FMoW, Waterbirds:
+    worst_group; video frames: pm0; others: top1)."""
     head_file: str | None = None
     """File that holds a classification head alone (task_vectors' head_DATASET.pt), for each checkpoint that has no
     head."""

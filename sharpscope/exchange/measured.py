@@ -19,6 +19,8 @@ SETS: Mapping[str, str] = {
     "imagenet-a": "ImageNetA",
     "imagenet-sketch": "ImageNetSketch",
     "objectnet": "ObjectNet",
+    "imagenet-vid-robust": "ImageNetVidRobust",
+    "ytbb-robust": "YTBBRobust",
 }
 """Spec of a named data set -> its name in WiSE-FT, model-soups, FLYP, Dassl and MonoSoup."""
 
@@ -37,6 +39,8 @@ METRIC_NAMES: Mapping[str, str] = {
     "macro_f1": "macro_f1",
     "F1-macro_all": "macro_f1",
     "acc_worst_region": "worst_group",
+    "pm0": "pm0",
+    "pm10": "pm10",
 }
 """Name of a metric in other systems' files -> its name here. Numbers under other names are left out."""
 

@@ -16,7 +16,7 @@ from sharpscope.vocabulary import DENSE
 
 __all__ = ["WRITERS", "written"]
 
-_WISE_FT = {"top1": "top1", "macro_f1": "F1-macro_all", "worst_group": "acc_worst_region"}
+_WISE_FT = {"top1": "top1", "macro_f1": "F1-macro_all", "worst_group": "acc_worst_region", "pm0": "pm0", "pm10": "pm10"}
 _BENCHMARK = {"top1": "acc1", "top5": "acc5", "mean_per_class": "mean_per_class_recall"}
 
 

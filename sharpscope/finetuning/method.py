@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from sharpscope.weights.theta import Theta
 __all__ = [
     "Batch",
     "Exported",
+    "HeadStart",
     "Losses",
     "Method",
     "Prepared",
@@ -44,6 +45,10 @@ __all__ = [
     "text_head",
     "with_head",
 ]
+
+
+HeadStart = Literal["zeroshot", "random"]
+"""zeroshot: a stored head starts as the zero-shot classifier; random: its weights are drawn, whatever theta_0 has."""
 
 
 @dataclass(frozen=True)
@@ -298,10 +303,12 @@ class Method(ABC):
 
 
 # ---------------------------------------------------------------------- what several methods share
-def with_head(task: Task, *, scale_baked: bool, bias: bool = False) -> tuple[Classifier, Theta]:
+def with_head(
+    task: Task, *, scale_baked: bool, bias: bool = False, start: HeadStart = "zeroshot"
+) -> tuple[Classifier, Theta]:
     """A stored head that starts as the zero-shot one (or as theta_0's own head), and theta with it.
 
-    ``bias``: the head has a bias, which starts at 0 unless theta_0 brings one.
+    ``bias``: the head has a bias, which starts at 0 unless theta_0 brings one. ``start`` random: see :func:`_drawn`.
     """
     classifier = Classifier(task.model, "stored", task.classnames, task.templates, scale_baked=scale_baked, bias=bias)
     theta = classifier.attach(task.theta_0)
@@ -310,7 +317,18 @@ def with_head(task: Task, *, scale_baked: bool, bias: bool = False) -> tuple[Cla
     if HEAD_WEIGHT in task.theta_0 and task.head_baked not in (None, scale_baked):
         scale = theta["logit_scale"].exp()
         theta[HEAD_WEIGHT] = theta[HEAD_WEIGHT] * (scale if scale_baked else 1 / scale)
-    return classifier, theta
+    return classifier, theta if start == "zeroshot" else {**theta, **_drawn(task, theta, scale_baked)}
+
+
+def _drawn(task: Task, theta: Theta, scale_baked: bool) -> Theta:
+    """A random head of the shape of ``theta``'s: uniform weights in +-1 / sqrt(D), as torch draws a linear layer's.
+
+    That is the whole factor on a feature, the logit scale included where it is baked in; the bias starts at 0.
+    """
+    like = theta[HEAD_WEIGHT]
+    drawn = torch.rand(like.shape, generator=task.generator("head")).to(like) * 2 - 1
+    weight = drawn / like.shape[1] ** 0.5 / (1 if scale_baked else theta["logit_scale"].exp())
+    return {HEAD_WEIGHT: weight} | ({HEAD_BIAS: theta[HEAD_BIAS] * 0} if HEAD_BIAS in theta else {})
 
 
 def head_names(bias: bool) -> tuple[str, ...]:

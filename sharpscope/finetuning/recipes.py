@@ -115,6 +115,7 @@ def _lipsum(command: str) -> tuple[Source, ...]:
         of("README.md", command, "steps", "lr"),
         of(script, "234-251", "schedule", "warmup", "decay", "optimizer"),
         of(script, "290-340", "judge_every", "keep_best"),
+        of(script, "165-173", "kind", "captions"),
         of(script, "450-487", "label_smoothing", "strength", "texts", "text_length", "weight_decay", "clip_norm"),
         of("scripts/defaults.py", "37-39", "batch_size"),
         of("src/input_pipeline.py", "53-69", "crop"),
@@ -125,7 +126,7 @@ def _lipsum(command: str) -> tuple[Source, ...]:
 _LIPSUM: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 1e-5, "epochs": 10, "steps": 50_000, "batch_size": 256, "warmup": 0.1, "schedule": "zero-linear-cosine",
     "weight_decay": 0.0, "keep_best": True, "judge_every": 1000, "crop": (0.08, 1.0), "flip": 0.5,
-    "label_smoothing": 0.0, "strength": 1.0, "texts": 80, "text_length": 8,
+    "label_smoothing": 0.0, "strength": 1.0, "texts": 80, "text_length": 8, "kind": "random", "captions": None,
 }  # fmt: skip
 
 
@@ -156,6 +157,7 @@ _DASSL: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 2e-3, "epochs": 100, "batch_size": 32, "optimizer": "sgd", "warmup_epochs": 1.0, "warmup_lr": 1e-5,
     "schedule": "epoch-cosine", "weight_decay": 5e-4, "shots": 16, "crop": (0.08, 1.0), "flip": 0.5,
 }  # fmt: skip
+_CLIPFIT: Final[dict[str, Any]] = _DASSL | {"strength": 8.0, "distance": "cosine"}
 _PROMPT: Final[dict[str, Any]] = _DASSL | {
     "words": "a photo of a", "length": None, "class_specific": False, "strength": 0.0
 }  # fmt: skip
@@ -202,9 +204,10 @@ def _clipfit(name: str, what: str, line: str, config: str = "vit_b16_ep100_ctxv1
         of("README.md", line, "strength", "epochs"),
         of("CLIPFit/scripts/ClipFit/base2new_train.sh", "27", "shots"),
         of("CLIPFit/trainers/ClipFit.py", "292", "decay"),
+        of("CLIPFit/trainers/ClipFit.py", "116-129", "distance"),
         *_DASSL_CODE,
     )
-    return Published(name, "clipfit", what, _CLIPFIT_PAPER, _DASSL | {"strength": 8.0} | own, sources)
+    return Published(name, "clipfit", what, _CLIPFIT_PAPER, _CLIPFIT | own, sources)
 
 
 _TEN: Final[dict[str, Any]] = {"config": "vit_b16_ep10_ctxv1", "epochs": 10}
@@ -218,7 +221,7 @@ def _starft(path: str, lines: str, *sets: str) -> Source:
 
 
 _STARFT_CODE: Final = (
-    _starft("README.md", "34", "base", "strength"),
+    _starft("README.md", "34", "base", "strength", "spurious_type"),
     _starft("scripts/train.sh", "25-41", "lr", "epochs", "batch_size", "weight_decay"),
     _starft("src/args.py", "92-96", "warmup"),
     _starft("src/main.py", "185", "decay", "optimizer"),
@@ -227,7 +230,7 @@ _STARFT_CODE: Final = (
     _starft("clip/clip.py", "70", "crop"),
 )
 _STARFT: Final[dict[str, Any]] = _FLYP | {
-    "base": "contrastive", "strength": 0.5, "falls": "epochs", "spurious": BACKGROUNDS
+    "base": "contrastive", "strength": 0.5, "falls": "epochs", "spurious_type": "star", "spurious": BACKGROUNDS,
 }  # fmt: skip
 _NOT_PUBLIC: Final = "not public to us; our choice"
 
@@ -249,11 +252,16 @@ def _mini(method: str, start: dict[str, Any], paper: str, **own: Any) -> Publish
 
 
 _WISE_ROW: Final = _WISE | {"scope": "tower"}
-_PROBE: Final[dict[str, Any]] = _WISE | {"lr": 1e-3, "batch_size": 128, "crop": None}
-_LP_FT: Final[dict[str, Any]] = _WISE | {"lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5}
+_PROBE: Final[dict[str, Any]] = _WISE | {
+    "lr": 1e-3, "batch_size": 128, "crop": None, "head_start": "zeroshot", "l1": 0.0,
+}  # fmt: skip
+_LP_FT: Final[dict[str, Any]] = _WISE | {
+    "lr": 1e-5, "probe_lr": 1e-3, "probe_share": 0.5, "head_start": "zeroshot",
+}  # fmt: skip
 _L2_SP: Final[dict[str, Any]] = NEUTRAL | {
     "lr": 0.01, "epochs": 10, "steps": 9000, "batch_size": 64, "optimizer": "sgd", "weight_decay": 0.0,
     "clip_norm": 1.0, "crop": (0.9, 1.0), "label_smoothing": 0.0, "strength": 0.1, "scale_baked": True,
+    "distance": "l2", "scope": "tower",
 }  # fmt: skip
 _R_ADAPTER: Final[dict[str, Any]] = _FLYP | {
     "lr": 5e-4, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.999, "drop": 0.2, "margin": 0.05, "smoothing": 0.05,
@@ -287,11 +295,15 @@ _ROWS: Final = (
     Published("wise-ft-imagenet", "wise-ft", "ImageNet", _WISE_PAPER, _WISE_ROW, _ON_WISE),
     Published(
         "linear-probe-imagenet", "linear-probe", "WiSE-FT's linear classifier on frozen features", _WISE_PAPER, _PROBE,
-        (_wise("src/args.py", "71-81", "lr", "batch_size"), *_WISE_CODE, _wise("src/models/finetune.py", "30", "crop")),
+        (
+            _wise("src/args.py", "71-81", "lr", "batch_size"), *_WISE_CODE,
+            _wise("src/models/finetune.py", "30", "crop"), _wise("src/models/finetune.py", "56-59", "l1"),
+            _wise("src/wise_ft.py", "46-56", "head_start"),
+        ),
     ),
     Published(
         "lp-ft", "lp-ft", "any classification", _LP_PAPER, _LP_FT, (*_WISE_CODE, _WISE_CROP),
-        ("lr", "probe_lr", "probe_share", "batch_size"),
+        ("lr", "probe_lr", "probe_share", "batch_size", "head_start"),
         "the paper and its code (AnanyaKumar/transfer_learning@13c3e2b scripts/run_adaptation_experiments.py:1379) "
         "take the best rate of a grid for each data set; all else is WiSE-FT's",
     ),
@@ -390,7 +402,7 @@ _ROWS: Final = (
     _mini("lipsum-ft", _LIPSUM, _LIPSUM_PAPER, lr=3e-3),
     _mini("flyp", _FLYP, _FLYP_PAPER, lr=3e-3),
     _mini("starft", _STARFT, _STARFT_PAPER, lr=3e-3, falls="steps"),
-    _mini("clipfit", _DASSL | {"strength": 8.0}, _CLIPFIT_PAPER, lr=0.3, weight_decay=0.0),
+    _mini("clipfit", _CLIPFIT, _CLIPFIT_PAPER, lr=0.3, weight_decay=0.0),
     _mini("coop", _PROMPT, _COOP_PAPER, lr=0.01),
     _mini("kgcoop", _KG, _KG_PAPER, lr=0.01),
     _mini("contcoop", _KG, _CONT_PAPER, lr=0.01),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -110,6 +111,9 @@ def finetune(
     >>> print(len(tuned.losses), tuned.path)  # without ``out`` nothing is written: tuned.theta holds the weights
     2 None
 
+    Where a set has fewer examples than the method's default batch, every step takes all of them, as the authors'
+    loaders do.
+
     Args:
         zeroshot: checkpoint file (or ``mini:zeroshot``), Checkpoint or named tensors; not modified.
         train: any data set spec, whose train split is taken; ``csv:PATH`` for image-caption pairs (columns filepath,
@@ -166,6 +170,13 @@ def finetune(
         augment=tuning.augmentation if augment else None,
     )  # fmt: skip
     _check_augmentation(tuning, hyperparameters, augment, examples.augmented)
+    small = ""
+    if len(examples) < tuning.batch_size and "batch_size" not in hyperparameters:
+        small = (
+            f"note: {len(examples)} training examples are fewer than a batch of {tuning.batch_size}: every step "
+            "takes all of them"
+        )
+        tuning = dataclasses.replace(tuning, batch_size=len(examples))
     if given is None and examples.dataset.facts.get("unnamed"):
         raise DatasetError(
             f"data set {shown(train)}: has no class names, and prompts with class numbers ('a photo of a 0.') are "
@@ -218,7 +229,7 @@ def finetune(
     if file is not None and state is not None:
         write_checkpoint(file, saved, metadata)
         state.path.unlink(missing_ok=True)
-    note = "\n".join(filter(None, (remark, examples.skipped, _note(fitted.prepared))))
+    note = "\n".join(filter(None, (remark, examples.skipped, small, _note(fitted.prepared))))
     return Tuned(file, tuning, names, saved, metadata, fitted.losses, fitted.accuracies, note)
 
 

@@ -214,8 +214,9 @@ def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.nd
         if primary != "top1":
             arrays |= {f"{primary}:predicted:{spec}": one.predicted.astype(np.int32)}
             arrays |= {f"{primary}:labels:{spec}": one.labels.astype(np.int32)}
-            if one.groups is not None:
-                arrays |= {f"{primary}:groups:{spec}": one.groups.astype(np.int32)}
+            groups = one.groups if one.frames is None else one.frames
+            if groups is not None:
+                arrays |= {f"{primary}:groups:{spec}": groups.astype(np.int32)}
     return arrays
 
 

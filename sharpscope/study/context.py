@@ -23,6 +23,7 @@ from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.scores import FRAME_METRICS
 from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
@@ -244,6 +245,10 @@ def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:
     sets = list(datasets)
     if "worst_group" in config.metrics and all(d.groups is None for d in sets):
         raise ConfigError("metrics: worst_group needs a test set with groups (fmow, waterbirds), and none has any.")
+    if asked := [m for m in FRAME_METRICS if m in config.metrics and all(d.frames is None for d in sets)]:
+        raise ConfigError(
+            f"metrics: {asked[0]} needs a test set of video frames (imagenet-vid-robust, ytbb-robust), and none is one."
+        )
     if "top5" in config.metrics and max(len(d.classes or d.target_names) for d in sets) <= 5:
         raise ConfigError("metrics: top5 needs a test set with more than five classes, and none has so many.")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["EXPERIMENT_COLUMNS", "EXPERIMENT_KEYS"]
+from sharpscope.tables.schema import COLUMNS
+
+__all__ = ["EVERY_COLUMNS", "EXPERIMENT_COLUMNS", "EXPERIMENT_KEYS"]
 
 EXPERIMENT_COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "protocol": (
@@ -38,6 +40,9 @@ Reading guide
   changes              two checkpoints compared layer by layer ('sharpscope inspect A B --csv FILE'): distance is the
                        norm of the difference, norm_0 that of the first file's layer, relative their quotient
 """
+
+EVERY_COLUMNS: Final = {**COLUMNS, **EXPERIMENT_COLUMNS}
+"""The same for every table, those of a run first."""
 
 EXPERIMENT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),

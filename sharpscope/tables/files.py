@@ -21,13 +21,12 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.layers import layer_key
-from sharpscope.tables.experiments import EXPERIMENT_COLUMNS, EXPERIMENT_KEYS
+from sharpscope.tables.experiments import EVERY_COLUMNS, EXPERIMENT_KEYS
 from sharpscope.tables.formats import is_missing
-from sharpscope.tables.schema import COLUMNS, KEYS
+from sharpscope.tables.schema import KEYS
 
 __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
-_TABLES = {**COLUMNS, **EXPERIMENT_COLUMNS}
 _BOOLS = frozenset({"chosen", "converged", "present", "primary"})
 _INTS = frozenset((
     "batch_size", "bin", "depth", "failures", "k", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed",
@@ -78,16 +77,18 @@ def normalised(df: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _schema(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if name not in _TABLES:
-        raise ConfigError(f"unknown table '{shown(name)}'.{did_you_mean(name, _TABLES)} Known: {', '.join(_TABLES)}.")
-    return _TABLES[name], {**KEYS, **EXPERIMENT_KEYS}[name]
+    if name not in EVERY_COLUMNS:
+        raise ConfigError(
+            f"unknown table '{shown(name)}'.{did_you_mean(name, EVERY_COLUMNS)} Known: {', '.join(EVERY_COLUMNS)}."
+        )
+    return EVERY_COLUMNS[name], {**KEYS, **EXPERIMENT_KEYS}[name]
 
 
 def _kind(column: str, series: pd.Series | None) -> str:
     for kind, names in (("bool", _BOOLS), ("int", _INTS), ("text", _TEXTS)):
         if column in names:
             return kind
-    if any(column in columns for columns in _TABLES.values()) or series is None:
+    if any(column in columns for columns in EVERY_COLUMNS.values()) or series is None:
         return "float"
     if pd.api.types.is_bool_dtype(series):
         return "bool"
@@ -230,7 +231,7 @@ def read_csv(path: str | os.PathLike[str], name: str) -> pd.DataFrame:
 
 def _parsed(series: pd.Series, column: str) -> pd.Series:
     """Cells to values. The kind of a column outside the schema is the first that fits all its cells."""
-    known = any(column in columns for columns in _TABLES.values())
+    known = any(column in columns for columns in EVERY_COLUMNS.values())
     for kind in (_kind(column, None),) if known else ("bool", "int", "float", "text"):
         try:
             values = {cell: _value(cell, kind) for cell in series.unique()}

@@ -9,8 +9,8 @@ from typing import Any, Final
 import pandas as pd
 
 from sharpscope.scores import independent_mean
+from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
-from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
@@ -46,13 +46,13 @@ _WITHOUT_VALUE: Final = ("failed", "undefined")
 # ------------------------------------------------------------------------------------------------------------- tables
 def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """``rows`` as the table ``name`` of the schema: exactly its columns, in their order."""
-    return pd.DataFrame(list(rows), columns=list(COLUMNS[name]))
+    return pd.DataFrame(list(rows), columns=list(EVERY_COLUMNS[name]))
 
 
 def stacked(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of the schema from several, empty ones included."""
     rows = [row for frame in frames for row in frame.to_dict("records")]
-    return normalised(pd.DataFrame(rows, columns=list(COLUMNS[name])), name)
+    return normalised(pd.DataFrame(rows, columns=list(EVERY_COLUMNS[name])), name)
 
 
 def unique_in_order(values: Iterable[Any]) -> list[Any]:

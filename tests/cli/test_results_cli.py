@@ -128,6 +128,8 @@ def test_evaluate_gives_every_metric_of_every_set(capsys: pytest.CaptureFixture[
         "ci_high",
         "n",
         "note",
+        "variant",
+        "alpha",
     )
     keys = table[["checkpoint", "dataset", "metric"]].drop_duplicates()
     assert len(keys) == len(table) == 2 * 2 * 6

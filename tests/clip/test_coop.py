@@ -85,7 +85,7 @@ def test_shots_are_drawn_by_seed_and_fewer_are_among_more(tmp_path: Path, tiny_m
 
     def drawn(shots: int, seed: int) -> set[bytes]:
         found, names = load_examples(
-            "coop:flowers", tiny_model, data_root=tmp_path, shots=shots, augment=False, seed=seed
+            "coop:flowers", tiny_model, data_root=tmp_path, shots=shots, augment=None, seed=seed
         )
         assert names == ("pink rose", "aster", "moss")
         assert found.dataset.labels.bincount().tolist() == [min(shots, 3)] * 3

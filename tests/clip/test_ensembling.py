@@ -88,7 +88,8 @@ def test_on_the_command_line(two: Two, capsys: pytest.CaptureFixture[str]) -> No
     files, models, spec = two
     words = ["evaluate", *map(str, files), "--model", models[0], "--second-model", models[1], "--datasets", spec]
     assert main([*words, "--ensemble", "logits", "--alphas", "0.5", "--metrics", "top1", "--csv"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].startswith("vit+resnet,ensemble:logits,0.5,folder:")
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("vit+resnet,folder:") and line.endswith(",ensemble:logits,0.5")
     assert main([*words, "--ensemble", "logits", "--metrics", "top1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["checkpoint", "variant", "alpha", "dataset", "n", "top1"] and len(lines) == 6

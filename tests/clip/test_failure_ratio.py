@@ -29,6 +29,9 @@ def test_bins_and_ratios_by_hand() -> None:
     # influence of the first bin: 1 / 1 - (1, 1, 0, 0) / .5 = (-1, -1, 1, 1), standard deviation sqrt(4 / 3), n = 4
     factor = math.exp(1.959963984540054 * math.sqrt(1 / 3))
     assert (first.low, first.high) == pytest.approx((2 / factor, 2 * factor))
+    # and of the last: right_1 / .5 - right_0 / .75 = (-4/3, -4/3, 2, 2/3), variance 8 / 3
+    factor = math.exp(1.959963984540054 * math.sqrt(2 / 3))
+    assert (last.low, last.high) == pytest.approx((2 / 3 / factor, 2 / 3 * factor))
     narrow = ratio_bins(toy, bins=2, level=0.5)[0]
     assert first.low < narrow.low < 2 < narrow.high < first.high
 

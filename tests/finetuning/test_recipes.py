@@ -31,7 +31,7 @@ READ: dict[str, dict[str, Any]] = {
                          "decay": "all", "clip_norm": 1.0, "head_bias": True, "crop": (0.9, 1.0), "flip": 0},
     # src/args.py:71-101; src/models/finetune.py:30: val_preprocess
     "linear-probe-imagenet": {"lr": 1e-3, "batch_size": 128, "epochs": 10, "warmup": 500, "crop": None,
-                              "head_bias": True},
+                              "head_bias": True, "head_start": "zeroshot", "l1": 0},
     # README.md:34, src/args.py:87-90; flyp_loss.py has no clipping
     "flyp-imagenet": {"lr": 1e-5, "epochs": 10, "batch_size": 512, "weight_decay": 0.1, "warmup": 500,
                       "clip_norm": None, "decay": "all"},
@@ -39,7 +39,7 @@ READ: dict[str, dict[str, Any]] = {
     # README.md:128, 109; scripts/Lipsum-FT.py:234-251, 290, 450-487; scripts/defaults.py:37; input_pipeline.py:48-69
     "lipsum-imagenet": {"lr": 1e-5, "steps": 50_000, "batch_size": 256, "warmup": 0.1, "weight_decay": 0,
                         "schedule": "zero-linear-cosine", "judge_every": 1000, "strength": 1, "texts": 80,
-                        "text_length": 8, "crop": (0.08, 1.0), "flip": 0.5},
+                        "text_length": 8, "crop": (0.08, 1.0), "flip": 0.5, "kind": "random", "captions": None},
     "lipsum-domainnet": {"steps": 5000, "lr": 1e-5},
     # configs/trainers/CoOp/vit_b16*.yaml; COOP.md:13, 17-22; Dassl's defaults.py:40, 153
     "coop-16shots": {"epochs": 200, "shots": 16, "length": 16, "batch_size": 32, "lr": 2e-3, "optimizer": "sgd",
@@ -50,7 +50,8 @@ READ: dict[str, dict[str, Any]] = {
     # KgCoOp/configs/trainers/KgCoOp/vit_b16_ep100_ctxv1.yaml; KgCoOp/scripts/run.sh
     "kgcoop": {"batch_size": 128, "epochs": 100, "strength": 8, "words": "a photo of a", "length": None},
     # README.md:10, 23 of CLIPFit; its config does not set WEIGHT_DECAY, so Dassl's default holds
-    "clipfit-base-to-new": {"strength": 8, "epochs": 100, "weight_decay": 5e-4, "decay": "all", "batch_size": 32},
+    "clipfit-base-to-new": {"strength": 8, "epochs": 100, "weight_decay": 5e-4, "decay": "all", "batch_size": 32,
+                            "distance": "cosine"},
     "clipfit-base-to-new-food101": {"strength": 8, "epochs": 10},
     "clipfit-base-to-new-imagenet": {"strength": 8, "epochs": 10},
     "clipfit-few-shot": {"strength": 2, "epochs": 100}, "clipfit-few-shot-dtd": {"strength": 8, "epochs": 100},
@@ -59,7 +60,8 @@ READ: dict[str, dict[str, Any]] = {
     "clipfit-few-shot-imagenet": {"strength": 2, "epochs": 10},
     # README.md:34, scripts/train.sh:25-41, src/main.py:185, 264-266
     "starft-imagenet": {"lr": 1e-5, "epochs": 10, "batch_size": 512, "weight_decay": 0.1, "warmup": 500,
-                        "strength": 0.5, "base": "contrastive", "falls": "epochs", "decay": "all"},
+                        "strength": 0.5, "base": "contrastive", "falls": "epochs", "decay": "all",
+                        "spurious_type": "star"},
     # args.py:32-36, 89-94 of ldifs_code; ImageNet_ViT_Exp/main_finetune.py:65-74 of TPGM; example_cifar.py of ASAM
     "ldifs": {"batch_size": 128, "strength": 10.0, "epochs": 10, "warmup": 500, "weight_decay": 0.1},
     "tpgm": {"radius_steps": 200, "radius_lr": 0.01, "norm": "l2"},

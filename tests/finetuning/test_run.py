@@ -165,6 +165,16 @@ def test_a_warm_up_longer_than_the_run_is_said() -> None:
     assert "warm-up" not in tuned(warmup=0.1).summary()
 
 
+def test_a_set_smaller_than_the_default_batch_is_one_batch() -> None:
+    few = {"model": "mini", "shots": 1, "steps": 2, "progress": False}
+    by_default = finetune("mini:zeroshot", "mini:photo", "coop", **few)
+    asked_for = finetune("mini:zeroshot", "mini:photo", "coop", batch_size=16, **few)
+    assert by_default.losses == asked_for.losses and by_default.method.batch_size == 16
+    assert "16 training examples are fewer than a batch of 32" in by_default.note and not asked_for.note
+    with pytest.raises(ConfigError, match="batch size 17 does not fit 16 training examples"):
+        finetune("mini:zeroshot", "mini:photo", "coop", batch_size=17, **few)
+
+
 def test_the_public_name_is_a_plain_function() -> None:
     assert [*inspect.signature(sharpscope.finetune).parameters][:3] == ["zeroshot", "train", "method"]
     result = sharpscope.finetune("mini:zeroshot", "mini:photo", "linear-probe", **QUICK)

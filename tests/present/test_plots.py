@@ -355,7 +355,7 @@ def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Ta
     dirty = rename(few, NAMES)
     dirty["sharpness"] = dirty["sharpness"][dirty["sharpness"]["measure"] == "lambda_max"]
     figures = plots.all_figures(dirty)
-    assert len(figures) == 10
+    assert len(figures) == 11
     words = set()
     for name in ("wiseft_curve", "heatmap_lambda_max", "straggler_ranking", "correlation_scatter"):
         FigureCanvasAgg(figures[name]).draw()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
@@ -57,12 +58,13 @@ class Dataset:
       max {logits[:, c] : projection[c] = t}, as in WiSE-FT's ``ObjectNet.project_logits``.
 
     ``templates``: the set's own prompts, None where it has none. ``groups`` int64 [n]: indices into ``group_names``
-    where the set has groups (the regions of FMoW), else None. ``metrics``: the metrics usually reported for the set,
-    the primary one first. ``facts``: spec, kind, split, n, skipped (number of unreadable images left out),
-    skipped_names (the first five), without_images (the classes that have no readable image), matching (how labels were
-    matched to names), numbered (whether the classes have fixed numbers), unnamed (whether the set knows its classes by
-    number only), two_orders (both readings of the order of its classes, where there are two), said (what a reader of
-    its accuracy needs to know), streamed.
+    where the set has groups (the regions of FMoW), else None. ``frames``: which images are anchor frames of videos and
+    which their neighbours, else None. ``bare_targets``: whether there may be targets to which no class belongs, which
+    are never predicted. ``metrics``: the metrics usually reported for the set, the primary one first. ``facts``: spec,
+    kind, split, n, skipped (number of unreadable images left out), skipped_names (the first five), without_images (the
+    classes that have no readable image), matching (how labels were matched to names), numbered (whether the classes
+    have fixed numbers), unnamed (whether the set knows its classes by number only), two_orders (both readings of the
+    order of its classes, where there are two), said (what a reader of its accuracy needs to know), streamed.
 
     Images that cannot be read do not belong to the set: ``labels``, ``groups``, ``len`` and ``facts`` exclude them.
     Small sets are decoded when they are loaded. Large sets (``facts["streamed"]``) are decoded when images are first
@@ -91,6 +93,8 @@ class Dataset:
         metrics: Sequence[str] = ("top1",),
         projection: Sequence[int] | None = None,
         target_names: Sequence[str] | None = None,
+        frames: Frames | None = None,
+        bare_targets: bool = False,
     ) -> None:
         self.name, self.classnames, self.metrics = name, tuple(classnames), tuple(metrics)
         self.classes = tuple(classes) if classes is not None else None
@@ -99,6 +103,7 @@ class Dataset:
         self.templates = tuple(templates) if templates is not None else None
         self.group_names = tuple(group_names)
         self._labels, self._groups = labels.long(), groups.long() if groups is not None else None
+        self._frames, self._bare_targets = frames, bare_targets
         self._source, self._rows = source, list(range(len(labels))) if rows is None else list(rows)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
         self._facts = dict(facts or {})
@@ -113,10 +118,10 @@ class Dataset:
                     f"{shown(name)}: the projection has {len(self.projection)} entries for "
                     f"{len(self.classnames)} class names."
                 )
-            if missing := set(range(len(self.target_names))) - set(self.projection):
+            if not bare_targets and (missing := self.targets_without_class):
                 raise DatasetError(
-                    f"{shown(name)}: no class belongs to '{shown(self.target_names[min(missing)])}' "
-                    f"(target {min(missing)})."
+                    f"{shown(name)}: no class belongs to '{shown(self.target_names[missing[0]])}' "
+                    f"(target {missing[0]})."
                 )
 
     def __len__(self) -> int:
@@ -139,6 +144,18 @@ class Dataset:
     def groups(self) -> Tensor | None:
         """Group of each image, int64 [n], or None."""
         return self._groups if self._groups is None or len(self._kept) == len(self._rows) else self._groups[self._kept]
+
+    @property
+    def frames(self) -> Frames | None:
+        """Which images are anchor frames and which their neighbours, or None."""
+        if self._frames is None or len(self._kept) == len(self._rows):
+            return self._frames
+        return self._frames.at(torch.tensor(self._kept, dtype=torch.long))
+
+    @property
+    def targets_without_class(self) -> list[int]:
+        """The targets to which no class of the classifier belongs; empty without a projection."""
+        return sorted(set(range(len(self.target_names))) - set(self.projection)) if self.projection is not None else []
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -287,6 +304,8 @@ class Dataset:
             metrics=self.metrics,
             projection=self.projection,
             target_names=self.target_names,
+            frames=self._frames.at(at) if self._frames is not None else None,
+            bare_targets=self._bare_targets,
         )
 
 

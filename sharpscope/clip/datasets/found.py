@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.datasets.dataset import Dataset, stratified
+from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
 from sharpscope.clip.model import ClipModel
@@ -55,6 +57,8 @@ class Found:
     ``indexed``: whether the classes have fixed numbers (ImageNet's 0 to 999), so that a head with other names for them
     is recognised by its number of classes. ``codes``: other names of the classes (WordNet ids). ``partial``: whether
     images of classes that a head lacks are left out. ``present``: the classes that the set can contain; None for all.
+    ``frames``: which images are anchor frames
+    of videos and which their neighbours. ``bare_targets``: whether there may be targets to which no class belongs.
     ``before``: edits of each image before it is resized. ``where``: the name of the set in messages. ``unnamed``:
     whether the set knows its classes by number only (see :func:`numbered`). ``empty``: the names of classes without
     image files. ``two_orders``: both readings of the order of the classes, where there are two. ``said``: what a reader
@@ -74,6 +78,8 @@ class Found:
     templates: tuple[str, ...] | None = None
     groups: NDArray[np.int64] | None = None
     group_names: tuple[str, ...] = ()
+    frames: Frames | None = None
+    bare_targets: bool = False
     metrics: tuple[str, ...] = ("top1",)
     before: tuple[Edit, ...] = field(default=())
     codes: tuple[str, ...] = ()
@@ -120,13 +126,15 @@ def assemble(found: Found, request: Request) -> Dataset:
         raise DatasetError(f"data set {shown(request.spec)}: no images under {shown(found.where)}.")
     _check_labels(found)
     matched = match_labels(found, request)
-    labels = torch.tensor(matched.to, dtype=torch.long)[torch.tensor(found.labels.tolist(), dtype=torch.long)]
+    to = torch.tensor(matched.to, dtype=torch.long)
+    labels = to[torch.tensor(found.labels.tolist(), dtype=torch.long)]
+    frames = None if found.frames is None else found.frames.renumbered(to)
     rows = torch.arange(len(labels))[labels >= 0]
     if not len(rows):
         why = f"no image of its {request.half} classes" if request.half else "none of its classes"
         raise DatasetError(f"data set {shown(request.spec)}: {why} is among the class names.")
     if request.limit is not None:
-        rows = rows[sorted(stratified(labels[rows], request.limit, request.seed, request.spec))]
+        rows = rows[_limited(labels[rows], None if frames is None else frames.at(rows), request.limit, request)]
     augment = None if isinstance(found.images, Arrays) else request.augment
     source = Decoded(found.images, model, found.before, request.edits, augment)
     chosen = rows.tolist()
@@ -153,6 +161,8 @@ def assemble(found: Found, request: Request) -> Dataset:
         metrics=found.metrics,
         projection=matched.projection,
         target_names=matched.target_names,
+        frames=None if frames is None else frames.at(rows),
+        bare_targets=found.bare_targets,
         facts={
             "spec": request.spec,
             "kind": request.kind,
@@ -168,6 +178,21 @@ def assemble(found: Found, request: Request) -> Dataset:
             "said": [*found.said, *_said(found, request, matched)],
         },
     )
+
+
+def _limited(labels: Tensor, frames: Frames | None, limit: int, request: Request) -> list[int]:
+    """Positions of at most ``limit`` images, balanced over the classes; anchor frames with all their neighbours."""
+    if frames is None:
+        return sorted(stratified(labels, limit, request.seed, request.spec))
+    anchors = frames.anchors
+    order = stratified(labels[anchors], None, request.seed, request.spec)
+    chosen = frames.whole_sets(anchors[order].tolist(), limit)
+    if not len(chosen):
+        raise ConfigError(
+            f"data set {shown(request.spec)}: limit {limit} is less than one anchor frame with all its neighbours.\n"
+            "Remedy: a limit of 21 images or more; an anchor frame has up to 20 neighbours."
+        )
+    return [int(i) for i in chosen]
 
 
 def _said(found: Found, request: Request, matched: Matched) -> list[str]:

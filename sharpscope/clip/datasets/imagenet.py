@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,12 +15,12 @@ from PIL import Image
 from sharpscope.clip.datasets.folder import class_folders, class_images
 from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
-from sharpscope.clip.datasets.names import read_lines, spoken
+from sharpscope.clip.datasets.names import read_json, read_lines, spoken
 from sharpscope.clip.model import imagenet_classnames, imagenet_templates
 from sharpscope.config.specs import FOLDERS
 from sharpscope.errors import DatasetError, shown
 
-__all__ = ["find_imagenet", "find_objectnet", "find_subset", "place"]
+__all__ = ["find_imagenet", "find_objectnet", "find_subset", "place", "wnids"]
 
 
 @functools.cache
@@ -195,12 +194,4 @@ def _without_border(image: Image.Image, name: str) -> Image.Image:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as e:
-        raise DatasetError(f"{shown(path)}: cannot be read ({e.strerror or e}); ObjectNet's download has it.") from e
-    except ValueError as e:
-        raise DatasetError(f"{shown(path)}: not JSON ({shown(e)}).") from e
-    if not isinstance(data, dict):
-        raise DatasetError(f"{shown(path)}: not a JSON object.")
-    return data
+    return read_json(path, "ObjectNet's download")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sharpscope.clip.model import imagenet_classnames, imagenet_templates
 from sharpscope.config.inputs import lines_of
@@ -18,6 +20,7 @@ __all__ = [
     "match_indexed",
     "numbers_alone",
     "read_classnames",
+    "read_json",
     "read_lines",
     "read_templates",
     "same_names",
@@ -36,6 +39,19 @@ def read_lines(path: str | Path, what: str) -> tuple[str, ...]:
     if str(path) == "imagenet":
         return imagenet_templates() if what == "templates" else imagenet_classnames()
     return lines_of(path, what)
+
+
+def read_json(path: Path, download: str) -> dict[str, Any]:
+    """The JSON object in a file of ``download`` (``ObjectNet's download``); DatasetError where there is none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as e:
+        raise DatasetError(f"{shown(path)}: cannot be read ({e.strerror or e}); {download} has it.") from e
+    except ValueError as e:
+        raise DatasetError(f"{shown(path)}: not JSON ({shown(e)}).") from e
+    if not isinstance(data, dict):
+        raise DatasetError(f"{shown(path)}: not a JSON object.")
+    return data
 
 
 def read_classnames(path: str | Path, *, repeated: bool = False) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,12 +25,17 @@ from sharpscope.finetuning.trainer import Optimizer
 from sharpscope.layers import HEAD_WEIGHT
 from sharpscope.weights.theta import Theta
 
-__all__ = ["L2SP", "squared_distance"]
+__all__ = ["L2SP", "absolute_distance", "squared_distance"]
 
 
 def squared_distance(theta: Mapping[str, Tensor], start: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
     """``sum_n ||theta_n - start_n||^2`` over the tensors ``names``, a scalar."""
     return torch.stack([(theta[n] - start[n]).square().sum() for n in names]).sum()
+
+
+def absolute_distance(theta: Mapping[str, Tensor], start: Mapping[str, Tensor], names: tuple[str, ...]) -> Tensor:
+    """``sum_n ||theta_n - start_n||_1`` over the tensors ``names``, a scalar."""
+    return torch.stack([(theta[n] - start[n]).abs().sum() for n in names]).sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +62,21 @@ class L2SP(Method):
     """alpha in the paper, >= 0; a larger value keeps the weights closer to their start."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
+    distance: Literal["l2", "l1"] = "l2"
+    """l2: strength / 2 * ||theta - theta_0||^2; l1: strength * ||theta - theta_0||_1, the paper's L1-SP, which keeps
+    some weights near their start and lets others go."""
+    scope: Literal["tower", "head"] = "tower"
+    """tower: the image tower and the head move and are pulled; head: the head alone (WiSE-FT's figure 13)."""
 
     def prepare(self, task: Task) -> Prepared:
         classifier, start = with_head(task, scale_baked=self.scale_baked)
-        trained = (*image_tower(task), HEAD_WEIGHT)
+        trained = (*image_tower(task), HEAD_WEIGHT) if self.scope == "tower" else (HEAD_WEIGHT,)
         classify = cross_entropy(classifier, self.label_smoothing)
 
         def losses(theta: Theta, batch: Batch) -> Losses:
-            return classify(theta, batch)._replace(penalty=self.strength / 2 * squared_distance(theta, start, trained))
+            squared = self.distance == "l2"
+            way = squared_distance(theta, start, trained) / 2 if squared else absolute_distance(theta, start, trained)
+            return classify(theta, batch)._replace(penalty=self.strength * way)
 
         stage = Stage(trained, self.recipe(task.n))
         return Prepared(start, (stage,), losses, classifier.logits, of_classifier(classifier))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from sharpscope.finetuning.method import (
+    HeadStart,
     Method,
     Prepared,
     Stage,
@@ -48,9 +49,11 @@ class LpFT(Method):
     """Share of the target that is spread evenly over all classes."""
     scale_baked: bool = True
     """Multiply CLIP's logit scale into the head (see WiSE-FT)."""
+    head_start: HeadStart = "zeroshot"
+    """zeroshot: the head starts as the zero-shot classifier; random: as a new linear layer, its bias at 0."""
 
     def prepare(self, task: Task) -> Prepared:
-        classifier, theta = with_head(task, scale_baked=self.scale_baked, bias=self.head_bias)
+        classifier, theta = with_head(task, scale_baked=self.scale_baked, bias=self.head_bias, start=self.head_start)
         head, losses = head_names(self.head_bias), cross_entropy(classifier, self.label_smoothing)
         total = self.recipe(task.n).steps
         first = round(self.probe_share * total)

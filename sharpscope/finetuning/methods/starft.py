@@ -25,6 +25,7 @@ from sharpscope.finetuning.method import (
     with_head,
 )
 from sharpscope.finetuning.methods.contrastive import class_captions, contrastive_loss, encode_distinct
+from sharpscope.finetuning.methods.distillation import divergence
 from sharpscope.finetuning.trainer import Recipe
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT
 from sharpscope.weights.theta import Theta
@@ -78,6 +79,9 @@ class StarFT(Method):
     falls: Literal["epochs", "steps"] = "epochs"
     """epochs: strength * (1 - e / E) in epoch e = 1 ... E, so 0 in the last one, as in the authors' code; steps:
     strength * (1 - t / T) at step t = 0 ... T - 1."""
+    spurious_type: Literal["star", "kl"] = "star"
+    """star: an image's texts are those of other classes than its own (:func:`alignment`); kl: all texts of the batch,
+    its own included (the other value that the authors' code has)."""
     spurious: tuple[str, ...] = BACKGROUNDS
     """Spurious texts, {} for the class's name."""
 
@@ -94,7 +98,9 @@ class StarFT(Method):
             with torch.no_grad():
                 logits_0 = model.encode_image(frozen, batch.images) @ encode_distinct(model, frozen, odd).T
             present = images @ encode_distinct(model, theta, odd).T
-            penalty = self.strength * left(batch) * alignment(scale_0 * present, scale_0 * logits_0, batch.labels)
+            sides = scale_0 * present, scale_0 * logits_0
+            change = alignment(*sides, batch.labels) if self.spurious_type == "star" else divergence(*sides)
+            penalty = self.strength * left(batch) * change
             if classify:
                 logits = F.linear(images, theta[HEAD_WEIGHT], theta[HEAD_BIAS])
                 return Losses(F.cross_entropy(logits, batch.labels), penalty, logits)
