@@ -424,14 +424,15 @@ def from_outside(origin: Origin, where: str) -> Iterator[list[tuple[Words[Any], 
         _LOADING.pop()
 
 
-AddsUp = Literal["sum", "max", "min", "magnitude", "none"]
-"""The rule by which the values of several layers combine to one: sum | max (the largest) | min (the smallest) |
-magnitude (the value of largest magnitude, with its sign) | none (they cannot be combined)."""
+AddsUp = Literal["sum", "norm", "max", "min", "magnitude", "none"]
+"""The rule by which the values of several layers combine to one: sum | norm (the root of the sum of squares) | max
+(the largest) | min (the smallest) | magnitude (the value of largest magnitude, with its sign) | none (they
+cannot be combined)."""
 
-Cost = Literal["trace", "eigenvalues", "product", "outer", "noise", "worst_case"]
+Cost = Literal["trace", "eigenvalues", "product", "outer", "gradient", "noise", "worst_case"]
 """The kind of work that a measure does for each layer: trace, eigenvalues (Hessian-vector products until convergence) |
-product (one such product) | outer (backward passes of the logits) | noise (losses under noise) | worst_case (gradients
-of an ascent)."""
+product (one such product) | outer (backward passes of the logits) | gradient (one backward pass of the loss for all
+layers, two losses for each) | noise (losses under noise) | worst_case (gradients of an ascent)."""
 
 
 @dataclass(frozen=True)
@@ -545,6 +546,8 @@ MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
     _along_gradient("gradient_curvature", "g' H_ll g / g' g, the curvature along the layer's own gradient g"),
     _along_gradient("gradient_alignment",
                     "cosine of g and H_ll g: 1 where the gradient is an eigenvector of positive curvature"),
+    Measure("gradient_norm", "norm of the loss's gradient with respect to the layer's weights", "gradient", "norm",
+            "gradient", per_param=False),
     _rise("sharpness_avg", "mean rise of the loss under N(0, rho^2 diag(w^2)) noise on the layer", "sum", "noise",
           "rho_avg"),
     _rise("sharpness_avg_absolute", "mean rise of the loss under N(0, rho^2 I) noise on the layer", "sum", "noise",

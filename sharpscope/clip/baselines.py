@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -21,12 +22,13 @@ from sharpscope.clip.ensembles import (
     mixed_outputs,
     nearest_count,
 )
+from sharpscope.clip.failure_ratio import Nearness
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.vocabulary import EnsembleKind, OutputBaseline
 from sharpscope.weights.theta import Theta
 
-__all__ = ["Vrf", "ensembles_along", "output_baselines"]
+__all__ = ["Mixed", "Vrf", "ensembles_along", "output_baselines"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,19 @@ class Vrf:
     width: float = WIDTH
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """What the mixed outputs of two ends answer.
+
+    ``answers``: baseline -> data set -> answers. ``notes``: baseline -> note. ``near``: data set -> the distances from
+    which VRF's weights follow, with what each end gets right; empty without vrf.
+    """
+
+    answers: dict[str, dict[str, Answers]]
+    notes: dict[str, str]
+    near: dict[str, Nearness]
+
+
 def output_baselines(
     pair: LoadedPair,
     ends: Sequence[Theta],
@@ -50,8 +65,8 @@ def output_baselines(
     calibrate_on: str | None,
     batch_size: int = 128,
     vrf: Vrf | None = None,
-) -> tuple[dict[str, dict[str, Answers]], dict[str, str]]:
-    """({baseline: {data set: answers}}, {baseline: note}) of the mixed outputs of ``ends``, theta_0 and theta_1.
+) -> Mixed:
+    """The mixed outputs of ``ends``, theta_0 and theta_1.
 
     ose is the mean of the two ends' probabilities. vrf is a weighted mean, whose weight for each image follows from the
     image's distance to the zero-shot model's failures among the training images (Zhu et al. 2024, arXiv 2411.06966).
@@ -62,6 +77,7 @@ def output_baselines(
     scores = _scores(pair, ends, datasets, batch_size, caches)
     answered: dict[str, dict[str, Answers]] = {}
     notes: dict[str, str] = {}
+    near: dict[str, Nearness] = {}
     if "ose" in which:
         answered["ose"] = {
             name: answers_of(mixed_outputs(*both), labels, datasets[name]) for name, (both, labels) in scores.items()
@@ -77,14 +93,18 @@ def output_baselines(
         for name, (both, labels) in scores.items():
             seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
             features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
-            answered["vrf"][name] = answers_of(failures.mixed(*both, features), labels, datasets[name])
+            distance = failures.distance(features)
+            answered["vrf"][name] = answers_of(failures.mixed_at(distance, *both), labels, datasets[name])
+            right_0, right_1 = (answers_of(s, labels, datasets[name]).correct for s in both)
+            known = distance.numpy().astype(np.float64)
+            near[name] = Nearness(known, right_0, right_1, len(failures.features), failures.k)
         where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
         notes["vrf"] = (
             f"{len(failures.features)} zero-shot failures among {len(vrf.train)} training images, distance to nearest "
             f"failure number {failures.k}; temperatures {temperatures[0]:.3g} (zero-shot) and {temperatures[1]:.3g} "
             f"(fine-tuned), {where}"
         )
-    return answered, notes
+    return Mixed(answered, notes, near)
 
 
 def ensembles_along(

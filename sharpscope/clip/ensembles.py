@@ -93,7 +93,14 @@ class FailureSet:
 
     def mixed(self, logits_0: Tensor, logits_1: Tensor, features: Tensor) -> Tensor:
         """VRF's log-probabilities [n, C] of images; ``features`` [n, D]: the fine-tuned model's, unit rows."""
-        distance = failure_distance(features, self.features, self.k)
+        return self.mixed_at(self.distance(features), logits_0, logits_1)
+
+    def distance(self, features: Tensor) -> Tensor:
+        """:func:`failure_distance` [n] of images from the ``k``-th nearest failure; ``features`` [n, D]: unit rows."""
+        return failure_distance(features, self.features, self.k)
+
+    def mixed_at(self, distance: Tensor, logits_0: Tensor, logits_1: Tensor) -> Tensor:
+        """VRF's log-probabilities [n, C] of images at these squared distances [n] from the failures."""
         weight = finetuned_weight(distance, self.centre, self.width)
         return mixed_outputs(logits_0 / self.temperature_0, logits_1 / self.temperature_1, weight)
 

@@ -29,7 +29,10 @@ RISE = 2e-3
 """Rise of the loss, as a share of it (of 1 nat at least), over the step of a second difference: in float32 rounding is
 then a per cent of it. Raised, the loss is less of a parabola over the step."""
 AGREES = 0.2
-"""Relative difference up to which the mean of second differences counts as the curvature that is known exactly."""
+"""Relative difference up to which the mean of differences counts as the slope or curvature that is known exactly."""
+FARTHEST = 1e-2
+"""Longest step along a gradient, as a share of the norm of the weights that move (of 1 at least). Raised, rounding adds
+less to the slopes of a flat loss, and its bend more."""
 
 
 def batch_sizes(objective: Objective) -> tuple[int, ...] | None:
@@ -122,6 +125,24 @@ class ImageLosses:
         else:
             loss = objective.batch_loss(i, theta).double().view(1)
         return loss.cpu() * (objective.weights[i] / len(loss))
+
+    def slopes(self, directions: Mapping[str, Tensor], slope: float) -> Contributions | None:
+        """What each image adds to v'g along the unit vector v of ``directions``, from two evaluations of the loss.
+
+        [l_j(theta + e v) - l_j(theta - e v)] / 2e for the loss l_j of every image. The step e changes the loss by
+        ``RISE`` of itself, and is at most ``FARTHEST`` of the weights' norm. The ``slope`` v'g is known exactly: None
+        where the sum misses it by more than ``AGREES``, or where it is 0.
+        """
+        if not slope or not math.isfinite(slope):
+            return None
+        size = max(abs(sum(float(part.sum()) for part in self.here)), 1.0)
+        length = math.sqrt(sum(float(self.theta[n].double().square().sum()) for n in directions))
+        step = min(RISE * size / abs(slope), FARTHEST * max(length, 1.0))
+        moved = [{n: self.theta[n] + s * v.to(self.theta[n]) for n, v in directions.items()} for s in (step, -step)]
+        ahead, back = (self.at({**self.theta, **m}) for m in moved)
+        out = tuple((a - b) / (2 * step) for a, b in zip(ahead, back, strict=True))
+        total = sum(float(part.sum()) for part in out)
+        return out if abs(total - slope) <= AGREES * abs(slope) else None
 
     def along(self, directions: Mapping[str, Tensor], curvature: float) -> Contributions | None:
         """What each image adds to v'Hv along the unit vector v of ``directions``, from two evaluations of the loss.

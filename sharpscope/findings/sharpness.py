@@ -163,6 +163,8 @@ def _together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
     match adds_up:
         case "sum":
             return values.sum(axis=0)
+        case "norm":
+            return np.sqrt(np.square(values).sum(axis=0))
         case "max":
             return values.max(axis=0)
         case "min":

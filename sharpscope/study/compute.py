@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
+from sharpscope.clip.failure_ratio import Nearness, ratio_bins
 from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
@@ -126,19 +127,36 @@ def _path_variant_unit(context: Context, name: PathName, alpha: float) -> Unit:
 
 
 def _outputs_unit(context: Context) -> Unit:
-    """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path."""
+    """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path.
+
+    With vrf also the ends' accuracies by distance to the zero-shot model's failures: the table vrf.
+    """
     config = context.config
     calibrate_on = config.id[0] if config.id else None
     wants = "vrf" in config.output_baselines
     vrf = Vrf(context.vrf_train, config.vrf_k, config.vrf_centre, config.vrf_width) if wants else None
-    found, notes = output_baselines(
+    found = output_baselines(
         context.pair, _ends(context), context.datasets, config.output_baselines, calibrate_on, config.batch_size, vrf
     )
     rows = []
-    for name, given in found.items():
+    for name, given in found.answers.items():
         for row in _accuracy(context, math.nan, name, given):
-            rows.append(row | {"note": "; ".join(x for x in (row["note"], notes.get(name)) if x)})
-    return Unit({"accuracy": rows})
+            rows.append(row | {"note": "; ".join(x for x in (row["note"], found.notes.get(name)) if x)})
+    ratios = [row for spec, near in found.near.items() for row in _ratios(context, spec, near)]
+    return Unit({"accuracy": rows} | ({"vrf": ratios} if ratios else {}))
+
+
+def _ratios(context: Context, spec: str, near: Nearness) -> list[dict[str, Any]]:
+    """Rows of the table vrf for one data set, the bin nearest to the failures first."""
+    return [
+        {
+            "pair": context.pair.name, "dataset": spec, "bin": i, "distance_low": x.distance_low,
+            "distance_high": x.distance_high, "distance": x.distance, "zeroshot_accuracy": x.zeroshot,
+            "finetuned_accuracy": x.finetuned, "ratio": x.ratio, "ci_low": x.low, "ci_high": x.high, "n": x.n,
+            "k": near.k, "failures": near.failures, "status": x.status, "note": x.note,
+        }
+        for i, x in enumerate(ratio_bins(near, level=context.config.level), start=1)
+    ]  # fmt: skip
 
 
 def _ensembles_unit(context: Context) -> Unit:

@@ -138,8 +138,9 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     chosen = len(perturbed) / len(config.alphas)
     worst = kinds.count("worst_case") * config.pgd_steps * layers * build / 2 * chosen
     outer = kinds.count("outer") * min(_PASSES, config.max_matvecs) * build / 2
+    gradient = kinds.count("gradient") * (build / 2 + 2 * layers * loss)
     rebuilt = (layout.batches - layout.kept) / layout.batches * build
-    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer
+    curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer + gradient
     costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
         "eigenvectors": vectors,

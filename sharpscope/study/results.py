@@ -203,6 +203,7 @@ class Results:
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": _unless_doubted(stacked("advice", advice), doubts),
             "agreement": self.measured("agreement"),
+            "vrf": self.measured("vrf"),
         }
         tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs, doubts)])
         return tables

@@ -29,7 +29,8 @@ __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
 _BOOLS = frozenset({"chosen", "converged", "present", "primary"})
 _INTS = frozenset((
-    "batch_size", "depth", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed", "seeds", "shots", "steps",
+    "batch_size", "bin", "depth", "failures", "k", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed",
+    "seeds", "shots", "steps",
 ))  # fmt: skip
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
@@ -152,6 +153,8 @@ def _sort_ranks(series: pd.Series, column: str) -> np.ndarray:
     """Sort keys of the values: numbers by value (missing last), layers in forward order, other text by itself."""
     if series.dtype == "float64":
         return series.fillna(math.inf).to_numpy()
+    if series.dtype == "int64":
+        return series.to_numpy()
     order: Callable[[str], Any] = layer_key if column == "layer" else str
     ranks = {v: i for i, v in enumerate(sorted(series.unique(), key=order))}
     return series.map(ranks).to_numpy(dtype="int64")

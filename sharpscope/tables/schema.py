@@ -48,6 +48,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "agreement": (
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
     ),
+    "vrf": (
+        "pair", "dataset", "bin", "distance_low", "distance_high", "distance", "zeroshot_accuracy",
+        "finetuned_accuracy", "ratio", "ci_low", "ci_high", "n", "k", "failures", "status", "note",
+    ),
     "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
@@ -82,6 +86,13 @@ Reading guide
   agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
                        of both; empty for a measure of the point alone
   agreement.n          number of images of which the estimate is a mean
+  vrf                  the two ends' accuracies by the images' distance to the zero-shot model's failures: what VRF's
+                       weights rest on ('run --output-baselines vrf')
+  vrf.bin              1 for the images nearest to failures; the bins of a set hold about as many images each
+  vrf.distance         mean squared distance of the bin's images to their ``k``-th nearest of the ``failures`` among the
+                       training images, by the fine-tuned model's unit features; ``distance_low``, ``distance_high``:
+                       the bin's smallest and largest
+  vrf.ratio            finetuned_accuracy / zeroshot_accuracy, with an interval over draws of images
   verdicts.verdict     holds | does not hold | cannot be told
 """
 
@@ -97,6 +108,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "correlations": ("pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "source"),
     "advice": ("pair", "rule"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
+    "vrf": ("pair", "dataset", "bin"),
     "verdicts": ("pair", "claim"),
 }
 """Columns that identify a row of each table: no two rows agree on all of them."""

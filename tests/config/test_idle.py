@@ -27,6 +27,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"random_start": True}, NOISE, {"measures": ("sharpness_geodesic",)}),
     ({"eigen_method": "power"}, TRACES, {"measures": ("lambda_abs",)}),
     ({"products": "func"}, NOISE, {"measures": ("relative_flatness",)}),
+    ({"products": "func"}, {"measures": ("gradient_norm",)}, {"measures": ("gradient_curvature",)}),
     ({"products": "func"}, NOISE, {**NOISE, "eigenvectors": 1}),
     ({"trace_method": "hutchinson"}, {"measures": ("lambda_max",)}, TRACES),
     ({"precision": "bf16"}, NOISE, TRACES),

@@ -128,6 +128,7 @@ def cube_of(measure: str, values: Mapping[str, float]) -> dict[str, float]:
         ("sharpness_max_l2", 2.0),
         ("lambda_min", -3.0),
         ("lambda_abs", -3.0),
+        ("gradient_norm", math.sqrt(13)),
         ("gradient_curvature", math.nan),
         ("gradient_alignment", math.nan),
     ],
@@ -140,7 +141,7 @@ def test_groups_of_layers_add_up_by_the_measure_s_own_rule(measure: str, togethe
 
 def test_the_rules_are_those_of_a_block_diagonal_hessian() -> None:
     """Where the layers do not see each other the whole model's value is known from theirs: the rule must give it."""
-    measures = ("hessian_trace", "weighted_trace", "lambda_max", "lambda_min", "lambda_abs")
+    measures = ("hessian_trace", "weighted_trace", "lambda_max", "lambda_min", "lambda_abs", "gradient_norm")
     work = Quartic()
     how = MeasureSettings(rtol=1e-9, max_matvecs=200)
     rows = measure_layers(work, work.theta, layers(), measures, how).rows
@@ -152,6 +153,7 @@ def test_the_rules_are_those_of_a_block_diagonal_hessian() -> None:
         pieces = np.array([cube[STRAGGLERS], cube[OTHERS]])
         whole = {
             "sum": pieces.sum(),
+            "norm": np.hypot(*pieces),
             "max": pieces.max(),
             "min": pieces.min(),
             "magnitude": pieces[np.abs(pieces).argmax()],
@@ -168,13 +170,13 @@ def test_a_measure_that_nobody_knows_has_no_rule() -> None:
 def test_a_measure_of_one_s_own_sees_the_layer_as_it_is(one_of_my_own: list[str]) -> None:
     seen: dict[str, LayerAt] = {}
 
-    @register_measure("gradient_norm", "norm of the layer's gradient", adds_up="none", share=False)
-    def gradient_norm(layer: LayerAt) -> float:
+    @register_measure("my_norm", "norm of the layer's gradient", adds_up="none", share=False)
+    def my_norm(layer: LayerAt) -> float:
         seen[layer.name] = layer
         return float(layer.gradient.norm())
 
     work = Quartic()
-    rows = measure_layers(work, work.theta, layers(), ("gradient_norm",), key=("pair", 0.5)).rows
+    rows = measure_layers(work, work.theta, layers(), ("my_norm",), key=("pair", 0.5)).rows
     for row in rows:
         layer = seen[row["layer"]]
         names = list(SIZES) if row["layer"] == "(all)" else [f"{row['layer']}.weight"]

@@ -376,6 +376,7 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
         "advice": make_advice(),
         "verdicts": make_verdicts(),
         "agreement": make_agreement(),
+        "vrf": make_vrf(),
         "eigenpairs": make_eigenpairs(),
         "points": make_points(),
     }
@@ -416,6 +417,20 @@ def make_agreement() -> pd.DataFrame:
             for distance in (1 - alpha if end == "finetuned" else alpha,)
         ],
     )
+
+
+def make_vrf() -> pd.DataFrame:
+    """Ratios that fall with the distance, ID and OOD; the last bin of one curve has none."""
+    rows = [
+        {"pair": pair, "dataset": name, "bin": b, "distance_low": d - 0.1, "distance_high": d + 0.1, "distance": d}
+        | {"zeroshot_accuracy": 0.4, "finetuned_accuracy": 0.4 * r, "ratio": r, "ci_low": r / 1.2, "ci_high": 1.2 * r}
+        | {"n": 80, "k": 3, "failures": 28, "status": "ok", "note": ""}
+        for pair in ("success", "failure")
+        for name, scale in (("mini:photo", 2.0), ("mini:sketch", 1.5))
+        for b, d, r in ((i + 1, 0.2 + 0.4 * i, scale / (1 + 0.5 * i)) for i in range(4))
+    ]
+    rows[3] |= {"ratio": np.nan, "ci_low": np.nan, "ci_high": np.nan, "status": "undefined", "note": "none"}
+    return table("vrf", rows)
 
 
 def make_density() -> pd.DataFrame:

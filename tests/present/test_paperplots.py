@@ -149,6 +149,7 @@ SAYS = {
     "contcoop_upgrade": "1 method on 1 data set of 320 images, 3 seeds",
     "lipsum_energy": "3 data sets of 320 images against the distance of the model at α = 1 from the zero-shot model, 2",
     "lipsum_tradeoff": "2 fine-tuned models by 1 method",
+    "vrf_ratio": "on 2 data sets, 2 pairs, in bins of 80 images by their squared distance to the k-th nearest of 28",
     "sharpness_correlation": "Left: 2 models at α = 0.5; right: 22 points of 2 paths",
     "sharpness_layers": "22 layers along the straight path of 2 pairs, from 48 probe images",
     "sharpness_lii": "2 pairs at 11 points",
@@ -348,3 +349,14 @@ def test_no_setting_that_differs_is_told(draw: Callable[..., Drawn], tmp_path: P
         draw("wiseft_hyper", "--settings", str(file))
     with pytest.raises(NoData, match="has no method beside zero-shot"):
         few_shot_curves(_few_shot().iloc[:1])
+
+
+def test_ratios_lie_at_their_bins_mean_distances(draw: Callable[..., Drawn], few: Tables) -> None:
+    figure = draw("vrf_ratio").figure
+    ax = _panel(figure, "success")
+    curves = [np.asarray(c.lines[0].get_xydata()) for c in ax.containers]
+    want = few["vrf"].query("pair == 'success'").dropna(subset="ratio").groupby("dataset")[["distance", "ratio"]]
+    for curve, (_, rows) in zip(curves, want, strict=True):
+        assert np.allclose(curve, rows.to_numpy())
+    assert ax.get_yscale() == "log" and len(curves[0]) == 3  # the bin without a ratio is not drawn, but counted
+    assert "1 bin without a ratio above 0" in [t.get_text() for t in figure.legends[0].get_texts()]

@@ -226,7 +226,7 @@ def test_how_it_was_made(page: Page) -> None:
     assert set(MEASURES) < set(GLOSSARY)
 
 
-ASKED_FOR = ("density", "agreement", "eigenpairs")
+ASKED_FOR = ("density", "agreement", "eigenpairs", "vrf")
 """Tables that a run has only where they were asked for; without them the report is silent about them."""
 
 

@@ -193,6 +193,18 @@ def test_mixed_outputs_by_hand(finished: study.Run) -> None:
             nearest = np.sort(gaps, axis=1)[:, 1] if len(failures) > 1 else np.full(len(features), np.inf)
             weight = (1 / (1 + np.exp((nearest - 1.5) / 0.6)))[:, None]
             mixed = (1 - weight) * softmax(zero / temperatures[0]) + weight * softmax(one / temperatures[1])
+            table = finished.vrf[(finished.vrf["pair"] == which.name) & (finished.vrf["dataset"] == name)]
+            assert table["n"].sum() == len(labels) and (table["failures"] == len(failures)).all()
+            right = [(s.argmax(1) == labels.numpy()) for s in (zero, one)]
+            for column, hits in zip(("zeroshot_accuracy", "finetuned_accuracy"), right, strict=True):
+                assert (table["n"] * table[column]).sum() == pytest.approx(hits.sum())
+            if np.isfinite(nearest).all():
+                first = table.iloc[0]
+                near = nearest <= first["distance_high"] + 1e-6
+                assert first["n"] == near.sum() and first["distance"] == pytest.approx(nearest[near].mean(), abs=1e-5)
+                assert first["zeroshot_accuracy"] == pytest.approx(right[0][near].mean())
+            else:
+                assert (table["status"] == "undefined").all()
             vrf = accuracy(finished, which.name, "vrf", name).iloc[0]
             assert vrf == pytest.approx((mixed.argmax(1) == labels.numpy()).mean(), abs=1.01 / len(labels))
 

@@ -76,15 +76,16 @@ def register_measure(
 ) -> Callable[[OwnMeasure], OwnMeasure]:
     """Decorator: register a function of one layer as a measure that flags, tables, figures and the report know.
 
-    >>> @register_measure("gradient_norm", "norm of the layer's gradient", adds_up="none")  # doctest: +SKIP
-    ... def gradient_norm(layer):
-    ...     return float(layer.gradient.norm())
+    >>> @register_measure("gradient_l1", "l1 norm of the layer's gradient", adds_up="sum")  # doctest: +SKIP
+    ... def gradient_l1(layer):
+    ...     return float(layer.gradient.abs().sum())
 
     Args:
         name: the measure's name in flags and tables; letters, digits and ``_``.
         text: a description of the measure, in one phrase.
-        adds_up: how the value of several layers together follows from the values of each: sum, max, min, magnitude
-            (the value of largest magnitude, with its sign) or none.
+        adds_up: how the value of several layers together follows from the values of each: sum, norm (the
+            root of the sum of the squares), max, min, magnitude (the value of largest magnitude, with its sign) or
+            none.
         per_param: whether the value divided by the number of parameters is meaningful.
         share: whether the layer's value divided by the whole model's value is meaningful.
 

@@ -40,6 +40,7 @@ MADE_BY: Final[dict[str, str]] = {
     "repair": "sharpscope run --densities 0.5",
     "correlations": "sharpscope run",
     "agreement": "sharpscope run --agreement",
+    "vrf": "sharpscope run --output-baselines vrf",
     "ensembles": "sharpscope run --ensembles logits probabilities",
     "few_shot": "sharpscope protocol few-shot",
     "upgrade": "sharpscope protocol upgrade",
