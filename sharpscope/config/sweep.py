@@ -23,8 +23,11 @@ LEARNING_RATE: Final = "learning_rate"
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """One fine-tuning of a sweep. ``name``: the name of its pair; ``way``: its method or recipe, as the keyword that
-    ``finetune`` takes; ``settings``: the hyperparameters it is given."""
+    """One fine-tuning of a sweep.
+
+    ``name``: the name of its pair; ``way``: its method or recipe, as the keyword that ``finetune`` takes; ``settings``:
+    the hyperparameters it is given.
+    """
 
     name: str
     way: Mapping[str, Any] = field(hash=False)
