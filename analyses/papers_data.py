@@ -186,6 +186,41 @@ def objectnet(root: Path) -> None:
         (folder / "mappings" / name).write_text(text, encoding="utf-8")
 
 
+def videos(root: Path) -> None:
+    """ImageNet-Vid-Robust and YTBB-Robust: two videos each, an anchor frame and one neighbour."""
+    vid, ytbb = (root / "imagenet_vid_ytbb_robust" / name for name in ("imagenet-vid-robust", "ytbb-robust"))
+    metadata, shown = ytbb.parent / "ytbb-robust_metadata", pictures(4, "test", "photo-noise")
+    save(vid / "val" / "a", shown[:2])
+    save(vid / "val" / "b", shown[2:])
+    for number, name in enumerate(("dog_1", "dog_2")):
+        (ytbb / "ytbb_videos" / name).mkdir(parents=True, exist_ok=True)
+        for frame in (0, 1):
+            shown[2 * number + frame].save(ytbb / "ytbb_videos" / name / f"frame-{frame + 7}.jpg")
+    dogs = list(wnids()[151:154])
+    anchors = {"dog_1/frame-7.jpg": ["good"], "dog_2/frame-7.jpg": ["good"]}
+    pairs = {f"dog_{i}/frame-7.jpg,dog_{i}/frame-8.jpg": ["similar"] for i in (1, 2)}
+    rest = {str(i): [i] for i in range(24) if i != 19}
+    for file, content in (
+        (vid / "metadata/pmsets.json", {"val/a/0.JPEG": ["val/a/1.JPEG"], "val/b/0.JPEG": ["val/b/1.JPEG"]}),
+        (vid / "metadata/labels.json", {f"val/{v}/{i}.JPEG": [0] for v in "ab" for i in (0, 1)}),
+        (vid / "misc/imagenet_vid_class_index.json", {"0": ["n1", "dog"]}),
+        (vid / "misc/rev_wnid_map.json", {"n1": dogs}),
+        (metadata / "anchor_labels.json", _reviews(["good", "bad"], anchors)),
+        (metadata / "pmk_labels.json", _reviews(["similar", "dissimilar"], pairs)),
+        (metadata / "ytbb_class_index.json", {str(i): "dog" if i == 19 else f"class {i}" for i in range(24)}),
+        (metadata / "rev_class_idx_map.json", {**rest, "19": [151, 152]}),
+    ):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content), encoding="utf-8")
+    table = "ytid,time_ms,label\ndog_1,7,19\ndog_2,7,19\ndog,1,19\ndog,2,19\n"
+    (metadata / "ytbb_robustness_test_anchors_full.csv").write_text(table, encoding="utf-8")
+
+
+def _reviews(words: list[str], given: dict[str, list[str]]) -> dict[str, object]:
+    annotations = [{"key": k, "notes": "", "labels": [words.index(w) for w in v]} for k, v in given.items()]
+    return {"annotations": annotations, "labels": words}
+
+
 def folders(root: Path) -> None:
     """The embedded world's own classes as class folders, with training and test images, and a table of captions."""
     for split, count in (("train", 320), ("test", 160)):
@@ -253,7 +288,20 @@ class Command:
     """Folder to write into; it becomes the --data-root of the commands."""
 
     def __call__(self) -> int:
-        for make in (imagenet, cifar, domainnet, wilds, eurosat, coop, waterbirds, objectnet, folders, towers, foreign):
+        for make in (
+            imagenet,
+            cifar,
+            domainnet,
+            wilds,
+            eurosat,
+            coop,
+            waterbirds,
+            objectnet,
+            videos,
+            folders,
+            towers,
+            foreign,
+        ):
             make(self.out)
         (self.out / "own.txt").write_text("chair\nmug\nzebra\n", encoding="utf-8")
         (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
