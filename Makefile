@@ -7,7 +7,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: demo finetuners test lint clean
+.PHONY: demo finetuners papers test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 finetuners: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) analyses/finetuners.py --out runs/finetuners
 	$(PYTHON) figures/fig_finetuners.py analyses/results/finetuners.csv --out analyses/results
+
+# Every table, figure and protocol of the papers that a command makes, on the embedded world: about half an hour,
+# resumable. Writes analyses/papers.md and benchmarks/results/papers.log.
+papers: $(VENV)/.installed-test
+	$(PYTHON) analyses/papers.py --out runs/papers
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint
