@@ -105,12 +105,14 @@ def run(papers: Papers, out: Path, log: Path) -> Iterator[str]:
     lines = []
     for step, commands in papers.steps.items():
         outputs = [out / name for name in papers.outputs(step)] or [out / f"{step}.txt"]
-        began, told = time.perf_counter(), "there already"
-        if not all(map(_written, outputs)):
+        began, told, failure = time.perf_counter(), "there already", out / f"{step}.failed"
+        if failure.exists() or not all(map(_written, outputs)):
             failed = next(filter(None, (_command(line, out, out / f"{step}.txt") for line in commands)), None)
             told = failed or "done"
-        if missing := [str(file.relative_to(out)) for file in outputs if not _written(file)]:
-            yield f"{step}: {told}; not written: {', '.join(missing)}"
+            failure.write_text(told, encoding="utf-8") if failed else failure.unlink(missing_ok=True)
+        missing = [str(file.relative_to(out)) for file in outputs if not _written(file)]
+        if failure.exists() or missing:
+            yield f"{step}: {told}; not written: {', '.join(missing) or 'nothing'}"
         lines.append(f"{step}: {told.splitlines()[0]}, {time.perf_counter() - began:.0f} s, {len(outputs)} files")
         print(lines[-1], flush=True)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -122,8 +122,8 @@ def domainnet(root: Path) -> None:
         for split in ("train", "test"):
             shown, lines = pictures(24, split, drawn), []
             for c, name in enumerate(("ant", "bee", "cup", "drum")):
-                save(root / "domainnet" / domain / name / split, shown[c::4], ".jpg")
-                lines += [f"{domain}/{name}/{split}/{i}.jpg {c}" for i in range(len(shown[c::4]))]
+                save(root / "domainnet" / domain / name, shown[c::4], f"-{split}.jpg")
+                lines += [f"{domain}/{name}/{i}-{split}.jpg {c}" for i in range(len(shown[c::4]))]
             (root / "domainnet" / f"{domain}_{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
