@@ -85,9 +85,7 @@ def imagenet(root: Path) -> None:
     for c in range(WNIDS):
         save(root / "imagenetv2-matched-frequency-format-val" / str(c + 1), shown[c::WNIDS], ".jpeg")
     save(root / "imagenet-a" / "n01498041", pictures(3, "test", "photo-clutter"))
-    (root / "living.txt").write_text(
-        f"fish: {names[1]}\nshark: {names[2]} {names[3]} {names[4]}\n", encoding="utf-8"
-    )
+    (root / "living.txt").write_text(f"fish: {names[1]}\nshark: {names[2]} {names[3]} {names[4]}\n", encoding="utf-8")
 
 
 def cifar(root: Path) -> None:
