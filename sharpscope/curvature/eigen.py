@@ -20,8 +20,10 @@ __all__ = [
     "ExtremeEigenvalues",
     "RitzSpace",
     "Rows",
+    "first_vector",
     "lanczos",
     "lanczos_steps",
+    "orthogonal",
     "random_unit",
     "tolerances",
     "wanted_ends",
@@ -178,6 +180,22 @@ def random_unit(size: int, seed: int, device: torch.device, dtype: torch.dtype) 
     return q / q.norm()
 
 
+def first_vector(size: int, seed: int, device: torch.device, dtype: torch.dtype, start: Tensor | None) -> Tensor:
+    """The unit vector [p] from which a Krylov space grows: ``start`` with a random part, or a random vector alone."""
+    q = random_unit(size, seed, device, dtype)
+    if start is None or not float(start.norm()) > 0:
+        return q
+    q = start.to(device, dtype) / start.norm() + 0.5 * q
+    return q / q.norm()
+
+
+def orthogonal(vector: Tensor, basis: Rows) -> Tensor:
+    """The part [p] of ``vector`` outside the span of the orthonormal ``basis``."""
+    for _ in range(2):  # classical Gram-Schmidt, twice is enough (Giraud et al. 2005)
+        vector = vector - basis.combined(basis.dot(vector[:, None]))[0]
+    return vector
+
+
 def tolerances(ends: np.ndarray, rtol: float) -> np.ndarray:
     """Allowed errors of eigenvalues: ``rtol`` times the magnitude, or ``SMALL_END`` of the largest one's if larger."""
     allowed: np.ndarray = rtol * np.maximum(np.abs(ends), SMALL_END * np.abs(ends).max())
@@ -259,10 +277,7 @@ def lanczos_steps(
     min_steps: int = 2,
 ) -> Estimator[ExtremeEigenvalues]:
     """``lanczos`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
-    q = random_unit(size, seed, device, dtype)
-    if start is not None and float(start.norm()) > 0:
-        q = start.to(device, dtype) / start.norm() + 0.5 * q
-        q = q / q.norm()
+    q = first_vector(size, seed, device, dtype, start)
     basis = Rows()
     alphas: list[float] = []
     betas: list[float] = []
@@ -274,9 +289,7 @@ def lanczos_steps(
             bad = EigenEstimate(math.nan, math.nan, False, step)
             return ExtremeEigenvalues(bad, bad)
         alphas.append(float(q @ product))
-        rest = product
-        for _ in range(2):  # classical Gram-Schmidt, twice is enough (Giraud et al. 2005)
-            rest = rest - basis.combined(basis.dot(rest[:, None]))[0]
+        rest = orthogonal(product, basis)
         beta = float(rest.norm())
         # A remainder at rounding level: the Krylov space is invariant and its Ritz values are exact.
         closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size

@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from sharpscope.curvature.eigen import Rows, random_unit, tolerances
+from sharpscope.curvature.eigen import Rows, first_vector, orthogonal, random_unit, tolerances
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.errors import ConfigError
 from sharpscope.seeds import derive
@@ -92,10 +92,7 @@ def top_eigenpairs_steps(
             f"eigenvectors: needs a number from 1 to {min(size, max_matvecs)} (the smaller of the layer's {size} "
             f"parameters and max_matvecs, {max_matvecs}), got {k}."
         )
-    q = random_unit(size, seed, device, dtype)
-    if start is not None and float(start.norm()) > 0:
-        q = start.to(device, dtype) / start.norm() + 0.5 * q
-        q = q / q.norm()
+    q = first_vector(size, seed, device, dtype, start)
     basis = Rows()
     diagonal: list[float] = []
     below: list[float] = []
@@ -107,7 +104,7 @@ def top_eigenpairs_steps(
             nothing = np.full(k, math.nan)
             return EigenPairs(nothing, nothing, np.zeros(k, bool), step, q.new_full((k, size), math.nan))
         diagonal.append(float(q @ product))
-        rest = _orthogonal(product, basis)
+        rest = orthogonal(product, basis)
         beta = float(rest.norm())
         closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size
         below.append(0.0 if closed else beta)
@@ -120,13 +117,7 @@ def top_eigenpairs_steps(
                 vectors = basis.combined(mixing[:, : -k - 1 : -1].copy())
                 return EigenPairs(values[: -k - 1 : -1].copy(), residuals, within, step, vectors)
         if closed:
-            rest = _orthogonal(random_unit(size, derive(seed, "continued", step), device, dtype), basis)
+            rest = orthogonal(random_unit(size, derive(seed, "continued", step), device, dtype), basis)
             beta = float(rest.norm())
         q = rest / beta
     raise AssertionError("unreachable: the last step returns")
-
-
-def _orthogonal(v: Tensor, basis: Rows) -> Tensor:
-    for _ in range(2):  # classical Gram-Schmidt, twice is enough (Giraud et al. 2005)
-        v = v - basis.combined(basis.dot(v[:, None]))[0]
-    return v
