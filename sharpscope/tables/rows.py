@@ -11,7 +11,7 @@ import pandas as pd
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
-from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN, PROBE
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
     "MIDDLE",
@@ -19,12 +19,14 @@ __all__ = [
     "covariates",
     "dense_rows",
     "flags_of",
+    "groups_in",
     "has_value",
     "image_error",
     "mean_accuracy",
     "mean_row",
     "measures_in",
     "nearest",
+    "of_group",
     "ordered",
     "own_error",
     "points_of",
@@ -114,8 +116,29 @@ def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
     return primary_rows(accuracy[accuracy["variant"] == DENSE])
 
 
+def groups_in(frame: pd.DataFrame) -> list[str]:
+    """The groups of OOD sets in a table, in order of appearance; rows of ID sets and of the probe have none."""
+    return [g for g in unique_in_order(_groups(frame)) if g]
+
+
+def of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The rows that belong to ``group`` and those that belong to none (ID sets, the probe loss)."""
+    return frame[_groups(frame).isin((group, ""))]
+
+
+def _groups(frame: pd.DataFrame) -> pd.Series:
+    """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
+    given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
+    given = given.fillna("").astype(str)
+    if "role" not in frame:
+        return given
+    return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)
+
+
 def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], list[str]]:
     """(flags that are present, absent, open) for a pair, in the rows of the OOD mean and the probe loss.
+
+    With several groups of OOD sets a flag is present if it is in one of them; ``of_group`` selects one group's rows.
 
     A flag is open where it is undefined or has no interval: then nothing says that the path does not fail. Tables
     without these rows are judged by all of their rows.
@@ -141,8 +164,8 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
         role: the role of the new row.
 
     Returns:
-        A row whose ``dataset`` is the names of the sets joined by ``+``. ``metric`` is that of the sets, or ``primary``
-        where they differ; the note then names each. The interval is that of a mean of independent sets
+        A row in the group of the sets, whose ``dataset`` is their names joined by ``+``. ``metric`` is that of the
+        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent sets
         (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these sets,
         not the choice of sets. ``n`` is the total number of examples, missing where that of one set is missing.
     """
@@ -151,7 +174,7 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {
-        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant", "group") if c in parts[0]},
         "dataset": "+".join(str(r["dataset"]) for r in parts),
         "role": role,
         "metric": kinds[0] if len(kinds) == 1 else "primary",
@@ -182,7 +205,7 @@ def widest(names: Iterable[str]) -> str:
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     """One pair's ID or OOD accuracy along alpha, in percent: alpha, estimate, ci_low, ci_high.
 
-    For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
+    ``rows`` holds one group of OOD sets (``of_group``). For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
     sets, with an interval only if there is a single set.
     """
     mean = rows[rows["role"] == f"{role}_mean"]
@@ -214,11 +237,16 @@ def covariates(
 
 
 def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, one row per pair and measure.
+    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, one row per pair, measure and group.
 
     The columns are those of ``correlation_scatter``: pair, sharpness, ood_gain (OOD accuracy minus that of zero-shot),
-    measure and alpha.
+    measure, alpha and the group of OOD sets.
     """
+    frames = [_points(sharpness, of_group(accuracy, group)).assign(group=group) for group in groups_in(accuracy)]
+    return pd.concat(frames, ignore_index=True) if frames else _points(sharpness, accuracy).assign(group="")
+
+
+def _points(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     dense = dense_rows(accuracy[accuracy["estimate"].notna()]).sort_values("alpha", kind="stable")
     rows = []
     whole = sharpness[(sharpness["layer"] == ALL) & sharpness["estimate"].notna()]
