@@ -113,6 +113,17 @@ class Design:
         parts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("pairs", "base", "setting")}
         return dataclasses.replace(self, **parts, covariates={k: v[at] for k, v in self.covariates.items()})
 
+    def reindexed(self, pairs: Sequence[str]) -> Design:
+        """The same for ``pairs`` in their order; of one that is not in the design nothing is known."""
+        place = {pair: i for i, pair in enumerate(self.pairs)}
+        at = [place.get(pair) for pair in pairs]
+
+        def texts(values: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple("" if i is None else values[i] for i in at)
+
+        numbers = {k: np.array([math.nan if i is None else v[i] for i in at]) for k, v in self.covariates.items()}
+        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers)
+
     def means(self, values: np.ndarray) -> np.ndarray:
         """[..., n] -> [..., units]: the mean over a unit's clusters of the means over their pairs."""
         return _averaged(_averaged(values, self._cluster_of), self._unit_of[self._first])
@@ -192,10 +203,12 @@ class Design:
         return (between - within) / total if total > 0 else math.nan
 
     def note(self, values: np.ndarray) -> str:
-        """What limits a conclusion from ``values`` [n], for the note of a row: dependence, few bases, unknown settings."""
+        """What limits a conclusion from ``values`` [n], for a row's note: dependence, few bases, unknown settings."""
         said = []
         if self.n_effective < len(self.pairs):
-            said.append(f"{len(self.pairs)} pairs are {self.n_effective} clusters (a setting's seeds and bases together)")
+            said.append(
+                f"{len(self.pairs)} pairs are {self.n_effective} clusters (a setting's seeds and bases together)"
+            )
         for unit in ("base", "setting"):
             if math.isfinite(icc := self.icc(values, unit)):
                 said.append(f"intra-class correlation of {unit} {icc:.2f}")
