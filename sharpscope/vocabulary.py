@@ -244,9 +244,14 @@ GROUP_TITLES: Final[dict[str, str]] = {
     STRAGGLERS: "stragglers",
     OTHERS: "all other layers",
     BEST: "best single layer",
-    **{name: title for c in CONTRASTS.values() for name, title in (
-        (c.others, f"{c.title}, less all others"), (c.random, f"{c.title}, less random sets"),
-    )},
+    **{
+        name: title
+        for c in CONTRASTS.values()
+        for name, title in (
+            (c.others, f"{c.title}, less all others"),
+            (c.random, f"{c.title}, less random sets"),
+        )
+    },
     CONTRASTS["instability"].chosen: "layers whose own path costs most",
 }
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
@@ -849,7 +854,7 @@ CANNOT: Final = "cannot be told"
 CLAIMS: Final[dict[str, str]] = {
     "whole": "whole-model sharpness is related to the OOD gain beyond learning rate, distance and ID accuracy",
     "stragglers": "the straggler layers' sharpness tells more about the OOD gain than that of other layers",
-    "instability": "the sharpness of the layers whose own interpolation costs most tells more than that of other layers",
+    "instability": "the layers whose own interpolation costs most tell more about the OOD gain than other layers",
     "repair": "making the straggler layers sparse repairs the failure",
     "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
 }
