@@ -11,11 +11,12 @@ import pandas as pd
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import advice_table
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
