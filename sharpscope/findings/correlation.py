@@ -11,6 +11,7 @@ import pandas as pd
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.families import with_families
 from sharpscope.findings.frames import accuracy_grid, alpha_index
+from sharpscope.findings.layercontrast import contrast_rows
 from sharpscope.findings.marginal import FEWEST, Block, marginal_block
 from sharpscope.findings.partial import Partial, partial_correlation
 from sharpscope.findings.pathcorrelation import means_of
@@ -18,13 +19,15 @@ from sharpscope.findings.pathcosts import with_costs
 from sharpscope.findings.resampling import benjamini_hochberg, permutation_p
 from sharpscope.findings.sharpness import Cube, sharpness_cube
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, table, unique_in_order
+from sharpscope.tables.rows import dense_rows, nearest, table, unique_in_order
 from sharpscope.vocabulary import (
     AGAINST,
     ALL,
     BEST,
+    CONTRASTS,
     CORRELATIONS,
     GROUP_TITLES,
+    MEASURES,
     OOD_MEAN,
     PAIRS,
     PRIMARY_ALPHA,
@@ -49,6 +52,7 @@ def pair_correlations(
     level: float = 0.95,
     alphas: Sequence[float] | None = None,
     stragglers: Mapping[str, Collection[str]] | None = None,
+    by_instability: Mapping[str, Collection[str]] | None = None,
     costs: pd.DataFrame | None = None,
     design: Design | None = None,
     primary: tuple[str, float] = (PRIMARY_MEASURE, PRIMARY_ALPHA),
@@ -79,11 +83,12 @@ def pair_correlations(
         level: coverage of the intervals.
         alphas: the alphas to use; by default all above 0 at which every pair that has sharpness has it, or, where no
             pair has any, at which every pair has an accuracy.
-        stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``.
+        stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``, and for the primary
+            measure and alpha the contrasts of the two and of random sets of layers (``layercontrast.contrast_rows``).
+        by_instability: pair -> the layers that the criterion instability chooses; adds their contrasts.
         costs: what interpolation costs in loss (``pathcosts.path_costs``); adds the measures instability, barrier and
             rewind of the whole path, layer ``(all)``, and of single layers. They do not change with alpha, and of
             several layers together they have no value.
-
         design: which pairs depend on each other, and their covariates that do not depend on alpha; None: no two do.
         primary: the measure and the alpha that were named before looking.
 
@@ -121,6 +126,9 @@ def pair_correlations(
                 here = {name: z[known] for name, z in given.items()}
                 outcome = _Outcome(y[known], design.subset(known), keys[:, known], here, head, seed, level)
                 rows.extend(outcome.rows(cube, a, known))
+                if against == "ood_gain" and alpha == nearest(chosen, primary[1]):
+                    sets = {"stragglers": stragglers, "instability": by_instability}
+                    rows.extend(outcome.contrasts(cube, a, known, primary[0], sets))
     return with_families(table("correlations", rows), *primary)
 
 
@@ -154,6 +162,32 @@ class _Outcome:
             yield from _rows(labels + whole, block, {**self.head, "method": method})
         for name, z in self.given.items():
             yield from self._partial(labels, x, {name: z}, seen)
+
+    def contrasts(
+        self,
+        cube: Cube,
+        a: int,
+        known: np.ndarray,
+        measure: str,
+        sets: Mapping[str, Mapping[str, Collection[str]] | None],
+    ) -> Iterator[dict[str, object]]:
+        """Rows that compare chosen layers with the others, for every claim of ``CONTRASTS`` whose sets are given."""
+        single = [i for i, name in enumerate(cube.layers) if name not in GROUP_TITLES]
+        if measure not in cube.measures or not single or not self.given:
+            return
+        values = cube.values[cube.measures.index(measure), single, :, a][:, known]
+        pairs = [pair for pair, here in zip(cube.pairs, known, strict=True) if here]
+        for claim, names in CONTRASTS.items():
+            if (chosen := sets.get(claim)) is None:
+                continue
+            picked = np.array([[cube.layers[i] in chosen.get(p, ()) for p in pairs] for i in single])
+            seeds = [derive(self.seed, claim, kind, self.head["dataset"]) for kind in ("contrast", "random sets")]
+            rows = contrast_rows(
+                names, values, picked, MEASURES[measure].adds_up, self.y, self.design, self.given,
+                keys=self.keys, seeds=seeds, level=self.level, outcome=self._name,
+            )  # fmt: skip
+            for row in rows:
+                yield {**self.head, "method": "spearman", "measure": measure, "q_value": row["p_value"], **row}
 
     def _partial(
         self,

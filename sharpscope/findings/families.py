@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.tables.rows import joint_rows, marginal_rows, nearest, widest_means
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, CONTRASTS
 
 __all__ = ["EXPLORATORY", "PRIMARY", "holm", "with_families"]
 
@@ -33,14 +33,15 @@ def holm(p: np.ndarray) -> np.ndarray:
 def with_families(correlations: pd.DataFrame, measure: str, alpha: float) -> pd.DataFrame:
     """The across-pair rows with ``family``, and with Holm's correction over groups as ``q_value`` of the primary ones.
 
-    Primary, for every source of pairs, is one row of each group of OOD sets: the Spearman correlation of the whole
+    Primary, for every source of pairs, are two rows of each group of OOD sets: the Spearman correlation of the whole
     model's ``measure`` with the OOD gain at the alpha nearest ``alpha``, all covariates held fixed (the plain one where
-    there are none), on the mean over the group's most sets. All else is exploratory.
+    there are none), on the mean over the group's most sets; and by how much the correlation of the straggler layers
+    exceeds that of all other layers. Each is one claim, corrected over groups. All else is exploratory.
     """
     out = correlations.assign(family=EXPLORATORY)
     at = (out["scope"] == "pairs") & (out["against"] == "ood_gain") & (out["method"] == "spearman")
-    rows = out[at & (out["layer"] == ALL) & (out["measure"] == measure)]
-    for _, own in rows.groupby("source", sort=True):
+    rows = out[at & out["layer"].isin((ALL, CONTRASTS["stragglers"].others)) & (out["measure"] == measure)]
+    for _, own in rows.groupby(["source", "layer"], sort=True):
         own = widest_means(own[own["alpha"].astype(float) == nearest(own["alpha"], alpha)])
         held = joint_rows(own)
         chosen = held if len(held) else marginal_rows(own)

@@ -31,7 +31,16 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import (
+    ALL,
+    BASES,
+    DEFAULT_GROUP,
+    PAIRS,
+    PRIMARY_ALPHA,
+    PRIMARY_MEASURE,
+    expand_measures,
+    parse_criterion,
+)
 
 __all__ = ["Results"]
 
@@ -353,6 +362,8 @@ class Results:
             tables["sharpness"],
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
+            measure=PRIMARY_MEASURE,
+            alpha=PRIMARY_ALPHA,
             group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
