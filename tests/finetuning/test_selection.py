@@ -111,7 +111,7 @@ TOWERS: dict[str, dict[str, Any]] = {
     "timm resnet": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
 }
 """EVA's and SigLIP's kinds of tower (timm's smallest ones: rotary positions; a pool of attention) and a timm ResNet."""
-COVERED = {"clipfit": {"vit", "customtext", "eva02", "siglip"}, "r-adapter": {"vit", "customtext"}}
+COVERED = {"clipfit": {"vit", "customtext", "eva02", "siglip"}, "r-adapter": {"vit", "customtext", "eva02", "siglip"}}
 
 
 @pytest.fixture(scope="module")
