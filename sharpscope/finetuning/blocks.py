@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, listing, shown
@@ -14,8 +14,16 @@ from sharpscope.layers import Tower, tower_of
 __all__ = ["PARTS", "Linear", "Part", "linears_of"]
 
 Part = Literal["q", "k", "v", "o", "mlp_in", "mlp_out"]
-"""What a linear layer of a block computes: attention's queries, keys, values and output; the MLP's two layers."""
-PARTS: Final[tuple[Part, ...]] = get_args(Part)
+"""What a linear layer of a block computes; see ``PARTS``."""
+PARTS: Final[dict[Part, str]] = {
+    "q": "attention's queries",
+    "k": "attention's keys",
+    "v": "attention's values",
+    "o": "attention's output",
+    "mlp_in": "a linear layer into the MLP",
+    "mlp_out": "a linear layer out of the MLP",
+}
+"""Every part -> what it is, in words."""
 
 _BLOCK: Final = re.compile(r"(.+\.(?:resblocks|blocks)\.\d+)\.(.+)")
 _WEIGHTS: Final[dict[str, tuple[Part, ...]]] = {
@@ -56,7 +64,7 @@ class Linear:
 
 
 def linears_of(
-    model: ClipModel, parts: Collection[str], method: str, towers: Collection[Tower] = ("image", "text")
+    model: ClipModel, parts: Collection[Part], method: str, towers: Collection[Tower] = ("image", "text")
 ) -> tuple[Linear, ...]:
     """The layers that compute ``parts`` in every block of ``towers``, in the model's order.
 
@@ -79,15 +87,15 @@ def _all(model: ClipModel) -> Iterator[Linear]:
     encoders = {*model.image_names, *model.text_names}  # a captioning decoder is in neither
     for name in model.parameter_names:
         match = _BLOCK.fullmatch(name)
-        if match is None or name not in encoders:
+        if match is None or name not in encoders or len(model.shapes[name]) != 2:  # a convolution takes no pixel alone
             continue
+        rows, columns = model.shapes[name]
         held = _WEIGHTS.get(match[2], ())
         for index, part in enumerate(held):
-            rows, columns = model.shapes[name]
             yield Linear(match[1], part, name, index, len(held), rows // len(held), columns)
 
 
-def _lacking(model: ClipModel, tower: Tower, parts: Collection[str], found: Collection[Linear]) -> str:
+def _lacking(model: ClipModel, tower: Tower, parts: Collection[Part], found: Collection[Linear]) -> str:
     """What is missing in ``tower``, in words; empty where nothing is."""
     names = model.image_names if tower == "image" else model.text_names
     blocks = dict.fromkeys(match[1] for n in names if (match := _BLOCK.fullmatch(n)))
@@ -95,6 +103,6 @@ def _lacking(model: ClipModel, tower: Tower, parts: Collection[str], found: Coll
         return "has no blocks of attention and MLP (a ResNet's blocks are convolutions)"
     has = {(linear.block, linear.part) for linear in found}
     for block in blocks:
-        if missing := [part for part in parts if (block, part) not in has]:
+        if missing := [PARTS[part] for part in parts if (block, part) not in has]:
             return f"has a block '{shown(block)}' without {listing(missing)}"
     return ""

@@ -125,6 +125,15 @@ def test_killed_and_taken_up_is_uninterrupted_bit_for_bit(
 
 
 @EVERY
+def test_what_is_frozen_for_validation_classifies_alike(name: str, task: Task, examples: TensorExamples) -> None:
+    prepared = quick(name).prepare(task)
+    moved = {k: t + 0.1 * t.cos() if k in all_trained(prepared) else t for k, t in prepared.theta.items()}
+    with torch.no_grad():
+        frozen = prepared.logits(prepared.freeze(moved), examples.images)
+        torch.testing.assert_close(frozen, prepared.logits(moved, examples.images))
+
+
+@EVERY
 def test_another_seed_is_another_training(name: str, task: Task, examples: TensorExamples) -> None:
     first, other = (fit(quick(name), dataclasses.replace(task, seed=s), examples) for s in (3, 4))
     assert any(not torch.equal(first.theta[k], other.theta[k]) for k in first.theta)

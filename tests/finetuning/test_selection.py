@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from sharpscope.cli.main import main
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
+from sharpscope.finetuning.blocks import linears_of
 from sharpscope.finetuning.examples import TensorExamples
 from sharpscope.finetuning.fit import Fitted, fit
 from sharpscope.finetuning.method import Task
@@ -22,7 +22,6 @@ from sharpscope.finetuning.methods.clipfit import clipfit_names
 from sharpscope.finetuning.methods.r_adapter import adapters_of
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.layers import tower_of
-from sharpscope.miniworld import world as miniworld
 from sharpscope.weights.checkpoint import read_checkpoint
 
 
@@ -95,44 +94,21 @@ def test_by_command_it_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 # ---------------------------------------------------------------- towers
-_TEXT = {
-    "context_length": 16, "vocab_size": 708, "width": 16, "heads": 2, "layers": 1,
-    "tokenizer_kwargs": {"bpe_path": "mini_bpe.txt.gz"},
-}  # fmt: skip
-_TIMM = {"timm_model_pretrained": False}
-TOWERS: dict[str, dict[str, Any]] = {
-    "eva02": {
-        "timm_model_name": "eva02_tiny_patch14_224",
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": 28,
-    },
-    "siglip": {"timm_model_name": "test_vit3", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
-    "timm resnet": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
-}
-"""EVA's and SigLIP's kinds of tower (timm's smallest ones: rotary positions; a pool of attention) and a timm ResNet."""
 COVERED = {"clipfit": {"vit", "customtext", "eva02", "siglip"}, "r-adapter": {"vit", "customtext", "eva02", "siglip"}}
+COVERED["clipfit"] |= {"convnext"}
+COVERED["lora"] = COVERED["r-adapter"]
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ClipModel]:
-    folder = tmp_path_factory.mktemp("towers")
-    shutil.copy(miniworld.tokenizer_path(), folder / "mini_bpe.txt.gz")
-    made = {}
-    for name, tower in TOWERS.items():
-        config = {"embed_dim": 12, "custom_text": True, "vision_cfg": {**tower, **_TIMM}, "text_cfg": _TEXT}
-        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
-        made[name] = ClipModel.load(str(folder / f"{name}.json"))
-    return made
-
-
-@pytest.mark.parametrize("kind", ["vit", "customtext", "resnet", *TOWERS])
+@pytest.mark.parametrize("kind", ["vit", "customtext", "resnet", "eva02", "siglip", "timm resnet", "convnext"])
 @pytest.mark.parametrize("method", COVERED)
 def test_a_method_that_names_layers_covers_every_block_of_both_towers_or_refuses(
     method: str, kind: str, towers: dict[str, ClipModel], tiny_thetas: dict[str, Any]
 ) -> None:
     model = towers[kind] if kind in towers else tiny_thetas[kind][0]
-    names = clipfit_names if method == "clipfit" else adapters_of
+    names: Callable[[ClipModel], Any] = {
+        "clipfit": clipfit_names, "r-adapter": adapters_of,
+        "lora": lambda m: [one.weight for one in linears_of(m, ("q", "k", "v"), "lora")],
+    }[method]  # fmt: skip
     if kind not in COVERED[method]:
         with pytest.raises(ConfigError, match=f"{method}: .*image"):
             names(model)

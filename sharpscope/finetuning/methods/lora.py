@@ -27,7 +27,7 @@ from sharpscope.finetuning.schedule import Schedule
 from sharpscope.layers import Tower
 from sharpscope.weights.theta import Theta
 
-__all__ = ["LoRA", "factors_of", "lora_merged"]
+__all__ = ["LoRA", "dropped", "factors_of", "lora_merged"]
 
 _TOWERS: Final[Mapping[str, tuple[Tower, ...]]] = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
 
@@ -95,7 +95,7 @@ class LoRA(Method):
             return lora_merged(theta, linears, self.scale)
 
         def losses(theta: Theta, batch: Batch) -> Losses:
-            return loss(lora_merged(self._dropped(theta, linears, batch), linears, self.scale), batch)
+            return loss(whole(dropped(theta, linears, self.dropout, batch.generator("dropout"))), batch)
 
         def logits(theta: Theta, images: Tensor) -> Tensor:
             return classifier.logits(whole(theta), images)
@@ -122,21 +122,20 @@ class LoRA(Method):
             added[up] = like.new_zeros(linear.outputs, self.rank)
         return added
 
-    def _dropped(self, theta: Theta, linears: Iterable[Linear], batch: Batch) -> Theta:
-        """``theta`` with the columns of every A left out that belong to this step's dropped inputs."""
-        if not self.dropout:
-            return theta
-        generator, changed = batch.generator("dropout"), dict(theta)
-        for linear in linears:
-            down, _ = factors_of(linear)
-            kept = torch.rand(linear.inputs, generator=generator) >= self.dropout
-            changed[down] = theta[down] * kept.to(theta[down]) / (1 - self.dropout)
-        return changed
-
 
 def factors_of(linear: Linear) -> tuple[str, str]:
     """The names of A [rank, in] and B [out, rank] of one layer."""
     return f"{linear.weight}.{linear.part}.lora_A", f"{linear.weight}.{linear.part}.lora_B"
+
+
+def dropped(theta: Theta, linears: Iterable[Linear], share: float, generator: torch.Generator) -> Theta:
+    """``theta`` where every A has lost each input with probability ``share``; the others are divided by 1 - share."""
+    changed = dict(theta)
+    for linear in linears if share else ():
+        down, _ = factors_of(linear)
+        kept = torch.rand(linear.inputs, generator=generator) >= share
+        changed[down] = theta[down] * kept.to(theta[down]) / (1 - share)
+    return changed
 
 
 def lora_merged(theta: Mapping[str, Tensor], linears: Iterable[Linear], scale: float) -> Theta:
