@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -43,7 +44,7 @@ def groups(theta: Theta, linear: Linear) -> tuple[Tensor, ...]:
     return theta[linear.weight].chunk(linear.count)
 
 
-@pytest.mark.parametrize("kind", ["vit", "eva02", "siglip"])
+@pytest.mark.parametrize("kind", ["vit", "siglip"])
 def test_it_starts_at_theta_0_bit_for_bit(kind: str, towers: Any, tiny_thetas: Any) -> None:
     model, theta = (towers[kind], towers[kind].init(0)) if kind in towers else tiny_thetas[kind]
     method = LoRA(**SMALL, **EVERYWHERE)
@@ -184,6 +185,35 @@ def test_a_bad_setting_is_refused(tiny_thetas: Any, task: Task) -> None:
     with pytest.raises(ConfigError, match=r"lora: the image tower .* only 3 layers of the text tower would be adapted"):
         LoRA(**SMALL).prepare(resnet)
     assert len(LoRA(**SMALL, towers="text").prepare(resnet).stages[0].trained) == 6  # the text tower alone, if asked
+
+
+def test_the_layers_are_found_by_the_names_of_evas_gated_blocks() -> None:
+    """Separate q, k and v, and two layers into the MLP; a captioning decoder and 1 x 1 convolutions are left alone."""
+    block = "visual.trunk.blocks.0."
+    own = {"attn.q_proj": (6, 6), "attn.k_proj": (6, 6), "attn.v_proj": (6, 6), "attn.proj": (6, 6),
+           "mlp.fc1_g": (8, 6), "mlp.fc1_x": (8, 6), "mlp.fc2": (6, 8), "norm1": (6,)}  # fmt: skip
+    image = {f"{block}{name}.weight": shape for name, shape in own.items()}
+    decoder = {"text_decoder.resblocks.0.attn.in_proj_weight": (18, 6)}
+
+    def model(shapes: dict[str, Any]) -> Any:
+        return SimpleNamespace(
+            name="eva", shapes=shapes, parameter_names=[*shapes], image_names=[*image], text_names=[]
+        )
+
+    found = linears_of(model(decoder | image), tuple(PARTS), "lora", ("image",))
+    assert [(one.part, one.weight.removeprefix(block)) for one in found] == [
+        ("q", "attn.q_proj.weight"), ("k", "attn.k_proj.weight"), ("v", "attn.v_proj.weight"),
+        ("o", "attn.proj.weight"), ("mlp_in", "mlp.fc1_g.weight"), ("mlp_in", "mlp.fc1_x.weight"),
+        ("mlp_out", "mlp.fc2.weight"),
+    ]  # fmt: skip
+    assert {(one.index, one.count, one.outputs, one.inputs) for one in found} == {
+        (0, 1, 6, 6),
+        (0, 1, 8, 6),
+        (0, 1, 6, 8),
+    }
+    convolution = image | {f"{block}mlp.fc2.weight": (6, 8, 1, 1)}
+    with pytest.raises(ConfigError, match="block 'visual.trunk.blocks.0' without a linear layer out of the MLP, so"):
+        linears_of(model(convolution), ("o", "mlp_out"), "r-adapter", ("image",))
 
 
 def test_the_file_is_whole_and_says_what_was_trained(tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.clipfit import clipfit_names
 from sharpscope.finetuning.methods.r_adapter import adapters_of
 from sharpscope.finetuning.registry import METHODS
+from sharpscope.finetuning.selection import only
 from sharpscope.layers import tower_of
+from sharpscope.miniworld.shipped import checkpoint_path
 from sharpscope.weights.checkpoint import read_checkpoint
 
 
@@ -82,13 +84,33 @@ def test_what_would_do_nothing_is_refused(
         tuned(method, pattern, task, examples)
 
 
+def test_a_tensor_that_the_method_does_not_train_joins_the_last_stage_alone(task: Task) -> None:
+    prepared = METHODS["lp-ft"](batch_size=4, warmup=0.0, scale_baked=False).prepare(task)
+    stages = only(prepared, task, r"head\.weight|logit_scale", "lp-ft").stages
+    assert [set(stage.trained) for stage in stages] == [{"head.weight"}, {"head.weight", "logit_scale"}]
+
+
+def test_running_statistics_are_no_weights(task: Task, tiny_thetas: dict[str, Any]) -> None:
+    """The loss depends on a batch norm's running mean and variance as well, but they are never trained."""
+    model, theta = tiny_thetas["resnet"]
+    resnet = dataclasses.replace(task, model=model, theta_0=theta)
+    prepared = METHODS["wise-ft"](batch_size=4, warmup=0.0).prepare(resnet)
+    (stage,) = only(prepared, resnet, r"^visual\.bn1", "wise-ft").stages
+    assert stage.trained == ("visual.bn1.weight", "visual.bn1.bias")
+    with pytest.raises(ConfigError, match="running_mean.*, which this method's loss or file does not depend on"):
+        only(prepared, resnet, r"bn1\.running_mean", "wise-ft")
+
+
 def test_by_command_it_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "finetune", "--zeroshot", "mini:zeroshot", "--train", "mini:photo", "--model", "mini", "--steps", "1",
         "--batch-size", "16", "--set", "shots=1", "warmup=0", "--out", str(tmp_path), "--train-only",
     ]  # fmt: skip
     assert main([*arguments, r"bias$"]) == 0
-    told = json.loads(read_checkpoint(tmp_path / "wise-ft.safetensors").facts["metadata"]["sharpscope.finetuning"])
+    read, start = (read_checkpoint(p) for p in (tmp_path / "wise-ft.safetensors", checkpoint_path("mini:zeroshot")))
+    changed = {n for n, t in start.tensors.items() if n in read.tensors and not torch.equal(t, read.tensors[n])}
+    assert changed and all(n.endswith("bias") for n in changed)
+    told = json.loads(read.facts["metadata"]["sharpscope.finetuning"])
     assert told["train_only"] == "bias$"
     assert main([*arguments, "weight"]) == 2 and "train_only differ" in capsys.readouterr().err
 

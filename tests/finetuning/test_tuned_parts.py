@@ -263,6 +263,8 @@ def test_every_kind_of_adapter_starts_at_theta_0_and_learns(variant: str, task: 
     prepared, places = method.prepare(task), adapters_of(task.model)
     start = merged(prepared.theta, places)
     assert all(torch.equal(start[n], task.theta_0[n]) for n in task.theta_0)
+    for name, matrix in ((n, t) for n, t in prepared.theta.items() if n.endswith(".d.weight")):
+        assert 0.7 * (6 / sum(matrix.shape)) ** 0.5 < float(matrix.abs().max()) <= (6 / sum(matrix.shape)) ** 0.5, name
     after = trained(method, prepared)
     assert moved(prepared.theta, after) == set(prepared.stages[0].trained)
     kinds = {n.rpartition(".adapter_")[2].partition(".")[2] for n in prepared.stages[0].trained}
