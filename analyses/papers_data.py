@@ -238,7 +238,7 @@ def towers(root: Path) -> None:
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     timm = {"timm_model_name": "test_vit3", "timm_pool": "", "timm_proj": "linear", "timm_model_pretrained": False}
     deeper = {**vision, "layers": vision["layers"] + 1}
-    for name, tower in (("resnet", resnet), ("timm", {**timm, "image_size": 32}), ("deeper", deeper)):
+    for name, tower in (("resnet", resnet), ("timm", {**timm, "image_size": 160}), ("deeper", deeper)):
         (root / f"{name}.json").write_text(json.dumps({**config, "vision_cfg": tower}), encoding="utf-8")
         weights = ClipModel.load(str(root / f"{name}.json")).init(0)
         weights |= {n: t for n, t in known.items() if n in weights and weights[n].shape == t.shape}

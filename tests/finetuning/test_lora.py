@@ -193,14 +193,17 @@ def test_the_layers_are_found_by_the_names_of_evas_gated_blocks() -> None:
     own = {"attn.q_proj": (6, 6), "attn.k_proj": (6, 6), "attn.v_proj": (6, 6), "attn.proj": (6, 6),
            "mlp.fc1_g": (8, 6), "mlp.fc1_x": (8, 6), "mlp.fc2": (6, 8), "norm1": (6,)}  # fmt: skip
     image = {f"{block}{name}.weight": shape for name, shape in own.items()}
-    decoder = {"text_decoder.resblocks.0.attn.in_proj_weight": (18, 6)}
+    text = {"transformer.resblocks.0.attn.in_proj_weight": (18, 6)}
+    decoder = {f"text_decoder.{name.partition('.')[2]}": shape for name, shape in text.items()}
 
     def model(shapes: dict[str, Any]) -> Any:
         return SimpleNamespace(
             name="eva", shapes=shapes, parameter_names=[*shapes], image_names=[*image], text_names=[]
         )
 
-    found = linears_of(model(decoder | image), tuple(PARTS), "lora", ("image",))
+    packed = linears_of(model(decoder | image | text), ("v",), "lora", ("text",))
+    assert packed == (Linear("transformer.resblocks.0", "v", next(iter(text)), 2, 3, 6, 6),)
+    found = linears_of(model(image), tuple(PARTS), "lora", ("image",))
     assert [(one.part, one.weight.removeprefix(block)) for one in found] == [
         ("q", "attn.q_proj.weight"), ("k", "attn.k_proj.weight"), ("v", "attn.v_proj.weight"),
         ("o", "attn.proj.weight"), ("mlp_in", "mlp.fc1_g.weight"), ("mlp_in", "mlp.fc1_x.weight"),
