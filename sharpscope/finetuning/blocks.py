@@ -87,7 +87,7 @@ def _all(model: ClipModel) -> Iterator[Linear]:
     encoders = {*model.image_names, *model.text_names}  # a captioning decoder is in neither
     for name in model.parameter_names:
         match = _BLOCK.fullmatch(name)
-        if match is None or name not in encoders or len(model.shapes[name]) != 2:  # a convolution takes no pixel alone
+        if match is None or name not in encoders or len(model.shapes[name]) != 2:  # norms and convolutions have others
             continue
         rows, columns = model.shapes[name]
         held = _WEIGHTS.get(match[2], ())
