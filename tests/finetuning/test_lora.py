@@ -198,7 +198,7 @@ def test_the_layers_are_found_by_the_names_of_evas_gated_blocks() -> None:
 
     def model(shapes: dict[str, Any]) -> Any:
         return SimpleNamespace(
-            name="eva", shapes=shapes, parameter_names=[*shapes], image_names=[*image], text_names=[]
+            name="eva", shapes=shapes, parameter_names=[*shapes], image_names=[*image], text_names=[*text]
         )
 
     packed = linears_of(model(decoder | image | text), ("v",), "lora", ("text",))
