@@ -270,6 +270,11 @@ _KG: Final[dict[str, Any]] = _PROMPT | {"batch_size": 128, "strength": 8.0}
 _LP_PAPER, _PROBE_PAPER = "Kumar et al. 2022, arXiv 2202.10054", "Radford et al. 2021, arXiv 2103.00020"
 _L2_PAPER, _STARFT_PAPER = "Li et al. 2018, arXiv 1802.01483", "Kim et al. 2025, arXiv 2505.13232"
 _KG_PAPER, _CONT_PAPER = "Yao et al. 2023, arXiv 2303.13283", "Wang et al. 2024, arXiv 2412.20895"
+_TPGM_PROJECT: Final[dict[str, Any]] = NEUTRAL | {
+    "lr": 0.01, "epochs": 10, "steps": 200, "batch_size": 64, "weight_decay": 0.0, "schedule": "constant", "norm": "l2",
+    "file": None,
+}  # fmt: skip
+_TPGM_PAPER: Final = "Tian et al. 2023, arXiv 2303.10720"
 _R_PAPER: Final = "Kim et al. 2024, arXiv 2408.05749"
 
 _ON_WISE: Final = (
@@ -282,6 +287,10 @@ _ON_WISE: Final = (
 
 def _ldifs(lines: str, *sets: str) -> Source:
     return Source("omegafragger/ldifs_code", "5ffdeef", "args.py", lines, sets)
+
+
+def _tpgm(path: str, lines: str, *sets: str) -> Source:
+    return Source("PotatoTian/TPGM", "17be509", f"ImageNet_ViT_Exp/{path}", lines, sets)
 
 
 def _rival(name: str, what: str, paper: str, sources: tuple[Source, ...], why: str, **own: Any) -> Published:
@@ -374,11 +383,18 @@ _ROWS: Final = (
         lr=1e-5, batch_size=128, strength=10.0,
     ),
     _rival(
-        "tpgm", "any classification", "Tian et al. 2023, arXiv 2303.10720",
-        (Source("PotatoTian/TPGM", "17be509", "ImageNet_ViT_Exp/main_finetune.py", "65-74",
-                ("radius_steps", "radius_lr", "norm")),),
+        "tpgm", "any classification", _TPGM_PAPER,
+        (_tpgm("main_finetune.py", "65-74", "radius_steps", "radius_lr", "norm"),),
         "theirs learns the radii on ImageNet's validation set; a share of the training images is our choice",
         held_out=0.1, radius_steps=200, radius_lr=0.01, norm="l2",
+    ),
+    Published(
+        "tpgm-project", "tpgm-project", "on top of another method's file: --set file=FILE", _TPGM_PAPER, _TPGM_PROJECT,
+        (
+            _tpgm("main_finetune.py", "58-74", "batch_size", "steps", "lr", "norm"),
+            _tpgm("utils/tpgm.py", "131", "weight_decay", "schedule"),
+        ),
+        ("epochs", "file"), "epochs are not used where steps is given; the file is the user's",
     ),
     _rival(
         "sam", "the intervention test of a claim about sharpness", "Foret et al. 2021, arXiv 2010.01412", (),

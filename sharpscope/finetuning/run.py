@@ -196,6 +196,8 @@ def finetune(
     if recipe is not None:
         belongs["recipe"] = {"name": recipe, "changed": {n: getattr(tuning, n) for n in sorted(hyperparameters)}}
     belongs |= {n: v for n, v in (("train_only", train_only), ("keep_every", keep_every)) if v is not None}
+    if inputs := tuning.inputs():
+        belongs["inputs"] = dict(inputs)
     if origin := METHODS.origins.get(tuning.name):
         belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)

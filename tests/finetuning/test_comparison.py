@@ -32,7 +32,7 @@ def script() -> ModuleType:
     return module
 
 
-NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}
+NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "tpgm-project", "sam", "asam"}
 """Methods that came after the comparison: its rates were chosen, and its pairs trained, without them."""
 
 
