@@ -71,7 +71,7 @@ def test_a_shipped_file_is_projected_tensor_by_tensor_and_its_content_is_remembe
     assert not again.losses  # already finished
     other = read_checkpoint_of("failure")
     write_checkpoint(tmp_path / "mine.safetensors", other.tensors, other.facts["metadata"])
-    with pytest.raises(ConfigError, match="already holds another fine-tuning.*inputs"):
+    with pytest.raises(ConfigError, match="already holds another fine-tuning: inputs.file was"):
         project(tmp_path / "mine.safetensors", tmp_path / "out")
 
 
