@@ -91,7 +91,7 @@ def test_by_command_it_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*arguments, r"bias$"]) == 0
     told = json.loads(read_checkpoint(tmp_path / "wise-ft.safetensors").facts["metadata"]["sharpscope.finetuning"])
     assert told["train_only"] == "bias$"
-    assert main([*arguments, "weight"]) == 2 and "train_only differ" in capsys.readouterr().err
+    assert main([*arguments, "weight"]) == 2 and "fine-tuning: train_only was" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- towers
