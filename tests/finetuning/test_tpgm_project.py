@@ -44,6 +44,7 @@ def test_tpgm_is_wise_ft_and_then_the_projection_of_its_file(
         assert told[name] == pytest.approx(expected[name], abs=2e-4)
         torch.testing.assert_close(second.exported.tensors[name], both.exported.tensors[name], rtol=1e-3, atol=1e-5)
     assert second.losses == pytest.approx(both.losses[4:], rel=1e-4)
+    torch.testing.assert_close(second.theta[RADII], both.theta[RADII], rtol=1e-3, atol=1e-5)  # and none left its range
     assert min(told.values()) < 0.6 < max(told.values())
 
 
