@@ -694,6 +694,12 @@ METRICS: Final[dict[str, str]] = {
     "pm10": "share of anchor frames that are right together with all their neighbours within 10 frames (video frames)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
+    "i2t_r1": "share of images one of whose captions is nearest to the image among all captions (sets of captions)",
+    "i2t_r5": "share of images one of whose captions is among the 5 nearest to the image (sets of captions)",
+    "i2t_r10": "share of images one of whose captions is among the 10 nearest to the image (sets of captions)",
+    "t2i_r1": "share of captions whose image is nearest to the caption among all images (sets of captions)",
+    "t2i_r5": "share of captions whose image is among the 5 nearest to the caption (sets of captions)",
+    "t2i_r10": "share of captions whose image is among the 10 nearest to the caption (sets of captions)",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 

@@ -32,7 +32,7 @@ class _Measured:
     for its data sets, and their average is added."""
     metrics: tuple[str, ...] | None = None
     """Metrics to report: top1, top5, mean_per_class, macro_f1, worst_group, pm0, pm10, ece, nll; default: every metric
-    that is defined for the data set."""
+    that is defined for the data set. Sets of captions have i2t_r1, i2t_r5, i2t_r10, t2i_r1, t2i_r5, t2i_r10."""
 
 
 @dataclass(frozen=True, kw_only=True)

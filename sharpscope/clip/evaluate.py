@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
@@ -19,30 +18,29 @@ from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, datas
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
+from sharpscope.clip.evaluate_captions import BOTH_TOWERS, caption_rows, check_towers_alone
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
-from sharpscope.clip.pair import check_activation, check_head_names, load_pair, pick_device, resolve_checkpoint
-from sharpscope.clip.points import PathChoice, as_checkpoint, path_choices
+from sharpscope.clip.pair import check_activation, check_head_names, pick_device, resolve_checkpoint
+from sharpscope.clip.points import path_choices
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
-from sharpscope.clip.settings import check_head_file, check_templates, check_used
-from sharpscope.config.specs import check_folders
-from sharpscope.config.study import ALPHAS, checkpoint_stem
+from sharpscope.clip.settings import check_head_file, check_templates
+from sharpscope.clip.subjects import File, check_needed, read_over, subjects
+from sharpscope.config.specs import check_folders, holds_captions
+from sharpscope.config.study import ALPHAS
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
 from sharpscope.vocabulary import (
     COLLECTIONS,
-    DENSE,
     METRICS,
     ClassPosition,
     PathName,
     check_metrics,
     expand_specs,
-    path_variant,
 )
 from sharpscope.weights import Checkpoint, read_checkpoint
-from sharpscope.weights.checkpoint import with_head
 from sharpscope.weights.compare import check_model
 from sharpscope.weights.prompts import read_prompts
 from sharpscope.weights.theta import on_device
@@ -53,11 +51,8 @@ __all__ = [
     "CheckpointHeads",
     "SetsByNames",
     "answered",
-    "check_needed",
-    "checkpoint_labels",
     "collection_means",
     "evaluate",
-    "read_over",
 ]
 
 COLUMNS = (
@@ -68,7 +63,6 @@ COLUMNS = (
 
 _TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "scale")
 Names = tuple[str, ...]
-File = str | FilePath
 
 
 def evaluate(
@@ -107,6 +101,8 @@ def evaluate(
         checkpoints: one checkpoint, or several of one architecture.
         model: open_clip name, config JSON, or ``mini``.
         specs: data set specs, or names of collections. For each collection the average over its data sets is added.
+            A set of captions (``retrieval:FILE``) has R@k in place of accuracies, from the image tower and the text
+            tower of the checkpoint, or of the point of the path; a head plays no part in it. Its rows come last.
         metrics: names of ``sharpscope.vocabulary.METRICS``, which are added to top1 and the metrics usual for the data
             set; None: all metrics that are defined for the data set.
         head: stored | zeroshot | text | auto. auto takes the stored head where there is one and the data set's classes
@@ -139,7 +135,7 @@ def evaluate(
     Raises:
         ConfigError: an unknown metric, model, head or path, a checkpoint that is given twice, a setting of paths that
             none of them has, or a base, head_file, templates or class_position that would change nothing for any
-            checkpoint.
+            checkpoint, or a head or class names where all sets are sets of captions.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
         DatasetError: a data set that is missing, empty or does not fit the class names.
@@ -151,9 +147,13 @@ def evaluate(
         check_head_file(head)
     if head == "stored":
         check_templates(templates)
-    clip, where, sets = ClipModel.load(model), pick_device(device), dict.fromkeys(expand_specs(specs))
-    check_folders(sets, data_root)
-    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    clip, where, every = ClipModel.load(model), pick_device(device), tuple(dict.fromkeys(expand_specs(specs)))
+    check_folders(every, data_root)
+    sets, captions = [s for s in every if not holds_captions(s)], [s for s in every if holds_captions(s)]
+    if not sets:
+        check_towers_alone(head, head_file, classnames, class_position)
+    reading = {"data_root": data_root, "limit": limit, "seed": seed}
+    data = SetsByNames(clip, reading)
     choices = path_choices(paths, alphas, base, path_density, fisher_0, fisher_1, seed)
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, FilePath)) else classnames
     prompts = read_lines(templates, "templates") if isinstance(templates, (str, FilePath)) else templates
@@ -169,7 +169,7 @@ def evaluate(
         "class_position": class_position,
     }  # fmt: skip
     along = ALPHAS if alphas is None else tuple(alphas)
-    for label, variant, alpha, weights in _subjects(files, read, base, choices, along, options):
+    for label, variant, alpha, weights in subjects(files, read, base, choices, along, options) if sets else ():
         check_activation(clip, (weights,))
         heads = CheckpointHeads(
             clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
@@ -193,41 +193,14 @@ def evaluate(
                 seed=seed,
             )
         rows += own + collection_means(own, specs)
+    if captions:
+        stating = {"level": level, "bootstrap": bootstrap, "seed": seed}
+        points = subjects(files, read, base, choices, along, {"model": clip, **BOTH_TOWERS})
+        rows += caption_rows(points, captions, clip, where, batch_size, reading, stating, progress)
     table = pd.DataFrame(rows).rename(columns={"pair": "checkpoint"})[list(COLUMNS)]
     if templates is not None and not from_text:
         table.attrs["unused"] = "templates: no head was made from text, so that they changed nothing."
     return table
-
-
-def read_over(file: File, base: Checkpoint | None, head_file: File | None) -> Checkpoint:
-    """The checkpoint ``file``, laid over ``base`` and with the head in ``head_file`` where it needs them."""
-    weights = read_checkpoint(resolve_checkpoint(file), base=base)
-    return weights if head_file is None or weights.facts["head"] else with_head(weights, head_file)
-
-
-def check_needed(
-    files: Sequence[File],
-    read: Callable[[File], Checkpoint],
-    base: File | None,
-    head_file: File | None,
-    position: ClassPosition | None,
-) -> None:
-    """Raise ConfigError where a base, a head's file or a position of class names would change nothing for any file."""
-    if base is None and head_file is None and position is None:
-        return
-    ends = ((end.facts, holds_prompts(end)) for end in map(read, files))  # the tensors of one file at a time
-    laid, own, prompts = [], [], []
-    for facts, learnt in ends:
-        laid.append(bool(facts["overlay"] or facts["adapter"]))
-        own.append("file_sha256" in (facts["head"] or {}))
-        prompts.append(learnt)
-    names = [str(f) for f in files]
-    if base is not None:
-        check_used("base", laid, names)
-    if head_file is not None:
-        check_used("head_file", own, names)
-    if position is not None:
-        check_used("class_position", prompts, names)
 
 
 @dataclass(frozen=True)
@@ -270,27 +243,6 @@ def answered(
     return out
 
 
-def _subjects(
-    files: Sequence[File],
-    read: Callable[[File], Checkpoint],
-    base: File | None,
-    choices: Sequence[PathChoice],
-    alphas: Sequence[float],
-    options: Mapping[str, Any],
-) -> Iterator[tuple[str, str, float, Checkpoint]]:
-    """(label, variant, alpha, weights) of everything that is evaluated: the files, or the points of paths to them."""
-    for label, file in zip(checkpoint_labels(files, "evaluate"), files, strict=True):
-        if not choices:
-            yield label, DENSE, math.nan, read(file)
-            continue
-        assert base is not None
-        pair = load_pair(base, file, **options)
-        for choice in choices:
-            path, _ = choice.path(pair)
-            for alpha in alphas:
-                yield label, path_variant(choice.kind), float(alpha), as_checkpoint(pair, path.at(alpha), str(file))
-
-
 def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
@@ -299,18 +251,6 @@ def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> li
         for row in mean_rows(members, name, "mean"):
             out.append(row | {"note": "; ".join(x for x in (f"mean of {name}", row["note"]) if x)})
     return out
-
-
-def checkpoint_labels(files: Sequence[File], command: str) -> list[str]:
-    """The names of checkpoints in a table: the stems of their files where these differ, else their paths.
-
-    Raises ConfigError, naming ``command``, for a file that is given twice.
-    """
-    stems = [checkpoint_stem(f) for f in files]
-    labels = stems if len(set(stems)) == len(stems) else [str(f) for f in files]
-    if len(set(labels)) != len(labels):
-        raise ConfigError(f"{command}: a checkpoint is given twice ({shown(', '.join(labels))}).")
-    return labels
 
 
 @dataclass
