@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.agreement import Seen
+from sharpscope.clip.all_pairs import AllPairs, check_all_pairs
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.datasets.spec import load_dataset
@@ -90,6 +92,7 @@ def evaluate(
     path_density: float | None = None,
     fisher_0: File | None = None,
     fisher_1: File | None = None,
+    agreement_out: File | None = None,
 ) -> pd.DataFrame:
     """Every metric of every checkpoint on every data set, with intervals: one table.
 
@@ -127,6 +130,8 @@ def evaluate(
             evaluated in place of the checkpoints themselves, each as the file that ``interpolate`` writes would be.
         alphas: the points; None: 0, .1 ... 1. ``path_density``, ``fisher_0``, ``fisher_1``: see ``interpolate``; the
             seed of the paths dare and random is ``seed``.
+        agreement_out: file to write, with the columns of a run's agreement.csv: how far the checkpoints agree with one
+            another, for every ordered pair ``A|B`` (``all_pairs.AllPairs.table``).
 
     Returns:
         One row per (checkpoint, data set, metric). ``role`` is test, or mean for the average over the data sets that
@@ -135,7 +140,8 @@ def evaluate(
     Raises:
         ConfigError: an unknown metric, model, head or path, a checkpoint that is given twice, a setting of paths that
             none of them has, or a base, head_file, templates or class_position that would change nothing for any
-            checkpoint, or a head or class names where all sets are sets of captions.
+            checkpoint, or a head or class names where all sets are sets of captions; agreement_out with fewer than
+            two checkpoints or with paths.
         CheckpointError, CorruptCheckpoint, UnsafeCheckpoint: a file that cannot be used.
         PairMismatch: weights or a head that do not fit the model or the class names.
         DatasetError: a data set that is missing, empty or does not fit the class names.
@@ -169,30 +175,42 @@ def evaluate(
         "class_position": class_position,
     }  # fmt: skip
     along = ALPHAS if alphas is None else tuple(alphas)
-    for label, variant, alpha, weights in subjects(files, read, base, choices, along, options) if sets else ():
-        check_activation(clip, (weights,))
-        heads = CheckpointHeads(
-            clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
-        )
-        own: list[dict[str, Any]] = []
-        for spec in sets:
-            classifier, theta, dataset, said = heads.for_set(spec, data)
-            from_text |= classifier.mode == "zeroshot"
-            with contextlib.closing((progress or silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
-                given = answers(classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update)
-            own += accuracy_rows(
-                label,
-                alpha,
-                variant,
-                {spec: given},
-                {spec: "test"},
-                {spec: reported(dataset, wanted)},
-                level=level,
-                notes={spec: "; ".join(x for x in (dataset_note(dataset), said) if x)},
-                bootstrap=bootstrap,
-                seed=seed,
+    if agreement_out is not None:
+        check_all_pairs(files, sets, paths)
+    with contextlib.ExitStack() as stack:
+        together = None if agreement_out is None else stack.enter_context(AllPairs(clip, seed, level))
+        for label, variant, alpha, weights in subjects(files, read, base, choices, along, options) if sets else ():
+            check_activation(clip, (weights,))
+            heads = CheckpointHeads(
+                clip, model, weights, head, tuple(names) if names else None, tuple(prompts or ()), where, class_position
             )
-        rows += own + collection_means(own, specs)
+            own: list[dict[str, Any]] = []
+            for spec in sets:
+                classifier, theta, dataset, said = heads.for_set(spec, data)
+                from_text |= classifier.mode == "zeroshot"
+                collected = Seen()
+                with contextlib.closing((progress or silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
+                    given = answers(
+                        classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update,
+                        **({} if together is None else {"seen": collected}),
+                    )  # fmt: skip
+                if together is not None:
+                    together.take(label, spec, dataset, theta, collected)
+                own += accuracy_rows(
+                    label,
+                    alpha,
+                    variant,
+                    {spec: given},
+                    {spec: "test"},
+                    {spec: reported(dataset, wanted)},
+                    level=level,
+                    notes={spec: "; ".join(x for x in (dataset_note(dataset), said) if x)},
+                    bootstrap=bootstrap,
+                    seed=seed,
+                )
+            rows += own + collection_means(own, specs)
+        if together is not None:
+            together.write(str(agreement_out))
     if captions:
         stating = {"level": level, "bootstrap": bootstrap, "seed": seed}
         points = subjects(files, read, base, choices, along, {"model": clip, **BOTH_TOWERS})
