@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
     Block,
@@ -72,7 +73,7 @@ def answer(source: Source) -> Section:
         claim = f"{row['claim']} ({about})"
         numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
         count = "" if is_missing(row["n"]) else f"{int(row['n'])}"
-        evidence = cell(f"{row['evidence']}{shipped}")
+        evidence = cell(f"{said(str(row['evidence']))}{shipped}")
         rows.append((cell(f"{sign} {row['verdict']}", kind), cell(claim), evidence, cell(numbers), cell(count)))
     head = ("verdict", "claim", "evidence", "estimate [interval]", "n")
     return Section("Answer", "answer", (Grid.of(head, rows, numeric=(3, 4), source="tables/verdicts.csv"),))
@@ -90,17 +91,26 @@ def advice(source: Source) -> Section:
     rows = [
         (
             cell(r["pair"]),
-            cell(r["rule"], title=str(r["note"])),
+            cell(r["rule"], title=said(str(r["note"]))),
             alpha_cell(r["alpha"]),
             cell(layer_names(str(r["layers"])) or "none", title=str(r["layers"])),
             cell(interval(float(r["predicted_gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
             cell(percent(r["ood_accuracy"])),
             cell(points(r["regret"]).lstrip("+")),
-            status_cell(str(r["status"]), str(r["note"])),
+            status_cell(str(r["status"]), said(str(r["note"]))),
         )
         for r in in_order(table, source.order)
     ]
-    head = ("pair", "rule", "α", "make sparse", "predicted gain (points)", "OOD accuracy", "regret (points)", "status")
+    head = (
+        "pair",
+        "rule",
+        with_symbol("α"),
+        "make sparse",
+        "predicted gain (points)",
+        "OOD accuracy",
+        "regret (points)",
+        "status",
+    )
     caption = (
         "Every rule with its regret: the OOD accuracy that it loses against the alpha that OOD labels would pick. Only "
         "the oracle sees OOD labels."
@@ -114,11 +124,11 @@ def _advice_line(row: Mapping[str, Any]) -> Line:
     if math.isnan(alpha):
         what = "no alpha can be advised"
     elif alpha == 0:
-        what = "do not interpolate: keep the zero-shot model (α = 0)"
+        what = f"do not interpolate: keep the zero-shot model ({alpha_is(0)})"
     elif alpha == 1:
-        what = "do not interpolate: take the fine-tuned model as it is (α = 1)"
+        what = f"do not interpolate: take the fine-tuned model as it is ({alpha_is(1)})"
     else:
-        what = f"interpolate at α = {alpha:g}"
+        what = f"interpolate at {alpha_is(alpha)}"
     held = layer_names(str(row["layers"]))
     keep = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
     what += f"; make {held} sparse{keep}" if held else "; make no layer sparse"
@@ -127,7 +137,7 @@ def _advice_line(row: Mapping[str, Any]) -> Line:
     else:
         gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
         sure = f"predicted OOD gain over zero-shot {gain} points"
-    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(row["note"], 2000))
+    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(said(str(row["note"])), 2000))
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs
@@ -156,7 +166,7 @@ def pairs(source: Source) -> Section:
             moving = last["num_moving"]
             lines["parameters that move (head included)"] = MISSING if is_missing(moving) else f"{int(moving):,}"
             ends = [
-                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} (α = {r['alpha']:g})"
+                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} ({alpha_is(r['alpha'])})"
                 for _, r in own.iloc[[0, -1]].iterrows()
             ]
             lines["probe loss at the ends"] = "; ".join(ends)
@@ -180,27 +190,32 @@ def accuracy(source: Source) -> Section:
         own = dense[dense["pair"] == pair]
         mean = own[own["role"] == OOD_MEAN]
         best = _best_between(mean)
-        for what, alpha in (("zero-shot", 0.0), ("best α between them, by OOD labels", best), ("fine-tuned", 1.0)):
+        for what, alpha in (
+            ("zero-shot", 0.0),
+            (with_symbol("best α between them, by OOD labels"), best),
+            ("fine-tuned", 1.0),
+        ):
             here = own[own["alpha"] == alpha]
             if len(here):
                 spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
                 rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
     sets = dict.fromkeys(dense.loc[dense["role"] == OOD_MEAN, "dataset"])
     named = "; ".join(", ".join(short_set(d) for d in s.split("+")) for s in sets)
-    head = ("pair", "where", "α", "ID accuracy", "mean OOD accuracy")
+    head = ("pair", "where", with_symbol("α"), "ID accuracy", "mean OOD accuracy")
     caption = f"OOD mean over: {named}." if named else ""
     figures = source.figure(
         "wiseft_curve",
         "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
     ) + source.figure(
         "accuracy_along_alpha",
-        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
+        with_symbol("Accuracy along α")
+        + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",
-        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
-        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+        with_symbol("The chosen paths from the same start (star): mean OOD accuracy along α (left)")
+        + f", and over ID accuracy (right). Squares are {alpha_is(1)}: the fine-tuned model (black) or an edit of it.",
     )
     grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
@@ -232,7 +247,10 @@ def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
     for variant, name in _ALONG.items():
         own = primary_rows(table[(table["variant"] == variant) & (table["pair"] == pair)])
         best = _best_between(own[own["role"] == OOD_MEAN])
-        for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):
+        for what, alpha in (
+            (f"{name}: {with_symbol('best α')} between the ends, by OOD labels", best),
+            (f"{name}: {alpha_is(1)}", 1.0),
+        ):
             here = own[own["alpha"] == alpha]
             if len(here):
                 spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
@@ -258,7 +276,7 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
-    head = ("pair", "model", "α", "ID accuracy", "mean OOD accuracy")
+    head = ("pair", "model", with_symbol("α"), "ID accuracy", "mean OOD accuracy")
     return (Grid.of(head, rows, "Models that are not on the linear path.", (2, 3, 4), "tables/accuracy.csv"),)
 
 
@@ -286,7 +304,7 @@ def failure(source: Source) -> Section:
         left = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
         how = "; ".join(part for part in (how, left) if part) + "."
         lines.append(Line(f"{shown(pair)}: {how}"))
-    head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
+    head = ("pair", "flag", "data set", "what", with_symbol("α"), "estimate [interval]", "present", "note")
     grid = Grid.of(
         head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(4, 5), source="tables/failure.csv"
     )
@@ -318,5 +336,5 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         alpha,
         cell(value + unit),
         present,
-        cell(row["note"] or "", "note"),
+        cell(said(str(row["note"] or "")), "note"),
     )

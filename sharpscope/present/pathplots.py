@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -123,17 +124,17 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
             if len(far) and far.min() < 0.05:
                 row = inner.iloc[int(far.argmin())]
                 at.append((row["estimate_id"], row["estimate_ood"]))
-                texts.append(f"{row['alpha']:g}")
+                texts.append(alpha_number(row["alpha"]))
                 inks.append(colour)
     mixed = _outputs(ax, accuracy, list(curves))
     ax.grid(True)
     ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
     ends_key = [
-        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
-        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
+        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
     ]
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    key(figure_of(ax), [*lines, *ends_key, *mixed], "numbers: α")
+    key(figure_of(ax), [*lines, *ends_key, *mixed], with_symbol("numbers: α"))
     place_labels(ax, at, texts, inks, avoid=every)
     return ax
 
@@ -193,7 +194,7 @@ def accuracy_along_alpha(
             _loss_panel(below, path[path["pair"] == pair])
             ax.tick_params(labelbottom=False)
             below.set_ylabel("Probe loss" if column == 0 else "")
-        (below if loss else ax).set_xlabel("α (0 zero-shot, 1 fine-tuned)")
+        alpha_axis(below if loss else ax, ends=True)
     handles = [
         Line2D([], [], color=INK["black"], lw=2.0, label="OOD mean"),
         Line2D([], [], color=INK["grey"], lw=1.2, ls="--", label="ID"),
@@ -300,7 +301,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
         ax.grid(True, axis="y")
         ax.set_title(label(measure, 26), fontsize=7)
         if k + columns >= len(measures):
-            ax.set_xlabel("α")
+            alpha_axis(ax)
             ax.tick_params(labelbottom=True)
     handles: list[Any] = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 22))
