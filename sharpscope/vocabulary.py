@@ -313,7 +313,7 @@ def weight_on(alpha: float, side: AlphaSide) -> float:
     >>> weight_on(0.7, "zeroshot")
     0.3
     """
-    return alpha if side == "finetuned" else round(1 - alpha, 12)
+    return alpha if side == "finetuned" else round(1 - alpha, 12) + 0.0  # no negative zero
 
 
 ZERO_SHOT: Final = "zero-shot"
