@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers_of, dataset_note, logits, reported
+from sharpscope.clip.checkpoint_heads import CheckpointHeads, SetsByNames
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.ensembles import ensemble
-from sharpscope.clip.evaluate import COLUMNS, CheckpointHeads, SetsByNames, collection_means
+from sharpscope.clip.evaluate import COLUMNS, collection_means
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
