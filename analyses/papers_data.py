@@ -248,6 +248,26 @@ def folders(root: Path) -> None:
     (root / "captions.tsv").write_text("filepath\ttitle\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def captions(root: Path) -> None:
+    """COCO and Flickr30k with five captions an image, in the layout of Karpathy's files."""
+    for name, folder, stem in (
+        ("coco", "val2014", "COCO_val2014_{:012d}.jpg"),
+        ("flickr30k", "flickr30k-images", "{}.jpg"),
+    ):
+        drawn, images = world.make("photo", 96, world.SEEDS["test"]), []
+        for i, picture in enumerate(pictures(96, "test")):
+            (root / name / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(root / name / folder / stem.format(i + 1))
+            own = [drawn.labels[i]] * 5, "photo", [drawn.colours[i]] * 5
+            texts = world.captions(*own, np.random.default_rng(i), noise=0, confuse=0)
+            image = {"filename": stem.format(i + 1), "split": "test" if i % 3 else "val", "sentences": texts}
+            images.append(image | ({"filepath": folder} if name == "coco" else {}))
+        for image in images:
+            image["sentences"] = [{"raw": text, "tokens": text.split()} for text in image["sentences"]]
+        text = json.dumps({"images": images, "dataset": name})
+        (root / name / f"dataset_{name}.json").write_text(text, encoding="utf-8")
+
+
 def towers(root: Path) -> None:
     """Three untrained image towers beside the world's text tower: a ResNet, a ViT of timm's, and a deeper ViT."""
     config = json.loads(json.dumps(ClipModel.load("mini").config))
@@ -317,6 +337,7 @@ class Command:
             objectnet,
             videos,
             folders,
+            captions,
             towers,
             foreign,
         ):

@@ -20,7 +20,7 @@ from sharpscope.config.collections import expand_specs
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
-from sharpscope.config.specs import read_spec
+from sharpscope.config.specs import check_classes
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
@@ -357,8 +357,8 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
-        for spec in (self.probe, *self.id, *self.ood_groups):
-            read_spec(spec)
+        for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
+            check_classes(specs, role)
         if both := [spec for spec in self.ood_groups if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"

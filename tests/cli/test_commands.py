@@ -301,6 +301,7 @@ def test_finetune_resumes_in_old_words_and_new(folder):
     told = said(*argv)
     assert told.code == 0, told.err
     assert told.out.startswith("wrote runs/linear-probe/linear-probe.safetensors: ")
+    assert "\ntemplates (the model's): '" in told.out
     assert "next: sharpscope run --zeroshot mini:zeroshot --finetuned runs/linear-probe" in told.out
     kept = Path("runs/linear-probe/linear-probe.safetensors").read_bytes()
     for words in (("--precision", "full"), ("--precision", "float32")):
