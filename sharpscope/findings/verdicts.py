@@ -91,8 +91,10 @@ def verdicts_table(
                 is a relation. The row ``(stragglers)`` is used; where it is missing, the best layer with its p over
                 the maximum of all layers.
     repair      Only where a failure flag is present. The estimate is the maximum over sparsities of min(gain at equal
-                ID accuracy, difference to the random-layer control). The claim holds if the interval lies above 0, and
-                does not hold if the interval lies below ``GAIN_MARGIN``.
+                ID accuracy, difference to the random-layer control), means over pairs of a random mask and a control of
+                its own, which ``n`` counts. The claim holds if the interval lies above 0. It does not hold if the whole
+                interval lies below ``GAIN_MARGIN``: the claim is one-sided, so the margin is (-inf, ``GAIN_MARGIN``).
+                With one mask there is no interval, and it cannot be told.
     question    Only if the first two pairs of ``accuracy`` have ID accuracies at alpha = 1 that agree to
                 ``ID_TOLERANCE`` and OOD gains at ``ALPHA`` whose difference has an interval without 0. The OTHER pairs
                 of ``references`` give the sign of the relation (Spearman of sharpness and OOD gain, permutation p <=
@@ -216,21 +218,32 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     flags, absent, unknown = flags_of(failure, repairs.pair)
     state = _flags(flags, absent, unknown)
     numbers = (repairs.estimate, repairs.ci_low, repairs.ci_high)
-    n = int((repairs.contrasts["num_alphas"] > 0).sum()) if len(repairs.contrasts) else 0
     if not math.isfinite(repairs.estimate):
         what = "no sparse straggler variant with a random-layer control could be matched to the plain path"
-        return _row(repairs.pair, "repair", "run", CANNOT, numbers, n, f"{state}; {what}.")
+        return _row(repairs.pair, "repair", "run", CANNOT, numbers, 0, f"{state}; {what}.")
+    lines = repairs.contrasts[repairs.contrasts["num_alphas"] > 0]
+    best = lines[lines["name"] == repairs.best].iloc[0]
+    n = int(best["num_pairs"])
+    ways = f"{len(lines)} ways" if len(lines) > 1 else "one way"
+    masks = f"{n} masks, each with control layers of its own" if n > 1 else "a single mask and its control layers"
     text = (
-        f"{state}; the best of {n} sparsities is {repairs.best}: the smaller of its two gains, over the plain "
-        f"path at equal ID accuracy and over random layers, is {100 * repairs.estimate:+.1f} points "
-        f"{_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}."
+        f"{state}; of {ways} to make the stragglers sparse {repairs.best} is the best, and gains "
+        f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and {100 * best['difference']:+.1f} "
+        f"points over random layers, on average over {masks}; the smaller of the two is "
+        f"{100 * repairs.estimate:+.1f} points {_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
     )
-    verdict = CANNOT
-    if flags and repairs.ci_low > 0:
-        verdict = HOLDS
-    elif flags and repairs.ci_high < GAIN_MARGIN:
-        verdict = DOES_NOT_HOLD
-    return _row(repairs.pair, "repair", "run", verdict, numbers, n, text)
+    verdict, end = CANNOT, ""
+    if not math.isfinite(repairs.ci_low):
+        end = f"; {best['note']}"
+    elif not flags:
+        pass
+    elif repairs.ci_low > 0:
+        verdict, end = HOLDS, ", and the whole interval lies above 0"
+    elif repairs.ci_high < GAIN_MARGIN:
+        verdict, end = DOES_NOT_HOLD, f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}: no gain to speak of"
+    else:
+        end = f", an interval that holds 0 and reaches {100 * GAIN_MARGIN:+.1f}: a gain is neither shown nor ruled out"
+    return _row(repairs.pair, "repair", "run", verdict, numbers, n, f"{text}{end}.")
 
 
 def _flags(present: Sequence[str], absent: Sequence[str], unknown: Sequence[str]) -> str:
