@@ -240,7 +240,10 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     elif repairs.ci_low > 0:
         verdict, end = HOLDS, ", and the whole interval lies above 0"
     elif repairs.ci_high < GAIN_MARGIN:
-        verdict, end = DOES_NOT_HOLD, f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}: no gain to speak of"
+        verdict, end = (
+            DOES_NOT_HOLD,
+            f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}: no gain to speak of",
+        )
     else:
         end = f", an interval that holds 0 and reaches {100 * GAIN_MARGIN:+.1f}: a gain is neither shown nor ruled out"
     return _row(repairs.pair, "repair", "run", verdict, numbers, n, f"{text}{end}.")

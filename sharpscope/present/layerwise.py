@@ -200,7 +200,12 @@ def repair(source: Source) -> Section:
         "masks (none where one mask was drawn). Right of the line a repair helps.",
     )
     grid = Grid.of(
-        head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (2, 3, 4, 5, 6), "tables/repair.csv", 48
+        head,
+        rows,
+        f"At α = {alpha:g}; the other alphas are in the table file.",
+        (2, 3, 4, 5, 6),
+        "tables/repair.csv",
+        48,
     )
     return Section(title, "repair", (text,), tuple(figures), (grid,))
 
