@@ -89,7 +89,14 @@ def advice_table(
     id_mean = np.mean([scores_of(v) for v in split["id"].values()], axis=0) if split["id"] else None
     rows = []
     for rule in RULES:
-        row: dict[str, Any] = {"pair": pair, "group": group, "rule": rule, "layers": "", "density": math.nan, "status": "ok"}
+        row: dict[str, Any] = {
+            "pair": pair,
+            "group": group,
+            "rule": rule,
+            "layers": "",
+            "density": math.nan,
+            "status": "ok",
+        }
         row |= {"predicted_gain": math.nan, "ci_low": math.nan, "ci_high": math.nan}
         note = ""
         if rule == "id_best":

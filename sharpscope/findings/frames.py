@@ -64,7 +64,7 @@ def check_correct(
 
 
 def members_of(sets: Iterable[str], groups: Mapping[str, str] | None = None) -> dict[str, list[str]]:
-    """Group -> its OOD sets, both in the order of ``sets``; a set that ``groups`` does not name is in the default group.
+    """Group -> its OOD sets, both in the order of ``sets``; a set that ``groups`` lacks is in the default group.
 
     >>> members_of(["a", "b", "c"], {"a": "styles", "c": "styles"})
     {'styles': ['a', 'c'], 'ood': ['b']}

@@ -228,8 +228,8 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     masks = f"{n} masks, each with control layers of its own" if n > 1 else "a single mask and its control layers"
     text = (
         f"{state}; of {ways} to make the stragglers sparse {repairs.best} is the best, and gains "
-        f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and {100 * best['difference']:+.1f} "
-        f"points over random layers, on average over {masks}; the smaller of the two is "
+        f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and "
+        f"{100 * best['difference']:+.1f} points over random layers, on average over {masks}; the smaller of the two is "
         f"{100 * repairs.estimate:+.1f} points {_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
     )
     verdict, end = CANNOT, ""
@@ -240,10 +240,7 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     elif repairs.ci_low > 0:
         verdict, end = HOLDS, ", and the whole interval lies above 0"
     elif repairs.ci_high < GAIN_MARGIN:
-        verdict, end = (
-            DOES_NOT_HOLD,
-            f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}: no gain to speak of",
-        )
+        verdict, end = DOES_NOT_HOLD, f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}"
     else:
         end = f", an interval that holds 0 and reaches {100 * GAIN_MARGIN:+.1f}: a gain is neither shown nor ruled out"
     return _row(repairs.pair, "repair", "run", verdict, numbers, n, f"{text}{end}.")

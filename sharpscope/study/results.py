@@ -212,7 +212,7 @@ class Results:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups of OOD sets, each of which is judged by itself; one without sets where the study has no OOD set."""
+        """The groups of OOD sets, each of which is judged by itself; one empty group where the study has no OOD set."""
         return tuple(members_of(self.config.ood_groups, self.config.ood_groups)) or (DEFAULT_GROUP,)
 
     def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:

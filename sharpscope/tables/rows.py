@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from sharpscope.errors import ConfigError
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
@@ -29,12 +30,14 @@ __all__ = [
     "of_group",
     "ordered",
     "own_error",
+    "pairs_and_groups",
     "points_of",
     "primary_rows",
     "stacked",
     "table",
     "unique_in_order",
     "widest",
+    "widest_means",
 ]
 
 MIDDLE: Final = 0.5
@@ -126,6 +129,14 @@ def of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:
     return frame[_groups(frame).isin((group, ""))]
 
 
+def pairs_and_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``PAIR, GROUP`` in the column ``pair`` where it has several groups, for figures of both."""
+    if len(groups_in(frame)) < 2:
+        return frame
+    named = [f"{p}, {g}" if g else str(p) for p, g in zip(frame["pair"], _groups(frame), strict=True)]
+    return frame.assign(pair=named)
+
+
 def _groups(frame: pd.DataFrame) -> pd.Series:
     """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
     given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
@@ -165,17 +176,18 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
 
     Returns:
         A row in the group of the sets, whose ``dataset`` is their names joined by ``+``. ``metric`` is that of the
-        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent sets
-        (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these sets,
-        not the choice of sets. ``n`` is the total number of examples, missing where that of one set is missing.
+        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent
+        sets (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these
+        sets, not the choice of sets. ``n`` is the total number of examples, missing where that of one set is.
     """
     columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
     mean, low, high = independent_mean(*columns)
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {
-        **{c: parts[0][c] for c in ("pair", "alpha", "variant", "group") if c in parts[0]},
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
         "dataset": "+".join(str(r["dataset"]) for r in parts),
+        "group": parts[0].get("group", ""),
         "role": role,
         "metric": kinds[0] if len(kinds) == 1 else "primary",
         "estimate": mean,
@@ -202,12 +214,26 @@ def widest(names: Iterable[str]) -> str:
     return min(names, key=lambda name: (-name.count("+"), name))
 
 
+def widest_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose ``dataset`` is the mean over the most sets of their group."""
+    parts = [frame[_groups(frame) == g] for g in unique_in_order(_groups(frame))]
+    return pd.concat([p[p["dataset"] == widest(p["dataset"])] for p in parts]) if parts else frame
+
+
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     """One pair's ID or OOD accuracy along alpha, in percent: alpha, estimate, ci_low, ci_high.
 
-    ``rows`` holds one group of OOD sets (``of_group``). For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
+    For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
     sets, with an interval only if there is a single set.
+
+    Raises:
+        ConfigError: OOD rows of several groups, which have no mean in common (``of_group`` selects one).
     """
+    if role == "ood" and len(groups := groups_in(rows)) > 1:
+        raise ConfigError(
+            f"group: the table has several groups of OOD sets ({', '.join(groups)}), which have no mean in common.\n"
+            "Remedy: name one of them (--group NAME in the scripts of figures/)."
+        )
     mean = rows[rows["role"] == f"{role}_mean"]
     chosen = mean[mean["dataset"] == widest(mean["dataset"])] if len(mean) else rows[rows["role"] == role]
     columns = ["estimate", "ci_low", "ci_high"]
