@@ -20,7 +20,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import Answered, check_correct
 from sharpscope.findings.matching import match_plain
 from sharpscope.findings.resampling import stratified_means
-from sharpscope.findings.twolevels import max_min_t_interval, over_draws, t_interval
+from sharpscope.findings.twolevels import OverDraws, max_min_over_draws, over_draws
 from sharpscope.scores import Predictions, min_replicates
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
@@ -86,7 +86,7 @@ class Repairs:
     both the plain path and the control."""
     ci_low: float
     ci_high: float
-    """The interval of ``estimate``, which allows for the choice of the best row (``twolevels.max_min_t_interval``)."""
+    """The interval of ``estimate``, which allows for the choice of the best row (``twolevels.max_min_over_draws``)."""
     best: str
     """The name of the row that has the maximum, e.g. ``delta:magnitude:0.5``; empty where there is none."""
 
@@ -260,10 +260,10 @@ def _judged(cells: _Cells, at: Sequence[int], level: float, few: str) -> dict[st
         f"range: {cells.span})" if len(known) < len(at) else "",
         few or (ONE_MASK if alone else ""),
     ]  # fmt: skip
-    mean, error, freedom = over_draws(cells.gain[known][:, None], cells.replicates[:, known][:, :, None])
-    low, high = (bound[0] for bound in t_interval(mean, error, freedom, level))
+    spread = over_draws(cells.gain[known][:, None], cells.replicates[:, known][:, :, None])
+    low, high = (bound[0] for bound in spread.interval(level))
     bounds = [float("nan")] * 2 if few or alone else [low, high]
-    numbers = [*accuracies, cells.alpha[known].mean(), cells.plain[known].mean(), mean[0], *bounds]
+    numbers = [*accuracies, cells.alpha[known].mean(), cells.plain[known].mean(), spread.mean[0], *bounds]
     return _row(of, numbers, "ok", "; ".join(part for part in said if part))
 
 
@@ -288,11 +288,11 @@ def _row(of: Sequence[tuple[Variant, float]], numbers: Sequence[float], status: 
 
 def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repairs:
     """``found`` with its contrasts, and the estimate made of them."""
-    ours = [v for v, _ in cells.of if v.control == "none"]
     lines, spreads, names = [], [], []
-    for key in unique_in_order((v.target, v.select, v.density) for v in ours):
+    for key in unique_in_order((v.target, v.select, v.density) for v, _ in cells.of if v.control == "none"):
         name = ":".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key)
-        line = dict.fromkeys(CONTRASTS, float("nan")) | dict(zip(("target", "select", "density"), key, strict=True))
+        line: dict[str, object] = dict.fromkeys(CONTRASTS, float("nan"))
+        line |= dict(zip(("target", "select", "density"), key, strict=True))
         line |= {"pair": found.pair, "name": name, "num_alphas": 0, "num_pairs": 0, "note": ""}
         lines.append(line)
         pairs = _pairs(cells, key)
@@ -300,26 +300,29 @@ def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repair
             both = "every mask and its random-layer control"
             line["note"] = f"undefined: at no alpha does the plain path have the ID accuracies of {both}"
             continue
-        mine, other = pairs
-        gains = (cells.gain[k].mean(axis=1) for k in (mine, other))
-        replicates = (cells.replicates[:, k].mean(axis=2) for k in (mine, other))
-        mean, error, freedom = over_draws(
-            *(np.stack([a, a - b], axis=-1) for a, b in (tuple(gains), tuple(replicates)))
-        )
-        if few or len(mine) == 1:
-            line["note"], error = few or ONE_MASK, np.full(2, np.nan)
-        low, high = t_interval(mean, error, freedom, level)
-        line |= {"num_pairs": len(mine), "num_alphas": mine.shape[1]}
+        why = few or (ONE_MASK if pairs.shape[1] == 1 else "")
+        spread = _gain_and_difference(cells, pairs, bounded=not why)
+        low, high = spread.interval(level)
+        line |= {"num_pairs": pairs.shape[1], "num_alphas": pairs.shape[2], "note": why}
         for e, what in enumerate(("gain", "difference")):
-            line |= {what: float(mean[e]), f"{what}_low": float(low[e]), f"{what}_high": float(high[e])}
-        spreads.append((mean, error, freedom))
+            line |= {what: float(spread.mean[e]), f"{what}_low": float(low[e]), f"{what}_high": float(high[e])}
+        spreads.append(spread)
         names.append(name)
     contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
     if not spreads:
         return replace(found, contrasts=contrasts)
-    mean, error, freedom = (np.array(part) for part in zip(*spreads, strict=True))
-    value, lower, upper, best = max_min_t_interval(mean, error, freedom, level)
-    return replace(found, contrasts=contrasts, estimate=value, ci_low=lower, ci_high=upper, best=names[best])
+    estimate, low_of_best, high_of_best, best = max_min_over_draws(spreads, level)
+    bounds = {"ci_low": low_of_best, "ci_high": high_of_best}
+    return replace(found, contrasts=contrasts, estimate=estimate, best=names[best], **bounds)
+
+
+def _gain_and_difference(cells: _Cells, pairs: np.ndarray, *, bounded: bool) -> OverDraws:
+    """Means over pairs of the stragglers' gain and of its difference to the random layers' gain, at all alphas."""
+    mine, other = pairs
+    gain, control = cells.gain[mine].mean(axis=1), cells.gain[other].mean(axis=1)
+    own, its = cells.replicates[:, mine].mean(axis=2), cells.replicates[:, other].mean(axis=2)
+    spread = over_draws(np.stack([gain, gain - control], axis=-1), np.stack([own, own - its], axis=-1))
+    return spread if bounded else replace(spread, examples=np.full(2, np.nan))
 
 
 def _pairs(cells: _Cells, key: tuple[object, ...]) -> np.ndarray:

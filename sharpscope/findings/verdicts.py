@@ -229,8 +229,8 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     text = (
         f"{state}; of {ways} to make the stragglers sparse {repairs.best} is the best, and gains "
         f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and "
-        f"{100 * best['difference']:+.1f} points over random layers, on average over {masks}; the smaller of the two is "
-        f"{100 * repairs.estimate:+.1f} points {_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
+        f"{100 * best['difference']:+.1f} points over random layers, on average over {masks}; the smaller of the two "
+        f"is {100 * repairs.estimate:+.1f} points {_span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
     )
     verdict, end = CANNOT, ""
     if not math.isfinite(repairs.ci_low):

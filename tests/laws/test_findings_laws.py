@@ -409,7 +409,7 @@ def test_a_repair_that_is_only_a_smaller_alpha_gains_nothing() -> None:
             "ood": np.array([answers(skill_ood, v) for v in oods]),
         }
         moved = {"id": answers(skill_id, 0.625)[None], "ood": answers(skill_ood, 0.45)[None]}
-        v = Variant("v", ("a",), "delta", "random", 0.5, 0.5, "none", (0.5,), moved)
+        v = Variant("v", ("a",), "delta", "magnitude", 0.5, 0.5, "none", (0.5,), moved)
         row = analyse_repairs("p", grid, plain, {"id": "id", "ood": "ood"}, [v], bootstrap=150, seed=seed).table.iloc[0]
         hits += row["ci_low"] <= 0 <= row["ci_high"]
     assert hits / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)
