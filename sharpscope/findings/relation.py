@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -29,8 +28,8 @@ MARGIN: Final = 0.3
 """A correlation whose whole interval lies within +- this value counts as absent (our choice). With a larger value more
 correlations count as absent."""
 CONTRAST_MARGIN: Final = 0.1
-"""Straggler layers tell no more than others if the whole interval of the difference of the two |correlations| lies below
-this value (our choice). With a larger value more differences count as none."""
+"""Straggler layers tell no more than others if the whole interval of the difference of the two |correlations| lies
+below this value (our choice). With a larger value more differences count as none."""
 
 
 def relation_rows(
@@ -130,7 +129,9 @@ class _Judged:
         if joint is None or randomly is None:
             why = f"No contrast of {names.title} with other layers was computed for {self.what}."
             return no_verdict(PAIRS, claim, self.group, self.source, why)
-        subject = f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
+        subject = (
+            f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
+        )
         text = self._sentence(subject, joint, self._alone(names.others))
         if randomly["status"] == "ok":
             share = p_text(float(randomly["p_value"]), self.permutations)

@@ -29,6 +29,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.tables.happened import what_happened
 from sharpscope.vocabulary import CLAIMS, __version__
 
 __all__ = ["Run", "report", "write_derived"]
@@ -69,7 +70,7 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, advice: one line each."""
+        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, advice: one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
@@ -77,11 +78,12 @@ class Run:
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
             *(f"data: {sentence}" for sentence in self.data_notes),
+            *what_happened(self.tables["accuracy"], self.tables["failure"]),
         ]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
-                of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
-                lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
+                of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
+                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {row['evidence']}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
             what = "none" if pd.isna(row["alpha"]) else f"alpha {row['alpha']:g}"

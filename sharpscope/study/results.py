@@ -11,11 +11,12 @@ import pandas as pd
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import advice_table
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
@@ -29,7 +30,16 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import (
+    ALL,
+    BASES,
+    DEFAULT_GROUP,
+    PAIRS,
+    PRIMARY_ALPHA,
+    PRIMARY_MEASURE,
+    expand_measures,
+    parse_criterion,
+)
 
 __all__ = ["Results"]
 
@@ -323,6 +333,8 @@ class Results:
             tables["sharpness"],
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
+            measure=PRIMARY_MEASURE,
+            alpha=PRIMARY_ALPHA,
             group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",

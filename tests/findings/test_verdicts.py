@@ -40,7 +40,8 @@ def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
     known = {"name": "delta:random:0.5", "num_alphas": 3, "num_pairs": 5, "gain": estimate + 0.02, "note": ""}
     rows = [{"pair": pair, "difference": estimate, **known}, {"pair": pair, "num_alphas": 0}]
     lines = pd.DataFrame(rows, columns=list(CONTRASTS))
-    return Repairs(pair, "ood", pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5")
+    empty = pd.DataFrame(columns=list(COLUMNS["repair"]))
+    return Repairs(pair, "ood", empty, lines, estimate, low, high, "delta:random:0.5")
 
 
 def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:
