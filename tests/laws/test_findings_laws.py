@@ -18,8 +18,8 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import NoiseLosses
-from sharpscope.findings.prediction import predict_gain
 from sharpscope.findings.matching import match_plain
+from sharpscope.findings.prediction import predict_gain
 from sharpscope.findings.repair import Variant, analyse_repairs
 from sharpscope.findings.resampling import (
     bca_interval,
