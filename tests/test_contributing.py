@@ -22,8 +22,8 @@ ARGV = (
     "--id mini:photo --ood mini:sketch --alphas 0 0.5 1 --granularity block "
     "--measures gradient_square gradient_curvature "
     "--straggler-criterion half_way --straggler-rule top:1 --probe-size 8 --batch-size 8 --limit 32 --max-matvecs 4 "
-    "--layer-alphas 0 0.5 1 --criticality-noise 1 --densities 0.5 --targets delta --selects random --repair-alphas 0.5 --masks 1 "
-    "--bootstrap 40 --threads 1 --out r"
+    "--layer-alphas 0 0.5 1 --criticality-noise 1 --densities 0.5 --targets delta --selects random --repair-alphas 0.5 "
+    "--masks 1 --bootstrap 40 --threads 1 --out r"
 )
 
 

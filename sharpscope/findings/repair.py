@@ -311,9 +311,8 @@ def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repair
     contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
     if not spreads:
         return replace(found, contrasts=contrasts)
-    estimate, low_of_best, high_of_best, best = max_min_over_draws(spreads, level)
-    bounds = {"ci_low": low_of_best, "ci_high": high_of_best}
-    return replace(found, contrasts=contrasts, estimate=estimate, best=names[best], **bounds)
+    value, lower, upper, best = max_min_over_draws(spreads, level)
+    return replace(found, contrasts=contrasts, estimate=value, ci_low=lower, ci_high=upper, best=names[best])
 
 
 def _gain_and_difference(cells: _Cells, pairs: np.ndarray, *, bounded: bool) -> OverDraws:

@@ -186,7 +186,8 @@ def repair(source: Source) -> Section:
         for r in here
     ]
     head = (
-        "pair", "OOD group", "variant", "masks", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status",
+        "pair", "OOD group", "variant", "masks", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)",
+        "status",
     )  # fmt: skip
     unmatched = int((table["status"] != "ok").sum())
     text = (

@@ -129,6 +129,7 @@ def test_findings_go_by_the_primary_metric(done: tuple[Any, dict[str, Unit], Res
         own = own[own["variant"].isin(masks) & (own["role"] == "ood_mean") & own["primary"]]
         assert len(own) == row["n_masks"] == (2 if row["control"] in ("none", "random_layers") else 1)
         assert row["ood_accuracy"] == pytest.approx(float(own["estimate"].mean()))
+    assert isinstance(tables["verdicts"], pd.DataFrame)
 
 
 def test_repairs_are_compared_with_the_plain_path_on_the_same_images(
@@ -162,4 +163,3 @@ def test_images_that_could_not_be_read_have_no_answer_to_be_taken() -> None:
     # a run from before masks were numbered: its only mask counts as the first, its answers are to all images
     old = Repaired("p", {"repair/p/straggler:delta:random:0.5/0.5": Unit({}, plain)}, [variant], (0.5,))
     assert [run.mask for run in old.runs(["a"])] == [1]
-    assert isinstance(tables["verdicts"], pd.DataFrame)
