@@ -126,7 +126,7 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
         for name, stored in directory.manifest["layers"].items()
     }
-    done = Results(config, layers)
+    done = Results(config, layers, directory.manifest.get("pairs"))
     for tasks in (done.first_tasks, done.repair_tasks):
         found = {t.key: directory.load(t.key) for t in tasks()}
         done.take(
