@@ -109,12 +109,12 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     lines = repairs.contrasts[repairs.contrasts["num_alphas"] > 0]
     best = lines[lines["name"] == repairs.best].iloc[0]
     n = int(best["num_pairs"])
-    ways = f"{len(lines)} ways" if len(lines) > 1 else "one way"
-    masks = f"{n} masks, each with control layers of its own" if n > 1 else "a single mask and its control layers"
+    which = f"the best of {len(lines)} ways" if len(lines) > 1 else "the only way"
+    masks = f"on average over {n} masks, each with control layers of its own" if n > 1 else "with its only mask"
     text = (
-        f"{state}; of {ways} to make the stragglers sparse {repairs.best} is the best, and gains "
+        f"{state}; {repairs.best}, {which} to make the stragglers sparse, gains "
         f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and "
-        f"{100 * best['difference']:+.1f} points over random layers, on average over {masks}; the smaller of the two "
+        f"{100 * best['difference']:+.1f} points over random layers, {masks}; the smaller of the two "
         f"is {100 * repairs.estimate:+.1f} points {span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
     )
     verdict, end = CANNOT, ""
