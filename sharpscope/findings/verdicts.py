@@ -110,7 +110,7 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     best = lines[lines["name"] == repairs.best].iloc[0]
     n = int(best["num_pairs"])
     which = f"the best of {len(lines)} ways" if len(lines) > 1 else "the only way"
-    masks = f"on average over {n} masks, each with control layers of its own" if n > 1 else "with its only mask"
+    masks = f"on average over {n} masks, each with control layers drawn for it" if n > 1 else "with its only mask"
     text = (
         f"{state}; {repairs.best}, {which} to make the stragglers sparse, gains "
         f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and "
