@@ -1,9 +1,9 @@
 """Null and power simulations of sharpscope's conclusions: how often each says something where nothing is, and is.
 
 ``python benchmarks/nulls.py [--only NAME ...] [--runs N] [--out FILE]`` prints, and logs to
-benchmarks/results/nulls.log: name, nominal rate, measured rate, number of simulations, 95 % interval (Wilson). A row whose interval lies above the
-nominal rate is marked. A simulation is a function ``rng -> bool`` (did it say so) in ``SIMULATIONS``; those of another
-finding are one line each there.
+benchmarks/results/nulls.log: name, nominal rate, measured rate, number of simulations, 95 % interval (Wilson). A row
+whose interval lies above the nominal rate is marked. A simulation is a function ``rng -> bool`` (did it say so) in
+``SIMULATIONS``; those of another finding are one line each there.
 """
 
 from __future__ import annotations
