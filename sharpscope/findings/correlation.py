@@ -267,9 +267,9 @@ def _best_row(
     size = np.abs(block.estimate[known])
     best = min(known[size >= size.max() - 1e-12], key=lambda k: labels[k][1])  # a tie does not depend on row order
     estimate = block.estimate[best]
-    null = block.null[:, known]
-    largest = np.where(np.isfinite(null), np.abs(null), np.inf).max(axis=1)
-    p = float(permutation_p(block.statistic[[best]], largest[:, None])[0])
+    null = block.null[..., known]
+    largest = np.where(np.isfinite(null), np.abs(null), np.inf).max(axis=-1)
+    p = max(float(permutation_p(s[[best]], n[:, None])[0]) for s, n in zip(block.statistic, largest, strict=True))
     allowed = "p_value allows for the choice of the layer; a layer chosen this way has no interval"
     chosen = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     note = "; ".join(filter(None, (chosen, block.note[best])))
