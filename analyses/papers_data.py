@@ -231,12 +231,14 @@ def folders(root: Path) -> None:
 
 
 def towers(root: Path) -> None:
-    """Two more architectures with untrained image towers: a ResNet, and a deeper ViT with the world's text tower."""
+    """Three untrained image towers beside the world's text tower: a ResNet, a ViT of timm's, and a deeper ViT."""
     config = json.loads(json.dumps(ClipModel.load("mini").config))
     vision, known = config["vision_cfg"], read_checkpoint(checkpoint_path("mini:upgraded")).tensors
     shutil.copy(world.tokenizer_path(), root / "mini_bpe.txt.gz")
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
-    for name, tower in (("resnet", resnet), ("deeper", {**vision, "layers": vision["layers"] + 1})):
+    timm = {"timm_model_name": "test_vit3", "timm_pool": "", "timm_proj": "linear", "timm_model_pretrained": False}
+    deeper = {**vision, "layers": vision["layers"] + 1}
+    for name, tower in (("resnet", resnet), ("timm", {**timm, "image_size": 160}), ("deeper", deeper)):
         (root / f"{name}.json").write_text(json.dumps({**config, "vision_cfg": tower}), encoding="utf-8")
         weights = ClipModel.load(str(root / f"{name}.json")).init(0)
         weights |= {n: t for n, t in known.items() if n in weights and weights[n].shape == t.shape}

@@ -214,7 +214,8 @@ class Method(ABC):
     """Constant rate during warm-up; None: a linear rise."""
     schedule: Schedule = "linear-cosine"
     """Curve of the learning rate: linear-cosine (WiSE-FT, FLYP, StarFT), zero-linear-cosine (Lipsum-FT), epoch-cosine
-    (CoOp, KgCoOp, CLIPFit), or product, with which the embedded world's checkpoints were made."""
+    (CoOp, KgCoOp, CLIPFit), floored-cosine (CLIP-LoRA), or product, with which the embedded world's checkpoints were
+    made."""
     weight_decay: float = 0.1
     decay: Decay = "all"
     """all: every trained tensor decays; matrices: gains, biases and the logit scale do not."""

@@ -215,6 +215,32 @@ _NEW: Final = "10"  # the README's line on base-to-new
 _SHOT: Final = "23"  # and that on few shots
 
 
+# ---------------------------------------------------------------------- CLIP-LoRA
+def _clip_lora(shots: int) -> Published:
+    def of(path: str, lines: str, *sets: str) -> Source:
+        return Source("MaxZanella/CLIP-LoRA", "358f0d7", path, lines, sets)
+
+    sources = (
+        of("run_utils.py", "24-37", "shots", "lr", "batch_size", "towers", "targets", "rank", "alpha", "dropout"),
+        of("lora.py", "73-76", "steps", "weight_decay", "decay", "optimizer", "schedule"),
+        of("loralib/layers.py", "41-42", "scaling"),
+        of("main.py", "39-40", "crop", "flip"),
+    )
+    return Published(
+        f"cliplora-{shots}shots", "lora", f"{shots} images a class", "Zanella & Ben Ayed 2024, arXiv 2405.18541",
+        _LORA | {"shots": shots, "steps": 500 * shots}, sources, ("epochs", "dropout"),
+        "epochs are not used where steps is given; the authors draw the dropped inputs for every token anew, here one "
+        "draw holds for all tokens of a step",
+    )  # fmt: skip
+
+
+_LORA: Final[dict[str, Any]] = NEUTRAL | {
+    "lr": 2e-4, "epochs": 10, "batch_size": 32, "schedule": "floored-cosine", "weight_decay": 0.01,
+    "crop": (0.08, 1.0), "flip": 0.5, "rank": 2, "alpha": 1.0, "scaling": "sqrt", "dropout": 0.25,
+    "targets": ("q", "k", "v"), "towers": "both",
+}  # fmt: skip
+
+
 # ---------------------------------------------------------------------- StarFT, R-Adapter, L2-SP
 def _starft(path: str, lines: str, *sets: str) -> Source:
     return Source("alinlab/StarFT", "4d11b94", path, lines, sets)
@@ -265,6 +291,7 @@ _L2_SP: Final[dict[str, Any]] = NEUTRAL | {
 }  # fmt: skip
 _R_ADAPTER: Final[dict[str, Any]] = _FLYP | {
     "lr": 5e-4, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.999, "drop": 0.2, "margin": 0.05, "smoothing": 0.05,
+    "rank": None, "scale": None, "bias": False,
 }  # fmt: skip
 _KG: Final[dict[str, Any]] = _PROMPT | {"batch_size": 128, "strength": 8.0}
 _LP_PAPER, _PROBE_PAPER = "Kumar et al. 2022, arXiv 2202.10054", "Radford et al. 2021, arXiv 2103.00020"
@@ -359,6 +386,7 @@ _ROWS: Final = (
         f"from the text and summaries of the paper; its code is {_NOT_PUBLIC}: smoothing, clip_norm, and FLYP's value "
         "for what the text leaves open",
     ),
+    *map(_clip_lora, (16, 8, 4, 2, 1)),
     _rival(
         "kd", "any classification", "Hinton et al. 2015, arXiv 1503.02531", (),
         "the weight and the temperature are our choice, all else is WiSE-FT's", strength=1.0, temperature=1.0,

@@ -83,6 +83,24 @@ def test_dassls_own_classes_give_these_rates() -> None:
     np.testing.assert_allclose(rates(recipe)[::3] * 2e-3, seen, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("lr", "steps"), [(2e-4, 500), (3e-6, 7)])
+def test_clip_loras_rate_is_torchs_annealing_down_to_a_millionth(lr: float, steps: int) -> None:
+    """MaxZanella/CLIP-LoRA@358f0d7 lora.py:76; at and below 1e-6 the rate stays where it is."""
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
+    seen = []
+    for _ in range(steps):
+        seen.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    recipe = of("cliplora-1shots", 32, lr=lr, steps=steps)
+    np.testing.assert_allclose(rates(recipe) * lr, seen, rtol=1e-10)
+    low = of("cliplora-1shots", 32, lr=1e-7, steps=steps)
+    np.testing.assert_allclose(rates(low), 1)
+
+
 def test_a_warm_up_in_epochs_is_one_epoch_whatever_their_number() -> None:
     for epochs in (10, 100):
         assert of("clipfit-base-to-new", 3200, epochs=epochs).warmup == 100
