@@ -54,6 +54,24 @@ study:
    densities: [], layer_alphas: [0, 1], criticality_noise: [1], bootstrap: 100, threads: 1}
 """
 
+_DRAWN: Final = """\
+zeroshot: mini:zeroshot
+train: mini:photo
+methods: [linear-probe]
+draw: 64
+ranges:
+  lr: {low: 1.0e-3, high: 1.0, scale: log}
+  weight_decay: {low: 1.0e-3, high: 1.0, scale: log}
+  epochs: {low: 1, high: 4, whole: true}
+  batch_size: [32, 64]
+  head_start: [zeroshot, random]
+set: {shots: 8, warmup: 0}
+study:
+  {model: mini, probe: "mini:photo", id: ["mini:photo"], ood: ["mini:sketch"], alphas: [0, 1], measures: [],
+   granularity: block, straggler_criterion: rewind, probe_size: 16, batch_size: 16, limit: 64, densities: [],
+   layer_alphas: [0, 1], bootstrap: 100, threads: 1}
+"""
+
 
 def pictures(count: int, seed: str, domain: str = "photo", size: int = 64) -> list[Image.Image]:
     """``count`` pictures of the embedded world; neighbours are of different classes."""
@@ -307,6 +325,7 @@ class Command:
         (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
         (self.out / "models.csv").write_text(_MODELS, encoding="utf-8")
         (self.out / "sweep.yaml").write_text(_SWEEP, encoding="utf-8")
+        (self.out / "drawn.yaml").write_text(_DRAWN, encoding="utf-8")
         (self.out / "made.txt").write_text("Made by analyses/papers_data.py.\n", encoding="utf-8")
         return 0
 

@@ -88,7 +88,6 @@ __all__ = [
     "criterion_spellings",
     "ensemble_variant",
     "expand_measures",
-    "expand_specs",
     "from_outside",
     "parse_criterion",
     "parse_rule",
@@ -871,19 +870,3 @@ COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 same without ObjectNet) and ``domainnet-real`` (the OOD domains for models fine-tuned on DomainNet real) are those of
 Lipsum-FT (Nam et al. 2024, arXiv 2404.00860).
 """
-
-
-def expand_specs(specs: Iterable[str]) -> tuple[str, ...]:
-    """``specs`` with every collection's name replaced by its members, each once, in order of first appearance.
-
-    Specs that the caller repeats explicitly are kept, so that a check for duplicates still sees them.
-
-    >>> expand_specs(["imagenet", "lipsum-imagenet"])[:3]
-    ('imagenet', 'imagenet-v2', 'imagenet-r')
-    """
-    given = list(specs)
-    out: list[str] = []
-    for spec in given:
-        members = COLLECTIONS.get(spec)
-        out += [spec] if members is None else [m for m in members if m not in out and m not in given]
-    return tuple(out)

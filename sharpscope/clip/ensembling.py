@@ -29,9 +29,10 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.settings import check_templates
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, PairMismatch, shown
-from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant, expand_specs
+from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant
 from sharpscope.weights import read_checkpoint
 
 __all__ = ["evaluate_ensemble"]

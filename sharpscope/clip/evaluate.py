@@ -27,18 +27,17 @@ from sharpscope.clip.points import PathChoice, as_checkpoint, path_choices
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.prompts import CTX, holds_prompts, prompted_vectors
 from sharpscope.clip.settings import check_head_file, check_templates, check_used
+from sharpscope.config.collections import expand_specs, members_of
 from sharpscope.config.specs import check_folders
 from sharpscope.config.study import ALPHAS, checkpoint_stem
 from sharpscope.errors import ConfigError, DatasetError, PairMismatch, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower, tower_of
 from sharpscope.vocabulary import (
-    COLLECTIONS,
     DENSE,
     METRICS,
     ClassPosition,
     PathName,
     check_metrics,
-    expand_specs,
     path_variant,
 )
 from sharpscope.weights import Checkpoint, read_checkpoint
@@ -294,9 +293,10 @@ def _subjects(
 def collection_means(rows: Sequence[dict[str, Any]], specs: Sequence[str]) -> list[dict[str, Any]]:
     """The mean rows of every collection among ``specs``, over the collection's data sets."""
     out = []
-    for name in dict.fromkeys(s for s in specs if s in COLLECTIONS):
-        members = [r | {"role": name} for r in rows if r["dataset"] in COLLECTIONS[name]]
-        for row in mean_rows(members, name, "mean"):
+    for name in dict.fromkeys(specs):
+        members = members_of(name)
+        own = [r | {"role": name} for r in rows if members is not None and r["dataset"] in members]
+        for row in mean_rows(own, name, "mean"):
             out.append(row | {"note": "; ".join(x for x in (f"mean of {name}", row["note"]) if x)})
     return out
 

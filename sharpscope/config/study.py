@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc
 
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
@@ -48,7 +49,6 @@ from sharpscope.vocabulary import (
     check_path_density,
     criterion_spellings,
     expand_measures,
-    expand_specs,
     parse_criterion,
     parse_rule,
 )

@@ -31,7 +31,7 @@ from sharpscope.finetuning.method import Exported, Method, Prepared, Task
 from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.registry import METHODS, configured, listing
 from sharpscope.finetuning.schedule import learning_rate
-from sharpscope.finetuning.statefile import StateFile
+from sharpscope.finetuning.statefile import StateFile, differences
 from sharpscope.finetuning.trainer import AUTOCAST, check_precision
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import Precision
@@ -43,6 +43,7 @@ __all__ = ["Tuned", "finetune", "tuned_by"]
 
 _VALIDATION_BATCH: Final = 256
 """Images at a time in validation; more take more memory and change no accuracy."""
+_ELSEWHERE: Final = "Remedy: choose another --out, or remove the file; nothing is overwritten."
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ def finetune(
     if recipe is not None:
         belongs["recipe"] = {"name": recipe, "changed": {n: getattr(tuning, n) for n in sorted(hyperparameters)}}
     belongs |= {n: v for n, v in (("train_only", train_only), ("keep_every", keep_every)) if v is not None}
+    if inputs := tuning.inputs():
+        belongs["inputs"] = dict(inputs)
     if origin := METHODS.origins.get(tuning.name):
         belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)
@@ -320,13 +323,13 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     try:
         told = json.loads(there.facts["metadata"].get("sharpscope.finetuning", "{}"))
     except (ValueError, RecursionError):
-        told = {}
-    different = [k for k, v in json.loads(json.dumps(dict(belongs))).items() if told.get(k) != v]
-    if different:
-        raise ConfigError(
-            f"{shown(file)}: already holds another fine-tuning ({', '.join(different[:5])} differ).\n"
-            "Remedy: choose another --out; nothing is overwritten."
-        )
+        told = None
+    told = told if isinstance(told, dict) else {}
+    now = json.loads(json.dumps(dict(belongs)))
+    if not told:
+        raise ConfigError(f"{shown(file)}: is there, and does not say which fine-tuning it is of.\n{_ELSEWHERE}")
+    if different := differences({k: v for k, v in told.items() if k in now}, now):
+        raise ConfigError(f"{shown(file)}: already holds another fine-tuning: {different}.\n{_ELSEWHERE}")
     return Tuned(file, method, names, there.tensors, there.facts["metadata"])
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEDULES", "Schedule", "learning_rate"]
 
-Schedule = Literal["linear-cosine", "zero-linear-cosine", "epoch-cosine", "floored-cosine", "product"]
+Schedule = Literal["linear-cosine", "zero-linear-cosine", "epoch-cosine", "floored-cosine", "product", "constant"]
 """How the learning rate moves; see :func:`learning_rate`."""
 
 SCHEDULES: Final[tuple[str, ...]] = get_args(Schedule)
@@ -32,6 +32,7 @@ def learning_rate(recipe: Recipe, step: int) -> float:
                                             m + (lr - m) c, m = 1e-6 (or lr)
     product             lr (t + 1) / w      lr (1 + cos(pi t / T)) / 2, which     the embedded world's checkpoints
                                             multiplies the warm-up as well
+    constant            lr (t + 1) / w      lr                                    TPGM's radii
     ==================  ==================  ====================================  =================================
 
     ``epoch-cosine`` counts in epochs: e of E, w_e of them warm-up; the rate is the same for all steps of an epoch, and
@@ -83,6 +84,10 @@ def _product(recipe: Recipe, step: int) -> float:
     return recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
+def _constant(recipe: Recipe, step: int) -> float:
+    return _warm(recipe, (step + 1) / recipe.warmup) if step < recipe.warmup else recipe.lr
+
+
 def _warm(recipe: Recipe, share: float) -> float:
     return recipe.lr * min(1.0, share) if recipe.warmup_lr is None else recipe.warmup_lr
 
@@ -93,4 +98,5 @@ _CURVES: Final[Mapping[Schedule, Callable[[Recipe, int], float]]] = {
     "epoch-cosine": _epoch_cosine,
     "floored-cosine": _floored_cosine,
     "product": _product,
+    "constant": _constant,
 }

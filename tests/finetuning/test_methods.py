@@ -18,6 +18,18 @@ from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 EVERY = pytest.mark.parametrize("name", METHODS)
+OWN: dict[str, dict[str, Any]] = {"tpgm": {"radius_steps": 3}, "tpgm-project": {}}
+"""What single methods need beside the settings of all."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def finetuned(tiny_thetas: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The file that tpgm-project projects: both towers moved."""
+    model, theta = tiny_thetas["vit"]
+    draw = torch.Generator().manual_seed(9)
+    moved = {n: theta[n] + 0.05 * torch.randn(theta[n].shape, generator=draw) for n in model.parameter_names}
+    OWN["tpgm-project"]["file"] = str(tmp_path_factory.mktemp("finetuned") / "both.safetensors")
+    write_checkpoint(OWN["tpgm-project"]["file"], {**theta, **moved})
 
 
 def quick(name: str, **changes: Any) -> Method:
@@ -26,8 +38,7 @@ def quick(name: str, **changes: Any) -> Method:
         "lr": 0.01, "batch_size": 4, "epochs": 2, "steps": 4, "warmup": 0.0, "warmup_epochs": 0.0, "judge_every": None,
         "shots": None, **changes,
     }  # fmt: skip
-    small |= {"radius_steps": 3} if name == "tpgm" else {}
-    return dataclasses.replace(METHODS[name](), **small)
+    return dataclasses.replace(METHODS[name](), **small, **OWN.get(name, {}))
 
 
 def first_batch(task: Task, examples: TensorExamples) -> Batch:

@@ -108,6 +108,12 @@ def test_a_warm_up_in_epochs_is_one_epoch_whatever_their_number() -> None:
         of("clipfit-base-to-new", 3200, warmup=0.1)
 
 
+def test_a_constant_rate_is_constant_after_its_warm_up() -> None:
+    recipe = Recipe(lr=0.4, steps=6, warmup=3, schedule="constant")
+    np.testing.assert_allclose(rates(recipe), [1 / 3, 2 / 3, 1, 1, 1, 1], **EXACT)
+    assert (rates(Recipe(lr=0.4, steps=6, schedule="constant")) == 1).all()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_every_schedule_stays_between_0_and_the_rate(schedule: Any) -> None:
     for steps, warmup, per_epoch in ((1, 0.0, 1), (1, 5.0, 1), (20, 0.3, 3), (20, 7.5, 4), (20, 40.0, 7), (7, 7.0, 7)):

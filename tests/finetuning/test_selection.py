@@ -112,7 +112,7 @@ def test_by_command_it_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture
     assert changed and all(n.endswith("bias") for n in changed)
     told = json.loads(read.facts["metadata"]["sharpscope.finetuning"])
     assert told["train_only"] == "bias$"
-    assert main([*arguments, "weight"]) == 2 and "train_only differ" in capsys.readouterr().err
+    assert main([*arguments, "weight"]) == 2 and "fine-tuning: train_only was" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- towers
