@@ -7,7 +7,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: demo finetuners papers test lint clean
+.PHONY: demo finetuners nulls papers test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -21,6 +21,11 @@ finetuners: $(VENV)/.installed
 # resumable. Writes analyses/papers.md and benchmarks/results/papers.log.
 papers: $(VENV)/.installed-test
 	$(PYTHON) analyses/papers.py --out runs/papers
+
+# How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: a quarter of an
+# hour. Writes benchmarks/results/nulls.log.
+nulls: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls.py
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint
