@@ -20,12 +20,13 @@ from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
+from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
 from sharpscope.scores import Predictions
-from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
+from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, points_of, stacked
@@ -141,11 +142,24 @@ class Results:
                 losses,
                 noise,
                 self.measured("sharpness"),
+                parts=self._image_parts(name),
                 rule=self.config.straggler_rule,
                 bootstrap=self.config.bootstrap,
                 seed=self.config.seed,
             )
         return self._stragglers[name]
+
+    def _image_parts(self, name: str) -> ImageParts:
+        """What each probe image adds to the estimates of one pair's layers, from the curvature units that exist."""
+        layers = [x.name for x in self.layers[name]]
+        units = [u for key in plan_curvature(self.config.alphas) if (u := self.units.get(f"curvature/{name}/{key}"))]
+        return {
+            (measure, alpha): dict(zip(layers, unit.arrays[key], strict=True))
+            for unit in units
+            for alpha in self.config.alphas
+            for measure in expand_measures(self.config.measures)
+            if (key := image_key(measure, alpha)) in unit.arrays
+        }
 
     def variants(self, name: str) -> list[Variant]:
         """Repairs of the stragglers. Where the rule chose no layer, the layer with the highest score is repaired, and
