@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -97,22 +97,22 @@ class Changes:
     scores: np.ndarray
     drawn: np.ndarray
 
-    @property
+    @cached_property
     def all_relative(self) -> np.ndarray:
         """[R, L] ``relative`` on other draws of the images."""
         return self.drawn - masked_median(self.drawn)[:, None]
 
-    @property
+    @cached_property
     def relative(self) -> np.ndarray:
         """[L] the change minus the median over layers: a change that all layers share singles out none of them."""
         return self.scores - masked_median(self.scores)
 
-    @property
+    @cached_property
     def variance(self) -> np.ndarray:
         """[L] the variance of each layer's change relative to the median layer's, over draws of the images."""
         return np.where(np.isfinite(self.scores), self.errors.var(axis=0), np.nan)
 
-    @property
+    @cached_property
     def errors(self) -> np.ndarray:
         """[R, L] the deviations of the relative changes over draws of the images, of mean 0."""
         return self.all_relative - self.all_relative.mean(axis=0)

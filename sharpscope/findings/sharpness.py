@@ -74,28 +74,35 @@ class SharpnessGrid:
         difference from theta_0 has at least the error that it would have if the images were paired. Where ``images`` is
         not known, the term with y is left out.
         """
-        noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
-        beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
-        common = rng.standard_normal((2, replicates, len(self.layers), 1))
-        noise = noise + np.where(np.asarray(self.alphas) == 0.0, common[0], common[1]) * beyond
+        noise = np.zeros((replicates, *self.estimate.shape))
+        told = np.zeros(self.estimate.shape, bool)
         if self.parts is not None:
-            noise = self._resampled(self.parts, noise, rng)
+            noise, told = self._resampled(self.parts, replicates, rng)
+        if not told.all():
+            noise = np.where(told, noise, self._deviations(replicates, rng))
         if form == "share":
             with np.errstate(divide="ignore", invalid="ignore"):
                 noise = noise / np.abs(self.whole)
             return _logged(self.share + noise, log)
         return _logged(self._form(self.estimate + noise, form), log)
 
-    def _resampled(self, parts: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Deviations [R, L, A] of other draws of the images; ``other`` where what an image adds is not known."""
+    def _deviations(self, replicates: int, rng: np.random.Generator) -> np.ndarray:
+        """Deviations [R, L, A] of other draws of the images, by the errors alone."""
+        noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
+        beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
+        common = rng.standard_normal((2, replicates, len(self.layers), 1))
+        return noise + np.where(np.asarray(self.alphas) == 0.0, common[0], common[1]) * beyond
+
+    def _resampled(self, parts: np.ndarray, replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Deviations [R, L, A] of other draws of the images, by what each adds; and where that is known [L, A]."""
         n = parts.shape[-1]
         spread = parts - parts.mean(axis=-1, keepdims=True)
         size = np.sqrt((spread**2).sum(axis=-1))
         told = np.isfinite(size) & (size > 0) & np.isfinite(self.images)
         stretch = np.where(told, self.images, 0.0) / np.where(told, size, 1.0)
-        counts = resample_counts(n, len(other), rng).astype(float)
+        counts = resample_counts(n, replicates, rng).astype(float)
         flat = np.where(told[..., None], spread * stretch[..., None], 0.0).reshape(-1, n)
-        return np.where(told, (counts @ flat.T).reshape(other.shape), other)
+        return (counts @ flat.T).reshape(replicates, *told.shape), told
 
     def _form(self, estimate: np.ndarray, form: str) -> np.ndarray:
         if form == "sharpness":
