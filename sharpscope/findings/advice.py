@@ -16,6 +16,7 @@ from sharpscope.findings.resampling import scores_of, stratified_means
 from sharpscope.scores import min_replicates, percentile_interval
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.vocabulary import DEFAULT_GROUP
 
 __all__ = ["RULES", "advice_table"]
 
@@ -36,6 +37,7 @@ def advice_table(
     *,
     stragglers: Sequence[str] = (),
     reference_repairs: pd.DataFrame | None = None,
+    group: str = DEFAULT_GROUP,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -69,6 +71,7 @@ def advice_table(
             stragglers and a density are advised if some sparsity of the stragglers raised OOD accuracy on the OTHER
             pairs at equal ID accuracy: at least 4 pairs, and the t interval of the mean over pairs lies above 0 after
             a Bonferroni correction over sparsities. Otherwise no layers are advised.
+        group: the group of OOD sets that ``correct``, ``features`` and ``references`` hold.
         level: coverage of the intervals.
         bootstrap: number of replicates.
         seed: the run's seed.
@@ -86,7 +89,14 @@ def advice_table(
     id_mean = np.mean([scores_of(v) for v in split["id"].values()], axis=0) if split["id"] else None
     rows = []
     for rule in RULES:
-        row: dict[str, Any] = {"pair": pair, "rule": rule, "layers": "", "density": math.nan, "status": "ok"}
+        row: dict[str, Any] = {
+            "pair": pair,
+            "group": group,
+            "rule": rule,
+            "layers": "",
+            "density": math.nan,
+            "status": "ok",
+        }
         row |= {"predicted_gain": math.nan, "ci_low": math.nan, "ci_high": math.nan}
         note = ""
         if rule == "id_best":
