@@ -242,9 +242,14 @@ GROUP_TITLES: Final[dict[str, str]] = {
     STRAGGLERS: "stragglers",
     OTHERS: "all other layers",
     BEST: "best single layer",
-    **{name: title for c in CONTRASTS.values() for name, title in (
-        (c.others, f"{c.title}, less all others"), (c.random, f"{c.title}, less random sets"),
-    )},
+    **{
+        name: title
+        for c in CONTRASTS.values()
+        for name, title in (
+            (c.others, f"{c.title}, less all others"),
+            (c.random, f"{c.title}, less random sets"),
+        )
+    },
     CONTRASTS["instability"].chosen: "layers whose own path costs most",
 }
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""

@@ -22,7 +22,7 @@ from sharpscope.findings.sharpness import Cube, sharpness_cube
 from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import dense_rows, groups_in, of_group, table, unique_in_order
-from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES, OOD_MEAN, PAIRS
+from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES, OOD_MEAN, OTHERS, PAIRS, STRAGGLERS
 
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
 
@@ -32,6 +32,8 @@ Sharpness adds information only if it beats these rows."""
 FEWEST = 4
 """The fewest points for which a correlation is computed; a partial correlation needs one point more."""
 PATH_NOTE = "descriptive: points along one path are not independent"
+_NOBODY = dict.fromkeys((STRAGGLERS, OTHERS), "; a pair in which no layer is a straggler has no value")
+"""What is added to the reason why a group of layers has no correlation."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, o
                 "q_value": float(q[k]),
                 "n": int(block.n[k]),
                 "status": "undefined" if bad else "ok",
-                "note": block.why[k] if bad else flat,
+                "note": f"{block.why[k]}{_NOBODY.get(labels[k][1], '')}" if bad else flat,
             }
 
 

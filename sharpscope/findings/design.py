@@ -204,7 +204,9 @@ class Design:
         """What limits a conclusion from ``values`` [n], for the note of a row: dependence, few bases, unknown settings."""
         said = []
         if self.n_effective < len(self.pairs):
-            said.append(f"{len(self.pairs)} pairs are {self.n_effective} clusters (a setting's seeds and bases together)")
+            said.append(
+                f"{len(self.pairs)} pairs are {self.n_effective} clusters (a setting's seeds and bases together)"
+            )
         for unit in ("base", "setting"):
             if math.isfinite(icc := self.icc(values, unit)):
                 said.append(f"intra-class correlation of {unit} {icc:.2f}")

@@ -6,14 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from sharpscope.findings.design import FEWEST_PAIRS, Design
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.scores import min_replicates
 
-__all__ = ["FIRST_COVARIATES", "LEAST_LEFT", "Contrast", "Controls", "Partial", "contrast", "controls", "partial_correlation"]
+__all__ = [
+    "FIRST_COVARIATES",
+    "LEAST_LEFT",
+    "Contrast",
+    "Controls",
+    "Partial",
+    "contrast",
+    "controls",
+    "partial_correlation",
+]
 
 FIRST_COVARIATES = ("learning_rate", "distance", "id_accuracy")
 """The order in which covariates enter where there is no room for all; the others follow as they are given."""
@@ -113,9 +121,7 @@ class _Columns:
 
 def _curves(ranks: Mapping[str, np.ndarray], n: int) -> dict[str, int]:
     """The number of columns of each covariate, whose ``ranks`` hold as many distinct values plus one or more."""
-    caps = {
-        name: min(_MOST_CURVES[min(i, 1)], len(np.unique(r)) - 1) for i, (name, r) in enumerate(ranks.items())
-    }
+    caps = {name: min(_MOST_CURVES[min(i, 1)], len(np.unique(r)) - 1) for i, (name, r) in enumerate(ranks.items())}
     curves = dict.fromkeys(ranks, 1)
     while True:
         before = sum(curves.values())
@@ -248,7 +254,9 @@ def _fill(
     ex, ey = held.remove(design.ranks(x)), held.remove(design.ranks(y))
     estimate = np.clip(ex @ ey, -1.0, 1.0)
     null = np.clip(held.remove(ey[design.orders(keys)]) @ ex.T, -1.0, 1.0)
-    draws = _replicates(ex, ey, estimate, design.resamples(len(keys), rng), design.resampling_error * max(held.left - 3, 1))
+    draws = _replicates(
+        ex, ey, estimate, design.resamples(len(keys), rng), design.resampling_error * max(held.left - 3, 1)
+    )
     out.estimate[here], out.null[:, here], out.draws[:, here] = estimate, null, draws
     out.p[here] = permutation_p(estimate, null)
     if len(keys) >= min_replicates(level):
@@ -268,9 +276,7 @@ def _problem(y: np.ndarray, design: Design, held: Controls | None, outcome: str)
         return f"{outcome} is constant"
     if not held.given:
         if held.left_out:
-            return (
-                f"{design.n_effective} clusters leave no room for a covariate: n - k would be below {LEAST_LEFT}"
-            )
+            return f"{design.n_effective} clusters leave no room for a covariate: n - k would be below {LEAST_LEFT}"
         return "every covariate is constant" if not held.collinear else "the zero-shot model determines the covariates"
     if not np.isfinite(held.remove(design.ranks(y))).all():
         return f"{'+'.join(held.given)} determines {outcome}"
@@ -288,9 +294,7 @@ def _remarks(held: Controls, design: Design, level: float) -> list[str]:
     return said
 
 
-def _replicates(
-    ex: np.ndarray, ey: np.ndarray, estimate: np.ndarray, weights: np.ndarray, error: float
-) -> np.ndarray:
+def _replicates(ex: np.ndarray, ey: np.ndarray, estimate: np.ndarray, weights: np.ndarray, error: float) -> np.ndarray:
     """Replicates [B, K] of the estimates, see ``partial_correlation``; ``error``: the variance that they would have, in
     units of the one that they should have."""
     top, sx, sy = weights @ (ex * ey).T, weights @ np.square(ex).T, (weights @ np.square(ey))[:, None]

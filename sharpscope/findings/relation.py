@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -130,7 +129,9 @@ class _Judged:
         if joint is None or randomly is None:
             why = f"No contrast of {names.title} with other layers was computed for {self.what}."
             return no_verdict(PAIRS, claim, self.group, self.source, why)
-        subject = f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
+        subject = (
+            f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
+        )
         text = self._sentence(subject, joint, self._alone(names.others))
         if randomly["status"] == "ok":
             share = p_text(float(randomly["p_value"]), self.permutations)

@@ -22,6 +22,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
 from sharpscope.layers import Layer
+from sharpscope.present.criteria import who_is_named
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
@@ -29,7 +30,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
-from sharpscope.vocabulary import CLAIMS, __version__
+from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, __version__
 
 __all__ = ["Run", "report", "write_derived"]
 
@@ -44,7 +45,8 @@ class Run:
     The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
     folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
     ``assumed`` is what was assumed of the checkpoints because they do not say it, ``data_notes`` what a reader has to
-    know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
+    know of the data sets (class names that were matched in order, for example). ``straggler_criterion`` decides which
+    layers are stragglers. ``notices`` say why no verdict is
     given where the numbers are meaningless (swapped ends, a path without its ends). A table of an unknown name is an
     AttributeError that names the nearest one.
     """
@@ -56,6 +58,7 @@ class Run:
     assumed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
+    straggler_criterion: str = DEFAULT_CRITERION
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -69,7 +72,8 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, advice: one line each."""
+        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, whom the straggler criteria
+        name, advice: one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
@@ -82,6 +86,9 @@ class Run:
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
+        stragglers = self.tables.get("stragglers")
+        for pair in () if stragglers is None else dict.fromkeys(stragglers["pair"]):
+            lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
             what = "none" if pd.isna(row["alpha"]) else f"alpha {row['alpha']:g}"
@@ -180,7 +187,8 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
     said = data_notes(directory.manifest)
-    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, said)
+    by = config.straggler_criterion
+    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, said, by)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

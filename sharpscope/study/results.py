@@ -31,7 +31,7 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import ALL, BASES, CANNOT, CLAIMS, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
 
 __all__ = ["Results"]
 
@@ -172,7 +172,7 @@ class Results:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
                 self._fallback[name] = (
-                    "no layer is a straggler by the rule; the layer with the highest score is repaired"
+                    "no layer is a straggler by the rule, and the layer with the highest score is made sparse in their place"
                 )
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
@@ -227,7 +227,8 @@ class Results:
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
         }
-        tables["verdicts"] = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
+        verdicts = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
+        tables["verdicts"] = _without_stragglers(verdicts, self._fallback)
         return tables
 
     @property
@@ -392,6 +393,17 @@ class Results:
                     for measure in expand_measures(self.config.measures)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
+
+
+def _without_stragglers(verdicts: pd.DataFrame, pairs: Mapping[str, str]) -> pd.DataFrame:
+    """The verdicts; of ``pairs``, in which no layer is a straggler, none on making the stragglers sparse is given."""
+    at = (verdicts["claim"] == CLAIMS["repair"]) & verdicts["pair"].isin(list(pairs))
+    verdicts.loc[at, ["estimate", "ci_low", "ci_high"]] = np.nan
+    verdicts.loc[at, "verdict"] = CANNOT
+    verdicts.loc[at, "evidence"] = [
+        f"{pairs[name].capitalize()}, as the repair table shows." for name in verdicts.loc[at, "pair"]
+    ]
+    return verdicts
 
 
 def _unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:

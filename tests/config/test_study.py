@@ -138,7 +138,7 @@ def test_what_makes_numbers_or_units_meaningless_is_refused_with_the_remedy(valu
         ({"ood": ("mini:photo",)}, "ood: 'mini:photo' is among id too"),
         (
             {"measures": ("lambda_max",)},
-            "straggler_criterion: 'share:hessian_trace' needs hessian_trace among",
+            "straggler_criterion: 'change:hessian_trace' needs hessian_trace among",
         ),
     ],
 )

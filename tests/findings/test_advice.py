@@ -29,7 +29,18 @@ def line(pair: str, ratio: float, sign: float = 1.0, distance: float = 1.0) -> p
     rows = []
     for a in GRID:
         gain = sign * ratio * a * (1 - a) - 0.05 * a
-        numbers = (pair, a, "ggn_trace", math.exp(ratio * a), ratio * a, distance, 0.5 + 0.4 * a, 0.4 + gain, gain, "ood")
+        numbers = (
+            pair,
+            a,
+            "ggn_trace",
+            math.exp(ratio * a),
+            ratio * a,
+            distance,
+            0.5 + 0.4 * a,
+            0.4 + gain,
+            gain,
+            "ood",
+        )
         rows.append(dict(zip(REFERENCE, numbers, strict=True)))
     return pd.DataFrame(rows)
 

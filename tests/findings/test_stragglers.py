@@ -50,7 +50,8 @@ def test_every_criterion_and_base_has_a_row_a_layer_in_forward_order(outlier: pd
     wanted += [("criticality", "finetuned")]
     seen = list(dict.fromkeys(zip(table["criterion"], table["base"], strict=True)))
     assert seen[: len(wanted)] == wanted
-    assert list(table["criterion"].unique())[4:] == ["sharpness:ggn_trace", "per_param:ggn_trace", "share:ggn_trace"]
+    of_sharpness = [f"{form}:ggn_trace" for form in ("sharpness", "per_param", "share", "change")]
+    assert list(table["criterion"].unique())[4:] == of_sharpness
     for _, part in table.groupby(["criterion", "base"]):
         assert tuple(part["layer"]) == LAYERS
 

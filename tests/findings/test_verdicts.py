@@ -38,7 +38,9 @@ def flags(pair: str, *present: str) -> pd.DataFrame:
 
 def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
     lines = pd.DataFrame([{"pair": pair, "num_alphas": 3}, {"pair": pair, "num_alphas": 0}], columns=list(CONTRASTS))
-    return Repairs(pair, "ood", pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5")
+    return Repairs(
+        pair, "ood", pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5"
+    )
 
 
 def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:

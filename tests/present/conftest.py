@@ -145,7 +145,9 @@ def make_accuracy() -> pd.DataFrame:
                 )
             mean = float(np.mean([curves[d][i] for d in OOD])) / 100
             joined = "+".join("mini:" + d for d in OOD)
-            rows.append((pair, a, DENSE, joined, "ood", "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, "", True))
+            rows.append(
+                (pair, a, DENSE, joined, "ood", "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, "", True)
+            )
         rows.append(
             (pair, 0.5, "straggler:delta:random:0.5", "mini:photo", "", "id", "top1", 0.7, 0.68, 0.72, 1600, "", True)
         )
