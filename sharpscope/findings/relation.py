@@ -28,8 +28,8 @@ MARGIN: Final = 0.3
 """A correlation whose whole interval lies within +- this value counts as absent (our choice). With a larger value more
 correlations count as absent."""
 CONTRAST_MARGIN: Final = 0.1
-"""Straggler layers tell no more than others if the whole interval of the difference of the two |correlations| lies below
-this value (our choice). With a larger value more differences count as none."""
+"""Straggler layers tell no more than others if the whole interval of the difference of the two |correlations| lies
+below this value (our choice). With a larger value more differences count as none."""
 
 
 def relation_rows(

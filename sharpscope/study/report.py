@@ -30,6 +30,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, __version__
 
 __all__ = ["Run", "report", "write_derived"]
@@ -86,8 +87,8 @@ class Run:
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
-        stragglers = self.tables.get("stragglers")
-        for pair in () if stragglers is None else dict.fromkeys(stragglers["pair"]):
+        stragglers = self.tables.get("stragglers", pd.DataFrame(columns=["pair"]))
+        for pair in unique_in_order(stragglers["pair"]):
             lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
         ours = self.tables["advice"]
         for _, row in ours[ours["rule"] == "sharpscope"].iterrows():

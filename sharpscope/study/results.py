@@ -172,7 +172,7 @@ class Results:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
                 self._fallback[name] = (
-                    "no layer is a straggler by the rule, and the layer with the highest score is made sparse in their place"
+                    "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
                 )
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
