@@ -106,11 +106,11 @@ def worlds() -> Iterator[tuple[str, World]]:
         yield f"null, L = {layers}, no changes of their own", World(layers, spread=0.0)
         yield f"null, L = {layers}, errors of 50 %", World(layers, error=0.5, uneven=0.3)
         yield f"first layer 1,000 times as large, L = {layers}", World(layers, larger=1000)
-        yield f"first layer rises 4 times, L = {layers}", World(layers, rise=4, spread=0.2)
+        yield f"first layer rises 4 times, L = {layers}", World(layers, rise=4, spread=0.2, uneven=0.2)
     yield "null, L = 24, images not told apart", World(paired=False)
     yield "null, L = 24, 11 alphas", World(alphas=tuple(round(0.1 * i, 1) for i in range(11)))
     yield "null, L = 24, own changes t(4)", World(tail=4)
-    yield "first layer rises 10 times, L = 24", World(rise=10, spread=0.2)
+    yield "first layer rises 10 times, L = 24", World(rise=10, spread=0.2, uneven=0.2)
 
 
 def main() -> None:

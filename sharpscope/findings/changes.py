@@ -162,7 +162,7 @@ def changes_of(grid: SharpnessGrid, moving: np.ndarray, replicates: int, rng: np
     finer grid of alphas nor a constant factor of a layer or of the model changes it. On the log scale the change of
     a layer's share differs from it by the same number for every layer; unlike the share it is also defined where the
     whole model's sharpness is <= 0, and one layer's rise does not lower the others. An estimate within its error of 0
-    has no reliable logarithm; asinh(h / 2 e) with the layer's median error e over alphas takes its place, which equals
+    has no reliable logarithm; asinh(h / 2 e) with the layer's smallest error e over alphas takes its place, which equals
     log(h / e) well above e. A layer that is below 0 by more than twice that error at theta_0 has no change.
 
     Args:
@@ -176,7 +176,7 @@ def changes_of(grid: SharpnessGrid, moving: np.ndarray, replicates: int, rng: np
     if alpha_index(list(alphas), 0.0) is None or len(inside) < 2:
         return None
     estimate = grid.estimate[:, inside]
-    error = masked_median(np.where(np.isfinite(estimate), grid.total_error[:, inside], np.nan))[:, None]
+    error = np.where(np.isfinite(estimate), grid.total_error[:, inside], np.inf).min(axis=1, keepdims=True)
     error = np.where(np.isfinite(error), error, 0.0)
     values = _log_scale(estimate, error)
     usable = np.isfinite(values) & moving[:, None] & (estimate[:, :1] >= -_BELOW * error)
