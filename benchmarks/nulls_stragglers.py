@@ -2,11 +2,11 @@
 
     python benchmarks/nulls_stragglers.py [--simulations 1000] [--layers 8 24 100]
 
-A simulated path has L layers whose sharpness at theta_0 is spread over several orders of magnitude. Under the null every
-layer changes like the others, by a common curve over alpha, plus a change of its own (normal, or Student's t) and the
-error over draws of images. Rates are of paths on which any layer is named; they are to be at most 5 %. Beside them
-stands the rate of ``share:M`` with mad:2, the default before. Power is the rate at which the layer whose sharpness rises
-by a factor, relative to the others, is named.
+A simulated path has L layers whose sharpness at theta_0 is spread over several orders of magnitude. Under the null
+every layer changes like the others, by a common curve over alpha, plus a change of its own (normal, or Student's t) and
+the error over draws of images. Rates are of paths on which any layer is named; they are to be at most 5 %. Beside them
+stands the rate of ``share:M`` with mad:2, the default before. Power is the rate at which the layer whose sharpness
+rises by a factor, relative to the others, is named.
 """
 
 from __future__ import annotations

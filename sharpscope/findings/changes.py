@@ -162,8 +162,8 @@ def changes_of(grid: SharpnessGrid, moving: np.ndarray, replicates: int, rng: np
     finer grid of alphas nor a constant factor of a layer or of the model changes it. On the log scale the change of
     a layer's share differs from it by the same number for every layer; unlike the share it is also defined where the
     whole model's sharpness is <= 0, and one layer's rise does not lower the others. An estimate within its error of 0
-    has no reliable logarithm; asinh(h / 2 e) with the layer's smallest error e over alphas takes its place, which equals
-    log(h / e) well above e. A layer that is below 0 by more than twice that error at theta_0 has no change.
+    has no reliable logarithm; asinh(h / 2 e) with the layer's smallest error e over alphas takes its place, which
+    equals log(h / e) well above e. A layer that is below 0 by more than twice that error at theta_0 has no change.
 
     Args:
         grid: one measure of one pair.

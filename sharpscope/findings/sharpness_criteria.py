@@ -107,14 +107,16 @@ def change_rows(
         else:
             scores, chosen = changes.relative, select(changes.relative, rule, floor=0.0)
             probability = select(changes.all_relative[:bootstrap], rule, floor=0.0).mask.mean(axis=0)
-        if changes is not None:
-            notes = [
-                "; ".join(x for x in (f"changes {np.exp(c):.3g} times as much as the median layer", note) if x)
-                if np.isfinite(c) else note
-                for c, note in zip(changes.relative, notes, strict=True)
-            ]  # fmt: skip
-        base = f"mean of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}] against 0"
+        relative = scores if changes is None else changes.relative
+        notes = [_changed(c, note, missing[1]) for c, note in zip(relative, notes, strict=True)]
+        base = f"{sum(0 <= a <= 1 for a in grid.alphas)} alphas in [0, 1] against theta_0"
         yield layer_rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
+
+
+def _changed(relative: float, note: str, missing: str) -> str:
+    """``note`` behind the factor of a layer's change, or the reason why it has none."""
+    said = f"changes {np.exp(relative):.3g} times as much as the median layer" if np.isfinite(relative) else missing
+    return f"{said}; {note}" if note else said
 
 
 def _notes(grid: SharpnessGrid, notes: Sequence[str]) -> list[str]:

@@ -31,16 +31,18 @@ def who_is_named(stragglers: pd.DataFrame, pair: str, deciding: str) -> str:
     'change:hessian_trace names nobody; instability names block 1 mlp; 3 of 8 criteria name conv1 (rewind, ...).'
     """
     found = choices(stragglers, pair, deciding)
+    own = stragglers[(stragglers["pair"] == pair) & (stragglers["criterion"] == deciding)]
     said = [f"{c} names {_some(found[c])}" for c in dict.fromkeys((deciding, SIDE_BY_SIDE[0])) if c in found]
+    if len(own) and own["score"].isna().all():
+        said[0] = f"{deciding} has no score for any layer"
     votes = Counter(layer for chosen in found.values() for layer in chosen)
     if not votes:
         return "; ".join([*said, f"none of {len(found)} criteria names a layer"]) + "."
     most = max(votes.values())
     layers = [x for x in votes if votes[x] == most]
     by = ", ".join(c for c, chosen in found.items() if layers[0] in chosen)
-    agreed = f"{most} of {len(found)} criteria name {_some(layers)}"
-    agreed = f"{agreed} ({by})" if len(layers) == 1 else f"{agreed} each, and none more"
-    own = stragglers[(stragglers["pair"] == pair) & (stragglers["criterion"] == deciding)]
+    agreed = f"{most} of {len(found)} criteria name "
+    agreed += f"{_some(layers)} ({by})" if len(layers) == 1 else f"each of {_some(layers)}, and no layer has more"
     large = own.loc[own["note"].fillna("").str.contains(AMONG_LARGEST, regex=False), "layer"]
     told = f"{AMONG_LARGEST}: {_some(list(large))}" if len(large) else ""
     return "; ".join(x for x in (*said, agreed, told) if x) + "."
