@@ -221,7 +221,7 @@ def test_a_layer_that_rises_is_named_and_one_that_is_large_already_is_only_calle
     assert set(change["rule"]) == {"null:0.05"} and set(rows["rule"]) == {"null:0.05", "mad:2"}
     assert change.index[change["note"].str.contains(AMONG_LARGEST)].tolist() == ["l07"]
     assert change.loc["l03", "probability"] > 0.9 and change["probability"].drop("l03").max() < 0.1
-    assert "changes 6." in change.loc["l03", "note"]  # (0 + log 5 + log 5 + log 25) / 4 = log 5 ** 1, noise aside
+    assert "changes 5." in change.loc["l03", "note"]  # exp((log 1 + 2 log 5 + log 25) / 4) = 5, noise aside
     plain = stragglers_table("p", [], None, sharp, rule="top:1", bootstrap=20)
     assert chosen_layers(plain, "change:ggn_trace") == ("l03",)
     strict = stragglers_table("p", [], None, sharp, rule="null:0.0001", bootstrap=20)
@@ -248,5 +248,5 @@ def test_a_probability_follows_what_each_image_adds(sharpness_of) -> None:
     for name, known in (("paired", parts), ("bound", None)):
         found = stragglers_table("p", [], None, sharp, parts=known, bootstrap=200)
         row[name] = found[(found["criterion"] == "change:ggn_trace") & (found["layer"] == "l05")].iloc[0]
-    assert row["paired"]["chosen"] and row["paired"]["probability"] == 1
+    assert row["paired"]["chosen"] and row["paired"]["probability"] > 0.95
     assert not row["bound"]["chosen"] and row["bound"]["probability"] < 0.5
