@@ -3,9 +3,9 @@
     python analyses/world.py --out DIR [--only NAME ...]     train the checkpoints (about ten minutes, one thread)
     python analyses/world.py --out DIR --tables              measure all pairs: across-pair tables (about six minutes)
 
-Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy,stragglers}.csv.gz: the files of
-sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and the
-processor.
+Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy,stragglers}.csv.gz: the
+files of sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and
+the processor.
 """
 
 from __future__ import annotations

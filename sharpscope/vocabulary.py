@@ -44,6 +44,8 @@ __all__ = [
     "OUTPUT_BASELINES",
     "PAIRS",
     "PATHS",
+    "PRIMARY_ALPHA",
+    "PRIMARY_MEASURE",
     "PRIMARY_METRICS",
     "PROBE",
     "SIDE_BY_SIDE",
@@ -201,6 +203,10 @@ OTHERS: Final = "(others)"
 
 BEST: Final = "(best)"
 """The layer name of the single layer with the largest |correlation|, whichever it is."""
+
+PRIMARY_MEASURE: Final = "hessian_trace"
+PRIMARY_ALPHA: Final = 0.5
+"""The measure and the alpha of the comparisons that are named before looking, unless a study names others."""
 
 LEARNING_RATE: Final = "learning_rate"
 """The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
@@ -879,7 +885,7 @@ CANNOT: Final = "cannot be told"
 CLAIMS: Final[dict[str, str]] = {
     "whole": "whole-model sharpness is related to the OOD gain beyond learning rate, distance and ID accuracy",
     "stragglers": "the straggler layers' sharpness tells more about the OOD gain than that of other layers",
-    "instability": "the sharpness of the layers whose own interpolation costs most tells more than that of other layers",
+    "instability": "the layers whose own interpolation costs most tell more about the OOD gain than other layers",
     "repair": "making the straggler layers sparse repairs the failure",
     "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
 }

@@ -422,7 +422,18 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
     told = {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
+    if tuned := _finetuning(end):
+        told["finetuning"] = tuned
     return told | ({"prompts": True} if holds_prompts(end) else {})
+
+
+def _finetuning(end: Checkpoint) -> dict[str, Any]:
+    """What a file that ``sharpscope finetune`` wrote states about the fine-tuning; nothing for another file."""
+    try:
+        told = json.loads(end.facts.get("metadata", {}).get("sharpscope.finetuning", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _stem(source: CheckpointSource) -> str:

@@ -14,7 +14,7 @@ p-values and correlations that all of them use are public too.
 from __future__ import annotations
 
 from sharpscope.findings.advice import advice_table
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.criteria import register_criterion
 from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.criticality import criticality
@@ -22,6 +22,7 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
 from sharpscope.findings.rank_correlation import partial_spearman

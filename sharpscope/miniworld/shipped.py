@@ -63,5 +63,5 @@ def checkpoint_path(name: str) -> Path:
 
 
 def pairs_table(name: str) -> Path:
-    """CSV file of the shipped across-pair table ``name`` (sharpness, accuracy, path, stragglers) over all pairs of the world."""
+    """CSV file of the shipped across-pair table ``name``: sharpness, accuracy, path or stragglers of all pairs."""
     return _data() / f"pairs_{name}.csv.gz"

@@ -30,6 +30,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, __version__
 
@@ -73,7 +74,7 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, whom the straggler criteria
+        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, whom the straggler criteria
         name, advice: one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
@@ -82,11 +83,12 @@ class Run:
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
             *(f"data: {sentence}" for sentence in self.data_notes),
+            *what_happened(self.tables["accuracy"], self.tables["failure"]),
         ]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
-                of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
-                lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
+                of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
+                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {row['evidence']}")
         stragglers = self.tables.get("stragglers", pd.DataFrame(columns=["pair"]))
         for pair in unique_in_order(stragglers["pair"]):
             lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
@@ -132,7 +134,7 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
         for name, stored in directory.manifest["layers"].items()
     }
-    done = Results(config, layers)
+    done = Results(config, layers, directory.manifest.get("pairs"))
     for tasks in (done.first_tasks, done.repair_tasks):
         found = {t.key: directory.load(t.key) for t in tasks()}
         done.take(

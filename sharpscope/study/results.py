@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import advice_table
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
@@ -26,6 +27,7 @@ from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
 from sharpscope.scores import Predictions
+from sharpscope.study.designs import design_of, shipped_design
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
@@ -49,11 +51,17 @@ class _Resampling(TypedDict):
 class Results:
     """The units of a study and the tables derived from them; neither checkpoints nor data are opened.
 
-    ``layers`` holds the layers of every pair in the order of the forward pass.
+    ``layers`` holds the layers of every pair in the order of the forward pass, ``facts`` what its files state.
     """
 
-    def __init__(self, config: StudyConfig, layers: Mapping[str, Sequence[Layer]]) -> None:
+    def __init__(
+        self,
+        config: StudyConfig,
+        layers: Mapping[str, Sequence[Layer]],
+        facts: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.config, self.layers = config, layers
+        self.design = design_of(config.pairs, facts or {})
         self.units: dict[str, Unit] = {}
         self.failed: dict[str, str] = {}
         self._stragglers: dict[str, pd.DataFrame] = {}
@@ -320,8 +328,10 @@ class Results:
             pair_correlations(
                 sharpness,
                 accuracy,
-                covariates(accuracy, path, {p.name: p.covariates for p in c.pairs}),
+                covariates(accuracy, path),
                 source="run",
+                design=self.design,
+                primary=self._primary,
                 stragglers=stragglers,
                 costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
@@ -335,6 +345,8 @@ class Results:
                 tables["accuracy"],
                 covariates(tables["accuracy"], tables["path"]),
                 source="shipped",
+                design=shipped_design(),
+                primary=self._primary,
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
                 costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
@@ -342,6 +354,10 @@ class Results:
             )
             parts.append(shipped)
         return stacked("correlations", parts)
+
+    @property
+    def _primary(self) -> tuple[str, float]:
+        return self.config.primary_measure, self.config.primary_alpha
 
     def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
         """Straggler layers of the shipped pairs by this run's criterion, or None where it needs more than sharpness."""
@@ -367,6 +383,8 @@ class Results:
             tables["sharpness"],
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
+            measure=c.primary_measure,
+            alpha=c.primary_alpha,
             group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",

@@ -12,6 +12,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
+from sharpscope.tables.schema import KEYS
 from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "groups_in",
     "has_value",
     "image_error",
+    "joint_rows",
+    "marginal_rows",
     "mean_accuracy",
     "mean_row",
     "measures_in",
@@ -140,10 +143,31 @@ def pairs_and_groups(frame: pd.DataFrame) -> pd.DataFrame:
 def _groups(frame: pd.DataFrame) -> pd.Series:
     """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
     given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
-    given = given.fillna("").astype(str)
+    given = given.astype(object).fillna("").astype(str)
     if "role" not in frame:
         return given
     return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)
+
+
+def marginal_rows(correlations: pd.DataFrame) -> pd.DataFrame:
+    """The rows of correlations without a covariate held fixed."""
+    return correlations[_given(correlations) == ""]
+
+
+def joint_rows(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows that differ in nothing but the covariates held fixed, the one with the most of them, at least one."""
+    held = correlations[_given(correlations) != ""]
+    keys = [k for k in KEYS["correlations"] if k in held.columns and k != "given"]
+    most = held["given"].str.count(r"\+").sort_values(ascending=False, kind="stable").index
+    first = held.loc[most].drop_duplicates(keys).index
+    return held.loc[held.index.isin(first)]
+
+
+def _given(correlations: pd.DataFrame) -> pd.Series:
+    """The column ``given``; tables from before it existed hold no joint partial."""
+    if "given" not in correlations:
+        return pd.Series("", correlations.index)
+    return correlations["given"].astype(object).fillna("").astype(str)
 
 
 def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], list[str]]:
@@ -246,20 +270,12 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     return out
 
 
-def covariates(
-    accuracy: pd.DataFrame, path: pd.DataFrame, told: Mapping[str, Mapping[str, float]] | None = None
-) -> pd.DataFrame:
-    """The covariates that sharpness is compared with: pair, alpha, distance from theta_0 and ID accuracy.
-
-    ``told``: pair -> further covariates, which do not depend on alpha (learning_rate ...); NaN for a pair without one.
-    """
+def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+    """The covariates that every run measures: pair, alpha, distance from theta_0 and ID accuracy."""
     dense = dense_rows(accuracy[accuracy["role"] == "id"])
     mean = mean_accuracy(dense).rename(columns={"estimate": "id_accuracy"}).drop(columns="n")
     distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
-    known = distance.merge(mean, on=["pair", "alpha"], how="left")
-    for name in dict.fromkeys(name for own in (told or {}).values() for name in own):
-        known[name] = [float((told or {}).get(str(pair), {}).get(name, math.nan)) for pair in known["pair"]]
-    return known
+    return distance.merge(mean, on=["pair", "alpha"], how="left")
 
 
 def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
