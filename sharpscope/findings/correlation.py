@@ -29,6 +29,7 @@ from sharpscope.vocabulary import (
     GROUP_TITLES,
     MEASURES,
     OOD_MEAN,
+    OTHERS,
     PAIRS,
     PRIMARY_ALPHA,
     PRIMARY_MEASURE,
@@ -243,7 +244,7 @@ def _rows(
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
-                "note": block.why[k] if bad else "; ".join(filter(None, (flat, block.note[k]))),
+                "note": f"{block.why[k]}{_NOBODY.get(labels[k][1], '')}" if bad else "; ".join(filter(None, (flat, block.note[k]))),
             }
 
 
