@@ -37,6 +37,11 @@ from sharpscope.vocabulary import (
 
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations"]
 
+_NOBODY = dict.fromkeys(
+    (OTHERS, *(name for c in CONTRASTS.values() for name in (c.chosen, c.others, c.random))),
+    "; a pair in which no layer is chosen has no value",
+)
+"""What is added to the reason why a group of layers has no correlation."""
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""
@@ -244,7 +249,9 @@ def _rows(
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
-                "note": f"{block.why[k]}{_NOBODY.get(labels[k][1], '')}" if bad else "; ".join(filter(None, (flat, block.note[k]))),
+                "note": (block.why[k] + _NOBODY.get(labels[k][1], ""))
+                if bad
+                else "; ".join(filter(None, (flat, block.note[k]))),
             }
 
 
