@@ -413,8 +413,8 @@ def _check(c: StudyConfig) -> None:
     if c.straggler_rule is not None and parse_rule(c.straggler_rule)[0] == "null" and not criterion.calibrated:
         with_null = ", ".join(x.spelling for x in CRITERIA.values() if x.calibrated)
         raise ConfigError(
-            f"straggler_rule: '{c.straggler_rule}' needs a criterion with a null, and {c.straggler_criterion} has none."
-            f"\nRemedy: --straggler-criterion {with_null}, or mad:K, sd:T, top:K or abs:X."
+            f"straggler_rule: '{c.straggler_rule}' needs a criterion with a null, and {c.straggler_criterion} has none; "
+            f"choose {with_null}, or mad:K, sd:T, top:K or abs:X."
         )
     check_ranges(
         c,
