@@ -16,10 +16,11 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc
 
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
-from sharpscope.config.specs import read_spec
+from sharpscope.config.specs import check_classes
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
@@ -49,7 +50,6 @@ from sharpscope.vocabulary import (
     check_path_density,
     criterion_spellings,
     expand_measures,
-    expand_specs,
     parse_criterion,
     parse_rule,
 )
@@ -360,8 +360,8 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
-        for spec in (self.probe, *self.id, *self.ood_groups):
-            read_spec(spec)
+        for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
+            check_classes(specs, role)
         if both := [spec for spec in self.ood_groups if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"
@@ -413,8 +413,8 @@ def _check(c: StudyConfig) -> None:
     if c.straggler_rule is not None and parse_rule(c.straggler_rule)[0] == "null" and not criterion.calibrated:
         with_null = ", ".join(x.spelling for x in CRITERIA.values() if x.calibrated)
         raise ConfigError(
-            f"straggler_rule: '{c.straggler_rule}' needs a criterion with a null, and {c.straggler_criterion} has none; "
-            f"choose {with_null}, or mad:K, sd:T, top:K or abs:X."
+            f"straggler_rule: '{c.straggler_rule}' needs a criterion with a null, and {c.straggler_criterion} has "
+            f"none; choose {with_null}, or mad:K, sd:T, top:K or abs:X."
         )
     check_ranges(
         c,

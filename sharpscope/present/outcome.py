@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
     Block,
@@ -73,13 +74,13 @@ def answer(source: Source) -> Section:
         claim = f"{row['claim']} ({about})"
         numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
         count = "" if is_missing(row["n"]) else f"{int(row['n'])}"
-        evidence = cell(f"{row['evidence']}{shipped}")
+        evidence = cell(f"{said(str(row['evidence']))}{shipped}")
         verdict = cell(f"{sign} {row['verdict']}", kind)
         rows.append((verdict, cell(claim), cell(row["group"]), evidence, cell(numbers), cell(count)))
     head = ("verdict", "claim", "OOD group", "evidence", "estimate [interval]", "n")
-    happened = [Line(shown(x, 2000)) for x in what_happened(source.table("accuracy"), source.table("failure"))]
+    happened = what_happened(source.table("accuracy"), source.table("failure"))
     grid = Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv")
-    return Section("Answer", "answer", (*happened, grid))
+    return Section("Answer", "answer", (*(Line(shown(said(x), 2000)) for x in happened), grid))
 
 
 def advice(source: Source) -> Section:
@@ -95,13 +96,13 @@ def advice(source: Source) -> Section:
         (
             cell(r["pair"]),
             cell(r["group"]),
-            cell(r["rule"], title=str(r["note"])),
+            cell(r["rule"], title=said(str(r["note"]))),
             alpha_cell(r["alpha"]),
             cell(layer_names(str(r["layers"])) or "none", title=str(r["layers"])),
             cell(interval(float(r["predicted_gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
             cell(percent(r["ood_accuracy"])),
             cell(points(r["regret"]).lstrip("+")),
-            status_cell(str(r["status"]), str(r["note"])),
+            status_cell(str(r["status"]), said(str(r["note"]))),
         )
         for r in in_order(table, source.order)
     ]
@@ -109,7 +110,7 @@ def advice(source: Source) -> Section:
         "pair",
         "OOD group",
         "rule",
-        "α",
+        with_symbol("α"),
         "make sparse",
         "predicted gain (points)",
         "OOD accuracy",
@@ -129,11 +130,11 @@ def _advice_line(row: Mapping[str, Any]) -> Line:
     if math.isnan(alpha):
         what = "no alpha can be advised"
     elif alpha == 0:
-        what = "do not interpolate: keep the zero-shot model (α = 0)"
+        what = f"do not interpolate: keep the zero-shot model ({alpha_is(0)})"
     elif alpha == 1:
-        what = "do not interpolate: take the fine-tuned model as it is (α = 1)"
+        what = f"do not interpolate: take the fine-tuned model as it is ({alpha_is(1)})"
     else:
-        what = f"interpolate at α = {alpha:g}"
+        what = f"interpolate at {alpha_is(alpha)}"
     held = layer_names(str(row["layers"]))
     keep = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
     what += f"; make {held} sparse{keep}" if held else "; make no layer sparse"
@@ -142,7 +143,7 @@ def _advice_line(row: Mapping[str, Any]) -> Line:
     else:
         gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
         sure = f"predicted OOD gain over zero-shot {gain} points"
-    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(row["note"], 2000))
+    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(said(str(row["note"])), 2000))
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs
@@ -171,7 +172,7 @@ def pairs(source: Source) -> Section:
             moving = last["num_moving"]
             lines["parameters that move (head included)"] = MISSING if is_missing(moving) else f"{int(moving):,}"
             ends = [
-                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} (α = {r['alpha']:g})"
+                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} ({alpha_is(r['alpha'])})"
                 for _, r in own.iloc[[0, -1]].iterrows()
             ]
             lines["probe loss at the ends"] = "; ".join(ends)
@@ -196,7 +197,7 @@ def accuracy(source: Source) -> Section:
         points = [("zero-shot", 0.0)]
         for group in groups_in(own):
             best = _best_between(_mean_of(own, group))
-            points.append((f"best α between them, by the OOD labels of {group}", best))
+            points.append((f"{with_symbol('best α')} between them, by the OOD labels of {group}", best))
         for what, alpha in (*points, ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
@@ -204,20 +205,21 @@ def accuracy(source: Source) -> Section:
     means = dense[dense["role"] == OOD_MEAN]
     sets = {g: dict.fromkeys(of_group(means, g)["dataset"]) for g in groups_in(means)}
     named = [f"{g}: {', '.join(short_set(d) for d in s.split('+'))}" for g, found in sets.items() for s in found]
-    head = ("pair", "where", "α", "ID accuracy", *_ood_heads(groups_in(dense)))
+    head = ("pair", "where", with_symbol("α"), "ID accuracy", *_ood_heads(groups_in(dense)))
     caption = f"OOD mean over {'; '.join(named)}." if named else ""
     figures = source.figure(
         "wiseft_curve",
         "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
     ) + source.figure(
         "accuracy_along_alpha",
-        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
+        with_symbol("Accuracy along α")
+        + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",
-        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
-        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+        with_symbol("The chosen paths from the same start (star): mean OOD accuracy along α (left)")
+        + f", and over ID accuracy (right). Squares are {alpha_is(1)}: the fine-tuned model (black) or an edit of it.",
     )
     grids = (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
@@ -251,8 +253,9 @@ def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
         points = []
         for group in groups_in(own):
             best = _best_between(_mean_of(own, group))
-            points.append((f"{name}: best α between the ends, by the OOD labels of {group}", best))
-        for what, alpha in (*points, (f"{name}: α = 1", 1.0)):
+            named = f"{name}: {with_symbol('best α')} between the ends, by the OOD labels of {group}"
+            points.append((named, best))
+        for what, alpha in (*points, (f"{name}: {alpha_is(1)}", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
                 rows.append((cell(pair), cell(what), alpha_cell(alpha), *_spans(here, groups_in(table))))
@@ -293,7 +296,7 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
-    head = ("pair", "model", "α", "ID accuracy", *_ood_heads(groups_in(table)))
+    head = ("pair", "model", with_symbol("α"), "ID accuracy", *_ood_heads(groups_in(table)))
     caption = "Models that are not on the linear path."
     return (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"),)
 
@@ -324,7 +327,9 @@ def failure(source: Source) -> Section:
         how = "; ".join(part for part in (how, left) if part) + "."
         on = f" on the OOD sets of {shown(group, 40)}" if len(groups) > 1 else ""
         lines.append(Line(f"{shown(pair)}{on}: {how}"))
-    head = ("pair", "flag", "OOD group", "data set", "what", "α", "estimate [interval]", "present", "note")
+    head = (
+        "pair", "flag", "OOD group", "data set", "what", with_symbol("α"), "estimate [interval]", "present", "note",
+    )  # fmt: skip
     grid = Grid.of(
         head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(5, 6), source="tables/failure.csv"
     )
@@ -357,5 +362,5 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         alpha,
         cell(value + unit),
         present,
-        cell(row["note"] or "", "note"),
+        cell(said(str(row["note"] or "")), "note"),
     )

@@ -17,12 +17,12 @@ from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
-from sharpscope.findings.stragglers import chosen_layers
+from sharpscope.findings.stragglers import chosen_by, chosen_layers
 from sharpscope.study.designs import design_of_manifests, read_covariates, with_covariates
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import PRIMARY_ALPHA, PRIMARY_MEASURE
+from sharpscope.vocabulary import CONTRASTS, PRIMARY_ALPHA, PRIMARY_MEASURE
 
 __all__ = ["correlate", "robustness"]
 
@@ -82,6 +82,7 @@ def correlate(
         primary=_primary(runs),
         source="run",
         stragglers=chosen,
+        by_instability=chosen_by(joined["stragglers"], CONTRASTS["instability"].criterion),
         costs=path_costs(joined["path"], joined["stragglers"]),
         seed=seed,
         bootstrap=bootstrap,

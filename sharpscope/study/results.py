@@ -22,18 +22,28 @@ from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.repair import Variant as RepairRun
 from sharpscope.findings.sharpness import ImageParts
-from sharpscope.findings.stragglers import chosen_layers, stragglers_table
+from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
 from sharpscope.scores import Predictions
-from sharpscope.study.designs import design_of, shipped_design
+from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, CANNOT, CLAIMS, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import (
+    ALL,
+    BASES,
+    CANNOT,
+    CLAIMS,
+    CONTRASTS,
+    DEFAULT_GROUP,
+    PAIRS,
+    expand_measures,
+    parse_criterion,
+)
 
 __all__ = ["Results"]
 
@@ -323,6 +333,7 @@ class Results:
     def _correlations(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
         c = self.config
         stragglers = {name: self._chosen(name) for name in self.layers}
+        every = stacked("stragglers", [self.stragglers(n) for n in self.layers])
         parts = [path_correlations(sharpness, accuracy)]
         parts.append(
             pair_correlations(
@@ -333,7 +344,8 @@ class Results:
                 design=self.design,
                 primary=self._primary,
                 stragglers=stragglers,
-                costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
+                by_instability=chosen_by(every, CONTRASTS["instability"].criterion),
+                costs=path_costs(path, every),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
             )
@@ -348,6 +360,7 @@ class Results:
                 design=shipped_design(),
                 primary=self._primary,
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
+                by_instability=self._shipped_by_instability(),
                 costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
                 **self._resampling,
@@ -372,6 +385,12 @@ class Results:
         }
         return {name: chosen_layers(table, criterion) for name, table in tables.items()}
 
+    def _shipped_by_instability(self) -> dict[str, tuple[str, ...]] | None:
+        """The layers that the criterion instability chose in the shipped pairs, or None by another rule than theirs."""
+        table = _shipped("stragglers")
+        same = (table["rule"] == self.config.straggler_rule).all()
+        return chosen_by(table, CONTRASTS["instability"].criterion) if same else None
+
     def _verdicts(
         self, group: str, tables: Mapping[str, pd.DataFrame], repairs: Sequence[Repairs], doubts: Sequence[Doubt]
     ) -> pd.DataFrame:
@@ -386,6 +405,8 @@ class Results:
             measure=c.primary_measure,
             alpha=c.primary_alpha,
             group=group,
+            design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
+            unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,

@@ -87,7 +87,8 @@ Reading guide
                        stragglers over at least four other pairs of the run has an interval above 0
   agreement.measure    a key of ``AGREEMENT``
   agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
-                       of both; empty for a measure of the point alone
+                       of both; empty for a measure of the point alone. 'evaluate --agreement-out FILE' compares
+                       checkpoints with one another: pair A|B, against A, and alpha is missing
   agreement.n          number of images of which the estimate is a mean
   vrf                  the two ends' accuracies by the images' distance to the zero-shot model's failures: what VRF's
                        weights rest on ('run --output-baselines vrf')

@@ -257,6 +257,12 @@ def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.
     for derived in ("tables", "figures"):
         shutil.rmtree(root / derived)
     (root / "report.html").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
+        other = report(root, alpha_on="zeroshot")
+    assert table_bytes(other.root) == table_bytes(finished.root)
+    assert "weight of the zero-shot model (1: zero-shot, 0: fine-tuned)" in other.report.read_text(encoding="utf-8")
+    assert other.summary().startswith("α′ = 1 − α is the weight of the zero-shot model (1: zero-shot, 0: fine-tuned).")
     rebuilt = report(root)
     assert table_bytes(rebuilt.root) == table_bytes(finished.root)
     assert rebuilt.report.read_bytes() == finished.report.read_bytes()

@@ -62,7 +62,8 @@ class Found:
     ``before``: edits of each image before it is resized. ``where``: the name of the set in messages. ``unnamed``:
     whether the set knows its classes by number only (see :func:`numbered`). ``empty``: the names of classes without
     image files. ``two_orders``: both readings of the order of the classes, where there are two. ``said``: what a reader
-    of an accuracy on the set needs to know.
+    of an accuracy on the set needs to know. ``captions``: the captions of each image, where the images have captions
+    in place of classes; each image is then a class of its own.
     """
 
     images: Images
@@ -87,6 +88,7 @@ class Found:
     empty: tuple[str, ...] = ()
     two_orders: str = ""
     said: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
