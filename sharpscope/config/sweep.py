@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sharpscope.config.draws import Design, drawn, read_ranges
 from sharpscope.config.fields import check_keys, checked_fields
