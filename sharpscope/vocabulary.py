@@ -90,6 +90,7 @@ __all__ = [
     "check_metrics",
     "check_path_density",
     "criterion_spellings",
+    "draws_masks",
     "ensemble_variant",
     "expand_measures",
     "from_outside",
@@ -902,6 +903,11 @@ GROUPS: Final[dict[Group, str]] = {
     "everything": "all layers, same density",
 }
 """The groups of layers that a repair makes sparse -> their label in figures: the stragglers and their controls."""
+
+
+def draws_masks(select: Select, density: float) -> bool:
+    """Whether the entries that a repair keeps are drawn at random, so that another seed keeps others."""
+    return select == "random" and 0 < density < 1
 
 
 @dataclass(frozen=True)

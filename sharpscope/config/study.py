@@ -288,14 +288,21 @@ class StudyConfig:
     level: float = 0.95
     """Nominal coverage of every interval; a higher level gives wider intervals."""
 
-    densities: tuple[float, ...] = (0.5, 0.9)
+    densities: tuple[float, ...] = (0.5,)
     """Fractions of entries KEPT when the stragglers are made sparse."""
     targets: tuple[Target, ...] = ("delta", "weight")
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
-    selects: tuple[Select, ...] = ("random", "magnitude")
+    selects: tuple[Select, ...] = ("random",)
     """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
-    repair_alphas: tuple[float, ...] | None = None
-    """Points of the repaired paths; default: those of ``alphas`` strictly between the ends."""
+    repair_alphas: tuple[float, ...] | None = (0.25, 0.5, 0.75)
+    """Points of the repaired paths; they need not be among ``alphas``. null in a study file: the points of ``alphas``
+    strictly between the ends."""
+    masks: int = 5
+    """Number of random masks of each repair, each set against control layers of its own (a random choice of layers with
+    about as many parameters). The verdict on repairs needs at least 2; with few masks its interval is wide."""
+    repair_limit: int = 2000
+    """Largest number of test examples per data set on which repaired paths are evaluated, and the plain path that they
+    are compared with (a fixed, stratified choice among those of ``limit``)."""
     primary_measure: str = PRIMARY_MEASURE
     """Measure of the comparison across pairs that is named before looking: the whole model's, with the OOD gain on each
     group of OOD sets. Verdicts rest on it; all other correlations are exploratory."""
@@ -333,6 +340,12 @@ class StudyConfig:
     def ood_groups(self) -> dict[str, str]:
         """OOD set spec -> the name of its group, in the order given."""
         return ood_groups(self.ood)
+
+    @property
+    def repaired_alphas(self) -> tuple[float, ...]:
+        """Points of the repaired paths; none where no density is given."""
+        inner = tuple(a for a in self.alphas if 0 < a < 1) if self.repair_alphas is None else self.repair_alphas
+        return inner if self.densities else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
@@ -489,7 +502,10 @@ def _check_name(where: str, name: str) -> None:
 
 VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
 """The settings of the output baseline vrf."""
-_COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
+_COUNTS = (
+    "probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs", "masks",
+    "repair_limit",
+)  # fmt: skip
 
 
 def _check_alphas(name: str, alphas: tuple[float, ...], extrapolate: bool) -> None:

@@ -188,6 +188,7 @@ def repair(source: Source) -> Section:
             cell(r["pair"]),
             cell(r["group"]),
             cell(r["variant"], title=str(r["layers"])),
+            cell(None if is_missing(r["n_masks"]) else int(r["n_masks"])),
             cell(percent(r["id_accuracy"])),
             cell(percent(r["ood_accuracy"])),
             cell(percent(r["plain_ood_accuracy"]), title=said(f"plain path at alpha {number(r['plain_alpha'])}")),
@@ -196,26 +197,26 @@ def repair(source: Source) -> Section:
         )
         for r in here
     ]
-    head = ("pair", "OOD group", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
+    head = (
+        "pair", "OOD group", "variant", "masks", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)",
+        "status",
+    )  # fmt: skip
     unmatched = int((table["status"] != "ok").sum())
     text = (
         "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. The "
         "gain is therefore measured against the plain path at the SAME ID accuracy, and it has to be compared with the "
-        "gains of the controls: random other layers, and all layers."
+        "gains of the controls: random other layers, and all layers. A random mask is drawn several times, each time "
+        "with random layers of its own; a row is the mean over its masks, and its interval covers the choice of images "
+        "and of masks. What was drawn once has no interval."
         + (f" This comparison was not possible for {unmatched} of {len(table)} repaired models." if unmatched else "")
     )
     figures = source.figure(
         "repair",
-        "OOD gain over the plain path at equal ID accuracy, with intervals. Right of the line a repair helps.",
+        "OOD gain over the plain path at equal ID accuracy, means over random masks with intervals over images and "
+        "masks (none where one mask was drawn). Right of the line a repair helps.",
     )
-    grid = Grid.of(
-        head,
-        rows,
-        f"At {alpha_is(alpha)}; the other alphas are in the table file.",
-        (3, 4, 5, 6),
-        "tables/repair.csv",
-        48,
-    )
+    where = f"At {alpha_is(alpha)}; the other alphas are in the table file."
+    grid = Grid.of(head, rows, where, (3, 4, 5, 6, 7), "tables/repair.csv", 48)
     return Section(title, "repair", (text,), tuple(figures), (grid,))
 
 

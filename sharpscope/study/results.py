@@ -20,14 +20,13 @@ from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
-from sharpscope.findings.repair import Variant as RepairRun
 from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.miniworld import world as miniworld
-from sharpscope.scores import Predictions
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
+from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
@@ -108,18 +107,13 @@ class Results:
             Task(f"repair/{name}/{variant.name}/{alpha!r}", variant)
             for name in self.layers
             for variant in self.variants(name)
-            for alpha in self.repair_alphas
+            for alpha in self.config.repaired_alphas
         ]
 
     @property
     def eigenvector_alphas(self) -> tuple[float, ...]:
         """The alphas at which eigenvectors are saved; none where none are asked for."""
         return looked_at(self.config, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
-
-    @property
-    def repair_alphas(self) -> tuple[float, ...]:
-        given = self.config.repair_alphas
-        return tuple(a for a in self.config.alphas if 0 < a < 1) if given is None else given
 
     # ------------------------------------------------------------------ measured values
     def measured(self, table: str) -> pd.DataFrame:
@@ -131,7 +125,7 @@ class Results:
         """(alphas, {data set: answers [A, n]}, probe losses [A, n]) from the path units that exist."""
         alphas = [a for a in self.config.alphas if f"path/{name}/{a!r}" in self.units]
         units = [self.units[f"path/{name}/{a!r}"] for a in alphas]
-        hits = {spec: _answered(spec, units) for spec in roles(self.config)} if units else {}
+        hits = {spec: answered(spec, units) for spec in roles(self.config)} if units else {}
         return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
 
     def stragglers(self, name: str) -> pd.DataFrame:
@@ -281,39 +275,16 @@ class Results:
         return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
 
     def _repairs(self, name: str, group: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
-        runs = []
-        for variant in self.variants(name):
-            found = [
-                (alpha, unit)
-                for alpha in self.repair_alphas
-                if (unit := self.units.get(f"repair/{name}/{variant.name}/{alpha!r}")) is not None
-            ]
-            if found:
-                right = {spec: _answered(spec, [unit for _, unit in found]) for spec in hits}
-                runs.append(
-                    RepairRun(
-                        variant.name,
-                        variant.layers,
-                        variant.target,
-                        variant.select,
-                        variant.density,
-                        variant.kept_fraction,
-                        "none" if variant.group == "straggler" else variant.group,
-                        tuple(alpha for alpha, _ in found),
-                        right,
-                    )
-                )
-        c = self.config
+        plain = [self.units[f"path/{name}/{a!r}"] for a in alphas]
+        runs = Repaired(name, self.units, self.variants(name), self.config.repaired_alphas)
         repairs = analyse_repairs(
             name,
             alphas,
-            hits,
+            {spec: runs.compared(spec, plain) for spec in hits},
             roles(self.config),
-            runs,
+            runs.runs(list(hits)),
             group=group,
-            level=c.level,
-            bootstrap=c.bootstrap,
-            seed=c.seed,
+            **self._resampling,
         )
         said = self._fallback.get(name, "")
         if said and len(repairs.table):
@@ -453,16 +424,6 @@ def _unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFra
         advice.loc[at, ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "regret", "ood_accuracy"]] = np.nan
         advice.loc[at, ["layers", "status", "note"]] = ["", "undefined", f"no advice is given: {doubt.reason}"]
     return advice
-
-
-def _answered(spec: str, units: Sequence[Unit]) -> Answered:
-    """Answers of several models on one data set: which examples are right, or predictions and their metric."""
-    key = next((k for k in units[0].arrays if k.endswith(f":predicted:{spec}")), None)
-    if key is None:
-        return np.stack([u.arrays[f"correct:{spec}"] for u in units])
-    metric, first = key.partition(":")[0], units[0].arrays
-    predicted = np.stack([u.arrays[key] for u in units])
-    return Predictions(metric, first[f"{metric}:labels:{spec}"], predicted, first.get(f"{metric}:groups:{spec}"))
 
 
 def _shipped(table: str) -> pd.DataFrame:

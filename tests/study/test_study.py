@@ -60,6 +60,9 @@ def small_config(**changes: Any) -> StudyConfig:
         layer_alphas=(0.0, 1.0),
         criticality_noise=(1.0,),
         repair_alphas=(0.5,),
+        targets=("delta",),
+        masks=2,
+        repair_limit=64,
         bootstrap=60,
         density_layers=("visual.post",),
         density_alphas=(0.5,),
@@ -407,4 +410,4 @@ def test_ten_lines_in_a_notebook(zeroshot: dict[str, torch.Tensor]) -> None:
 def test_the_run_directory_is_readable_by_others(finished: study.Run) -> None:
     directory = RunDirectory.existing(finished.root)
     assert directory.load("path/success/0.5") is not None
-    assert directory.load("repair/failure/straggler:delta:random:0.5/0.5") is not None
+    assert directory.load("repair/failure/straggler:delta:random:0.5#2/0.5") is not None
