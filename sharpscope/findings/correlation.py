@@ -30,6 +30,7 @@ from sharpscope.vocabulary import (
     GROUP_TITLES,
     MEASURES,
     OOD_MEAN,
+    OTHERS,
     PAIRS,
     PRIMARY_ALPHA,
     PRIMARY_MEASURE,
@@ -37,6 +38,11 @@ from sharpscope.vocabulary import (
 
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations"]
 
+_NOBODY = dict.fromkeys(
+    (OTHERS, *(name for c in CONTRASTS.values() for name in (c.chosen, c.others, c.random))),
+    "; a pair in which no layer is chosen has no value",
+)
+"""What is added to the reason why a group of layers has no correlation."""
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""
@@ -245,7 +251,9 @@ def _rows(
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
-                "note": block.why[k] if bad else "; ".join(filter(None, (flat, block.note[k]))),
+                "note": (block.why[k] + _NOBODY.get(labels[k][1], ""))
+                if bad
+                else "; ".join(filter(None, (flat, block.note[k]))),
             }
 
 

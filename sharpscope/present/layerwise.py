@@ -13,7 +13,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import shown
 from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, with_symbol
-from sharpscope.present.criteria import both_definitions
+from sharpscope.present.criteria import both_definitions, who_is_named
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     MOST_ROWS,
@@ -153,10 +153,10 @@ def stragglers(source: Source) -> Section:
                 (cell(pair), cell(criterion), cell(said(str(base))), cell(rule), cell(who or "none", title=why))
             )
             if criterion == deciding:
-                how = (
-                    f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run, the stragglers are"
-                )
-                lines.append(Line(f"{shown(pair)}: {how}: {shown(who or 'none', 600)}.", shown(why, 300)))
+                how = f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run,"
+                told = f"the stragglers are: {shown(who, 600)}" if who else "no layer is a straggler"
+                lines.append(Line(f"{shown(pair)}: {how} {told}.", shown(why, 300)))
+                lines.append(Line(f"{shown(pair)}: {shown(who_is_named(table, pair, deciding), 900)}"))
     caption = (
         "The layers that each criterion chooses, with their bootstrap probabilities. No criterion uses OOD labels."
     )
