@@ -157,7 +157,7 @@ class _Judged:
         own = self.rows[(self.rows["layer"] == layer) & (self.rows["given"] != "")]
         if not len(own):
             return None
-        return own.loc[own["given"].str.count(r"\+").idxmax()]
+        return own.iloc[int(own["given"].str.count(r"\+").to_numpy().argmax())]
 
     def _alone(self, layer: str) -> pd.Series | None:
         own = self.rows[(self.rows["layer"] == layer) & (self.rows["given"] == "") & (self.rows["status"] == "ok")]
