@@ -27,7 +27,7 @@ from sharpscope.tables.schema import KEYS
 
 __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
-_BOOLS = frozenset({"chosen", "converged", "present", "primary"})
+_BOOLS = frozenset({"advised", "chosen", "converged", "present", "primary"})
 _INTS = frozenset((
     "batch_size", "bin", "depth", "failures", "k", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed",
     "seeds", "shots", "steps",
@@ -35,7 +35,7 @@ _INTS = frozenset((
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
-    "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated",
+    "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated", "situation", "group", "best_baseline",
 ))  # fmt: skip
 _FORMULA = (
     "=",
