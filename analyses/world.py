@@ -23,7 +23,7 @@ import sharpscope
 from sharpscope.finetuning.world import train_world
 from sharpscope.miniworld import world as miniworld
 from sharpscope.miniworld.tokenizer import mini_bpe, vocabulary
-from sharpscope.study.demo import demo_config
+from sharpscope.study.demo import demo_config, mini_ood
 
 
 def study() -> sharpscope.StudyConfig:
@@ -37,7 +37,7 @@ def study() -> sharpscope.StudyConfig:
         model="mini",
         probe="mini:photo",
         id=("mini:photo",),
-        ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
+        ood=mini_ood(),
         alphas=(0.0, 0.3, 0.5, 1.0),
         measures=demo_config().measures,
         probe_size=64,

@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alpha", type=float, help="alpha at which pairs are compared; default: the one nearest 0.5")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        drawn = correlation(run_table(args.run, "correlations"), args.scope, args.method, args.against, args.alpha)
+        drawn = correlation(
+            run_table(args.run, "correlations", args.group), args.scope, args.method, args.against, args.alpha
+        )
         save(drawn, args.out, f"correlation_{args.scope}")
 
 

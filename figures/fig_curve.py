@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sharpscope.present.pathplots import wiseft_curve
+from sharpscope.present.pathplots import wiseft_curves
 from sharpscope.present.script import figure_parser, paper_style, run_table
 from sharpscope.present.style import save
 
@@ -15,7 +15,7 @@ from sharpscope.present.style import save
 def main(argv: Sequence[str] | None = None) -> None:
     args = figure_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
-        save(wiseft_curve(run_table(args.run, "accuracy")), args.out, "wiseft_curve")
+        save(wiseft_curves(run_table(args.run, "accuracy", args.group)), args.out, "wiseft_curve")
 
 
 if __name__ == "__main__":

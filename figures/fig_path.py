@@ -15,7 +15,7 @@ from sharpscope.present.style import save
 def main(argv: Sequence[str] | None = None) -> None:
     args = figure_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
-        accuracy, path, failure = (run_table(args.run, name) for name in ("accuracy", "path", "failure"))
+        accuracy, path, failure = (run_table(args.run, name, args.group) for name in ("accuracy", "path", "failure"))
         save(accuracy_along_alpha(accuracy, path, failure), args.out, "accuracy_along_alpha")
 
 

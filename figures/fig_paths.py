@@ -15,7 +15,7 @@ from sharpscope.present.style import save
 def main(argv: Sequence[str] | None = None) -> None:
     args = figure_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
-        save(paths_along_alpha(run_table(args.run, "accuracy")), args.out, "paths_along_alpha")
+        save(paths_along_alpha(run_table(args.run, "accuracy", args.group)), args.out, "paths_along_alpha")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        save(repair(run_table(args.run, "repair"), args.alpha), args.out, "repair")
+        save(repair(run_table(args.run, "repair", args.group), args.alpha), args.out, "repair")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        accuracy = run_table(args.run, "accuracy")
+        accuracy = run_table(args.run, "accuracy", args.group)
         named = args.baseline in BASELINES
         baseline = baseline_points(accuracy, args.baseline) if named else read_baseline(args.baseline)
         save(effective_robustness(table_of(accuracy, baseline, args.baseline)), args.out, "robustness")

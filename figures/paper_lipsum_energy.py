@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alpha", type=float, default=1.0, help="point of the path that is compared with zero-shot")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        agreement, accuracy = (runs_table(args.runs, name) for name in ("agreement", "accuracy"))
+        agreement, accuracy = (runs_table(args.runs, name, args.group) for name in ("agreement", "accuracy"))
         save_drawn(energy(agreement, accuracy, args.measures, args.alpha), args.out, "paper_lipsum_energy")
 
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--order", nargs="+", default=(), help="columns, one panel each; default: numbers that differ")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        accuracy = runs_table(args.runs, "accuracy")
+        accuracy = runs_table(args.runs, "accuracy", args.group)
         settings = settings_table(args.settings, args.runs, list(dict.fromkeys(accuracy["pair"])))
         save_drawn(tradeoff(accuracy, settings, args.method, args.order), args.out, "paper_lipsum_tradeoff")
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from sharpscope.present.paperplots.drawn import save_drawn
 from sharpscope.present.paperplots.sharpness import against_accuracy
-from sharpscope.present.script import needed_table, paper_style, runs_parser, runs_table
+from sharpscope.present.script import paper_style, runs_parser, runs_table
 from sharpscope.vocabulary import ALL
 
 
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--alpha", type=float, default=0.5, help="point of the path at which models are compared")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        sharpness, accuracy = (runs_table(args.runs, name) for name in ("sharpness", "accuracy"))
-        known = needed_table(args.runs[0], "correlations") if len(args.runs) == 1 else None
+        sharpness, accuracy = (runs_table(args.runs, name, args.group) for name in ("sharpness", "accuracy"))
+        known = runs_table(args.runs, "correlations", args.group) if len(args.runs) == 1 else None
         drawn = against_accuracy(sharpness, accuracy, known, args.measure, args.layer, args.alpha)
         save_drawn(drawn, args.out, "paper_sharpness_correlation")
 

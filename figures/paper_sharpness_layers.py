@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", help="base of the criterion; default: finetuned where the table has it")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        sharpness, stragglers = (runs_table(args.runs, name) for name in ("sharpness", "stragglers"))
+        sharpness, stragglers = (runs_table(args.runs, name, args.group) for name in ("sharpness", "stragglers"))
         drawn = layers_along_alpha(sharpness, stragglers, args.measure, args.criterion, args.base)
         save_drawn(drawn, args.out, "paper_sharpness_layers")
 

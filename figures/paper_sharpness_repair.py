@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--density", type=float, default=0.5, help="fraction that is kept")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        repair, accuracy = (runs_table(args.runs, name) for name in ("repair", "accuracy"))
+        repair, accuracy = (runs_table(args.runs, name, args.group) for name in ("repair", "accuracy"))
         drawn = sparse_beside_plain(repair, accuracy, args.target, args.select, args.density)
         save_drawn(drawn, args.out, "paper_sharpness_repair")
 

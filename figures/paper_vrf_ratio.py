@@ -17,7 +17,7 @@ from sharpscope.present.script import paper_style, runs_parser, runs_table
 def main(argv: Sequence[str] | None = None) -> None:
     args = runs_parser(__doc__).parse_args(argv)
     with paper_style(__file__):
-        vrf, accuracy = (runs_table(args.runs, name) for name in ("vrf", "accuracy"))
+        vrf, accuracy = (runs_table(args.runs, name, args.group) for name in ("vrf", "accuracy"))
         save_drawn(ratio_by_distance(vrf, accuracy), args.out, "paper_vrf_ratio")
 
 

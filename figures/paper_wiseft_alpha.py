@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = runs_parser(__doc__)
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        save_drawn(accuracy_by_set(runs_table(args.runs, "accuracy")), args.out, "paper_wiseft_alpha")
+        save_drawn(accuracy_by_set(runs_table(args.runs, "accuracy", args.group)), args.out, "paper_wiseft_alpha")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        agreement, accuracy = (runs_table(args.runs, name) for name in ("agreement", "accuracy"))
+        agreement, accuracy = (runs_table(args.runs, name, args.group) for name in ("agreement", "accuracy"))
         save_drawn(diversity(agreement, accuracy, args.pairs), args.out, "paper_wiseft_diversity")
 
 

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", default=(), help="variants to draw; default: all that have both ends")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        drawn = paths_and_ensembles(runs_table(args.runs, "accuracy"), args.variants)
+        drawn = paths_and_ensembles(runs_table(args.runs, "accuracy", args.group), args.variants)
         save_drawn(drawn, args.out, "paper_wiseft_ensembles")
 
 

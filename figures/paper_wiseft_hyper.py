@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--columns", nargs="+", default=(), help="hyperparameters to draw; default: those that differ")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        accuracy = runs_table(args.runs, "accuracy")
+        accuracy = runs_table(args.runs, "accuracy", args.group)
         settings = settings_table(args.settings, args.runs, list(dict.fromkeys(accuracy["pair"])))
         columns = args.columns or (("pair",) if len(settings.columns) == 1 else ())
         save_drawn(hyperparameters(accuracy, settings, columns), args.out, "paper_wiseft_hyper")

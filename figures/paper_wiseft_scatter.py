@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", help=f"models that define the line: {', '.join(BASELINES)}, or a CSV file")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        accuracy = runs_table(args.runs, "accuracy")
+        accuracy = runs_table(args.runs, "accuracy", args.group)
         baseline = None
         if args.baseline:
             named = args.baseline in BASELINES

@@ -28,6 +28,7 @@ __all__ = [
     "COLLECTIONS",
     "CORRELATIONS",
     "CRITERIA",
+    "DEFAULT_GROUP",
     "DENSE",
     "DOES_NOT_HOLD",
     "FLAGS",
@@ -211,6 +212,9 @@ PAIRS: Final = "(pairs)"
 
 OOD_MEAN: Final = "ood_mean"
 """The role of the mean over the OOD sets, and the data set of failure flags that are raised on it."""
+
+DEFAULT_GROUP: Final = "ood"
+"""The group of OOD sets that are given without a group's name."""
 
 PROBE: Final = "probe"
 """The data set of the failure flag that is raised on the probe loss."""

@@ -56,7 +56,7 @@ class StudyCommand(StudyConfig, Plugins, _Files):
         check_no_idle(config)
         check_inputs(
             [*(end for p in config.pairs for end in (p.zeroshot, p.finetuned)), config.upgraded, config.head_file],
-            (config.probe, *config.id, *config.ood),
+            (config.probe, *config.id, *config.ood_groups),
             config.data_root,
             classnames=config.classnames,
             templates=config.templates,

@@ -255,12 +255,16 @@ def accuracy_rows(
 def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> list[Row]:
     """The macro average over the data sets of ``role`` as rows of role ``to``; see ``tables.rows.mean_row``.
 
-    There is one row for the mean of the sets' primary metrics, and one for each other metric that all sets have.
+    Every ``group`` of sets has means of its own: one row for the mean of the sets' primary metrics, and one for each
+    other metric that all of its sets have.
     """
     own = [r for r in rows if r["role"] == role]
+    groups = dict.fromkeys(r.get("group", "") for r in own)
+    return [row for group in groups for row in _means([r for r in own if r.get("group", "") == group], to)]
+
+
+def _means(own: Sequence[Row], to: str) -> list[Row]:
     names = list(dict.fromkeys(r["dataset"] for r in own))
-    if not names:
-        return []
     first = [r for r in own if r["primary"]]
     kinds = list(dict.fromkeys(r["metric"] for r in first))
     out = [_mean(first, to) | {"primary": True}]

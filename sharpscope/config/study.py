@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.config.specs import read_spec
 from sharpscope.config.spellings import current_keys
@@ -128,7 +129,8 @@ class StudyConfig:
     """Data set specs of the ID test sets."""
     ood: tuple[str, ...] = ()
     """Data set specs of the OOD test sets, or names of collections (imagenet-shifts, lipsum-imagenet, domainnet-real).
-    The average over these sets is reported with their names."""
+    NAME=SPEC puts a set into a group (styles=mini:sketch natural=mini:photo-dark); without NAME= the group is ood. Each
+    group has its own mean, verdicts and advice. In a study file: ood: {styles: [...], natural: [...]}."""
     metrics: tuple[str, ...] = ()
     """Metrics to report in addition to top1 and each data set's primary metric: top5, mean_per_class, macro_f1,
     worst_group, pm0, pm10, ece, nll. Findings always use the primary metric (iWildCam: macro_f1; FMoW, Waterbirds:
@@ -303,12 +305,18 @@ class StudyConfig:
     """Notes of your own, which are kept in the manifest."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ood", flat_ood(self.ood))
         for name, value in checked_fields(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
-        for name in ("id", "ood"):  # a collection's name stands for its sets
-            object.__setattr__(self, name, expand_specs(getattr(self, name)))
+        object.__setattr__(self, "id", expand_specs(self.id))  # a collection's name stands for its sets
+        object.__setattr__(self, "ood", expand_ood(self.ood))
         _check(self)
         object.__setattr__(self, "paths", ("linear", *(p for p in self.paths if p != "linear")))
+
+    @property
+    def ood_groups(self) -> dict[str, str]:
+        """OOD set spec -> the name of its group, in the order given."""
+        return ood_groups(self.ood)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
@@ -335,9 +343,9 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
-        for spec in (self.probe, *self.id, *self.ood):
+        for spec in (self.probe, *self.id, *self.ood_groups):
             read_spec(spec)
-        if both := [spec for spec in self.ood if spec in self.id]:
+        if both := [spec for spec in self.ood_groups if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"
                 "Remedy: leave it out of one of the two."
@@ -420,6 +428,8 @@ def _check(c: StudyConfig) -> None:
         raise ConfigError("criticality_noise: needs at least one noise level, e.g. 1; fewer levels cost less.")
     for name in (*lists, "criticality_noise", "output_baselines", "ensembles", "paths"):
         values = getattr(c, name)
+        if name == "ood":
+            values = tuple(split_group(v)[1] for v in values)
         if twice := [v for i, v in enumerate(values) if v in values[:i]]:
             raise ConfigError(f"{name}: '{shown(twice[0], 60)}' is given twice.")
     check_path_density(c.path_density, c.paths, "path_density")

@@ -11,7 +11,7 @@ import pandas as pd
 from sharpscope.errors import ResultsError, did_you_mean, shown
 from sharpscope.exchange.measured import Measured, stem
 from sharpscope.exchange.reading import accuracy_table
-from sharpscope.tables.rows import mean_row, table, unique_in_order
+from sharpscope.tables.rows import groups_in, mean_row, of_group, table, unique_in_order
 from sharpscope.vocabulary import DENSE, OOD_MEAN, PRIMARY_METRICS
 
 __all__ = ["RunPair", "join_accuracy", "matched", "with_means"]
@@ -143,9 +143,9 @@ def _same_file(name: str, path: str) -> bool:
 
 
 def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """An accuracy table with ``primary`` filled in and, where it has no mean, the mean over the OOD sets of all points.
+    """An accuracy table with ``primary`` filled in and, where it has no mean, the means over the groups of OOD sets.
 
-    Only OOD sets that every point has enter the mean. See ``tables.rows.mean_row`` for the mean and its interval.
+    Only OOD sets that every point has enter a mean. See ``tables.rows.mean_row`` for the mean and its interval.
 
     Raises:
         ResultsError: no set is OOD, or no OOD set was measured at every point.
@@ -159,25 +159,35 @@ def with_means(accuracy: pd.DataFrame) -> pd.DataFrame:
     if (out["role"] == OOD_MEAN).any():
         return out
     ood = out[(out["role"] == "ood") & out["primary"] & (out["variant"] == DENSE)]
-    points = {
-        key: dict(zip(g["dataset"], g.to_dict("records"), strict=True)) for key, g in ood.groupby(["pair", "alpha"])
-    }
-    if not points:
+    if not len(ood):
         sets = ", ".join(unique_in_order(out["dataset"]))
         raise ResultsError(
             f"accuracy: none of the sets ({shown(sets)}) counts as out of distribution.\n"
             "Remedy: name the sets that are in distribution with --id."
         )
+    means = [_means(of_group(ood, group), group) for group in groups_in(ood)]
+    return pd.concat([out, *means], ignore_index=True)
+
+
+def _means(ood: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The mean over the OOD sets of one group at every point, as rows of the accuracy table."""
+    points = {
+        key: dict(zip(g["dataset"], g.to_dict("records"), strict=True)) for key, g in ood.groupby(["pair", "alpha"])
+    }
     common = [d for d in unique_in_order(ood["dataset"]) if all(d in sets for sets in points.values())]
     if not common:
-        raise ResultsError("accuracy: no OOD set was measured at every point, so no mean is comparable between points.")
+        raise ResultsError(
+            f"accuracy: no OOD set of the group '{shown(group, 40)}' was measured at every point, so no mean is "
+            "comparable between points."
+        )
     left = [d for d in unique_in_order(ood["dataset"]) if d not in common]
     said = f"without {', '.join(left)}, because some points lack it" if left else ""
     rows = []
     for measured in points.values():
         row = mean_row([measured[d] for d in common])
-        rows.append(row | {"note": "; ".join(x for x in (row["note"], said) if x), "primary": True})
-    return pd.concat([out, table("accuracy", rows)], ignore_index=True)
+        note = "; ".join(x for x in (row["note"], said) if x)
+        rows.append(row | {"group": group, "note": note, "primary": True})
+    return table("accuracy", rows)
 
 
 def _primary(dataset: str, accuracy: pd.DataFrame) -> str:

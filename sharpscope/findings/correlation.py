@@ -21,7 +21,7 @@ from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, per
 from sharpscope.findings.sharpness import Cube, sharpness_cube
 from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, table, unique_in_order
+from sharpscope.tables.rows import dense_rows, groups_in, of_group, table, unique_in_order
 from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES, OOD_MEAN, PAIRS
 
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
@@ -182,7 +182,7 @@ def pair_correlations(
     cube = cube if costs is None else with_costs(cube, costs)
     z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
     rows: list[dict[str, object]] = []
-    for dataset in _means_of(accuracy):
+    for dataset, group in _means_of(accuracy):
         ood = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, chosen)
         start = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, (0.0,))
         for a, alpha in enumerate(chosen):
@@ -190,6 +190,7 @@ def pair_correlations(
             for against, y in zip(AGAINST, (ood[:, a], ood[:, a] - start[:, 0]), strict=True):
                 known = np.isfinite(y)
                 head = {"pair": PAIRS, "against": against, "dataset": dataset, "scope": "pairs", "alpha": alpha}
+                head["group"] = group
                 part = _one_outcome(cube, a, y, known, given, {**head, "source": source}, seed, bootstrap, level)
                 rows.extend(part)
     return table("correlations", rows)
@@ -299,7 +300,7 @@ def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.Dat
         cube = sharpness_cube(sharpness, [pair], alphas)
         keys = cube.columns()
         x = np.array([cube.values[m, layer, 0] for m, layer in keys])
-        for dataset in _means_of(accuracy[accuracy["pair"] == pair]):
+        for dataset, group in _means_of(accuracy[accuracy["pair"] == pair]):
             ood = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], alphas)[0]
             start = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], (0.0,))[0, 0]
             for against, y in zip(AGAINST, (ood, ood - start), strict=True):
@@ -314,6 +315,7 @@ def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.Dat
                                 "measure": cube.measures[m],
                                 "against": against,
                                 "dataset": dataset,
+                                "group": group,
                                 "scope": "path",
                                 "alpha": nan,
                                 "method": method,
@@ -361,9 +363,10 @@ def _common_alphas(sharpness: pd.DataFrame, accuracy: pd.DataFrame, pairs: Seque
     return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
 
 
-def _means_of(accuracy: pd.DataFrame) -> list[str]:
-    """The means over OOD sets that the table has, by the names of their sets."""
-    return unique_in_order(accuracy.loc[accuracy["role"] == OOD_MEAN, "dataset"])
+def _means_of(accuracy: pd.DataFrame) -> list[tuple[str, str]]:
+    """The means over OOD sets that the table has: (the names of their sets, their group)."""
+    means = accuracy[accuracy["role"] == OOD_MEAN]
+    return [(d, g) for g in groups_in(means) for d in unique_in_order(of_group(means, g)["dataset"])]
 
 
 def _covariate(covariates: pd.DataFrame | None, name: str, pairs: Sequence[str], alpha: float) -> np.ndarray:

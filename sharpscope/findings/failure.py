@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.frames import Answered, alpha_index, check_correct, members_of
 from sharpscope.findings.resampling import max_min_interval, resampled_means, scores_of
 from sharpscope.scores import min_replicates
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table
-from sharpscope.vocabulary import OOD_MEAN, PROBE
+from sharpscope.vocabulary import DEFAULT_GROUP, OOD_MEAN, PROBE
 
 __all__ = ["failure_table"]
 
@@ -29,13 +29,14 @@ def failure_table(
     roles: Mapping[str, str],
     probe_losses: np.ndarray,
     *,
+    groups: Mapping[str, str] | None = None,
     eps: float = 0.01,
     loss_eps: float = 0.01,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The flags F1, F2 and F4 for every OOD set and for the mean of the sets, and F3 for the probe loss.
+    """The flags F1, F2 and F4 for every OOD set and for the mean of each group, and F3 for the probe loss.
 
     The estimates, all over alpha in [0, 1], are
 
@@ -60,6 +61,7 @@ def failure_table(
         correct: data set -> bool [A, n], the same examples at every alpha; or predictions and their metric.
         roles: data set -> "id" | "ood".
         probe_losses: [A, n] loss of every probe example.
+        groups: OOD set -> the name of its group; None: all sets are in ``DEFAULT_GROUP``.
         eps: largest drop in accuracy (0-1) that F2 tolerates (our choice); a larger value raises fewer flags.
         loss_eps: largest rise of the loss in nats that F3 tolerates (our choice); a larger value raises fewer flags.
         level: coverage of the intervals.
@@ -84,16 +86,18 @@ def failure_table(
     }
     enough = bootstrap >= min_replicates(level)
     few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
-    rows = [
-        row for name in ood for row in _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, few)
-    ]
-    names = "+".join(ood)
-    if ood:
-        mean, rep = np.mean(list(means.values()), axis=0), np.mean(list(reps.values()), axis=0)
-        about = "; ".join(part for part in (f"mean of {names}", few) if part)
-        rows += _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
-    else:
-        rows += [_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4")]
+    rows = []
+    for group, members in members_of(ood, groups).items():
+        for name in members:
+            flags = _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, few)
+            rows += [row | {"group": group} for row in flags]
+        mean, rep = (np.mean([of[name] for name in members], axis=0) for of in (means, reps))
+        about = "; ".join(part for part in (f"mean of {'+'.join(members)}", few) if part)
+        flags = _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
+        rows += [row | {"group": group} for row in flags]
+    if not ood:
+        undefined = (_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4"))
+        rows += [row | {"group": DEFAULT_GROUP} for row in undefined]
     rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few))
     rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
     return table("failure", rows)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
 from sharpscope.scores import Predictions
+from sharpscope.vocabulary import DEFAULT_GROUP
 
-__all__ = ["Answered", "accuracy_grid", "alpha_index", "check_correct"]
+__all__ = ["Answered", "accuracy_grid", "alpha_index", "check_correct", "members_of"]
 
 ALPHA_TOLERANCE = 1e-9
 Answered = np.ndarray | Predictions
@@ -60,3 +61,15 @@ def check_correct(
             raise ConfigError(f"roles['{name}']: needs 'id' or 'ood', got {role!r}.")
         split[role][name] = values if isinstance(values, Predictions) else values.astype(bool)
     return split
+
+
+def members_of(sets: Iterable[str], groups: Mapping[str, str] | None = None) -> dict[str, list[str]]:
+    """Group -> its OOD sets, both in the order of ``sets``; a set that ``groups`` lacks is in the default group.
+
+    >>> members_of(["a", "b", "c"], {"a": "styles", "c": "styles"})
+    {'styles': ['a', 'c'], 'ood': ['b']}
+    """
+    members: dict[str, list[str]] = {}
+    for name in sets:
+        members.setdefault((groups or {}).get(name, DEFAULT_GROUP), []).append(name)
+    return members

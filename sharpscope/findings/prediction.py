@@ -12,8 +12,8 @@ from scipy import stats
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import alpha_index
-from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ALL, OOD_MEAN
+from sharpscope.tables.rows import dense_rows, groups_in, has_value, mean_accuracy, of_group, unique_in_order
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OOD_MEAN
 
 __all__ = ["FEWEST_REFERENCES", "REFERENCE", "Prediction", "along", "at_alpha", "predict_gain", "reference_table"]
 
@@ -28,19 +28,28 @@ REFERENCE = (
     "id_accuracy",
     "ood_accuracy",
     "ood_gain",
+    "group",
 )
 """Columns of a reference table. ``sharpness`` is that of the layer ``(all)``; ``log_ratio`` is log(sharpness(alpha) /
 sharpness(0)), NaN where either is <= 0; ``distance`` is that between theta_0 and theta_1; accuracies are in [0, 1];
-``ood_gain`` is OOD(alpha) - OOD(0)."""
+``ood_gain`` is OOD(alpha) - OOD(0), the mean over the sets of ``group``."""
 
 
 def reference_table(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     """The whole model's sharpness, distance and accuracies of every pair along its path: columns ``REFERENCE``.
 
+    There is one row for every group of OOD sets.
+
     Args:
         sharpness, accuracy, path: tables of the schema with any number of pairs. The distance is ``distance_0`` at
             alpha = 1 (``distance_0 + distance_1`` where that is missing); all pairs must have it in the same unit.
     """
+    groups = groups_in(accuracy) or [DEFAULT_GROUP]
+    frames = [_references(sharpness, of_group(accuracy, g), path).assign(group=g) for g in groups]
+    return pd.concat(frames, ignore_index=True)[list(REFERENCE)]
+
+
+def _references(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
     accuracy = dense_rows(accuracy)
     whole = sharpness[(sharpness["layer"] == ALL) & has_value(sharpness)]
     known = {role: _means(accuracy[accuracy["role"] == role]) for role in ("id", OOD_MEAN)}
@@ -69,7 +78,7 @@ def reference_table(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.Da
                         "ood_gain": ood - known[OOD_MEAN].get((pair, 0.0), math.nan),
                     }
                 )
-    return pd.DataFrame(rows, columns=list(REFERENCE))
+    return pd.DataFrame(rows, columns=[c for c in REFERENCE if c != "group"])
 
 
 def _means(rows: pd.DataFrame) -> dict[tuple[str, float], float]:

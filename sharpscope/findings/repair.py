@@ -19,7 +19,7 @@ from sharpscope.findings.resampling import max_min_interval, stratified_means
 from sharpscope.scores import Predictions, min_replicates, percentile_interval
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import GROUPS, Select, Target
+from sharpscope.vocabulary import DEFAULT_GROUP, GROUPS, Select, Target
 
 __all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain"]
 
@@ -60,6 +60,8 @@ class Repairs:
     """The results of all repairs of one pair."""
 
     pair: str
+    group: str
+    """The group of OOD sets on which the gains are judged."""
     table: pd.DataFrame
     """Table ``repair``."""
     contrasts: pd.DataFrame
@@ -117,6 +119,7 @@ def analyse_repairs(
     roles: Mapping[str, str],
     variants: Sequence[Variant],
     *,
+    group: str = DEFAULT_GROUP,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -136,6 +139,7 @@ def analyse_repairs(
         alphas: [A] of the plain path, increasing.
         correct: data set -> bool [A, n] (or predictions) of the plain path.
         roles: data set -> "id" | "ood".
+        group: the name of the group of OOD sets that ``correct`` holds.
         variants: the repairs and controls. An alpha at which one of them cannot be matched is left out of its average.
         level: coverage of the intervals.
         bootstrap: number of replicates.
@@ -157,8 +161,8 @@ def analyse_repairs(
     nan = float("nan")
     if not cells or not split["id"] or not split["ood"]:
         why = "no ID set was given" if not split["id"] else "no OOD set was given"
-        blank = [_row(pair, variants[i], j, [nan] * 7, "undefined", why) for i, j in cells]
-        return Repairs(pair, table("repair", blank), pd.DataFrame(columns=list(CONTRASTS)), nan, nan, nan, "")
+        blank = [_row(pair, variants[i], j, [nan] * 7, "undefined", why) | {"group": group} for i, j in cells]
+        return Repairs(pair, group, table("repair", blank), pd.DataFrame(columns=list(CONTRASTS)), nan, nan, nan, "")
     (id_mean, id_reps), (ood_mean, ood_reps) = (
         stratified_means(
             list(stacks[role].values()),
@@ -190,7 +194,8 @@ def analyse_repairs(
             span = f"{id_mean[:A].min():.3f}-{id_mean[:A].max():.3f}"
             why = f"the plain path never has this ID accuracy (its range: {span})"
             rows.append(_row(pair, variants[i], j, [*numbers[:2], nan, nan, nan, nan, nan], "undefined", why))
-    return _contrasted(pair, table("repair", rows), variants, cells, gain, gain_reps, level)
+    found = table("repair", [row | {"group": group} for row in rows])
+    return _contrasted(pair, group, found, variants, cells, gain, gain_reps, level)
 
 
 def _stacked(sets: Mapping[str, Answered], variants: Sequence[Variant]) -> dict[str, Answered]:
@@ -234,6 +239,7 @@ def _row(pair: str, v: Variant, j: int, numbers: Sequence[float], status: str, n
 
 def _contrasted(
     pair: str,
+    group: str,
     rows: pd.DataFrame,
     variants: Sequence[Variant],
     cells: Sequence[tuple[int, int]],
@@ -273,9 +279,9 @@ def _contrasted(
     contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
     if not values:
         nan = float("nan")
-        return Repairs(pair, rows, contrasts, nan, nan, nan, "")
+        return Repairs(pair, group, rows, contrasts, nan, nan, nan, "")
     estimate, lower, upper, best = max_min_interval(np.array(values), np.stack(draws, axis=1), level)
-    return Repairs(pair, rows, contrasts, estimate, lower, upper, names[best])
+    return Repairs(pair, group, rows, contrasts, estimate, lower, upper, names[best])
 
 
 def _cells(

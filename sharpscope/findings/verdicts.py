@@ -39,6 +39,7 @@ from sharpscope.vocabulary import (
     BEST,
     CANNOT,
     CLAIMS,
+    DEFAULT_GROUP,
     DOES_NOT_HOLD,
     HOLDS,
     OOD_MEAN,
@@ -74,6 +75,7 @@ def verdicts_table(
     accuracy: pd.DataFrame,
     references: pd.DataFrame | None = None,
     *,
+    group: str = DEFAULT_GROUP,
     doubts: Sequence[Doubt] = (),
     reference_source: str = "run",
     level: float = 0.95,
@@ -105,6 +107,7 @@ def verdicts_table(
         correlations, failure, sharpness, accuracy: tables of the schema.
         repairs: ``analyse_repairs`` of every pair.
         references: ``reference_table`` of as many pairs as there are.
+        group: the group of OOD sets that the tables hold.
         doubts: what makes the numbers of the run or of a pair meaningless: claims that these enter get no verdict
             ("cannot be told", with the reason and without numbers).
         reference_source: run | shipped, the origin of ``references``.
@@ -122,7 +125,7 @@ def verdicts_table(
     pairs = tuple(unique_in_order(accuracy["pair"])[:2])
     question = _Question(pairs, level, bootstrap, seed, reference_source)
     rows.append(question.row(sharpness, dense_rows(accuracy), references))
-    return table("verdicts", [_unless_doubted(row, doubts) for row in rows])
+    return table("verdicts", [_unless_doubted(row, doubts) | {"group": group} for row in rows])
 
 
 def _unless_doubted(row: dict[str, Any], doubts: Sequence[Doubt]) -> dict[str, Any]:

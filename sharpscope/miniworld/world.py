@@ -37,6 +37,7 @@ __all__ = [
     "DOMAINS",
     "IMAGE_SIZE",
     "LOOKALIKES",
+    "OOD_GROUPS",
     "SEEDS",
     "SHIFTS",
     "STYLES",
@@ -58,6 +59,11 @@ __all__ = [
 IMAGE_SIZE: Final = 32
 CLASSES: Final[tuple[str, ...]] = tuple(SDF)
 DOMAINS: Final[tuple[str, ...]] = STYLES + SHIFTS
+OOD_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "styles": tuple(style for style in STYLES if style != "photo"),
+    "natural": SHIFTS,
+}
+"""Every domain but photo, which is ID, in two named groups: other styles, and natural shifts of photo."""
 SEEDS: Final = {"train": 777, "select": 1_000_000, "test": 3_000_000}
 """Seed of each split's images: fine-tuning, choosing an alpha, reporting. (Pretraining draws from its own seed.)"""
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {

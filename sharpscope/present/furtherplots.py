@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
 from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure, styled
-from sharpscope.tables.rows import average, primary_rows, unique_in_order
-from sharpscope.vocabulary import PATHS, PathName, path_variant
+from sharpscope.tables.rows import average, groups_in, of_group, primary_rows, unique_in_order
+from sharpscope.vocabulary import DEFAULT_GROUP, PATHS, PathName, path_variant
 
 __all__ = ["paths_along_alpha"]
 
@@ -21,7 +21,9 @@ _BESIDE: Final = tuple(name for name in PATHS if name != "linear")
 
 @styled
 def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
-    """Mean OOD accuracy of every path from theta_0: along alpha (left) and over ID accuracy (right), one row per pair.
+    """Mean OOD accuracy of every path from theta_0: along alpha (left) and over ID accuracy (right).
+
+    There is one row of panels for every pair and group of OOD sets.
 
     The linear path is black, with its interval. The star is alpha = 0, where all paths meet; the black square is
     theta_1, where the linear, the Fisher and the random path end; the other squares are edits of theta_1, where the
@@ -41,12 +43,14 @@ def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
         raise NoData("paths_along_alpha: the accuracy table has no path but the linear one.")
     every = pd.concat(shown.values())
     pairs, fewer = first_pairs(every)
-    figure = new_figure(2.1 * len(pairs) + 0.55)
-    axes = figure.subplots(len(pairs), 2, squeeze=False, sharey="row")
-    for (along, plane), pair in zip(axes, pairs, strict=True):
+    groups = groups_in(every) or [DEFAULT_GROUP]
+    panels = [(pair, group) for pair in pairs for group in groups]
+    figure = new_figure(2.1 * len(panels) + 0.55)
+    axes = figure.subplots(len(panels), 2, squeeze=False, sharey="row")
+    for (along, plane), (pair, group) in zip(axes, panels, strict=True):
         for name, rows in shown.items():
-            _draw(along, plane, rows[rows["pair"] == pair], name)
-        along.set_title(label(pair, 34))
+            _draw(along, plane, of_group(rows[rows["pair"] == pair], group), name)
+        along.set_title(label(f"{pair}, {group}" if len(groups) > 1 else pair, 34))
         along.set(xlabel="α", ylabel="Mean OOD accuracy (%)")
         plane.set(xlabel="ID accuracy (%)")
         for ax in (along, plane):

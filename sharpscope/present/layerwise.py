@@ -31,7 +31,7 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import interval, is_missing, number, percent, points
-from sharpscope.tables.rows import MIDDLE, measures_in, nearest, widest
+from sharpscope.tables.rows import MIDDLE, measures_in, nearest, widest_means
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PAIRS
 
 __all__ = ["correlations", "repair", "sharpness", "stragglers"]
@@ -174,6 +174,7 @@ def repair(source: Source) -> Section:
     rows = [
         (
             cell(r["pair"]),
+            cell(r["group"]),
             cell(r["variant"], title=str(r["layers"])),
             cell(percent(r["id_accuracy"])),
             cell(percent(r["ood_accuracy"])),
@@ -183,7 +184,7 @@ def repair(source: Source) -> Section:
         )
         for r in here
     ]
-    head = ("pair", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
+    head = ("pair", "OOD group", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
     unmatched = int((table["status"] != "ok").sum())
     text = (
         "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. The "
@@ -196,7 +197,7 @@ def repair(source: Source) -> Section:
         "OOD gain over the plain path at equal ID accuracy, with intervals. Right of the line a repair helps.",
     )
     grid = Grid.of(
-        head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (2, 3, 4, 5), "tables/repair.csv", 48
+        head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (3, 4, 5, 6), "tables/repair.csv", 48
     )
     return Section(title, "repair", (text,), tuple(figures), (grid,))
 
@@ -261,9 +262,9 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
-        table = table[table["dataset"] == widest(table["dataset"])]
+        table = widest_means(table)
     grids = []
-    for origin, rows in table.groupby("source", sort=True):
+    for (origin, group), rows in table.groupby(["source", "group"], sort=True):
         if not np.isfinite(rows["estimate"]).any():
             continue
         alpha = nearest(rows["alpha"], MIDDLE)
@@ -285,7 +286,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
         costs = [m for m in CRITERIA if m in set(rows["measure"])]
         what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"
-        caption = f"Spearman correlation of {what} with {against}, {where}; source: {origin}."
+        sets = f" on the OOD sets of the group {group}" if table["group"].nunique() > 1 else ""
+        caption = f"Spearman correlation of {what} with {against}{sets}, {where}; source: {origin}."
         grids.append(Grid.of(head, body, caption, range(1, len(head)), "tables/correlations.csv"))
     return grids
 

@@ -29,7 +29,7 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
-from sharpscope.tables.rows import flags_of, primary_rows
+from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows
 from sharpscope.vocabulary import (
     CANNOT,
     CLAIMS,
@@ -73,9 +73,10 @@ def answer(source: Source) -> Section:
         numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
         count = "" if is_missing(row["n"]) else f"{int(row['n'])}"
         evidence = cell(f"{row['evidence']}{shipped}")
-        rows.append((cell(f"{sign} {row['verdict']}", kind), cell(claim), evidence, cell(numbers), cell(count)))
-    head = ("verdict", "claim", "evidence", "estimate [interval]", "n")
-    return Section("Answer", "answer", (Grid.of(head, rows, numeric=(3, 4), source="tables/verdicts.csv"),))
+        verdict = cell(f"{sign} {row['verdict']}", kind)
+        rows.append((verdict, cell(claim), cell(row["group"]), evidence, cell(numbers), cell(count)))
+    head = ("verdict", "claim", "OOD group", "evidence", "estimate [interval]", "n")
+    return Section("Answer", "answer", (Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv"),))
 
 
 def advice(source: Source) -> Section:
@@ -90,6 +91,7 @@ def advice(source: Source) -> Section:
     rows = [
         (
             cell(r["pair"]),
+            cell(r["group"]),
             cell(r["rule"], title=str(r["note"])),
             alpha_cell(r["alpha"]),
             cell(layer_names(str(r["layers"])) or "none", title=str(r["layers"])),
@@ -100,12 +102,22 @@ def advice(source: Source) -> Section:
         )
         for r in in_order(table, source.order)
     ]
-    head = ("pair", "rule", "α", "make sparse", "predicted gain (points)", "OOD accuracy", "regret (points)", "status")
+    head = (
+        "pair",
+        "OOD group",
+        "rule",
+        "α",
+        "make sparse",
+        "predicted gain (points)",
+        "OOD accuracy",
+        "regret (points)",
+        "status",
+    )
     caption = (
         "Every rule with its regret: the OOD accuracy that it loses against the alpha that OOD labels would pick. Only "
         "the oracle sees OOD labels."
     )
-    grid = Grid.of(head, rows, caption, (2, 4, 5, 6), "tables/advice.csv")
+    grid = Grid.of(head, rows, caption, (3, 5, 6, 7), "tables/advice.csv")
     return Section("Advice", "advice", (*lines, grid))
 
 
@@ -178,17 +190,19 @@ def accuracy(source: Source) -> Section:
     rows = []
     for pair in pairs_of(dense, source.order):
         own = dense[dense["pair"] == pair]
-        mean = own[own["role"] == OOD_MEAN]
-        best = _best_between(mean)
-        for what, alpha in (("zero-shot", 0.0), ("best α between them, by OOD labels", best), ("fine-tuned", 1.0)):
+        points = [("zero-shot", 0.0)]
+        for group in groups_in(own):
+            best = _best_between(_mean_of(own, group))
+            points.append((f"best α between them, by the OOD labels of {group}", best))
+        for what, alpha in (*points, ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
-                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
-                rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
-    sets = dict.fromkeys(dense.loc[dense["role"] == OOD_MEAN, "dataset"])
-    named = "; ".join(", ".join(short_set(d) for d in s.split("+")) for s in sets)
-    head = ("pair", "where", "α", "ID accuracy", "mean OOD accuracy")
-    caption = f"OOD mean over: {named}." if named else ""
+                rows.append((cell(pair), cell(what), alpha_cell(alpha), *_spans(here, groups_in(dense))))
+    means = dense[dense["role"] == OOD_MEAN]
+    sets = {g: dict.fromkeys(of_group(means, g)["dataset"]) for g in groups_in(means)}
+    named = [f"{g}: {', '.join(short_set(d) for d in s.split('+'))}" for g, found in sets.items() for s in found]
+    head = ("pair", "where", "α", "ID accuracy", *_ood_heads(groups_in(dense)))
+    caption = f"OOD mean over {'; '.join(named)}." if named else ""
     figures = source.figure(
         "wiseft_curve",
         "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
@@ -202,7 +216,7 @@ def accuracy(source: Source) -> Section:
         "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
         "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
     )
-    grids = (Grid.of(head, rows, caption, (2, 3, 4), "tables/accuracy.csv"), *_beside(table, source.order))
+    grids = (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
 
 
@@ -231,13 +245,31 @@ def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
     rows = []
     for variant, name in _ALONG.items():
         own = primary_rows(table[(table["variant"] == variant) & (table["pair"] == pair)])
-        best = _best_between(own[own["role"] == OOD_MEAN])
-        for what, alpha in ((f"{name}: best α between the ends, by OOD labels", best), (f"{name}: α = 1", 1.0)):
+        points = []
+        for group in groups_in(own):
+            best = _best_between(_mean_of(own, group))
+            points.append((f"{name}: best α between the ends, by the OOD labels of {group}", best))
+        for what, alpha in (*points, (f"{name}: α = 1", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
-                spans = [_mean_cell(here[here["role"] == role]) for role in ("id", OOD_MEAN)]
-                rows.append((cell(pair), cell(what), alpha_cell(alpha), *spans))
+                rows.append((cell(pair), cell(what), alpha_cell(alpha), *_spans(here, groups_in(table))))
     return rows
+
+
+def _spans(rows: pd.DataFrame, groups: Sequence[str]) -> list[Cell]:
+    """ID accuracy, and the mean OOD accuracy of every group, of one model."""
+    ident, means = rows[rows["role"] == "id"], rows[rows["role"] == OOD_MEAN]
+    return [_mean_cell(ident), *(_mean_cell(of_group(means, group)) for group in groups)]
+
+
+def _mean_of(rows: pd.DataFrame, group: str) -> pd.DataFrame:
+    own = of_group(rows, group)
+    return own[own["role"] == OOD_MEAN]
+
+
+def _ood_heads(groups: Sequence[str]) -> list[str]:
+    """The column heads of ``_spans`` behind ID accuracy."""
+    return ["mean OOD accuracy" if len(groups) == 1 else f"mean OOD accuracy, {group}" for group in groups]
 
 
 def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
@@ -253,13 +285,14 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                 at = here[here["alpha"].isna()] if math.isnan(alpha) else here[here["alpha"] == alpha]
                 if len(at):
                     what = "the upgraded backbone, zero-shot" if alpha == 0 else _BESIDE[variant]
-                    spans = [_mean_cell(at[at["role"] == role]) for role in ("id", OOD_MEAN)]
+                    spans = _spans(at, groups_in(table))
                     why = next((n for n in at["note"] if not is_missing(n) and n), variant)
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
-    head = ("pair", "model", "α", "ID accuracy", "mean OOD accuracy")
-    return (Grid.of(head, rows, "Models that are not on the linear path.", (2, 3, 4), "tables/accuracy.csv"),)
+    head = ("pair", "model", "α", "ID accuracy", *_ood_heads(groups_in(table)))
+    caption = "Models that are not on the linear path."
+    return (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"),)
 
 
 def _mean_cell(rows: pd.DataFrame) -> Cell:
@@ -278,21 +311,23 @@ def failure(source: Source) -> Section:
     main = table["dataset"].isin(_MEAN)
     main = main if main.any() else pd.Series(True, index=table.index)
     lines: list[Block] = []
-    for pair in pairs_of(table, source.order):
-        flags, absent_ones, unknown = flags_of(table, pair)
+    groups = groups_in(table)
+    for pair, group in [(p, g) for p in pairs_of(table, source.order) for g in (groups or [""])]:
+        flags, absent_ones, unknown = flags_of(of_group(table, group), pair)
         told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else f for f in flags)
         calm = "no failure flag is present beyond the noise" if absent_ones else ""
         how = f"fails by {shown(told, 600)}" if flags else calm
         left = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
         how = "; ".join(part for part in (how, left) if part) + "."
-        lines.append(Line(f"{shown(pair)}: {how}"))
-    head = ("pair", "flag", "data set", "what", "α", "estimate [interval]", "present", "note")
+        on = f" on the OOD sets of {shown(group, 40)}" if len(groups) > 1 else ""
+        lines.append(Line(f"{shown(pair)}{on}: {how}"))
+    head = ("pair", "flag", "OOD group", "data set", "what", "α", "estimate [interval]", "present", "note")
     grid = Grid.of(
-        head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(4, 5), source="tables/failure.csv"
+        head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(5, 6), source="tables/failure.csv"
     )
     single = in_order(table[~main], source.order)
     folded = (
-        (Grid.of(head, map(_flag_row, single), "Single data sets", (4, 5), "tables/failure.csv", 60),) if single else ()
+        (Grid.of(head, map(_flag_row, single), "Single data sets", (5, 6), "tables/failure.csv", 60),) if single else ()
     )
     return Section("Does interpolation fail?", "failure", (*lines, grid), folded=folded)
 
@@ -313,6 +348,7 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     return (
         cell(row["pair"]),
         cell(row["flag"]),
+        cell(row["group"]),
         named,
         cell(what),
         alpha,

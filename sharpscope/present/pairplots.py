@@ -30,8 +30,8 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import MIDDLE, measures_in, nearest, unique_in_order, widest
-from sharpscope.vocabulary import AGAINST, GROUPS, MEASURES, Group
+from sharpscope.tables.rows import MIDDLE, measures_in, nearest, pairs_and_groups, unique_in_order, widest_means
+from sharpscope.vocabulary import AGAINST, GROUPS, MEASURES, PAIRS, Group
 
 __all__ = ["correlation", "correlation_scatter", "repair"]
 
@@ -42,18 +42,20 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
     """Gain in OOD accuracy of every repair and its controls over the plain path at the same ID accuracy.
 
     Large marks with intervals are the repaired path at ``alpha`` (default: the one nearest 0.5), small marks its other
-    alphas. There is one panel per target and pair.
+    alphas. There is one panel per target, pair and group of OOD sets.
 
     Raises:
         NoData: the table has no finite gain.
     """
-    rows = table[table["gain"].notna()].copy()
+    rows = pairs_and_groups(table[table["gain"].notna()])
     if not len(rows):
         raise NoData("repair: the table has no gain to show.")
-    rows["group"] = ["straggler" if control == "none" else control for control in rows["control"]]
-    rows["how"] = [f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)]
+    rows = rows.assign(
+        who=["straggler" if control == "none" else control for control in rows["control"]],
+        how=[f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)],
+    )
     (pairs, fewer), targets = first_pairs(rows), sorted(set(rows["target"]))
-    hows, groups = sorted(set(rows["how"])), [g for g in GROUPS if g in set(rows["group"])]
+    hows, groups = sorted(set(rows["how"])), [g for g in GROUPS if g in set(rows["who"])]
     figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 2))
     columns = min(2, len(pairs))
     axes = figure.subplots(
@@ -102,7 +104,7 @@ def _repair_panel(
     for g, group in enumerate(groups):
         colour, marker = COLOURS[g % len(COLOURS)], MARKERS[g % len(MARKERS)]
         for h, how in enumerate(hows):
-            own = rows[(rows["group"] == group) & (rows["how"] == how)]
+            own = rows[(rows["who"] == group) & (rows["how"] == how)]
             y = h + (0.72 / len(groups)) * (g - (len(groups) - 1) / 2)
             others, one = own[own["alpha"] != at], own[own["alpha"] == at]
             ax.scatter(100 * others["gain"], np.full(len(others), y), s=4, color=colour, alpha=0.3, lw=0)
@@ -115,28 +117,31 @@ def _repair_panel(
 
 @styled
 def correlation_scatter(points: pd.DataFrame) -> Figure:
-    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one labelled point per pair, one panel per measure.
+    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one labelled point per pair.
 
-    ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally source (``shipped`` points
-    are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
+    There is one panel per measure; with several groups of OOD sets one row per measure and one column per group.
+    ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
+    (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
 
     Raises:
         NoData: there is no finite point.
     """
     rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
     rows = rows.assign(far=(rows["alpha"].astype(float) - MIDDLE).abs()).sort_values("far", kind="stable")
-    rows = rows.drop_duplicates(["pair", "measure"]).sort_index()
+    rows = rows.assign(group=rows.get("group", ""))
+    rows = rows.drop_duplicates(["pair", "measure", "group"]).sort_index()
     if not len(rows):
         raise NoData("correlation_scatter: no pair has both a sharpness and an OOD gain.")
-    measures = measures_in(rows)
-    columns = min(2, len(measures))
-    figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(measures) / columns))
-    axes = figure.subplots(math.ceil(len(measures) / columns), columns, sharey=True, squeeze=False)
+    groups = unique_in_order(rows["group"])
+    panels = [(measure, group) for measure in measures_in(rows) for group in groups]
+    columns = min(2, len(panels)) if len(groups) == 1 else len(groups)
+    figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(panels) / columns))
+    axes = figure.subplots(math.ceil(len(panels) / columns), columns, sharey=True, squeeze=False)
     colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(unique_in_order(points["pair"]))}
     for k, ax in enumerate(axes.flat):
-        ax.set_visible(k < len(measures))
-    for measure, ax in zip(measures, axes.flat, strict=False):
-        own = rows[rows["measure"] == measure]
+        ax.set_visible(k < len(panels))
+    for (measure, group), ax in zip(panels, axes.flat, strict=False):
+        own = rows[(rows["measure"] == measure) & (rows["group"] == group)]
         x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
         hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
         inks = [colours[p] for p in own["pair"]]
@@ -156,12 +161,13 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
         ax.grid(True)
         ax.margins(0.14)
         alphas = sorted(set(own["alpha"]))
-        ax.set_title(label(measure) + (f" at α = {alphas[0]:g}" if len(alphas) == 1 else ""))
+        named = label(measure if len(groups) == 1 else f"{measure}, {group}")
+        ax.set_title(named + (f" at α = {alphas[0]:g}" if len(alphas) == 1 else ""))
         ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
-    for measure, ax in zip(measures, axes.flat, strict=False):
-        own = rows[rows["measure"] == measure]
+    for (measure, group), ax in zip(panels, axes.flat, strict=False):
+        own = rows[(rows["measure"] == measure) & (rows["group"] == group)]
         at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
         place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own))
     return figure
@@ -179,7 +185,8 @@ def correlation(
     """Correlation of every (layer, measure) with OOD accuracy as a map; dots mark q < 0.05, hatching undefined cells.
 
     ``scope`` is path, with one panel per pair (descriptive), or pairs, with one panel (evidence) at the alpha nearest
-    ``alpha`` (default 0.5). ``against`` defaults to OOD gain; the data set is the mean over the most sets.
+    ``alpha`` (default 0.5); each group of OOD sets has panels of its own. ``against`` defaults to OOD gain; the data
+    set is the group's mean over the most sets.
 
     Raises:
         NoData: the table has no such rows.
@@ -194,7 +201,7 @@ def correlation(
     table = table[raw] if raw.any() else table
     if not len(table):
         raise NoData(f"correlation: no rows against {label(against)}.")
-    table = table[table["dataset"] == widest(table["dataset"])]
+    table = pairs_and_groups(widest_means(table))
     if not np.isfinite(table["estimate"]).any():
         raise NoData(f"correlation: every estimate with scope {label(scope)} is undefined.")
     at = None
@@ -216,7 +223,7 @@ def correlation(
             _correlation_panel(ax, table[table["pair"] == pairs[i]], layers, measures, norm, numbers=columns == 1)
             rows_axis(ax, layers, named=i % columns == 0)
             own = table[table["pair"] == pairs[i]]
-            ax.set_title(_correlation_title(own, pairs[i], scope, at))
+            ax.set_title(_correlation_title(own, pairs[i].removeprefix(PAIRS).removeprefix(", "), scope, at))
     bar = colour_bar(figure, ScalarMappable(norm, colormaps["RdBu_r"]), axes)
     bar.set_label(
         f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}"
@@ -236,7 +243,8 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
     if scope == "path":
         return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
-    return f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
+    said = f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
+    return f"{pair}: {said}" if pair else said
 
 
 def _correlation_panel(

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from sharpscope.errors import NoData
+from sharpscope.errors import ConfigError, NoData
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -35,15 +35,17 @@ from sharpscope.tables.rows import (
     average,
     dense_rows,
     flags_of,
+    groups_in,
     image_error,
     measures_in,
+    of_group,
     own_error,
     primary_rows,
     unique_in_order,
 )
-from sharpscope.vocabulary import ALL, OUTPUT_BASELINES
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OUTPUT_BASELINES
 
-__all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve"]
+__all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve", "wiseft_curves"]
 
 _WRITTEN = (0.2, 0.5, 0.8)
 """The alphas whose values the WiSE-FT curve shows next to their points."""
@@ -66,17 +68,54 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 
 # ----------------------------------------------------------------------------------------------------------- WiSE-FT
 @styled
-def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
+def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, group: str | None = None) -> Axes:
     """Mean OOD accuracy (y) over mean ID accuracy (x), both in percent, along each pair's path.
 
     The ends are marked, alpha is written next to some points, and light bars are intervals. Output-space baselines
-    (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them.
+    (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them. ``group`` is the group of OOD sets
+    that is averaged; None is the only one.
 
     Raises:
         NoData: no pair has both ID and OOD rows.
+        ConfigError: the table has several groups and none is named.
 
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 1.
     """
+    groups = groups_in(accuracy)
+    if group is None and len(groups) > 1:
+        raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
+    ax = new_figure(3.3).add_subplot() if ax is None else ax
+    key(figure_of(ax), _curve(ax, of_group(accuracy, group or (groups or [DEFAULT_GROUP])[0])), "numbers: α")
+    return ax
+
+
+@styled
+def wiseft_curves(accuracy: pd.DataFrame) -> Figure:
+    """``wiseft_curve`` of every group of OOD sets, side by side; the axis of ID accuracy is the same.
+
+    Raises:
+        NoData: no pair has both ID and OOD rows.
+    """
+    groups = groups_in(accuracy) or [DEFAULT_GROUP]
+    columns = min(2, len(groups))
+    lines = math.ceil(len(groups) / columns)
+    figure = new_figure(lines * (3.3 if len(groups) == 1 else 2.7) + 0.3 * (len(groups) > 1))
+    axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
+    handles: list[Line2D] = []
+    for i, ax in enumerate(axes.flat):
+        ax.set_visible(i < len(groups))
+    for group, ax in zip(groups, axes.flat, strict=False):
+        found = _curve(ax, of_group(accuracy, group))
+        handles = found if len(found) > len(handles) else handles
+        if len(groups) > 1:
+            ax.set_title(f"OOD sets: {label(group, 30)}")
+            ax.tick_params(labelbottom=True)
+    key(figure, handles, "numbers: α")
+    return figure
+
+
+def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
+    """Draw every pair's curve on the OOD sets of one group; returns the legend's entries."""
     dense = _dense(accuracy, "wiseft_curve")
     curves = {}
     for pair in unique_in_order(dense["pair"]):
@@ -86,7 +125,6 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
             curves[pair] = both
     if not curves:
         raise NoData("wiseft_curve: no pair has ID and OOD accuracy at the same alphas.")
-    ax = new_figure(3.3).add_subplot() if ax is None else ax
     at: list[tuple[float, float]] = []
     texts: list[str] = []
     inks: list[str] = []
@@ -133,9 +171,8 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None) -> Axes:
         Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
     ]
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    key(figure_of(ax), [*lines, *ends_key, *mixed], "numbers: α")
     place_labels(ax, at, texts, inks, avoid=every)
-    return ax
+    return [*lines, *ends_key, *mixed]
 
 
 def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Line2D]:
@@ -161,14 +198,16 @@ def accuracy_along_alpha(
 ) -> Figure:
     """Accuracy and loss along each pair's path, shaded where the whole interval of the OOD mean is below BOTH ends.
 
-    Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. With ``path`` a
-    lower panel shows the probe loss and the chord between its ends. ``failure`` adds the flags that were raised.
+    Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. Every group of OOD
+    sets has a panel of its own. With ``path`` a lower panel shows the probe loss and the chord between its ends.
+    ``failure`` adds the flags that were raised.
 
     Raises:
         NoData: the table has no rows of the plain path.
     """
     dense = _dense(accuracy, "accuracy_along_alpha")
     pairs, fewer = first_pairs(dense)
+    groups = groups_in(dense) or [DEFAULT_GROUP]
     loss = path is not None and bool(path["loss"].notna().any())
     columns = min(2, len(pairs))
     lines = math.ceil(len(pairs) / columns)
@@ -176,24 +215,33 @@ def accuracy_along_alpha(
     colours = (
         dict(zip(sets, SET_COLOURS, strict=False)) if len(sets) <= len(SET_COLOURS) else dict.fromkeys(sets, "#aaaaaa")
     )
-    figure = new_figure(lines * (3.0 if loss else 2.2) + 0.55)
-    grid = figure.add_gridspec(lines * (1 + loss), columns, height_ratios=([2.3, 1.0] if loss else [1.0]) * lines)
+    high = len(groups) + loss
+    figure = new_figure(lines * (2.2 * len(groups) + 0.8 * loss) + 0.55)
+    ratios = ([2.3] * len(groups) + [1.0] * loss) * lines
+    grid = figure.add_gridspec(lines * high, columns, height_ratios=ratios)
     shaded, first = False, None
     for i, pair in enumerate(pairs):
         row, column = divmod(i, columns)
-        ax = figure.add_subplot(grid[row * (1 + loss), column], sharey=first)
-        first = first or ax
-        shaded |= _accuracy_panel(ax, dense[dense["pair"] == pair], colours)
-        ax.set_title(_with_flags(pair, failure))
-        ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        if column == 0:
-            ax.set_ylabel("Accuracy (%)")
+        ax: Axes | None = None
+        for g, group in enumerate(groups):
+            if ax is not None:
+                ax.tick_params(labelbottom=False)
+            ax = figure.add_subplot(grid[row * high + g, column], sharey=first, sharex=ax)
+            first = first or ax
+            shaded |= _accuracy_panel(ax, of_group(dense[dense["pair"] == pair], group), colours)
+            flags = failure if failure is None else of_group(failure, group)
+            ax.set_title(_with_flags(pair, flags, group if len(groups) > 1 else ""))
+            ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            if column == 0:
+                ax.set_ylabel("Accuracy (%)")
+        assert ax is not None
+        last = ax
         if loss and path is not None:
-            below = figure.add_subplot(grid[row * 2 + 1, column], sharex=ax)
-            _loss_panel(below, path[path["pair"] == pair])
+            last = figure.add_subplot(grid[row * high + len(groups), column], sharex=ax)
+            _loss_panel(last, path[path["pair"] == pair])
             ax.tick_params(labelbottom=False)
-            below.set_ylabel("Probe loss" if column == 0 else "")
-        (below if loss else ax).set_xlabel("α (0 zero-shot, 1 fine-tuned)")
+            last.set_ylabel("Probe loss" if column == 0 else "")
+        last.set_xlabel("α (0 zero-shot, 1 fine-tuned)")
     handles = [
         Line2D([], [], color=INK["black"], lw=2.0, label="OOD mean"),
         Line2D([], [], color=INK["grey"], lw=1.2, ls="--", label="ID"),
@@ -237,10 +285,12 @@ def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
     ]
 
 
-def _with_flags(pair: str, failure: pd.DataFrame | None) -> str:
-    if failure is None or not (failure["pair"] == pair).any():
+def _with_flags(pair: str, failure: pd.DataFrame | None, group: str) -> str:
+    """The pair's name, the group of OOD sets where there are several, and the flags that were raised on it."""
+    own, pair = pair, f"{pair}, {group}" if group else pair
+    if failure is None or not (failure["pair"] == own).any():
         return label(pair, 34)
-    raised, absent, _ = flags_of(failure, pair)
+    raised, absent, _ = flags_of(failure, own)
     if raised:
         said = f"(flags {', '.join(map(label, sorted(raised)))})"
     else:

@@ -22,7 +22,7 @@ from sharpscope.present.densityplots import spectral_density
 from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
-from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve
+from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curves
 from sharpscope.present.style import figure_of, plain_style
 from sharpscope.tables.rows import measures_in, points_of, unique_in_order
 from sharpscope.tables.schema import COLUMNS
@@ -55,7 +55,7 @@ def all_figures(
         points = points_of(get["sharpness"], get["accuracy"])
         points = points if points["pair"].nunique() >= 3 else points.iloc[:0]
     draws: list[tuple[str, pd.DataFrame, Callable[[pd.DataFrame], Axes | Figure]]] = [
-        ("wiseft_curve", get["accuracy"], wiseft_curve),
+        ("wiseft_curve", get["accuracy"], wiseft_curves),
         ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
         ("agreement", get["agreement"], agreement_along_alpha),
         ("paths_along_alpha", get["accuracy"], paths_along_alpha),

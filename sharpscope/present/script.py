@@ -11,9 +11,10 @@ from pathlib import Path
 import matplotlib.style
 import pandas as pd
 
-from sharpscope.errors import ConfigError, NoData, SharpscopeError, shown
+from sharpscope.errors import ConfigError, NoData, SharpscopeError, did_you_mean, shown
 from sharpscope.present.paperplots.drawn import MADE_BY
 from sharpscope.tables.files import read_csv
+from sharpscope.tables.rows import groups_in, of_group
 
 __all__ = [
     "figure_parser",
@@ -32,6 +33,13 @@ def figure_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory (holds tables/)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
+    return _with_group(parser)
+
+
+def _with_group(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
+        "--group", help="group of OOD sets to draw; needed where the run has several and they are averaged"
+    )
     return parser
 
 
@@ -46,9 +54,22 @@ def paper_style(script: str | os.PathLike[str]) -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
-def run_table(run: Path, name: str) -> pd.DataFrame:
-    """Table ``name`` of a run directory."""
-    return read_csv(run / "tables" / f"{name}.csv", name)
+def run_table(run: Path, name: str, group: str | None = None) -> pd.DataFrame:
+    """Table ``name`` of a run directory; with ``group`` without the rows of other groups of OOD sets.
+
+    Raises:
+        ConfigError: the table has no such group.
+    """
+    return _of(read_csv(run / "tables" / f"{name}.csv", name), group)
+
+
+def _of(table: pd.DataFrame, group: str | None) -> pd.DataFrame:
+    if group is None:
+        return table
+    known = groups_in(table)
+    if known and group not in known:
+        raise ConfigError(f"--group: no OOD sets are in the group '{shown(group, 40)}'.{did_you_mean(group, known)}")
+    return of_group(table, group)
 
 
 def runs_parser(description: str | None) -> argparse.ArgumentParser:
@@ -56,7 +77,7 @@ def runs_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories (each holds tables/)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF, the PNG and the caption")
-    return parser
+    return _with_group(parser)
 
 
 def needed_table(run: Path, name: str) -> pd.DataFrame:
@@ -70,12 +91,14 @@ def needed_table(run: Path, name: str) -> pd.DataFrame:
     return table
 
 
-def runs_table(runs: Sequence[Path], name: str) -> pd.DataFrame:
+def runs_table(runs: Sequence[Path], name: str, group: str | None = None) -> pd.DataFrame:
     """Table ``name`` of several run directories in one; pairs of one name are told apart by the folder's name.
+
+    With ``group`` the rows of other groups of OOD sets are left out.
 
     Raises:
         NoData: a run without this table.
-        ConfigError: two runs whose folders and pairs have the same names.
+        ConfigError: two runs whose folders and pairs have the same names; a group that no run has.
     """
     tables = [needed_table(run, name) for run in runs]
     names = [set(table["pair"]) for table in tables]
@@ -91,7 +114,7 @@ def runs_table(runs: Sequence[Path], name: str) -> pd.DataFrame:
                 f"{shown(run)}: '{shown(min(same), 60)}' is also in a run of another folder of this name."
             )
         seen |= set(table["pair"])
-    return pd.concat(told, ignore_index=True)
+    return _of(pd.concat(told, ignore_index=True), group)
 
 
 def numbered_runs(texts: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -202,6 +202,8 @@ def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, 
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
+    groups = config.ood_groups
+    rows = [row | {"group": groups.get(row["dataset"], "")} for row in rows]
     return rows + mean_rows(rows)
 
 

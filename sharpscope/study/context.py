@@ -223,9 +223,9 @@ def check_inputs(config: StudyConfig) -> None:
             f"precision: tf32 is an arithmetic of NVIDIA GPUs; this study computes on {device.type}, where it would "
             "change nothing.\nRemedy: --precision full, or bf16, which a CPU has too."
         )
-    for spec in (config.probe, *config.id, *config.ood):
+    for spec in (config.probe, *config.id, *config.ood_groups):
         check_spec(spec)
-    check_folders((config.probe, *config.id, *config.ood), config.data_root)
+    check_folders((config.probe, *config.id, *config.ood_groups), config.data_root)
 
 
 def load_contexts(config: StudyConfig) -> dict[str, Context]:

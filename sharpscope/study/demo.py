@@ -7,7 +7,7 @@ import os
 from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
 from sharpscope.miniworld import world as miniworld
 
-__all__ = ["DEMO_CAVEAT", "demo_config"]
+__all__ = ["DEMO_CAVEAT", "demo_config", "mini_ood"]
 
 DEMO_CAVEAT = (
     "What was seen, and no more: on the five style shifts used here, the pair called success gains OOD accuracy along "
@@ -19,6 +19,11 @@ DEMO_CAVEAT = (
 """Printed before the demo's verdicts, which rest on the style shifts alone."""
 
 
+def mini_ood() -> tuple[str, ...]:
+    """Every OOD domain of the embedded world, in its two groups."""
+    return tuple(f"{group}=mini:{name}" for group, names in miniworld.OOD_GROUPS.items() for name in names)
+
+
 def demo_config(seed: int = 0) -> StudyConfig:
     """The study of the embedded world's success and failure pairs; it takes about three minutes on two cores."""
     return StudyConfig(
@@ -26,7 +31,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         model="mini",
         probe="mini:photo",
         id=("mini:photo",),
-        ood=tuple(f"mini:{style}" for style in miniworld.STYLES if style != "photo"),
+        ood=mini_ood(),
         alphas=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
         seed=seed,
         # Eigenvalues crowd at the lower end, near zero: lambda_min alone needs three times the products of all others.

@@ -47,7 +47,7 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
     """Origins of the code behind every name of this study that is not the package's own: kind -> name -> origin."""
-    kinds = {read_spec(spec).kind for spec in (config.probe, *config.id, *config.ood)}
+    kinds = {read_spec(spec).kind for spec in (config.probe, *config.id, *config.ood_groups)}
     used: list[tuple[Words[Any], Iterable[str]]] = [
         (MEASURES, config.measures), (CRITERIA, CRITERIA), (LAYOUTS, kinds),
     ]  # fmt: skip

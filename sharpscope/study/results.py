@@ -14,7 +14,7 @@ from sharpscope.findings.advice import advice_table
 from sharpscope.findings.correlation import pair_correlations, path_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
-from sharpscope.findings.frames import Answered
+from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
@@ -28,9 +28,9 @@ from sharpscope.scores import Predictions
 from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised, read_csv
-from sharpscope.tables.rows import covariates, points_of, stacked
+from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASES, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import ALL, BASES, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
 
 __all__ = ["Results"]
 
@@ -169,26 +169,34 @@ class Results:
         path, sharpness, accuracy = (self.measured(t) for t in ("path", "sharpness", "accuracy"))
         measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
         failure = [
-            failure_table(name, alphas, hits, roles(self.config), losses, **self._resampling)
+            failure_table(
+                name, alphas, hits, roles(self.config), losses, groups=self.config.ood_groups, **self._resampling
+            )
             for name, (alphas, hits, losses) in measured.items()
         ]
-        repairs = {name: self._repairs(name, alphas, hits) for name, (alphas, hits, _) in measured.items()}
+        repairs = [
+            self._repairs(name, group, alphas, self._judged_on(group, hits))
+            for name, (alphas, hits, _) in measured.items()
+            for group in self.groups
+        ]
         references = self._references(sharpness, accuracy, path)
         features = reference_table(sharpness, accuracy, path)
-        of_stragglers = stacked("repair", [r.table for n, r in repairs.items() if n not in self._fallback])
+        of_stragglers = stacked("repair", [r.table for r in repairs if r.pair not in self._fallback])
         advice = [
             advice_table(
                 name,
                 alphas,
-                hits,
+                self._judged_on(group, hits),
                 roles(self.config),
-                features[features["pair"] == name],
-                references,
+                of_group(features[features["pair"] == name], group),
+                of_group(references, group),
                 stragglers=self._chosen(name),
-                reference_repairs=of_stragglers,
+                reference_repairs=of_group(of_stragglers, group),
+                group=group,
                 **self._resampling,
             )
             for name, (alphas, hits, _) in measured.items()
+            for group in self.groups
         ]
         doubts = self.doubts()
         tables = {
@@ -199,14 +207,24 @@ class Results:
             "accuracy": accuracy,
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),
-            "repair": stacked("repair", [r.table for r in repairs.values()]),
+            "repair": stacked("repair", [r.table for r in repairs]),
             "correlations": self._correlations(sharpness, accuracy, path),
             "advice": _unless_doubted(stacked("advice", advice), doubts),
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
         }
-        tables["verdicts"] = stacked("verdicts", [self._verdicts(tables, repairs, doubts)])
+        tables["verdicts"] = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
         return tables
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of OOD sets, each of which is judged by itself; one empty group where the study has no OOD set."""
+        return tuple(members_of(self.config.ood_groups, self.config.ood_groups)) or (DEFAULT_GROUP,)
+
+    def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:
+        """The answers on the ID sets and on the OOD sets of ``group``."""
+        groups = self.config.ood_groups
+        return {spec: found for spec, found in hits.items() if groups.get(spec, group) == group}
 
     def doubts(self) -> list[Doubt]:
         """What makes the numbers of this run, or of one of its pairs, meaningless."""
@@ -229,7 +247,7 @@ class Results:
     def _chosen(self, name: str) -> tuple[str, ...]:
         return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
 
-    def _repairs(self, name: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
+    def _repairs(self, name: str, group: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
         runs = []
         for variant in self.variants(name):
             found = [
@@ -254,7 +272,15 @@ class Results:
                 )
         c = self.config
         repairs = analyse_repairs(
-            name, alphas, hits, roles(self.config), runs, level=c.level, bootstrap=c.bootstrap, seed=c.seed
+            name,
+            alphas,
+            hits,
+            roles(self.config),
+            runs,
+            group=group,
+            level=c.level,
+            bootstrap=c.bootstrap,
+            seed=c.seed,
         )
         said = self._fallback.get(name, "")
         if said and len(repairs.table):
@@ -316,16 +342,17 @@ class Results:
         return {name: chosen_layers(table, criterion) for name, table in tables.items()}
 
     def _verdicts(
-        self, tables: Mapping[str, pd.DataFrame], repairs: Mapping[str, Repairs], doubts: Sequence[Doubt]
+        self, group: str, tables: Mapping[str, pd.DataFrame], repairs: Sequence[Repairs], doubts: Sequence[Doubt]
     ) -> pd.DataFrame:
         c = self.config
         return verdicts_table(
-            tables["correlations"],
-            tables["failure"],
-            list(repairs.values()),
+            of_group(tables["correlations"], group),
+            of_group(tables["failure"], group),
+            [r for r in repairs if r.group == group],
             tables["sharpness"],
-            tables["accuracy"],
-            self._references(tables["sharpness"], tables["accuracy"], tables["path"]),
+            of_group(tables["accuracy"], group),
+            of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
+            group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,

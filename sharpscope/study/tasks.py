@@ -50,7 +50,7 @@ class Variant:
 
 def roles(config: StudyConfig) -> dict[str, str]:
     """Test set spec -> id | ood, ID sets first."""
-    return dict.fromkeys(config.id, "id") | dict.fromkeys(config.ood, "ood")
+    return dict.fromkeys(config.id, "id") | dict.fromkeys(config.ood_groups, "ood")
 
 
 def plan_curvature(alphas: Sequence[float]) -> list[str]:

@@ -29,13 +29,14 @@ __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
 _BOOLS = frozenset({"advised", "chosen", "converged", "present", "primary"})
 _INTS = frozenset((
-    "batch_size", "bin", "depth", "failures", "k", "n", "num_matvecs", "num_moving", "num_params", "rank", "seed",
-    "seeds", "shots", "steps",
+    "batch_size", "bin", "depth", "failures", "k", "n", "n_controls", "n_masks", "num_matvecs", "num_moving",
+    "num_params", "rank", "seed", "seeds", "shots", "steps",
 ))  # fmt: skip
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
-    "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated", "situation", "group", "best_baseline",
+    "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated", "group", "given", "family",
+    "situation", "best_baseline",
 ))  # fmt: skip
 _FORMULA = (
     "=",

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import pandas as pd
 
+from sharpscope.errors import ConfigError
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
-from sharpscope.vocabulary import ALL, DENSE, MEASURES, OOD_MEAN, PROBE
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
     "MIDDLE",
@@ -19,20 +20,24 @@ __all__ = [
     "covariates",
     "dense_rows",
     "flags_of",
+    "groups_in",
     "has_value",
     "image_error",
     "mean_accuracy",
     "mean_row",
     "measures_in",
     "nearest",
+    "of_group",
     "ordered",
     "own_error",
+    "pairs_and_groups",
     "points_of",
     "primary_rows",
     "stacked",
     "table",
     "unique_in_order",
     "widest",
+    "widest_means",
 ]
 
 MIDDLE: Final = 0.5
@@ -114,8 +119,37 @@ def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
     return primary_rows(accuracy[accuracy["variant"] == DENSE])
 
 
+def groups_in(frame: pd.DataFrame) -> list[str]:
+    """The groups of OOD sets in a table, in order of appearance; rows of ID sets and of the probe have none."""
+    return [g for g in unique_in_order(_groups(frame)) if g]
+
+
+def of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:
+    """The rows that belong to ``group`` and those that belong to none (ID sets, the probe loss)."""
+    return frame[_groups(frame).isin((group, ""))]
+
+
+def pairs_and_groups(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with ``PAIR, GROUP`` in the column ``pair`` where it has several groups, for figures of both."""
+    if len(groups_in(frame)) < 2:
+        return frame
+    named = [f"{p}, {g}" if g else str(p) for p, g in zip(frame["pair"], _groups(frame), strict=True)]
+    return frame.assign(pair=named)
+
+
+def _groups(frame: pd.DataFrame) -> pd.Series:
+    """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
+    given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
+    given = given.fillna("").astype(str)
+    if "role" not in frame:
+        return given
+    return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)
+
+
 def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], list[str]]:
     """(flags that are present, absent, open) for a pair, in the rows of the OOD mean and the probe loss.
+
+    With several groups of OOD sets a flag is present if it is in one of them; ``of_group`` selects one group's rows.
 
     A flag is open where it is undefined or has no interval: then nothing says that the path does not fail. Tables
     without these rows are judged by all of their rows.
@@ -141,17 +175,17 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
         role: the role of the new row.
 
     Returns:
-        A row whose ``dataset`` is the names of the sets joined by ``+``. ``metric`` is that of the sets, or ``primary``
-        where they differ; the note then names each. The interval is that of a mean of independent sets
-        (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these sets,
-        not the choice of sets. ``n`` is the total number of examples, missing where that of one set is missing.
+        A row in the group of the sets, whose ``dataset`` is their names joined by ``+``. ``metric`` is that of the
+        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent
+        sets (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these
+        sets, not the choice of sets. ``n`` is the total number of examples, missing where that of one set is.
     """
     columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
     mean, low, high = independent_mean(*columns)
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {
-        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant", "group") if c in parts[0]},
         "dataset": "+".join(str(r["dataset"]) for r in parts),
         "role": role,
         "metric": kinds[0] if len(kinds) == 1 else "primary",
@@ -179,12 +213,26 @@ def widest(names: Iterable[str]) -> str:
     return min(names, key=lambda name: (-name.count("+"), name))
 
 
+def widest_means(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose ``dataset`` is the mean over the most sets of their group."""
+    parts = [frame[_groups(frame) == g] for g in unique_in_order(_groups(frame))]
+    return pd.concat([p[p["dataset"] == widest(p["dataset"])] for p in parts]) if parts else frame
+
+
 def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     """One pair's ID or OOD accuracy along alpha, in percent: alpha, estimate, ci_low, ci_high.
 
     For OOD these are the ``ood_mean`` rows over the most sets. Without such rows, and for ID, it is the mean of the
     sets, with an interval only if there is a single set.
+
+    Raises:
+        ConfigError: OOD rows of several groups, which have no mean in common (``of_group`` selects one).
     """
+    if role == "ood" and len(groups := groups_in(rows)) > 1:
+        raise ConfigError(
+            f"group: the table has several groups of OOD sets ({', '.join(groups)}), which have no mean in common.\n"
+            "Remedy: name one of them (--group NAME in the scripts of figures/)."
+        )
     mean = rows[rows["role"] == f"{role}_mean"]
     chosen = mean[mean["dataset"] == widest(mean["dataset"])] if len(mean) else rows[rows["role"] == role]
     columns = ["estimate", "ci_low", "ci_high"]
@@ -214,11 +262,16 @@ def covariates(
 
 
 def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, one row per pair and measure.
+    """Whole-model sharpness and OOD gain at the alpha nearest ``MIDDLE``, one row per pair, measure and group.
 
     The columns are those of ``correlation_scatter``: pair, sharpness, ood_gain (OOD accuracy minus that of zero-shot),
-    measure and alpha.
+    measure, alpha and the group of OOD sets.
     """
+    frames = [_points(sharpness, of_group(accuracy, group)).assign(group=group) for group in groups_in(accuracy)]
+    return pd.concat(frames, ignore_index=True) if frames else _points(sharpness, accuracy).assign(group="")
+
+
+def _points(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
     dense = dense_rows(accuracy[accuracy["estimate"].notna()]).sort_values("alpha", kind="stable")
     rows = []
     whole = sharpness[(sharpness["layer"] == ALL) & sharpness["estimate"].notna()]

@@ -25,26 +25,26 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "alpha", "layer", "rank", "eigenvalue", "residual", "converged", "num_params", "num_matvecs", "status",
     ),
     "accuracy": (
-        "pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
+        "pair", "alpha", "variant", "dataset", "group", "role", "metric", "estimate", "ci_low", "ci_high", "n", "note",
         "primary",
     ),
     "stragglers": (
         "pair", "layer", "criterion", "base", "score", "threshold", "rule", "chosen", "probability", "status", "note",
     ),
-    "failure": ("pair", "flag", "dataset", "alpha", "estimate", "ci_low", "ci_high", "present", "note"),
+    "failure": ("pair", "flag", "dataset", "group", "alpha", "estimate", "ci_low", "ci_high", "present", "note"),
     "repair": (
-        "pair", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
+        "pair", "group", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
         "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status",
-        "note",
+        "note", "n_masks", "n_controls",
     ),
     "correlations": (
-        "pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "estimate", "ci_low", "ci_high",
-        "p_value", "q_value", "n", "source", "status", "note",
+        "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
+        "ci_low", "ci_high", "p_value", "q_value", "n", "n_effective", "family", "source", "status", "note",
     ),
     "advice": (
         "pair", "situation", "rule", "group", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high",
-        "id_accuracy", "regret", "best_baseline", "baseline_regret", "ood_accuracy", "expected_regret", "advised",
-        "status", "note",
+        "id_accuracy", "ood_accuracy", "regret", "best_baseline", "baseline_regret", "status", "note",
+        "expected_regret", "advised",
     ),
     "agreement": (
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
@@ -53,7 +53,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "dataset", "bin", "distance_low", "distance_high", "distance", "zeroshot_accuracy",
         "finetuned_accuracy", "ratio", "ci_low", "ci_high", "n", "k", "failures", "status", "note",
     ),
-    "verdicts": ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence"),
+    "verdicts": (
+        "pair", "claim", "group", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "n_effective", "evidence",
+    ),
 }  # fmt: skip
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
@@ -69,6 +71,7 @@ Reading guide
   eigenpairs.rank      1 for the largest eigenvalue; its unit eigenvector is row rank - 1 of the arrays
                        ``LAYER:PARAMETER`` in eigenvectors/PAIR_ALPHA.npz
   accuracy.role        id | ood | ood_mean (``dataset`` then names the averaged sets, joined by ``+``)
+  accuracy.group       name of the group of OOD sets; empty for ID sets, the same in all tables
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
   accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
@@ -115,12 +118,14 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "eigenpairs": ("pair", "alpha", "layer", "rank"),
     "accuracy": ("pair", "alpha", "variant", "dataset", "role", "metric"),
     "stragglers": ("pair", "layer", "criterion", "base", "rule"),
-    "failure": ("pair", "flag", "dataset"),
-    "repair": ("pair", "variant", "alpha"),
-    "correlations": ("pair", "layer", "measure", "against", "dataset", "scope", "alpha", "method", "source"),
+    "failure": ("pair", "flag", "dataset", "group"),
+    "repair": ("pair", "group", "variant", "alpha"),
+    "correlations": (
+        "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "source",
+    ),
     "advice": ("pair", "situation", "rule", "group"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "vrf": ("pair", "dataset", "bin"),
-    "verdicts": ("pair", "claim"),
-}
+    "verdicts": ("pair", "claim", "group"),
+}  # fmt: skip
 """Columns that identify a row of each table: no two rows agree on all of them."""

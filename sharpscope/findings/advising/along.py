@@ -14,13 +14,11 @@ from sharpscope.findings.prediction import at_alpha
 from sharpscope.findings.resampling import stratified_means
 from sharpscope.scores import min_replicates, percentile_interval
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import BASELINE
+from sharpscope.vocabulary import BASELINE, DEFAULT_GROUP
 
-__all__ = ["UNGROUPED", "AlongPath", "Curve", "Row", "along_path", "baseline_rows", "best_baseline", "new_row", "noted"]
+__all__ = ["AlongPath", "Curve", "Row", "along_path", "baseline_rows", "best_baseline", "new_row", "noted"]
 
 Row = dict[str, Any]
-UNGROUPED = "ood"
-"""The group of an OOD set that was given without the name of a group."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def along_path(
 
     by_group: dict[str, dict[str, Answered]] = {}
     for name, values in split["ood"].items():
-        by_group.setdefault((groups or {}).get(name, UNGROUPED), {})[name] = values
+        by_group.setdefault((groups or {}).get(name, DEFAULT_GROUP), {})[name] = values
     return AlongPath(
         pair,
         tuple(float(a) for a in alphas),

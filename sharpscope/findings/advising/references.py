@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from sharpscope.findings.advising.along import UNGROUPED, AlongPath, Row, new_row, noted
+from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, predict_gain
 from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP
 
 __all__ = [
     "Reference",
@@ -77,7 +77,7 @@ def reference_pairs(
     ood = rows[rows["role"] == "ood"]
     named = ood["group"] if "group" in ood else pd.Series("", ood.index)
     ood = ood.assign(group=[str(g or "") if isinstance(g, str) else "" for g in named])
-    ood = ood.assign(group=[g or (groups or {}).get(d, UNGROUPED) for g, d in zip(ood["group"], ood["dataset"], strict=True)])
+    ood = ood.assign(group=[g or (groups or {}).get(d, DEFAULT_GROUP) for g, d in zip(ood["group"], ood["dataset"], strict=True)])
     out = []
     for pair in unique_in_order(rows["pair"]):
         own = ood[ood["pair"] == pair]

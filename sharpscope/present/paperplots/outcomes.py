@@ -33,7 +33,8 @@ def paths_of(
 ) -> pd.DataFrame:
     """ID and OOD accuracy in percent: pair, variant, alpha, id, id_low, id_high, ood, ood_low, ood_high.
 
-    ``ood``: one OOD set; None: the mean over the OOD sets. Raises NoData where no pair has both.
+    ``ood``: one OOD set; None: the mean over the OOD sets, of which the table has one group. Raises NoData where no
+    pair has both.
     """
     rows = model_sets(accuracy, figure, variants)
     if ood is not None:
