@@ -247,6 +247,16 @@ class PathAnswers:
         labels = None if self.labels is None else self.labels[rows]
         return PathAnswers(self.predicted[:, rows], self.confidence[:, rows], labels)
 
+    @classmethod
+    def joined(cls, parts: Sequence[PathAnswers]) -> PathAnswers:
+        """The images of several sets as one set; it has labels if all of them do."""
+        labels = [p.labels for p in parts if p.labels is not None]
+        return cls(
+            np.concatenate([p.predicted for p in parts], axis=1),
+            np.concatenate([p.confidence for p in parts], axis=1),
+            np.concatenate(labels) if len(labels) == len(parts) else None,
+        )
+
     def without_labels(self) -> PathAnswers:
         return PathAnswers(self.predicted, self.confidence)
 

@@ -17,6 +17,7 @@ from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.settings import check_head_file, check_position, check_templates, unread_prompts
 from sharpscope.clip.transplant import check_carried, prompted, reader_on, transplanted
+from sharpscope.clip.tuned import finetuning_of
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
@@ -422,7 +423,8 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
     told = {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
-    return told | ({"prompts": True} if holds_prompts(end) else {})
+    tuned = finetuning_of(end)
+    return told | ({"prompts": True} if holds_prompts(end) else {}) | ({"finetuning": tuned} if tuned else {})
 
 
 def _stem(source: CheckpointSource) -> str:

@@ -18,7 +18,7 @@ from sharpscope.findings.advising.measured import measured_rows
 from sharpscope.findings.advising.published import Tuning, published_rows
 from sharpscope.findings.advising.references import Reference, reference_rows
 from sharpscope.findings.prediction import FEWEST_REFERENCES
-from sharpscope.tables.rows import table
+from sharpscope.tables.rows import of_group, table
 
 __all__ = ["Known", "advice_table"]
 
@@ -80,20 +80,18 @@ def advice_table(path: AlongPath, known: Known | None = None, *, keep_id: float 
     if known.images is not None:
         rows += image_rows(path, known.images, known.held_out)
     if known.judged is not None and any(r.pair != path.pair for r in known.references):
-        held, why = _held_back(path.pair, known.stragglers, known.repairs, path.level)
-        rows += reference_rows(path, known.judged, known.references, held, why)
+        rows += reference_rows(path, known.judged, known.references, lambda group: _held_back(path, known, group))
     if not any(row["advised"] for row in rows):
         rows += published_rows(path, known.tuning)
     return table("advice", rows + baselines)
 
 
-def _held_back(
-    pair: str, stragglers: Sequence[str], repairs: pd.DataFrame | None, level: float
-) -> tuple[Row, str]:
-    """Advised straggler layers and density, from the gains of sparsity on OTHER pairs; by default none."""
-    if repairs is None or not stragglers:
+def _held_back(path: AlongPath, known: Known, group: str) -> tuple[Row, str]:
+    """Advised straggler layers and density, from the gains of sparsity on OTHER pairs in ``group``; by default none."""
+    if known.repairs is None or not known.stragglers:
         return {}, NOT_FROM_ID
-    rows = repairs[(repairs["pair"] != pair) & (repairs["control"] == "none") & (repairs["status"] == "ok")]
+    repairs, level = of_group(known.repairs, group), path.level
+    rows = repairs[(repairs["pair"] != path.pair) & (repairs["control"] == "none") & (repairs["status"] == "ok")]
     means = rows.groupby(["target", "select", "density", "pair"], sort=True)["gain"].mean().reset_index()
     groups = [(key, g["gain"].to_numpy()) for key, g in means.groupby(["target", "select", "density"], sort=True)]
     tested = [(key, g) for key, g in groups if len(g) >= FEWEST_REFERENCES]
@@ -111,4 +109,4 @@ def _held_back(
     target, select, density = best[1]
     what = f"{target}:{select} sparsity of the stragglers"
     why = f"{what} raised OOD accuracy by at least {100 * best[0]:.1f} points on average over {best[2]} other pairs"
-    return {"layers": "+".join(stragglers), "density": float(density)}, why
+    return {"layers": "+".join(known.stragglers), "density": float(density)}, why

@@ -91,7 +91,9 @@ def _unsigned(value: Any) -> str:
     return points(float(value)).lstrip("+")
 
 
-def advice_text(table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None, order: Sequence[str] = ()) -> str:
+def advice_text(
+    table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None, order: Sequence[str] = ()
+) -> str:
     """The whole advice as text: a block a pair and situation, in each a line a rule with its note.
 
     ``fronts``: situation -> the accuracies along the path that it rests on, printed in its block; rows of one pair are
@@ -126,5 +128,3 @@ def _front_lines(front: pd.DataFrame) -> list[str]:
         elif not column.endswith(("_low", "_high")):
             out[column] = [_share(v) for v in front[column]]
     return out.to_string(index=False).split("\n")
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,14 +14,16 @@ from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
+from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_layers
+from sharpscope.study.known import told_of
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates, table, unique_in_order
 
-__all__ = ["correlate", "robustness"]
+__all__ = ["correlate", "references_of", "robustness"]
 
 Path = str | os.PathLike[str]
 
@@ -115,6 +117,25 @@ def robustness(
     rows = baseline_points(measured, named) if named in BASELINES else read_baseline(named)
     name = named if named in BASELINES else FilePath(baseline).name
     return effective_robustness(measured, rows, name, seed=seed, bootstrap=bootstrap, level=level)
+
+
+def references_of(runs: Sequence[Path], groups: Mapping[str, str] | None = None) -> list[Reference]:
+    """The pairs of run directories as references for advice; ``groups``: OOD set -> its group, over the runs' own.
+
+    Raises:
+        RunDirectoryError: a folder without tables.
+        ConfigError: two runs that have a pair of the same name.
+    """
+    if not runs:
+        return []
+    joined = _tables(runs, ("accuracy", "path"), optional=("sharpness",))
+    told: dict[str, dict[str, float | str]] = {}
+    for manifest in map(_manifest, runs):
+        facts = manifest.get("pairs") or {}
+        for pair in manifest.get("config", {}).get("pairs", ()):
+            name = str(pair["name"])
+            told[name] = told_of(pair.get("covariates") or {}, facts.get(name))
+    return reference_pairs(joined["accuracy"], joined["path"], joined["sharpness"], told, groups)
 
 
 def _tables(runs: Sequence[Path], names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, pd.DataFrame]:

@@ -22,6 +22,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
 from sharpscope.layers import Layer
+from sharpscope.present.advice import advised, in_words
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
@@ -31,7 +32,7 @@ from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
 from sharpscope.vocabulary import CLAIMS, __version__
 
-__all__ = ["Run", "report", "write_derived"]
+__all__ = ["Run", "finished_results", "report", "write_derived"]
 
 Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """A function of (work, shares) that returns ``work(*share)`` for every share, computed here or in several processes."""
@@ -82,10 +83,9 @@ class Run:
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
-        ours = self.tables["advice"]
-        for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
-            what = "none" if pd.isna(row["alpha"]) else f"alpha {row['alpha']:g}"
-            lines.append("; ".join(x for x in (f"advice for {row['pair']}: {what}", row["note"]) if x))
+        table = self.tables["advice"]
+        for pair in dict.fromkeys(table["pair"]):
+            lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -107,6 +107,25 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         RunDirectoryError: the folder is not a run directory, or another version of sharpscope made it.
         ConfigError: the config in the manifest cannot be read.
     """
+    directory, done = finished_results(root)
+    config = done.config
+    finished = write_derived(directory, done)
+    if results is not None:
+        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
+        files = written(
+            finished.accuracy,
+            results,
+            model=config.model,
+            zeroshot={n: e[0] for n, e in ends.items()},
+            finetuned={n: e[1] for n, e in ends.items()},
+        )
+        for name, data in files.items():
+            directory.write(f"results/{name}", data)
+    return finished
+
+
+def finished_results(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
+    """The run directory and the units that are finished in it; see ``report``, whose errors it raises."""
     directory = RunDirectory.existing(root)
     if protocol := directory.manifest.get("protocol"):
         raise RunDirectoryError(
@@ -124,25 +143,13 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
         for name, stored in directory.manifest["layers"].items()
     }
-    done = Results(config, layers)
+    done = Results(config, layers, directory.manifest.get("pairs"))
     for tasks in (done.first_tasks, done.repair_tasks):
         found = {t.key: directory.load(t.key) for t in tasks()}
         done.take(
             {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
         )
-    finished = write_derived(directory, done)
-    if results is not None:
-        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
-        files = written(
-            finished.accuracy,
-            results,
-            model=config.model,
-            zeroshot={n: e[0] for n, e in ends.items()},
-            finetuned={n: e[1] for n, e in ends.items()},
-        )
-        for name, data in files.items():
-            directory.write(f"results/{name}", data)
-    return finished
+    return directory, done
 
 
 # ---------------------------------------------------------------------- derived files

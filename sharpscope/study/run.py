@@ -50,7 +50,9 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
             manifest_of(config, contexts),
         )
         directory.log("start", jobs=config.jobs)
-        results = Results(config, {n: c.layers for n, c in contexts.items()})
+        results = Results(
+            config, {n: c.layers for n, c in contexts.items()}, {n: c.pair.facts for n, c in contexts.items()}
+        )
         with contextlib.closing(bars(total=len(results.first_tasks()), desc="measure")) as bar:
             results.take(*crew.do(directory, results.first_tasks(), bar))
         repairs = results.repair_tasks()

@@ -93,8 +93,8 @@ Reading guide
   advice.regret        OOD accuracy lost to the best alpha of the path by the OOD labels, where there are any
   advice.expected_regret  the rule's mean regret where it was tested without this pair's OOD labels: on held-out shifts
                        of ID data, or on the references' settings, each left out in turn
-  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` its regret on
-                       the OOD labels themselves
+  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` its regret
+                       on the OOD labels themselves
   advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
                        stragglers over at least four other pairs of the run has an interval above 0
   agreement.measure    a key of ``AGREEMENT``

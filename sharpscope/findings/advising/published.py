@@ -1,4 +1,4 @@
-"""The situation ``none``: nothing is known but the two checkpoints. No alpha is advised; published paths are described."""
+"""The situation ``none``: nothing is known but the two checkpoints. No alpha is advised; published paths are told of."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def published_facts() -> PublishedFacts:
         sorts[sort].append((float(rows[0]["lr"]), mean[best] - mean[0.5]))
         models[rows[0]["model"]] = models.get(rows[0]["model"], 0) + 1
     losses = {
-        sort: LossAtHalf(len(v), min(lr for lr, _ in v), max(lr for lr, _ in v), min(x for _, x in v), max(x for _, x in v))
+        sort: LossAtHalf(
+            len(v), min(lr for lr, _ in v), max(lr for lr, _ in v), min(x for _, x in v), max(x for _, x in v)
+        )
         for sort, v in sorts.items()
     }
     return PublishedFacts(len(paths), max(models.values()), **losses)
@@ -80,13 +82,13 @@ def published_sentences(facts: PublishedFacts | None = None) -> tuple[str, ...]:
     facts = facts or published_facts()
     calm, failing, head = facts.calm, facts.failing, facts.head_only
     return (
-        f"{facts.paths} published paths of real CLIP models ({facts.most_on_one_model} of one model; {SOURCE}), mean of "
-        f"{len(SHIFTS)} natural shifts of ImageNet, at alpha 0.5 against each path's own best alpha",
-        f"of {calm.paths + failing.paths} end-to-end paths, the {calm.paths} with learning rate <= {calm.lr_high:g} lose "
-        f"at most {100 * calm.most:.1f} points, and the {failing.paths} with learning rate >= {failing.lr_low:g} lose "
+        f"{facts.paths} published paths of real CLIP models ({facts.most_on_one_model} of one model; {SOURCE}), mean "
+        f"of {len(SHIFTS)} natural shifts of ImageNet, at alpha 0.5 against each path's own best alpha",
+        f"of {calm.paths + failing.paths} end-to-end paths, the {calm.paths} with learning rate <= {calm.lr_high:g} "
+        f"lose at most {100 * calm.most:.1f} points, and the {failing.paths} with learning rate >= {failing.lr_low:g} lose "
         f"{100 * failing.least:.0f} to {100 * failing.most:.0f} points, with zero-shot as their best point",
-        f"the {head.paths} paths of a tuned head alone lose at most {100 * head.most:.1f} points at any learning rate up "
-        f"to {head.lr_high:g}",
+        f"the {head.paths} paths of a tuned head alone lose at most {100 * head.most:.1f} points at any learning rate "
+        f"up to {head.lr_high:g}",
     )
 
 
@@ -98,8 +100,8 @@ def warning(tuning: Tuning, facts: PublishedFacts | None = None) -> str:
         return ""
     if rate >= facts.failing.lr_low:
         return (
-            f"WARNING: this pair was tuned end to end with learning rate {rate:g}; published paths of {facts.failing.lr_low:g} "
-            "and more fail at alpha 0.5"
+            f"WARNING: this pair was tuned end to end with learning rate {rate:g}; published paths of "
+            f"{facts.failing.lr_low:g} and more fail at alpha 0.5"
         )
     return (
         f"WARNING: this pair was tuned end to end with learning rate {rate:g}; there is no published path between "
@@ -110,5 +112,10 @@ def warning(tuning: Tuning, facts: PublishedFacts | None = None) -> str:
 def published_rows(path: AlongPath, tuning: Tuning) -> list[Row]:
     """One row without alpha: what is known, with a warning where this pair's learning rate is high."""
     rate = "" if math.isfinite(tuning.learning_rate) else "this pair's learning rate is not known"
-    note = noted("no alpha is advised: nothing is known of this pair's OOD accuracy", warning(tuning), rate, *published_sentences())
+    note = noted(
+        "no alpha is advised: nothing is known of this pair's OOD accuracy",
+        warning(tuning),
+        rate,
+        *published_sentences(),
+    )
     return [new_row(path, "none", "published", "", math.nan, note)]

@@ -1,9 +1,9 @@
-"""The situation ``references``: other pairs have OOD labels. What they say is used only for a pair that is like them."""
+"""The situation ``references``: other pairs have OOD labels. They are heard only on a pair that is like them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +45,12 @@ class Reference:
     features: Mapping[str, float | np.ndarray] = field(default_factory=dict)
     setting: str = ""
 
+    @classmethod
+    def of(cls, pair: str, alphas: Sequence[float], distance: float, told: Mapping[str, float | str]) -> Reference:
+        """A pair without tables, by the distance between its ends and what is ``told`` of its fine-tuning."""
+        features = {"log_learning_rate": _rate(told), "log_distance": _log(distance)}
+        return cls(pair, tuple(float(a) for a in alphas), features=features, setting=_setting(pair, told))
+
     def feature(self, name: str, alpha: float) -> float:
         value = self.features.get(name, math.nan)
         return float(at_alpha(value, self.alphas, alpha)) if isinstance(value, np.ndarray) else float(value)
@@ -68,32 +74,45 @@ def reference_pairs(
     Args:
         accuracy, path, sharpness: tables of the schema.
         told: pair -> what is known of its fine-tuning by name (learning_rate, epochs, method ...).
-        groups: OOD set -> its group, for tables without a column ``group``; sets in neither belong to ``ood``.
+        groups: OOD set -> its group, in place of that which the table's column ``group`` says; sets without any belong
+            to the group ``ood``.
 
     Features are log_learning_rate, log_distance between the ends, and for each measure the log of the whole model's
     sharpness over that of alpha 0, ``log_ratio:MEASURE``, along the path.
     """
     rows = dense_rows(accuracy)
     ood = rows[rows["role"] == "ood"]
-    named = ood["group"] if "group" in ood else pd.Series("", ood.index)
-    ood = ood.assign(group=[str(g or "") if isinstance(g, str) else "" for g in named])
-    ood = ood.assign(group=[g or (groups or {}).get(d, DEFAULT_GROUP) for g, d in zip(ood["group"], ood["dataset"], strict=True)])
+    own_group = ood["group"].fillna("") if "group" in ood else pd.Series("", ood.index)
+    named = zip(ood["dataset"], own_group, strict=True)
+    ood = ood.assign(group=[(groups or {}).get(d) or str(g) or DEFAULT_GROUP for d, g in named])
     out = []
     for pair in unique_in_order(rows["pair"]):
         own = ood[ood["pair"] == pair]
         alphas = tuple(sorted(float(a) for a in rows.loc[rows["pair"] == pair, "alpha"].dropna().unique()))
         known = dict((told or {}).get(str(pair), {}))
         features: dict[str, float | np.ndarray] = {
-            "log_learning_rate": _log(float(known.get("learning_rate", math.nan))),
+            "log_learning_rate": _rate(known),
             "log_distance": _log(_distance(path[path["pair"] == pair])),
         }
         if sharpness is not None:
             features |= _ratios(sharpness[sharpness["pair"] == pair], alphas)
-        setting = "/".join(f"{k}={known[k]}" for k in _SETTING if k in known) or str(pair)
         means = {g: _curve(own[own["group"] == g], alphas) for g in unique_in_order(own["group"])}
         ids = rows[(rows["pair"] == pair) & (rows["role"] == "id")]
-        out.append(Reference(str(pair), alphas, means, _curve(ids, alphas) if len(ids) else None, features, setting))
+        out.append(
+            Reference(
+                str(pair), alphas, means, _curve(ids, alphas) if len(ids) else None, features, _setting(pair, known)
+            )
+        )
     return out
+
+
+def _setting(pair: object, told: Mapping[str, float | str]) -> str:
+    return "/".join(f"{k}={told[k]}" for k in _SETTING if k in told) or str(pair)
+
+
+def _rate(told: Mapping[str, float | str]) -> float:
+    rate = told.get("learning_rate", math.nan)
+    return _log(rate) if isinstance(rate, (int, float)) else math.nan
 
 
 def _log(value: float) -> float:
@@ -177,7 +196,12 @@ _TITLES = {"log_learning_rate": "the learning rate", "log_distance": "the distan
 
 
 def _predictions(
-    judged: Reference, others: Sequence[Reference], names: Sequence[str], grid: Sequence[float], group: str, level: float
+    judged: Reference,
+    others: Sequence[Reference],
+    names: Sequence[str],
+    grid: Sequence[float],
+    group: str,
+    level: float,
 ) -> dict[float, Prediction]:
     out = {}
     for alpha in grid:
@@ -212,8 +236,8 @@ def _best_fixed(others: Sequence[Reference], grid: Sequence[float], group: str) 
 class Regrets:
     """Rule -> the OOD accuracy that it loses on each setting of the references when that setting is left out.
 
-    ``by_setting``: rule -> setting -> mean regret over its pairs; a rule that refuses a setting, because it lies outside
-    the others, has none there.
+    ``by_setting``: rule -> setting -> mean regret over its pairs; a rule that refuses a setting, because it lies
+    outside the others, has none there.
     """
 
     by_setting: Mapping[str, Mapping[str, float]]
@@ -268,7 +292,12 @@ def _predicted_picks(
 
 
 # ------------------------------------------------------------------------------------------------------------- the rows
-def reference_rows(path: AlongPath, judged: Reference, references: Sequence[Reference], held: Row, why: str) -> list[Row]:
+def reference_rows(
+    path: AlongPath,
+    judged: Reference,
+    references: Sequence[Reference],
+    held_back: Callable[[str], tuple[Row, str]] = lambda group: ({}, ""),
+) -> list[Row]:
     """The alphas that the references advise, one row a rule and group of OOD sets; none for a pair outside of them.
 
     Advised is the rule with the smallest regret on the references themselves, each setting left out in turn; at equal
@@ -278,14 +307,13 @@ def reference_rows(path: AlongPath, judged: Reference, references: Sequence[Refe
         path: the judged pair's curves; its OOD labels serve for regret alone.
         judged: its features; its OOD accuracies are not looked at.
         references: other pairs.
-        held: layers and density to hold back, for the advised row.
-        why: the reason, for the note.
+        held_back: a function from a group to (layers and density to hold back, the reason), for the advised row.
     """
     others = [r for r in references if r.pair != judged.pair]
     rows: list[Row] = []
     for group in unique_in_order(g for r in others for g in r.ood):
         known = [r for r in others if group in r.ood and math.isfinite(r.gain(group, 1.0))]
-        rows += _group_rows(path, judged, known, group, held, why)
+        rows += _group_rows(path, judged, known, group, *held_back(group))
     return rows
 
 
@@ -324,15 +352,25 @@ def _group_rows(
         features = names if rule == "predicted" else ("log_learning_rate",) if rule == "learning_rate" else ()
         of = f"{len(others)} reference pairs of {len(settings)} settings decide, by their OOD labels"
         by = f"features: {', '.join(n.removeprefix('log_') for n in features)}" if features else ""
-        tested = f"expected regret: each of {len(among)} settings left out in turn" if among else "no setting could be left out"
-        rows.append(new_row(path, "references", rule, group, alpha, noted(of, by, tested, why if rule == winner else ""), **told))
+        tested = (
+            f"expected regret: each of {len(among)} settings left out in turn"
+            if among
+            else "no setting could be left out"
+        )
+        rows.append(
+            new_row(
+                path, "references", rule, group, alpha, noted(of, by, tested, why if rule == winner else ""), **told
+            )
+        )
     return rows
 
 
 def _refusal(
     judged: Reference, others: Sequence[Reference], settings: Sequence[str], names: Sequence[str], grid: Sequence[float]
 ) -> str:
-    count = f"{len(others)} reference pair{'s' * (len(others) != 1)} of {len(settings)} setting{'s' * (len(settings) != 1)}"
+    count = (
+        f"{len(others)} reference pair{'s' * (len(others) != 1)} of {len(settings)} setting{'s' * (len(settings) != 1)}"
+    )
     if len(settings) < FEWEST_REFERENCES:
         return f"no alpha: {count} with OOD labels; advice from references needs at least {FEWEST_REFERENCES} settings"
     if not grid or grid[0] != 0:
