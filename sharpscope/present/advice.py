@@ -21,8 +21,10 @@ def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[di
     for situation in (*SITUATIONS, BASELINE):
         rules = list(ADVICE[situation])
         rows = records(own[own["situation"] == situation])
+        groups = list(dict.fromkeys(r["group"] for r in rows))
         if rows:
-            yield situation, sorted(rows, key=lambda r: rules.index(r["rule"]) if r["rule"] in rules else len(rules))
+            place = {rule: i for i, rule in enumerate(rules)}
+            yield situation, sorted(rows, key=lambda r: (groups.index(r["group"]), place.get(r["rule"], len(place))))
 
 
 def title_of(situation: str) -> str:
@@ -61,7 +63,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 def _aim(row: Mapping[str, Any]) -> str:
     rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
     group = str(row["group"] or "")
-    return f"{rule} ({shown(group, 60)})" if group else rule
+    return f"{row['rule']}{f' ({shown(group, 60)})' if group else ''}, {rule}"
 
 
 def _action(row: Mapping[str, Any]) -> str:
@@ -107,24 +109,45 @@ def advice_text(
             front = (fronts or {}).get(situation)
             if front is not None:
                 lines += [f"  {line}" for line in _front_lines(front[front["pair"] == pair].drop(columns="pair"))]
-            for row in rows:
-                lines.append(f"  {'->' if row['advised'] else '  '} {in_words(row)}")
-                if row["note"]:
-                    lines += [f"       {part}" for part in shown(row["note"], 3000).split("; ")]
+            lines += _regret_lines(rows) if situation == BASELINE else [x for row in rows for x in _row_lines(row)]
     return "\n".join(lines[1:])
 
 
+def _row_lines(row: Mapping[str, Any]) -> list[str]:
+    """A rule's sentence, marked by an arrow where it is advised, and its notes."""
+    notes = shown(row["note"], 3000).split("; ") if row["note"] else []
+    return [f"  {'->' if row['advised'] else '  '} {in_words(row)}", *(f"       {note}" for note in notes)]
+
+
+def _regret_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a group of OOD sets: every baseline's alpha and its regret."""
+    out = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group and not is_missing(row["alpha"])]
+        told = [
+            f"{r['rule']} (alpha {r['alpha']:g})" + ("" if is_missing(r["regret"]) else f" {_unsigned(r['regret'])}")
+            for r in own
+        ]
+        what = f"{shown(group, 60)}, regret in points: " if group else ""
+        out.append(f"     {what}{', '.join(told)}")
+    return out
+
+
 def _front_lines(front: pd.DataFrame) -> list[str]:
-    """The accuracies along the path as a table in percent, bounds beside their estimate."""
-    out = pd.DataFrame(index=front.index)
-    for column in front.columns:
-        if column in ("alpha", "group"):
-            if column == "alpha" or front[column].astype(bool).any():
-                out[column] = [f"{v:g}" if column == "alpha" else str(v) for v in front[column]]
-        elif column.endswith("_accuracy") and f"{column.removesuffix('_accuracy')}_low" in front:
-            side = column.removesuffix("_accuracy")
-            bounds = zip(front[column], front[f"{side}_low"], front[f"{side}_high"], strict=True)
-            out[f"{side.upper()} accuracy"] = [interval(*b, percent) for b in bounds]
-        elif not column.endswith(("_low", "_high")):
+    """The accuracies along the path as a table in percent (gains in points), bounds beside their estimate."""
+    out = pd.DataFrame({"alpha": [f"{v:g}" for v in front["alpha"]]}, index=front.index)
+    if "group" in front and front["group"].astype(bool).any():
+        out.insert(0, "group", front["group"])
+    bounded = {
+        "id_accuracy": ("id_low", "id_high"),
+        "ood_accuracy": ("ood_low", "ood_high"),
+        "gain": ("ci_low", "ci_high"),
+    }
+    ends = {end for pair in bounded.values() for end in pair}
+    for column in (c for c in front.columns if c not in {"alpha", "group", *ends}):
+        if column in bounded:
+            style, triples = points if column == "gain" else percent, front[[column, *bounded[column]]]
+            out[column.replace("_", " ")] = [interval(value, low, high, style) for value, low, high in triples.to_numpy()]
+        else:
             out[column] = [_share(v) for v in front[column]]
     return out.to_string(index=False).split("\n")

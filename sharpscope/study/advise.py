@@ -280,9 +280,8 @@ def _with_labels(subject: _Subject, known: Known, targets: _Targets, bars: MakeB
     dataset = labelled_files(Path(targets.labels), context.pair.model, names, fewest=FEWEST_LABELS)
     hits = seen_along(_evaluated(context, {_TARGET: dataset}, bars)[_TARGET]).correct
     curve = label_curve(subject.path.alphas, hits, subject.path.level)
-    return dataclasses.replace(known, labels=hits), curve.assign(pair=subject.path.pair)[
-        ["pair", "alpha", "accuracy", "gain", "ci_low", "ci_high"]
-    ]
+    columns = ["pair", "alpha", "accuracy", "gain", "ci_low", "ci_high"]
+    return dataclasses.replace(known, labels=hits), curve.assign(pair=subject.path.pair)[columns]
 
 
 def _with_images(subject: _Subject, known: Known, targets: _Targets, bars: MakeBar) -> tuple[Known, pd.DataFrame]:

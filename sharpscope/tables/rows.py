@@ -140,7 +140,7 @@ def pairs_and_groups(frame: pd.DataFrame) -> pd.DataFrame:
 def _groups(frame: pd.DataFrame) -> pd.Series:
     """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
     given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
-    given = given.fillna("").astype(str)
+    given = pd.Series([g if isinstance(g, str) else "" for g in given], index=frame.index, dtype=str)
     if "role" not in frame:
         return given
     return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)

@@ -1,4 +1,4 @@
-"""The situation ``none``: nothing is known but the two checkpoints. No alpha is advised; published paths are told of."""
+"""The situation ``none``: nothing is known but two checkpoints. No alpha is advised; published paths are told of."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ def published_sentences(facts: PublishedFacts | None = None) -> tuple[str, ...]:
     facts = facts or published_facts()
     calm, failing, head = facts.calm, facts.failing, facts.head_only
     return (
-        f"{facts.paths} published paths of real CLIP models ({facts.most_on_one_model} of one model; {SOURCE}), mean "
+        f"{facts.paths} published paths of real CLIP models ({facts.most_on_one_model} of one model, {SOURCE}), mean "
         f"of {len(SHIFTS)} natural shifts of ImageNet, at alpha 0.5 against each path's own best alpha",
         f"of {calm.paths + failing.paths} end-to-end paths, the {calm.paths} with learning rate <= {calm.lr_high:g} "
-        f"lose at most {100 * calm.most:.1f} points, and the {failing.paths} with learning rate >= {failing.lr_low:g} lose "
-        f"{100 * failing.least:.0f} to {100 * failing.most:.0f} points, with zero-shot as their best point",
+        f"lose at most {100 * calm.most:.1f} points, and the {failing.paths} with learning rate >= {failing.lr_low:g} "
+        f"lose {100 * failing.least:.0f} to {100 * failing.most:.0f} points, with zero-shot as their best point",
         f"the {head.paths} paths of a tuned head alone lose at most {100 * head.most:.1f} points at any learning rate "
         f"up to {head.lr_high:g}",
     )
@@ -100,11 +100,11 @@ def warning(tuning: Tuning, facts: PublishedFacts | None = None) -> str:
         return ""
     if rate >= facts.failing.lr_low:
         return (
-            f"WARNING: this pair was tuned end to end with learning rate {rate:g}; published paths of "
+            f"WARNING: this pair was tuned end to end with learning rate {rate:g}, and published paths of "
             f"{facts.failing.lr_low:g} and more fail at alpha 0.5"
         )
     return (
-        f"WARNING: this pair was tuned end to end with learning rate {rate:g}; there is no published path between "
+        f"WARNING: this pair was tuned end to end with learning rate {rate:g}, and there is no published path between "
         f"{facts.calm.lr_high:g} and {facts.failing.lr_low:g}"
     )
 
