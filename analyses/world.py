@@ -3,9 +3,9 @@
     python analyses/world.py --out DIR [--only NAME ...]     train the checkpoints (about ten minutes, one thread)
     python analyses/world.py --out DIR --tables              measure all pairs: across-pair tables (about six minutes)
 
-Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy}.csv.gz: the files of
-sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and the
-processor.
+Writes NAME.safetensors, manifest.json and mini_bpe.txt.gz, and pairs_{path,sharpness,accuracy,stragglers}.csv.gz: the
+files of sharpscope/clip/miniworld_data. The bits, and some tenths of a point of accuracy, depend on torch's version and
+the processor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def study() -> sharpscope.StudyConfig:
         noise_samples=4,
         perturbation_alphas=(0.5,),
         pgd_steps=10,
-        layer_alphas=(0.0, 1.0),
+        layer_alphas=(0.0, 0.5, 1.0),
         criticality_noise=(1.0,),
         densities=(),
         threads=1,
@@ -59,7 +59,7 @@ def measure(out: Path) -> None:
     """Run the study in ``out``/run (resumable) and write its tables, compressed to reproducible bytes."""
     bar = functools.partial(tqdm, file=sys.stderr, disable=None)
     run = sharpscope.run(study(), out / "run", progress=bar)
-    for name in ("path", "sharpness", "accuracy"):
+    for name in ("path", "sharpness", "accuracy", "stragglers"):
         data = (run.root / "tables" / f"{name}.csv").read_bytes()
         (out / f"pairs_{name}.csv.gz").write_bytes(gzip.compress(data, mtime=0))
 

@@ -26,6 +26,7 @@ __all__ = [
     "CANNOT",
     "CLAIMS",
     "COLLECTIONS",
+    "CONTRASTS",
     "CORRELATIONS",
     "CRITERIA",
     "DEFAULT_GROUP",
@@ -35,6 +36,7 @@ __all__ = [
     "GROUPS",
     "GROUP_TITLES",
     "HOLDS",
+    "LEARNING_RATE",
     "MEASURES",
     "METRICS",
     "OOD_MEAN",
@@ -65,6 +67,7 @@ __all__ = [
     "Granularity",
     "Group",
     "HeadMode",
+    "LayerContrast",
     "Measure",
     "Measures",
     "MergeMethod",
@@ -199,11 +202,55 @@ OTHERS: Final = "(others)"
 BEST: Final = "(best)"
 """The layer name of the single layer with the largest |correlation|, whichever it is."""
 
+LEARNING_RATE: Final = "learning_rate"
+"""The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
+
+
+@dataclass(frozen=True)
+class LayerContrast:
+    """The layer names of rows that compare chosen layers with others, and who is chosen."""
+
+    criterion: str | None
+    """The straggler criterion that chooses; None: the one that decides in the run."""
+    chosen: str
+    """The layer name of the chosen layers of every pair taken together."""
+    others: str
+    """|correlation| of the chosen layers minus that of all other layers taken together."""
+    random: str
+    """|correlation| of the chosen layers minus the median over random sets of as many layers; p is the share of the
+    random sets that reach the chosen layers' |correlation|."""
+    title: str
+    """What the chosen layers are called in sentences."""
+
+
+CONTRASTS: Final[Mapping[str, LayerContrast]] = {
+    "stragglers": LayerContrast(
+        None, STRAGGLERS, "(stragglers - others)", "(stragglers - random)", "the straggler layers"
+    ),
+    "instability": LayerContrast(
+        "instability",
+        "(instability)",
+        "(instability - others)",
+        "(instability - random)",
+        "the layers whose own interpolation costs most",
+    ),
+}
+"""Claim -> the comparison of layers on which its verdict rests."""
+
 GROUP_TITLES: Final[dict[str, str]] = {
     ALL: "whole model",
     STRAGGLERS: "stragglers",
     OTHERS: "all other layers",
     BEST: "best single layer",
+    **{
+        name: title
+        for c in CONTRASTS.values()
+        for name, title in (
+            (c.others, f"{c.title}, less all others"),
+            (c.random, f"{c.title}, less random sets"),
+        )
+    },
+    CONTRASTS["instability"].chosen: "layers whose own path costs most",
 }
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
 
@@ -803,8 +850,9 @@ CANNOT: Final = "cannot be told"
 """The three verdicts on a claim."""
 
 CLAIMS: Final[dict[str, str]] = {
-    "whole": "whole-model sharpness does not tell which pairs can be interpolated",
-    "stragglers": "straggler-layer sharpness tells which pairs can be interpolated",
+    "whole": "whole-model sharpness is related to the OOD gain beyond learning rate, distance and ID accuracy",
+    "stragglers": "the straggler layers' sharpness tells more about the OOD gain than that of other layers",
+    "instability": "the layers whose own interpolation costs most tell more about the OOD gain than other layers",
     "repair": "making the straggler layers sparse repairs the failure",
     "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
 }

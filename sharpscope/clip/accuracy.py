@@ -17,7 +17,7 @@ from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers, estimates
 from sharpscope.errors import DatasetError, NumericalError, shown
 from sharpscope.tables.rows import mean_row
-from sharpscope.vocabulary import OOD_MEAN
+from sharpscope.vocabulary import DEFAULT_GROUP, OOD_MEAN
 
 __all__ = [
     "FeatureCache",
@@ -224,6 +224,7 @@ def accuracy_rows(
     roles: Mapping[str, str],
     metrics: Mapping[str, Sequence[str]] | None = None,
     *,
+    groups: Mapping[str, str] | None = None,
     level: float = 0.95,
     notes: Mapping[str, str] | None = None,
     bootstrap: int = 1000,
@@ -231,12 +232,14 @@ def accuracy_rows(
 ) -> list[Row]:
     """Rows of the accuracy table: every metric of every data set, with its interval (``metrics.estimates``).
 
-    ``given``: data set name -> ``answers``. ``roles``: name -> ``id`` or ``ood``. ``metrics``: name -> the metrics to
+    ``given``: data set name -> ``answers``. ``roles``: name -> ``id`` or ``ood``. ``groups``: name of an OOD set -> its
+    group (default: ``DEFAULT_GROUP``). ``metrics``: name -> the metrics to
     report, the first of which is primary (default: top1). A metric that is not defined for a set has no row.
     """
     rows = []
     for name, one in given.items():
         wanted = ("top1",) if metrics is None else metrics[name]
+        group = (groups or {}).get(name, DEFAULT_GROUP) if roles[name] == "ood" else ""
         found = estimates(one, wanted, level=level, bootstrap=bootstrap, seed=seed, key=(pair, alpha, variant, name))
         for metric, (value, low, high) in found.items():
             said = [
@@ -247,7 +250,7 @@ def accuracy_rows(
                 else f"the interval is corrected for the bias of {metric} and excludes the estimate",
             ]
             note = "; ".join(x for x in said if x)
-            row = _row(pair, alpha, variant, name, roles[name], metric, value, low, high, one.size(metric), note)
+            row = _row(pair, alpha, variant, name, group, roles[name], metric, value, low, high, one.size(metric), note)
             rows.append(row | {"primary": metric == wanted[0]})
     return rows
 
@@ -259,8 +262,8 @@ def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> lis
     other metric that all of its sets have.
     """
     own = [r for r in rows if r["role"] == role]
-    groups = dict.fromkeys(r.get("group", "") for r in own)
-    return [row for group in groups for row in _means([r for r in own if r.get("group", "") == group], to)]
+    groups = dict.fromkeys(r["group"] for r in own)
+    return [row for group in groups for row in _means([r for r in own if r["group"] == group], to)]
 
 
 def _means(own: Sequence[Row], to: str) -> list[Row]:
@@ -312,6 +315,7 @@ def _row(
     alpha: float,
     variant: str,
     dataset: str,
+    group: str,
     role: str,
     metric: str,
     estimate: float,
@@ -325,6 +329,7 @@ def _row(
         "alpha": alpha,
         "variant": variant,
         "dataset": dataset,
+        "group": group,
         "role": role,
         "metric": metric,
         "estimate": estimate,

@@ -19,6 +19,7 @@ __all__ = [
     "SharpnessGrid",
     "sharpness_cube",
     "sharpness_grids",
+    "together",
 ]
 
 
@@ -158,7 +159,7 @@ class Cube:
         return [(m, int(layer)) for m in range(len(self.measures)) for layer in np.flatnonzero(self.present[m])]
 
 
-def _together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
+def together(values: np.ndarray, adds_up: AddsUp) -> np.ndarray:
     """Combine the layers along axis 0 by the measure's rule; NaN where a layer is missing, or if the rule is none."""
     match adds_up:
         case "sum":
@@ -258,7 +259,7 @@ def _with_groups(
         for m, measure in enumerate(measures):
             for g, group in enumerate((members, others)):
                 if group and members:
-                    groups[m, g, p] = _together(raw[m, group, p], MEASURES.find(measure, "sharpness table").adds_up)
+                    groups[m, g, p] = together(raw[m, group, p], MEASURES.find(measure, "sharpness table").adds_up)
     whole = raw[:, [layers.index(ALL)]] if ALL in layers else np.full_like(groups[:, :1], np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = groups / whole

@@ -76,5 +76,5 @@ def tunings() -> dict[str, dict[str, Any]]:
 
 
 def pairs_table(name: str) -> Path:
-    """CSV file of the shipped across-pair table ``name`` (sharpness, accuracy, path) over all pairs of the world."""
+    """CSV file of the shipped across-pair table ``name``: sharpness, accuracy, path or stragglers of all pairs."""
     return _data() / f"pairs_{name}.csv.gz"

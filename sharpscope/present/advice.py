@@ -147,7 +147,9 @@ def _front_lines(front: pd.DataFrame) -> list[str]:
     for column in (c for c in front.columns if c not in {"alpha", "group", *ends}):
         if column in bounded:
             style, triples = points if column == "gain" else percent, front[[column, *bounded[column]]]
-            out[column.replace("_", " ")] = [interval(value, low, high, style) for value, low, high in triples.to_numpy()]
+            out[column.replace("_", " ")] = [
+                interval(value, low, high, style) for value, low, high in triples.to_numpy()
+            ]
         else:
             out[column] = [_share(v) for v in front[column]]
     return out.to_string(index=False).split("\n")

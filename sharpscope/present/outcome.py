@@ -30,6 +30,7 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
+from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows
 from sharpscope.vocabulary import (
     ADVICE,
@@ -79,7 +80,9 @@ def answer(source: Source) -> Section:
         verdict = cell(f"{sign} {row['verdict']}", kind)
         rows.append((verdict, cell(claim), cell(row["group"]), evidence, cell(numbers), cell(count)))
     head = ("verdict", "claim", "OOD group", "evidence", "estimate [interval]", "n")
-    return Section("Answer", "answer", (Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv"),))
+    happened = [Line(shown(x, 2000)) for x in what_happened(source.table("accuracy"), source.table("failure"))]
+    grid = Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv")
+    return Section("Answer", "answer", (*happened, grid))
 
 
 def advice(source: Source) -> Section:

@@ -80,12 +80,11 @@ def _template() -> Template:
     return environment.from_string(text)
 
 
-def _short_answer(source: Source) -> tuple[str, str]:
-    """The verdict on the study's question; empty where no verdict answers it."""
+def _short_answers(source: Source) -> list[tuple[str, str, str]]:
+    """(group, verdict, evidence) on the study's question, for every group of OOD sets."""
     table = source.table("verdicts")
-    for row in table[[outcome.is_question(c) for c in table["claim"]]].to_dict("records"):
-        return shown(row["verdict"]), shown(row["evidence"], 2000)
-    return "", ""
+    rows = table[[outcome.is_question(c) for c in table["claim"]]].to_dict("records")
+    return [(shown(row["group"]), shown(row["verdict"]), shown(row["evidence"], 2000)) for row in rows]
 
 
 def build_report(
@@ -119,7 +118,7 @@ def build_report(
         notices=[shown(text, 2000) for text in notices],
         question=shown(source.config.get("question") or "", 1000),
         caveat=shown(source.config.get("caveat") or "", 2000),
-        answer=_short_answer(source),
+        answers=_short_answers(source),
         sections=sections,
         glossary=GLOSSARY,
         citations=CITATIONS,

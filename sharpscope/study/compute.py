@@ -197,13 +197,12 @@ def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, 
         given,
         roles(config),
         {spec: reported(dataset, config.metrics) for spec, dataset in datasets.items()},
+        groups=config.ood_groups,
         level=config.level,
         notes={spec: dataset_note(dataset) for spec, dataset in datasets.items()},
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    groups = config.ood_groups
-    rows = [row | {"group": groups.get(row["dataset"], "")} for row in rows]
     return rows + mean_rows(rows)
 
 

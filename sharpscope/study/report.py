@@ -30,6 +30,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.tables.happened import what_happened
 from sharpscope.vocabulary import CLAIMS, __version__
 
 __all__ = ["Run", "finished_results", "report", "write_derived"]
@@ -70,7 +71,7 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, what was assumed of checkpoints and is said of data, verdicts, advice: one line each."""
+        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, advice: one line each."""
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
@@ -78,11 +79,12 @@ class Run:
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
             *(f"data: {sentence}" for sentence in self.data_notes),
+            *what_happened(self.tables["accuracy"], self.tables["failure"]),
         ]
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
-                of_pair = f" ({row['pair']})" if claim == CLAIMS["repair"] else ""
-                lines.append(f"{claim}{of_pair}: {row['verdict']}. {row['evidence']}")
+                of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
+                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {row['evidence']}")
         table = self.tables["advice"]
         for pair in dict.fromkeys(table["pair"]):
             lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]

@@ -20,6 +20,7 @@ __all__ = [
     "latex",
     "markdown",
     "number",
+    "p_text",
     "percent",
     "points",
     "with_error",
@@ -68,6 +69,19 @@ def number(value: float, digits: int = 3) -> str:
     if -3 <= exponent < 6:
         return _fixed(value, min(0, exponent - digits + 1))
     return f"{_fixed(value, 1 - digits, exponent)}×10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def p_text(p: float, permutations: int) -> str:
+    """A permutation p-value as far as ``permutations`` of them can tell it: "p = 0.12", or "p < 1/500" at their end.
+
+    >>> p_text(0.1234, 500), p_text(1 / 501, 500), p_text(float("nan"), 500)
+    ('p = 0.12', 'p < 1/500', 'p unknown')
+    """
+    if math.isnan(p):
+        return "p unknown"
+    if p <= 1 / (1 + permutations) + 1e-12:
+        return f"p < 1/{permutations}"
+    return f"p = {p:.2g}"
 
 
 def with_error(estimate: float, stderr: float) -> str:

@@ -185,8 +185,9 @@ def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[s
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {
-        **{c: parts[0][c] for c in ("pair", "alpha", "variant", "group") if c in parts[0]},
+        **{c: parts[0][c] for c in ("pair", "alpha", "variant")},
         "dataset": "+".join(str(r["dataset"]) for r in parts),
+        "group": parts[0].get("group", ""),
         "role": role,
         "metric": kinds[0] if len(kinds) == 1 else "primary",
         "estimate": mean,

@@ -38,7 +38,9 @@ def flags(pair: str, *present: str) -> pd.DataFrame:
 
 def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
     lines = pd.DataFrame([{"pair": pair, "num_alphas": 3}, {"pair": pair, "num_alphas": 0}], columns=list(CONTRASTS))
-    return Repairs(pair, pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5")
+    return Repairs(
+        pair, "ood", pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5"
+    )
 
 
 def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:
@@ -46,7 +48,7 @@ def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.Da
     for i in range(n):
         for a in ALPHAS:
             gain = 0.01 * sign * i * a
-            numbers = (f"r{i}", a, measure, 1.0 + i * a, np.log(1 + i * a), 1.0, 0.9, 0.4 + gain, gain)
+            numbers = (f"r{i}", a, measure, 1.0 + i * a, np.log(1 + i * a), 1.0, 0.9, 0.4 + gain, gain, "ood")
             rows.append(dict(zip(REFERENCE, numbers, strict=True)))
     return pd.DataFrame(rows)
 

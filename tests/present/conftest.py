@@ -132,6 +132,7 @@ def make_accuracy() -> pd.DataFrame:
                         a,
                         DENSE,
                         "mini:" + dataset,
+                        "ood" if role == "ood" else "",
                         role,
                         "top1",
                         value,
@@ -144,9 +145,11 @@ def make_accuracy() -> pd.DataFrame:
                 )
             mean = float(np.mean([curves[d][i] for d in OOD])) / 100
             joined = "+".join("mini:" + d for d in OOD)
-            rows.append((pair, a, DENSE, joined, "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, "", True))
+            rows.append(
+                (pair, a, DENSE, joined, "ood", "ood_mean", "top1", mean, mean - 0.006, mean + 0.006, 14400, "", True)
+            )
         rows.append(
-            (pair, 0.5, "straggler:delta:random:0.5", "mini:photo", "id", "top1", 0.7, 0.68, 0.72, 1600, "", True)
+            (pair, 0.5, "straggler:delta:random:0.5", "mini:photo", "", "id", "top1", 0.7, 0.68, 0.72, 1600, "", True)
         )
     return pd.DataFrame(rows, columns=list(COLUMNS["accuracy"]))
 
@@ -176,14 +179,14 @@ def make_stragglers(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
 
 def make_failure() -> pd.DataFrame:
     rows = [
-        ("success", "F1", "ood_mean", 0.8, 0.143, 0.131, 0.155, False, "best middle minus zero-shot"),
-        ("success", "F2", "ood_mean", 0.1, 0.062, 0.050, 0.075, False, "worst middle minus the lower end"),
-        ("success", "F3", "probe", 0.1, -0.01, -0.03, 0.02, False, "instability of the loss"),
-        ("success", "F4", "ood_mean", 0.1, 0.050, 0.039, 0.061, False, "below the chord"),
-        ("failure", "F1", "ood_mean", 0.9, 0.0, -0.012, 0.012, True, ""),
-        ("failure", "F2", "ood_mean", 0.2, -0.062, -0.074, -0.049, True, "a drop beyond the noise"),
-        ("failure", "F3", "probe", 0.2, 0.73, 0.61, 0.85, True, ""),
-        ("failure", "F4", "ood_mean", 0.3, -0.12, -0.131, -0.109, True, ""),
+        ("success", "F1", "ood_mean", "ood", 0.8, 0.143, 0.131, 0.155, False, "best middle minus zero-shot"),
+        ("success", "F2", "ood_mean", "ood", 0.1, 0.062, 0.050, 0.075, False, "worst middle minus the lower end"),
+        ("success", "F3", "probe", "", 0.1, -0.01, -0.03, 0.02, False, "instability of the loss"),
+        ("success", "F4", "ood_mean", "ood", 0.1, 0.050, 0.039, 0.061, False, "below the chord"),
+        ("failure", "F1", "ood_mean", "ood", 0.9, 0.0, -0.012, 0.012, True, ""),
+        ("failure", "F2", "ood_mean", "ood", 0.2, -0.062, -0.074, -0.049, True, "a drop beyond the noise"),
+        ("failure", "F3", "probe", "", 0.2, 0.73, 0.61, 0.85, True, ""),
+        ("failure", "F4", "ood_mean", "ood", 0.3, -0.12, -0.131, -0.109, True, ""),
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS["failure"]))
 
@@ -213,6 +216,7 @@ def make_repair() -> pd.DataFrame:
                             rows.append(
                                 {
                                     "pair": pair,
+                                    "group": "ood",
                                     "alpha": a,
                                     "variant": f"{prefix}:{target}:{select}:{density}",
                                     "layers": "visual.conv1+head",
@@ -253,6 +257,7 @@ def make_correlations(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
                                 "measure": measure,
                                 "against": "ood_accuracy" if method == "spearman" else "ood_gain",
                                 "dataset": "+".join("mini:" + d for d in OOD),
+                                "group": "ood",
                                 "scope": scope,
                                 "alpha": np.nan if scope == "path" else 0.3,
                                 "method": method,
@@ -271,28 +276,24 @@ def make_correlations(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
 
 
 def make_advice() -> pd.DataFrame:
+    def row(pair: str, situation: str, rule: str, alpha: float, **more: object) -> dict[str, object]:
+        known = {"pair": pair, "situation": situation, "rule": rule, "group": "ood", "alpha": alpha, "layers": ""}
+        return known | {"best_baseline": "", "advised": False, "status": "ok", "note": ""} | more
+
+    gain = {"predicted_gain": 0.12, "ci_low": 0.07, "ci_high": 0.16, "id_accuracy": 0.7, "ood_accuracy": 0.537}
+    tested = {"expected_regret": 0.021, "best_baseline": "half", "baseline_regret": 0.03, "regret": 0.024}
+    held = {"layers": "visual.conv1+head", "density": 0.5}
+    refused = {"status": "undefined", "note": "no alpha: this pair lies outside the 9 reference pairs"}
     rows = [
-        ("success", "sharpscope", 0.4, "visual.conv1+head", 0.5, 0.12, 0.07, 0.16, 0.021, 0.537, "ok", ""),
-        ("success", "half", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.011, 0.55, "ok", ""),
-        ("success", "id_best", 1.0, "", 1.0, np.nan, np.nan, np.nan, 0.011, 0.55, "ok", ""),
-        ("success", "oracle", 0.8, "", 1.0, np.nan, np.nan, np.nan, 0.0, 0.561, "ok", "looks at OOD labels"),
-        (
-            "failure",
-            "sharpscope",
-            0.0,
-            "",
-            1.0,
-            0.01,
-            -0.04,
-            0.06,
-            0.05,
-            0.418,
-            "ok",
-            "do not interpolate: the interval holds 0",
-        ),
-        ("failure", "half", 0.5, "", 1.0, np.nan, np.nan, np.nan, 0.07, 0.39, "ok", ""),
+        row("success", "references", "predicted", 0.4, advised=True, **gain, **tested, **held),
+        row("success", "references", "best_fixed", 0.5, expected_regret=0.03),
+        row("success", "baseline", "half", 0.5, regret=0.011, ood_accuracy=0.55),
+        row("success", "baseline", "oracle", 0.8, regret=0.0, ood_accuracy=0.561, note="looks at OOD labels"),
+        row("failure", "references", "predicted", np.nan, **refused),
+        row("failure", "none", "published", np.nan, group="", status="undefined", note="of 19 end-to-end paths ..."),
+        row("failure", "baseline", "half", 0.5, regret=0.07, ood_accuracy=0.39),
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS["advice"]))
+    return table("advice", rows)
 
 
 def make_verdicts() -> pd.DataFrame:
@@ -301,13 +302,14 @@ def make_verdicts() -> pd.DataFrame:
     whole = "Spearman of (all) hessian_trace with OOD accuracy over 8 pairs at alpha 0.3 is +0.85 [0.41, 0.97]."
     best = "Best gain over the plain path at the same ID accuracy -1.2 points [-3.0, +0.4]; control all_layers +2.0."
     claims = ("Whole-model sharpness does not tell success from failure", "The sharpness of straggler layers does")
+    columns = ("pair", "claim", "source", "verdict", "estimate", "ci_low", "ci_high", "n", "evidence")
     rows = [
         ("(pairs)", question, "shipped", "does not hold", 1.2, 0.9, 1.5, 6, facts),
         ("(pairs)", claims[0], "run", "does not hold", 0.85, 0.41, 0.97, 8, whole),
         ("(pairs)", claims[1], "run", "cannot be told", 0.6, -0.1, 0.9, 8, "Interval holds 0."),
         ("failure", "Sparse stragglers repair the failure", "run", "does not hold", -0.012, -0.03, 0.004, 9, best),
     ]
-    return pd.DataFrame(rows, columns=list(COLUMNS["verdicts"]))
+    return table("verdicts", [dict(zip(columns, row, strict=True)) | {"group": "ood"} for row in rows])
 
 
 def make_manifest() -> dict[str, Any]:

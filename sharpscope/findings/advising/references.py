@@ -84,7 +84,9 @@ def reference_pairs(
     ood = rows[rows["role"] == "ood"]
     own_group = ood["group"] if "group" in ood else [""] * len(ood)
     named = zip(ood["dataset"], own_group, strict=True)
-    ood = ood.assign(group=[(groups or {}).get(d) or (g if isinstance(g, str) and g else DEFAULT_GROUP) for d, g in named])
+    ood = ood.assign(
+        group=[(groups or {}).get(d) or (g if isinstance(g, str) and g else DEFAULT_GROUP) for d, g in named]
+    )
     out = []
     for pair in unique_in_order(rows["pair"]):
         own = ood[ood["pair"] == pair]

@@ -1,0 +1,105 @@
+"""Do chosen layers tell more about the OOD gain than other layers, and than random layers, across pairs?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from sharpscope.findings.design import Design
+from sharpscope.findings.partial import contrast, partial_correlation
+from sharpscope.findings.sharpness import together
+from sharpscope.vocabulary import AddsUp, LayerContrast
+
+__all__ = ["RANDOM_SETS", "contrast_rows"]
+
+RANDOM_SETS: Final = 200
+"""The number of random sets of layers (our choice). With more of them the share that reaches the chosen layers'
+correlation is known more exactly; it is never below 1 / (1 + this number)."""
+
+
+def contrast_rows(
+    names: LayerContrast,
+    values: np.ndarray,
+    chosen: np.ndarray,
+    adds_up: AddsUp,
+    y: np.ndarray,
+    design: Design,
+    covariates: Mapping[str, np.ndarray],
+    *,
+    keys: np.ndarray,
+    seeds: Sequence[int],
+    level: float = 0.95,
+    outcome: str = "the outcome",
+) -> Iterator[dict[str, Any]]:
+    """Two rows of the table ``correlations``: the chosen layers against all others, and against random sets.
+
+    The sharpness of several layers together is that of ``adds_up``. With r the joint partial Spearman correlation with
+    ``y``, all covariates held fixed, the first row's estimate is |r(chosen)| - |r(others)|, with an interval and p from
+    resamples that are paired. The second row's estimate is |r(chosen)| minus the median of |r| over random sets: every
+    random set exchanges the layers by one permutation, the same in every pair, so that sets keep their sizes and how
+    much they have in common from pair to pair. Its p is the share of random sets with at least the chosen layers' |r|.
+
+    Args:
+        names: the layer names of the rows.
+        values: [L, n] sharpness of every layer in every pair, NaN where unknown.
+        chosen: bool [L, n].
+        adds_up: how the measure of several layers follows from theirs.
+        y: [n] outcomes.
+        design, covariates, keys, level, outcome: as for ``partial_correlation``.
+        seeds: of the resamples, and of the random sets.
+
+    Yields:
+        Rows without the columns that all rows of one outcome share (pair, measure, against, dataset ...).
+    """
+    rng = np.random.default_rng(seeds[0])
+    sets = np.stack([_combined(values, chosen, adds_up), _combined(values, ~chosen, adds_up)])
+    sets[:, ~chosen.any(axis=0)] = np.nan  # a pair in which nobody is chosen says nothing
+    found = contrast(sets, y, design, covariates, keys=keys, rng=rng, level=level)
+    one = found.partial
+    head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
+    empty = int((~chosen.any(axis=0)).sum())
+    nobody = f"no layer is chosen in {empty} of {chosen.shape[1]} pairs" if empty else ""
+    why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)
+    known = bool(np.isfinite(found.estimate[0]))
+    numbers = (float(v[0]) for v in (found.estimate, found.low, found.high, found.p))
+    first = dict(zip(("estimate", "ci_low", "ci_high", "p_value"), numbers, strict=True))
+    status = {"status": "ok" if known else "undefined"}
+    yield head | first | status | {"layer": names.others, "note": one.note[0] if known else why}
+    if not known:
+        nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "p_value"), float("nan"))
+        yield head | nothing | status | {"layer": names.random, "note": why}
+        return
+    orders = _orders(len(values), np.random.default_rng(seeds[1]))
+    randomly = np.stack([_combined(values, chosen[order], adds_up) for order in orders])
+    randomly[:, ~np.isfinite(sets).all(axis=0)] = np.nan
+    null = partial_correlation(
+        randomly,
+        y,
+        design,
+        covariates,
+        keys=keys[:1],
+        rng=np.random.default_rng(seeds[0]),
+        level=level,
+        outcome=outcome,
+    )
+    size, sizes = abs(float(one.estimate[0])), np.abs(null.estimate[np.isfinite(null.estimate)])
+    reached = int((sizes >= size - 1e-12).sum())
+    share = {"p_value": (1 + reached) / (1 + len(sizes)), "ci_low": float("nan"), "ci_high": float("nan")}
+    note = f"{reached} of {len(sizes)} random sets of as many layers have at least the chosen layers' |correlation|"
+    estimate = size - float(np.median(sizes)) if len(sizes) else float("nan")
+    yield head | share | status | {"layer": names.random, "estimate": estimate, "note": note}
+
+
+def _combined(values: np.ndarray, chosen: np.ndarray, adds_up: AddsUp) -> np.ndarray:
+    """[n] the sharpness of each pair's chosen layers together; NaN where there is none, or one has no value."""
+    out = np.full(values.shape[1], np.nan)
+    for i in range(values.shape[1]):
+        if chosen[:, i].any():
+            out[i] = together(values[chosen[:, i], i], adds_up)
+    return out
+
+
+def _orders(layers: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.permuted(np.tile(np.arange(layers), (RANDOM_SETS, 1)), axis=1)

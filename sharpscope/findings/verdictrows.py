@@ -1,0 +1,44 @@
+"""Rows of the table ``verdicts``, and how their numbers read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from sharpscope.vocabulary import CANNOT, CLAIMS
+
+__all__ = ["no_verdict", "span", "verdict_row"]
+
+
+def verdict_row(
+    pair: str,
+    claim: str,
+    group: str,
+    source: str,
+    verdict: str,
+    numbers: Sequence[float],
+    n: int,
+    evidence: str,
+    n_effective: float = math.nan,
+) -> dict[str, Any]:
+    """A row of the table; ``claim`` is a key of ``CLAIMS``, ``numbers`` are (estimate, ci_low, ci_high)."""
+    estimate, low, high = (float(v) for v in numbers)
+    head = {"pair": pair, "claim": CLAIMS[claim], "group": group, "source": source, "verdict": verdict}
+    values = {"estimate": estimate, "ci_low": low, "ci_high": high, "n": n, "n_effective": n_effective}
+    return {**head, **values, "evidence": evidence}
+
+
+def no_verdict(pair: str, claim: str, group: str, source: str, why: str) -> dict[str, Any]:
+    """The row of a claim of which nothing is known, for the reason ``why``."""
+    return verdict_row(pair, claim, group, source, CANNOT, (math.nan,) * 3, 0, why)
+
+
+def span(low: float, high: float, digits: int = 2) -> str:
+    """``[low, high]`` with signs, or "(no interval)".
+
+    >>> span(-0.5, 0.25), span(float("nan"), 1.0)
+    ('[-0.50, +0.25]', '(no interval)')
+    """
+    low, high = float(low), float(high)
+    return f"[{low:+.{digits}f}, {high:+.{digits}f}]" if math.isfinite(low) and math.isfinite(high) else "(no interval)"

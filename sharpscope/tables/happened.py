@@ -1,0 +1,47 @@
+"""What interpolation did to OOD accuracy, in one sentence for each group of OOD sets."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from sharpscope.tables.rows import average, dense_rows, flags_of, groups_in, of_group, unique_in_order, widest_means
+from sharpscope.vocabulary import OOD_MEAN
+
+__all__ = ["what_happened"]
+
+
+def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame) -> list[str]:
+    """One sentence per group: the best point of every pair's path against zero-shot, its end, and the failure flags.
+
+    The interval of the best point's gain allows for its choice (flag F1 of the table ``failure``). Gains are in points
+    of mean accuracy over the group's sets, which the sentence names.
+    """
+    dense = dense_rows(accuracy[accuracy["estimate"].notna()])
+    sentences = []
+    for group in groups_in(dense):
+        rows = of_group(dense, group)
+        means = widest_means(rows[rows["role"] == OOD_MEAN])
+        pairs = unique_in_order(rows["pair"])
+        told = [_of_pair(str(p), rows[rows["pair"] == p], of_group(failure, group)) for p in pairs]
+        if known := [x for x in told if x]:
+            sets = ", ".join(str(means["dataset"].iloc[0]).split("+")) if len(means) else "no mean"
+            sentences.append(f"{group} ({sets}): {'; '.join(known)}.")
+    return sentences
+
+
+def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
+    mean = average(rows, "ood").set_index("alpha")["estimate"]
+    if 0.0 not in mean.index:
+        return ""
+    own = failure[(failure["pair"] == pair) & (failure["dataset"] == OOD_MEAN) & (failure["flag"] == "F1")]
+    best = ""
+    if len(own) and math.isfinite(float(own["estimate"].iloc[0])):
+        row = own.iloc[0]
+        span = f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]" if math.isfinite(row["ci_low"]) else ""
+        best = f"its best point, alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
+    end = f"the fine-tuned model {mean[1.0] - mean[0.0]:+.1f}" if 1.0 in mean.index else ""
+    flags, _, _ = flags_of(failure, pair)
+    raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag"
+    return f"along {pair} {', '.join(x for x in (best, end, raised) if x)}"
