@@ -177,7 +177,8 @@ def image_curves(
     out = {}
     for rule, estimate in ESTIMATORS.items():
         replicates = [estimate(*sample) for sample in drawn]
-        out[rule] = ImageCurve(estimate(labelled, target), np.array(replicates).reshape(bootstrap, -1))
+        values = estimate(labelled, target)
+        out[rule] = ImageCurve(values, np.array(replicates).reshape(bootstrap, len(values)))
     return out
 
 
