@@ -86,7 +86,9 @@ def cached(folder: Path, name: str, limit: int | None) -> Judged:
     file = folder / f"advice_{name}_{limit or 'all'}.npz"
     if not file.exists():
         judged = answered(name, limit)
-        arrays = {f"{s}|{k}": getattr(a, k) for s, a in judged.answers.items() for k in ("predicted", "confidence", "labels")}
+        arrays = {
+            f"{s}|{k}": getattr(a, k) for s, a in judged.answers.items() for k in ("predicted", "confidence", "labels")
+        }
         np.savez(file, distance=np.exp(judged.reference.features["log_distance"]), **arrays)
         return judged
     with np.load(file) as kept:
@@ -186,7 +188,10 @@ def main(out: Path = Path("analyses/results"), cache: Path | None = None, limit:
         writer.writerow(found[0])
         writer.writerows([f"{v:.6f}" if isinstance(v, float) else v for v in row.values()] for row in found)
     for row in found:
-        numbers = [100 * float(row[k]) for k in ("regret", "ci_low", "ci_high", "worst", "minus_baseline", "minus_low", "minus_high")]  # type: ignore[arg-type]
+        numbers = [
+            100 * float(row[k])
+            for k in ("regret", "ci_low", "ci_high", "worst", "minus_baseline", "minus_low", "minus_high")
+        ]  # type: ignore[arg-type]
         text = "{:5.1f} [{:.1f}, {:.1f}] worst {:.1f}; minus best baseline {:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
         sys.stdout.write(f"{row['group']:8s} {row['rule']:28s} n={row['settings']} {text}\n")
 

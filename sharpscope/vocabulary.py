@@ -44,6 +44,8 @@ __all__ = [
     "OUTPUT_BASELINES",
     "PAIRS",
     "PATHS",
+    "PRIMARY_ALPHA",
+    "PRIMARY_MEASURE",
     "PRIMARY_METRICS",
     "PROBE",
     "SIDE_BY_SIDE",
@@ -201,6 +203,10 @@ OTHERS: Final = "(others)"
 
 BEST: Final = "(best)"
 """The layer name of the single layer with the largest |correlation|, whichever it is."""
+
+PRIMARY_MEASURE: Final = "hessian_trace"
+PRIMARY_ALPHA: Final = 0.5
+"""The measure and the alpha of the comparisons that are named before looking, unless a study names others."""
 
 LEARNING_RATE: Final = "learning_rate"
 """The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""

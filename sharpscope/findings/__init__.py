@@ -28,7 +28,7 @@ from sharpscope.findings.advising.images import (
 from sharpscope.findings.advising.labels import paired_difference
 from sharpscope.findings.advising.published import PublishedFacts, Tuning, published_facts
 from sharpscope.findings.advising.references import Reference, leave_one_setting_out, reference_pairs
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.criteria import register_criterion
 from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.criticality import criticality
@@ -36,6 +36,7 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
 from sharpscope.findings.rank_correlation import partial_spearman

@@ -1,125 +1,44 @@
-"""Correlation of ID sharpness with OOD accuracy: descriptive along one path, evidence across pairs."""
+"""Correlation of ID sharpness with OOD accuracy across pairs: the evidence, all covariates held fixed at once first."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from sharpscope.findings.design import Design, independent
+from sharpscope.findings.families import with_families
 from sharpscope.findings.frames import accuracy_grid, alpha_index
+from sharpscope.findings.layercontrast import contrast_rows
+from sharpscope.findings.marginal import FEWEST, Block, marginal_block
+from sharpscope.findings.partial import Partial, partial_correlation
+from sharpscope.findings.pathcorrelation import means_of
 from sharpscope.findings.pathcosts import with_costs
-from sharpscope.findings.rank_correlation import (
-    correlate,
-    is_constant,
-    partial_null,
-    partial_spearman,
-    weighted_correlate,
-)
-from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, permutation_p
+from sharpscope.findings.resampling import benjamini_hochberg, permutation_p
 from sharpscope.findings.sharpness import Cube, sharpness_cube
-from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, groups_in, of_group, table, unique_in_order
-from sharpscope.vocabulary import AGAINST, ALL, BEST, CORRELATIONS, GROUP_TITLES, OOD_MEAN, PAIRS
+from sharpscope.tables.rows import dense_rows, nearest, table, unique_in_order
+from sharpscope.vocabulary import (
+    AGAINST,
+    ALL,
+    BEST,
+    CONTRASTS,
+    CORRELATIONS,
+    GROUP_TITLES,
+    MEASURES,
+    OOD_MEAN,
+    PAIRS,
+    PRIMARY_ALPHA,
+    PRIMARY_MEASURE,
+)
 
-__all__ = ["COVARIATE", "FEWEST", "pair_correlations", "path_correlations"]
+__all__ = ["COVARIATE", "FEWEST", "pair_correlations"]
 
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""
-FEWEST = 4
-"""The fewest points for which a correlation is computed; a partial correlation needs one point more."""
-PATH_NOTE = "descriptive: points along one path are not independent"
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Results of one correlation method for all K columns: arrays [K]; ``null`` [B, K] or None."""
-
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-    n: np.ndarray
-    why: list[str]
-    """Why a column has no value, or an empty string."""
-    null: np.ndarray | None = None
-
-
-def _masks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Columns that share the same usable points: (columns, points [n] bool)."""
-    usable = np.isfinite(x) & np.isfinite(y)
-    patterns, inverse = np.unique(usable, axis=0, return_inverse=True)
-    for i, pattern in enumerate(patterns):
-        yield np.flatnonzero(inverse.ravel() == i), pattern
-
-
-def _reasons(x: np.ndarray, y: np.ndarray, needed: int, what: str, outcome: str) -> list[str]:
-    m = x.shape[1]
-    if m < needed:
-        return [f"only {m} {what}; at least {needed} are needed"] * len(x)
-    if is_constant(y):
-        return [f"{outcome} is constant"] * len(x)
-    return ["the measure is constant" if flat else "" for flat in is_constant(x)]
-
-
-def _empty(columns: int, count: int) -> _Block:
-    nan = np.full(columns, np.nan)
-    return _Block(nan, nan.copy(), nan.copy(), nan.copy(), np.full(columns, count), [""] * columns)
-
-
-def _block(
-    x: np.ndarray,
-    y: np.ndarray,
-    method: str,
-    outcome: str,
-    perms: np.ndarray,
-    boot: np.random.Generator,
-    level: float,
-    given: tuple[str, np.ndarray] | None = None,
-) -> _Block:
-    """Estimate, BCa interval and permutation p of every row of ``x`` [K, n] against ``y`` [n] over pairs."""
-    out = _empty(len(x), 0)
-    null = np.full((len(perms), len(x)), np.nan)
-    z = None if given is None else given[1]
-    for columns, points in _masks(x, y if z is None else np.where(np.isfinite(z), y, np.nan)):
-        m = int(points.sum())
-        out.n[columns] = m
-        xs, ys, needed = x[np.ix_(columns, points)], y[points], FEWEST + (given is not None)
-        why = (
-            _reasons(xs, ys, needed, "pairs", outcome)
-            if m
-            else [f"only 0 pairs; at least {needed} are needed"] * len(columns)
-        )
-        zs = None if z is None else z[points]
-        if zs is not None and m >= needed and is_constant(zs):
-            why = [f"{given[0] if given else ''} is constant"] * len(columns)
-        good = np.array([not w for w in why])
-        if good.any():
-            xs, picked = xs[good], columns[good]
-            weights = resample_counts(m, len(perms), boot)
-            jack = weighted_correlate(xs, ys, 1 - np.eye(m), method, zs)
-            draws = weighted_correlate(xs, ys, weights, method, zs)
-            if zs is None:
-                estimate = correlate(xs, ys[None], method)[0]
-                null[:, picked] = correlate(xs, y[perms][:, points], method)
-            else:
-                estimate = partial_spearman(xs, ys, zs)
-                null[:, picked] = partial_null(xs, ys, zs, np.argsort(perms[:, points], axis=1))
-            out.estimate[picked] = estimate
-            out.low[picked], out.high[picked] = bca_interval(estimate, draws, jack, level)
-            out.p[picked] = permutation_p(estimate, null[:, picked])
-            for k in np.flatnonzero(good)[~np.isfinite(estimate)]:
-                why[k] = (
-                    f"{given[0]} orders the pairs exactly as the measure or {outcome} does, or in reverse"
-                    if given
-                    else f"the measure or {outcome} varies by no more than rounding error"
-                )
-        for column, reason in zip(columns, why, strict=True):
-            out.why[column] = reason
-    return replace(out, null=null)
 
 
 def pair_correlations(
@@ -133,45 +52,55 @@ def pair_correlations(
     level: float = 0.95,
     alphas: Sequence[float] | None = None,
     stragglers: Mapping[str, Collection[str]] | None = None,
+    by_instability: Mapping[str, Collection[str]] | None = None,
     costs: pd.DataFrame | None = None,
+    design: Design | None = None,
+    primary: tuple[str, float] = (PRIMARY_MEASURE, PRIMARY_ALPHA),
 ) -> pd.DataFrame:
     """Correlation across pairs at each fixed alpha, with one point per pair.
 
-    Every layer and measure (raw and ``share:``) is correlated at every alpha with OOD accuracy and with OOD gain: by
-    Pearson, Spearman and Kendall (tau-b), and by Spearman with a covariate held fixed (``spearman|id_accuracy``,
-    ``spearman|distance`` ...). Per-parameter values differ from raw ones by a constant factor in each layer, would
-    give the same numbers and are left out.
+    Every layer and measure (raw and ``share:``) is correlated at every alpha with OOD accuracy and with OOD gain. First
+    by Spearman with all covariates held fixed at once (``partial.partial_correlation``), the evidence: the column
+    ``given`` names them. Then, beside it, by Pearson, Spearman and Kendall (tau-b) alone, and by Spearman with each
+    covariate held fixed. Per-parameter values differ from raw ones by a constant factor in each layer, would give the
+    same numbers and are left out.
 
-    Intervals come from a BCa bootstrap over PAIRS. p is two-sided, from permutations of the outcome over pairs, and
-    never 0; for a partial correlation the residuals of the outcome given the covariate are permuted. The row
-    ``(best)`` holds the layer with the largest |correlation|. Its p is that of the maximum over layers, and it has no
-    interval because it was picked for being large. q is Benjamini-Hochberg over the layers of one (measure, alpha,
-    method); for a single test such as ``(all)`` it equals p.
+    Pairs that share a setting are one unit, and units are permuted and resampled within their zero-shot models (see
+    ``Design``; ``n`` counts pairs, ``n_effective`` units). Intervals without covariates come from a BCa bootstrap. p is
+    two-sided, from permutations of the outcome, and never 0. The row ``(best)`` holds the layer with the largest
+    |correlation|. Its p is that of the maximum over layers, and it has no interval because it was picked for being
+    large. q is Benjamini-Hochberg over the layers of one (measure, alpha, method, given); for a single test such as
+    ``(all)`` it equals p. The rows that were named before looking are the family ``primary``, and their q is Holm's
+    over the groups of OOD sets (``families.with_families``).
 
     Args:
         sharpness: sharpness table of several pairs.
         accuracy: accuracy table of the same pairs (the plain path's rows are used).
-        covariates: columns pair, alpha and one or more numbers (distance, id_accuracy, learning_rate ...); NaN allowed.
+        covariates: columns pair, alpha and one or more numbers (distance, id_accuracy ...); NaN allowed.
         source: "run" | "shipped".
         seed: seed of the resampling.
         bootstrap: number of bootstrap replicates, and of permutations.
         level: coverage of the intervals.
         alphas: the alphas to use; by default all above 0 at which every pair that has sharpness has it, or, where no
             pair has any, at which every pair has an accuracy.
-        stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``.
+        stragglers: pair -> straggler layers; adds the layers ``(stragglers)`` and ``(others)``, and for the primary
+            measure and alpha the contrasts of the two and of random sets of layers (``layercontrast.contrast_rows``).
+        by_instability: pair -> the layers that the criterion instability chooses; adds their contrasts.
         costs: what interpolation costs in loss (``pathcosts.path_costs``); adds the measures instability, barrier and
             rewind of the whole path, layer ``(all)``, and of single layers. They do not change with alpha, and of
             several layers together they have no value.
+        design: which pairs depend on each other, and their covariates that do not depend on alpha; None: no two do.
+        primary: the measure and the alpha that were named before looking.
 
     Returns:
-        Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 points (5 for a partial
-        correlation) or a constant column the status is "undefined", and the note says why.
+        Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 units (a partial correlation: 8
+        pairs, and 6 units more than columns held fixed) or a constant column the status is "undefined", and the note
+        says why.
 
     Raises:
         ConfigError: ``stragglers`` is given and the sharpness table has an unknown measure.
 
-    Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Freedman and Lane 1983,
-    https://doi.org/10.1080/07350015.1983.10509354 (partial permutation); Benjamini and Hochberg 1995,
+    Sources: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410 (BCa); Benjamini and Hochberg 1995,
     https://doi.org/10.1111/j.2517-6161.1995.tb02031.x (q).
     """
     accuracy = dense_rows(accuracy)
@@ -180,53 +109,114 @@ def pair_correlations(
     chosen = _common_alphas(sharpness, accuracy, pairs) if alphas is None else [float(a) for a in alphas]
     cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
     cube = cube if costs is None else with_costs(cube, costs)
+    design = (independent(pairs) if design is None else design).reindexed(pairs)
     z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
     rows: list[dict[str, object]] = []
-    for dataset, group in _means_of(accuracy):
+    for dataset, group in means_of(accuracy):
         ood = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, chosen)
         start = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, (0.0,))
         for a, alpha in enumerate(chosen):
-            given = {name: _covariate(covariates, name, pairs, alpha) for name in z_names}
+            given = {name: _covariate(covariates, name, pairs, alpha) for name in z_names} | dict(design.covariates)
+            rng = np.random.default_rng(derive(seed, "permutation", dataset, alpha))
+            keys = design.keys(bootstrap, rng)
             for against, y in zip(AGAINST, (ood[:, a], ood[:, a] - start[:, 0]), strict=True):
                 known = np.isfinite(y)
                 head = {"pair": PAIRS, "against": against, "dataset": dataset, "scope": "pairs", "alpha": alpha}
-                head["group"] = group
-                part = _one_outcome(cube, a, y, known, given, {**head, "source": source}, seed, bootstrap, level)
-                rows.extend(part)
-    return table("correlations", rows)
+                head |= {"group": group, "source": source}
+                here = {name: z[known] for name, z in given.items()}
+                outcome = _Outcome(y[known], design.subset(known), keys[:, known], here, head, seed, level)
+                rows.extend(outcome.rows(cube, a, known))
+                if against == "ood_gain" and alpha == nearest(chosen, primary[1]):
+                    sets = {"stragglers": stragglers, "instability": by_instability}
+                    rows.extend(outcome.contrasts(cube, a, known, primary[0], sets))
+    return with_families(table("correlations", rows), *primary)
 
 
-def _one_outcome(
-    cube: Cube,
-    a: int,
-    y: np.ndarray,
-    known: np.ndarray,
-    given: Mapping[str, np.ndarray],
-    head: Mapping[str, object],
-    seed: int,
-    bootstrap: int,
-    level: float,
+@dataclass(frozen=True)
+class _Outcome:
+    """One outcome ``y`` [n] of the pairs that have it, and all that its correlations need."""
+
+    y: np.ndarray
+    design: Design
+    keys: np.ndarray
+    given: Mapping[str, np.ndarray]
+    head: Mapping[str, object]
+    seed: int
+    level: float
+
+    def rows(self, cube: Cube, a: int, known: np.ndarray) -> Iterator[dict[str, object]]:
+        """Rows of all columns of ``cube`` at its alpha number ``a``: joint, marginal, then given one covariate each."""
+        at = cube.columns()
+        labels = [(cube.measures[m], cube.layers[layer]) for m, layer in at]
+        x = cube.values[[m for m, _ in at], [layer for _, layer in at], :, a][:, known] if at else np.empty((0, 0))
+        x = x.reshape(len(at), len(self.y))
+        seen: set[tuple[str, str, str]] = set()
+        if self.given:
+            yield from self._partial(labels, x, self.given, seen)
+        whole = [(COVARIATE + name, ALL) for name in self.given]
+        plain = np.vstack([x, *(z[None] for z in self.given.values())])
+        for method in CORRELATIONS:
+            block = marginal_block(
+                plain, self.y, method, self._name, self.design, self.keys, self._rng(method), self.level
+            )
+            yield from _rows(labels + whole, block, {**self.head, "method": method})
+        for name, z in self.given.items():
+            yield from self._partial(labels, x, {name: z}, seen)
+
+    def contrasts(
+        self,
+        cube: Cube,
+        a: int,
+        known: np.ndarray,
+        measure: str,
+        sets: Mapping[str, Mapping[str, Collection[str]] | None],
+    ) -> Iterator[dict[str, object]]:
+        """Rows that compare chosen layers with the others, for every claim of ``CONTRASTS`` whose sets are given."""
+        single = [i for i, name in enumerate(cube.layers) if name not in GROUP_TITLES]
+        if measure not in cube.measures or not single or not self.given:
+            return
+        values = cube.values[cube.measures.index(measure), single, :, a][:, known]
+        pairs = [pair for pair, here in zip(cube.pairs, known, strict=True) if here]
+        for claim, names in CONTRASTS.items():
+            if (chosen := sets.get(claim)) is None:
+                continue
+            picked = np.array([[cube.layers[i] in chosen.get(p, ()) for p in pairs] for i in single])
+            seeds = [derive(self.seed, claim, kind, self.head["dataset"]) for kind in ("contrast", "random sets")]
+            rows = contrast_rows(
+                names, values, picked, MEASURES[measure].adds_up, self.y, self.design, self.given,
+                keys=self.keys, seeds=seeds, level=self.level, outcome=self._name,
+            )  # fmt: skip
+            for row in rows:
+                yield {**self.head, "method": "spearman", "measure": measure, "q_value": row["p_value"], **row}
+
+    def _partial(
+        self,
+        labels: Sequence[tuple[str, str]],
+        x: np.ndarray,
+        given: Mapping[str, np.ndarray],
+        seen: set[tuple[str, str, str]],
+    ) -> Iterator[dict[str, object]]:
+        """Rows given ``given``; those that stand already, because nothing else had room, are not repeated."""
+        block = partial_correlation(
+            x, self.y, self.design, given, keys=self.keys, rng=self._rng(*given), level=self.level, outcome=self._name
+        )
+        for row in _rows(labels, block, {**self.head, "method": "spearman"}):
+            key = (str(row["layer"]), str(row["measure"]), str(row["given"]))
+            if key not in seen:
+                seen.add(key)
+                yield row
+
+    @property
+    def _name(self) -> str:
+        return str(self.head["against"])
+
+    def _rng(self, *what: str) -> np.random.Generator:
+        return np.random.default_rng(derive(self.seed, "pairs", self.head["dataset"], self.head["alpha"], *what))
+
+
+def _rows(
+    labels: Sequence[tuple[str, str]], block: Block | Partial, head: Mapping[str, object]
 ) -> Iterator[dict[str, object]]:
-    keys = cube.columns()
-    labels = [(cube.measures[m], cube.layers[layer]) for m, layer in keys]
-    x = cube.values[[m for m, _ in keys], [layer for _, layer in keys], :, a][:, known] if keys else np.empty((0, 0))
-    n, outcome = int(known.sum()), str(head["against"])
-    perms = _permutations(n, bootstrap, derive(seed, "permutation", head["dataset"], head["alpha"]))
-    zs = {name: z[known] for name, z in given.items()}
-    whole = [(COVARIATE + name, ALL) for name in zs]
-    x = x.reshape(len(keys), n)
-    plain = np.vstack([x, *(z[None] for z in zs.values())])
-    for method in CORRELATIONS:
-        boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], method))
-        block = _block(plain, y[known], method, outcome, perms, boot, level)
-        yield from _rows(labels + whole, block, {**head, "method": method})
-    for name, z in zs.items():
-        boot = np.random.default_rng(derive(seed, "pairs", head["dataset"], head["alpha"], "partial", name))
-        block = _block(x, y[known], "spearman", outcome, perms, boot, level, (name, z))
-        yield from _rows(labels, block, {**head, "method": f"spearman|{name}"})
-
-
-def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, object]) -> Iterator[dict[str, object]]:
     """Rows of one method: for each measure its ``(best)`` row, then its layers with q over these layers."""
     for measure in unique_in_order(m for m, _ in labels):
         here = [k for k, (m, _) in enumerate(labels) if m == measure]
@@ -249,110 +239,43 @@ def _rows(labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, o
                 "ci_high": float(block.high[k]),
                 "p_value": float(block.p[k]),
                 "q_value": float(q[k]),
+                "given": block.given[k],
                 "n": int(block.n[k]),
+                "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
-                "note": block.why[k] if bad else flat,
+                "note": block.why[k] if bad else "; ".join(filter(None, (flat, block.note[k]))),
             }
 
 
 def _best_row(
-    measure: str, single: np.ndarray, labels: Sequence[tuple[str, str]], block: _Block, head: Mapping[str, object]
+    measure: str,
+    single: np.ndarray,
+    labels: Sequence[tuple[str, str]],
+    block: Block | Partial,
+    head: Mapping[str, object],
 ) -> dict[str, object]:
     nan = float("nan")
-    row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan}
+    first = int(single[0])
+    row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan, "given": block.given[first]}
     known = single[np.isfinite(block.estimate[single])]
     if not len(known) or block.null is None:
-        n = int(block.n[single].max())
-        why = f"no layer has a correlation ({block.why[single[0]]})"
-        none = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "status": "undefined", "note": why}
+        n, effective = int(block.n[single].max()), int(block.n_effective[single].max())
+        why = f"no layer has a correlation ({block.why[first]})"
+        none = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "n_effective": effective}
+        none |= {"status": "undefined", "note": why}
         return {**row, **none}
     size = np.abs(block.estimate[known])
     best = min(known[size >= size.max() - 1e-12], key=lambda k: labels[k][1])  # a tie does not depend on row order
     estimate = block.estimate[best]
-    largest = np.abs(np.where(np.isfinite(block.null[:, known]), block.null[:, known], 1.0)).max(axis=1)
-    p = float(permutation_p(np.array([estimate]), largest[:, None])[0])
+    null = block.null[:, known]
+    largest = np.where(np.isfinite(null), np.abs(null), np.inf).max(axis=1)
+    p = float(permutation_p(block.statistic[[best]], largest[:, None])[0])
     allowed = "p_value allows for the choice of the layer; a layer chosen this way has no interval"
-    note = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
+    chosen = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
+    note = "; ".join(filter(None, (chosen, block.note[best])))
     some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
+    some |= {"n_effective": int(block.n_effective[best]), "given": block.given[best]}
     return {**row, **some, "status": "ok", "note": note}
-
-
-def path_correlations(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Correlation along alpha inside each pair: descriptive only.
-
-    The points of one path are not independent and both curves bend with alpha. n is therefore not a sample size, and
-    neither an interval nor a p-value is given. (A circular-shift test of 11 points could not give a p below 1/11, and
-    a path is not periodic.) OOD accuracy and OOD gain differ by a constant along one path, so both give the same
-    correlation.
-
-    Returns:
-        Table ``correlations`` with scope "path" and alpha NaN. With fewer than 4 alphas or a constant column the status
-        is "undefined", and the note says why.
-
-    Raises:
-        ConfigError: the sharpness table has an unknown measure, which has no rule by which layers add up.
-    """
-    accuracy = dense_rows(accuracy)
-    rows: list[dict[str, object]] = []
-    nan = float("nan")
-    for pair in unique_in_order(sharpness["pair"]):
-        alphas = sorted(unique_in_order(float(v) for v in sharpness.loc[sharpness["pair"] == pair, "alpha"]))
-        cube = sharpness_cube(sharpness, [pair], alphas)
-        keys = cube.columns()
-        x = np.array([cube.values[m, layer, 0] for m, layer in keys])
-        for dataset, group in _means_of(accuracy[accuracy["pair"] == pair]):
-            ood = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], alphas)[0]
-            start = accuracy_grid(accuracy, OOD_MEAN, dataset, [pair], (0.0,))[0, 0]
-            for against, y in zip(AGAINST, (ood, ood - start), strict=True):
-                for method in CORRELATIONS:
-                    block = _path_block(x, y, method, against)
-                    for k, (m, layer) in enumerate(keys):
-                        bad = not np.isfinite(block.estimate[k])
-                        rows.append(
-                            {
-                                "pair": pair,
-                                "layer": cube.layers[layer],
-                                "measure": cube.measures[m],
-                                "against": against,
-                                "dataset": dataset,
-                                "group": group,
-                                "scope": "path",
-                                "alpha": nan,
-                                "method": method,
-                                "estimate": float(block.estimate[k]),
-                                "ci_low": nan,
-                                "ci_high": nan,
-                                "p_value": nan,
-                                "q_value": nan,
-                                "n": int(block.n[k]),
-                                "source": "run",
-                                "status": "undefined" if bad else "ok",
-                                "note": block.why[k] if bad else PATH_NOTE,
-                            }
-                        )
-    return table("correlations", rows)
-
-
-def _path_block(x: np.ndarray, y: np.ndarray, method: str, outcome: str) -> _Block:
-    out = _empty(len(x), 0)
-    for columns, points in _masks(x, y):
-        out.n[columns] = int(points.sum())
-        xs, ys = x[np.ix_(columns, points)], y[points]
-        why = (
-            _reasons(xs, ys, FEWEST, "alphas", outcome)
-            if points.any()
-            else [f"only 0 alphas; at least {FEWEST} are needed"] * len(xs)
-        )
-        good = np.array([not w for w in why])
-        if good.any():
-            out.estimate[columns[good]] = correlate(xs[good], ys[None], method)[0]
-        for column, reason in zip(columns, why, strict=True):
-            out.why[column] = reason
-    return out
-
-
-def _permutations(n: int, count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
 
 
 def _common_alphas(sharpness: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[float]:
@@ -361,12 +284,6 @@ def _common_alphas(sharpness: pd.DataFrame, accuracy: pd.DataFrame, pairs: Seque
         set(table.loc[table["pair"] == p, "alpha"].astype(float).round(9)) for p in pairs if p in set(table["pair"])
     ]
     return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
-
-
-def _means_of(accuracy: pd.DataFrame) -> list[tuple[str, str]]:
-    """The means over OOD sets that the table has: (the names of their sets, their group)."""
-    means = accuracy[accuracy["role"] == OOD_MEAN]
-    return [(d, g) for g in groups_in(means) for d in unique_in_order(of_group(means, g)["dataset"])]
 
 
 def _covariate(covariates: pd.DataFrame | None, name: str, pairs: Sequence[str], alpha: float) -> np.ndarray:

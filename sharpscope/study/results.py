@@ -13,11 +13,12 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import Known, advice_table
 from sharpscope.findings.advising.along import AlongPath, along_path
 from sharpscope.findings.advising.references import Reference, reference_pairs
-from sharpscope.findings.correlation import pair_correlations, path_correlations
+from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
@@ -32,7 +33,17 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import ALL, BASELINE, BASES, DEFAULT_GROUP, PAIRS, expand_measures, parse_criterion
+from sharpscope.vocabulary import (
+    ALL,
+    BASELINE,
+    BASES,
+    DEFAULT_GROUP,
+    PAIRS,
+    PRIMARY_ALPHA,
+    PRIMARY_MEASURE,
+    expand_measures,
+    parse_criterion,
+)
 
 __all__ = ["Results", "unless_doubted"]
 
@@ -371,6 +382,8 @@ class Results:
             tables["sharpness"],
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
+            measure=PRIMARY_MEASURE,
+            alpha=PRIMARY_ALPHA,
             group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",

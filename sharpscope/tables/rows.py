@@ -12,6 +12,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
+from sharpscope.tables.schema import KEYS
 from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PROBE
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "groups_in",
     "has_value",
     "image_error",
+    "joint_rows",
+    "marginal_rows",
     "mean_accuracy",
     "mean_row",
     "measures_in",
@@ -144,6 +147,27 @@ def _groups(frame: pd.DataFrame) -> pd.Series:
     if "role" not in frame:
         return given
     return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)
+
+
+def marginal_rows(correlations: pd.DataFrame) -> pd.DataFrame:
+    """The rows of correlations without a covariate held fixed."""
+    return correlations[_given(correlations) == ""]
+
+
+def joint_rows(correlations: pd.DataFrame) -> pd.DataFrame:
+    """Of the rows that differ in nothing but the covariates held fixed, the one with the most of them, at least one."""
+    held = correlations[_given(correlations) != ""]
+    keys = [k for k in KEYS["correlations"] if k in held.columns and k != "given"]
+    most = held["given"].str.count(r"\+").sort_values(ascending=False, kind="stable").index
+    first = held.loc[most].drop_duplicates(keys).index
+    return held.loc[held.index.isin(first)]
+
+
+def _given(correlations: pd.DataFrame) -> pd.Series:
+    """The column ``given``; tables from before it existed hold no joint partial."""
+    if "given" not in correlations:
+        return pd.Series("", correlations.index)
+    return correlations["given"].astype(object).fillna("").astype(str)
 
 
 def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], list[str]]:

@@ -113,7 +113,7 @@ def test_the_interval_of_a_measured_gain_allows_for_the_choice_of_alpha() -> Non
     assert naive > 15, "without the allowance it would be wrong much more often"
 
 
-# ------------------------------------------------------------------------------------------------------------ references
+# ----------------------------------------------------------------------------------------------------------- references
 def test_the_references_decide_by_learning_rate_where_the_pair_is_like_them() -> None:
     low, high = advise(0.02), advise(0.15, 14.0)
     assert 0 < rule(low, "predicted")["alpha"] < 1 and rule(low, "predicted")["predicted_gain"] > 0
@@ -187,7 +187,7 @@ def test_leaving_a_setting_out_leaves_all_its_seeds_out() -> None:
     assert "r0" in leave_one_setting_out(OTHERS, grid, "ood", names, check=False).by_setting["predicted"]
 
 
-# ------------------------------------------------------------------------------------------------------------------ none
+# ----------------------------------------------------------------------------------------------------------------- none
 def test_without_knowledge_no_alpha_is_advised_and_the_published_paths_are_told_of() -> None:
     blind = along_path("p", GRID, {}, {})
     table = advice_table(blind)
@@ -220,7 +220,7 @@ def test_the_published_facts_come_from_the_file() -> None:
     assert (facts.failing.least, facts.failing.most) == (pytest.approx(0.22, abs=0.01), pytest.approx(0.59, abs=0.01))
 
 
-# ------------------------------------------------------------------------------------------------------------- the edges
+# ------------------------------------------------------------------------------------------------------------ the edges
 def test_an_alpha_off_the_grid_is_interpolated_or_undefined_and_says_so() -> None:
     coarse = judged_path({k: v[[0, 1, 4]] for k, v in CORRECT.items()}, (0.0, 0.25, 1.0))
     half = rule(advice_table(coarse), "half")
@@ -266,7 +266,7 @@ def test_same_seed_same_bits() -> None:
     pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
-# ------------------------------------------------------------------------------------------------ references from tables
+# ----------------------------------------------------------------------------------------------- references from tables
 def tables(sharpness_of, accuracy_of):
     alphas = (0.0, 0.5, 1.0)
     sharp = pd.concat(

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sharpscope.findings.correlation import PAIRS, pair_correlations, path_correlations
+from sharpscope.findings.correlation import PAIRS, pair_correlations
+from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.tables.schema import COLUMNS, KEYS
 
 ALPHAS = (0.0, 0.5, 1.0)

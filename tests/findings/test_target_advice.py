@@ -33,7 +33,7 @@ ID = made([0.5, 0.6, 0.7, 0.75, 0.8])
 PATH = along_path("p", ALPHAS, {"id": ID.correct}, {"id": "id"}, bootstrap=50)
 
 
-# -------------------------------------------------------------------------------------------------------------- estimators
+# ----------------------------------------------------------------------------------------------------------- estimators
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("rule", ["atc", "doc", "agreement"])
 def test_on_the_labelled_images_themselves_the_estimate_is_the_accuracy(rule: str, ties: bool) -> None:
@@ -76,7 +76,7 @@ def test_too_few_points_or_points_that_all_agree_are_undefined() -> None:
     assert np.isnan(ESTIMATORS["agl"](still, still)).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------- the race
+# ------------------------------------------------------------------------------------------------------------- the race
 def test_the_rule_that_wins_on_held_out_shifts_is_advised_and_baselines_stand_beside_it() -> None:
     shifts = {"a": made([0.4, 0.5, 0.6, 0.5, 0.3], seed=5), "b": made([0.3, 0.45, 0.5, 0.55, 0.5], seed=6)}
     judged = held_out(PATH, ID, shifts)
@@ -112,7 +112,7 @@ def test_the_held_out_error_widens_the_interval() -> None:
     assert wide["predicted_gain"] == narrow["predicted_gain"]
 
 
-# -------------------------------------------------------------------------------------------------------------- few labels
+# ----------------------------------------------------------------------------------------------------------- few labels
 def test_tangos_interval_by_published_and_limiting_cases() -> None:
     """Tango 1998, table: b = 12, c = 1, n = 44 gives 0.1235 to 0.4014 (rounded there); the sign turns with the pair."""
     low, high = paired_difference(12, 1, 44)
