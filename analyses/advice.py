@@ -41,6 +41,8 @@ GROUPS = {
     "natural": [f"mini:{s}" for s in miniworld.SHIFTS],
 }
 LABELS, DRAWS = (20, 50, 200), 40
+KINDS = ("predicted", "confidence", "labels")
+NUMBERS = ("regret", "ci_low", "ci_high", "worst", "minus_baseline", "minus_low", "minus_high")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def cached(folder: Path, name: str, limit: int | None) -> Judged:
         return judged
     with np.load(file) as kept:
         specs = dict.fromkeys(key.partition("|")[0] for key in kept.files if "|" in key)
-        found = {s: PathAnswers(*(kept[f"{s}|{k}"] for k in ("predicted", "confidence", "labels"))) for s in specs}
+        found = {s: PathAnswers(*(kept[f"{s}|{k}"] for k in KINDS)) for s in specs}
         return as_judged(name, found, float(kept["distance"]))
 
 
@@ -188,10 +190,7 @@ def main(out: Path = Path("analyses/results"), cache: Path | None = None, limit:
         writer.writerow(found[0])
         writer.writerows([f"{v:.6f}" if isinstance(v, float) else v for v in row.values()] for row in found)
     for row in found:
-        numbers = [
-            100 * float(row[k])
-            for k in ("regret", "ci_low", "ci_high", "worst", "minus_baseline", "minus_low", "minus_high")
-        ]  # type: ignore[arg-type]
+        numbers = [100 * float(row[k]) for k in NUMBERS]  # type: ignore[arg-type]
         text = "{:5.1f} [{:.1f}, {:.1f}] worst {:.1f}; minus best baseline {:+.1f} [{:+.1f}, {:+.1f}]".format(*numbers)
         sys.stdout.write(f"{row['group']:8s} {row['rule']:28s} n={row['settings']} {text}\n")
 

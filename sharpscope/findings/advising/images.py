@@ -207,7 +207,8 @@ def image_rows(path: AlongPath, curves: Mapping[str, ImageCurve], judged: Mappin
             "no shift with labels was there to judge it by" if test is None else
             f"held out, on {test.shifts} shifts of ID data with labels: the estimated gains are off by "
             f"{100 * test.error:.1f} points (root mean square)",
-            f"chosen because its held-out regret is the smallest of {len(usable)}" if rule == winner else "",
+            f"chosen because its held-out regret is the smallest of {len(usable)}; a target that is shifted in another "
+            "way than the held-out shifts may answer differently" if rule == winner else "",
             f"{least} alone has no larger held-out regret" if rule == winner and test is not None and least
             and fixed[least] <= test.regret else "",
         )  # fmt: skip
