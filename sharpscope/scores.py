@@ -258,6 +258,7 @@ class PathAnswers:
         )
 
     def without_labels(self) -> PathAnswers:
+        """The same answers to images whose labels are not known."""
         return PathAnswers(self.predicted, self.confidence)
 
 

@@ -27,7 +27,7 @@ from sharpscope.findings.advising.images import (
 )
 from sharpscope.findings.advising.labels import paired_difference
 from sharpscope.findings.advising.published import PublishedFacts, Tuning, published_facts
-from sharpscope.findings.advising.references import Reference, leave_one_setting_out, reference_pairs
+from sharpscope.findings.advising.references import Reference, Regrets, leave_one_setting_out, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.criteria import register_criterion
 from sharpscope.findings.criteria.barrier import barrier
@@ -66,6 +66,7 @@ __all__ = [
     "Prediction",
     "PublishedFacts",
     "Reference",
+    "Regrets",
     "Repairs",
     "Selection",
     "Tuning",

@@ -110,7 +110,7 @@ def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Pa
     assert all(len(a["alt"]) > 5 for a in images)
 
 
-def test_question_answer_and_advice_come_first(page: Page) -> None:
+def test_question_and_answer_come_first(page: Page) -> None:
     top = page.text("")
     assert "can sharpness on ID data tell which may be interpolated?" in top
     assert "Answer:" not in top and "On these pairs and these test sets: does not hold." in top
@@ -120,6 +120,9 @@ def test_question_answer_and_advice_come_first(page: Page) -> None:
     assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
     assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer
     assert "(Evidence from the table that ships with the embedded world.)" in answer
+
+
+def test_the_advice_of_every_pair_is_its_strongest_with_regret_beside_the_best_baselines(page: Page) -> None:
     advice = page.text("advice")
     assert (
         "success: predicted (ood), largest gain predicted from learning rate, distance and sharpness: alpha 0.4; make "

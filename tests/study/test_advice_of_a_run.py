@@ -38,7 +38,13 @@ def run_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5"
         for alpha in ALPHAS:
             row = {"pair": name, "alpha": alpha, "loss": 1.0, "distance_0": alpha, "distance_1": 1 - alpha}
             answered = {f"correct:{ID}": right(0.5 + 0.4 * alpha), f"correct:{OOD}": right(0.4 + 0.1 * alpha)}
-            units[f"path/{name}/{alpha!r}"] = Unit({"path": [row]}, {"losses": np.ones(8), **answered})
+            plain = {"pair": name, "alpha": alpha, "variant": "dense", "metric": "top1", "n": N, "primary": True}
+            accuracy = [
+                plain | {"dataset": ID, "role": "id", "estimate": 0.5 + 0.4 * alpha},
+                plain | {"dataset": OOD, "group": "ood", "role": "ood", "estimate": 0.4 + 0.1 * alpha},
+            ]
+            arrays = {"losses": np.ones(8), **answered}
+            units[f"path/{name}/{alpha!r}"] = Unit({"path": [row], "accuracy": accuracy}, arrays)
         losses = np.ones((6, 3, 8))
         losses[2, 0] += 5.0 * (name in stragglers)
         units[f"layers/{name}/finetuned"] = Unit({}, {"losses": losses, "alphas": np.array(ALPHAS)})

@@ -52,6 +52,7 @@ class Reference:
         return cls(pair, tuple(float(a) for a in alphas), features=features, setting=_setting(pair, told))
 
     def feature(self, name: str, alpha: float) -> float:
+        """The feature ``name`` at ``alpha``, linear between the pair's alphas; NaN where it is not known."""
         value = self.features.get(name, math.nan)
         return float(at_alpha(value, self.alphas, alpha)) if isinstance(value, np.ndarray) else float(value)
 
@@ -262,6 +263,9 @@ def leave_one_setting_out(
         names: the features of the rule ``predicted``.
         check: whether a rule that predicts refuses a setting that lies outside the others; False shows what
             extrapolation would cost.
+
+    Raises:
+        ConfigError: fewer than ``FEWEST_REFERENCES`` pairs behind a prediction (never here: such a rule has no regret).
     """
     lost: dict[str, dict[str, list[float]]] = {}
     for judged in references:
