@@ -30,9 +30,9 @@ from sharpscope.findings import (
     image_curves,
     leave_one_setting_out,
 )
-from sharpscope.miniworld import shipped
 from sharpscope.miniworld import world as miniworld
 from sharpscope.study.advise import HELD_OUT
+from sharpscope.study.designs import shipped_design
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 ID = "mini:photo"
@@ -76,8 +76,7 @@ def answered(name: str, limit: int | None) -> Judged:
 
 
 def as_judged(name: str, found: Mapping[str, PathAnswers], distance: float) -> Judged:
-    told = shipped.tunings()[name]
-    bare = Reference.of(name, ALPHAS, distance, told)
+    bare = Reference.of(name, ALPHAS, distance, shipped_design())
     ood = {g: np.mean([found[s].correct.mean(axis=1) for s in sets], axis=0) for g, sets in GROUPS.items()}
     reference = Reference(name, ALPHAS, ood, found[ID].correct.mean(axis=1), bare.features, bare.setting)
     return Judged(found, reference, bare.setting)
@@ -176,7 +175,7 @@ def main(out: Path = Path("analyses/results"), cache: Path | None = None, limit:
         cache: Folder for the answers, so that a second run is quick; default: none are kept.
         limit: Largest number of images per set; default: all.
     """
-    names = list(shipped.tunings())
+    names = shipped_design().pairs
     pairs = [cached(cache, n, limit) if cache else answered(n, limit) for n in names]
     rows = list(regrets(pairs))
     out.mkdir(parents=True, exist_ok=True)

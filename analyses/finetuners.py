@@ -9,8 +9,9 @@ paper's claims, tested here) and, with --choose, results/finetuners_rates.csv. A
 ``ood`` are those of the fine-tuned end, ``ood`` the mean over the OOD sets. ``best_alpha`` is the alpha with the best
 OOD accuracy, chosen on the OOD labels themselves (an oracle), so that ``gain`` (over the better end) is never
 negative; ``ood_half`` is the accuracy at alpha = 0.5, which needs no choice. Traces are sums over blocks, lambda_max
-is the largest block's, both at theta_1. Intervals are Student's t over the seeds, of differences with the same seed:
-they generalise to other seeds, not to other data.
+is the largest block's, both at theta_1. Intervals are Student's t, of differences with the same seed on the same
+images; their variance is that over seeds plus that over draws of the test images. p-values are corrected for the
+number of claims. They generalise to other seeds and images of this world, not to other data.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import torch
 import tyro
 import yaml
-from finetuner_baselines import ensembles, upgraded
+from finetuner_baselines import ENDS, ensembles, path_right, upgraded
 from finetuner_claims import claims
+from finetuner_images import read_right, resampled, write_right
 from tqdm import tqdm
 
 import sharpscope
@@ -41,6 +44,8 @@ from sharpscope.miniworld.world import SHIFTS, STYLES
 HERE = Path(__file__).parent
 SETTINGS: dict[str, Any] = yaml.safe_load((HERE / "finetuners.yaml").read_text(encoding="utf-8"))
 OOD = (*STYLES[1:], *SHIFTS)
+PATH = tuple(f"{role}{end}" for role in ("id", "ood") for end in ENDS)
+"""The columns of the path, which the study measures too."""
 
 
 def tuned(method: str, seed: int, out: Path | None, **changes: Any) -> Any:
@@ -75,14 +80,14 @@ def pair(job: tuple[str, int, str]) -> None:
     torch.set_num_threads(1)
     method, seed, out = job
     finished = tuned(method, seed, Path(out))
-    tables = finished.path.parent / "curvature.csv", finished.path.parent / "carried.csv"
-    if all(t.exists() for t in tables):
+    folder = finished.path.parent
+    if all((folder / name).exists() for name in ("curvature.csv", "right.npz")):
         return
     loaded = sharpscope.load_pair(SETTINGS["zeroshot"], finished.path, model="mini", upgraded=SETTINGS["upgraded"])
     train = data(SETTINGS["train"], loaded, "train", finished.method.shots * len(loaded.classifier.classnames))
-    if not tables[0].exists():
-        curvature(loaded, train).to_csv(tables[0], index=False)
-    beside(method, loaded, train).to_csv(tables[1], index=False)
+    if not (folder / "curvature.csv").exists():
+        curvature(loaded, train).to_csv(folder / "curvature.csv", index=False)
+    write_right(folder / "right.npz", right_images(method, loaded, train))
 
 
 def data(spec: str, loaded: Any, split: str, limit: int) -> Any:
@@ -96,17 +101,21 @@ def curvature(loaded: Any, train: Any) -> pd.DataFrame:
     return sharpscope.layer_sharpness(loaded, probe, **{**wanted, "measures": tuple(wanted["measures"])})
 
 
-def beside(method: str, loaded: Any, train: Any) -> pd.DataFrame:
-    """One row: accuracy on an upgraded backbone, and of output-space ensembles where these are asked for."""
+def right_images(method: str, loaded: Any, train: Any) -> dict[str, list[Any]]:
+    """Which test images are right, by the table's columns: along the path, on an upgraded backbone, and for the output
+    ensembles where these are asked for."""
     limit = SETTINGS["study"]["limit"]
     test = {"id": data(SETTINGS["train"], loaded, "test", limit)}
     test |= {domain: data(f"mini:{domain}", loaded, "test", limit) for domain in OOD}
-    found = upgraded(loaded, {"id": test["id"]})
+    found = {
+        f"{role}{end}": sets for end, sets_of in path_right(loaded, test).items() for role, sets in sets_of.items()
+    }
+    found |= {column: [hits] for column, hits in upgraded(loaded, test["id"]).items()}
     if method in SETTINGS["ensembles"]:
-        mixed = pd.DataFrame(ensembles(loaded, train, data(SETTINGS["train"], loaded, "val", limit), test))
-        for kind in mixed.index:
-            found |= {f"id_{kind}": mixed.loc[kind, "id"], f"ood_{kind}": mixed.loc[kind, list(OOD)].mean()}
-    return pd.DataFrame([found])
+        mixed = ensembles(loaded, train, data(SETTINGS["train"], loaded, "val", limit), test)
+        for kind, sets in mixed.items():
+            found |= {f"id_{kind}": [sets["id"]], f"ood_{kind}": [sets[domain] for domain in OOD]}
+    return found
 
 
 def study(method: str, out: Path) -> sharpscope.StudyConfig:
@@ -150,6 +159,7 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
         chosen = chosen[chosen["criterion"] == SETTINGS["study"]["straggler_criterion"]]
         sharp = pd.read_csv(out / "pairs" / name / "curvature.csv")
         sharp = sharp[(sharp["layer"] != "(all)") & (sharp["status"] != "failed")]
+        beside = read_right(out / "pairs" / name / "right.npz")
         measured = {}
         for tower in ("image", "text", "head"):
             of_tower = sharp[sharp["tower"] == tower]
@@ -177,7 +187,7 @@ def rows(method: str, run: Any, out: Path) -> Iterator[dict[str, Any]]:
             "distance": path.loc[1.0, "distance_0"],
             "moving": path.loc[1.0, "num_moving"],
             **measured,
-            **pd.read_csv(out / "pairs" / name / "carried.csv").iloc[0].to_dict(),
+            **{c: float(np.mean([hits.mean() for hits in sets])) for c, sets in beside.items() if c not in PATH},
         }
 
 
@@ -228,7 +238,12 @@ def main(
         collected += rows(method, sharpscope.run(study(method, out), out / "runs" / method, progress=bar), out)
     table = pd.DataFrame(collected)
     write(summarised(table), "finetuners.csv", results)
-    write(claims(table), "finetuners_claims.csv", results)
+    right = {
+        (method, str(seed)): read_right(out / "pairs" / f"{method}-{seed}" / "right.npz")
+        for method in names
+        for seed in SETTINGS["seeds"]
+    }
+    write(claims(table, resampled(table, right, 200, SETTINGS["choice_seed"])), "finetuners_claims.csv", results)
 
 
 if __name__ == "__main__":

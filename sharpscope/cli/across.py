@@ -49,6 +49,9 @@ class Correlate(AsTable, _AcrossRuns):
     """Criterion that chooses the stragglers of every pair, taken together as the layer (stragglers): any criterion of
     the runs' stragglers.csv (instability is the sharpness paper's definition); default: the one that decided in the
     runs."""
+    covariates: str | None = None
+    """CSV file with the column pair and one for each further covariate (learning_rate ...) that correlations hold
+    fixed; it wins over what checkpoints and study files state."""
 
     def __call__(self) -> Outcome:
         self.check()

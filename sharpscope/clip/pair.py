@@ -17,7 +17,6 @@ from sharpscope.clip.model import ClipModel, pretrained_tag
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.settings import check_head_file, check_position, check_templates, unread_prompts
 from sharpscope.clip.transplant import check_carried, prompted, reader_on, transplanted
-from sharpscope.clip.tuned import finetuning_of
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
@@ -423,8 +422,18 @@ def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Ma
 
 def _file_facts(end: Checkpoint) -> dict[str, Any]:
     told = {"source": FilePath(end.source).name, "sha256": end.sha256, "container": end.facts.get("container")}
-    tuned = finetuning_of(end)
-    return told | ({"prompts": True} if holds_prompts(end) else {}) | ({"finetuning": tuned} if tuned else {})
+    if tuned := _finetuning(end):
+        told["finetuning"] = tuned
+    return told | ({"prompts": True} if holds_prompts(end) else {})
+
+
+def _finetuning(end: Checkpoint) -> dict[str, Any]:
+    """What a file that ``sharpscope finetune`` wrote states about the fine-tuning; nothing for another file."""
+    try:
+        told = json.loads(end.facts.get("metadata", {}).get("sharpscope.finetuning", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _stem(source: CheckpointSource) -> str:

@@ -8,7 +8,7 @@ from typing import Final
 
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
-from sharpscope.vocabulary import MEASURES, Cost, Measure
+from sharpscope.vocabulary import MEASURES, Cost, Measure, expand_measures
 
 __all__ = ["check_no_idle"]
 
@@ -75,6 +75,7 @@ _RULES: Final = (
     *(_Rule(name, _repaired, "repaired paths: densities, and repair_alphas") for name in ("targets", "selects")),
     *(_Rule(name, lambda c: "vrf" in c.output_baselines, "vrf among output_baselines") for name in VRF_FIELDS),
     _Rule("ensembles", lambda c: any(0 <= a <= 1 for a in c.alphas), "an alpha in [0, 1]"),
+    _Rule("primary_measure", lambda c: c.primary_measure in expand_measures(c.measures), "that measure among measures"),
     _Rule("repair_alphas", lambda c: bool(c.densities) or not c.repair_alphas, "densities"),
 )
 

@@ -28,6 +28,8 @@ from sharpscope.vocabulary import (
     MEASURES,
     PAIRS,
     PATHS,
+    PRIMARY_ALPHA,
+    PRIMARY_MEASURE,
     ClassPosition,
     Device,
     Dtype,
@@ -78,7 +80,7 @@ class PairConfig:
 
     ``name``: the pair's name in tables and figures; ``zeroshot``, ``finetuned``: checkpoint files, or ``mini:NAME``.
     ``covariates``: numbers that are known of the pair, by name (``learning_rate`` ...), which correlations across pairs
-    hold fixed, one at a time.
+    hold fixed; ``setting``, ``base``: names of its recipe and of its zero-shot model, where the files do not tell.
     """
 
     name: str
@@ -88,7 +90,13 @@ class PairConfig:
     finetuned: str
     """Checkpoint file of theta_1 (or ``mini:success``, ``mini:failure`` ...)."""
     covariates: dict[str, float] = field(default_factory=dict)
-    """Numbers that are known of the pair, such as learning_rate, which correlations across pairs hold fixed."""
+    """Numbers that are known of the pair, such as learning_rate, which correlations across pairs hold fixed. They win
+    over what the fine-tuned file states."""
+    setting: str | None = None
+    """Name of all that the fine-tuning was but its seed: pairs of one setting on one base are replicates, which count
+    once. Default: what the fine-tuned file states."""
+    base: str | None = None
+    """Name of the zero-shot model, within which pairs are compared; default: the content of its file."""
 
 
 @functools.cache
@@ -285,6 +293,11 @@ class StudyConfig:
     """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
     repair_alphas: tuple[float, ...] | None = None
     """Points of the repaired paths; default: those of ``alphas`` strictly between the ends."""
+    primary_measure: str = PRIMARY_MEASURE
+    """Measure of the comparison across pairs that is named before looking: the whole model's, with the OOD gain on each
+    group of OOD sets. Verdicts rest on it; all other correlations are exploratory."""
+    primary_alpha: float = PRIMARY_ALPHA
+    """The alpha of that comparison; the nearest one that is measured is taken."""
     shipped_pairs: bool = False
     """Add the across-pair table that comes with the embedded world to the correlations (marked ``shipped``)."""
 
@@ -321,7 +334,8 @@ class StudyConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
         data = plain(dataclasses.asdict(self))
-        data["pairs"] = [{k: v for k, v in pair.items() if k != "covariates" or v} for pair in data["pairs"]]
+        later = ("covariates", "setting", "base")
+        data["pairs"] = [{k: v for k, v in pair.items() if k not in later or v} for pair in data["pairs"]]
         return data
 
     def check_complete(self) -> None:
@@ -388,6 +402,8 @@ def _check(c: StudyConfig) -> None:
     if c.precision != "full" and c.dtype != "float32":
         raise ConfigError(f"precision: {c.precision} goes with dtype float32 only, got {c.dtype}.")
     expand_measures(c.measures)
+    MEASURES.find(c.primary_measure, "primary_measure")
+    _check_alphas("primary_alpha", (c.primary_alpha,), c.extrapolate)
     check_products(c)
     check_metrics(c.metrics)
     parse_criterion(c.straggler_criterion)

@@ -8,17 +8,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from sharpscope.config.fields import check_keys, checked_fields
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.config.studyfile import line_of, read_mapping
 from sharpscope.errors import ConfigError, shown
 
-__all__ = ["LEARNING_RATE", "SweepConfig", "SweepTrial", "load_sweep"]
-
-LEARNING_RATE: Final = "learning_rate"
-"""The covariate's name of the hyperparameter ``lr``."""
+__all__ = ["SweepConfig", "SweepTrial", "load_sweep"]
 
 
 @dataclass(frozen=True)

@@ -261,7 +261,7 @@ def _best_row(
     if not len(known) or block.null is None:
         n, effective = int(block.n[single].max()), int(block.n_effective[single].max())
         why = f"no layer has a correlation ({block.why[first]})"
-        none = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "n_effective": effective}
+        none: dict[str, object] = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "n_effective": effective}
         none |= {"status": "undefined", "note": why}
         return {**row, **none}
     size = np.abs(block.estimate[known])

@@ -48,6 +48,8 @@ class Design:
     """All that is known of how each pair was fine-tuned, but its seed; "" where nothing is: a setting of its own."""
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Numbers of the pairs that do not depend on alpha: name -> [n], NaN where unknown."""
+    remarks: tuple[str, ...] = ()
+    """What a reader of conclusions has to know of these facts."""
 
     # ----------------------------------------------------------------------------------------- units, as whole numbers
     @cached_property
@@ -122,7 +124,7 @@ class Design:
             return tuple("" if i is None else values[i] for i in at)
 
         numbers = {k: np.array([math.nan if i is None else v[i] for i in at]) for k, v in self.covariates.items()}
-        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers)
+        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers, self.remarks)
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """[..., n] -> [..., units]: the mean over a unit's clusters of the means over their pairs."""
@@ -220,7 +222,7 @@ class Design:
             )
         if unknown := sum(not s for s in self.setting):
             said.append(f"the setting of {unknown} pairs is unknown, and each counts as a setting of its own")
-        return "; ".join(said)
+        return "; ".join([*said, *self.remarks])
 
 
 def independent(pairs: Sequence[str]) -> Design:

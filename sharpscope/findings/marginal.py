@@ -58,9 +58,11 @@ def reasons(x: np.ndarray, y: np.ndarray, needed: int, what: str, outcome: str) 
 
 def empty_block(columns: int) -> Block:
     """Columns without values."""
-    nan = [np.full(columns, np.nan) for _ in range(5)]
-    counts = np.zeros(columns, dtype=int)
-    return Block(*nan[:4], counts, counts.copy(), [""] * columns, [""] * columns, [""] * columns, nan[4])
+    nan, counts = np.full(columns, np.nan), np.zeros(columns, dtype=int)
+    return Block(
+        estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
+        given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan.copy(),
+    )  # fmt: skip
 
 
 def marginal_block(

@@ -237,11 +237,12 @@ def partial_correlation(
 
 def _nothing(columns: int, count: int, asked: str) -> Partial:
     """Columns without values."""
-    nan = [np.full(columns, np.nan) for _ in range(5)]
-    many = [np.full((count, columns), np.nan) for _ in range(2)]
-    counts = np.zeros(columns, dtype=int)
-    texts = [asked] * columns, [""] * columns, [""] * columns
-    return Partial(*nan[:4], counts, counts.copy(), *texts, nan[4], *many)
+    nan, counts, nothing = np.full(columns, np.nan), np.zeros(columns, dtype=int), np.full((count, columns), np.nan)
+    return Partial(
+        estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
+        given=[asked] * columns, why=[""] * columns, note=[""] * columns, statistic=nan.copy(), null=nothing,
+        draws=nothing.copy(),
+    )  # fmt: skip
 
 
 def _fill(

@@ -17,7 +17,6 @@ __all__ = [
     "manifest",
     "pairs_table",
     "tokenizer_path",
-    "tunings",
 ]
 
 
@@ -61,18 +60,6 @@ def checkpoint_path(name: str) -> Path:
             f"mini:{shown(name)}: no such checkpoint.{did_you_mean(name, known)} Known: {', '.join(known)}."
         )
     return _data() / str(known[name]["file"])
-
-
-def tunings() -> dict[str, dict[str, Any]]:
-    """How the fine-tuned checkpoints were made: name -> method, learning_rate, epochs, examples, seed and sha256."""
-    return {
-        name: {
-            "method": told["method"], "learning_rate": told["recipe"]["lr"], "epochs": told["recipe"]["epochs"],
-            "examples": told["recipe"]["n"], "seed": told["seed"], "sha256": told["sha256"],
-        }
-        for name, told in manifest()["checkpoints"].items()
-        if "lr" in told["recipe"]
-    }  # fmt: skip
 
 
 def pairs_table(name: str) -> Path:

@@ -31,7 +31,15 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import interval, is_missing, number, percent, points
-from sharpscope.tables.rows import MIDDLE, measures_in, nearest, widest_means
+from sharpscope.tables.rows import (
+    MIDDLE,
+    joint_rows,
+    marginal_rows,
+    measures_in,
+    nearest,
+    unique_in_order,
+    widest_means,
+)
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PAIRS
 
 __all__ = ["correlations", "repair", "sharpness", "stragglers"]
@@ -253,7 +261,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     """Spearman correlations of the whole model and of groups of layers: one table per source, one row per measure.
 
     The columns are groups (across pairs) or pairs (along the path). The correlations are those with OOD gain where
-    there is one, on the mean over the most data sets, at the alpha nearest 0.5.
+    there is one, on the mean over the most data sets, at the alpha nearest 0.5. Those with all covariates held fixed
+    come first, and the plain ones stand beside them.
     """
     table = table[
         (table["method"] == "spearman")
@@ -264,7 +273,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
         table = widest_means(table)
     grids = []
-    for (origin, group), rows in table.groupby(["source", "group"], sort=True):
+    parts = [part.assign(held=held) for held, part in (("all", joint_rows(table)), ("none", marginal_rows(table)))]
+    for (origin, group, held), rows in pd.concat(parts).groupby(["source", "group", "held"], sort=True):
         if not np.isfinite(rows["estimate"]).any():
             continue
         alpha = nearest(rows["alpha"], MIDDLE)
@@ -287,6 +297,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         costs = [m for m in CRITERIA if m in set(rows["measure"])]
         what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"
         sets = f" on the OOD sets of the group {group}" if table["group"].nunique() > 1 else ""
+        fixed = unique_in_order(g.replace("+", ", ") for g in rows.loc[rows["status"] == "ok", "given"] if g)
+        sets += f", {' or '.join(fixed)} held fixed" if held == "all" else ""
         caption = f"Spearman correlation of {what} with {against}{sets}, {where}; source: {origin}."
         grids.append(Grid.of(head, body, caption, range(1, len(head)), "tables/correlations.csv"))
     return grids

@@ -30,7 +30,15 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
-from sharpscope.tables.rows import MIDDLE, measures_in, nearest, pairs_and_groups, unique_in_order, widest_means
+from sharpscope.tables.rows import (
+    MIDDLE,
+    marginal_rows,
+    measures_in,
+    nearest,
+    pairs_and_groups,
+    unique_in_order,
+    widest_means,
+)
 from sharpscope.vocabulary import AGAINST, GROUPS, MEASURES, PAIRS, Group
 
 __all__ = ["correlation", "correlation_scatter", "repair"]
@@ -191,7 +199,7 @@ def correlation(
     Raises:
         NoData: the table has no such rows.
     """
-    table = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
+    table = marginal_rows(correlations[(correlations["scope"] == scope) & (correlations["method"] == method)])
     if not len(table):
         raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
     names = unique_in_order(table["against"])

@@ -19,9 +19,11 @@ from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_layers
-from sharpscope.study.known import told_of
+from sharpscope.study.designs import design_of_manifests, read_covariates, with_covariates
 from sharpscope.tables.files import normalised, read_csv
-from sharpscope.tables.rows import covariates, table, unique_in_order
+from sharpscope.tables.rows import covariates as measured_covariates
+from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.vocabulary import PRIMARY_ALPHA, PRIMARY_MEASURE
 
 __all__ = ["correlate", "references_of", "robustness"]
 
@@ -35,6 +37,7 @@ def correlate(
     match: Sequence[str] = (),
     ids: Sequence[str] = (),
     straggler_criterion: str | None = None,
+    covariates: Path | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
     level: float = 0.95,
@@ -49,6 +52,8 @@ def correlate(
         match, ids: see ``exchange.join_accuracy``.
         straggler_criterion: the criterion whose choice in each run's stragglers table makes the layers ``(stragglers)``
             and ``(others)`` of its pairs; None: the one that decided in the runs.
+        covariates: a CSV file of covariates (``designs.read_covariates``), which win over those of files and studies. A
+            pair without a value is left out of the partial correlations, and counted in their notes.
         seed: seed of the resampling.
         bootstrap: number of replicates, and of permutations.
         level: coverage of the intervals.
@@ -58,7 +63,8 @@ def correlate(
 
     Raises:
         RunDirectoryError: a folder without tables.
-        ConfigError: two runs that have a pair of the same name; runs in which different criteria decided and none is
+        ConfigError: two runs that have a pair of the same name; covariates that cannot be used; runs in which
+            different criteria decided and none is
             given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
@@ -66,10 +72,15 @@ def correlate(
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
     chosen = _stragglers(joined["stragglers"], straggler_criterion or _deciding(runs), straggler_criterion is not None)
+    design = design_of_manifests(_manifest(run) for run in runs).reindexed(unique_in_order(joined["path"]["pair"]))
+    if covariates is not None:
+        design = with_covariates(design, read_covariates(covariates, design.pairs))
     return pair_correlations(
         joined["sharpness"],
         joined["accuracy"],
-        covariates(joined["accuracy"], joined["path"], _told(runs)),
+        measured_covariates(joined["accuracy"], joined["path"]),
+        design=design,
+        primary=_primary(runs),
         source="run",
         stragglers=chosen,
         costs=path_costs(joined["path"], joined["stragglers"]),
@@ -129,13 +140,8 @@ def references_of(runs: Sequence[Path], groups: Mapping[str, str] | None = None)
     if not runs:
         return []
     joined = _tables(runs, ("accuracy", "path"), optional=("sharpness",))
-    told: dict[str, dict[str, float | str]] = {}
-    for manifest in map(_manifest, runs):
-        facts = manifest.get("pairs") or {}
-        for pair in manifest.get("config", {}).get("pairs", ()):
-            name = str(pair["name"])
-            told[name] = told_of(pair.get("covariates") or {}, facts.get(name))
-    return reference_pairs(joined["accuracy"], joined["path"], joined["sharpness"], told, groups)
+    design = design_of_manifests(map(_manifest, runs))
+    return reference_pairs(joined["accuracy"], joined["path"], joined["sharpness"], design, groups)
 
 
 def _tables(runs: Sequence[Path], names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
@@ -204,10 +210,11 @@ def _pairs(runs: Sequence[Path]) -> list[RunPair]:
     return out
 
 
-def _told(runs: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """Pair -> the covariates that the runs' manifests state (``PairConfig.covariates``)."""
-    pairs = [p for run in runs for p in _manifest(run).get("config", {}).get("pairs", ())]
-    return {str(p["name"]): dict(p.get("covariates") or {}) for p in pairs}
+def _primary(runs: Sequence[Path]) -> tuple[str, float]:
+    """The measure and the alpha that the first run named before looking."""
+    config = _manifest(runs[0]).get("config") if runs else None
+    told = config if isinstance(config, dict) else {}
+    return str(told.get("primary_measure", PRIMARY_MEASURE)), float(told.get("primary_alpha", PRIMARY_ALPHA))
 
 
 def _manifest(run: Path) -> dict[str, Any]:

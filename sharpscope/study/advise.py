@@ -32,7 +32,8 @@ from sharpscope.present.advice import advice_text
 from sharpscope.scores import PathAnswers
 from sharpscope.study.across import references_of
 from sharpscope.study.context import Context, check_test_sets
-from sharpscope.study.known import shipped_references, told_of, tuning_of
+from sharpscope.study.designs import design_of
+from sharpscope.study.known import shipped_references, tuning_of
 from sharpscope.study.report import finished_results
 from sharpscope.study.results import unless_doubted
 from sharpscope.study.tasks import roles
@@ -231,7 +232,8 @@ def _of_pair(
     """A pair that is evaluated now, on its ID and OOD sets."""
     context = Context.load(config, pair)
     answers = _evaluated(context, context.datasets, bars)
-    told, facts = told_of(pair.covariates, context.pair.facts), context.pair.facts
+    facts = context.pair.facts
+    design = design_of((pair,), {pair.name: facts})
     hits = {spec: judged_by(answers[spec], d.metrics[0]) for spec, d in context.datasets.items()}
     path = along_path(
         pair.name, config.alphas, hits, roles(config), config.ood_groups,
@@ -241,8 +243,8 @@ def _of_pair(
     if shipped:
         names = [r.pair for r in references]
         references += [r for r in shipped_references(config.ood_groups) if r.pair not in names]
-    judged = Reference.of(pair.name, config.alphas, float(context.path.distance(1.0)[0]), told)
-    known = Known(tuning_of(told, facts), judged, [r for r in references if r.pair != pair.name])
+    judged = Reference.of(pair.name, config.alphas, float(context.path.distance(1.0)[0]), design)
+    known = Known(tuning_of(design, pair.name, facts), judged, [r for r in references if r.pair != pair.name])
     doubt = swap_doubt(pair.name, config.alphas, hits, roles(config), config.level)
     ids = {spec: answers[spec] for spec in config.id}
     return _Subject(path, known, config, pair, context, ids, [doubt] if doubt else [])

@@ -1,4 +1,4 @@
-"""What runs know of how their pairs were fine-tuned, and the reference pairs that they make for each other's advice."""
+"""What advice knows of pairs beside their accuracies: how they were tuned, and the embedded world's as references."""
 
 from __future__ import annotations
 
@@ -10,28 +10,21 @@ import pandas as pd
 
 from sharpscope.findings.advising.published import Tuning
 from sharpscope.findings.advising.references import Reference, reference_pairs
+from sharpscope.findings.design import Design
 from sharpscope.miniworld import shipped
+from sharpscope.study.designs import shipped_design
 from sharpscope.tables.files import read_csv
+from sharpscope.vocabulary import LEARNING_RATE
 
-__all__ = ["shipped_references", "shipped_table", "told_of", "tuning_of"]
-
-Told = dict[str, float | str]
-
-
-def told_of(covariates: Mapping[str, float], facts: Mapping[str, Any] | None) -> Told:
-    """What is known of one pair's fine-tuning by name: its file's facts, and over them what the study file says."""
-    end = (facts or {}).get("finetuned")
-    found = end.get("finetuning") if isinstance(end, Mapping) else None
-    return {**(found if isinstance(found, Mapping) else {}), **covariates}
+__all__ = ["shipped_references", "shipped_table", "tuning_of"]
 
 
-def tuning_of(told: Mapping[str, float | str], facts: Mapping[str, Any] | None) -> Tuning:
-    """The learning rate, and whether only the head moved."""
-    rate, moves = told.get("learning_rate", math.nan), str((facts or {}).get("what moves") or "")
-    return Tuning(
-        float(rate) if isinstance(rate, (int, float)) else math.nan,
-        moves.startswith("only the head") if moves else None,
-    )
+def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tuning:
+    """The pair's learning rate, and whether only the head moved."""
+    rates = design.covariates.get(LEARNING_RATE)
+    rate = math.nan if rates is None else float(rates[design.pairs.index(pair)])
+    moves = str((facts or {}).get("what moves") or "")
+    return Tuning(rate, moves.startswith("only the head") if moves else None)
 
 
 def shipped_table(name: str) -> pd.DataFrame:
@@ -48,5 +41,5 @@ def shipped_references(groups: Mapping[str, str], known: Sequence[str] = ()) -> 
     accuracy, path, sharpness = (shipped_table(t) for t in ("accuracy", "path", "sharpness"))
     if groups:
         accuracy = accuracy[(accuracy["role"] != "ood") | accuracy["dataset"].isin(list(groups))]
-    pairs = reference_pairs(accuracy, path, sharpness, shipped.tunings(), groups)
+    pairs = reference_pairs(accuracy, path, sharpness, shipped_design(), groups)
     return [pair for pair in pairs if pair.pair not in known]

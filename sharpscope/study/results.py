@@ -27,7 +27,8 @@ from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.scores import Predictions
-from sharpscope.study.known import shipped_references, shipped_table, told_of, tuning_of
+from sharpscope.study.designs import design_of, shipped_design
+from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
@@ -39,8 +40,6 @@ from sharpscope.vocabulary import (
     BASES,
     DEFAULT_GROUP,
     PAIRS,
-    PRIMARY_ALPHA,
-    PRIMARY_MEASURE,
     expand_measures,
     parse_criterion,
 )
@@ -61,7 +60,7 @@ class _Resampling(TypedDict):
 class Results:
     """The units of a study and the tables derived from them; neither checkpoints nor data are opened.
 
-    ``layers`` holds the layers of every pair in the order of the forward pass, ``facts`` what the pairs' files state.
+    ``layers`` holds the layers of every pair in the order of the forward pass, ``facts`` what its files state.
     """
 
     def __init__(
@@ -71,6 +70,7 @@ class Results:
         facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.config, self.layers, self.facts = config, layers, facts or {}
+        self.design = design_of(config.pairs, self.facts)
         self.units: dict[str, Unit] = {}
         self.failed: dict[str, str] = {}
         self._stragglers: dict[str, pd.DataFrame] = {}
@@ -231,7 +231,7 @@ class Results:
     def references(self) -> list[Reference]:
         """This run's pairs and, where asked for, the embedded world's, as references for advice on each other."""
         accuracy, path, sharpness = (self.measured(t) for t in ("accuracy", "path", "sharpness"))
-        own = reference_pairs(accuracy, path, sharpness, self._told)
+        own = reference_pairs(accuracy, path, sharpness, self.design)
         if not self.config.shipped_pairs:
             return own
         return own + shipped_references(self.config.ood_groups, list(self.layers))
@@ -239,17 +239,12 @@ class Results:
     def known(self, name: str, references: Sequence[Reference], repairs: pd.DataFrame | None = None) -> Known:
         """What is known of one pair for advice; ``repairs``: the repair tables of pairs that have stragglers."""
         return Known(
-            tuning_of(self._told[name], self.facts.get(name)),
+            tuning_of(self.design, name, self.facts.get(name)),
             next((r for r in references if r.pair == name), None),
             references,
             self._chosen(name),
             repairs,
         )
-
-    @property
-    def _told(self) -> dict[str, dict[str, float | str]]:
-        stated = {p.name: p.covariates for p in self.config.pairs}
-        return {name: told_of(stated.get(name, {}), self.facts.get(name)) for name in self.layers}
 
     def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:
         """The answers on the ID sets and on the OOD sets of ``group``."""
@@ -335,8 +330,10 @@ class Results:
             pair_correlations(
                 sharpness,
                 accuracy,
-                covariates(accuracy, path, {p.name: p.covariates for p in c.pairs}),
+                covariates(accuracy, path),
                 source="run",
+                design=self.design,
+                primary=self._primary,
                 stragglers=stragglers,
                 costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
@@ -350,6 +347,8 @@ class Results:
                 tables["accuracy"],
                 covariates(tables["accuracy"], tables["path"]),
                 source="shipped",
+                design=shipped_design(),
+                primary=self._primary,
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
                 costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
@@ -357,6 +356,10 @@ class Results:
             )
             parts.append(shipped)
         return stacked("correlations", parts)
+
+    @property
+    def _primary(self) -> tuple[str, float]:
+        return self.config.primary_measure, self.config.primary_alpha
 
     def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
         """Straggler layers of the shipped pairs by this run's criterion, or None where it needs more than sharpness."""
@@ -382,8 +385,8 @@ class Results:
             tables["sharpness"],
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
-            measure=PRIMARY_MEASURE,
-            alpha=PRIMARY_ALPHA,
+            measure=c.primary_measure,
+            alpha=c.primary_alpha,
             group=group,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",

@@ -15,14 +15,16 @@ import pandas as pd
 
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.config.study import PairConfig
-from sharpscope.config.sweep import LEARNING_RATE, SweepConfig, SweepTrial
+from sharpscope.config.sweep import SweepConfig, SweepTrial
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.finetuning.run import finetune, tuned_by
 from sharpscope.study.context import check_inputs
+from sharpscope.study.designs import recipe_numbers
 from sharpscope.study.report import Run
 from sharpscope.study.run import run
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.vocabulary import LEARNING_RATE
 
 __all__ = ["FinishedSweep", "run_sweep"]
 
@@ -95,13 +97,12 @@ def _tuned(sweep: SweepConfig, trial: SweepTrial, folder: Path) -> tuple[Path, M
 def _row(trial: SweepTrial, tuned: tuple[Path, Mapping[str, Any]]) -> dict[str, Any]:
     """A row of the table ``finetunings``, with the column ``file`` besides."""
     file, facts = tuned
-    values = facts["hyperparameters"]
-    size, examples = values["batch_size"], facts["examples"]
-    steps = values["steps"] if values["steps"] is not None else values["epochs"] * (examples // size)
+    values, numbers = facts["hyperparameters"], recipe_numbers(facts)
     extra = {name: values[name] for name in trial.settings if name not in ("lr", "epochs", "steps", "batch_size")}
+    whole = {name: int(numbers[name]) for name in ("steps", "batch_size")}
     return {
-        "pair": trial.name, "method": facts["method"], LEARNING_RATE: values["lr"], "epochs": steps * size / examples,
-        "steps": steps, "batch_size": size, "seed": trial.seed, **extra, "file": str(file),
+        "pair": trial.name, "method": facts["method"], LEARNING_RATE: numbers[LEARNING_RATE],
+        "epochs": numbers["epochs"], **whole, "seed": trial.seed, **extra, "file": str(file),
     }  # fmt: skip
 
 

@@ -143,7 +143,7 @@ def pairs_and_groups(frame: pd.DataFrame) -> pd.DataFrame:
 def _groups(frame: pd.DataFrame) -> pd.Series:
     """The group of every row. OOD rows of tables from before groups existed are in ``DEFAULT_GROUP``."""
     given = frame["group"] if "group" in frame else pd.Series("", index=frame.index)
-    given = pd.Series([g if isinstance(g, str) else "" for g in given], index=frame.index, dtype=str)
+    given = given.astype(object).fillna("").astype(str)
     if "role" not in frame:
         return given
     return given.mask((given == "") & frame["role"].isin(("ood", OOD_MEAN)), DEFAULT_GROUP)
@@ -270,20 +270,12 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     return out
 
 
-def covariates(
-    accuracy: pd.DataFrame, path: pd.DataFrame, told: Mapping[str, Mapping[str, float]] | None = None
-) -> pd.DataFrame:
-    """The covariates that sharpness is compared with: pair, alpha, distance from theta_0 and ID accuracy.
-
-    ``told``: pair -> further covariates, which do not depend on alpha (learning_rate ...); NaN for a pair without one.
-    """
+def covariates(accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+    """The covariates that every run measures: pair, alpha, distance from theta_0 and ID accuracy."""
     dense = dense_rows(accuracy[accuracy["role"] == "id"])
     mean = mean_accuracy(dense).rename(columns={"estimate": "id_accuracy"}).drop(columns="n")
     distance = path[["pair", "alpha", "distance_0"]].rename(columns={"distance_0": "distance"})
-    known = distance.merge(mean, on=["pair", "alpha"], how="left")
-    for name in dict.fromkeys(name for own in (told or {}).values() for name in own):
-        known[name] = [float((told or {}).get(str(pair), {}).get(name, math.nan)) for pair in known["pair"]]
-    return known
+    return distance.merge(mean, on=["pair", "alpha"], how="left")
 
 
 def points_of(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from sharpscope.findings.advising.along import AlongPath, along_path
 from sharpscope.findings.advising.measured import measured_rows
 from sharpscope.findings.advising.published import Tuning, published_facts
 from sharpscope.findings.advising.references import Reference, inside, leave_one_setting_out, reference_pairs
+from sharpscope.findings.design import Design
 from sharpscope.findings.prediction import REFERENCE, predict_gain, reference_table
 from sharpscope.tables.schema import COLUMNS, KEYS
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
@@ -294,12 +295,9 @@ def test_reference_table_from_the_tables_of_a_run(sharpness_of, accuracy_of) -> 
 
 def test_reference_pairs_from_the_tables_of_a_run(sharpness_of, accuracy_of) -> None:
     sharp, acc, path = tables(sharpness_of, accuracy_of)
-    told = {"a": {"learning_rate": 0.1, "epochs": 2, "seed": 1}}
+    told = Design(("b", "a"), ("", ""), ("", "one"), {"learning_rate": np.array([np.nan, 0.1])})
     a, b = reference_pairs(acc, path, sharp, told)
-    assert (
-        a.feature("log_ratio:ggn_trace", 1.0) == pytest.approx(math.log(4))
-        and a.setting == "learning_rate=0.1/epochs=2"
-    )
+    assert a.feature("log_ratio:ggn_trace", 1.0) == pytest.approx(math.log(4)) and a.setting == "one"
     assert a.feature("log_distance", 0.5) == pytest.approx(math.log(3)) and np.isnan(b.feature("log_distance", 0.5))
     assert a.feature("log_learning_rate", 0.5) == pytest.approx(math.log(0.1)) and b.setting == "b"
     (group,) = a.ood

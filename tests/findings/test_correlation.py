@@ -82,7 +82,7 @@ def test_q_is_benjamini_hochberg_over_the_layers_of_one_measure_and_method(world
     sharp, acc = world(8, layers=5, link=1.0)
     table = pair_correlations(sharp, acc, covariates(8), source="run", alphas=(0.5,), bootstrap=99)
     layers = table[table["layer"].str.startswith("l")]
-    for _, part in layers.groupby(["measure", "method", "against"]):
+    for _, part in layers.groupby(["measure", "method", "against", "given"]):
         assert len(part) == 5
         np.testing.assert_allclose(part["q_value"], stats.false_discovery_control(part["p_value"]))
     alone = table[table["layer"].isin(("(all)", "(best)")) & (table["status"] == "ok")]
@@ -101,7 +101,8 @@ def test_under_the_null_false_alarms_are_at_most_nominal(world, n: int) -> None:
     z = covariates(n, distance=rng.normal(size=n))
     table = pair_correlations(noise, acc, z, source="run", alphas=(0.5,), bootstrap=199)
     rows = table[(table["against"] == "ood_gain") & table["measure"].str.startswith("noise")]
-    rows = rows.set_index(["layer", "method"]).sort_index()
+    partial = rows[(rows["given"] == "distance") & (rows["layer"] == "l1")]
+    rows = rows[rows["given"] == ""].set_index(["layer", "method"]).sort_index()
     limit = 0.1 + 3 * math.sqrt(0.1 * 0.9 / runs)
     for method in ("pearson", "spearman", "kendall"):
         for layer in ("(all)", "l1", "(best)"):
@@ -110,7 +111,7 @@ def test_under_the_null_false_alarms_are_at_most_nominal(world, n: int) -> None:
             if n == 8 and method == "pearson":  # and not by never raising one
                 assert (p <= 0.1).mean() > 0.03, (layer, method)
     if n == 8:
-        assert (rows.loc[("l1", "spearman|distance"), "p_value"] <= 0.1).mean() <= limit
+        assert len(partial) == runs and (partial["p_value"] <= 0.1).mean() <= limit
     naive = rows.loc[[("l0", "pearson"), ("l1", "pearson"), ("l2", "pearson")], "p_value"].to_numpy().reshape(3, runs)
     assert (naive.min(axis=0) <= 0.1).mean() > limit  # the best layer's own p would promise too much
 
@@ -136,18 +137,18 @@ def test_intervals_of_moderate_samples_cover(world) -> None:
 def test_what_the_covariate_explains_is_taken_away(sharpness_of, accuracy_of) -> None:
     """Distance drives both: sharper models look better until distance is held fixed."""
     rng = np.random.default_rng(0)
-    distance = rng.random(20)
-    sharp = np.exp(-3 * distance + 0.3 * rng.normal(size=20))
-    ood = 0.5 - 0.2 * distance + 0.01 * rng.normal(size=20)
+    distance = rng.random(40)
+    sharp = np.exp(-3 * distance + 0.3 * rng.normal(size=40))
+    ood = 0.5 - 0.2 * distance + 0.01 * rng.normal(size=40)
     sharpness = pd.concat([sharpness_of(f"p{i}", (0.5,), {"l0": [v], "l1": [1.0 + v]}) for i, v in enumerate(sharp)])
     accuracy = pd.concat([accuracy_of(f"p{i}", (0.0, 0.5), [0.4, v]) for i, v in enumerate(ood)])
-    z = covariates(20, distance=distance)
+    z = covariates(40, distance=distance)
     table = pair_correlations(sharpness, accuracy, z, source="run", alphas=(0.5,), bootstrap=199)
-    rows = table[table["against"] == "ood_gain"].set_index(["measure", "layer", "method"])
-    plain, partial = rows.loc[("ggn_trace", "l0", "spearman")], rows.loc[("ggn_trace", "l0", "spearman|distance")]
+    rows = table[table["against"] == "ood_gain"].set_index(["measure", "layer", "method", "given"])
+    plain, partial = (rows.loc[("ggn_trace", "l0", "spearman", given)] for given in ("", "distance"))
     assert plain["estimate"] > 0.8 and plain["p_value"] == 1 / 200
     assert abs(partial["estimate"]) < 0.4 and partial["ci_low"] < 0 < partial["ci_high"] and partial["p_value"] > 0.05
-    assert rows.loc[("covariate:distance", "(all)", "spearman"), "estimate"] < -0.9
+    assert rows.loc[("covariate:distance", "(all)", "spearman", ""), "estimate"] < -0.9
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -161,9 +162,9 @@ def test_fewer_than_four_pairs_are_undefined(world, n: int) -> None:
 def test_four_pairs_have_a_correlation_but_no_partial_one(world) -> None:
     sharp, acc = world(4)
     table = pair_correlations(sharp, acc, covariates(4), source="run", alphas=(0.5,), bootstrap=99)
-    partial = table["method"].str.startswith("spearman|")
+    partial = table["given"] != ""
     assert (table.loc[partial, "status"] == "undefined").all()
-    assert table.loc[partial, "note"].str.contains("only 4 pairs; at least 5 are needed").all()
+    assert table.loc[partial, "note"].str.contains("only 4 pairs; at least 8 are needed").all()
     plain = table[~partial & (table["measure"] == "ggn_trace")]
     assert (plain["status"] == "ok").all()
     assert (
@@ -172,31 +173,37 @@ def test_four_pairs_have_a_correlation_but_no_partial_one(world) -> None:
 
 
 def test_constant_columns_are_undefined_with_the_reason(world) -> None:
-    sharp, acc = world(6)
+    sharp, acc = world(8)
     sharp.loc[sharp["layer"] == "l1", "estimate"] = 3.0
     table = pair_correlations(sharp, acc, source="run", alphas=(0.5,), bootstrap=50)
     row = table[(table["layer"] == "l1") & (table["measure"] == "ggn_trace")]
     assert (row["status"] == "undefined").all() and (row["note"] == "the measure is constant").all()
+    held = pair_correlations(sharp, acc, covariates(8), source="run", alphas=(0.5,), bootstrap=50)
+    held = held[(held["layer"] == "l1") & (held["measure"] == "ggn_trace") & (held["given"] == "distance")]
+    assert len(held) == 2 and held["note"].str.contains("the measure is constant").all()
     acc.loc[acc["role"] == "ood_mean", "estimate"] = 0.5
-    flat = pair_correlations(sharp, acc, covariates(6), source="run", alphas=(0.5,), bootstrap=50)
+    flat = pair_correlations(sharp, acc, covariates(8), source="run", alphas=(0.5,), bootstrap=50)
     assert (flat["status"] == "undefined").all()
     assert set(flat.loc[flat["against"] == "ood_accuracy", "note"].str.contains("ood_accuracy is constant")) == {True}
-    fixed = covariates(6, distance=np.ones(6))
-    held = pair_correlations(*world(6), fixed, source="run", alphas=(0.5,), bootstrap=50)
-    partial = held[held["method"] == "spearman|distance"]
-    assert partial["note"].str.contains("distance is constant").all()
+    fixed = covariates(8, distance=np.ones(8))
+    held = pair_correlations(*world(8), fixed, source="run", alphas=(0.5,), bootstrap=50)
+    partial = held[held["given"] == "distance"]
+    assert len(partial) and partial["note"].str.contains("every covariate is constant").all()
 
 
 def test_failed_estimates_and_missing_covariates_cost_points_not_rows(world) -> None:
-    sharp, acc = world(7)
+    sharp, acc = world(11)
     sharp.loc[(sharp["pair"] == "p0") & (sharp["layer"] == "l0"), "status"] = "failed"
-    distance = np.random.default_rng(0).random(7)
+    distance = np.random.default_rng(0).random(11)
     distance[:2] = np.nan
-    table = pair_correlations(sharp, acc, covariates(7, distance=distance), source="run", alphas=(0.5,), bootstrap=50)
-    rows = table[(table["measure"] == "ggn_trace") & (table["against"] == "ood_gain")].set_index(["layer", "method"])
-    assert rows.loc[("l0", "spearman"), "n"] == 6 and rows.loc[("l1", "spearman"), "n"] == 7
-    assert rows.loc[("l0", "spearman|distance"), "n"] == 5 and rows.loc[("l1", "spearman|distance"), "n"] == 5
-    assert rows.loc[("(best)", "spearman"), "status"] == "ok"
+    table = pair_correlations(sharp, acc, covariates(11, distance=distance), source="run", alphas=(0.5,), bootstrap=50)
+    rows = table[(table["measure"] == "ggn_trace") & (table["against"] == "ood_gain")]
+    rows = rows.set_index(["layer", "method", "given"])
+    assert rows.loc[("l0", "spearman", ""), "n"] == 10 and rows.loc[("l1", "spearman", ""), "n"] == 11
+    for layer, without in (("l0", 1), ("l1", 2)):
+        held = rows.loc[(layer, "spearman", "distance")]
+        assert held["n"] == 9 and f"{without} pairs without a covariate are left out" in held["note"]
+    assert rows.loc[("(best)", "spearman", ""), "status"] == "ok"
 
 
 def test_stragglers_are_added_up_pair_by_pair(world) -> None:

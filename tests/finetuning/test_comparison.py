@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -22,14 +23,18 @@ ANALYSES = Path(__file__).parents[2] / "analyses"
 SETTINGS: dict[str, Any] = yaml.safe_load((ANALYSES / "finetuners.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("finetuner_claims", ANALYSES / "finetuner_claims.py")
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ANALYSES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return loaded("finetuner_claims")
 
 
 NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}
@@ -65,8 +70,38 @@ def pairs(**values: list[float]) -> pd.DataFrame:
 def test_the_interval_is_students(script: ModuleType) -> None:
     values = pd.Series([0.1, 0.2, 0.4])
     low, high = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
-    assert script.interval(values) == pytest.approx((values.mean(), low, high))
-    assert script.interval(pd.Series([0.3])) == (0.3, -math.inf, math.inf)
+    assert script.interval(values)[:3] == pytest.approx((values.mean(), low, high))
+    assert script.interval(values).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert script.interval(pd.Series([0.3])) == (0.3, -math.inf, math.inf, 1.0)
+
+
+def test_seeds_that_agree_leave_the_error_of_the_test_images(script: ModuleType) -> None:
+    low, high = stats.norm.interval(0.95, 0.2, 0.05)
+    assert script.interval(pd.Series([0.2, 0.2, 0.2]), images=0.05)[:3] == pytest.approx((0.2, low, high))
+
+
+def test_the_more_claims_the_harder_each(script: ModuleType) -> None:
+    few = script.claims(pairs(lipsum_ft=[0.50, 0.52, 0.505], wise_ft=[0.45, 0.46, 0.455]))
+    assert (few["p_holm"] >= few["p_value"] - 1e-12).all() and (few["p_holm"] > few["p_value"]).any()
+    smallest = few["p_value"].min()
+    assert few["p_holm"].min() == pytest.approx(min(1.0, len(few) * smallest))
+
+
+def test_the_error_of_the_test_images_is_that_of_paired_differences() -> None:
+    """Two models that disagree on 20 of 400 images: how many images both miss does not matter."""
+    images, rng = loaded("finetuner_images"), np.random.default_rng(0)
+    both = rng.random(400) < 0.5
+    other = both.copy()
+    other[:20] = ~other[:20]
+    right = {("a", "0"): {"id": [both], "ood": [both, both]}, ("b", "0"): {"id": [other], "ood": [other, both]}}
+    table = pd.DataFrame({"method": ["a", "b"], "seed": ["0", "0"]})
+    draws = images.resampled(table, right, 2000, 0)
+    gap = np.array([d["id"][1] - d["id"][0] for d in draws])
+    paired = other.astype(float) - both
+    assert gap.mean() == pytest.approx(paired.mean(), abs=0.002)
+    assert gap.std() == pytest.approx(paired.std() / 20, rel=0.06)
+    half = np.array([d["ood"][1] - d["ood"][0] for d in draws])
+    assert half.std() == pytest.approx(gap.std() / 2, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -74,10 +109,13 @@ def test_the_interval_is_students(script: ModuleType) -> None:
     [
         ([0.50, 0.51, 0.505], "holds here"),
         ([0.40, 0.41, 0.405], "does not hold here"),
+        ([0.455, 0.461, 0.456], "does not hold here"),
         ([0.42, 0.47, 0.45], "cannot be told"),
     ],
 )
-def test_a_verdict_needs_an_interval_on_one_side_of_zero(script: ModuleType, ours: list[float], verdict: str) -> None:
+def test_a_verdict_needs_an_interval_on_one_side_of_its_margin(
+    script: ModuleType, ours: list[float], verdict: str
+) -> None:
     table = script.claims(pairs(lipsum_ft=ours, wise_ft=[0.45, 0.46, 0.455]))
     row = table[table["paper"].str.startswith("Lipsum")].iloc[0]
     assert row["verdict"] == verdict and row["n"] == 3

@@ -62,6 +62,7 @@ def made(root: Path, pairs: Sequence[str], criterion: str | None = SHARE, withou
 
 def sums(found: pd.DataFrame, layer: str = "(stragglers)") -> pd.DataFrame:
     own = found[(found["layer"] == layer) & (found["measure"] == "hessian_trace") & (found["method"] == "spearman")]
+    own = own[own["given"] == ""]
     return own.drop(columns="layer").reset_index(drop=True)
 
 

@@ -19,8 +19,8 @@ from sharpscope.config.sweep import load_sweep
 from sharpscope.errors import ConfigError
 from sharpscope.study import sweep as sweeping
 from sharpscope.study.across import correlate
+from sharpscope.study.designs import design_of
 from sharpscope.tables.files import csv_bytes, read_csv
-from sharpscope.tables.rows import covariates
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 MakeFolder = Callable[..., Path]
@@ -87,7 +87,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_files_and_correlate_takes_it(
     measured.loc[ood, "estimate"] = [rank[pair] for pair in measured.loc[ood, "pair"]]
     Path("whole/tables/accuracy.csv").write_bytes(csv_bytes(measured, "accuracy"))
     found = correlate([tmp_path / "whole"], bootstrap=20)
-    assert {"spearman|learning_rate", "spearman|steps", "spearman|epochs"} <= set(found["method"])
+    assert {"learning_rate", "steps", "epochs"} <= set(found["given"])
     own = found[(found["measure"] == "covariate:learning_rate") & (found["method"] == "spearman")]
     own = own[own["against"] == "ood_accuracy"].iloc[0]
     expected = spearmanr(table["learning_rate"], [rank[pair] for pair in table.index]).statistic
@@ -164,9 +164,6 @@ def test_covariates_of_pairs_in_a_study_file() -> None:
     assert study.pairs == (PairConfig("a", "z", "f", {"learning_rate": 1.0}),)
     with pytest.raises(ConfigError, match=r"pairs\[0\].covariates.learning_rate: needs a number, got 'x'"):
         StudyConfig(pairs=({**vars(study.pairs[0]), "covariates": {"learning_rate": "x"}},))  # type: ignore[arg-type]
-    accuracy = pd.DataFrame(
-        columns=["pair", "alpha", "variant", "dataset", "role", "metric", "estimate", "n", "primary"]
-    )
-    path = pd.DataFrame({"pair": ["a", "b"], "alpha": [1.0, 1.0], "distance_0": [2.0, 3.0]})
-    known = covariates(accuracy, path, {"a": {"learning_rate": 0.1}})
-    assert known["learning_rate"].iloc[0] == 0.1 and np.isnan(known["learning_rate"].iloc[1])
+    design = design_of([*study.pairs, PairConfig("b", "z", "g", setting="mine", base="other")], {})
+    assert design.covariates["learning_rate"][0] == 1 and np.isnan(design.covariates["learning_rate"][1])
+    assert (design.base, design.setting) == (("z", "other"), ("", "mine"))

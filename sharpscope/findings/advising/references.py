@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
+from sharpscope.findings.design import Design
 from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, predict_gain
 from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, LEARNING_RATE
 
 __all__ = [
     "Reference",
@@ -25,8 +26,6 @@ __all__ = [
 
 MEASURES = ("ggn_trace", "hessian_trace")
 """The sharpness of the whole model is taken from the first of these measures that every pair has."""
-_SETTING = ("learning_rate", "epochs", "steps", "method", "examples")
-"""What two pairs have in common that differ by their seed alone, as far as it is known."""
 FIXED = ("zeroshot", "half", "finetuned", "id_best")
 
 
@@ -46,10 +45,11 @@ class Reference:
     setting: str = ""
 
     @classmethod
-    def of(cls, pair: str, alphas: Sequence[float], distance: float, told: Mapping[str, float | str]) -> Reference:
-        """A pair without tables, by the distance between its ends and what is ``told`` of its fine-tuning."""
-        features = {"log_learning_rate": _rate(told), "log_distance": _log(distance)}
-        return cls(pair, tuple(float(a) for a in alphas), features=features, setting=_setting(pair, told))
+    def of(cls, pair: str, alphas: Sequence[float], distance: float, design: Design) -> Reference:
+        """A pair without tables, by the distance between its ends and what ``design`` knows of its fine-tuning."""
+        rate, setting = _tuning(pair, design)
+        features = {"log_learning_rate": _log(rate), "log_distance": _log(distance)}
+        return cls(pair, tuple(float(a) for a in alphas), features=features, setting=setting)
 
     def feature(self, name: str, alpha: float) -> float:
         """The feature ``name`` at ``alpha``, linear between the pair's alphas; NaN where it is not known."""
@@ -67,14 +67,14 @@ def reference_pairs(
     accuracy: pd.DataFrame,
     path: pd.DataFrame,
     sharpness: pd.DataFrame | None = None,
-    told: Mapping[str, Mapping[str, float | str]] | None = None,
+    design: Design | None = None,
     groups: Mapping[str, str] | None = None,
 ) -> list[Reference]:
     """The pairs of any number of runs, from their tables.
 
     Args:
         accuracy, path, sharpness: tables of the schema.
-        told: pair -> what is known of its fine-tuning by name (learning_rate, epochs, method ...).
+        design: the pairs' settings, and their learning rates among its covariates.
         groups: OOD set -> its group, in place of that which the table's column ``group`` says; sets without any belong
             to the group ``ood``.
 
@@ -92,30 +92,26 @@ def reference_pairs(
     for pair in unique_in_order(rows["pair"]):
         own = ood[ood["pair"] == pair]
         alphas = tuple(sorted(float(a) for a in rows.loc[rows["pair"] == pair, "alpha"].dropna().unique()))
-        known = dict((told or {}).get(str(pair), {}))
+        rate, setting = _tuning(str(pair), design)
         features: dict[str, float | np.ndarray] = {
-            "log_learning_rate": _rate(known),
+            "log_learning_rate": _log(rate),
             "log_distance": _log(_distance(path[path["pair"] == pair])),
         }
         if sharpness is not None:
             features |= _ratios(sharpness[sharpness["pair"] == pair], alphas)
         means = {g: _curve(own[own["group"] == g], alphas) for g in unique_in_order(own["group"])}
         ids = rows[(rows["pair"] == pair) & (rows["role"] == "id")]
-        out.append(
-            Reference(
-                str(pair), alphas, means, _curve(ids, alphas) if len(ids) else None, features, _setting(pair, known)
-            )
-        )
+        out.append(Reference(str(pair), alphas, means, _curve(ids, alphas) if len(ids) else None, features, setting))
     return out
 
 
-def _setting(pair: object, told: Mapping[str, float | str]) -> str:
-    return "/".join(f"{k}={told[k]}" for k in _SETTING if k in told) or str(pair)
-
-
-def _rate(told: Mapping[str, float | str]) -> float:
-    rate = told.get("learning_rate", math.nan)
-    return _log(rate) if isinstance(rate, (int, float)) else math.nan
+def _tuning(pair: str, design: Design | None) -> tuple[float, str]:
+    """(learning rate, setting) of a pair; NaN and the pair's own name where they are not known."""
+    if design is None or pair not in design.pairs:
+        return math.nan, pair
+    i = design.pairs.index(pair)
+    rates = design.covariates.get(LEARNING_RATE)
+    return math.nan if rates is None else float(rates[i]), design.setting[i] or pair
 
 
 def _log(value: float) -> float:

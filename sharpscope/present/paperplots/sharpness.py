@@ -24,7 +24,7 @@ from sharpscope.present.style import (
     plain_log,
     short_layer,
 )
-from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
+from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
 from sharpscope.vocabulary import ALL, BASES
 
 __all__ = ["against_accuracy", "instability_of_path", "layers_along_alpha"]
@@ -285,11 +285,12 @@ def _coefficient(correlations: pd.DataFrame | None, measure: str, layer: str, al
     """Spearman's coefficient over this run's pairs as the table has it; empty where it is undefined or missing."""
     if correlations is None:
         return ""
-    rows = correlations[
-        (correlations["scope"] == "pairs") & (correlations["source"] == "run") & (correlations["status"] == "ok")
-        & (correlations["method"] == "spearman") & (correlations["against"] == "ood_accuracy")
-        & (correlations["measure"] == measure) & (correlations["layer"] == layer)
-        & np.isclose(correlations["alpha"], alpha)
+    rows = marginal_rows(correlations)
+    rows = rows[
+        (rows["scope"] == "pairs") & (rows["source"] == "run") & (rows["status"] == "ok")
+        & (rows["method"] == "spearman") & (rows["against"] == "ood_accuracy")
+        & (rows["measure"] == measure) & (rows["layer"] == layer)
+        & np.isclose(rows["alpha"], alpha)
     ]  # fmt: skip
     rows = rows.sort_values("dataset", key=lambda names: -names.str.count(r"\+"), kind="stable")
     if not len(rows):
