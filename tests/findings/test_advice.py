@@ -152,6 +152,8 @@ def test_inside_is_a_matter_of_shape_not_of_scale_or_order() -> None:
             inside(point, known) == inside(point @ matrix + shift, known @ matrix + shift) == inside(point, known[::-1])
         )
     assert not inside(known.max(axis=0) + 0.1, known)
+    square = np.array([[-1.0, -1.0], [1.0, 1.0], [-1.0, 1.0], [1.0, -1.0]])
+    assert inside(np.array([0.9, 0.0]), square) and not inside(np.array([1.2, 0.0]), square), "out of one range"
     assert not inside(np.array([math.nan, 0, 0]), known)
 
 

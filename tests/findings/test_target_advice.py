@@ -145,6 +145,20 @@ def test_the_interval_of_the_chosen_gain_covers_the_truth_with_few_labels(n: int
     assert missed <= 0.05 * draws + 2.6 * np.sqrt(0.05 * 0.95 * draws)
 
 
+def test_the_interval_with_few_labels_allows_for_the_choice_of_alpha() -> None:
+    """Ten equal points and zero-shot, independent of each other: the best of ten looks better than it is."""
+    alphas, rng, missed, naive = tuple(np.linspace(0, 1, 11)), np.random.default_rng(3), 0, 0
+    blind = along_path("p", alphas, {}, {})
+    for _ in range(120):
+        hits = rng.random((11, 50)) < 0.5
+        (row,) = label_rows(blind, hits)
+        missed += not row["ci_low"] <= 0 <= row["ci_high"]
+        chosen = hits[alphas.index(row["alpha"])]
+        naive += paired_difference(int((chosen & ~hits[0]).sum()), int((~chosen & hits[0]).sum()), 50)[0] > 0
+    assert missed <= 12, "nominal 6 of 120"
+    assert naive > 15, "without the allowance it would be wrong much more often"
+
+
 def test_twenty_labels_are_needed_and_zero_shot_on_the_path() -> None:
     hits = np.ones((5, 19), dtype=bool)
     with pytest.raises(ConfigError, match="19 labelled images; advice needs at least 20"):
