@@ -54,6 +54,24 @@ study:
    densities: [], layer_alphas: [0, 1], criticality_noise: [1], bootstrap: 100, threads: 1}
 """
 
+_DRAWN: Final = """\
+zeroshot: mini:zeroshot
+train: mini:photo
+methods: [linear-probe]
+draw: 64
+ranges:
+  lr: {low: 1.0e-3, high: 1.0, scale: log}
+  weight_decay: {low: 1.0e-3, high: 1.0, scale: log}
+  epochs: {low: 1, high: 4, whole: true}
+  batch_size: [32, 64]
+  head_start: [zeroshot, random]
+set: {shots: 8, warmup: 0}
+study:
+  {model: mini, probe: "mini:photo", id: ["mini:photo"], ood: ["mini:sketch"], alphas: [0, 1], measures: [],
+   granularity: block, straggler_criterion: rewind, probe_size: 16, batch_size: 16, limit: 64, densities: [],
+   layer_alphas: [0, 1], bootstrap: 100, threads: 1}
+"""
+
 
 def pictures(count: int, seed: str, domain: str = "photo", size: int = 64) -> list[Image.Image]:
     """``count`` pictures of the embedded world; neighbours are of different classes."""
@@ -230,13 +248,35 @@ def folders(root: Path) -> None:
     (root / "captions.tsv").write_text("filepath\ttitle\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
+def captions(root: Path) -> None:
+    """COCO and Flickr30k with five captions an image, in the layout of Karpathy's files."""
+    for name, folder, stem in (
+        ("coco", "val2014", "COCO_val2014_{:012d}.jpg"),
+        ("flickr30k", "flickr30k-images", "{}.jpg"),
+    ):
+        drawn, images = world.make("photo", 96, world.SEEDS["test"]), []
+        for i, picture in enumerate(pictures(96, "test")):
+            (root / name / folder).mkdir(parents=True, exist_ok=True)
+            picture.save(root / name / folder / stem.format(i + 1))
+            own = [drawn.labels[i]] * 5, "photo", [drawn.colours[i]] * 5
+            texts = world.captions(*own, np.random.default_rng(i), noise=0, confuse=0)
+            image = {"filename": stem.format(i + 1), "split": "test" if i % 3 else "val", "sentences": texts}
+            images.append(image | ({"filepath": folder} if name == "coco" else {}))
+        for image in images:
+            image["sentences"] = [{"raw": text, "tokens": text.split()} for text in image["sentences"]]
+        text = json.dumps({"images": images, "dataset": name})
+        (root / name / f"dataset_{name}.json").write_text(text, encoding="utf-8")
+
+
 def towers(root: Path) -> None:
-    """Two more architectures with untrained image towers: a ResNet, and a deeper ViT with the world's text tower."""
+    """Three untrained image towers beside the world's text tower: a ResNet, a ViT of timm's, and a deeper ViT."""
     config = json.loads(json.dumps(ClipModel.load("mini").config))
     vision, known = config["vision_cfg"], read_checkpoint(checkpoint_path("mini:upgraded")).tensors
     shutil.copy(world.tokenizer_path(), root / "mini_bpe.txt.gz")
     resnet = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
-    for name, tower in (("resnet", resnet), ("deeper", {**vision, "layers": vision["layers"] + 1})):
+    timm = {"timm_model_name": "test_vit3", "timm_pool": "", "timm_proj": "linear", "timm_model_pretrained": False}
+    deeper = {**vision, "layers": vision["layers"] + 1}
+    for name, tower in (("resnet", resnet), ("timm", {**timm, "image_size": 160}), ("deeper", deeper)):
         (root / f"{name}.json").write_text(json.dumps({**config, "vision_cfg": tower}), encoding="utf-8")
         weights = ClipModel.load(str(root / f"{name}.json")).init(0)
         weights |= {n: t for n, t in known.items() if n in weights and weights[n].shape == t.shape}
@@ -297,6 +337,7 @@ class Command:
             objectnet,
             videos,
             folders,
+            captions,
             towers,
             foreign,
         ):
@@ -305,6 +346,7 @@ class Command:
         (self.out / "one.txt").write_text("a photo of a {}.\n", encoding="utf-8")
         (self.out / "models.csv").write_text(_MODELS, encoding="utf-8")
         (self.out / "sweep.yaml").write_text(_SWEEP, encoding="utf-8")
+        (self.out / "drawn.yaml").write_text(_DRAWN, encoding="utf-8")
         (self.out / "made.txt").write_text("Made by analyses/papers_data.py.\n", encoding="utf-8")
         return 0
 

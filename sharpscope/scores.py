@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from scipy import sparse
 __all__ = [
     "FRAME_METRICS",
     "PROPORTIONS",
+    "RETRIEVAL",
     "PathAnswers",
     "Predictions",
     "Statistic",
@@ -37,10 +39,16 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float64]
+Direction = Literal["i2t", "t2i"]
 FRAME_METRICS = ("pm0", "pm10")
 """The metrics of anchor frames and their neighbours; they are defined for sets of video frames only."""
 PROPORTIONS = ("top1", "top5", *FRAME_METRICS)
 """The metrics that are a share of examples (or of anchor frames), k of n, and therefore have Wilson's interval."""
+RETRIEVAL: Final[dict[str, tuple[Direction, int]]] = {
+    "i2t_r1": ("i2t", 1), "i2t_r5": ("i2t", 5), "i2t_r10": ("i2t", 10),
+    "t2i_r1": ("t2i", 1), "t2i_r5": ("t2i", 5), "t2i_r10": ("t2i", 10),
+}  # fmt: skip
+"""Metric of a set of captions -> (from images to captions or back, the k of its R@k)."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -63,10 +71,13 @@ class Statistic:
         return self.finish(np.asarray(self.columns.T @ weights.T).T)
 
 
-def share(values: NDArray[np.generic]) -> Statistic:
-    """The mean over examples of one number per example (a hit, a loss)."""
-    n = len(values)
-    columns = np.stack([np.asarray(values, dtype=np.float64), np.ones(n)], axis=1)
+def share(values: NDArray[np.generic], counts: NDArray[np.generic] | None = None) -> Statistic:
+    """The mean over examples of one number per example (a hit, a loss).
+
+    With ``counts`` [n], example i stands for counts[i] things that are drawn together, and its value is their sum.
+    """
+    ones = np.ones(len(values)) if counts is None else np.asarray(counts, dtype=np.float64)
+    columns = np.stack([np.asarray(values, dtype=np.float64), ones], axis=1)
     return Statistic(sparse.csr_array(columns), lambda sums: sums[..., 0] / sums[..., 1])
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "AGAINST",
     "AGREEMENT",
     "ALL",
+    "ALPHA_SIDES",
     "AVERAGE",
     "BASELINE",
     "BASES",
@@ -57,6 +58,7 @@ __all__ = [
     "ZERO_SHOT",
     "AddsUp",
     "Agreement",
+    "AlphaFacts",
     "AlphaSide",
     "Base",
     "Cost",
@@ -90,13 +92,14 @@ __all__ = [
     "check_metrics",
     "check_path_density",
     "criterion_spellings",
+    "draws_masks",
     "ensemble_variant",
     "expand_measures",
-    "expand_specs",
     "from_outside",
     "parse_criterion",
     "parse_rule",
     "path_variant",
+    "weight_on",
 ]
 
 __version__: Final = "0.1.0"
@@ -337,6 +340,41 @@ def path_variant(path: str) -> str:
     ('dense', 'path:lines')
     """
     return DENSE if path == "linear" else f"path:{path}"
+
+
+@dataclass(frozen=True)
+class AlphaFacts:
+    """How alpha is printed as the weight of one of the two models."""
+
+    symbol: str
+    text: str
+    """Whose weight it is: a sentence without its full stop."""
+    path: str
+    """The point of the path at that weight."""
+    source: str
+    """Authors and year of the paper that writes it so."""
+
+
+ALPHA_SIDES: Final[Mapping[AlphaSide, AlphaFacts]] = {
+    "finetuned": AlphaFacts(
+        "α", "α is the weight of the fine-tuned model", "θ(α) = (1 − α) θ₀ + α θ₁", "Wortsman et al. 2022"
+    ),
+    "zeroshot": AlphaFacts(
+        "α′", "α′ = 1 − α is the weight of the zero-shot model", "θ(α′) = α′ θ₀ + (1 − α′) θ₁",
+        "Abdollahpoorrostam 2024",
+    ),
+}  # fmt: skip
+"""The model whose weight is printed -> how. Sources: Wortsman et al. 2022 (WiSE-FT, arXiv 2109.01903),
+Abdollahpoorrostam 2024 (arXiv 2410.16476)."""
+
+
+def weight_on(alpha: float, side: AlphaSide) -> float:
+    """A stored ``alpha`` as the weight of the ``side`` model: alpha, or 1 - alpha without the rounding of binary.
+
+    >>> weight_on(0.7, "zeroshot")
+    0.3
+    """
+    return alpha if side == "finetuned" else round(1 - alpha, 12) + 0.0  # no negative zero
 
 
 ZERO_SHOT: Final = "zero-shot"
@@ -755,6 +793,12 @@ METRICS: Final[dict[str, str]] = {
     "pm10": "share of anchor frames that are right together with all their neighbours within 10 frames (video frames)",
     "ece": "expected calibration error, 15 bins of equal width",
     "nll": "negative log-likelihood of the labels, nats",
+    "i2t_r1": "share of images one of whose captions is nearest to the image among all captions (sets of captions)",
+    "i2t_r5": "share of images one of whose captions is among the 5 nearest to the image (sets of captions)",
+    "i2t_r10": "share of images one of whose captions is among the 10 nearest to the image (sets of captions)",
+    "t2i_r1": "share of captions whose image is nearest to the caption among all images (sets of captions)",
+    "t2i_r5": "share of captions whose image is among the 5 nearest to the caption (sets of captions)",
+    "t2i_r10": "share of captions whose image is among the 10 nearest to the caption (sets of captions)",
 }
 """Every metric of predictions by the name that flags and ``accuracy.metric`` use."""
 
@@ -832,6 +876,11 @@ GROUPS: Final[dict[Group, str]] = {
     "everything": "all layers, same density",
 }
 """The groups of layers that a repair makes sparse -> their label in figures: the stragglers and their controls."""
+
+
+def draws_masks(select: Select, density: float) -> bool:
+    """Whether the entries that a repair keeps are drawn at random, so that another seed keeps others."""
+    return select == "random" and 0 < density < 1
 
 
 @dataclass(frozen=True)
@@ -921,19 +970,3 @@ COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 same without ObjectNet) and ``domainnet-real`` (the OOD domains for models fine-tuned on DomainNet real) are those of
 Lipsum-FT (Nam et al. 2024, arXiv 2404.00860).
 """
-
-
-def expand_specs(specs: Iterable[str]) -> tuple[str, ...]:
-    """``specs`` with every collection's name replaced by its members, each once, in order of first appearance.
-
-    Specs that the caller repeats explicitly are kept, so that a check for duplicates still sees them.
-
-    >>> expand_specs(["imagenet", "lipsum-imagenet"])[:3]
-    ('imagenet', 'imagenet-v2', 'imagenet-r')
-    """
-    given = list(specs)
-    out: list[str] = []
-    for spec in given:
-        members = COLLECTIONS.get(spec)
-        out += [spec] if members is None else [m for m in members if m not in out and m not in given]
-    return tuple(out)

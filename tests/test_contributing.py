@@ -23,7 +23,7 @@ ARGV = (
     "--measures gradient_square gradient_curvature "
     "--straggler-criterion half_way --straggler-rule top:1 --probe-size 8 --batch-size 8 --limit 32 --max-matvecs 4 "
     "--layer-alphas 0 0.5 1 --criticality-noise 1 --densities 0.5 --targets delta --selects random --repair-alphas 0.5 "
-    "--bootstrap 40 --threads 1 --out r"
+    "--masks 1 --bootstrap 40 --threads 1 --out r"
 )
 
 

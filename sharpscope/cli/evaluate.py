@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, given
+from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, check_output, given
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
@@ -32,7 +32,7 @@ class _Measured:
     for its data sets, and their average is added."""
     metrics: tuple[str, ...] | None = None
     """Metrics to report: top1, top5, mean_per_class, macro_f1, worst_group, pm0, pm10, ece, nll; default: every metric
-    that is defined for the data set."""
+    that is defined for the data set. Sets of captions have i2t_r1, i2t_r5, i2t_r10, t2i_r1, t2i_r5, t2i_r10."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,9 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     """Number of examples per batch."""
     limit: int | None = StudyConfig.limit
     """Largest number of examples per data set (a fixed, stratified choice); default: all."""
+    agreement_out: str | None = None
+    """CSV file to write: how far the checkpoints agree with one another (disagreement, prediction diversity, kappa, KL,
+    CKA ...), for every ordered pair of them."""
     ensemble: tuple[EnsembleKind, ...] = ()
     """Evaluate the mixed outputs of two checkpoints instead of each: logits (WiSE-FT's output-space ensemble) and
     probabilities."""
@@ -72,6 +75,8 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
         for flag, value in (("batch-size", self.batch_size), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
+        if self.agreement_out is not None:
+            check_output(self.agreement_out, *self.checkpoints, self.base, flag="--agreement-out")
         check_inputs(
             (*self.checkpoints, self.base, self.head_file, self.fisher_0, self.fisher_1),
             self.datasets,
@@ -97,6 +102,8 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
     def _ensemble(self) -> pd.DataFrame:
         if len(self.checkpoints) != 2:
             raise ConfigError(f"--ensemble: mixes the outputs of two checkpoints, got {len(self.checkpoints)}.")
+        if self.agreement_out is not None:
+            raise ConfigError("--agreement-out: compares checkpoints, and --ensemble mixes their outputs.")
         if self.head_file is not None:
             raise ConfigError("--head-file: belongs to one checkpoint, and --ensemble takes two.")
         if given_paths := [name for name in _PATHS if getattr(self, name)]:
@@ -106,7 +113,15 @@ class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
             )
         from sharpscope.clip.ensembling import evaluate_ensemble
 
-        left_out = ("csv", "model", "head_file", *_ENSEMBLE, *_PATHS, *(["alphas"] if self.alphas is None else []))
+        left_out = (
+            "csv",
+            "model",
+            "head_file",
+            "agreement_out",
+            *_ENSEMBLE,
+            *_PATHS,
+            *(["alphas"] if self.alphas is None else []),
+        )
         settings = given(self, *left_out, datasets="specs")
         models = (self.model, self.second_model or self.model)
         return evaluate_ensemble(**settings, models=models, kinds=self.ensemble, progress=progress_bar())

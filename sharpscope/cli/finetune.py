@@ -120,6 +120,6 @@ class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
         tuned = finetune(**given(settled, "list", *HYPERPARAMETERS), **changes)
         file = shown(str(tuned.path), 500)
         return Outcome(
-            f"wrote {file}: {tuned.summary()}\n"
+            f"wrote {file}: {tuned.summary()}\n{tuned.prompted}\n"
             f"next: sharpscope run --zeroshot {shown(self.zeroshot)} --finetuned {file} --model {shown(self.model)} ..."
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.inputs import check_checkpoint, lines_of
 from sharpscope.config.specs import check_folders, check_root, read_spec
 from sharpscope.miniworld.shipped import checkpoint_path
-from sharpscope.vocabulary import expand_specs
 
 __all__ = ["check_inputs"]
 

@@ -15,6 +15,7 @@ from sharpscope.cli.outcome import Outcome, finished, progress_bar
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
+from sharpscope.vocabulary import AlphaSide
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
@@ -139,6 +140,9 @@ class Report(Plugins):
     results: Literal["wise-ft", "clip-benchmark"] | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
+    alpha_on: AlphaSide = "finetuned"
+    """Model whose weight figures and report show as alpha. zeroshot: alpha' = 1 - alpha, as 2410.16476 writes it; the
+    table files keep the weight of the fine-tuned model."""
 
     def __call__(self) -> Outcome:
         from sharpscope.study.report import report

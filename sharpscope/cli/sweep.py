@@ -20,11 +20,12 @@ __all__ = ["Sweep"]
 
 @dataclass(frozen=True)
 class Sweep(Plugins):
-    """Fine-tune with every combination of methods, hyperparameters and seeds, then analyse all of them as one run."""
+    """Fine-tune by a grid or random draws of hyperparameters, by methods and seeds, then analyse all as one run."""
 
     file: Annotated[Positional[str], arg(metavar="SWEEP.yaml")]
-    """Sweep file (YAML): zeroshot, train, methods, grid (hyperparameter: list of values), seeds, set (hyperparameters
-    in common), val, and study (the fields of a study file, without pairs)."""
+    """Sweep file (YAML): zeroshot, train, methods, recipes, grid (hyperparameter: list of values), draw (number of
+    random configurations), ranges (hyperparameter: {low, high, scale, whole} or list of values), design, draw_seed,
+    seeds, set (hyperparameters in common), val, and study (the fields of a study file, without pairs)."""
     out: str | None = None
     """Run directory, which correlate takes; the same command again resumes it. Default: runs/NAME, after the file."""
     keeps_state: ClassVar[bool] = True

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
-from sharpscope.clip.metrics import Answers, estimates
+from sharpscope.clip.metrics import Answers, Scored, estimates
 from sharpscope.errors import DatasetError, NumericalError, shown
 from sharpscope.tables.rows import mean_row
 from sharpscope.vocabulary import DEFAULT_GROUP, OOD_MEAN
@@ -220,7 +220,7 @@ def accuracy_rows(
     pair: str,
     alpha: float,
     variant: str,
-    given: Mapping[str, Answers],
+    given: Mapping[str, Scored],
     roles: Mapping[str, str],
     metrics: Mapping[str, Sequence[str]] | None = None,
     *,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,14 @@ class Agreed:
     def status(self) -> str:
         return "undefined" if math.isnan(self.estimate) else "ok"
 
+    def row(self, pair: str, alpha: float, dataset: str, measure: str, against: str) -> dict[str, Any]:
+        """The number as a row of the agreement table."""
+        return {
+            "pair": pair, "alpha": alpha, "dataset": dataset, "measure": measure, "estimate": self.estimate,
+            "ci_low": self.low, "ci_high": self.high, "n": self.n, "status": self.status, "against": against,
+            "note": self.note,
+        }  # fmt: skip
+
 
 # ---------------------------------------------------------------------- two models
 def compare(
@@ -136,7 +145,7 @@ def compare(
 
 
 _COMPARED = tuple(name for name, measure in AGREEMENT.items() if measure.of == "end")
-_NO_TEXTS = "energies need a text tower, which the zero-shot checkpoint lacks, and a tokenizer of CLIP's"
+_NO_TEXTS = "energies need a text tower, which the checkpoint lacks, and a tokenizer of CLIP's"
 
 
 def margin(point: Outputs, level: float = 0.95) -> Agreed:

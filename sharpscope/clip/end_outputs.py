@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from sharpscope.clip.accuracy import FeatureCache, answers
 from sharpscope.clip.agreement import Energies, Outputs, Seen
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.pair import LoadedPair
-from sharpscope.clip.random_texts import RANDOM_TEXT_LENGTH, RANDOM_TEXTS, random_texts
-from sharpscope.errors import ConfigError
-from sharpscope.seeds import derive
+from sharpscope.clip.text_energies import TextEnergies
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.theta import Theta, on_device
 
@@ -38,7 +35,7 @@ class EndOutputs:
         self.cache, self.seed, self.limit = cache, seed, limit
         self._kept: dict[tuple[float, Dataset], Outputs] = {}
         self._energies: dict[float, Energies | None] = {}
-        self._tokens: Tensor | None = None
+        self._texts = TextEnergies(pair.model, seed)
 
     def at(self, end: float, dataset: Dataset) -> Outputs:
         """The outputs at alpha = ``end``, which is 0 or 1."""
@@ -58,24 +55,9 @@ class EndOutputs:
     def energies(self, alpha: float, theta: Theta) -> Energies | None:
         """The features of Lipsum-FT's random texts under theta(alpha), and the scale; None where there are none.
 
-        They follow theta where the head is made from its text tower, and are theta_0's everywhere else. The texts
-        depend on the seed alone, so that they are the same for every point, pair and data set.
+        They follow theta where the head is made from its text tower, and are theta_0's everywhere else.
         """
         at = alpha if self.pair.classifier.mode == "text" else 0.0
         if at not in self._energies:
-            self._energies[at] = self._texts_under(theta if at == alpha else on_device(self.path.at(at), self.device))
+            self._energies[at] = self._texts.under(theta if at == alpha else on_device(self.path.at(at), self.device))
         return self._energies[at]
-
-    def _texts_under(self, theta: Theta) -> Energies | None:
-        model = self.pair.model
-        if not all(name in theta for name in (*model.text_names, "logit_scale")):
-            return None
-        if self._tokens is None:
-            generator = torch.Generator().manual_seed(derive(self.seed, "agreement", "texts"))
-            try:
-                self._tokens = random_texts(model, RANDOM_TEXTS, RANDOM_TEXT_LENGTH, generator)
-            except ConfigError:  # a tokenizer that does not end texts with its highest token
-                return None
-        with torch.inference_mode():
-            features = model.encode_text(theta, self._tokens.to(self.device))
-        return Energies(features.cpu(), float(theta["logit_scale"].exp()))

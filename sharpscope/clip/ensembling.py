@@ -14,24 +14,19 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers_of, dataset_note, logits, reported
+from sharpscope.clip.checkpoint_heads import CheckpointHeads, SetsByNames
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.ensembles import ensemble
-from sharpscope.clip.evaluate import (
-    COLUMNS,
-    CheckpointHeads,
-    SetsByNames,
-    check_needed,
-    checkpoint_labels,
-    collection_means,
-    read_over,
-)
+from sharpscope.clip.evaluate import COLUMNS, collection_means
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.clip.settings import check_templates
+from sharpscope.clip.subjects import check_needed, checkpoint_labels, read_over
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, PairMismatch, shown
-from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant, expand_specs
+from sharpscope.vocabulary import METRICS, ClassPosition, EnsembleKind, check_metrics, ensemble_variant
 from sharpscope.weights import read_checkpoint
 
 __all__ = ["evaluate_ensemble"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.scores import (
     FRAME_METRICS,
     PROPORTIONS,
+    RETRIEVAL,
     Statistic,
     draws,
     label_score,
@@ -26,12 +27,26 @@ from sharpscope.scores import (
 )
 from sharpscope.seeds import derive
 
-__all__ = ["ECE_BINS", "Answers", "calibration_error", "estimates"]
+__all__ = ["ECE_BINS", "Answers", "Scored", "calibration_error", "estimates"]
 
 ECE_BINS = 15
 """The number of equal-width confidence bins of the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
 
 _BIASED = ("ece", "worst_group")
+
+
+class Scored(Protocol):
+    """What one model did on one data set, from which metrics are taken; ``len`` is the number of examples drawn."""
+
+    def __len__(self) -> int: ...
+
+    def size(self, metric: str) -> int:
+        """The number of examples that ``metric`` scores."""
+        ...
+
+    def statistic(self, metric: str) -> Statistic | None:
+        """The ``metric`` (a key of ``vocabulary.METRICS``); None where it is not defined here."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,8 @@ class Answers:
 
     def statistic(self, metric: str) -> Statistic | None:
         """The ``metric`` (a key of ``vocabulary.METRICS``) of these answers; None where it is not defined for them."""
+        if metric in RETRIEVAL:
+            return None
         if metric == "top5":
             return None if self.in_top5 is None else share(self.in_top5)
         if metric == "nll":
@@ -134,7 +151,7 @@ def calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], 
 
 
 def estimates(
-    answers: Answers,
+    answers: Scored,
     metrics: Sequence[str],
     *,
     level: float = 0.95,
@@ -145,12 +162,12 @@ def estimates(
     """metric -> (estimate, low, high), for the metrics that are defined for these answers, in the order of ``metrics``.
 
     The proportions top1, top5, pm0 and pm10 have Wilson intervals, the last two with the number of anchor frames as
-    their n. The other metrics have bootstrap intervals over examples; all of them use the same ``bootstrap`` draws,
-    which follow from ``seed`` and ``key``. They are percentile intervals (Efron 1979), except for the calibration error
-    and the worst group, which have reverse percentiles, 2 estimate - quantile, within [0, 1] (Davison and Hinkley 1997,
-    section 5.2). The calibration error is biased upwards and the worst group downwards; resampling adds the same bias
-    once more, so that percentile intervals could miss the truth every time. With reverse percentiles the estimate may
-    lie outside its interval.
+    their n. The other metrics have bootstrap intervals over examples (for R@k images, each with its captions); all of
+    them use the same ``bootstrap`` draws, which follow from ``seed`` and ``key``. They are percentile intervals (Efron
+    1979), except for the calibration error and the worst group, which have reverse percentiles, 2 estimate - quantile,
+    within [0, 1] (Davison and Hinkley 1997, section 5.2). The calibration error is biased upwards and the worst group
+    downwards; resampling adds the same bias once more, so that percentile intervals could miss the truth every time.
+    With reverse percentiles the estimate may lie outside its interval.
 
     Simulated coverage of 95 % intervals: 91 to 95 % for macro F1, mean per class and nll from 300 examples on, 89 to 92
     % for the worst group, 83 to 97 % for the calibration error (50 % where the truth is exactly 0). The bounds are NaN

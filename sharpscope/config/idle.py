@@ -44,12 +44,15 @@ def _by_radius(setting: str) -> _Rule:
 
 
 def _repaired(c: StudyConfig) -> bool:
-    return bool(c.densities) and c.repair_alphas != ()
+    return bool(c.repaired_alphas)
 
 
 def _outside(c: StudyConfig) -> bool:
     return any(not 0 <= a <= 1 for a in (*c.alphas, *(c.repair_alphas or ())))
 
+
+_OF_REPAIRS: Final = ("targets", "selects", "masks", "repair_limit")
+"""Settings of the repaired paths."""
 
 _RULES: Final = (
     _Rule("extrapolate", _outside, "an alpha outside [0, 1]"),
@@ -72,7 +75,7 @@ _RULES: Final = (
         f"one of {_names(lambda m: m.cost in _PRODUCTS)} among measures",
     ),
     _Rule("densities", lambda c: not c.densities or c.repair_alphas != (), "repair_alphas"),
-    *(_Rule(name, _repaired, "repaired paths: densities, and repair_alphas") for name in ("targets", "selects")),
+    *(_Rule(name, _repaired, "repaired paths: densities, and repair_alphas") for name in _OF_REPAIRS),
     *(_Rule(name, lambda c: "vrf" in c.output_baselines, "vrf among output_baselines") for name in VRF_FIELDS),
     _Rule("ensembles", lambda c: any(0 <= a <= 1 for a in c.alphas), "an alpha in [0, 1]"),
     _Rule("primary_measure", lambda c: c.primary_measure in expand_measures(c.measures), "that measure among measures"),

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from sharpscope.config.collections import expand_specs
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import DEFAULT_GROUP, expand_specs
+from sharpscope.vocabulary import DEFAULT_GROUP
 
 __all__ = ["expand_ood", "flat_ood", "ood_groups", "split_group"]
 

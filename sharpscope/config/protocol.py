@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, get_args
 
 from sharpscope.config.fields import plain
 from sharpscope.config.ranges import check_ranges
-from sharpscope.config.specs import check_root, read_spec
+from sharpscope.config.specs import check_classes, check_root, read_spec
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
 __all__ = ["FEW_SHOTS", "SHOTS", "ProtocolConfig", "ProtocolName"]
@@ -122,6 +122,7 @@ def _check_sets(c: ProtocolConfig) -> None:
     if c.train is not None and c.train in c.datasets:
         raise ConfigError(f"datasets: '{shown(c.train, 60)}' is the set that is tuned on; it is evaluated anyway.")
     check_root((*c.tuned_on, *c.datasets), c.data_root)
+    check_classes((*c.tuned_on, *c.datasets), "datasets")
     for spec in dict.fromkeys((*c.tuned_on, *c.datasets)):
         asked = read_spec(spec)
         if spec in c.tuned_on and asked.split is not None:

@@ -26,9 +26,11 @@ __all__ = [
     "WORDS",
     "Layout",
     "Spec",
+    "check_classes",
     "check_folders",
     "check_root",
     "chosen_split",
+    "holds_captions",
     "read_spec",
     "split_of",
 ]
@@ -83,6 +85,8 @@ class Layout:
     """All words that the part after the colon can be; empty where it can be anything."""
     title: str = ""
     """What has these ``known`` words, for messages."""
+    captions: bool = False
+    """Whether its images have captions in place of classes."""
 
     @property
     def form(self) -> str:
@@ -106,6 +110,7 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("hf", "NAME", "libraries.find_hf"),
     Layout("domainnet", "DOMAIN", "domains.find_domainnet", _TWO, _DOMAINNET, "DomainNet"),
     Layout("subset", "FILE", "imagenet.find_subset", _THREE),
+    Layout("retrieval", "FILE", "captions.find_captions", captions=True),
     Layout("coop", "SET", "coop.find_coop", None, tuple(COOP), "CoOp"),
     Layout("imagenet", "", "imagenet.find_imagenet", _THREE),
     *(Layout(name, "", "imagenet.find_imagenet", ("test",)) for name in _SHIFTED),
@@ -188,6 +193,22 @@ def _unknown(spec: str, layout: Layout | None, colon: bool, kind: str, split: st
     near = did_you_mean(spec, named) if not colon else ""
     near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, forms)
     return ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(forms)}).{near}")
+
+
+def holds_captions(spec: str) -> bool:
+    """Whether the images of ``spec`` have captions in place of classes; ConfigError as ``read_spec``."""
+    return LAYOUTS[read_spec(spec).kind].captions
+
+
+def check_classes(specs: Iterable[str], key: str) -> None:
+    """Raise ConfigError, beginning with ``key``, where the images of one of ``specs`` have captions and no classes."""
+    for spec in specs:
+        if holds_captions(spec):
+            raise ConfigError(
+                f"{key}: {shown(spec)} has captions and no classes, so that no accuracy is defined for it.\n"
+                "Remedy: 'sharpscope evaluate FILE --datasets SPEC' gives its R@k, with --base ZEROSHOT --paths linear "
+                "along alpha."
+            )
 
 
 def check_root(specs: Iterable[str], data_root: str | Path | None) -> None:

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 
 from typing_extensions import Doc
 
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.fields import check_keys, checked_fields, plain
 from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
-from sharpscope.config.specs import read_spec
+from sharpscope.config.specs import check_classes
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
@@ -48,7 +49,6 @@ from sharpscope.vocabulary import (
     check_path_density,
     criterion_spellings,
     expand_measures,
-    expand_specs,
     parse_criterion,
     parse_rule,
 )
@@ -285,14 +285,21 @@ class StudyConfig:
     level: float = 0.95
     """Nominal coverage of every interval; a higher level gives wider intervals."""
 
-    densities: tuple[float, ...] = (0.5, 0.9)
+    densities: tuple[float, ...] = (0.5,)
     """Fractions of entries KEPT when the stragglers are made sparse."""
     targets: tuple[Target, ...] = ("delta", "weight")
     """delta: dropped entries return to theta_0; weight: dropped entries become 0."""
-    selects: tuple[Select, ...] = ("random", "magnitude")
+    selects: tuple[Select, ...] = ("random",)
     """Which entries are kept: random, a seeded choice; magnitude, the largest |delta| (target weight: |weight|)."""
-    repair_alphas: tuple[float, ...] | None = None
-    """Points of the repaired paths; default: those of ``alphas`` strictly between the ends."""
+    repair_alphas: tuple[float, ...] | None = (0.25, 0.5, 0.75)
+    """Points of the repaired paths; they need not be among ``alphas``. null in a study file: the points of ``alphas``
+    strictly between the ends."""
+    masks: int = 5
+    """Number of random masks of each repair, each set against control layers of its own (a random choice of layers with
+    about as many parameters). The verdict on repairs needs at least 2; with few masks its interval is wide."""
+    repair_limit: int = 2000
+    """Largest number of test examples per data set on which repaired paths are evaluated, and the plain path that they
+    are compared with (a fixed, stratified choice among those of ``limit``)."""
     primary_measure: str = PRIMARY_MEASURE
     """Measure of the comparison across pairs that is named before looking: the whole model's, with the OOD gain on each
     group of OOD sets. Verdicts rest on it; all other correlations are exploratory."""
@@ -331,6 +338,12 @@ class StudyConfig:
         """OOD set spec -> the name of its group, in the order given."""
         return ood_groups(self.ood)
 
+    @property
+    def repaired_alphas(self) -> tuple[float, ...]:
+        """Points of the repaired paths; none where no density is given."""
+        inner = tuple(a for a in self.alphas if 0 < a < 1) if self.repair_alphas is None else self.repair_alphas
+        return inner if self.densities else ()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``StudyConfig.from_dict`` turns it back."""
         data = plain(dataclasses.asdict(self))
@@ -357,8 +370,8 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
-        for spec in (self.probe, *self.id, *self.ood_groups):
-            read_spec(spec)
+        for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
+            check_classes(specs, role)
         if both := [spec for spec in self.ood_groups if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"
@@ -481,7 +494,10 @@ def _check_name(where: str, name: str) -> None:
 
 VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
 """The settings of the output baseline vrf."""
-_COUNTS = ("probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs")
+_COUNTS = (
+    "probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs", "masks",
+    "repair_limit",
+)  # fmt: skip
 
 
 def _check_alphas(name: str, alphas: tuple[float, ...], extrapolate: bool) -> None:

@@ -36,11 +36,12 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
+from sharpscope.findings.matching import match_plain
 from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
 from sharpscope.findings.rank_correlation import partial_spearman
-from sharpscope.findings.repair import Repairs, Variant, analyse_repairs, match_plain
+from sharpscope.findings.repair import Repairs, Variant, analyse_repairs
 from sharpscope.findings.resampling import (
     bca_interval,
     benjamini_hochberg,

@@ -14,7 +14,7 @@ from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.findings.frames import alpha_index
 from sharpscope.tables.formats import MISSING, latex, markdown, percent
 from sharpscope.tables.rows import MIDDLE, primary_rows, unique_in_order
-from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle
+from sharpscope.vocabulary import ALPHA_SIDES, DENSE, AlphaSide, PaperStyle, weight_on
 
 __all__ = ["AVERAGE", "AVERAGE_ALL", "Member", "PaperTable", "paper_table"]
 
@@ -24,11 +24,6 @@ AVERAGE_ALL: Final = "Avg ref., shifts"
 """The column with the mean of two numbers: the mean over the ID sets and ``AVERAGE``."""
 
 _OPTIMUM: Final = "The optimum is chosen for each column separately, on the test sets themselves."
-_SIDES: Final[Mapping[AlphaSide, tuple[str, str]]] = {
-    "finetuned": ("α", "α is the weight of the fine-tuned model (Wortsman et al. 2022)."),
-    "zeroshot": ("α′", "α′ = 1 − α is the weight of the zero-shot model (Abdollahpoorrostam 2024)."),
-}
-"""Side -> the symbol of the printed weight, and a sentence that says whose weight it is."""
 Table = Literal["text", "markdown", "latex", "csv"]
 Cells = dict[str, float]
 
@@ -132,7 +127,7 @@ def paper_table(
     mean, sd = (pd.DataFrame([row[k] for row in rows], columns=["model", "point", *columns]) for k in (0, 1))
     seeds = {name: sum(m.name == name for m in members) for name in names}
     several = sorted({n for n in seeds.values() if n > 1})
-    notes = [_SIDES[alpha_on][1], _OPTIMUM]
+    notes = [f"{ALPHA_SIDES[alpha_on].text} ({ALPHA_SIDES[alpha_on].source}).", _OPTIMUM]
     if several:
         notes.append(f"± is the standard deviation over {' or '.join(map(str, several))} seeds.")
     return PaperTable(mean, sd, seeds, tuple(notes))
@@ -224,10 +219,10 @@ def _lines(
         rows.append((f"{title}, {_alpha(MIDDLE, side)}", [path.at(MIDDLE) for path in paths]))
     if alphas:
         best = [path.optimum() for path in paths]
-        rows.append((f"{title}, optimal {_SIDES[side][0]}", best))
+        rows.append((f"{title}, optimal {ALPHA_SIDES[side].symbol}", best))
         if style == "wise-ft":
             gaps = [_difference(b, path.at(MIDDLE)) for b, path in zip(best, paths, strict=True)]
-            rows.append((f"{title}, optimal {_SIDES[side][0]} minus {_alpha(MIDDLE, side)}", gaps))
+            rows.append((f"{title}, optimal {ALPHA_SIDES[side].symbol} minus {_alpha(MIDDLE, side)}", gaps))
     return [_summary({"model": name, "point": point}, cells, columns) for point, cells in rows]
 
 
@@ -244,8 +239,7 @@ def _difference(a: Cells, b: Cells) -> Cells:
 
 
 def _alpha(alpha: float, side: AlphaSide) -> str:
-    weight = alpha if side == "finetuned" else 1 - alpha
-    return f"{_SIDES[side][0]} = {weight:.10g}"
+    return f"{ALPHA_SIDES[side].symbol} = {weight_on(alpha, side):.10g}"
 
 
 def _number(value: float, digits: int) -> str:

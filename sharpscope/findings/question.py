@@ -181,9 +181,9 @@ class _Others:
         two = (float(rates.get(asked.pairs[0], nan)), float(rates.get(asked.pairs[1], nan)))
         if not len(names):
             return cls(nan, nan, 0, 0, False, "there are no other pairs", nan, two)
-        of_others = np.array([float(rates.get(name, nan)) for name in names])
-        own = _of_pairs(whole, names)
-        given = {LEARNING_RATE: of_others, **columns}
+        own = whole.reindexed(names)
+        of_others = own.covariates.get(LEARNING_RATE, np.full(len(names), nan))
+        given = {LEARNING_RATE: of_others, **own.covariates, **columns}
         rng = np.random.default_rng(derive(asked.seed, "verdict", asked.measure, asked.alpha, asked.group))
         keys = own.keys(asked.bootstrap, rng)
         found = partial_correlation(
@@ -223,14 +223,6 @@ def _told(found: Partial, pairs: int, bootstrap: int, doubt: str) -> str:
     held = found.given[0].replace("+", ", ")
     rho, p = float(found.estimate[0]), p_text(float(found.p[0]), bootstrap)
     return f"{over} sharpness and OOD gain have a Spearman correlation of {rho:+.2f} ({p}) with {held} held fixed"
-
-
-def _of_pairs(design: Design, names: list[str]) -> Design:
-    """The design of ``names``, in their order; a pair that it does not know is a setting of its own."""
-    place = {name: i for i, name in enumerate(design.pairs)}
-    bases = tuple(design.base[place[n]] if n in place else "" for n in names)
-    settings = tuple(design.setting[place[n]] if n in place else "" for n in names)
-    return Design(tuple(names), bases, settings)
 
 
 def _points(

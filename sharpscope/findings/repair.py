@@ -3,6 +3,9 @@
 Pruning a delta moves the model back towards theta_0, and that alone changes OOD accuracy; a smaller alpha has the same
 effect without any pruning. A repaired model is therefore compared with the point of the plain path that has the same
 ID accuracy.
+
+What one random mask gains may be luck. A random repair has several masks, and the control layers of mask i are drawn
+for it alone: the pairs (mask, control) are independent draws, on the same images.
 """
 
 from __future__ import annotations
@@ -14,33 +17,38 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, alpha_index, check_correct
-from sharpscope.findings.resampling import max_min_interval, stratified_means
-from sharpscope.scores import Predictions, min_replicates, percentile_interval
+from sharpscope.findings.frames import Answered, check_correct
+from sharpscope.findings.matching import match_plain
+from sharpscope.findings.resampling import stratified_means
+from sharpscope.findings.twolevels import OverDraws, max_min_over_draws, over_draws
+from sharpscope.scores import Predictions, min_replicates
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import DEFAULT_GROUP, GROUPS, Select, Target
+from sharpscope.vocabulary import DEFAULT_GROUP, GROUPS, Select, Target, draws_masks
 
-__all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs", "match_plain"]
+__all__ = ["CONTRASTS", "CONTROLS", "Repairs", "Variant", "analyse_repairs"]
 
 CONTROLS = ("none", *(group for group in GROUPS if group != "straggler"))
 """Values of the column ``control``: none for the stragglers themselves, else the layers made sparse in their place."""
 CONTRASTS = (
-    "pair", "target", "select", "density", "num_alphas", "gain", "gain_low", "gain_high",
+    "pair", "name", "target", "select", "density", "num_alphas", "num_pairs", "gain", "gain_low", "gain_high",
     "difference", "difference_low", "difference_high", "note",
 )  # fmt: skip
-"""Columns of ``Repairs.contrasts``. ``gain`` is that of the sparse stragglers, averaged over alphas; ``difference`` is
-this gain minus the gain of its control, equally many parameters in random other layers. The percentile intervals hold
-for each row alone: they are not corrected for the number of rows."""
+"""Columns of ``Repairs.contrasts``. ``gain`` is that of the sparse stragglers, averaged over alphas and masks;
+``difference`` is this gain minus the gain of the controls, equally many parameters in random other layers, one set of
+them for each of the ``num_pairs`` masks. The intervals hold for each row alone: they are not corrected for the number
+of rows."""
+ONE_MASK = "no interval: one mask"
+"""The note of a number that rests on a single random draw."""
 _FEW = 0.02
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One repair of the path at several alphas, and its answers on every data set."""
+    """One repair of the path with one mask, at several alphas, and its answers on every data set."""
 
     variant: str
-    """Its name in the tables, e.g. ``straggler:delta:random:0.5``."""
+    """Its name in the table, e.g. ``straggler:delta:random:0.5``, the same for all masks."""
     layers: tuple[str, ...]
     target: Target
     select: Select
@@ -53,6 +61,13 @@ class Variant:
     alphas: tuple[float, ...]
     correct: Mapping[str, Answered]
     """Data set -> bool [len(alphas), n] or predictions; the data sets and examples of the plain path."""
+    mask: int = 1
+    """The number of the mask: the stragglers' mask i is set against that of the random layers with the same number."""
+
+    @property
+    def drawn(self) -> bool:
+        """Whether another seed would make another model: the mask is random, or the layers are."""
+        return self.control == "random_layers" or draws_masks(self.select, self.density)
 
 
 @dataclass(frozen=True)
@@ -71,45 +86,31 @@ class Repairs:
     both the plain path and the control."""
     ci_low: float
     ci_high: float
-    """The interval of ``estimate``, which allows for the choice of the best row (``resampling.max_min_interval``)."""
+    """The interval of ``estimate``, which allows for the choice of the best row (``twolevels.max_min_over_draws``)."""
     best: str
-    """The row that has the maximum, e.g. ``delta:magnitude:0.5``; empty where there is none."""
+    """The name of the row that has the maximum, e.g. ``delta:magnitude:0.5``; empty where there is none."""
 
 
-def match_plain(
-    id_path: np.ndarray, ood_path: np.ndarray, alphas: Sequence[float], wanted: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The point of the plain path that has a given ID accuracy: linear between alphas, FIRST crossing from alpha = 0.
+@dataclass(frozen=True)
+class _Cells:
+    """Every model (variant, mask, alpha), matched with the plain path: arrays [K], replicates [R, K]."""
 
-    Several alphas fit if the ID accuracy is not monotone. The smallest of them is taken, which needs ID data only.
-    Where the path never has the wanted accuracy, the nearest accuracy that it has is used.
+    of: Sequence[tuple[Variant, float]]
+    id_accuracy: np.ndarray
+    ood_accuracy: np.ndarray
+    alpha: np.ndarray
+    plain: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+    """Share of the replicates in which the plain path never has the ID accuracy."""
+    replicates: np.ndarray
+    """Of the gain."""
+    span: str
+    """The range of ID accuracy of the plain path, as text."""
 
-    Args:
-        id_path, ood_path: [..., A] accuracies of the plain path.
-        alphas: [A] increasing.
-        wanted: [..., K] ID accuracies to be matched.
-
-    Returns:
-        (alpha [..., K], OOD accuracy there [..., K], inside [..., K] whether the path has that ID accuracy).
-    """
-    grid = np.asarray(alphas, dtype=float)
-    low, high = id_path.min(axis=-1)[..., None], id_path.max(axis=-1)[..., None]
-    inside = (wanted >= low - 1e-12) & (wanted <= high + 1e-12)
-    gap = id_path[..., None, :] - np.clip(wanted, low, high)[..., None]
-    if len(grid) == 1:
-        shape = gap.shape[:-1]
-        return np.broadcast_to(grid[0], shape), np.broadcast_to(ood_path[..., :1], shape), inside
-    crosses = gap[..., :-1] * gap[..., 1:] <= 0
-    first = crosses.argmax(axis=-1)[..., None]
-    here = np.take_along_axis(gap, first, axis=-1)
-    there = np.take_along_axis(gap, first + 1, axis=-1)
-    # The step is 0 where the left end has the wanted value, and also where both ends of the segment have it.
-    step = np.where(here == there, 0.0, here / np.where(here == there, 1.0, here - there))[..., 0]
-    left = first[..., 0]
-    ood = np.broadcast_to(ood_path[..., None, :], gap.shape)
-    before = np.take_along_axis(ood, first, axis=-1)[..., 0]
-    after = np.take_along_axis(ood, first + 1, axis=-1)[..., 0]
-    return grid[left] + step * (grid[left + 1] - grid[left]), before + step * (after - before), inside
+    @property
+    def gain(self) -> np.ndarray:
+        return np.where(self.inside, self.ood_accuracy - self.plain, np.nan)
 
 
 def analyse_repairs(
@@ -126,13 +127,14 @@ def analyse_repairs(
 ) -> Repairs:
     """Gain of every repaired model over the plain path at the same ID accuracy, and over the controls.
 
-        gain = OOD(repaired) - OOD(plain path where ID = ID(repaired))
+        gain = mean over masks of [OOD(repaired) - OOD(plain path where ID = ID(repaired))]
 
-    ID and OOD accuracy are averages over their data sets. The interval is a percentile bootstrap over examples, drawn
-    within each data set and paired across all models. Every replicate finds its own matching alpha, so the interval
-    includes the uncertainty of the match. A repaired model whose ID accuracy the plain path never has is "undefined".
-    Replicates in which that happens use the nearest ID accuracy of the path; the note says so where they are more than
-    2 %.
+    ID and OOD accuracy are averages over their data sets. The interval has two levels (``twolevels.over_draws``): the
+    examples, by a bootstrap within each data set and paired across all models, in which every replicate finds its own
+    matching alpha; and the masks (for random layers with their layers), by their spread. A number that rests on one
+    random draw has no interval. A mask whose ID accuracy the plain path never has is left out; where no mask is left
+    the row is "undefined". Replicates in which that happens use the nearest ID accuracy of the path; the note says so
+    where they are more than 2 %.
 
     Args:
         pair: name of the pair.
@@ -140,29 +142,71 @@ def analyse_repairs(
         correct: data set -> bool [A, n] (or predictions) of the plain path.
         roles: data set -> "id" | "ood".
         group: the name of the group of OOD sets that ``correct`` holds.
-        variants: the repairs and controls. An alpha at which one of them cannot be matched is left out of its average.
+        variants: the repairs and controls, one for each mask. The contrasts take the alphas at which every pair of
+            stragglers and control can be matched.
         level: coverage of the intervals.
         bootstrap: number of replicates.
         seed: the run's seed.
 
     Returns:
-        Repairs: the table in the order of ``variants`` and their alphas, the contrasts, and the estimate on which the
-        verdict rests.
+        Repairs: the table, one row per variant and alpha in the order given, the contrasts, and the estimate on which
+        the verdict rests.
 
     Raises:
         ConfigError: arrays, roles, names or controls that do not fit.
     """
     split = check_correct(alphas, correct, roles)
-    names = [v.variant for v in variants]
+    names = [f"{v.variant}#{v.mask}" for v in variants]
     if len(set(names)) != len(names):
-        raise ConfigError(f"repair: every variant needs its own name, got {', '.join(names)}.")
-    cells = [(i, j) for i, v in enumerate(variants) for j in range(len(v.alphas))]
+        raise ConfigError(f"repair: every mask of a variant needs its own number, got {', '.join(names)}.")
+    of = [(v, float(alpha)) for v in variants for alpha in v.alphas]
     stacks = {role: _stacked(sets, variants) for role, sets in split.items()}
     nan = float("nan")
-    if not cells or not split["id"] or not split["ood"]:
+    none = Repairs(pair, group, table("repair", []), pd.DataFrame(columns=list(CONTRASTS)), nan, nan, nan, "")
+    if not of:
+        return none
+    places = _places(of)
+    sets = _control_sets(variants)
+    heads = [{"pair": pair, "group": group, "n_controls": sets.get(_key(of[at[0]][0]), 0)} for at in places.values()]
+    if not split["id"] or not split["ood"]:
         why = "no ID set was given" if not split["id"] else "no OOD set was given"
-        blank = [_row(pair, variants[i], j, [nan] * 7, "undefined", why) | {"group": group} for i, j in cells]
-        return Repairs(pair, group, table("repair", blank), pd.DataFrame(columns=list(CONTRASTS)), nan, nan, nan, "")
+        blank = [_row([of[k] for k in at], [nan] * 7, "undefined", why) for at in places.values()]
+        return replace(none, table=table("repair", [row | head for row, head in zip(blank, heads, strict=True)]))
+    cells = _matched(pair, alphas, of, stacks, bootstrap, seed)
+    enough = bootstrap >= min_replicates(level)
+    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
+    rows = [_judged(cells, at, level, few) for at in places.values()]
+    found = table("repair", [row | head for row, head in zip(rows, heads, strict=True)])
+    return _contrasted(replace(none, table=found), cells, level, few)
+
+
+def _key(v: Variant) -> tuple[str, str, float, bool]:
+    """What stragglers and their random layers have in common; the last entry tells these two from other controls."""
+    return v.target, v.select, v.density, v.control in ("none", "random_layers")
+
+
+def _control_sets(variants: Sequence[Variant]) -> dict[tuple[str, str, float, bool], int]:
+    """``_key`` -> the number of different sets of random layers."""
+    of = [(_key(v), v.layers) for v in variants if v.control == "random_layers"]
+    return {key: len({layers for other, layers in of if other == key}) for key, _ in of}
+
+
+def _places(of: Sequence[tuple[Variant, float]]) -> dict[tuple[str, float], list[int]]:
+    """(variant, alpha) -> the cells of its masks."""
+    out: dict[tuple[str, float], list[int]] = {}
+    for k, (v, alpha) in enumerate(of):
+        out.setdefault((v.variant, alpha), []).append(k)
+    return out
+
+
+def _matched(
+    pair: str,
+    alphas: Sequence[float],
+    of: Sequence[tuple[Variant, float]],
+    stacks: Mapping[str, Mapping[str, Answered]],
+    bootstrap: int,
+    seed: int,
+) -> _Cells:
     (id_mean, id_reps), (ood_mean, ood_reps) = (
         stratified_means(
             list(stacks[role].values()),
@@ -174,28 +218,9 @@ def analyse_repairs(
     A = len(alphas)
     at, plain, inside = match_plain(id_mean[:A], ood_mean[:A], alphas, id_mean[A:])
     _, plain_reps, inside_reps = match_plain(id_reps[:, :A], ood_reps[:, :A], alphas, id_reps[:, A:])
-    gain = np.where(inside, ood_mean[A:] - plain, nan)
-    gain_reps = ood_reps[:, A:] - plain_reps
-    low, high = percentile_interval(gain_reps, level)
-    outside = 1 - inside_reps.mean(axis=0)
-    enough = bootstrap >= min_replicates(level)
-    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
-    rows = []
-    for k, (i, j) in enumerate(cells):
-        numbers = [id_mean[A + k], ood_mean[A + k], at[k], plain[k], gain[k], low[k], high[k]]
-        if inside[k]:
-            far = (
-                f"in {outside[k]:.0%} of the replicates the plain path never has this ID accuracy"
-                if outside[k] > _FEW
-                else ""
-            )
-            rows.append(_row(pair, variants[i], j, numbers, "ok", "; ".join(part for part in (far, few) if part)))
-        else:
-            span = f"{id_mean[:A].min():.3f}-{id_mean[:A].max():.3f}"
-            why = f"the plain path never has this ID accuracy (its range: {span})"
-            rows.append(_row(pair, variants[i], j, [*numbers[:2], nan, nan, nan, nan, nan], "undefined", why))
-    found = table("repair", [row | {"group": group} for row in rows])
-    return _contrasted(pair, group, found, variants, cells, gain, gain_reps, level)
+    outside = 1 - inside_reps.mean(axis=0) if bootstrap else np.zeros(len(of))
+    span = f"{id_mean[:A].min():.3f}-{id_mean[:A].max():.3f}"
+    return _Cells(of, id_mean[A:], ood_mean[A:], at, plain, inside, outside, ood_reps[:, A:] - plain_reps, span)
 
 
 def _stacked(sets: Mapping[str, Answered], variants: Sequence[Variant]) -> dict[str, Answered]:
@@ -219,79 +244,106 @@ def _stacked(sets: Mapping[str, Answered], variants: Sequence[Variant]) -> dict[
     return out
 
 
-def _row(pair: str, v: Variant, j: int, numbers: Sequence[float], status: str, note: str) -> dict[str, object]:
+def _judged(cells: _Cells, at: Sequence[int], level: float, few: str) -> dict[str, object]:
+    """The row of one variant at one alpha: the mean over its masks that can be matched."""
+    known = [k for k in at if cells.inside[k]]
+    of = [cells.of[k] for k in known or at]
+    accuracies = [float(numbers[known or at].mean()) for numbers in (cells.id_accuracy, cells.ood_accuracy)]
+    if not known:
+        why = f"the plain path never has this ID accuracy (its range: {cells.span})"
+        return _row(of, [*accuracies, *[float("nan")] * 5], "undefined", why)
+    alone = len(known) == 1 and of[0][0].drawn
+    outside = cells.outside[known].mean()
+    said = [
+        f"in {outside:.0%} of the replicates the plain path never has this ID accuracy" if outside > _FEW else "",
+        f"{len(at) - len(known)} of {len(at)} masks are left out: the plain path never has their ID accuracy (its "
+        f"range: {cells.span})" if len(known) < len(at) else "",
+        few or (ONE_MASK if alone else ""),
+    ]  # fmt: skip
+    spread = over_draws(cells.gain[known][:, None], cells.replicates[:, known][:, :, None])
+    low, high = (bound[0] for bound in spread.interval(level))
+    bounds = [float("nan")] * 2 if few or alone else [low, high]
+    numbers = [*accuracies, cells.alpha[known].mean(), cells.plain[known].mean(), spread.mean[0], *bounds]
+    return _row(of, numbers, "ok", "; ".join(part for part in said if part))
+
+
+def _row(of: Sequence[tuple[Variant, float]], numbers: Sequence[float], status: str, note: str) -> dict[str, object]:
     columns = ("id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high")
+    v, alpha = of[0]
     return {
-        "pair": pair,
-        "alpha": float(v.alphas[j]),
+        "alpha": alpha,
         "variant": v.variant,
-        "layers": "+".join(v.layers),
+        "layers": " | ".join(unique_in_order("+".join(other.layers) for other, _ in of)),
         "target": v.target,
         "select": v.select,
         "density": v.density,
-        "kept_fraction": v.kept_fraction,
+        "kept_fraction": float(np.mean([other.kept_fraction for other, _ in of])),
         "control": v.control,
         **{name: float(number) for name, number in zip(columns, numbers, strict=True)},
         "status": status,
         "note": note,
+        "n_masks": len(of),
     }
 
 
-def _contrasted(
-    pair: str,
-    group: str,
-    rows: pd.DataFrame,
-    variants: Sequence[Variant],
-    cells: Sequence[tuple[int, int]],
-    gain: np.ndarray,
-    reps: np.ndarray,
-    level: float,
-) -> Repairs:
-    keys = unique_in_order((v.target, v.select, v.density) for v in variants if v.control == "none")
-    lines, values, draws, names = [], [], [], []
-    for key in keys:
-        ours = _cells(variants, cells, key, "none")
-        controls = _cells(variants, cells, key, "random_layers")
-        pairs_of = [
-            ([k for k in ours[a] if np.isfinite(gain[k])], [k for k in controls.get(a, ()) if np.isfinite(gain[k])])
-            for a in ours
-        ]
-        matched = [(mine, other) for mine, other in pairs_of if mine and other]
-        head = dict(zip(("pair", "target", "select", "density"), (pair, *key), strict=True))
-        if not matched:
-            missing = {name: float("nan") for name in CONTRASTS[5:-1]}
-            both = "both this variant and a random-layer control"
-            why = f"undefined: at no alpha does the plain path have the ID accuracies of {both}"
-            lines.append({**head, "num_alphas": 0, **missing, "note": why})
+def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repairs:
+    """``found`` with its contrasts, and the estimate made of them."""
+    lines, spreads, names = [], [], []
+    for key in unique_in_order((v.target, v.select, v.density) for v, _ in cells.of if v.control == "none"):
+        name = ":".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key)
+        line: dict[str, object] = dict.fromkeys(CONTRASTS, float("nan"))
+        line |= dict(zip(("target", "select", "density"), key, strict=True))
+        line |= {"pair": found.pair, "name": name, "num_alphas": 0, "num_pairs": 0, "note": ""}
+        lines.append(line)
+        pairs = _pairs(cells, key)
+        if not pairs.size:
+            both = "every mask and its random-layer control"
+            line["note"] = f"undefined: at no alpha does the plain path have the ID accuracies of {both}"
             continue
-        own = np.mean([gain[mine].mean() for mine, _ in matched])
-        other = np.mean([gain[rest].mean() for _, rest in matched])
-        own_reps = np.mean([reps[:, mine].mean(axis=1) for mine, _ in matched], axis=0)
-        other_reps = np.mean([reps[:, rest].mean(axis=1) for _, rest in matched], axis=0)
-        cell, draw = np.array([own, own - other]), np.stack([own_reps, own_reps - other_reps], axis=1)
-        low, high = percentile_interval(draw, level)
-        line = {"gain": own, "gain_low": low[0], "gain_high": high[0]}
-        line |= {"difference": own - other, "difference_low": low[1], "difference_high": high[1]}
-        lines.append({**head, "num_alphas": len(matched), **{k: float(v) for k, v in line.items()}, "note": ""})
-        values.append(cell)
-        draws.append(draw)
-        names.append(":".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key))
+        why = few or (ONE_MASK if pairs.shape[1] == 1 else "")
+        spread = _gain_and_difference(cells, pairs, bounded=not why)
+        low, high = spread.interval(level)
+        line |= {"num_pairs": pairs.shape[1], "num_alphas": pairs.shape[2], "note": why}
+        for e, what in enumerate(("gain", "difference")):
+            line |= {what: float(spread.mean[e]), f"{what}_low": float(low[e]), f"{what}_high": float(high[e])}
+        spreads.append(spread)
+        names.append(name)
     contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
-    if not values:
-        nan = float("nan")
-        return Repairs(pair, group, rows, contrasts, nan, nan, nan, "")
-    estimate, lower, upper, best = max_min_interval(np.array(values), np.stack(draws, axis=1), level)
-    return Repairs(pair, group, rows, contrasts, estimate, lower, upper, names[best])
+    if not spreads:
+        return replace(found, contrasts=contrasts)
+    value, lower, upper, best = max_min_over_draws(spreads, level)
+    return replace(found, contrasts=contrasts, estimate=value, ci_low=lower, ci_high=upper, best=names[best])
 
 
-def _cells(
-    variants: Sequence[Variant], cells: Sequence[tuple[int, int]], key: tuple[object, ...], control: str
-) -> dict[float, list[int]]:
-    """alpha -> the cells of all variants with that key and control, for instance of several random draws."""
-    out: dict[float, list[int]] = {}
-    for k, (i, j) in enumerate(cells):
-        v = variants[i]
-        if (v.target, v.select, v.density) == key and v.control == control:
-            known = alpha_index(list(out), v.alphas[j])
-            out.setdefault(v.alphas[j] if known is None else list(out)[known], []).append(k)
-    return out
+def _gain_and_difference(cells: _Cells, pairs: np.ndarray, *, bounded: bool) -> OverDraws:
+    """Means over pairs of the stragglers' gain and of its difference to the random layers' gain, at all alphas."""
+    mine, other = pairs
+    gain, control = cells.gain[mine].mean(axis=1), cells.gain[other].mean(axis=1)
+    own, its = cells.replicates[:, mine].mean(axis=2), cells.replicates[:, other].mean(axis=2)
+    spread = over_draws(np.stack([gain, gain - control], axis=-1), np.stack([own, own - its], axis=-1))
+    return spread if bounded else replace(spread, examples=np.full(2, np.nan))
+
+
+def _pairs(cells: _Cells, key: tuple[object, ...]) -> np.ndarray:
+    """Cells [2, pairs, alphas] of the stragglers and of the random layers with the same mask number.
+
+    The alphas are those at which every pair is matched. Stragglers whose mask is not random have one mask, which is set
+    against every control.
+    """
+    sides = []
+    for control in ("none", "random_layers"):
+        at: dict[int, dict[float, int]] = {}
+        for k, (v, alpha) in enumerate(cells.of):
+            if v.control == control and (v.target, v.select, v.density) == key:
+                at.setdefault(v.mask, {})[alpha] = k
+        sides.append(at)
+    ours, controls = sides
+    if len(ours) == 1 and not any(cells.of[k][0].drawn for at in ours.values() for k in at.values()):
+        ours = dict.fromkeys(controls, next(iter(ours.values())))
+    both = [(ours[mask], controls[mask]) for mask in ours if mask in controls]
+    shared = [a for a in both[0][0] if all(_has(cells, at, a) for pair in both for at in pair)] if both else []
+    return np.array([[[pair[side][a] for a in shared] for pair in both] for side in (0, 1)], dtype=int)
+
+
+def _has(cells: _Cells, at: Mapping[float, int], alpha: float) -> bool:
+    return alpha in at and bool(cells.inside[at[alpha]])

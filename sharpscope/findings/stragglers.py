@@ -24,7 +24,7 @@ from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
 from sharpscope.vocabulary import CRITERIA, Criterion, parse_rule
 
-__all__ = ["SUSTAINED", "chosen_layers", "sharpness_scores", "stragglers_table"]
+__all__ = ["SUSTAINED", "chosen_by", "chosen_layers", "sharpness_scores", "stragglers_table"]
 
 SUSTAINED = 0.8
 """The share of the alphas at which a layer's sharpness has to stand out (our choice). A larger value chooses fewer
@@ -319,3 +319,10 @@ def chosen_layers(stragglers: pd.DataFrame, criterion: str, *, pair: str | None 
         raise ConfigError(f"criterion: '{criterion}' is not in the table.{did_you_mean(criterion, known)}")
     rows = rows[rows["criterion"] == criterion]
     return tuple(rows.loc[(rows["base"] == rows["base"].iloc[0]) & rows["chosen"].astype(bool), "layer"])
+
+
+def chosen_by(stragglers: pd.DataFrame, criterion: str | None) -> dict[str, tuple[str, ...]] | None:
+    """Pair -> the layers that ``criterion`` chose, or None where the table does not have it."""
+    own = stragglers[stragglers["criterion"] == criterion]
+    pairs = unique_in_order(own["pair"])
+    return {str(pair): chosen_layers(own, str(criterion), pair=str(pair)) for pair in pairs} or None

@@ -52,8 +52,10 @@ def verdicts_table(
 
     whole, stragglers, instability  see ``relation.relation_rows``
     repair      Only where a failure flag is present. The estimate is the maximum over sparsities of min(gain at equal
-                ID accuracy, difference to the random-layer controls). The claim holds if the interval lies above 0, and
-                does not hold if the interval lies below ``GAIN_MARGIN``.
+                ID accuracy, difference to the random-layer control), means over pairs of a random mask and a control of
+                its own, which ``n`` counts. The claim holds if the interval lies above 0. It does not hold if the whole
+                interval lies below ``GAIN_MARGIN``: the claim is one-sided, so the margin is (-inf, ``GAIN_MARGIN``).
+                With one mask there is no interval, and it cannot be told.
     question    see ``question.Question``, on the first two pairs of ``accuracy``
 
     In all other cases the verdict is "cannot be told".
@@ -101,21 +103,32 @@ def _repair_row(repairs: Repairs, failure: pd.DataFrame) -> dict[str, Any]:
     flags, absent, unknown = flags_of(failure, repairs.pair)
     state = _flags(flags, absent, unknown)
     numbers = (repairs.estimate, repairs.ci_low, repairs.ci_high)
-    n = int((repairs.contrasts["num_alphas"] > 0).sum()) if len(repairs.contrasts) else 0
     if not math.isfinite(repairs.estimate):
         what = "no sparse straggler variant with a random-layer control could be matched to the plain path"
-        return verdict_row(repairs.pair, "repair", repairs.group, "run", CANNOT, numbers, n, f"{state}; {what}.")
+        return verdict_row(repairs.pair, "repair", repairs.group, "run", CANNOT, numbers, 0, f"{state}; {what}.")
+    lines = repairs.contrasts[repairs.contrasts["num_alphas"] > 0]
+    best = lines[lines["name"] == repairs.best].iloc[0]
+    n = int(best["num_pairs"])
+    which = f"the best of {len(lines)} ways" if len(lines) > 1 else "the only way"
+    masks = f"on average over {n} masks, each with control layers drawn for it" if n > 1 else "with its only mask"
     text = (
-        f"{state}; the best of {n} sparsities is {repairs.best}: the smaller of its two gains, over the plain "
-        f"path at equal ID accuracy and over random layers, is {100 * repairs.estimate:+.1f} points "
-        f"{span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}."
+        f"{state}; {repairs.best}, {which} to make the stragglers sparse, gains "
+        f"{100 * best['gain']:+.1f} points over the plain path at equal ID accuracy and "
+        f"{100 * best['difference']:+.1f} points over random layers, {masks}; the smaller of the two "
+        f"is {100 * repairs.estimate:+.1f} points {span(100 * repairs.ci_low, 100 * repairs.ci_high, 1)}"
     )
-    verdict = CANNOT
-    if flags and repairs.ci_low > 0:
-        verdict = HOLDS
-    elif flags and repairs.ci_high < GAIN_MARGIN:
-        verdict = DOES_NOT_HOLD
-    return verdict_row(repairs.pair, "repair", repairs.group, "run", verdict, numbers, n, text)
+    verdict, end = CANNOT, ""
+    if not math.isfinite(repairs.ci_low):
+        end = f"; {best['note']}"
+    elif not flags:
+        pass
+    elif repairs.ci_low > 0:
+        verdict, end = HOLDS, ", and the whole interval lies above 0"
+    elif repairs.ci_high < GAIN_MARGIN:
+        verdict, end = DOES_NOT_HOLD, f", and the whole interval lies below {100 * GAIN_MARGIN:+.1f}"
+    else:
+        end = f", an interval that holds 0 and reaches {100 * GAIN_MARGIN:+.1f}: a gain is neither shown nor ruled out"
+    return verdict_row(repairs.pair, "repair", repairs.group, "run", verdict, numbers, n, f"{text}{end}.")
 
 
 def _flags(present: Sequence[str], absent: Sequence[str], unknown: Sequence[str]) -> str:

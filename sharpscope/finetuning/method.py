@@ -214,7 +214,8 @@ class Method(ABC):
     """Constant rate during warm-up; None: a linear rise."""
     schedule: Schedule = "linear-cosine"
     """Curve of the learning rate: linear-cosine (WiSE-FT, FLYP, StarFT), zero-linear-cosine (Lipsum-FT), epoch-cosine
-    (CoOp, KgCoOp, CLIPFit), or product, with which the embedded world's checkpoints were made."""
+    (CoOp, KgCoOp, CLIPFit), floored-cosine (CLIP-LoRA), product, with which the embedded world's checkpoints were made,
+    or constant (TPGM's radii)."""
     weight_decay: float = 0.1
     decay: Decay = "all"
     """all: every trained tensor decays; matrices: gains, biases and the logit scale do not."""
@@ -274,6 +275,10 @@ class Method(ABC):
     def hyperparameters(self) -> dict[str, Any]:
         """Name -> value of every field."""
         return dataclasses.asdict(self)
+
+    def inputs(self) -> Mapping[str, str]:
+        """Hyperparameter -> sha256 of the file that it names: a finished file belongs to what it was made of."""
+        return {}
 
     def recipe(self, n: int, **changes: Any) -> Recipe:
         """How to step over ``n`` examples; ``changes``: fields that differ in one stage (lr, epochs, steps ...).

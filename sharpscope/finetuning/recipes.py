@@ -215,6 +215,32 @@ _NEW: Final = "10"  # the README's line on base-to-new
 _SHOT: Final = "23"  # and that on few shots
 
 
+# ---------------------------------------------------------------------- CLIP-LoRA
+def _clip_lora(shots: int) -> Published:
+    def of(path: str, lines: str, *sets: str) -> Source:
+        return Source("MaxZanella/CLIP-LoRA", "358f0d7", path, lines, sets)
+
+    sources = (
+        of("run_utils.py", "24-37", "shots", "lr", "batch_size", "towers", "targets", "rank", "alpha", "dropout"),
+        of("lora.py", "73-76", "steps", "weight_decay", "decay", "optimizer", "schedule"),
+        of("loralib/layers.py", "41-42", "scaling"),
+        of("main.py", "39-40", "crop", "flip"),
+    )
+    return Published(
+        f"cliplora-{shots}shots", "lora", f"{shots} images a class", "Zanella & Ben Ayed 2024, arXiv 2405.18541",
+        _LORA | {"shots": shots, "steps": 500 * shots}, sources, ("epochs", "dropout"),
+        "epochs are not used where steps is given; the authors draw the dropped inputs for every token anew, here one "
+        "draw holds for all tokens of a step",
+    )  # fmt: skip
+
+
+_LORA: Final[dict[str, Any]] = NEUTRAL | {
+    "lr": 2e-4, "epochs": 10, "batch_size": 32, "schedule": "floored-cosine", "weight_decay": 0.01,
+    "crop": (0.08, 1.0), "flip": 0.5, "rank": 2, "alpha": 1.0, "scaling": "sqrt", "dropout": 0.25,
+    "targets": ("q", "k", "v"), "towers": "both",
+}  # fmt: skip
+
+
 # ---------------------------------------------------------------------- StarFT, R-Adapter, L2-SP
 def _starft(path: str, lines: str, *sets: str) -> Source:
     return Source("alinlab/StarFT", "4d11b94", path, lines, sets)
@@ -243,12 +269,16 @@ _MINI: Final[dict[str, Any]] = {
 _MINI_WHY: Final = "the rate was chosen there; the rest is that with which the shipped files and tables were made"
 
 
-def _mini(method: str, start: dict[str, Any], paper: str, **own: Any) -> Published:
-    settings = {**start, **_MINI, **own}
-    if "head_bias" in start:
+def _mini(recipe: str, **own: Any) -> Published:
+    """The published ``recipe`` as the embedded world trains by it."""
+    start = next(row for row in _PUBLISHED if row.name == recipe)
+    settings = {**start.settings, **_MINI, **own}
+    if "head_bias" in settings:
         settings["head_bias"] = False
     what = "the embedded world, as analyses/finetuners.py compares the methods"
-    return Published(f"mini-{method}", method, what, paper, settings, ours=tuple(settings), why=_MINI_WHY)
+    return Published(
+        f"mini-{start.method}", start.method, what, start.paper, settings, ours=tuple(settings), why=_MINI_WHY
+    )
 
 
 _WISE_ROW: Final = _WISE | {"scope": "tower"}
@@ -265,11 +295,17 @@ _L2_SP: Final[dict[str, Any]] = NEUTRAL | {
 }  # fmt: skip
 _R_ADAPTER: Final[dict[str, Any]] = _FLYP | {
     "lr": 5e-4, "weight_decay": 0.0, "clip_norm": 1.0, "ema": 0.999, "drop": 0.2, "margin": 0.05, "smoothing": 0.05,
+    "rank": None, "scale": None, "bias": False,
 }  # fmt: skip
 _KG: Final[dict[str, Any]] = _PROMPT | {"batch_size": 128, "strength": 8.0}
-_LP_PAPER, _PROBE_PAPER = "Kumar et al. 2022, arXiv 2202.10054", "Radford et al. 2021, arXiv 2103.00020"
+_LP_PAPER: Final = "Kumar et al. 2022, arXiv 2202.10054"
 _L2_PAPER, _STARFT_PAPER = "Li et al. 2018, arXiv 1802.01483", "Kim et al. 2025, arXiv 2505.13232"
 _KG_PAPER, _CONT_PAPER = "Yao et al. 2023, arXiv 2303.13283", "Wang et al. 2024, arXiv 2412.20895"
+_TPGM_PROJECT: Final[dict[str, Any]] = NEUTRAL | {
+    "lr": 0.01, "epochs": 10, "steps": 200, "batch_size": 64, "weight_decay": 0.0, "schedule": "constant", "norm": "l2",
+    "file": None,
+}  # fmt: skip
+_TPGM_PAPER: Final = "Tian et al. 2023, arXiv 2303.10720"
 _R_PAPER: Final = "Kim et al. 2024, arXiv 2408.05749"
 
 _ON_WISE: Final = (
@@ -284,6 +320,10 @@ def _ldifs(lines: str, *sets: str) -> Source:
     return Source("omegafragger/ldifs_code", "5ffdeef", "args.py", lines, sets)
 
 
+def _tpgm(path: str, lines: str, *sets: str) -> Source:
+    return Source("PotatoTian/TPGM", "17be509", f"ImageNet_ViT_Exp/{path}", lines, sets)
+
+
 def _rival(name: str, what: str, paper: str, sources: tuple[Source, ...], why: str, **own: Any) -> Published:
     """WiSE-FT's fine-tuning with something on top; what no source sets is ours."""
     sourced = {setting for source in sources for setting in source.sets}
@@ -291,7 +331,7 @@ def _rival(name: str, what: str, paper: str, sources: tuple[Source, ...], why: s
     return Published(name, name, what, paper, _WISE_ROW | own, (*_ON_WISE, *sources), ours, why)
 
 
-_ROWS: Final = (
+_PUBLISHED: Final = (
     Published("wise-ft-imagenet", "wise-ft", "ImageNet", _WISE_PAPER, _WISE_ROW, _ON_WISE),
     Published(
         "linear-probe-imagenet", "linear-probe", "WiSE-FT's linear classifier on frozen features", _WISE_PAPER, _PROBE,
@@ -359,6 +399,7 @@ _ROWS: Final = (
         f"from the text and summaries of the paper; its code is {_NOT_PUBLIC}: smoothing, clip_norm, and FLYP's value "
         "for what the text leaves open",
     ),
+    *map(_clip_lora, (16, 8, 4, 2, 1)),
     _rival(
         "kd", "any classification", "Hinton et al. 2015, arXiv 1503.02531", (),
         "the weight and the temperature are our choice, all else is WiSE-FT's", strength=1.0, temperature=1.0,
@@ -374,11 +415,18 @@ _ROWS: Final = (
         lr=1e-5, batch_size=128, strength=10.0,
     ),
     _rival(
-        "tpgm", "any classification", "Tian et al. 2023, arXiv 2303.10720",
-        (Source("PotatoTian/TPGM", "17be509", "ImageNet_ViT_Exp/main_finetune.py", "65-74",
-                ("radius_steps", "radius_lr", "norm")),),
+        "tpgm", "any classification", _TPGM_PAPER,
+        (_tpgm("main_finetune.py", "65-74", "radius_steps", "radius_lr", "norm"),),
         "theirs learns the radii on ImageNet's validation set; a share of the training images is our choice",
         held_out=0.1, radius_steps=200, radius_lr=0.01, norm="l2",
+    ),
+    Published(
+        "tpgm-project", "tpgm-project", "on top of another method's file: --set file=FILE", _TPGM_PAPER, _TPGM_PROJECT,
+        (
+            _tpgm("main_finetune.py", "58-74", "batch_size", "steps", "lr", "norm"),
+            _tpgm("utils/tpgm.py", "131", "weight_decay", "schedule"),
+        ),
+        ("epochs", "file"), "epochs are not used where steps is given; the file is the user's",
     ),
     _rival(
         "sam", "the intervention test of a claim about sharpness", "Foret et al. 2021, arXiv 2010.01412", (),
@@ -390,26 +438,29 @@ _ROWS: Final = (
         (Source("SamsungLabs/ASAM", "dc9b513", "example_cifar.py", "115", ("rho",)),),
         "eta is our choice of the values in the authors' code, all else is WiSE-FT's", rho=0.5, eta=0.01,
     ),
+)  # fmt: skip
+
+_WORLD: Final = (
     Published(
         "mini-world", "wise-ft", "the embedded world's mini:success; its other pairs change lr, epochs, warmup, images",
         _WISE_PAPER, {**_WISE_ROW, **_MINI, "lr": 1e-3, "shots": None, "warmup": 0.015, "scale_baked": False,
                       "head_bias": False}, (), tuple(_WISE_ROW), _MINI_WHY,
     ),
-    _mini("wise-ft", _WISE_ROW, _WISE_PAPER, lr=3e-3),
-    _mini("linear-probe", _PROBE, _PROBE_PAPER, lr=0.3),
-    _mini("lp-ft", _LP_FT, _LP_PAPER, lr=1e-3, probe_lr=0.03),
-    _mini("l2-sp", _L2_SP, _L2_PAPER, lr=0.1),
-    _mini("lipsum-ft", _LIPSUM, _LIPSUM_PAPER, lr=3e-3),
-    _mini("flyp", _FLYP, _FLYP_PAPER, lr=3e-3),
-    _mini("starft", _STARFT, _STARFT_PAPER, lr=3e-3, falls="steps"),
-    _mini("clipfit", _CLIPFIT, _CLIPFIT_PAPER, lr=0.3, weight_decay=0.0),
-    _mini("coop", _PROMPT, _COOP_PAPER, lr=0.01),
-    _mini("kgcoop", _KG, _KG_PAPER, lr=0.01),
-    _mini("contcoop", _KG, _CONT_PAPER, lr=0.01),
-    _mini("r-adapter", _R_ADAPTER, _R_PAPER, lr=3e-3, ema=0.9),  # 160 steps are too few for an average over 1000
+    _mini("wise-ft-imagenet", lr=3e-3),
+    _mini("linear-probe-imagenet", lr=0.3),
+    _mini("lp-ft", lr=1e-3, probe_lr=0.03),
+    _mini("l2-sp", lr=0.1),
+    _mini("lipsum-imagenet", lr=3e-3),
+    _mini("flyp-imagenet", lr=3e-3),
+    _mini("starft-imagenet", lr=3e-3, falls="steps"),
+    _mini("clipfit-base-to-new", lr=0.3, weight_decay=0.0),
+    _mini("coop-words", lr=0.01),
+    _mini("kgcoop", lr=0.01),
+    _mini("contcoop", lr=0.01),
+    _mini("r-adapter", lr=3e-3, ema=0.9),  # 160 steps are too few for an average over 1000
 )  # fmt: skip
 
-RECIPES: Final[Mapping[str, Published]] = {row.name: row for row in _ROWS}
+RECIPES: Final[Mapping[str, Published]] = {row.name: row for row in (*_PUBLISHED, *_WORLD)}
 """Every recipe by name, the papers' first."""
 
 

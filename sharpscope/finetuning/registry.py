@@ -21,11 +21,13 @@ from sharpscope.finetuning.methods.l2_sp import L2SP
 from sharpscope.finetuning.methods.ldifs import Ldifs
 from sharpscope.finetuning.methods.linear_probe import LinearProbe
 from sharpscope.finetuning.methods.lipsum_ft import LipsumFT
+from sharpscope.finetuning.methods.lora import LoRA
 from sharpscope.finetuning.methods.lp_ft import LpFT
 from sharpscope.finetuning.methods.r_adapter import RAdapter
 from sharpscope.finetuning.methods.sam import ASAM, SAM
 from sharpscope.finetuning.methods.starft import StarFT
 from sharpscope.finetuning.methods.tpgm import TPGM
+from sharpscope.finetuning.methods.tpgm_project import TPGMProject
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.recipes import RECIPES, Source
 from sharpscope.vocabulary import Words
@@ -37,7 +39,7 @@ METHODS: Final[Words[type[Method]]] = Words(
     "sharpscope.methods",
     (
         *(WiseFT, LinearProbe, LpFT, L2SP, LipsumFT, Flyp, StarFT, CLIPFit, CoOp, KgCoOp, ContCoOp, RAdapter),
-        *(Distillation, CarFT, Ldifs, TPGM, SAM, ASAM),
+        *(Distillation, CarFT, Ldifs, TPGM, TPGMProject, SAM, ASAM, LoRA),
     ),
 )
 """Every fine-tuning method."""

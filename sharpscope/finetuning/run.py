@@ -31,7 +31,7 @@ from sharpscope.finetuning.method import Exported, Method, Prepared, Task
 from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.registry import METHODS, configured, listing
 from sharpscope.finetuning.schedule import learning_rate
-from sharpscope.finetuning.statefile import StateFile
+from sharpscope.finetuning.statefile import StateFile, differences
 from sharpscope.finetuning.trainer import AUTOCAST, check_precision
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import Precision
@@ -43,6 +43,7 @@ __all__ = ["Tuned", "finetune", "tuned_by"]
 
 _VALIDATION_BATCH: Final = 256
 """Images at a time in validation; more take more memory and change no accuracy."""
+_ELSEWHERE: Final = "Remedy: choose another --out, or remove the file; nothing is overwritten."
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Tuned:
     """(step, validation accuracy) after every epoch."""
     note: str = ""
     """Warnings in words: images that could not be read (since training last resumed), a warm-up that is too long."""
+
+    prompted: str = ""
+    """Which templates made the zero-shot head and the captions, and whose they are."""
 
     def summary(self) -> str:
         """One line on what happened."""
@@ -127,7 +131,9 @@ def finetune(
             spec names it. Its classes are matched by name to those of ``train``. A method with ``keep_best`` keeps the
             weights of the best epoch, and takes the embedded world's own validation data by default.
         data_root: folder under which relative paths of data sets are looked up.
-        classnames, templates: list, or text file with one per line; default: those of the data set and of the model.
+        classnames, templates: list, or text file with one per line; default: the class names of the data set, and the
+            prompt that CoOp's authors wrote for the data set (``coop:SET``), elsewhere the model's templates.
+            ``Tuned.prompted`` says which were taken.
         seed: seed of everything random (crops, order, dropout, prompts); the same seed gives the same bits on a CPU.
         device: cpu, cuda, or auto.
         precision: full; bf16 or fp16 (autocast on CUDA, the weights stay float32). The older words float32, bfloat16
@@ -182,7 +188,7 @@ def finetune(
             f"data set {shown(train)}: has no class names, and prompts with class numbers ('a photo of a 0.') are "
             "meaningless.\nRemedy: --classnames FILE with one name per line, or classnames.txt beside the images."
         )
-    names, prompts = tuple(found), tuple(prompts or default_templates(clip))
+    names, (prompts, prompted) = tuple(found), _prompts(prompts, examples.dataset, clip)
     if val is None and tuning.keep_best and train.startswith("mini:"):
         val = with_split(train, "val")
     where = pick_device(device)
@@ -196,11 +202,13 @@ def finetune(
     if recipe is not None:
         belongs["recipe"] = {"name": recipe, "changed": {n: getattr(tuning, n) for n in sorted(hyperparameters)}}
     belongs |= {n: v for n, v in (("train_only", train_only), ("keep_every", keep_every)) if v is not None}
+    if inputs := tuning.inputs():
+        belongs["inputs"] = dict(inputs)
     if origin := METHODS.origins.get(tuning.name):
         belongs["from_outside"] = [origin.source, origin.version]
     file, state = _files(out, tuning, belongs)
     if file is not None and file.exists():
-        return _already(file, belongs, tuning, names)
+        return _already(file, belongs, tuning, names, prompted)
     tensors, baked, remark = _start_head(start, names)
     task = Task(clip, on_device(tensors, where, torch.float32), names, prompts, len(examples), seed, baked)
     judge = None
@@ -230,7 +238,7 @@ def finetune(
         write_checkpoint(file, saved, metadata)
         state.path.unlink(missing_ok=True)
     note = "\n".join(filter(None, (remark, examples.skipped, small, _note(fitted.prepared))))
-    return Tuned(file, tuning, names, saved, metadata, fitted.losses, fitted.accuracies, note)
+    return Tuned(file, tuning, names, saved, metadata, fitted.losses, fitted.accuracies, note, prompted)
 
 
 if finetune.__doc__:  # python -OO drops it
@@ -262,6 +270,19 @@ def _check_augmentation(method: Method, changes: Mapping[str, Any], augment: boo
     if asked and method.augmentation.changes and not augmented:
         why = "arrays and the embedded world stay as they are" if augment else "augmentation is switched off"
         raise ConfigError(f"{method.name}: {', '.join(asked)} would change no image, because {why}.")
+
+
+def _prompts(given: Sequence[str] | None, dataset: Dataset, clip: ClipModel) -> tuple[tuple[str, ...], str]:
+    """(templates, which these are): those given, the prompt of one of CoOp's sets, or the model's.
+
+    CoOp, KgCoOp, CLIPFit and their few-shot protocols start from the hand-written prompt of each of CoOp's sets
+    (CUSTOM_TEMPLATES in their code; Zhou et al. 2022, arXiv 2109.01134).
+    """
+    own = dataset.templates if dataset.facts.get("kind") == "coop" else None
+    chosen, whose = (given, "given") if given else (own, "the data set's own") if own else (None, "the model's")
+    prompts = tuple(chosen or default_templates(clip))
+    more = f" and {len(prompts) - 1} more" * (len(prompts) > 1)
+    return prompts, f"templates ({whose}): '{shown(prompts[0], 100)}'{more}"
 
 
 def _note(prepared: Prepared) -> str:
@@ -314,20 +335,20 @@ def _files(out: str | Path | None, method: Method, belongs: Mapping[str, Any]) -
     return folder / f"{method.name}.safetensors", StateFile(folder / f"{method.name}.state.safetensors", belongs)
 
 
-def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tuple[str, ...]) -> Tuned:
+def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tuple[str, ...], prompted: str) -> Tuned:
     """The finished file, if it is this fine-tuning's."""
     there = read_checkpoint(file, partial=True)  # prompts alone are a whole result too
     try:
         told = json.loads(there.facts["metadata"].get("sharpscope.finetuning", "{}"))
     except (ValueError, RecursionError):
-        told = {}
-    different = [k for k, v in json.loads(json.dumps(dict(belongs))).items() if told.get(k) != v]
-    if different:
-        raise ConfigError(
-            f"{shown(file)}: already holds another fine-tuning ({', '.join(different[:5])} differ).\n"
-            "Remedy: choose another --out; nothing is overwritten."
-        )
-    return Tuned(file, method, names, there.tensors, there.facts["metadata"])
+        told = None
+    told = told if isinstance(told, dict) else {}
+    now = json.loads(json.dumps(dict(belongs)))
+    if not told:
+        raise ConfigError(f"{shown(file)}: is there, and does not say which fine-tuning it is of.\n{_ELSEWHERE}")
+    if different := differences({k: v for k, v in told.items() if k in now}, now):
+        raise ConfigError(f"{shown(file)}: already holds another fine-tuning: {different}.\n{_ELSEWHERE}")
+    return Tuned(file, method, names, there.tensors, there.facts["metadata"], prompted=prompted)
 
 
 def _accuracy(dataset: Dataset) -> Callable[[Callable[[Tensor], Tensor]], float]:

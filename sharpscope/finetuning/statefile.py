@@ -17,7 +17,7 @@ from sharpscope.finetuning.trainer import State
 from sharpscope.weights.files.safetensorsfile import serialise
 from sharpscope.weights.theta import Theta
 
-__all__ = ["Progress", "StateFile"]
+__all__ = ["Progress", "StateFile", "differences"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class StateFile:
         if not self.path.exists():
             return None
         tensors, facts = self._read(device)
-        if facts["belongs"] != json.loads(json.dumps(dict(self.belongs))):
+        if different := differences(facts["belongs"], json.loads(json.dumps(dict(self.belongs)))):
             raise ConfigError(
-                f"{shown(self.path)}: belongs to another fine-tuning: {_difference(facts['belongs'], self.belongs)}.\n"
+                f"{shown(self.path)}: belongs to another fine-tuning: {different}.\n"
                 "Remedy: use the settings of that one, or choose another --out."
             )
 
@@ -105,6 +105,19 @@ class StateFile:
             ) from None
 
 
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    different = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    return "; ".join(f"{k} was {shown(old.get(k), 40)} and is now {shown(new.get(k), 40)}" for k in different[:3])
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], of: str = "") -> str:
+    """What of a fine-tuning differs, in words; of a setting that has parts (hyperparameters) each part by itself.
+
+    A hyperparameter that ``old`` does not state is a difference, because nothing tells which value the version of
+    sharpscope that wrote it had. Empty where nothing differs.
+    """
+    said = []
+    for key, was in {**new, **old}.items():
+        now, name = new.get(key), of + key
+        if isinstance(was, Mapping) and isinstance(now, Mapping) and key in old:
+            said.append(differences(was, now, f"{name}."))
+        elif key not in old:
+            said.append(f"{name} is not stated there and is now {shown(now, 40)}")
+        elif was != now:
+            said.append(f"{name} was {shown(was, 40)} and is now {shown(now, 40)}")
+    return "; ".join(filter(None, said))

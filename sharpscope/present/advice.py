@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.alphas import said
 from sharpscope.present.view import layer_names, pairs_of, records
 from sharpscope.tables.formats import MISSING, interval, is_missing, percent, points
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
@@ -44,20 +45,20 @@ def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
 
 def in_words(row: Mapping[str, Any]) -> str:
     """One row as a sentence: what to do, ID accuracy beside OOD, the gain, and regret beside the best baseline's."""
-    what = f"{_aim(row)}: {_action(row)}"
+    what = said(f"{_aim(row)}: {_action(row)}")
     if is_missing(row["alpha"]):
         return f"{what}."
     held = layer_names(str(row["layers"] or ""))
     kept = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
     gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
     where = "target" if row["situation"].startswith("target") else "OOD"
-    said = [
+    told = [
         f"{what}{f'; make {held} sparse{kept}' if held else ''}",
         f"ID accuracy {_share(row['id_accuracy'])}, {where} accuracy {_share(row['ood_accuracy'])}",
         "" if is_missing(row["predicted_gain"]) else f"{where} gain over zero-shot {gain} points",
         _regrets(row),
     ]
-    return "; ".join(part for part in said if part) + "."
+    return "; ".join(part for part in told if part) + "."
 
 
 def _aim(row: Mapping[str, Any]) -> str:
@@ -83,10 +84,10 @@ def _regrets(row: Mapping[str, Any]) -> str:
     own, what = row["expected_regret"], "expected regret"
     if is_missing(own):
         own, what = row["regret"], "regret"
-    said = [] if is_missing(own) else [f"{what} {_unsigned(own)}"]
+    told = [] if is_missing(own) else [f"{what} {_unsigned(own)}"]
     if not is_missing(row["baseline_regret"]):
-        said.append(f"that of {row['best_baseline']}, the best baseline, {_unsigned(row['baseline_regret'])}")
-    return f"{', '.join(said)} points" if said else ""
+        told.append(f"that of {row['best_baseline']}, the best baseline, {_unsigned(row['baseline_regret'])}")
+    return f"{', '.join(told)} points" if told else ""
 
 
 def _unsigned(value: Any) -> str:

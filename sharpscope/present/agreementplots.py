@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import alpha_axis, with_symbol
 from sharpscope.present.style import (
     INK,
     SET_COLOURS,
@@ -71,7 +72,7 @@ def agreement_along_alpha(table: pd.DataFrame) -> Figure:
         for ax in grid[2 * i : 2 * i + 2, 0]:
             ax.set_ylabel(label(pair, 18))
     for ax in grid[-1]:
-        ax.set_xlabel("α")
+        alpha_axis(ax)
     handles = [Line2D([], [], color=colours[name], label=short_set(name)) for name in sets]
     key(figure, [*handles, _dashes("-", "as θ₀"), _dashes(":", "as θ₁")], more)
     return figure
@@ -104,8 +105,10 @@ def agreement_section(source: Source) -> Section | None:
         for measure in (m for m in AGREEMENT if m in at.index.get_level_values(0)):
             values = [_value(at, (measure, dataset)) for dataset in sets]
             rows.append((cell(pair), cell(measure, title=AGREEMENT[measure].text), alpha_cell(alpha), *values))
-    head = ("pair", "measure", "α", *(short_set(dataset) for dataset in sets))
-    caption = "At the point nearest the middle, against the zero-shot model. The table has every α and both ends."
+    head = ("pair", "measure", with_symbol("α"), *(short_set(dataset) for dataset in sets))
+    caption = with_symbol(
+        "At the point nearest the middle, against the zero-shot model. The table has every α and both ends."
+    )
     figures = source.figure(
         "agreement",
         "Each test set along α against θ₀: share of images that one of the two gets right alone, KL divergence, "

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
 from sharpscope.layers import layer_key
+from sharpscope.present.alphas import alpha_is, in_order_of_alpha
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure, short_layer, styled
 from sharpscope.tables.rows import unique_in_order
 
@@ -58,5 +59,5 @@ def spectral_density(density: pd.DataFrame) -> Figure:
             if i + 1 == len(layers):
                 ax.set_xlabel("eigenvalue")
         axes[i, 0].set_ylabel("density")
-    key(figure, [Line2D([], [], color=colours[a], label=f"α = {a:g}") for a in alphas])
+    key(figure, [Line2D([], [], color=colours[a], label=alpha_is(a)) for a in in_order_of_alpha(alphas)])
     return figure

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import alpha_axis, alpha_is
 from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure, styled
 from sharpscope.tables.rows import average, groups_in, of_group, primary_rows, unique_in_order
 from sharpscope.vocabulary import DEFAULT_GROUP, PATHS, PathName, path_variant
@@ -51,7 +52,8 @@ def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
         for name, rows in shown.items():
             _draw(along, plane, of_group(rows[rows["pair"] == pair], group), name)
         along.set_title(label(f"{pair}, {group}" if len(groups) > 1 else pair, 34))
-        along.set(xlabel="α", ylabel="Mean OOD accuracy (%)")
+        along.set(ylabel="Mean OOD accuracy (%)")
+        alpha_axis(along)
         plane.set(xlabel="ID accuracy (%)")
         for ax in (along, plane):
             ax.grid(True)
@@ -59,8 +61,8 @@ def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
         Line2D([], [], color=_colour(name), marker=_marker(name), lw=_width(name), label=name)
         for name in unique_in_order(shown)
     ]
-    handles.append(Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="α = 0"))
-    handles.append(Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="α = 1"))
+    handles.append(Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=alpha_is(0)))
+    handles.append(Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=alpha_is(1)))
     key(figure, handles, fewer)
     return figure
 

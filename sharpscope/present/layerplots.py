@@ -19,6 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from sharpscope.errors import NoData
 from sharpscope.layers import layer_key
+from sharpscope.present.alphas import alpha_label, alpha_number, in_order_of_alpha
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -133,7 +134,7 @@ def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
             seen |= _heat_panel(ax, table[table["pair"] == pairs[i]], layers, sign, norm)
             rows_axis(ax, layers, named=i % columns == 0)
             ax.set_title(label(pairs[i], 28 if columns < 3 else 17))
-            ax.set_xlabel("α (0 zero-shot, 1 fine-tuned)" if columns < 3 else "α")
+            ax.set_xlabel(alpha_label(ends=columns < 3))
     below = "min" if len(good) and good.min() < low else "neither"
     bar = colour_bar(figure, ScalarMappable(norm, colormaps["viridis"]), axes, below)
     plain_log(bar.long_axis)
@@ -166,18 +167,19 @@ def _marks(other_sign: str) -> dict[str, Any]:
 
 
 def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, norm: LogNorm) -> set[str]:
-    alphas = sorted(rows["alpha"].unique())
+    alphas = in_order_of_alpha(rows["alpha"])
+    column = {alpha: j for j, alpha in enumerate(alphas)}
     place = {name: i for i, name in enumerate(layers)}
     rows = rows[rows["layer"].isin(place)]
     grid = np.full((len(layers), len(alphas)), np.nan)
-    y, x = rows["layer"].map(place).to_numpy(int), np.searchsorted(alphas, rows["alpha"].to_numpy())
+    y, x = rows["layer"].map(place).to_numpy(int), rows["alpha"].map(column).to_numpy(int)
     grid[y, x] = sign * rows["estimate"].to_numpy(float)
     ax.set_facecolor("#f4f4f4")
     ax.pcolormesh(np.ma.masked_where(~(np.isfinite(grid) & (grid > 0)), grid), cmap="viridis", norm=norm, linewidth=0)
     ax.spines[:].set_visible(False)
     step = 1 if len(alphas) <= 6 else math.ceil(len(alphas) / 6)
     shown = range(0, len(alphas), step)
-    ax.set(xticks=[i + 0.5 for i in shown], xticklabels=[f"{alphas[i]:g}" for i in shown])
+    ax.set(xticks=[i + 0.5 for i in shown], xticklabels=[alpha_number(alphas[i]) for i in shown])
     line_below_groups(ax, layers)
     seen = set()
     for i, j in np.argwhere(np.isfinite(grid) & (grid <= 0)):

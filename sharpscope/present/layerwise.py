@@ -11,6 +11,7 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.layers import layer_key
+from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, with_symbol
 from sharpscope.present.criteria import both_definitions
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
@@ -54,7 +55,7 @@ def sharpness(source: Source) -> Section:
     measures = measures_in(table)
     pairs = pairs_of(table, source.order)
     alphas = sorted(table["alpha"].dropna().unique())
-    shown_alphas = sorted({nearest(alphas, a) for a in (0.0, 0.5, 1.0)})
+    shown_alphas = in_order_of_alpha(nearest(alphas, a) for a in (0.0, 0.5, 1.0))
     whole = table[(table["layer"] == ALL) & table["alpha"].isin(shown_alphas)]
     found = {(r["pair"], r["measure"], r["alpha"]): r for r in records(whole)}
     rows = []
@@ -65,7 +66,7 @@ def sharpness(source: Source) -> Section:
                 for a in shown_alphas
             ]
             rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
-    head = ("measure", "pair", *(f"α = {a:g}" for a in shown_alphas))
+    head = ("measure", "pair", *map(alpha_is, shown_alphas))
     caption = (
         f"Whole model on {_images(table)}: estimate ± error over draws of images, which is one standard error and says "
         "how far other draws of as many images would lead. ‡ marks a number whose error over draws of images is "
@@ -78,7 +79,8 @@ def sharpness(source: Source) -> Section:
     layered = _layer_grid(table[table["measure"] == main], main, pairs, nearest(alphas, MIDDLE))
     figures = source.figure(
         "sharpness_along_alpha",
-        f"Whole-model sharpness along α on {_images(table)}. Bars: one error over draws of images, where unknown the "
+        with_symbol("Whole-model sharpness along α")
+        + f" on {_images(table)}. Bars: one error over draws of images, where unknown the "
         "error of the estimate on these images; hollow marks: not converged.",
     )
     figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
@@ -122,7 +124,7 @@ def _layer_grid(table: pd.DataFrame, measure: str, pairs: Sequence[str], alpha: 
         params = next((found[p, name]["num_params"] for p in pairs if (p, name) in found), None)
         body.append((line[0], cell(None if is_missing(params) else f"{int(params):,}"), *line[1:]))  # type: ignore[arg-type]
     head = ("layer", "parameters", *(what for p in pairs for what in (p, "share", "per parameter")))
-    caption = f"{measure} of each layer at α = {alpha:g}, in the order of the forward pass" + (
+    caption = f"{measure} of each layer at {alpha_is(alpha)}, in the order of the forward pass" + (
         "" if len(size) == len(body) else "; only the sharpest layers are shown"
     )
     if (rows["status"] == "frozen").any():
@@ -146,7 +148,9 @@ def stragglers(source: Source) -> Section:
             )
             who += f" and {len(chosen) - 6} more" if len(chosen) > 6 else ""
             why = "" if len(chosen) else str(group["note"].iloc[0] or "")
-            rows.append((cell(pair), cell(criterion), cell(base), cell(rule), cell(who or "none", title=why)))
+            rows.append(
+                (cell(pair), cell(criterion), cell(said(str(base))), cell(rule), cell(who or "none", title=why))
+            )
             if criterion == deciding:
                 how = (
                     f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run, the stragglers are"
@@ -184,29 +188,35 @@ def repair(source: Source) -> Section:
             cell(r["pair"]),
             cell(r["group"]),
             cell(r["variant"], title=str(r["layers"])),
+            cell(None if is_missing(r["n_masks"]) else int(r["n_masks"])),
             cell(percent(r["id_accuracy"])),
             cell(percent(r["ood_accuracy"])),
-            cell(percent(r["plain_ood_accuracy"]), title=f"plain path at alpha {number(r['plain_alpha'])}"),
+            cell(percent(r["plain_ood_accuracy"]), title=said(f"plain path at alpha {number(r['plain_alpha'])}")),
             cell(interval(float(r["gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
             status_cell(str(r["status"]), str(r["note"])),
         )
         for r in here
     ]
-    head = ("pair", "OOD group", "variant", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)", "status")
+    head = (
+        "pair", "OOD group", "variant", "masks", "ID", "OOD", "OOD of the plain path at this ID", "gain (points)",
+        "status",
+    )  # fmt: skip
     unmatched = int((table["status"] != "ok").sum())
     text = (
         "Pruning a layer's change moves the model back towards zero-shot, which changes OOD accuracy by itself. The "
         "gain is therefore measured against the plain path at the SAME ID accuracy, and it has to be compared with the "
-        "gains of the controls: random other layers, and all layers."
+        "gains of the controls: random other layers, and all layers. A random mask is drawn several times, each time "
+        "with random layers of its own; a row is the mean over its masks, and its interval covers the choice of images "
+        "and of masks. What was drawn once has no interval."
         + (f" This comparison was not possible for {unmatched} of {len(table)} repaired models." if unmatched else "")
     )
     figures = source.figure(
         "repair",
-        "OOD gain over the plain path at equal ID accuracy, with intervals. Right of the line a repair helps.",
+        "OOD gain over the plain path at equal ID accuracy, means over random masks with intervals over images and "
+        "masks (none where one mask was drawn). Right of the line a repair helps.",
     )
-    grid = Grid.of(
-        head, rows, f"At α = {alpha:g}; the other alphas are in the table file.", (3, 4, 5, 6), "tables/repair.csv", 48
-    )
+    where = f"At {alpha_is(alpha)}; the other alphas are in the table file."
+    grid = Grid.of(head, rows, where, (3, 4, 5, 6, 7), "tables/repair.csv", 48)
     return Section(title, "repair", (text,), tuple(figures), (grid,))
 
 
@@ -228,7 +238,7 @@ def correlations(source: Source) -> Section:
             "Along α inside one pair: descriptive only. The points are not independent, and both curves bend with α.",
         ),
     ):
-        grids = _correlation_grids(table[table["scope"] == scope], source)
+        grids, text = _correlation_grids(table[table["scope"] == scope], source), with_symbol(text)
         blocks += [text if grids else f"{text} {_why_none(table[table['scope'] == scope])}", *grids]
     if shipped:
         blocks.append(
@@ -242,7 +252,8 @@ def correlations(source: Source) -> Section:
         "Across pairs: Spearman correlation of each layer's sharpness with the OOD outcome. Dots: q < 0.05.",
     )
     figures += source.figure(
-        "correlation_path", "Along α inside each pair: the same correlations over the points of one path (descriptive)."
+        "correlation_path",
+        with_symbol("Along α inside each pair: the same correlations over the points of one path (descriptive)."),
     )
     return Section(title, "correlations", tuple(blocks), tuple(figures))
 
@@ -292,7 +303,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
             *(short_layer(g) if p == PAIRS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
         )
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
-        where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at α = {alpha:g}"
+        where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at {alpha_is(alpha)}"
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
         costs = [m for m in CRITERIA if m in set(rows["measure"])]
         what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"

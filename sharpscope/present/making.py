@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sharpscope.present.alphas import alpha_convention, alpha_is
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Section, Source, cell, flat, records, status_cell
 from sharpscope.tables.formats import MISSING, number
@@ -70,7 +71,7 @@ def _total(table: pd.DataFrame, by: list[str], what: str) -> int:
 def _where(row: Mapping[str, Any]) -> str:
     parts = [short_layer(str(row["layer"]))] if "layer" in row else []
     parts += [str(row[c]) for c in ("measure", "variant") if c in row]
-    return ", ".join([*parts, f"α = {float(row['alpha']):g}"])
+    return ", ".join([*parts, alpha_is(row["alpha"])])
 
 
 _ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
@@ -81,11 +82,7 @@ def making(source: Source) -> Section:
     manifest = source.manifest
     identity = manifest.get("identity")
     facts = {**(identity if isinstance(identity, Mapping) else {}), **manifest}
-    said = (
-        "α is the weight of the fine-tuned model: θ(α) = (1 − α) θ₀ + α θ₁ with θ₀ zero-shot and θ₁ fine-tuned "
-        "(WiSE-FT's convention)."
-    )
-    blocks: list[Block] = [said]
+    blocks: list[Block] = [alpha_convention()]
     if source.timing:
         blocks.append(_timing(source.timing))
     shown = _facts({k: v for k, v in facts.items() if k not in _ELSEWHERE}, "Versions, hardware, seeds")

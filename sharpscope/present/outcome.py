@@ -10,6 +10,7 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.advice import advised, in_words, situations_of
+from sharpscope.present.alphas import said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
     Block,
@@ -76,13 +77,13 @@ def answer(source: Source) -> Section:
         claim = f"{row['claim']} ({about})"
         numbers = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: number(v, 2))
         count = "" if is_missing(row["n"]) else f"{int(row['n'])}"
-        evidence = cell(f"{row['evidence']}{shipped}")
+        evidence = cell(f"{said(str(row['evidence']))}{shipped}")
         verdict = cell(f"{sign} {row['verdict']}", kind)
         rows.append((verdict, cell(claim), cell(row["group"]), evidence, cell(numbers), cell(count)))
     head = ("verdict", "claim", "OOD group", "evidence", "estimate [interval]", "n")
-    happened = [Line(shown(x, 2000)) for x in what_happened(source.table("accuracy"), source.table("failure"))]
+    happened = what_happened(source.table("accuracy"), source.table("failure"))
     grid = Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv")
-    return Section("Answer", "answer", (*happened, grid))
+    return Section("Answer", "answer", (*(Line(shown(said(x), 2000)) for x in happened), grid))
 
 
 def advice(source: Source) -> Section:
@@ -93,15 +94,17 @@ def advice(source: Source) -> Section:
     lines: list[Block] = []
     rows = []
     for pair in pairs_of(table, source.order):
-        lines += [Line(f"{shown(pair)}: {in_words(row)}", shown(row["note"], 3000)) for row in advised(table, pair)]
+        lines += [
+            Line(f"{shown(pair)}: {in_words(row)}", shown(said(str(row["note"])), 3000)) for row in advised(table, pair)
+        ]
         rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
     head = (
-        "pair", "what is known", "rule", "OOD group", "α", "make sparse", "OOD gain (points)", "ID accuracy",
+        "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)", "ID accuracy",
         "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
     )  # fmt: skip
     caption = (
         "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
-        "against the α that OOD labels would pick. Expected regret is the rule's mean regret in its own test, without "
+        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, without "
         "this pair's OOD labels; beside it is that of the best rule that knows nothing."
     )
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
@@ -117,14 +120,14 @@ def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     return (
         cell(row["pair"]),
         cell(row["situation"], title=known),
-        cell(f"{row['rule']}{' ✓' if row['advised'] else ''}", "good" if row["advised"] else "", title=rule),
+        cell(f"{row['rule']}{' ✓' if row['advised'] else ''}", "good" if row["advised"] else "", title=said(rule)),
         cell(row["group"] or None),
         alpha_cell(row["alpha"]),
         cell(layer_names(str(row["layers"])) or "none", title=str(row["layers"])),
         cell(gain),
         *shares,
         *regrets,
-        status_cell(str(row["status"]), str(row["note"])),
+        status_cell(str(row["status"]), said(str(row["note"]))),
     )
 
 
@@ -154,7 +157,7 @@ def pairs(source: Source) -> Section:
             moving = last["num_moving"]
             lines["parameters that move (head included)"] = MISSING if is_missing(moving) else f"{int(moving):,}"
             ends = [
-                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} (α = {r['alpha']:g})"
+                f"{number(r['loss'])} ± {number(r['loss_stderr'], 2)} ({alpha_is(r['alpha'])})"
                 for _, r in own.iloc[[0, -1]].iterrows()
             ]
             lines["probe loss at the ends"] = "; ".join(ends)
@@ -179,7 +182,7 @@ def accuracy(source: Source) -> Section:
         points = [("zero-shot", 0.0)]
         for group in groups_in(own):
             best = _best_between(_mean_of(own, group))
-            points.append((f"best α between them, by the OOD labels of {group}", best))
+            points.append((f"{with_symbol('best α')} between them, by the OOD labels of {group}", best))
         for what, alpha in (*points, ("fine-tuned", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
@@ -187,20 +190,21 @@ def accuracy(source: Source) -> Section:
     means = dense[dense["role"] == OOD_MEAN]
     sets = {g: dict.fromkeys(of_group(means, g)["dataset"]) for g in groups_in(means)}
     named = [f"{g}: {', '.join(short_set(d) for d in s.split('+'))}" for g, found in sets.items() for s in found]
-    head = ("pair", "where", "α", "ID accuracy", *_ood_heads(groups_in(dense)))
+    head = ("pair", "where", with_symbol("α"), "ID accuracy", *_ood_heads(groups_in(dense)))
     caption = f"OOD mean over {'; '.join(named)}." if named else ""
     figures = source.figure(
         "wiseft_curve",
         "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
     ) + source.figure(
         "accuracy_along_alpha",
-        "Accuracy along α: each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
+        with_symbol("Accuracy along α")
+        + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
         "mean lies below both ends. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",
-        "The chosen paths from the same start (star): mean OOD accuracy along α (left), and over ID accuracy (right). "
-        "Squares are α = 1: the fine-tuned model (black) or an edit of it.",
+        with_symbol("The chosen paths from the same start (star): mean OOD accuracy along α (left)")
+        + f", and over ID accuracy (right). Squares are {alpha_is(1)}: the fine-tuned model (black) or an edit of it.",
     )
     grids = (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"), *_beside(table, source.order))
     return Section("Accuracy along the path", "accuracy", (*data_notes(source.manifest), *grids), tuple(figures))
@@ -234,8 +238,9 @@ def _further(table: pd.DataFrame, pair: str) -> list[tuple[Cell, ...]]:
         points = []
         for group in groups_in(own):
             best = _best_between(_mean_of(own, group))
-            points.append((f"{name}: best α between the ends, by the OOD labels of {group}", best))
-        for what, alpha in (*points, (f"{name}: α = 1", 1.0)):
+            named = f"{name}: {with_symbol('best α')} between the ends, by the OOD labels of {group}"
+            points.append((named, best))
+        for what, alpha in (*points, (f"{name}: {alpha_is(1)}", 1.0)):
             here = own[own["alpha"] == alpha]
             if len(here):
                 rows.append((cell(pair), cell(what), alpha_cell(alpha), *_spans(here, groups_in(table))))
@@ -276,7 +281,7 @@ def _beside(table: pd.DataFrame, order: Sequence[str]) -> tuple[Grid, ...]:
                     rows.append((cell(pair), cell(what, title=str(why)), alpha_cell(alpha), *spans))
     if not rows:
         return ()
-    head = ("pair", "model", "α", "ID accuracy", *_ood_heads(groups_in(table)))
+    head = ("pair", "model", with_symbol("α"), "ID accuracy", *_ood_heads(groups_in(table)))
     caption = "Models that are not on the linear path."
     return (Grid.of(head, rows, caption, range(2, len(head)), "tables/accuracy.csv"),)
 
@@ -307,7 +312,9 @@ def failure(source: Source) -> Section:
         how = "; ".join(part for part in (how, left) if part) + "."
         on = f" on the OOD sets of {shown(group, 40)}" if len(groups) > 1 else ""
         lines.append(Line(f"{shown(pair)}{on}: {how}"))
-    head = ("pair", "flag", "OOD group", "data set", "what", "α", "estimate [interval]", "present", "note")
+    head = (
+        "pair", "flag", "OOD group", "data set", "what", with_symbol("α"), "estimate [interval]", "present", "note",
+    )  # fmt: skip
     grid = Grid.of(
         head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(5, 6), source="tables/failure.csv"
     )
@@ -340,5 +347,5 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         alpha,
         cell(value + unit),
         present,
-        cell(row["note"] or "", "note"),
+        cell(said(str(row["note"] or "")), "note"),
     )

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import alpha_is
 from sharpscope.present.layerplots import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
 from sharpscope.present.style import (
     COLOURS,
@@ -78,7 +79,7 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
             own = rows[(rows["pair"] == pair) & (rows["target"] == target)]
             at = _repair_panel(ax, own, hows, groups, alpha)
             ax.set_title(
-                title_of(f"{pair}:", f"sparse {label(target)}" + (f", α = {at:g}" if at is not None else ""), 32)
+                title_of(f"{pair}:", f"sparse {label(target)}" + (f", {alpha_is(at)}" if at is not None else ""), 32)
             )
             if t == len(targets) - 1 and p + columns >= len(pairs):
                 ax.tick_params(labelbottom=True)
@@ -170,7 +171,7 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
         ax.margins(0.14)
         alphas = sorted(set(own["alpha"]))
         named = label(measure if len(groups) == 1 else f"{measure}, {group}")
-        ax.set_title(named + (f" at α = {alphas[0]:g}" if len(alphas) == 1 else ""))
+        ax.set_title(named + (f" at {alpha_is(alphas[0])}" if len(alphas) == 1 else ""))
         ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
@@ -251,8 +252,8 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
     if scope == "path":
         return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
-    said = f"{n} pairs" + ("" if alpha is None else f" at α = {alpha:g}") + shipped
-    return f"{pair}: {said}" if pair else said
+    told = f"{n} pairs" + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
+    return f"{pair}: {told}" if pair else told
 
 
 def _correlation_panel(

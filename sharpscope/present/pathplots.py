@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sharpscope.errors import ConfigError, NoData
+from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -85,7 +86,8 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, group: str | No
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
     ax = new_figure(3.3).add_subplot() if ax is None else ax
-    key(figure_of(ax), _curve(ax, of_group(accuracy, group or (groups or [DEFAULT_GROUP])[0])), "numbers: α")
+    handles = _curve(ax, of_group(accuracy, group or (groups or [DEFAULT_GROUP])[0]))
+    key(figure_of(ax), handles, with_symbol("numbers: α"))
     return ax
 
 
@@ -110,7 +112,7 @@ def wiseft_curves(accuracy: pd.DataFrame) -> Figure:
         if len(groups) > 1:
             ax.set_title(f"OOD sets: {label(group, 30)}")
             ax.tick_params(labelbottom=True)
-    key(figure, handles, "numbers: α")
+    key(figure, handles, with_symbol("numbers: α"))
     return figure
 
 
@@ -161,14 +163,14 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
             if len(far) and far.min() < 0.05:
                 row = inner.iloc[int(far.argmin())]
                 at.append((row["estimate_id"], row["estimate_ood"]))
-                texts.append(f"{row['alpha']:g}")
+                texts.append(alpha_number(row["alpha"]))
                 inks.append(colour)
     mixed = _outputs(ax, accuracy, list(curves))
     ax.grid(True)
     ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
     ends_key = [
-        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
-        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
+        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
     ]
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
     place_labels(ax, at, texts, inks, avoid=every)
@@ -241,7 +243,7 @@ def accuracy_along_alpha(
             _loss_panel(last, path[path["pair"] == pair])
             ax.tick_params(labelbottom=False)
             last.set_ylabel("Probe loss" if column == 0 else "")
-        last.set_xlabel("α (0 zero-shot, 1 fine-tuned)")
+        alpha_axis(last, ends=True)
     handles = [
         Line2D([], [], color=INK["black"], lw=2.0, label="OOD mean"),
         Line2D([], [], color=INK["grey"], lw=1.2, ls="--", label="ID"),
@@ -350,7 +352,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
         ax.grid(True, axis="y")
         ax.set_title(label(measure, 26), fontsize=7)
         if k + columns >= len(measures):
-            ax.set_xlabel("α")
+            alpha_axis(ax)
             ax.tick_params(labelbottom=True)
     handles: list[Any] = [
         Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 22))

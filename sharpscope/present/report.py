@@ -6,7 +6,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
@@ -14,13 +14,14 @@ from jinja2 import Environment, StrictUndefined, Template
 from sharpscope.errors import shown
 from sharpscope.present import layerwise, making, outcome
 from sharpscope.present.agreementplots import agreement_section
+from sharpscope.present.alphas import alpha_path, alpha_sentence, said, showing_alpha_on, with_symbol
 from sharpscope.present.view import Figure, Section, Source
-from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES
+from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES, AlphaSide
 
 __all__ = ["CITATIONS", "GLOSSARY", "build_report"]
 
+_REGRET: Final = "regret"
 GLOSSARY: dict[str, str] = {
-    "α, path": "θ(α) = (1 − α) θ₀ + α θ₁: 0 is the zero-shot model, 1 the fine-tuned one.",
     "ID, OOD": "In distribution: the data of fine-tuning. Out of distribution: other styles or shifts of these data.",
     "probe": "The fixed set of ID training examples on which loss and curvature are measured.",
     "layer, whole model": "A layer is a group of tensors at the chosen granularity. The whole model is all moving "
@@ -40,7 +41,7 @@ GLOSSARY: dict[str, str] = {
     "density, delta, weight": "Density is the fraction of entries kept. Dropped entries return to their value in θ₀ "
     "(delta) or become 0 (weight).",
     "gain": "OOD accuracy of a repaired model minus that of the plain path at the same ID accuracy.",
-    "regret": "OOD accuracy lost against the α that OOD labels would have picked.",
+    _REGRET: "OOD accuracy lost against the α that OOD labels would have picked.",
     "p, q": "p is a permutation p-value (never 0). q is p adjusted for the number of layers (Benjamini and Hochberg's "
     "false discovery rate).",
     "not converged, failed, undefined, frozen": "Not converged: the budget was spent before the tolerance was reached. "
@@ -84,7 +85,7 @@ def _short_answers(source: Source) -> list[tuple[str, str, str]]:
     """(group, verdict, evidence) on the study's question, for every group of OOD sets."""
     table = source.table("verdicts")
     rows = table[[outcome.is_question(c) for c in table["claim"]]].to_dict("records")
-    return [(shown(row["group"]), shown(row["verdict"]), shown(row["evidence"], 2000)) for row in rows]
+    return [(shown(row["group"]), shown(row["verdict"]), shown(said(str(row["evidence"])), 2000)) for row in rows]
 
 
 def build_report(
@@ -93,6 +94,7 @@ def build_report(
     manifest: Mapping[str, Any],
     timing: Mapping[str, Any] | None = None,
     notices: Sequence[str] = (),
+    side: AlphaSide = "finetuned",
 ) -> str:
     """The report as one self-contained HTML text; the same input gives the same bytes.
 
@@ -104,7 +106,20 @@ def build_report(
             All other entries are listed under "How it was made".
         timing: kind of unit -> {"units": count, "seconds": total} (or seconds); default ``manifest["timing"]``.
         notices: why no verdict is given; printed above everything else.
+        side: the model whose weight is shown as alpha; the figures have to be drawn inside
+            ``alphas.showing_alpha_on(side)``.
     """
+    with showing_alpha_on(side):
+        return _built(tables, figures, manifest, timing, notices)
+
+
+def _built(
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, bytes],
+    manifest: Mapping[str, Any],
+    timing: Mapping[str, Any] | None,
+    notices: Sequence[str],
+) -> str:
     known = timing if timing is not None else manifest.get("timing")
     source = Source(tables, figures, manifest, known if isinstance(known, Mapping) else {})
     sections = [section for make in _SECTIONS if (section := make(source)) is not None]
@@ -115,12 +130,13 @@ def build_report(
     title = source.config.get("title") or "sharpscope report"
     return _template().render(
         title=shown(title, 200),
-        notices=[shown(text, 2000) for text in notices],
+        notices=[shown(said(text), 2000) for text in notices],
+        lead=alpha_sentence(),
         question=shown(source.config.get("question") or "", 1000),
         caveat=shown(source.config.get("caveat") or "", 2000),
         answers=_short_answers(source),
         sections=sections,
-        glossary=GLOSSARY,
+        glossary={with_symbol("α, path"): alpha_path(), **GLOSSARY, _REGRET: with_symbol(GLOSSARY[_REGRET])},
         citations=CITATIONS,
         data=lambda png: base64.b64encode(png).decode("ascii"),
         kind=lambda block: type(block).__name__,

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import alpha_is
 from sharpscope.present.scales import logit, percent_ticks
 from sharpscope.present.style import COLOURS, INK, MARKERS, key, label, new_figure, short_set, styled
 from sharpscope.tables.rows import unique_in_order
@@ -65,8 +66,8 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
         for i, p in enumerate(pairs)
     ]
     handles += [
-        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
-        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
+        Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
+        Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
     ]
     if len(known):
         name = label(str(known["baseline"].iloc[0]), 30)

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.alphas import alpha_number
 from sharpscope.present.style import short_layer
 from sharpscope.tables.files import normalised
 from sharpscope.tables.formats import with_error
@@ -119,7 +120,7 @@ def cell(value: Any, kind: str = "", title: str = "") -> Cell:
 
 def alpha_cell(alpha: float) -> Cell:
     """``alpha`` as a cell, such as 0, 0.5 or 1; NaN becomes a dash."""
-    return cell(None if math.isnan(float(alpha)) else f"{float(alpha):g}")
+    return cell(None if math.isnan(float(alpha)) else alpha_number(alpha))
 
 
 def layer_cell(name: str) -> Cell:

@@ -18,12 +18,12 @@ from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
-from sharpscope.findings.stragglers import chosen_layers
+from sharpscope.findings.stragglers import chosen_by, chosen_layers
 from sharpscope.study.designs import design_of_manifests, read_covariates, with_covariates
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import PRIMARY_ALPHA, PRIMARY_MEASURE
+from sharpscope.vocabulary import CONTRASTS, PRIMARY_ALPHA, PRIMARY_MEASURE
 
 __all__ = ["correlate", "references_of", "robustness"]
 
@@ -83,6 +83,7 @@ def correlate(
         primary=_primary(runs),
         source="run",
         stragglers=chosen,
+        by_instability=chosen_by(joined["stragglers"], CONTRASTS["instability"].criterion),
         costs=path_costs(joined["path"], joined["stragglers"]),
         seed=seed,
         bootstrap=bootstrap,

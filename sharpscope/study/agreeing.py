@@ -32,14 +32,7 @@ def agreeing(context: Context, alpha: float, theta: Theta) -> tuple[dict[str, An
         if alpha in _ENDS.values():
             ends.keep(alpha, dataset, outputs)
         for against, found in _compared(context, dataset, outputs, given[spec]).items():
-            for measure, one in found.items():
-                rows.append(
-                    {
-                        "pair": context.pair.name, "alpha": alpha, "dataset": spec, "measure": measure,
-                        "estimate": one.estimate, "ci_low": one.low, "ci_high": one.high, "n": one.n,
-                        "status": one.status, "against": against, "note": one.note,
-                    }
-                )  # fmt: skip
+            rows += [one.row(context.pair.name, alpha, spec, measure, against) for measure, one in found.items()]
     return given, rows
 
 

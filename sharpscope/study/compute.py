@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
+from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
 from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
@@ -29,7 +30,7 @@ from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import Variant, looked_at, roles
+from sharpscope.study.tasks import Variant, looked_at, mask_seed, roles
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
@@ -108,15 +109,25 @@ def _path_unit(context: Context, alpha: float) -> Unit:
     return Unit(
         {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)}
         | ({"agreement": agreement} if agreement else {}),
-        {"losses": losses, **_answered(context, given)},
+        {"losses": losses, **_answered(context, given), **_lost(context)},
     )
 
 
-def _evaluate(context: Context, theta: Mapping[str, Tensor]) -> dict[str, Answers]:
+def _lost(context: Context) -> dict[str, np.ndarray]:
+    """``lost:SET``: the places of the images that could not be read, for sets that have any."""
+    sets = context.datasets
+    some = {spec: d for spec, d in sets.items() if len(d) < d.listed}
+    return {f"lost:{spec}": np.setdiff1d(np.arange(d.listed), d.readable) for spec, d in some.items()}
+
+
+def _evaluate(
+    context: Context, theta: Mapping[str, Tensor], datasets: Mapping[str, Dataset] | None = None
+) -> dict[str, Answers]:
+    """Answers on ``datasets``; None: on all test sets."""
     config, classifier = context.config, context.pair.classifier
     return {
         spec: answers(classifier, theta, dataset, config.batch_size, context.device, cache=context.features)
-        for spec, dataset in context.datasets.items()
+        for spec, dataset in (context.datasets if datasets is None else datasets).items()
     }
 
 
@@ -382,7 +393,11 @@ def _rms(context: Context, layer: Layer) -> float:
 
 
 def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
-    """Accuracy of a repaired point of the path, and the test examples that it gets right."""
+    """Accuracy of a repaired point of the path, and the test examples that it gets right.
+
+    Where they are a part of the set (``repair_limit``): ``places:SET``, the places of the answers' images among the
+    ``listed:SET`` images of the set.
+    """
     config = context.config
     members = [x for x in context.layers if x.name in set(variant.layers)]
     theta = sparsify(
@@ -392,7 +407,12 @@ def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
         variant.kept,
         target=variant.target,
         select=variant.select,
-        seed=derive(config.seed, "mask", context.pair.name, variant.group, variant.target, variant.select),
+        seed=mask_seed(config.seed, context.pair.name, variant),
     )
-    given = _evaluate(context, on_device(theta, context.device))
-    return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given))
+    sets = context.repair_datasets
+    given = _evaluate(context, on_device(theta, context.device), sets)
+    where = {}
+    for spec, places in context.repair_places.items():
+        where[f"places:{spec}"] = np.array(places)[sets[spec].readable]
+        where[f"listed:{spec}"] = np.array(context.datasets[spec].listed)
+    return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given) | where)

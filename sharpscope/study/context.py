@@ -150,6 +150,18 @@ class Context:
         return {spec: self.dataset(spec) for spec in roles(self.config)}
 
     @cached_property
+    def repair_places(self) -> dict[str, list[int]]:
+        """Test set -> the places of the images on which repairs are evaluated; only sets of which some are left out."""
+        most, seed = self.config.repair_limit, self.config.seed
+        return {spec: d.choice(most, seed) for spec, d in self.datasets.items() if d.listed > most}
+
+    @cached_property
+    def repair_datasets(self) -> dict[str, Dataset]:
+        """The test sets on which repairs are evaluated."""
+        places = self.repair_places
+        return {spec: d.at(places[spec]) if spec in places else d for spec, d in self.datasets.items()}
+
+    @cached_property
     def upgraded_datasets(self) -> dict[str, Dataset]:
         """The same sets with the image size and normalisation of the upgraded backbone."""
         reader = self.pair.upgraded_classifier
@@ -244,6 +256,8 @@ def load_contexts(config: StudyConfig) -> dict[str, Context]:
     contexts = {p.name: Context.load(config, p) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
+        if config.repaired_alphas:
+            _ = context.repair_places
         _check_layer_names(config, context.layers)
     first = next(iter(contexts.values()))  # the pictures are the same for every pair
     _check_metrics(config, first.datasets.values())

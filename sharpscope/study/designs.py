@@ -20,7 +20,16 @@ from sharpscope.findings.design import Design
 from sharpscope.miniworld import shipped
 from sharpscope.vocabulary import LEARNING_RATE
 
-__all__ = ["design_of", "design_of_manifests", "read_covariates", "recipe_numbers", "shipped_design", "with_covariates"]
+__all__ = [
+    "design_of",
+    "design_of_manifests",
+    "joined",
+    "read_covariates",
+    "recipe_numbers",
+    "shipped_design",
+    "untold",
+    "with_covariates",
+]
 
 _NOT_THE_SETTING: Final = ("seed", "device", "zeroshot_sha256")
 """Facts of a fine-tuning that may differ between replicates of one setting, or that are its zero-shot model's."""
@@ -89,6 +98,31 @@ def shipped_design() -> Design:
     return _design(
         [_Made(n, base, _setting(_shipped(told)), recipe_numbers(_shipped(told))) for n, told in tuned.items()]
     )
+
+
+def joined(first: Design, second: Design) -> Design:
+    """The pairs of ``first``, and those of ``second`` that have other names."""
+    more = [i for i, name in enumerate(second.pairs) if name not in first.pairs]
+    names = dict.fromkeys((*first.covariates, *second.covariates))
+
+    def both(name: str) -> np.ndarray:
+        parts = (one.covariates.get(name, np.full(len(one.pairs), math.nan)) for one in (first, second))
+        ours, theirs = parts
+        return np.concatenate([ours, theirs[more]])
+
+    return Design(
+        (*first.pairs, *(second.pairs[i] for i in more)),
+        (*first.base, *(second.base[i] for i in more)),
+        (*first.setting, *(second.setting[i] for i in more)),
+        {name: both(name) for name in names},
+        (*first.remarks, *second.remarks),
+    )
+
+
+def untold(design: Design) -> tuple[str, ...]:
+    """The covariates that a verdict needs and that no pair of ``design`` tells."""
+    rates = design.covariates.get(LEARNING_RATE, np.full(len(design.pairs), math.nan))
+    return () if np.isfinite(rates).any() else (LEARNING_RATE,)
 
 
 def _made(pair: PairConfig, facts: Mapping[str, Any]) -> _Made:

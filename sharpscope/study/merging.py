@@ -13,9 +13,9 @@ import torch
 
 from sharpscope.clip.accuracy import answers
 from sharpscope.clip.datasets.spec import load_dataset
-from sharpscope.clip.evaluate import checkpoint_labels
 from sharpscope.clip.export import write_theta
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
+from sharpscope.clip.subjects import checkpoint_labels
 from sharpscope.config.study import StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, IdenticalPair, PairMismatch, ResultsError, did_you_mean, listing, shown
 from sharpscope.exchange.measured import spec_of

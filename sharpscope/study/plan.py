@@ -43,14 +43,15 @@ def plan(config: StudyConfig) -> str:
     context = next(iter(contexts.values()))
     costs, layout = _costs(context)
     layers, alphas = len(context.layers), len(config.alphas)
-    inner = len([a for a in config.alphas if 0 < a < 1]) if config.repair_alphas is None else len(config.repair_alphas)
-    repairs = len(variants(config, context.layers, [context.layers[0].name])) * inner
+    images = sum(len(d) for d in context.datasets.values())
+    repairs = len(variants(config, context.layers, [context.layers[0].name])) * len(config.repaired_alphas)
+    repaired = sum(min(len(d), config.repair_limit) for d in context.datasets.values())
     seconds = {
         "curvature": alphas * costs["curvature"],
         "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
         * layers * costs["loss"],
         "path": alphas * (costs["loss"] + costs["evaluate"]),
-        "repair": repairs * costs["evaluate"],
+        "repair": repairs * costs["evaluate"] * repaired / images,
     }  # fmt: skip
     units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
     if further := alphas * (len(config.paths) - 1):
@@ -70,8 +71,7 @@ def plan(config: StudyConfig) -> str:
         seconds["eigenvectors"] = points * costs["eigenvectors"]
         units["eigenvectors"] = points
     total = sum(seconds.values()) * len(contexts) / config.jobs
-    images = sum(len(d) for d in context.datasets.values())
-    disk = (units["path"] + units["repair"]) * images + layers * context.probe.n * 8 * 20
+    disk = units["path"] * images + units["repair"] * repaired + layers * context.probe.n * 8 * 20
     lines = [
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "

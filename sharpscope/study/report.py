@@ -23,6 +23,7 @@ from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
 from sharpscope.layers import Layer
 from sharpscope.present.advice import advised, in_words
+from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
@@ -31,7 +32,7 @@ from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
 from sharpscope.tables.happened import what_happened
-from sharpscope.vocabulary import CLAIMS, __version__
+from sharpscope.vocabulary import CLAIMS, AlphaSide, __version__
 
 __all__ = ["Run", "finished_results", "report", "write_derived"]
 
@@ -47,7 +48,8 @@ class Run:
     folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
     ``assumed`` is what was assumed of the checkpoints because they do not say it, ``data_notes`` what a reader has to
     know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
-    given where the numbers are meaningless (swapped ends, a path without its ends). A table of an unknown name is an
+    given where the numbers are meaningless (swapped ends, a path without its ends). ``side`` is the model whose weight
+    the report shows as alpha; the tables always have that of the fine-tuned one. A table of an unknown name is an
     AttributeError that names the nearest one.
     """
 
@@ -58,6 +60,7 @@ class Run:
     assumed: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
+    side: AlphaSide = "finetuned"
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -72,10 +75,15 @@ class Run:
 
     def summary(self) -> str:
         """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, advice: one line each."""
+        with showing_alpha_on(self.side):
+            return self._summary()
+
+    def _summary(self) -> str:
         verdicts = self.tables["verdicts"]
         order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
-            *(f"no verdict: {notice}" for notice in self.notices),
+            *([f"{alpha_sentence()}."] if self.side == "zeroshot" else []),
+            *(f"no verdict: {said(notice)}" for notice in self.notices),
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
             *(f"data: {sentence}" for sentence in self.data_notes),
@@ -84,7 +92,7 @@ class Run:
         for claim in dict.fromkeys(order):
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
-                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {row['evidence']}")
+                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {said(str(row['evidence']))}")
         table = self.tables["advice"]
         for pair in dict.fromkeys(table["pair"]):
             lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]
@@ -95,7 +103,7 @@ class Run:
         return f"<p>run in <code>{html.escape(str(self.root))}</code></p><ul>{items}</ul>"
 
 
-def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
+def report(root: str | os.PathLike[str], results: str | None = None, *, alpha_on: AlphaSide = "finetuned") -> Run:
     """Rebuild tables, figures and report of a run directory from its finished units.
 
     Neither checkpoints nor data are opened, and torch is not imported.
@@ -104,6 +112,8 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
         root: the run directory.
         results: ``wise-ft`` or ``clip-benchmark``, to write the accuracies also in that format into ``results/``; None
             to leave it out.
+        alpha_on: the model whose weight figures and report show as alpha, zeroshot for alpha' = 1 - alpha. The tables
+            stay byte for byte the same.
 
     Raises:
         RunDirectoryError: the folder is not a run directory, or another version of sharpscope made it.
@@ -111,7 +121,7 @@ def report(root: str | os.PathLike[str], results: str | None = None) -> Run:
     """
     directory, done = finished_results(root)
     config = done.config
-    finished = write_derived(directory, done)
+    finished = write_derived(directory, done, side=alpha_on)
     if results is not None:
         ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
         files = written(
@@ -159,10 +169,17 @@ def _in_turn(work: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> lis
     return [work(*share) for share in shares]
 
 
-def write_derived(directory: RunDirectory, results: Results, spread: Spread = _in_turn, shares: int = 1) -> Run:
+def write_derived(
+    directory: RunDirectory,
+    results: Results,
+    spread: Spread = _in_turn,
+    shares: int = 1,
+    side: AlphaSide = "finetuned",
+) -> Run:
     """Write everything that is derived from the units: tables, figures and report.
 
-    ``spread`` draws the figures in ``shares`` parts, in this process or in the worker processes of a study.
+    ``spread`` draws the figures in ``shares`` parts, in this process or in the worker processes of a study. ``side``:
+    the model whose weight figures and report show as alpha.
     """
     config, tables = results.config, results.tables()
     for name, frame in tables.items():
@@ -176,20 +193,20 @@ def write_derived(directory: RunDirectory, results: Results, spread: Spread = _i
                 directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
     drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
     names = [p.name for p in config.pairs]
-    parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares)) for k in range(shares)])
+    parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares), side) for k in range(shares)])
     figures = {name: files for part in parts for name, files in part.items()}
     for name, (png, pdf) in figures.items():
         directory.write(f"figures/{name}.png", png)
         directory.write(f"figures/{name}.pdf", pdf)
     pngs = {name: png for name, (png, _) in sorted(figures.items())}
     notices = tuple(doubt.text for doubt in results.doubts())
-    page = build_report(tables, pngs, directory.manifest, _timing(directory), notices)
+    page = build_report(tables, pngs, directory.manifest, _timing(directory), notices, side)
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
-    said = data_notes(directory.manifest)
-    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, said)
+    told = data_notes(directory.manifest)
+    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
@@ -206,10 +223,11 @@ def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
 
 
 def _draw(
-    tables: dict[str, pd.DataFrame], criterion: str, pairs: list[str], share: tuple[int, int]
+    tables: dict[str, pd.DataFrame], criterion: str, pairs: list[str], share: tuple[int, int], side: AlphaSide
 ) -> dict[str, tuple[bytes, bytes]]:
     """The figures of one share: name -> (PNG, PDF)."""
-    return {name: figure_bytes(figure) for name, figure in all_figures(tables, criterion, pairs, share).items()}
+    with showing_alpha_on(side):
+        return {name: figure_bytes(figure) for name, figure in all_figures(tables, criterion, pairs, share).items()}
 
 
 def _peak_memory() -> int:

@@ -22,13 +22,12 @@ from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
-from sharpscope.findings.repair import Variant as RepairRun
-from sharpscope.findings.stragglers import chosen_layers, stragglers_table
+from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
-from sharpscope.scores import Predictions
-from sharpscope.study.designs import design_of, shipped_design
+from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
+from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
@@ -38,6 +37,7 @@ from sharpscope.vocabulary import (
     ALL,
     BASELINE,
     BASES,
+    CONTRASTS,
     DEFAULT_GROUP,
     PAIRS,
     expand_measures,
@@ -107,18 +107,13 @@ class Results:
             Task(f"repair/{name}/{variant.name}/{alpha!r}", variant)
             for name in self.layers
             for variant in self.variants(name)
-            for alpha in self.repair_alphas
+            for alpha in self.config.repaired_alphas
         ]
 
     @property
     def eigenvector_alphas(self) -> tuple[float, ...]:
         """The alphas at which eigenvectors are saved; none where none are asked for."""
         return looked_at(self.config, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
-
-    @property
-    def repair_alphas(self) -> tuple[float, ...]:
-        given = self.config.repair_alphas
-        return tuple(a for a in self.config.alphas if 0 < a < 1) if given is None else given
 
     # ------------------------------------------------------------------ measured values
     def measured(self, table: str) -> pd.DataFrame:
@@ -130,7 +125,7 @@ class Results:
         """(alphas, {data set: answers [A, n]}, probe losses [A, n]) from the path units that exist."""
         alphas = [a for a in self.config.alphas if f"path/{name}/{a!r}" in self.units]
         units = [self.units[f"path/{name}/{a!r}"] for a in alphas]
-        hits = {spec: _answered(spec, units) for spec in roles(self.config)} if units else {}
+        hits = {spec: answered(spec, units) for spec in roles(self.config)} if units else {}
         return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
 
     def stragglers(self, name: str) -> pd.DataFrame:
@@ -273,39 +268,16 @@ class Results:
         return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
 
     def _repairs(self, name: str, group: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
-        runs = []
-        for variant in self.variants(name):
-            found = [
-                (alpha, unit)
-                for alpha in self.repair_alphas
-                if (unit := self.units.get(f"repair/{name}/{variant.name}/{alpha!r}")) is not None
-            ]
-            if found:
-                right = {spec: _answered(spec, [unit for _, unit in found]) for spec in hits}
-                runs.append(
-                    RepairRun(
-                        variant.name,
-                        variant.layers,
-                        variant.target,
-                        variant.select,
-                        variant.density,
-                        variant.kept_fraction,
-                        "none" if variant.group == "straggler" else variant.group,
-                        tuple(alpha for alpha, _ in found),
-                        right,
-                    )
-                )
-        c = self.config
+        plain = [self.units[f"path/{name}/{a!r}"] for a in alphas]
+        runs = Repaired(name, self.units, self.variants(name), self.config.repaired_alphas)
         repairs = analyse_repairs(
             name,
             alphas,
-            hits,
+            {spec: runs.compared(spec, plain) for spec in hits},
             roles(self.config),
-            runs,
+            runs.runs(list(hits)),
             group=group,
-            level=c.level,
-            bootstrap=c.bootstrap,
-            seed=c.seed,
+            **self._resampling,
         )
         said = self._fallback.get(name, "")
         if said and len(repairs.table):
@@ -325,6 +297,7 @@ class Results:
     def _correlations(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
         c = self.config
         stragglers = {name: self._chosen(name) for name in self.layers}
+        every = stacked("stragglers", [self.stragglers(n) for n in self.layers])
         parts = [path_correlations(sharpness, accuracy)]
         parts.append(
             pair_correlations(
@@ -335,7 +308,8 @@ class Results:
                 design=self.design,
                 primary=self._primary,
                 stragglers=stragglers,
-                costs=path_costs(path, stacked("stragglers", [self.stragglers(n) for n in self.layers])),
+                by_instability=chosen_by(every, CONTRASTS["instability"].criterion),
+                costs=path_costs(path, every),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
             )
@@ -350,6 +324,7 @@ class Results:
                 design=shipped_design(),
                 primary=self._primary,
                 stragglers=self._shipped_stragglers(tables["sharpness"]),
+                by_instability=self._shipped_by_instability(),
                 costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
                 **self._resampling,
@@ -374,6 +349,12 @@ class Results:
         }
         return {name: chosen_layers(table, criterion) for name, table in tables.items()}
 
+    def _shipped_by_instability(self) -> dict[str, tuple[str, ...]] | None:
+        """The layers that the criterion instability chose in the shipped pairs, or None by another rule than theirs."""
+        table = shipped_table("stragglers")
+        same = (table["rule"] == self.config.straggler_rule).all()
+        return chosen_by(table, CONTRASTS["instability"].criterion) if same else None
+
     def _verdicts(
         self, group: str, tables: Mapping[str, pd.DataFrame], repairs: Sequence[Repairs], doubts: Sequence[Doubt]
     ) -> pd.DataFrame:
@@ -388,6 +369,8 @@ class Results:
             measure=c.primary_measure,
             alpha=c.primary_alpha,
             group=group,
+            design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
+            unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,
@@ -426,13 +409,3 @@ def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFram
         advice.loc[at, "note"] = f"no advice is given: {doubt.reason}"
         advice.loc[at, "advised"] = False
     return advice
-
-
-def _answered(spec: str, units: Sequence[Unit]) -> Answered:
-    """Answers of several models on one data set: which examples are right, or predictions and their metric."""
-    key = next((k for k in units[0].arrays if k.endswith(f":predicted:{spec}")), None)
-    if key is None:
-        return np.stack([u.arrays[f"correct:{spec}"] for u in units])
-    metric, first = key.partition(":")[0], units[0].arrays
-    predicted = np.stack([u.arrays[key] for u in units])
-    return Predictions(metric, first[f"{metric}:labels:{spec}"], predicted, first.get(f"{metric}:groups:{spec}"))

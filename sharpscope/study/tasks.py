@@ -12,9 +12,11 @@ import numpy as np
 from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import Group, Select, Target
+from sharpscope.vocabulary import Group, Select, Target, draws_masks
 
-__all__ = ["CHUNK", "Task", "Variant", "looked_at", "matched_control", "plan_curvature", "roles", "variants"]
+__all__ = [
+    "CHUNK", "Task", "Variant", "looked_at", "mask_seed", "matched_control", "plan_curvature", "roles", "variants",
+]  # fmt: skip
 
 CHUNK = 6
 """The number of neighbouring alphas in one unit of curvature work. Inside a unit Lanczos starts from the neighbour's
@@ -31,7 +33,8 @@ class Variant:
 
     ``group`` is straggler | random_layers (as many parameters in random other layers) | all_layers (as many dropped
     entries, spread over every layer) | everything (every layer at the same density). ``density`` is the density asked
-    for, ``kept`` the density of these layers and ``kept_fraction`` that of the whole model.
+    for, ``kept`` the density of these layers and ``kept_fraction`` that of the whole model. ``mask`` is the number of
+    the random draw (of the mask, and of random layers), None where nothing is drawn.
     """
 
     group: Group
@@ -41,11 +44,17 @@ class Variant:
     density: float
     kept: float
     kept_fraction: float
+    mask: int | None
+
+    @property
+    def kind(self) -> str:
+        """The name that all masks of this repair have in common."""
+        kind = f"{self.target}:{self.select}:{self.density:g}"
+        return f"straggler:{kind}" if self.group == "straggler" else f"control:{self.group}:{kind}"
 
     @property
     def name(self) -> str:
-        kind = f"{self.target}:{self.select}:{self.density:g}"
-        return f"straggler:{kind}" if self.group == "straggler" else f"control:{self.group}:{kind}"
+        return self.kind if self.mask is None else f"{self.kind}#{self.mask}"
 
 
 def roles(config: StudyConfig) -> dict[str, str]:
@@ -72,30 +81,45 @@ def variants(
     """Every repair of the chosen layers with its controls; empty when no layer is chosen.
 
     ``frozen`` names the layers whose delta is zero (most layers, where only norms or a head moved). They are never used
-    as a control.
+    as a control. Stragglers have ``config.masks`` random masks, and each of these has random layers of its own. The
+    controls on all layers are drawn once, since no verdict rests on them.
     """
     names, still = set(chosen), set(frozen)
     straggler = [x for x in layers if x.name in names]
     if not straggler:
         return []
     moving = [x for x in layers if x.name not in still]
-    groups: dict[Group, Sequence[Layer]] = {
-        "straggler": straggler,
-        "random_layers": matched_control(straggler, moving, derive(config.seed, "control")),
-        "all_layers": moving,
-        "everything": moving,
+    masks = range(1, config.masks + 1)
+    controls = [matched_control(straggler, moving, derive(config.seed, "control", *_later(i))) for i in masks]
+    groups: dict[Group, list[Sequence[Layer]]] = {
+        "straggler": [straggler] * len(masks),
+        "random_layers": list(controls),
+        "all_layers": [moving],
+        "everything": [moving],
     }
     total = sum(x.num_params for x in layers)
     share = sum(x.num_params for x in straggler) / sum(x.num_params for x in moving)
     out = []
     for target, select, density in product(config.targets, config.selects, config.densities):
-        for group, members in groups.items():
+        for group, draws in groups.items():
             kept = 1 - share * (1 - density) if group == "all_layers" else density
-            dropped = sum(x.num_params for x in members) * (1 - kept)
-            if members and (group == "straggler" or list(members) != straggler):  # no control where nothing else moves
-                layer_names = tuple(x.name for x in members)
-                out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total))
+            drawn = group == "random_layers" or draws_masks(select, density)
+            for i, members in enumerate(draws if drawn else draws[:1], 1):
+                dropped = sum(x.num_params for x in members) * (1 - kept)
+                if members and (group == "straggler" or list(members) != straggler):  # none where nothing else moves
+                    layer_names, number = tuple(x.name for x in members), i if drawn else None
+                    out.append(Variant(group, layer_names, target, select, density, kept, 1 - dropped / total, number))
     return out
+
+
+def mask_seed(seed: int, pair: str, variant: Variant) -> int:
+    """The seed of the entries that ``variant`` keeps; targets, choices and numbers have masks of their own."""
+    return derive(seed, "mask", pair, variant.group, variant.target, variant.select, *_later(variant.mask))
+
+
+def _later(mask: int | None) -> tuple[int, ...]:
+    """What tells a mask's seed from the first one's, which is that of runs from before masks were numbered."""
+    return () if mask in (None, 1) else (mask,)
 
 
 def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: int) -> tuple[Layer, ...]:

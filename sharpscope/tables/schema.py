@@ -74,11 +74,19 @@ Reading guide
   accuracy.group       name of the group of OOD sets; empty for ID sets, the same in all tables
   accuracy.metric      a key of ``METRICS``; ``primary`` for a mean of sets with different primary metrics
   accuracy.primary     whether this is the metric by which the set is usually judged, and which findings use
-  accuracy.variant     ``dense`` or the repair, e.g. ``straggler:delta:random:0.5``,
-                       ``control:random_layers:delta:random:0.5``; ``path:lines`` for the points of a further path,
+  accuracy.variant     ``dense`` or the repair with the number of its mask, e.g. ``straggler:delta:random:0.5#1``,
+                       ``control:random_layers:delta:random:0.5#1`` (no number where nothing is random: magnitude); on
+                       at most ``repair_limit`` images a set; ``path:lines`` for the points of a further path,
                        ``ensemble:logits`` for mixed outputs of the ends, with alpha as the weight of theta_1's
   stragglers.base      finetuned | zeroshot | midpoint (single-layer paths), or the alphas of a sharpness criterion
-  repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``, interpolated)
+  repair.variant       that of the accuracy table without the number: one row for all masks, whose numbers are means
+                       over ``n_masks`` of them
+  repair.gain          OOD accuracy minus that of the plain path at the same ID accuracy (``plain_alpha``,
+                       interpolated), on the same images. The interval covers the choice of images and of masks (and of
+                       the random layers); none where one mask was drawn
+  repair.layers        the layers joined by ``+``; the sets of random layers, where they differ, joined by `` | ``
+  repair.n_controls    number of different sets of random layers, one of them for each mask of the stragglers; 0 for
+                       controls on all layers
   correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
                        loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
@@ -99,7 +107,8 @@ Reading guide
                        stragglers over at least four other pairs of the run has an interval above 0
   agreement.measure    a key of ``AGREEMENT``
   agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
-                       of both; empty for a measure of the point alone
+                       of both; empty for a measure of the point alone. 'evaluate --agreement-out FILE' compares
+                       checkpoints with one another: pair A|B, against A, and alpha is missing
   agreement.n          number of images of which the estimate is a mean
   vrf                  the two ends' accuracies by the images' distance to the zero-shot model's failures: what VRF's
                        weights rest on ('run --output-baselines vrf')

@@ -124,7 +124,9 @@ def test_advice_on_a_run_is_that_of_its_report_and_opens_no_checkpoint(studied, 
 
     root = studied[0] / "runs" / "success"
     told = said("advise", str(root), "--out", str(tmp_path / "a.csv"))
-    assert (told.code, told.err) == (0, "") and told.out.startswith("measured: OOD test sets with labels were evaluated")
+    assert (told.code, told.err) == (0, "") and told.out.startswith(
+        "measured: OOD test sets with labels were evaluated"
+    )
     one, two = read_csv(tmp_path / "a.csv", "advice"), read_csv(root / "tables" / "advice.csv", "advice")
     assert one.equals(two) and one["advised"].any()
     refused = said("advise", "--references", str(root), *PAIR_OF_MINI)
@@ -314,6 +316,7 @@ def test_finetune_resumes_in_old_words_and_new(folder):
     told = said(*argv)
     assert told.code == 0, told.err
     assert told.out.startswith("wrote runs/linear-probe/linear-probe.safetensors: ")
+    assert "\ntemplates (the model's): '" in told.out
     assert "next: sharpscope run --zeroshot mini:zeroshot --finetuned runs/linear-probe" in told.out
     kept = Path("runs/linear-probe/linear-probe.safetensors").read_bytes()
     for words in (("--precision", "full"), ("--precision", "float32")):
@@ -321,7 +324,7 @@ def test_finetune_resumes_in_old_words_and_new(folder):
         assert "already finished" in told.out, told.err
     assert told.err == "sharpscope: hint: --precision float32 is called full now; the old word is still taken.\n"
     told = said(*argv, "--precision", "bf16")
-    assert (told.code, "already holds another fine-tuning (precision differ)" in told.err) == (2, True)
+    assert (told.code, "already holds another fine-tuning: precision was float32 and" in told.err) == (2, True)
     assert Path("runs/linear-probe/linear-probe.safetensors").read_bytes() == kept
     listed = said("finetune", "--list").out
     assert all(method in listed for method in ("wise-ft", "flyp", "r-adapter"))

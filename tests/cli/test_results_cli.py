@@ -146,12 +146,9 @@ def test_evaluate_gives_every_metric_of_every_set(capsys: pytest.CaptureFixture[
 
 
 def test_a_collection_has_its_average(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from sharpscope import vocabulary as specs
-    from sharpscope.clip import evaluate as evaluation
+    from sharpscope.config import collections
 
-    words = {"styles": ("mini:sketch", "mini:neon")}
-    monkeypatch.setattr(specs, "COLLECTIONS", words)
-    monkeypatch.setattr(evaluation, "COLLECTIONS", words)
+    monkeypatch.setattr(collections, "COLLECTIONS", {"styles": ("mini:sketch", "mini:neon")})
     argv = ["evaluate", "mini:success", "--model", "mini", "--datasets", "styles", "mini:photo", "--metrics", "nll"]
     assert cli.main([*argv, "--limit", "32", "--csv"]) == 0
     table = table_of(capsys)

@@ -15,6 +15,7 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.config.coopsets import COOP
 from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.finetuning.examples import load_examples
+from sharpscope.finetuning.run import finetune
 
 WITH_FILES = [name for name, kind in COOP.items() if kind.split_file]
 
@@ -112,3 +113,24 @@ def test_a_file_of_another_form_is_refused(
     file.write_text(json.dumps(entries() | change), encoding="utf-8")
     with pytest.raises(DatasetError, match=said):
         load_dataset("coop:pets", model=tiny_model, data_root=tmp_path)
+
+
+def test_fine_tuning_starts_from_the_sets_own_prompt(
+    tmp_path: Path, tiny_paths: dict[str, Path], tiny_theta: dict[str, Any]
+) -> None:
+    layout(tmp_path, "dtd", entries())
+    for i, name in enumerate(("aster", "moss")):
+        picture(tmp_path / "set" / name / "0.png", 90 * i)
+    (tmp_path / "set" / "zeroshot_classification_templates.txt").write_text("a {c}.\n")
+    options: dict[str, Any] = {"model": str(tiny_paths["vit"]), "data_root": tmp_path, "progress": False}
+    quick = {"steps": 1, "batch_size": 2, "warmup": 0}
+
+    def templates(spec: str, **given: Any) -> tuple[list[str], str]:
+        tuned = finetune(tiny_theta, spec, "linear-probe", **options, **quick, **given)
+        return json.loads(tuned.metadata["sharpscope.templates"]), tuned.prompted
+
+    assert templates("coop:dtd") == (["{} texture."], "templates (the data set's own): '{} texture.'")
+    own = ["one {}", "two {}"]
+    assert templates("coop:dtd", templates=own) == (own, "templates (given): 'one {}' and 1 more")
+    elsewhere, said = templates("folder:set")
+    assert said.startswith("templates (the model's): '") and elsewhere != ["a {}."]

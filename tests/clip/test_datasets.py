@@ -19,9 +19,10 @@ from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.metrics import Answers, estimates
 from sharpscope.clip.model import ClipModel, imagenet_classnames, imagenet_templates
+from sharpscope.config.collections import expand_specs
 from sharpscope.config.specs import check_folders
 from sharpscope.errors import ConfigError, DatasetError
-from sharpscope.vocabulary import COLLECTIONS, expand_specs
+from sharpscope.vocabulary import COLLECTIONS
 
 TENCH, GOLDFISH, SHARK = "n01440764", "n01443537", "n01484850"  # ImageNet's classes 0, 1, 2
 
@@ -399,6 +400,19 @@ def test_collections() -> None:
     for members in COLLECTIONS.values():
         for spec in members:
             check_spec(spec)
+
+
+def test_half_of_a_collection_is_the_half_of_each_member_where_all_have_the_same_classes() -> None:
+    assert expand_specs(["domainnet:real#new", "domainnet-real#new"]) == (
+        "domainnet:real#new",
+        *(f"{member}#new" for member in COLLECTIONS["domainnet-real"]),
+    )
+    for name in ("imagenet-shifts", "lipsum-imagenet"):
+        with pytest.raises(ConfigError, match=f"{name}#base: imagenet-r, imagenet-a.* have other classes") as caught:
+            expand_specs([f"{name}#base"])
+        assert str(caught.value).endswith("imagenet-v2#base imagenet-sketch#base.")
+    with pytest.raises(ConfigError, match=r"unknown half 'nwe' of the classes. Did you mean 'new'\?"):
+        expand_specs(["domainnet-real#nwe"])
 
 
 def test_missing_folders_are_named_together(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sharpscope.config import idle
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError
@@ -13,6 +14,7 @@ from sharpscope.vocabulary import MEASURES
 
 TRACES: dict[str, Any] = {"measures": ("hessian_trace",)}
 NOISE: dict[str, Any] = {"measures": ("sharpness_avg_absolute",), "straggler_criterion": "rewind"}
+WORST: dict[str, Any] = {"measures": ("sharpness_max",), "straggler_criterion": "rewind"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"extrapolate": True}, {}, {"alphas": (0.0, 1.5)}),
     ({"perturbation_alphas": (0.0,)}, TRACES, NOISE),
@@ -33,7 +35,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"precision": "bf16"}, NOISE, TRACES),
     ({"precision": "bf16"}, NOISE, {**NOISE, "density_layers": ("(all)",)}),
     ({"targets": ("delta",)}, {"densities": ()}, {}),
-    ({"selects": ("random",)}, {"repair_alphas": ()}, {}),
+    ({"selects": ("magnitude",)}, {"repair_alphas": ()}, {}),
+    ({"masks": 3}, {"densities": ()}, {}),
+    ({"repair_limit": 100}, {"repair_alphas": ()}, {}),
     ({"densities": (0.3,)}, {"repair_alphas": ()}, {}),
     ({"repair_alphas": (0.5,)}, {"densities": ()}, {}),
     ({"vrf_images": 64}, {"output_baselines": ("ose",)}, {"output_baselines": ("vrf",)}),
@@ -41,6 +45,19 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"vrf_centre": 1.0}, {}, {"output_baselines": ("vrf",)}),
     ({"vrf_width": 1.0}, {}, {"output_baselines": ("vrf",)}),
     ({"ensembles": ("logits",)}, {"alphas": (-0.5, 1.5), "extrapolate": True}, {}),
+    # each part of a rule that has several
+    ({"extrapolate": True}, {}, {"alphas": (-0.5, 0.0, 1.0)}),
+    ({"extrapolate": True}, {}, {"repair_alphas": (1.5,)}),
+    ({"perturbation_alphas": (0.0,)}, TRACES, WORST),
+    ({"noise_samples": 3}, WORST, NOISE),
+    ({"normalize_logits": True}, TRACES, WORST),
+    ({"products": "func"}, NOISE, {**NOISE, "density_layers": ("(all)",)}),
+    ({"products": "func"}, NOISE, {"measures": ("lambda_max",)}),
+    ({"trace_method": "hutchinson"}, {"measures": ("lambda_max",)}, {"measures": ("relative_flatness",)}),
+    ({"precision": "bf16"}, NOISE, {**NOISE, "eigenvectors": 1}),
+    ({"precision": "bf16"}, NOISE, {"measures": ("lambda_max",)}),
+    ({"precision": "bf16"}, NOISE, {**NOISE, "measures": ("ggn_trace",)}),
+    ({"ensembles": ("logits",)}, {"alphas": (-0.5, 1.5), "extrapolate": True}, {"alphas": (0.0, 1.0)}),
 ]
 
 
@@ -51,6 +68,14 @@ def test_a_setting_that_changes_nothing(setting: dict[str, Any], idle: dict[str,
     check_no_idle(StudyConfig(**setting, **used))
     with pytest.raises(ConfigError, match=rf"^{name}: changes nothing in this study; it needs .*\n?Remedy: give that"):
         check_no_idle(StudyConfig(**setting, **idle))
+
+
+def test_no_repair_may_be_said_twice() -> None:
+    check_no_idle(StudyConfig(densities=(), repair_alphas=()))
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.setting for rule in idle._RULES} == {setting for case in CASES for setting in case[0]}
 
 
 def test_every_measure_of_a_finite_radius_names_the_field_of_its_radius() -> None:

@@ -272,6 +272,7 @@ def scenarios(folder):
         )
         return list(frame["estimate"])
 
+    own = {"starft": {"falls": "steps"}, "tpgm-project": {"file": "mini:success"}}  # StarFT's falls in one epoch too
     found = {
         "products": products,
         "products, torch's own formulas": lambda d: products(d, analytic=False),
@@ -298,8 +299,7 @@ def scenarios(folder):
         "evaluate": evaluated_files,
         "notebook": notebook,
         "a pair of live tensors": pair_on_device,
-        # in one epoch StarFT's strength has to fall by steps
-        **{f"finetune, {m}": tuned(m, **({"falls": "steps"} if m == "starft" else {})) for m in METHODS},
+        **{f"finetune, {m}": tuned(m, **own.get(m, {})) for m in METHODS},
         "finetune, fp16": tuned("wise-ft", precision="fp16"),
         "finetune, bf16": tuned("wise-ft", precision="bf16"),
         "finetune, resumed": resumed,

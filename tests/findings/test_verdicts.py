@@ -37,10 +37,11 @@ def flags(pair: str, *present: str) -> pd.DataFrame:
 
 
 def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
-    lines = pd.DataFrame([{"pair": pair, "num_alphas": 3}, {"pair": pair, "num_alphas": 0}], columns=list(CONTRASTS))
-    return Repairs(
-        pair, "ood", pd.DataFrame(columns=list(COLUMNS["repair"])), lines, estimate, low, high, "delta:random:0.5"
-    )
+    known = {"name": "delta:random:0.5", "num_alphas": 3, "num_pairs": 5, "gain": estimate + 0.02, "note": ""}
+    rows = [{"pair": pair, "difference": estimate, **known}, {"pair": pair, "num_alphas": 0}]
+    lines = pd.DataFrame(rows, columns=list(CONTRASTS))
+    empty = pd.DataFrame(columns=list(COLUMNS["repair"]))
+    return Repairs(pair, "ood", empty, lines, estimate, low, high, "delta:random:0.5")
 
 
 def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:
@@ -137,6 +138,7 @@ def test_the_larger_source_and_the_nearest_alpha_are_used(two) -> None:
         (("F1",), (-0.05, -0.08, -0.01), DOES_NOT_HOLD),
         (("F1",), (0.002, -0.002, 0.006), DOES_NOT_HOLD),
         (("F1",), (0.02, -0.01, 0.05), CANNOT),
+        (("F1",), (0.08, np.nan, np.nan), CANNOT),
         ((), (0.05, 0.01, 0.08), CANNOT),
         (("F1",), (np.nan, np.nan, np.nan), CANNOT),
     ],

@@ -37,7 +37,7 @@ def script() -> ModuleType:
     return loaded("finetuner_claims")
 
 
-NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}
+NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "tpgm-project", "sam", "asam", "lora"}
 """Methods that came after the comparison: its rates were chosen, and its pairs trained, without them."""
 
 

@@ -12,12 +12,24 @@ import torch
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import TensorExamples
 from sharpscope.finetuning.fit import fit
-from sharpscope.finetuning.method import Batch, Method, Prepared, Task
+from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Task
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 EVERY = pytest.mark.parametrize("name", METHODS)
+OWN: dict[str, dict[str, Any]] = {"tpgm": {"radius_steps": 3}, "tpgm-project": {}}
+"""What single methods need beside the settings of all."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def finetuned(tiny_thetas: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The file that tpgm-project projects: both towers moved."""
+    model, theta = tiny_thetas["vit"]
+    draw = torch.Generator().manual_seed(9)
+    moved = {n: theta[n] + 0.05 * torch.randn(theta[n].shape, generator=draw) for n in model.parameter_names}
+    OWN["tpgm-project"]["file"] = str(tmp_path_factory.mktemp("finetuned") / "both.safetensors")
+    write_checkpoint(OWN["tpgm-project"]["file"], {**theta, **moved})
 
 
 def quick(name: str, **changes: Any) -> Method:
@@ -26,8 +38,7 @@ def quick(name: str, **changes: Any) -> Method:
         "lr": 0.01, "batch_size": 4, "epochs": 2, "steps": 4, "warmup": 0.0, "warmup_epochs": 0.0, "judge_every": None,
         "shots": None, **changes,
     }  # fmt: skip
-    small |= {"radius_steps": 3} if name == "tpgm" else {}
-    return dataclasses.replace(METHODS[name](), **small)
+    return dataclasses.replace(METHODS[name](), **small, **OWN.get(name, {}))
 
 
 def first_batch(task: Task, examples: TensorExamples) -> Batch:
@@ -122,6 +133,45 @@ def test_killed_and_taken_up_is_uninterrupted_bit_for_bit(
     resumed = fit(method, task, examples, validation=lambda logits: next(answers), state_file=file, every=1)
     assert resumed.losses == whole.losses and resumed.accuracies == whole.accuracies
     assert all(torch.equal(resumed.theta[k], whole.theta[k]) for k in whole.theta)
+
+
+@EVERY
+def test_what_is_frozen_for_validation_classifies_alike(name: str, task: Task, examples: TensorExamples) -> None:
+    prepared = quick(name).prepare(task)
+    moved = {k: t + 0.1 * t.cos() if k in all_trained(prepared) else t for k, t in prepared.theta.items()}
+    with torch.no_grad():
+        frozen = prepared.logits(prepared.freeze(moved), examples.images)
+        torch.testing.assert_close(frozen, prepared.logits(moved, examples.images))
+
+
+@pytest.mark.parametrize("name", ["lp-ft", "tpgm"])
+def test_checkpoints_count_the_steps_of_all_stages_and_hold_what_earlier_stages_moved(
+    name: str, task: Task, examples: TensorExamples
+) -> None:
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(step: int, exported: Exported) -> None:
+        kept[step] = {n: t.clone() for n, t in exported.tensors.items()}
+
+    fitted = fit(quick(name), task, examples, keep=keep, keep_every=1)
+    assert [*kept] == [*range(1, len(fitted.losses))]
+    first = fitted.prepared.stages[0].recipe.steps
+    tower = {step: not torch.equal(kept[step]["visual.proj"], task.theta_0["visual.proj"]) for step in kept}
+    assert tower == {step: step > first or name == "tpgm" for step in kept}  # the second stage of tpgm moves no weight
+
+
+def test_a_checkpoint_on_the_way_holds_the_average_that_the_end_would(task: Task, examples: TensorExamples) -> None:
+    """After one step the average is .75 theta_0 + .25 theta."""
+    kept: list[torch.Tensor] = []
+
+    def keep(_: int, exported: Exported) -> None:
+        kept.append(exported.tensors["head.weight"].clone())
+
+    for ema in (None, 0.75):
+        fitted = fit(quick("linear-probe", ema=ema, steps=2), task, examples, keep=keep, keep_every=1)
+    start = fitted.prepared.theta["head.weight"]
+    torch.testing.assert_close(kept[1], torch.lerp(start, kept[0], 0.25))
+    assert not torch.equal(kept[1], start)
 
 
 @EVERY

@@ -20,7 +20,8 @@ DEFAULT = {
     "wise-ft": "wise-ft-imagenet", "linear-probe": "linear-probe-imagenet", "lp-ft": "lp-ft", "l2-sp": "l2-sp",
     "lipsum-ft": "lipsum-imagenet", "flyp": "flyp-imagenet", "starft": "starft-imagenet", "coop": "coop-words",
     "clipfit": "clipfit-base-to-new", "kgcoop": "kgcoop", "contcoop": "contcoop", "r-adapter": "r-adapter",
-    "kd": "kd", "car-ft": "car-ft", "ldifs": "ldifs", "tpgm": "tpgm", "sam": "sam", "asam": "asam",
+    "kd": "kd", "car-ft": "car-ft", "ldifs": "ldifs", "tpgm": "tpgm", "tpgm-project": "tpgm-project", "sam": "sam",
+    "asam": "asam", "lora": "cliplora-16shots",
 }  # fmt: skip
 """Method -> the recipe that its defaults are."""
 
@@ -65,7 +66,17 @@ READ: dict[str, dict[str, Any]] = {
     # args.py:32-36, 89-94 of ldifs_code; ImageNet_ViT_Exp/main_finetune.py:65-74 of TPGM; example_cifar.py of ASAM
     "ldifs": {"batch_size": 128, "strength": 10.0, "epochs": 10, "warmup": 500, "weight_decay": 0.1},
     "tpgm": {"radius_steps": 200, "radius_lr": 0.01, "norm": "l2"},
+    # ImageNet_ViT_Exp/main_finetune.py:58-74: batch 64, 200 steps at 1e-2; utils/tpgm.py:131: Adam over the radii
+    "tpgm-project": {"batch_size": 64, "steps": 200, "lr": 0.01, "norm": "l2", "schedule": "constant",
+                     "weight_decay": 0, "clip_norm": None, "crop": None},
     "asam": {"rho": 0.5},
+    # MaxZanella/CLIP-LoRA@358f0d7 run_utils.py:24-37, lora.py:73-76 (500 iterations a shot), layers.py:42, main.py:39
+    "cliplora-16shots": {"rank": 2, "alpha": 1, "scaling": "sqrt", "dropout": 0.25, "targets": ("q", "k", "v"),
+                         "towers": "both", "lr": 2e-4, "weight_decay": 0.01, "steps": 8000, "batch_size": 32,
+                         "shots": 16, "schedule": "floored-cosine", "decay": "all", "crop": (0.08, 1.0), "flip": 0.5,
+                         "clip_norm": None, "warmup": 0},
+    "cliplora-8shots": {"shots": 8, "steps": 4000}, "cliplora-4shots": {"shots": 4, "steps": 2000},
+    "cliplora-2shots": {"shots": 2, "steps": 1000}, "cliplora-1shots": {"shots": 1, "steps": 500},
 }  # fmt: skip
 
 
@@ -101,7 +112,8 @@ def test_a_recipe_sets_everything_and_everything_is_backed(name: str) -> None:
 
 def test_the_embedded_worlds_recipes_keep_its_curve_and_change_only_what_they_say() -> None:
     mini = {n: row for n, row in RECIPES.items() if n.startswith("mini-")}
-    rivals = {"kd", "car-ft", "ldifs", "tpgm", "sam", "asam"}  # analyses/finetuners.py has no rates for them yet
+    # analyses/finetuners.py has no rates for them yet
+    rivals = {"kd", "car-ft", "ldifs", "tpgm", "tpgm-project", "sam", "asam", "lora"}
     assert {row.method for row in mini.values()} == set(DEFAULT) - rivals
     free = {"lr", "probe_lr", "ema", "weight_decay", "falls", "scale_baked", "head_bias"}
     shared = {"shots", "epochs", "steps", "batch_size", "warmup", "warmup_epochs", "warmup_lr", "schedule", "decay",

@@ -23,7 +23,7 @@ from sharpscope.finetuning.methods.car_ft import CarFT, context_vectors
 from sharpscope.finetuning.methods.distillation import Distillation, divergence
 from sharpscope.finetuning.methods.ldifs import Ldifs, feature_distance, quarters
 from sharpscope.finetuning.methods.sam import ASAM, SAM, uphill
-from sharpscope.finetuning.methods.tpgm import KEPT, RADII, TPGM, projected, row_norms
+from sharpscope.finetuning.methods.tpgm import KEPT, RADII, TPGM, Balls, row_norms
 from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import Recipe, train
@@ -236,11 +236,10 @@ def test_a_tower_without_blocks_is_refused(tiny_model: ClipModel, monkeypatch: p
 def test_projection_by_hand() -> None:
     start = {"a": torch.tensor([[1.0, 1.0], [0.0, 0.0]]), "b": torch.tensor([2.0])}
     theta = {"a": torch.tensor([[4.0, 5.0], [0.0, 0.0]]), "b": torch.tensor([3.0])}
-    names = ("a", "b")
-    out = projected(theta, start, names, torch.tensor([2.5, 7.0]), "l2")
+    out = Balls(start, ("a", "b"), "l2").projected(theta, torch.tensor([2.5, 7.0]))
     torch.testing.assert_close(out["a"], torch.tensor([[2.5, 3.0], [0.0, 0.0]]))  # half of (3, 4), whose norm is 5
     assert torch.equal(out["b"], theta["b"])  # inside its ball
-    rows = projected(theta, start, names, torch.tensor([3.5, 0.5]), "mars")
+    rows = Balls(start, ("a", "b"), "mars").projected(theta, torch.tensor([3.5, 0.5]))
     torch.testing.assert_close(rows["a"], torch.tensor([[2.5, 3.0], [0.0, 0.0]]))  # half of a row whose norm is 7
     torch.testing.assert_close(rows["b"], torch.tensor([2.5]))
     assert row_norms(torch.tensor(-2.0), "mars") == 2 and row_norms(torch.tensor([1.0, -2.0]), "mars").tolist() == [3.0]

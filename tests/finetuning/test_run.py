@@ -56,8 +56,31 @@ def test_the_same_call_again_is_done_and_another_is_refused(tmp_path: Path) -> N
     assert all(torch.equal(again.theta[k], first.theta[k]) for k in first.theta)
     prompts = tuned("coop", out=tmp_path)  # a file that holds only what was tuned
     assert prompts.losses and tuned("coop", out=tmp_path).losses == ()
-    with pytest.raises(ConfigError, match=r"already holds another fine-tuning \(hyperparameters differ\)"):
+    with pytest.raises(ConfigError, match=r"another fine-tuning: hyperparameters.lr was 0.001 and is now 0.002\.\nRe"):
         tuned(out=tmp_path, lr=2e-3)
+
+
+def test_a_hyperparameter_that_an_older_file_does_not_state_is_named(tmp_path: Path) -> None:
+    """No file tells the version that wrote it, so that nothing is known of the default which that version had."""
+    first = tuned(out=tmp_path)
+    read = read_checkpoint(first.path)
+    facts = json.loads(read.facts["metadata"]["sharpscope.finetuning"])
+    default = facts["hyperparameters"].pop("ema_debias")
+    facts["hyperparameters"]["gone"] = 3
+    for told, said in (
+        (
+            json.dumps(facts),
+            f"another fine-tuning: .*parameters.ema_debias is not stated there and is now {default}",
+        ),
+        (json.dumps(facts), "gone was 3 and is now None"),
+        (json.dumps({**facts, "seed": 5}), "seed was 5 and is now 0"),
+        ("{}", "is there, and does not say which fine-tuning it is of.\nRemedy: choose another --out, or remove"),
+        ("[1]", "does not say which fine-tuning"),
+    ):
+        write_checkpoint(first.path, read.tensors, read.facts["metadata"] | {"sharpscope.finetuning": told})
+        with pytest.raises(ConfigError, match=said) as caught:
+            tuned(out=tmp_path)
+        assert ".lr" not in str(caught.value) and "train was" not in str(caught.value)
 
 
 @contextmanager
@@ -143,7 +166,7 @@ def test_checkpoints_stay_and_are_those_of_a_training_that_is_cut_short(tmp_path
     for where, every in ((tmp_path / "x", 5), (tmp_path / "x", 0), (None, 2)):
         with pytest.raises(ConfigError, match="keep_every: "):
             tuned(out=where, **{**kept, "keep_every": every})
-    with pytest.raises(ConfigError, match="keep_every differ"):
+    with pytest.raises(ConfigError, match="keep_every was 2 and is now 3"):
         tuned(out=tmp_path / "whole", **{**kept, "keep_every": 3})
 
 
@@ -212,7 +235,7 @@ def test_an_image_folder_by_command(
     assert main(arguments) == 0
     assert "6 steps" in capsys.readouterr().out
     assert main(arguments) == 0 and "already finished" in capsys.readouterr().out
-    assert main([*arguments, "--seed", "1"]) == 2 and "seed differ" in capsys.readouterr().err
+    assert main([*arguments, "--seed", "1"]) == 2 and "seed was 0 and is now 1" in capsys.readouterr().err
     assert main([*arguments, "--accumulate", "2"]) == 2 and "would change the loss" in capsys.readouterr().err
     assert main([*arguments[:7], "--set", "warmup"]) == 2 and "is not NAME=VALUE" in capsys.readouterr().err
     assert main(["finetune", "--train", "mini:photo"]) == 2 and "--zeroshot: is missing" in capsys.readouterr().err

@@ -83,11 +83,35 @@ def test_dassls_own_classes_give_these_rates() -> None:
     np.testing.assert_allclose(rates(recipe)[::3] * 2e-3, seen, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("lr", "steps"), [(2e-4, 500), (3e-6, 7)])
+def test_clip_loras_rate_is_torchs_annealing_down_to_a_millionth(lr: float, steps: int) -> None:
+    """MaxZanella/CLIP-LoRA@358f0d7 lora.py:76; at and below 1e-6 the rate stays where it is."""
+    import torch
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-6)
+    seen = []
+    for _ in range(steps):
+        seen.append(cosine.get_last_lr()[0])
+        optimizer.step()
+        cosine.step()
+    recipe = of("cliplora-1shots", 32, lr=lr, steps=steps)
+    np.testing.assert_allclose(rates(recipe) * lr, seen, rtol=1e-10)
+    low = of("cliplora-1shots", 32, lr=1e-7, steps=steps)
+    np.testing.assert_allclose(rates(low), 1)
+
+
 def test_a_warm_up_in_epochs_is_one_epoch_whatever_their_number() -> None:
     for epochs in (10, 100):
         assert of("clipfit-base-to-new", 3200, epochs=epochs).warmup == 100
     with pytest.raises(ConfigError, match="warmup 0.1 and warmup_epochs 1 exclude each other"):
         of("clipfit-base-to-new", 3200, warmup=0.1)
+
+
+def test_a_constant_rate_is_constant_after_its_warm_up() -> None:
+    recipe = Recipe(lr=0.4, steps=6, warmup=3, schedule="constant")
+    np.testing.assert_allclose(rates(recipe), [1 / 3, 2 / 3, 1, 1, 1, 1], **EXACT)
+    assert (rates(Recipe(lr=0.4, steps=6, schedule="constant")) == 1).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,16 @@ import torch
 from sharpscope.cli.main import main
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError
+from sharpscope.finetuning.blocks import linears_of
 from sharpscope.finetuning.examples import TensorExamples
 from sharpscope.finetuning.fit import Fitted, fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.clipfit import clipfit_names
 from sharpscope.finetuning.methods.r_adapter import adapters_of
 from sharpscope.finetuning.registry import METHODS
+from sharpscope.finetuning.selection import only
 from sharpscope.layers import tower_of
-from sharpscope.miniworld import world as miniworld
+from sharpscope.miniworld.shipped import checkpoint_path
 from sharpscope.weights.checkpoint import read_checkpoint
 
 
@@ -83,56 +84,53 @@ def test_what_would_do_nothing_is_refused(
         tuned(method, pattern, task, examples)
 
 
+def test_a_tensor_that_the_method_does_not_train_joins_the_last_stage_alone(task: Task) -> None:
+    prepared = METHODS["lp-ft"](batch_size=4, warmup=0.0, scale_baked=False).prepare(task)
+    stages = only(prepared, task, r"head\.weight|logit_scale", "lp-ft").stages
+    assert [set(stage.trained) for stage in stages] == [{"head.weight"}, {"head.weight", "logit_scale"}]
+
+
+def test_running_statistics_are_no_weights(task: Task, tiny_thetas: dict[str, Any]) -> None:
+    """The loss depends on a batch norm's running mean and variance as well, but they are never trained."""
+    model, theta = tiny_thetas["resnet"]
+    resnet = dataclasses.replace(task, model=model, theta_0=theta)
+    prepared = METHODS["wise-ft"](batch_size=4, warmup=0.0).prepare(resnet)
+    (stage,) = only(prepared, resnet, r"^visual\.bn1", "wise-ft").stages
+    assert stage.trained == ("visual.bn1.weight", "visual.bn1.bias")
+    with pytest.raises(ConfigError, match="running_mean.*, which this method's loss or file does not depend on"):
+        only(prepared, resnet, r"bn1\.running_mean", "wise-ft")
+
+
 def test_by_command_it_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "finetune", "--zeroshot", "mini:zeroshot", "--train", "mini:photo", "--model", "mini", "--steps", "1",
         "--batch-size", "16", "--set", "shots=1", "warmup=0", "--out", str(tmp_path), "--train-only",
     ]  # fmt: skip
     assert main([*arguments, r"bias$"]) == 0
-    told = json.loads(read_checkpoint(tmp_path / "wise-ft.safetensors").facts["metadata"]["sharpscope.finetuning"])
+    read, start = (read_checkpoint(p) for p in (tmp_path / "wise-ft.safetensors", checkpoint_path("mini:zeroshot")))
+    changed = {n for n, t in start.tensors.items() if n in read.tensors and not torch.equal(t, read.tensors[n])}
+    assert changed and all(n.endswith("bias") for n in changed)
+    told = json.loads(read.facts["metadata"]["sharpscope.finetuning"])
     assert told["train_only"] == "bias$"
-    assert main([*arguments, "weight"]) == 2 and "train_only differ" in capsys.readouterr().err
+    assert main([*arguments, "weight"]) == 2 and "fine-tuning: train_only was" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- towers
-_TEXT = {
-    "context_length": 16, "vocab_size": 708, "width": 16, "heads": 2, "layers": 1,
-    "tokenizer_kwargs": {"bpe_path": "mini_bpe.txt.gz"},
-}  # fmt: skip
-_TIMM = {"timm_model_pretrained": False}
-TOWERS: dict[str, dict[str, Any]] = {
-    "eva02": {
-        "timm_model_name": "eva02_tiny_patch14_224",
-        "timm_pool": "token",
-        "timm_proj": "linear",
-        "image_size": 28,
-    },
-    "siglip": {"timm_model_name": "test_vit3", "timm_pool": "", "timm_proj": "linear", "image_size": 160},
-    "timm resnet": {"timm_model_name": "test_resnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": 64},
-}
-"""EVA's and SigLIP's kinds of tower (timm's smallest ones: rotary positions; a pool of attention) and a timm ResNet."""
-COVERED = {"clipfit": {"vit", "customtext", "eva02", "siglip"}, "r-adapter": {"vit", "customtext"}}
+COVERED = {"clipfit": {"vit", "customtext", "eva02", "siglip"}, "r-adapter": {"vit", "customtext", "eva02", "siglip"}}
+COVERED["clipfit"] |= {"convnext"}
+COVERED["lora"] = COVERED["r-adapter"]
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ClipModel]:
-    folder = tmp_path_factory.mktemp("towers")
-    shutil.copy(miniworld.tokenizer_path(), folder / "mini_bpe.txt.gz")
-    made = {}
-    for name, tower in TOWERS.items():
-        config = {"embed_dim": 12, "custom_text": True, "vision_cfg": {**tower, **_TIMM}, "text_cfg": _TEXT}
-        (folder / f"{name}.json").write_text(json.dumps(config), encoding="utf-8")
-        made[name] = ClipModel.load(str(folder / f"{name}.json"))
-    return made
-
-
-@pytest.mark.parametrize("kind", ["vit", "customtext", "resnet", *TOWERS])
+@pytest.mark.parametrize("kind", ["vit", "customtext", "resnet", "eva02", "siglip", "timm resnet", "convnext"])
 @pytest.mark.parametrize("method", COVERED)
 def test_a_method_that_names_layers_covers_every_block_of_both_towers_or_refuses(
     method: str, kind: str, towers: dict[str, ClipModel], tiny_thetas: dict[str, Any]
 ) -> None:
     model = towers[kind] if kind in towers else tiny_thetas[kind][0]
-    names = clipfit_names if method == "clipfit" else adapters_of
+    names: Callable[[ClipModel], Any] = {
+        "clipfit": clipfit_names, "r-adapter": adapters_of,
+        "lora": lambda m: [one.weight for one in linears_of(m, ("q", "k", "v"), "lora")],
+    }[method]  # fmt: skip
     if kind not in COVERED[method]:
         with pytest.raises(ConfigError, match=f"{method}: .*image"):
             names(model)

@@ -95,6 +95,21 @@ def test_the_heads_bias_is_trained_saved_read_back_and_interpolated(
     assert torch.equal(again.theta["head.bias"], bias)  # a bias that comes along is the start
 
 
+@pytest.mark.parametrize("baked", [False, True])
+@pytest.mark.parametrize("told", [None, False, True])
+def test_a_head_with_a_bias_that_comes_along_is_the_same_classifier_at_the_start(
+    model: ClipModel, theta_0: Theta, data: tuple[torch.Tensor, torch.Tensor], baked: bool, told: bool | None
+) -> None:
+    """The logit scale multiplies the head's weights and never its bias, wherever it is kept (None: as asked for)."""
+    draw = torch.Generator().manual_seed(0)
+    head, bias = torch.randn(16, 64, generator=draw), torch.randn(16, generator=draw)
+    task = Task(model, {**theta_0, HEAD: head, "head.bias": bias}, *WORLD, 40, head_baked=told)
+    prepared = dataclasses.replace(TINY, scale_baked=baked).prepare(task)
+    scale = 1.0 if (baked if told is None else told) else theta_0["logit_scale"].exp()
+    expected = scale * model.encode_image(theta_0, data[0][:3]) @ head.T + bias
+    torch.testing.assert_close(prepared.logits(prepared.theta, data[0][:3]), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_label_smoothing_is_the_mean_over_all_classes(
     model: ClipModel, theta_0: Theta, data: tuple[torch.Tensor, torch.Tensor]
 ) -> None:

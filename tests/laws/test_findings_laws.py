@@ -18,8 +18,9 @@ from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.losses import NoiseLosses
+from sharpscope.findings.matching import match_plain
 from sharpscope.findings.prediction import predict_gain
-from sharpscope.findings.repair import Variant, analyse_repairs, match_plain
+from sharpscope.findings.repair import Variant, analyse_repairs
 from sharpscope.findings.resampling import (
     bca_interval,
     benjamini_hochberg,
@@ -408,7 +409,7 @@ def test_a_repair_that_is_only_a_smaller_alpha_gains_nothing() -> None:
             "ood": np.array([answers(skill_ood, v) for v in oods]),
         }
         moved = {"id": answers(skill_id, 0.625)[None], "ood": answers(skill_ood, 0.45)[None]}
-        v = Variant("v", ("a",), "delta", "random", 0.5, 0.5, "none", (0.5,), moved)
+        v = Variant("v", ("a",), "delta", "magnitude", 0.5, 0.5, "none", (0.5,), moved)
         row = analyse_repairs("p", grid, plain, {"id": "id", "ood": "ood"}, [v], bootstrap=150, seed=seed).table.iloc[0]
         hits += row["ci_low"] <= 0 <= row["ci_high"]
     assert hits / runs >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / runs)

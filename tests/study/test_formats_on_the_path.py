@@ -240,7 +240,7 @@ def test_run_between_systems(
         "--id", "folder:val", "--classnames", str(tmp_path / "names.txt"), "--alphas", "0", "0.5", "1",
         "--granularity", "block", "--probe-size", "4", "--batch-size", "8", "--measures", "hessian_trace",
         "--max-matvecs", "2", "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5",
-        "--selects", "random", "--targets", "delta", "--repair-alphas", "0.5", "--bootstrap", "20",
+        "--selects", "random", "--targets", "delta", "--repair-alphas", "0.5", "--masks", "1", "--bootstrap", "20",
         "--threads", "1", "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(arguments) == 0

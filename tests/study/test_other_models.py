@@ -101,7 +101,7 @@ def test_a_vit_b_32_of_real_size_runs_on_a_small_machine(image_folder: MakeFolde
         "--granularity", "block", "--probe-size", "2", "--batch-size", "2",
         "--measures", "hessian_trace", "lambda_max", "--rtol", "0.5", "--max-matvecs", "1",
         "--layer-alphas", "0", "1", "--criticality-noise", "1", "--densities", "0.5", "--selects", "random",
-        "--targets", "delta", "--repair-alphas", "1", "--bootstrap", "50", "--threads", "1",
+        "--targets", "delta", "--repair-alphas", "1", "--masks", "1", "--bootstrap", "50", "--threads", "1",
         "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     assert main(arguments) == 0

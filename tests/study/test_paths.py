@@ -51,6 +51,7 @@ def config(*paths: str) -> StudyConfig:
         targets=("delta",),
         selects=("random",),
         repair_alphas=(0.5,),
+        masks=1,
         bootstrap=20,
         threads=1,
     )

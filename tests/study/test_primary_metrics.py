@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,13 @@ from sklearn.metrics import f1_score
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.errors import RunDirectoryError
 from sharpscope.study import context as contexts
 from sharpscope.study.compute import compute
 from sharpscope.study.context import Context
+from sharpscope.study.repaired import Repaired
 from sharpscope.study.results import Results
+from sharpscope.study.tasks import Variant as RepairOf
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.rows import dense_rows
 
@@ -25,9 +29,16 @@ WILD, REGIONS = "mini:sketch", "mini:neon"
 
 
 class Regional(Dataset):
+    places: list[int] | None = None
+
     @property
     def groups(self) -> torch.Tensor:
-        return torch.arange(len(self)) % 3
+        return torch.tensor(range(len(self)) if self.places is None else self.places) % 3
+
+    def at(self, places: Sequence[int]) -> Dataset:
+        part = super().at(places)
+        part.__class__, part.places = Regional, list(places)  # type: ignore[attr-defined]
+        return part
 
 
 def load(spec: str, **options: Any) -> Any:
@@ -47,7 +58,7 @@ def done() -> tuple[Context, dict[str, Unit], Results]:
         pairs=(PairConfig("p", "mini:zeroshot", "mini:success"),), model="mini", probe="mini:photo", id=("mini:photo",),
         ood=(WILD, REGIONS), alphas=ALPHAS, granularity="block", probe_size=8, limit=90, bootstrap=60, threads=1,
         metrics=("ece",), straggler_criterion="rewind", layer_alphas=(0.0, 1.0), repair_alphas=(0.5,),
-        densities=(0.5,), targets=("delta",), selects=("random",),
+        targets=("delta",), masks=2, repair_limit=60,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contexts, "load_dataset", load)
@@ -115,6 +126,41 @@ def test_findings_go_by_the_primary_metric(done: tuple[Any, dict[str, Unit], Res
     assert len(repair) == 4
     for _, row in repair.iterrows():
         own = tables["accuracy"]
-        own = own[(own["variant"] == row["variant"]) & (own["role"] == "ood_mean") & own["primary"]]
-        assert row["ood_accuracy"] == pytest.approx(float(own["estimate"].iloc[0]))
+        masks = [f"{row['variant']}#{i}" for i in range(1, int(row["n_masks"]) + 1)]
+        own = own[own["variant"].isin(masks) & (own["role"] == "ood_mean") & own["primary"]]
+        assert len(own) == row["n_masks"] == (2 if row["control"] in ("none", "random_layers") else 1)
+        assert row["ood_accuracy"] == pytest.approx(float(own["estimate"].mean()))
     assert isinstance(tables["verdicts"], pd.DataFrame)
+
+
+def test_repairs_are_compared_with_the_plain_path_on_the_same_images(
+    done: tuple[Any, dict[str, Unit], Results],
+) -> None:
+    context, found, results = done
+    unit = found["repair/p/straggler:delta:random:0.5#2/0.5"]
+    spec = "mini:photo"
+    places = unit.arrays[f"places:{spec}"]
+    assert len(places) == 60 and list(places) == context.datasets[spec].choice(60, 0)
+    right = Repaired("p", results.units, results.variants("p"), (0.5,))
+    plain = right.compared(spec, [found["path/p/1.0"]])
+    np.testing.assert_array_equal(plain[0], found["path/p/1.0"].arrays[f"correct:{spec}"][places])
+    np.testing.assert_array_equal(right.compared(spec, [unit])[0], unit.arrays[f"correct:{spec}"])
+    wild = right.compared(WILD, [found["path/p/1.0"]])
+    kept = unit.arrays[f"places:{WILD}"]
+    np.testing.assert_array_equal(wild.labels, found["path/p/1.0"].arrays[f"macro_f1:labels:{WILD}"][kept])
+
+
+def test_images_that_could_not_be_read_have_no_answer_to_be_taken() -> None:
+    """Of five listed images the second is lost; the repair was evaluated on places 0, 2 and 4."""
+    part = Unit({}, {"correct:a": np.ones(3, bool), "places:a": np.array([0, 2, 4]), "listed:a": np.array(5)})
+    layers = ("l",)
+    variant = RepairOf("straggler", layers, "delta", "random", 0.5, 0.5, 0.9, 1)
+    units = {"repair/p/straggler:delta:random:0.5#1/0.5": part}
+    plain = {"correct:a": np.array([True, False, True, False]), "lost:a": np.array([1])}
+    right = Repaired("p", units, [variant], (0.5,))
+    np.testing.assert_array_equal(right.compared("a", [Unit({}, plain)]), [[True, False, False]])
+    with pytest.raises(RunDirectoryError, match="could not be read"):
+        right.compared("a", [Unit({}, {"correct:a": plain["correct:a"]})])
+    # a run from before masks were numbered: its only mask counts as the first, its answers are to all images
+    old = Repaired("p", {"repair/p/straggler:delta:random:0.5/0.5": Unit({}, plain)}, [variant], (0.5,))
+    assert [run.mask for run in old.runs(["a"])] == [1]

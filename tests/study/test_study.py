@@ -60,6 +60,9 @@ def small_config(**changes: Any) -> StudyConfig:
         layer_alphas=(0.0, 1.0),
         criticality_noise=(1.0,),
         repair_alphas=(0.5,),
+        targets=("delta",),
+        masks=2,
+        repair_limit=64,
         bootstrap=60,
         density_layers=("visual.post",),
         density_alphas=(0.5,),
@@ -257,6 +260,12 @@ def test_report_rebuilds_everything_without_checkpoints_or_data(finished: study.
     for derived in ("tables", "figures"):
         shutil.rmtree(root / derived)
     (root / "report.html").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
+        other = report(root, alpha_on="zeroshot")
+    assert table_bytes(other.root) == table_bytes(finished.root)
+    assert "weight of the zero-shot model (1: zero-shot, 0: fine-tuned)" in other.report.read_text(encoding="utf-8")
+    assert other.summary().startswith("α′ = 1 − α is the weight of the zero-shot model (1: zero-shot, 0: fine-tuned).")
     rebuilt = report(root)
     assert table_bytes(rebuilt.root) == table_bytes(finished.root)
     assert rebuilt.report.read_bytes() == finished.report.read_bytes()
@@ -401,4 +410,4 @@ def test_ten_lines_in_a_notebook(zeroshot: dict[str, torch.Tensor]) -> None:
 def test_the_run_directory_is_readable_by_others(finished: study.Run) -> None:
     directory = RunDirectory.existing(finished.root)
     assert directory.load("path/success/0.5") is not None
-    assert directory.load("repair/failure/straggler:delta:random:0.5/0.5") is not None
+    assert directory.load("repair/failure/straggler:delta:random:0.5#2/0.5") is not None

@@ -132,6 +132,25 @@ def test_what_a_sweep_file_must_not_say(file: Path) -> None:
             load_sweep(file)
 
 
+def test_a_sweep_file_draws_at_random(file: Path) -> None:
+    drawn = "draw: 3\ndesign: latin-hypercube\nranges:\n  lr: {low: 1e-4, high: 1e-1, scale: log}\n  steps: [1, 2, 3]\n"
+    given = file.read_text(encoding="utf-8")
+    text = drawn + given[: given.index("grid:")] + given[given.index("seeds:") :]
+    file.write_text(text, encoding="utf-8")
+    trials = load_sweep(file).trials()
+    assert {t.settings["steps"] for t in trials} == {1, 2, 3} and len({t.settings["lr"] for t in trials}) == 3
+    assert all(1e-4 <= t.settings["lr"] <= 1e-1 and t.settings["batch_size"] == 4 for t in trials)
+    for old, new, said in (
+        ("scale: log", "scale: lin", "line 4: ranges.lr: scale: 'lin' is none of linear, log"),
+        ("latin-hypercube", "sobol", "line 2: design: 'sobol' is none of random, latin-hypercube"),
+        ("draw: 3\n", "", "line 2: ranges: changes nothing without draw"),
+        ("ranges:", "range:", "line 3: unknown key 'range'. Did you mean 'ranges'"),
+    ):
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(ConfigError, match=said):
+            load_sweep(file)
+
+
 def test_a_recipe_stands_beside_the_methods(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("methods: [wise-ft]", "methods: [flyp]\nrecipes: [mini-wise-ft]"), encoding="utf-8")

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer, split_layers
 from sharpscope.seeds import derive
-from sharpscope.study.tasks import matched_control
+from sharpscope.study.tasks import mask_seed, matched_control, variants
 
 
 def _layers(sizes: list[int]) -> list[Layer]:
@@ -83,3 +84,20 @@ def test_controls_are_those_that_torch_drew(seed: int) -> None:
         layers = _layers([int(n) for n in rng.integers(1, 1000, count)])
         chosen = [layer for layer in layers if layer.num_params > 900] or layers[:1]
         assert matched_control(chosen, layers, seed) == _by_torch(chosen, layers, seed)
+
+
+def test_every_mask_of_the_stragglers_has_its_own_entries_and_control_layers() -> None:
+    layers = _layers([10, 10, 20, 30, 10, 20, 40, 10])
+    found = variants(StudyConfig(selects=("random", "magnitude")), layers, ["layer0", "layer2"])
+    names = [v.name for v in found]
+    assert len(set(names)) == len(names)
+    numbers = {(v.select, v.group): [] for v in found}
+    for v in found:
+        numbers[v.select, v.group] += [v.mask] * (v.target == "delta")
+    assert numbers["random", "straggler"] == numbers["random", "random_layers"] == [1, 2, 3, 4, 5]
+    assert numbers["magnitude", "straggler"] == [None] and numbers["magnitude", "random_layers"] == [1, 2, 3, 4, 5]
+    assert numbers["random", "all_layers"] == [1] and numbers["magnitude", "everything"] == [None]
+    ours = [v for v in found if v.kind == "straggler:delta:random:0.5"]
+    assert len({mask_seed(0, "p", v) for v in ours}) == 5 and {v.layers for v in ours} == {("layer0", "layer2")}
+    assert mask_seed(0, "p", ours[0]) == derive(0, "mask", "p", "straggler", "delta", "random")  # of older runs
+    assert len({v.layers for v in found if v.group == "random_layers"}) > 1

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
-from sharpscope.errors import DatasetError, shown
+from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Dataset", "ImageSource", "Memory", "stratified"]
+__all__ = ["Dataset", "ImageSource", "Memory", "balanced", "stratified"]
 
 NOT_A_TARGET = -1
 
@@ -286,8 +286,25 @@ class Dataset:
         Raises DatasetError where ``indices`` is empty.
         """
         kept = self._kept
-        index = [kept[int(i)] for i in indices]
-        at = torch.tensor(index, dtype=torch.long)
+        return self.at([kept[int(i)] for i in indices])
+
+    def choice(self, most: int, seed: int) -> list[int]:
+        """Places, ascending, of at most ``most`` of the listed images, whether they can be read or not.
+
+        The choice is ``balanced`` and the same in every process, however many images were found unreadable so far.
+        """
+        if self.listed <= most:
+            return list(range(self.listed))
+        return balanced(self._labels, self._frames, most, seed, self.name, "choice")
+
+    @property
+    def readable(self) -> list[int]:
+        """The places of the images that are not known to be unreadable: those of ``labels``."""
+        return list(self._kept)
+
+    def at(self, places: Sequence[int]) -> Dataset:
+        """The images at ``places``, each 0 ... ``listed`` - 1, in that order, as a data set of the same name."""
+        at = torch.tensor(places, dtype=torch.long)
         return Dataset(
             self.name,
             self.classnames,
@@ -297,7 +314,7 @@ class Dataset:
             std=self._std.flatten().tolist(),
             classes=self.classes,
             facts=self._facts,
-            rows=[self._rows[i] for i in index],
+            rows=[self._rows[i] for i in places],
             templates=self.templates,
             groups=self._groups[at] if self._groups is not None else None,
             group_names=self.group_names,
@@ -331,3 +348,21 @@ def stratified(labels: Tensor, size: int | None, seed: int, *purpose: object) ->
         rank[at] = torch.arange(int(at.sum()))
     order = torch.argsort(rank, stable=True)  # within a round, the order is random
     return [int(i) for i in shuffled[order][: len(labels) if size is None else size]]
+
+
+def balanced(labels: Tensor, frames: Frames | None, limit: int, seed: int, spec: str, *purpose: object) -> list[int]:
+    """Positions, ascending, of at most ``limit`` images, ``stratified`` by class; anchor frames with all neighbours.
+
+    Raises ConfigError, which names ``spec``, where ``limit`` is less than one anchor frame with its neighbours.
+    """
+    if frames is None:
+        return sorted(stratified(labels, limit, seed, spec, *purpose))
+    anchors = frames.anchors
+    order = stratified(labels[anchors], None, seed, spec, *purpose)
+    chosen = frames.whole_sets(anchors[order].tolist(), limit)
+    if not len(chosen):
+        raise ConfigError(
+            f"data set {shown(spec)}: limit {limit} is less than one anchor frame with all its neighbours.\n"
+            "Remedy: a limit of 21 images or more; an anchor frame has up to 20 neighbours."
+        )
+    return [int(i) for i in chosen]

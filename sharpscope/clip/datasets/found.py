@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sharpscope.clip.datasets.augment import Augmentation
-from sharpscope.clip.datasets.dataset import Dataset, stratified
+from sharpscope.clip.datasets.dataset import Dataset, balanced
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.images import Arrays, Decoded, Edit, Images, fits
 from sharpscope.clip.datasets.names import folded, match, match_indexed, numbers_alone
@@ -62,7 +61,8 @@ class Found:
     ``before``: edits of each image before it is resized. ``where``: the name of the set in messages. ``unnamed``:
     whether the set knows its classes by number only (see :func:`numbered`). ``empty``: the names of classes without
     image files. ``two_orders``: both readings of the order of the classes, where there are two. ``said``: what a reader
-    of an accuracy on the set needs to know.
+    of an accuracy on the set needs to know. ``captions``: the captions of each image, where the images have captions
+    in place of classes; each image is then a class of its own.
     """
 
     images: Images
@@ -87,6 +87,7 @@ class Found:
     empty: tuple[str, ...] = ()
     two_orders: str = ""
     said: tuple[str, ...] = ()
+    captions: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def assemble(found: Found, request: Request) -> Dataset:
         why = f"no image of its {request.half} classes" if request.half else "none of its classes"
         raise DatasetError(f"data set {shown(request.spec)}: {why} is among the class names.")
     if request.limit is not None:
-        rows = rows[_limited(labels[rows], None if frames is None else frames.at(rows), request.limit, request)]
+        of_rows = None if frames is None else frames.at(rows)
+        rows = rows[balanced(labels[rows], of_rows, request.limit, request.seed, request.spec)]
     augment = None if isinstance(found.images, Arrays) else request.augment
     source = Decoded(found.images, model, found.before, request.edits, augment)
     chosen = rows.tolist()
@@ -178,21 +180,6 @@ def assemble(found: Found, request: Request) -> Dataset:
             "said": [*found.said, *_said(found, request, matched)],
         },
     )
-
-
-def _limited(labels: Tensor, frames: Frames | None, limit: int, request: Request) -> list[int]:
-    """Positions of at most ``limit`` images, balanced over the classes; anchor frames with all their neighbours."""
-    if frames is None:
-        return sorted(stratified(labels, limit, request.seed, request.spec))
-    anchors = frames.anchors
-    order = stratified(labels[anchors], None, request.seed, request.spec)
-    chosen = frames.whole_sets(anchors[order].tolist(), limit)
-    if not len(chosen):
-        raise ConfigError(
-            f"data set {shown(request.spec)}: limit {limit} is less than one anchor frame with all its neighbours.\n"
-            "Remedy: a limit of 21 images or more; an anchor frame has up to 20 neighbours."
-        )
-    return [int(i) for i in chosen]
 
 
 def _said(found: Found, request: Request, matched: Matched) -> list[str]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sharpscope.clip.datasets.augment import OPEN_CLIP, Augmentation
+from sharpscope.clip.datasets.captions import Captions, captioned
 from sharpscope.clip.datasets.corruptions import corruption
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.found import Found, Request, assemble, need_model
@@ -16,10 +17,10 @@ from sharpscope.clip.datasets.images import Edit
 from sharpscope.clip.datasets.mini import load_mini
 from sharpscope.clip.datasets.names import read_classnames, read_templates
 from sharpscope.clip.model import ClipModel
-from sharpscope.config.specs import LAYOUTS, Layout, Spec, chosen_split, read_spec
+from sharpscope.config.specs import LAYOUTS, Layout, Spec, check_classes, chosen_split, holds_captions, read_spec
 from sharpscope.errors import ConfigError, shown
 
-__all__ = ["check_spec", "load_dataset", "register_dataset"]
+__all__ = ["check_spec", "load_captions", "load_dataset", "register_dataset"]
 
 Split = Literal["train", "test", "val"]
 Finder = Callable[[Request], Found]
@@ -79,33 +80,65 @@ def load_dataset(
     open_clip's random crops; arrays and the embedded world are never augmented. Raises ConfigError for a spec of an
     unknown kind or a split that the set does not have, DatasetError for any problem with the data.
     """
-    asked = _at(data_root, read_spec(spec))
+    check_classes((spec,), "data set")
     names = read_classnames(classnames, repeated=True) if isinstance(classnames, (str, Path)) else classnames
     prompts = read_templates(templates) if isinstance(templates, (str, Path)) else templates
-    if limit is not None and limit < 1:
-        raise ConfigError(f"data set {shown(spec)}: limit must be at least 1, got {limit}.")
-    request = Request(
+    request = _request(
         spec,
-        asked.kind,
-        asked.rest,
-        _split_to_read(asked, spec, split),
-        model,
-        str(data_root or "."),
-        tuple(names) if names is not None else None,
-        tuple(prompts) if prompts is not None else None,
-        limit,
-        seed,
-        _edits(asked),
-        _augmentation(augment),
-        asked.split is not None,
-        by_name,
-        asked.half,
+        split,
+        data_root,
+        model=model,
+        classnames=tuple(names) if names is not None else None,
+        templates=tuple(prompts) if prompts is not None else None,
+        limit=limit,
+        seed=seed,
+        augment=_augmentation(augment),
+        by_name=by_name,
     )
-    layout = LAYOUTS[asked.kind]
+    layout = LAYOUTS[request.kind]
     if layout.find is None:
         return load_mini(request)
     need_model(request)
     return assemble(_finder(layout)(request), request)
+
+
+def load_captions(
+    spec: str,
+    *,
+    model: ClipModel,
+    split: Split = "test",
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Captions:
+    """The images and captions that ``spec`` names (``retrieval:FILE``), with the image size, mean and std of ``model``.
+
+    Arguments as for ``load_dataset``; ``limit``: the largest number of images, chosen by ``seed``. Raises ConfigError
+    for a set of classes, DatasetError for any problem with the data.
+    """
+    if not holds_captions(spec):
+        raise ConfigError(f"data set {shown(spec)}: has classes and no captions; load_dataset reads it.")
+    request = _request(spec, split, data_root, model=model, limit=limit, seed=seed)
+    return captioned(_finder(LAYOUTS[request.kind])(request), request)
+
+
+def _request(spec: str, split: Split, data_root: str | Path | None, *, limit: int | None, **options: Any) -> Request:
+    """The request for ``spec``; ConfigError for a split that does not exist or a limit below 1."""
+    asked = _at(data_root, read_spec(spec))
+    if limit is not None and limit < 1:
+        raise ConfigError(f"data set {shown(spec)}: limit must be at least 1, got {limit}.")
+    return Request(
+        spec,
+        asked.kind,
+        asked.rest,
+        _split_to_read(asked, spec, split),
+        root=str(data_root or "."),
+        limit=limit,
+        edits=_edits(asked),
+        named=asked.split is not None,
+        half=asked.half,
+        **options,
+    )
 
 
 def _augmentation(augment: bool | Augmentation) -> Augmentation | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -13,26 +13,31 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, shown
+from sharpscope.finetuning.blocks import Part, linears_of
 from sharpscope.finetuning.method import Batch, Losses, Method, Prepared, Stage, Task, of_classifier, text_head
-from sharpscope.layers import tower_of
+from sharpscope.weights.adapters import has_residual
 from sharpscope.weights.theta import Theta
 
-__all__ = ["RAdapter", "adapters_of", "merged", "mpm_nce"]
+__all__ = ["Places", "RAdapter", "adapters_of", "merged", "mpm_nce"]
 
-_ADAPTED: Final = re.compile(r"(.*resblocks\.\d+)\.(attn\.out_proj|mlp\.c_proj)\.weight")
-_KIND: Final = {"attn.out_proj": "attn", "mlp.c_proj": "mlp"}
+_BEHIND: Final[Mapping[Part, str]] = {"o": "adapter_attn", "mlp_out": "adapter_mlp"}
+"""The layer of a block that an adapter follows -> the adapter's name in the published code."""
+Places = Mapping[str, tuple[str, int]]
+"""Adapter -> (the layer that it follows, its width d)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RAdapter(Method):
-    """Residual linear adapters behind attention and MLP of both towers (open_clip's ViTs), dropped and averaged.
+    """Residual linear adapters behind attention and MLP of both towers, dropped at random and averaged, then merged.
 
-    ``h(X) = X W + X``, so that ``W_rep = W_org (W + I)`` is a CLIP of the same shape, and rescaling W by alpha is the
-    point alpha of the path from theta_0 (the paper's 0.5 for classification). Loss: :func:`mpm_nce` of the images and a
-    caption each, drawn from the templates where the data has none. The adapters start at 0; the logit scale stays
-    CLIP's own (the paper's temperature .01 is that of the published models). The published code also learns a scale and
-    a bias for each adapter, which the paper's formula lacks: they are left out; so are its low-rank adapters. A model
-    with another kind of tower (ResNet, timm, EVA) is refused.
+    ``h = z + s (F z + c)`` behind a layer's output z, so that ``(I + s F) W`` is a CLIP of the same shape, and
+    rescaling the change by alpha is the point alpha of the path from theta_0 (the paper's 0.5 for classification). The
+    paper's formula has F alone (s = 1, c = 0), which is the default; its published module also learns s from 0.1 on
+    (``scale``), and can learn c (``bias``) and take a product of two matrices as F (``rank``). Where a gain or a norm
+    follows the layer (timm's LayerScale), the adapter comes first. Loss: :func:`mpm_nce` of the images and a caption
+    each, drawn from the templates where the data has none. Training starts at theta_0; the logit scale stays CLIP's own
+    (the paper's temperature .01 is that of the published models). Towers: open_clip's and timm's transformers, EVA's
+    included; a ResNet has nothing that the adapters could follow and is refused.
     """
 
     name: ClassVar[str] = "r-adapter"
@@ -52,13 +57,25 @@ class RAdapter(Method):
     """Added to the similarity of an image and a text that do not belong together."""
     smoothing: float = 0.05
     """Share of the target that goes to the negatives; its value is ours."""
+    rank: int | None = None
+    """F = U D with D [rank, d] and U [d, rank] = 0 at the start, where rank < d; None: F is one matrix [d, d], 0 at the
+    start."""
+    scale: float | None = None
+    """Where the learnt factor s of every adapter starts; None: s = 1 and is not learnt."""
+    bias: bool = False
+    """Whether every adapter learns a shift c, which starts at 0."""
 
-    def prepare(self, task: Task) -> Prepared:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.drop < 1 or not 0 <= self.smoothing < 1:
             raise ConfigError("r-adapter: drop and smoothing need numbers from 0 to below 1.")
+        if (self.rank is not None and self.rank < 1) or self.scale == 0:
+            raise ConfigError("r-adapter: rank needs at least 1, and scale another number than 0: nothing would move.")
+
+    def prepare(self, task: Task) -> Prepared:
         model, classifier = task.model, text_head(task)
         places = adapters_of(model)
-        added = {n: torch.zeros(d, d, device=task.device) for n, (_, d) in places.items()}
+        added = dict(self._start(task, places))
         captions = _captions(task)
 
         def losses(theta: Theta, batch: Batch) -> Losses:
@@ -81,38 +98,67 @@ class RAdapter(Method):
         write = of_classifier(classifier)
         stage = Stage(tuple(added), self.recipe(task.n))
         theta = {**task.theta_0, **added}
-        return Prepared(theta, (stage,), losses, logits, lambda t: write(merged(t, places)))
+        return Prepared(
+            theta, (stage,), losses, logits,
+            lambda t: write(merged(t, places)), lambda t: classifier.frozen(merged(t, places)),
+        )  # fmt: skip
+
+    def _start(self, task: Task, places: Places) -> Iterator[tuple[str, Tensor]]:
+        """The adapters' tensors by name, in the published code's names: F (or U and D) and c, whose change is 0, and s.
+
+        D is uniform in +-sqrt(6 / (rank + d)), as the published code draws it (Xavier).
+        """
+        generator = task.generator("r-adapter")
+        for name, (layer, width) in places.items():
+            if self.bias and f"{layer}.bias" not in task.theta_0:
+                raise ConfigError(
+                    f"r-adapter: layer '{shown(layer)}' has no bias that a shift behind it could be merged into.\n"
+                    "Remedy: --set bias=false."
+                )
+            like = task.theta_0[f"{layer}.weight"]
+            low = self.rank is not None and self.rank < width
+            if self.rank is not None and low:
+                drawn = torch.rand(self.rank, width, generator=generator) * 2 - 1
+                yield f"{name}.d.weight", (drawn * math.sqrt(6 / (self.rank + width))).to(like)
+                yield f"{name}.u.weight", like.new_zeros(width, self.rank)
+            else:
+                yield f"{name}.f.weight", like.new_zeros(width, width)
+            if self.bias:
+                yield f"{name}.{'u' if low else 'f'}.bias", like.new_zeros(width)
+            if self.scale is not None:
+                yield f"{name}.s", like.new_full((1,), self.scale)
 
 
 def adapters_of(model: ClipModel) -> dict[str, tuple[str, int]]:
-    """Adapter -> (layer that it follows, its width), for attention and MLP of every residual block of both towers.
+    """Adapter -> (layer that it follows, its width), for attention and MLP of every block of both towers.
 
-    Raises ConfigError for a model with a tower that has no such blocks (timm, EVA, ResNet), because only the other
-    tower would be adapted.
+    Raises ConfigError for a model with a tower that has no such blocks (a ResNet), because only the other tower would
+    be adapted.
     """
-    found = [(m, model.shapes[n][0]) for n in model.parameter_names if (m := _ADAPTED.fullmatch(n))]
-    adapted = {tower_of(m[0]) for m, _ in found}
-    if lacking := [tower for tower in ("image", "text") if tower not in adapted]:
-        raise ConfigError(
-            f"r-adapter: the {' and the '.join(lacking)} tower of model '{shown(model.name)}' has none of the "
-            "residual blocks of open_clip that the adapters follow, so it would not be adapted.\n"
-            "Remedy: a ViT of open_clip's own (such as ViT-B-32), or another method."
-        )
-    return {f"{m[1]}.adapter_{_KIND[m[2]]}.weight": (f"{m[1]}.{m[2]}", width) for m, width in found}
+    linears = linears_of(model, tuple(_BEHIND), RAdapter.name)
+    return {f"{one.block}.{_BEHIND[one.part]}": (one.layer, one.outputs) for one in linears}
 
 
-def merged(
-    theta: Mapping[str, Tensor], places: Mapping[str, tuple[str, int]], gains: Mapping[str, float] | None = None
-) -> Theta:
-    """``theta`` with every adapter W merged, times its gain (default 1): ``W' = (I + W) W_0``, ``b' = (I + W) b_0``.
+def merged(theta: Mapping[str, Tensor], places: Places, gains: Mapping[str, float] | None = None) -> Theta:
+    """``theta`` with every adapter merged, times its gain g (default 1): ``W' = (I + g s F) W``, b' alike, + ``g s c``.
 
-    In torch's [out, in] layout, where a layer gives ``W_0 x + b_0`` and the adapter ``z + W z``; differentiable.
+    In torch's [out, in] layout, where a layer gives ``W x + b``; s = 1, c = 0 where there are none; differentiable. A
+    theta without adapters stays as it is.
     """
-    result = {n: t for n, t in theta.items() if n not in places}
+    result = {n: t for n, t in theta.items() if not has_residual(n)}
     for name, (layer, _) in places.items():
-        for part in ("weight", "bias"):
-            old = theta[f"{layer}.{part}"]
-            result[f"{layer}.{part}"] = old + (1.0 if gains is None else gains[name]) * theta[name] @ old
+        matrices = [theta[f"{name}.{p}.weight"] for p in ("f", "d", "u") if f"{name}.{p}.weight" in theta]
+        if not matrices:
+            continue
+        factor = (1.0 if gains is None else gains[name]) * theta.get(f"{name}.s", 1.0)
+        shift = next((theta[n] for p in ("f", "u") if (n := f"{name}.{p}.bias") in theta), 0.0)
+        for part, added in (("weight", 0.0), ("bias", shift)):
+            old = theta.get(f"{layer}.{part}")
+            if old is not None:
+                change = old
+                for matrix in matrices:
+                    change = matrix @ change
+                result[f"{layer}.{part}"] = old + factor * (change + added)
     return result
 
 

@@ -17,11 +17,11 @@ from sharpscope.finetuning.methods.wise_ft import WiseFT
 from sharpscope.finetuning.trainer import Recipe
 from sharpscope.weights.theta import Theta
 
-__all__ = ["KEPT", "RADII", "TPGM", "Norm", "projected", "row_norms"]
+__all__ = ["KEPT", "RADII", "TPGM", "Balls", "Norm", "row_norms"]
 
 RADII: Final = "tpgm.radii"
-"""The name of the radii [L] in theta while the method trains: one for each trained tensor; all are 0, which no learnt
-radius is, before they are learnt. It is never part of a checkpoint."""
+"""The name of the radii [L] in theta while a method trains them: one for each moved tensor. In TPGM's first stage all
+are 0, which no learnt radius is. It is never part of a checkpoint."""
 KEPT: Final = "sharpscope.tpgm.kept"
 """Metadata of the checkpoint: JSON, tensor -> share of its movement that the projection kept (its mean over rows)."""
 Norm = Literal["l2", "mars"]
@@ -41,24 +41,44 @@ def row_norms(moved: Tensor, norm: Norm) -> Tensor:
     return moved.abs().sum(axes, keepdim=True) if axes else moved.abs()
 
 
-def projected(
-    theta: Mapping[str, Tensor], start: Mapping[str, Tensor], names: Sequence[str], radii: Tensor, norm: Norm
-) -> dict[str, Tensor]:
-    """``start + min(1, radius / ||theta - start||) (theta - start)`` for every tensor of ``names``; differentiable.
+@dataclass(frozen=True)
+class Balls:
+    """A ball around ``start`` for each tensor of ``names``; radii [L] are in the order of the names."""
 
-    radii: [L], one for each name. With the norm mars every row is projected by itself, all with the tensor's radius.
-    """
-    out = dict(theta)
-    for name, share in zip(names, _shares(theta, start, names, radii, norm), strict=True):
-        out[name] = start[name] + share * (theta[name] - start[name])
-    return out
+    start: Mapping[str, Tensor]
+    names: Sequence[str]
+    norm: Norm
 
+    def projected(self, theta: Mapping[str, Tensor], radii: Tensor) -> dict[str, Tensor]:
+        """``start + min(1, radius / ||theta - start||) (theta - start)`` for every named tensor; differentiable.
 
-def _shares(
-    theta: Mapping[str, Tensor], start: Mapping[str, Tensor], names: Sequence[str], radii: Tensor, norm: Norm
-) -> list[Tensor]:
-    moved = (row_norms(theta[n] - start[n], norm) for n in names)
-    return [(radius / (size + _SMALLEST)).clamp(max=1) for radius, size in zip(radii, moved, strict=True)]
+        With the norm mars every row is projected by itself, all with the tensor's radius.
+        """
+        out = dict(theta)
+        for name, share in zip(self.names, self._shares(theta, radii), strict=True):
+            out[name] = self.start[name] + share * (theta[name] - self.start[name])
+        return out
+
+    def halves(self, theta: Mapping[str, Tensor]) -> Tensor:
+        """The radii [L] at which learning starts: half of the (smallest row's) movement."""
+        return torch.stack([size.min() / 2 for size in self._sizes(theta)]).clamp(min=_SMALLEST)
+
+    def constrain(self, radii: Tensor, theta: Mapping[str, Tensor]) -> None:
+        """Bring ``radii`` back to above 0 and up to the (largest row's) movement, in place."""
+        largest = torch.stack([size.max() for size in self._sizes(theta)]).clamp(min=_SMALLEST)
+        radii.copy_(radii.clamp(min=_SMALLEST).minimum(largest))
+
+    def kept(self, theta: Mapping[str, Tensor], radii: Tensor) -> dict[str, str]:
+        """The metadata of a checkpoint of ``projected(theta, radii)``: :data:`KEPT`."""
+        shares = zip(self.names, self._shares(theta, radii), strict=True)
+        return {KEPT: json.dumps({name: round(float(share.mean()), 6) for name, share in shares})}
+
+    def _sizes(self, theta: Mapping[str, Tensor]) -> list[Tensor]:
+        return [row_norms(theta[name] - self.start[name], self.norm) for name in self.names]
+
+    def _shares(self, theta: Mapping[str, Tensor], radii: Tensor) -> list[Tensor]:
+        sizes = self._sizes(theta)
+        return [(radius / (size + _SMALLEST)).clamp(max=1) for radius, size in zip(radii, sizes, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +118,13 @@ class TPGM(WiseFT):
             raise ConfigError(f"{self.name}: held_out {self.held_out:g} of {task.n} examples leaves one part empty.")
         plain = super().prepare(dataclasses.replace(task, n=kept))
         (first,) = plain.stages
-        start, names = plain.theta, first.trained
-        unbound = torch.zeros(len(names), dtype=start[names[0]].dtype, device=task.device)
+        start, balls = plain.theta, Balls(plain.theta, first.trained, self.norm)
+        unbound = torch.zeros(len(balls.names), dtype=start[balls.names[0]].dtype, device=task.device)
 
         def whole(theta: Theta) -> Theta:
             if not bool(theta[RADII].any()):
                 return theta
-            return {**projected(theta, start, names, theta[RADII], self.norm), RADII: unbound}
-
-        def sizes(theta: Theta) -> list[Tensor]:
-            return [row_norms(theta[n] - start[n], self.norm) for n in names]
-
-        def begin(theta: Theta) -> Theta:
-            return {RADII: torch.stack([size.min() / 2 for size in sizes(theta)]).clamp(min=_SMALLEST)}
-
-        def constrain(theta: Theta) -> None:
-            largest = torch.stack([size.max() for size in sizes(theta)]).clamp(min=_SMALLEST)
-            theta[RADII].copy_(theta[RADII].clamp(min=_SMALLEST).minimum(largest))
+            return {**balls.projected(theta, theta[RADII]), RADII: unbound}
 
         def losses(theta: Theta, batch: Batch) -> Losses:
             return plain.losses(whole(theta), batch)
@@ -124,15 +134,15 @@ class TPGM(WiseFT):
 
         def export(theta: Theta) -> Exported:
             tensors, metadata = plain.export(whole(theta))
-            shares = _shares(theta, start, names, theta[RADII], self.norm)
-            told = {n: round(float(share.mean()), 6) for n, share in zip(names, shares, strict=True)}
-            return Exported(tensors, {**metadata, KEPT: json.dumps(told)})
+            return Exported(tensors, metadata | balls.kept(theta, theta[RADII]))
 
-        split, lr = kept / task.n, self.radius_lr
-        # a warm-up at the full rate that lasts as long as the stage is a constant rate
-        recipe = Recipe(lr, self.radius_steps, self.radius_steps, weight_decay=0.0, clip_norm=None, warmup_lr=lr)
+        split = kept / task.n
+        recipe = Recipe(self.radius_lr, self.radius_steps, weight_decay=0.0, clip_norm=None, schedule="constant")
         stages = (
             dataclasses.replace(first, part=(0.0, split)),
-            Stage((RADII,), recipe, "radii", (split, 1.0), begin, constrain),
-        )
+            Stage(
+                (RADII,), recipe, "radii", (split, 1.0), lambda theta: {RADII: balls.halves(theta)},
+                lambda theta: balls.constrain(theta[RADII], theta),
+            ),
+        )  # fmt: skip
         return Prepared({**start, RADII: unbound}, stages, losses, logits, export, whole)
