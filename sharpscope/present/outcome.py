@@ -10,7 +10,7 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.advice import advised, in_words, situations_of
-from sharpscope.present.alphas import said, with_symbol
+from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
     Block,
@@ -99,13 +99,13 @@ def advice(source: Source) -> Section:
         ]
         rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
     head = (
-        "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)", "ID accuracy",
-        "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
+        "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
+        "ID accuracy", "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
     )  # fmt: skip
     caption = (
         "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
-        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, without "
-        "this pair's OOD labels; beside it is that of the best rule that knows nothing."
+        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, "
+        "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
     )
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
     return Section("Advice", "advice", (*lines, grid))
