@@ -7,7 +7,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: advice demo finetuners papers test lint clean
+.PHONY: advice demo finetuners nulls papers test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -25,6 +25,11 @@ advice: $(VENV)/.installed-test
 # resumable. Writes analyses/papers.md and benchmarks/results/papers.log.
 papers: $(VENV)/.installed-test
 	$(PYTHON) analyses/papers.py --out runs/papers
+
+# How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: a quarter of an
+# hour. Writes benchmarks/results/nulls.log.
+nulls: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls.py
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

@@ -20,6 +20,7 @@ __all__ = [
     "AGREEMENT",
     "ALL",
     "ALPHA_SIDES",
+    "AMONG_LARGEST",
     "AVERAGE",
     "BASELINE",
     "BASES",
@@ -30,6 +31,7 @@ __all__ = [
     "CONTRASTS",
     "CORRELATIONS",
     "CRITERIA",
+    "DEFAULT_CRITERION",
     "DEFAULT_GROUP",
     "DENSE",
     "DOES_NOT_HOLD",
@@ -147,7 +149,7 @@ def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
 
 
 def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criterion, str]:
-    """``"share:hessian_trace"`` -> (criterion ``share``, ``"hessian_trace"``); ``"rewind"`` -> (``rewind``, ``""``).
+    """``"change:hessian_trace"`` -> (criterion ``change``, ``"hessian_trace"``); ``"rewind"`` -> (``rewind``, ``""``).
 
     Raises:
         ConfigError: an unknown criterion or measure, a missing measure, or a measure for a criterion that takes none.
@@ -185,8 +187,10 @@ def parse_rule(rule: str) -> tuple[str, float]:
         value = float(number)
     except ValueError:
         value = math.nan
-    if kind not in ("mad", "sd", "top", "abs") or not math.isfinite(value):
-        raise ConfigError(f"straggler_rule: '{shown(rule, 60)}' is none of mad:K, sd:T, top:K, abs:X.")
+    if kind not in ("mad", "sd", "top", "abs", "null") or not math.isfinite(value):
+        raise ConfigError(f"straggler_rule: '{shown(rule, 60)}' is none of mad:K, sd:T, top:K, abs:X, null:Q.")
+    if kind == "null" and not 0 < value < 1:
+        raise ConfigError(f"straggler_rule: '{rule}' needs a probability in (0, 1), e.g. null:0.05.")
     if kind == "top" and not (value >= 0 and value.is_integer()):
         raise ConfigError(f"straggler_rule: '{rule}' needs a whole number of layers, e.g. top:3.")
     return kind, value
@@ -705,18 +709,31 @@ class Criterion:
     """One sentence that says what the score means."""
     source: str
     """Authors, year and arXiv id; ``ours`` where there is no paper."""
-    of: Literal["path", "noise", "sharpness"] = "path"
+    of: Literal["path", "noise", "sharpness", "change"] = "path"
     """The input of the criterion: the losses on the layer's own path (``findings.criteria.NAME``), the losses under
-    noise on the layer, or one measure's estimates along the whole path."""
+    noise on the layer, one measure's estimates along the whole path, or these against the estimate at theta_0."""
     bases: tuple[Base, ...] = tuple(BASES)
     """The bases for which a criterion of losses is evaluated."""
     main: bool = False
     """Whether the ranking figure, which has room for four criteria, shows it by default."""
+    rule: str = "mad:2"
+    """The straggler rule that it uses where none is given."""
 
     @property
     def takes_measure(self) -> bool:
         """Whether the criterion needs a measure, as in ``share:hessian_trace``."""
-        return self.of == "sharpness"
+        return self.of in ("sharpness", "change")
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has a null, so that the rule ``null:Q`` can be used with it."""
+        return self.rule.startswith("null:")
+
+    def rule_of(self, given: str | None) -> str:
+        """The rule by which it chooses: the one ``given``, unless that is none or asks for a null that it lacks."""
+        if given is None or (given.startswith("null:") and not self.calibrated):
+            return self.rule
+        return given
 
     @property
     def spelling(self) -> str:
@@ -758,7 +775,6 @@ CRITERIA: Final[Words[Criterion]] = Words(
             "ours",
             of="sharpness",
             bases=(),
-            main=True,
         ),
         Criterion(
             "per_param",
@@ -775,11 +791,26 @@ CRITERIA: Final[Words[Criterion]] = Words(
             bases=(),
             main=True,
         ),
+        Criterion(
+            "change",
+            "How far the rise of the logarithm of the layer's sharpness M above theta_0's stands out along the path.",
+            "ours",
+            of="change",
+            bases=(),
+            main=True,
+            rule="null:0.05",
+        ),
     ),
 )
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
 
-SIDE_BY_SIDE: Final = ("instability", "share:hessian_trace")
+AMONG_LARGEST: Final = "among the largest layers of theta_0"
+"""The note of a layer whose share of the sharpness stands out at theta_0 already: that alone makes it no straggler."""
+
+DEFAULT_CRITERION: Final = "change:hessian_trace"
+"""The straggler criterion that decides where none is named."""
+
+SIDE_BY_SIDE: Final = ("instability", DEFAULT_CRITERION)
 """The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
 interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
 

@@ -26,6 +26,7 @@ from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
     ALL,
     CRITERIA,
+    DEFAULT_CRITERION,
     MEASURES,
     PAIRS,
     PATHS,
@@ -276,10 +277,12 @@ class StudyConfig:
     """Points of the single-layer paths (instability, rewind, criticality); the first is 0, the last 1."""
     criticality_noise: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Noise levels of the criticality criterion, in multiples of the root mean square of the layer's weights."""
-    straggler_criterion: Annotated[str, Doc(_criterion_help())] = "share:hessian_trace"
-    straggler_rule: str = "mad:2"
-    """Scores that make a layer a straggler: ``mad:K`` (above the median by more than K robust standard deviations),
-    ``sd:T`` (above the mean by more than T standard deviations), ``top:K`` (the K largest), ``abs:X`` (above X)."""
+    straggler_criterion: Annotated[str, Doc(_criterion_help())] = DEFAULT_CRITERION
+    straggler_rule: str | None = None
+    """Scores that make a layer a straggler: ``null:Q`` (above a threshold that some layer exceeds with probability Q at
+    most where no layer changes unlike the others; change:M only), ``mad:K`` (above the median by more than K robust
+    standard deviations), ``sd:T`` (above the mean by more than T standard deviations), ``top:K`` (the K largest),
+    ``abs:X`` (above X). Default: null:0.05 for change:M, mad:2 for every other criterion."""
     bootstrap: int = 1000
     """Number of bootstrap and permutation replicates."""
     level: float = 0.95
@@ -419,8 +422,13 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("primary_alpha", (c.primary_alpha,), c.extrapolate)
     check_products(c)
     check_metrics(c.metrics)
-    parse_criterion(c.straggler_criterion)
-    parse_rule(c.straggler_rule)
+    criterion, _ = parse_criterion(c.straggler_criterion)
+    if c.straggler_rule is not None and parse_rule(c.straggler_rule)[0] == "null" and not criterion.calibrated:
+        with_null = ", ".join(x.spelling for x in CRITERIA.values() if x.calibrated)
+        raise ConfigError(
+            f"straggler_rule: '{c.straggler_rule}' needs a criterion with a null, and {c.straggler_criterion} has "
+            f"none; choose {with_null}, or mad:K, sd:T, top:K or abs:X."
+        )
     check_ranges(
         c,
         least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1, "eigenvectors": 0} | dict.fromkeys(_COUNTS, 1),

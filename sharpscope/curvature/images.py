@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import student
 
-__all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images"]
+__all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images", "told_apart"]
 
 Contributions = tuple[Tensor, ...]
 
@@ -64,6 +64,11 @@ def added(terms: Sequence[Contributions]) -> Contributions:
     )
 
 
+def told_apart(contributions: Contributions, sizes: Sequence[int] | None) -> bool:
+    """Whether every batch has one contribution an image."""
+    return sizes is not None and all(len(c) == n for c, n in zip(contributions, sizes, strict=True))
+
+
 def error_over_images(
     contributions: Contributions, weights: Sequence[float], sizes: Sequence[int] | None, *, blur: float = 0.0
 ) -> float:
@@ -83,7 +88,7 @@ def error_over_images(
 
     Source: Cochran 1977, Sampling Techniques, ch. 6 (ratio of means).
     """
-    if sizes is not None and all(len(c) == n for c, n in zip(contributions, sizes, strict=True)):
+    if sizes is not None and told_apart(contributions, sizes):
         c = torch.cat(contributions).double()
         share = torch.cat([torch.full((n,), w / n, dtype=torch.float64) for w, n in zip(weights, sizes, strict=True)])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from sharpscope.findings.pathcosts import with_costs
 from sharpscope.findings.resampling import benjamini_hochberg, permutation_p
 from sharpscope.findings.sharpness import Cube, sharpness_cube
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, nearest, table, unique_in_order
+from sharpscope.tables.rows import dense_rows, nearest, table
 from sharpscope.vocabulary import (
     AGAINST,
     ALL,
@@ -29,6 +30,7 @@ from sharpscope.vocabulary import (
     GROUP_TITLES,
     MEASURES,
     OOD_MEAN,
+    OTHERS,
     PAIRS,
     PRIMARY_ALPHA,
     PRIMARY_MEASURE,
@@ -36,6 +38,11 @@ from sharpscope.vocabulary import (
 
 __all__ = ["COVARIATE", "FEWEST", "pair_correlations"]
 
+_NOBODY = dict.fromkeys(
+    (OTHERS, *(name for c in CONTRASTS.values() for name in (c.chosen, c.others, c.random))),
+    "; a pair in which no layer is chosen has no value",
+)
+"""What is added to the reason why a group of layers has no correlation."""
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""
@@ -218,32 +225,35 @@ def _rows(
     labels: Sequence[tuple[str, str]], block: Block | Partial, head: Mapping[str, object]
 ) -> Iterator[dict[str, object]]:
     """Rows of one method: for each measure its ``(best)`` row, then its layers with q over these layers."""
-    for measure in unique_in_order(m for m, _ in labels):
-        here = [k for k, (m, _) in enumerate(labels) if m == measure]
+    of_measure: dict[str, list[int]] = {}
+    for k, (measure, _) in enumerate(labels):
+        of_measure.setdefault(measure, []).append(k)
+    estimate, low, high, p = (v.tolist() for v in (block.estimate, block.low, block.high, block.p))
+    for measure, here in of_measure.items():
         single = np.array([k for k in here if labels[k][1] not in GROUP_TITLES], dtype=int)
         q = block.p.copy()
         q[single] = benjamini_hochberg(block.p[single])
         if len(single) > 1:
             yield _best_row(measure, single, labels, block, head)
         for k in here:
-            bad = not np.isfinite(block.estimate[k])
-            flat = (
-                "" if bad or np.isfinite(block.low[k]) else "no interval: all resamples agree, or too few have a value"
-            )
+            bad = not math.isfinite(estimate[k])
+            flat = "" if bad or math.isfinite(low[k]) else "no interval: all resamples agree, or too few have a value"
             yield {
                 **head,
                 "layer": labels[k][1],
                 "measure": measure,
-                "estimate": float(block.estimate[k]),
-                "ci_low": float(block.low[k]),
-                "ci_high": float(block.high[k]),
-                "p_value": float(block.p[k]),
+                "estimate": estimate[k],
+                "ci_low": low[k],
+                "ci_high": high[k],
+                "p_value": p[k],
                 "q_value": float(q[k]),
                 "given": block.given[k],
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
-                "note": block.why[k] if bad else "; ".join(filter(None, (flat, block.note[k]))),
+                "note": (block.why[k] + _NOBODY.get(labels[k][1], ""))
+                if bad
+                else "; ".join(filter(None, (flat, block.note[k]))),
             }
 
 
@@ -267,9 +277,9 @@ def _best_row(
     size = np.abs(block.estimate[known])
     best = min(known[size >= size.max() - 1e-12], key=lambda k: labels[k][1])  # a tie does not depend on row order
     estimate = block.estimate[best]
-    null = block.null[:, known]
-    largest = np.where(np.isfinite(null), np.abs(null), np.inf).max(axis=1)
-    p = float(permutation_p(block.statistic[[best]], largest[:, None])[0])
+    null = block.null[..., known]
+    largest = np.where(np.isfinite(null), np.abs(null), np.inf).max(axis=-1)
+    p = max(float(permutation_p(s[[best]], n[:, None])[0]) for s, n in zip(block.statistic, largest, strict=True))
     allowed = "p_value allows for the choice of the layer; a layer chosen this way has no interval"
     chosen = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     note = "; ".join(filter(None, (chosen, block.note[best])))

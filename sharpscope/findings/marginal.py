@@ -19,7 +19,7 @@ FEWEST = 4
 
 @dataclass(frozen=True)
 class Block:
-    """Results of one correlation method for all K columns: arrays [K]; ``null`` [B, K] or None."""
+    """Results of one correlation method for all K columns: arrays [K]."""
 
     estimate: np.ndarray
     low: np.ndarray
@@ -35,8 +35,9 @@ class Block:
     """Why a column has no value, or an empty string."""
     note: list[str]
     statistic: np.ndarray
-    """What the null is about: the estimate itself, or a studentised one."""
+    """[1, K]: the estimate."""
     null: np.ndarray | None = None
+    """[1, B, K]: its values in the permutations."""
 
 
 def masks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -61,7 +62,7 @@ def empty_block(columns: int) -> Block:
     nan, counts = np.full(columns, np.nan), np.zeros(columns, dtype=int)
     return Block(
         estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
-        given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan.copy(),
+        given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan[None].copy(),
     )  # fmt: skip
 
 
@@ -96,7 +97,7 @@ def marginal_block(
             null[:, picked] = correlate(xs, ys[own.orders(keys[:, points])], method)
             jack = weighted_correlate(xs, ys, 1 - np.eye(units), method)
             draws = weighted_correlate(xs, ys, own.resamples(len(keys), rng), method)
-            out.estimate[picked] = out.statistic[picked] = estimate
+            out.estimate[picked] = out.statistic[0, picked] = estimate
             out.low[picked], out.high[picked] = bca_interval(estimate, draws, jack, level)
             out.p[picked] = permutation_p(estimate, null[:, picked])
             for k in np.flatnonzero(good)[~np.isfinite(estimate)]:
@@ -104,4 +105,4 @@ def marginal_block(
         note = own.note(y[points]) if units else ""
         for column, reason in zip(columns, why, strict=True):
             out.why[column], out.note[column] = reason, note
-    return replace(out, null=null)
+    return replace(out, null=null[None])

@@ -33,7 +33,8 @@ _MOST_CURVES = (8, 4)
 _SHARE = 0.5
 """Curved columns are added as long as all columns are at most this share of the effective n. With straight ones alone
 (ranks), a learning rate that acts non-monotonically on both sides is rejected in 43 % of nulls with 20 pairs and in
-93 % with 60; with these in 5 to 7 %. They cost power: .58 instead of .80 at 20 pairs and a correlation of .7."""
+93 % with 60; with these in 3 to 5 %. What stays is a jump: with 60 pairs and a learning rate that acts on both sides
+from one value on, 8 %. The columns cost power: at 20 pairs and a correlation of .7 about a quarter of it."""
 _GONE = 1e-6
 
 
@@ -150,7 +151,7 @@ def _natural_spline(r: np.ndarray, columns: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Partial:
-    """Partial correlations of K columns; arrays [K], ``null`` and ``draws`` [B, K]."""
+    """Partial correlations of K columns; arrays [K], ``draws`` [B, K]."""
 
     estimate: np.ndarray
     low: np.ndarray
@@ -165,9 +166,9 @@ class Partial:
     """Why a column has no value, or an empty string."""
     note: list[str]
     statistic: np.ndarray
-    """The studentised correlation, whose size p is about."""
+    """[2, K] the correlation itself and a studentised one; p is the larger of the two permutation p-values."""
     null: np.ndarray
-    """Its values in the permutations."""
+    """[2, B, K] their values in the permutations."""
     draws: np.ndarray
     """Replicates of the estimate, of which the interval consists; those of columns with the same pairs are paired."""
 
@@ -188,10 +189,11 @@ def partial_correlation(
     x, y and the covariates become ranks of units (``Design``). The residuals of x and of y are taken with respect to
     the zero-shot models and to splines of the covariates' ranks (``controls``); their correlation is the estimate.
 
-    For p the residuals of y are permuted, units within their zero-shot models, and taken again (Freedman and Lane). The
-    statistic is sum(e_x e_y) / sqrt(sum(e_x^2 e_y^2)): where a learning rate moves the spread of both residuals, as the
-    ends of a ranking do, permutations of the plain correlation reject .07 to .08 of nulls at .05 with 10 pairs, and
-    those of this one .06 (DiCiccio and Romano).
+    For p the residuals of y are permuted, units within their zero-shot models, and taken again (Freedman and Lane). It
+    is the larger of two: that of the correlation, and that of sum(e_x e_y) / sqrt(sum(e_x^2 e_y^2)) (DiCiccio and
+    Romano). Where a learning rate moves the spread of both residuals, as the ends of a ranking do, the first rejects
+    .07 to .09 of nulls at .05; the second does so with 8 units or with blocks of two. Together they keep the level
+    (benchmarks/results/nulls.log), at the cost of a few points of power.
 
     The interval resamples units. With r* the correlation of a resample of the residuals, its replicates are
     tanh(z - c (z* - z)), z = atanh r. The factor c = 1 / sqrt((n - k - 3) v), v the variance of a resampled mean of n
@@ -240,8 +242,8 @@ def _nothing(columns: int, count: int, asked: str) -> Partial:
     nan, counts, nothing = np.full(columns, np.nan), np.zeros(columns, dtype=int), np.full((count, columns), np.nan)
     return Partial(
         estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
-        given=[asked] * columns, why=[""] * columns, note=[""] * columns, statistic=nan.copy(), null=nothing,
-        draws=nothing.copy(),
+        given=[asked] * columns, why=[""] * columns, note=[""] * columns, statistic=np.stack([nan, nan]),
+        null=np.stack([nothing, nothing]), draws=nothing,
     )  # fmt: skip
 
 
@@ -269,13 +271,15 @@ def _fill(
     said = [*said, *_remarks(held, design, level)]
     ex, ey = held.remove(design.centred_ranks(x)), held.remove(design.centred_ranks(y))
     estimate = np.clip(ex @ ey, -1.0, 1.0)
-    statistic, null = _studentised(ex, ey[None])[0], _studentised(ex, held.remove(ey[design.orders(keys)]))
+    permuted = held.remove(ey[design.orders(keys)])
+    statistic = np.stack([estimate, _studentised(ex, ey[None])[0]])
+    null = np.stack([np.clip(permuted @ ex.T, -1.0, 1.0), _studentised(ex, permuted)])
     draws = _replicates(
         ex, ey, estimate, design.resamples(len(keys), rng), design.resampling_error * max(held.left - 3, 1)
     )
     out.estimate[here], out.draws[:, here] = estimate, draws
-    out.statistic[here], out.null[:, here] = statistic, null
-    out.p[here] = permutation_p(statistic, null)
+    out.statistic[:, here], out.null[..., here] = statistic, null
+    out.p[here] = np.max([permutation_p(s, n) for s, n in zip(statistic, null, strict=True)], axis=0)
     if len(keys) >= min_replicates(level):
         tails = ((1 - level) / 2, (1 + level) / 2)
         out.low[here], out.high[here] = np.quantile(draws, tails, axis=0)

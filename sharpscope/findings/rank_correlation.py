@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-__all__ = ["correlate", "is_constant", "partial_null", "partial_spearman", "weighted_correlate"]
+__all__ = ["correlate", "is_constant", "partial_spearman", "weighted_correlate"]
 
 _TINY = 1e-10
 _CELLS_AT_ONCE = 4_000_000
@@ -51,9 +51,7 @@ def correlate(x: np.ndarray, y: np.ndarray, method: str) -> np.ndarray:
     return np.clip(_unit(y) @ _unit(x).T, -1.0, 1.0)
 
 
-def weighted_correlate(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str, given: np.ndarray | None = None
-) -> np.ndarray:
+def weighted_correlate(x: np.ndarray, y: np.ndarray, weights: np.ndarray, method: str) -> np.ndarray:
     """Correlation of ``y`` with every row of ``x`` in every resample; each resample is a row of counts.
 
     A point drawn w times counts as w equal points: ranks become weighted midranks, and a pair (i, j) of Kendall's tau
@@ -64,11 +62,9 @@ def weighted_correlate(
         y: [m].
         weights: [B, m] counts.
         method: pearson | spearman | kendall.
-        given: [m], a variable z to be held fixed (spearman only):
-            r_xy.z = (r_xy - r_xz r_yz) / sqrt((1 - r_xz^2)(1 - r_yz^2)).
 
     Returns:
-        [B, K]; NaN where x, y or z is constant in the resample.
+        [B, K]; NaN where x or y is constant in the resample.
     """
     w = weights.astype(float)
     if method == "kendall":
@@ -78,7 +74,6 @@ def weighted_correlate(
     spread = x.std(axis=1, keepdims=True)
     standard = (x - x.mean(axis=1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
     ry = _centred(_weighted_ranks(y[None], w)[:, 0] if method == "spearman" else _broadcast(y, w), w)
-    rz = None if given is None else _centred(_weighted_ranks(given[None], w)[:, 0], w)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         if method == "spearman":
@@ -88,11 +83,6 @@ def weighted_correlate(
         rx = rx - (rx * w[:, None]).sum(axis=2, keepdims=True) / w.sum(axis=1)[:, None, None]
         sxx = np.einsum("bkm,bkm,bm->bk", rx, rx, w)
         r_xy = _ratio(np.einsum("bkm,bm->bk", rx, w * ry), sxx, (w * ry * ry).sum(axis=1)[:, None])
-        if rz is not None:
-            szz = (w * rz * rz).sum(axis=1)
-            r_xz = _ratio(np.einsum("bkm,bm->bk", rx, w * rz), sxx, szz[:, None])
-            r_yz = _ratio((w * ry * rz).sum(axis=1), (w * ry * ry).sum(axis=1), szz)[:, None]
-            r_xy = _ratio(r_xy - r_xz * r_yz, 1 - r_xz**2, 1 - r_yz**2)
         out[:, part] = r_xy
     return np.clip(out, -1.0, 1.0)
 
@@ -150,23 +140,3 @@ def partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
     ex = _residuals(stats.rankdata(x, axis=-1), unit)
     ey = _residuals(stats.rankdata(y)[None], unit)
     return np.clip((ey @ ex.T)[0], -1.0, 1.0)
-
-
-def partial_null(x: np.ndarray, y: np.ndarray, z: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """Permutation null of ``partial_spearman``: the residuals of ``y`` given ``z`` are permuted.
-
-    Args:
-        x: [K, m].
-        y: [m].
-        z: [m], the variable held fixed.
-        orders: [B, m] permutations of range(m).
-
-    Returns:
-        [B, K] correlations in [-1, 1].
-
-    Source: Freedman and Lane 1983, https://doi.org/10.1080/07350015.1983.10509354.
-    """
-    unit = _unit(stats.rankdata(z))
-    ex = _residuals(stats.rankdata(x, axis=-1), unit)
-    ey = _residuals(stats.rankdata(y)[None], unit)[0]
-    return np.clip(_residuals(ey[orders], unit) @ ex.T, -1.0, 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 from sharpscope.errors import ConfigError
 from sharpscope.vocabulary import parse_rule
 
-__all__ = ["Selection", "masked_median", "select", "standardise", "sustained"]
+__all__ = ["Selection", "centre_scale", "masked_median", "select", "standardise", "sustained"]
 
 _FEWEST = 3
 
@@ -34,7 +34,7 @@ def masked_median(x: np.ndarray) -> np.ndarray:
         return np.where(count > 0, (low + high) / 2, np.nan)[..., 0]
 
 
-def _centre_scale(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def centre_scale(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Centre and spread of the finite entries along the last axis; the spread is 0 where no entry can be an outlier."""
     finite = np.isfinite(x)
     count = finite.sum(axis=-1)
@@ -58,7 +58,7 @@ def _centre_scale(x: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
 def standardise(x: np.ndarray, kind: str) -> np.ndarray:
     """Robust (``mad``: median and 1.4826 MAD) or plain (``sd``) z along the last axis; 0 where all layers agree."""
-    centre, scale = _centre_scale(x, kind)
+    centre, scale = centre_scale(x, kind)
     flat = scale == 0
     z = (x - centre[..., None]) / np.where(flat, 1.0, scale)[..., None]
     return np.where(flat[..., None] & np.isfinite(x), 0.0, np.where(np.isfinite(x), z, np.nan))
@@ -93,6 +93,8 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
                 out and no result depends on the order of the layers
         abs:X   X itself
 
+    The rule null:Q needs more than scores; ``changes.calibrated`` follows it.
+
     No layer is chosen when all scores agree (except by abs), or when mad or sd has fewer than 3 scores to compare.
 
     Args:
@@ -101,7 +103,7 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
         floor: no score at or below this value is chosen, whatever the rule.
 
     Raises:
-        ConfigError: an unknown rule, or a ``top`` that is not a whole number >= 0.
+        ConfigError: an unknown rule, null:Q, or a ``top`` that is not a whole number >= 0.
 
     Source: Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers (MAD and its replacement under ties).
     """
@@ -110,12 +112,14 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
     finite = np.isfinite(scores)
     if kind == "abs":
         threshold = np.full(scores.shape[:-1], number)
+    elif kind == "null":
+        raise ConfigError(f"straggler_rule: '{rule}' needs scores with a null, which only the criterion change:M has.")
     elif kind == "top":
         if number != int(number) or number < 0:
             raise ConfigError(f"straggler_rule: '{rule}' needs a whole number of layers, 0 or more.")
         threshold = _top(np.where(finite, scores, -np.inf), int(number))
     else:
-        centre, scale = _centre_scale(scores, kind)
+        centre, scale = centre_scale(scores, kind)
         largest = np.where(finite, scores, -np.inf).max(axis=-1)
         threshold = np.where(scale > 0, centre + number * scale, largest)
     if floor is not None:

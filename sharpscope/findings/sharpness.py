@@ -10,12 +10,14 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError, shown
 from sharpscope.findings.frames import alpha_index
+from sharpscope.scores import resample_counts
 from sharpscope.tables.rows import has_value, image_error, measures_in, ordered, own_error, unique_in_order
 from sharpscope.vocabulary import ALL, GROUP_TITLES, MEASURES, OTHERS, STRAGGLERS, AddsUp
 
 __all__ = [
     "SHARE",
     "Cube",
+    "ImageParts",
     "SharpnessGrid",
     "sharpness_cube",
     "sharpness_grids",
@@ -41,6 +43,13 @@ class SharpnessGrid:
     """[A] the estimate of the whole model."""
     unconverged: np.ndarray
     frozen: frozenset[str]
+    parts: np.ndarray | None = None
+    """[L, A, n] what each of the n probe images adds to the estimate; NaN where images are not told apart."""
+
+    @property
+    def total_error(self) -> np.ndarray:
+        """[L, A] the error over draws of images, or that on these images where the other is not known."""
+        return np.where(np.isfinite(self.images), self.images, self.error)
 
     def values(self, form: str, log: bool) -> np.ndarray:
         """The values [L, A] that a sharpness criterion judges, or with ``log`` their logarithm (NaN where <= 0).
@@ -59,18 +68,42 @@ class SharpnessGrid:
     def draws(self, form: str, log: bool, replicates: int, rng: np.random.Generator) -> np.ndarray:
         """Random draws [R, L, A] of ``values`` from the errors of the estimates.
 
-        A draw is estimate + error x + sqrt(images^2 - error^2) y. The standard normal x is independent for every layer
-        and alpha; y is drawn once for each layer, because the images are the same at every alpha. Where ``images`` is
+        Where ``parts`` are known, a draw takes n of the n images with replacement, the same ones for every layer and
+        alpha, and stretches the deviation to the error ``images``. Elsewhere it is
+        estimate + error x + sqrt(images^2 - error^2) y. The standard normal x is independent for every layer and alpha.
+        y is independent for every layer; it is one number for theta_0 and another for all other alphas, so that a
+        difference from theta_0 has at least the error that it would have if the images were paired. Where ``images`` is
         not known, the term with y is left out.
         """
-        noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
-        beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
-        noise = noise + rng.standard_normal((replicates, len(self.layers), 1)) * beyond
+        noise = np.zeros((replicates, *self.estimate.shape))
+        told = np.zeros(self.estimate.shape, bool)
+        if self.parts is not None:
+            noise, told = self._resampled(self.parts, replicates, rng)
+        if not told.all():
+            noise = np.where(told, noise, self._deviations(replicates, rng))
         if form == "share":
             with np.errstate(divide="ignore", invalid="ignore"):
                 noise = noise / np.abs(self.whole)
             return _logged(self.share + noise, log)
         return _logged(self._form(self.estimate + noise, form), log)
+
+    def _deviations(self, replicates: int, rng: np.random.Generator) -> np.ndarray:
+        """Deviations [R, L, A] of other draws of the images, by the errors alone."""
+        noise = rng.standard_normal((replicates, *self.estimate.shape)) * self.error
+        beyond = np.sqrt(np.maximum(np.nan_to_num(self.images) ** 2 - self.error**2, 0.0))
+        common = rng.standard_normal((2, replicates, len(self.layers), 1))
+        return noise + np.where(np.asarray(self.alphas) == 0.0, common[0], common[1]) * beyond
+
+    def _resampled(self, parts: np.ndarray, replicates: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Deviations [R, L, A] of other draws of the images, by what each adds; and where that is known [L, A]."""
+        n = parts.shape[-1]
+        spread = parts - parts.mean(axis=-1, keepdims=True)
+        size = np.sqrt((spread**2).sum(axis=-1))
+        told = np.isfinite(size) & (size > 0) & np.isfinite(self.images)
+        stretch = np.where(told, self.images, 0.0) / np.where(told, size, 1.0)
+        counts = resample_counts(n, replicates, rng).astype(float)
+        flat = np.where(told[..., None], spread * stretch[..., None], 0.0).reshape(-1, n)
+        return (counts @ flat.T).reshape(replicates, *told.shape), told
 
     def _form(self, estimate: np.ndarray, form: str) -> np.ndarray:
         if form == "sharpness":
@@ -90,7 +123,11 @@ def _logged(values: np.ndarray, log: bool) -> np.ndarray:
     return np.where(positive, np.log(np.where(positive, finite, 1.0)), np.nan)
 
 
-def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGrid]:
+ImageParts = Mapping[tuple[str, float], Mapping[str, np.ndarray]]
+"""(measure, alpha) -> layer -> what each of the n probe images adds to the estimate [n]."""
+
+
+def sharpness_grids(sharpness: pd.DataFrame, pair: str, parts: ImageParts | None = None) -> Iterator[SharpnessGrid]:
     """One grid per measure, in the schema's order. The whole model is not among the layers; it fills ``whole``."""
     rows = sharpness[sharpness["pair"] == pair]
     for measure in measures_in(rows):
@@ -131,7 +168,20 @@ def sharpness_grids(sharpness: pd.DataFrame, pair: str) -> Iterator[SharpnessGri
                 whole=estimate[-1],
                 unconverged=grid((status == "not_converged").astype(float), 0.0)[:-1] > 0,
                 frozen=still,
+                parts=_stacked_parts(parts or {}, measure, layers, alphas),
             )
+
+
+def _stacked_parts(
+    parts: ImageParts, measure: str, layers: Sequence[str], alphas: Sequence[float]
+) -> np.ndarray | None:
+    """``parts`` of one measure as [L, A, n], or None where there are none or the numbers of images differ."""
+    known = {alpha: parts.get((measure, alpha), {}) for alpha in alphas}
+    sizes = {len(part) for of_alpha in known.values() for part in of_alpha.values()}
+    if len(sizes) != 1:
+        return None
+    none = np.full(sizes.pop(), np.nan)
+    return np.array([[known[alpha].get(layer, none) for alpha in alphas] for layer in layers], dtype=float)
 
 
 SHARE = "share:"

@@ -17,47 +17,16 @@ from sharpscope.findings.criteria import loss_scores
 from sharpscope.findings.criteria.criticality import criticality
 from sharpscope.findings.frames import alpha_index
 from sharpscope.findings.losses import LayerLosses, NoiseLosses, between_ends
-from sharpscope.findings.selection import Selection, select, standardise, sustained
-from sharpscope.findings.sharpness import SharpnessGrid, sharpness_grids
+from sharpscope.findings.selection import Selection, select
+from sharpscope.findings.sharpness import ImageParts, sharpness_grids
+from sharpscope.findings.sharpness_criteria import change_rows, level_rows
+from sharpscope.findings.straggler_rows import Rows, layer_rows
 from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
 from sharpscope.vocabulary import CRITERIA, Criterion, parse_rule
 
-__all__ = ["SUSTAINED", "chosen_by", "chosen_layers", "sharpness_scores", "stragglers_table"]
-
-SUSTAINED = 0.8
-"""The share of the alphas at which a layer's sharpness has to stand out (our choice). A larger value chooses fewer
-layers."""
-
-
-def sharpness_scores(values: np.ndarray, rule: str) -> np.ndarray:
-    """One score per layer from its sharpness along the path; ``select(scores, rule)`` then chooses layers.
-
-    For mad:K, sd:T and top:K each value is first replaced by its z-score across layers at the same alpha; abs:X takes
-    the value itself. The score is the level that the layer reaches at ``SUSTAINED`` of the alphas (``sustained``), so
-    score > K means that the layer is an outlier at that many alphas.
-
-    Args:
-        values: [..., L, A]: log sharpness, or the share (linear); NaN where there is none.
-        rule: the straggler rule.
-
-    Returns:
-        [..., L], NaN where too few alphas have a value.
-    """
-    kind, _ = parse_rule(rule)
-    if kind != "abs":
-        across = np.swapaxes(values, -1, -2)
-        values = np.swapaxes(standardise(across, "sd" if kind == "sd" else "mad"), -1, -2)
-    return sustained(values, SUSTAINED)
-
-
-def _choose(scores: np.ndarray, rule: str, scored_as_z: bool, floor: float | None) -> Selection:
-    """``select``, except that scores which are z-scores already are compared with K directly."""
-    kind, number = parse_rule(rule)
-    if scored_as_z and kind in ("mad", "sd"):
-        return select(scores, f"abs:{number!r}")
-    return select(scores, rule, floor=floor)
+__all__ = ["chosen_by", "chosen_layers", "stragglers_table"]
 
 
 def stragglers_table(
@@ -66,7 +35,8 @@ def stragglers_table(
     noise: NoiseLosses | None,
     sharpness: pd.DataFrame,
     *,
-    rule: str = "mad:2",
+    parts: ImageParts | None = None,
+    rule: str | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -85,14 +55,19 @@ def stragglers_table(
         losses: single-layer paths, one entry per base, in any order.
         noise: losses under noise for the criterion criticality, or None.
         sharpness: the sharpness table (other pairs in it are ignored).
-        rule: mad:K | sd:T | top:K | abs:X.
+        parts: what each probe image adds to the estimates, where it is known. With it the images are resampled in
+            pairs along the path; without it, the error of a change is bounded by those of its two ends.
+        rule: mad:K | sd:T | top:K | abs:X, for every criterion, or null:Q for change:M. None: each criterion's own
+            (``vocabulary.Criterion.rule``), which those without a null also use beside null:Q.
         bootstrap: number of replicates R.
         seed: the run's seed.
 
     Returns:
         Table ``stragglers``: criteria in the order above, layers in the order given. For a criterion of sharpness the
-        score is a z-score and the threshold K (with abs:X the value itself and X). Where no layer is chosen, ``note``
-        says why.
+        score is a z-score and the threshold K (with abs:X the value itself and X). For change:M it is the z-score of
+        ``Changes.calibrated`` with null:Q, and with every other rule the layer's change of log sharpness minus the
+        median layer's. Where no layer is chosen, ``note`` says why. It also says of the layers of a sharpness
+        criterion which are among the largest at theta_0.
 
     Raises:
         ConfigError: an unknown rule, or losses that do not fit each other.
@@ -100,7 +75,7 @@ def stragglers_table(
     Sources: Abdollahpoorrostam 2024, arXiv 2410.16476 (stragglers). The criteria's own sources are given at
     ``instability``, ``barrier``, ``rewind`` and ``criticality``.
     """
-    grids = list(sharpness_grids(sharpness, pair))
+    grids = list(sharpness_grids(sharpness, pair, parts))
     still = set[str]().union(*(g.frozen for g in grids))
     if noise is not None:
         still |= {name for name, d in zip(noise.layers, noise.distance_sq, strict=True) if d == 0}
@@ -108,65 +83,16 @@ def stragglers_table(
     resampled = {base: _resampled(pair, entry.losses, bootstrap, seed) for base, entry in by_base.items()}
     frames: list[Rows] = []
     for criterion in CRITERIA.values():
+        own = criterion.rule_of(rule)
         if criterion.of == "path":
-            frames += _loss_rows(pair, criterion, by_base, resampled, rule, still)
+            frames += _loss_rows(pair, criterion, by_base, resampled, own, still)
         elif criterion.of == "noise":
-            frames += _noise_rows(pair, criterion, by_base, noise, rule, bootstrap, seed, still)
+            frames += _noise_rows(pair, criterion, by_base, noise, own, bootstrap, seed, still)
+        elif criterion.of == "sharpness":
+            frames += level_rows(pair, criterion, grids, own, bootstrap, seed, still)
         else:
-            frames += _sharpness_rows(pair, criterion, grids, rule, bootstrap, seed, still)
+            frames += change_rows(pair, criterion, grids, own, bootstrap, seed, still)
     return table("stragglers", (row for rows in frames for row in rows))
-
-
-Rows = list[dict[str, object]]
-
-
-def _rows(
-    pair: str,
-    criterion: str,
-    base: str,
-    rule: str,
-    layers: Sequence[str],
-    still: Collection[str],
-    scores: np.ndarray,
-    chosen: Selection,
-    probability: np.ndarray,
-    notes: Sequence[str],
-    missing: tuple[str, str],
-) -> Rows:
-    threshold = float(chosen.threshold)
-    empty = "" if chosen.mask.any() else _why_nobody(scores)
-    rows: Rows = []
-    for i, layer in enumerate(layers):
-        status, note = "ok", notes[i]
-        if layer in still:
-            status, note = "frozen", "the layer does not move"
-        elif not np.isfinite(scores[i]):
-            status, note = missing[0], note or missing[1]
-        rows.append(
-            {
-                "pair": pair,
-                "layer": layer,
-                "criterion": criterion,
-                "base": base,
-                "score": float(scores[i]),
-                "threshold": threshold if np.isfinite(threshold) else float("nan"),
-                "rule": rule,
-                "chosen": bool(chosen.mask[i]),
-                "probability": float(probability[i]),
-                "status": status,
-                "note": "; ".join(part for part in (note, empty) if part),
-            }
-        )
-    return rows
-
-
-def _why_nobody(scores: np.ndarray) -> str:
-    known = scores[np.isfinite(scores)]
-    if not len(known):
-        return "no layer chosen: no layer has a score"
-    if not known.any():
-        return "no layer chosen: the score of every layer is 0"
-    return "no layer chosen: no score exceeds the threshold"
 
 
 def _loss_rows(
@@ -191,7 +117,9 @@ def _loss_rows(
             forced = np.abs(start - end) / 2
             notes = [f"{g:.3g} of the score is due to the different losses of the two ends alone" for g in forced]
         missing = ("failed", "the loss is not finite somewhere on this layer's path")
-        yield _rows(pair, criterion.name, base, rule, entry.layers, still, scores, chosen, probability, notes, missing)
+        yield layer_rows(
+            pair, criterion.name, base, rule, entry.layers, still, scores, chosen, probability, notes, missing
+        )
 
 
 def _resampled(pair: str, losses: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
@@ -229,7 +157,7 @@ def _noise_rows(
         why = "the fine-tuned loss of the same probe examples is missing (single-layer paths, base finetuned)"
         chosen, notes = select(scores, rule, floor=0.0), [why] * len(noise.layers)
         zero, undefined = np.zeros(len(noise.layers)), ("undefined", why)
-        yield _rows(pair, criterion.name, base, rule, noise.layers, still, scores, chosen, zero, notes, undefined)
+        yield layer_rows(pair, criterion.name, base, rule, noise.layers, still, scores, chosen, zero, notes, undefined)
         return
     # The loss at theta_1 itself: any layer at alpha = 1 with all other layers at theta_1.
     end = alpha_index(entry.alphas, 1.0)
@@ -248,54 +176,7 @@ def _noise_rows(
     probability = select(drawn if absolute else np.log1p(drawn), rule, floor=0.0).mask.mean(axis=0)
     notes = ["lower bound: every noise level tried raises the loss beyond the slack" if c else "" for c in censored]
     rms = ("undefined", "the layer's weights are all 0, so noise in units of their rms is undefined")
-    yield _rows(pair, criterion.name, base, rule, noise.layers, still, raw, chosen, probability, notes, rms)
-
-
-def _sharpness_rows(
-    pair: str,
-    criterion: Criterion,
-    grids: Sequence[SharpnessGrid],
-    rule: str,
-    bootstrap: int,
-    seed: int,
-    still: Collection[str],
-) -> Iterator[Rows]:
-    form, absolute = criterion.name, parse_rule(rule)[0] == "abs"
-    for grid in grids:
-        moving = np.array([name not in still for name in grid.layers])[:, None]
-        rng = np.random.default_rng(derive(seed, "stragglers", pair, grid.measure))
-        log = form != "share" and not absolute  # see SharpnessGrid.values for why shares stay linear
-        values = np.where(moving, grid.values(form, log), np.nan)
-        scores = sharpness_scores(values, rule)
-        chosen = _choose(scores, rule, not absolute, None)
-        drawn = np.where(moving, grid.draws(form, log, bootstrap, rng), np.nan)
-        probability = _choose(sharpness_scores(drawn, rule), rule, not absolute, None).mask.mean(axis=0)
-        notes = [_along(grid, i, log) for i in range(len(grid.layers))]
-        base = f"{SUSTAINED:.0%} of {len(grid.alphas)} alphas in [{grid.alphas[0]:g}, {grid.alphas[-1]:g}]"
-        name = f"{form}:{grid.measure}"
-        missing = ("undefined", "too few alphas have a value")
-        yield _rows(pair, name, base, rule, grid.layers, still, scores, chosen, probability, notes, missing)
-
-
-def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
-    known = np.isfinite(grid.estimate[layer])
-    parts = []
-    negative = int((grid.estimate[layer][known] <= 0).sum())
-    if log and negative:
-        parts.append(f"estimate <= 0, so no log, at {negative} of {len(grid.alphas)} alphas: these count as too low")
-    if not known.all():
-        parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
-    unknown = known & ~np.isfinite(grid.images[layer])
-    if not grid.error[layer].any() and not np.nan_to_num(grid.images[layer]).any():
-        parts.append("no stderr or residual, so the probability can only be 0 or 1")
-    elif unknown.any():
-        parts.append(
-            f"the error over draws of images is unknown at {int(unknown.sum())} alphas, so the probability reflects "
-            "the error of the estimate on these images only"
-        )
-    if grid.unconverged[layer].any():
-        parts.append(f"not converged at {int(grid.unconverged[layer].sum())} alphas")
-    return "; ".join(parts)
+    yield layer_rows(pair, criterion.name, base, rule, noise.layers, still, raw, chosen, probability, notes, rms)
 
 
 def chosen_layers(stragglers: pd.DataFrame, criterion: str, *, pair: str | None = None) -> tuple[str, ...]:
@@ -305,7 +186,7 @@ def chosen_layers(stragglers: pd.DataFrame, criterion: str, *, pair: str | None 
 
     Args:
         stragglers: the table.
-        criterion: e.g. ``share:hessian_trace``.
+        criterion: e.g. ``change:hessian_trace``.
         pair: needed when the table holds several.
 
     Raises:

@@ -1,9 +1,10 @@
-"""The report's part on two definitions of a straggler: the published one and the share of the trace, side by side."""
+"""What the straggler criteria say of a pair, in one sentence, and two definitions of a straggler side by side."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,16 +12,46 @@ import pandas as pd
 from sharpscope.errors import shown
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Line, cell, layer_cell, records
-from sharpscope.tables.criteria import Overlap, overlap, side_by_side
+from sharpscope.tables.criteria import Overlap, choices, overlap, side_by_side
 from sharpscope.tables.formats import number, percent
-from sharpscope.vocabulary import SIDE_BY_SIDE
+from sharpscope.vocabulary import AMONG_LARGEST, SIDE_BY_SIDE
 
-__all__ = ["agreement_of", "both_definitions"]
+__all__ = ["agreement_of", "both_definitions", "who_is_named"]
 
 _INTRODUCTION = (
     f"Two definitions of a straggler: {SIDE_BY_SIDE[0]}, the only published one (the layer's own interpolation costs "
-    f"loss, arXiv 2410.16476), and {SIDE_BY_SIDE[1]}, the layer's part of the whole curvature."
+    f"loss, arXiv 2410.16476), and {SIDE_BY_SIDE[1]}: the layer becomes sharp along the path, unlike the others."
 )
+
+
+def who_is_named(stragglers: pd.DataFrame, pair: str, deciding: str) -> str:
+    """One sentence: whom the ``deciding`` criterion names, whom the published one, and how many criteria agree on whom.
+
+    >>> who_is_named(run.stragglers, "failure", "change:hessian_trace")  # doctest: +SKIP
+    'change:hessian_trace names nobody; instability names block 1 mlp; 3 of 8 criteria name conv1 (rewind, ...).'
+    """
+    found = choices(stragglers, pair, deciding)
+    own = stragglers[(stragglers["pair"] == pair) & (stragglers["criterion"] == deciding)]
+    said = [f"{c} names {_some(found[c])}" for c in dict.fromkeys((deciding, SIDE_BY_SIDE[0])) if c in found]
+    if len(own) and own["score"].isna().all():
+        said[0] = f"{deciding} has no score for any layer"
+    votes = Counter(layer for chosen in found.values() for layer in chosen)
+    if not votes:
+        return "; ".join([*said, f"none of {len(found)} criteria names a layer"]) + "."
+    most = max(votes.values())
+    layers = [x for x in votes if votes[x] == most]
+    by = ", ".join(c for c, chosen in found.items() if layers[0] in chosen)
+    agreed = f"{most} of {len(found)} criteria name "
+    agreed += f"{_some(layers)} ({by})" if len(layers) == 1 else f"each of {_some(layers)}, and no layer has more"
+    large = own.loc[own["note"].fillna("").str.contains(AMONG_LARGEST, regex=False), "layer"]
+    told = f"{AMONG_LARGEST}: {_some(list(large))}" if len(large) else ""
+    return "; ".join(x for x in (*said, agreed, told) if x) + "."
+
+
+def _some(layers: Sequence[str], most: int = 6) -> str:
+    """The first ``most`` layers by their short names, or nobody."""
+    names = ", ".join(short_layer(x) for x in layers[:most])
+    return (names + (f" and {len(layers) - most} more" if len(layers) > most else "")) or "nobody"
 
 
 def agreement_of(found: Overlap) -> str:

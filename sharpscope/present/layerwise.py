@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import shown
 from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, with_symbol
-from sharpscope.present.criteria import both_definitions
+from sharpscope.present.criteria import both_definitions, who_is_named
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     MOST_ROWS,
@@ -31,7 +32,7 @@ from sharpscope.present.view import (
     records,
     status_cell,
 )
-from sharpscope.tables.formats import interval, is_missing, number, percent, points
+from sharpscope.tables.formats import interval, is_missing, number, p_text, percent, points
 from sharpscope.tables.rows import (
     MIDDLE,
     joint_rows,
@@ -152,10 +153,10 @@ def stragglers(source: Source) -> Section:
                 (cell(pair), cell(criterion), cell(said(str(base))), cell(rule), cell(who or "none", title=why))
             )
             if criterion == deciding:
-                how = (
-                    f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run, the stragglers are"
-                )
-                lines.append(Line(f"{shown(pair)}: {how}: {shown(who or 'none', 600)}.", shown(why, 300)))
+                how = f"by {shown(criterion)} ({shown(rule)}), the criterion that decides in this run,"
+                told = f"the stragglers are: {shown(who, 600)}" if who else "no layer is a straggler"
+                lines.append(Line(f"{shown(pair)}: {how} {told}.", shown(why, 300)))
+                lines.append(Line(f"{shown(pair)}: {shown(who_is_named(table, pair, deciding), 900)}"))
     caption = (
         "The layers that each criterion chooses, with their bootstrap probabilities. No criterion uses OOD labels."
     )
@@ -284,6 +285,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]
         table = widest_means(table)
     grids = []
+    permutations = int(source.config.get("bootstrap", StudyConfig.bootstrap))
     parts = [part.assign(held=held) for held, part in (("all", joint_rows(table)), ("none", marginal_rows(table)))]
     for (origin, group, held), rows in pd.concat(parts).groupby(["source", "group", "held"], sort=True):
         if not np.isfinite(rows["estimate"]).any():
@@ -295,7 +297,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
         ]
         found = {(r["measure"], r["pair"], r["layer"]): r for r in records(rows)}
         body = [
-            (cell(m, "name", _meaning(m)), *(_correlation_cell(found.get((m, *column))) for column in columns))
+            (cell(m, "name", _meaning(m)), *(_correlation_cell(found.get((m, *c)), permutations) for c in columns))
             for m in measures_in(rows)
         ]
         head = (
@@ -315,7 +317,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     return grids
 
 
-def _correlation_cell(row: Mapping[str, Any] | None) -> Cell:
+def _correlation_cell(row: Mapping[str, Any] | None, permutations: int) -> Cell:
     if row is None:
         return cell(None)
     if row["status"] != "ok":
@@ -323,4 +325,4 @@ def _correlation_cell(row: Mapping[str, Any] | None) -> Cell:
     text = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), lambda v: points(v / 100, 2))
     text = text.replace(" ", "\u00a0")  # no line break inside the interval, only before q
     text += "" if is_missing(row["q_value"]) else f" q\u00a0{number(row['q_value'], 2)}"
-    return Cell(text, "wrap", shown(f"p {number(row['p_value'], 2)}, n {row['n']}. {row['note']}", 400))
+    return Cell(text, "wrap", shown(f"{p_text(float(row['p_value']), permutations)}, n {row['n']}. {row['note']}", 400))

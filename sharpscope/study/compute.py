@@ -30,7 +30,7 @@ from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import Variant, looked_at, mask_seed, roles
+from sharpscope.study.tasks import Variant, image_key, looked_at, mask_seed, roles
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
@@ -245,12 +245,14 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     rows: list[dict[str, Any]] = []
     engine: list[dict[str, Any]] = []
     density: list[dict[str, Any]] = []
+    arrays: dict[str, np.ndarray] = {}
     warm: dict[str, RitzSpace] = {}
     frozen = _frozen(context)
     for alpha in alphas:
         wanted = [m for m in measures if _measured_at(config, m, alpha)]
         result, shrunk = _measure(context, alpha, wanted, warm, progress)
         warm = result.warm
+        arrays |= _image_parts(result, [x.name for x in context.layers], alpha)
         if result.facts:
             engine.append({"alpha": alpha} | result.facts)
         for row in result.rows:
@@ -267,7 +269,20 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
             )  # fmt: skip
             density += [{"pair": context.pair.name, "alpha": alpha} | row for row in found]
             progress(f"alpha {alpha:g}: density")
-    return Unit({"sharpness": rows, "engine": engine} | ({"density": density} if density else {}))
+    return Unit({"sharpness": rows, "engine": engine} | ({"density": density} if density else {}), arrays)
+
+
+def _image_parts(result: MeasureResult, layers: Sequence[str], alpha: float) -> dict[str, np.ndarray]:
+    """What each of n probe images adds to the estimates, [L, n] for each measure; NaN where images are not told apart.
+
+    The images are the same at every alpha, so that the error of a change along the path can be told from these.
+    """
+    found: dict[str, np.ndarray] = {}
+    for (measure, layer), part in result.parts.items():
+        if layer != ALL:
+            empty = np.full((len(layers), len(part)), np.nan, np.float32)
+            found.setdefault(image_key(measure, alpha), empty)[layers.index(layer)] = part.numpy()
+    return found
 
 
 def _density_alphas(config: StudyConfig) -> tuple[float, ...]:

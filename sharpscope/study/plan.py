@@ -71,7 +71,9 @@ def plan(config: StudyConfig) -> str:
         seconds["eigenvectors"] = points * costs["eigenvectors"]
         units["eigenvectors"] = points
     total = sum(seconds.values()) * len(contexts) / config.jobs
-    disk = units["path"] * images + units["repair"] * repaired + layers * context.probe.n * 8 * 20
+    told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in config.measures)  # what each image adds, float32
+    disk = units["path"] * images + units["repair"] * repaired
+    disk += layers * context.probe.n * (8 * 20 + 4 * alphas * told_apart)
     lines = [
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "

@@ -24,6 +24,7 @@ from sharpscope.exchange import written
 from sharpscope.layers import Layer
 from sharpscope.present.advice import advised, in_words
 from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
+from sharpscope.present.criteria import who_is_named
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
@@ -32,7 +33,8 @@ from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
 from sharpscope.tables.happened import what_happened
-from sharpscope.vocabulary import CLAIMS, AlphaSide, __version__
+from sharpscope.tables.rows import unique_in_order
+from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, AlphaSide, __version__
 
 __all__ = ["Run", "finished_results", "report", "write_derived"]
 
@@ -49,7 +51,8 @@ class Run:
     ``assumed`` is what was assumed of the checkpoints because they do not say it, ``data_notes`` what a reader has to
     know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
     given where the numbers are meaningless (swapped ends, a path without its ends). ``side`` is the model whose weight
-    the report shows as alpha; the tables always have that of the fine-tuned one. A table of an unknown name is an
+    the report shows as alpha; the tables always have that of the fine-tuned one. ``straggler_criterion`` decides which
+    layers are stragglers. A table of an unknown name is an
     AttributeError that names the nearest one.
     """
 
@@ -61,6 +64,7 @@ class Run:
     notices: tuple[str, ...] = ()
     data_notes: tuple[str, ...] = ()
     side: AlphaSide = "finetuned"
+    straggler_criterion: str = DEFAULT_CRITERION
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -74,7 +78,8 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, advice: one line each."""
+        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, whom the straggler criteria
+        name, advice: one line each."""
         with showing_alpha_on(self.side):
             return self._summary()
 
@@ -93,6 +98,9 @@ class Run:
             for _, row in verdicts[verdicts["claim"] == claim].iterrows():
                 of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
                 lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {said(str(row['evidence']))}")
+        stragglers = self.tables.get("stragglers", pd.DataFrame(columns=["pair"]))
+        for pair in unique_in_order(stragglers["pair"]):
+            lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
         table = self.tables["advice"]
         for pair in dict.fromkeys(table["pair"]):
             lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]
@@ -205,8 +213,8 @@ def write_derived(
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
-    told = data_notes(directory.manifest)
-    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side)
+    told, by = data_notes(directory.manifest), config.straggler_criterion
+    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side, by)
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

@@ -22,13 +22,14 @@ from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
+from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.repaired import Repaired, answered
-from sharpscope.study.tasks import Task, Variant, looked_at, plan_curvature, roles, variants
+from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
@@ -37,6 +38,8 @@ from sharpscope.vocabulary import (
     ALL,
     BASELINE,
     BASES,
+    CANNOT,
+    CLAIMS,
     CONTRASTS,
     DEFAULT_GROUP,
     PAIRS,
@@ -154,11 +157,24 @@ class Results:
                 losses,
                 noise,
                 self.measured("sharpness"),
+                parts=self._image_parts(name),
                 rule=self.config.straggler_rule,
                 bootstrap=self.config.bootstrap,
                 seed=self.config.seed,
             )
         return self._stragglers[name]
+
+    def _image_parts(self, name: str) -> ImageParts:
+        """What each probe image adds to the estimates of one pair's layers, from the curvature units that exist."""
+        layers = [x.name for x in self.layers[name]]
+        units = [u for key in plan_curvature(self.config.alphas) if (u := self.units.get(f"curvature/{name}/{key}"))]
+        return {
+            (measure, alpha): dict(zip(layers, unit.arrays[key], strict=True))
+            for unit in units
+            for alpha in self.config.alphas
+            for measure in expand_measures(self.config.measures)
+            if (key := image_key(measure, alpha)) in unit.arrays
+        }
 
     def variants(self, name: str) -> list[Variant]:
         """Repairs of the stragglers. Where the rule chose no layer, the layer with the highest score is repaired, and
@@ -171,7 +187,7 @@ class Results:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
                 self._fallback[name] = (
-                    "no layer is a straggler by the rule; the layer with the highest score is repaired"
+                    "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
                 )
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
@@ -210,7 +226,8 @@ class Results:
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
         }
-        tables["verdicts"] = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
+        verdicts = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
+        tables["verdicts"] = _without_stragglers(verdicts, self._fallback)
         return tables
 
     @property
@@ -396,6 +413,17 @@ class Results:
                     for measure in expand_measures(self.config.measures)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
+
+
+def _without_stragglers(verdicts: pd.DataFrame, pairs: Mapping[str, str]) -> pd.DataFrame:
+    """The verdicts; of ``pairs``, in which no layer is a straggler, none on making the stragglers sparse is given."""
+    at = (verdicts["claim"] == CLAIMS["repair"]) & verdicts["pair"].isin(list(pairs))
+    verdicts.loc[at, ["estimate", "ci_low", "ci_high"]] = np.nan
+    verdicts.loc[at, "verdict"] = CANNOT
+    verdicts.loc[at, "evidence"] = [
+        f"{pairs[name].capitalize()}, as the repair table shows." for name in verdicts.loc[at, "pair"]
+    ]
+    return verdicts
 
 
 def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:

@@ -15,7 +15,8 @@ from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "Task", "Variant", "looked_at", "mask_seed", "matched_control", "plan_curvature", "roles", "variants",
+    "CHUNK", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature", "roles",
+    "variants",
 ]  # fmt: skip
 
 CHUNK = 6
@@ -66,6 +67,11 @@ def plan_curvature(alphas: Sequence[float]) -> list[str]:
     """The alphas of each curvature unit as ``FIRST..LAST``."""
     chunks = [alphas[i : i + CHUNK] for i in range(0, len(alphas), CHUNK)]
     return [f"{c[0]!r}..{c[-1]!r}" for c in chunks]
+
+
+def image_key(measure: str, alpha: float) -> str:
+    """The array of a curvature unit that holds what each probe image adds to the layers' estimates, [L, n]."""
+    return f"images:{measure}:{alpha!r}"
 
 
 def looked_at(config: StudyConfig, chosen: tuple[float, ...] | None) -> tuple[float, ...]:

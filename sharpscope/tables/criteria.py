@@ -1,4 +1,4 @@
-"""Two straggler criteria side by side: the layers that each one chooses, and how far they agree."""
+"""Straggler criteria side by side: the layers that each one chooses, and how far they agree."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sharpscope.vocabulary import SIDE_BY_SIDE
+from sharpscope.tables.rows import unique_in_order
+from sharpscope.vocabulary import DEFAULT_CRITERION, SIDE_BY_SIDE
 
-__all__ = ["Overlap", "overlap", "side_by_side"]
+__all__ = ["Overlap", "choices", "overlap", "side_by_side"]
 
 _TOP = 5
 """The largest number of layers at the top of both rankings that are compared."""
@@ -35,6 +36,23 @@ class Overlap:
     """Rank correlation of the two scores over the layers; NaN for a constant score or fewer than three layers."""
     layers: int
     """L: the number of layers with a score by both criteria."""
+
+
+def choices(stragglers: pd.DataFrame, pair: str, deciding: str) -> dict[str, tuple[str, ...]]:
+    """Criterion -> the layers of ``pair`` that it chooses, in forward order, for every criterion that can be compared.
+
+    These are the criteria without a measure, and those with the measure of the criterion ``deciding`` (without one,
+    that of the default criterion). A criterion of single-layer paths is taken at its first base in the table.
+    """
+    measure = (deciding if ":" in deciding else DEFAULT_CRITERION).partition(":")[2]
+    own = stragglers[stragglers["pair"] == pair]
+    found: dict[str, tuple[str, ...]] = {}
+    for criterion in unique_in_order(own["criterion"]):
+        if criterion.partition(":")[2] in ("", measure):
+            rows = own[own["criterion"] == criterion]
+            rows = rows[rows["base"] == rows["base"].iloc[0]]
+            found[criterion] = tuple(rows.loc[rows["chosen"].fillna(False).astype(bool), "layer"])
+    return found
 
 
 def side_by_side(

@@ -89,6 +89,11 @@ def test_plain_data_and_yaml_give_back_the_same_config(config):
         ({"measures": ["lambda_mx"]}, "measures: unknown measure 'lambda_mx'. Did you mean 'lambda_max'?"),
         ({"straggler_rule": "mad"}, "straggler_rule: 'mad' is none of"),
         ({"straggler_rule": "top:1.5"}, "straggler_rule: 'top:1.5' needs a whole number"),
+        ({"straggler_rule": "null:5"}, "straggler_rule: 'null:5' needs a probability"),
+        (
+            {"straggler_rule": "null:0.05", "straggler_criterion": "share:hessian_trace"},
+            "needs a criterion with a null, and share:hessian_trace has none",
+        ),
         ({"straggler_criterion": "rewnd"}, "Did you mean 'rewind'?"),
         ({"straggler_criterion": "sharpness:lambda"}, "straggler_criterion: unknown measure 'lambda'"),
         ({"tags": {"a": 1}}, "tags.a: needs a text, got 1"),
@@ -138,7 +143,7 @@ def test_what_makes_numbers_or_units_meaningless_is_refused_with_the_remedy(valu
         ({"ood": ("mini:photo",)}, "ood: 'mini:photo' is among id too"),
         (
             {"measures": ("lambda_max",)},
-            "straggler_criterion: 'share:hessian_trace' needs hessian_trace among",
+            "straggler_criterion: 'change:hessian_trace' needs hessian_trace among",
         ),
     ],
 )

@@ -49,7 +49,8 @@ def noise() -> NoiseLosses:
 
 @pytest.fixture
 def sharp(sharpness_of) -> pd.DataFrame:
-    return sharpness_of("p", ALPHAS, {f"l{i}": [50.0 if i == 2 else 1.0 + 0.1 * i] * 3 for i in range(6)})
+    rise = {i: [1.0 + 0.1 * i, 1.1, 1.0 + 0.2 * i] for i in range(6)} | {2: [40.0, 100.0, 900.0]}
+    return sharpness_of("p", ALPHAS, {f"l{i}": values for i, values in rise.items()})
 
 
 def table(sharp: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.tables.schema import COLUMNS, KEYS
+from sharpscope.vocabulary import AMONG_LARGEST
 
 LAYERS = tuple(f"l{i}" for i in range(6))
 ALPHAS = (0.0, 0.5, 1.0)
@@ -50,7 +51,8 @@ def test_every_criterion_and_base_has_a_row_a_layer_in_forward_order(outlier: pd
     wanted += [("criticality", "finetuned")]
     seen = list(dict.fromkeys(zip(table["criterion"], table["base"], strict=True)))
     assert seen[: len(wanted)] == wanted
-    assert list(table["criterion"].unique())[4:] == ["sharpness:ggn_trace", "per_param:ggn_trace", "share:ggn_trace"]
+    of_sharpness = [f"{form}:ggn_trace" for form in ("sharpness", "per_param", "share", "change")]
+    assert list(table["criterion"].unique())[4:] == of_sharpness
     for _, part in table.groupby(["criterion", "base"]):
         assert tuple(part["layer"]) == LAYERS
 
@@ -204,3 +206,47 @@ def test_losses_that_do_not_fit_are_refused(change: dict, message: str) -> None:
 def test_a_rule_of_half_a_layer_is_refused(outlier: pd.DataFrame) -> None:
     with pytest.raises(ConfigError, match="whole number"):
         stragglers_table("p", [path_losses()], None, outlier, rule="top:1.5", bootstrap=20)
+
+
+def test_a_layer_that_rises_is_named_and_one_that_is_large_already_is_only_called_so(sharpness_of) -> None:
+    alphas, rng = (0.0, 0.5, 1.0), np.random.default_rng(0)
+    values = {f"l{i:02}": np.exp(0.05 * rng.standard_normal(3)) for i in range(12)}
+    values["l03"] = values["l03"] * [1, 5, 25]
+    values["l07"] = values["l07"] * 300
+    sharp = sharpness_of("p", alphas, values, error=0.05)
+    rows = stragglers_table("p", [], None, sharp, bootstrap=200)
+    assert chosen_layers(rows, "change:ggn_trace") == ("l03",)
+    assert chosen_layers(rows, "share:ggn_trace") != ("l03",)
+    change = rows[rows["criterion"] == "change:ggn_trace"].set_index("layer")
+    assert set(change["rule"]) == {"null:0.05"} and set(rows["rule"]) == {"null:0.05", "mad:2"}
+    assert change.index[change["note"].str.contains(AMONG_LARGEST)].tolist() == ["l07"]
+    assert change.loc["l03", "probability"] > 0.9 and change["probability"].drop("l03").max() < 0.1
+    assert "changes 5." in change.loc["l03", "note"]  # exp((log 1 + 2 log 5 + log 25) / 4) = 5, noise aside
+    plain = stragglers_table("p", [], None, sharp, rule="top:1", bootstrap=20)
+    assert chosen_layers(plain, "change:ggn_trace") == ("l03",)
+    strict = stragglers_table("p", [], None, sharp, rule="null:0.0001", bootstrap=20)
+    assert set(strict["rule"]) == {"null:0.0001", "mad:2"}
+    flat = stragglers_table(
+        "p", [], None, sharpness_of("p", alphas, {f"l{i}": [1, 1, 1] for i in range(6)}), bootstrap=20
+    )
+    assert flat.loc[flat["criterion"] == "change:ggn_trace", "note"].str.contains("no layer chosen").all()
+    later = stragglers_table("p", [], None, sharp[sharp["alpha"] > 0], bootstrap=20)
+    later = later[later["criterion"] == "change:ggn_trace"]
+    assert set(later["status"]) == {"undefined"} and later["note"].str.contains("no estimate at theta_0").all()
+
+
+def test_a_probability_follows_what_each_image_adds(sharpness_of) -> None:
+    """Paired images that all say the same leave no doubt about a change; the errors of its two ends alone would."""
+    alphas, rng = (0.0, 1.0), np.random.default_rng(1)
+    values = {f"l{i:02}": np.array([1.0, 1.0 + 0.02 * i]) for i in range(12)}
+    values["l05"] = np.array([1.0, 3.0])
+    sharp = sharpness_of("p", alphas, values, error=0.35)
+    images = rng.standard_normal(32)
+    images = 1 + 0.35 * (images - images.mean()) / np.sqrt((images - images.mean()) @ (images - images.mean())) * 32
+    parts = {("ggn_trace", a): {x: v[i] * images / 32 for x, v in values.items()} for i, a in enumerate(alphas)}
+    row = {}
+    for name, known in (("paired", parts), ("bound", None)):
+        found = stragglers_table("p", [], None, sharp, parts=known, bootstrap=200)
+        row[name] = found[(found["criterion"] == "change:ggn_trace") & (found["layer"] == "l05")].iloc[0]
+    assert row["paired"]["chosen"] and row["paired"]["probability"] > 0.95
+    assert not row["bound"]["chosen"] and row["bound"]["probability"] < 0.5

@@ -71,16 +71,6 @@ def test_a_resample_is_the_same_as_repeating_its_points(method: str) -> None:
         )
 
 
-def test_a_partial_resample_is_the_same_as_repeating_its_points() -> None:
-    rng = np.random.default_rng(3)
-    x, y, z = rng.normal(size=(4, 9)), rng.normal(size=9), rng.normal(size=9)
-    counts = resample_counts(9, 20, rng)
-    got = kernels.weighted_correlate(x, y, counts, "spearman", z)
-    for row, w in zip(got, counts, strict=True):
-        repeated = kernels.partial_spearman(np.repeat(x, w, axis=1), np.repeat(y, w), np.repeat(z, w))
-        np.testing.assert_allclose(row, repeated, atol=1e-9)
-
-
 def test_partial_spearman_is_the_textbook_formula() -> None:
     rng = np.random.default_rng(4)
     x, y, z = rng.normal(size=(6, 15)), rng.normal(size=15), rng.normal(size=15)

@@ -166,8 +166,10 @@ def make_stragglers(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
             ("instability", "zeroshot"),
             ("rewind", "finetuned"),
             ("criticality", "zeroshot"),
+            ("change:hessian_trace", "3 alphas in [0, 1] against theta_0"),
         ):
-            score = rng.normal(0, 1, len(layers)) * (0 if criterion == "instability" and pair == "success" else 1)
+            own = np.random.default_rng(2) if criterion.startswith("change") else rng
+            score = own.normal(0, 1, len(layers)) * (0 if criterion == "instability" and pair == "success" else 1)
             score[0] = 4.4 if "sharp" in criterion else score[0]
             for layer, value in zip(layers, score, strict=True):
                 chosen = bool(value > 2)

@@ -269,15 +269,15 @@ def test_an_unknown_criterion_is_no_empty_panel(few: Tables) -> None:
 def test_the_main_criteria_are_shown_when_nobody_asks_for_others(few: Tables) -> None:
     figure = plots.straggler_ranking(few["stragglers"])
     families = [ax.get_title(loc="left").split("\n")[0] for ax in figure.axes[:4]]
-    assert families == ["sharpness", "share", "instability", "rewind"]
+    assert families == ["share", "change", "instability", "rewind"]
 
 
 @pytest.mark.parametrize(
     ("deciding", "first"),
     [
-        (None, ["instability", "share"]),
-        ("rewind", ["rewind", "instability", "share"]),
-        ("share:hessian_trace", ["share", "instability"]),
+        (None, ["instability", "change"]),
+        ("rewind", ["rewind", "instability", "change"]),
+        ("share:hessian_trace", ["share", "instability", "change"]),
     ],
 )
 def test_both_definitions_of_a_straggler_stand_side_by_side(

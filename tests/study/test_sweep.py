@@ -19,7 +19,7 @@ from sharpscope.config.sweep import load_sweep
 from sharpscope.errors import ConfigError
 from sharpscope.study import sweep as sweeping
 from sharpscope.study.across import correlate
-from sharpscope.study.designs import design_of
+from sharpscope.study.designs import design_of, design_of_manifests
 from sharpscope.tables.files import csv_bytes, read_csv
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
@@ -77,7 +77,12 @@ def test_a_stopped_sweep_goes_on_to_the_same_files_and_correlate_takes_it(
     table = pd.read_csv("whole/tables/finetunings.csv").set_index("pair")
     assert len(table) == 6 and table.at["wise-ft-lr0.03-steps2-seed0", "learning_rate"] == 0.03
     assert table["epochs"].tolist() == (table["steps"] * 4 / 8).tolist() and set(table["method"]) == {"wise-ft"}
-    named = {p["name"]: p["covariates"] for p in json.loads(Path("whole/manifest.json").read_text())["config"]["pairs"]}
+    manifest = json.loads(Path("whole/manifest.json").read_text())
+    named = {p["name"]: p["covariates"] for p in manifest["config"]["pairs"]}
+    design = design_of_manifests([manifest])  # the files state the same as the sweep, and each is a setting of its own
+    assert design.remarks == () and len(set(design.setting)) == 6 and "" not in design.setting and design.n_bases == 1
+    told = manifest["pairs"]["wise-ft-lr0.1-steps1-seed0"]["finetuned"]["finetuning"]
+    assert told["hyperparameters"]["lr"] == 0.1
     assert named["wise-ft-lr0.1-steps1-seed0"] == {"learning_rate": 0.1, "epochs": 0.5, "steps": 1}
 
     # eight test images leave the accuracies of all six models equal, so others are put in their place

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sharpscope.tables.criteria import overlap, side_by_side
+from sharpscope.tables.criteria import choices, overlap, side_by_side
 from sharpscope.tables.rows import table
+from sharpscope.vocabulary import SIDE_BY_SIDE
 
-NAMES = ("instability", "share:hessian_trace")
+NAMES = SIDE_BY_SIDE
 
 
 def rows_of(criterion: str, scores: list[float], threshold: float, base: str = "finetuned") -> list[dict[str, object]]:
@@ -67,3 +68,16 @@ def test_the_first_base_counts() -> None:
     )
     frame: pd.DataFrame = both[0]
     assert set(frame["base"]) == {"finetuned"}
+
+
+def test_every_criterion_without_a_measure_and_with_that_of_the_deciding_one_is_compared() -> None:
+    rows = (
+        rows_of("rewind", FIRST, 5) + rows_of("rewind", SECOND, 5, "zeroshot") + rows_of("change:ggn_trace", SECOND, 9)
+    )
+    rows += rows_of("share:ggn_trace", FIRST, 8) + rows_of("share:lambda_max", FIRST, 0)
+    found = table("stragglers", rows)
+    assert choices(found, "p", "change:ggn_trace") == {
+        "rewind": ("l0", "l1"), "change:ggn_trace": (), "share:ggn_trace": ("l0",)
+    }  # fmt: skip
+    assert list(choices(found, "p", "share:lambda_max")) == ["rewind", "share:lambda_max"]
+    assert list(choices(found, "p", "rewind")) == ["rewind"]  # the default's measure, which the table lacks

@@ -71,7 +71,7 @@ def measure_layers(
         table.check(names)
     order = {m: i for i, m in enumerate(wanted)}
     rows = sorted(table.rows(), key=lambda r: (order[r["measure"]], table.order[r["layer"]]))
-    return MeasureResult(rows, table.spaces, table.facts)
+    return MeasureResult(rows, table.spaces, table.facts, table.parts)
 
 
 def _by_family(measures: Sequence[str]) -> dict[str, list[str]]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
-from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
+from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images, told_apart
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
@@ -67,12 +68,13 @@ class MeasureResult:
     """Rows for the sharpness table (without pair, alpha and granularity), and Ritz pairs for the next alpha.
 
     ``warm``: Ritz pairs by layer, from which the next alpha starts. ``facts``: how the gradient graphs were laid out in
-    memory.
+    memory. ``parts``: (measure, layer) -> what each image adds to the estimate [n], where images are told apart.
     """
 
     rows: list[dict[str, Any]]
     warm: dict[str, RitzSpace] = field(default_factory=dict, repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
+    parts: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class MeasureTable:
         """Ritz pairs of the layers, for the next point."""
         self.facts: dict[str, Any] = {}
         """How the gradient graphs were laid out in memory."""
+        self.parts: dict[tuple[str, str], Tensor] = {}
+        """(measure, layer) -> what each image adds to the estimate [n], float32 on the CPU."""
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(
@@ -193,6 +197,8 @@ def trace_row(
     if result.contributions is not None and math.isfinite(result.estimate):
         parts, sizes = result.contributions, batch_sizes(objective)
         error = error_over_images(parts, objective.weights, sizes, blur=result.blur)
+        if told_apart(parts, sizes):
+            table.parts[measure, layer] = torch.cat(parts).detach().float().cpu()
     table.add(
         layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
         num_matvecs=result.num_matvecs, stderr_images=error, note=note if math.isfinite(result.estimate) else "",
