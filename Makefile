@@ -7,7 +7,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: demo finetuners nulls papers test lint clean
+.PHONY: advice demo finetuners nulls papers test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -16,6 +16,10 @@ demo: $(VENV)/.installed
 finetuners: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) analyses/finetuners.py --out runs/finetuners
 	$(PYTHON) figures/fig_finetuners.py analyses/results/finetuners.csv --out analyses/results
+
+# The rules that advise an alpha, judged by regret on the embedded world's pairs: about twenty minutes.
+advice: $(VENV)/.installed-test
+	$(PYTHON) analyses/advice.py
 
 # Every table, figure and protocol of the papers that a command makes, on the embedded world: about half an hour,
 # resumable. Writes analyses/papers.md and benchmarks/results/papers.log.

@@ -7,10 +7,10 @@ In a notebook:
     table = sharpscope.layer_sharpness(pair, probe, alphas=(0, 0.5, 1), measures=("hessian_trace", "lambda_max"))
 
 ``run(StudyConfig(...))`` does a whole study; ``finetune``, ``evaluate``, ``interpolate``, ``sparsify``, ``merge``,
-``fisher``, ``inspect``, ``convert``, ``plan``, ``correlate``, ``robustness`` and ``paper_table`` are its steps, each
-alone. ``layer_curvature`` measures any module with any loss. Every error raised on purpose is a ``SharpscopeError``.
-The estimators themselves are in ``sharpscope.curvature``, the statistics in ``sharpscope.findings``, other systems'
-result files in ``sharpscope.exchange``.
+``fisher``, ``inspect``, ``convert``, ``plan``, ``correlate``, ``robustness``, ``advise`` and ``paper_table`` are its
+steps, each alone. ``layer_curvature`` measures any module with any loss. Every error raised on purpose is a
+``SharpscopeError``. The estimators themselves are in ``sharpscope.curvature``, the statistics in
+``sharpscope.findings``, other systems' result files in ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
 that needs it.
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from sharpscope.layers import Layer
     from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
+    from sharpscope.study.advise import Advice, advise
     from sharpscope.study.fishers import FisherFiles, fisher
     from sharpscope.study.merging import Merged, merge
     from sharpscope.study.papertables import paper_table
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from sharpscope.weights.path import InterpolationPath
 
 __all__ = [
+    "Advice",
     "Checkpoint",
     "CheckpointError",
     "Classifier",
@@ -135,6 +137,7 @@ __all__ = [
     "Tuned",
     "UnsafeCheckpoint",
     "__version__",
+    "advise",
     "convert",
     "correlate",
     "evaluate",
@@ -211,6 +214,7 @@ _HOME = {
         "layers": "Layer",
         "notebook": "ModuleLoss layer_curvature layer_sharpness loss_slice",
         "study.across": "correlate robustness",
+        "study.advise": "Advice advise",
         "study.papertables": "paper_table",
         "study.fishers": "FisherFiles fisher",
         "study.merging": "Merged merge",

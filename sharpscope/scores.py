@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_METRICS",
     "PROPORTIONS",
     "RETRIEVAL",
+    "PathAnswers",
     "Predictions",
     "Statistic",
     "anchors_right",
@@ -224,6 +225,52 @@ class Predictions:
 
     def _statistics(self) -> Iterator[Statistic]:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
+
+
+@dataclass(frozen=True)
+class PathAnswers:
+    """What the K points of a path answer to the n images of one data set.
+
+    ``predicted`` int [K, n]: the predicted classes. ``confidence`` [K, n]: the softmax of the predicted class, in
+    [0, 1]. ``labels`` int [n], or None where the images have no labels.
+    """
+
+    predicted: NDArray[np.integer]
+    confidence: NDArray[np.floating]
+    labels: NDArray[np.integer] | None = None
+
+    def __post_init__(self) -> None:
+        shape = self.predicted.shape
+        if len(shape) != 2 or self.confidence.shape != shape or not all(shape):
+            raise ValueError(f"needs predicted and confidence [K, n], got {shape} and {self.confidence.shape}.")
+        if self.labels is not None and self.labels.shape != shape[1:]:
+            raise ValueError(f"labels: needs shape [{shape[1]}], got {self.labels.shape}.")
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each point's predicted class is the label, [K, n]; ValueError without labels."""
+        if self.labels is None:
+            raise ValueError("the images have no labels.")
+        return np.asarray(self.predicted == self.labels)
+
+    def take(self, rows: NDArray[np.integer]) -> PathAnswers:
+        """The answers to the images ``rows``, in that order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return PathAnswers(self.predicted[:, rows], self.confidence[:, rows], labels)
+
+    @classmethod
+    def joined(cls, parts: Sequence[PathAnswers]) -> PathAnswers:
+        """The images of several sets as one set; it has labels if all of them do."""
+        labels = [p.labels for p in parts if p.labels is not None]
+        return cls(
+            np.concatenate([p.predicted for p in parts], axis=1),
+            np.concatenate([p.confidence for p in parts], axis=1),
+            np.concatenate(labels) if len(labels) == len(parts) else None,
+        )
+
+    def without_labels(self) -> PathAnswers:
+        """The same answers to images whose labels are not known."""
+        return PathAnswers(self.predicted, self.confidence)
 
 
 def resample_counts(n: int, replicates: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -15,12 +15,14 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
+    "ADVICE",
     "AGAINST",
     "AGREEMENT",
     "ALL",
     "ALPHA_SIDES",
     "AMONG_LARGEST",
     "AVERAGE",
+    "BASELINE",
     "BASES",
     "BEST",
     "CANNOT",
@@ -50,8 +52,10 @@ __all__ = [
     "PRIMARY_METRICS",
     "PROBE",
     "SIDE_BY_SIDE",
+    "SITUATIONS",
     "STATUSES",
     "STRAGGLERS",
+    "TARGET",
     "UPGRADED",
     "ZERO_SHOT",
     "AddsUp",
@@ -939,6 +943,52 @@ CLAIMS: Final[dict[str, str]] = {
     "question": "of two fine-tuned models with equal ID accuracy, sharpness on ID data tells which may be interpolated",
 }
 """The claims that verdicts judge, in the words of the column ``claim``; ``question`` is that of the demo."""
+
+SITUATIONS: Final[dict[str, str]] = {
+    "measured": "OOD test sets with labels were evaluated",
+    "target_labels": "some images of the target have labels",
+    "target_images": "images of the target are there, without labels",
+    "references": "other pairs have OOD labels",
+    "none": "nothing is known but the two checkpoints",
+}
+"""What advice on alpha can rest on, the strongest first -> what is known."""
+
+BASELINE: Final = "baseline"
+"""In the place of a situation: the rules that anybody can follow without knowing anything of the OOD data, and the
+oracle against which regret is measured."""
+
+TARGET: Final = "target"
+"""The group of the images that a user brought as the target."""
+
+ADVICE: Final[dict[str, dict[str, str]]] = {
+    BASELINE: {
+        "zeroshot": "the zero-shot model, alpha 0",
+        "half": "alpha 0.5",
+        "finetuned": "the fine-tuned model, alpha 1",
+        "id_best": "best ID accuracy",
+        "oracle": "best by OOD labels, the measure of regret",
+    },
+    "measured": {
+        "ood_best": "best OOD accuracy",
+        "mean_best": "best mean of ID and OOD accuracy",
+        "keep_id": "best OOD accuracy that keeps the ID accuracy",
+    },
+    "target_labels": {"labels_best": "best accuracy on the labelled target images"},
+    "target_images": {
+        "atc": "average thresholded confidence (Garg et al. 2022)",
+        "doc": "difference of confidences (Guillory et al. 2021)",
+        "agl": "agreement on the line (Baek et al. 2022)",
+        "agreement": "difference of agreements between points of the path (ours)",
+    },
+    "references": {
+        "predicted": "largest gain predicted from learning rate, distance and sharpness",
+        "learning_rate": "largest gain predicted from the learning rate alone",
+        "best_fixed": "the one alpha that is best on average over the references",
+    },
+    "none": {"published": "what published paths of real CLIP models did; no alpha"},
+}
+"""Situation -> the rules that choose an alpha in it -> what the rule chooses."""
+
 
 COLLECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "imagenet-shifts": ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet"),

@@ -428,9 +428,12 @@ NO_SOURCE = {
         MeasureSettings Merged PairConfig Run SharpnessEstimate SpectralDensity StudyConfig TraceEstimate Tuned
         FinishedProtocol FinishedSweep SweepConfig SweepTrial curvature.MeasureResult
         curvature.FisherDiagonal curvature.MemoryPlan exchange.Measured exchange.RunPair findings.LayerLosses
+        Advice findings.AlongPath findings.HeldOut findings.ImageCurve findings.Known findings.PathAnswers
+        findings.PublishedFacts findings.Reference findings.Regrets findings.Tuning
         findings.NoiseLosses findings.Prediction findings.Repairs findings.Selection findings.Variant weights.Pair
     """,
     "reads, checks, writes or runs; what it calls has the source": """
+        advise findings.along_path findings.reference_pairs
         ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
         load_sweep run_sweep
         load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
@@ -441,6 +444,7 @@ NO_SOURCE = {
     """,
     "ours: the docstring says what it is and why": """
         curvature.check_symmetric curvature.in_precision curvature.is_cross_entropy curvature.plan_memory
+        findings.agreement_difference findings.held_out findings.image_curves findings.leave_one_setting_out
         curvature.precision_error curvature.second_order findings.advice_table findings.analyse_repairs
         findings.match_plain findings.path_correlations
     """,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sharpscope.cli.across import Correlate, Robustness
+from sharpscope.cli.advise import Advise
 from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Any] = {
     "finetune": Finetune,
     "protocol": Protocol,
     "sweep": Sweep,
+    "advise": Advise,
     "correlate": Correlate,
     "robustness": Robustness,
     "table": Table,

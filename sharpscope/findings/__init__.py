@@ -13,7 +13,21 @@ p-values and correlations that all of them use are public too.
 
 from __future__ import annotations
 
-from sharpscope.findings.advice import advice_table
+from sharpscope.findings.advice import Known, advice_table
+from sharpscope.findings.advising.along import AlongPath, along_path
+from sharpscope.findings.advising.images import (
+    HeldOut,
+    ImageCurve,
+    agreement_difference,
+    agreement_on_the_line,
+    confidence_difference,
+    held_out,
+    image_curves,
+    thresholded_confidence,
+)
+from sharpscope.findings.advising.labels import paired_difference
+from sharpscope.findings.advising.published import PublishedFacts, Tuning, published_facts
+from sharpscope.findings.advising.references import Reference, Regrets, leave_one_setting_out, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.criteria import register_criterion
 from sharpscope.findings.criteria.barrier import barrier
@@ -28,46 +42,73 @@ from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import Prediction, predict_gain, reference_table
 from sharpscope.findings.rank_correlation import partial_spearman
 from sharpscope.findings.repair import Repairs, Variant, analyse_repairs
-from sharpscope.findings.resampling import bca_interval, benjamini_hochberg, max_min_interval, permutation_p
+from sharpscope.findings.resampling import (
+    bca_interval,
+    benjamini_hochberg,
+    max_min_interval,
+    permutation_p,
+    simultaneous_band,
+)
 from sharpscope.findings.robustness import Baseline, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.selection import Selection, select
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
-from sharpscope.scores import percentile_interval
+from sharpscope.scores import PathAnswers, percentile_interval
 
 __all__ = [
+    "AlongPath",
     "Baseline",
+    "HeldOut",
+    "ImageCurve",
+    "Known",
     "LayerLosses",
     "NoiseLosses",
+    "PathAnswers",
     "Prediction",
+    "PublishedFacts",
+    "Reference",
+    "Regrets",
     "Repairs",
     "Selection",
+    "Tuning",
     "Variant",
     "advice_table",
+    "agreement_difference",
+    "agreement_on_the_line",
+    "along_path",
     "analyse_repairs",
     "barrier",
     "baseline_points",
     "bca_interval",
     "benjamini_hochberg",
     "chosen_layers",
+    "confidence_difference",
     "criticality",
     "effective_robustness",
     "failure_table",
+    "held_out",
+    "image_curves",
     "instability",
+    "leave_one_setting_out",
     "match_plain",
     "max_min_interval",
     "pair_correlations",
+    "paired_difference",
     "partial_spearman",
     "path_correlations",
     "path_costs",
     "percentile_interval",
     "permutation_p",
     "predict_gain",
+    "published_facts",
     "read_baseline",
+    "reference_pairs",
     "reference_table",
     "register_criterion",
     "rewind",
     "select",
+    "simultaneous_band",
     "stragglers_table",
+    "thresholded_confidence",
     "verdicts_table",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "permutation_p",
     "resampled_means",
     "scores_of",
+    "simultaneous_band",
     "stratified_means",
 ]
 
@@ -108,6 +109,30 @@ def max_min_interval(values: np.ndarray, replicates: np.ndarray, level: float) -
     low = float((values - joint * se).min(axis=1).max())
     high = float((values + own[:, None] * se).min(axis=1).max())
     return float(worst[best]), low, high, best
+
+
+def simultaneous_band(values: np.ndarray, replicates: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds that hold for all K values at once, and so for the one that is chosen after a look at them.
+
+    value -+ q se, with q the ``level`` quantile of max_k |replicate_k - value_k| / se_k. A value that no replicate
+    changes has bounds of no width.
+
+    Args:
+        values: [K] point estimates.
+        replicates: [R, K] their bootstrap.
+        level: coverage of all K together.
+
+    Returns:
+        (low, high), each [K]; NaN with fewer than ``min_replicates(level)`` replicates.
+
+    Source: Romano and Wolf 2005, Journal of the American Statistical Association 100 (the max-type quantile).
+    """
+    if len(replicates) < min_replicates(level):
+        return np.full(values.shape, math.nan), np.full(values.shape, math.nan)
+    se = replicates.std(axis=0, ddof=1)
+    t = np.abs(replicates - values) / np.where(se > 0, se, 1.0)
+    q = float(np.quantile(t.max(axis=1), level, method="higher"))
+    return values - q * se, values + q * se
 
 
 def bca_interval(

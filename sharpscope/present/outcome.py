@@ -9,6 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.advice import advised, in_words, situations_of
 from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
@@ -33,6 +34,7 @@ from sharpscope.tables.formats import MISSING, interval, is_missing, number, per
 from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows
 from sharpscope.vocabulary import (
+    ADVICE,
     CANNOT,
     CLAIMS,
     DENSE,
@@ -44,6 +46,7 @@ from sharpscope.vocabulary import (
     PAIRS,
     PATHS,
     PROBE,
+    SITUATIONS,
     UPGRADED,
     EnsembleKind,
     ensemble_variant,
@@ -84,66 +87,48 @@ def answer(source: Source) -> Section:
 
 
 def advice(source: Source) -> Section:
+    """What to do with every pair from the strongest situation that is known, and every rule with its regret."""
     table = source.table("advice")
     if not len(table):
         return Section("Advice", "advice", (absent("advice"),))
     lines: list[Block] = []
+    rows = []
     for pair in pairs_of(table, source.order):
-        own = table[table["pair"] == pair]
-        ours = own[own["rule"] == "sharpscope"]
-        lines.append(_advice_line(records(ours if len(ours) else own)[0]))
-    rows = [
-        (
-            cell(r["pair"]),
-            cell(r["group"]),
-            cell(r["rule"], title=said(str(r["note"]))),
-            alpha_cell(r["alpha"]),
-            cell(layer_names(str(r["layers"])) or "none", title=str(r["layers"])),
-            cell(interval(float(r["predicted_gain"]), float(r["ci_low"]), float(r["ci_high"]), points)),
-            cell(percent(r["ood_accuracy"])),
-            cell(points(r["regret"]).lstrip("+")),
-            status_cell(str(r["status"]), said(str(r["note"]))),
-        )
-        for r in in_order(table, source.order)
-    ]
+        lines += [
+            Line(f"{shown(pair)}: {in_words(row)}", shown(said(str(row["note"])), 3000)) for row in advised(table, pair)
+        ]
+        rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
     head = (
-        "pair",
-        "OOD group",
-        "rule",
-        with_symbol("α"),
-        "make sparse",
-        "predicted gain (points)",
-        "OOD accuracy",
-        "regret (points)",
-        "status",
-    )
+        "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
+        "ID accuracy", "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
+    )  # fmt: skip
     caption = (
-        "Every rule with its regret: the OOD accuracy that it loses against the alpha that OOD labels would pick. Only "
-        "the oracle sees OOD labels."
+        "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
+        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, "
+        "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
     )
-    grid = Grid.of(head, rows, caption, (3, 5, 6, 7), "tables/advice.csv")
+    grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
     return Section("Advice", "advice", (*lines, grid))
 
 
-def _advice_line(row: Mapping[str, Any]) -> Line:
-    alpha = float(row["alpha"])
-    if math.isnan(alpha):
-        what = "no alpha can be advised"
-    elif alpha == 0:
-        what = f"do not interpolate: keep the zero-shot model ({alpha_is(0)})"
-    elif alpha == 1:
-        what = f"do not interpolate: take the fine-tuned model as it is ({alpha_is(1)})"
-    else:
-        what = f"interpolate at {alpha_is(alpha)}"
-    held = layer_names(str(row["layers"]))
-    keep = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
-    what += f"; make {held} sparse{keep}" if held else "; make no layer sparse"
-    if is_missing(row["predicted_gain"]):
-        sure = "no gain could be predicted"
-    else:
-        gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
-        sure = f"predicted OOD gain over zero-shot {gain} points"
-    return Line(f"{shown(row['pair'])}: {what}; {sure}.", shown(said(str(row["note"])), 2000))
+def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    known = SITUATIONS.get(str(row["situation"]), "nothing")
+    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), "")
+    gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
+    regrets = [cell(points(row[c]).lstrip("+")) for c in ("regret", "expected_regret", "baseline_regret")]
+    shares = [cell(percent(row[c])) for c in ("id_accuracy", "ood_accuracy")]
+    return (
+        cell(row["pair"]),
+        cell(row["situation"], title=known),
+        cell(f"{row['rule']}{' ✓' if row['advised'] else ''}", "good" if row["advised"] else "", title=said(rule)),
+        cell(row["group"] or None),
+        alpha_cell(row["alpha"]),
+        cell(layer_names(str(row["layers"])) or "none", title=str(row["layers"])),
+        cell(gain),
+        *shares,
+        *regrets,
+        status_cell(str(row["status"]), said(str(row["note"]))),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -14,6 +14,7 @@ from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
+from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
@@ -24,7 +25,7 @@ from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import table, unique_in_order
 from sharpscope.vocabulary import CONTRASTS, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["correlate", "robustness"]
+__all__ = ["correlate", "references_of", "robustness"]
 
 Path = str | os.PathLike[str]
 
@@ -128,6 +129,20 @@ def robustness(
     rows = baseline_points(measured, named) if named in BASELINES else read_baseline(named)
     name = named if named in BASELINES else FilePath(baseline).name
     return effective_robustness(measured, rows, name, seed=seed, bootstrap=bootstrap, level=level)
+
+
+def references_of(runs: Sequence[Path], groups: Mapping[str, str] | None = None) -> list[Reference]:
+    """The pairs of run directories as references for advice; ``groups``: OOD set -> its group, over the runs' own.
+
+    Raises:
+        RunDirectoryError: a folder without tables.
+        ConfigError: two runs that have a pair of the same name.
+    """
+    if not runs:
+        return []
+    joined = _tables(runs, ("accuracy", "path"), optional=("sharpness",))
+    design = design_of_manifests(map(_manifest, runs))
+    return reference_pairs(joined["accuracy"], joined["path"], joined["sharpness"], design, groups)
 
 
 def _tables(runs: Sequence[Path], names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, pd.DataFrame]:

@@ -32,7 +32,7 @@ from sharpscope.weights.choices import Fishers
 from sharpscope.weights.path import InterpolationPath
 from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["Context", "check_inputs", "load_contexts", "load_study_pair"]
+__all__ = ["Context", "check_inputs", "check_test_sets", "load_contexts", "load_study_pair"]
 
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
@@ -147,7 +147,7 @@ class Context:
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """ID and OOD test sets by spec."""
-        return {spec: self._dataset(spec, "test", self.config.limit) for spec in roles(self.config)}
+        return {spec: self.dataset(spec) for spec in roles(self.config)}
 
     @cached_property
     def repair_places(self) -> dict[str, list[int]]:
@@ -175,6 +175,10 @@ class Context:
         if self.config.vrf_images is None:
             return self.probe.dataset
         return self._dataset(self.config.probe, "train", self.config.vrf_images)
+
+    def dataset(self, spec: str) -> Dataset:
+        """A further test set, with the study's limit."""
+        return self._dataset(spec, "test", self.config.limit)
 
     def _dataset(
         self,
@@ -235,8 +239,15 @@ def check_inputs(config: StudyConfig) -> None:
             f"precision: tf32 is an arithmetic of NVIDIA GPUs; this study computes on {device.type}, where it would "
             "change nothing.\nRemedy: --precision full, or bf16, which a CPU has too."
         )
+    check_test_sets(config)
+
+
+def check_test_sets(config: StudyConfig) -> None:
+    """Raise for a spec of probe, ID or OOD that means nothing, or a folder that is not there. No image is opened."""
     for spec in (config.probe, *config.id, *config.ood_groups):
         check_spec(spec)
+    if both := [spec for spec in config.ood_groups if spec in config.id]:
+        raise ConfigError(f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.")
     check_folders((config.probe, *config.id, *config.ood_groups), config.data_root)
 
 

@@ -22,6 +22,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
 from sharpscope.layers import Layer
+from sharpscope.present.advice import advised, in_words
 from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
 from sharpscope.present.criteria import who_is_named
 from sharpscope.present.plots import all_figures
@@ -35,7 +36,7 @@ from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, AlphaSide, __version__
 
-__all__ = ["Run", "report", "write_derived"]
+__all__ = ["Run", "finished_results", "report", "write_derived"]
 
 Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """A function of (work, shares) that returns ``work(*share)`` for every share, computed here or in several processes."""
@@ -100,10 +101,9 @@ class Run:
         stragglers = self.tables.get("stragglers", pd.DataFrame(columns=["pair"]))
         for pair in unique_in_order(stragglers["pair"]):
             lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
-        ours = self.tables["advice"]
-        for _, row in ours[ours["rule"] == "sharpscope"].iterrows():
-            what = "none" if pd.isna(row["alpha"]) else said(f"alpha {row['alpha']:g}")
-            lines.append("; ".join(x for x in (f"advice for {row['pair']}: {what}", said(str(row["note"] or ""))) if x))
+        table = self.tables["advice"]
+        for pair in dict.fromkeys(table["pair"]):
+            lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -127,6 +127,25 @@ def report(root: str | os.PathLike[str], results: str | None = None, *, alpha_on
         RunDirectoryError: the folder is not a run directory, or another version of sharpscope made it.
         ConfigError: the config in the manifest cannot be read.
     """
+    directory, done = finished_results(root)
+    config = done.config
+    finished = write_derived(directory, done, side=alpha_on)
+    if results is not None:
+        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
+        files = written(
+            finished.accuracy,
+            results,
+            model=config.model,
+            zeroshot={n: e[0] for n, e in ends.items()},
+            finetuned={n: e[1] for n, e in ends.items()},
+        )
+        for name, data in files.items():
+            directory.write(f"results/{name}", data)
+    return finished
+
+
+def finished_results(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
+    """The run directory and the units that are finished in it; see ``report``, whose errors it raises."""
     directory = RunDirectory.existing(root)
     if protocol := directory.manifest.get("protocol"):
         raise RunDirectoryError(
@@ -150,19 +169,7 @@ def report(root: str | os.PathLike[str], results: str | None = None, *, alpha_on
         done.take(
             {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
         )
-    finished = write_derived(directory, done, side=alpha_on)
-    if results is not None:
-        ends = {p.name: (p.zeroshot, p.finetuned) for p in config.pairs}
-        files = written(
-            finished.accuracy,
-            results,
-            model=config.model,
-            zeroshot={n: e[0] for n, e in ends.items()},
-            finetuned={n: e[1] for n, e in ends.items()},
-        )
-        for name, data in files.items():
-            directory.write(f"results/{name}", data)
-    return finished
+    return directory, done
 
 
 # ---------------------------------------------------------------------- derived files

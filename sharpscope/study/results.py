@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.config.study import StudyConfig
-from sharpscope.findings.advice import advice_table
+from sharpscope.findings.advice import Known, advice_table
+from sharpscope.findings.advising.along import AlongPath, along_path
+from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
@@ -24,16 +26,17 @@ from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
-from sharpscope.miniworld import world as miniworld
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
+from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
-from sharpscope.tables.files import normalised, read_csv
+from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import covariates, of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
     ALL,
+    BASELINE,
     BASES,
     CANNOT,
     CLAIMS,
@@ -44,7 +47,7 @@ from sharpscope.vocabulary import (
     parse_criterion,
 )
 
-__all__ = ["Results"]
+__all__ = ["Results", "unless_doubted"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
 """The alphas at which pairs are compared with each other, where the path has them. They were fixed before any result
@@ -69,8 +72,8 @@ class Results:
         layers: Mapping[str, Sequence[Layer]],
         facts: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.config, self.layers = config, layers
-        self.design = design_of(config.pairs, facts or {})
+        self.config, self.layers, self.facts = config, layers, facts or {}
+        self.design = design_of(config.pairs, self.facts)
         self.units: dict[str, Unit] = {}
         self.failed: dict[str, str] = {}
         self._stragglers: dict[str, pd.DataFrame] = {}
@@ -205,25 +208,9 @@ class Results:
             for name, (alphas, hits, _) in measured.items()
             for group in self.groups
         ]
-        references = self._references(sharpness, accuracy, path)
-        features = reference_table(sharpness, accuracy, path)
         of_stragglers = stacked("repair", [r.table for r in repairs if r.pair not in self._fallback])
-        advice = [
-            advice_table(
-                name,
-                alphas,
-                self._judged_on(group, hits),
-                roles(self.config),
-                of_group(features[features["pair"] == name], group),
-                of_group(references, group),
-                stragglers=self._chosen(name),
-                reference_repairs=of_group(of_stragglers, group),
-                group=group,
-                **self._resampling,
-            )
-            for name, (alphas, hits, _) in measured.items()
-            for group in self.groups
-        ]
+        references = self.references()
+        advice = [advice_table(self.along(name), self.known(name, references, of_stragglers)) for name in measured]
         doubts = self.doubts()
         tables = {
             "path": path,
@@ -235,7 +222,7 @@ class Results:
             "failure": stacked("failure", failure),
             "repair": stacked("repair", [r.table for r in repairs]),
             "correlations": self._correlations(sharpness, accuracy, path),
-            "advice": _unless_doubted(stacked("advice", advice), doubts),
+            "advice": unless_doubted(stacked("advice", advice), doubts),
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
         }
@@ -247,6 +234,29 @@ class Results:
     def groups(self) -> tuple[str, ...]:
         """The groups of OOD sets, each of which is judged by itself; one empty group where the study has no OOD set."""
         return tuple(members_of(self.config.ood_groups, self.config.ood_groups)) or (DEFAULT_GROUP,)
+
+    def along(self, name: str) -> AlongPath:
+        """One pair's ID accuracy, and its OOD accuracy by group, along its path."""
+        alphas, hits, _ = self.arrays(name)
+        return along_path(name, alphas, hits, roles(self.config), self.config.ood_groups, **self._resampling)
+
+    def references(self) -> list[Reference]:
+        """This run's pairs and, where asked for, the embedded world's, as references for advice on each other."""
+        accuracy, path, sharpness = (self.measured(t) for t in ("accuracy", "path", "sharpness"))
+        own = reference_pairs(accuracy, path, sharpness, self.design)
+        if not self.config.shipped_pairs:
+            return own
+        return own + shipped_references(self.config.ood_groups, list(self.layers))
+
+    def known(self, name: str, references: Sequence[Reference], repairs: pd.DataFrame | None = None) -> Known:
+        """What is known of one pair for advice; ``repairs``: the repair tables of pairs that have stragglers."""
+        return Known(
+            tuning_of(self.design, name, self.facts.get(name)),
+            next((r for r in references if r.pair == name), None),
+            references,
+            self._chosen(name),
+            repairs,
+        )
 
     def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:
         """The answers on the ID sets and on the OOD sets of ``group``."""
@@ -266,7 +276,7 @@ class Results:
         pairs."""
         frames: dict[str, pd.DataFrame] = {}
         for name in ("sharpness", "accuracy"):
-            own, shipped = self.measured(name), _shipped(name)
+            own, shipped = self.measured(name), shipped_table(name)
             frames[name] = stacked(name, [own, shipped[~shipped["pair"].isin(own["pair"])]])
         return points_of(frames["sharpness"], frames["accuracy"])
 
@@ -298,7 +308,7 @@ class Results:
         own = reference_table(sharpness, accuracy, path)
         if not self.config.shipped_pairs:
             return own
-        shipped = reference_table(*(_shipped(t) for t in ("sharpness", "accuracy", "path")))
+        shipped = reference_table(*(shipped_table(t) for t in ("sharpness", "accuracy", "path")))
         return pd.concat([own, shipped[~shipped["pair"].isin(own["pair"])]], ignore_index=True)
 
     def _correlations(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
@@ -322,7 +332,7 @@ class Results:
             )
         )
         if c.shipped_pairs:
-            tables = {t: _shipped(t) for t in ("sharpness", "accuracy", "path")}
+            tables = {t: shipped_table(t) for t in ("sharpness", "accuracy", "path")}
             shipped = pair_correlations(
                 tables["sharpness"],
                 tables["accuracy"],
@@ -358,7 +368,7 @@ class Results:
 
     def _shipped_by_instability(self) -> dict[str, tuple[str, ...]] | None:
         """The layers that the criterion instability chose in the shipped pairs, or None by another rule than theirs."""
-        table = _shipped("stragglers")
+        table = shipped_table("stragglers")
         same = (table["rule"] == self.config.straggler_rule).all()
         return chosen_by(table, CONTRASTS["instability"].criterion) if same else None
 
@@ -416,16 +426,14 @@ def _without_stragglers(verdicts: pd.DataFrame, pairs: Mapping[str, str]) -> pd.
     return verdicts
 
 
-def _unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:
-    """The advice table without advice for a pair in doubt; what other rules would have reached stays as it is."""
-    ours = advice["rule"] == "sharpscope"
+def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:
+    """The advice table without advice for a pair in doubt; what the baselines would have reached stays as it is."""
+    ours = advice["situation"] != BASELINE
     for doubt in doubts:
         at = ours if doubt.pair == PAIRS else ours & (advice["pair"] == doubt.pair)
-        advice.loc[at, ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "regret", "ood_accuracy"]] = np.nan
-        advice.loc[at, ["layers", "status", "note"]] = ["", "undefined", f"no advice is given: {doubt.reason}"]
+        gone = ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "id_accuracy", "regret", "ood_accuracy"]
+        advice.loc[at, [*gone, "baseline_regret", "expected_regret"]] = np.nan
+        advice.loc[at, ["layers", "best_baseline", "status"]] = ["", "", "undefined"]
+        advice.loc[at, "note"] = f"no advice is given: {doubt.reason}"
+        advice.loc[at, "advised"] = False
     return advice
-
-
-def _shipped(table: str) -> pd.DataFrame:
-    """The embedded world's across-pair table, as ``analyses/world.py`` computed it."""
-    return read_csv(miniworld.pairs_table(table), table)

@@ -27,7 +27,7 @@ from sharpscope.tables.schema import KEYS
 
 __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
-_BOOLS = frozenset({"chosen", "converged", "present", "primary"})
+_BOOLS = frozenset({"advised", "chosen", "converged", "present", "primary"})
 _INTS = frozenset((
     "batch_size", "bin", "depth", "failures", "k", "n", "n_controls", "n_masks", "num_matvecs", "num_moving",
     "num_params", "rank", "seed", "seeds", "shots", "steps",

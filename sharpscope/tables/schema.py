@@ -44,6 +44,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "advice": (
         "pair", "situation", "rule", "group", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high",
         "id_accuracy", "ood_accuracy", "regret", "best_baseline", "baseline_regret", "status", "note",
+        "expected_regret", "advised",
     ),
     "agreement": (
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
@@ -91,6 +92,17 @@ Reading guide
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
+  advice.situation     what the rule knows of the OOD data (a key of ``SITUATIONS``), the strongest first; ``baseline``
+                       for rules that know nothing, and for the oracle
+  advice.rule          a rule of ``ADVICE[situation]``
+  advice.group         the group of OOD sets; ``target`` for images that a user brought
+  advice.advised       whether this is the alpha that the situation advises; the others stand beside it
+  advice.predicted_gain  gain in OOD (or target) accuracy over zero-shot: measured, estimated or predicted
+  advice.regret        OOD accuracy lost to the best alpha of the path by the OOD labels, where there are any
+  advice.expected_regret  the rule's mean regret where it was tested without this pair's OOD labels: on held-out shifts
+                       of ID data, or on the references' settings, each left out in turn
+  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` its regret
+                       on the OOD labels themselves
   advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
                        stragglers over at least four other pairs of the run has an interval above 0
   agreement.measure    a key of ``AGREEMENT``

@@ -139,6 +139,7 @@ WORK = {
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
+    "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
     "table": ("sharpscope.study.papertables.paper_table", ("format", "digits", "seeds"), {"id": "ids"}),
     "report": ("sharpscope.study.report.report", (), {"run": "root"}),
 }
@@ -283,6 +284,10 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("correlate", "at least one run"),
         ("correlate r1 --match a=b", "--match, --id: both refer to the file of --accuracy"),
         ("robustness", "robustness: give at least one run"),
+        ("advise", "advise: give a run directory, or a pair with --zeroshot and --finetuned"),
+        ("advise r1 --zeroshot mini:zeroshot", "zeroshot: r1 says it in its manifest"),
+        ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
+        ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
         ("report r1 --results wiseft", "'wiseft'"),
     ],
 )
@@ -422,6 +427,7 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
         "merge": ["checkpoints"],
         "evaluate": ["checkpoints"],
         "report": ["run"],
+        "advise": ["run"],
         "correlate": ["runs"],
         "robustness": ["runs"],
     }

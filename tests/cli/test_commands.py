@@ -21,6 +21,7 @@ from sharpscope.tables.formats import number, percent
 from sharpscope.weights import read_checkpoint
 
 ENDS = ("--zeroshot", "mini:zeroshot", "--finetuned", "mini:success", "--model", "mini")
+PAIR_OF_MINI = ["--zeroshot", "mini:zeroshot", "--finetuned", "mini:small", "--model", "mini"]
 TINY = (
     *ENDS, "--id", "mini:photo", "--ood", "mini:sketch", "--alphas", "0", "1", "--granularity", "block", "--measures",
     "hessian_trace", "--probe-size", "4", "--batch-size", "4", "--limit", "16", "--max-matvecs", "1", "--layer-alphas",
@@ -116,6 +117,20 @@ def test_commands_that_read_tables_import_what_tables_need(studied, command):
     loaded = modules_after(command, str(studied[0] / "runs" / "success"), "--csv")
     assert not loaded & {"torch", "torchvision", "open_clip", "safetensors", "matplotlib"}
     assert "pandas" in loaded
+
+
+def test_advice_on_a_run_is_that_of_its_report_and_opens_no_checkpoint(studied, tmp_path):
+    from sharpscope.tables.files import read_csv
+
+    root = studied[0] / "runs" / "success"
+    told = said("advise", str(root), "--out", str(tmp_path / "a.csv"))
+    assert (told.code, told.err) == (0, "") and told.out.startswith(
+        "measured: OOD test sets with labels were evaluated"
+    )
+    one, two = read_csv(tmp_path / "a.csv", "advice"), read_csv(root / "tables" / "advice.csv", "advice")
+    assert one.equals(two) and one["advised"].any()
+    refused = said("advise", "--references", str(root), *PAIR_OF_MINI)
+    assert "no alpha: 1 reference pair of 1 setting with OOD labels\n" in refused.out and "none: " in refused.out
 
 
 def test_failed_units_give_exit_1_and_the_report_all_the_same(studied, monkeypatch):

@@ -184,5 +184,5 @@ def test_class_names_that_were_matched_in_order_are_said(tmp_path: Path) -> None
         "data": {"a": {"probe": {"said": [in_order]}, "folder:v": {"said": []}}, "b": {"probe": {"said": [in_order]}}}
     }
     assert data_notes(manifest) == (f"probe: {in_order}.",)
-    tables = {"verdicts": pd.DataFrame(columns=["claim"]), "advice": pd.DataFrame(columns=["rule"])}
+    tables = {"verdicts": pd.DataFrame(columns=["claim"]), "advice": pd.DataFrame(columns=["pair"])}
     assert Run(tmp_path, tables, data_notes=data_notes(manifest)).summary() == f"data: probe: {in_order}."

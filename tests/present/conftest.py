@@ -278,19 +278,24 @@ def make_correlations(layers: tuple[str, ...] = LAYERS) -> pd.DataFrame:
 
 
 def make_advice() -> pd.DataFrame:
-    none = (np.nan,) * 3
-    columns = ("pair", "rule", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high", "regret",
-               "ood_accuracy", "status", "note")  # fmt: skip
+    def row(pair: str, situation: str, rule: str, alpha: float, **more: object) -> dict[str, object]:
+        known = {"pair": pair, "situation": situation, "rule": rule, "group": "ood", "alpha": alpha, "layers": ""}
+        return known | {"best_baseline": "", "advised": False, "status": "ok", "note": ""} | more
+
+    gain = {"predicted_gain": 0.12, "ci_low": 0.07, "ci_high": 0.16, "id_accuracy": 0.7, "ood_accuracy": 0.537}
+    tested = {"expected_regret": 0.021, "best_baseline": "half", "baseline_regret": 0.03, "regret": 0.024}
+    held = {"layers": "visual.conv1+head", "density": 0.5}
+    refused = {"status": "undefined", "note": "no alpha: this pair lies outside the 9 reference pairs"}
     rows = [
-        ("success", "sharpscope", 0.4, "visual.conv1+head", 0.5, 0.12, 0.07, 0.16, 0.021, 0.537, "ok", ""),
-        ("success", "half", 0.5, "", 1.0, *none, 0.011, 0.55, "ok", ""),
-        ("success", "id_best", 1.0, "", 1.0, *none, 0.011, 0.55, "ok", ""),
-        ("success", "oracle", 0.8, "", 1.0, *none, 0.0, 0.561, "ok", "looks at OOD labels"),
-        ("failure", "sharpscope", 0.0, "", 1.0, 0.01, -0.04, 0.06, 0.05, 0.418, "ok",
-         "do not interpolate: the interval holds 0"),
-        ("failure", "half", 0.5, "", 1.0, *none, 0.07, 0.39, "ok", ""),
-    ]  # fmt: skip
-    return table("advice", [dict(zip(columns, row, strict=True)) | {"group": "ood"} for row in rows])
+        row("success", "references", "predicted", 0.4, advised=True, **gain, **tested, **held),
+        row("success", "references", "best_fixed", 0.5, expected_regret=0.03),
+        row("success", "baseline", "half", 0.5, regret=0.011, ood_accuracy=0.55),
+        row("success", "baseline", "oracle", 0.8, regret=0.0, ood_accuracy=0.561, note="looks at OOD labels"),
+        row("failure", "references", "predicted", np.nan, **refused),
+        row("failure", "none", "published", np.nan, group="", status="undefined", note="of 19 end-to-end paths ..."),
+        row("failure", "baseline", "half", 0.5, regret=0.07, ood_accuracy=0.39),
+    ]
+    return table("advice", rows)
 
 
 def make_verdicts() -> pd.DataFrame:

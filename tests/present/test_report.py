@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sharpscope.present.advice import advice_text
 from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
 from sharpscope.present.view import Cell, estimate_cell
@@ -109,7 +110,7 @@ def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Pa
     assert all(len(a["alt"]) > 5 for a in images)
 
 
-def test_question_answer_and_advice_come_first(page: Page) -> None:
+def test_question_and_answer_come_first(page: Page) -> None:
     top = page.text("")
     assert "can sharpness on ID data tell which may be interpolated?" in top
     assert "Answer:" not in top and "On these pairs and these test sets: does not hold." in top
@@ -119,26 +120,51 @@ def test_question_answer_and_advice_come_first(page: Page) -> None:
     assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
     assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer
     assert "(Evidence from the table that ships with the embedded world.)" in answer
+
+
+def test_the_advice_of_every_pair_is_its_strongest_with_regret_beside_the_best_baselines(page: Page) -> None:
     advice = page.text("advice")
     assert (
-        "success: interpolate at α = 0.4; make conv1, head sparse, keeping 50 % of their change; "
-        "predicted OOD gain over zero-shot +12.0 [+7.0, +16.0] points." in advice
+        "success: predicted (ood), largest gain predicted from learning rate, distance and sharpness: alpha 0.4; make "
+        "conv1, head sparse, keeping 50 % of their change; ID accuracy 70.0 %, OOD accuracy 53.7 %; OOD gain over "
+        "zero-shot +12.0 [+7.0, +16.0] points; expected regret 2.1, that of half, the best baseline, 3.0 points."
+        in advice
     )
-    assert "failure: do not interpolate: keep the zero-shot model (α = 0); make no layer sparse;" in advice
+    assert "failure: published, what published paths of real CLIP models did; no alpha: no alpha." in advice
+    assert advice.index("of 19 end-to-end paths") and "predicted ✓" in advice and "best_fixed ✓" not in advice
 
 
 @pytest.mark.parametrize(
     ("alpha", "want"),
     [
-        (1.0, "take the fine-tuned model as it is"),
-        (np.nan, "no alpha can be advised"),
-        (0.25, "interpolate at α = 0.25"),
+        (1.0, "take the fine-tuned model (alpha 1)"),
+        (0.0, "do not interpolate, keep the zero-shot model (alpha 0)"),
+        (np.nan, "sharpness: no alpha."),
+        (0.25, "sharpness: alpha 0.25;"),
     ],
 )
 def test_advice_says_what_to_do(tables: Tables, manifest: dict[str, Any], alpha: float, want: str) -> None:
     advice = tables["advice"].assign(alpha=alpha, predicted_gain=np.nan, ci_low=np.nan, ci_high=np.nan)
     text = Page(build_report({"advice": advice}, {}, manifest)).text("advice")
-    assert want in text and "no gain could be predicted" in text
+    assert want in text and "gain over zero-shot" not in text
+
+
+def test_advice_as_text_has_a_block_a_situation_the_strongest_first(tables: Tables) -> None:
+    front = pd.DataFrame({"pair": ["success"] * 2, "group": "ood", "alpha": [0, 1.0], "id_accuracy": [0.5, 0.9],
+                          "id_low": 0.4, "id_high": 0.95, "ood_accuracy": 0.5, "ood_low": 0.45, "ood_high": 0.55,
+                          "gain": [0.0, 0.1], "ci_low": -0.1, "ci_high": 0.2})  # fmt: skip
+    text = advice_text(tables["advice"], {"references": front})
+    blocks = [line for line in text.split("\n") if " | " in line]
+    assert blocks == [
+        "success | references: other pairs have OOD labels",
+        "success | baseline: rules that know nothing of the OOD data",
+        "failure | references: other pairs have OOD labels",
+        "failure | none: nothing is known but the two checkpoints",
+        "failure | baseline: rules that know nothing of the OOD data",
+    ]
+    assert "90.0 % [40.0, 95.0]" in text and "+10.0 [−10.0, +20.0]" in text
+    assert text.count("\n  -> ") == 1 and "ood, regret in points: half (alpha 0.5) 1.1, oracle (alpha 0.8) 0.0" in text
+    assert "\n       no alpha: this pair lies outside" in text
 
 
 def test_numbers_are_those_of_the_tables_with_their_uncertainty(page: Page, tables: Tables) -> None:

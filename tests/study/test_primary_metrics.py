@@ -120,6 +120,7 @@ def test_findings_go_by_the_primary_metric(done: tuple[Any, dict[str, Unit], Res
     assert failure.loc[("F4", WILD), "estimate"] == pytest.approx((wild[0.0] + wild[1.0]) / 2 - wild[0.5])
     assert np.isfinite(failure.loc[("F1", WILD), ["ci_low", "ci_high"]].astype(float)).all()
     advice = tables["advice"].set_index("rule")
+    assert advice.loc["ood_best", "ood_accuracy"] == advice.loc["oracle", "ood_accuracy"]
     assert advice.loc["oracle", "ood_accuracy"] == pytest.approx(curve.max())
     repair = tables["repair"]
     assert len(repair) == 4

@@ -1,0 +1,156 @@
+"""Advice in words: a block a situation, the strongest first; accuracies, gains and regrets in points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.errors import shown
+from sharpscope.present.alphas import said
+from sharpscope.present.view import layer_names, pairs_of, records
+from sharpscope.tables.formats import MISSING, interval, is_missing, percent, points
+from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
+
+__all__ = ["advice_text", "advised", "in_words", "situations_of", "title_of"]
+
+
+def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(situation, its rows) of one pair, the strongest situation first and the baselines last."""
+    own = table[table["pair"] == pair]
+    for situation in (*SITUATIONS, BASELINE):
+        rules = list(ADVICE[situation])
+        rows = records(own[own["situation"] == situation])
+        groups = list(dict.fromkeys(r["group"] for r in rows))
+        if rows:
+            place = {rule: i for i, rule in enumerate(rules)}
+            yield situation, sorted(rows, key=lambda r: (groups.index(r["group"]), place.get(r["rule"], len(place))))
+
+
+def title_of(situation: str) -> str:
+    """A situation and what is known in it: ``references: other pairs have OOD labels``."""
+    return f"{situation}: {SITUATIONS.get(situation, 'rules that know nothing of the OOD data')}"
+
+
+def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
+    """The rows that say what to do with ``pair`` from the strongest situation that advises an alpha; else one without.
+
+    Each group of OOD sets has its own.
+    """
+    every = [row for _, rows in situations_of(table, pair) for row in rows if row["situation"] != BASELINE]
+    chosen = [r for r in every if r["advised"]]
+    return [r for r in chosen if r["situation"] == chosen[0]["situation"]] if chosen else every[-1:]
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """One row as a sentence: what to do, ID accuracy beside OOD, the gain, and regret beside the best baseline's."""
+    what = said(f"{_aim(row)}: {_action(row)}")
+    if is_missing(row["alpha"]):
+        return f"{what}."
+    held = layer_names(str(row["layers"] or ""))
+    kept = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
+    gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
+    where = "target" if row["situation"].startswith("target") else "OOD"
+    told = [
+        f"{what}{f'; make {held} sparse{kept}' if held else ''}",
+        f"ID accuracy {_share(row['id_accuracy'])}, {where} accuracy {_share(row['ood_accuracy'])}",
+        "" if is_missing(row["predicted_gain"]) else f"{where} gain over zero-shot {gain} points",
+        _regrets(row),
+    ]
+    return "; ".join(part for part in told if part) + "."
+
+
+def _aim(row: Mapping[str, Any]) -> str:
+    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
+    group = str(row["group"] or "")
+    return f"{row['rule']}{f' ({shown(group, 60)})' if group else ''}, {rule}"
+
+
+def _action(row: Mapping[str, Any]) -> str:
+    if is_missing(row["alpha"]):
+        return "no alpha"
+    alpha = float(row["alpha"])
+    ends = {0.0: "do not interpolate, keep the zero-shot model (alpha 0)", 1.0: "take the fine-tuned model (alpha 1)"}
+    return ends.get(alpha, f"alpha {alpha:g}")
+
+
+def _share(value: Any) -> str:
+    return MISSING if is_missing(value) else percent(float(value))
+
+
+def _regrets(row: Mapping[str, Any]) -> str:
+    """The rule's own regret and the best baseline's, in the same test."""
+    own, what = row["expected_regret"], "expected regret"
+    if is_missing(own):
+        own, what = row["regret"], "regret"
+    told = [] if is_missing(own) else [f"{what} {_unsigned(own)}"]
+    if not is_missing(row["baseline_regret"]):
+        told.append(f"that of {row['best_baseline']}, the best baseline, {_unsigned(row['baseline_regret'])}")
+    return f"{', '.join(told)} points" if told else ""
+
+
+def _unsigned(value: Any) -> str:
+    return points(float(value)).lstrip("+")
+
+
+def advice_text(
+    table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None, order: Sequence[str] = ()
+) -> str:
+    """The whole advice as text: a block a pair and situation, in each a line a rule with its note.
+
+    ``fronts``: situation -> the accuracies along the path that it rests on, printed in its block; rows of one pair are
+    those whose column ``pair`` names it.
+    """
+    lines: list[str] = []
+    pairs = pairs_of(table, order)
+    for pair in pairs:
+        for situation, rows in situations_of(table, pair):
+            lines += ["", f"{shown(pair)} | {title_of(situation)}" if len(pairs) > 1 else title_of(situation)]
+            front = (fronts or {}).get(situation)
+            if front is not None:
+                lines += [f"  {line}" for line in _front_lines(front[front["pair"] == pair].drop(columns="pair"))]
+            lines += _regret_lines(rows) if situation == BASELINE else [x for row in rows for x in _row_lines(row)]
+    return "\n".join(lines[1:])
+
+
+def _row_lines(row: Mapping[str, Any]) -> list[str]:
+    """A rule's sentence, marked by an arrow where it is advised, and its notes."""
+    notes = shown(row["note"], 3000).split("; ") if row["note"] else []
+    return [f"  {'->' if row['advised'] else '  '} {in_words(row)}", *(f"       {note}" for note in notes)]
+
+
+def _regret_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a group of OOD sets: every baseline's alpha and its regret."""
+    out = []
+    for group in dict.fromkeys(row["group"] for row in rows):
+        own = [row for row in rows if row["group"] == group and not is_missing(row["alpha"])]
+        told = [
+            f"{r['rule']} (alpha {r['alpha']:g})" + ("" if is_missing(r["regret"]) else f" {_unsigned(r['regret'])}")
+            for r in own
+        ]
+        what = f"{shown(group, 60)}, regret in points: " if group else ""
+        out.append(f"     {what}{', '.join(told)}")
+    return out
+
+
+def _front_lines(front: pd.DataFrame) -> list[str]:
+    """The accuracies along the path as a table in percent (gains in points), bounds beside their estimate."""
+    out = pd.DataFrame({"alpha": [f"{v:g}" for v in front["alpha"]]}, index=front.index)
+    if "group" in front and front["group"].astype(bool).any():
+        out.insert(0, "group", front["group"])
+    bounded = {
+        "id_accuracy": ("id_low", "id_high"),
+        "ood_accuracy": ("ood_low", "ood_high"),
+        "gain": ("ci_low", "ci_high"),
+    }
+    ends = {end for pair in bounded.values() for end in pair}
+    for column in (c for c in front.columns if c not in {"alpha", "group", *ends}):
+        if column in bounded:
+            style, triples = points if column == "gain" else percent, front[[column, *bounded[column]]]
+            out[column.replace("_", " ")] = [
+                interval(value, low, high, style) for value, low, high in triples.to_numpy()
+            ]
+        else:
+            out[column] = [_share(v) for v in front[column]]
+    return out.to_string(index=False).split("\n")

@@ -1,0 +1,314 @@
+"""Advice on alpha for one pair, from what is known: OOD labels, a few labels, images alone, other pairs, nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from sharpscope.atomic import write_atomic, writing
+from sharpscope.clip.along import answers_along, judged_by, seen_along
+from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.targets import labelled_files, unlabelled_images
+from sharpscope.clip.metrics import Answers
+from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.config.study import ALPHAS, PairConfig, StudyConfig, checkpoint_stem
+from sharpscope.errors import ConfigError, shown
+from sharpscope.findings.advice import Known, advice_table
+from sharpscope.findings.advising.along import AlongPath, along_path
+from sharpscope.findings.advising.images import ImageCurve, estimates_table, held_out, image_curves
+from sharpscope.findings.advising.labels import FEWEST_LABELS, label_curve
+from sharpscope.findings.advising.measured import front
+from sharpscope.findings.advising.references import Reference
+from sharpscope.findings.doubts import Doubt, swap_doubt
+from sharpscope.present.advice import advice_text
+from sharpscope.scores import PathAnswers
+from sharpscope.study.across import references_of
+from sharpscope.study.context import Context, check_test_sets
+from sharpscope.study.designs import design_of
+from sharpscope.study.known import shipped_references, tuning_of
+from sharpscope.study.report import finished_results
+from sharpscope.study.results import unless_doubted
+from sharpscope.study.tasks import roles
+from sharpscope.tables.files import csv_bytes
+from sharpscope.vocabulary import ClassPosition
+
+__all__ = ["HELD_OUT", "Advice", "advise"]
+
+HELD_OUT: Final = ("speckle_noise@3", "gaussian_blur@3", "spatter@3", "saturate@3")
+"""The corruptions of the ID test sets on which the rules for target images are judged: those that ImageNet-C's authors
+reserve for validation (Hendrycks and Dietterich 2019, arXiv 1903.12261), one of each kind."""
+_TARGET: Final = "target"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Advice on alpha: what ``advise`` returns; ``print`` shows it.
+
+    ``table``: the table advice (``findings.advice_table``), of one or several pairs. ``along``: situation -> the
+    accuracies along the path that its advice rests on (measured, labelled or estimated), in [0, 1].
+    """
+
+    table: pd.DataFrame
+    along: Mapping[str, pd.DataFrame] = field(default_factory=dict, repr=False)
+
+    @property
+    def advised(self) -> pd.DataFrame:
+        """The rows that advise an alpha, those of the strongest situation first."""
+        return self.table[self.table["advised"]]
+
+    def __str__(self) -> str:
+        return advice_text(self.table, self.along)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def advise(
+    run: str | os.PathLike[str] | None = None,
+    *,
+    zeroshot: str | None = None,
+    finetuned: str | None = None,
+    model: str = "ViT-B-32",
+    name: str | None = None,
+    id: Sequence[str] = (),
+    ood: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    target_labels: str | os.PathLike[str] | None = None,
+    target_images: Sequence[str] = (),
+    held_out_shifts: Sequence[str] = (),
+    references: Sequence[str | os.PathLike[str]] = (),
+    shipped_pairs: bool = False,
+    learning_rate: float | None = None,
+    keep_id: float = 0.99,
+    alphas: Sequence[float] | None = None,
+    head: str = "auto",
+    head_file: str | None = None,
+    classnames: str | None = None,
+    templates: str | None = None,
+    class_position: ClassPosition | None = None,
+    data_root: str | None = None,
+    batch_size: int = 128,
+    limit: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    out: str | os.PathLike[str] | None = None,
+    progress: MakeBar | None = None,
+) -> Advice:
+    """The alphas that can be advised for a pair, one block a situation, the strongest first; no curvature is needed.
+
+    >>> advice = advise(zeroshot="mini:zeroshot", finetuned="mini:success", model="mini")
+    >>> advice.table["situation"].iloc[0], len(advice.advised)
+    ('none', 0)
+
+    The situations: ``measured`` (OOD labels), ``target_labels`` (at least 20 labelled target images), ``target_images``
+    (without labels), ``references`` (other pairs with OOD labels), ``none``. No alpha is advised in the last one, and
+    none for a pair that lies outside its references.
+
+    Args:
+        run: a run directory, whose pairs, ID and OOD sets, settings and finished evaluations are used.
+        zeroshot, finetuned, model, name, id, ood, alphas, head, head_file, classnames, templates, class_position,
+            limit: without ``run``, the pair and what it is evaluated on, as in ``StudyConfig``; alphas defaults to
+            0, .1 ... 1.
+        target_labels: CSV file with the columns filepath (relative to the file) and label (a class name).
+        target_images: data set specs or folders of images, whose labels are not looked at.
+        held_out_shifts: labelled shifts on which the rules for target images are judged; default: four corruptions of
+            the ID sets (``HELD_OUT``).
+        references: run directories of other pairs.
+        shipped_pairs: whether the embedded world's pairs are references too.
+        learning_rate: that of the fine-tuning, where the file does not say it.
+        keep_id: the share of the path's best ID accuracy that the rule keep_id keeps, in (0, 1].
+        data_root: folder under which named data sets and relative paths are looked up.
+        batch_size: images per batch.
+        device: cpu, cuda or auto.
+        seed: seed of the choice of images and of the bootstrap.
+        bootstrap: number of replicates.
+        level: coverage of the intervals.
+        out: CSV file for the table.
+        progress: makes a progress bar, e.g. ``tqdm``.
+
+    Raises:
+        ConfigError: neither run nor pair, or both; a setting out of range; target images without an ID set.
+        DatasetError: a set, a target file or one of its rows that cannot be used.
+        CheckpointError, PairMismatch, RunDirectoryError: as ``load_pair`` and ``report``.
+    """
+    if not 0 < keep_id <= 1:
+        raise ConfigError(f"keep_id: needs a share above 0 and at most 1, e.g. 0.99; got {keep_id:g}.")
+    asked = {"zeroshot": zeroshot, "finetuned": finetuned, "name": name, "id": id, "ood": ood, "alphas": alphas}
+    if run is not None and (given := [key for key, value in asked.items() if value]):
+        raise ConfigError(f"{given[0]}: {shown(run)} says it in its manifest; give a run or a pair.")
+    if run is None and (zeroshot is None or finetuned is None):
+        raise ConfigError("advise: give a run directory, or a pair with --zeroshot and --finetuned.")
+    if run is not None:
+        subjects = _of_run(Path(run), data_root, device, learning_rate, references, shipped_pairs)
+    else:
+        covariates = {} if learning_rate is None else {"learning_rate": float(learning_rate)}
+        pair = PairConfig(name or checkpoint_stem(str(finetuned)), str(zeroshot), str(finetuned), covariates)
+        config = StudyConfig(
+            pairs=(pair,), model=model, id=tuple(id), ood=ood, alphas=tuple(alphas or ALPHAS), head=head,  # type: ignore[arg-type]
+            head_file=head_file, classnames=classnames, templates=templates, class_position=class_position,
+            data_root=data_root, batch_size=batch_size, limit=limit, device=device, seed=seed,  # type: ignore[arg-type]
+            bootstrap=bootstrap, level=level,
+        )  # fmt: skip
+        config = dataclasses.replace(config, probe=next(iter(roles(config)), config.probe))
+        check_test_sets(config)
+        subjects = [_of_pair(config, pair, references, shipped_pairs, progress or silent)]
+    targets = _Targets(target_labels, tuple(target_images), tuple(held_out_shifts))
+    parts = [_advised(subject, targets, keep_id, progress or silent) for subject in subjects]
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    fronts = {
+        s: pd.concat([p.along[s] for p in parts if s in p.along])
+        for s in dict.fromkeys(s for p in parts for s in p.along)
+    }
+    if out is not None:
+        with writing(Path(out)):
+            write_atomic(Path(out), csv_bytes(table, "advice"))
+    return Advice(table, fronts)
+
+
+@dataclass(frozen=True)
+class _Targets:
+    labels: str | os.PathLike[str] | None
+    images: tuple[str, ...]
+    shifts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One pair to advise on: its curves, what is known of it, and its data once images have to be seen."""
+
+    path: AlongPath
+    known: Known
+    config: StudyConfig
+    pair: PairConfig
+    context: Context | None = None
+    answers: Mapping[str, list[Answers]] = field(default_factory=dict)
+    """The answers on the ID sets, where they have been evaluated already."""
+    doubts: Sequence[Doubt] = ()
+
+
+# ------------------------------------------------------------------------------------------------ where pairs come from
+def _of_run(
+    root: Path,
+    data_root: str | None,
+    device: str,
+    learning_rate: float | None,
+    runs: Sequence[str | os.PathLike[str]],
+    shipped: bool,
+) -> list[_Subject]:
+    """The pairs of a finished run; neither checkpoints nor images are opened."""
+    _, results = finished_results(root)
+    config = dataclasses.replace(results.config, data_root=data_root or results.config.data_root, device=device)  # type: ignore[arg-type]
+    own = results.references()
+    known_pairs = [r.pair for r in own]
+    more = references_of(runs, config.ood_groups)
+    if shipped and not results.config.shipped_pairs:
+        more += shipped_references(config.ood_groups, known_pairs)
+    every = own + [r for r in more if r.pair not in known_pairs]
+    subjects = []
+    for pair in config.pairs:
+        if not results.arrays(pair.name)[0]:
+            continue
+        known = results.known(pair.name, every)
+        if learning_rate is not None:
+            known = dataclasses.replace(known, tuning=dataclasses.replace(known.tuning, learning_rate=learning_rate))
+        subjects.append(_Subject(results.along(pair.name), known, config, pair, doubts=results.doubts()))
+    if not subjects:
+        raise ConfigError(f"{shown(root)}: no point of any path is finished; finish it with 'sharpscope run' first.")
+    return subjects
+
+
+def _of_pair(
+    config: StudyConfig, pair: PairConfig, runs: Sequence[str | os.PathLike[str]], shipped: bool, bars: MakeBar
+) -> _Subject:
+    """A pair that is evaluated now, on its ID and OOD sets."""
+    context = Context.load(config, pair)
+    answers = _evaluated(context, context.datasets, bars)
+    facts = context.pair.facts
+    design = design_of((pair,), {pair.name: facts})
+    hits = {spec: judged_by(answers[spec], d.metrics[0]) for spec, d in context.datasets.items()}
+    path = along_path(
+        pair.name, config.alphas, hits, roles(config), config.ood_groups,
+        level=config.level, bootstrap=config.bootstrap, seed=config.seed,
+    )  # fmt: skip
+    references = references_of(runs, config.ood_groups)
+    if shipped:
+        names = [r.pair for r in references]
+        references += [r for r in shipped_references(config.ood_groups) if r.pair not in names]
+    judged = Reference.of(pair.name, config.alphas, float(context.path.distance(1.0)[0]), design)
+    known = Known(tuning_of(design, pair.name, facts), judged, [r for r in references if r.pair != pair.name])
+    doubt = swap_doubt(pair.name, config.alphas, hits, roles(config), config.level)
+    ids = {spec: answers[spec] for spec in config.id}
+    return _Subject(path, known, config, pair, context, ids, [doubt] if doubt else [])
+
+
+def _evaluated(context: Context, datasets: Mapping[str, Dataset], bars: MakeBar) -> dict[str, list[Answers]]:
+    config = context.config
+    total = sum(d.listed for d in datasets.values()) * len(config.alphas)
+    with contextlib.closing(bars(total=total, desc=f"{context.pair.name}: along alpha")) as bar:
+        return answers_along(
+            context.pair, context.path, config.alphas, datasets,
+            batch_size=config.batch_size, device=context.device, progress=bar.update,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- the advice
+def _advised(subject: _Subject, targets: _Targets, keep_id: float, bars: MakeBar) -> Advice:
+    """The advice on one pair, after a look at the target's images where there are any."""
+    fronts: dict[str, pd.DataFrame] = {"measured": front(subject.path)} if subject.path.groups else {}
+    known = subject.known
+    if targets.labels is not None or targets.images:
+        subject = dataclasses.replace(subject, context=subject.context or Context.load(subject.config, subject.pair))
+    if targets.labels is not None:
+        known, fronts["target_labels"] = _with_labels(subject, known, targets, bars)
+    if targets.images:
+        known, fronts["target_images"] = _with_images(subject, known, targets, bars)
+    table = unless_doubted(advice_table(subject.path, known, keep_id=keep_id), subject.doubts)
+    return Advice(table, fronts)
+
+
+def _with_labels(subject: _Subject, known: Known, targets: _Targets, bars: MakeBar) -> tuple[Known, pd.DataFrame]:
+    context = subject.context
+    assert context is not None and targets.labels is not None
+    names = context.pair.classifier.classnames
+    dataset = labelled_files(Path(targets.labels), context.pair.model, names, fewest=FEWEST_LABELS)
+    hits = seen_along(_evaluated(context, {_TARGET: dataset}, bars)[_TARGET]).correct
+    curve = label_curve(subject.path.alphas, hits, subject.path.level)
+    columns = ["pair", "alpha", "accuracy", "gain", "ci_low", "ci_high"]
+    return dataclasses.replace(known, labels=hits), curve.assign(pair=subject.path.pair)[columns]
+
+
+def _with_images(subject: _Subject, known: Known, targets: _Targets, bars: MakeBar) -> tuple[Known, pd.DataFrame]:
+    context, config = subject.context, subject.config
+    assert context is not None
+    if not config.id:
+        raise ConfigError(
+            "target_images: what images without labels say has to be calibrated on an ID set (--id SPEC)."
+        )
+    own = {spec: context.datasets[spec] for spec in config.id}
+    ids = dict(subject.answers) or _evaluated(context, own, bars)
+    labelled = PathAnswers.joined([seen_along(ids[spec]) for spec in config.id])
+    names = context.pair.classifier.classnames
+    images = {
+        spec: unlabelled_images(
+            spec, context.pair.model, names, data_root=config.data_root, limit=config.limit, seed=config.seed,
+            by_name=config.classnames is None,
+        )
+        for spec in targets.images
+    }  # fmt: skip
+    found = _evaluated(context, images, bars)
+    target = PathAnswers.joined([seen_along(found[spec], labelled=False) for spec in images])
+    specs = targets.shifts or tuple(f"{spec}+{corruption}" for spec in config.id for corruption in HELD_OUT)
+    shifts = {spec: context.dataset(spec) for spec in specs}
+    judged = held_out(subject.path, labelled, {s: seen_along(a) for s, a in _evaluated(context, shifts, bars).items()})
+    curves: dict[str, ImageCurve] = image_curves(labelled, target, seed=config.seed)
+    table = estimates_table(subject.path.pair, subject.path.alphas, curves)
+    return dataclasses.replace(known, images=curves, held_out=judged), table

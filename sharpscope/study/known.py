@@ -1,0 +1,45 @@
+"""What advice knows of pairs beside their accuracies: how they were tuned, and the embedded world's as references."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sharpscope.findings.advising.published import Tuning
+from sharpscope.findings.advising.references import Reference, reference_pairs
+from sharpscope.findings.design import Design
+from sharpscope.miniworld import shipped
+from sharpscope.study.designs import shipped_design
+from sharpscope.tables.files import read_csv
+from sharpscope.vocabulary import LEARNING_RATE
+
+__all__ = ["shipped_references", "shipped_table", "tuning_of"]
+
+
+def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tuning:
+    """The pair's learning rate, and whether only the head moved."""
+    rates = design.covariates.get(LEARNING_RATE)
+    rate = math.nan if rates is None else float(rates[design.pairs.index(pair)])
+    moves = str((facts or {}).get("what moves") or "")
+    return Tuning(rate, moves.startswith("only the head") if moves else None)
+
+
+def shipped_table(name: str) -> pd.DataFrame:
+    """The embedded world's across-pair table, as ``analyses/world.py`` computed it."""
+    return read_csv(shipped.pairs_table(name), name)
+
+
+def shipped_references(groups: Mapping[str, str], known: Sequence[str] = ()) -> list[Reference]:
+    """The embedded world's pairs as references, without those in ``known``.
+
+    ``groups``: OOD set -> its group. Other OOD sets are left out, unless there are none, and then the world's own
+    groups count.
+    """
+    accuracy, path, sharpness = (shipped_table(t) for t in ("accuracy", "path", "sharpness"))
+    if groups:
+        accuracy = accuracy[(accuracy["role"] != "ood") | accuracy["dataset"].isin(list(groups))]
+    pairs = reference_pairs(accuracy, path, sharpness, shipped_design(), groups)
+    return [pair for pair in pairs if pair.pair not in known]
