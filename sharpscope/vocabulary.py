@@ -25,6 +25,7 @@ __all__ = [
     "BASELINE",
     "BASES",
     "BEST",
+    "BY_COST",
     "CANNOT",
     "CLAIMS",
     "COLLECTIONS",
@@ -219,12 +220,14 @@ LEARNING_RATE: Final = "learning_rate"
 """The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
 
 
+BY_COST: Final = "instability"
+"""The only published straggler criterion (arXiv 2410.16476): what a layer's own interpolation costs in loss."""
+
+
 @dataclass(frozen=True)
 class LayerContrast:
-    """The layer names of rows that compare chosen layers with others, and who is chosen."""
+    """The layer names of rows that compare chosen layers with others."""
 
-    criterion: str | None
-    """The straggler criterion that chooses; None: the one that decides in the run."""
     chosen: str
     """The layer name of the chosen layers of every pair taken together."""
     others: str
@@ -238,17 +241,17 @@ class LayerContrast:
 
 CONTRASTS: Final[Mapping[str, LayerContrast]] = {
     "stragglers": LayerContrast(
-        None, STRAGGLERS, "(stragglers - others)", "(stragglers - random)", "the straggler layers"
+        STRAGGLERS, "(stragglers - others)", "(stragglers - random)", "the straggler layers"
     ),
     "instability": LayerContrast(
-        "instability",
         "(instability)",
         "(instability - others)",
         "(instability - random)",
         "the layers whose own interpolation costs most",
     ),
 }
-"""Claim -> the comparison of layers on which its verdict rests."""
+"""Claim -> the comparison of layers on which its verdict rests: those that the deciding criterion chooses, and those
+that ``BY_COST`` chooses."""
 
 GROUP_TITLES: Final[dict[str, str]] = {
     ALL: "whole model",

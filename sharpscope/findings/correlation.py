@@ -180,14 +180,14 @@ class _Outcome:
     ) -> Iterator[dict[str, object]]:
         """Rows that compare chosen layers with the others, for every claim of ``CONTRASTS`` whose sets are given."""
         single = [i for i, name in enumerate(cube.layers) if name not in GROUP_TITLES]
-        if measure not in cube.measures or not single or not self.given:
+        if measure not in cube.measures or not single or not self.given or not known.any():
             return
         values = cube.values[cube.measures.index(measure), single, :, a][:, known]
         pairs = [pair for pair, here in zip(cube.pairs, known, strict=True) if here]
         for claim, names in CONTRASTS.items():
             if (chosen := sets.get(claim)) is None:
                 continue
-            picked = np.array([[cube.layers[i] in chosen.get(p, ()) for p in pairs] for i in single])
+            picked = np.array([[cube.layers[i] in chosen.get(p, ()) for p in pairs] for i in single], dtype=bool)
             seeds = [derive(self.seed, claim, kind, self.head["dataset"]) for kind in ("contrast", "random sets")]
             rows = contrast_rows(
                 names, values, picked, MEASURES[measure].adds_up, self.y, self.design, self.given,

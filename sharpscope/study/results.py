@@ -38,13 +38,10 @@ from sharpscope.vocabulary import (
     ALL,
     BASELINE,
     BASES,
-    CANNOT,
-    CLAIMS,
-    CONTRASTS,
+    BY_COST,
     DEFAULT_GROUP,
     PAIRS,
     expand_measures,
-    parse_criterion,
 )
 
 __all__ = ["Results", "unless_doubted"]
@@ -226,8 +223,7 @@ class Results:
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
         }
-        verdicts = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
-        tables["verdicts"] = _without_stragglers(verdicts, self._fallback)
+        tables["verdicts"] = stacked("verdicts", [self._verdicts(g, tables, repairs, doubts) for g in self.groups])
         return tables
 
     @property
@@ -325,7 +321,7 @@ class Results:
                 design=self.design,
                 primary=self._primary,
                 stragglers=stragglers,
-                by_instability=chosen_by(every, CONTRASTS["instability"].criterion),
+                by_instability=chosen_by(every, BY_COST),
                 costs=path_costs(path, every),
                 alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
                 **self._resampling,
@@ -340,8 +336,8 @@ class Results:
                 source="shipped",
                 design=shipped_design(),
                 primary=self._primary,
-                stragglers=self._shipped_stragglers(tables["sharpness"]),
-                by_instability=self._shipped_by_instability(),
+                stragglers=self._shipped_stragglers(c.straggler_criterion),
+                by_instability=self._shipped_stragglers(BY_COST),
                 costs=path_costs(tables["path"]),
                 alphas=_FIXED_ALPHAS,
                 **self._resampling,
@@ -353,24 +349,10 @@ class Results:
     def _primary(self) -> tuple[str, float]:
         return self.config.primary_measure, self.config.primary_alpha
 
-    def _shipped_stragglers(self, sharpness: pd.DataFrame) -> dict[str, tuple[str, ...]] | None:
-        """Straggler layers of the shipped pairs by this run's criterion, or None where it needs more than sharpness."""
-        criterion, rule = self.config.straggler_criterion, self.config.straggler_rule
-        _, measure = parse_criterion(criterion)
-        rows = sharpness[sharpness["measure"] == measure]
-        if not len(rows):
-            return None
-        tables = {
-            str(name): stragglers_table(str(name), [], None, rows, rule=rule, bootstrap=1, seed=self.config.seed)
-            for name in rows["pair"].unique()
-        }
-        return {name: chosen_layers(table, criterion) for name, table in tables.items()}
-
-    def _shipped_by_instability(self) -> dict[str, tuple[str, ...]] | None:
-        """The layers that the criterion instability chose in the shipped pairs, or None by another rule than theirs."""
-        table = shipped_table("stragglers")
-        same = (table["rule"] == self.config.straggler_rule).all()
-        return chosen_by(table, CONTRASTS["instability"].criterion) if same else None
+    def _shipped_stragglers(self, criterion: str) -> dict[str, tuple[str, ...]] | None:
+        """The layers of the shipped pairs that ``criterion`` chose by its own rule; None if this run has another rule,
+        or the shipped table lacks the criterion."""
+        return None if self.config.straggler_rule else chosen_by(shipped_table("stragglers"), criterion)
 
     def _verdicts(
         self, group: str, tables: Mapping[str, pd.DataFrame], repairs: Sequence[Repairs], doubts: Sequence[Doubt]
@@ -388,6 +370,7 @@ class Results:
             group=group,
             design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
             unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
+            no_stragglers=self._fallback,
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,
@@ -413,17 +396,6 @@ class Results:
                     for measure in expand_measures(self.config.measures)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
-
-
-def _without_stragglers(verdicts: pd.DataFrame, pairs: Mapping[str, str]) -> pd.DataFrame:
-    """The verdicts; of ``pairs``, in which no layer is a straggler, none on making the stragglers sparse is given."""
-    at = (verdicts["claim"] == CLAIMS["repair"]) & verdicts["pair"].isin(list(pairs))
-    verdicts.loc[at, ["estimate", "ci_low", "ci_high"]] = np.nan
-    verdicts.loc[at, "verdict"] = CANNOT
-    verdicts.loc[at, "evidence"] = [
-        f"{pairs[name].capitalize()}, as the repair table shows." for name in verdicts.loc[at, "pair"]
-    ]
-    return verdicts
 
 
 def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:

@@ -40,6 +40,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"repair_limit": 100}, {"repair_alphas": ()}, {}),
     ({"densities": (0.3,)}, {"repair_alphas": ()}, {}),
     ({"repair_alphas": (0.5,)}, {"densities": ()}, {}),
+    ({"primary_measure": "lambda_max"}, TRACES, {"measures": ("hessian_trace", "lambda_max")}),
     ({"vrf_images": 64}, {"output_baselines": ("ose",)}, {"output_baselines": ("vrf",)}),
     ({"vrf_k": 2}, {}, {"output_baselines": ("ose", "vrf")}),
     ({"vrf_centre": 1.0}, {}, {"output_baselines": ("vrf",)}),
