@@ -23,7 +23,7 @@ from sharpscope.study.designs import design_of_manifests, read_covariates, with_
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import PRIMARY_ALPHA, PRIMARY_MEASURE
+from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
 __all__ = ["correlate", "references_of", "robustness"]
 
