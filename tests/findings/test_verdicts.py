@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sharpscope.curvature.images import error_over_images
-from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.design import Design
 from sharpscope.findings.doubts import Doubt
 from sharpscope.findings.prediction import REFERENCE
 from sharpscope.findings.repair import CONTRASTS, Repairs
@@ -16,7 +16,8 @@ from sharpscope.vocabulary import CANNOT, CLAIMS, DOES_NOT_HOLD, HOLDS
 
 ALPHAS = (0.0, 0.5, 1.0)
 CORRELATION = {"pair": "(pairs)", "measure": "hessian_trace", "against": "ood_gain", "dataset": "x+y", "scope": "pairs"}
-CORRELATION |= {"alpha": 0.5, "source": "run", "status": "ok", "note": "", "n": 20}
+CORRELATION |= {"alpha": 0.5, "source": "run", "status": "ok", "note": "", "n": 20, "n_effective": 20}
+CORRELATION |= {"group": "ood", "given": "learning_rate", "family": "primary"}
 
 
 def correlation(
@@ -44,7 +45,7 @@ def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
     return Repairs(pair, "ood", empty, lines, estimate, low, high, "delta:random:0.5")
 
 
-def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.DataFrame:
+def references(sign: float, n: int = 24, measure: str = "hessian_trace") -> pd.DataFrame:
     rows = []
     for i in range(n):
         for a in ALPHAS:
@@ -52,6 +53,13 @@ def references(sign: float, n: int = 8, measure: str = "hessian_trace") -> pd.Da
             numbers = (f"r{i}", a, measure, 1.0 + i * a, np.log(1 + i * a), 1.0, 0.9, 0.4 + gain, gain, "ood")
             rows.append(dict(zip(REFERENCE, numbers, strict=True)))
     return pd.DataFrame(rows)
+
+
+def design(n: int = 24, rates: np.ndarray | None = None, two: tuple[float, float] = (1.0, 1.0)) -> Design:
+    """The pairs of ``references`` and the two judged ones, with learning rates that are unrelated to everything."""
+    known = np.random.default_rng(0).permutation(n).astype(float) if rates is None else rates
+    names = (*(f"r{i}" for i in range(n)), "good", "bad")
+    return Design(names, ("",) * len(names), ("",) * len(names), {"learning_rate": np.array([*known, *two])})
 
 
 @pytest.fixture
@@ -73,62 +81,12 @@ def two(sharpness_of, accuracy_of):
 def judge(two: dict, table: pd.DataFrame | None = None, **options: object) -> pd.DataFrame:
     table = correlations() if table is None else table
     failure = options.pop("failure", flags("bad"))
-    got = verdicts_table(table, failure, options.pop("repairs", ()), two["sharpness"], two["accuracy"], **options)
+    primary = {"measure": "hessian_trace", "alpha": 0.5, "design": design()}
+    given = (table, failure, options.pop("repairs", ()), two["sharpness"], two["accuracy"])
+    got = verdicts_table(*given, **(primary | options))
     assert tuple(got.columns) == COLUMNS["verdicts"] and not got.duplicated(list(KEYS["verdicts"])).any()
     assert set(got["verdict"]) <= {HOLDS, DOES_NOT_HOLD, CANNOT} and got["evidence"].str.endswith(".").all()
     return got.set_index("claim")
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(
-    ("rho", "low", "high", "p", "whole", "stragglers"),
-    [
-        (0.8, 0.4, 0.95, 0.001, DOES_NOT_HOLD, HOLDS),
-        (0.1, -0.2, 0.25, 0.6, HOLDS, DOES_NOT_HOLD),
-        (0.4, -0.3, 0.8, 0.2, CANNOT, CANNOT),
-        (0.5, 0.05, 0.8, 0.08, CANNOT, CANNOT),
-        (0.5, -0.02, 0.8, 0.04, CANNOT, CANNOT),
-        (1.0, np.nan, np.nan, 0.001, DOES_NOT_HOLD, HOLDS),
-        (1.0, np.nan, np.nan, 0.3, CANNOT, CANNOT),
-    ],
-)
-def test_correlations_decide_by_interval_and_p_whatever_their_sign(
-    two, sign: int, rho: float, low: float, high: float, p: float, whole: str, stragglers: str
-) -> None:
-    ends = sorted([sign * low, sign * high]) if np.isfinite(low) else [low, high]
-    rows = [correlation(name, sign * rho, *ends, p) for name in ("(all)", "(stragglers)")]
-    got = judge(two(), correlations(*rows))
-    assert got.loc[CLAIMS["whole"], "verdict"] == whole
-    assert got.loc[CLAIMS["stragglers"], "verdict"] == stragglers
-    assert f"{sign * rho:+.2f}" in got.loc[CLAIMS["whole"], "evidence"]
-
-
-def test_the_sentence_names_partial_correlations_and_the_fallback_layer(two) -> None:
-    rows = [
-        correlation("(all)", 0.8, 0.4, 0.9, 0.001),
-        correlation("(all)", 0.3, -0.4, 0.7, 0.4, method="spearman|distance"),
-        correlation("(best)", -0.9, np.nan, np.nan, 0.02, note="best of 22 layers: head"),
-    ]
-    got = judge(two(), correlations(*rows))
-    assert "with distance held fixed it is +0.30 (p = 0.4)" in got.loc[CLAIMS["whole"], "evidence"]
-    assert "best of 22 layers: head" in got.loc[CLAIMS["stragglers"], "evidence"]
-    assert got.loc[CLAIMS["stragglers"], "verdict"] == HOLDS
-
-
-def test_undefined_or_missing_correlations_cannot_tell(two) -> None:
-    row = correlation("(all)", np.nan, np.nan, np.nan, np.nan, status="undefined", note="2 pairs: fewer than 4", n=2)
-    got = judge(two(), correlations(row))
-    assert got.loc[CLAIMS["whole"], "verdict"] == CANNOT and "fewer than 4" in got.loc[CLAIMS["whole"], "evidence"]
-    assert got.loc[CLAIMS["stragglers"], "verdict"] == CANNOT
-    assert (judge(two()).loc[[CLAIMS["whole"], CLAIMS["stragglers"]], "verdict"] == CANNOT).all()
-
-
-def test_the_larger_source_and_the_nearest_alpha_are_used(two) -> None:
-    rows = [correlation("(all)", 0.1, -0.9, 0.9, 0.9, n=2, status="undefined")]
-    rows.append(correlation("(all)", 0.8, 0.5, 0.9, 0.001, source="shipped", alpha=0.4))
-    rows.append(correlation("(all)", 0.0, -0.9, 0.9, 0.9, source="shipped", alpha=1.0))
-    got = judge(two(), correlations(*rows)).loc[CLAIMS["whole"]]
-    assert (got["source"], got["estimate"], got["n"]) == ("shipped", 0.8, 20) and "alpha 0.4" in got["evidence"]
 
 
 @pytest.mark.parametrize(
@@ -168,10 +126,10 @@ def test_where_numbers_are_meaningless_no_verdict_is_given(two) -> None:
         "repairs": [repairs("good", 0.05, 0.01, 0.08), repairs("bad", 0.05, 0.01, 0.08)],
     }  # fmt: skip
     sound = judge(two(), correlations(*rows), **given)
-    assert set(sound["verdict"]) == {HOLDS, DOES_NOT_HOLD, CANNOT}
+    assert set(sound["verdict"]) == {HOLDS, CANNOT}
     of_pair = judge(two(), correlations(*rows), **given, doubts=[Doubt("bad", "the ends look swapped", "")])
     doubted = of_pair[of_pair["pair"].isin(["(pairs)", "bad"])]
-    assert len(doubted) == 4 and (doubted["verdict"] == CANNOT).all() and doubted["estimate"].isna().all()
+    assert len(doubted) == 5 and (doubted["verdict"] == CANNOT).all() and doubted["estimate"].isna().all()
     assert doubted["evidence"].str.startswith("No verdict is given: ").all()
     assert "pair bad the ends look swapped" in doubted.loc[CLAIMS["question"], "evidence"]
     assert of_pair[of_pair["pair"] == "good"].equals(sound[sound["pair"] == "good"])
@@ -186,23 +144,22 @@ def test_the_question_takes_its_sign_from_the_other_pairs(two, sign: float, rati
     rightly = sign * np.log(ratio) > 0
     assert got["verdict"] == (HOLDS if rightly else DOES_NOT_HOLD)
     assert ("predicts the right order of the two" in got["evidence"]) == rightly
-    assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 8 and got["source"] == "shipped"
+    assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 24 and got["source"] == "shipped"
     assert got["ci_low"] < got["estimate"] < got["ci_high"]
 
 
 def test_the_two_pairs_are_left_out_of_the_references(two) -> None:
     planted = references(-1.0).assign(pair=lambda t: t["pair"].replace({"r0": "good", "r7": "bad"}))
     got = judge(two(), references=planted).loc[CLAIMS["question"]]
-    assert got["n"] == 6 and "over 6 other pairs" in got["evidence"]
+    assert got["n"] == 22 and "over 22 other pairs" in got["evidence"]
 
 
 def test_the_question_without_an_answer_says_why(two) -> None:
     cases = {
         "ID accuracies are not the same": (two(ids=0.8), references(1.0)),
         "its interval contains 0": (two(good=0.305), references(1.0)),
-        "over 3 other pairs no correlation is defined": (two(), references(1.0, n=3)),
-        "over 0 other pairs": (two(), None),
-        "over 4 other pairs": (two(), references(1.0, n=4)),
+        "there are no other pairs": (two(), None),
+        "over 7 other pairs no partial correlation": (two(), references(1.0, n=7)),
         "one of these numbers is missing": (two(ratio=-1.0), references(1.0)),
     }
     for reason, (tables, others) in cases.items():
@@ -250,20 +207,23 @@ def test_one_pair_leaves_the_question_open(two) -> None:
     assert "this run has one" in judge(tables).loc[CLAIMS["question"], "evidence"]
 
 
-def test_from_real_correlations_to_verdicts(two, sharpness_of, accuracy_of) -> None:
-    rng = np.random.default_rng(0)
-    x = np.exp(rng.normal(size=14))
-    sharp = [
-        sharpness_of(f"r{i}", ALPHAS, {"a": [1, v, 1], "b": [1, 2 * v, 1]}, measure="hessian_trace")
-        for i, v in enumerate(x)
-    ]
-    acc = [
-        accuracy_of(f"r{i}", ALPHAS, [0.4, 0.4 - 0.05 * np.log(v) + 0.01 * rng.normal(), 0.4]) for i, v in enumerate(x)
-    ]
-    sets = {f"r{i}": ("a",) for i in range(14)}
-    table = pair_correlations(
-        pd.concat(sharp), pd.concat(acc), source="run", alphas=(0.5,), bootstrap=199, stragglers=sets
-    )
-    got = judge(two(), table)
-    assert got.loc[CLAIMS["whole"], "verdict"] == DOES_NOT_HOLD and got.loc[CLAIMS["stragglers"], "verdict"] == HOLDS
-    assert got.loc[CLAIMS["stragglers"], "estimate"] < -0.8
+def test_the_question_is_not_answered_by_what_the_learning_rate_explains(two) -> None:
+    """The other pairs' gains follow their learning rates, and their sharpness does: given the rate nothing is left."""
+    follows = design(rates=np.arange(24.0), two=(13.0, 2.0))
+    got = judge(two(), references=references(1.0), design=follows).loc[CLAIMS["question"]]
+    assert got["verdict"] == CANNOT and "learning_rate determines" in got["evidence"]
+    assert "The learning rate alone has a Spearman correlation of +1.00" in got["evidence"]
+    assert "predicts the right order" in got["evidence"]
+
+
+def test_the_question_needs_the_learning_rates_of_the_other_pairs(two) -> None:
+    some = references(1.0).assign(distance=lambda t: t["pair"].map(lambda p: float(int(p[1:]) * 7 % 24)))
+    got = judge(two(), references=some, design=None).loc[CLAIMS["question"]]
+    assert got["verdict"] == CANNOT and "the learning rates are not known" in got["evidence"]
+
+
+def test_a_repair_of_layers_that_are_no_stragglers_is_no_evidence(two) -> None:
+    options = {"failure": flags("bad", "F1"), "repairs": [repairs("bad", 0.05, 0.01, 0.08)]}
+    got = judge(two(), **options, no_stragglers={"bad": "no layer is a straggler"}).loc[CLAIMS["repair"]]
+    assert got["verdict"] == CANNOT and got["evidence"].startswith("No layer is a straggler")
+    assert np.isnan(got["estimate"]) and judge(two(), **options).loc[CLAIMS["repair"], "verdict"] == HOLDS
