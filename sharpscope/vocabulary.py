@@ -52,6 +52,7 @@ __all__ = [
     "PRIMARY_MEASURE",
     "PRIMARY_METRICS",
     "PROBE",
+    "REMARKS",
     "SIDE_BY_SIDE",
     "SITUATIONS",
     "STATUSES",
@@ -240,9 +241,7 @@ class LayerContrast:
 
 
 CONTRASTS: Final[Mapping[str, LayerContrast]] = {
-    "stragglers": LayerContrast(
-        STRAGGLERS, "(stragglers - others)", "(stragglers - random)", "the straggler layers"
-    ),
+    "stragglers": LayerContrast(STRAGGLERS, "(stragglers - others)", "(stragglers - random)", "the straggler layers"),
     "instability": LayerContrast(
         "(instability)",
         "(instability - others)",
@@ -269,6 +268,9 @@ GROUP_TITLES: Final[dict[str, str]] = {
     CONTRASTS["instability"].chosen: "layers whose own path costs most",
 }
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
+
+REMARKS: Final = "Remarks:"
+"""What a verdict's evidence has before the remarks that the first screen leaves out."""
 
 PAIRS: Final = "(pairs)"
 """The ``pair`` of rows that are computed over pairs, with one point per pair."""

@@ -63,10 +63,14 @@ def contrast_rows(
     nobody = f"no layer is chosen in {empty} of {chosen.shape[1]} pairs" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)
     known = bool(np.isfinite(found.estimate[0]))
-    numbers = (float(v[0]) for v in (found.estimate, found.low, found.high, found.p))
+    alike = known and bool(found.high[0] - found.low[0] < 1e-9)
+    low, high = (found.low, found.high) if not alike else (np.full(1, np.nan),) * 2
+    numbers = (float(v[0]) for v in (found.estimate, low, high, found.p))
     first = dict(zip(("estimate", "ci_low", "ci_high", "p_value"), numbers, strict=True))
     status = {"status": "ok" if known else "undefined"}
-    yield head | first | status | {"layer": names.others, "note": one.note[0] if known else why}
+    same = "the chosen and all other layers order the pairs alike, which is no interval" if alike else ""
+    note = "; ".join(x for x in (same, one.note[0]) if x) if known else why
+    yield head | first | status | {"layer": names.others, "note": note}
     if not known:
         nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "p_value"), float("nan"))
         yield head | nothing | status | {"layer": names.random, "note": why}

@@ -100,7 +100,7 @@ class Question:
             verdict, end = HOLDS, f"{others.told}, which predicts the right order of the two"
         else:
             verdict, end = DOES_NOT_HOLD, f"{others.told}, which predicts the wrong order of the two"
-        rate = others.by_rate(gap)
+        rate = "" if low <= 0 <= high else others.by_rate(gap)
         text = f"{facts}; {end}{f'. {rate}' if rate else ''}."
         source = self.source if others.n else "run"
         numbers = (ratio, ratio_low, ratio_high)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from sharpscope.findings.design import FEWEST_CLUSTERS
+from sharpscope.findings.layercontrast import RANDOM_SETS
 from sharpscope.findings.verdictrows import no_verdict, span, verdict_row
 from sharpscope.tables.formats import p_text
 from sharpscope.tables.rows import nearest
@@ -20,6 +21,7 @@ from sharpscope.vocabulary import (
     HOLDS,
     LEARNING_RATE,
     PAIRS,
+    REMARKS,
 )
 
 __all__ = ["CONTRAST_MARGIN", "MARGIN", "relation_rows"]
@@ -134,8 +136,8 @@ class _Judged:
         )
         text = self._sentence(subject, joint, self._alone(names.others))
         if randomly["status"] == "ok":
-            share = p_text(float(randomly["p_value"]), self.permutations)
-            text = f"{text[:-1]}; random sets of as many layers reach it with {share}."
+            share = f"random sets of as many layers reach it with {p_text(float(randomly['p_value']), RANDOM_SETS)}"
+            text = self._sentence(subject, joint, self._alone(names.others), share)
         verdict = self._told(joint)
         if verdict is None:
             more = self._significant(joint) and float(joint["ci_low"]) > 0
@@ -163,7 +165,7 @@ class _Judged:
         own = self.rows[(self.rows["layer"] == layer) & (self.rows["given"] == "") & (self.rows["status"] == "ok")]
         return own.iloc[0] if len(own) else None
 
-    def _sentence(self, subject: str, joint: pd.Series, alone: pd.Series | None) -> str:
+    def _sentence(self, subject: str, joint: pd.Series, alone: pd.Series | None, more: str = "") -> str:
         told = []
         pairs = f"Over {int(joint['n'])} pairs"
         if int(joint["n_effective"]) != int(joint["n"]):
@@ -179,10 +181,13 @@ class _Judged:
             told.append(f"{numbers} with {given} held fixed ({p}{corrected})")
         else:
             told.append(f"undefined with {given} held fixed")
+        if more:
+            told[-1] += f"; {more}"
         remarks = [str(joint["note"])] if joint["note"] else []
         if self.unknown:
             remarks.append(f"not known of any pair: {', '.join(self.unknown)}")
-        return f"{pairs} {subject} {' and '.join(told)}" + "".join(f"; {r}" for r in remarks) + "."
+        end = f" {REMARKS} {'; '.join(remarks)}." if remarks else ""
+        return f"{pairs} {subject} {' and '.join(told)}.{end}"
 
     def _row(self, claim: str, joint: pd.Series, verdict: str, text: str) -> dict[str, Any]:
         numbers = (joint["estimate"], joint["ci_low"], joint["ci_high"])

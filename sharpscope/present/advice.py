@@ -13,7 +13,7 @@ from sharpscope.present.view import layer_names, pairs_of, records
 from sharpscope.tables.formats import MISSING, interval, is_missing, percent, points
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
 
-__all__ = ["advice_text", "advised", "in_words", "situations_of", "title_of"]
+__all__ = ["advice_text", "advised", "in_brief", "in_words", "situations_of", "title_of"]
 
 
 def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -59,6 +59,20 @@ def in_words(row: Mapping[str, Any]) -> str:
         _regrets(row),
     ]
     return "; ".join(part for part in told if part) + "."
+
+
+def in_brief(row: Mapping[str, Any]) -> str:
+    """One row as a phrase: what for, the alpha, and the accuracies there."""
+    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
+    if is_missing(row["alpha"]):
+        return said(f"{rule}: no alpha ({row['note']})" if row["note"] else f"{rule}: no alpha")
+    gain = ""
+    if not is_missing(row["predicted_gain"]):
+        told = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
+        gain = f", {told} points over zero-shot"
+    where = "target" if row["situation"].startswith("target") else "OOD"
+    accuracies = f"{where} {_share(row['ood_accuracy'])}, ID {_share(row['id_accuracy'])}"
+    return said(f"{rule}: alpha {float(row['alpha']):g} ({accuracies}{gain})")
 
 
 def _aim(row: Mapping[str, Any]) -> str:

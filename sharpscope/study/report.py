@@ -22,19 +22,16 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange import written
 from sharpscope.layers import Layer
-from sharpscope.present.advice import advised, in_words
 from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
-from sharpscope.present.criteria import who_is_named
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
+from sharpscope.present.summary import summary_lines
 from sharpscope.present.view import data_notes
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import csv_bytes, parquet_bytes
-from sharpscope.tables.happened import what_happened
-from sharpscope.tables.rows import unique_in_order
-from sharpscope.vocabulary import CLAIMS, DEFAULT_CRITERION, AlphaSide, __version__
+from sharpscope.vocabulary import DEFAULT_CRITERION, AlphaSide, __version__
 
 __all__ = ["Run", "finished_results", "report", "write_derived"]
 
@@ -52,8 +49,8 @@ class Run:
     know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
     given where the numbers are meaningless (swapped ends, a path without its ends). ``side`` is the model whose weight
     the report shows as alpha; the tables always have that of the fine-tuned one. ``straggler_criterion`` decides which
-    layers are stragglers. A table of an unknown name is an
-    AttributeError that names the nearest one.
+    layers are stragglers, ``order`` is that of the pairs. A table of an unknown name is an AttributeError that names
+    the nearest one.
     """
 
     root: Path
@@ -65,6 +62,7 @@ class Run:
     data_notes: tuple[str, ...] = ()
     side: AlphaSide = "finetuned"
     straggler_criterion: str = DEFAULT_CRITERION
+    order: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
@@ -84,26 +82,14 @@ class Run:
             return self._summary()
 
     def _summary(self) -> str:
-        verdicts = self.tables["verdicts"]
-        order = [CLAIMS["question"], *CLAIMS.values()]
         lines = [
             *([f"{alpha_sentence()}."] if self.side == "zeroshot" else []),
             *(f"no verdict: {said(notice)}" for notice in self.notices),
             *([self.caveat] if self.caveat else []),
             *(f"assumed: {sentence}" for sentence in self.assumed),
             *(f"data: {sentence}" for sentence in self.data_notes),
-            *what_happened(self.tables["accuracy"], self.tables["failure"]),
+            *summary_lines(self.tables, self.straggler_criterion, self.order),
         ]
-        for claim in dict.fromkeys(order):
-            for _, row in verdicts[verdicts["claim"] == claim].iterrows():
-                of_pair = f", {row['pair']}" if claim == CLAIMS["repair"] else ""
-                lines.append(f"{claim} ({row['group']}{of_pair}): {row['verdict']}. {said(str(row['evidence']))}")
-        stragglers = self.tables.get("stragglers", pd.DataFrame(columns=["pair"]))
-        for pair in unique_in_order(stragglers["pair"]):
-            lines.append(f"stragglers of {pair}: {who_is_named(stragglers, pair, self.straggler_criterion)}")
-        table = self.tables["advice"]
-        for pair in dict.fromkeys(table["pair"]):
-            lines += [f"advice for {pair}: {in_words(row)}" for row in advised(table, pair)]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -214,7 +200,9 @@ def write_derived(
     assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     failed = tuple(sorted(results.failed))
     told, by = data_notes(directory.manifest), config.straggler_criterion
-    return Run(directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side, by)
+    return Run(
+        directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side, by, tuple(names)
+    )
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
-from sharpscope.tables.rows import average, dense_rows, flags_of, groups_in, of_group, unique_in_order, widest_means
+from sharpscope.tables.rows import average, dense_rows, flags_of, groups_in, of_group, ordered, widest_means
 from sharpscope.vocabulary import OOD_MEAN
 
 __all__ = ["what_happened"]
 
 
-def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame) -> list[str]:
+def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     """One sentence per group: the best point of every pair's path against zero-shot, its end, and the failure flags.
 
     The interval of the best point's gain allows for its choice (flag F1 of the table ``failure``). Gains are in points
-    of mean accuracy over the group's sets, which the sentence names.
+    of mean accuracy over the group's sets, which the sentence names. ``order``: that of the pairs.
     """
     dense = dense_rows(accuracy[accuracy["estimate"].notna()])
     sentences = []
     for group in groups_in(dense):
         rows = of_group(dense, group)
         means = widest_means(rows[rows["role"] == OOD_MEAN])
-        pairs = unique_in_order(rows["pair"])
+        pairs = ordered(rows["pair"], order)
         told = [_of_pair(str(p), rows[rows["pair"] == p], of_group(failure, group)) for p in pairs]
         if known := [x for x in told if x]:
             sets = ", ".join(str(means["dataset"].iloc[0]).split("+")) if len(means) else "no mean"
