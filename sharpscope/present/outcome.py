@@ -81,7 +81,7 @@ def answer(source: Source) -> Section:
         verdict = cell(f"{sign} {row['verdict']}", kind)
         rows.append((verdict, cell(claim), cell(row["group"]), evidence, cell(numbers), cell(count)))
     head = ("verdict", "claim", "OOD group", "evidence", "estimate [interval]", "n")
-    happened = what_happened(source.table("accuracy"), source.table("failure"))
+    happened = what_happened(source.table("accuracy"), source.table("failure"), source.order)
     grid = Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv")
     return Section("Answer", "answer", (*(Line(shown(said(x), 2000)) for x in happened), grid))
 

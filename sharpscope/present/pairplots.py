@@ -253,7 +253,7 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
         return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
     told = f"{n} pairs" + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
-    return f"{pair}: {told}" if pair else told
+    return title_of(f"{pair}:", told, 27) if pair else told
 
 
 def _correlation_panel(
