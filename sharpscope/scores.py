@@ -8,14 +8,14 @@ only, because the packages that read images and those that read tables share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, special
 
 __all__ = [
     "FRAME_METRICS",
@@ -36,6 +36,7 @@ __all__ = [
     "share",
     "wilson",
     "worst_group",
+    "worst_interval",
 ]
 
 Floats = NDArray[np.float64]
@@ -342,6 +343,29 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     return (0.0 if k == 0 else (centre - half) / scale), (1.0 if k == n else (centre + half) / scale)
+
+
+def worst_interval(counts: Iterable[tuple[int, int]], level: float = 0.95) -> tuple[float, float]:
+    """Interval of the smallest of several proportions, from the (k, n) of each: the smallest exact bounds.
+
+    With Clopper and Pearson's bounds low_g and high_g of every group g the interval is [min low_g, min high_g]. Let w
+    be the group with the smallest true proportion. min low_g is above its value only if low_w is, and min high_g below
+    it only if high_w is. The interval therefore misses the truth in at most 1 - level of cases, however small a group.
+
+    Raises:
+        ValueError: unless there is a group, 0 <= k <= n and n >= 1 in every group, and 0 < level < 1.
+
+    Source: Clopper and Pearson 1934, Biometrika 26:404-413 (the bounds of one proportion).
+    """
+    known = list(counts)
+    if not known or not all(0 <= k <= n and n >= 1 for k, n in known) or not 0 < level < 1:
+        raise ValueError(
+            f"worst_interval: needs groups with 0 <= k <= n, n >= 1 and 0 < level < 1; got {known}, {level}."
+        )
+    tail = (1 - level) / 2
+    lows = [0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail)) for k, n in known]
+    highs = [1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail)) for k, n in known]
+    return min(lows), min(highs)
 
 
 def _one_hot(index: NDArray[np.integer], width: int, keep: NDArray[np.bool_] | None = None) -> sparse.csr_array:

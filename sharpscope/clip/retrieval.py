@@ -43,6 +43,10 @@ class Retrieved:
         """The number of images."""
         return len(self)
 
+    def group_counts(self) -> list[tuple[int, int]]:
+        """Images with captions are in no group."""
+        return []
+
     def statistic(self, metric: str) -> Statistic | None:
         """R@k as the mean over images (i2t) or over captions (t2i); None for a metric of classes."""
         if metric not in RETRIEVAL:

@@ -65,8 +65,8 @@ def contrast_rows(
     known = bool(np.isfinite(found.estimate[0]))
     alike = known and bool(found.high[0] - found.low[0] < 1e-9)
     low, high = (found.low, found.high) if not alike else (np.full(1, np.nan),) * 2
-    size = np.where(np.abs(found.estimate) < 1e-12, 0.0, found.estimate)  # equal ranks, up to rounding
-    numbers = (float(v[0]) for v in (size, low, high, found.p))
+    more = np.where(np.abs(found.estimate) < 1e-12, 0.0, found.estimate)  # equal ranks, up to rounding
+    numbers = (float(v[0]) for v in (more, low, high, found.p))
     first = dict(zip(("estimate", "ci_low", "ci_high", "p_value"), numbers, strict=True))
     status = {"status": "ok" if known else "undefined"}
     same = "the chosen and all other layers order the pairs alike, which is no interval" if alike else ""
