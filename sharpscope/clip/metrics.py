@@ -178,11 +178,11 @@ def estimates(
     The proportions top1, top5, pm0 and pm10 have Wilson intervals, the last two with the number of anchor frames as
     their n. The worst group has the smallest of its groups' exact bounds (``scores.worst_interval``), which hold for
     groups of a few examples too. The other metrics have bootstrap intervals over examples (for R@k images, each with
-    its captions); all of them use the same ``bootstrap`` draws, which follow from ``seed`` and ``key``. They are percentile intervals (Efron
-    1979), except for the calibration error, which has reverse percentiles, 2 estimate - quantile, within [0, 1]
-    (Davison and Hinkley 1997, section 5.2). It is biased upwards; resampling adds the same bias once more, so that
-    percentile intervals could miss the truth every time. With reverse percentiles the estimate may lie outside its
-    interval.
+    its captions); all of them use the same ``bootstrap`` draws, which follow from ``seed`` and ``key``. They are
+    percentile intervals (Efron 1979), except for the calibration error, which has reverse percentiles, 2 estimate -
+    quantile, within [0, 1] (Davison and Hinkley 1997, section 5.2). It is biased upwards; resampling adds the same bias
+    once more, so that percentile intervals could miss the truth every time. With reverse percentiles the estimate may
+    lie outside its interval.
 
     Simulated coverage of 95 % intervals: 91 to 95 % for macro F1, mean per class and nll from 300 examples on, at least
     95 % for the worst group, 83 to 97 % for the calibration error (50 % where the truth is exactly 0). The bounds are
