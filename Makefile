@@ -26,10 +26,12 @@ advice: $(VENV)/.installed-test
 papers: $(VENV)/.installed-test
 	$(PYTHON) analyses/papers.py --out runs/papers
 
-# How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: a quarter of an
-# hour. Writes benchmarks/results/nulls.log.
+# How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: half an hour.
+# Writes benchmarks/results/nulls.log, nulls_repair.log and nulls_stragglers.log.
 nulls: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls.py
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_repair.py > benchmarks/results/nulls_repair.log
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_stragglers.py > benchmarks/results/nulls_stragglers.log
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

@@ -28,7 +28,7 @@ FIRST_COVARIATES = (LEARNING_RATE, "distance", "id_accuracy")
 """The order in which covariates enter where there is no room for all; the others follow as they are given."""
 LEAST_LEFT = 6
 """The effective n has to be larger than the number of columns held fixed by at least this number."""
-_MOST_CURVES = (8, 4)
+_MOST_CURVES = (16, 4)
 """The most columns for one covariate: for the first one in the order, and for each other."""
 _SHARE = 0.5
 """Curved columns are added as long as all columns are at most this share of the effective n. With straight ones alone
@@ -66,7 +66,7 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     """The columns that stand for ``covariates`` (name -> [n], finite): natural cubic splines of their ranks.
 
     Every covariate first enters with its rank, in the order ``FIRST_COVARIATES`` and then as given, until n - k would
-    fall below ``LEAST_LEFT``. Then, in turns, each gets one more spline column, up to 8 for the first and 4 for each
+    fall below ``LEAST_LEFT``. Then, in turns, each gets one more spline column, up to 16 for the first and 4 for each
     other, while k is at most half of n. n is ``design.n_free``, k the number of columns besides the mean and the
     indicators of the zero-shot models. A constant covariate is no covariate.
     """
