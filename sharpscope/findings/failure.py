@@ -98,7 +98,7 @@ def failure_table(
     if not ood:
         undefined = (_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4"))
         rows += [row | {"group": DEFAULT_GROUP} for row in undefined]
-    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few))
+    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few) | {"group": ""})
     rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
     return table("failure", rows)
 
