@@ -92,6 +92,12 @@ Reading guide
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
+  correlations.given   the covariates held fixed, joined by ``+``; empty for a plain correlation
+  correlations.n_effective  number of units that move independently: pairs that differ in their seed alone are one, and
+                       so is a setting on several zero-shot models
+  correlations.family  primary (named before looking; ``q_value`` is Holm's over groups) | exploratory
+  correlations.layer   also the ``others`` and ``random`` of ``CONTRASTS``: by how much the |correlation| of chosen
+                       layers exceeds that of all other layers, and of random sets of as many layers
   advice.situation     what the rule knows of the OOD data (a key of ``SITUATIONS``), the strongest first; ``baseline``
                        for rules that know nothing, and for the oracle
   advice.rule          a rule of ``ADVICE[situation]``
@@ -118,6 +124,7 @@ Reading guide
                        the bin's smallest and largest
   vrf.ratio            finetuned_accuracy / zeroshot_accuracy, with an interval over draws of images
   verdicts.verdict     holds | does not hold | cannot be told
+  verdicts.n_effective  as in correlations; empty where it has no meaning
 """
 
 KEYS: Final[dict[str, tuple[str, ...]]] = {
