@@ -123,6 +123,7 @@ def test_few_files_write_and_each_of_them_whole_files():
         "weights/checkpoint.py": "write_checkpoint",
         "finetuning/world.py": "trains the embedded world's files again",
         "tables/files.py": "to_parquet into memory",
+        "clip/all_pairs.py": "outputs of models wait in a temporary folder",
     }
     assert writers <= set(known)
     assert {"atomic.py", "study/unitfile.py", "weights/checkpoint.py"} <= writers, "the search finds nothing any more"

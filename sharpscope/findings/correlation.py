@@ -158,7 +158,8 @@ class _Outcome:
         x = cube.values[[m for m, _ in at], [layer for _, layer in at], :, a][:, known] if at else np.empty((0, 0))
         x = x.reshape(len(at), len(self.y))
         seen: set[tuple[str, str, str]] = set()
-        if self.given:
+        told = {name: z for name, z in self.given.items() if np.isfinite(z).any()}
+        if told:
             yield from self._partial(labels, x, self.given, seen)
         whole = [(COVARIATE + name, ALL) for name in self.given]
         plain = np.vstack([x, *(z[None] for z in self.given.values())])
@@ -167,7 +168,7 @@ class _Outcome:
                 plain, self.y, method, self._name, self.design, self.keys, self._rng(method), self.level
             )
             yield from _rows(labels + whole, block, {**self.head, "method": method})
-        for name, z in self.given.items():
+        for name, z in told.items():
             yield from self._partial(labels, x, {name: z}, seen)
 
     def contrasts(

@@ -34,7 +34,7 @@ _SHARE = 0.5
 """Curved columns are added as long as all columns are at most this share of the effective n. With straight ones alone
 (ranks), a learning rate that acts non-monotonically on both sides is rejected in 43 % of nulls with 20 pairs and in
 93 % with 60; with these in 3 to 5 %. One that acts on both sides from one value on, a jump, is rejected in 8 % with 60
-pairs and 8 columns, in 5 to 6 % with 16. The columns cost power: at 20 pairs and a correlation of .7 about a quarter."""
+pairs and 8 columns, in 5 to 6 % with 16. They cost power, at 20 pairs and a correlation of .7 a quarter of it."""
 _GONE = 1e-6
 
 

@@ -147,10 +147,12 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(panels) / columns))
     axes = figure.subplots(math.ceil(len(panels) / columns), columns, sharey=True, squeeze=False)
     colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(unique_in_order(points["pair"]))}
+    drawn = {at: rows[(rows["measure"] == at[0]) & (rows["group"] == at[1])] for at in panels}
     for k, ax in enumerate(axes.flat):
-        ax.set_visible(k < len(panels))
-    for (measure, group), ax in zip(panels, axes.flat, strict=False):
-        own = rows[(rows["measure"] == measure) & (rows["group"] == group)]
+        ax.set_visible(k < len(panels) and len(drawn[panels[k]]) > 0)
+    for ((measure, group), own), ax in zip(drawn.items(), axes.flat, strict=False):
+        if not len(own):
+            continue
         x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
         hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
         inks = [colours[p] for p in own["pair"]]
@@ -175,8 +177,7 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
         ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
-    for (measure, group), ax in zip(panels, axes.flat, strict=False):
-        own = rows[(rows["measure"] == measure) & (rows["group"] == group)]
+    for own, ax in zip(drawn.values(), axes.flat, strict=False):
         at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
         place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own))
     return figure

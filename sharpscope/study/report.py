@@ -76,8 +76,11 @@ class Run:
         return self.root / "report.html"
 
     def summary(self) -> str:
-        """Notices, caveat, assumptions, what happened on each group of OOD sets, verdicts, whom the straggler criteria
-        name, advice: one line each."""
+        """What a reader wants to know first, as text.
+
+        Notices and caveat, what was assumed, then in blocks: what happened on each group of OOD sets, the verdicts,
+        whom the straggler criteria name, and advice.
+        """
         with showing_alpha_on(self.side):
             return self._summary()
 

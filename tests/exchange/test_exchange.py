@@ -377,7 +377,7 @@ def test_averages_name_their_sets_and_are_over_the_same_ones() -> None:
     assert (mean["note"] == "without objectnet, because some points lack it").all()
     with pytest.raises(ResultsError, match="none of the sets .* counts as out of distribution"):
         join_accuracy([model("a", ImageNet=0.5)], [RunPair("a", "")])
-    with pytest.raises(ResultsError, match="no OOD set was measured at every point"):
+    with pytest.raises(ResultsError, match="no OOD set of the group 'ood' was measured at every point"):
         join_accuracy([model("a", ObjectNet=0.5), model("a", alpha=0.0, ImageNetA=0.5)], [RunPair("a", "")])
 
 
@@ -431,6 +431,7 @@ def test_a_runs_own_table_without_its_means_gets_the_same_ones_back() -> None:
             ("imagenet-r", "top1", 0.41, 0.4, 0.43, 900),
         ):
             row = {"pair": "a", "alpha": alpha, "variant": "dense", "dataset": dataset, "role": "ood", "note": ""}
+            row["group"] = "ood"
             row |= {"metric": metric, "estimate": value + shift, "ci_low": low + shift, "ci_high": high + shift, "n": n}
             rows.append(row | {"primary": True})
     own = [mean for alpha in (0.0, 0.5, 1.0) for mean in mean_rows([r for r in rows if r["alpha"] == alpha])]

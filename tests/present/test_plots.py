@@ -24,6 +24,7 @@ from matplotlib.text import Text
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present import plots, style
 from sharpscope.present.furtherplots import paths_along_alpha
+from sharpscope.present.pathplots import wiseft_curve
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
 from sharpscope.vocabulary import ALL, DENSE, PATHS, path_variant
@@ -162,7 +163,7 @@ def test_titles_and_legends_do_not_cover_each_other(figures: dict[str, Figure], 
     sharp = pd.concat([few["sharpness"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
     crowd = {
         "7 pairs": plots.accuracy_along_alpha(accuracy, few["path"], few["failure"]),
-        "7 curves": plots.wiseft_curve(accuracy).figure,
+        "7 curves": wiseft_curve(accuracy).figure,
         "5 repairs": plots.repair(repair.query("target == 'delta'")),
         "5 heat maps": plots.heatmap(sharp, "lambda_max"),
     }
@@ -183,11 +184,11 @@ def test_titles_and_legends_do_not_cover_each_other(figures: dict[str, Figure], 
 def test_nothing_global_changes(few: Tables) -> None:
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 11.0}):
-        ax = plots.wiseft_curve(few["accuracy"])
+        ax = wiseft_curve(few["accuracy"])
         assert ax.xaxis.label.get_fontsize() == style.STYLE["axes.labelsize"]
         assert matplotlib.rcParams["font.size"] == 11.0
     with matplotlib.rc_context({"axes.labelsize": 13.0}):
-        assert plots.wiseft_curve(few["accuracy"]).xaxis.label.get_fontsize() == 13.0
+        assert wiseft_curve(few["accuracy"]).xaxis.label.get_fontsize() == 13.0
     plots.all_figures({"accuracy": few["accuracy"]})
     assert dict(matplotlib.rcParams) == before
 
@@ -207,7 +208,7 @@ def test_the_failure_is_shaded_where_it_is_and_nowhere_else(few: Tables) -> None
 
 
 def test_the_curve_starts_at_zero_shot_and_ends_at_fine_tuned(few: Tables) -> None:
-    ax = plots.wiseft_curve(few["accuracy"])
+    ax = wiseft_curve(few["accuracy"])
     assert isinstance(ax, Axes)
     lines = {
         line.get_label(): line.get_xydata() for line in ax.get_lines() if not str(line.get_label()).startswith("_")
@@ -217,7 +218,7 @@ def test_the_curve_starts_at_zero_shot_and_ends_at_fine_tuned(few: Tables) -> No
     np.testing.assert_allclose(lines["success"][-1], (89.8, 55.0556), atol=0.01)
     assert sorted(t.get_text() for t in ax.texts) == ["0.2", "0.2", "0.5", "0.5", "0.8", "0.8"]
     given = Figure().add_subplot()
-    assert plots.wiseft_curve(few["accuracy"], ax=given) is given
+    assert wiseft_curve(few["accuracy"], ax=given) is given
 
 
 @pytest.mark.parametrize("measure", ["hessian_trace", "lambda_min", "lambda_max"])
@@ -393,7 +394,7 @@ def test_without_data_there_is_no_figure_but_an_error_that_says_so(few: Tables) 
     assert plots.all_figures(empty) == {}
     assert plots.all_figures({}) == {}
     for draw in (
-        lambda t: plots.wiseft_curve(t["accuracy"]),
+        lambda t: wiseft_curve(t["accuracy"]),
         lambda t: plots.accuracy_along_alpha(t["accuracy"]),
         lambda t: plots.heatmap(t["sharpness"], "lambda_max"),
         lambda t: plots.sharpness_along_alpha(t["sharpness"]),

@@ -113,7 +113,7 @@ def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Pa
 def test_question_and_answer_come_first(page: Page) -> None:
     top = page.text("")
     assert "can sharpness on ID data tell which may be interpolated?" in top
-    assert "Answer:" not in top and "On these pairs and these test sets: does not hold." in top
+    assert "On the OOD sets of ood: does not hold." in top
     assert top.index("Seen in a designed world only.") < top.index("does not hold")
     assert "over 6 other pairs Spearman is -0.2" in top
     answer = page.text("answer")

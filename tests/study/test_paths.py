@@ -124,7 +124,7 @@ def test_a_run_cut_off_among_the_further_points_goes_on_with_the_same_bytes(
 
 def test_report_and_plan_tell_of_it(finished: study.Run, capsys: pytest.CaptureFixture[str]) -> None:
     page = finished.report.read_text(encoding="utf-8")
-    assert "LiNeS path (Wang et al. 2024): best α between the ends, by OOD labels" in page
+    assert "LiNeS path (Wang et al. 2024): best α between the ends, by the OOD labels of ood" in page
     assert re.search(r"further paths +3 units", plan(config("lines"))) and "further" not in plan(config())
     words = ["plan", "--zeroshot", "mini:zeroshot", "--finetuned", "mini:success", "--model", "mini"]
     words += ["--id", "mini:photo", "--probe-size", "8", "--batch-size", "8", "--eval-limit", "8", "--granularity"]

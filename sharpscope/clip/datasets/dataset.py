@@ -292,6 +292,9 @@ class Dataset:
         """Places, ascending, of at most ``most`` of the listed images, whether they can be read or not.
 
         The choice is ``balanced`` and the same in every process, however many images were found unreadable so far.
+
+        Raises:
+            ConfigError: ``most`` is below 1.
         """
         if self.listed <= most:
             return list(range(self.listed))
@@ -303,7 +306,11 @@ class Dataset:
         return list(self._kept)
 
     def at(self, places: Sequence[int]) -> Dataset:
-        """The images at ``places``, each 0 ... ``listed`` - 1, in that order, as a data set of the same name."""
+        """The images at ``places``, each 0 ... ``listed`` - 1, in that order, as a data set of the same name.
+
+        Raises:
+            DatasetError: the data set cannot be made of these images, for instance of none.
+        """
         at = torch.tensor(places, dtype=torch.long)
         return Dataset(
             self.name,
