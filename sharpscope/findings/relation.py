@@ -131,6 +131,9 @@ class _Judged:
         if joint is None or randomly is None:
             why = f"No contrast of {names.title} with other layers was computed for {self.what}."
             return no_verdict(PAIRS, claim, self.group, self.source, why)
+        if joint["status"] != "ok":
+            why = f"The {self.what} of {names.title} has no contrast with that of other layers: {joint['note']}."
+            return no_verdict(PAIRS, claim, self.group, self.source, why)
         subject = (
             f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
         )
