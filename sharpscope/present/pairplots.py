@@ -177,9 +177,10 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
         ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
+    figure.draw_without_rendering()
     for own, ax in zip(drawn.values(), axes.flat, strict=False):
         at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
-        place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own))
+        place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own), laid_out=True)
     return figure
 
 

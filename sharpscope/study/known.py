@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,8 +28,9 @@ def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tun
     return Tuning(rate, moves.startswith("only the head") if moves else None)
 
 
+@functools.cache
 def shipped_table(name: str) -> pd.DataFrame:
-    """The embedded world's across-pair table, as ``analyses/world.py`` computed it."""
+    """The embedded world's across-pair table, as ``analyses/world.py`` computed it; read once, never changed."""
     return read_csv(shipped.pairs_table(name), name)
 
 
