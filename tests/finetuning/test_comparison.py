@@ -127,7 +127,20 @@ def test_more_ood_for_less_id_is_not_what_the_paper_says(script: ModuleType) -> 
     table.loc[table["method"] == "lipsum-ft", "id"] = 0.5
     claims = script.claims(table)
     row = claims[claims["paper"].str.startswith("Lipsum")].iloc[0]
-    assert row["verdict"] == "cannot be told" and row["id_difference"] == pytest.approx(-0.1)
+    assert row["verdict"] == "does not hold here" and row["id_difference"] == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize(
+    ("ood", "verdict"),
+    [
+        ([0.40, 0.401, 0.399], "holds here"),
+        ([0.35, 0.352, 0.349], "does not hold here"),
+        ([0.38, 0.41, 0.36], "cannot be told"),
+    ],
+)
+def test_no_less_is_not_more(script: ModuleType, ood: list[float], verdict: str) -> None:
+    claims = script.claims(pairs(clipfit=ood))
+    assert claims[claims["claim"].str.startswith("keeps")].iloc[0]["verdict"] == verdict
 
 
 def test_claims_about_methods_that_are_not_there_are_left_out(script: ModuleType) -> None:
