@@ -115,8 +115,8 @@ def claims(table: Table, draws: Sequence[Table] = ()) -> Table:
 
     A claim holds if its p-value, corrected for the number of claims (Holm), is at most .05 and nothing that it promises
     to keep is lost. It does not hold if its whole interval lies below ``MARGIN``, so that what it says is at most that,
-    or if the whole interval of what it promises to keep lies below minus ``ID_MARGIN``. A claim of "no less" holds if its
-    interval lies above minus ``ID_MARGIN``, and does not hold if it lies below 0 after the same correction.
+    or if the whole interval of what it promises to keep lies below minus ``ID_MARGIN``. A claim of "no less" holds if
+    its interval lies above minus ``ID_MARGIN``, and does not hold if it lies below 0 after the same correction.
 
     Args:
         table: one row for each method and seed.
