@@ -96,7 +96,9 @@ def variants(
         return []
     moving = [x for x in layers if x.name not in still]
     masks = range(1, config.masks + 1)
-    controls = [matched_control(straggler, moving, derive(config.seed, "control", *_later(i))) for i in masks]
+    controls: list[tuple[Layer, ...]] = []
+    for i in masks:
+        controls.append(matched_control(straggler, moving, derive(config.seed, "control", *_later(i)), controls))
     groups: dict[Group, list[Sequence[Layer]]] = {
         "straggler": [straggler] * len(masks),
         "random_layers": list(controls),
@@ -128,13 +130,18 @@ def _later(mask: int | None) -> tuple[int, ...]:
     return () if mask in (None, 1) else (mask,)
 
 
-def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: int) -> tuple[Layer, ...]:
+def matched_control(
+    chosen: Iterable[Layer],
+    all_layers: Sequence[Layer],
+    seed: int,
+    unlike: Iterable[tuple[Layer, ...]] = (),
+) -> tuple[Layer, ...]:
     """Random layers with about as many parameters as ``chosen`` and none of its layers: the control of a repair.
 
     In each of 64 trials the other layers are put in random order, and a layer is taken if it brings the total number of
     parameters nearer to that of ``chosen``. The trial with the nearest total wins. The result is in the order of
     ``all_layers``; it is empty when ``chosen`` is empty or no other layer is left. Pass only layers that move, since
-    sparsity does nothing to a frozen one.
+    sparsity does nothing to a frozen one. Sets in ``unlike`` are taken only if no trial finds another.
     """
     chosen = tuple(chosen)
     taken = {layer.name for layer in chosen}
@@ -143,6 +150,7 @@ def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: 
     if not chosen or not others:
         return ()
     generator = np.random.RandomState(derive(seed, "control", *sorted(taken)) & 0xFFFFFFFF)
+    used = {frozenset(layer.name for layer in known) for known in unlike}
     best: tuple[int, list[int]] | None = None
     for _ in range(_TRIALS):
         total, picked = 0, []
@@ -150,8 +158,12 @@ def matched_control(chosen: Iterable[Layer], all_layers: Sequence[Layer], seed: 
             if abs(total + others[i].num_params - wanted) < abs(total - wanted):
                 total += others[i].num_params
                 picked.append(i)
+        if frozenset(others[i].name for i in picked) in used:
+            continue
         if picked and (best is None or abs(total - wanted) < best[0]):
             best = abs(total - wanted), picked
+    if best is None and used:
+        return matched_control(chosen, all_layers, seed)
     if best is None:  # every other layer is more than twice as large, so the smallest is the nearest
         return (min(others, key=lambda layer: layer.num_params),)
     return tuple(others[i] for i in sorted(best[1]))

@@ -51,6 +51,18 @@ def test_controls_of_a_vit_match_in_size_and_vary_with_the_seed() -> None:
     assert all(sum(la.num_params for la in c) == wanted for c in controls)
 
 
+def test_every_mask_has_a_control_set_of_its_own_as_long_as_there_are_others() -> None:
+    shapes = {f"visual.transformer.resblocks.{i}.mlp.c_fc.weight": (64, 16 + i) for i in range(6)}
+    layers = split_layers(shapes, "module")
+    found: list[tuple[Layer, ...]] = []
+    for seed in range(5):
+        found.append(matched_control(layers[:1], layers, seed, found))
+    assert len(set(found)) == 5 and all(layers[0] not in one for one in found)
+    off = [abs(sum(x.num_params for x in one) - layers[0].num_params) for one in found]
+    assert off == sorted(off)  # each the nearest of those that are left
+    assert matched_control(layers[:1], layers[:2], 0, [(layers[1],)]) == (layers[1],)  # there is no other
+
+
 def test_when_all_others_are_larger_the_smallest_is_the_control() -> None:
     layers = _layers([1, 500, 300, 400])
     assert matched_control(layers[:1], layers, 0) == (layers[2],)
