@@ -44,6 +44,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         layer_alphas=(0.0, 0.5, 1.0),
         criticality_noise=(0.5, 1.0),
         repair_alphas=(0.5,),
+        repair_limit=160,
         bootstrap=500,
         shipped_pairs=True,
         threads=1,
