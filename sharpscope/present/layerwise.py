@@ -249,8 +249,14 @@ def correlations(source: Source) -> Section:
         "correlation_scatter", "Whole-model sharpness on ID data and OOD gain over zero-shot, one point per pair."
     )
     figures += source.figure(
+        "correlation_held",
+        "Across pairs, with the covariates held fixed at once (those for which there is room): Spearman correlation of "
+        "each layer's sharpness with the OOD outcome. Dots: q < 0.05 within the map, which is exploratory.",
+    )
+    figures += source.figure(
         "correlation_pairs",
-        "Across pairs: Spearman correlation of each layer's sharpness with the OOD outcome. Dots: q < 0.05.",
+        "The same with nothing held fixed: what learning rate, distance or ID accuracy explain is in these numbers, "
+        "and they are no evidence of their own.",
     )
     figures += source.figure(
         "correlation_path",

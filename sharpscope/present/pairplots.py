@@ -33,6 +33,7 @@ from sharpscope.present.style import (
 )
 from sharpscope.tables.rows import (
     MIDDLE,
+    joint_rows,
     marginal_rows,
     measures_in,
     nearest,
@@ -40,7 +41,7 @@ from sharpscope.tables.rows import (
     unique_in_order,
     widest_means,
 )
-from sharpscope.vocabulary import AGAINST, GROUPS, MEASURES, PAIRS, Group
+from sharpscope.vocabulary import AGAINST, CONTRASTS, GROUPS, MEASURES, PAIRS, Group
 
 __all__ = ["correlation", "correlation_scatter", "repair"]
 
@@ -192,17 +193,21 @@ def correlation(
     method: str = "spearman",
     against: str | None = None,
     alpha: float | None = None,
+    held: bool = False,
 ) -> Figure:
     """Correlation of every (layer, measure) with OOD accuracy as a map; dots mark q < 0.05, hatching undefined cells.
 
     ``scope`` is path, with one panel per pair (descriptive), or pairs, with one panel (evidence) at the alpha nearest
     ``alpha`` (default 0.5); each group of OOD sets has panels of its own. ``against`` defaults to OOD gain; the data
-    set is the group's mean over the most sets.
+    set is the group's mean over the most sets. With ``held`` all covariates are held fixed at once, as far as there is
+    room for them; without, none is.
 
     Raises:
         NoData: the table has no such rows.
     """
-    table = marginal_rows(correlations[(correlations["scope"] == scope) & (correlations["method"] == method)])
+    rows = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
+    table = joint_rows(rows) if held else marginal_rows(rows)
+    table = table[~table["layer"].isin([n for c in CONTRASTS.values() for n in (c.others, c.random)])]
     if not len(table):
         raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
     names = unique_in_order(table["against"])
@@ -236,9 +241,8 @@ def correlation(
             own = table[table["pair"] == pairs[i]]
             ax.set_title(_correlation_title(own, pairs[i].removeprefix(PAIRS).removeprefix(", "), scope, at))
     bar = colour_bar(figure, ScalarMappable(norm, colormaps["RdBu_r"]), axes)
-    bar.set_label(
-        f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}"
-    )
+    what = f"{label(method.capitalize())} correlation with {label(against.replace('_', ' ').replace('ood', 'OOD'))}"
+    bar.set_label(f"{what}, covariates held fixed" if held else what)
     handles = []
     if (table["q_value"] < 0.05).any():
         handles.append(Line2D([], [], color="black", marker="o", markersize=2, ls="none", label="q < 0.05"))

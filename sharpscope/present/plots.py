@@ -65,6 +65,7 @@ def all_figures(
         ("straggler_ranking", get["stragglers"], lambda df: straggler_ranking(df, _criteria(criterion))),
         ("repair", get["repair"], repair),
         ("correlation_path", get["correlations"], lambda df: correlation(df, "path")),
+        ("correlation_held", _widest(get["correlations"]), lambda df: correlation(df, "pairs", held=True)),
         ("correlation_pairs", _widest(get["correlations"]), lambda df: correlation(df, "pairs")),
         ("correlation_scatter", points, correlation_scatter),
     ]
