@@ -158,7 +158,7 @@ def joint_rows(correlations: pd.DataFrame) -> pd.DataFrame:
     """Of the rows that differ in nothing but the covariates held fixed, the one with the most of them, at least one."""
     held = correlations[_given(correlations) != ""]
     keys = [k for k in KEYS["correlations"] if k in held.columns and k != "given"]
-    most = held["given"].str.count(r"\+").sort_values(ascending=False, kind="stable").index
+    most = _given(held).map(lambda given: given.count("+")).sort_values(ascending=False, kind="stable").index
     first = held.loc[most].drop_duplicates(keys).index
     return held.loc[held.index.isin(first)]
 
