@@ -31,7 +31,7 @@ papers: $(VENV)/.installed-test
 nulls: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls.py
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_repair.py > benchmarks/results/nulls_repair.log
-	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_stragglers.py > benchmarks/results/nulls_stragglers.log
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_stragglers.py --layers 8 24 > benchmarks/results/nulls_stragglers.log
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint
