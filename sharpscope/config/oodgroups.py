@@ -18,6 +18,7 @@ __all__ = ["expand_ood", "flat_ood", "ood_groups", "split_group"]
 
 _PREFIX: Final = re.compile(r"([^=:/@#\\]*)=(.*)", re.DOTALL)
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_RULE: Final = "a group's name has letters, digits, - and _ only, and begins with a letter."
 
 
 def split_group(entry: str, key: str = "ood") -> tuple[str, str]:
@@ -37,8 +38,8 @@ def split_group(entry: str, key: str = "ood") -> tuple[str, str]:
     name, spec = found.groups()
     if not _NAME.fullmatch(name) or not spec:
         raise ConfigError(
-            f"{key}: '{shown(entry, 60)}' is not NAME=SPEC with a name of letters, digits, - and _ that begins with "
-            "a letter.\nRemedy: e.g. styles=mini:sketch; or a spec alone, which is in the group 'ood'."
+            f"{key}: '{shown(entry, 60)}' is no NAME=SPEC: {_RULE}\n"
+            "Remedy: e.g. styles=mini:sketch; or a spec alone, which is in the group 'ood'."
         )
     return name, spec
 
@@ -50,7 +51,7 @@ def flat_ood(value: Any) -> Any:
     ('styles=mini:sketch', 'styles=mini:neon', 'mini:photo-dark')
 
     Raises:
-        ConfigError: a group that is not a list of specs.
+        ConfigError: a group that is not a list of specs, or has a bad name.
     """
     if not isinstance(value, Mapping):
         return value
@@ -58,11 +59,9 @@ def flat_ood(value: Any) -> Any:
     for name, specs in value.items():
         if isinstance(specs, (str, bytes, Mapping)) or not isinstance(specs, Iterable):
             raise ConfigError(f"ood: the group '{shown(name, 40)}' needs a list of data set specs.")
-        for spec in specs:
-            entry = f"{name}={spec}"
-            if split_group(entry) != (name, spec):  # pragma: no cover - split_group raises for every bad name
-                raise ConfigError(f"ood: '{shown(name, 40)}' cannot name a group.")
-            out.append(spec if name == DEFAULT_GROUP else entry)
+        if not _NAME.fullmatch(str(name)):
+            raise ConfigError(f"ood: '{shown(name, 40)}': {_RULE}")
+        out += [spec if name == DEFAULT_GROUP else f"{name}={spec}" for spec in specs]
     return tuple(out)
 
 

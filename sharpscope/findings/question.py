@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import special
 
 from sharpscope.findings.design import FEWEST_CLUSTERS, Design, independent
+from sharpscope.findings.marginal import marginal_block
 from sharpscope.findings.partial import Partial, partial_correlation
 from sharpscope.findings.prediction import along
-from sharpscope.findings.rank_correlation import correlate, is_constant
 from sharpscope.findings.verdictrows import no_verdict, span, verdict_row
 from sharpscope.seeds import derive
 from sharpscope.tables.formats import is_missing, p_text
@@ -169,6 +169,8 @@ class _Others:
     told: str
     by_rate_alone: float
     """Spearman correlation of the other pairs' learning rates with their OOD gains; NaN where unknown."""
+    rate_told: str
+    """The same with its interval and p, over units that move independently."""
     rates: tuple[float, float]
     """The learning rates of the two judged pairs."""
 
@@ -180,7 +182,7 @@ class _Others:
         rates = dict(zip(whole.pairs, whole.covariates.get(LEARNING_RATE, np.full(len(whole.pairs), nan)), strict=True))
         two = (float(rates.get(asked.pairs[0], nan)), float(rates.get(asked.pairs[1], nan)))
         if not len(names):
-            return cls(nan, nan, 0, 0, False, "there are no other pairs", nan, two)
+            return cls(nan, nan, 0, 0, False, "there are no other pairs", nan, "", two)
         own = whole.reindexed(names)
         of_others = own.covariates.get(LEARNING_RATE, np.full(len(names), nan))
         given = {LEARNING_RATE: of_others, **own.covariates, **columns}
@@ -193,11 +195,12 @@ class _Others:
         few = int(found.n_effective[0]) < FEWEST_CLUSTERS
         rated = bool(np.isfinite(of_others).all()) and math.isfinite(rho)
         signed = rated and not few and p <= 1 - asked.level + 1e-12
-        alone = nan
-        if np.isfinite(of_others).all() and not is_constant(of_others) and not is_constant(y) and len(y) > 2:
-            alone = float(correlate(of_others[None], y[None], "spearman")[0, 0])
+        alone = marginal_block(of_others[None], y, "spearman", "the OOD gain", own, keys, rng, asked.level)
+        by_rate = float(alone.estimate[0])
+        bounds = span(float(alone.low[0]), float(alone.high[0]))
+        rate_told = f"{by_rate:+.2f} {bounds} ({p_text(float(alone.p[0]), asked.bootstrap)})"
         told = _told(found, len(names), asked.bootstrap, "" if rated or not math.isfinite(rho) else "unknown rates")
-        return cls(rho, p, len(names), int(found.n_effective[0]), signed, told, alone, two)
+        return cls(rho, p, len(names), int(found.n_effective[0]), signed, told, by_rate, rate_told, two)
 
     def by_rate(self, gap: float) -> str:
         """How the learning rate alone orders the two pairs; empty where it is unknown or the same."""
@@ -207,8 +210,8 @@ class _Others:
             return ""
         right = self.by_rate_alone * (first - second) * gap > 0
         return (
-            f"The learning rate alone has a Spearman correlation of {self.by_rate_alone:+.2f} with the OOD gain over "
-            f"these pairs and predicts the {'right' if right else 'wrong'} order"
+            f"The learning rate alone has a Spearman correlation of {self.rate_told} with the OOD gain over these "
+            f"pairs and predicts the {'right' if right else 'wrong'} order"
         )
 
 

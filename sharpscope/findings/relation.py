@@ -12,7 +12,7 @@ from sharpscope.findings.design import FEWEST_CLUSTERS
 from sharpscope.findings.layercontrast import RANDOM_SETS
 from sharpscope.findings.verdictrows import no_verdict, span, verdict_row
 from sharpscope.tables.formats import p_text
-from sharpscope.tables.rows import nearest
+from sharpscope.tables.rows import joint_rows, marginal_rows, nearest
 from sharpscope.vocabulary import (
     ALL,
     CANNOT,
@@ -159,13 +159,11 @@ class _Judged:
 
     def _joint(self, layer: str) -> pd.Series | None:
         """The row with the most covariates held fixed; None where there is none with a covariate."""
-        own = self.rows[(self.rows["layer"] == layer) & (self.rows["given"] != "")]
-        if not len(own):
-            return None
-        return own.iloc[int(own["given"].str.count(r"\+").to_numpy().argmax())]
+        own = joint_rows(self.rows[self.rows["layer"] == layer])
+        return own.iloc[0] if len(own) else None
 
     def _alone(self, layer: str) -> pd.Series | None:
-        own = self.rows[(self.rows["layer"] == layer) & (self.rows["given"] == "") & (self.rows["status"] == "ok")]
+        own = marginal_rows(self.rows[(self.rows["layer"] == layer) & (self.rows["status"] == "ok")])
         return own.iloc[0] if len(own) else None
 
     def _sentence(self, subject: str, joint: pd.Series, alone: pd.Series | None, more: str = "") -> str:
@@ -174,7 +172,7 @@ class _Judged:
         if int(joint["n_effective"]) != int(joint["n"]):
             pairs += f" ({int(joint['n_effective'])} of them independent)"
         if alone is not None:
-            told.append(f"{float(alone['estimate']):+.2f} by itself")
+            told.append(f"{float(alone['estimate']):+.2f} {span(alone['ci_low'], alone['ci_high'])} by itself")
         given = str(joint["given"]).replace("+", ", ")
         if joint["status"] == "ok":
             numbers = f"{float(joint['estimate']):+.2f} {span(joint['ci_low'], joint['ci_high'])}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import pandas as pd
 
@@ -16,8 +17,8 @@ __all__ = ["what_happened"]
 def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     """One sentence per group: the best point of every pair's path against zero-shot, its end, and the failure flags.
 
-    The interval of the best point's gain allows for its choice (flag F1 of the table ``failure``). Gains are in points
-    of mean accuracy over the group's sets, which the sentence names. ``order``: that of the pairs.
+    The interval of the best point's gain, in points, allows for its choice (flag F1 of the table ``failure``). The ends
+    have their mean accuracies over the group's sets, which the sentence names. ``order``: that of the pairs.
     """
     dense = dense_rows(accuracy[accuracy["estimate"].notna()])
     sentences = []
@@ -33,7 +34,7 @@ def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence
 
 
 def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
-    mean = average(rows, "ood").set_index("alpha")["estimate"]
+    mean = average(rows, "ood").set_index("alpha")
     if 0.0 not in mean.index:
         return ""
     own = failure[(failure["pair"] == pair) & (failure["dataset"] == OOD_MEAN) & (failure["flag"] == "F1")]
@@ -42,7 +43,17 @@ def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
         row = own.iloc[0]
         span = f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]" if math.isfinite(row["ci_low"]) else ""
         best = f"its best point, alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
-    end = f"the fine-tuned model {mean[1.0] - mean[0.0]:+.1f}" if 1.0 in mean.index else ""
-    flags, _, _ = flags_of(failure, pair)
-    raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag"
-    return f"along {pair} {', '.join(x for x in (best, end, raised) if x)}"
+    ends = [f"{name} has {_percent(mean.loc[at])}" for at, name in _ENDS.items() if at in mean.index]
+    flags, absent, unknown = flags_of(failure, pair)
+    raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag" if absent else ""
+    undefined = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
+    return f"along {pair} {', '.join(x for x in (best, *ends, raised, undefined) if x)}"
+
+
+_ENDS: Final = {0.0: "zero-shot", 1.0: "the fine-tuned model"}
+
+
+def _percent(row: pd.Series) -> str:
+    """An accuracy in percent with its interval, where it has one."""
+    known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
+    return f"{row['estimate']:.1f}{' [{:.1f}, {:.1f}]'.format(row['ci_low'], row['ci_high']) if known else ''} %"

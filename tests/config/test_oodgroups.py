@@ -66,5 +66,11 @@ def test_a_group_is_a_list(value: object) -> None:
         StudyConfig.from_dict({"ood": value})
 
 
+@pytest.mark.parametrize("name", ["a:b", "", "1st", "a/b"])
+def test_a_mapping_s_names_follow_the_same_rule(name: str) -> None:
+    with pytest.raises(ConfigError, match="a group's name has letters"):
+        StudyConfig.from_dict({"ood": {name: ["mini:sketch"]}})
+
+
 def test_groups_keep_the_order_of_the_sets() -> None:
     assert list(ood_groups(["b=x:1", "x:2", "b=x:3"])) == ["x:1", "x:2", "x:3"]

@@ -57,7 +57,7 @@ def test_a_marginal_correlation_stands_beside_and_never_instead() -> None:
     alone = row(0.9, 0.7, 0.98, 0.001, given="")
     joint = row(0.02, -0.2, 0.2, 0.9)
     got = judged(alone, joint).loc[CLAIMS["whole"]]
-    assert got["verdict"] == DOES_NOT_HOLD and "+0.90 by itself" in got["evidence"]
+    assert got["verdict"] == DOES_NOT_HOLD and "+0.90 [+0.70, +0.98] by itself" in got["evidence"]
     assert "+0.02 [-0.20, +0.20] with learning_rate, distance held fixed" in got["evidence"]
     only = judged(alone).loc[CLAIMS["whole"]]
     assert only["verdict"] == CANNOT and np.isnan(only["estimate"])

@@ -95,7 +95,14 @@ def test_failure_is_judged_by_group() -> None:
 def test_what_happened_names_the_sets_and_is_one_sentence_per_group() -> None:
     far, near = what_happened(accuracy(), failures())
     assert far.startswith("far (x, y): along p ") and near.startswith("near (z): along p ")
-    assert "the fine-tuned model -10.0" in far and "the fine-tuned model +20.0" in near and "F2" in near
+    assert "zero-shot has 30.0 [28.6, 31.4] %" in far and "the fine-tuned model has 50.0 [48.0, 52.0] %" in near
+    assert "failure flags F2" in near and "no failure flag" in far
+
+
+def test_flags_that_are_undefined_are_not_called_absent() -> None:
+    unknown = failures().assign(ci_low=np.nan, ci_high=np.nan, present=False)
+    for told in what_happened(accuracy(), unknown):
+        assert "no failure flag" not in told and "F1, F2, F3, F4 undefined or without interval" in told
 
 
 def test_sets_without_a_group_are_in_the_default_one() -> None:
