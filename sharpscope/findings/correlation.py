@@ -14,7 +14,7 @@ from sharpscope.findings.families import with_families
 from sharpscope.findings.frames import accuracy_grid, alpha_index
 from sharpscope.findings.layercontrast import contrast_rows
 from sharpscope.findings.marginal import FEWEST, Block, marginal_block
-from sharpscope.findings.partial import Partial, partial_correlation
+from sharpscope.findings.partial import partial_correlation
 from sharpscope.findings.pathcorrelation import means_of
 from sharpscope.findings.pathcosts import with_costs
 from sharpscope.findings.resampling import benjamini_hochberg, permutation_p
@@ -222,9 +222,7 @@ class _Outcome:
         return np.random.default_rng(derive(self.seed, "pairs", self.head["dataset"], self.head["alpha"], *what))
 
 
-def _rows(
-    labels: Sequence[tuple[str, str]], block: Block | Partial, head: Mapping[str, object]
-) -> Iterator[dict[str, object]]:
+def _rows(labels: Sequence[tuple[str, str]], block: Block, head: Mapping[str, object]) -> Iterator[dict[str, object]]:
     """Rows of one method: for each measure its ``(best)`` row, then its layers with q over these layers."""
     of_measure: dict[str, list[int]] = {}
     for k, (measure, _) in enumerate(labels):
@@ -262,14 +260,14 @@ def _best_row(
     measure: str,
     single: np.ndarray,
     labels: Sequence[tuple[str, str]],
-    block: Block | Partial,
+    block: Block,
     head: Mapping[str, object],
 ) -> dict[str, object]:
     nan = float("nan")
     first = int(single[0])
     row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan, "given": block.given[first]}
     known = single[np.isfinite(block.estimate[single])]
-    if not len(known) or block.null is None:
+    if not len(known):
         n, effective = int(block.n[single].max()), int(block.n_effective[single].max())
         why = f"no layer has a correlation ({block.why[first]})"
         none: dict[str, object] = {"estimate": nan, "p_value": nan, "q_value": nan, "n": n, "n_effective": effective}

@@ -36,7 +36,7 @@ class Block:
     note: list[str]
     statistic: np.ndarray
     """[1, K]: the estimate."""
-    null: np.ndarray | None = None
+    null: np.ndarray
     """[1, B, K]: its values in the permutations."""
 
 
@@ -63,6 +63,7 @@ def empty_block(columns: int) -> Block:
     return Block(
         estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
         given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan[None].copy(),
+        null=np.full((1, 0, columns), np.nan),
     )  # fmt: skip
 
 

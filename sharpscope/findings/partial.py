@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sharpscope.findings.design import FEWEST_PAIRS, Design
+from sharpscope.findings.marginal import Block, empty_block, masks
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.scores import min_replicates
@@ -150,27 +151,16 @@ def _natural_spline(r: np.ndarray, columns: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Partial:
-    """Partial correlations of K columns; arrays [K], ``draws`` [B, K]."""
+class Partial(Block):
+    """Partial correlations of K columns.
 
-    estimate: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-    n: np.ndarray
-    """The number of pairs with all values."""
-    n_effective: np.ndarray
-    given: list[str]
-    """The covariates held fixed, joined by +; where there is no value, those that were to be."""
-    why: list[str]
-    """Why a column has no value, or an empty string."""
-    note: list[str]
-    statistic: np.ndarray
-    """[2, K] the correlation itself and a studentised one; p is the larger of the two permutation p-values."""
-    null: np.ndarray
-    """[2, B, K] their values in the permutations."""
+    ``given`` holds the covariates held fixed; where there is no value, those that were to be. ``statistic`` [2, K] is
+    the correlation itself and a studentised one, ``null`` [2, B, K] their values in the permutations; p is the larger
+    of the two permutation p-values.
+    """
+
     draws: np.ndarray
-    """Replicates of the estimate, of which the interval consists; those of columns with the same pairs are paired."""
+    """[B, K] replicates of the estimate, of which the interval consists; columns with the same pairs are paired."""
 
 
 def partial_correlation(
@@ -223,11 +213,8 @@ def partial_correlation(
     unknown = [name for name in covariates if name not in known]
     asked = "+".join(sorted(known, key=_place))
     out = _nothing(len(x), len(keys), asked)
-    usable = np.isfinite(x) & np.isfinite(y)
     complete = np.all([np.isfinite(z) for z in known.values()], axis=0) if known else np.ones(len(y), bool)
-    patterns, inverse = np.unique(usable, axis=0, return_inverse=True)
-    for i, pattern in enumerate(patterns):
-        here = np.flatnonzero(inverse.ravel() == i)
+    for here, pattern in masks(x, y):
         without = int((pattern & ~complete).sum())
         points = pattern & complete
         said = [f"{without} pairs without a covariate are left out"] if without else []
@@ -239,12 +226,9 @@ def partial_correlation(
 
 def _nothing(columns: int, count: int, asked: str) -> Partial:
     """Columns without values."""
-    nan, counts, nothing = np.full(columns, np.nan), np.zeros(columns, dtype=int), np.full((count, columns), np.nan)
-    return Partial(
-        estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
-        given=[asked] * columns, why=[""] * columns, note=[""] * columns, statistic=np.stack([nan, nan]),
-        null=np.stack([nothing, nothing]), draws=nothing,
-    )  # fmt: skip
+    nothing = np.full((2, count, columns), np.nan)
+    blank = vars(empty_block(columns)) | {"given": [asked] * columns, "statistic": np.full((2, columns), np.nan)}
+    return Partial(**(blank | {"null": nothing, "draws": nothing[0].copy()}))
 
 
 def _fill(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Final
 
 import pandas as pd
 
@@ -34,8 +34,8 @@ def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence
 
 
 def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
-    mean = average(rows, "ood").set_index("alpha")
-    if 0.0 not in mean.index:
+    means = {row["alpha"]: row for row in average(rows, "ood").to_dict("records")}
+    if 0.0 not in means:
         return ""
     own = failure[(failure["pair"] == pair) & (failure["dataset"] == OOD_MEAN) & (failure["flag"] == "F1")]
     best = ""
@@ -43,7 +43,7 @@ def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
         row = own.iloc[0]
         span = f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]" if math.isfinite(row["ci_low"]) else ""
         best = f"its best point, alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
-    ends = [f"{name} has {_percent(mean.loc[at])}" for at, name in _ENDS.items() if at in mean.index]
+    ends = [f"{name} has {_percent(means[at])}" for at, name in _ENDS.items() if at in means]
     flags, absent, unknown = flags_of(failure, pair)
     raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag" if absent else ""
     undefined = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
@@ -53,7 +53,7 @@ def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
 _ENDS: Final = {0.0: "zero-shot", 1.0: "the fine-tuned model"}
 
 
-def _percent(row: pd.Series) -> str:
+def _percent(row: Mapping[Hashable, Any]) -> str:
     """An accuracy in percent with its interval, where it has one."""
     known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
     return f"{row['estimate']:.1f}{' [{:.1f}, {:.1f}]'.format(row['ci_low'], row['ci_high']) if known else ''} %"
