@@ -54,8 +54,8 @@ def contrast_rows(
         Rows without the columns that all rows of one outcome share (pair, measure, against, dataset ...).
     """
     rng = np.random.default_rng(seeds[0])
+    # A pair in which nobody is chosen has no value in the first row, and is left out of the comparison.
     sets = np.stack([_combined(values, chosen, adds_up), _combined(values, ~chosen, adds_up)])
-    sets[:, ~chosen.any(axis=0)] = np.nan  # a pair in which nobody is chosen says nothing
     found = contrast(sets, y, design, covariates, keys=keys, rng=rng, level=level)
     one = found.partial
     head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}

@@ -10,6 +10,7 @@ from scipy import stats
 from sharpscope.findings.correlation import PAIRS, pair_correlations
 from sharpscope.findings.pathcorrelation import path_correlations
 from sharpscope.tables.schema import COLUMNS, KEYS
+from sharpscope.vocabulary import CONTRASTS
 
 ALPHAS = (0.0, 0.5, 1.0)
 
@@ -221,6 +222,32 @@ def test_stragglers_are_added_up_pair_by_pair(world) -> None:
     assert set(table["source"]) == {"shipped"}
     none = pair_correlations(sharp, acc, source="run", alphas=(0.5,), bootstrap=50, stragglers={"p0": ("l0",)})
     assert (none.loc[none["layer"] == "(stragglers)", "status"] == "undefined").all()
+
+
+def test_contrasts_of_layers_are_rows_at_the_primary_alpha_and_holm_is_over_groups(world) -> None:
+    sharp, acc = world(16, link=1.0)
+    more = acc[acc["role"] != "id"].assign(group="far", dataset=lambda t: t["dataset"] + "-far")
+    acc = pd.concat([acc.assign(group=np.where(acc["role"] == "id", "", "near")), more], ignore_index=True)
+    chosen = {f"p{i}": ("l0",) for i in range(16)}
+    told = covariates(16).assign(learning_rate=np.random.default_rng(1).random(16))
+    both = pd.concat([told, told.assign(alpha=1.0)])
+    table = pair_correlations(
+        sharp, acc, both, source="run", alphas=(0.5, 1.0), bootstrap=99, stragglers=chosen, by_instability=chosen,
+        primary=("ggn_trace", 0.5),
+    )  # fmt: skip
+    names = [n for c in CONTRASTS.values() for n in (c.others, c.random)]
+    rows = table[table["layer"].isin(names)]
+    assert sorted(zip(rows["layer"], rows["group"], strict=True)) == sorted(
+        (n, g) for n in names for g in ("near", "far")
+    )
+    assert set(rows["alpha"]) == {0.5} and set(rows["given"]) == {"learning_rate+distance"}
+    ours = rows[rows["layer"] == CONTRASTS["stragglers"].others]
+    assert set(ours["family"]) == {"primary"}
+    assert ours["q_value"].to_numpy() == pytest.approx(np.minimum(1, 2 * ours["p_value"].to_numpy()))  # equal p's
+    others = rows[rows["layer"] != CONTRASTS["stragglers"].others]
+    assert set(others["family"]) == {"exploratory"} and (others["q_value"] == others["p_value"]).all()
+    (whole,) = set(table.loc[(table["family"] == "primary") & (table["layer"] == "(all)"), "measure"])
+    assert whole == "ggn_trace"
 
 
 def test_the_numbers_do_not_depend_on_the_order_of_the_rows(world) -> None:

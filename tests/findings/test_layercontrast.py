@@ -54,6 +54,22 @@ def test_layers_that_share_what_they_tell_are_no_better_than_others() -> None:
     assert first["ci_low"] < 0 and abs(first["estimate"]) < 0.1 and second["p_value"] > 0.05
 
 
+def test_what_orders_the_pairs_alike_has_no_interval() -> None:
+    """All layers are multiples of one: no resample tells the chosen from the others, which makes nothing certain."""
+    size = np.exp(np.random.default_rng(7).normal(size=PAIRS))
+    values = np.arange(1.0, LAYERS + 1)[:, None] * size
+    first, _ = rows(values, only(0), np.log(size) + np.random.default_rng(8).normal(size=PAIRS))
+    assert first["estimate"] == 0 and np.isnan(first["ci_low"]) and "order the pairs alike" in first["note"]
+
+
+def test_the_sign_of_the_relation_does_not_matter() -> None:
+    values, y = made(np.random.default_rng(0), common=0.0)
+    for ours, theirs in zip(rows(values, only(0), y), rows(values, only(0), -y), strict=True):
+        assert ours["estimate"] == pytest.approx(theirs["estimate"]) and ours["p_value"] == pytest.approx(
+            theirs["p_value"]
+        )
+
+
 def test_the_order_of_layers_and_the_scale_of_all_do_not_matter() -> None:
     values, y = made(np.random.default_rng(2), common=0.3)
     order = np.random.default_rng(3).permutation(LAYERS)

@@ -216,6 +216,12 @@ def test_the_question_is_not_answered_by_what_the_learning_rate_explains(two) ->
     assert "predicts the right order" in got["evidence"]
 
 
+def test_a_gap_that_may_be_noise_is_not_predicted_by_the_learning_rate_either(two) -> None:
+    follows = design(rates=np.arange(24.0), two=(13.0, 2.0))
+    told = judge(two(good=0.305), references=references(1.0), design=follows).loc[CLAIMS["question"], "evidence"]
+    assert "its interval contains 0" in told and "learning rate alone" not in told
+
+
 def test_the_question_needs_the_learning_rates_of_the_other_pairs(two) -> None:
     some = references(1.0).assign(distance=lambda t: t["pair"].map(lambda p: float(int(p[1:]) * 7 % 24)))
     got = judge(two(), references=some, design=None).loc[CLAIMS["question"]]

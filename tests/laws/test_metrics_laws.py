@@ -181,6 +181,8 @@ def test_the_worst_group_s_interval_covers_the_truth_however_small_a_group() -> 
 def test_the_worst_group_s_interval_of_one_group_is_the_exact_one() -> None:
     exact = stats.binomtest(7, 20).proportion_ci(0.9, "exact")
     assert worst_interval([(7, 20)], 0.9) == pytest.approx((exact.low, exact.high))
+    low, high = (min(bounds) for bounds in zip(*(worst_interval([g]) for g in ((7, 20), (70, 90))), strict=True))
+    assert worst_interval([(7, 20), (70, 90)]) == (low, high)
     assert worst_interval([(0, 5), (9, 9)])[0] == 0.0 and worst_interval([(9, 9), (5, 5)])[1] == 1.0
     for bad in ([], [(3, 2)], [(0, 0)]):
         with pytest.raises(ValueError, match="worst_interval"):
