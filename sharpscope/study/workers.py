@@ -114,29 +114,36 @@ class Crew:
         and read from the directory (their seconds are None)."""
         running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
         elsewhere: deque[Task] = deque()
+
+        def claimed() -> tuple[Task, Claim] | None:
+            """The first waiting task that no other process has claimed."""
+            while waiting:
+                task = waiting.popleft()
+                if (claim := directory.claim(task.key)) is not None:
+                    return task, claim
+                elsewhere.append(task)
+            return None
+
+        def hand_out(most: int) -> None:
+            """Give the workers tasks until ``most`` of them run or wait there."""
+            while len(running) < most and (found := claimed()) is not None:
+                assert self._pool is not None
+                with _workers_alive():
+                    running[self._pool.submit(_remote, self.config, found[0])] = found
+
         try:
             while waiting or running or elsewhere:
-                # One unit running and one queued for each worker, so that none is idle while this process computes.
-                while waiting and len(running) < 2 * (self.config.jobs - 1):
-                    task = waiting.popleft()
-                    claim = directory.claim(task.key)
-                    if claim is None:
-                        elsewhere.append(task)
-                    else:
-                        assert self._pool is not None
-                        with _workers_alive():
-                            running[self._pool.submit(_remote, self.config, task)] = (task, claim)
-                if waiting:
-                    task = waiting.popleft()
-                    claim = directory.claim(task.key)
-                    if claim is None:
-                        elsewhere.append(task)
-                    else:
-                        with claim:
-                            yield (task, *self._here(task, bar))
-                elif running:
+                # The longest tasks come first: one for each worker, then one for this process. One more waits for each
+                # worker, so that none is idle while this process computes.
+                hand_out(self.config.jobs - 1)
+                own = claimed()
+                with contextlib.nullcontext() if own is None else own[1]:
+                    hand_out(2 * (self.config.jobs - 1))
+                    if own is not None:
+                        yield (own[0], *self._here(own[0], bar))
+                if own is None and running:
                     wait(running, return_when=FIRST_COMPLETED)
-                elif elsewhere:
+                elif own is None and elsewhere:
                     time.sleep(_POLL)
                 for future in [f for f in running if f.done()]:
                     task, claim = running.pop(future)

@@ -59,8 +59,9 @@ def table(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def stacked(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """One table of the schema from several, empty ones included."""
-    rows = [row for frame in frames for row in frame.to_dict("records")]
-    return normalised(pd.DataFrame(rows, columns=list(EVERY_COLUMNS[name])), name)
+    columns = list(EVERY_COLUMNS[name])
+    parts = [frame.reindex(columns=columns).astype(object) for frame in frames if len(frame)]
+    return normalised(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns), name)
 
 
 def unique_in_order(values: Iterable[Any]) -> list[Any]:
