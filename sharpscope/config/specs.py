@@ -100,9 +100,12 @@ class Layout:
 
 _TWO: Final = ("train", "test")
 _THREE: Final = ("train", "val", "test")
+_EMOJI: Final = (*_THREE, "ood")
 _SHIFTED: Final = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("mini", "DOMAIN", None, _THREE, MINI_STYLES + MINI_SHIFTS, "the embedded world"),
+    Layout("emoji", "STYLES", "emoji.find_emoji", _EMOJI),
+    Layout("emoji-group", "STYLES", "emoji.find_emoji_group", _EMOJI),
     Layout("folder", "PATH", "folder.find_folder"),
     Layout("wds", "PATH", "shards.find_shards"),
     Layout("npz", "PATH", "arrays.find_npz"),
