@@ -166,8 +166,8 @@ def write(folder: Path, archives: Mapping[str, Path]) -> None:
         sheet_of(drawings).save(folder / f"{source.style}.webp", lossless=True)
         there = int(drawings.any((1, 2, 3)).sum())
         p = source.package
-        rows.append((source.style, source.family, p.name, p.version, p.sha256, p.licence, there))
-        print(f"{source.style:11s} {there} things, {p.licence}")
+        rows.append((source.style, source.family, p.name, p.version, p.sha256, source.licence, there))
+        print(f"{source.style:11s} {there} things, {source.licence}")
     _csv(folder / "styles.csv", ("style", "family", "package", "version", "sha256", "licence", "things"), rows)
 
 
