@@ -1,8 +1,8 @@
 """Where the drawings come from: styles, their npm packages with checksums and licences, and who plays which part.
 
-styles.csv is the table. Its column role: ``known``, every base was pretrained on the style; ``id``, pairs are fine-tuned
-on it; ``clean``, no model was trained on it. Restylings of one design are one family, and a family has one role. The
-known styles are Apache-2.0 or MIT, so that the bases derive from free drawings alone.
+styles.csv is the table. Its column role: ``known``, every base was pretrained on the style; ``id``, pairs are
+fine-tuned on it; ``clean``, no model was trained on it. Restylings of one design are one family, and a family has one
+role. The known styles are Apache-2.0 or MIT, so that the bases derive from free drawings alone.
 """
 
 from __future__ import annotations
