@@ -98,7 +98,7 @@ def read(table: pd.DataFrame) -> Published:
     accuracy = accuracy_table(models, [ID])
     alphas = tuple(sorted(float(a) for a in table["alpha"].unique()))
     counts: dict[str, dict[str, Counts]] = {}
-    for (pair, dataset), own in accuracy.sort_values("alpha").groupby(["pair", "dataset"], sort=False):
+    for (pair, dataset), own in accuracy.sort_values("alpha", kind="stable").groupby(["pair", "dataset"], sort=False):
         n = IMAGES[str(dataset)]
         counts.setdefault(str(pair), {})[str(dataset)] = Counts((own["estimate"] * n).round().to_numpy(dtype=int), n)
     starts = [tuple(of[s].right[0] for s in IMAGES) for of in counts.values()]

@@ -11,9 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from sharpscope.errors import NoData, shown
 from sharpscope.present.publishedplots import published
 from sharpscope.present.script import paper_style
 from sharpscope.present.style import save
+
+
+def read(file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        raise NoData(f"{shown(file)}: no such file; 'python analyses/published.py' writes it.")
+    return pd.read_csv(file)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
     args = parser.parse_args(argv)
     with paper_style(__file__):
-        paths, summary = (pd.read_csv(args.tables / f"{name}.csv") for name in ("published", "published_summary"))
+        paths, summary = (read(args.tables / f"{name}.csv") for name in ("published", "published_summary"))
         save(published(paths, summary), args.out, "published")
 
 

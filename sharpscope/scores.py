@@ -236,6 +236,8 @@ class Counts:
     ``right`` int [K], 0 <= right <= n. This is all that a published accuracy tells. Replicates of different models are
     drawn independently. The points of one path agree on most examples, so an interval of a difference between two of
     them is too wide rather than too narrow.
+
+    Source: Efron 1979, https://doi.org/10.1214/aos/1176344552 (the bootstrap of a share is binomial).
     """
 
     right: NDArray[np.integer]

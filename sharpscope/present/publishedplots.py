@@ -27,9 +27,9 @@ _FIXED: Final = "alpha "
 _ENDS: Final = {"alpha 0": "zero-shot, 0", "alpha 1": "fine-tuned, 1"}
 _RULES: Final = {
     "id_best": "best on ImageNet",
-    "best_fixed": "best of other paths",
-    "learning_rate (unchecked)": "by rate: new setting",
-    "learning_rate (path left out)": "by rate: known setting",
+    "best_fixed": "best of other settings",
+    "learning_rate (unchecked)": "rate, other settings",
+    "learning_rate (path left out)": "rate, other paths",
 }
 
 
@@ -134,5 +134,5 @@ def _regrets(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_ylim(gap[-1] + 0.6, -0.6)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
-    ax.set_xlabel("points lost to the path's best α")
+    ax.set_xlabel("points lost to the best α")
     ax.set_title("mean regret of α, by rule")
