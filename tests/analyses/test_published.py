@@ -124,6 +124,7 @@ def test_the_committed_tables_are_those_that_the_script_makes(script: ModuleType
     fresh = pd.DataFrame(rows, columns=list(script.SUMMARY))
     own = SUMMARY[(SUMMARY["population"] == script.HEAD_ONLY) & SUMMARY["question"].isin(("failure", "regret"))]
     numbers = ["effect", "ci_low", "ci_high", "worst", "minus_half", "minus_low", "n", "n_effective"]
+    assert list(own["verdict"].fillna("")) == list(fresh["verdict"])
     pd.testing.assert_frame_equal(
         fresh.set_index("what")[numbers].astype(float), own.set_index("what")[numbers].astype(float), atol=2e-6
     )
