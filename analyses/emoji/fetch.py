@@ -3,9 +3,8 @@
     python analyses/emoji/fetch.py --out DIR        fills DIR/emoji (about 280 MB fetched, 25 MB written, one minute)
 
 Then ``emoji:STYLE`` is a data set spec of every command, with ``--data-root DIR``. npm fetches the packages, whose
-archives have to have the checksums of styles.py; nothing in them is executed. resvg_py draws the SVGs
-(``pip install -e '.[emoji]'``).
-Not all drawings are free: styles.csv has each style's licence, and DIR is for your own study.
+archives have to have the checksums of styles.csv; nothing in them is executed. ``pip install -e '.[emoji]'`` installs
+what draws the SVGs. Not all drawings are free: styles.csv has each style's licence, and DIR is for your own study.
 """
 
 from __future__ import annotations
@@ -113,7 +112,7 @@ def fetched(package: Package, folder: Path) -> Path:
             ) from e
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != package.sha256:
-        raise DatasetError(f"{file}: its sha256 is {found}, but styles.py has {package.sha256}.\nRemedy: delete it.")
+        raise DatasetError(f"{file}: its sha256 is {found}, and not {package.sha256}.\nRemedy: delete it.")
     return file
 
 

@@ -104,8 +104,6 @@ _EMOJI: Final = (*_THREE, "ood")
 _SHIFTED: Final = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("mini", "DOMAIN", None, _THREE, MINI_STYLES + MINI_SHIFTS, "the embedded world"),
-    Layout("emoji", "STYLES", "emoji.find_emoji", _EMOJI),
-    Layout("emoji-group", "STYLES", "emoji.find_emoji_group", _EMOJI),
     Layout("folder", "PATH", "folder.find_folder"),
     Layout("wds", "PATH", "shards.find_shards"),
     Layout("npz", "PATH", "arrays.find_npz"),
@@ -115,6 +113,8 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("subset", "FILE", "imagenet.find_subset", _THREE),
     Layout("retrieval", "FILE", "captions.find_captions", captions=True),
     Layout("coop", "SET", "coop.find_coop", None, tuple(COOP), "CoOp"),
+    Layout("emoji", "STYLES", "emoji.find_emoji", _EMOJI),
+    Layout("emoji-group", "STYLES", "emoji.find_emoji_group", _EMOJI),
     Layout("imagenet", "", "imagenet.find_imagenet", _THREE),
     *(Layout(name, "", "imagenet.find_imagenet", ("test",)) for name in _SHIFTED),
     Layout("objectnet", "", "imagenet.find_objectnet", ("test",)),

@@ -16,8 +16,8 @@ alone. Two tasks read the same drawings:
 STYLES is one style, or several joined by commas, in any order. Splits are by THING (``part_of``): no thing is in two of
 val, test and ood. In ``emoji-group`` the things of train are others still. In ``emoji`` they cannot be, because the
 things are the classes: one drawing of each thing, from one of STYLES in turn, is kept out of train, and val and test
-hold these drawings of their things. So val and test are of the STYLES that were trained on, all of them (``emoji:a@test``
-has drawings that ``emoji:a,b@train`` has), and ood is of styles that were not trained on.
+hold these drawings of their things. So val and test are read with all STYLES that were trained on (``emoji:a@test``
+has drawings that ``emoji:a,b@train`` has), and ood with styles that were not trained on.
 """
 
 from __future__ import annotations
@@ -110,14 +110,14 @@ class EmojiWorld:
 
 
 def _sheet(file: Path, size: tuple[int, int], count: int) -> NDArray[np.uint8]:
-    """The pixels of a sheet of ``count`` things, uint8 [height, width, 4], decoded only where format and size are right.
+    """The pixels of a sheet of ``count`` things, uint8 [height, width, 4]; decoded only if format and size are right.
 
-    PIL decodes some formats by other programs, and small files can hold huge images.
+    PIL has other programs decode some formats, and small files can hold huge images.
     """
     try:
         image = Files(file.parent, (file.name,)).open(0)
         if image.format == "WEBP" and image.size == size:
-            return np.asarray(image.convert("RGBA"))
+            return np.array(image.convert("RGBA"))
     except Exception as e:  # broken files raise OSError, SyntaxError, struct.error, ..., depending on their format
         raise DatasetError(
             f"{shown(file)}: cannot be read as an image ({shown(getattr(e, 'strerror', None) or e)}).\n{_REMEDY}"
@@ -153,7 +153,7 @@ def read_world(root: str | Path) -> EmojiWorld:
     _check_names(of_things, "thing", "name", [t.name for t in things])
     _check_names(of_styles, "style", "name", [s.name for s in styles])
     if bad := next((s.name for s in styles if not re.fullmatch(r"[\w-]+", s.name)), None):  # it names a file
-        raise DatasetError(f"{shown(of_styles)}: '{shown(bad)}' is no name of a style: letters, digits, _ and - alone.")
+        raise DatasetError(f"{shown(of_styles)}: '{shown(bad)}' is no style's name (letters, digits, _, -).\n{_REMEDY}")
     return EmojiWorld(folder, things, {s.name: s for s in styles})
 
 
