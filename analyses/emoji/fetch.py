@@ -3,8 +3,8 @@
     python analyses/emoji/fetch.py --out DIR        fills DIR/emoji (about 280 MB fetched, 25 MB written, one minute)
 
 Then ``emoji:STYLE`` is a data set spec of every command, with ``--data-root DIR``. npm fetches the packages, whose
-archives have to have the checksums of styles.py; nothing in them is executed. ``pip install resvg_py`` draws the SVGs.
-Not all drawings are free: styles.csv has each style's licence, and DIR is for your own study.
+archives have to have the checksums of styles.csv; nothing in them is executed. ``pip install -e '.[emoji]'`` installs
+what draws the SVGs. Not all drawings are free: styles.csv has each style's licence, and DIR is for your own study.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import resvg_py
 import tyro
 from PIL import Image
 from styles import SOURCES, UNICODE, WORDS, Package, Source
@@ -104,10 +103,16 @@ def fetched(package: Package, folder: Path) -> Path:
     if not file.exists():
         print(f"npm pack {package.name}@{package.version}", file=sys.stderr)
         command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
-        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as e:
+            raise DatasetError(
+                f"npm cannot fetch {package.name}@{package.version} ({e}).\nRemedy: install npm, or put the archive "
+                f"there by hand: {file}."
+            ) from e
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != package.sha256:
-        raise DatasetError(f"{file}: its sha256 is {found}, but styles.py has {package.sha256}.\nRemedy: delete it.")
+        raise DatasetError(f"{file}: its sha256 is {found}, and not {package.sha256}.\nRemedy: delete it.")
     return file
 
 
@@ -212,6 +217,8 @@ def _squeezed(name: str) -> str:
 
 def _icons(archive: Path, names: Mapping[str, str]) -> Iterator[tuple[str, Image.Image]]:
     """(code, drawing) of an icon set in Iconify's JSON, whose icons are bodies of SVG files."""
+    import resvg_py  # the extra ``emoji``: nothing else needs it
+
     whole, told = member(archive, "icons.json"), {name: bare(code) for code, name in _chars(archive).items()}
     for name, icon in whole["icons"].items():
         code = told.get(name) or names.get(_squeezed(name))

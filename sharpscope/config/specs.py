@@ -104,8 +104,6 @@ _EMOJI: Final = (*_THREE, "ood")
 _SHIFTED: Final = ("imagenet-v2", "imagenet-a", "imagenet-r", "imagenet-sketch")
 LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("mini", "DOMAIN", None, _THREE, MINI_STYLES + MINI_SHIFTS, "the embedded world"),
-    Layout("emoji", "STYLES", "emoji.find_emoji", _EMOJI),
-    Layout("emoji-group", "STYLES", "emoji.find_emoji_group", _EMOJI),
     Layout("folder", "PATH", "folder.find_folder"),
     Layout("wds", "PATH", "shards.find_shards"),
     Layout("npz", "PATH", "arrays.find_npz"),
@@ -115,6 +113,8 @@ LAYOUTS: Words[Layout] = Words("kind of data set", "sharpscope.datasets", (
     Layout("subset", "FILE", "imagenet.find_subset", _THREE),
     Layout("retrieval", "FILE", "captions.find_captions", captions=True),
     Layout("coop", "SET", "coop.find_coop", None, tuple(COOP), "CoOp"),
+    Layout("emoji", "STYLES", "emoji.find_emoji", _EMOJI),
+    Layout("emoji-group", "STYLES", "emoji.find_emoji_group", _EMOJI),
     Layout("imagenet", "", "imagenet.find_imagenet", _THREE),
     *(Layout(name, "", "imagenet.find_imagenet", ("test",)) for name in _SHIFTED),
     Layout("objectnet", "", "imagenet.find_objectnet", ("test",)),
@@ -189,11 +189,12 @@ def read_spec(spec: str) -> Spec:
 def _unknown(spec: str, layout: Layout | None, colon: bool, kind: str, split: str | None) -> ConfigError:
     """The error for a spec of no known form, with the nearest that there is."""
     if split == "" and layout is not None and layout.rest:
-        return ConfigError(f"data set {shown(spec)}: unknown split ''. Known: train, val, test.")
+        return ConfigError(f"data set {shown(spec)}: unknown split ''. Known: {', '.join(layout.splits or _THREE)}.")
     forms = [*(x.form for x in LAYOUTS.values()), *LAYOUTS.not_loaded()]
     named = [x.name for x in LAYOUTS.values() if not x.rest]
     specs = [f"mini:{d}" for d in LAYOUTS["mini"].known] + named
-    near = did_you_mean(spec, named) if not colon else ""
+    near = f" Did you mean '{layout.form}'?" if layout is not None else ""
+    near = near or (did_you_mean(spec, named) if not colon else "")
     near = near or did_you_mean(spec if colon else f"mini:{spec}", specs) or did_you_mean(kind, forms)
     return ConfigError(f"data set: '{shown(spec)}' is of no known kind ({', '.join(forms)}).{near}")
 

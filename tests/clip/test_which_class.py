@@ -203,7 +203,7 @@ def test_a_misspelt_split_is_found_before_any_data(tmp_path: Path, tiny_model: C
     fixed = [x for x in LAYOUTS.values() if x.splits is not None]
     assert len(fixed) >= 12
     for layout in fixed:
-        rest = {"DOMAIN": ":sketch", "FILE": ":x.txt"}.get(layout.rest, "")
+        rest = {"DOMAIN": ":sketch", "FILE": ":x.txt", "STYLES": ":a,b"}.get(layout.rest, "")
         for split in layout.splits or ():
             check_spec(f"{layout.name}{rest}@{split}")
         with pytest.raises(ConfigError, match="unknown split 'trian'"):

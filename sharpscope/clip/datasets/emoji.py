@@ -13,20 +13,23 @@ alone. Two tasks read the same drawings:
     emoji:STYLES         naming: every thing is a class, called by its name
     emoji-group:STYLES   the group of a thing is its class; things without a group are left out
 
-STYLES is one style, or several joined by commas. Splits are by THING (``part_of``): no thing is in two of val, test and
-ood. In ``emoji-group`` the things of train are others still. In ``emoji`` they cannot be, because the things are the
-classes: one drawing of each thing, from one of STYLES in turn, is kept out of train, and val and test hold these
-drawings of their things. So ood@STYLES means the OOD things in styles that were not trained on.
+STYLES is one style, or several joined by commas, in any order. Splits are by THING (``part_of``): no thing is in two of
+val, test and ood. In ``emoji-group`` the things of train are others still. In ``emoji`` they cannot be, because the
+things are the classes: one drawing of each thing, from one of STYLES in turn, is kept out of train, and val and test
+hold these drawings of their things. So val and test are read with all STYLES that were trained on (``emoji:a@test``
+has drawings that ``emoji:a,b@train`` has), and ood with styles that were not trained on.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -36,7 +39,8 @@ from PIL import Image
 
 from sharpscope.clip.datasets.found import Found, Request
 from sharpscope.clip.datasets.images import Files
-from sharpscope.errors import DatasetError, did_you_mean, shown
+from sharpscope.clip.datasets.names import folded
+from sharpscope.errors import DatasetError, did_you_mean, listing, shown
 from sharpscope.seeds import derive
 
 __all__ = [
@@ -87,30 +91,41 @@ class EmojiWorld:
     styles: Mapping[str, Style]
 
     def drawings(self, style: str) -> NDArray[np.uint8]:
-        """uint8 [things, 48, 48, 4]: red, green, blue and opacity; all 0 where the style did not draw the thing.
+        """uint8 [things, 48, 48, 4]: red, green, blue and opacity; all 0 where nothing is drawn.
 
-        Raises DatasetError for an unknown style, and for a sheet that is missing or has another size.
+        Raises DatasetError for an unknown style, and for a sheet that is missing, is broken or does not fit the things.
         """
         if style not in self.styles:
             near = did_you_mean(style, self.styles)
             raise DatasetError(
-                f"{shown(self.folder)}: there is no style '{shown(style)}'.{near} Known: {', '.join(self.styles)}."
+                f"{shown(self.folder)}: there is no style '{shown(style)}'.{near} Known: {listing(self.styles, 20)}."
             )
-        name = f"{style}.webp"
-        try:
-            sheet = np.asarray(Files(self.folder, (name,)).open(0).convert("RGBA"))
-        except Exception as e:  # broken files raise OSError, SyntaxError, struct.error, ..., depending on their format
-            raise DatasetError(
-                f"{shown(self.folder / name)}: cannot be read as an image ({shown(e)}).\n{_REMEDY}"
-            ) from e
-        rows = math.ceil(len(self.things) / COLUMNS)
-        if sheet.shape != (rows * TILE, COLUMNS * TILE, 4):
-            raise DatasetError(
-                f"{shown(self.folder / name)}: has {sheet.shape[1]} x {sheet.shape[0]} pixels, but a sheet of "
-                f"{len(self.things)} things has {COLUMNS * TILE} x {rows * TILE}.\n{_REMEDY}"
-            )
+        file, rows, count = self.folder / f"{style}.webp", math.ceil(len(self.things) / COLUMNS), len(self.things)
+        sheet = _sheet(file, (COLUMNS * TILE, rows * TILE), count)
         tiles = sheet.reshape(rows, TILE, COLUMNS, TILE, 4).swapaxes(1, 2).reshape(-1, TILE, TILE, 4)
-        return tiles[: len(self.things)]
+        tiles[tiles[..., 3] == 0] = 0  # WebP keeps no colours that cannot be seen, and has any in their place
+        if tiles[count:].any():
+            raise DatasetError(f"{shown(file)}: has drawings behind those of the {count} things.\n{_REMEDY}")
+        return tiles[:count]
+
+
+def _sheet(file: Path, size: tuple[int, int], count: int) -> NDArray[np.uint8]:
+    """The pixels of a sheet of ``count`` things, uint8 [height, width, 4]; decoded only if format and size are right.
+
+    PIL has other programs decode some formats, and small files can hold huge images.
+    """
+    try:
+        image = Files(file.parent, (file.name,)).open(0)
+        if image.format == "WEBP" and image.size == size:
+            return np.array(image.convert("RGBA"))
+    except Exception as e:  # broken files raise OSError, SyntaxError, struct.error, ..., depending on their format
+        raise DatasetError(
+            f"{shown(file)}: cannot be read as an image ({shown(getattr(e, 'strerror', None) or e)}).\n{_REMEDY}"
+        ) from e
+    raise DatasetError(
+        f"{shown(file)}: is {image.format} of {image.width} x {image.height} pixels, but a sheet of {count} things is "
+        f"WEBP of {size[0]} x {size[1]}.\n{_REMEDY}"
+    )
 
 
 def sheet_of(drawings: NDArray[np.uint8]) -> Image.Image:
@@ -122,34 +137,53 @@ def sheet_of(drawings: NDArray[np.uint8]) -> Image.Image:
 
 
 def read_world(root: str | Path) -> EmojiWorld:
-    """The folder ``emoji`` under ``root``; DatasetError where it is missing, or two things share a name or a code."""
+    """The folder ``emoji`` under ``root``.
+
+    Raises DatasetError where it is missing, where a table lacks a column or a field, and where two things share a name
+    or a code, or two styles a name.
+    """
     folder = Path(root).expanduser() / FOLDER
+    of_things, of_styles = folder / "things.csv", folder / "styles.csv"
     things = tuple(
         Thing(row["code"], row["name"], tuple(filter(None, row["keywords"].split("|"))), row["group"])
-        for row in _rows(folder / "things.csv", ("code", "name", "keywords", "group"))
+        for row in _rows(of_things, ("code", "name", "keywords", "group"))
     )
-    styles = {r["style"]: Style(r["style"], r["family"]) for r in _rows(folder / "styles.csv", ("style", "family"))}
-    for what in ("code", "name"):
-        values = [getattr(thing, what) for thing in things]
-        if twice := sorted({v for v in values if values.count(v) > 1}):
-            raise DatasetError(f"{shown(folder / 'things.csv')}: two things have the {what} '{shown(twice[0])}'.")
-    return EmojiWorld(folder, things, styles)
+    styles = [Style(row["style"], row["family"]) for row in _rows(of_styles, ("style", "family"))]
+    _check_names(of_things, "thing", "code", [t.code for t in things])
+    _check_names(of_things, "thing", "name", [t.name for t in things])
+    _check_names(of_styles, "style", "name", [s.name for s in styles])
+    if bad := next((s.name for s in styles if not re.fullmatch(r"[\w-]+", s.name)), None):  # it names a file
+        raise DatasetError(f"{shown(of_styles)}: '{shown(bad)}' is no style's name (letters, digits, _, -).\n{_REMEDY}")
+    return EmojiWorld(folder, things, {s.name: s for s in styles})
+
+
+def _check_names(file: Path, owner: str, what: str, names: Sequence[str]) -> None:
+    """Raise DatasetError where one of ``names`` is empty, or two are one name for whoever matches class names."""
+    count = Counter(map(folded, names))
+    if count[""]:
+        raise DatasetError(f"{shown(file)}: a {owner} has no {what}.\n{_REMEDY}")
+    if twice := next((n for n in names if count[folded(n)] > 1), None):
+        raise DatasetError(f"{shown(file)}: two {owner}s have the {what} '{shown(twice)}'.\n{_REMEDY}")
 
 
 def _rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table that has ``columns``; a comma too many would move all fields behind it."""
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
+                raise DatasetError(f"{shown(file)}: has no column {' and no '.join(missing)}.\n{_REMEDY}")
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    few = "few" if None in row.values() else "many"
+                    raise DatasetError(f"{shown(file)}, line {reader.line_num}: has too {few} fields.\n{_REMEDY}")
+                rows.append(row)
+            return rows
+    except (OSError, ValueError, csv.Error) as e:  # ValueError: not UTF-8
         raise DatasetError(
             f"{shown(file)}: cannot be read ({shown(getattr(e, 'strerror', None) or e)}).\n{_REMEDY}"
         ) from e
-    reader = csv.DictReader(io.StringIO(text))
-    if missing := [c for c in columns if c not in (reader.fieldnames or ())]:
-        raise DatasetError(f"{shown(file)}: has no column {' and no '.join(missing)}.\n{_REMEDY}")
-    rows = list(reader)
-    if short := next((i for i, row in enumerate(rows, 2) if any(row[c] is None for c in columns)), None):
-        raise DatasetError(f"{shown(file)}, line {short}: has too few fields.\n{_REMEDY}")
-    return rows
 
 
 def part_of(code: str, kind: str) -> str:
@@ -199,22 +233,20 @@ class _Views:
 def find_emoji(request: Request) -> Found:
     """``emoji:STYLES``: name the thing."""
     world, styles = _asked(request)
-    rows = []
-    for i, thing in enumerate(world.things):
-        held = styles[int(_hash(thing.code, "held") * len(styles))]
-        part = part_of(thing.code, request.kind)
-        if request.split == "ood":
-            rows += [(style, i) for style in styles if part == "ood"]
-        elif request.split == "train":
-            rows += [(style, i) for style in styles if style != held]
-        elif request.split == part:
-            rows.append((held, i))
     if request.split == "train" and len(styles) == 1:
         raise DatasetError(
             f"data set {shown(request.spec)}: of every thing one drawing is kept out of train, and one style has no "
             "other.\nRemedy: several styles, joined by commas; or emoji-group:STYLE, whose splits hold other things."
         )
-    return _found(request, world, rows, [t.name for t in world.things], range(len(world.things)))
+
+    def is_asked(thing: Thing, style: str) -> bool:
+        held = style == styles[int(_hash(thing.code, "held") * len(styles))]
+        if request.split == "train":
+            return not held
+        return part_of(thing.code, request.kind) == request.split and (held or request.split == "ood")
+
+    rows = [(style, i) for i, thing in enumerate(world.things) for style in styles if is_asked(thing, style)]
+    return _found(request, world, styles, rows, [t.name for t in world.things], range(len(world.things)))
 
 
 def find_emoji_group(request: Request) -> Found:
@@ -228,12 +260,13 @@ def find_emoji_group(request: Request) -> Found:
         if labels[i] >= 0 and part_of(thing.code, request.kind) == request.split
         for style in styles
     ]
-    return _found(request, world, rows, names, labels)
+    return _found(request, world, styles, rows, names, labels)
 
 
-def _asked(request: Request) -> tuple[EmojiWorld, list[str]]:
-    styles = request.rest.split(",")
-    if twice := [s for i, s in enumerate(styles) if s in styles[:i]]:
+def _asked(request: Request) -> tuple[EmojiWorld, Sequence[str]]:
+    """The folder, and the styles that the spec names, sorted: their order in the spec says nothing."""
+    styles = sorted(request.rest.split(","))
+    if twice := [s for s, after in pairwise(styles) if s == after]:
         raise DatasetError(f"data set {shown(request.spec)}: the style '{shown(twice[0])}' is named twice.")
     return read_world(request.root), styles
 
@@ -241,13 +274,14 @@ def _asked(request: Request) -> tuple[EmojiWorld, list[str]]:
 def _found(
     request: Request,
     world: EmojiWorld,
+    styles: Sequence[str],
     rows: Sequence[tuple[str, int]],
     classes: Sequence[str],
     label_of: Sequence[int],
 ) -> Found:
     """The views of the drawings at ``rows``, (style, number of the thing), that exist."""
-    sheets = {style: world.drawings(style) for style in request.rest.split(",")}
-    there = [(style, i) for style, i in rows if sheets[style][i, ..., 3].any()]
+    sheets = {style: world.drawings(style) for style in styles}
+    there = [(style, i) for style, i in rows if sheets[style][i].any()]
     views = VIEWS[request.split]
     names = [f"{style}/{world.things[i].code}" for style, i in there]
     images = _Views([sheets[style][i] for style, i in there], names, views, request.split)

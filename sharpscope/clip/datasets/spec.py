@@ -65,8 +65,10 @@ def load_dataset(
 
     ``mini:DOMAIN``: the embedded world; train, val and test are disjoint draws. ``folder:PATH``: class folders;
     ``wds:PATH``: tar shards; ``npz:PATH``: arrays; ``torchvision:NAME``; ``hf:NAME``; ``domainnet:DOMAIN``;
-    ``subset:FILE``; ``coop:NAME`` (CoOp's eleven sets with their split files); or the name of a set (``imagenet``,
-    ``objectnet`` ...), which is searched under ``data_root``.
+    ``subset:FILE``; ``coop:NAME`` (CoOp's eleven sets with their split files); ``emoji:STYLES`` (drawings by one or
+    several vendors, joined by commas; every thing is a class); ``emoji-group:STYLES`` (the same drawings; the group of
+    a thing is its class); or the name of a set (``imagenet``, ``objectnet`` ...), which is searched under
+    ``data_root``.
     Paths are relative to ``data_root`` unless they are absolute. ``@SPLIT`` after a spec overrides ``split``;
     ``+gaussian_noise@3`` corrupts the images (ImageNet-C's names, severity 1 ... 5). ``#base`` or ``#new`` behind
     everything else restricts the set to the first ceil(C / 2) of its C classes, in its own order, or to the others
