@@ -43,6 +43,8 @@ from sharpscope.weights.theta import Theta
 CONFIG: Final = "open_clip_config.json"
 TOKENIZER: Final = "emoji_bpe.txt.gz"
 PROMPTS: Final = "templates.txt"
+PROMPT: Final = "an emoji of a {}"
+"""The one prompt of heads."""
 NAMES_ONLY: Final = (3, 4)
 """Bases whose captions are names; those of the others have up to three keywords besides."""
 SIZE: Final = 32
@@ -104,7 +106,7 @@ def write_model(out: Path, world: EmojiWorld) -> Path:
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
                            "resize_mode": "shortest"},
     }  # fmt: skip
-    write_atomic(out / PROMPTS, "".join(f"{t}\n" for t in TEMPLATES).encode())
+    write_atomic(out / PROMPTS, f"{PROMPT}\n".encode())
     write_atomic(out / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     return out / CONFIG
 
@@ -213,7 +215,7 @@ def zeroshot_table(file: Path, model: ClipModel, data_root: Path) -> pd.DataFram
     for source in SOURCES:
         spec = f"emoji:{source.style}@ood"
         data = sharpscope.load_dataset(spec, model=model, data_root=data_root)
-        classifier = Classifier(model, "stored", data.classnames, data.templates or TEMPLATES)
+        classifier = Classifier(model, "stored", data.classnames, (PROMPT,))
         theta = classifier.attach(theta_0)
         hits = [(classifier.logits(theta, x).argmax(1) == y).float() for x, y in data.batches(512)]
         right = torch.cat(hits)

@@ -53,7 +53,7 @@ TILE: Final = 48
 """Side of a drawing in a sheet, and of an image, in pixels."""
 COLUMNS: Final = 40
 """Tiles in a row of a sheet."""
-VIEWS: Final[Mapping[str, int]] = {"train": 8, "val": 4, "test": 4, "ood": 4}
+VIEWS: Final[Mapping[str, int]] = {"train": 4, "val": 4, "test": 4, "ood": 4}
 """Split -> images of each drawing. With more views less of an accuracy is the chance of place and background."""
 TEMPLATES: Final = ("{}", "an emoji of a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}")
 _PARTS: Final[Mapping[str, Mapping[str, float]]] = {

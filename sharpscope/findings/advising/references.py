@@ -235,11 +235,12 @@ def _best_fixed(others: Sequence[Reference], grid: Sequence[float], group: str) 
 class Regrets:
     """Rule -> the OOD accuracy that it loses on each setting of the references when that setting is left out.
 
-    ``by_setting``: rule -> setting -> mean regret over its pairs; a rule that refuses a setting, because it lies
-    outside the others, has none there.
+    ``by_pair``: rule -> pair -> regret, ``by_setting``: rule -> setting -> mean regret over its pairs; a rule that
+    refuses a pair, because it lies outside the others, has none there.
     """
 
     by_setting: Mapping[str, Mapping[str, float]]
+    by_pair: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def mean(self, rule: str, among: Sequence[str] | None = None) -> float:
         """The mean over settings (those in ``among``), NaN where there is none."""
@@ -264,6 +265,7 @@ def leave_one_setting_out(
         ConfigError: fewer than ``FEWEST_REFERENCES`` pairs behind a prediction (never here: such a rule has no regret).
     """
     lost: dict[str, dict[str, list[float]]] = {}
+    by_pair: dict[str, dict[str, float]] = {}
     for judged in references:
         others = [r for r in references if r.setting != judged.setting]
         if not others or group not in judged.ood or not any(math.isfinite(r.gain(group, grid[-1])) for r in others):
@@ -277,8 +279,11 @@ def leave_one_setting_out(
         for rule, alpha in picks.items():
             here = float(at_alpha(judged.ood[group], judged.alphas, alpha))
             if math.isfinite(here):
-                lost.setdefault(rule, {}).setdefault(judged.setting, []).append(float(np.nanmax(curve)) - here)
-    return Regrets({rule: {s: float(np.mean(v)) for s, v in by.items()} for rule, by in lost.items()})
+                regret = float(np.nanmax(curve)) - here
+                lost.setdefault(rule, {}).setdefault(judged.setting, []).append(regret)
+                by_pair.setdefault(rule, {})[judged.pair] = regret
+    by_setting = {rule: {s: float(np.mean(v)) for s, v in by.items()} for rule, by in lost.items()}
+    return Regrets(by_setting, by_pair)
 
 
 def _predicted_picks(
