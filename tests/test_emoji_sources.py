@@ -118,7 +118,7 @@ UNICODE = [
     entry("1F3C3-200D-2642-FE0F", "MAN RUNNING", "person-activity", 8),
 ]
 WORDS = {
-    "🍇": ["grapes", "fruit", "grapes", "a|b", "vine_yard"],
+    "🍇": ["grapes", "fruit", "grapes", "a|b", "fruit", "vine_yard"],
     "❤️": ["heart", "love"],
     "🧡": ["heart"],
     "🫶": ["heart"],
