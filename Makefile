@@ -7,7 +7,7 @@ PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
 
-.PHONY: advice demo finetuners nulls papers test lint clean
+.PHONY: advice demo finetuners nulls papers published test lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -25,6 +25,11 @@ advice: $(VENV)/.installed-test
 # resumable. Writes analyses/papers.md and benchmarks/results/papers.log.
 papers: $(VENV)/.installed-test
 	$(PYTHON) analyses/papers.py --out runs/papers
+
+# What 28 published paths of real CLIP models say: failure flags, which alpha, what the learning rate tells. Seconds.
+published: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(PYTHON) analyses/published.py
+	$(PYTHON) figures/fig_published.py analyses/results --out analyses/results
 
 # How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: half an hour.
 # Writes benchmarks/results/nulls.log, nulls_repair.log and nulls_stragglers.log.

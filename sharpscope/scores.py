@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_METRICS",
     "PROPORTIONS",
     "RETRIEVAL",
+    "Counts",
     "PathAnswers",
     "Predictions",
     "Statistic",
@@ -226,6 +227,38 @@ class Predictions:
 
     def _statistics(self) -> Iterator[Statistic]:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of ``n`` examples each of K models answers right, where it is not known which ones.
+
+    ``right`` int [K], 0 <= right <= n. This is all that a published accuracy tells. Replicates of different models are
+    drawn independently. The points of one path agree on most examples, so an interval of a difference between two of
+    them is too wide rather than too narrow.
+
+    Source: Efron 1979, https://doi.org/10.1214/aos/1176344552 (the bootstrap of a share is binomial).
+    """
+
+    right: NDArray[np.integer]
+    n: int
+
+    def __post_init__(self) -> None:
+        if self.right.ndim != 1 or not len(self.right) or ((self.right < 0) | (self.right > self.n)).any():
+            raise ValueError(f"right: needs shape [models] and whole numbers from 0 to {self.n}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, n), as that of an array of answers."""
+        return len(self.right), self.n
+
+    def scores(self) -> Floats:
+        """The share of right answers of every model: [K]."""
+        return np.asarray(self.right / self.n)
+
+    def resampled(self, replicates: int, rng: np.random.Generator) -> Floats:
+        """Bootstrap replicates [R, K] of the scores: binomial counts, since a draw hits a right answer at that rate."""
+        return np.asarray(rng.binomial(self.n, self.scores(), (replicates, len(self.right))) / self.n)
 
 
 @dataclass(frozen=True)

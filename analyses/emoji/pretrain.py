@@ -42,6 +42,7 @@ from sharpscope.weights.theta import Theta
 
 CONFIG: Final = "open_clip_config.json"
 TOKENIZER: Final = "emoji_bpe.txt.gz"
+PROMPTS: Final = "templates.txt"
 NAMES_ONLY: Final = (3, 4)
 """Bases whose captions are names; those of the others have up to three keywords besides."""
 SIZE: Final = 32
@@ -103,6 +104,7 @@ def write_model(out: Path, world: EmojiWorld) -> Path:
         "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
                            "resize_mode": "shortest"},
     }  # fmt: skip
+    write_atomic(out / PROMPTS, "".join(f"{t}\n" for t in TEMPLATES).encode())
     write_atomic(out / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
     return out / CONFIG
 

@@ -37,7 +37,7 @@ class Range:
             raise ConfigError(f"low {self.low:g} has to be below high {self.high:g}, and both finite.")
         if self.scale == "log" and self.low <= 0:
             raise ConfigError(f"low {self.low:g}: a log scale starts above 0.")
-        if self.whole and not (self.low.is_integer() and self.high.is_integer()):
+        if self.whole and not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ConfigError(f"whole: true needs whole numbers for low and high, got {self.low:g} and {self.high:g}.")
 
     @property

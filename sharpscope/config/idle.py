@@ -56,6 +56,7 @@ _OF_REPAIRS: Final = ("targets", "selects", "masks", "repair_limit")
 
 _RULES: Final = (
     _Rule("extrapolate", _outside, "an alpha outside [0, 1]"),
+    _Rule("curvature_alphas", lambda c: bool(c.measures or c.density_layers), "a measure, or layers for densities"),
     _of_measures("perturbation_alphas", lambda m: m.taken_at == "perturbation_alphas"),
     _of_measures("noise_samples", lambda m: m.cost == "noise"),
     _of_measures("pgd_steps", lambda m: m.cost == "worst_case"),

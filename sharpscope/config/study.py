@@ -175,6 +175,9 @@ class StudyConfig:
     granularity: Granularity = "module"
     """What counts as one layer: a tensor, a module, or a block."""
     measures: Annotated[tuple[str, ...], Doc(_measures_help())] = DEFAULT_MEASURES
+    curvature_alphas: tuple[float, ...] | None = None
+    """Points of ``alphas`` at which the measures are taken; default: all. With fewer points a study takes less time;
+    loss and accuracy are measured at all ``alphas``."""
     perturbation_alphas: tuple[float, ...] | None = None
     """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: all."""
     dtype: Dtype = "float32"
@@ -342,6 +345,11 @@ class StudyConfig:
         return ood_groups(self.ood)
 
     @property
+    def measured_alphas(self) -> tuple[float, ...]:
+        """The points at which the sharpness measures are taken."""
+        return self.alphas if self.curvature_alphas is None else self.curvature_alphas
+
+    @property
     def repaired_alphas(self) -> tuple[float, ...]:
         """Points of the repaired paths; none where no density is given."""
         inner = tuple(a for a in self.alphas if 0 < a < 1) if self.repair_alphas is None else self.repair_alphas
@@ -398,7 +406,7 @@ class StudyConfig:
 
 def _check(c: StudyConfig) -> None:
     _check_alphas("alphas", c.alphas, c.extrapolate)
-    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas", "repair_alphas"):
+    for name in ("curvature_alphas", "perturbation_alphas", "density_alphas", "eigenvector_alphas", "repair_alphas"):
         if (alphas := getattr(c, name)) is not None:
             _check_alphas(name, alphas, c.extrapolate)
     if not c.alphas:
@@ -406,10 +414,15 @@ def _check(c: StudyConfig) -> None:
     _check_alphas("layer_alphas", c.layer_alphas, False)
     if len(c.layer_alphas) < 2 or (c.layer_alphas[0], c.layer_alphas[-1]) != (0.0, 1.0):
         raise ConfigError(f"layer_alphas: has to go from 0 to 1, got {list(c.layer_alphas)}.")
-    for name in ("perturbation_alphas", "density_alphas", "eigenvector_alphas"):
-        chosen = getattr(c, name)
-        if chosen is not None and not set(chosen) <= set(c.alphas):
+    for name in ("curvature_alphas", "eigenvector_alphas"):
+        if not set(getattr(c, name) or ()) <= set(c.alphas):
             raise ConfigError(f"{name}: each must be one of alphas.")
+    of = "alphas" if c.curvature_alphas is None else "curvature_alphas"
+    for name in ("perturbation_alphas", "density_alphas"):
+        if not set(getattr(c, name) or ()) <= set(c.measured_alphas):
+            raise ConfigError(f"{name}: each must be one of {of}.")
+    if c.curvature_alphas == ():
+        raise ConfigError("curvature_alphas: give at least one point; measures: [] takes none.")
     if c.precision == "fp16":
         raise ConfigError(
             "precision: only finetune takes fp16; second derivatives leave float16's range (6e-8 to 65504), and only "

@@ -26,7 +26,7 @@ from sharpscope.findings.advising.images import (
     thresholded_confidence,
 )
 from sharpscope.findings.advising.labels import paired_difference
-from sharpscope.findings.advising.published import PublishedFacts, Tuning, published_facts
+from sharpscope.findings.advising.published import PublishedFacts, Tuning, published_facts, published_paths
 from sharpscope.findings.advising.references import Reference, Regrets, leave_one_setting_out, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.criteria import register_criterion
@@ -53,11 +53,12 @@ from sharpscope.findings.robustness import Baseline, baseline_points, effective_
 from sharpscope.findings.selection import Selection, select
 from sharpscope.findings.stragglers import chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
-from sharpscope.scores import PathAnswers, percentile_interval
+from sharpscope.scores import Counts, PathAnswers, percentile_interval
 
 __all__ = [
     "AlongPath",
     "Baseline",
+    "Counts",
     "HeldOut",
     "ImageCurve",
     "Known",
@@ -101,6 +102,7 @@ __all__ = [
     "permutation_p",
     "predict_gain",
     "published_facts",
+    "published_paths",
     "read_baseline",
     "reference_pairs",
     "reference_table",

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, alpha_index, check_correct, members_of
+from sharpscope.findings.frames import Scored, alpha_index, check_correct, members_of
 from sharpscope.findings.resampling import max_min_interval, resampled_means, scores_of
 from sharpscope.scores import min_replicates
 from sharpscope.seeds import derive
@@ -25,7 +25,7 @@ NEEDS_ENDS: Final = "the flag needs alpha = 0 and alpha = 1"
 def failure_table(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, Answered],
+    correct: Mapping[str, Scored],
     roles: Mapping[str, str],
     probe_losses: np.ndarray,
     *,
@@ -58,7 +58,8 @@ def failure_table(
     Args:
         pair: name of the pair.
         alphas: [A] increasing.
-        correct: data set -> bool [A, n], the same examples at every alpha; or predictions and their metric.
+        correct: data set -> bool [A, n], the same examples at every alpha; predictions and their metric, or numbers
+            of right answers.
         roles: data set -> "id" | "ood".
         probe_losses: [A, n] loss of every probe example.
         groups: OOD set -> the name of its group; None: all sets are in ``DEFAULT_GROUP``.

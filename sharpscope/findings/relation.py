@@ -24,7 +24,7 @@ from sharpscope.vocabulary import (
     REMARKS,
 )
 
-__all__ = ["CONTRAST_MARGIN", "MARGIN", "relation_rows"]
+__all__ = ["CONTRAST_MARGIN", "MARGIN", "relation_rows", "relation_verdict"]
 
 MARGIN: Final = 0.3
 """A correlation whose whole interval lies within +- this value counts as absent (our choice). With a larger value more
@@ -98,6 +98,28 @@ def relation_rows(
     return [judged.whole(), *(judged.contrast(claim) for claim in CONTRASTS)]
 
 
+def relation_verdict(row: pd.Series, level: float = 0.95) -> str:
+    """Whether two quantities are related, by their row of the table ``correlations``.
+
+    "does not hold" if the interval lies within +-``MARGIN``; "holds" if q_value <= 1 - level and the interval excludes
+    0; "cannot be told" else, and where there is no correlation or fewer than 6 clusters.
+    """
+    if not _can_tell(row):
+        return CANNOT
+    low, high = float(row["ci_low"]), float(row["ci_high"])
+    if low > -MARGIN and high < MARGIN:
+        return DOES_NOT_HOLD
+    return HOLDS if _significant(row, level) and not low <= 0 <= high else CANNOT
+
+
+def _can_tell(row: pd.Series) -> bool:
+    return row["status"] == "ok" and int(row["n_effective"]) >= FEWEST_CLUSTERS
+
+
+def _significant(row: pd.Series, level: float) -> bool:
+    return float(row["q_value"]) <= 1 - level + 1e-12
+
+
 @dataclass(frozen=True)
 class _Judged:
     """The correlations of one measure at one alpha with the OOD gain on one group of sets."""
@@ -117,12 +139,7 @@ class _Judged:
             return no_verdict(PAIRS, "whole", self.group, self.source, why)
         subject = f"the whole model's {self.what} and the OOD gain have a Spearman correlation of"
         text = self._sentence(subject, joint, alone)
-        verdict = self._told(joint)
-        low, high = float(joint["ci_low"]), float(joint["ci_high"])
-        if verdict is None:
-            absent = low > -MARGIN and high < MARGIN
-            related = self._significant(joint) and not low <= 0 <= high
-            verdict = DOES_NOT_HOLD if absent else HOLDS if related else CANNOT
+        verdict = relation_verdict(joint, self.level) if self._rates_known else CANNOT
         return self._row("whole", joint, verdict, text)
 
     def contrast(self, claim: str) -> dict[str, Any]:
@@ -141,21 +158,18 @@ class _Judged:
         if randomly["status"] == "ok":
             share = f"random sets of as many layers reach it with {p_text(float(randomly['p_value']), RANDOM_SETS)}"
             text = self._sentence(subject, joint, self._alone(names.others), share)
-        verdict = self._told(joint)
-        if verdict is None:
-            more = self._significant(joint) and float(joint["ci_low"]) > 0
+        verdict = CANNOT
+        if self._rates_known and _can_tell(joint):
+            more = _significant(joint, self.level) and float(joint["ci_low"]) > 0
             rare = randomly["status"] == "ok" and float(randomly["p_value"]) <= 1 - self.level + 1e-12
             none = float(joint["ci_high"]) < CONTRAST_MARGIN
             verdict = DOES_NOT_HOLD if none else HOLDS if more and rare else CANNOT
         return self._row(claim, joint, verdict, text)
 
-    def _told(self, row: pd.Series) -> str | None:
-        """ "cannot be told" where nothing can be concluded whatever the numbers are; else None."""
-        few = int(row["n_effective"]) < FEWEST_CLUSTERS
-        return CANNOT if row["status"] != "ok" or few or LEARNING_RATE in self.unknown else None
-
-    def _significant(self, row: pd.Series) -> bool:
-        return float(row["q_value"]) <= 1 - self.level + 1e-12
+    @property
+    def _rates_known(self) -> bool:
+        """Whether the pairs' learning rates are known; without them nothing is concluded whatever the numbers are."""
+        return LEARNING_RATE not in self.unknown
 
     def _joint(self, layer: str) -> pd.Series | None:
         """The row with the most covariates held fixed; None where there is none with a covariate."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special
 
-from sharpscope.scores import Predictions, draws, min_replicates
+from sharpscope.scores import Counts, Predictions, draws, min_replicates
 
 __all__ = [
     "bca_interval",
@@ -28,16 +28,18 @@ __all__ = [
 _EXACT_IN_FLOAT32 = 2**24
 
 
-def scores_of(values: np.ndarray | Predictions) -> np.ndarray:
-    """Scores [K] of K models: the mean over examples of an array [K, n], or predictions' scores by their own metric."""
-    return values.scores() if isinstance(values, Predictions) else np.asarray(values).mean(axis=1)
+def scores_of(values: np.ndarray | Predictions | Counts) -> np.ndarray:
+    """Scores [K] of K models: the mean over examples of an array [K, n], predictions' by their own
+    metric, or the share of right answers of counts."""
+    return np.asarray(values).mean(axis=1) if isinstance(values, np.ndarray) else values.scores()
 
 
-def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_means(values: np.ndarray | Predictions | Counts, replicates: int, rng: np.random.Generator) -> np.ndarray:
     """Bootstrap means over examples, all rows of ``values`` resampled together (paired).
 
     Args:
-        values: [K, n], bool or float; column i belongs to example i in every row. Or predictions of K models.
+        values: [K, n], bool or float; column i belongs to example i in every row. Or predictions or
+            counts of K models.
         replicates: number of bootstrap samples R.
         rng: generator of the samples.
 
@@ -45,7 +47,7 @@ def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.r
         [R, K] means, or scores of predictions. Sums of bool values are whole numbers and therefore bit-identical in any
         order of summation.
     """
-    if isinstance(values, Predictions):
+    if isinstance(values, (Predictions, Counts)):
         return values.resampled(replicates, rng)
     values = np.atleast_2d(np.asarray(values))
     rows, n = values.shape
@@ -56,13 +58,13 @@ def resampled_means(values: np.ndarray | Predictions, replicates: int, rng: np.r
 
 
 def stratified_means(
-    blocks: Sequence[np.ndarray | Predictions], replicates: int, rngs: Sequence[np.random.Generator]
+    blocks: Sequence[np.ndarray | Predictions | Counts], replicates: int, rngs: Sequence[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average over data sets of the mean over examples, with bootstrap replicates drawn within each data set.
 
     Args:
-        blocks: one array [K, n_d] (or predictions of K models) per data set. All sets have the same weight, whatever
-            their size.
+        blocks: one array [K, n_d] (or predictions or counts of K models) per data set. All sets have the same weight,
+            whatever their size.
         replicates: number of bootstrap samples R.
         rngs: one generator per data set.
 

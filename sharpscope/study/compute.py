@@ -71,7 +71,7 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
         return _path_variant_unit(context, next(p for p in PATHS if p == rest[0]), float(rest[1]))
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
-        return _curvature_unit(context, [a for a in context.config.alphas if first <= a <= last], progress)
+        return _curvature_unit(context, [a for a in context.config.measured_alphas if first <= a <= last], progress)
     if kind == "eigenvectors":
         return _eigenvectors_unit(context, float(rest[0]))
     if kind == "layers":
@@ -288,7 +288,7 @@ def _image_parts(result: MeasureResult, layers: Sequence[str], alpha: float) -> 
 def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
     if not config.density_layers:
         return ()
-    return looked_at(config, config.density_alphas)
+    return looked_at(config.measured_alphas, config.density_alphas)
 
 
 def _eigenvectors_unit(context: Context, alpha: float) -> Unit:

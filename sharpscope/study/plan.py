@@ -42,18 +42,20 @@ def plan(config: StudyConfig) -> str:
     contexts = load_contexts(config)
     context = next(iter(contexts.values()))
     costs, layout = _costs(context)
-    layers, alphas = len(context.layers), len(config.alphas)
+    layers, alphas, measured = len(context.layers), len(config.alphas), len(config.measured_alphas)
     images = sum(len(d) for d in context.datasets.values())
     repairs = len(variants(config, context.layers, [context.layers[0].name])) * len(config.repaired_alphas)
     repaired = sum(min(len(d), config.repair_limit) for d in context.datasets.values())
     seconds = {
-        "curvature": alphas * costs["curvature"],
+        "curvature": measured * costs["curvature"],
         "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
         * layers * costs["loss"],
         "path": alphas * (costs["loss"] + costs["evaluate"]),
         "repair": repairs * costs["evaluate"] * repaired / images,
     }  # fmt: skip
-    units = {"curvature": len(plan_curvature(config.alphas)), "single layers": 4, "path": alphas, "repair": repairs}
+    units = {
+        "curvature": len(plan_curvature(config.measured_alphas)), "single layers": 4, "path": alphas, "repair": repairs,
+    }  # fmt: skip
     if further := alphas * (len(config.paths) - 1):
         seconds["further paths"] = further * costs["evaluate"] + _fisher_seconds(context, costs["loss"])
         units["further paths"] = further
@@ -67,13 +69,13 @@ def plan(config: StudyConfig) -> str:
         seconds["other accuracy"] = passes * costs["evaluate"]
         units["other accuracy"] = alphas * bool(config.upgraded) + mixed
     if config.eigenvectors:
-        points = len(looked_at(config, config.eigenvector_alphas))
+        points = len(looked_at(config.alphas, config.eigenvector_alphas))
         seconds["eigenvectors"] = points * costs["eigenvectors"]
         units["eigenvectors"] = points
     total = sum(seconds.values()) * len(contexts) / config.jobs
     told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in config.measures)  # what each image adds, float32
     disk = units["path"] * images + units["repair"] * repaired
-    disk += layers * context.probe.n * (8 * 20 + 4 * alphas * told_apart)
+    disk += layers * context.probe.n * (8 * 20 + 4 * measured * told_apart)
     lines = [
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
@@ -136,8 +138,8 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     products = sum(min(_PRODUCTS[cost], config.max_matvecs) for _, cost in shared if cost in _PRODUCTS)
     layers = len(context.layers) + 1
     averages = kinds.count("noise") * 2 * config.noise_samples * layers * loss
-    perturbed = config.alphas if config.perturbation_alphas is None else config.perturbation_alphas
-    chosen = len(perturbed) / len(config.alphas)
+    perturbed = config.measured_alphas if config.perturbation_alphas is None else config.perturbation_alphas
+    chosen = len(perturbed) / len(config.measured_alphas)
     worst = kinds.count("worst_case") * config.pgd_steps * layers * build / 2 * chosen
     outer = kinds.count("outer") * min(_PASSES, config.max_matvecs) * build / 2
     gradient = kinds.count("gradient") * (build / 2 + 2 * layers * loss)

@@ -90,7 +90,7 @@ class Results:
         """All tasks but the repairs, the longest first, so that no core is idle at the end."""
         names = list(self.layers)
         kinds = [
-            [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.alphas) for n in names],
+            [f"curvature/{n}/{chunk}" for chunk in plan_curvature(self.config.measured_alphas) for n in names],
             [f"eigenvectors/{n}/{alpha!r}" for alpha in self.eigenvector_alphas for n in names],
             [f"layers/{n}/{base}" for base in BASES for n in names],
             [f"noise/{n}" for n in names],
@@ -113,7 +113,7 @@ class Results:
     @property
     def eigenvector_alphas(self) -> tuple[float, ...]:
         """The alphas at which eigenvectors are saved; none where none are asked for."""
-        return looked_at(self.config, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
+        return looked_at(self.config.alphas, self.config.eigenvector_alphas) if self.config.eigenvectors else ()
 
     # ------------------------------------------------------------------ measured values
     def measured(self, table: str) -> pd.DataFrame:
@@ -164,11 +164,13 @@ class Results:
     def _image_parts(self, name: str) -> ImageParts:
         """What each probe image adds to the estimates of one pair's layers, from the curvature units that exist."""
         layers = [x.name for x in self.layers[name]]
-        units = [u for key in plan_curvature(self.config.alphas) if (u := self.units.get(f"curvature/{name}/{key}"))]
+        units = [
+            u for key in plan_curvature(self.config.measured_alphas) if (u := self.units.get(f"curvature/{name}/{key}"))
+        ]
         return {
             (measure, alpha): dict(zip(layers, unit.arrays[key], strict=True))
             for unit in units
-            for alpha in self.config.alphas
+            for alpha in self.config.measured_alphas
             for measure in expand_measures(self.config.measures)
             if (key := image_key(measure, alpha)) in unit.arrays
         }
@@ -392,7 +394,7 @@ class Results:
                         "depth": -1, "kind": ALL, "num_params": 0, "measure": measure, "converged": False,
                         "num_matvecs": 0, "seed": self.config.seed, "status": "failed", "note": reason,
                     }
-                    for alpha in self.config.alphas if first <= alpha <= last
+                    for alpha in self.config.measured_alphas if first <= alpha <= last
                     for measure in expand_measures(self.config.measures)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness

@@ -74,9 +74,8 @@ def image_key(measure: str, alpha: float) -> str:
     return f"images:{measure}:{alpha!r}"
 
 
-def looked_at(config: StudyConfig, chosen: tuple[float, ...] | None) -> tuple[float, ...]:
-    """The ``chosen`` alphas; for None the first, the middle and the last of the study, each once."""
-    alphas = config.alphas
+def looked_at(alphas: tuple[float, ...], chosen: tuple[float, ...] | None) -> tuple[float, ...]:
+    """The ``chosen`` alphas; for None the first, the middle and the last of ``alphas``, each once."""
     return tuple(dict.fromkeys((alphas[0], alphas[len(alphas) // 2], alphas[-1]))) if chosen is None else chosen
 
 

@@ -17,6 +17,8 @@ NOISE: dict[str, Any] = {"measures": ("sharpness_avg_absolute",), "straggler_cri
 WORST: dict[str, Any] = {"measures": ("sharpness_max",), "straggler_criterion": "rewind"}
 CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"extrapolate": True}, {}, {"alphas": (0.0, 1.5)}),
+    ({"curvature_alphas": (0.0,)}, {"measures": ()}, TRACES),
+    ({"curvature_alphas": (0.0,)}, {"measures": ()}, {"measures": (), "density_layers": ("(all)",)}),
     ({"perturbation_alphas": (0.0,)}, TRACES, NOISE),
     ({"noise_samples": 3}, TRACES, NOISE),
     ({"rho_avg": 0.3}, TRACES, NOISE),

@@ -47,6 +47,7 @@ def small_config(**changes: Any) -> StudyConfig:
         demo_config(),
         ood=("mini:sketch", "mini:clipart"),
         alphas=(0.0, 0.25, 0.5, 1.0),
+        curvature_alphas=(0.0, 0.5, 1.0),
         paths=("linear", "lines"),
         granularity="block",
         measures=DEFAULT_MEASURES,
@@ -100,7 +101,7 @@ def test_every_layer_and_the_whole_model_has_every_measure_at_every_alpha(finish
     table, config = finished.sharpness, small_config()
     layers = {"visual.stem", *(f"visual.transformer.resblocks.{i}" for i in range(4)), "visual.post", "head", ALL}
     for measure in config.measures:
-        alphas = config.perturbation_alphas if measure.startswith("sharpness_") else config.alphas
+        alphas = config.perturbation_alphas if measure.startswith("sharpness_") else config.curvature_alphas
         rows = table[table["measure"] == measure]
         assert {(a, x) for a, x in zip(rows["alpha"], rows["layer"], strict=True)} >= {
             (a, x) for a in alphas for x in layers
@@ -381,8 +382,8 @@ def test_a_unit_that_fails_is_said_and_the_rest_goes_on(tmp_path: Path, zeroshot
     huge = zeroshot | {"visual.conv1.weight": zeroshot["visual.conv1.weight"].float() * 1e30}
     config = small_config(
         pairs=(PairConfig("huge", "mini:zeroshot", save(tmp_path, "huge.safetensors", huge)),), shipped_pairs=False,
-        alphas=(0.0, 1.0), perturbation_alphas=(1.0,), density_alphas=(1.0,), repair_alphas=(1.0,), paths=("linear",),
-        eigenvector_alphas=(1.0,), agreement=False,
+        alphas=(0.0, 1.0), curvature_alphas=None, perturbation_alphas=(1.0,), density_alphas=(1.0,),
+        repair_alphas=(1.0,), paths=("linear",), eigenvector_alphas=(1.0,), agreement=False,
     )  # fmt: skip
     run = study.run(config, tmp_path / "run")
     rows = run.sharpness

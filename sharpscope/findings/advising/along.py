@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.frames import Scored, alpha_index, check_correct
 from sharpscope.findings.prediction import at_alpha
 from sharpscope.findings.resampling import stratified_means
 from sharpscope.scores import min_replicates, percentile_interval
@@ -83,7 +83,7 @@ class AlongPath:
 def along_path(
     pair: str,
     alphas: Sequence[float],
-    correct: Mapping[str, Answered],
+    correct: Mapping[str, Scored],
     roles: Mapping[str, str],
     groups: Mapping[str, str] | None = None,
     *,
@@ -96,7 +96,7 @@ def along_path(
     Args:
         pair: its name.
         alphas: [A] increasing.
-        correct: data set -> bool [A, n] or predictions.
+        correct: data set -> bool [A, n], predictions, or numbers of right answers.
         roles: data set -> "id" | "ood".
         groups: OOD set -> its group; a set that is not in it belongs to the group ``ood``.
         level: coverage of the intervals.
@@ -108,11 +108,11 @@ def along_path(
     """
     split = check_correct(alphas, correct, roles)
 
-    def curve(sets: Mapping[str, Answered]) -> Curve:
+    def curve(sets: Mapping[str, Scored]) -> Curve:
         rngs = [np.random.default_rng(derive(seed, "advice", pair, name)) for name in sets]
         return Curve(*stratified_means(list(sets.values()), bootstrap, rngs), tuple(sets))
 
-    by_group: dict[str, dict[str, Answered]] = {}
+    by_group: dict[str, dict[str, Scored]] = {}
     for name, values in split["ood"].items():
         by_group.setdefault((groups or {}).get(name, DEFAULT_GROUP), {})[name] = values
     return AlongPath(

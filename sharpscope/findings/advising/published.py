@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import math
 from dataclasses import dataclass
 from importlib import resources
 
+import pandas as pd
+
 from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 
-__all__ = ["LossAtHalf", "PublishedFacts", "Tuning", "published_facts", "published_rows", "published_sentences"]
+__all__ = [
+    "LossAtHalf",
+    "PublishedFacts",
+    "Tuning",
+    "published_facts",
+    "published_paths",
+    "published_rows",
+    "published_sentences",
+]
 
 SHIFTS = ("imagenet-v2", "imagenet-r", "imagenet-sketch")
 SOURCE = "github.com/RohanSubramani/beyond-wise-ft"
@@ -50,31 +59,42 @@ class PublishedFacts:
     head_only: LossAtHalf
 
 
-@functools.cache
-def published_facts() -> PublishedFacts:
-    """The facts, computed from ``findings/published/wiseft_paths.csv``.
+def published_paths() -> pd.DataFrame:
+    """The published accuracies, a row for each path and alpha, as ``findings/published/README.md`` describes them.
+
+    Columns: pair, model, lr, epochs, wd, batch_size, freeze_encoder (bool: only the head was trained), alpha (0 is the
+    zero-shot model), and the accuracies in [0, 1] on imagenet and on the shifts imagenet-v2, imagenet-r and
+    imagenet-sketch.
 
     Source: RohanSubramani/beyond-wise-ft, https://github.com/RohanSubramani/beyond-wise-ft (Subramani 2022, GitHub).
     """
-    text = resources.files("sharpscope.findings").joinpath("published/wiseft_paths.csv").read_text(encoding="utf-8")
-    paths: dict[str, list[dict[str, str]]] = {}
-    for row in csv.DictReader(text.splitlines()):
-        paths.setdefault(row["pair"], []).append(row)
+    with resources.files("sharpscope.findings").joinpath("published/wiseft_paths.csv").open(encoding="utf-8") as file:
+        table = pd.read_csv(file, dtype=str)  # parsed below: read_csv's own parser may be off in the last digit
+    numbers = table.drop(columns=["pair", "model", "freeze_encoder"]).astype(float)
+    return table.assign(**numbers, freeze_encoder=table["freeze_encoder"] == "True")
+
+
+@functools.cache
+def published_facts() -> PublishedFacts:
+    """The facts, computed from ``published_paths``.
+
+    Source: RohanSubramani/beyond-wise-ft, https://github.com/RohanSubramani/beyond-wise-ft (Subramani 2022, GitHub).
+    """
     sorts: dict[str, list[tuple[float, float]]] = {"calm": [], "failing": [], "head_only": []}
     models: dict[str, int] = {}
-    for rows in paths.values():
-        mean = {float(r["alpha"]): sum(float(r[s]) for s in SHIFTS) / len(SHIFTS) for r in rows}
-        best = max(mean, key=lambda a: mean[a])
-        sort = "head_only" if rows[0]["freeze_encoder"] == "True" else "failing" if best == 0 else "calm"
-        sorts[sort].append((float(rows[0]["lr"]), mean[best] - mean[0.5]))
-        models[rows[0]["model"]] = models.get(rows[0]["model"], 0) + 1
+    for _, rows in published_paths().groupby("pair", sort=False):
+        mean = {float(r["alpha"]): sum(float(r[s]) for s in SHIFTS) / len(SHIFTS) for _, r in rows.iterrows()}
+        first, best = rows.iloc[0], max(mean, key=lambda a: mean[a])
+        sort = "head_only" if first["freeze_encoder"] else "failing" if best == 0 else "calm"
+        sorts[sort].append((float(first["lr"]), mean[best] - mean[0.5]))
+        models[first["model"]] = models.get(first["model"], 0) + 1
     losses = {
         sort: LossAtHalf(
             len(v), min(lr for lr, _ in v), max(lr for lr, _ in v), min(x for _, x in v), max(x for _, x in v)
         )
         for sort, v in sorts.items()
     }
-    return PublishedFacts(len(paths), max(models.values()), **losses)
+    return PublishedFacts(sum(models.values()), max(models.values()), **losses)
 
 
 def published_sentences(facts: PublishedFacts | None = None) -> tuple[str, ...]:
