@@ -25,7 +25,7 @@ from PIL import Image
 from sharpscope.clip.datasets.emoji import read_world
 from sharpscope.errors import DatasetError
 
-SCRIPTS = Path(__file__).parents[1] / "analyses" / "emoji"
+SCRIPTS = Path(__file__).parents[2] / "analyses" / "emoji"
 
 
 @pytest.fixture(scope="module")
