@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from collections import Counter
@@ -133,6 +134,12 @@ def test_a_code_falls_into_a_split_as_often_as_its_share_says(kind: str) -> None
         assert abs(count[split] - n * share) < 4 * (n * share * (1 - share)) ** 0.5
 
 
+def test_the_splits_of_a_study_stay_what_they_are() -> None:
+    codes = ("1f347", "1f600", "2764", "1f9d1-200d-1f692", "1f697", "1f331")
+    assert [part_of(code, "emoji") for code in codes] == ["test", "ood", "test", "val", "ood", "ood"]
+    assert [part_of(code, "emoji-group") for code in codes] == ["train", "val", "train", "train", "ood", "ood"]
+
+
 @pytest.mark.parametrize("styles", ["amber", "amber,blue,coral"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_thing_is_in_two_splits(root: Path, kind: str, styles: str) -> None:
@@ -232,6 +239,13 @@ def sheet(content: bytes | Image.Image, **how: object) -> Callable[[Path], objec
     return lambda f: (f / file).write_bytes(content) if isinstance(content, bytes) else content.save(f / file, **how)  # type: ignore[arg-type]
 
 
+def undecodable(image: Image.Image) -> bytes:
+    """A WebP file that tells its size, and whose pixels are rubbish."""
+    file = io.BytesIO()
+    image.save(file, "webp", lossless=True)
+    return file.getvalue()[:40].ljust(len(file.getvalue()), b"\0")
+
+
 WHOLE = Image.new("RGBA", (COLUMNS * TILE, 2 * TILE), (1, 2, 3, 255))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1920 96\n%%EndComments\n"
 """A program of the right size, which PIL would have another program run."""
@@ -240,8 +254,12 @@ REFUSED = {
     "styles": (lambda f: (f / "styles.csv").unlink(), r"styles\.csv: cannot be read \(No such file"),
     "no sheet": (lambda f: (f / "amber.webp").unlink(), r"amber\.webp: cannot be read as an image \(No such file"),
     "no image": (sheet(b"RIFF1234WEBPVP8L"), r"amber\.webp: cannot be read as an image \("),
-    "wrong size": (
-        sheet(Image.new("RGBA", (96, 48)), format="webp"),
+    "rubbish": (
+        sheet(undecodable(sheet_of(drawn(0, COUNT)))),
+        r"amber\.webp: cannot be read as an image \(failed to",
+    ),
+    "wrong size": (  # and refused before it is decoded
+        sheet(undecodable(Image.fromarray(np.hstack(drawn(0, 2))))),
         r"amber\.webp: is WEBP of 96 x 48 pixels, but a sheet of 44 things is WEBP of 1920 x 96\.",
     ),
     "another format": (sheet(WHOLE, format="png"), r"amber\.webp: is PNG of 1920 x 96 pixels"),

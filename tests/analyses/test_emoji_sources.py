@@ -25,7 +25,7 @@ from PIL import Image
 from sharpscope.clip.datasets.emoji import read_world
 from sharpscope.errors import DatasetError
 
-SCRIPTS = Path(__file__).parents[1] / "analyses" / "emoji"
+SCRIPTS = Path(__file__).parents[2] / "analyses" / "emoji"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ UNICODE = [
     entry("1F3C3-200D-2642-FE0F", "MAN RUNNING", "person-activity", 8),
 ]
 WORDS = {
-    "🍇": ["grapes", "fruit", "grapes", "a|b", "vine_yard"],
+    "🍇": ["grapes", "fruit", "grapes", "a|b", "fruit", "vine_yard"],
     "❤️": ["heart", "love"],
     "🧡": ["heart"],
     "🫶": ["heart"],
