@@ -160,6 +160,7 @@ SIMULATIONS: Final[tuple[Simulation, ...]] = (
     ),
     Simulation("null: 30 recipes over 5 bases (rise, hump)", joint(driven(30, "rise", "hump", bases=5))),
     Simulation("null: 24 recipes over 12 bases (rise, hump)", joint(driven(24, "rise", "hump", bases=12))),
+    Simulation("null: 150 recipes over 3 bases (rise, hump)", joint(driven(150, "rise", "hump", bases=3))),
     Simulation("null: 8 settings x 4 seeds", joint(shared(8, 4))),
     Simulation("the same, seeds taken for independent", joint(apart(shared(8, 4))), None),
     Simulation("null: 12 settings crossed with 5 bases", joint(shared(12, 1, 5))),

@@ -186,3 +186,24 @@ def test_a_contrast_finds_the_better_of_two_and_not_the_better_of_equals() -> No
 def test_holm_against_its_definition() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, np.nan, 0.03])), [0.03, 0.06, np.nan, 0.06])
     np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+# ------------------------------------------------------------------------------------------- zero-shot models far apart
+def on_bases(n: int, bases: int, rng: np.random.Generator) -> Study:
+    design, x, y, covariates = driven(n, link=0.5)(rng)
+    return Design(design.pairs, tuple(f"b{i % bases}" for i in range(n)), design.pairs), x, y, covariates
+
+
+def test_how_far_apart_zero_shot_models_are_changes_nothing() -> None:
+    design, x, y, covariates = on_bases(24, 3, np.random.default_rng(3))
+    near = measured((design, x, y, covariates), np.random.default_rng(0))
+    away = 100.0 * np.unique(design.base, return_inverse=True)[1]
+    far = measured((design, np.exp(x) + away, y**3 - 7 * away, covariates), np.random.default_rng(0))
+    assert (far.estimate, far.low, far.high, far.p) == (near.estimate, near.low, near.high, near.p)
+
+
+def test_a_rank_on_a_model_of_few_pairs_is_that_among_all() -> None:
+    design, x, _, _ = on_bases(21, 3, np.random.default_rng(3))
+    ranks, base = stats.rankdata(x), np.unique(design.base, return_inverse=True)[1]
+    expected = ranks - np.array([ranks[base == b].mean() for b in base])
+    np.testing.assert_allclose(design.centred_ranks(x), expected)
