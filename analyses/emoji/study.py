@@ -140,7 +140,7 @@ def with_head(file: Path, classnames: Sequence[str]) -> Path:
         theta = sharpscope.Classifier(model, "stored", classnames, prompts).attach(told.tensors)
         kept = {name: t for name, t in theta.items() if tower_of(name) == "image"}
         kept[HEAD_WEIGHT] = theta[HEAD_WEIGHT] * theta["logit_scale"].exp()
-        metadata = {k: v for k, v in told.metadata.items() if k.startswith("sharpscope.")}
+        metadata = {k: v for k, v in told.facts["metadata"].items() if k.startswith("sharpscope.")}
         sharpscope.write_checkpoint(out, kept, metadata | head_metadata(scale_baked=True, classnames=classnames))
     return out
 
@@ -181,7 +181,7 @@ def _row(trial: Trial, file: Path | None, why: str) -> dict[str, Any]:
     """What is known of a fine-tuning, whether it converged or not."""
     facts: dict[str, Any] = {}
     if file is not None:
-        told = json.loads(sharpscope.read_checkpoint(file).metadata["sharpscope.finetuning"])
+        told = json.loads(sharpscope.read_checkpoint(file).facts["metadata"]["sharpscope.finetuning"])
         facts = recipe_numbers(told)
     return {"pair": trial.name, "setting": trial.setting, "method": trial.method, "seed": trial.seed,
             "augment": trial.augment, "learning_rate": trial.settings["lr"], "steps": trial.settings["steps"],
