@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from population import ALPHA, MEASURE, Population
+from population import ALPHA, MEASURE, Answers, Population
 from scipy import stats
 
-from sharpscope.findings import pair_correlations, reference_pairs
-from sharpscope.findings.advising.references import leave_one_setting_out
+from sharpscope.findings.advising.references import Reference, leave_one_setting_out
+from sharpscope.findings.layercontrast import layer_sets, random_sizes
 from sharpscope.findings.matching import match_plain
-from sharpscope.findings.partial import partial_correlation
+from sharpscope.findings.partial import contrast, controls, partial_correlation
 from sharpscope.findings.pathcosts import path_costs
+from sharpscope.findings.rank_correlation import is_constant, weighted_correlate
 from sharpscope.findings.stragglers import chosen_by
 from sharpscope.tables.files import read_csv
-from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION
+from sharpscope.tables.rows import has_value
+from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION, GROUP_TITLES, LEARNING_RATE, MEASURES
 
-__all__ = ["advice_table", "correlations", "other_paths", "predictors", "primary", "regrets", "reliability", "repairs"]
+__all__ = [
+    "CRITERIA",
+    "advice_table",
+    "layer_rows",
+    "other_paths",
+    "predictors",
+    "primary",
+    "regrets",
+    "reliability",
+    "repairs",
+    "residuals",
+    "t_interval",
+    "ways",
+]
 
 REPLICATES: Final = 2000
 HALVES: Final = 200
@@ -76,15 +91,8 @@ def _stderr(population: Population, group: str) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------- correlations
-def correlations(population: Population, level: float = 0.95) -> pd.DataFrame:
-    """The table ``correlations`` of these pairs at the primary alpha, stragglers by both criteria."""
-    t = population.tables
-    return pair_correlations(
-        t["sharpness"], t["accuracy"], population.covariates, source="run", seed=SEED, bootstrap=REPLICATES,
-        level=level, alphas=(ALPHA,), stragglers=chosen_by(t["stragglers"], DEFAULT_CRITERION),
-        by_instability=chosen_by(t["stragglers"], BY_COST), costs=path_costs(t["path"], t["stragglers"]),
-        design=population.design, primary=(MEASURE, ALPHA),
-    )  # fmt: skip
+CRITERIA: Final = {"stragglers": DEFAULT_CRITERION, "instability": BY_COST}
+"""Claim of ``CONTRASTS`` -> the criterion that chooses its layers."""
 
 
 def primary(population: Population, group: str, level: float) -> dict[str, Any]:
@@ -92,10 +100,73 @@ def primary(population: Population, group: str, level: float) -> dict[str, Any]:
     return _joint(population, group, {MEASURE: _whole(population, MEASURE)}, _held(population), level)[0]
 
 
+def residuals(population: Population, group: str) -> pd.DataFrame:
+    """What is left of the ranks of the primary predictor and of the gain, one row a setting: setting, base, group,
+    learning_rate, sharpness, gain. The correlation of the last two is the estimate of ``primary``."""
+    design, held = population.design, _held(population)
+    x, y = _whole(population, MEASURE), population.gain(group).reindex(design.pairs).to_numpy()
+    known = np.isfinite([x, y, *held.values()]).all(axis=0)
+    own = design.subset(known)
+    fixed = controls(own, {k: v[known] for k, v in held.items()})
+    first = [own.setting.index(s) for s in dict.fromkeys(own.setting)]
+    return pd.DataFrame({
+        "setting": [own.setting[i] for i in first], "base": [own.base[i] for i in first], "group": group,
+        "learning_rate": own.covariates[LEARNING_RATE][first],
+        "sharpness": fixed.remove(own.centred_ranks(x[known])), "gain": fixed.remove(own.centred_ranks(y[known])),
+    })  # fmt: skip
+
+
+def layer_rows(population: Population, claim: str) -> pd.DataFrame:
+    """Joint partial correlations of chosen layers, of all other layers, and of random sets, with each group's gain.
+
+    Rows by ``layers``: chosen and others, r with its interval and p; difference, |r(chosen)| - |r(others)|, resampled
+    in pairs; random, the median of |r| over random sets of as many layers, in place of an interval the middle 95 % of
+    the sets, and as p the share of the sets that reach |r(chosen)|. A pair in which no layer, or every layer, is chosen
+    is left out of all.
+    """
+    values = _by_layer(population)
+    names = chosen_by(population.tables["stragglers"], CRITERIA[claim]) or {}
+    chosen = np.array([[layer in names.get(p, ()) for p in values.columns] for layer in values.index], dtype=bool)
+    rows = [_contrasted(population, group, values.to_numpy(), chosen) for group in population.groups]
+    return pd.DataFrame([{"claim": claim, **row} for own in rows for row in own])
+
+
+def _contrasted(population: Population, group: str, values: np.ndarray, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
+    design, held, how = population.design, _held(population), MEASURES[MEASURE].adds_up
+    y = population.gain(group).reindex(design.pairs).to_numpy()
+    keys = design.keys(REPLICATES, np.random.default_rng(SEED))
+    found = contrast(layer_sets(values, chosen, how), y, design, held, keys=keys, rng=np.random.default_rng(SEED))
+    both = found.partial
+    head = {"group": group, "n": both.n[0], "n_effective": both.n_effective[0], "given": both.given[0]}
+    for k, name in enumerate(("chosen", "others")):
+        numbers = _numbers(both.estimate[k], both.low[k], both.high[k], both.p[k])
+        yield {**head, "layers": name, **numbers, "note": both.why[k] or both.note[k]}
+    numbers = _numbers(found.estimate[0], found.low[0], found.high[0], found.p[0])
+    yield {**head, "layers": "difference", **numbers, "note": both.why[0] or both.why[1]}
+    size, sizes = abs(float(both.estimate[0])), np.empty(0)
+    if math.isfinite(size):
+        sizes = random_sizes(values, chosen, how, y, design, held, keys=keys, seeds=(SEED, SEED + 1))
+    middle = np.quantile(sizes, (0.5, 0.025, 0.975)) if len(sizes) else np.full(3, math.nan)
+    reached = (1 + (sizes >= size - 1e-12).sum()) / (1 + len(sizes)) if len(sizes) else math.nan
+    yield {**head, "layers": "random", **_numbers(*middle, reached), "note": f"{len(sizes)} random sets of layers"}
+
+
+def _numbers(*values: float) -> dict[str, float]:
+    return dict(zip(("estimate", "ci_low", "ci_high", "p_value"), map(float, values), strict=True))
+
+
+def _by_layer(population: Population) -> pd.DataFrame:
+    """[layers, pairs] the primary predictor of every layer, NaN where it has no value."""
+    s = _at_alpha(population, MEASURE)
+    own = s[~s["layer"].isin(GROUP_TITLES)].pivot(index="layer", columns="pair", values="estimate")
+    return own.reindex(columns=list(population.design.pairs)).astype(float)
+
+
 def predictors(population: Population, group: str) -> pd.DataFrame:
     """Every predictor of the gain: alone, and with all covariates but itself held fixed. Exploratory.
 
-    ``alone``: Spearman's correlation within bases (of ranks less their base's mean).
+    ``alone``: Spearman's correlation within bases (of ranks less their base's mean), with the bootstrap's percentiles,
+    settings resampled.
     """
     held = _held(population)
     costs = path_costs(population.tables["path"])
@@ -105,22 +176,36 @@ def predictors(population: Population, group: str) -> pd.DataFrame:
     rows = []
     for name, values in known.items():
         given = {k: v for k, v in held.items() if k != name}
-        rows += _joint(population, group, {name: values}, given, 0.95)
-        rows[-1]["alone"] = _alone(population, values, population.gain(group))
+        (joint,) = _joint(population, group, {name: values}, given, 0.95)
+        alone = _alone(population, values, population.gain(group))
+        rows.append(joint | dict(zip(("alone", "alone_low", "alone_high"), alone, strict=True)))
     return pd.DataFrame(rows)
 
 
-def _alone(population: Population, values: np.ndarray, gain: pd.Series) -> float:
-    design = population.design
-    y = gain.reindex(design.pairs).to_numpy()
-    return float(np.corrcoef(design.centred_ranks(values), design.centred_ranks(y))[0, 1])
+def _alone(population: Population, values: np.ndarray, gain: pd.Series) -> tuple[float, float, float]:
+    """(correlation of centred ranks, low, high) over the pairs that have a value."""
+    y = gain.reindex(population.design.pairs).to_numpy()
+    known = np.isfinite(values) & np.isfinite(y)
+    if is_constant(values[known]) or is_constant(y[known]):
+        return math.nan, math.nan, math.nan
+    design = population.design.subset(known)
+    ranks = np.stack([design.centred_ranks(values[known]), design.centred_ranks(y[known])])
+    weights = np.vstack([np.ones(design.n_effective), design.resamples(REPLICATES, np.random.default_rng(SEED))])
+    found = weighted_correlate(ranks[:1], ranks[1], weights, "pearson")[:, 0]
+    return float(found[0]), *(float(v) for v in np.nanquantile(found[1:], (0.025, 0.975)))
 
 
 def _whole(population: Population, measure: str) -> np.ndarray:
     """[pairs] the whole model's ``measure`` at the primary alpha, NaN where it is not finite."""
-    s = population.tables["sharpness"]
-    own = s[(s["layer"] == ALL) & (s["measure"] == measure) & np.isclose(s["alpha"].astype(float), ALPHA)]
+    s = _at_alpha(population, measure)
+    own = s[s["layer"] == ALL]
     return own.set_index("pair")["estimate"].reindex(population.design.pairs).to_numpy(dtype=float)
+
+
+def _at_alpha(population: Population, measure: str) -> pd.DataFrame:
+    """The rows of ``measure`` at the primary alpha that have a value."""
+    s = population.tables["sharpness"]
+    return s[(s["measure"] == measure) & np.isclose(s["alpha"].astype(float), ALPHA) & has_value(s)]
 
 
 def _held(population: Population) -> dict[str, np.ndarray]:
@@ -175,7 +260,10 @@ def repairs(folders: Sequence[Path], group: str) -> pd.DataFrame:
 
 
 def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
-    """LiNeS, MonoSoup and Fisher merging of the failing pairs at the primary alpha: gain at equal ID accuracy."""
+    """LiNeS, MonoSoup and Fisher merging of the failing pairs at the primary alpha: gain at equal ID accuracy.
+
+    As for repairs there is none where the plain path never has the ID accuracy.
+    """
     rows = []
     for folder in folders:
         t = read_csv(folder / "accuracy.csv.gz", "accuracy")
@@ -190,43 +278,82 @@ def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
                 _, at, inside = match_plain(
                     plain_id.to_numpy(float), plain_ood.to_numpy(float), alphas, np.array([here])
                 )
-                rows.append({"pair": pair, "group": group, "path": variant.removeprefix("path:"),
-                             "gain": there - float(at[0]), "inside": bool(inside[0])})  # fmt: skip
-    return pd.DataFrame(rows, columns=["pair", "group", "path", "gain", "inside"])
+                gain = there - float(at[0]) if inside[0] else math.nan
+                rows.append({"pair": pair, "group": group, "path": variant.removeprefix("path:"), "gain": gain})
+    return pd.DataFrame(rows, columns=["pair", "group", "path", "gain"])
+
+
+def ways(repaired: pd.DataFrame, paths: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Mean gain of every way over the plain path at equal ID accuracy, in points, t intervals over failing pairs.
+
+    ``way``: sparse weight, sparse delta (density .5), held back (density 0 of the delta: stragglers have an alpha of
+    0 of their own), or a path. ``what``: gain, and for the first three difference, the gain less that of random layers.
+    """
+    sparse = {"sparse weight": ("weight", 0.5), "sparse delta": ("delta", 0.5), "held back": ("delta", 0.0)}
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for way, (target, density) in sparse.items():
+        own = repaired[(repaired["group"] == group) & (repaired["target"] == target) & (repaired["density"] == density)]
+        known = own.dropna(subset=["stragglers", "random"])
+        found[way, "gain"], found[way, "difference"] = (known[c].to_numpy(float) for c in ("stragglers", "difference"))
+    for path, own in paths[paths["group"] == group].groupby("path", sort=True):
+        found[str(path), "gain"] = own["gain"].dropna().to_numpy(float)
+    rows = []
+    for (way, what), values in found.items():
+        mean, low, high = t_interval(100 * values)
+        rows.append({"group": group, "way": way, "what": what, "estimate": mean, "ci_low": low, "ci_high": high,
+                     "n": len(values)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) by Student's t over pairs; no bounds under two values."""
+    n = len(values)
+    if n < 2:
+        return float(values.mean()) if n else math.nan, math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
 # --------------------------------------------------------------------------------------------------------------- advice
-def regrets(population: Population, group: str) -> pd.DataFrame:
-    """Pair x rule -> the accuracy lost to the path's best alpha; rules that learn from pairs see the other bases'."""
-    t = population.tables
-    known = reference_pairs(t["accuracy"], t["path"], t["sharpness"], population.design)
-    base = dict(zip(population.pairs["pair"], population.pairs["base"], strict=True))
-    by_base = [replace(r, setting=base[r.pair]) for r in known]
-    grid = list(known[0].alphas)
-    sets = {
-        "learning rate": ["log_learning_rate"],
-        "learning rate and distance": ["log_learning_rate", "log_distance"],
-    }
-    out: dict[str, Mapping[str, float]] = {}
-    for rule, names in sets.items():
-        found = leave_one_setting_out(by_base, grid, group, names, check=False).by_pair
-        out |= {_TITLES[k]: v for k, v in found.items() if k in _TITLES}
-        out[rule] = found["predicted"]
+_RULES: Final = {
+    "zeroshot": "zero-shot", "half": "alpha .5", "finetuned": "fine-tuned", "best_fixed": "best fixed",
+    "learning_rate": "learning rate", "predicted": "learning rate and distance",
+}  # fmt: skip
+"""The names of rules in ``leave_one_setting_out``, and here."""
+
+
+def regrets(population: Population) -> dict[str, pd.DataFrame]:
+    """Group -> [pair x rule] the accuracy lost to the path's best alpha; rules that learn from pairs see the other
+    bases'."""
+    at = population.covariates
+    distance = at[np.isclose(at["alpha"].astype(float), 1.0)].set_index("pair")["distance"]
+    pairs = population.pairs.set_index("pair")
+    references = []
+    for own in population.answers.values():
+        curves = {group: own.accuracy(group) for group in population.groups}
+        for i, pair in enumerate(own.pairs):
+            features = {"log_learning_rate": np.log(pairs["learning_rate"][pair]),
+                        "log_distance": np.log(distance[pair])}  # fmt: skip
+            curve = {group: values[i] for group, values in curves.items()}
+            references.append(Reference(pair, own.alphas, curve, None, features, setting=pairs["base"][pair]))
+    return {group: _regrets(population, group, references) for group in population.groups}
+
+
+def _regrets(population: Population, group: str, references: Sequence[Reference]) -> pd.DataFrame:
+    features = ("log_learning_rate", "log_distance")
+    found = leave_one_setting_out(references, references[0].alphas, group, features, check=False).by_pair
+    out: dict[str, dict[str, float]] = {title: dict(found.get(name, {})) for name, title in _RULES.items()}
     for own in population.answers.values():
         curves, val = own.accuracy(group), next(j for j, s in enumerate(own.sets) if s.endswith("@val"))
         valid = own.right[:, :, val].sum(axis=2)
         for i, pair in enumerate(own.pairs):
-            best = curves[i].max()
-            out.setdefault("ID validation", {})[pair] = best - curves[i][int(np.argmax(valid[i]))]  # type: ignore[index]
+            out.setdefault("ID validation", {})[pair] = curves[i].max() - curves[i][int(np.argmax(valid[i]))]
             for n in LABELS:
-                out.setdefault(f"{n} OOD labels", {})[pair] = _labelled(own, i, group, n)  # type: ignore[index]
-    return pd.DataFrame(out).rename_axis("pair").reset_index().assign(group=group)
+                out.setdefault(f"{n} OOD labels", {})[pair] = _labelled(own, i, group, n)
+    return pd.DataFrame(out, dtype=float).rename_axis("pair").reset_index().assign(group=group)
 
 
-_TITLES: Final = {"zeroshot": "zero-shot", "half": "alpha .5", "finetuned": "fine-tuned", "best_fixed": "best fixed"}
-
-
-def _labelled(own: Any, i: int, group: str, n: int, draws: int = 40) -> float:
+def _labelled(own: Answers, i: int, group: str, n: int, draws: int = 40) -> float:
     """The mean regret of the best alpha on ``n`` labelled drawings of the group, over random choices of them."""
     at = [j for j, g in enumerate(own.groups) if g == group]
     sets, things = np.nonzero(own.shown[at])

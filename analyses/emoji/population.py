@@ -10,11 +10,13 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
+from sharpscope.errors import NoData, shown
 from sharpscope.findings.design import Design
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.rows import covariates, groups_in
+from sharpscope.vocabulary import OOD_MEAN
 
-__all__ = ["ALPHA", "MEASURE", "RESULTS", "Answers", "Population", "load"]
+__all__ = ["ALPHA", "MEASURE", "RESULTS", "Answers", "Population", "csv_of", "load", "never_gains"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 MEASURE: Final = "hessian_trace"
@@ -86,6 +88,12 @@ class Population:
         found = {p: g for a in self.answers.values() for p, g in zip(a.pairs, a.gain(group, ALPHA), strict=True)}
         return pd.Series(found, dtype=float)
 
+    def fails(self, group: str) -> list[bool]:
+        """[pairs] whether no point of the pair's path beats zero-shot on ``group``."""
+        flags = self.tables["failure"]
+        own = set(flags[never_gains(flags) & (flags["group"] == group)]["pair"])
+        return [pair in own for pair in self.pairs["pair"]]
+
     def of(self, bases: Sequence[int]) -> Population:
         """The part with these bases."""
         names = {f"base{b}" for b in bases}
@@ -95,12 +103,28 @@ class Population:
         return Population(tuple(bases), settings, tables, {b: self.answers[b] for b in bases})
 
 
+def never_gains(failure: pd.DataFrame) -> pd.Series:
+    """Which rows say that no point of a pair's path beats zero-shot in the mean of a group (flag F1)."""
+    return (failure["flag"] == "F1") & (failure["dataset"] == OOD_MEAN) & (failure["estimate"] <= 0)
+
+
+def csv_of(table: pd.DataFrame) -> bytes:
+    """The same CSV bytes for the same rows; tables of the schema have ``sharpscope.tables.files.csv_bytes``."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
 def load(folder: Path = RESULTS) -> Population:
-    """All bases whose results are in ``folder``."""
+    """All bases whose results are in ``folder``.
+
+    Raises:
+        NoData: there is none.
+    """
     found = sorted(folder.glob("base[0-9]"))
+    if not found:
+        raise NoData(f"{shown(str(folder))}: no base has results there; 'make study BASE=0' makes those of base 0.")
     bases = tuple(int(f.name.removeprefix("base")) for f in found)
     tables = {n: pd.concat([read_csv(f / f"{n}.csv.gz", n) for f in found], ignore_index=True) for n in TABLES}
-    settings = [pd.read_csv(f / "pairs.csv").assign(base=f.name) for f in found]
+    settings = [pd.read_csv(f / "pairs.csv", dtype={"diverged": "str"}).assign(base=f.name) for f in found]
     told = pd.concat(settings, ignore_index=True).fillna({"diverged": ""})
     groups = dict(zip(tables["accuracy"]["dataset"], tables["accuracy"]["group"], strict=True))
     return Population(bases, told, tables, {b: _answers(f, groups) for b, f in zip(bases, found, strict=True)})

@@ -25,6 +25,7 @@ import pandas as pd
 import torch
 import tyro
 from design import TRAINING, Trial, trials
+from population import csv_of, never_gains
 from pretrain import CONFIG, PROMPTS
 from styles import styles_of
 from tqdm import tqdm
@@ -35,8 +36,6 @@ from sharpscope.errors import NumericalError
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.study.designs import recipe_numbers
 from sharpscope.study.report import finished_results
-from sharpscope.tables.files import csv_bytes
-from sharpscope.vocabulary import OOD_MEAN
 from sharpscope.weights.heads import head_metadata
 
 HERE: Final = Path(__file__).parent
@@ -107,8 +106,8 @@ def repairs(measured: sharpscope.StudyConfig, failing: tuple[str, ...]) -> sharp
 
 def failing(failure: pd.DataFrame, pairs: Iterable[str]) -> tuple[str, ...]:
     """The first pairs on whose path no point beats zero-shot in some group (flag F1 of the group's mean)."""
-    raised = failure[(failure["flag"] == "F1") & (failure["dataset"] == OOD_MEAN) & (failure["estimate"] <= 0)]
-    return tuple(p for p in pairs if p in set(raised["pair"]))[:FAILING]
+    raised = set(failure[never_gains(failure)]["pair"])
+    return tuple(p for p in pairs if p in raised)[:FAILING]
 
 
 def tuned(trial: Trial, base: int, data_root: Path, out: Path) -> tuple[Trial, Path | None, str]:
@@ -170,7 +169,7 @@ def main(data_root: Path, base: int, out: Path = Path("runs/emoji"), jobs: int =
     measured = config(base, data_root, tuple(pairs), jobs)
     run = sharpscope.run(measured, out / f"run{base}", progress=bar)
     keep(run, TABLES, folder)
-    write_atomic(folder / "pairs.csv", csv_bytes(pd.DataFrame(rows), "pairs"))
+    write_atomic(folder / "pairs.csv", csv_of(pd.DataFrame(rows)))
     write_atomic(folder / "answers.npz", answers(run, measured))
     if base in TRAINING and (found := failing(run.failure, [p.name for p in pairs])):
         again = sharpscope.run(repairs(measured, found), out / f"repairs{base}", progress=bar)

@@ -1,13 +1,13 @@
 """The verdicts of the emoji study, by the rules of protocol.md: python analyses/emoji/verdicts.py (about a minute)
 
-Reads the tables that study.py kept and writes, beside them, reliability.csv, verdicts.csv, predictors.csv, repairs.csv,
-advice.csv and pairs.csv. Nothing is trained or measured.
+Reads the tables that study.py kept and writes, beside them, verdicts.csv and what it rests on: ``tables`` says which.
+Nothing is trained or measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,12 +16,11 @@ import numpy as np
 import pandas as pd
 import tyro
 from design import BASES, HELD_OUT, TRAINING
-from population import ALPHA, MEASURE, RESULTS, Population, load
-from scipy import stats
+from population import ALPHA, MEASURE, RESULTS, Population, csv_of, load
 
 from sharpscope.atomic import write_atomic
+from sharpscope.errors import NoData
 from sharpscope.findings.families import holm
-from sharpscope.tables.files import csv_bytes
 from sharpscope.vocabulary import ALL, CANNOT, CONTRASTS, DOES_NOT_HOLD, HOLDS
 
 RELIABLE: Final = 0.8
@@ -46,38 +45,70 @@ def main(results: Path = RESULTS) -> None:
     Args:
         results: Folder with the bases' tables; the verdicts are written into it.
     """
-    population = load(results)
-    training = population.of([b for b in population.bases if b in TRAINING])
-    held_out = population.of([b for b in population.bases if b in HELD_OUT])
-    reliable = evidence.reliability(training)
-    correlated = evidence.correlations(training)
-    again = evidence.correlations(held_out) if held_out.bases else None
-    rows = [*whole(training, held_out, reliable), *layers(correlated, again, reliable)]
-    predicted = pd.concat([evidence.predictors(training, g) for g in population.groups], ignore_index=True)
-    folders = [f for b in training.bases if (f := results / f"base{b}" / "repairs").is_dir()]
-    repaired = pd.concat([evidence.repairs(folders, g) for g in population.groups], ignore_index=True)
-    paths = pd.concat([evidence.other_paths(folders, g) for g in population.groups], ignore_index=True)
-    rows += repair_rows(repaired, population.groups)
+    found = tables(load(results), results)
+    for name, table in found.items():
+        write_atomic(results / f"{name}.csv", csv_of(table))
+    for row in found["verdicts"].to_dict("records"):
+        print(f"{row['claim']:40s} {row['group']:6s} {row['verdict']:16s} {row['evidence']}")
+
+
+def tables(population: Population, results: Path) -> dict[str, pd.DataFrame]:
+    """The verdicts and every table that they and the figures rest on, by name.
+
+    Raises:
+        NoData: no training base is there.
+    """
+    groups, parts = population.groups, _parts(population)
+    if not parts["training"].bases:
+        raise NoData("none of the training bases has results; 'make study BASE=0' makes those of base 0.")
+    there = {name: part for name, part in parts.items() if part.bases}
+    folders = [f for b in parts["training"].bases if (f := results / f"base{b}" / "repairs").is_dir()]
+    repaired = _stacked(evidence.repairs(folders, g) for g in groups)
+    paths = _stacked(evidence.other_paths(folders, g) for g in groups)
     base = dict(zip(population.pairs["pair"], population.pairs["base"], strict=True))
-    lost = [evidence.regrets(population, g) for g in population.groups]
-    advice = pd.concat([evidence.advice_table(t, base, LEARNT) for t in lost], ignore_index=True)
-    rows += [row for group in population.groups for row in advice_rows(advice[advice["group"] == group], group)]
-    missing = [b for b in BASES if b not in population.bases]
-    if missing:
-        rows = [{**row, "verdict": CANNOT, "evidence": f"{row['evidence']} {_missing(missing)}"} for row in rows]
-    tables = {
-        "verdicts": pd.DataFrame(rows, columns=list(COLUMNS)),
-        "reliability": reliable,
-        "predictors": predicted,
+    lost = evidence.regrets(population)
+    found = {
+        "reliability": evidence.reliability(parts["training"]),
+        "residuals": _stacked(evidence.residuals(p, g).assign(bases=n) for n, p in there.items() for g in groups),
+        "layers": _stacked(
+            evidence.layer_rows(part, claim).assign(bases=name)
+            for name, part in there.items() for claim in evidence.CRITERIA
+        ),
+        "predictors": _stacked(evidence.predictors(parts["training"], g) for g in groups),
         "repairs": repaired,
         "other_paths": paths,
-        "advice": advice,
+        "ways": _stacked(evidence.ways(repaired, paths, g) for g in groups),
+        "regrets": _stacked(lost.values()),
+        "advice": _stacked(evidence.advice_table(t, base, LEARNT) for t in lost.values()),
         "pairs": outcomes(population),
+    }  # fmt: skip
+    return {"verdicts": judged(population, found), **found}
+
+
+def _parts(population: Population) -> dict[str, Population]:
+    """The training and the held-out bases that are there."""
+    return {
+        "training": population.of([b for b in population.bases if b in TRAINING]),
+        "held-out": population.of([b for b in population.bases if b in HELD_OUT]),
     }
-    for name, table in tables.items():
-        write_atomic(results / f"{name}.csv", csv_bytes(table, name))
-    for row in rows:
-        print(f"{row['claim']:28s} {row['group']:6s} {row['verdict']:16s} {row['evidence']}")
+
+
+def judged(population: Population, found: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The verdicts from the other tables; none but "cannot be told" before all bases are there."""
+    reliable, parts = found["reliability"], _parts(population)
+    rows = [
+        *whole(parts["training"], parts["held-out"], reliable), *layers(found["layers"], reliable),
+        *repair_rows(found["ways"]), *advice_rows(found["advice"]),
+    ]  # fmt: skip
+    if missing := [b for b in BASES if b not in population.bases]:
+        rows = [{**row, "verdict": CANNOT, "evidence": f"{row['evidence']} {_missing(missing)}"} for row in rows]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _stacked(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """One table of several; empty ones have no say in its types."""
+    every = list(parts)
+    return pd.concat([p for p in every if len(p)] or every[:1], ignore_index=True)
 
 
 def _missing(bases: list[int]) -> str:
@@ -92,11 +123,10 @@ def whole(training: Population, held_out: Population, reliable: pd.DataFrame) ->
     adjusted = dict(zip(first, holm(np.array([r["p_value"] for r in first.values()])), strict=True))
     for group, row in first.items():
         second = evidence.primary(held_out, group, 0.95) if held_out.bases else None
-        agrees = second is not None and second["p_value"] <= 0.10 and second["estimate"] * row["estimate"] > 0
         low, high = ninety[group]["ci_low"], ninety[group]["ci_high"]
         verdict = CANNOT
         if _reliable(reliable, group):
-            if adjusted[group] <= 0.05 and agrees:
+            if adjusted[group] <= 0.05 and _agrees(second, row):
                 verdict = HOLDS
             elif low > -ABSENT and high < ABSENT:
                 verdict = DOES_NOT_HOLD
@@ -109,79 +139,53 @@ def whole(training: Population, held_out: Population, reliable: pd.DataFrame) ->
 
 
 # ------------------------------------------------------------------------------------------------- (b) straggler layers
-def layers(correlated: pd.DataFrame, again: pd.DataFrame | None, reliable: pd.DataFrame) -> Iterator[dict[str, Any]]:
+def layers(layered: pd.DataFrame, reliable: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """(b): do straggler layers tell more than others, by the default criterion and by the published one?"""
-    for claim, names in CONTRASTS.items():
-        for group in dict.fromkeys(correlated["group"]):
-            own = _joint(correlated, group, names.chosen)
-            others, randomly = (_joint(correlated, group, n) for n in (names.others, names.random))
-            second = None if again is None else _joint(again, group, names.chosen)
-            if own is None or others is None or randomly is None:
-                text = "No joint correlation of these layers was computed."
-                yield _row(_LAYERS[claim], group, {}, CANNOT, text)
-                continue
-            agrees = second is not None and second["p_value"] <= 0.10 and second["estimate"] * own["estimate"] > 0
-            rare = randomly["status"] == "ok" and randomly["p_value"] <= 0.05
-            verdict = CANNOT
-            if _reliable(reliable, group) and own["status"] == others["status"] == "ok":
-                if own["p_value"] <= 0.025 and rare and agrees and others["ci_low"] > 0:
-                    verdict = HOLDS
-                elif others["ci_high"] < CONTRAST_ABSENT:
-                    verdict = DOES_NOT_HOLD
-            text = (
-                f"{MEASURE} of {names.title} and the gain: {_number(own)} (p {own['p_value']:.3f}); |correlation| less "
-                f"that of all other layers {_number(others)}; random sets of as many layers reach it with p "
-                f"{randomly['p_value']:.3f}; held-out bases {_second(second)}; {_reliability(reliable, group)}."
-            )
-            yield _row(_LAYERS[claim], group, others, verdict, text)
+    for (claim, group), own in layered.groupby(["claim", "group"], sort=False):
+        rows = {(str(r["bases"]), str(r["layers"])): r for r in own.to_dict("records")}
+        chosen, less, randomly = (rows["training", name] for name in ("chosen", "difference", "random"))
+        second = rows.get(("held-out", "chosen"))
+        verdict = CANNOT
+        if _reliable(reliable, group):
+            tells = chosen["p_value"] <= 0.025 and randomly["p_value"] <= 0.05 and _agrees(second, chosen)
+            if tells and less["ci_low"] > 0:
+                verdict = HOLDS
+            elif less["ci_high"] < CONTRAST_ABSENT:
+                verdict = DOES_NOT_HOLD
+        text = (
+            f"{MEASURE} of {CONTRASTS[claim].title} and the gain: {_number(chosen)}, p {chosen['p_value']:.3f}; "
+            f"|correlation| less that of all other layers {_number(less)}; random sets of as many layers reach it with "
+            f"p {randomly['p_value']:.3f}; held-out bases {_second(second)}; {_reliability(reliable, group)}."
+        )
+        yield _row(_LAYERS[claim], group, less, verdict, text)
 
 
 _LAYERS: Final = {"stragglers": "stragglers tell more", "instability": "unstable layers tell more"}
 
 
-def _joint(table: pd.DataFrame, group: str, layer: str) -> dict[str, Any] | None:
-    """The row of the primary measure of ``layer`` with the most covariates held fixed."""
-    own = table[
-        (table["group"] == group) & (table["layer"] == layer) & (table["measure"] == MEASURE)
-        & (table["against"] == "ood_gain") & (table["method"] == "spearman") & (table["given"].str.contains(r"\+"))
-    ]  # fmt: skip
-    return None if not len(own) else {str(k): v for k, v in own.iloc[0].to_dict().items()}
-
-
 # ------------------------------------------------------------------------------------------------------ (c) sparsifying
-def repair_rows(repaired: pd.DataFrame, groups: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def repair_rows(ways: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """(c): does sparsifying the stragglers of failing pairs gain, at equal ID accuracy, and more than random layers?"""
-    for target in ("weight", "delta"):
-        for group in groups:
-            own = repaired[(repaired["group"] == group) & (repaired["target"] == target) & (repaired["density"] == 0.5)]
-            gain, more = (_t_interval(100 * own[name].to_numpy(float)) for name in ("stragglers", "difference"))
-            n = len(own)
+    for group in dict.fromkeys(ways["group"]):
+        for target in ("weight", "delta"):
+            own = ways[(ways["group"] == group) & (ways["way"] == f"sparse {target}")].set_index("what")
+            gain, more = ({str(k): v for k, v in own.loc[what].items()} for what in ("gain", "difference"))
+            n = int(more["n"])
             verdict = CANNOT
             if n >= FEWEST_FAILING:
-                if gain[1] > 0 and more[1] > 0:
+                if gain["ci_low"] > 0 and more["ci_low"] > 0:
                     verdict = HOLDS
-                elif gain[2] < REPAIR_ABSENT or more[2] < REPAIR_ABSENT:
+                elif gain["ci_high"] < REPAIR_ABSENT or more["ci_high"] < REPAIR_ABSENT:
                     verdict = DOES_NOT_HOLD
             text = (
-                f"{n} failing pairs; density .5, target {target}: gain at equal ID accuracy {gain[0]:+.2f} "
-                f"[{gain[1]:+.2f}, {gain[2]:+.2f}] points, less that of random layers {more[0]:+.2f} [{more[1]:+.2f}, "
-                f"{more[2]:+.2f}]."
+                f"{n} failing pairs; density .5, target {target}: gain at equal ID accuracy {_number(gain)} points, "
+                f"less that of random layers {_number(more)}."
             )
-            row = {"estimate": more[0], "ci_low": more[1], "ci_high": more[2], "n": n, "n_effective": n}
-            yield _row(f"sparsifying repairs ({target})", group, row, verdict, text)
-
-
-def _t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t over pairs; NaN bounds under two."""
-    known = values[np.isfinite(values)]
-    if len(known) < 2:
-        return float(known.mean()) if len(known) else math.nan, math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return float(known.mean()), float(known.mean() - half), float(known.mean() + half)
+            yield _row(f"sparsifying repairs ({target})", group, more | {"n": n, "n_effective": n}, verdict, text)
 
 
 # ----------------------------------------------------------------------------------------------------------- (e) advice
-def advice_rows(advice: pd.DataFrame, group: str) -> Iterator[dict[str, Any]]:
+def advice_rows(advice: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """(e): does a rule lose less than the best simple rule?"""
     for row in advice[advice["learnt"]].to_dict("records"):
         verdict = CANNOT
@@ -196,7 +200,7 @@ def advice_rows(advice: pd.DataFrame, group: str) -> Iterator[dict[str, Any]]:
         )
         told = {"estimate": row["minus_best"], "ci_low": row["minus_low"], "ci_high": row["minus_high"],
                 "n": row["pairs"], "n_effective": row["pairs"]}  # fmt: skip
-        yield _row(f"{row['rule']} beats simple rules", group, told, verdict, text)
+        yield _row(f"{row['rule']} beats simple rules", row["group"], told, verdict, text)
 
 
 # ------------------------------------------------------------------------------------------------------------ in common
@@ -207,6 +211,8 @@ def outcomes(population: Population) -> pd.DataFrame:
         for group in population.groups:
             for alpha in own.alphas:
                 out.loc[list(own.pairs), f"{group}_gain@{alpha:g}"] = 100 * own.gain(group, alpha)
+    for group in population.groups:
+        out[f"{group}_fails"] = population.fails(group)
     s = population.tables["sharpness"]
     s = s[(s["layer"] == ALL) & np.isclose(s["alpha"].astype(float), ALPHA)]
     at = population.covariates
@@ -225,6 +231,11 @@ def _reliability(reliable: pd.DataFrame, group: str) -> str:
 
 def _number(row: dict[str, Any]) -> str:
     return f"{row['estimate']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+
+
+def _agrees(second: dict[str, Any] | None, first: dict[str, Any]) -> bool:
+    """Whether the held-out bases have the same sign with p <= .10."""
+    return second is not None and second["p_value"] <= 0.10 and second["estimate"] * first["estimate"] > 0
 
 
 def _second(row: dict[str, Any] | None) -> str:

@@ -12,7 +12,7 @@ from sharpscope.findings.partial import contrast, partial_correlation
 from sharpscope.findings.sharpness import together
 from sharpscope.vocabulary import AddsUp, LayerContrast
 
-__all__ = ["RANDOM_SETS", "contrast_rows"]
+__all__ = ["RANDOM_SETS", "contrast_rows", "layer_sets", "random_sizes"]
 
 RANDOM_SETS: Final = 200
 """The number of random sets of layers (our choice). With more of them the share that reaches the chosen layers'
@@ -55,7 +55,7 @@ def contrast_rows(
     """
     rng = np.random.default_rng(seeds[0])
     # A pair in which nobody is chosen has no value in the first row, and is left out of the comparison.
-    sets = np.stack([_combined(values, chosen, adds_up), _combined(values, ~chosen, adds_up)])
+    sets = layer_sets(values, chosen, adds_up)
     found = contrast(sets, y, design, covariates, keys=keys, rng=rng, level=level)
     one = found.partial
     head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
@@ -76,25 +76,47 @@ def contrast_rows(
         nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "p_value"), float("nan"))
         yield head | nothing | status | {"layer": names.random, "note": why}
         return
-    orders = _orders(len(values), np.random.default_rng(seeds[1]))
-    randomly = np.stack([_combined(values, chosen[order], adds_up) for order in orders])
-    randomly[:, ~np.isfinite(sets).all(axis=0)] = np.nan
-    null = partial_correlation(
-        randomly,
-        y,
-        design,
-        covariates,
-        keys=keys[:1],
-        rng=np.random.default_rng(seeds[0]),
-        level=level,
-        outcome=outcome,
+    sizes = random_sizes(
+        values, chosen, adds_up, y, design, covariates, keys=keys, seeds=seeds, level=level, outcome=outcome
     )
-    size, sizes = abs(float(one.estimate[0])), np.abs(null.estimate[np.isfinite(null.estimate)])
+    size = abs(float(one.estimate[0]))
     reached = int((sizes >= size - 1e-12).sum())
     share = {"p_value": (1 + reached) / (1 + len(sizes)), "ci_low": float("nan"), "ci_high": float("nan")}
     note = f"{reached} of {len(sizes)} random sets of as many layers have at least the chosen layers' |correlation|"
     estimate = size - float(np.median(sizes)) if len(sizes) else float("nan")
     yield head | share | status | {"layer": names.random, "estimate": estimate, "note": note}
+
+
+def layer_sets(values: np.ndarray, chosen: np.ndarray, adds_up: AddsUp) -> np.ndarray:
+    """[2, n] the sharpness of each pair's chosen layers together, and of all its other layers; arguments as above."""
+    return np.stack([_combined(values, chosen, adds_up), _combined(values, ~chosen, adds_up)])
+
+
+def random_sizes(
+    values: np.ndarray,
+    chosen: np.ndarray,
+    adds_up: AddsUp,
+    y: np.ndarray,
+    design: Design,
+    covariates: Mapping[str, np.ndarray],
+    *,
+    keys: np.ndarray,
+    seeds: Sequence[int],
+    level: float = 0.95,
+    outcome: str = "the outcome",
+) -> np.ndarray:
+    """|joint partial correlation| of each random set of layers that has one, at most ``RANDOM_SETS`` of them.
+
+    Arguments as for ``contrast_rows``, which says what a random set is.
+    """
+    orders = _orders(len(values), np.random.default_rng(seeds[1]))
+    randomly = np.stack([_combined(values, chosen[order], adds_up) for order in orders])
+    randomly[:, ~np.isfinite(layer_sets(values, chosen, adds_up)).all(axis=0)] = np.nan
+    rng = np.random.default_rng(seeds[0])
+    null = partial_correlation(
+        randomly, y, design, covariates, keys=keys[:1], rng=rng, level=level, outcome=outcome
+    )  # fmt: skip
+    return np.abs(null.estimate[np.isfinite(null.estimate)])
 
 
 def _combined(values: np.ndarray, chosen: np.ndarray, adds_up: AddsUp) -> np.ndarray:

@@ -106,7 +106,7 @@ class Prediction:
 
 
 def predict_gain(
-    features: np.ndarray, gains: np.ndarray, judged: np.ndarray, *, ridge: float = 1.0, level: float = 0.95
+    features: np.ndarray, gains: np.ndarray, judged: np.ndarray, *, ridge: float = 1.0, level: float | None = 0.95
 ) -> Prediction:
     """Ridge regression with a prediction interval from its leave-one-pair-out errors.
 
@@ -122,7 +122,7 @@ def predict_gain(
         judged: [p] features of the judged pair.
         ridge: penalty (our choice: 1, the weight of one pair that shows no effect). A larger value pulls the
             prediction towards the mean gain.
-        level: coverage of the interval.
+        level: coverage of the interval; None: no interval, and so one fit in place of n + 1.
 
     Raises:
         ConfigError: fewer than 4 reference pairs.
@@ -133,12 +133,14 @@ def predict_gain(
     n, p = features.shape
     if n < FEWEST_REFERENCES:
         raise ConfigError(f"advice: {n} reference pairs; a prediction needs at least {FEWEST_REFERENCES}.")
+    guess, leverage = _ridge(features, gains, judged, ridge)
+    if level is None:
+        return Prediction(guess, math.nan, math.nan, n)
     errors = []
     for i in range(n):
         keep = np.arange(n) != i
-        guess, leverage = _ridge(features[keep], gains[keep], features[i], ridge)
-        errors.append((gains[i] - guess) ** 2 / (1 + leverage))
-    guess, leverage = _ridge(features, gains, judged, ridge)
+        other, far = _ridge(features[keep], gains[keep], features[i], ridge)
+        errors.append((gains[i] - other) ** 2 / (1 + far))
     half = stats.t.ppf((1 + level) / 2, max(n - 1 - p, 1)) * math.sqrt(float(np.mean(errors)) * (1 + leverage))
     return Prediction(guess, guess - half, guess + half, n)
 

@@ -6,7 +6,6 @@ On made files: no package is fetched, and nothing that draws SVGs has to be inst
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import json
 import re
@@ -24,19 +23,13 @@ from PIL import Image
 
 from sharpscope.clip.datasets.emoji import read_world
 from sharpscope.errors import DatasetError
-
-SCRIPTS = Path(__file__).parents[2] / "analyses" / "emoji"
+from tests.analyses.emoji import scripts
 
 
 @pytest.fixture(scope="module")
 def fetch() -> Iterator[ModuleType]:
-    """The script, imported where resvg_py is not installed; it imports its neighbour ``styles`` by plain name."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPTS)
-        patch.setitem(sys.modules, "resvg_py", None)
-        yield importlib.import_module("fetch")
-    for name in ("fetch", "styles"):
-        del sys.modules[name]
+    with scripts("fetch", absent=("resvg_py",)) as (module,):
+        yield module
 
 
 # ---------------------------------------------------------------------- the table of styles

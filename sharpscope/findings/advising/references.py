@@ -200,7 +200,7 @@ def _predictions(
     names: Sequence[str],
     grid: Sequence[float],
     group: str,
-    level: float,
+    level: float | None,
 ) -> dict[float, Prediction]:
     out = {}
     for alpha in grid:
@@ -293,7 +293,7 @@ def _predicted_picks(
     for rule, features in (("predicted", names), ("learning_rate", [n for n in names if n == "log_learning_rate"])):
         if not features or (check and _outside(judged, others, features, grid[-1])):
             continue
-        if predictions := _predictions(judged, others, features, grid, group, 0.95):
+        if predictions := _predictions(judged, others, features, grid, group, None):
             picks[rule] = _chosen(predictions)
     return picks
 
