@@ -91,8 +91,8 @@ def _stderr(population: Population, group: str) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------- correlations
-CRITERIA: Final = {"stragglers": DEFAULT_CRITERION, "instability": BY_COST}
-"""Claim of ``CONTRASTS`` -> the criterion that chooses its layers."""
+CRITERIA: Final = {"stragglers tell more": DEFAULT_CRITERION, "unstable layers tell more": BY_COST}
+"""Claim -> the criterion that chooses its layers."""
 
 
 def primary(population: Population, group: str, level: float) -> dict[str, Any]:
@@ -166,19 +166,22 @@ def predictors(population: Population, group: str) -> pd.DataFrame:
     """Every predictor of the gain: alone, and with all covariates but itself held fixed. Exploratory.
 
     ``alone``: Spearman's correlation within bases (of ranks less their base's mean), with the bootstrap's percentiles,
-    settings resampled.
+    settings resampled. ``kind``: sharpness | path (what interpolation costs in loss) | covariate.
     """
     held = _held(population)
     costs = path_costs(population.tables["path"])
     barrier = costs[(costs["layer"] == ALL) & (costs["measure"] == "barrier")].set_index("pair")["value"]
     known = {m: _whole(population, m) for m in dict.fromkeys(population.tables["sharpness"]["measure"])}
+    kinds = dict.fromkeys(known, "sharpness") | {"barrier": "path"} | dict.fromkeys(held, "covariate")
     known |= {"barrier": barrier.reindex(population.design.pairs).to_numpy(dtype=float), **held}
     rows = []
     for name, values in known.items():
         given = {k: v for k, v in held.items() if k != name}
         (joint,) = _joint(population, group, {name: values}, given, 0.95)
         alone = _alone(population, values, population.gain(group))
-        rows.append(joint | dict(zip(("alone", "alone_low", "alone_high"), alone, strict=True)))
+        rows.append(
+            {**joint, "kind": kinds[name], **dict(zip(("alone", "alone_low", "alone_high"), alone, strict=True))}
+        )
     return pd.DataFrame(rows)
 
 
@@ -315,11 +318,13 @@ def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, f
 
 
 # --------------------------------------------------------------------------------------------------------------- advice
+_ALPHAS: Final = {"zero-shot": 0.0, "alpha .5": 0.5, "fine-tuned": 1.0}
 _RULES: Final = {
-    "zeroshot": "zero-shot", "half": "alpha .5", "finetuned": "fine-tuned", "best_fixed": "best fixed",
-    "learning_rate": "learning rate", "predicted": "learning rate and distance",
-}  # fmt: skip
-"""The names of rules in ``leave_one_setting_out``, and here."""
+    "best fixed": "best_fixed",
+    "learning rate": "learning_rate",
+    "learning rate and distance": "predicted",
+}
+"""Rules that learn from other bases' pairs, and their names in ``leave_one_setting_out``."""
 
 
 def regrets(population: Population) -> dict[str, pd.DataFrame]:
@@ -342,11 +347,13 @@ def regrets(population: Population) -> dict[str, pd.DataFrame]:
 def _regrets(population: Population, group: str, references: Sequence[Reference]) -> pd.DataFrame:
     features = ("log_learning_rate", "log_distance")
     found = leave_one_setting_out(references, references[0].alphas, group, features, check=False).by_pair
-    out: dict[str, dict[str, float]] = {title: dict(found.get(name, {})) for name, title in _RULES.items()}
+    out: dict[str, dict[str, float]] = {rule: dict(found.get(name, {})) for rule, name in _RULES.items()}
     for own in population.answers.values():
         curves, val = own.accuracy(group), next(j for j, s in enumerate(own.sets) if s.endswith("@val"))
         valid = own.right[:, :, val].sum(axis=2)
         for i, pair in enumerate(own.pairs):
+            for rule, alpha in _ALPHAS.items():
+                out.setdefault(rule, {})[pair] = curves[i].max() - curves[i][own.alphas.index(alpha)]
             out.setdefault("ID validation", {})[pair] = curves[i].max() - curves[i][int(np.argmax(valid[i]))]
             for n in LABELS:
                 out.setdefault(f"{n} OOD labels", {})[pair] = _labelled(own, i, group, n)

@@ -21,7 +21,7 @@ from population import ALPHA, MEASURE, RESULTS, Population, csv_of, load
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData
 from sharpscope.findings.families import holm
-from sharpscope.vocabulary import ALL, CANNOT, CONTRASTS, DOES_NOT_HOLD, HOLDS
+from sharpscope.vocabulary import ALL, CANNOT, DOES_NOT_HOLD, HOLDS
 
 RELIABLE: Final = 0.8
 """The least reliability of the outcome at which anything is concluded from correlations."""
@@ -153,14 +153,11 @@ def layers(layered: pd.DataFrame, reliable: pd.DataFrame) -> Iterator[dict[str, 
             elif less["ci_high"] < CONTRAST_ABSENT:
                 verdict = DOES_NOT_HOLD
         text = (
-            f"{MEASURE} of {CONTRASTS[claim].title} and the gain: {_number(chosen)}, p {chosen['p_value']:.3f}; "
-            f"|correlation| less that of all other layers {_number(less)}; random sets of as many layers reach it with "
-            f"p {randomly['p_value']:.3f}; held-out bases {_second(second)}; {_reliability(reliable, group)}."
+            f"{MEASURE} of the layers that {evidence.CRITERIA[claim]} chooses and the gain: {_number(chosen)}, "
+            f"{_p(chosen)}; |correlation| less that of all other layers {_number(less)}; random sets of as many layers "
+            f"reach it with {_p(randomly)}; held-out bases {_second(second)}; {_reliability(reliable, group)}."
         )
-        yield _row(_LAYERS[claim], group, less, verdict, text)
-
-
-_LAYERS: Final = {"stragglers": "stragglers tell more", "instability": "unstable layers tell more"}
+        yield _row(claim, group, less, verdict, text)
 
 
 # ------------------------------------------------------------------------------------------------------ (c) sparsifying
@@ -207,6 +204,8 @@ def advice_rows(advice: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def outcomes(population: Population) -> pd.DataFrame:
     """One row a pair: settings, gains in points at every alpha, sharpness and covariates at the primary alpha."""
     out = population.pairs.drop(columns="diverged").set_index("pair")
+    training = {f"base{b}" for b in TRAINING}
+    out["bases"] = ["training" if base in training else "held-out" for base in out["base"]]
     for own in population.answers.values():
         for group in population.groups:
             for alpha in own.alphas:
@@ -238,8 +237,12 @@ def _agrees(second: dict[str, Any] | None, first: dict[str, Any]) -> bool:
     return second is not None and second["p_value"] <= 0.10 and second["estimate"] * first["estimate"] > 0
 
 
+def _p(row: dict[str, Any]) -> str:
+    return "p < 0.001" if row["p_value"] < 0.001 else f"p {row['p_value']:.3f}"
+
+
 def _second(row: dict[str, Any] | None) -> str:
-    return "not there" if row is None else f"{_number(row)}, p {row['p_value']:.3f}"
+    return "not there" if row is None else f"{_number(row)}, {_p(row)}"
 
 
 def _row(claim: str, group: str, row: dict[str, Any], verdict: str, text: str) -> dict[str, Any]:

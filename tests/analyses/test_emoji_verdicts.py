@@ -11,12 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy import stats
 
 from sharpscope.errors import NoData
 from sharpscope.findings.partial import partial_correlation
+from sharpscope.present import populationplots
+from sharpscope.present.forestplots import GAP, Marks, forest
 from sharpscope.vocabulary import CANNOT, DOES_NOT_HOLD, HOLDS
 from tests.analyses.emoji import ALPHAS, LAYERS, Truth, scripts, write_results
+from tests.analyses.test_published import loaded
+
+FIGURES = Path(__file__).parents[2] / "figures"
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +198,8 @@ def test_rule_of_straggler_layers(
     study: SimpleNamespace, changes: dict[str, dict[str, float]], verdict: str, reliability: float
 ) -> None:
     parts = {"chosen": told(0.5, 0.025), "difference": told(0.2, 0.01), "random": told(0.3, 0.05)}
-    rows = [{"group": "clean", "claim": "stragglers", "layers": name, "bases": "training"} | row | changes.get(name, {})
-            for name, row in parts.items()]  # fmt: skip
+    head = {"group": "clean", "claim": "stragglers tell more", "bases": "training"}
+    rows = [head | {"layers": name} | row | changes.get(name, {}) for name, row in parts.items()]  # fmt: skip
     rows.append(rows[0] | told(0.4, 0.10) | {"bases": "held-out"} | changes.get("held", {}))
     reliable = pd.DataFrame({"group": ["clean"], "reliability": [reliability]})
     (row,) = study.verdicts.layers(pd.DataFrame(rows), reliable)
@@ -207,7 +214,7 @@ def test_chosen_layers_are_judged_by_the_sum_of_their_traces(study: SimpleNamesp
     y = part.gain("clean")[list(part.design.pairs)].to_numpy()
     at = part.covariates.query("alpha == .5").set_index("pair").loc[list(part.design.pairs)]
     held = part.design.covariates | {n: at[n].to_numpy() for n in ("distance", "id_accuracy")}
-    for claim, criterion in (("stragglers", "change:hessian_trace"), ("instability", "instability")):
+    for claim, criterion in study.evidence.CRITERIA.items():
         t = part.tables["stragglers"]
         t = t[(t["criterion"] == criterion) & t["chosen"]]
         chosen = np.array([by.loc[p, layer] for p, layer in zip(t["pair"], t["layer"], strict=True)])
@@ -368,6 +375,7 @@ def test_the_first_base_alone_and_without_any_signal_has_all_tables(
     write_results(tmp_path, Truth(shown=1, noisy=True, pairs=14, replicates=2), bases=(0,))
     study.verdicts.main(tmp_path)
     verdicts, reliable = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("verdicts", "reliability"))
+    assert pd.read_csv(tmp_path / "advice.csv").set_index("rule")["regret"].notna()["zero-shot"].all()
     assert (reliable["reliability"] < 0.8).all() and "base 1, 2, 3, 4 is missing" in capsys.readouterr().out
     about = verdicts[verdicts["claim"].str.contains("tell")]
     assert set(verdicts["verdict"]) == {CANNOT} and about["evidence"].str.contains("under the 0.8 required").all()
@@ -382,3 +390,61 @@ def test_a_learning_rate_that_drives_sharpness_and_gain_leaves_no_partial(
         table = study.evidence.predictors(part, group).set_index("predictor")
         assert table.loc["hessian_trace", "alone_high"] < -0.4 and abs(table.loc["hessian_trace", "estimate"]) < 0.35
         assert table.loc["hessian_trace", "p_value"] > 0.05
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+def test_figures_show_what_the_tables_hold(
+    study: SimpleNamespace, found: dict[str, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    script = loaded(FIGURES / "fig_emoji.py")
+    saved: dict[str, Figure] = {}
+    monkeypatch.setattr(script, "save", lambda figure, out, name: saved.update({name: figure}))
+    with pytest.raises(SystemExit, match="pairs.csv: no such file; 'make verdicts'"):
+        script.main([str(tmp_path)])
+    for name, table in (found | {"repairs": found["repairs"].iloc[:0]}).items():
+        (tmp_path / f"{name}.csv").write_bytes(study.population.csv_of(table))
+    script.main([str(tmp_path)])
+    assert capsys.readouterr().out == "emoji_repair is not drawn: repairs: no failing pair was repaired.\n"
+    saved["emoji_repair"] = populationplots.repairs(found["repairs"], found["ways"], found["verdicts"])
+    assert len(saved) == 6
+    training = found["pairs"][found["pairs"]["bases"] == "training"]
+    paths = [line.get_ydata() for line in saved["emoji_paths"].axes[0].get_lines() if len(line.get_xdata()) == 5]
+    gains = training[[f"clean_gain@{a:g}" for a in ALPHAS]].to_numpy()
+    assert np.sort(np.array(paths), axis=0) == pytest.approx(np.sort(gains, axis=0))
+    dots = [len(c.get_offsets()) for c in saved["emoji_sharpness"].axes[1].collections]
+    assert sum(dots) == len(found["residuals"].query("group == 'clean'"))
+    rules = {t.get_text() for t in saved["emoji_advice"].axes[0].get_yticklabels()}
+    assert {r.replace("alpha", "α =") for r in found["advice"]["rule"]} == rules
+    for figure in saved.values():
+        figure.draw_without_rendering()
+        assert not outside(figure)
+
+
+def outside(figure: Figure) -> list[str]:
+    """The texts that leave the figure."""
+    box = figure.bbox
+    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t.axes is not None]
+    ends = [(t.get_text(), t.get_window_extent()) for t in texts]
+    return [
+        text for text, e in ends if e.x0 < box.x0 - 1 or e.x1 > box.x1 + 1 or e.y0 < box.y0 - 1 or e.y1 > box.y1 + 1
+    ]
+
+
+def test_an_axis_of_gains_that_fall_deep_is_bent_and_shows_all(found: dict[str, pd.DataFrame]) -> None:
+    pairs = found["pairs"].copy()
+    for name in [c for c in pairs if "_gain@" in c]:
+        pairs[name] = np.where(pairs[name] < 0, 4 * pairs[name], 0.1 * pairs[name])
+    (ax, *_) = populationplots.gain_paths(pairs).axes
+    values = pairs[[c for c in pairs if "_gain@" in c]].to_numpy()
+    assert ax.get_yscale() == "asinh" and ax.get_ylim()[0] < values.min() and ax.get_ylim()[1] > values.max()
+    with pytest.raises(NoData, match="no pair"):
+        populationplots.gain_paths(pairs.iloc[:0])
+
+
+def test_a_forest_has_its_rows_downwards_with_gaps() -> None:
+    ax = Figure().subplots()
+    marks = Marks("m", "k", "o", {"a": (0.1, 0.0, 0.3), "c": (0.5, 0.4, 0.6), "elsewhere": (9.0, 9.0, 9.0)})
+    assert forest(ax, ["a", "b", GAP, "c"], [marks], {"a": "first"}) == [0.5, 1.5, 2.25, 3.0]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["first", "b", "c"] and ax.yaxis_inverted()
+    assert [tuple(line.get_xydata()[0]) for line in ax.get_lines()] == [(0.1, 0.5), (0.5, 3.0)]

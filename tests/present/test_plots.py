@@ -438,7 +438,7 @@ def test_layer_names_stay_distinct(layers: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [s for s in SCRIPTS if s.stem not in ("fig_finetuners", "fig_published", "fig_slice")],
+    [s for s in SCRIPTS if s.stem not in ("fig_emoji", "fig_finetuners", "fig_published", "fig_slice")],
     ids=lambda p: p.stem,
 )
 def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: Path) -> None:
@@ -473,6 +473,7 @@ def test_there_is_a_script_for_every_figure_of_the_paper() -> None:
         "fig_agreement",
         "fig_correlation",
         "fig_curve",
+        "fig_emoji",
         "fig_finetuners",
         "fig_heatmap",
         "fig_path",
