@@ -66,7 +66,7 @@ def gain_paths(pairs: pd.DataFrame) -> Figure:
     axes[0, 0].set_ylabel("OOD gain over zero-shot (points)")
     _gain_axis(axes[0, 0], pairs[[c for c in pairs.columns if _GAIN in c]].to_numpy(dtype=float))
     _rate_bar(figure, axes, colours, norm)
-    line = {"color": INK["grey"], "lw": 0.9}
+    line: dict[str, Any] = {"color": INK["grey"], "lw": 0.9}
     beats = Line2D([], [], **line, label="some point beats zero-shot")
     key(figure, [beats, Line2D([], [], **line, ls=_FAILS, marker="x", ms=3.5, label="none does")])
     return figure
@@ -343,7 +343,7 @@ def _rates(pairs: pd.DataFrame) -> tuple[Colormap, LogNorm]:
 def _rate_bar(figure: Figure, axes: np.ndarray, colours: Colormap, norm: LogNorm) -> None:
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=axes, location="right", aspect=40, pad=0.02)
     plain_log(bar.ax.yaxis, 6)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("learning rate")
 
 
