@@ -26,7 +26,7 @@ import torch
 import tyro
 from design import TRAINING, Trial, trials
 from pretrain import CONFIG, PROMPTS
-from styles import styles_of
+from styles import csv_of, styles_of
 from tqdm import tqdm
 
 import sharpscope
@@ -35,7 +35,6 @@ from sharpscope.errors import NumericalError
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.study.designs import recipe_numbers
 from sharpscope.study.report import finished_results
-from sharpscope.tables.files import csv_bytes
 from sharpscope.vocabulary import OOD_MEAN
 from sharpscope.weights.heads import head_metadata
 
@@ -170,7 +169,7 @@ def main(data_root: Path, base: int, out: Path = Path("runs/emoji"), jobs: int =
     measured = config(base, data_root, tuple(pairs), jobs)
     run = sharpscope.run(measured, out / f"run{base}", progress=bar)
     keep(run, TABLES, folder)
-    write_atomic(folder / "pairs.csv", csv_bytes(pd.DataFrame(rows), "pairs"))
+    write_atomic(folder / "pairs.csv", csv_of(pd.DataFrame(rows)))
     write_atomic(folder / "answers.npz", answers(run, measured))
     if base in TRAINING and (found := failing(run.failure, [p.name for p in pairs])):
         again = sharpscope.run(repairs(measured, found), out / f"repairs{base}", progress=bar)
