@@ -6,8 +6,11 @@ PYTHON = $(VENV)/bin/python
 PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
 WORKERS = 2
+DATA = data
+BASE = 0
+EMOJI = analyses/emoji
 
-.PHONY: advice demo finetuners nulls papers published test lint clean
+.PHONY: advice bases demo emoji figures finetuners nulls papers published study test verdicts lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -30,6 +33,31 @@ papers: $(VENV)/.installed-test
 published: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(PYTHON) analyses/published.py
 	$(PYTHON) figures/fig_published.py analyses/results --out analyses/results
+
+# The emoji study, one target a step; analyses/emoji/protocol.md says what is done and why.
+# The drawings, by npm, into the folder DATA: about two minutes, 280 MB fetched.
+emoji: $(VENV)/.installed-emoji
+	OMP_NUM_THREADS=1 $(PYTHON) $(EMOJI)/fetch.py --out $(DATA)
+
+# The five zero-shot models that are not there yet: half an hour of processor time each, resumable.
+bases: $(VENV)/.installed
+	for seed in 0 1 2 3 4; do \
+	  test -f $(EMOJI)/bases/base$$seed.csv || OMP_NUM_THREADS=1 $(PYTHON) $(EMOJI)/pretrain.py \
+	    --data-root $(DATA) --seed $$seed --out $(EMOJI)/bases || exit 1; \
+	done
+
+# The pairs of one base, 'make study BASE=2': about an hour on two quiet cores, resumable.
+study: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) $(EMOJI)/study.py --data-root $(DATA) --base $(BASE)
+
+# The verdicts by the protocol's rules, from the committed tables: about a minute.
+verdicts: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) $(EMOJI)/verdicts.py
+
+# The figures of the emoji study and of the published paths, from the committed tables: half a minute.
+figures: $(VENV)/.installed
+	$(PYTHON) figures/fig_published.py analyses/results --out analyses/results
+	$(PYTHON) figures/fig_emoji.py $(EMOJI)/results --out $(EMOJI)/results/figures
 
 # How often sharpscope's conclusions are reached where nothing is, and where something is, by simulation: half an hour.
 # Writes benchmarks/results/nulls.log, nulls_repair.log and nulls_stragglers.log.
@@ -59,6 +87,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml $(PYTHON)
 
 $(VENV)/.installed-test: setup.cfg pyproject.toml $(PYTHON)
 	$(PIP) install -q -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-emoji: setup.cfg pyproject.toml $(PYTHON)
+	$(PIP) install -q -e '.[emoji]'
 	@touch $@ $(VENV)/.installed
 
 # The first Python that is new enough; one that cannot make a virtual environment is passed over.

@@ -16,7 +16,7 @@ HELD_OUT: Final = (3, 4)
 """Bases in which a verdict has to hold again."""
 BASES: Final = (*TRAINING, *HELD_OUT)
 METHODS: Final = ("wise-ft", "lp-ft", "l2-sp", "flyp", "lipsum-ft", "sam")
-_PAIRS: Final = {**dict.fromkeys(TRAINING, 50), **dict.fromkeys(HELD_OUT, 30)}
+_PAIRS: Final = {**dict.fromkeys(TRAINING, 50), **dict.fromkeys(HELD_OUT, 40)}
 _REPLICATES: Final = 8
 """Settings of every training base that are fine-tuned with a second seed."""
 _STRATA: Final = ((0.15, 5e-5, 3e-4), (0.60, 3e-4, 3e-3), (0.25, 3e-3, 2e-2))
@@ -31,7 +31,10 @@ _RANGES: Final = {
     "label_smoothing": Range(0.0, 0.2),
     "augment": Choices((False, True)),
 }
-_AUGMENTED: Final = {True: {"crop": [0.5, 1.0], "jitter": [0.3, 0.3, 0.3, 0.05]}, False: {"crop": None, "jitter": None}}
+_AUGMENTED: Final = {
+    True: {"crop": [0.5, 1.0], "flip": 0.0, "jitter": [0.3, 0.3, 0.3, 0.05]},
+    False: {"crop": None, "flip": 0.0, "jitter": None},
+}
 _OWN: Final[Mapping[str, Mapping[str, Any]]] = {
     "lp-ft": {"probe_lr": 1e-2},
     "l2-sp": {"optimizer": "adamw"},

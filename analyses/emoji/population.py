@@ -16,7 +16,7 @@ from sharpscope.tables.files import read_csv
 from sharpscope.tables.rows import covariates, groups_in
 from sharpscope.vocabulary import OOD_MEAN
 
-__all__ = ["ALPHA", "MEASURE", "RESULTS", "Answers", "Population", "csv_of", "load", "never_gains"]
+__all__ = ["ALPHA", "MEASURE", "RESULTS", "Answers", "Population", "load", "never_gains"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 MEASURE: Final = "hessian_trace"
@@ -106,11 +106,6 @@ class Population:
 def never_gains(failure: pd.DataFrame) -> pd.Series:
     """Which rows say that no point of a pair's path beats zero-shot in the mean of a group (flag F1)."""
     return (failure["flag"] == "F1") & (failure["dataset"] == OOD_MEAN) & (failure["estimate"] <= 0)
-
-
-def csv_of(table: pd.DataFrame) -> bytes:
-    """The same CSV bytes for the same rows; tables of the schema have ``sharpscope.tables.files.csv_bytes``."""
-    return table.to_csv(index=False, lineterminator="\n").encode()
 
 
 def load(folder: Path = RESULTS) -> Population:

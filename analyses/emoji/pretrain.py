@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import tyro
-from styles import SOURCES, styles_of
+from styles import SOURCES, csv_of, styles_of
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -37,7 +37,6 @@ from sharpscope.finetuning.trainer import Recipe, State, train
 from sharpscope.miniworld.tokenizer import mini_bpe
 from sharpscope.scores import wilson
 from sharpscope.seeds import derive
-from sharpscope.tables.files import csv_bytes
 from sharpscope.weights.theta import Theta
 
 CONFIG: Final = "open_clip_config.json"
@@ -79,7 +78,7 @@ def main(data_root: Path, seed: int, out: Path, work: Path = Path("runs/emoji"),
             file, {k: v.half() for k, v in theta.items()}, metadata={"emoji.pretraining": json.dumps(facts)}
         )
     table = zeroshot_table(file, model, data_root)
-    write_atomic(out / f"base{seed}.csv", csv_bytes(table, "base"))
+    write_atomic(out / f"base{seed}.csv", csv_of(table))
     print(table.to_string(index=False))
 
 

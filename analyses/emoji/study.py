@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 import tyro
 from design import TRAINING, Trial, trials
-from population import csv_of, never_gains
+from population import never_gains
 from pretrain import CONFIG, PROMPTS
-from styles import styles_of
+from styles import csv_of, styles_of
 from tqdm import tqdm
 
 import sharpscope

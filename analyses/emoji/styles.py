@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pandas as pd
+
 
 @dataclass(frozen=True)
 class Package:
@@ -46,6 +48,11 @@ WORDS: Final = Package("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd9
 """Names and keywords of the things (MIT)."""
 UNICODE: Final = next(s.package for s in SOURCES if s.style == "apple")
 """The package that holds Unicode's emoji list too (``emoji.json``, MIT)."""
+
+
+def csv_of(table: pd.DataFrame) -> bytes:
+    """A table of this study as the bytes of a CSV file: six digits, the same bytes for the same rows."""
+    return table.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
 
 
 def styles_of(role: str) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import tyro
 from design import BASES, HELD_OUT, TRAINING
-from population import ALPHA, MEASURE, RESULTS, Population, csv_of, load
+from population import ALPHA, MEASURE, RESULTS, Population, load
+from styles import csv_of
 
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData

@@ -36,8 +36,8 @@ _FACTS: Final[dict[str, Any]] = {"fontsize": 6.5, "color": INK["black"]}
 def gain_paths(pairs: pd.DataFrame) -> Figure:
     """OOD gain over zero-shot along alpha, one line a pair, coloured by learning rate; one panel a group of OOD sets.
 
-    Dashed lines that end in a cross are pairs on whose path no point beats zero-shot. Below twenty times the largest
-    gain the axis grows as a logarithm does.
+    Dashed lines that end in a cross are pairs on whose path no point beats zero-shot. Where paths fall more than four
+    times as deep as any rises, the axis is bent (asinh), so that both can be read.
 
     Args:
         pairs: a row a pair: learning_rate, GROUP_gain@ALPHA in points, GROUP_fails.

@@ -73,6 +73,17 @@ def test_unreadable_images_are_skipped_and_counted(
     assert sum(len(labels) for _, labels in dataset.batches(3)) == 4
 
 
+def test_a_program_that_is_called_a_picture_is_not_executed(
+    tiny_model: ClipModel, image_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PIL goes by the content, and has Ghostscript execute an EPS file."""
+    root, asked = image_folder({"a": 3}), []
+    Image.new("RGB", (8, 8), "red").save(root / "a" / "001.png", "EPS")
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *a, **k: asked.append(a))
+    dataset = load_dataset(f"folder:{root}", model=tiny_model)
+    assert dataset.facts["skipped_names"] == ["a/001.png"] and not asked
+
+
 def test_nothing_readable_is_an_error(tiny_model: ClipModel, image_folder: MakeFolder) -> None:
     root = image_folder({"a": 1})
     (root / "a" / "000.png").write_bytes(b"?")

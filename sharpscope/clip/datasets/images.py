@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -25,7 +26,7 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits", "in_eight_bits"]
+__all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits", "in_eight_bits", "opened"]
 
 KEPT_BYTES: Final = 4 * 2**30
 """Bytes of decoded pixels that all data sets together may keep in memory. A set that would exceed the limit is decoded
@@ -70,7 +71,22 @@ class Files:
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError("not a regular file")
-            return Image.open(io.BytesIO(file.readall()))
+            return opened(file.readall())
+
+
+def opened(data: bytes) -> Image.Image:
+    """The image in the bytes of a file, in any format of PIL's but EPS.
+
+    An EPS file is a program, which PIL has Ghostscript execute; PIL goes by the content, whatever a file is called.
+    Raises PIL's own error for a file of no known format.
+    """
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in Image.ID if name != "EPS")
 
 
 class Arrays:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tarfile
@@ -14,6 +13,7 @@ from PIL import Image
 
 from sharpscope.clip.datasets.folder import own_texts
 from sharpscope.clip.datasets.found import Found, Request, numbered
+from sharpscope.clip.datasets.images import opened
 from sharpscope.config.specs import chosen_split
 from sharpscope.errors import DatasetError, shown
 
@@ -38,7 +38,7 @@ class _Members:
         return self.names[i]
 
     def open(self, i: int) -> Image.Image:
-        return Image.open(io.BytesIO(_read(self.parts[i])))
+        return opened(_read(self.parts[i]))
 
 
 def find_shards(request: Request) -> Found:
