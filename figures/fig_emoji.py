@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from sharpscope.errors import NoData, shown
-from sharpscope.present import populationplots as plots
+from sharpscope.present import claimplots, populationplots
 from sharpscope.present.script import paper_style
 from sharpscope.present.style import save
 from sharpscope.vocabulary import PRIMARY_MEASURE
@@ -34,12 +34,14 @@ def drawings(t: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure]]:
     whole = verdicts[verdicts["claim"].str.startswith("whole-model")]
     training = t["pairs"][t["pairs"]["bases"] == "training"]
     return {
-        "emoji_paths": lambda: plots.gain_paths(training),
-        "emoji_sharpness": lambda: plots.sharpness_and_gain(t["pairs"], t["residuals"], whole, PRIMARY_MEASURE),
-        "emoji_layers": lambda: plots.layer_sizes(t["layers"], verdicts),
-        "emoji_repair": lambda: plots.repairs(t["repairs"], t["ways"], verdicts),
-        "emoji_predictors": lambda: plots.predictors(t["predictors"]),
-        "emoji_advice": lambda: plots.advice(t["advice"], verdicts),
+        "emoji_paths": lambda: populationplots.gain_paths(training),
+        "emoji_sharpness": lambda: populationplots.sharpness_and_gain(
+            t["pairs"], t["residuals"], whole, PRIMARY_MEASURE
+        ),
+        "emoji_layers": lambda: claimplots.layer_sizes(t["layers"], verdicts),
+        "emoji_repair": lambda: claimplots.repairs(t["repairs"], t["ways"], verdicts),
+        "emoji_predictors": lambda: claimplots.predictors(t["predictors"]),
+        "emoji_advice": lambda: claimplots.advice(t["advice"], verdicts),
     }
 
 

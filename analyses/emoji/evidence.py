@@ -1,47 +1,36 @@
-"""What the tables of the emoji study say before any rule is applied: reliability, correlations, repairs, regrets."""
+"""What the tables of the emoji study say before any rule is applied: reliability and correlations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from population import ALPHA, MEASURE, Answers, Population
+from population import ALPHA, MEASURE, Population
 from scipy import stats
 
-from sharpscope.findings.advising.references import Reference, leave_one_setting_out
 from sharpscope.findings.layercontrast import layer_sets, random_sizes
-from sharpscope.findings.matching import match_plain
 from sharpscope.findings.partial import contrast, controls, partial_correlation
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.rank_correlation import is_constant, weighted_correlate
 from sharpscope.findings.stragglers import chosen_by
-from sharpscope.tables.files import read_csv
 from sharpscope.tables.rows import has_value
 from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION, GROUP_TITLES, LEARNING_RATE, MEASURES
 
 __all__ = [
     "CRITERIA",
-    "advice_table",
     "layer_rows",
-    "other_paths",
     "predictors",
     "primary",
-    "regrets",
     "reliability",
-    "repairs",
     "residuals",
-    "t_interval",
-    "ways",
 ]
 
 REPLICATES: Final = 2000
 HALVES: Final = 200
 SEED: Final = 15
-LABELS: Final = (20, 200)
 
 
 # ---------------------------------------------------------------------------------------------------------- reliability
@@ -240,165 +229,3 @@ def _joint(
         }
         for k, name in enumerate(x)
     ]  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------------------- repairs
-def repairs(folders: Sequence[Path], group: str) -> pd.DataFrame:
-    """The gain of every repair at equal ID accuracy, by failing pair.
-
-    ``difference`` = stragglers - random, the repair's gain minus that of as many parameters in random other layers.
-    """
-    rows = []
-    for folder in folders:
-        t = read_csv(folder / "repair.csv.gz", "repair")
-        t = t[(t["group"] == group) & np.isclose(t["alpha"].astype(float), ALPHA)]
-        for (pair, target, density), own in t.groupby(["pair", "target", "density"], sort=True):
-            gain = own.set_index("control")["gain"].astype(float)
-            if {"none", "random_layers"} <= set(gain.index):
-                rows.append({"pair": pair, "group": group, "target": target, "density": density,
-                             "stragglers": gain["none"], "random": gain["random_layers"],
-                             "difference": gain["none"] - gain["random_layers"]})  # fmt: skip
-    columns = ["pair", "group", "target", "density", "stragglers", "random", "difference"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
-    """LiNeS, MonoSoup and Fisher merging of the failing pairs at the primary alpha: gain at equal ID accuracy.
-
-    As for repairs there is none where the plain path never has the ID accuracy.
-    """
-    rows = []
-    for folder in folders:
-        t = read_csv(folder / "accuracy.csv.gz", "accuracy")
-        t = t[t["primary"].astype(bool)]
-        ids = t[t["role"] == "id"].groupby(["pair", "variant", "alpha"], sort=True)["estimate"].mean()
-        ood = t[(t["role"] == "ood_mean") & (t["group"] == group)].set_index(["pair", "variant", "alpha"])["estimate"]
-        for pair in dict.fromkeys(t["pair"]):
-            plain_id, plain_ood = ids[pair]["dense"].sort_index(), ood[pair]["dense"].sort_index()
-            for variant in sorted({v for v in ids[pair].index.get_level_values(0) if v.startswith("path:")}):
-                here, there = float(ids[pair, variant, ALPHA]), float(ood[pair, variant, ALPHA])
-                alphas = [float(a) for a in plain_id.index]
-                _, at, inside = match_plain(
-                    plain_id.to_numpy(float), plain_ood.to_numpy(float), alphas, np.array([here])
-                )
-                gain = there - float(at[0]) if inside[0] else math.nan
-                rows.append({"pair": pair, "group": group, "path": variant.removeprefix("path:"), "gain": gain})
-    return pd.DataFrame(rows, columns=["pair", "group", "path", "gain"])
-
-
-def ways(repaired: pd.DataFrame, paths: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Mean gain of every way over the plain path at equal ID accuracy, in points, t intervals over failing pairs.
-
-    ``way``: sparse weight, sparse delta (density .5), held back (density 0 of the delta: stragglers have an alpha of
-    0 of their own), or a path. ``what``: gain, and for the first three difference, the gain less that of random layers.
-    """
-    sparse = {"sparse weight": ("weight", 0.5), "sparse delta": ("delta", 0.5), "held back": ("delta", 0.0)}
-    found: dict[tuple[str, str], np.ndarray] = {}
-    for way, (target, density) in sparse.items():
-        own = repaired[(repaired["group"] == group) & (repaired["target"] == target) & (repaired["density"] == density)]
-        known = own.dropna(subset=["stragglers", "random"])
-        found[way, "gain"], found[way, "difference"] = (known[c].to_numpy(float) for c in ("stragglers", "difference"))
-    for path, own in paths[paths["group"] == group].groupby("path", sort=True):
-        found[str(path), "gain"] = own["gain"].dropna().to_numpy(float)
-    rows = []
-    for (way, what), values in found.items():
-        mean, low, high = t_interval(100 * values)
-        rows.append({"group": group, "way": way, "what": what, "estimate": mean, "ci_low": low, "ci_high": high,
-                     "n": len(values)})  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def t_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) by Student's t over pairs; no bounds under two values."""
-    n = len(values)
-    if n < 2:
-        return float(values.mean()) if n else math.nan, math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
-
-
-# --------------------------------------------------------------------------------------------------------------- advice
-_ALPHAS: Final = {"zero-shot": 0.0, "alpha .5": 0.5, "fine-tuned": 1.0}
-_RULES: Final = {
-    "best fixed": "best_fixed",
-    "learning rate": "learning_rate",
-    "learning rate and distance": "predicted",
-}
-"""Rules that learn from other bases' pairs, and their names in ``leave_one_setting_out``."""
-
-
-def regrets(population: Population) -> dict[str, pd.DataFrame]:
-    """Group -> [pair x rule] the accuracy lost to the path's best alpha; rules that learn from pairs see the other
-    bases'."""
-    at = population.covariates
-    distance = at[np.isclose(at["alpha"].astype(float), 1.0)].set_index("pair")["distance"]
-    pairs = population.pairs.set_index("pair")
-    references = []
-    for own in population.answers.values():
-        curves = {group: own.accuracy(group) for group in population.groups}
-        for i, pair in enumerate(own.pairs):
-            features = {"log_learning_rate": np.log(pairs["learning_rate"][pair]),
-                        "log_distance": np.log(distance[pair])}  # fmt: skip
-            curve = {group: values[i] for group, values in curves.items()}
-            references.append(Reference(pair, own.alphas, curve, None, features, setting=pairs["base"][pair]))
-    return {group: _regrets(population, group, references) for group in population.groups}
-
-
-def _regrets(population: Population, group: str, references: Sequence[Reference]) -> pd.DataFrame:
-    features = ("log_learning_rate", "log_distance")
-    found = leave_one_setting_out(references, references[0].alphas, group, features, check=False).by_pair
-    out: dict[str, dict[str, float]] = {rule: dict(found.get(name, {})) for rule, name in _RULES.items()}
-    for own in population.answers.values():
-        curves, val = own.accuracy(group), next(j for j, s in enumerate(own.sets) if s.endswith("@val"))
-        valid = own.right[:, :, val].sum(axis=2)
-        for i, pair in enumerate(own.pairs):
-            for rule, alpha in _ALPHAS.items():
-                out.setdefault(rule, {})[pair] = curves[i].max() - curves[i][own.alphas.index(alpha)]
-            out.setdefault("ID validation", {})[pair] = curves[i].max() - curves[i][int(np.argmax(valid[i]))]
-            for n in LABELS:
-                out.setdefault(f"{n} OOD labels", {})[pair] = _labelled(own, i, group, n)
-    return pd.DataFrame(out, dtype=float).rename_axis("pair").reset_index().assign(group=group)
-
-
-def _labelled(own: Answers, i: int, group: str, n: int, draws: int = 40) -> float:
-    """The mean regret of the best alpha on ``n`` labelled drawings of the group, over random choices of them."""
-    at = [j for j, g in enumerate(own.groups) if g == group]
-    sets, things = np.nonzero(own.shown[at])
-    hits = own.right[i][:, np.array(at)[sets], things] / own.shown[np.array(at)[sets], things]
-    curve, rng, lost = own.accuracy(group)[i], np.random.default_rng(n), []
-    for _ in range(draws):
-        means = hits[:, rng.choice(hits.shape[1], n, replace=False)].mean(axis=1)
-        tied = np.flatnonzero(means == means.max())
-        lost.append(curve.max() - curve[tied[(len(tied) - 1) // 2]])
-    return float(np.mean(lost))
-
-
-def advice_table(lost: pd.DataFrame, base: Mapping[str, str], learnt: Sequence[str]) -> pd.DataFrame:
-    """Mean regret of every rule, and minus the best simple rule's, with intervals from resampled bases and pairs.
-
-    ``learnt``: the rules that are not simple. Points. The best simple rule is chosen on all pairs, and again in every
-    resample.
-    """
-    rules = [c for c in lost.columns if c not in ("pair", "group")]
-    simple = [r for r in rules if r not in learnt]
-    values = 100 * lost[rules].to_numpy(dtype=float)
-    of = np.array([base[p] for p in lost["pair"]])
-    rng, names = np.random.default_rng(SEED), sorted(set(of))
-    draws = []
-    for _ in range(REPLICATES):
-        rows = [rng.choice(np.flatnonzero(of == b), (of == b).sum()) for b in rng.choice(names, len(names))]
-        draws.append(values[np.concatenate(rows)].mean(axis=0))
-    means, draw = values.mean(axis=0), np.array(draws)
-    at = [rules.index(r) for r in simple]
-    best, best_draws = means[at].min(), draw[:, at].min(axis=1)
-    out = []
-    for k, rule in enumerate(rules):
-        low, high = np.quantile(draw[:, k], (0.025, 0.975))
-        minus = draw[:, k] - best_draws
-        out.append({
-            "group": lost["group"].iloc[0], "rule": rule, "learnt": rule in learnt, "pairs": len(values),
-            "regret": means[k], "ci_low": low, "ci_high": high, "best_simple": simple[int(np.argmin(means[at]))],
-            "minus_best": means[k] - best, "minus_low": np.quantile(minus, 0.025),
-            "minus_high": np.quantile(minus, 0.975),
-        })  # fmt: skip
-    return pd.DataFrame(out).sort_values("regret", ignore_index=True)

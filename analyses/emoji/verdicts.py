@@ -14,6 +14,8 @@ from typing import Any, Final
 import evidence
 import numpy as np
 import pandas as pd
+import regret
+import remedies
 import tyro
 from design import BASES, HELD_OUT, TRAINING
 from population import ALPHA, MEASURE, RESULTS, Population, load
@@ -64,10 +66,10 @@ def tables(population: Population, results: Path) -> dict[str, pd.DataFrame]:
         raise NoData("none of the training bases has results; 'make study BASE=0' makes those of base 0.")
     there = {name: part for name, part in parts.items() if part.bases}
     folders = [f for b in parts["training"].bases if (f := results / f"base{b}" / "repairs").is_dir()]
-    repaired = _stacked(evidence.repairs(folders, g) for g in groups)
-    paths = _stacked(evidence.other_paths(folders, g) for g in groups)
+    repaired = _stacked(remedies.repairs(folders, g) for g in groups)
+    paths = _stacked(remedies.other_paths(folders, g) for g in groups)
     base = dict(zip(population.pairs["pair"], population.pairs["base"], strict=True))
-    lost = evidence.regrets(population)
+    lost = regret.regrets(population)
     found = {
         "reliability": evidence.reliability(parts["training"]),
         "residuals": _stacked(evidence.residuals(p, g).assign(bases=n) for n, p in there.items() for g in groups),
@@ -78,9 +80,9 @@ def tables(population: Population, results: Path) -> dict[str, pd.DataFrame]:
         "predictors": _stacked(evidence.predictors(parts["training"], g) for g in groups),
         "repairs": repaired,
         "other_paths": paths,
-        "ways": _stacked(evidence.ways(repaired, paths, g) for g in groups),
+        "ways": _stacked(remedies.ways(repaired, paths, g) for g in groups),
         "regrets": _stacked(lost.values()),
-        "advice": _stacked(evidence.advice_table(t, base, LEARNT) for t in lost.values()),
+        "advice": _stacked(regret.advice_table(t, base, LEARNT) for t in lost.values()),
         "pairs": outcomes(population),
     }  # fmt: skip
     return {"verdicts": judged(population, found), **found}
@@ -155,8 +157,9 @@ def layers(layered: pd.DataFrame, reliable: pd.DataFrame) -> Iterator[dict[str, 
                 verdict = DOES_NOT_HOLD
         text = (
             f"{MEASURE} of the layers that {evidence.CRITERIA[claim]} chooses and the gain: {_number(chosen)}, "
-            f"{_p(chosen)}; |correlation| less that of all other layers {_number(less)}; random sets of as many layers "
-            f"reach it with {_p(randomly)}; held-out bases {_second(second)}; {_reliability(reliable, group)}."
+            f"{_p(chosen)}, over the {chosen['n']:.0f} pairs in which it chooses any; |correlation| less that of all "
+            f"other layers {_number(less)}; random sets of as many layers reach it with {_p(randomly)}; held-out bases "
+            f"{_second(second)}; {_reliability(reliable, group)}."
         )
         yield _row(claim, group, less, verdict, text)
 

@@ -11,13 +11,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.style import INK
+from sharpscope.present.style import INK, label
 
-__all__ = ["GAP", "ROOM", "Marks", "estimates", "forest", "panel_height", "root_axis"]
+__all__ = ["GAP", "SMALL", "Marks", "estimates", "forest", "interval", "panel_height", "root_axis", "words"]
 
 GAP: Final = ""
 """A row without a name and half as high, between groups of rows."""
-ROOM: Final = 0.155
+SMALL: Final[dict[str, Any]] = {"fontsize": 6.5, "color": INK["black"]}
+"""The look of verdicts and counts in a panel."""
+_ROOM: Final = 0.155
 """Inches for a row."""
 _HALF: Final = 0.5
 Estimates = Mapping[str, tuple[float, float, float]]
@@ -74,7 +76,7 @@ def forest(
 
 def panel_height(rows: Sequence[str]) -> float:
     """Inches that the rows of a panel need, without its axis and title."""
-    return ROOM * sum(_HALF if row == GAP else 1.0 for row in rows)
+    return _ROOM * sum(_HALF if row == GAP else 1.0 for row in rows)
 
 
 def root_axis(ax: Axes, highest: float) -> None:
@@ -85,3 +87,20 @@ def root_axis(ax: Axes, highest: float) -> None:
     kept = [t for i, t in enumerate(ticks) if t == 0 or np.sqrt(t / highest) > 0.15 * (i > 0)]
     ax.set_xticks(kept, [f"{t:g}" for t in kept])
     ax.axvline(0.0, color=INK["grey"], lw=0.6)
+
+
+_WORDS: Final = {
+    "hessian_trace": "Hessian trace", "ggn_trace": "GGN trace", "lambda_max": "largest eigenvalue",
+    "weighted_trace": "adaptive trace", "barrier": "loss barrier", "augment": "augmentation",
+    "id_accuracy": "ID accuracy",
+}  # fmt: skip
+
+
+def words(name: Any) -> str:
+    """A column's name as an axis says it."""
+    return _WORDS.get(str(name), label(str(name).replace("_", " ")))
+
+
+def interval(row: Any) -> str:
+    text = f"{row['effect']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}]"
+    return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""analyses/emoji: what population.py, evidence.py and verdicts.py say of made results of which the truth is known."""
+"""analyses/emoji: what verdicts.py and its neighbours say of made results of which the truth is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scipy import stats
 
 from sharpscope.errors import NoData
 from sharpscope.findings.partial import partial_correlation
-from sharpscope.present import populationplots
+from sharpscope.present import claimplots, populationplots
 from sharpscope.present.forestplots import GAP, Marks, forest
 from sharpscope.vocabulary import CANNOT, DOES_NOT_HOLD, HOLDS
 from tests.analyses.emoji import ALPHAS, LAYERS, Truth, scripts, write_results
@@ -29,9 +29,11 @@ FIGURES = Path(__file__).parents[2] / "figures"
 @pytest.fixture(scope="module")
 def study() -> Iterator[SimpleNamespace]:
     """The scripts, with few replicates."""
-    with scripts("population", "evidence", "verdicts", "styles") as (population, evidence, verdicts, styles):
-        evidence.REPLICATES, evidence.HALVES = 120, 20
-        yield SimpleNamespace(population=population, evidence=evidence, verdicts=verdicts, csv_of=styles.csv_of)
+    names = ("population", "evidence", "remedies", "regret", "verdicts", "styles")
+    with scripts(*names) as modules:
+        study = SimpleNamespace(**dict(zip(names, modules, strict=True)))
+        study.evidence.REPLICATES, study.evidence.HALVES = 120, 20
+        yield study
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def test_nothing_is_said_without_results(study: SimpleNamespace, everything: Any
 # -------------------------------------------------------------------------------------------------------- reliability
 def test_reliability_is_that_of_halves_by_hand(study: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two bases of four pairs, six things: Spearman of centred gains on two halves, doubled."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(6)
     shown = np.full((2, 6), 240)
     parts = {b: answers_of(study, rng.integers(0, 240, (4, 2, 2, 6)), shown, f"b{b}-") for b in (0, 1)}
     monkeypatch.setattr(study.evidence, "HALVES", 3)
@@ -128,7 +130,7 @@ def test_reliability_is_that_of_halves_by_hand(study: SimpleNamespace, monkeypat
                 gains = (share[:, 1] - share[:, 0]).mean(axis=1)
                 side += list(gains - gains.mean())
         halves.append(np.corrcoef(*map(stats.rankdata, sides))[0, 1])
-    assert row["half"] == pytest.approx(np.mean(halves)) and row["pairs"] == 8
+    assert row["half"] == pytest.approx(np.mean(halves)) and abs(row["half"]) > 0.1 and row["pairs"] == 8
     assert row["reliability"] == pytest.approx(2 * np.mean(halves) / (1 + np.mean(halves)))
 
 
@@ -273,7 +275,7 @@ REPAIRS = {
 @pytest.mark.parametrize(("stragglers", "random", "verdict"), REPAIRS.values(), ids=list(REPAIRS))
 def test_rule_of_repairs(study: SimpleNamespace, stragglers: np.ndarray, random: np.ndarray, verdict: str) -> None:
     nothing = pd.DataFrame(columns=["pair", "group", "path", "gain"])
-    ways = study.evidence.ways(repaired(stragglers, random), nothing, "clean")
+    ways = study.remedies.ways(repaired(stragglers, random), nothing, "clean")
     rows = list(study.verdicts.repair_rows(ways))
     assert verdict_of(rows, "sparsifying repairs (weight)") == {verdict}
     assert verdict_of(rows, "sparsifying repairs (delta)") == {CANNOT} and rows[1]["n"] == 0
@@ -281,9 +283,9 @@ def test_rule_of_repairs(study: SimpleNamespace, stragglers: np.ndarray, random:
 
 def test_means_of_repairs_have_t_intervals(study: SimpleNamespace) -> None:
     values = np.array([0.3, 1.2, -0.4, 0.9])
-    mean, low, high = study.evidence.t_interval(values)
+    mean, low, high = study.remedies.t_interval(values)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 3, values.mean(), stats.sem(values)))
-    assert mean == pytest.approx(0.5) and np.isnan(study.evidence.t_interval(values[:1])[1])
+    assert mean == pytest.approx(0.5) and np.isnan(study.remedies.t_interval(values[:1])[1])
 
 
 def test_repairs_and_paths_are_set_against_the_plain_path(found: dict[str, pd.DataFrame]) -> None:
@@ -341,7 +343,7 @@ def test_a_rule_is_compared_with_the_best_simple_one(study: SimpleNamespace) -> 
     lost = pd.DataFrame({"pair": [f"p{i}" for i in range(12)], "zero-shot": rng.random(12), "alpha .5": 2.0})
     lost = lost.assign(copy=lost["zero-shot"], perfect=0.0, group="clean")
     base = {p: f"base{i % 3}" for i, p in enumerate(lost["pair"])}
-    table = study.evidence.advice_table(lost, base, ("copy", "perfect")).set_index("rule")
+    table = study.regret.advice_table(lost, base, ("copy", "perfect")).set_index("rule")
     assert list(table.loc["copy", ["minus_best", "minus_low", "minus_high"]]) == [0.0, 0.0, 0.0]
     assert table.loc["perfect", "regret"] == 0 and table.loc["perfect", "minus_high"] < 0
     assert table.loc["zero-shot", "regret"] == pytest.approx(100 * lost["zero-shot"].mean())
@@ -403,10 +405,10 @@ def test_figures_show_what_the_tables_hold(
     with pytest.raises(SystemExit, match="pairs.csv: no such file; 'make verdicts'"):
         script.main([str(tmp_path)])
     for name, table in (found | {"repairs": found["repairs"].iloc[:0]}).items():
-        (tmp_path / f"{name}.csv").write_bytes(study.csv_of(table))
+        (tmp_path / f"{name}.csv").write_bytes(study.styles.csv_of(table))
     script.main([str(tmp_path)])
     assert capsys.readouterr().out == "emoji_repair is not drawn: repairs: no failing pair was repaired.\n"
-    saved["emoji_repair"] = populationplots.repairs(found["repairs"], found["ways"], found["verdicts"])
+    saved["emoji_repair"] = claimplots.repairs(found["repairs"], found["ways"], found["verdicts"])
     assert len(saved) == 6
     training = found["pairs"][found["pairs"]["bases"] == "training"]
     paths = [line.get_ydata() for line in saved["emoji_paths"].axes[0].get_lines() if len(line.get_xdata()) == 5]
