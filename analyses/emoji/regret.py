@@ -98,4 +98,4 @@ def advice_table(lost: pd.DataFrame, base: Mapping[str, str], learnt: Sequence[s
             "minus_best": means[k] - best, "minus_low": np.quantile(minus, 0.025),
             "minus_high": np.quantile(minus, 0.975),
         })  # fmt: skip
-    return pd.DataFrame(out).sort_values("regret", ignore_index=True)
+    return pd.DataFrame(out).sort_values("regret", kind="stable", ignore_index=True)

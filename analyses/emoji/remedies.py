@@ -13,6 +13,7 @@ from scipy import stats
 
 from sharpscope.findings.matching import match_plain
 from sharpscope.tables.files import read_csv
+from sharpscope.tables.rows import primary_rows
 
 __all__ = ["other_paths", "repairs", "t_interval", "ways"]
 
@@ -43,8 +44,7 @@ def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
     """
     rows = []
     for folder in folders:
-        t = read_csv(folder / "accuracy.csv.gz", "accuracy")
-        t = t[t["primary"].astype(bool)]
+        t = primary_rows(read_csv(folder / "accuracy.csv.gz", "accuracy"))
         ids = t[t["role"] == "id"].groupby(["pair", "variant", "alpha"], sort=True)["estimate"].mean()
         ood = t[(t["role"] == "ood_mean") & (t["group"] == group)].set_index(["pair", "variant", "alpha"])["estimate"]
         for pair in dict.fromkeys(t["pair"]):

@@ -187,9 +187,9 @@ def advice(table: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
     if not len(known):
         raise NoData("advice: no rule has a regret.")
     groups = unique_in_order(known["group"])
-    mean = known.groupby("rule")["regret"].mean()
+    order = known.groupby("rule")["regret"].mean().sort_values(kind="stable").index  # by name where two are equal
     learnt = set(known.loc[known["learnt"].astype(bool), "rule"])
-    rows = [*sorted(set(mean.index) - learnt, key=lambda r: mean[r]), GAP, *sorted(learnt, key=lambda r: mean[r])]
+    rows = [*(rule for rule in order if rule not in learnt), GAP, *(rule for rule in order if rule in learnt)]
     figure = new_figure(0.75 + 1.15 * panel_height(rows))
     axes = figure.subplots(1, len(groups), sharey=True, sharex=True, squeeze=False)
     columns = ("regret", "ci_low", "ci_high")
