@@ -127,9 +127,13 @@ def _write_base(folder: Path, base: int, truth: Truth, things: int) -> None:
 def _answers(gain: float, rate: float, shown: np.ndarray, noisy: bool, rng: np.random.Generator) -> np.ndarray:
     """[alphas, sets, things] right answers; the gain is that of OOD sets at alpha .5."""
     profile = np.array((0, 0.8, 1, 0.7, 0.3) if gain > 0 else (0, 0.5, 1, 1.4, 1.8))
-    known = 0.5 + 0.2 * np.array(ALPHAS) * (1 + rate + 0.3 * rng.random())
-    levels = {"": known, "clean": 0.4 + gain * profile, "known": 0.45 + (gain + 0.01 * rng.normal()) * profile}
-    hit = np.stack([levels[group] for group in SETS.values()], axis=1)[:, :, None]
+    id_rise = 0.2 * np.array(ALPHAS) * (1 + rate + 0.3 * rng.random())
+    stops = np.minimum(id_rise, id_rise[rng.integers(1, len(ALPHAS))])  # validation knows no better alpha from there on
+    ood = {"clean": 0.4 + gain * profile, "known": 0.45 + (gain + 0.01 * rng.normal()) * profile}
+    levels = [
+        ood[group] if group else 0.5 + (stops if name.endswith("@val") else id_rise) for name, group in SETS.items()
+    ]
+    hit = np.stack(levels, axis=1)[:, :, None]
     counts = np.broadcast_to(shown, (len(ALPHAS), *shown.shape))
     return rng.binomial(counts, np.broadcast_to(hit, counts.shape)) if noisy else np.rint(counts * hit).astype(int)
 
