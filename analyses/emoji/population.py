@@ -16,12 +16,14 @@ from sharpscope.tables.files import read_csv
 from sharpscope.tables.rows import covariates, groups_in
 from sharpscope.vocabulary import OOD_MEAN
 
-__all__ = ["ALPHA", "MEASURE", "RESULTS", "Answers", "Population", "load", "never_gains"]
+__all__ = ["ALPHA", "MEASURE", "RELIABLE", "RESULTS", "Answers", "Population", "load", "never_gains"]
 
 RESULTS: Final = Path(__file__).parent / "results"
 MEASURE: Final = "hessian_trace"
 """The primary predictor: of the whole model, at ``ALPHA``."""
 ALPHA: Final = 0.5
+RELIABLE: Final = 0.8
+"""The least reliability of the outcome at which anything is concluded from correlations."""
 TABLES: Final = ("path", "sharpness", "accuracy", "stragglers", "failure")
 
 

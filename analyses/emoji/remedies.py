@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,15 @@ from sharpscope.tables.rows import primary_rows
 __all__ = ["other_paths", "repairs", "t_interval", "ways"]
 
 
-def repairs(folders: Sequence[Path], group: str) -> pd.DataFrame:
-    """The gain of every repair at equal ID accuracy, by failing pair.
+def repairs(folders: Sequence[Path], group: str, failing: Collection[str]) -> pd.DataFrame:
+    """The gain of every repair at equal ID accuracy, by pair of ``failing``: those that fail in this group.
 
     ``difference`` = stragglers - random, the repair's gain minus that of as many parameters in random other layers.
     """
     rows = []
     for folder in folders:
         t = read_csv(folder / "repair.csv.gz", "repair")
-        t = t[(t["group"] == group) & np.isclose(t["alpha"].astype(float), ALPHA)]
+        t = t[(t["group"] == group) & np.isclose(t["alpha"].astype(float), ALPHA) & t["pair"].isin(failing)]
         for (pair, target, density), own in t.groupby(["pair", "target", "density"], sort=True):
             gain = own.set_index("control")["gain"].astype(float)
             if {"none", "random_layers"} <= set(gain.index):
@@ -37,8 +37,8 @@ def repairs(folders: Sequence[Path], group: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
-    """LiNeS, MonoSoup and Fisher merging of the failing pairs at the primary alpha: gain at equal ID accuracy.
+def other_paths(folders: Sequence[Path], group: str, failing: Collection[str]) -> pd.DataFrame:
+    """LiNeS, MonoSoup and Fisher merging of the ``failing`` pairs at the primary alpha: gain at equal ID accuracy.
 
     As for repairs there is none where the plain path never has the ID accuracy.
     """
@@ -47,7 +47,7 @@ def other_paths(folders: Sequence[Path], group: str) -> pd.DataFrame:
         t = primary_rows(read_csv(folder / "accuracy.csv.gz", "accuracy"))
         ids = t[t["role"] == "id"].groupby(["pair", "variant", "alpha"], sort=True)["estimate"].mean()
         ood = t[(t["role"] == "ood_mean") & (t["group"] == group)].set_index(["pair", "variant", "alpha"])["estimate"]
-        for pair in dict.fromkeys(t["pair"]):
+        for pair in dict.fromkeys(t.loc[t["pair"].isin(failing), "pair"]):
             plain_id, plain_ood = ids[pair]["dense"].sort_index(), ood[pair]["dense"].sort_index()
             for variant in sorted({v for v in ids[pair].index.get_level_values(0) if v.startswith("path:")}):
                 here, there = float(ids[pair, variant, ALPHA]), float(ood[pair, variant, ALPHA])

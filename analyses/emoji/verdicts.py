@@ -18,7 +18,7 @@ import regret
 import remedies
 import tyro
 from design import BASES, HELD_OUT, TRAINING
-from population import ALPHA, MEASURE, RESULTS, Population, load
+from population import ALPHA, MEASURE, RELIABLE, RESULTS, Population, load
 from styles import csv_of
 
 from sharpscope.atomic import write_atomic
@@ -26,8 +26,6 @@ from sharpscope.errors import NoData
 from sharpscope.findings.families import holm
 from sharpscope.vocabulary import ALL, CANNOT, DOES_NOT_HOLD, HOLDS
 
-RELIABLE: Final = 0.8
-"""The least reliability of the outcome at which anything is concluded from correlations."""
 ABSENT: Final = 0.2
 """A partial correlation whose whole 90 % interval lies within +- this value counts as absent."""
 CONTRAST_ABSENT: Final = 0.1
@@ -66,10 +64,12 @@ def tables(population: Population, results: Path) -> dict[str, pd.DataFrame]:
         raise NoData("none of the training bases has results; 'make study BASE=0' makes those of base 0.")
     there = {name: part for name, part in parts.items() if part.bases}
     folders = [f for b in parts["training"].bases if (f := results / f"base{b}" / "repairs").is_dir()]
-    repaired = _stacked(remedies.repairs(folders, g) for g in groups)
-    paths = _stacked(remedies.other_paths(folders, g) for g in groups)
+    failing = {g: set(population.pairs["pair"][population.fails(g)]) for g in groups}
+    repaired = _stacked(remedies.repairs(folders, g, failing[g]) for g in groups)
+    paths = _stacked(remedies.other_paths(folders, g, failing[g]) for g in groups)
     base = dict(zip(population.pairs["pair"], population.pairs["base"], strict=True))
-    lost = regret.regrets(population)
+    once = set(population.pairs.loc[population.pairs["seed"] == 0, "pair"])
+    lost = {g: t[t["pair"].isin(once)] for g, t in regret.regrets(population).items()}
     found = {
         "reliability": evidence.reliability(parts["training"]),
         "residuals": _stacked(evidence.residuals(p, g).assign(bases=n) for n, p in there.items() for g in groups),
