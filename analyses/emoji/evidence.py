@@ -155,7 +155,8 @@ def predictors(population: Population, group: str) -> pd.DataFrame:
     """Every predictor of the gain: alone, and with all covariates but itself held fixed. Exploratory.
 
     ``alone``: Spearman's correlation within bases (of ranks less their base's mean), with the bootstrap's percentiles,
-    settings resampled. ``kind``: sharpness | path (what interpolation costs in loss) | covariate.
+    settings resampled. ``kind``: sharpness | path (what interpolation costs in loss) | covariate. ``converged``: of
+    sharpness, the share of the pairs whose estimate did.
     """
     held = _held(population)
     costs = path_costs(population.tables["path"])
@@ -168,9 +169,9 @@ def predictors(population: Population, group: str) -> pd.DataFrame:
         given = {k: v for k, v in held.items() if k != name}
         (joint,) = _joint(population, group, {name: values}, given, 0.95)
         alone = _alone(population, values, population.gain(group))
-        rows.append(
-            {**joint, "kind": kinds[name], **dict(zip(("alone", "alone_low", "alone_high"), alone, strict=True))}
-        )
+        told = dict(zip(("alone", "alone_low", "alone_high"), alone, strict=True))
+        share = _converged(population, name) if kinds[name] == "sharpness" else math.nan
+        rows.append({**joint, "kind": kinds[name], **told, "converged": share})
     return pd.DataFrame(rows)
 
 
@@ -185,6 +186,11 @@ def _alone(population: Population, values: np.ndarray, gain: pd.Series) -> tuple
     weights = np.vstack([np.ones(design.n_effective), design.resamples(REPLICATES, np.random.default_rng(SEED))])
     found = weighted_correlate(ranks[:1], ranks[1], weights, "pearson")[:, 0]
     return float(found[0]), *(float(v) for v in np.nanquantile(found[1:], (0.025, 0.975)))
+
+
+def _converged(population: Population, measure: str) -> float:
+    s = _at_alpha(population, measure)
+    return float(s.loc[s["layer"] == ALL, "converged"].astype(bool).mean())
 
 
 def _whole(population: Population, measure: str) -> np.ndarray:

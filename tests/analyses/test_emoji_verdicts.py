@@ -290,6 +290,30 @@ def test_means_of_repairs_have_t_intervals(study: SimpleNamespace) -> None:
     assert mean == pytest.approx(0.5) and np.isnan(study.remedies.t_interval(values[:1])[1])
 
 
+def test_a_pair_is_repaired_in_the_groups_in_which_it_fails(
+    study: SimpleNamespace, everything: Any, found: dict[str, pd.DataFrame], folder: Path
+) -> None:
+    """A pair that gains on ``known`` is no failing pair of that group, whatever it does on ``clean``."""
+    pair = found["repairs"].query("group == 'known'")["pair"].iloc[0]
+    flags = everything.tables["failure"].copy()
+    gains = (flags["pair"] == pair) & (flags["group"] == "known") & (flags["flag"] == "F1")
+    flags.loc[gains, "estimate"] = 0.01
+    again = study.verdicts.tables(replace(everything, tables={**everything.tables, "failure": flags}), folder)
+    for name in ("repairs", "other_paths"):
+        before, after = found[name], again[name]
+        pd.testing.assert_frame_equal(
+            after, before[(before["pair"] != pair) | (before["group"] == "clean")].reset_index(drop=True)
+        )
+        assert len(after) < len(before)
+
+
+def test_advice_counts_a_setting_once(everything: Any, found: dict[str, pd.DataFrame]) -> None:
+    once = everything.pairs[everything.pairs["seed"] == 0]
+    assert len(once) < len(everything.pairs)
+    for _, own in found["regrets"].groupby("group"):
+        assert sorted(own["pair"]) == sorted(once["pair"])
+
+
 def test_repairs_and_paths_are_set_against_the_plain_path(found: dict[str, pd.DataFrame]) -> None:
     """The made paths have the plain path's ID accuracy and a point more."""
     assert set(found["other_paths"]["path"]) == {"lines", "monosoup", "fisher"}
