@@ -223,7 +223,7 @@ def answers(run: sharpscope.Run, measured: sharpscope.StudyConfig) -> bytes:
         data = sharpscope.load_dataset(spec, model=model, data_root=measured.data_root, limit=measured.limit)
         labels[spec] = data.labels.numpy()
     things = len(data.classnames)
-    results = finished_results(run.root)
+    _, results = finished_results(run.root)
     right = np.zeros((len(measured.pairs), len(measured.alphas), len(sets), things), np.uint8)
     for i, pair in enumerate(measured.pairs):
         _, hits, _ = results.arrays(pair.name)
