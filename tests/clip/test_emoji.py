@@ -263,7 +263,7 @@ REFUSED = {
         r"amber\.webp: is WEBP of 96 x 48 pixels, but a sheet of 44 things is WEBP of 1920 x 96\.",
     ),
     "another format": (sheet(WHOLE, format="png"), r"amber\.webp: is PNG of 1920 x 96 pixels"),
-    "a program": (sheet(EPS), r"amber\.webp: is EPS of 1920 x 96 pixels"),
+    "a program": (sheet(EPS), r"amber\.webp: cannot be read as an image \(it has none of the image formats"),
     "things removed": (sheet(WHOLE, format="webp"), r"amber\.webp: has drawings behind those of the 44 things\."),
     "no column": (rewritten("things.csv", ",keywords,group", ""), r"things\.csv: has no column keywords and no group"),
     "no family": (rewritten("styles.csv", "family", "kin"), r"styles\.csv: has no column family\."),

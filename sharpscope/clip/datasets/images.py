@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sharpscope.clip.datasets.augment import Augmentation
@@ -78,9 +78,12 @@ def opened(data: bytes) -> Image.Image:
     """The image in the bytes of a file, in any format of PIL's but EPS.
 
     An EPS file is a program, which PIL has Ghostscript execute; PIL goes by the content, whatever a file is called.
-    Raises PIL's own error for a file of no known format.
+    Raises UnidentifiedImageError for a file of no such format.
     """
-    return Image.open(io.BytesIO(data), formats=_formats())
+    try:
+        return Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError:  # PIL's message names an address in memory
+        raise UnidentifiedImageError("it has none of the image formats that are read") from None
 
 
 @functools.cache
