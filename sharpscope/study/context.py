@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -74,16 +74,49 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
     return loaded
 
 
+class Shelf:
+    """The data sets of one study in one process: pairs that read a set alike share it, and its decoded images."""
+
+    def __init__(self) -> None:
+        self._sets: dict[tuple[object, ...], Dataset] = {}
+
+    def dataset(
+        self,
+        config: StudyConfig,
+        spec: str,
+        split: Literal["train", "test"],
+        limit: int | None,
+        model: ClipModel,
+        classnames: Sequence[str],
+    ) -> Dataset:
+        """The set ``spec`` with the image size and normalisation of ``model``, its labels in the order of
+        ``classnames``."""
+        key = (spec, split, limit, model.name, model.image_size, model.mean, model.std, tuple(classnames))
+        if key not in self._sets:
+            self._sets[key] = load_dataset(
+                spec,
+                model=model,
+                split=split,
+                data_root=config.data_root,
+                classnames=classnames,
+                by_name=config.classnames is None,  # a checkpoint's names are not in a set's order
+                limit=limit,
+                seed=config.seed,
+            )
+        return self._sets[key]
+
+
 @dataclass(frozen=True)
 class Context:
-    """A loaded pair with the data sets on which a study evaluates it."""
+    """A loaded pair with the data sets on which a study evaluates it, which it shares with the study's other pairs."""
 
     config: StudyConfig
     pair: LoadedPair
+    shelf: Shelf = field(default_factory=Shelf, repr=False, compare=False)
 
     @classmethod
-    def load(cls, config: StudyConfig, pair: PairConfig) -> Context:
-        return cls(config, load_study_pair(config, pair))
+    def load(cls, config: StudyConfig, pair: PairConfig, shelf: Shelf | None = None) -> Context:
+        return cls(config, load_study_pair(config, pair), shelf or Shelf())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -187,16 +220,8 @@ class Context:
         limit: int | None = None,
         model: ClipModel | None = None,
     ) -> Dataset:
-        return load_dataset(
-            spec,
-            model=model or self.pair.model,
-            split=split,
-            data_root=self.config.data_root,
-            classnames=self.pair.classifier.classnames,
-            by_name=self.config.classnames is None,  # a checkpoint's names are not in a set's order
-            limit=limit,
-            seed=self.config.seed,
-        )
+        names = self.pair.classifier.classnames
+        return self.shelf.dataset(self.config, spec, split, limit, model or self.pair.model, names)
 
     @cached_property
     def features(self) -> FeatureCache | None:
@@ -253,7 +278,8 @@ def check_test_sets(config: StudyConfig) -> None:
 
 def load_contexts(config: StudyConfig) -> dict[str, Context]:
     """The context of every pair, its checkpoints and data loaded and checked; raises what ``run`` raises."""
-    contexts = {p.name: Context.load(config, p) for p in config.pairs}
+    shelf = Shelf()
+    contexts = {p.name: Context.load(config, p, shelf) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
         if config.repaired_alphas:

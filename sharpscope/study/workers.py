@@ -27,7 +27,7 @@ from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
 from sharpscope.study.compute import compute
-from sharpscope.study.context import Context
+from sharpscope.study.context import Context, Shelf
 from sharpscope.study.store import Claim, RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
@@ -255,7 +255,13 @@ def _remote(config: StudyConfig, task: Task) -> tuple[Unit | str, float]:
 @lru_cache(maxsize=4)
 def _context(config: str, pair: str) -> Context:
     study = StudyConfig.from_dict(json.loads(config))
-    return Context.load(study, next(p for p in study.pairs if p.name == pair))
+    return Context.load(study, next(p for p in study.pairs if p.name == pair), _shelf(config))
+
+
+@lru_cache(maxsize=1)
+def _shelf(config: str) -> Shelf:
+    """The data sets of the study ``config``, of which a worker computes one."""
+    return Shelf()
 
 
 @contextlib.contextmanager
