@@ -45,7 +45,7 @@ ID: Final = "emoji:" + ",".join(styles_of("id"))
 KNOWN: Final = ("noto", "fluent", "fxemoji")
 """The known group: one style of each family that the bases were pretrained on."""
 LIMIT: Final = 1600
-"""Images a set: two views of every thing that a vendor drew."""
+"""Images a set, spread over the things: at least two of the four views of every thing that a vendor drew."""
 FAILING: Final = 6
 """The largest number of pairs that fail in a group, of each base, on which repairs are tried."""
 REPAIR_LIMIT: Final = 600
@@ -181,13 +181,13 @@ def main(data_root: Path, base: int, out: Path = Path("runs/emoji"), jobs: int =
     write_atomic(folder / "pairs.csv", csv_of(pd.DataFrame(rows)))
     write_atomic(folder / "answers.npz", answers(run, measured))
     if evidence.reliability(load(folder.parent).of([base]))["reliability"].min() < RELIABLE:
-        measured = all_views(measured)
-        run = sharpscope.run(measured, out / f"run{base}-all-views", progress=bar)
+        again = all_views(measured)
+        run = sharpscope.run(again, out / f"run{base}-all-views", progress=bar)
         keep(run, ("accuracy", "failure"), folder)
-        write_atomic(folder / "answers.npz", answers(run, measured))
+        write_atomic(folder / "answers.npz", answers(run, again))
     if base in TRAINING and (found := failing(run.failure, [p.name for p in pairs])):
-        again = sharpscope.run(repairs(measured, found), out / f"repairs{base}", progress=bar)
-        keep(again, REPAIR_TABLES, folder / "repairs")
+        repaired = sharpscope.run(repairs(measured, found), out / f"repairs{base}", progress=bar)
+        keep(repaired, REPAIR_TABLES, folder / "repairs")
 
 
 def _row(trial: Trial, file: Path | None, why: str) -> dict[str, Any]:
