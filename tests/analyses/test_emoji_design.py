@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from sharpscope.config.idle import check_no_idle
+from sharpscope.config.study import PairConfig
 from sharpscope.finetuning.run import tuned_by
+from sharpscope.vocabulary import DEFAULT_CRITERION, PRIMARY_ALPHA, PRIMARY_MEASURE
 from tests.analyses.emoji import SCRIPTS, scripts
 
 
@@ -63,3 +67,18 @@ def test_every_setting_is_one_that_its_method_takes(design: ModuleType) -> None:
 def test_the_protocol_states_the_settings_that_are_drawn(design: ModuleType) -> None:
     told = (SCRIPTS / "protocol.md").read_text(encoding="utf-8")
     assert f"method ({', '.join(design.METHODS)})" in told
+
+
+def test_what_is_measured_is_what_the_protocol_says() -> None:
+    """The study's configurations are accepted, and the further ones change nothing that decides a verdict."""
+    with scripts("study") as (study,):
+        pairs = (PairConfig("a", "zeroshot.safetensors", "a.safetensors"), PairConfig("b", "zeroshot", "b"))
+        measured = study.config(0, Path("data"), pairs, 2)
+        again, repaired = study.all_views(measured), study.repairs(measured, ("b",))
+    for config in (measured, again, repaired):
+        config.check_complete()
+        check_no_idle(config)
+    assert (measured.primary_measure, measured.primary_alpha) == (PRIMARY_MEASURE, PRIMARY_ALPHA)
+    assert repaired.straggler_criterion == measured.straggler_criterion == DEFAULT_CRITERION
+    assert [p.name for p in repaired.pairs] == ["b"] and repaired.masks == 5
+    assert again.limit is None and again.id == measured.id and again.ood == measured.ood
