@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sharpscope.clip.accuracy import correct, logits
+from sharpscope.clip.answering import correct, logits
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.ensembles import FailureSet, calibrating_temperature, mixed_outputs
 from sharpscope.clip.pair import LoadedPair

@@ -1042,7 +1042,7 @@ def part_vit_b(out, options):
     from torch.nn import functional as F  # noqa: N812
 
     import sharpscope
-    from sharpscope.clip.accuracy import answers
+    from sharpscope.clip.answering import answers
     from sharpscope.clip.head import Classifier
     from sharpscope.curvature import eigen, hvp
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order

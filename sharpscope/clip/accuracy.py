@@ -1,216 +1,22 @@
-"""Scores, answers and accuracy rows with intervals of theta on data sets, each in one pass over the images."""
+"""Accuracy rows with intervals, from what points of weight space answered on data sets."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.head import Classifier
-from sharpscope.clip.metrics import Answers, Scored, estimates
-from sharpscope.errors import DatasetError, NumericalError, shown
+from sharpscope.clip.metrics import Scored, estimates
+from sharpscope.errors import shown
 from sharpscope.tables.rows import mean_row
 from sharpscope.vocabulary import DEFAULT_GROUP, OOD_MEAN
 
-__all__ = [
-    "FeatureCache",
-    "accuracy_rows",
-    "answers",
-    "answers_of",
-    "correct",
-    "dataset_note",
-    "logits",
-    "mean_rows",
-    "reported",
-]
+__all__ = ["accuracy_rows", "dataset_note", "mean_rows", "reported"]
 
 Row = dict[str, Any]
-Theta = Mapping[str, Tensor]
-Progress = Callable[[int], object]
-Seen = Callable[[Tensor, Tensor], object]
-_NO_REGION = "Other"
 
 
-class FeatureCache:
-    """Keeps the image features of the last image tower, so that another head on the same tower needs no forward pass.
-
-    This also serves another alpha of a pair whose image tower does not change. A tower is identified by the SHA-256 of
-    its tensors; the features of any other tower are dropped. At most ``limit`` bytes of features are kept, on the CPU
-    and bit for bit; those of a data set that does not fit are computed each time.
-    """
-
-    def __init__(self, limit: int = 2 * 2**30) -> None:
-        self.limit = limit
-        self._tower = b""
-        self._kept: dict[tuple[Dataset, int], list[tuple[Tensor, Tensor]]] = {}
-
-    def batches(
-        self, classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(features [B, D], labels [B]) of every batch, from memory where they have been kept."""
-        tower = _digest(classifier, theta)
-        if tower != self._tower:
-            self._tower, self._kept = tower, {}
-        key = (dataset, batch_size)
-        if key in self._kept:
-            device = theta[classifier.model.image_names[0]].device
-            yield from ((features.to(device), labels) for features, labels in self._kept[key])
-            return
-        taken = sum(f.nbytes for parts in self._kept.values() for f, _ in parts)
-        parts: list[tuple[Tensor, Tensor]] | None = []
-        for features, labels in _features(classifier, theta, dataset, batch_size):
-            taken += features.nbytes
-            if taken > self.limit:
-                parts = None
-            if parts is not None:
-                parts.append((features.cpu(), labels))
-            yield features, labels
-        if parts is not None:
-            self._kept[key] = parts
-
-
-def _digest(classifier: Classifier, theta: Theta) -> bytes:
-    sha = hashlib.sha256(f"{id(classifier.model)} {classifier.normalize}".encode())
-    for name in classifier.model.image_names:
-        if name in theta:
-            value = theta[name].detach().cpu().contiguous()
-            sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return sha.digest()
-
-
-def _features(
-    classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in dataset.batches(batch_size):
-        yield classifier.features(theta, images), labels
-
-
-# ---------------------------------------------------------------------- what a model answers
-def answers(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int = 128,
-    device: torch.device | str | None = None,
-    *,
-    cache: FeatureCache | None = None,
-    progress: Progress = lambda images: None,
-    seen: Seen = lambda features, scores: None,
-) -> Answers:
-    """The model's answers to every image of ``dataset``, in the data set's order, from one streamed pass.
-
-    Scores are the logits of the classes that the set can contain (``Dataset.project``; ImageNet-R has 200, ObjectNet
-    113), and confidences are their softmax. ``device``: where to compute; None: on the device of ``theta``. ``cache``:
-    keeps image features for the next call. ``progress``: called with the number of images of every batch. ``seen``:
-    called with the features [B, D] that the head reads and the scores [B, T] of every batch. Raises NumericalError for
-    logits that are not finite (an argmax of NaN would count as class 0), DatasetError for labels out of the
-    classifier's range.
-    """
-    parts = []
-    for features, scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
-        parts.append(Answers.of(scores, labels))
-        seen(features, scores)
-        progress(len(labels))
-    return _joined(parts, dataset)
-
-
-def correct(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int = 128,
-    device: torch.device | str | None = None,
-) -> NDArray[np.bool_]:
-    """Whether the class with the largest score is the label: bool [n], in the data set's order; see ``answers``."""
-    return answers(classifier, theta, dataset, batch_size, device).correct
-
-
-def logits(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int = 128,
-    device: torch.device | str | None = None,
-    *,
-    cache: FeatureCache | None = None,
-    progress: Progress = lambda images: None,
-) -> tuple[Tensor, Tensor]:
-    """(scores [n, T], labels int64 [n] among the T classes), on the CPU, for combining the outputs of several models.
-
-    Scores are logits after ``Dataset.project``; classes that the set cannot contain have -inf. The scores of all images
-    are kept in memory, n T numbers (200 MB for ImageNet in float32). Arguments and errors are those of ``answers``.
-    """
-    parts = []
-    for _, scores, labels in _scores(classifier, theta, dataset, batch_size, device, cache):
-        parts.append((scores.cpu(), labels.cpu()))
-        progress(len(labels))
-    return torch.cat([s for s, _ in parts]), torch.cat([y for _, y in parts])
-
-
-def _scores(
-    classifier: Classifier,
-    theta: Theta,
-    dataset: Dataset,
-    batch_size: int,
-    device: torch.device | str | None,
-    cache: FeatureCache | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(features, scores over the set's classes, labels among these classes) of every batch."""
-    _check_labels(classifier, dataset)
-    with torch.inference_mode():
-        if device is not None:
-            theta = {k: v.to(device) for k, v in theta.items()}
-        theta = classifier.frozen(theta)
-        stream = _features if cache is None else cache.batches
-        for features, labels in stream(classifier, theta, dataset, batch_size):
-            out = classifier.logits_of(theta, features)
-            if not bool(torch.isfinite(out).all()):
-                raise NumericalError(f"{dataset.name}: logits are not finite.")
-            yield features, dataset.project(out), labels
-
-
-def _check_labels(classifier: Classifier, dataset: Dataset) -> None:
-    last = int(dataset.labels.max()) if dataset.classes is None else max(*dataset.classes, int(dataset.labels.max()))
-    if dataset.projection is None and last >= len(classifier.classnames):
-        raise DatasetError(
-            f"{dataset.name}: label {last} is out of range for the classifier's "
-            f"{len(classifier.classnames)} class names."
-        )
-    dataset.check_classes(classifier.classnames)
-
-
-def answers_of(scores: Tensor, labels: Tensor, dataset: Dataset) -> Answers:
-    """The answers that ``scores`` [n, T] give to all images of ``dataset``, with ``labels`` [n]; see ``logits``."""
-    return _joined([Answers.of(scores, labels)], dataset)
-
-
-def _joined(parts: Sequence[Answers], dataset: Dataset) -> Answers:
-    """The answers of all batches of ``dataset``, with its groups, frames and further right labels."""
-    frames = dataset.frames
-    if frames is None:
-        return Answers.joined(parts, _group_numbers(dataset))
-    return Answers.joined(parts, None, frames.numbers.numpy(), frames.also.numpy())
-
-
-def _group_numbers(dataset: Dataset) -> NDArray[np.int64] | None:
-    """The group of every image, -1 in FMoW's region Other, which WILDS does not count in the worst region."""
-    if dataset.groups is None:
-        return None
-    groups = dataset.groups.numpy().copy()
-    if _NO_REGION in dataset.group_names:
-        groups[groups == dataset.group_names.index(_NO_REGION)] = -1
-    return groups
-
-
-# ---------------------------------------------------------------------- rows
 def reported(dataset: Dataset, more: Iterable[str] = ()) -> tuple[str, ...]:
     """The metrics that a data set's rows report: those usual for the set (the first is primary), top1, and ``more``."""
     return tuple(dict.fromkeys([*dataset.metrics, "top1", *more]))

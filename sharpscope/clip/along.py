@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from sharpscope.clip.accuracy import FeatureCache, answers
+from sharpscope.clip.answering import FeatureCache, answers
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.pair import LoadedPair

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.accuracy import FeatureCache, answers, answers_of, logits
+from sharpscope.clip.agreement import Outputs, Seen
+from sharpscope.clip.answering import answers, answers_each, answers_of
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.ensembles import (
     CENTRE,
@@ -73,29 +74,28 @@ def output_baselines(
     The two temperatures of vrf make the mean confidence on the ID set ``calibrate_on`` equal to the accuracy there, as
     in the published code (None: both are 1).
     """
-    caches = [FeatureCache(), FeatureCache()]
-    scores = _scores(pair, ends, datasets, batch_size, caches)
+    outputs = _outputs(pair, ends, datasets, batch_size)
     answered: dict[str, dict[str, Answers]] = {}
     notes: dict[str, str] = {}
     near: dict[str, Nearness] = {}
     if "ose" in which:
         answered["ose"] = {
-            name: answers_of(mixed_outputs(*both), labels, datasets[name]) for name, (both, labels) in scores.items()
+            name: answers_of(mixed_outputs(*both.scores), both.labels, datasets[name]) for name, both in outputs.items()
         }
     if "vrf" in which:
         assert vrf is not None
         temperatures = [1.0, 1.0]
         if calibrate_on is not None:
-            both, labels = scores[calibrate_on]
-            temperatures = [calibrating_temperature(s, float((s.argmax(1) == labels).double().mean())) for s in both]
+            both = outputs[calibrate_on]
+            temperatures = [
+                calibrating_temperature(s, float((s.argmax(1) == both.labels).double().mean())) for s in both.scores
+            ]
         failures = _failures(pair, vrf, ends, temperatures, batch_size)
         answered["vrf"] = {}
-        for name, (both, labels) in scores.items():
-            seen = caches[1].batches(pair.classifier, ends[1], datasets[name], batch_size)
-            features = torch.cat([F.normalize(f, dim=1).cpu() for f, _ in seen])
-            distance = failures.distance(features)
-            answered["vrf"][name] = answers_of(failures.mixed_at(distance, *both), labels, datasets[name])
-            right_0, right_1 = (answers_of(s, labels, datasets[name]).correct for s in both)
+        for name, both in outputs.items():
+            distance = failures.distance(F.normalize(both.one.features, dim=1))
+            answered["vrf"][name] = answers_of(failures.mixed_at(distance, *both.scores), both.labels, datasets[name])
+            right_0, right_1 = (answers_of(s, both.labels, datasets[name]).correct for s in both.scores)
             known = distance.numpy().astype(np.float64)
             near[name] = Nearness(known, right_0, right_1, len(failures.features), failures.k)
         where = f"calibrated on {calibrate_on}" if calibrate_on is not None else "not calibrated"
@@ -119,31 +119,38 @@ def ensembles_along(
 
     See ``ensembles.ensemble``; alpha is the weight of theta_1's outputs, in [0, 1].
     """
-    scores = _scores(pair, ends, datasets, batch_size, [FeatureCache(), FeatureCache()])
+    outputs = _outputs(pair, ends, datasets, batch_size)
     for kind, alpha in product(kinds, alphas):
         mixed = {
-            name: answers_of(ensemble(kind, *both, alpha), labels, datasets[name])
-            for name, (both, labels) in scores.items()
+            name: answers_of(ensemble(kind, *both.scores, alpha), both.labels, datasets[name])
+            for name, both in outputs.items()
         }
         yield kind, alpha, mixed
 
 
-def _scores(
-    pair: LoadedPair,
-    ends: Sequence[Theta],
-    datasets: Mapping[str, Dataset],
-    batch_size: int,
-    caches: Sequence[FeatureCache],
-) -> dict[str, tuple[tuple[Tensor, Tensor], Tensor]]:
-    """Data set -> ((logits of theta_0, logits of theta_1), labels)."""
-    scores = {}
+@dataclass(frozen=True)
+class _Both:
+    """The outputs of both ends on one data set, with the images' labels [n]."""
+
+    zero: Outputs
+    one: Outputs
+    labels: Tensor
+
+    @property
+    def scores(self) -> tuple[Tensor, Tensor]:
+        return self.zero.scores, self.one.scores
+
+
+def _outputs(
+    pair: LoadedPair, ends: Sequence[Theta], datasets: Mapping[str, Dataset], batch_size: int
+) -> dict[str, _Both]:
+    """What theta_0 and theta_1 say of every data set, from one pass over its images."""
+    found = {}
     for name, dataset in datasets.items():
-        (zero, labels), (one, _) = (
-            logits(pair.classifier, theta, dataset, batch_size, cache=cache)
-            for theta, cache in zip(ends, caches, strict=True)
-        )
-        scores[name] = (zero, one), labels
-    return scores
+        seen = Seen(), Seen()
+        given = answers_each(pair.classifier, ends, dataset, batch_size, seen=seen)
+        found[name] = _Both(seen[0].outputs(), seen[1].outputs(), torch.from_numpy(given[0].labels))
+    return found
 
 
 def _failures(

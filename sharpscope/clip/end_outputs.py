@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sharpscope.clip.accuracy import FeatureCache, answers
 from sharpscope.clip.agreement import Energies, Outputs, Seen
+from sharpscope.clip.answering import FeatureCache, answers
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.text_energies import TextEnergies
@@ -47,17 +47,23 @@ class EndOutputs:
             return outputs
         return self._kept[end, dataset]
 
+    def has(self, end: float, dataset: Dataset) -> bool:
+        """Whether the outputs at alpha = ``end`` are kept."""
+        return (end, dataset) in self._kept
+
     def keep(self, end: float, dataset: Dataset, outputs: Outputs) -> None:
         """Keep ``outputs``, which were computed elsewhere, where they fit."""
         if sum(o.nbytes for o in self._kept.values()) + outputs.nbytes <= self.limit:
             self._kept.setdefault((end, dataset), outputs)
 
-    def energies(self, alpha: float, theta: Theta) -> Energies | None:
+    def energies(self, alpha: float, theta: Theta | None = None) -> Energies | None:
         """The features of Lipsum-FT's random texts under theta(alpha), and the scale; None where there are none.
 
-        They follow theta where the head is made from its text tower, and are theta_0's everywhere else.
+        They follow theta where the head is made from its text tower, and are theta_0's everywhere else. ``theta``:
+        theta(alpha), if it is at hand.
         """
         at = alpha if self.pair.classifier.mode == "text" else 0.0
         if at not in self._energies:
-            self._energies[at] = self._texts.under(theta if at == alpha else on_device(self.path.at(at), self.device))
+            there = theta if theta is not None and at == alpha else on_device(self.path.at(at), self.device)
+            self._energies[at] = self._texts.under(there)
         return self._energies[at]

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sharpscope.clip.accuracy import accuracy_rows, answers_of, dataset_note, logits, reported
+from sharpscope.clip.accuracy import accuracy_rows, dataset_note, reported
+from sharpscope.clip.answering import answers_of, logits
 from sharpscope.clip.checkpoint_heads import CheckpointHeads, SetsByNames
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.ensembles import ensemble

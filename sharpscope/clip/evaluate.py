@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from sharpscope.clip.accuracy import FeatureCache, accuracy_rows, answers, dataset_note, mean_rows, reported
+from sharpscope.clip.accuracy import accuracy_rows, dataset_note, mean_rows, reported
 from sharpscope.clip.agreement import Seen
 from sharpscope.clip.all_pairs import AllPairs, check_all_pairs
+from sharpscope.clip.answering import FeatureCache, answers
 from sharpscope.clip.checkpoint_heads import CheckpointHeads, SetsByNames
 from sharpscope.clip.datasets.names import read_classnames, read_lines
 from sharpscope.clip.evaluate_captions import BOTH_TOWERS, caption_rows, check_towers_alone

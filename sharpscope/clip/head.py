@@ -145,14 +145,15 @@ class Classifier:
         return body
 
     def frozen(self, theta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``theta`` with class vectors that are computed once, for evaluation only: they do not follow later changes.
+        """What the logits of images read of ``theta``, for evaluation only: the text tower gives way to class vectors.
 
-        Raises as :meth:`class_vectors` does.
+        These are computed once and do not follow later changes. Raises as :meth:`class_vectors` does.
         """
+        read = {k: v for k, v in theta.items() if tower_of(k) != "text"}
         if self.mode != "text" or _PRECOMPUTED in theta:
-            return dict(theta)
+            return read
         with torch.no_grad():
-            return {**theta, _PRECOMPUTED: self.class_vectors(theta)}
+            return {**read, _PRECOMPUTED: self.class_vectors(theta)}
 
     # ------------------------------------------------------------------ logits
     def class_vectors(self, theta: Mapping[str, Tensor]) -> Tensor:

@@ -28,7 +28,7 @@ from sharpscope.scores import (
 )
 from sharpscope.seeds import derive
 
-__all__ = ["ECE_BINS", "Answers", "Scored", "calibration_error", "estimates"]
+__all__ = ["ECE_BINS", "Answers", "Judged", "Scored", "calibration_error", "estimates"]
 
 ECE_BINS = 15
 """The number of equal-width confidence bins of the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
@@ -55,6 +55,38 @@ class Scored(Protocol):
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The answers to one batch of images as tensors [n], still on the device that computed them.
+
+    Nothing here waits for an accelerator; ``Answers.joined`` fetches all batches at once. ``competing``: the number of
+    classes that compete, a scalar.
+    """
+
+    labels: Tensor
+    predicted: Tensor
+    confidence: Tensor
+    nll: Tensor
+    in_top5: Tensor
+    competing: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Judged:
+        """From logits [n, C], with -inf for classes that do not compete, and labels [n] among the others."""
+        log_p = F.log_softmax(logits.double(), dim=1)
+        predicted = logits.argmax(dim=1)
+        at = labels[:, None].to(logits.device)
+        own = logits.gather(1, at)
+        return cls(
+            labels=labels,
+            predicted=predicted,
+            confidence=log_p.gather(1, predicted[:, None])[:, 0].exp(),
+            nll=-log_p.gather(1, at)[:, 0],
+            in_top5=(logits > own).sum(dim=1) < 5,
+            competing=torch.isfinite(logits[0]).sum(),
+        )
+
+
+@dataclass(frozen=True)
 class Answers:
     """What one model answered on one data set, one entry per example; the metrics need nothing else of the logits.
 
@@ -76,22 +108,12 @@ class Answers:
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Answers:
         """From logits [n, C], with -inf for classes that do not compete, and labels [n] among the others."""
-        log_p = F.log_softmax(logits.double(), dim=1)
-        predicted = logits.argmax(dim=1)
-        at = labels[:, None].to(logits.device)
-        own, competing = logits.gather(1, at), int(torch.isfinite(logits[0]).sum())
-        return cls(
-            labels=labels.cpu().numpy(),
-            predicted=predicted.cpu().numpy(),
-            confidence=log_p.gather(1, predicted[:, None])[:, 0].exp().cpu().numpy(),
-            nll=-log_p.gather(1, at)[:, 0].cpu().numpy(),
-            in_top5=((logits > own).sum(dim=1) < 5).cpu().numpy() if competing > 5 else None,
-        )
+        return cls.joined([Judged.of(logits, labels)])
 
     @classmethod
     def joined(
         cls,
-        parts: Sequence[Answers],
+        batches: Sequence[Judged],
         groups: NDArray[np.int64] | None = None,
         frames: NDArray[np.int64] | None = None,
         also: NDArray[np.int64] | None = None,
@@ -101,14 +123,17 @@ class Answers:
         ``also`` int64 [n, m]: further right labels of each example, filled up with -1. A predicted class among them
         counts as the label.
         """
-        together: dict[str, Any] = {"groups": groups, "frames": frames}
-        for name in ("labels", "predicted", "confidence", "nll", "in_top5"):
-            values = [getattr(p, name) for p in parts]
-            together[name] = None if values[0] is None else np.concatenate(values)
+
+        def every(name: str) -> NDArray[Any]:
+            found: NDArray[Any] = torch.cat([getattr(b, name) for b in batches]).cpu().numpy()
+            return found
+
+        labels, predicted = every("labels"), every("predicted")
         if also is not None:
-            right = (together["predicted"][:, None] == also).any(axis=1)
-            together["predicted"] = np.where(right, together["labels"], together["predicted"])
-        return cls(**together)
+            right = (predicted[:, None] == also).any(axis=1)
+            predicted = np.where(right, labels, predicted)
+        in_top5 = every("in_top5") if int(batches[0].competing) > 5 else None
+        return cls(labels, predicted, every("confidence"), every("nll"), in_top5, groups, frames)
 
     @property
     def correct(self) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.datasets.dataset import Dataset, stratified
+from sharpscope.clip.datasets.dataset import Dataset, onto, stratified
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
 
@@ -84,8 +84,8 @@ class Probe:
         self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))
         with torch.inference_mode(False):  # these tensors are used in passes with gradients
             self.batches: tuple[tuple[Tensor, Tensor], ...] = tuple(
-                (_onto(images, self.device).to(dtype), _onto(labels, self.device))
-                for images, labels in dataset.subset(self.indices).batches(batch_size)
+                (images.to(dtype), onto(labels, self.device))
+                for images, labels in dataset.subset(self.indices).batches(batch_size, self.device)
             )
         self.n = sum(self.batch_sizes)  # in a large data set, an unreadable image is noticed only here
         self.weights: tuple[float, ...] = tuple(len(labels) / self.n for _, labels in self.batches)
@@ -185,13 +185,6 @@ class Probe:
                         f"two losses of the same batch differ: {first.item():.9g} and {second.item():.9g}.\n"
                         "Dropout, augmentation or another random operation is active: such a loss has no curvature."
                     )
-
-
-def _onto(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch on ``device``. Pinned memory lets the copy to a GPU run while the next batch is read."""
-    if device.type != "cuda":
-        return batch.to(device)
-    return batch.pin_memory().to(device, non_blocking=True)
 
 
 class _Suffix:

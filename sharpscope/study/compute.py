@@ -13,13 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from sharpscope.clip.accuracy import accuracy_rows, answers, dataset_note, mean_rows, reported
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
-from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
-from sharpscope.clip.metrics import Answers
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
@@ -28,28 +24,21 @@ from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
-from sharpscope.study.agreeing import agreeing
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import Variant, image_key, looked_at, mask_seed, roles
+from sharpscope.study.evaluating import evaluated, measured_accuracy, probe_losses
+from sharpscope.study.tasks import Task, Variant, image_key, looked_at
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
     BASES,
-    DENSE,
     MEASURES,
-    PATHS,
-    UPGRADED,
     Base,
-    PathName,
     ensemble_variant,
     expand_measures,
-    path_variant,
 )
-from sharpscope.weights.path import InterpolationPath
-from sharpscope.weights.sparsify import sparsify
 from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["compute"]
+__all__ = ["compute", "compute_each"]
 
 _RETRIES = 8
 """How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
@@ -64,11 +53,18 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
     The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, eigenvectors/P/ALPHA, layers/P/BASE,
     noise/P, outputs/P, ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
     """
-    kind, _, *rest = key.split("/")
-    if kind == "path":
-        return _path_unit(context, float(rest[0]))
-    if kind == "pathvariant":
-        return _path_variant_unit(context, next(p for p in PATHS if p == rest[0]), float(rest[1]))
+    return compute_each(context, [Task(key, variant)], progress)[0]
+
+
+def compute_each(context: Context, tasks: Sequence[Task], progress: Progress = lambda what: None) -> list[Unit]:
+    """Compute the units of several tasks of one pair and one family, in one pass over the images; or of one task."""
+    if tasks[0].family is not None:
+        return evaluated(context, tasks)
+    ((kind, _, *rest),) = (task.key.split("/") for task in tasks)
+    return [_unit(context, kind, rest, progress)]
+
+
+def _unit(context: Context, kind: str, rest: Sequence[str], progress: Progress) -> Unit:
     if kind == "curvature":
         first, last = (float(a) for a in rest[0].split(".."))
         return _curvature_unit(context, [a for a in context.config.measured_alphas if first <= a <= last], progress)
@@ -80,63 +76,11 @@ def compute(context: Context, key: str, variant: Variant | None = None, progress
         return _noise_unit(context, progress)
     if kind == "outputs":
         return _outputs_unit(context)
-    if kind == "ensembles":
-        return _ensembles_unit(context)
-    if kind == "upgraded":
-        return _upgraded_unit(context, float(rest[0]))
-    assert kind == "repair" and variant is not None
-    return _repair_unit(context, variant, float(rest[-1]))
+    assert kind == "ensembles"
+    return _ensembles_unit(context)
 
 
-# ---------------------------------------------------------------------- along the path
-def _path_unit(context: Context, alpha: float) -> Unit:
-    """At theta(alpha): the loss of every probe example, the distances to both ends, and the accuracy on every set."""
-    pair, theta = context.pair, context.theta(alpha)
-    losses = _losses(context, theta)
-    distance_0, distance_1 = context.path.distance(alpha)
-    finite = bool(np.isfinite(losses).all())
-    row: dict[str, Any] = {
-        "pair": pair.name,
-        "alpha": alpha,
-        "loss": float(losses.mean()) if finite else math.nan,
-        "loss_stderr": float(losses.std(ddof=1) / math.sqrt(len(losses))) if finite and len(losses) > 1 else math.nan,
-        "distance_0": distance_0,
-        "distance_1": distance_1,
-        "num_moving": sum(context.pair.theta_0[n].numel() for n in context.pair.moving),
-        "status": "ok" if finite else "failed",
-    }
-    given, agreement = agreeing(context, alpha, theta) if context.config.agreement else (_evaluate(context, theta), [])
-    return Unit(
-        {"path": [row], "accuracy": _accuracy(context, alpha, DENSE, given)}
-        | ({"agreement": agreement} if agreement else {}),
-        {"losses": losses, **_answered(context, given), **_lost(context)},
-    )
-
-
-def _lost(context: Context) -> dict[str, np.ndarray]:
-    """``lost:SET``: the places of the images that could not be read, for sets that have any."""
-    sets = context.datasets
-    some = {spec: d for spec, d in sets.items() if len(d) < d.listed}
-    return {f"lost:{spec}": np.setdiff1d(np.arange(d.listed), d.readable) for spec, d in some.items()}
-
-
-def _evaluate(
-    context: Context, theta: Mapping[str, Tensor], datasets: Mapping[str, Dataset] | None = None
-) -> dict[str, Answers]:
-    """Answers on ``datasets``; None: on all test sets."""
-    config, classifier = context.config, context.pair.classifier
-    return {
-        spec: answers(classifier, theta, dataset, config.batch_size, context.device, cache=context.features)
-        for spec, dataset in (context.datasets if datasets is None else datasets).items()
-    }
-
-
-def _path_variant_unit(context: Context, name: PathName, alpha: float) -> Unit:
-    """Accuracy at one point of a path other than the linear one."""
-    given = _evaluate(context, on_device(context.further_path(name).at(alpha), context.device))
-    return Unit({"accuracy": _accuracy(context, alpha, path_variant(name), given)})
-
-
+# ---------------------------------------------------------------------- mixed outputs
 def _outputs_unit(context: Context) -> Unit:
     """Accuracy of the mixed outputs of the two ends. Alpha is NaN, because they are not a point of the path.
 
@@ -151,7 +95,7 @@ def _outputs_unit(context: Context) -> Unit:
     )
     rows = []
     for name, given in found.answers.items():
-        for row in _accuracy(context, math.nan, name, given):
+        for row in measured_accuracy(context, math.nan, name, given):
             rows.append(row | {"note": "; ".join(x for x in (row["note"], found.notes.get(name)) if x)})
     ratios = [row for spec, near in found.near.items() for row in _ratios(context, spec, near)]
     return Unit({"accuracy": rows} | ({"vrf": ratios} if ratios else {}))
@@ -177,59 +121,12 @@ def _ensembles_unit(context: Context) -> Unit:
     mixed = ensembles_along(context.pair, _ends(context), context.datasets, config.ensembles, alphas, config.batch_size)
     rows: list[dict[str, Any]] = []
     for kind, alpha, given in mixed:
-        rows += _accuracy(context, alpha, ensemble_variant(kind), given)
+        rows += measured_accuracy(context, alpha, ensemble_variant(kind), given)
     return Unit({"accuracy": rows})
 
 
 def _ends(context: Context) -> list[Theta]:
     return [on_device(theta, context.device, context.dtype) for theta in (context.pair.theta_0, context.pair.theta_1)]
-
-
-def _upgraded_unit(context: Context, alpha: float) -> Unit:
-    """Accuracy of the upgraded backbone plus alpha times the pair's change of weights."""
-    pair, config = context.pair, context.config
-    assert pair.upgraded is not None and pair.upgraded_classifier is not None
-    path = InterpolationPath(*pair.upgraded, context.dtype, config.extrapolate)
-    theta = on_device(path.at(alpha), context.device)
-    cache = context.features if pair.upgraded_classifier.model is pair.model else None
-    given = {
-        spec: answers(pair.upgraded_classifier, theta, dataset, config.batch_size, context.device, cache=cache)
-        for spec, dataset in context.upgraded_datasets.items()
-    }
-    return Unit({"accuracy": _accuracy(context, alpha, UPGRADED, given)})
-
-
-def _accuracy(context: Context, alpha: float, variant: str, given: Mapping[str, Answers]) -> list[dict[str, Any]]:
-    config, datasets = context.config, context.datasets
-    rows = accuracy_rows(
-        context.pair.name,
-        alpha,
-        variant,
-        given,
-        roles(config),
-        {spec: reported(dataset, config.metrics) for spec, dataset in datasets.items()},
-        groups=config.ood_groups,
-        level=config.level,
-        notes={spec: dataset_note(dataset) for spec, dataset in datasets.items()},
-        bootstrap=config.bootstrap,
-        seed=config.seed,
-    )
-    return rows + mean_rows(rows)
-
-
-def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.ndarray]:
-    """``correct:SET`` of every set; for a set with another primary metric than top1 also that metric's inputs."""
-    arrays: dict[str, np.ndarray] = {}
-    for spec, one in given.items():
-        arrays[f"correct:{spec}"] = one.correct
-        primary = context.datasets[spec].metrics[0]
-        if primary != "top1":
-            arrays |= {f"{primary}:predicted:{spec}": one.predicted.astype(np.int32)}
-            arrays |= {f"{primary}:labels:{spec}": one.labels.astype(np.int32)}
-            groups = one.groups if one.frames is None else one.frames
-            if groups is not None:
-                arrays |= {f"{primary}:groups:{spec}": groups.astype(np.int32)}
-    return arrays
 
 
 # ---------------------------------------------------------------------- sharpness
@@ -362,10 +259,10 @@ def _layers_unit(context: Context, base: Base, progress: Progress) -> Unit:
     losses = np.empty((len(context.layers), len(alphas), context.probe.n))
     # With the moved layer at the base as well, theta is the same for every layer: one evaluation serves all.
     at_base = BASES[base].alpha
-    common = _losses(context, context.theta(at_base))
+    common = probe_losses(context, context.theta(at_base))
     for i, layer in enumerate(context.layers):
         for j, alpha in enumerate(alphas):
-            losses[i, j] = common if alpha == at_base else _losses(context, context.on_layer(layer, alpha, base))
+            losses[i, j] = common if alpha == at_base else probe_losses(context, context.on_layer(layer, alpha, base))
         progress(f"{base}: {layer.name}")
     return Unit({}, {"losses": losses, "alphas": np.array(alphas)})
 
@@ -383,7 +280,7 @@ def _noise_unit(context: Context, progress: Progress) -> Unit:
             theta = context.on_layer(layer, alpha, "finetuned")
             for k, sigma in enumerate(sigmas):
                 moved = {n: theta[n] + (sigma * rms * noise[n]).to(theta[n]) for n in layer.params}
-                losses[i, j, k] = _losses(context, theta | moved)
+                losses[i, j, k] = probe_losses(context, theta | moved)
         progress(f"noise: {layer.name}")
     return Unit(
         {},
@@ -397,37 +294,7 @@ def _noise_unit(context: Context, progress: Progress) -> Unit:
     )
 
 
-def _losses(context: Context, theta: Mapping[str, Tensor]) -> np.ndarray:
-    return context.probe.sample_losses(theta).double().cpu().numpy()
-
-
 def _rms(context: Context, layer: Layer) -> float:
     """Root mean square of the layer's fine-tuned weights."""
     total = sum(float(context.pair.theta_1[n].double().square().sum()) for n in layer.params)
     return math.sqrt(total / layer.num_params)
-
-
-def _repair_unit(context: Context, variant: Variant, alpha: float) -> Unit:
-    """Accuracy of a repaired point of the path, and the test examples that it gets right.
-
-    Where they are a part of the set (``repair_limit``): ``places:SET``, the places of the answers' images among the
-    ``listed:SET`` images of the set.
-    """
-    config = context.config
-    members = [x for x in context.layers if x.name in set(variant.layers)]
-    theta = sparsify(
-        context.path.at(alpha),
-        context.path.at(0.0),
-        members,
-        variant.kept,
-        target=variant.target,
-        select=variant.select,
-        seed=mask_seed(config.seed, context.pair.name, variant),
-    )
-    sets = context.repair_datasets
-    given = _evaluate(context, on_device(theta, context.device), sets)
-    where = {}
-    for spec, places in context.repair_places.items():
-        where[f"places:{spec}"] = np.array(places)[sets[spec].readable]
-        where[f"listed:{spec}"] = np.array(context.datasets[spec].listed)
-    return Unit({"accuracy": _accuracy(context, alpha, variant.name, given)}, _answered(context, given) | where)

@@ -10,7 +10,7 @@ from typing import Literal
 import psutil
 import torch
 
-from sharpscope.clip.accuracy import FeatureCache
+from sharpscope.clip.answering import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.end_outputs import EndOutputs
@@ -195,6 +195,12 @@ class Context:
         return {spec: d.at(places[spec]) if spec in places else d for spec, d in self.datasets.items()}
 
     @cached_property
+    def upgraded_path(self) -> InterpolationPath:
+        """From the upgraded backbone to the upgraded backbone plus the pair's change of weights."""
+        assert self.pair.upgraded is not None
+        return InterpolationPath(*self.pair.upgraded, self.dtype, self.config.extrapolate)
+
+    @cached_property
     def upgraded_datasets(self) -> dict[str, Dataset]:
         """The same sets with the image size and normalisation of the upgraded backbone."""
         reader = self.pair.upgraded_classifier
@@ -240,13 +246,21 @@ class Context:
     def on_layer(self, layer: Layer, alpha: float, base: Base) -> Theta:
         return on_device(self.path.at_layer(layer, alpha, base), self.device)
 
-    @property
+    @cached_property
+    def free_memory(self) -> int:
+        """Bytes of free memory where this study computes, a job's share of them; looked at once, when first asked for.
+
+        What torch holds in reserve on a GPU without using it counts as free.
+        """
+        if self.device.type != "cuda":
+            return psutil.virtual_memory().available // self.config.jobs
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return (torch.cuda.mem_get_info(self.device)[0] + idle) // self.config.jobs
+
+    @cached_property
     def settings(self) -> MeasureSettings:
         c = self.config
-        available = psutil.virtual_memory().available
-        if self.device.type == "cuda":
-            available = torch.cuda.mem_get_info(self.device)[0]
-        memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs
+        memory = c.memory * 2**30 if c.memory is not None else self.free_memory / 2
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
             rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=int(memory),

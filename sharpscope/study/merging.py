@@ -11,7 +11,7 @@ from typing import Any, Final, get_args
 
 import torch
 
-from sharpscope.clip.accuracy import answers
+from sharpscope.clip.answering import answers
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.export import write_theta
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from sharpscope.clip.accuracy import correct
+from sharpscope.clip.answering import correct
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order

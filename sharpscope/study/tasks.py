@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature", "roles",
-    "variants",
+    "CHUNK", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature",
+    "roles", "variants",
 ]  # fmt: skip
 
 CHUNK = 6
@@ -182,12 +182,25 @@ def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
     return order
 
 
+Family = Literal["path", "repair", "upgraded"]
+"""The kinds of points of weight space that one pass over the test images can serve together."""
+
+_FAMILIES: Final[dict[str, Family]] = {
+    "path": "path", "pathvariant": "path", "repair": "repair", "upgraded": "upgraded",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Task:
     """One unit to compute: ``kind/pair/what`` and, for repairs, the variant."""
 
     key: str
     variant: Variant | None = None
+
+    @property
+    def family(self) -> Family | None:
+        """The family of the point that this unit evaluates; None for a unit that is none of a point's evaluation."""
+        return _FAMILIES.get(self.key.split("/")[0])
 
     @property
     def pair(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -12,10 +13,11 @@ import sys
 import threading
 import time
 import types
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,17 +28,19 @@ from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
-from sharpscope.study.compute import compute
+from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context, Shelf
+from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.store import Claim, RunDirectory
-from sharpscope.study.tasks import Task
+from sharpscope.study.tasks import Family, Task
 from sharpscope.study.unitfile import Unit
 
 __all__ = ["Crew", "check_main_guard", "threads_of"]
 
 _T = TypeVar("_T")
 _POLL = 0.5
-_Result = tuple["Task", Unit | str, float | None]
+_Computed = tuple[Unit | str, float]
+_Result = tuple[Task, Unit | str, float | None]
 
 
 class Crew:
@@ -112,24 +116,34 @@ class Crew:
     def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
         """Claim and compute tasks and yield their results; tasks that another live process has claimed are waited for
         and read from the directory (their seconds are None)."""
-        running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
+        running: dict[Future[list[_Computed]], _Chunk] = {}
         elsewhere: deque[Task] = deque()
+        sizes = self._chunk_sizes(waiting)
 
-        def claimed() -> tuple[Task, Claim] | None:
-            """The first waiting task that no other process has claimed."""
-            while waiting:
+        def claimed() -> _Chunk | None:
+            """The first waiting tasks that can be computed together and that no other process has claimed."""
+            found: list[tuple[Task, Claim]] = []
+            others: list[Task] = []
+            family, most = None, 1
+            while waiting and len(found) < most:
                 task = waiting.popleft()
-                if (claim := directory.claim(task.key)) is not None:
-                    return task, claim
-                elsewhere.append(task)
-            return None
+                if found and _together(task) != family:
+                    others.append(task)
+                elif (claim := directory.claim(task.key)) is None:
+                    elsewhere.append(task)
+                else:
+                    family = _together(task)
+                    most = 1 if family is None else sizes[family]
+                    found.append((task, claim))
+            waiting.extendleft(reversed(others))
+            return _Chunk(*zip(*found, strict=True)) if found else None
 
         def hand_out(most: int) -> None:
-            """Give the workers tasks until ``most`` of them run or wait there."""
+            """Give the workers tasks until ``most`` chunks of them run or wait there."""
             while len(running) < most and (found := claimed()) is not None:
                 assert self._pool is not None
                 with _workers_alive():
-                    running[self._pool.submit(_remote, self.config, found[0])] = found
+                    running[self._pool.submit(_remote, self.config, found.tasks)] = found
 
         try:
             while waiting or running or elsewhere:
@@ -137,18 +151,17 @@ class Crew:
                 # worker, so that none is idle while this process computes.
                 hand_out(self.config.jobs - 1)
                 own = claimed()
-                with contextlib.nullcontext() if own is None else own[1]:
+                with contextlib.nullcontext() if own is None else own:
                     hand_out(2 * (self.config.jobs - 1))
                     if own is not None:
-                        yield (own[0], *self._here(own[0], bar))
+                        yield from own.results(self._here(own.tasks, bar))
                 if own is None and running:
                     wait(running, return_when=FIRST_COMPLETED)
                 elif own is None and elsewhere:
                     time.sleep(_POLL)
                 for future in [f for f in running if f.done()]:
-                    task, claim = running.pop(future)
-                    with claim:
-                        yield (task, *_outcome(future))
+                    with running.pop(future) as chunk:
+                        yield from chunk.results(_outcome(future))
                 for _ in range(len(elsewhere)):
                     task = elsewhere.popleft()
                     unit = directory.load(task.key)
@@ -159,12 +172,54 @@ class Crew:
                     else:
                         elsewhere.append(task)
         finally:
-            for _, claim in running.values():
-                claim.release()
+            for chunk in running.values():
+                chunk.release()
 
-    def _here(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
+    def _chunk_sizes(self, waiting: Iterable[Task]) -> dict[_Together, int]:
+        """For points that can share a pass over the images: how many of them do.
+
+        As many as fit into memory, but few enough that every job has points to evaluate.
+        """
+        counts = Counter(at for task in waiting if (at := _together(task)) is not None)
+        shares = -(-self.config.jobs // max(len(counts), 1))
+        return {
+            (pair, family): min(points_at_once(self._contexts[pair], family), -(-n // shares))
+            for (pair, family), n in counts.items()
+        }
+
+    def _here(self, tasks: Sequence[Task], bar: Bar) -> list[_Computed]:
         with _threads(threads_of(self.config)):
-            return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
+            return _guarded(self._contexts[tasks[0].pair], tasks, bar.set_postfix_str)
+
+
+_Together = tuple[str, Family]
+"""The pair and the family of points that can share a pass over the images."""
+
+
+def _together(task: Task) -> _Together | None:
+    return None if task.family is None else (task.pair, task.family)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Tasks that are computed together, with their claims, which end with the ``with`` block."""
+
+    tasks: tuple[Task, ...]
+    claims: tuple[Claim, ...]
+
+    def results(self, computed: Sequence[_Computed]) -> Iterator[_Result]:
+        for task, (result, seconds) in zip(self.tasks, computed, strict=True):
+            yield task, result, seconds
+
+    def release(self) -> None:
+        for claim in self.claims:
+            claim.release()
+
+    def __enter__(self) -> _Chunk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def check_main_guard() -> None:
@@ -201,17 +256,30 @@ def threads_of(config: StudyConfig) -> int:
     return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
 
 
-def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:
-    """The unit, or the reason why it could not be computed, and the seconds taken; errors of the input are raised."""
+def _guarded(context: Context, tasks: Sequence[Task], progress: Callable[[str], None]) -> list[_Computed]:
+    """(the unit, or the reason why it could not be computed; the seconds that it took) of every task.
+
+    Where several points together fail or do not fit into memory, each half is tried alone. Errors of the input are
+    raised.
+    """
     start = time.perf_counter()
-    result: Unit | str
+    reason = ""
     try:
-        result = work()
+        units = compute_each(context, tasks, progress)
     except NumericalError as error:
-        result = str(error)
+        reason = str(error)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        result = f"out of memory: {shown(error)}"
-    return result, time.perf_counter() - start
+        reason = f"out of memory: {shown(error)}"
+    seconds = (time.perf_counter() - start) / len(tasks)
+    if not reason:
+        return [(unit, seconds) for unit in units]
+    gc.collect()  # the frames of the failed attempt, which held what it allocated, are gone only now
+    if context.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if len(tasks) == 1:
+        return [(reason, seconds)]
+    half = len(tasks) // 2
+    return [*_guarded(context, tasks[:half], progress), *_guarded(context, tasks[half:], progress)]
 
 
 @contextlib.contextmanager
@@ -248,8 +316,8 @@ def _warm_up(config: StudyConfig) -> None:
             _ = context.probe, context.datasets
 
 
-def _remote(config: StudyConfig, task: Task) -> tuple[Unit | str, float]:
-    return _guarded(lambda: compute(_context(json.dumps(config.to_dict()), task.pair), task.key, task.variant))
+def _remote(config: StudyConfig, tasks: Sequence[Task]) -> list[_Computed]:
+    return _guarded(_context(json.dumps(config.to_dict()), tasks[0].pair), tasks, lambda what: None)
 
 
 @lru_cache(maxsize=4)
@@ -277,6 +345,6 @@ def _workers_alive() -> Iterator[None]:
         ) from error
 
 
-def _outcome(future: Future[tuple[Unit | str, float]]) -> tuple[Unit | str, float]:
+def _outcome(future: Future[list[_Computed]]) -> list[_Computed]:
     with _workers_alive():
         return future.result()

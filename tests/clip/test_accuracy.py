@@ -12,16 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from sharpscope.clip.accuracy import (
-    FeatureCache,
-    accuracy_rows,
-    answers,
-    correct,
-    dataset_note,
-    logits,
-    mean_rows,
-    reported,
-)
+from sharpscope.clip.accuracy import accuracy_rows, dataset_note, mean_rows, reported
+from sharpscope.clip.answering import FeatureCache, answers, correct, logits
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers

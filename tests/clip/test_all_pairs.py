@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sharpscope.clip.accuracy import answers
 from sharpscope.clip.agreement import Seen, compare
+from sharpscope.clip.answering import answers
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier

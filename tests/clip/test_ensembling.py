@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sharpscope.cli.main import main
-from sharpscope.clip.accuracy import logits
+from sharpscope.clip.answering import logits
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.ensembling import evaluate_ensemble
 from sharpscope.clip.evaluate import COLUMNS, evaluate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sharpscope.clip.accuracy import correct
+from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from sharpscope.clip.accuracy import accuracy_rows, answers_of, dataset_note, reported
+from sharpscope.clip.accuracy import accuracy_rows, dataset_note, reported
+from sharpscope.clip.answering import answers_of
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.spec import load_dataset

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharpscope.clip.accuracy import correct, dataset_note
+from sharpscope.clip.accuracy import dataset_note
+from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.images import in_eight_bits

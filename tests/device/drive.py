@@ -25,7 +25,7 @@ def scenarios(folder):
     import torch
 
     import sharpscope
-    from sharpscope.clip.accuracy import FeatureCache, answers, logits
+    from sharpscope.clip.answering import FeatureCache, answers, logits
     from sharpscope.curvature import ggn
     from sharpscope.curvature.arithmetic import precision_error, second_order
     from sharpscope.curvature.eigen import lanczos

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from sharpscope.clip.metrics import ECE_BINS, Answers, calibration_error, estimates
+from sharpscope.clip.metrics import ECE_BINS, Answers, Judged, calibration_error, estimates
 from sharpscope.scores import (
     Predictions,
     Statistic,
@@ -106,7 +106,7 @@ def test_classes_that_do_not_compete_have_no_share_of_the_softmax() -> None:
 # ---------------------------------------------------------------------- resampling
 def statistics(seed: int, n: int) -> dict[str, Statistic]:
     logits, labels = sample(seed, n, 7)
-    a = Answers.joined([Answers.of(logits, labels)], (labels.numpy() + np.arange(n)) % 3)
+    a = Answers.joined([Judged.of(logits, labels)], (labels.numpy() + np.arange(n)) % 3)
     names = ("top1", "top5", "mean_per_class", "macro_f1", "worst_group", "ece", "nll")
     return {m: s for m in names if (s := a.statistic(m)) is not None}
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sharpscope.cli.main import main
-from sharpscope.clip.accuracy import answers
+from sharpscope.clip.answering import answers
 from sharpscope.clip.export import interpolate
 from sharpscope.clip.pair import load_pair
 from sharpscope.config.study import PairConfig, StudyConfig

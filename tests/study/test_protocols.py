@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from sharpscope.cli.main import main
-from sharpscope.clip.accuracy import correct
+from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.evaluate import answered
 from sharpscope.clip.head import Classifier

@@ -14,7 +14,7 @@ from sharpscope.clip.datasets.names import same_names
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Dataset", "ImageSource", "Memory", "balanced", "stratified"]
+__all__ = ["Dataset", "ImageSource", "Memory", "balanced", "onto", "stratified"]
 
 NOT_A_TARGET = -1
 
@@ -106,6 +106,7 @@ class Dataset:
         self._frames, self._bare_targets = frames, bare_targets
         self._source, self._rows = source, list(range(len(labels))) if rows is None else list(rows)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self._facts = dict(facts or {})
         if not len(labels):
             raise DatasetError(f"{shown(name)}: the data set has no images.")
@@ -177,11 +178,12 @@ class Dataset:
         lost = self._source.lost
         return [i for i, r in enumerate(self._rows) if r not in lost] if lost else range(len(self._rows))
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, device: torch.device | str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """(images float32 [B, 3, H, W], labels int64 [B]) in order; the last batch may be smaller.
 
-        Unreadable images are left out of their batch and are not replaced, so that the batches of every pass are bit
-        for bit the same. Raises DatasetError where no image is readable.
+        The images are on ``device`` (None: the CPU), where they are normalised; the labels stay on the CPU. Unreadable
+        images are left out of their batch and are not replaced, so that the batches of every pass are bit for bit the
+        same. Raises DatasetError where no image is readable.
         """
         starts = range(0, len(self._rows), batch_size)
         found = 0
@@ -191,7 +193,7 @@ class Dataset:
             if not rows:
                 continue
             found += len(rows)
-            yield self._batch(range(start, min(start + batch_size, len(self._rows))), rows, pixels)
+            yield self._batch(range(start, min(start + batch_size, len(self._rows))), rows, pixels, device)
         if not found:
             raise self._unreadable(len(self._rows))
 
@@ -222,11 +224,25 @@ class Dataset:
             hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for _, pixels in parts for image in pixels
         )
 
-    def _batch(self, places: Iterable[int], rows: Sequence[int], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(
+        self,
+        places: Iterable[int],
+        rows: Sequence[int],
+        pixels: Tensor,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
         place = {self._rows[p]: p for p in places}
-        # the same float operations as torchvision's ToTensor and Normalize, so PIL images give the same bits
-        images = pixels.float().div_(255).sub_(self._mean).div_(self._std)
-        return images, self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
+        labels = self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
+        # Bytes travel to the device, a quarter of what floats take. The float operations there are those of
+        # torchvision's ToTensor and Normalize, so that PIL images give the same bits.
+        mean, std = self._scale(torch.device(device or "cpu"))
+        return onto(pixels, mean.device).float().div_(255).sub_(mean).div_(std), labels
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the normalisation, [3, 1, 1] each, which stay on the device once there."""
+        if device not in self._scales:
+            self._scales[device] = self._mean.to(device), self._std.to(device)
+        return self._scales[device]
 
     def _unreadable(self, count: int) -> DatasetError:
         some = next((self._source.lost[r] for r in self._rows if r in self._source.lost), "")
@@ -331,6 +347,13 @@ class Dataset:
             frames=self._frames.at(at) if self._frames is not None else None,
             bare_targets=self._bare_targets,
         )
+
+
+def onto(batch: Tensor, device: torch.device) -> Tensor:
+    """The batch on ``device``. Pinned memory lets the copy to a GPU run while the next batch is read."""
+    if device.type != "cuda":
+        return batch.to(device)
+    return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _check_range(name: str, what: str, values: Tensor, count: int, names: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sharpscope.clip.accuracy import answers
+from sharpscope.clip.answering import answers
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.evaluate import answered
 from sharpscope.clip.model import ClipModel
