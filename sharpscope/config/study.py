@@ -321,6 +321,9 @@ class StudyConfig:
     """Number of worker processes."""
     memory: float | None = None
     """Memory in GiB that kept gradient graphs may take in each worker; default: half of the free memory / jobs."""
+    image_cache: float = 4.0
+    """Memory in GiB that decoded test images may take, in all jobs together; 0 keeps none. Sets that do not fit are
+    decoded again for the repaired paths, and for every group of points that fits into memory together."""
     title: str | None = None
     """Headline of the report."""
     question: str | None = None
@@ -444,7 +447,8 @@ def _check(c: StudyConfig) -> None:
         )
     check_ranges(
         c,
-        least={"threads": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1, "eigenvectors": 0} | dict.fromkeys(_COUNTS, 1),
+        least={"threads": 0, "image_cache": 0, "limit": 1, "vrf_images": 1, "vrf_k": 1, "eigenvectors": 0}
+        | dict.fromkeys(_COUNTS, 1),
         positive=(
             "rtol",
             "rho_avg",

@@ -285,7 +285,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     table = table[
         (table["method"] == "spearman")
         & table["layer"].str.startswith("(")
-        & table["measure"].map(lambda m: m in MEASURES or m in CRITERIA)
+        & table["measure"].isin([*MEASURES, *CRITERIA])
     ]
     if len(table):
         table = table[table["against"] == min(table["against"], key=lambda v: (v != "ood_gain", v))]

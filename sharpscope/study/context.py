@@ -102,6 +102,7 @@ class Shelf:
                 by_name=config.classnames is None,  # a checkpoint's names are not in a set's order
                 limit=limit,
                 seed=config.seed,
+                image_cache=config.image_cache / config.jobs,
             )
         return self._sets[key]
 

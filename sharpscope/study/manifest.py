@@ -20,7 +20,7 @@ from sharpscope.study.workers import threads_of
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
 __all__ = ["identity_of", "manifest_of"]
-_NOT_NUMBERS = ("jobs", "memory", "title", "question", "caveat", "tags")
+_NOT_NUMBERS = ("jobs", "memory", "image_cache", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
 _LATER = (
     "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",

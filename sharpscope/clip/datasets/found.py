@@ -27,7 +27,8 @@ class Request:
 
     ``split``: the split to read; ``named``: whether the spec itself names it (``@train``). ``by_name``: whether
     ``classnames`` come from a checkpoint or from another data set, so that they may be matched by name only. ``half``:
-    base or new, the half of the set's classes to which the set is restricted; None: all classes.
+    base or new, the half of the set's classes to which the set is restricted; None: all classes. ``keep``: the bytes of
+    decoded images that all sets together may keep; None: ``images.KEPT_BYTES``.
     """
 
     spec: str
@@ -45,6 +46,7 @@ class Request:
     named: bool = False
     by_name: bool = False
     half: str | None = None
+    keep: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def assemble(found: Found, request: Request) -> Dataset:
     augment = None if isinstance(found.images, Arrays) else request.augment
     source = Decoded(found.images, model, found.before, request.edits, augment)
     chosen = rows.tolist()
-    streamed = augment is not None or not fits(len(chosen), model)
+    streamed = augment is not None or not fits(len(chosen), model, request.keep)
     if not streamed:
         source.keep(chosen)
         if len(source.lost) == len(chosen):

@@ -23,14 +23,15 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.model import ClipModel
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
 __all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits", "in_eight_bits", "opened"]
 
-KEPT_BYTES: Final = 4 * 2**30
-"""Bytes of decoded pixels that all data sets together may keep in memory. A set that would exceed the limit is decoded
-again at every point of the path."""
+KEPT_BYTES: Final = int(StudyConfig.image_cache * 2**30)
+"""Bytes of decoded pixels that all data sets of a process together may keep in memory, if not said otherwise. A set
+that would exceed the limit is decoded again in every pass."""
 PATIENCE: Final = 600.0
 """Seconds that reading one image may take before the run says which image it is waiting for."""
 _AHEAD: Final = 256  # number of images that are decoded ahead of their use
@@ -258,9 +259,13 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def fits(count: int, model: ClipModel) -> bool:
-    """Whether ``count`` more images of ``model`` may stay in memory."""
-    return count * 3 * math.prod(model.image_size) + Decoded.kept_bytes() <= KEPT_BYTES
+def fits(count: int, model: ClipModel, most: int | None = None) -> bool:
+    """Whether ``count`` more images of ``model`` may stay in memory, of which all sets together take ``most`` bytes.
+
+    None: ``KEPT_BYTES``.
+    """
+    limit = KEPT_BYTES if most is None else most
+    return count * 3 * math.prod(model.image_size) + Decoded.kept_bytes() <= limit
 
 
 def _cores() -> int:

@@ -60,6 +60,7 @@ def load_dataset(
     seed: int = 0,
     augment: bool | Augmentation = False,
     by_name: bool = False,
+    image_cache: float | None = None,
 ) -> Dataset:
     """The data set that ``spec`` names, with the image size, mean and std of ``model``.
 
@@ -79,7 +80,9 @@ def load_dataset(
     else in order where there are equally many. ``by_name``: never match in order; for names that come from a checkpoint
     or from another data set. ``templates``: replace the set's own. ``limit``: the largest number of images, chosen
     balanced over the classes by ``seed``. ``augment``: how ``Dataset.take`` augments images for training, True for
-    open_clip's random crops; arrays and the embedded world are never augmented. Raises ConfigError for a spec of an
+    open_clip's random crops; arrays and the embedded world are never augmented. ``image_cache``:
+    GiB of decoded images that all sets of this process together may keep in memory (None: 4); a set that does not fit
+    is decoded again in every pass. Raises ConfigError for a spec of an
     unknown kind or a split that the set does not have, DatasetError for any problem with the data.
     """
     check_classes((spec,), "data set")
@@ -96,6 +99,7 @@ def load_dataset(
         seed=seed,
         augment=_augmentation(augment),
         by_name=by_name,
+        keep=None if image_cache is None else int(image_cache * 2**30),
     )
     layout = LAYOUTS[request.kind]
     if layout.find is None:
