@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers, Judged
@@ -183,7 +184,7 @@ def _scores(
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """(the theta's place, features, scores over the set's classes, labels) of every batch, for every theta in turn."""
     _check_labels(classifier, dataset)
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         if device is not None:
             thetas = [{k: v.to(device) for k, v in theta.items()} for theta in thetas]
         read = [classifier.frozen(theta) for theta in thetas]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.clip.datasets.dataset import Dataset, onto, stratified
+from sharpscope.clip.arithmetic import full_float32
+from sharpscope.clip.datasets.dataset import Dataset, stratified
+from sharpscope.clip.devices import onto
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
 
@@ -162,7 +164,7 @@ class Probe:
 
     def sample_losses(self, theta: Mapping[str, Tensor]) -> Tensor:
         """Cross-entropy of every example [n], in the probe's order, on its device; without gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             frozen = self.classifier.frozen(theta)
             return torch.cat(
                 [

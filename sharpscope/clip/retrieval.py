@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.captions import Captions
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import NumericalError, shown
@@ -69,7 +70,7 @@ def retrieved(
     ``device``: where to compute; None: on the device of ``theta``. ``progress``: called with the number of images of
     every batch. Raises NumericalError for features that are not finite, PairMismatch where a tower is not whole.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32():
         if device is not None:
             theta = {k: v.to(device) for k, v in theta.items()}
         images, numbers = [], []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.model import no_fast_path
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Objective
@@ -24,21 +25,11 @@ def second_order(*, tf32: bool = False) -> Iterator[None]:
     """Kernels that can be differentiated twice, in full float32: enter it around every second-order computation.
 
     open_clip's default attention kernels have neither a double backward nor forward-mode derivatives; torch's math
-    kernel has both. The fast path of nn.MultiheadAttention is switched off. TF32, which cuDNN convolutions use by
-    default, is switched off unless ``tf32`` is set, because its 10-bit mantissa makes Hessians asymmetric. All settings
-    are restored on leaving, also after an exception.
+    kernel has both. The fast path of nn.MultiheadAttention is switched off. TF32 is switched off unless ``tf32`` is set
+    (``full_float32``). All settings are restored on leaving, also after an exception.
     """
-    backends: Any = torch.backends
-    settings = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [s.fp32_precision for s in settings]
-    try:
-        for s in settings:
-            s.fp32_precision = "tf32" if tf32 else "ieee"
-        with sdpa_kernel(SDPBackend.MATH), no_fast_path():
-            yield
-    finally:
-        for s, value in zip(settings, before, strict=True):
-            s.fp32_precision = value
+    with full_float32(tf32=tf32), sdpa_kernel(SDPBackend.MATH), no_fast_path():
+        yield
 
 
 ASYMMETRY: dict[str, float | None] = {"full": None, "tf32": 0.05, "bf16": 0.2}
@@ -52,18 +43,31 @@ class _HalfPrecision:
     def __init__(self, objective: Any, device: str) -> None:
         self._objective, self._device = objective, device
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._objective, name)
-        if name == "rebatched":
-            return lambda size: _HalfPrecision(value(size), self._device)
-        if name not in ("batch_loss", "batch_logits"):
-            return value
 
-        def call(i: int, theta: Mapping[str, Tensor]) -> Tensor:
+def _half_precision(objective: Any, device: str) -> Any:
+    """``objective`` under autocast, with every public name that it has and no other.
+
+    The names stand in a class made for it, because protocols are asked of the class: since Python 3.12 ``isinstance``
+    does not see what ``__getattr__`` would answer.
+    """
+    names = [n for n in dir(objective) if not n.startswith("_")]
+    kind = type("HalfPrecision", (_HalfPrecision,), {n: _forwarded(n) for n in names})
+    return kind(objective, device)
+
+
+def _forwarded(name: str) -> Any:
+    """The attribute ``name`` of an objective under autocast."""
+    if name in ("batch_loss", "batch_logits"):
+
+        def call(self: Any, i: int, theta: Mapping[str, Tensor]) -> Tensor:
             with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
-                return value(i, theta).float()
+                found: Tensor = getattr(self._objective, name)(i, theta)
+            return found.float()
 
         return call
+    if name in ("rebatched", "suffix"):
+        return lambda self, *what: _half_precision(getattr(self._objective, name)(*what), self._device)
+    return property(lambda self: getattr(self._objective, name))
 
 
 def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tensor]) -> Objective:
@@ -78,7 +82,7 @@ def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tenso
         raise ConfigError(f"precision: '{precision}' is none of {', '.join(ASYMMETRY)}.")
     if precision != "bf16":
         return objective
-    half: Objective = _HalfPrecision(objective, next(iter(theta.values())).device.type)
+    half: Objective = _half_precision(objective, next(iter(theta.values())).device.type)
     return half
 
 

@@ -6,15 +6,16 @@ or a restart. All units of a pair share a ``Context``, which a worker process ma
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
+from sharpscope.clip.devices import release
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
@@ -45,6 +46,7 @@ _RETRIES = 8
 _MEASURED = ("ok", "not_converged")
 """The statuses of a row that holds an estimate. For a layer that does not move, ``frozen`` takes their place."""
 Progress = Callable[[str], None]
+_T = TypeVar("_T")
 
 
 def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
@@ -160,10 +162,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
                 | {"status": status, "note": "; ".join(x for x in (row["note"], shrunk) if x)}
             )
         if alpha in _density_alphas(config):
-            found = measure_density(
-                context.probe, context.theta(alpha), context.layers, config.density_layers, context.settings,
-                key=(context.pair.name, alpha),
-            )  # fmt: skip
+            found = _with_less_memory(context, functools.partial(_density, context, alpha))
             density += [{"pair": context.pair.name, "alpha": alpha} | row for row in found]
             progress(f"alpha {alpha:g}: density")
     return Unit({"sharpness": rows, "engine": engine} | ({"density": density} if density else {}), arrays)
@@ -180,6 +179,13 @@ def _image_parts(result: MeasureResult, layers: Sequence[str], alpha: float) -> 
             empty = np.full((len(layers), len(part)), np.nan, np.float32)
             found.setdefault(image_key(measure, alpha), empty)[layers.index(layer)] = part.numpy()
     return found
+
+
+def _density(context: Context, alpha: float) -> list[dict[str, Any]]:
+    return measure_density(
+        context.probe, context.theta(alpha), context.layers, context.config.density_layers, context.settings,
+        key=(context.pair.name, alpha),
+    )  # fmt: skip
 
 
 def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
@@ -216,29 +222,39 @@ def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
 def _measure(
     context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, RitzSpace], progress: Progress
 ) -> tuple[MeasureResult, str]:
-    """All measures at one alpha. If a GPU runs out of memory, they are repeated with half the budget for graphs."""
-    probe, settings = context.probe, context.settings
-    for attempt in range(_RETRIES + 1):
+    """All measures at one alpha. If a GPU runs out of memory, they are repeated with half the budget for graphs.
+
+    The next alpha starts with the budget that was enough.
+    """
+    probe = context.probe
+
+    def attempt() -> MeasureResult:
+        return measure_layers(
+            probe,
+            context.theta(alpha),
+            context.layers,
+            measures,
+            context.settings,
+            key=(context.pair.name, alpha),
+            warm=warm,
+            progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
+        )
+
+    result = _with_less_memory(context, attempt)
+    used = result.facts.get("batch_size") or probe.batch_size
+    return result, "" if used >= probe.batch_size else f"curvature used batches of {used} to fit in memory"
+
+
+def _with_less_memory(context: Context, attempt: Callable[[], _T]) -> _T:
+    """The result of ``attempt``, made again with half the budget for graphs whenever a GPU runs out of memory."""
+    for _ in range(_RETRIES):
         try:
-            result = measure_layers(
-                probe,
-                context.theta(alpha),
-                context.layers,
-                measures,
-                settings,
-                key=(context.pair.name, alpha),
-                warm=warm,
-                progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
-            )
+            return attempt()
         except torch.OutOfMemoryError:
-            if attempt == _RETRIES:
-                raise
-            torch.cuda.empty_cache()
-            settings = replace(settings, memory=(settings.memory or 0) // 2)
-        else:
-            used = result.facts.get("batch_size") or probe.batch_size
-            return result, "" if used >= probe.batch_size else f"curvature used batches of {used} to fit in memory"
-    raise AssertionError("unreachable: the last attempt returns or raises")
+            pass  # the error holds the frames, and these what they allocated: only behind this block is it free
+        context.budget.halve()
+        release(context.device)
+    return attempt()
 
 
 def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:

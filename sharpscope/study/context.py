@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-import psutil
 import torch
 
 from sharpscope.clip.answering import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
+from sharpscope.clip.devices import free_bytes
 from sharpscope.clip.end_outputs import EndOutputs
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
@@ -105,6 +105,16 @@ class Shelf:
                 image_cache=config.image_cache / config.jobs,
             )
         return self._sets[key]
+
+
+@dataclass
+class Budget:
+    """Bytes of memory, of which less turns out to be free than was thought."""
+
+    bytes: int
+
+    def halve(self) -> None:
+        self.bytes //= 2
 
 
 @dataclass(frozen=True)
@@ -249,23 +259,21 @@ class Context:
 
     @cached_property
     def free_memory(self) -> int:
-        """Bytes of free memory where this study computes, a job's share of them; looked at once, when first asked for.
-
-        What torch holds in reserve on a GPU without using it counts as free.
-        """
-        if self.device.type != "cuda":
-            return psutil.virtual_memory().available // self.config.jobs
-        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return (torch.cuda.mem_get_info(self.device)[0] + idle) // self.config.jobs
+        """Bytes of free memory where this study computes, a job's share of them; looked at once, when first asked for."""
+        return free_bytes(self.device) // self.config.jobs
 
     @cached_property
+    def budget(self) -> Budget:
+        """What gradient graphs may take; it stays the same from alpha to alpha, so that a study's numbers do."""
+        return Budget(int(self.config.memory * 2**30) if self.config.memory is not None else self.free_memory // 2)
+
+    @property
     def settings(self) -> MeasureSettings:
         c = self.config
-        memory = c.memory * 2**30 if c.memory is not None else self.free_memory / 2
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
-            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=int(memory),
-            trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
+            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic,
+            memory=self.budget.bytes, trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
             random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip
 

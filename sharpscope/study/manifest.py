@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sharpscope.clip.devices import name_of
 from sharpscope.config.specs import LAYOUTS, read_spec
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
@@ -41,8 +42,10 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
             del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
-    outside = _from_outside(config)
-    return identity | ({"from_outside": outside} if outside else {})
+    outside, device = _from_outside(config), name_of(next(iter(contexts.values())).device)
+    # Bits differ between devices, and "auto" may mean any. What changes nothing is left out, so that a run from before
+    # these facts were kept stays the same run.
+    return identity | ({"from_outside": outside} if outside else {}) | ({"device": device} if device != "cpu" else {})
 
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:
@@ -67,7 +70,6 @@ def _hashes(pair: Mapping[str, Any]) -> list[str]:
 
 
 def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
-    device = next(iter(contexts.values())).device
     packages = ("open_clip_torch", "numpy", "scipy", "pandas")
     return {
         "config": config.to_dict(),
@@ -94,7 +96,7 @@ def manifest_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         },
         "hardware": {
             "machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": name_of(next(iter(contexts.values())).device),
         },
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip

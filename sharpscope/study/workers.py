@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import gc
 import json
 import multiprocessing
 import os
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from sharpscope.clip.devices import release
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
@@ -273,9 +273,7 @@ def _guarded(context: Context, tasks: Sequence[Task], progress: Callable[[str], 
     seconds = (time.perf_counter() - start) / len(tasks)
     if not reason:
         return [(unit, seconds) for unit in units]
-    gc.collect()  # the frames of the failed attempt, which held what it allocated, are gone only now
-    if context.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(context.device)  # the frames of the failed attempt, which held what it allocated, are gone only now
     if len(tasks) == 1:
         return [(reason, seconds)]
     half = len(tasks) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from sharpscope.curvature.arithmetic import in_precision, precision_error, secon
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.curvature.operator import Divisible
+from sharpscope.curvature.operator import Cuttable, Divisible
 from sharpscope.errors import ConfigError
 from sharpscope.layers import split_layers
 from sharpscope.study.context import Context
@@ -89,20 +90,40 @@ def test_an_objective_in_bf16_can_be_cut_where_the_objective_can() -> None:
     objective.batch_size = 32  # type: ignore[attr-defined]
     objective.rebatched = lambda size: Attention()  # type: ignore[attr-defined]
     half = in_precision(objective, "bf16", objective.theta)
-    assert isinstance(half, Divisible)
+    assert isinstance(half, Divisible) and not isinstance(half, Cuttable)
+    # what isinstance asks for from Python 3.12 on, whatever Python runs this
+    assert all(inspect.getattr_static(half, name) is not None for name in ("batch_size", "rebatched", "weights"))
     assert torch.equal(product(half.rebatched(16), objective.theta), product(half, objective.theta))
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_global_switches_are_set_inside_and_put_back_after_an_error(tf32: bool) -> None:
     backends: Any = torch.backends
-    switches = (backends.cudnn.conv, backends.cuda.matmul)
-    before = [s.fp32_precision for s in switches] + [torch.backends.mha.get_fastpath_enabled()]
+    new, old = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul), (backends.cudnn, backends.cuda.matmul)
+
+    def state() -> list[Any]:
+        kernels = backends.cudnn.deterministic, backends.cudnn.benchmark, backends.mha.get_fastpath_enabled()
+        return [*(s.fp32_precision for s in new), *(s.allow_tf32 for s in old), *kernels]
+
+    before = state()
     with pytest.raises(RuntimeError, match="inside"), second_order(tf32=tf32):
-        assert [s.fp32_precision for s in switches] == ["tf32" if tf32 else "ieee"] * 2
-        assert not torch.backends.mha.get_fastpath_enabled()
-        raise RuntimeError("inside")
-    assert [s.fp32_precision for s in switches] + [torch.backends.mha.get_fastpath_enabled()] == before
+        assert state() == [*["tf32" if tf32 else "ieee"] * 3, tf32, tf32, True, False, False]
+        with backends.cudnn.flags(enabled=True):  # an older switch, which torch refuses where new ones say otherwise
+            raise RuntimeError("inside")
+    assert state() == before
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_switches_that_the_caller_set_apart_are_put_back_apart() -> None:
+    backends: Any = torch.backends
+    before = backends.cudnn.rnn.fp32_precision
+    try:
+        backends.cudnn.rnn.fp32_precision = "ieee"  # from now on the old switch has no value
+        with second_order():
+            assert backends.cudnn.conv.fp32_precision == "ieee"
+        assert (backends.cudnn.conv.fp32_precision, backends.cudnn.rnn.fp32_precision) == ("tf32", "ieee")
+    finally:
+        backends.cudnn.rnn.fp32_precision = before
 
 
 def test_what_does_not_go_together_is_said() -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
+from sharpscope.clip.devices import onto
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.seeds import derive
 
-__all__ = ["Dataset", "ImageSource", "Memory", "balanced", "onto", "stratified"]
+__all__ = ["Dataset", "ImageSource", "Memory", "balanced", "stratified"]
 
 NOT_A_TARGET = -1
 
@@ -347,13 +348,6 @@ class Dataset:
             frames=self._frames.at(at) if self._frames is not None else None,
             bare_targets=self._bare_targets,
         )
-
-
-def onto(batch: Tensor, device: torch.device) -> Tensor:
-    """The batch on ``device``. Pinned memory lets the copy to a GPU run while the next batch is read."""
-    if device.type != "cuda":
-        return batch.to(device)
-    return batch.pin_memory().to(device, non_blocking=True)
 
 
 def _check_range(name: str, what: str, values: Tensor, count: int, names: str) -> None:
