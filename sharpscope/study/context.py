@@ -259,7 +259,7 @@ class Context:
 
     @cached_property
     def free_memory(self) -> int:
-        """Bytes of free memory where this study computes, a job's share of them; looked at once, when first asked for."""
+        """A job's share of the bytes that are free where this study computes; looked at once, when first asked for."""
         return free_bytes(self.device) // self.config.jobs
 
     @cached_property
@@ -273,8 +273,9 @@ class Context:
         return MeasureSettings(
             seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
             rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic,
-            memory=self.budget.bytes, trace_method=c.trace_method, precision=c.precision, normalize_logits=c.normalize_logits,
-            random_start=c.random_start, eigen_method=c.eigen_method, products=c.products,
+            memory=self.budget.bytes, trace_method=c.trace_method, precision=c.precision,
+            normalize_logits=c.normalize_logits, random_start=c.random_start, eigen_method=c.eigen_method,
+            products=c.products,
         )  # fmt: skip
 
 

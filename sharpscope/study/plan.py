@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from sharpscope.clip.answering import correct
+from sharpscope.clip.devices import settle
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
@@ -15,7 +21,8 @@ from sharpscope.curvature.fisher import FEW_CLASSES
 from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.study.context import Context, check_inputs, load_contexts
-from sharpscope.study.tasks import looked_at, plan_curvature, variants
+from sharpscope.study.evaluating import points_at_once
+from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
 from sharpscope.vocabulary import ALL, MEASURES, Cost
 
 __all__ = ["plan"]
@@ -46,12 +53,16 @@ def plan(config: StudyConfig) -> str:
     images = sum(len(d) for d in context.datasets.values())
     repairs = len(variants(config, context.layers, [context.layers[0].name])) * len(config.repaired_alphas)
     repaired = sum(min(len(d), config.repair_limit) for d in context.datasets.values())
+    points = alphas * len(config.paths)
+    counts: dict[Family, int] = {"path": points, "repair": repairs}
+    passes = {family: -(-n // points_at_once(context, family)) for family, n in counts.items()}
+    decoded = sum(len(d) for d in context.datasets.values() if d.facts["streamed"]) / images * costs["decode"]
     seconds = {
         "curvature": measured * costs["curvature"],
         "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
         * layers * costs["loss"],
-        "path": alphas * (costs["loss"] + costs["evaluate"]),
-        "repair": repairs * costs["evaluate"] * repaired / images,
+        "path": alphas * (costs["loss"] + costs["evaluate"]) + passes["path"] * decoded,
+        "repair": (repairs * costs["evaluate"] + passes["repair"] * decoded) * repaired / images,
     }  # fmt: skip
     units = {
         "curvature": len(plan_curvature(config.measured_alphas)), "single layers": 4, "path": alphas, "repair": repairs,
@@ -59,14 +70,12 @@ def plan(config: StudyConfig) -> str:
     if further := alphas * (len(config.paths) - 1):
         seconds["further paths"] = further * costs["evaluate"] + _fisher_seconds(context, costs["loss"])
         units["further paths"] = further
-    if config.agreement:  # a pass over the test sets for the end that comes later
-        seconds["path"] += costs["evaluate"]
     if config.upgraded or config.output_baselines or config.ensembles:
         mixed = bool(config.output_baselines) + bool(config.ensembles)
-        passes = alphas * bool(config.upgraded) + 2.0 * mixed
+        mixing = alphas * bool(config.upgraded) + 2.0 * mixed
         if "vrf" in config.output_baselines:  # both ends on the training images
-            passes += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
-        seconds["other accuracy"] = passes * costs["evaluate"]
+            mixing += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
+        seconds["other accuracy"] = mixing * costs["evaluate"]
         units["other accuracy"] = alphas * bool(config.upgraded) + mixed
     if config.eigenvectors:
         points = len(looked_at(config.alphas, config.eigenvector_alphas))
@@ -86,9 +95,24 @@ def plan(config: StudyConfig) -> str:
         f"one Hessian-vector product: {costs['hvp']:.3g} s for the whole model, {costs['sweep']:.3g} s for all layers "
         "one by one",
         f"memory: {layout}",
+        _image_line(context, passes),
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB for the units, plus the report",
     ]
     return "\n".join(lines)
+
+
+def _image_line(context: Context, passes: Mapping[Family, int]) -> str:
+    """How often the test images are decoded, and what they take in memory."""
+    sets = context.datasets.values()
+    size = 3 * math.prod(context.pair.model.image_size)
+    streamed = sum(len(d) for d in sets if d.facts["streamed"])
+    kept = f"{(sum(len(d) for d in sets) - streamed) * size / 2**30:.2g} GiB of decoded test images stay in memory"
+    if not streamed:
+        return f"images: {kept}"
+    return (
+        f"images: {kept}; {streamed:,} do not fit into --image-cache {context.config.image_cache:g} and are decoded "
+        f"{passes['path']} time(s) for the path and {passes['repair']} for the repairs, which look at a part of them"
+    )
 
 
 def _fisher_seconds(context: Context, loss: float) -> float:
@@ -112,24 +136,29 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
         batches = len(cut.batches)
         first = cut.rebatched(cut.batch_size)
         first.batches, first.weights = cut.batches[:1], (1.0,)
-        start = time.perf_counter()
-        engine = engine_for(config.products)(first, theta, blocks)
-        build = (time.perf_counter() - start) * batches
-        times = {}
+        with _clock(context) as clock:
+            engine = engine_for(config.products)(first, theta, blocks)
+        build = clock.seconds * batches
+        times: dict[str, float] = {}
         for layer, spec in engine.blocks.items():
             v = torch.ones(spec.size, 1, dtype=engine.dtype, device=engine.device)
-            start = time.perf_counter()
-            engine.products({layer: v})
-            times[layer] = (time.perf_counter() - start) * batches
-    start = time.perf_counter()
-    probe.sample_losses(theta)
-    loss = time.perf_counter() - start
+            if not times and context.device.type != "cpu":  # a GPU loads its kernels in the first product
+                engine.products({layer: v})
+            with _clock(context) as clock:
+                engine.products({layer: v})
+            times[layer] = clock.seconds * batches
+    with _clock(context) as clock:
+        probe.sample_losses(theta)
+    loss = clock.seconds
     dataset = next(iter(context.datasets.values()))
     few = dataset.subset(range(min(len(dataset), 2 * config.batch_size)))
-    start = time.perf_counter()
-    correct(context.pair.classifier, theta, few, config.batch_size, context.device)
     images = sum(len(d) for d in context.datasets.values())
-    evaluate = (time.perf_counter() - start) / len(few) * images
+    with _clock(context) as clock:
+        deque(few.batches(config.batch_size, context.device), maxlen=0)
+    decode = clock.seconds / len(few) * images
+    with _clock(context) as clock:
+        correct(context.pair.classifier, theta, few, config.batch_size, context.device)
+    evaluate = max(clock.seconds / len(few) * images - decode, 0.0)
     sweep = sum(times.values())
     kinds = [MEASURES[m].cost for m in config.measures]
     top = config.eigenvectors * min(_PRODUCTS["eigenvalues"], config.max_matvecs)
@@ -147,9 +176,25 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
     curvature = (products > 0) * build + products * (sweep + rebuilt) + averages * chosen + worst + outer + gradient
     costs = {
         "curvature": curvature, "loss": loss, "evaluate": evaluate, "hvp": times[ALL], "sweep": sweep - times[ALL],
-        "eigenvectors": vectors,
+        "eigenvectors": vectors, "decode": decode,
     }  # fmt: skip
     return costs, layout
+
+
+@dataclass
+class _Clock:
+    seconds: float = 0.0
+
+
+@contextlib.contextmanager
+def _clock(context: Context) -> Iterator[_Clock]:
+    """Seconds that the block takes until the device has done its work."""
+    clock = _Clock()
+    settle(context.device)
+    start = time.perf_counter()
+    yield clock
+    settle(context.device)
+    clock.seconds = time.perf_counter() - start
 
 
 def _duration(seconds: float) -> str:

@@ -114,6 +114,13 @@ def test_points_share_a_pass_as_far_as_memory_allows_and_jobs_have_work(
     assert crew._chunk_sizes(todo) == {("p", "path"): 4, ("p", "repair"): 2}
 
 
+def test_the_plan_says_how_often_images_are_decoded(study: StudyConfig) -> None:
+    small = dataclasses.replace(study, measures=("gradient_norm",), agreement=False)
+    assert "images: 1.7e-05 GiB of decoded test images stay in memory\n" in sharpscope.plan(small) + "\n"
+    lazy = sharpscope.plan(dataclasses.replace(small, image_cache=0.0))
+    assert "24 do not fit into --image-cache 0 and are decoded 1 time(s) for the path and 1 for the repairs" in lazy
+
+
 def test_a_point_that_fails_takes_no_other_with_it(study: StudyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
