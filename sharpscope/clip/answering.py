@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
 
@@ -29,22 +30,22 @@ class FeatureCache:
     """Keeps the image features of the last image tower, so that another head on the same tower needs no forward pass.
 
     This also serves another alpha of a pair whose image tower does not change. A tower is identified by the SHA-256 of
-    its tensors; the features of any other tower are dropped. At most ``limit`` bytes of features are kept, on the CPU
-    and bit for bit; those of a data set that does not fit are computed each time.
+    its tensors, which must not change in place between two calls; the features of any other tower are dropped. At most
+    ``limit`` bytes of features are kept, on the CPU and bit for bit; those of a data set that does not fit are computed
+    each time.
     """
 
     def __init__(self, limit: int = 2 * 2**30) -> None:
         self.limit = limit
         self._tower = b""
+        self._read: tuple[object, list[weakref.ref[Tensor]]] = None, []
         self._kept: dict[tuple[Dataset, int], list[tuple[Tensor, Tensor]]] = {}
 
     def batches(
         self, classifier: Classifier, theta: Theta, dataset: Dataset, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """(features [B, D], labels [B]) of every batch, from memory where they have been kept."""
-        tower = _digest(classifier, theta)
-        if tower != self._tower:
-            self._tower, self._kept = tower, {}
+        self._take(classifier, theta)
         key = (dataset, batch_size)
         device = _device(classifier, theta)
         if key in self._kept:
@@ -62,6 +63,22 @@ class FeatureCache:
             yield features, labels
         if parts is not None:
             self._kept[key] = parts
+
+    def _take(self, classifier: Classifier, theta: Theta) -> None:
+        """Forget the features of another tower; the very tensors that were read last are not read again."""
+        tensors = [theta[n] for n in classifier.model.image_names if n in theta]
+        reader = id(classifier.model), classifier.normalize
+        before, last = self._read
+        if before == reader and len(last) == len(tensors) and all(map(_is, last, tensors)):
+            return
+        tower = _digest(classifier, theta)
+        if tower != self._tower:
+            self._tower, self._kept = tower, {}
+        self._read = reader, [weakref.ref(t) for t in tensors]
+
+
+def _is(last: weakref.ref[Tensor], tensor: Tensor) -> bool:
+    return last() is tensor
 
 
 def _digest(classifier: Classifier, theta: Theta) -> bytes:

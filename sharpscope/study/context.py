@@ -255,7 +255,27 @@ class Context:
         return on_device(self.path.at(alpha), self.device)
 
     def on_layer(self, layer: Layer, alpha: float, base: Base) -> Theta:
-        return on_device(self.path.at_layer(layer, alpha, base), self.device)
+        """theta with one layer at ``alpha`` and all others at the base, on the device.
+
+        The base stays there, so that only the layer travels.
+        """
+        moved = self.path.at_layer(layer, alpha, base)
+        if self.device.type == "cpu":
+            return moved
+        here, there = self._base(base)
+        return {n: there[n] if t.data_ptr() == here[n].data_ptr() else t.to(self.device) for n, t in moved.items()}
+
+    def _base(self, base: Base) -> tuple[Theta, Theta]:
+        """theta at the base, on the host and on the device; that of the last base is kept."""
+        if self._bases.keys() != {base}:
+            self._bases.clear()
+            here = self.path.at_layer((), 0.0, base)
+            self._bases[base] = here, on_device(here, self.device)
+        return self._bases[base]
+
+    @cached_property
+    def _bases(self) -> dict[Base, tuple[Theta, Theta]]:
+        return {}
 
     @cached_property
     def free_memory(self) -> int:
