@@ -79,12 +79,18 @@ def panel_height(rows: Sequence[str]) -> float:
     return _ROOM * sum(_HALF if row == GAP else 1.0 for row in rows)
 
 
+_TICK_GAP: Final = 0.08
+"""The smallest distance between two ticks, as a share of the axis: labels of nearer ones would touch."""
+
+
 def root_axis(ax: Axes, highest: float) -> None:
     """A horizontal axis of square roots from 0, for losses that reach from tenths to tens of points."""
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0.0)), np.square))
     ax.set_xlim(0.0, 1.05 * highest)
-    ticks = [t for t in (0, 0.2, 0.5, 1, 2, 5, 10, 20, 40, 80) if t <= 1.05 * highest]
-    kept = [t for i, t in enumerate(ticks) if t == 0 or np.sqrt(t / highest) > 0.15 * (i > 0)]
+    kept = [0.0]
+    for tick in (0.2, 0.5, 1, 2, 5, 10, 20, 40, 80):
+        if tick <= 1.05 * highest and np.sqrt(tick / highest) - np.sqrt(kept[-1] / highest) > _TICK_GAP:
+            kept.append(tick)
     ax.set_xticks(kept, [f"{t:g}" for t in kept])
     ax.axvline(0.0, color=INK["grey"], lw=0.6)
 
