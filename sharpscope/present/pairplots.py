@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from sharpscope.present.style import (
     key,
     label,
     new_figure,
+    pair_looks,
     place_labels,
     plain_log,
     styled,
@@ -125,9 +127,13 @@ def _repair_panel(
     return at
 
 
+_MOST_NAMED: Final = 20
+"""The most pairs whose points have names beside them: more names than that cover the points."""
+
+
 @styled
 def correlation_scatter(points: pd.DataFrame) -> Figure:
-    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one labelled point per pair.
+    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one point per pair, with its name up to 20 pairs.
 
     There is one panel per measure; with several groups of OOD sets one row per measure and one column per group.
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
@@ -147,7 +153,8 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     columns = min(2, len(panels)) if len(groups) == 1 else len(groups)
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(panels) / columns))
     axes = figure.subplots(math.ceil(len(panels) / columns), columns, sharey=True, squeeze=False)
-    colours = {pair: COLOURS[i % len(COLOURS)] for i, pair in enumerate(unique_in_order(points["pair"]))}
+    looks, _ = pair_looks(unique_in_order(points["pair"]))
+    with_names = len(looks) <= _MOST_NAMED
     drawn = {at: rows[(rows["measure"] == at[0]) & (rows["group"] == at[1])] for at in panels}
     for k, ax in enumerate(axes.flat):
         ax.set_visible(k < len(panels) and len(drawn[panels[k]]) > 0)
@@ -156,11 +163,11 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
             continue
         x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
         hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
-        inks = [colours[p] for p in own["pair"]]
+        inks = [looks[p].colour for p in own["pair"]]
         ax.scatter(
             x,
             y,
-            s=18,
+            s=18 if with_names else 8,
             c=["white" if h else c for h, c in zip(hollow, inks, strict=True)],
             edgecolor=inks,
             lw=1.0,
@@ -179,7 +186,7 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
     figure.draw_without_rendering()
-    for own, ax in zip(drawn.values(), axes.flat, strict=False):
+    for own, ax in zip(drawn.values() if with_names else (), axes.flat, strict=False):
         at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
         place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own), laid_out=True)
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from sharpscope.present.style import (
     INK,
     MARKERS,
     SET_COLOURS,
+    Look,
     figure_of,
     first_pairs,
     key,
     label,
     new_figure,
+    pair_looks,
     place_labels,
     plain_log,
     short_set,
@@ -87,7 +89,7 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, group: str | No
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
     ax = new_figure(3.3).add_subplot() if ax is None else ax
     handles = _curve(ax, of_group(accuracy, group or (groups or [DEFAULT_GROUP])[0]))
-    key(figure_of(ax), handles, with_symbol("numbers: α"))
+    key(figure_of(ax), handles, _numbers(ax))
     return ax
 
 
@@ -112,8 +114,13 @@ def wiseft_curves(accuracy: pd.DataFrame) -> Figure:
         if len(groups) > 1:
             ax.set_title(f"OOD sets: {label(group, 30)}")
             ax.tick_params(labelbottom=True)
-    key(figure, handles, with_symbol("numbers: α"))
+    key(figure, handles, _numbers(*axes.flat))
     return figure
+
+
+def _numbers(*axes: Axes) -> str:
+    """What the numbers beside points are; empty where there are none."""
+    return with_symbol("numbers: α") if any(ax.texts for ax in axes) else ""
 
 
 def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
@@ -131,24 +138,28 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
     texts: list[str] = []
     inks: list[str] = []
     every: list[tuple[float, float]] = []
-    for i, (pair, rows) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
+    looks, lines = pair_looks(list(curves))
+    for pair, rows in curves.items():
+        look = looks[pair]
         x, y = rows["estimate_id"].to_numpy(), rows["estimate_ood"].to_numpy()
         bars: dict[str, Any] = {
             axis: _bars(rows.rename(columns={f"{c}_{role}": c for c in ("estimate", "ci_low", "ci_high")}))
             for axis, role in (("xerr", "id"), ("yerr", "ood"))
         }
-        ax.errorbar(x, y, **bars, fmt="none", ecolor=colour, alpha=0.28, elinewidth=0.8, zorder=1)
-        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], label=label(pair, 22), zorder=2, markersize=2.8)
+        ax.errorbar(x, y, **bars, fmt="none", ecolor=look.colour, alpha=0.28 * look.opacity, elinewidth=0.8, zorder=1)
+        ax.plot(
+            x, y, color=look.colour, marker=look.marker, markersize=look.size, lw=look.width, alpha=look.opacity,
+            label=label(pair, 22), zorder=2,
+        )  # fmt: skip
         ends = rows[["alpha", "estimate_id", "estimate_ood"]].to_numpy()
         for alpha, ex, ey in ends[np.isin(ends[:, 0], (0.0, 1.0))]:
-            mark, size = ("*", 90) if alpha == 0 else ("s", 34)
+            mark, size = ("*", 90) if alpha == 0 else ("s", 4.3 * look.size**2)
             ax.scatter(
                 [ex],
                 [ey],
                 s=size,
                 marker=mark,
-                color=INK["black"] if alpha == 0 else colour,
+                color=INK["black"] if alpha == 0 else look.colour,
                 edgecolor="white",
                 lw=0.6,
                 zorder=4,
@@ -164,30 +175,32 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
                 row = inner.iloc[int(far.argmin())]
                 at.append((row["estimate_id"], row["estimate_ood"]))
                 texts.append(alpha_number(row["alpha"]))
-                inks.append(colour)
-    mixed = _outputs(ax, accuracy, list(curves))
+                inks.append(look.colour)
+    mixed = _outputs(ax, accuracy, looks)
     ax.grid(True)
     ax.set(xlabel="ID accuracy (%)", ylabel="Mean OOD accuracy (%)")
     ends_key = [
         Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
         Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
     ]
-    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
-    place_labels(ax, at, texts, inks, avoid=every)
+    if len(lines) == len(curves):  # numbers at more lines than can be told apart would tell nothing
+        place_labels(ax, at, texts, inks, avoid=every)
     return [*lines, *ends_key, *mixed]
 
 
-def _outputs(ax: Axes, accuracy: pd.DataFrame, pairs: Sequence[str]) -> list[Line2D]:
+def _outputs(ax: Axes, accuracy: pd.DataFrame, looks: Mapping[str, Look]) -> list[Line2D]:
     """Draw a mark for each pair's mixed outputs; returns their legend entries."""
     keys = []
     for variant, mark in zip(OUTPUT_BASELINES, MARKERS[-len(OUTPUT_BASELINES) :], strict=True):
         rows = primary_rows(accuracy[(accuracy["variant"] == variant) & accuracy["estimate"].notna()]).assign(alpha=0.0)
-        for i, pair in enumerate(pairs):
+        for pair, look in looks.items():
             own = rows[rows["pair"] == pair]
             both = average(own, "id").merge(average(own, "ood"), on="alpha") if len(own) else own
             if len(both):
                 at = both["estimate_x"], both["estimate_y"]
-                ax.scatter(*at, marker=mark, s=42, color=COLOURS[i % len(COLOURS)], edgecolor="white", lw=0.6, zorder=4)
+                ax.scatter(
+                    *at, marker=mark, s=5.4 * look.size**2, color=look.colour, edgecolor="white", lw=0.6, zorder=4
+                )
         if len(rows):
             keys.append(Line2D([], [], color=INK["grey"], marker=mark, ls="none", markersize=5, label=variant.upper()))
     return keys
@@ -327,7 +340,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     if not len(table):
         raise NoData("sharpness_along_alpha: the sharpness table has no estimate of the whole model.")
     measures = measures_in(table)
-    pairs = unique_in_order(table["pair"])
+    looks, handles = pair_looks(unique_in_order(table["pair"]))
     columns = min(3, len(measures))
     lines = math.ceil(len(measures) / columns)
     figure = new_figure(1.3 * lines + (0.45 if lines > 1 else 0.8))
@@ -337,8 +350,8 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     for k, measure in enumerate(measures):
         ax = axes.flat[k]
         own = table[table["measure"] == measure].sort_values("alpha", kind="stable")
-        for i, pair in enumerate(pairs):
-            _line(ax, own[own["pair"] == pair], COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)])
+        for pair, look in looks.items():
+            _line(ax, own[own["pair"] == pair], look)
         values = own["estimate"]
         if (values > 0).all() and values.max() > 8 * values.min():
             ax.set_yscale("log")
@@ -354,10 +367,6 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
         if k + columns >= len(measures):
             alpha_axis(ax)
             ax.tick_params(labelbottom=True)
-    handles: list[Any] = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], label=label(pair, 22))
-        for i, pair in enumerate(pairs)
-    ]
     if (table["status"] == "not_converged").any():
         handles.append(
             Line2D([], [], color=INK["grey"], marker="o", markerfacecolor="white", ls="none", label="not converged")
@@ -366,20 +375,16 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     return figure
 
 
-def _line(ax: Axes, rows: pd.DataFrame, colour: str, marker: str) -> None:
+def _line(ax: Axes, rows: pd.DataFrame, look: Look) -> None:
     if not len(rows):
         return
     error = image_error(rows).fillna(own_error(rows)).fillna(0.0)
-    ax.errorbar(rows["alpha"], rows["estimate"], yerr=error, color=colour, lw=1.1, elinewidth=0.8)
+    width, opacity = 0.8 * look.width, look.opacity
+    ax.errorbar(
+        rows["alpha"], rows["estimate"], yerr=error, color=look.colour, lw=width, elinewidth=width * 0.7, alpha=opacity
+    )
     for open_, own in rows.groupby(rows["status"] == "not_converged"):
-        face = "white" if open_ else colour
         ax.plot(
-            own["alpha"],
-            own["estimate"],
-            color=colour,
-            ls="none",
-            marker=marker,
-            markersize=2.8,
-            markerfacecolor=face,
-            zorder=3,
-        )
+            own["alpha"], own["estimate"], color=look.colour, ls="none", marker=look.marker, markersize=look.size,
+            markerfacecolor="white" if open_ else look.colour, alpha=opacity, zorder=3,
+        )  # fmt: skip

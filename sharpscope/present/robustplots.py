@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from sharpscope.errors import NoData
 from sharpscope.present.alphas import alpha_is
 from sharpscope.present.scales import logit, percent_ticks
-from sharpscope.present.style import COLOURS, INK, MARKERS, key, label, new_figure, short_set, styled
+from sharpscope.present.style import INK, Look, key, label, new_figure, pair_looks, short_set, styled
 from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["effective_robustness"]
@@ -46,11 +47,11 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
     lines = math.ceil(len(shown) / columns)
     figure = new_figure(2.45 * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
-    pairs = unique_in_order(rows["pair"])
+    looks, handles = pair_looks(unique_in_order(rows["pair"]))
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(shown))
         if i < len(shown):
-            _panel(ax, rows[rows["dataset"] == shown[i]], pairs)
+            _panel(ax, rows[rows["dataset"] == shown[i]], looks)
             ax.set_title(_title(shown[i]))
             if i % columns == 0:
                 ax.set_ylabel("OOD accuracy (%, logit scale)")
@@ -59,12 +60,6 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
     known = rows[np.isfinite(rows["expected"])]
     count = int(known["baseline_n"].max()) if len(known) else 0
     of = f" ({count} models)" if count else ""
-    handles = [
-        Line2D(
-            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=3, label=label(p, 22)
-        )
-        for i, p in enumerate(pairs)
-    ]
     handles += [
         Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
         Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
@@ -81,19 +76,21 @@ def _title(dataset: str) -> str:
     return short_set(dataset) if len(parts) == 1 else f"mean of {len(parts)} OOD sets"
 
 
-def _panel(ax: Axes, rows: pd.DataFrame, pairs: list[str]) -> None:
-    for i, pair in enumerate(pairs):
+def _panel(ax: Axes, rows: pd.DataFrame, looks: Mapping[str, Look]) -> None:
+    for pair, look in looks.items():
         own = rows[rows["pair"] == pair].sort_values("alpha")
         x, y = logit(own["id_accuracy"]), logit(own["ood_accuracy"])
-        colour = COLOURS[i % len(COLOURS)]
         # the interval of the height above the line, drawn at the point
         low, high = (logit(own["expected"] + own[c]) for c in ("ci_low", "ci_high"))
         known = np.isfinite(low) & np.isfinite(high)
-        ax.vlines(x[known], low[known], high[known], color=colour, alpha=0.3, lw=0.8)
-        ax.plot(x, y, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=2.8, zorder=2)
-        for alpha, mark, size in ((0.0, "*", 80), (1.0, "s", 28)):
+        ax.vlines(x[known], low[known], high[known], color=look.colour, alpha=0.3 * look.opacity, lw=0.8)
+        ax.plot(
+            x, y, color=look.colour, marker=look.marker, markersize=look.size, lw=look.width, alpha=look.opacity,
+            zorder=2,
+        )  # fmt: skip
+        for alpha, mark, size in ((0.0, "*", 80), (1.0, "s", 3.6 * look.size**2)):
             at = np.isclose(own["alpha"], alpha)
-            ink = INK["black"] if alpha == 0 else colour
+            ink = INK["black"] if alpha == 0 else look.colour
             ax.scatter(x[at], y[at], s=size, marker=mark, color=ink, edgecolor="white", lw=0.6, zorder=4)
     heights = logit(rows["ood_accuracy"])
     line = rows[np.isfinite(rows["expected"])].sort_values("id_accuracy").drop_duplicates("id_accuracy")

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -38,12 +39,14 @@ __all__ = [
     "SET_COLOURS",
     "STYLE",
     "WIDTH",
+    "Look",
     "figure_bytes",
     "figure_of",
     "first_pairs",
     "key",
     "label",
     "new_figure",
+    "pair_looks",
     "place_labels",
     "plain_log",
     "plain_style",
@@ -137,6 +140,39 @@ def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:
     every = unique_in_order(df["pair"])
     rest = len(every) - MOST_PAIRS
     return every[:MOST_PAIRS], f"{rest} more pairs in the table" if rest > 0 else ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one pair is drawn."""
+
+    colour: str
+    marker: str
+    width: float = 1.4
+    """Width of lines in points."""
+    size: float = 2.8
+    """Size of the marks on a line in points."""
+    opacity: float = 1.0
+
+
+def pair_looks(pairs: Sequence[str]) -> tuple[dict[str, Look], list[Line2D]]:
+    """The look of every pair, and the legend's entries.
+
+    As many pairs as there are colours have one each, and a name in the legend. More pairs than that cannot be told
+    apart by a legend: all of them have one thin look, and one entry says how many they are.
+    """
+    if len(pairs) > len(COLOURS):
+        one = Look(COLOURS[0], MARKERS[0], width=0.7, size=1.6, opacity=0.55)
+        return dict.fromkeys(pairs, one), [_entry(one, f"each of {len(pairs)} pairs")]
+    looks = {pair: Look(*both) for pair, both in zip(pairs, zip(COLOURS, MARKERS, strict=True), strict=False)}
+    return looks, [_entry(look, label(pair, 22)) for pair, look in looks.items()]
+
+
+def _entry(look: Look, text: str) -> Line2D:
+    return Line2D(
+        [], [], color=look.colour, marker=look.marker, lw=look.width, markersize=look.size + 0.7, alpha=look.opacity,
+        label=text,
+    )  # fmt: skip
 
 
 def title_of(name: str, remark: str, room: int) -> str:

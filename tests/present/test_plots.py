@@ -24,7 +24,7 @@ from matplotlib.text import Text
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present import plots, style
 from sharpscope.present.furtherplots import paths_along_alpha
-from sharpscope.present.pathplots import wiseft_curve
+from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
 from sharpscope.vocabulary import ALL, DENSE, PATHS, path_variant
@@ -161,12 +161,22 @@ def test_titles_and_legends_do_not_cover_each_other(figures: dict[str, Figure], 
     accuracy = pd.concat(copies, ignore_index=True)
     repair = pd.concat([few["repair"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
     sharp = pd.concat([few["sharpness"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
+    many = [f"lr{i}-seed{i}" for i in range(40)]
+    one = {t: few[t].query("pair == 'success'") for t in ("accuracy", "sharpness")}
+    sweep = {t: pd.concat([own.assign(pair=n) for n in many], ignore_index=True) for t, own in one.items()}
     crowd = {
+        "40 curves": wiseft_curve(sweep["accuracy"]).figure,
+        "40 lines": sharpness_along_alpha(sweep["sharpness"]),
+        "40 points": plots.correlation_scatter(points_of(sweep["sharpness"], sweep["accuracy"])),
         "7 pairs": plots.accuracy_along_alpha(accuracy, few["path"], few["failure"]),
         "7 curves": wiseft_curve(accuracy).figure,
         "5 repairs": plots.repair(repair.query("target == 'delta'")),
         "5 heat maps": plots.heatmap(sharp, "lambda_max"),
     }
+    for name in ("40 curves", "40 lines"):  # as many names would leave no room for the panels
+        assert crowd[name].legends[0].get_texts()[0].get_text() == "each of 40 pairs"
+        assert all(ax.get_window_extent().height > 50 for ax in crowd[name].axes if ax.get_visible())
+    assert not any(ax.texts for name in ("40 curves", "40 points") for ax in crowd[name].axes)
     assert crowd["7 pairs"].legends[0].get_texts()[-1].get_text() == "1 more pairs in the table"
     for name, figure in {**figures, **crowd}.items():
         for text, box in boxes(figure):
