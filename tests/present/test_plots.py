@@ -163,7 +163,10 @@ def test_titles_and_legends_do_not_cover_each_other(figures: dict[str, Figure], 
     sharp = pd.concat([few["sharpness"].query("pair == 'success'").assign(pair=n) for n in names], ignore_index=True)
     many = [f"lr{i}-seed{i}" for i in range(40)]
     one = {t: few[t].query("pair == 'success'") for t in ("accuracy", "sharpness")}
-    sweep = {t: pd.concat([own.assign(pair=n) for n in many], ignore_index=True) for t, own in one.items()}
+    sweep = {
+        t: pd.concat([own.assign(pair=n, estimate=own["estimate"] * (1 + i / 80)) for i, n in enumerate(many)])
+        for t, own in one.items()
+    }
     crowd = {
         "40 curves": wiseft_curve(sweep["accuracy"]).figure,
         "40 lines": sharpness_along_alpha(sweep["sharpness"]),
