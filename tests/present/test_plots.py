@@ -88,13 +88,13 @@ def boxes(figure: Figure) -> list[tuple[Text, np.ndarray]]:
     renderer = canvas.get_renderer()
     unseen = set()  # ticks beyond the limits exist but are not drawn
     for ax in figure.axes:
+        unseen |= set() if ax.get_visible() else set(ax.findobj(Text))
         for axis, side in ((ax.xaxis, 0), (ax.yaxis, 1)):
             low, high = sorted(axis.get_view_interval())
             unseen |= {t for t in axis.get_ticklabels(which="both") if not low <= t.get_position()[side] <= high}
     found = []
     for text in figure.findobj(lambda a: isinstance(a, Text) and a not in unseen):
-        hidden = text.axes is not None and not text.axes.get_visible()
-        if text.get_visible() and text.get_text().strip() and not hidden:
+        if text.get_visible() and text.get_text().strip():
             found.append((text, text.get_window_extent(renderer).extents))
     return found
 
