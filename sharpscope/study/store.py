@@ -1,11 +1,12 @@
 """The run directory: finished units of work, each in a file with its own checksum, and everything derived from them.
 
-Only this module writes into a run directory. Three rules keep the directory intact whatever happens to the process:
+Only this module and ``study.claims`` write into a run directory. Three rules keep the directory intact whatever happens
+to the process:
 
 * a file appears under its name complete or not at all (temporary file in the same folder, fsync, ``os.replace``);
 * a unit file contains the SHA-256 of its key and contents; a file that does not match is renamed to ``.bad``, and its
   unit then counts as missing;
-* claims only save work: two processes that compute the same unit write the same bytes to the same name.
+* claims (``study.claims``) only save work: two processes that compute the same unit write the same bytes.
 """
 
 from __future__ import annotations
@@ -13,63 +14,29 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
-import secrets
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
 
-from sharpscope.atomic import (
-    FOREIGN_HOURS,
-    host_name,
-    is_stale,
-    set_aside,
-    start_of,
-    write_all,
-    write_atomic,
-    write_once,
-    writing,
-)
+from sharpscope.atomic import is_stale, set_aside, write_atomic, write_once, writing
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
+from sharpscope.study.claims import Claim, Claims, Holder
 from sharpscope.study.unitfile import Unit, decode, encode, file_name
 
-__all__ = ["Claim", "RunDirectory"]
+__all__ = ["RunDirectory"]
 
 _FORMAT: Final = "sharpscope-run/1"
 _MADE_BEFORE: Final = "checkpoints"
 """The one folder that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
-
-
-@dataclass(frozen=True, eq=False)
-class Claim:
-    """The right of this process to work on ``key``: a context manager that releases it, also after an exception."""
-
-    key: str
-    _path: Path
-    _text: bytes
-    _directory: RunDirectory
-
-    def release(self) -> None:
-        """Remove the claim, unless another process has taken it over in the meantime."""
-        with contextlib.suppress(OSError), self._directory._locked():
-            if self._path.read_bytes() == self._text:
-                self._path.unlink()
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,38 +121,23 @@ class RunDirectory:
     def claim(self, key: str) -> Claim | None:
         """The right to work on ``key``, or None when another live process has it or the unit is finished.
 
-        Use it as ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over. On this host a
-        process is dead if no process has its id and start time; on another host it counts as dead after a day.
+        Use it as ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over; ``study.claims``
+        says which are dead.
         """
-        path = self.root / "claims" / f"{file_name(key)}.claim"
-        text = json.dumps({"key": key, **_myself(), "token": secrets.token_hex(8)}).encode()
-        with writing(path), self._locked():
-            if path.exists():
-                if self.holder(key) is not None:
-                    return None
-                path.unlink()
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                write_all(handle, text)
-            finally:
-                os.close(handle)
-        claim = Claim(key, path, text, self)
-        if self._unit_path(key).exists():  # its last holder finished it in the meantime
+        claim = self.claims.take(key)
+        if claim is not None and self._unit_path(key).exists():  # its last holder finished it in the meantime
             claim.release()
             return None
         return claim
 
-    def holder(self, key: str) -> str | None:
-        """The process that holds a live claim on ``key``, as ``"process 12 on host"``, or None."""
-        path = self.root / "claims" / f"{file_name(key)}.claim"
-        try:
-            age = time.time() - path.stat().st_mtime
-            claim = json.loads(path.read_bytes())
-            host, pid, start = str(claim["host"]), int(claim["pid"]), claim["start"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # no claim, or an incomplete one of a dead process: live ones write under the lock
-        alive = start_of(pid) == start if host == host_name() else age < FOREIGN_HOURS * 3600
-        return f"process {pid} on {shown(host, 60)}" if alive else None
+    def holder(self, key: str) -> Holder | None:
+        """The process that holds a live claim on ``key``, or None."""
+        return self.claims.holder(key)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """The claims on the units of this run."""
+        return Claims(self.root / "claims")
 
     # -- derived files and the log -------------------------------------------------------------------------------------
 
@@ -217,20 +169,6 @@ class RunDirectory:
 
     def _unit_path(self, key: str) -> Path:
         return self.root / "units" / f"{file_name(key)}.unit"
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock on claims, which the kernel releases when a process dies.
-
-        On a file system without locks two processes may claim the same unit, which costs time and changes no result.
-        """
-        handle = os.open(self.root / "claims" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     def _clean(self) -> None:
         """Remove the temporary files of dead processes and add the newline to an incomplete last line of the log."""
@@ -311,7 +249,3 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _brief(leaves: dict[str, str], name: str) -> str:
     return shown(leaves[name], 50) if name in leaves else "not set"
-
-
-def _myself() -> dict[str, Any]:
-    return {"host": host_name(), "pid": os.getpid(), "start": start_of(os.getpid())}

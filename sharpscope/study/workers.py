@@ -26,9 +26,10 @@ from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
+from sharpscope.study.claims import Claim
 from sharpscope.study.compute import compute
 from sharpscope.study.context import Context, Shelf
-from sharpscope.study.store import Claim, RunDirectory
+from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
 
