@@ -25,6 +25,7 @@ import torch
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
+from sharpscope.cores import threads
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
 from sharpscope.study.claims import Claim
 from sharpscope.study.compute import compute
@@ -198,8 +199,8 @@ def check_main_guard() -> None:
 
 
 def threads_of(config: StudyConfig) -> int:
-    """The number of CPU threads of each worker: as configured, otherwise the cores divided by the jobs."""
-    return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
+    """The number of CPU threads of each worker: as configured, otherwise its share of the cores (``cores.threads``)."""
+    return config.threads or threads(config.jobs)
 
 
 def _guarded(work: Callable[[], Unit]) -> tuple[Unit | str, float]:

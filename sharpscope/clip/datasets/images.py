@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.model import ClipModel
+from sharpscope.cores import cores
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
@@ -179,7 +180,7 @@ class Decoded:
         # PIL warns about odd metadata. A filter is used, because catch_warnings would also affect the code that runs
         # between two batches.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        pool = ThreadPoolExecutor(max_workers=_cores(), thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
         waiting: deque[list[tuple[int, Future[Tensor | None]]]] = deque()
         try:
             ahead, todo = 0, iter(batches)
@@ -261,8 +262,3 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 def fits(count: int, model: ClipModel) -> bool:
     """Whether ``count`` more images of ``model`` may stay in memory."""
     return count * 3 * math.prod(model.image_size) + Decoded.kept_bytes() <= KEPT_BYTES
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
