@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sharpscope.study.report import Run as FinishedRun
 
-__all__ = ["Outcome", "finished", "progress_bar", "shown_table"]
+__all__ = ["Outcome", "finished", "progress_bar", "progress_of_units", "shown_table"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +47,28 @@ def progress_bar() -> Callable[..., Any]:
     from tqdm import tqdm
 
     return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+
+def progress_of_units() -> Callable[..., Any]:
+    """``progress_bar`` on a terminal, elsewhere (a log file, a scheduler) a line on stderr for each finished unit."""
+    return progress_bar() if sys.stderr.isatty() else _Lines
+
+
+class _Lines:
+    """A bar of which each step that has something to say is one line of text."""
+
+    def __init__(self, total: int, desc: str) -> None:
+        self._total, self._what = total, desc
+        self._steps, self._said = 0, ""
+
+    def update(self, n: int = 1) -> None:
+        self._steps += n
+        if self._said:
+            sys.stderr.write(f"{self._what} {self._steps}/{self._total}: {self._said}\n")
+            sys.stderr.flush()
+        self._said = ""
+
+    def set_postfix_str(self, s: str = "") -> None:
+        self._said = s
+
+    def close(self) -> None: ...

@@ -11,7 +11,7 @@ from tyro.conf import Positional, Suppress, arg
 
 from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Plugins, given
-from sharpscope.cli.outcome import Outcome, finished, progress_bar
+from sharpscope.cli.outcome import Outcome, finished, progress_of_units
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
@@ -95,7 +95,7 @@ class Run(StudyCommand):
         config = self.complete()
         from sharpscope.study.run import run
 
-        return finished(run(config, self.folder(), progress=progress_bar()))
+        return finished(run(config, self.folder(), progress=progress_of_units()))
 
     def folder(self) -> str:
         """The run directory: as asked, else named after the study file or the first pair."""
@@ -128,7 +128,7 @@ class Demo:
         from sharpscope.study.demo import demo_config
         from sharpscope.study.run import run
 
-        return finished(run(demo_config(seed=self.seed), self.out, progress=progress_bar()))
+        return finished(run(demo_config(seed=self.seed), self.out, progress=progress_of_units()))
 
 
 @dataclass(frozen=True)

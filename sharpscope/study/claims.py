@@ -20,7 +20,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -40,12 +40,18 @@ then failed. A smaller value takes over sooner, and sooner computes twice what a
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that a claim names. ``since`` is the time of the claim by its own clock, as text."""
+    """The process that a claim names, alive or dead, as the claim file shows it at one instant.
+
+    ``since`` is the time of the claim by that process's clock, as text. ``renewed`` is the file's time in nanoseconds:
+    its last renewal, by a clock that may be the file server's or that of the holder's host.
+    """
 
     host: str
     pid: int
     start: str | None
     since: str
+    token: str = field(repr=False)
+    renewed: int = field(repr=False)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {shown(self.host, 60)}"
@@ -84,7 +90,7 @@ class Claims:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._clock = folder, clock
-        self._heard: dict[Path, tuple[object, float]] = {}
+        self._heard: dict[str, tuple[Holder, float]] = {}
         self.heart = _Heart()
 
     def take(self, key: str) -> Claim | None:
@@ -108,30 +114,27 @@ class Claims:
 
     def holder(self, key: str) -> Holder | None:
         """The process that holds a live claim on ``key``, or None."""
-        if (read := self.read(key)) is None:
+        holder = self.read(key)
+        if holder is None or (holder.is_here and start_of(holder.pid) != holder.start):
             return None
-        holder, beat = read
-        if holder.is_here:
-            return holder if start_of(holder.pid) == holder.start else None
-        return None if self._silent(self._path(key), beat) else holder
+        return holder if holder.is_here or not self._silent(key, holder) else None
 
-    def read(self, key: str) -> tuple[Holder, object] | None:
-        """(the process that a claim on ``key`` names, dead or alive; a value that every renewal changes), or None."""
+    def read(self, key: str) -> Holder | None:
+        """The process that the claim on ``key`` names, alive or dead, or None where there is no claim."""
         try:
             with self._path(key).open("rb") as file:  # opening makes a network file system ask its server again
-                text, changed = file.read(), os.fstat(file.fileno()).st_mtime_ns
-            claim = json.loads(text)
-            holder = Holder(str(claim["host"]), int(claim["pid"]), claim["start"], str(claim.get("since", "")))
-        except (OSError, ValueError, KeyError, TypeError):
+                claim, renewed = json.loads(file.read()), os.fstat(file.fileno()).st_mtime_ns
+            since, token = str(claim.get("since", "")), str(claim.get("token", ""))
+            return Holder(str(claim["host"]), int(claim["pid"]), claim["start"], since, token, renewed)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # no claim, or an incomplete one of a dead process: live ones write under the lock
-        return holder, (text, changed)
 
-    def _silent(self, path: Path, beat: object) -> bool:
-        """Whether this observer has known ``beat`` for so long that its holder must be dead."""
+    def _silent(self, key: str, holder: Holder) -> bool:
+        """Whether this observer has seen the claim of ``holder`` unchanged for so long that ``holder`` must be dead."""
         now = self._clock()
-        known, since = self._heard.get(path, (None, now))
-        if known != beat:
-            self._heard[path] = beat, now
+        known, since = self._heard.get(key, (None, now))
+        if known != holder:
+            self._heard[key] = holder, now
             return False
         return now - since > SILENCE_SECONDS
 

@@ -9,6 +9,7 @@ import torch
 
 from sharpscope.clip.accuracy import correct
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.progress import duration
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.fisher import FEW_CLASSES
@@ -80,8 +81,8 @@ def plan(config: StudyConfig) -> str:
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
         f"{context.device}",
-        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} per pair" for kind, s in seconds.items()),
-        f"estimated time: {_duration(total)} with {config.jobs} job(s) (products per layer: {_PRODUCTS['trace']} for "
+        *(f"  {kind:<14}{units[kind]:>5} units  {duration(s):>9} per pair" for kind, s in seconds.items()),
+        f"estimated time: {duration(total)} with {config.jobs} job(s) (products per layer: {_PRODUCTS['trace']} for "
         f"traces, {_PRODUCTS['eigenvalues']} for eigenvalues, at most {config.max_matvecs})",
         f"one Hessian-vector product: {costs['hvp']:.3g} s for the whole model, {costs['sweep']:.3g} s for all layers "
         "one by one",
@@ -150,10 +151,3 @@ def _costs(context: Context) -> tuple[dict[str, float], MemoryPlan]:
         "eigenvectors": vectors,
     }  # fmt: skip
     return costs, layout
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -12,8 +12,6 @@ to the process:
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
 import json
 import os
 import zipfile
@@ -23,12 +21,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from sharpscope.atomic import is_stale, set_aside, write_atomic, write_once, writing
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
 from sharpscope.study.claims import Claim, Claims, Holder
+from sharpscope.study.log import Log, through_json
 from sharpscope.study.unitfile import Unit, decode, encode, file_name
 
 __all__ = ["RunDirectory"]
@@ -62,7 +59,7 @@ class RunDirectory:
                 something else, or the disk refuses.
         """
         root = Path(root)
-        identity, manifest = _through_json(identity), _through_json(manifest)
+        identity, manifest = through_json(identity), through_json(manifest)
         if root.exists() and not root.is_dir():
             raise RunDirectoryError(f"{shown(root)}: is a file, not a run directory. Choose another --out.")
         with writing(root):
@@ -82,6 +79,7 @@ class RunDirectory:
             for folder in ("units", "claims"):
                 (root / folder).mkdir(exist_ok=True)
             run._clean()
+        _ = run.history  # failures count from here on
         return run
 
     @classmethod
@@ -98,6 +96,15 @@ class RunDirectory:
 
     def load(self, key: str) -> Unit | None:
         """The finished unit ``key``, or None when it is missing or its file is damaged (and then renamed ``.bad``)."""
+        try:
+            return self.peek(key)
+        except ValueError as error:
+            aside = set_aside(self._unit_path(key))
+            self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
+            return None
+
+    def peek(self, key: str) -> Unit | None:
+        """The finished unit ``key``, or None when it is missing. Nothing is written; a damaged file is a ValueError."""
         path = self._unit_path(key)
         try:
             data = path.read_bytes()
@@ -108,9 +115,11 @@ class RunDirectory:
         try:
             return decode(key, data)
         except (ValueError, KeyError, TypeError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
-            aside = set_aside(path)
-            self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
-            return None
+            raise ValueError(shown(error)) from error
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of the unit ``key``, whole or damaged."""
+        return self._unit_path(key).exists()
 
     def save(self, key: str, unit: Unit) -> None:
         """Write the unit ``key`` atomically; saving it again replaces it. Raises RunDirectoryError."""
@@ -119,13 +128,14 @@ class RunDirectory:
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim | None:
-        """The right to work on ``key``, or None when another live process has it or the unit is finished.
+        """The right to work on ``key``, or None when another live process has it, or the unit is done or has failed.
 
-        Use it as ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over; ``study.claims``
-        says which are dead.
+        A failure counts if it happened after this process opened the directory: it would fail here as well. Use it as
+        ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over; ``study.claims`` says which
+        are dead.
         """
         claim = self.claims.take(key)
-        if claim is not None and self._unit_path(key).exists():  # its last holder finished it in the meantime
+        if claim is not None and (self.has(key) or key in self.history.failures()):  # its last holder was here before
             claim.release()
             return None
         return claim
@@ -154,16 +164,12 @@ class RunDirectory:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to ``log.jsonl`` (time, process, event, fields) with a single write."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(_through_json({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
-        path = self.root / "log.jsonl"
-        with writing(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                if os.write(handle, line.encode()) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(handle)
+        self.history.add(event, **fields)
+
+    @cached_property
+    def history(self) -> Log:
+        """The log of this run."""
+        return Log(self.root / "log.jsonl")
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
@@ -209,19 +215,6 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         if isinstance(part, dict) and isinstance(part.get("config"), dict):
             part["config"] = current_keys(part["config"])
     return manifest
-
-
-def _through_json(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` after a round trip through JSON (lists for tuples, Python numbers), so that a restart compares equal."""
-
-    def default(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        raise TypeError(f"{type(value).__name__} cannot be written into a manifest or log")
-
-    return json.loads(json.dumps(data, default=default))
 
 
 def _difference(there: Any, here: Any) -> str:

@@ -190,5 +190,9 @@ class Task:
     variant: Variant | None = None
 
     @property
+    def kind(self) -> str:
+        return self.key.split("/")[0]
+
+    @property
     def pair(self) -> str:
         return self.key.split("/")[1]

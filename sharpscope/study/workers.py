@@ -101,19 +101,21 @@ class Crew:
         for task, result, seconds in self._results(directory, waiting, bar):
             if isinstance(result, str):
                 failed[task.key] = result
-                directory.log("failed", key=task.key, reason=result)
+                if seconds is not None:
+                    directory.log("failed", key=task.key, reason=result)
             else:
                 units[task.key] = result
                 if seconds is not None:
                     directory.save(task.key, result)
                     engine = {"engine": result.rows["engine"]} if result.rows.get("engine") else {}
                     directory.log("unit", key=task.key, seconds=round(seconds, 3), **engine)
+            bar.set_postfix_str(_told(task, result, seconds))
             bar.update()
         return units, failed
 
     def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
         """Claim and compute tasks and yield their results; tasks that another live process has claimed are waited for
-        and read from the directory (their seconds are None)."""
+        and read from the directory, as are its failures (their seconds are None)."""
         running: dict[Future[tuple[Unit | str, float]], tuple[Task, Claim]] = {}
         elsewhere: deque[Task] = deque()
 
@@ -156,6 +158,8 @@ class Crew:
                     unit = directory.load(task.key)
                     if unit is not None:
                         yield task, unit, None
+                    elif (reason := directory.history.failures().get(task.key)) is not None:
+                        yield task, reason, None
                     elif directory.holder(task.key) is None:
                         waiting.append(task)
                     else:
@@ -167,6 +171,12 @@ class Crew:
     def _here(self, task: Task, bar: Bar) -> tuple[Unit | str, float]:
         with _threads(threads_of(self.config)):
             return _guarded(lambda: compute(self._contexts[task.pair], task.key, task.variant, bar.set_postfix_str))
+
+
+def _told(task: Task, result: Unit | str, seconds: float | None) -> str:
+    """What progress says of a task that has just come to its end."""
+    said = f"{task.key}, by another process" if seconds is None else f"{task.key}, {seconds:.1f} s"
+    return f"{said}, failed: {shown(result)}" if isinstance(result, str) else said
 
 
 def check_main_guard() -> None:
