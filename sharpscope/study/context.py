@@ -23,6 +23,7 @@ from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.ranks import ranks
 from sharpscope.scores import FRAME_METRICS
 from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
@@ -243,7 +244,7 @@ class Context:
     @property
     def settings(self) -> MeasureSettings:
         c = self.config
-        available = psutil.virtual_memory().available
+        available = psutil.virtual_memory().available // ranks().local_world
         if self.device.type == "cuda":
             available = torch.cuda.mem_get_info(self.device)[0]
         memory = c.memory * 2**30 if c.memory is not None else available / 2 / c.jobs

@@ -27,10 +27,11 @@ from sharpscope.study.finished import finished_results
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
-from sharpscope.tables.files import csv_bytes, parquet_bytes
+from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
+from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import DEFAULT_CRITERION, AlphaSide
 
-__all__ = ["Run", "report", "write_derived"]
+__all__ = ["Run", "read_derived", "report", "write_derived"]
 
 Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """A function of (work, shares) that returns ``work(*share)`` for every share, computed here or in several processes."""
@@ -169,11 +170,29 @@ def write_derived(
     page = build_report(tables, pngs, directory.manifest, _timing(directory), notices, side)
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
-    assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
-    failed = tuple(sorted(results.failed))
-    told, by = data_notes(directory.manifest), config.straggler_criterion
+    return _as_run(directory, results, tables, side)
+
+
+def read_derived(directory: RunDirectory, results: Results) -> Run:
+    """The run whose tables another process has just written from the same ``results``."""
+    tables = {name: read_csv(directory.root / "tables" / f"{name}.csv", name) for name in COLUMNS}
+    return _as_run(directory, results, tables, "finetuned")
+
+
+def _as_run(directory: RunDirectory, results: Results, tables: dict[str, pd.DataFrame], side: AlphaSide) -> Run:
+    config, manifest = results.config, directory.manifest
+    assumed = dict.fromkeys(x for pair in manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     return Run(
-        directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side, by, tuple(names)
+        directory.root,
+        tables,
+        failed_units=tuple(sorted(results.failed)),
+        caveat=config.caveat or "",
+        assumed=tuple(assumed),
+        notices=tuple(doubt.text for doubt in results.doubts()),
+        data_notes=data_notes(manifest),
+        side=side,
+        straggler_criterion=config.straggler_criterion,
+        order=tuple(p.name for p in config.pairs),
     )
 
 

@@ -31,8 +31,9 @@ from sharpscope.study.unitfile import Unit, decode, encode, file_name
 __all__ = ["RunDirectory"]
 
 _FORMAT: Final = "sharpscope-run/1"
-_MADE_BEFORE: Final = "checkpoints"
-"""The one folder that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures."""
+_MADE_BEFORE: Final = frozenset({"checkpoints", "slurm"})
+"""Folders that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures, and the
+files of its submission to a scheduler."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
 
 
@@ -191,7 +192,7 @@ class RunDirectory:
 
 
 def _refuse_strangers(root: Path) -> None:
-    names = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.name != _MADE_BEFORE)
+    names = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.name not in _MADE_BEFORE)
     if names:
         raise RunDirectoryError(
             f"{shown(root)}: holds {shown(names[0], 40)} but no manifest.json, so it is not a run directory. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -15,30 +14,16 @@ from pathlib import Path
 import pytest
 
 from sharpscope.cli.main import main
-from sharpscope.cli.outcome import progress_of_units
-from sharpscope.config.study import StudyConfig
 from sharpscope.study.claims import SILENCE_SECONDS
-from sharpscope.study.run import run
 from sharpscope.study.status import Status, status
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.unitfile import file_name
 from sharpscope.vocabulary import BASES
 
 
-@pytest.fixture(scope="module")
-def done(smallest: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """(run directory of the smallest study, what its run said of its progress)."""
-    root = tmp_path_factory.mktemp("status") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
-        patch.setattr(sys, "stderr", said := io.StringIO())
-        run(smallest, root, progress=progress_of_units())
-    return root, said.getvalue()
-
-
 @pytest.fixture
-def root(done: tuple[Path, str], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(done[0], tmp_path / "run"))
+def root(smallest_run: tuple[Path, str], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(smallest_run[0], tmp_path / "run"))
 
 
 def forget(root: Path, *keys: str) -> None:
@@ -58,8 +43,8 @@ LAYERS = [f"layers/success/{base}" for base in BASES]
 CURVATURE = "curvature/success/0.0..1.0"
 
 
-def test_without_a_terminal_each_finished_unit_is_one_line(done):
-    root, said = done
+def test_without_a_terminal_each_finished_unit_is_one_line(smallest_run):
+    root, said = smallest_run
     lines = said.splitlines()
     finished = [e["key"] for e in RunDirectory.existing(root).history.events() if e["event"] == "unit"]
     assert [line.partition(": ")[2].rpartition(",")[0] for line in lines] == finished
