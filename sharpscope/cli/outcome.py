@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sharpscope.study.report import Run as FinishedRun
-    from sharpscope.study.run import Unfinished
+    from sharpscope.study.shard import Unfinished
 
 __all__ = ["Outcome", "ended", "finished", "progress_bar", "progress_of_units", "shown_table"]
 
@@ -36,7 +36,7 @@ def shown_table(table: pd.DataFrame, csv: bool) -> Outcome:
 
 def ended(run: FinishedRun | Unfinished) -> Outcome:
     """What a study's process says at its end. Of several ranks only rank 0 tells of failed units, also by its code."""
-    from sharpscope.study.run import Unfinished
+    from sharpscope.study.shard import Unfinished
 
     if not ranks().leads:
         return Outcome("")

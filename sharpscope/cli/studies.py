@@ -110,8 +110,10 @@ class Run(StudyCommand):
         config = self.complete()
         if settings is not None:
             return submit(config, self.folder(), settings, self.plugin)
-        from sharpscope.study.run import run_shard
+        from sharpscope.study.run import run, run_shard
 
+        if self.shard is None:
+            return ended(run(config, self.folder(), progress=progress_of_units()))
         return ended(run_shard(config, self.folder(), shard, progress_of_units()))
 
     def folder(self) -> str:

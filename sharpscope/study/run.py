@@ -6,8 +6,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.config.study import StudyConfig
@@ -18,22 +16,12 @@ from sharpscope.study.log import failures_in
 from sharpscope.study.manifest import identity_of, manifest_of
 from sharpscope.study.report import Run, read_derived, write_derived
 from sharpscope.study.results import Results
-from sharpscope.study.shard import Shard
+from sharpscope.study.shard import Shard, Unfinished
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.workers import Crew
 
-__all__ = ["Unfinished", "run", "run_shard"]
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """A run of which one share is done and units of other shares are missing. ``chosen``: whether these are repairs."""
-
-    root: Path
-    shard: Shard
-    missing: int
-    chosen: bool
+__all__ = ["run", "run_shard"]
 
 
 def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress: MakeBar | None = None) -> Run:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sharpscope.errors import ConfigError, shown
 from sharpscope.study.tasks import Task
 
-__all__ = ["Shard"]
+__all__ = ["Shard", "Unfinished"]
 
 
 @dataclass(frozen=True)
@@ -39,3 +40,13 @@ class Shard:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run of which one share is done and units of other shares are missing. ``chosen``: whether these are repairs."""
+
+    root: Path
+    shard: Shard
+    missing: int
+    chosen: bool

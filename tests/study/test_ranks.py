@@ -23,8 +23,8 @@ from sharpscope.config.studyfile import dump
 from sharpscope.errors import ConfigError, SharpscopeError
 from sharpscope.study.launch import Launch
 from sharpscope.study.report import Run
-from sharpscope.study.run import Unfinished, run, run_shard
-from sharpscope.study.shard import Shard
+from sharpscope.study.run import run, run_shard
+from sharpscope.study.shard import Shard, Unfinished
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.vocabulary import BASES
@@ -196,7 +196,7 @@ def test_rank_0_speaks_and_another_one_only_of_what_is_wrong_with_it_alone(as_ra
         )
         slept.clear()
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out == ""
-    monkeypatch.setattr("sharpscope.study.run.run_shard", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("sharpscope.study.run.run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     argv = [
         "run",
         "--zeroshot",
