@@ -247,7 +247,10 @@ def _complain_late(text: str, code: int) -> int:
 
     What is wrong everywhere is said by rank 0, and torchrun then ends the other ranks while they wait here.
     """
-    time.sleep(_LATE_SECONDS)
+    try:
+        time.sleep(_LATE_SECONDS)
+    except KeyboardInterrupt:
+        return code
     return _complain(text, code, f"sharpscope: rank {ranks().rank}: error: ", every_rank=True)
 
 

@@ -195,6 +195,8 @@ def test_rank_0_speaks_and_another_one_only_of_what_is_wrong_with_it_alone(as_ra
             "inspect: every rank of torchrun would do all of it; ranks can share: demo, run." in capsys.readouterr().err
         )
         slept.clear()
+    monkeypatch.setattr(cli.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["inspect", "a"]) == 2 and capsys.readouterr().err == "", "the launch was ended before"
     assert cli.main(["--version"]) == 0 and capsys.readouterr().out == ""
     monkeypatch.setattr("sharpscope.study.run.run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     argv = [

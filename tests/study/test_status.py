@@ -14,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from sharpscope.cli.main import main
+from sharpscope.clip.progress import silent
 from sharpscope.study.claims import SILENCE_SECONDS
+from sharpscope.study.protocols.run import _done
 from sharpscope.study.status import Status, status
 from sharpscope.study.store import RunDirectory
+from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import file_name
 from sharpscope.vocabulary import BASES
 
@@ -148,8 +151,6 @@ def test_tables_that_are_older_than_a_unit_are_said_to_be_missing(root):
 
 
 def test_long_lists_are_cut(tmp_path):
-    from sharpscope.study.tasks import Task
-
     tasks = {Task(f"path/x/{n}"): "no" for n in range(50)}
     text = str(Status(tmp_path, (), failed=tasks))
     assert "and 30 more" in text and len(text.splitlines()) == 25
@@ -175,3 +176,9 @@ def test_a_failure_elsewhere_is_not_computed_again_here(tmp_path):
     assert RunDirectory.open(tmp_path / "x", {"seed": 0}, {}).claim("a") is not None
     RunDirectory.existing(tmp_path / "x").log("unit", key="a", seconds=1)
     assert directory.history.failures() == {}
+
+
+def test_a_protocol_takes_over_a_failure_too_and_does_not_wait_for_it(tmp_path):
+    directory = RunDirectory.open(tmp_path / "x", {"seed": 0}, {})
+    RunDirectory.existing(tmp_path / "x").log("failed", key="a", reason="NaN")
+    assert _done(None, directory, [Task("a")], silent()) == ({}, {"a": "NaN"})
