@@ -243,6 +243,8 @@ def launched(attack: Attack, longest: float, rng: random.Random) -> None:
             if (attack.root / "manifest.json").exists():
                 events = RunDirectory.existing(attack.root).history.events()
                 pids = [e["pid"] for e in events if e["event"] == "start"]
+        if launcher.poll() is not None:
+            raise DifferentError(f"torchrun ended with {launcher.returncode} before its ranks began")
         time.sleep(rng.uniform(0, longest))
         with contextlib.suppress(ProcessLookupError):
             os.kill(rng.choice(pids), signal.SIGKILL)
@@ -307,6 +309,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(derive(args.seed, "kills"))
+    print(f"benchmarks/kills.py {' '.join(f'--{name} {value}' for name, value in vars(args).items())}", flush=True)
     with tempfile.TemporaryDirectory(prefix="kills-") as name:
         study = Path(name) / "study.yaml"
         study.write_text(dump(STUDY))
