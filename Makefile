@@ -10,7 +10,7 @@ DATA = data
 BASE = 0
 EMOJI = analyses/emoji
 
-.PHONY: advice bases demo emoji figures finetuners nulls papers published study test verdicts lint clean
+.PHONY: advice bases demo emoji figures finetuners kills nulls papers published study test verdicts lint clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -65,6 +65,11 @@ nulls: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls.py
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_repair.py > benchmarks/results/nulls_repair.log
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/nulls_stragglers.py --layers 8 24 > benchmarks/results/nulls_stragglers.log
+
+# A tiny study that is killed, interrupted and refused by the disk some hundred times and ends with the same bytes each
+# time: about five minutes on two quiet cores. Writes benchmarks/results/kills.log.
+kills: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/kills.py > benchmarks/results/kills.log
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

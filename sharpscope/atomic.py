@@ -18,7 +18,6 @@ from typing import Final
 from sharpscope.errors import RunDirectoryError, shown
 
 __all__ = [
-    "FOREIGN_HOURS",
     "host_name",
     "is_stale",
     "set_aside",
@@ -29,9 +28,9 @@ __all__ = [
     "writing",
 ]
 
-FOREIGN_HOURS: Final = 24.0
-"""Hours for which a claim or a temporary file made on ANOTHER host is respected. This host cannot ask whether the
-process that made it still lives; a larger value waits longer for a host that has died."""
+_FOREIGN_HOURS: Final = 24.0
+"""Hours for which a temporary file made on ANOTHER host is left alone. This host cannot ask whether the process that
+made it still lives; a larger value keeps the leftovers of a dead host longer."""
 
 _TRY: Final = {
     errno.ENOSPC: "Free some space",
@@ -163,4 +162,4 @@ def is_stale(path: Path) -> bool:
         return False  # not ours
     if parts[0] == host_name():
         return start_of(int(parts[1])) is None
-    return time.time() - path.stat().st_mtime > FOREIGN_HOURS * 3600
+    return time.time() - path.stat().st_mtime > _FOREIGN_HOURS * 3600

@@ -36,7 +36,7 @@ from sharpscope.atomic import write_atomic
 from sharpscope.errors import NumericalError
 from sharpscope.layers import HEAD_WEIGHT, tower_of
 from sharpscope.study.designs import recipe_numbers
-from sharpscope.study.report import finished_results
+from sharpscope.study.finished import finished_results
 from sharpscope.weights.heads import head_metadata
 
 HERE: Final = Path(__file__).parent

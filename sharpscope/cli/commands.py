@@ -12,6 +12,7 @@ from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
 from sharpscope.cli.merging import Fisher, Merge
 from sharpscope.cli.protocol import Protocol
+from sharpscope.cli.status import Status
 from sharpscope.cli.studies import Demo, Plan, Report, Run
 from sharpscope.cli.sweep import Sweep
 from sharpscope.cli.tables import Table
@@ -38,5 +39,6 @@ COMMANDS: dict[str, Any] = {
     "robustness": Robustness,
     "table": Table,
     "report": Report,
+    "status": Status,
     "list": List,
 }

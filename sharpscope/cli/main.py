@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import textwrap
+import time
 import traceback
 import types
 import warnings
@@ -33,12 +34,16 @@ from sharpscope.config.plugins import load_plugin
 from sharpscope.config.spellings import current_arguments
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, SharpscopeError, did_you_mean, shown
+from sharpscope.ranks import ranks
 from sharpscope.vocabulary import __version__
 
 __all__ = ["main", "parse"]
 
 _ABOUT = "Layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version."
 _INTERRUPTED = 130
+_LATE_SECONDS = 10.0
+"""Seconds that a rank other than rank 0 waits before it says what went wrong. A smaller value repeats more often what
+rank 0 says."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,14 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments, hints = _in_current_words(arguments)
             for hint in hints:
                 _complain(hint, 0, "sharpscope: hint: ")
+            _check_ranks(arguments)
             outcome = parse(arguments)()
             _say(outcome.text)
     except KeyboardInterrupt:
         return _complain(_interruption(arguments), _INTERRUPTED, "sharpscope: ")
     except Exception as error:
         text, code = _described(error)
-        return _complain(text, code)
+        return _complain(text, code) if ranks().leads else _complain_late(text, code)
     return _complain(outcome.complaint, outcome.code, "sharpscope: error: " if outcome.code else "sharpscope: note: ")
+
+
+def _check_ranks(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a command that several ranks cannot share."""
+    able = [name for name, kind in COMMANDS.items() if getattr(kind, "shared_by_ranks", False)]
+    if ranks().several and arguments and arguments[0] in set(COMMANDS).difference(able):
+        raise ConfigError(
+            f"{arguments[0]}: every rank of torchrun would do all of it; ranks can share: {', '.join(able)}.\n"
+            "Remedy: start it without torchrun."
+        )
 
 
 def _described(error: Exception) -> tuple[str, int]:
@@ -214,7 +230,9 @@ def _unread(text: str, usage: str) -> str:
 
 
 def _say(text: str) -> None:
-    """Print on stdout. A reader that has closed the pipe (``| head``) is no error."""
+    """Print on stdout, if this is rank 0. A reader that has closed the pipe (``| head``) is no error."""
+    if not ranks().leads:
+        return
     try:
         print(text, flush=True)
     except OSError as error:
@@ -224,9 +242,23 @@ def _say(text: str) -> None:
             raise
 
 
-def _complain(text: str, code: int, label: str = "sharpscope: error: ") -> int:
-    """Print ``text``, at most three lines of it, on stderr; returns ``code``."""
+def _complain_late(text: str, code: int) -> int:
+    """Print what went wrong in a rank other than rank 0; returns ``code``.
+
+    What is wrong everywhere is said by rank 0, and torchrun then ends the other ranks while they wait here.
+    """
+    try:
+        time.sleep(_LATE_SECONDS)
+    except KeyboardInterrupt:
+        return code
+    return _complain(text, code, f"sharpscope: rank {ranks().rank}: error: ", every_rank=True)
+
+
+def _complain(text: str, code: int, label: str = "sharpscope: error: ", *, every_rank: bool = False) -> int:
+    """Print ``text``, at most three lines of it, on stderr; returns ``code``. Only rank 0 prints, unless all are to."""
     with contextlib.suppress(OSError):
+        if not (every_rank or ranks().leads):
+            return code
         if _debugging() and sys.exc_info()[0] is not None:
             traceback.print_exc()
         if text:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpscope.errors import shown
+from sharpscope.ranks import ranks
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sharpscope.study.report import Run as FinishedRun
+    from sharpscope.study.shard import Unfinished
 
-__all__ = ["Outcome", "finished", "progress_bar", "shown_table"]
+__all__ = ["Outcome", "ended", "finished", "progress_bar", "progress_of_units", "shown_table"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,19 @@ class Outcome:
 
 def shown_table(table: pd.DataFrame, csv: bool) -> Outcome:
     return Outcome(table.to_csv(index=False).rstrip("\n") if csv else table.to_string(index=False))
+
+
+def ended(run: FinishedRun | Unfinished) -> Outcome:
+    """What a study's process says at its end. Of several ranks only rank 0 tells of failed units, also by its code."""
+    from sharpscope.study.shard import Unfinished
+
+    if not ranks().leads:
+        return Outcome("")
+    if not isinstance(run, Unfinished):
+        return finished(run)
+    what = "repairs" if run.chosen else "units"
+    then = "" if run.chosen else " When they are there, the same array once more computes the repairs."
+    return Outcome(f"shard {run.shard} is done; {run.missing} {what} of other shards are not there yet.{then}")
 
 
 def finished(run: FinishedRun) -> Outcome:
@@ -47,3 +62,28 @@ def progress_bar() -> Callable[..., Any]:
     from tqdm import tqdm
 
     return functools.partial(tqdm, file=sys.stderr, disable=None, dynamic_ncols=True, leave=False)
+
+
+def progress_of_units() -> Callable[..., Any]:
+    """``progress_bar`` on a terminal, elsewhere (a log file, a scheduler) a line on stderr for each finished unit."""
+    return progress_bar() if sys.stderr.isatty() else _Lines
+
+
+class _Lines:
+    """A bar of which each step that has something to say is one line of text."""
+
+    def __init__(self, total: int, desc: str) -> None:
+        self._total, self._what = total, desc
+        self._steps, self._said = 0, ""
+
+    def update(self, n: int = 1) -> None:
+        self._steps += n
+        if self._said:
+            sys.stderr.write(f"{self._what} {self._steps}/{self._total}: {self._said}\n")
+            sys.stderr.flush()
+        self._said = ""
+
+    def set_postfix_str(self, s: str = "") -> None:
+        self._said = s
+
+    def close(self) -> None: ...

@@ -11,7 +11,8 @@ from tyro.conf import Positional, Suppress, arg
 
 from sharpscope.cli.inputs import check_inputs
 from sharpscope.cli.options import Plugins, given
-from sharpscope.cli.outcome import Outcome, finished, progress_bar
+from sharpscope.cli.outcome import Outcome, ended, finished, progress_of_units
+from sharpscope.cli.slurm import Settings, submit
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
@@ -89,13 +90,31 @@ class StudyCommand(StudyConfig, Plugins, _Files):
 class Run(StudyCommand):
     """Analyse pairs of checkpoints: path, sharpness, stragglers, repair, correlation, report."""
 
+    shard: str | None = None
+    """Compute only this share of the units, e.g. 2/4 in the second task of a scheduler's array of four. The repairs are
+    chosen when everything else is there: submit the same array once more. The last one to finish writes the report."""
+    slurm: tuple[str, ...] = ()
+    """Submit the run as jobs of Slurm in place of running it: ``partition=gpu gpus=4 time=120`` are four jobs that
+    share it, with a GPU each and 120 minutes at most. Also jobs=N (without GPU), cpus, memory (GiB), account, qos,
+    constraint; cluster=local starts them here. Needs sharpscope[slurm]."""
     keeps_state: ClassVar[bool] = True
+    shared_by_ranks: ClassVar[bool] = True
 
     def __call__(self) -> Outcome:
-        config = self.complete()
-        from sharpscope.study.run import run
+        from sharpscope.study.shard import Shard
 
-        return finished(run(config, self.folder(), progress=progress_bar()))
+        shard = Shard.read(self.shard)
+        settings = Settings.read(self.slurm) if self.slurm else None
+        if settings is not None and self.shard is not None:
+            raise ConfigError("--shard, --slurm: the jobs of --slurm share the units by themselves; leave --shard out.")
+        config = self.complete()
+        if settings is not None:
+            return submit(config, self.folder(), settings, self.plugin)
+        from sharpscope.study.run import run, run_shard
+
+        if self.shard is None:
+            return ended(run(config, self.folder(), progress=progress_of_units()))
+        return ended(run_shard(config, self.folder(), shard, progress_of_units()))
 
     def folder(self) -> str:
         """The run directory: as asked, else named after the study file or the first pair."""
@@ -123,12 +142,13 @@ class Demo:
     seed: int = 0
     """Seed of everything random."""
     keeps_state: ClassVar[bool] = True
+    shared_by_ranks: ClassVar[bool] = True
 
     def __call__(self) -> Outcome:
         from sharpscope.study.demo import demo_config
         from sharpscope.study.run import run
 
-        return finished(run(demo_config(seed=self.seed), self.out, progress=progress_bar()))
+        return ended(run(demo_config(seed=self.seed), self.out, progress=progress_of_units()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.options import Plugins
-from sharpscope.cli.outcome import Outcome, finished, progress_bar
+from sharpscope.cli.outcome import Outcome, finished, progress_of_units
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.sweep import load_sweep
 from sharpscope.errors import shown
@@ -37,7 +37,7 @@ class Sweep(Plugins):
         check_no_idle(planned)
         from sharpscope.study.sweep import run_sweep
 
-        done = run_sweep(sweep, self.out or f"runs/{Path(self.file).stem}", progress=progress_bar())
+        done = run_sweep(sweep, self.out or f"runs/{Path(self.file).stem}", progress=progress_of_units())
         said = finished(done.run)
         if not done.diverged:
             return said

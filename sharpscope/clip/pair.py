@@ -21,6 +21,7 @@ from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
 from sharpscope.miniworld import world as miniworld
+from sharpscope.ranks import ranks
 from sharpscope.vocabulary import ClassPosition, Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.choices import Fishers, chosen_path
@@ -451,7 +452,8 @@ def _summary(pair: LoadedPair) -> dict[str, Any]:
 def pick_device(device: str) -> torch.device:
     """The device called cpu or cuda; auto is CUDA where it is available, else the CPU.
 
-    Raises ConfigError for another word, and for cuda where torch finds no GPU.
+    Of several ranks on one host each has a GPU of its own, which becomes its current one; ranks beyond the number of
+    GPUs begin again at the first. Raises ConfigError for another word, and for cuda where torch finds no GPU.
     """
     if device not in get_args(Device):
         known = get_args(Device)
@@ -461,4 +463,10 @@ def pick_device(device: str) -> torch.device:
             "device: cuda was asked for, and torch finds no CUDA GPU on this machine.\n"
             "Remedy: --device cpu or auto; where there is a GPU, its driver and a torch that is built for CUDA."
         )
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if not ranks().several:
+        return torch.device("cuda")
+    own = torch.device("cuda", ranks().local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Bar", "MakeBar", "silent"]
+__all__ = ["Bar", "MakeBar", "duration", "silent"]
 
 
 class Bar(Protocol):
@@ -29,3 +29,15 @@ class _Silent:
 def silent(**_: object) -> Bar:
     """A bar that shows nothing: the default wherever a caller may pass a ``MakeBar``."""
     return _Silent()
+
+
+def duration(seconds: float) -> str:
+    """``seconds`` in the largest unit of which they are one at least.
+
+    >>> duration(5400)
+    '1.5 h'
+    """
+    for unit, size in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -315,8 +315,9 @@ class StudyConfig:
     """Add the across-pair table that comes with the embedded world to the correlations (marked ``shipped``)."""
 
     threads: int = 0
-    """CPU threads of each worker process; 0 means cores / jobs. The number is part of the config because sums in
-    another order differ in the last bit."""
+    """CPU threads of each worker process; 0 means the cores that this process may use (affinity, cgroup quota) divided
+    by jobs, and OMP_NUM_THREADS at most. The number is part of the config because sums in another order differ in the
+    last bit."""
     jobs: int = 1
     """Number of worker processes."""
     memory: float | None = None

@@ -33,8 +33,8 @@ from sharpscope.scores import PathAnswers
 from sharpscope.study.across import references_of
 from sharpscope.study.context import Context, check_test_sets
 from sharpscope.study.designs import design_of
+from sharpscope.study.finished import finished_results
 from sharpscope.study.known import shipped_references, tuning_of
-from sharpscope.study.report import finished_results
 from sharpscope.study.results import unless_doubted
 from sharpscope.study.tasks import roles
 from sharpscope.tables.files import csv_bytes

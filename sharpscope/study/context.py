@@ -23,6 +23,7 @@ from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
+from sharpscope.ranks import ranks
 from sharpscope.scores import FRAME_METRICS
 from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
@@ -280,7 +281,8 @@ class Context:
     @cached_property
     def free_memory(self) -> int:
         """A job's share of the bytes that are free where this study computes; looked at once, when first asked for."""
-        return free_bytes(self.device) // self.config.jobs
+        beside = ranks().local_world if self.device.type == "cpu" else 1
+        return free_bytes(self.device) // (self.config.jobs * beside)
 
     @cached_property
     def budget(self) -> Budget:

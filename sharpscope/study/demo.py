@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.cores import cores
 from sharpscope.miniworld import world as miniworld
 
 __all__ = ["DEMO_CAVEAT", "demo_config", "mini_ood"]
@@ -48,7 +47,7 @@ def demo_config(seed: int = 0) -> StudyConfig:
         bootstrap=500,
         shipped_pairs=True,
         threads=1,
-        jobs=min(2, os.cpu_count() or 1),
+        jobs=min(2, cores()),
         title="sharpscope on the embedded world",
         question=(
             "Two fine-tuned models with the same ID accuracy: can sharpness on ID data tell which of them "

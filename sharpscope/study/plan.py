@@ -15,6 +15,7 @@ import torch
 from sharpscope.clip.answering import correct
 from sharpscope.clip.devices import settle
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.progress import duration
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.fisher import FEW_CLASSES
@@ -89,8 +90,8 @@ def plan(config: StudyConfig) -> str:
         f"{len(contexts)} pair(s) of {context.pair.model.name}: {layers} layers ({config.granularity}), {alphas} "
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
         f"{context.device}",
-        *(f"  {kind:<14}{units[kind]:>5} units  {_duration(s):>9} per pair" for kind, s in seconds.items()),
-        f"estimated time: {_duration(total)} with {config.jobs} job(s) (products per layer: {_PRODUCTS['trace']} for "
+        *(f"  {kind:<14}{units[kind]:>5} units  {duration(s):>9} per pair" for kind, s in seconds.items()),
+        f"estimated time: {duration(total)} with {config.jobs} job(s) (products per layer: {_PRODUCTS['trace']} for "
         f"traces, {_PRODUCTS['eigenvalues']} for eigenvalues, at most {config.max_matvecs})",
         f"one Hessian-vector product: {costs['hvp']:.3g} s for the whole model, {costs['sweep']:.3g} s for all layers "
         "one by one",
@@ -195,10 +196,3 @@ def _clock(context: Context) -> Iterator[_Clock]:
     yield clock
     settle(context.device)
     clock.seconds = time.perf_counter() - start
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import io
-import json
 import os
 import resource
 import sys
@@ -17,23 +15,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sharpscope.config.plugins import recall_words
-from sharpscope.config.study import StudyConfig
-from sharpscope.errors import RunDirectoryError, did_you_mean, shown
+from sharpscope.errors import did_you_mean
 from sharpscope.exchange import written
-from sharpscope.layers import Layer
 from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
 from sharpscope.present.style import figure_bytes
 from sharpscope.present.summary import summary_lines
 from sharpscope.present.view import data_notes
+from sharpscope.study.finished import finished_results
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
-from sharpscope.tables.files import csv_bytes, parquet_bytes
-from sharpscope.vocabulary import DEFAULT_CRITERION, AlphaSide, __version__
+from sharpscope.study.tasks import Task
+from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
+from sharpscope.tables.schema import COLUMNS
+from sharpscope.vocabulary import DEFAULT_CRITERION, AlphaSide
 
-__all__ = ["Run", "finished_results", "report", "write_derived"]
+__all__ = ["Run", "read_derived", "report", "write_derived"]
 
 Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 """A function of (work, shares) that returns ``work(*share)`` for every share, computed here or in several processes."""
@@ -133,34 +131,6 @@ def report(root: str | os.PathLike[str], results: str | None = None, *, alpha_on
     return finished
 
 
-def finished_results(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
-    """The run directory and the units that are finished in it; see ``report``, whose errors it raises."""
-    directory = RunDirectory.existing(root)
-    if protocol := directory.manifest.get("protocol"):
-        raise RunDirectoryError(
-            f"{shown(root)}: is the directory of a protocol, which has no report.\n"
-            f"Remedy: the same 'sharpscope protocol {shown(protocol, 40)}' command again writes its tables."
-        )
-    recall_words(directory.manifest)
-    config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
-    if directory.identity["sharpscope"] != __version__:
-        raise RunDirectoryError(
-            f"{shown(root)}: was made by sharpscope {directory.identity['sharpscope']}, but this is {__version__}.\n"
-            "Remedy: run the study again in a new folder."
-        )
-    layers = {
-        name: tuple(Layer(**{**x, "params": tuple(x["params"])}) for x in stored)
-        for name, stored in directory.manifest["layers"].items()
-    }
-    done = Results(config, layers, directory.manifest.get("pairs"))
-    for tasks in (done.first_tasks, done.repair_tasks):
-        found = {t.key: directory.load(t.key) for t in tasks()}
-        done.take(
-            {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
-        )
-    return directory, done
-
-
 # ---------------------------------------------------------------------- derived files
 def _in_turn(work: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> list[Any]:
     return [work(*share) for share in shares]
@@ -200,24 +170,40 @@ def write_derived(
     page = build_report(tables, pngs, directory.manifest, _timing(directory), notices, side)
     directory.write("report.html", page.encode())
     directory.log("report", failed=len(results.failed), peak_memory=_peak_memory())
-    assumed = dict.fromkeys(x for pair in directory.manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
-    failed = tuple(sorted(results.failed))
-    told, by = data_notes(directory.manifest), config.straggler_criterion
+    return _as_run(directory, results, tables, side)
+
+
+def read_derived(directory: RunDirectory, results: Results) -> Run:
+    """The run whose tables another process has just written from the same ``results``."""
+    tables = {name: read_csv(directory.root / "tables" / f"{name}.csv", name) for name in COLUMNS}
+    return _as_run(directory, results, tables, "finetuned")
+
+
+def _as_run(directory: RunDirectory, results: Results, tables: dict[str, pd.DataFrame], side: AlphaSide) -> Run:
+    config, manifest = results.config, directory.manifest
+    assumed = dict.fromkeys(x for pair in manifest.get("pairs", {}).values() for x in pair.get("assumed", ()))
     return Run(
-        directory.root, tables, failed, config.caveat or "", tuple(assumed), notices, told, side, by, tuple(names)
+        directory.root,
+        tables,
+        failed_units=tuple(sorted(results.failed)),
+        caveat=config.caveat or "",
+        assumed=tuple(assumed),
+        notices=tuple(doubt.text for doubt in results.doubts()),
+        data_notes=data_notes(manifest),
+        side=side,
+        straggler_criterion=config.straggler_criterion,
+        order=tuple(p.name for p in config.pairs),
     )
 
 
 def _timing(directory: RunDirectory) -> dict[str, dict[str, float]]:
     """Units and seconds of each kind of work, from the log."""
     timing: dict[str, dict[str, float]] = {}
-    for line in (directory.root / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line cut off by a kill
-            event = json.loads(line)
-            if event["event"] == "unit":
-                row = timing.setdefault(event["key"].split("/")[0], {"units": 0, "seconds": 0.0})
-                row["units"] += 1
-                row["seconds"] = round(row["seconds"] + event["seconds"], 3)
+    for event in directory.history.events():
+        if event["event"] == "unit":
+            row = timing.setdefault(Task(event["key"]).kind, {"units": 0, "seconds": 0.0})
+            row["units"] += 1
+            row["seconds"] = round(row["seconds"] + event["seconds"], 3)
     return timing
 
 

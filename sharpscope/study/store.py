@@ -1,75 +1,40 @@
 """The run directory: finished units of work, each in a file with its own checksum, and everything derived from them.
 
-Only this module writes into a run directory. Three rules keep the directory intact whatever happens to the process:
+Only this module and ``study.claims`` write into a run directory. Three rules keep the directory intact whatever happens
+to the process:
 
 * a file appears under its name complete or not at all (temporary file in the same folder, fsync, ``os.replace``);
 * a unit file contains the SHA-256 of its key and contents; a file that does not match is renamed to ``.bad``, and its
   unit then counts as missing;
-* claims only save work: two processes that compute the same unit write the same bytes to the same name.
+* claims (``study.claims``) only save work: two processes that compute the same unit write the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import errno
-import fcntl
 import json
 import os
-import secrets
-import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
-import numpy as np
-
-from sharpscope.atomic import (
-    FOREIGN_HOURS,
-    host_name,
-    is_stale,
-    set_aside,
-    start_of,
-    write_all,
-    write_atomic,
-    write_once,
-    writing,
-)
+from sharpscope.atomic import is_stale, set_aside, write_atomic, write_once, writing
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import RunDirectoryError, shown
+from sharpscope.study.claims import Claim, Claims, Holder
+from sharpscope.study.log import Log, through_json
 from sharpscope.study.unitfile import Unit, decode, encode, file_name
 
-__all__ = ["Claim", "RunDirectory"]
+__all__ = ["RunDirectory"]
 
 _FORMAT: Final = "sharpscope-run/1"
-_MADE_BEFORE: Final = "checkpoints"
-"""The one folder that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures."""
+_MADE_BEFORE: Final = frozenset({"checkpoints", "slurm"})
+"""Folders that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures, and the
+files of its submission to a scheduler."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
-
-
-@dataclass(frozen=True, eq=False)
-class Claim:
-    """The right of this process to work on ``key``: a context manager that releases it, also after an exception."""
-
-    key: str
-    _path: Path
-    _text: bytes
-    _directory: RunDirectory
-
-    def release(self) -> None:
-        """Remove the claim, unless another process has taken it over in the meantime."""
-        with contextlib.suppress(OSError), self._directory._locked():
-            if self._path.read_bytes() == self._text:
-                self._path.unlink()
-
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.release()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +60,7 @@ class RunDirectory:
                 something else, or the disk refuses.
         """
         root = Path(root)
-        identity, manifest = _through_json(identity), _through_json(manifest)
+        identity, manifest = through_json(identity), through_json(manifest)
         if root.exists() and not root.is_dir():
             raise RunDirectoryError(f"{shown(root)}: is a file, not a run directory. Choose another --out.")
         with writing(root):
@@ -115,6 +80,7 @@ class RunDirectory:
             for folder in ("units", "claims"):
                 (root / folder).mkdir(exist_ok=True)
             run._clean()
+        _ = run.history  # failures count from here on
         return run
 
     @classmethod
@@ -131,6 +97,15 @@ class RunDirectory:
 
     def load(self, key: str) -> Unit | None:
         """The finished unit ``key``, or None when it is missing or its file is damaged (and then renamed ``.bad``)."""
+        try:
+            return self.peek(key)
+        except ValueError as error:
+            aside = set_aside(self._unit_path(key))
+            self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
+            return None
+
+    def peek(self, key: str) -> Unit | None:
+        """The finished unit ``key``, or None when it is missing. Nothing is written; a damaged file is a ValueError."""
         path = self._unit_path(key)
         try:
             data = path.read_bytes()
@@ -141,9 +116,11 @@ class RunDirectory:
         try:
             return decode(key, data)
         except (ValueError, KeyError, TypeError, OSError, EOFError, RecursionError, zipfile.BadZipFile) as error:
-            aside = set_aside(path)
-            self.log("damaged_unit", key=key, kept_as=aside, reason=shown(error))
-            return None
+            raise ValueError(shown(error)) from error
+
+    def has(self, key: str) -> bool:
+        """Whether there is a file of the unit ``key``, whole or damaged."""
+        return self._unit_path(key).exists()
 
     def save(self, key: str, unit: Unit) -> None:
         """Write the unit ``key`` atomically; saving it again replaces it. Raises RunDirectoryError."""
@@ -152,40 +129,26 @@ class RunDirectory:
     # -- claims --------------------------------------------------------------------------------------------------------
 
     def claim(self, key: str) -> Claim | None:
-        """The right to work on ``key``, or None when another live process has it or the unit is finished.
+        """The right to work on ``key``, or None when another live process has it, or the unit is done or has failed.
 
-        Use it as ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over. On this host a
-        process is dead if no process has its id and start time; on another host it counts as dead after a day.
+        A failure counts if it happened after this process opened the directory: it would fail here as well. Use it as
+        ``with claim: run.save(claim.key, ...)``. The claim of a dead process is taken over; ``study.claims`` says which
+        are dead.
         """
-        path = self.root / "claims" / f"{file_name(key)}.claim"
-        text = json.dumps({"key": key, **_myself(), "token": secrets.token_hex(8)}).encode()
-        with writing(path), self._locked():
-            if path.exists():
-                if self.holder(key) is not None:
-                    return None
-                path.unlink()
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                write_all(handle, text)
-            finally:
-                os.close(handle)
-        claim = Claim(key, path, text, self)
-        if self._unit_path(key).exists():  # its last holder finished it in the meantime
+        claim = self.claims.take(key)
+        if claim is not None and (self.has(key) or key in self.history.failures()):  # its last holder was here before
             claim.release()
             return None
         return claim
 
-    def holder(self, key: str) -> str | None:
-        """The process that holds a live claim on ``key``, as ``"process 12 on host"``, or None."""
-        path = self.root / "claims" / f"{file_name(key)}.claim"
-        try:
-            age = time.time() - path.stat().st_mtime
-            claim = json.loads(path.read_bytes())
-            host, pid, start = str(claim["host"]), int(claim["pid"]), claim["start"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # no claim, or an incomplete one of a dead process: live ones write under the lock
-        alive = start_of(pid) == start if host == host_name() else age < FOREIGN_HOURS * 3600
-        return f"process {pid} on {shown(host, 60)}" if alive else None
+    def holder(self, key: str) -> Holder | None:
+        """The process that holds a live claim on ``key``, or None."""
+        return self.claims.holder(key)
+
+    @cached_property
+    def claims(self) -> Claims:
+        """The claims on the units of this run."""
+        return Claims(self.root / "claims")
 
     # -- derived files and the log -------------------------------------------------------------------------------------
 
@@ -202,35 +165,17 @@ class RunDirectory:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append one line to ``log.jsonl`` (time, process, event, fields) with a single write."""
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps(_through_json({"time": now, "pid": os.getpid(), "event": event, **fields})) + "\n"
-        path = self.root / "log.jsonl"
-        with writing(path):
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:
-                if os.write(handle, line.encode()) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            finally:
-                os.close(handle)
+        self.history.add(event, **fields)
+
+    @cached_property
+    def history(self) -> Log:
+        """The log of this run."""
+        return Log(self.root / "log.jsonl")
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _unit_path(self, key: str) -> Path:
         return self.root / "units" / f"{file_name(key)}.unit"
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock on claims, which the kernel releases when a process dies.
-
-        On a file system without locks two processes may claim the same unit, which costs time and changes no result.
-        """
-        handle = os.open(self.root / "claims" / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
 
     def _clean(self) -> None:
         """Remove the temporary files of dead processes and add the newline to an incomplete last line of the log."""
@@ -247,7 +192,7 @@ class RunDirectory:
 
 
 def _refuse_strangers(root: Path) -> None:
-    names = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.name != _MADE_BEFORE)
+    names = sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and p.name not in _MADE_BEFORE)
     if names:
         raise RunDirectoryError(
             f"{shown(root)}: holds {shown(names[0], 40)} but no manifest.json, so it is not a run directory. "
@@ -271,19 +216,6 @@ def _read_manifest(root: Path) -> dict[str, Any]:
         if isinstance(part, dict) and isinstance(part.get("config"), dict):
             part["config"] = current_keys(part["config"])
     return manifest
-
-
-def _through_json(data: dict[str, Any]) -> dict[str, Any]:
-    """``data`` after a round trip through JSON (lists for tuples, Python numbers), so that a restart compares equal."""
-
-    def default(value: Any) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        if isinstance(value, os.PathLike):
-            return os.fspath(value)
-        raise TypeError(f"{type(value).__name__} cannot be written into a manifest or log")
-
-    return json.loads(json.dumps(data, default=default))
 
 
 def _difference(there: Any, here: Any) -> str:
@@ -311,7 +243,3 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 def _brief(leaves: dict[str, str], name: str) -> str:
     return shown(leaves[name], 50) if name in leaves else "not set"
-
-
-def _myself() -> dict[str, Any]:
-    return {"host": host_name(), "pid": os.getpid(), "start": start_of(os.getpid())}

@@ -200,7 +200,11 @@ class Task:
     @property
     def family(self) -> Family | None:
         """The family of the point that this unit evaluates; None for a unit that is none of a point's evaluation."""
-        return _FAMILIES.get(self.key.split("/")[0])
+        return _FAMILIES.get(self.kind)
+
+    @property
+    def kind(self) -> str:
+        return self.key.split("/")[0]
 
     @property
     def pair(self) -> str:

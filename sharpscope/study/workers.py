@@ -27,11 +27,14 @@ from sharpscope.clip.devices import release
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
+from sharpscope.cores import threads
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
+from sharpscope.ranks import ranks
+from sharpscope.study.claims import Claim
 from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context, Shelf
 from sharpscope.study.evaluating import points_at_once
-from sharpscope.study.store import Claim, RunDirectory
+from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Family, Task
 from sharpscope.study.unitfile import Unit
 
@@ -103,19 +106,21 @@ class Crew:
         for task, result, seconds in self._results(directory, waiting, bar):
             if isinstance(result, str):
                 failed[task.key] = result
-                directory.log("failed", key=task.key, reason=result)
+                if seconds is not None:
+                    directory.log("failed", key=task.key, reason=result)
             else:
                 units[task.key] = result
                 if seconds is not None:
                     directory.save(task.key, result)
                     engine = {"engine": result.rows["engine"]} if result.rows.get("engine") else {}
                     directory.log("unit", key=task.key, seconds=round(seconds, 3), **engine)
+            bar.set_postfix_str(_told(task, result, seconds))
             bar.update()
         return units, failed
 
     def _results(self, directory: RunDirectory, waiting: deque[Task], bar: Bar) -> Iterator[_Result]:
         """Claim and compute tasks and yield their results; tasks that another live process has claimed are waited for
-        and read from the directory (their seconds are None)."""
+        and read from the directory, as are its failures (their seconds are None)."""
         running: dict[Future[list[_Computed]], _Chunk] = {}
         elsewhere: deque[Task] = deque()
         sizes = self._chunk_sizes(waiting)
@@ -167,6 +172,8 @@ class Crew:
                     unit = directory.load(task.key)
                     if unit is not None:
                         yield task, unit, None
+                    elif (reason := directory.history.failures().get(task.key)) is not None:
+                        yield task, reason, None
                     elif directory.holder(task.key) is None:
                         waiting.append(task)
                     else:
@@ -178,10 +185,10 @@ class Crew:
     def _chunk_sizes(self, waiting: Iterable[Task]) -> dict[_Together, int]:
         """For points that can share a pass over the images: how many of them do.
 
-        As many as fit into memory, but few enough that every job has points to evaluate.
+        As many as fit into memory, but few enough that every job of every rank has points to evaluate.
         """
         counts = Counter(at for task in waiting if (at := _together(task)) is not None)
-        shares = -(-self.config.jobs // max(len(counts), 1))
+        shares = -(-self.config.jobs * ranks().world // max(len(counts), 1))
         return {
             (pair, family): min(points_at_once(self._contexts[pair], family), -(-n // shares))
             for (pair, family), n in counts.items()
@@ -222,6 +229,12 @@ class _Chunk:
         self.release()
 
 
+def _told(task: Task, result: Unit | str, seconds: float | None) -> str:
+    """What progress says of a task that has just come to its end."""
+    said = f"{task.key}, by another process" if seconds is None else f"{task.key}, {seconds:.1f} s"
+    return f"{said}, failed: {shown(result)}" if isinstance(result, str) else said
+
+
 def check_main_guard() -> None:
     """Raise ConfigError where a script calls this outside of ``if __name__ == "__main__":``.
 
@@ -252,8 +265,8 @@ def check_main_guard() -> None:
 
 
 def threads_of(config: StudyConfig) -> int:
-    """The number of CPU threads of each worker: as configured, otherwise the cores divided by the jobs."""
-    return config.threads or max((os.cpu_count() or 1) // config.jobs, 1)
+    """The number of CPU threads of each worker: as configured, otherwise its share of the cores (``cores.threads``)."""
+    return config.threads or threads(config.jobs)
 
 
 def _guarded(context: Context, tasks: Sequence[Task], progress: Callable[[str], None]) -> list[_Computed]:

@@ -164,7 +164,7 @@ def test_flags_and_functions_have_the_same_defaults(name):
 
 def test_a_command_of_which_no_work_is_compared_takes_a_whole_study():
     made_of_a_config = {"protocol", "sweep"}  # ProtocolConfig and SweepConfig, which have tests of their own
-    assert set(COMMANDS) - set(WORK) == {"run", "plan", "list"} | made_of_a_config
+    assert set(COMMANDS) - set(WORK) == {"run", "plan", "list", "status"} | made_of_a_config
     assert all(issubclass(COMMANDS[name], StudyConfig) for name in ("run", "plan"))
 
 
@@ -427,6 +427,7 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
         "merge": ["checkpoints"],
         "evaluate": ["checkpoints"],
         "report": ["run"],
+        "status": ["run"],
         "advise": ["run"],
         "correlate": ["runs"],
         "robustness": ["runs"],

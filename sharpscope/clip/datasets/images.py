@@ -24,6 +24,7 @@ from torch import Tensor
 from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.model import ClipModel
 from sharpscope.config.study import StudyConfig
+from sharpscope.cores import cores
 from sharpscope.errors import DatasetError, shown
 from sharpscope.seeds import derive
 
@@ -180,7 +181,7 @@ class Decoded:
         # PIL warns about odd metadata. A filter is used, because catch_warnings would also affect the code that runs
         # between two batches.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        pool = ThreadPoolExecutor(max_workers=_cores(), thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="decode")
         waiting: deque[list[tuple[int, Future[Tensor | None]]]] = deque()
         try:
             ahead, todo = 0, iter(batches)
@@ -266,8 +267,3 @@ def fits(count: int, model: ClipModel, most: int | None = None) -> bool:
     """
     limit = KEPT_BYTES if most is None else most
     return count * 3 * math.prod(model.image_size) + Decoded.kept_bytes() <= limit
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -92,8 +92,10 @@ def _done(
             unit = directory.load(trial.key)
             claim = directory.claim(trial.key) if unit is None else None
             if unit is None and claim is None:
-                elsewhere.append(trial)
-                continue
+                if trial.key not in (elsewhere_failed := directory.history.failures()):
+                    elsewhere.append(trial)
+                    continue
+                failed[trial.key] = elsewhere_failed[trial.key]
             if claim is not None:
                 with claim:
                     unit = _tried(config, directory, trial, failed)
