@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sharpscope.curvature import ggn
-from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
+from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.images import added
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import facts_of, solved, with_images
-from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
+from sharpscope.curvature.measures.solving import check, facts_of, solved, with_images
+from sharpscope.curvature.operator import Estimator, Objective
 from sharpscope.curvature.trace import TraceEstimate, per_example_steps
 from sharpscope.vocabulary import ALL
 
@@ -62,9 +61,8 @@ def controlled_traces(point: Point, table: MeasureTable) -> None:
         objective, theta, blocks, seed=point.seed("control"), rtol=CONTROL_SHARE * settings.rtol,
         max_probes=settings.max_matvecs,
     )  # fmt: skip
-    engine = HessianEngine(ggn.Residual(objective), theta, blocks, memory=settings.memory)
-    generator = torch.Generator().manual_seed(point.seed("symmetry"))
-    check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
+    engine = HessianEngine(ggn.Residual(objective), theta, blocks, memory=settings.memory, use="probes")
+    check(engine, point)
     tasks: dict[str, Estimator[TraceEstimate]] = {
         f"trace {layer}": per_example_steps(
             engine.blocks[layer].size, seed=point.seed("trace", layer), dtype=engine.dtype, device=engine.device,

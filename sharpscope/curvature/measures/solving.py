@@ -1,4 +1,4 @@
-"""Runs estimators on an engine's blocks, and describes how the engine laid out its graphs in memory."""
+"""Runs estimators on an engine's blocks, checks its products, and describes how it laid out its graphs in memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from typing import Any
 
 import torch
 
+from sharpscope.curvature.arithmetic import ASYMMETRY
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.images import batch_sizes, by_batch
-from sharpscope.curvature.operator import Estimator, Probes, solve, solve_together
+from sharpscope.curvature.measures.rows import Point
+from sharpscope.curvature.operator import Estimator, Probes, check_symmetric, solve, solve_together
 from sharpscope.curvature.trace import FIRST, TraceEstimate
+from sharpscope.vocabulary import ALL
 
-__all__ = ["facts_of", "solved", "with_images"]
+__all__ = ["check", "facts_of", "solved", "with_images"]
+
+
+def check(engine: HessianEngine, point: Point) -> None:
+    """Raise NumericalError unless products with the whole Hessian are symmetric; nothing to do where none is taken."""
+    if engine.twice:
+        generator = torch.Generator().manual_seed(point.seed("symmetry"))
+        check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[point.settings.precision])
 
 
 def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, Any]:
