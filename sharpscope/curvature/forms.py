@@ -12,6 +12,7 @@ from sharpscope.curvature.graphs import GradientGraph
 from sharpscope.curvature.operator import Objective, Probes, rademacher
 from sharpscope.curvature.per_example import stands_alone
 from sharpscope.curvature.tangents import stands_apart
+from sharpscope.errors import NumericalError
 
 __all__ = ["Forms"]
 
@@ -63,9 +64,18 @@ class Forms:
         if graph.tangents is not None and names and names <= self._apart.get(i, frozenset()):
             one = self._by_tangents
         else:
+            if probes.before_head:
+                raise NumericalError(f"{layer}: its curvature does not come apart at the embeddings.")
             one = self._by_products
             graph = graph if graph.twice else self._engine.graph(i, twice=True)
         return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+
+    def before_head(self, i: int, graph: GradientGraph) -> frozenset[str]:
+        """The parameters of batch i that ``Probes.before_head`` can be asked of."""
+        self.alone(i, graph)
+        return self._apart.get(i, frozenset()) & (
+            graph.tangents.before_head if graph.tangents is not None else frozenset()
+        )
 
     # ------------------------------------------------------------------ whose directions are whose
     def alone(self, i: int, graph: GradientGraph) -> frozenset[str]:
@@ -114,10 +124,9 @@ class Forms:
             slot: tap.tangent(signs, names.intersection(tap.names), probes.weighted)
             for slot, tap in graph.tangents.taps(names)
         }
-        if not seeds:
+        if not seeds or (probes.before_head and not graph.tangents.bends(seeds)):
             return torch.zeros(0, dtype=torch.float64, device=self._engine.device)
-        gauss_newton, rest = graph.tangents.forms(seeds)
-        return gauss_newton + rest
+        return graph.tangents.forms(seeds, before_head=probes.before_head).sum(0)
 
     def _by_products(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
         """Split into parts that add up to v'Hv, [parts].

@@ -248,6 +248,11 @@ class HessianEngine:
         """
         return self._forms.alone(i, self.graph(i))
 
+    def before_head(self) -> frozenset[str]:
+        """The parameters that ``Probes.before_head`` can be asked of."""
+        batches = range(len(self.objective.weights))
+        return frozenset.intersection(*(self._forms.before_head(i, self.graph(i)) for i in batches))
+
     def note(self, layer: str) -> str:
         """What a row of the layer's per-example trace has to say of its directions; empty where it is as usual."""
         crossed = self._forms.crossed.intersection(self.blocks[layer].names)

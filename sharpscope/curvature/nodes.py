@@ -1,9 +1,8 @@
 """How a tangent passes each operation of a forward pass, and what the operation's own curvature adds to v'Hv.
 
-``operation(call, moves)`` turns a recorded call into an ``Operation``; None where no rule covers the call. A linear
-operation maps the tangents x' of its inputs to that of its output. A ``Node`` also knows its second derivative: with
-the adjoint a, the gradient of the loss with respect to its output y, it adds <a, y''[x', x']> to v'Hv. The sums run
-over each example alone: a form has one entry per example, or several consecutive ones.
+A linear operation maps the tangents x' of its inputs to that of its output. A ``Node`` also knows its second
+derivative: with the adjoint a, the gradient of the loss with respect to its output y, it adds <a, y''[x', x']> to v'Hv.
+The sums run over each example alone: a form has one entry per example, or several consecutive ones.
 """
 
 from __future__ import annotations
@@ -13,13 +12,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.curvature import double_backward
 from sharpscope.curvature.per_example import tensors_in
-from sharpscope.curvature.tape import Call
 
-__all__ = ["CrossEntropy", "Node", "Operation", "operation"]
+__all__ = [
+    "Attention",
+    "CrossEntropy",
+    "Elementwise",
+    "Moves",
+    "Node",
+    "Norm",
+    "Operation",
+    "Product",
+    "Unit",
+    "moving",
+]
 
 Moves = Sequence[Tensor | None]
 """The tangents of the inputs that can move, in the order of the call's arguments; None for one that does not move."""
@@ -63,14 +70,15 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a.reshape(len(a), -1), b.reshape(len(b), -1))
 
 
-def _moving(moves: Moves) -> Tensor:
+def moving(moves: Moves) -> Tensor:
+    """The tangent of the only input that can move."""
     (x,) = moves
     assert x is not None
     return x
 
 
 # ------------------------------------------------------------------ nodes
-class _Elementwise(Node):
+class Elementwise(Node):
     """y = f(x): y' = f' x' and y'' = f'' x'^2."""
 
     def __init__(self, first: Tensor, second: Tensor) -> None:
@@ -80,11 +88,11 @@ class _Elementwise(Node):
         self.second = self.second * adjoint
 
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
-        x = _moving(moves)
+        x = moving(moves)
         return self.first * x, _dot(x * self.second, x)
 
 
-class _Norm(Node):
+class Norm(Node):
     """y = w xhat + b, xhat = r (x - mean), r = 1 / sqrt(var + eps), over the last dimension of size d.
 
     With s = mean(xhat x'), D = x' - mean(x') and m = mean(D^2):  y' = w r (D - s xhat)  and
@@ -101,7 +109,7 @@ class _Norm(Node):
         self.pulled = pulled.sub_(pulled.mean(-1, keepdim=True))
 
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
-        x = _moving(moves)
+        x = moving(moves)
         size, mean, r = x.shape[-1], x.mean(-1, keepdim=True), self.rstd[..., 0]
         s = torch.linalg.vecdot(self.xhat, x).div_(size)
         m = torch.linalg.vecdot(x, x).div_(size) - mean[..., 0].square()
@@ -110,7 +118,7 @@ class _Norm(Node):
         return out, form.flatten(1).sum(1) if form.ndim > 1 else form
 
 
-class _Attention(Node):
+class Attention(Node):
     """O = P v with P = softmax(S), S = scale q k' + mask.
 
     With S' = scale (q' k' + q k') and its mean m = rows(P S'):  O' = (P S') v - m O + P v'  and
@@ -148,7 +156,7 @@ class _Attention(Node):
         return out, form
 
 
-class _Product(Node):
+class Product(Node):
     """y = a b, elementwise: y' = a' b + a b' and y'' = 2 a' b'."""
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
@@ -166,7 +174,7 @@ class _Product(Node):
         return torch.addcmul(a * self.b, self.a, b), form
 
 
-class _Unit(Node):
+class Unit(Node):
     """y = x / |x| over the last dimension (x / eps where |x| < eps).
 
     With t = y.x':  y' = (x' - t y) / |x|  and  y'' = -(2 t y' + (|x'|^2 - t^2) y / |x|) / |x|.
@@ -181,7 +189,7 @@ class _Unit(Node):
         self.adjoint = adjoint
 
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
-        x = _moving(moves)
+        x = moving(moves)
         t = torch.linalg.vecdot(self.y, x).unsqueeze(-1) * self.bent
         out = (x - t * self.y) / self.length
         square = torch.linalg.vecdot(x, x).unsqueeze(-1) * self.bent - t * t
@@ -200,216 +208,6 @@ class CrossEntropy(Node):
         self.share = self.share * adjoint
 
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
-        x = _moving(moves)
+        x = moving(moves)
         mean = torch.linalg.vecdot(self.p, x)
         return x.new_zeros(()), self.share * (torch.linalg.vecdot(self.p * x, x) - mean * mean)
-
-
-# ------------------------------------------------------------------ which rule a call has
-Rule = Callable[[Call, Callable[[Any], bool]], Operation | Node | None]
-"""A function of a call and of a predicate that tells which of the arguments can move. ``moves`` has these, in order."""
-
-
-def operation(call: Call, can_move: Callable[[Any], bool]) -> Operation | Node | None:
-    """The rule of a call whose arguments in part ``can_move``; None where none covers it."""
-    rule = _RULES.get(call.function)
-    return None if rule is None or not call.args else rule(call, can_move)
-
-
-def _same(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
-    """A function that is linear in its first argument and takes no other that moves."""
-    function = _RESHAPED.get(call.function, call.function)
-    first, *others = call.args
-    if not can_move(first) or any(can_move(t) for t in tensors_in((others, call.kwargs))):
-        return None
-    if any(isinstance(a, torch.dtype) for a in (*others, *call.kwargs.values())):
-        return None
-    fixed, named = [_constant(a) for a in others], {k: _constant(a) for k, a in call.kwargs.items()}
-    return Operation(lambda moves: function(moves[0], *fixed, **named))
-
-
-def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _sum(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
-    """a + b or a - b."""
-    if len(call.args) != 2 or call.kwargs:
-        return None
-    moving = [can_move(a) for a in call.args]
-    shape, sign = call.out.shape, -1 if call.function in _DIFFERENCES else 1
-    if moving == [True, True]:
-
-        def both(moves: Moves) -> Tensor:
-            a, b = moves
-            if a is None or b is None:
-                return (cast(Tensor, b) * sign if a is None else a).expand(shape)
-            return a + b if sign > 0 else a - b
-
-        return Operation(both)
-    factor = 1 if moving[0] else sign
-    return Operation(lambda moves: (_moving(moves) * factor if factor < 0 else _moving(moves)).expand(shape))
-
-
-def _cat(call: Call, can_move: Callable[[Any], bool]) -> Operation:
-    """Tensors joined along a dimension; those that do not move have the tangent 0."""
-    parts, *others = call.args
-    can, shapes = [can_move(t) for t in parts], [t.shape for t in parts]
-    function, named = call.function, dict(call.kwargs)
-
-    def joined(moves: Moves) -> Any:
-        given, like = iter(moves), next(m for m in moves if m is not None)
-        ins = [next(given) if c else None for c in can]
-        whole = [like.new_zeros(s) if m is None else m for m, s in zip(ins, shapes, strict=True)]
-        return function(whole, *others, **named)
-
-    return Operation(joined)
-
-
-def _mul(call: Call, can_move: Callable[[Any], bool]) -> Operation | Node | None:
-    if len(call.args) != 2 or call.kwargs:
-        return None
-    a, b = call.args
-    if can_move(a) and can_move(b):
-        return _Product(a, b) if a.shape == b.shape and a.ndim else None
-    return _scale(_constant(b) if can_move(a) else _constant(a), call.out.shape)
-
-
-def _div(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
-    if len(call.args) != 2 or call.kwargs or can_move(call.args[1]):
-        return None
-    return _scale(1 / _constant(call.args[1]), call.out.shape)
-
-
-def _scale(by: Any, shape: torch.Size) -> Operation:
-    return Operation(lambda moves: (_moving(moves) * by).expand(shape))
-
-
-def _linear(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
-    """x W' + b with W and b constant."""
-    x, weight = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs.get("weight")
-    rest = tensors_in((call.args[1:], call.kwargs))
-    if not can_move(x) or not isinstance(weight, Tensor) or any(can_move(t) for t in rest):
-        return None
-    fixed = weight.detach()
-    return Operation(lambda moves: F.linear(_moving(moves), fixed))
-
-
-def _matmul(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
-    """a b with one of them constant."""
-    if len(call.args) != 2 or call.kwargs or all(can_move(a) for a in call.args):
-        return None
-    a, b = (_constant(t) for t in call.args)
-    if can_move(call.args[0]):
-        return Operation(lambda moves: _moving(moves) @ b)
-    return Operation(lambda moves: a @ _moving(moves))
-
-
-def _kernel(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    """An elementwise function whose node saves (x, f', f'')."""
-    _, first, second = call.out.grad_fn.saved_tensors
-    return _Elementwise(first, second)
-
-
-def _sigmoid(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    s = call.out.detach()
-    first = s * (1 - s)
-    return _Elementwise(first, first * (1 - 2 * s)) if len(call.args) == 1 and not call.kwargs else None
-
-
-def _layer_norm(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    moving = [can_move(a) for a in call.args[:3]]
-    return _Norm(*call.out.grad_fn.saved_tensors) if moving == [True, False, False] else None
-
-
-def _attention(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    node = call.out.grad_fn
-    q, k, v, p = node.saved_tensors
-    return _Attention(q, k, v, p, call.out, node.scale) if all(map(can_move, call.args[:3])) else None
-
-
-def _normalize(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    """F.normalize(x, p=2, dim=-1)."""
-    given = dict(zip(("input", "p", "dim", "eps", "out"), call.args, strict=False)) | dict(call.kwargs)
-    x = given["input"]
-    last = given.get("dim", 1) in (-1, x.ndim - 1)
-    plain = given.get("p", 2.0) == 2 and last and given.get("out") is None and x.ndim > 1
-    return _Unit(x, call.out, given.get("eps", 1e-12)) if plain else None
-
-
-def _cross_entropy(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
-    """The mean over [n, C] logits with classes as labels; smoothed labels have the same second derivative."""
-    names = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction", "label_smoothing")
-    given = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
-    logits, labels = given["input"], given["target"]
-    odd = any(given.get(k) is not None for k in ("weight", "size_average", "reduce"))
-    if odd or given.get("reduction", "mean") != "mean" or logits.ndim != 2 or labels.ndim != 1 or can_move(labels):
-        return None
-    return CrossEntropy(logits, labels, given.get("ignore_index", -100))
-
-
-_T: Any = Tensor
-_RESHAPED: dict[Any, Callable[..., Any]] = {_T.view: _T.reshape}
-"""A tangent may lie in memory otherwise than the tensor it belongs to, so that it has no such view."""
-_DIFFERENCES = (torch.sub, _T.sub, _T.__sub__)
-_RULES: dict[Any, Rule] = {
-    **dict.fromkeys(
-        (
-            _T.view,
-            _T.reshape,
-            torch.reshape,
-            _T.flatten,
-            torch.flatten,
-            _T.unflatten,
-            torch.unflatten,
-            _T.permute,
-            torch.permute,
-            _T.transpose,
-            torch.transpose,
-            _T.t,
-            _T.mT.__get__,
-            _T.T.__get__,
-            _T.squeeze,
-            torch.squeeze,
-            _T.unsqueeze,
-            torch.unsqueeze,
-            _T.expand,
-            _T.contiguous,
-            _T.clone,
-            torch.clone,
-            _T.__getitem__,
-            _T.select,
-            _T.narrow,
-            _T.unbind,
-            torch.unbind,
-            _T.chunk,
-            torch.chunk,
-            _T.split,
-            torch.split,
-            _T.movedim,
-            torch.movedim,
-            _T.mean,
-            torch.mean,
-            _T.sum,
-            torch.sum,
-            _T.neg,
-            torch.neg,
-            _T.__neg__,
-            _T.gather,
-            torch.gather,
-        ),
-        _same,
-    ),
-    **dict.fromkeys((torch.add, _T.add, _T.__add__, _T.__radd__, *_DIFFERENCES), _sum),
-    **dict.fromkeys((torch.cat, torch.stack), _cat),
-    **dict.fromkeys((torch.mul, _T.mul, _T.__mul__, _T.__rmul__), _mul),
-    **dict.fromkeys((torch.div, _T.div, _T.__truediv__), _div),
-    F.linear: _linear,
-    **dict.fromkeys((torch.matmul, _T.matmul, _T.__matmul__, torch.mm, torch.bmm, _T.bmm), _matmul),
-    **dict.fromkeys((double_backward.gelu, double_backward.silu), _kernel),
-    **dict.fromkeys((torch.sigmoid, _T.sigmoid), _sigmoid),
-    double_backward.norm: _layer_norm,
-    double_backward.attend: _attention,
-    F.normalize: _normalize,
-    F.cross_entropy: _cross_entropy,
-}

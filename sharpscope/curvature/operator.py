@@ -51,6 +51,9 @@ class Probes:
     generator: torch.Generator
     weighted: bool = False
     """Whether H is replaced by diag(c) H diag(c), with c the magnitudes of the parameters."""
+    before_head: bool = False
+    """Whether H is replaced by its part from the curvature of the embeddings (``curvature.embedding``), which only an
+    engine can tell from the whole."""
 
 
 Estimator = Generator[Tensor | Probes, Tensor, T]

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature import double_backward
 
-__all__ = ["Signs", "Squares", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
+__all__ = ["Inner", "Signs", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 
 SCALES = 13
 """Scales 2^-6 ... 2^6 of the examples in ``stands_alone``: two examples that get the same one show nothing."""
@@ -47,9 +47,9 @@ Tangent = Callable[[Signs, frozenset[str], bool], Tensor]
 tangent of the tap's output y when these parameters move in a random direction that differs between examples."""
 
 
-Squares = Callable[[Tensor, frozenset[str]], dict[str, Tensor]]
-"""A function of (the gradient with respect to y, some parameters). For each of these parameters that enters at y, it
-returns the squared norm of every example's gradient, float64 [examples]."""
+Inner = Callable[[Tensor, Tensor, frozenset[str]], dict[str, Tensor]]
+"""A function of (two gradients a and b with respect to y, some parameters). For each of these parameters that enters at
+y, it returns the inner product of every example's two gradients, float64 [examples]."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,16 @@ class Tap:
     y: Tensor
     names: tuple[str, ...]
     tangent: Tangent
-    squares: Squares
+    inner: Inner
     saved: tuple[Tensor, ...] = ()
-    """The tensors of the forward pass that ``tangent`` and ``squares`` read."""
+    """The tensors of the forward pass that ``tangent`` and ``inner`` read."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_version", self.y._version)
+
+    def squares(self, g: Tensor, names: frozenset[str]) -> dict[str, Tensor]:
+        """{parameter: squared norm of every example's gradient, float64 [examples]} from the gradient ``g`` at y."""
+        return self.inner(g, g, names)
 
     def released(self) -> Tap:
         """The tap without the tensor y, which holds on to the graph of the forward pass."""
@@ -257,36 +261,47 @@ def _product(taps: Taps, y: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | No
         assert out is not None
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        tokens = g.reshape(len(g), -1, g.shape[-1])
+    products = _Products(x.reshape(len(x), -1, x.shape[-1]))
+
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        ours = [g.reshape(len(g), -1, g.shape[-1]) for g in ((a,) if a is b else (a, b))]
         out = {}
         if weight_name in wanted:
-            out[weight_name] = _squared_products(x.reshape(len(g), -1, x.shape[-1]), tokens)
+            out[weight_name] = products(ours[0], ours[-1])
         if bias_name in wanted and bias_name:
-            out[bias_name] = _squared(tokens, (1, g.shape[-1]))
+            out[bias_name] = _broadcast(ours[0], ours[-1], (1, a.shape[-1]))
         return out
 
-    return Tap(y, tuple(n for n in (weight_name, bias_name) if n), tangent, squares, (x,))
+    return Tap(y, tuple(n for n in (weight_name, bias_name) if n), tangent, inner, (x,))
 
 
-def _squared_products(x: Tensor, g: Tensor) -> Tensor:
-    """||sum_t g_t x_t'||_F^2 of every example, x [n, T, I] and g [n, T, O].
+class _Products:
+    """<sum_t a_t x_t', sum_t b_t x_t'> of every example, x [n, T, I], a and b [n, T, O].
 
-    The sum is either formed as a matrix, with T I O operations, or computed as sum_tt' (g_t.g_t')(x_t.x_t'), with
-    T^2 (I + O) operations. The cheaper of the two also needs less memory than x and g together.
+    The sums are either formed as matrices, with T I O operations, or their product is computed as
+    sum_tt' (a_t.b_t')(x_t.x_t'), with T^2 (I + O) operations, of which those with I are only needed once. The cheaper
+    of the two also needs less memory than x and a together.
     """
-    tokens, inputs, outputs = *x.shape[1:], g.shape[2]
-    x = x.to(g.dtype)
-    if tokens * (inputs + outputs) < inputs * outputs:
-        return _inner(x @ x.mT, g @ g.mT)
-    matrix = x.mT @ g
-    return _inner(matrix, matrix)
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._gram: Tensor | None = None
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        tokens, inputs, outputs = *self.x.shape[1:], a.shape[2]
+        x = self.x.to(a.dtype)
+        if tokens * (inputs + outputs) < inputs * outputs:
+            if self._gram is None:
+                self._gram = x @ x.mT
+            return _inner(self._gram, a @ b.mT)
+        matrix = x.mT @ a
+        return _inner(matrix, matrix if a is b else x.mT @ b)
 
 
-def _squared(g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """||g_j||^2 of every example, after g_j is summed over the dimensions along which the parameter was broadcast."""
-    total = g.sum_to_size(len(g), *shape)
-    return _inner(total, total)
+def _broadcast(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """<a_j, b_j> of every example, both summed over the dimensions along which the parameter was broadcast."""
+    total = a.sum_to_size(len(a), *shape)
+    return _inner(total, total if a is b else b.sum_to_size(len(b), *shape))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -352,11 +367,16 @@ def _affine(
         assert out is not None
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        own = [name for name, _ in parts if name in wanted]
-        return {name: _squared(g * normal() if name == names[0] else g, shape) for name in own}
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        out = {}
+        for name, _ in parts:
+            if name in wanted:
+                by = normal() if name == names[0] else None
+                left = a if by is None else a * by
+                out[name] = _broadcast(left, left if a is b else b if by is None else b * by, shape)
+        return out
 
-    return Tap(y, tuple(name for name, _ in parts), tangent, squares, (saved,))
+    return Tap(y, tuple(name for name, _ in parts), tangent, inner, (saved,))
 
 
 def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -390,15 +410,17 @@ def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[s
             out = out + (own * bias.abs().view(-1, 1, 1) if by_magnitude else own)
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
         out = {}
         if name in wanted:
-            out[name] = _squared_products(F.unfold(x, weight.shape[2:], **how).mT, g.flatten(2).mT)
+            left = a.flatten(2).mT
+            products = _Products(F.unfold(x, weight.shape[2:], **how).mT)
+            out[name] = products(left, left if a is b else b.flatten(2).mT)
         if bias_name in wanted and bias_name:
-            out[bias_name] = _squared(g, (g.shape[1], 1, 1))
+            out[bias_name] = _broadcast(a, b, (a.shape[1], 1, 1))
         return out
 
-    return Tap(y, tuple(n for n in (name, bias_name) if n), tangent, squares, (x,))
+    return Tap(y, tuple(n for n in (name, bias_name) if n), tangent, inner, (x,))
 
 
 def _added(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -450,10 +472,13 @@ def _own(
         own = signs(n, *shape[1:])
         return apply(own * p.abs().view(shape) if by_magnitude else own)
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        return {name: _squared(transposed(g), shape[1:])} if name in wanted else {}
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        if name not in wanted:
+            return {}
+        left = transposed(a)
+        return {name: _broadcast(left, left if a is b else transposed(b), shape[1:])}
 
-    return Tap(y, (name,), tangent, squares, saved)
+    return Tap(y, (name,), tangent, inner, saved)
 
 
 def _operands(taps: Taps, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, str | None]:

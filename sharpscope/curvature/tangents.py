@@ -19,16 +19,22 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, operation
+from sharpscope.curvature.nodes import CrossEntropy, Node, Operation
 from sharpscope.curvature.operator import rademacher
 from sharpscope.curvature.per_example import Tap, tensors_in
-from sharpscope.curvature.tape import Tape
+from sharpscope.curvature.rules import operation
+from sharpscope.curvature.tape import Call, Tape
 
-__all__ = ["Tangents", "stands_apart", "tangents_of"]
+__all__ = ["Embedding", "Tangents", "stands_apart", "tangents_of"]
+
+
+LOSS, HEAD, BODY = range(3)
+"""The parts of a forward pass: the cross-entropy, the other operations behind the embedding, all before it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class _Step:
     rule: Operation | Node
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    part: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Tangents:
 
     ``names``: the parameters that enter at these taps. ``nodes``: the outputs of the operations that are not linear;
     ``adjoin`` has to be called with the loss's gradient with respect to each before any form is asked for.
+    ``embedding``: where the head begins, until ``adjoin``. ``before_head``: the parameters that enter before it.
     """
 
     def __init__(
@@ -60,20 +68,22 @@ class Tangents:
         steps: Sequence[_Step],
         taps: Mapping[int, Tap],
         curved: Container[int],
-        outputs: Mapping[int, Tensor],
+        nodes: Sequence[Tensor],
         examples: int,
+        embedding: Embedding | None,
     ) -> None:
         self._steps, self._taps, self._curved, self.examples = tuple(steps), dict(taps), curved, examples
         self.names = frozenset(n for tap in taps.values() for n in tap.names)
-        self.nodes = [outputs[s.outputs[0]] for s in steps if isinstance(s.rule, Node)]
-        self._routes: dict[tuple[int, ...], _Route] = {}
+        self.nodes, self.embedding = list(nodes), embedding
+        self.before_head = self.names & (embedding.names if embedding is not None else frozenset())
+        self._routes: dict[tuple[bool, tuple[int, ...]], _Route] = {}
 
     def adjoin(self, adjoints: Sequence[Tensor]) -> None:
         """Take the gradients of the loss with respect to ``nodes``, and let go of the graph."""
         rules = [s.rule for s in self._steps if isinstance(s.rule, Node)]
         for rule, a in zip(rules, adjoints, strict=True):
             rule.adjoin(a.detach())
-        self.nodes = []
+        self.nodes, self.embedding = [], None
         self._taps = {slot: tap.released() for slot, tap in self._taps.items()}
 
     @property
@@ -98,22 +108,33 @@ class Tangents:
 
     def reached(self, slot: int, seeds: Iterable[int]) -> bool:
         """Whether tangents at ``seeds`` move this slot."""
-        return slot in self._route(tuple(seeds)).moving
+        return slot in self._route(tuple(seeds), False).moving
 
-    def forms(self, seeds: Mapping[int, Tensor], seen: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """(v'Gv, v'(H - G)v) of the mean loss by examples, float64 [examples] each.
+    def bends(self, seeds: Iterable[int]) -> bool:
+        """Whether tangents at ``seeds`` meet an operation before the head that is not linear."""
+        return any(isinstance(step.rule, Node) for step, _ in self._route(tuple(seeds), True).steps)
 
-        ``seeds``: the tangents that the directions v give to the outputs of taps, by slot. ``seen``: takes the tangents
-        of all taps that the pass comes through.
+    def forms(
+        self, seeds: Mapping[int, Tensor], *, before_head: bool = False, seen: list[Tensor] | None = None
+    ) -> Tensor:
+        """The parts of v'Hv of the mean loss by examples, float64 [3, examples]; they add up to v'Hv.
+
+        They come from the cross-entropy (v'Gv), from the other operations of the head, and from all operations before
+        it. Where the head begins is said by ``embedding``; without one, it is the cross-entropy alone.
+
+        Args:
+            seeds: the tangents that the directions v give to the outputs of taps, by slot.
+            before_head: leave out the first two parts, which are then 0.
+            seen: takes the tangents of all taps that the pass comes through.
         """
         moves = dict(seeds)
         like = next(iter(seeds.values()))
-        parts = [like.new_zeros(self.examples, dtype=torch.float64) for _ in range(2)]
-        for step, last in self._route(tuple(seeds)).steps:
+        parts = like.new_zeros(3, self.examples, dtype=torch.float64)
+        for step, last in self._route(tuple(seeds), before_head).steps:
             given = [moves.get(slot) for slot in step.inputs]
             if isinstance(step.rule, Node):
                 out, form = step.rule.bend(given)
-                parts[not isinstance(step.rule, CrossEntropy)] += form.reshape(self.examples, -1).sum(1)
+                parts[step.part] += form.reshape(self.examples, -1).sum(1)
             else:
                 out = step.rule.tangent(given)
             for slot, tangent in zip(step.outputs, tensors_in(out), strict=True):
@@ -122,22 +143,39 @@ class Tangents:
                     seen.append(moves[slot])
             for slot in last:
                 del moves[slot]
-        return parts[0], parts[1]
+        return parts
 
-    def _route(self, seeds: tuple[int, ...]) -> _Route:
-        if seeds not in self._routes:
+    def _route(self, seeds: tuple[int, ...], before_head: bool) -> _Route:
+        if (before_head, seeds) not in self._routes:
             moving, taken = set(seeds), list[_Step]()
             for step in self._steps:
-                if moving.intersection(step.inputs):
+                if moving.intersection(step.inputs) and (step.part == BODY or not before_head):
                     moving.update(step.outputs)
                     taken.append(step)
             steps, kept = list[tuple[_Step, tuple[int, ...]]](), set[int]()
+            leads = not before_head
             for step in reversed(taken):
-                used = set(step.inputs).intersection(moving)
-                steps.append((step, tuple(used - kept)))
-                kept |= used
-            self._routes[seeds] = _Route(tuple(reversed(steps)), frozenset(moving))
-        return self._routes[seeds]
+                leads |= isinstance(step.rule, Node)  # what follows the last node of the body is not needed
+                if leads:
+                    used = set(step.inputs).intersection(moving)
+                    steps.append((step, tuple(used - kept)))
+                    kept |= used
+            self._routes[before_head, seeds] = _Route(tuple(reversed(steps)), frozenset(moving))
+        return self._routes[before_head, seeds]
+
+
+# ------------------------------------------------------------------ from a recorded pass
+@dataclass(frozen=True)
+class _Use:
+    """A recorded call in which something can move: its rule, and the slots that can."""
+
+    call: Call
+    rule: Operation | Node | None
+    inputs: tuple[int, ...]
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.call.outputs
 
 
 def tangents_of(tape: Tape, loss: Tensor, taps: Sequence[Tap], examples: int) -> Tangents | None:
@@ -145,29 +183,111 @@ def tangents_of(tape: Tape, loss: Tensor, taps: Sequence[Tap], examples: int) ->
     end, slots = tape.slot(loss), {slot: tap for tap in taps if (slot := tape.slot(tap.y)) is not None}
     if end is None or tape.broken or not slots:
         return None
-    moving = set(slots)
-    steps: list[tuple[Operation | Node | None, tuple[int, ...], tuple[int, ...]]] = []
-    outputs: dict[int, Tensor] = {}
+    moving, uses = set(slots), list[_Use]()
     for call in tape.calls:
         inputs = tuple(slot for slot in call.inputs if slot in moving)
         if inputs:
             rule = operation(call, lambda t: isinstance(t, Tensor) and tape.slot(t) in moving)
-            steps.append((rule, inputs, call.outputs))
+            uses.append(_Use(call, rule, inputs))
             moving.update(call.outputs)
-            outputs |= {call.outputs[0]: next(t for t in tensors_in(call.out) if t.requires_grad)}
-    reaching, curved, blind, kept = {end}, set[int](), set[int](), []
-    for rule, ins, outs in reversed(steps):
-        if not reaching.intersection(outs):
+    reaching, curved, bent, blind, kept = {end}, set[int](), set[int](), set[int](), list[_Use]()
+    for use in reversed(uses):
+        if not reaching.intersection(use.outputs):
             continue
-        reaching.update(ins)
-        ends = isinstance(rule, CrossEntropy) and curved.intersection(outs)  # its own tangent is not computed
-        if rule is None or ends or blind.intersection(outs):
-            blind.update(ins)
-        elif isinstance(rule, Node) or curved.intersection(outs):
-            curved.update(ins)
-            kept.append(_Step(rule, ins, outs))
+        reaching.update(use.inputs)
+        loss_like = isinstance(use.rule, CrossEntropy)
+        ends = loss_like and curved.intersection(use.outputs)  # the tangent of a cross-entropy is not computed
+        if use.rule is None or ends or blind.intersection(use.outputs):
+            blind.update(use.inputs)
+        elif isinstance(use.rule, Node) or curved.intersection(use.outputs):
+            curved.update(use.inputs)
+            kept.append(use)
+            if bent.intersection(use.outputs) or (isinstance(use.rule, Node) and not loss_like):
+                bent.update(use.inputs)
     own = {slot: tap for slot, tap in slots.items() if slot not in blind}
-    return Tangents(kept[::-1], own, curved, outputs, examples) if own else None
+    if not own:
+        return None
+    embedding = _embedding(tape, end, kept, {slot: tap for slot, tap in own.items() if slot in bent}, examples)
+    behind = set() if embedding is None else {id(call) for call in embedding.calls}
+    steps = []
+    for use in reversed(kept):
+        part = LOSS if isinstance(use.rule, CrossEntropy) else HEAD if id(use.call) in behind else BODY
+        assert use.rule is not None
+        steps.append(_Step(use.rule, use.inputs, use.outputs, part))
+    nodes = [tape.tensor(s.outputs[0]) for s in steps if isinstance(s.rule, Node)]
+    return Tangents(steps, own, curved, nodes, examples, embedding)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The rows z [n, e] through which alone the loss depends on the parameters ``names``.
+
+    ``taps``: where these enter. ``calls``: the head, all operations from z to the loss, the last one first.
+    """
+
+    z: Tensor
+    taps: tuple[Tap, ...]
+    calls: tuple[Call, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(n for tap in self.taps for n in tap.names)
+
+    def curvature(self) -> Tensor:
+        """The second derivatives M_j of the mean loss with respect to each row of z, [n, e, e].
+
+        The head is run again from z and differentiated twice, for one column of all M_j at a time.
+        """
+        with torch.enable_grad():
+            z = self.z.detach().requires_grad_()
+            known: dict[int, Tensor] = {id(self.z): z}
+            for call in reversed(self.calls):
+                known[id(call.out)] = call.function(*_exchanged(call.args, known), **_exchanged(call.kwargs, known))
+            (g,) = torch.autograd.grad(known[id(self.calls[0].out)], z, create_graph=True)
+        columns = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+        return torch.stack(
+            [torch.autograd.grad(g, z, column.expand_as(z), retain_graph=True)[0] for column in columns], dim=-1
+        )
+
+
+def _exchanged(value: Any, known: Mapping[int, Tensor]) -> Any:
+    """The arguments of a call with the ``known`` tensors exchanged and all others as constants."""
+    if isinstance(value, Tensor):
+        return known[id(value)] if id(value) in known else value.detach()
+    if isinstance(value, Mapping):
+        return {k: _exchanged(v, known) for k, v in value.items()}
+    return type(value)(_exchanged(v, known) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def _embedding(tape: Tape, end: int, uses: Sequence[_Use], taps: Mapping[int, Tap], examples: int) -> Embedding | None:
+    """The earliest rows before an operation that is not linear which as many ``taps`` as possible pass through."""
+    made_by = {slot: use for use in uses for slot in use.outputs}
+    best: tuple[int, int, frozenset[int]] | None = None
+    slot, head = end, list[Call]()
+    while slot in made_by and len(made_by[slot].inputs) == len(made_by[slot].outputs) == 1:
+        use = made_by[slot]
+        head.append(use.call)
+        slot = use.inputs[0]
+        rows = tape.tensor(slot)
+        if isinstance(use.rule, Node) and rows.ndim == 2 and len(rows) == examples:
+            before = _before(slot, made_by) & taps.keys()
+            if before and (best is None or len(before) >= len(best[2])):
+                best = slot, len(head), before
+    if best is None:
+        return None
+    slot, length, before = best
+    return Embedding(tape.tensor(slot), tuple(t for s, t in taps.items() if s in before), tuple(head[:length]))
+
+
+def _before(slot: int, made_by: Mapping[int, _Use]) -> frozenset[int]:
+    """The slots on which ``slot`` depends, and itself."""
+    todo, seen = [slot], {slot}
+    while todo:
+        use = made_by.get(todo.pop())
+        new = set(use.inputs) - seen if use is not None else set()
+        todo += new
+        seen |= new
+    return frozenset(seen)
 
 
 def stands_apart(tangents: Tangents, like: Tensor) -> bool:
@@ -194,6 +314,6 @@ def stands_apart(tangents: Tangents, like: Tensor) -> bool:
                 seeds[slot] = u * moving.view(-1, *(1,) * (u.ndim - 1))
         if seeds:
             seen = list(seeds.values())
-            seen += tangents.forms(seeds, seen)
+            seen += tangents.forms(seeds, seen=seen)
             leaks += [t.index_select(0, quiet).count_nonzero() for t in seen]
     return not leaks or not bool(torch.stack(leaks).any())

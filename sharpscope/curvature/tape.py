@@ -43,6 +43,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.calls: list[Call] = []
         self._seen: dict[int, tuple[int, Tensor, int]] = {}  # id -> slot, the tensor (which keeps its id), version
+        self._tensors: list[Tensor] = []
         self._lost = False
 
     def __torch_function__(
@@ -78,13 +79,18 @@ class Tape(TorchFunctionMode):
 
     def _new(self, t: Tensor) -> int:
         self._lost |= id(t) in self._seen  # the same tensor with other values: it was overwritten
-        self._seen[id(t)] = (len(self._seen), t, t._version)
+        self._seen[id(t)] = (len(self._tensors), t, t._version)
+        self._tensors.append(t)
         return self._seen[id(t)][0]
 
     @property
     def broken(self) -> bool:
         """Whether a tensor came out of nowhere, was overwritten in place, or autocast chose its dtype."""
         return self._lost or any(t._version != version for _, t, version in self._seen.values())
+
+    def tensor(self, slot: int) -> Tensor:
+        """The tensor of a slot."""
+        return self._tensors[slot]
 
     def slot(self, t: Tensor) -> int | None:
         """The slot of a tensor; None if it is not on the tape."""

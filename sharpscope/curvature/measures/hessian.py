@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import Use
@@ -69,7 +69,7 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
         engine = engine_for(settings.products)(
             point.rough, point.theta, point.blocks, memory=settings.memory, use=_use(wanted, settings)
         )
-        check(engine, point)
+        check(engine, point.seed, ASYMMETRY[settings.precision])
     except NoSecondDerivative as error:
         _without(engine.without_second_derivative() | {ALL: str(error)}, point, wanted, table)
         return
