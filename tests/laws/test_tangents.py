@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,27 +204,28 @@ def test_the_parts_of_the_examples_add_up_to_the_product(tower: Classification) 
 class Odd(nn.Module):
     """Everything that has a rule and does not stand in a tower: products, differences, quotients, a SiLU."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: float = 1.0) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+        self.length = length
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.first(x), self.second(x)
         c = torch.cat([(a * b)[:, :3], F.silu(a - b)[:, 3:] / 2], 1)
         c = c - c.mean(1, keepdim=True) + torch.stack([a, b], 1).sum(1).reshape(-1, 6).neg()
-        return 3 * F.normalize(self.last(c) * torch.ones(3).double(), dim=1)
+        return 3 * F.normalize(self.last(c) * (self.length * torch.ones(3).double()), dim=1)
 
 
 @pytest.mark.parametrize(
-    "loss",
+    ("loss", "length"),
     [
-        pytest.param(lambda f, y: F.cross_entropy(f, y, label_smoothing=0.2), id="smoothed"),
-        pytest.param(lambda f, y: F.cross_entropy(f, y, ignore_index=1), id="ignored"),
-        pytest.param(lambda f, y: F.cross_entropy(1e-14 * f, y), id="almost linear"),
+        pytest.param(lambda f, y: F.cross_entropy(f, y, label_smoothing=0.2), 1.0, id="smoothed"),
+        pytest.param(lambda f, y: F.cross_entropy(f, y, ignore_index=1), 1.0, id="ignored"),
+        pytest.param(F.cross_entropy, 1e-13, id="too short to be normalised"),
     ],
 )
-def test_rules_that_no_tower_needs(loss: Callable[..., Tensor]) -> None:
-    module = Odd().double()
+def test_rules_that_no_tower_needs(loss: Callable[..., Tensor], length: float) -> None:
+    module = Odd(length).double()
     with torch.no_grad():
         for i, p in enumerate(module.parameters()):
             p.copy_(draw(*p.shape, seed=20 + i))
@@ -305,20 +309,26 @@ def test_traces_alone_take_no_product_and_the_same_rows_come_out(
     tower: Classification, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = split_layers({n: t.shape for n, t in tower.theta.items()}, "block")
-    for method in ("per_example", "controlled"):
-        settings = MeasureSettings(rtol=0.3, max_matvecs=6, trace_method=method)  # type: ignore[arg-type]
-        wanted = ("hessian_trace", "weighted_trace") if method == "per_example" else ("hessian_trace",)
-        with monkeypatch.context() as patch:
-            patch.setattr(HessianEngine, "_product", None)
-            found = measure_layers(tower, tower.theta, layers, wanted, settings).rows
-        with monkeypatch.context() as patch:
-            patch.setattr(Tangents, "covers", lambda *_: False)
-            patch.setattr("sharpscope.curvature.forms.stands_apart", lambda *_: False)
-            truth = measure_layers(tower, tower.theta, layers, wanted, settings).rows
-        assert [r["num_matvecs"] for r in found] == [r["num_matvecs"] for r in truth]
-        for ours, theirs in zip(found, truth, strict=True):
-            for column in ("estimate", "stderr", "stderr_images"):
-                assert ours[column] == pytest.approx(theirs[column], rel=1e-9), column
+
+    def rows(wanted: Sequence[str], method: Any) -> list[dict[str, Any]]:
+        settings = MeasureSettings(rtol=0.3, max_matvecs=6, trace_method=method)
+        return measure_layers(tower, tower.theta, layers, wanted, settings).rows
+
+    wanted = ("hessian_trace", "weighted_trace")
+    with monkeypatch.context() as patch:
+        patch.setattr(HessianEngine, "_product", None)
+        found, split = rows(wanted, "per_example"), rows(wanted[:1], "controlled")
+    with monkeypatch.context() as patch:
+        patch.setattr(Tangents, "covers", lambda *_: False)
+        patch.setattr("sharpscope.curvature.forms.stands_apart", lambda *_: False)
+        truth = rows(wanted, "per_example")
+    assert [r["num_matvecs"] for r in found] == [r["num_matvecs"] for r in truth]
+    for ours, theirs in zip(found, truth, strict=True):
+        for column in ("estimate", "stderr", "stderr_images"):
+            assert ours[column] == pytest.approx(theirs[column], rel=1e-9), column
+    for ours, theirs in zip(split, truth, strict=False):
+        assert ours["layer"] == theirs["layer"] and math.isfinite(ours["stderr_images"])
+        assert abs(ours["estimate"] - theirs["estimate"]) <= 4 * math.hypot(ours["stderr"], theirs["stderr"])
 
 
 def test_adjoints_and_activations_count_in_the_plan_and_let_go_of_the_graph() -> None:
@@ -331,7 +341,12 @@ def test_adjoints_and_activations_count_in_the_plan_and_let_go_of_the_graph() ->
         assert plan.graph_bytes == of.graph_bytes
         sizes[use] = of.graph_bytes
     assert sizes["probes"] < 0.75 * sizes["products"] < sizes["products"] < sizes["both"]
+    alive: list[weakref.ref[Tensor]] = []
+    hook = work.module.visual.ln_post.register_forward_hook(lambda *seen: alive.append(weakref.ref(seen[-1])))
     tangents = engine(work, use="probes").graph(0).tangents
+    hook.remove()
+    gc.collect()
+    assert len(alive) == 1 and alive[0]() is None
     assert tangents is not None and not any(t.requires_grad for t in tangents.tensors)
     tight = engine(work, use="probes", memory=sizes["probes"])
     assert tight.plan.batches == 2 and tight.plan.kept == 0

@@ -79,7 +79,7 @@ def controlled(
     is within the tolerance; it mostly is small. A layer of the head itself has no embedding behind it and is sampled
     as by ``per_example``.
 
-    Where the embeddings cannot be told (an operation without a rule behind a layer, more than ``embedding.LARGEST``
+    Where the embeddings cannot be told (an operation without a rule behind any layer, more than ``embedding.LARGEST``
     dimensions), the logits take their place: tr H = tr G + tr(H - G) with the Gauss-Newton part G (``ggn.ggn_trace``).
 
     Args:
@@ -144,7 +144,7 @@ def _known_part(
     known = embedding_trace(objective, theta, blocks, seed=seed("control"), rtol=rtol, max_probes=most)
     if known is not None:
         engine = HessianEngine(objective, theta, {**whole, **blocks}, memory=memory, use="probes")
-        before = engine.before_head()
+        before = frozenset() if engine.twice else engine.before_head()
         if all(before.issuperset(blocks[x]) for x in known if x != ALL):
             return known, engine, True
         del engine
