@@ -126,7 +126,8 @@ class Forms:
         }
         if not seeds or (probes.before_head and not graph.tangents.bends(seeds)):
             return torch.zeros(0, dtype=torch.float64, device=self._engine.device)
-        return graph.tangents.forms(seeds, before_head=probes.before_head).sum(0)
+        near = graph.tangents.means(names) if probes.before_head and not probes.weighted else ()
+        return graph.tangents.forms(seeds, before_head=probes.before_head, near=near).sum(0)
 
     def _by_products(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
         """Split into parts that add up to v'Hv, [parts].

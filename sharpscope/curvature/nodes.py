@@ -8,6 +8,8 @@ The sums run over each example alone: a form has one entry per example, or sever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any, cast
 
 import torch
@@ -23,7 +25,9 @@ __all__ = [
     "Node",
     "Norm",
     "Operation",
+    "Part",
     "Product",
+    "Step",
     "Unit",
     "moving",
 ]
@@ -33,10 +37,13 @@ Moves = Sequence[Tensor | None]
 
 
 class Operation:
-    """A linear operation: ``tangent(moves)`` is the tangent of its output, or one for each of its outputs."""
+    """A linear operation: ``tangent(moves)`` is the tangent of its output, or one for each of its outputs.
 
-    def __init__(self, tangent: Callable[[Moves], Any]) -> None:
-        self.tangent = tangent
+    ``selects``: whether every entry of the output is a sum of entries of different inputs, or one of them.
+    """
+
+    def __init__(self, tangent: Callable[[Moves], Any], selects: bool = False) -> None:
+        self.tangent, self.selects = tangent, selects
 
     @property
     def saved(self) -> tuple[Tensor, ...]:
@@ -59,6 +66,10 @@ class Node:
         """(tangent of the output, <adjoint, y''[x', x']> by rows of the first dimension)."""
         raise NotImplementedError
 
+    def push(self, moves: Moves) -> Tensor:
+        """The tangent of the output alone."""
+        return self.bend(moves)[0]
+
     @property
     def saved(self) -> tuple[Tensor, ...]:
         """The tensors of the forward and the backward pass that it keeps."""
@@ -77,6 +88,22 @@ def moving(moves: Moves) -> Tensor:
     return x
 
 
+class Part(IntEnum):
+    """Where an operation stands: the cross-entropy, the rest of what lies behind the embedding, all before it."""
+
+    LOSS, HEAD, BODY = range(3)
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """An operation of a forward pass with its slots: of the inputs that can move, and of the outputs."""
+
+    rule: Operation | Node
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    part: Part
+
+
 # ------------------------------------------------------------------ nodes
 class Elementwise(Node):
     """y = f(x): y' = f' x' and y'' = f'' x'^2."""
@@ -90,6 +117,13 @@ class Elementwise(Node):
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
         x = moving(moves)
         return self.first * x, _dot(x * self.second, x)
+
+    def push(self, moves: Moves) -> Tensor:
+        return self.first * moving(moves)
+
+    def mean(self, variance: Tensor) -> Tensor:
+        """The mean of the form over tangents whose entries have this variance."""
+        return _dot(self.second, variance)
 
 
 class Norm(Node):
@@ -116,6 +150,19 @@ class Norm(Node):
         form = r * (self.along * (3 * s * s - m) - 2 * s * torch.linalg.vecdot(self.pulled, x))
         out = torch.addcmul(x - mean, self.xhat, s.unsqueeze(-1), value=-1).mul_(self.rstd).mul_(self.weight)
         return out, form.flatten(1).sum(1) if form.ndim > 1 else form
+
+    def push(self, moves: Moves) -> Tensor:
+        x = moving(moves)
+        s = torch.linalg.vecdot(self.xhat, x).div_(x.shape[-1]).unsqueeze(-1)
+        return torch.addcmul(x - x.mean(-1, keepdim=True), self.xhat, s, value=-1).mul_(self.rstd).mul_(self.weight)
+
+    def mean(self, variance: Tensor) -> Tensor:
+        """The mean of the form over tangents of this variance, uncorrelated within the last dimension."""
+        size, total = variance.shape[-1], variance.sum(-1)
+        s = torch.linalg.vecdot(self.xhat.square(), variance) / size**2
+        m = total / size - total / size**2
+        cross = torch.linalg.vecdot(self.xhat * self.pulled, variance) / size
+        return _dot(self.rstd[..., 0], self.along * (3 * s - m) - 2 * cross)
 
 
 class Attention(Node):
@@ -154,6 +201,32 @@ class Attention(Node):
             form = form + 2 * _dot(torch.addcmul(torch.bmm(moved, v), mean, weighted, value=-1), self.adjoint)
             out = out.add_(weighted)
         return out, form
+
+    def push(self, moves: Moves) -> Tensor:
+        q, k, v = moves
+        out = None if v is None else torch.bmm(self.p, v)
+        s = None if q is None else torch.bmm(q, self.k.mT)
+        if k is not None:
+            s = torch.bmm(self.q, k.mT) if s is None else s.baddbmm_(self.q, k.mT)
+        if s is not None:
+            moved = s.mul_(self.p)
+            part = torch.addcmul(torch.bmm(moved, self.v), moved.sum(-1, keepdim=True), self.out, value=-1)
+            out = part if out is None else out.add_(part)
+        assert out is not None
+        return out
+
+    def mean(self, gram: Tensor) -> Tensor:
+        """The mean of the form over q', k' and v' that are uncorrelated and each have the covariance ``gram``.
+
+        ``gram`` [n, T, T] is that of the tokens, for every entry of the last dimension alone.
+        """
+        gram = gram.repeat_interleave(len(self.q) // len(gram), 0)
+        own = gram.diagonal(dim1=-2, dim2=-1)
+        q, k = (torch.linalg.vecdot(x, x) for x in (self.q, self.k))
+        square = own.unsqueeze(-1) * k.unsqueeze(-2) + q.unsqueeze(-1) * own.unsqueeze(-2)
+        with_mean = own.unsqueeze(-1) * torch.bmm(torch.bmm(self.p, self.k), self.k.mT)
+        with_mean = with_mean + q.unsqueeze(-1) * torch.bmm(self.p, gram)
+        return _dot(self.scores, square - 2 * with_mean)
 
 
 class Product(Node):

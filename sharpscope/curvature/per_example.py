@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature import double_backward
 
-__all__ = ["Inner", "Signs", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
+__all__ = ["Inner", "Signs", "Spread", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 
 SCALES = 13
 """Scales 2^-6 ... 2^6 of the examples in ``stands_alone``: two examples that get the same one show nothing."""
@@ -53,6 +53,18 @@ y, it returns the inner product of every example's two gradients, float64 [examp
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The second moments of a tap's tangent for independent signs, as functions of the parameters that move.
+
+    ``variance``: of each entry of y. Entries that differ in the last dimension are uncorrelated. ``gram``: for y of
+    shape [n, T, O], the covariance of y_t and y_t', the same for every entry of the last dimension, [n, T, T].
+    """
+
+    variance: Callable[[frozenset[str]], Tensor]
+    gram: Callable[[frozenset[str]], Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class Tap:
     """One operation with the output ``y`` [examples, ...] and the parameters ``names`` that enter it linearly."""
 
@@ -62,6 +74,8 @@ class Tap:
     inner: Inner
     saved: tuple[Tensor, ...] = ()
     """The tensors of the forward pass that ``tangent`` and ``inner`` read."""
+    spread: Spread | None = None
+    """The moments of the tangent, where they are known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_version", self.y._version)
@@ -272,7 +286,16 @@ def _product(taps: Taps, y: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | No
             out[bias_name] = _broadcast(ours[0], ours[-1], (1, a.shape[-1]))
         return out
 
-    return Tap(y, tuple(n for n in (weight_name, bias_name) if n), tangent, inner, (x,))
+    def gram(moving: frozenset[str]) -> Tensor:
+        total = x @ x.mT if weight_name in moving else x.new_zeros(*x.shape[:-1], x.shape[-2])
+        return total + (bias_name in moving)
+
+    def variance(moving: frozenset[str]) -> Tensor:
+        total = torch.linalg.vecdot(x, x) if weight_name in moving else x.new_zeros(x.shape[:-1])
+        return (total + (bias_name in moving)).unsqueeze(-1).expand(whole)
+
+    names, spread = tuple(n for n in (weight_name, bias_name) if n), Spread(variance, gram if x.ndim == 3 else None)
+    return Tap(y, names, tangent, inner, (x,), spread)
 
 
 class _Products:
@@ -478,7 +501,12 @@ def _own(
         left = transposed(a)
         return {name: _broadcast(left, left if a is b else transposed(b), shape[1:])}
 
-    return Tap(y, (name,), tangent, inner, saved)
+    def variance(moving: frozenset[str]) -> Tensor:
+        return apply(p.new_ones(n, *shape[1:])).square().expand(whole)
+
+    whole = y.shape
+    spread = Spread(variance) if p.ndim and p.shape[-1] == y.shape[-1] else None
+    return Tap(y, (name,), tangent, inner, saved, spread)
 
 
 def _operands(taps: Taps, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, str | None]:

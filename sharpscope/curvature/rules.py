@@ -50,7 +50,7 @@ def _same(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
     if any(isinstance(a, torch.dtype) for a in (*others, *call.kwargs.values())):
         return None
     fixed, named = [_constant(a) for a in others], {k: _constant(a) for k, a in call.kwargs.items()}
-    return Operation(lambda moves: function(moves[0], *fixed, **named))
+    return Operation(lambda moves: function(moves[0], *fixed, **named), selects=call.function in _SELECT)
 
 
 def _constant(value: Any) -> Any:
@@ -71,9 +71,9 @@ def _sum(call: Call, can_move: Callable[[Any], bool]) -> Operation | None:
                 return (cast(Tensor, b) * sign if a is None else a).expand(shape)
             return a + b if sign > 0 else a - b
 
-        return Operation(both)
+        return Operation(both, selects=sign > 0)
     factor = 1 if can[0] else sign
-    return Operation(lambda moves: (moving(moves) * factor if factor < 0 else moving(moves)).expand(shape))
+    return Operation(lambda moves: (moving(moves) * factor if factor < 0 else moving(moves)).expand(shape), factor > 0)
 
 
 def _cat(call: Call, can_move: Callable[[Any], bool]) -> Operation:
@@ -88,7 +88,7 @@ def _cat(call: Call, can_move: Callable[[Any], bool]) -> Operation:
         whole = [like.new_zeros(s) if m is None else m for m, s in zip(ins, shapes, strict=True)]
         return function(whole, *others, **named)
 
-    return Operation(joined)
+    return Operation(joined, selects=True)
 
 
 def _mul(call: Call, can_move: Callable[[Any], bool]) -> Operation | Node | None:
@@ -177,54 +177,20 @@ _T: Any = Tensor
 _RESHAPED: dict[Any, Callable[..., Any]] = {_T.view: _T.reshape}
 """A tangent may lie in memory otherwise than the tensor it belongs to, so that it has no such view."""
 _DIFFERENCES = (torch.sub, _T.sub, _T.__sub__)
+_SELECT = frozenset({
+    _T.view, _T.reshape, torch.reshape, _T.flatten, torch.flatten, _T.unflatten, torch.unflatten, _T.permute,
+    torch.permute, _T.transpose, torch.transpose, _T.t, _T.mT.__get__, _T.T.__get__, _T.squeeze, torch.squeeze,
+    _T.unsqueeze, torch.unsqueeze, _T.contiguous, _T.clone, torch.clone, _T.select, _T.narrow, _T.unbind, torch.unbind,
+    _T.chunk, torch.chunk, _T.split, torch.split, _T.movedim, torch.movedim,
+})  # fmt: skip
+"""Functions that only arrange the entries of their argument."""
+_MIX = frozenset({
+    _T.expand, _T.__getitem__, _T.mean, torch.mean, _T.sum, torch.sum, _T.neg, torch.neg, _T.__neg__, _T.gather,
+    torch.gather,
+})  # fmt: skip
+"""Other functions that are linear in their first argument."""
 _RULES: dict[Any, Rule] = {
-    **dict.fromkeys(
-        (
-            _T.view,
-            _T.reshape,
-            torch.reshape,
-            _T.flatten,
-            torch.flatten,
-            _T.unflatten,
-            torch.unflatten,
-            _T.permute,
-            torch.permute,
-            _T.transpose,
-            torch.transpose,
-            _T.t,
-            _T.mT.__get__,
-            _T.T.__get__,
-            _T.squeeze,
-            torch.squeeze,
-            _T.unsqueeze,
-            torch.unsqueeze,
-            _T.expand,
-            _T.contiguous,
-            _T.clone,
-            torch.clone,
-            _T.__getitem__,
-            _T.select,
-            _T.narrow,
-            _T.unbind,
-            torch.unbind,
-            _T.chunk,
-            torch.chunk,
-            _T.split,
-            torch.split,
-            _T.movedim,
-            torch.movedim,
-            _T.mean,
-            torch.mean,
-            _T.sum,
-            torch.sum,
-            _T.neg,
-            torch.neg,
-            _T.__neg__,
-            _T.gather,
-            torch.gather,
-        ),
-        _same,
-    ),
+    **dict.fromkeys((*_SELECT, *_MIX), _same),
     **dict.fromkeys((torch.add, _T.add, _T.__add__, _T.__radd__, *_DIFFERENCES), _sum),
     **dict.fromkeys((torch.cat, torch.stack), _cat),
     **dict.fromkeys((torch.mul, _T.mul, _T.__mul__, _T.__rmul__), _mul),

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.nodes import CrossEntropy, Node, Operation
+from sharpscope.curvature.means import Nearest, known_means
+from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, Part, Step
 from sharpscope.curvature.operator import rademacher
 from sharpscope.curvature.per_example import Tap, tensors_in
 from sharpscope.curvature.rules import operation
@@ -33,25 +34,11 @@ from sharpscope.curvature.tape import Call, Tape
 __all__ = ["Embedding", "Tangents", "stands_apart", "tangents_of"]
 
 
-LOSS, HEAD, BODY = range(3)
-"""The parts of a forward pass: the cross-entropy, the other operations behind the embedding, all before it."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """An operation with its slots: those of the inputs that can move, and those of the outputs."""
-
-    rule: Operation | Node
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    part: int
-
-
 @dataclass(frozen=True)
 class _Route:
     """The steps from some taps to the last operation that is not linear, each with the slots that it uses last."""
 
-    steps: tuple[tuple[_Step, tuple[int, ...]], ...]
+    steps: tuple[tuple[Step, tuple[int, ...]], ...]
     moving: frozenset[int]
 
 
@@ -65,7 +52,7 @@ class Tangents:
 
     def __init__(
         self,
-        steps: Sequence[_Step],
+        steps: Sequence[Step],
         taps: Mapping[int, Tap],
         curved: Container[int],
         nodes: Sequence[Tensor],
@@ -77,6 +64,7 @@ class Tangents:
         self.nodes, self.embedding = list(nodes), embedding
         self.before_head = self.names & (embedding.names if embedding is not None else frozenset())
         self._routes: dict[tuple[bool, tuple[int, ...]], _Route] = {}
+        self._means: dict[frozenset[str], tuple[Nearest, ...]] = {}
 
     def adjoin(self, adjoints: Sequence[Tensor]) -> None:
         """Take the gradients of the loss with respect to ``nodes``, and let go of the graph."""
@@ -115,7 +103,12 @@ class Tangents:
         return any(isinstance(step.rule, Node) for step, _ in self._route(tuple(seeds), True).steps)
 
     def forms(
-        self, seeds: Mapping[int, Tensor], *, before_head: bool = False, seen: list[Tensor] | None = None
+        self,
+        seeds: Mapping[int, Tensor],
+        *,
+        before_head: bool = False,
+        near: Sequence[Nearest] = (),
+        seen: list[Tensor] | None = None,
     ) -> Tensor:
         """The parts of v'Hv of the mean loss by examples, float64 [3, examples]; they add up to v'Hv.
 
@@ -125,34 +118,64 @@ class Tangents:
         Args:
             seeds: the tangents that the directions v give to the outputs of taps, by slot.
             before_head: leave out the first two parts, which are then 0.
+            near: operations whose form of the directions that enter right before them is replaced by its mean; terms
+                between these and other directions are left out.
             seen: takes the tangents of all taps that the pass comes through.
         """
-        moves = dict(seeds)
+        known = {id(x.node): x for x in near}
+        own = {slot: u for slot, u in seeds.items() if any(slot in x.taps for x in near)}
+        moves = {slot: u for slot, u in seeds.items() if slot not in own}
         like = next(iter(seeds.values()))
-        parts = like.new_zeros(3, self.examples, dtype=torch.float64)
+        parts = like.new_zeros(len(Part), self.examples, dtype=torch.float64)
         for step, last in self._route(tuple(seeds), before_head).steps:
-            given = [moves.get(slot) for slot in step.inputs]
-            if isinstance(step.rule, Node):
-                out, form = step.rule.bend(given)
-                parts[step.part] += form.reshape(self.examples, -1).sum(1)
-            else:
-                out = step.rule.tangent(given)
-            for slot, tangent in zip(step.outputs, tensors_in(out), strict=True):
-                moves[slot] = moves[slot] + tangent if slot in moves else tangent
-                if seen is not None and slot in self._taps:
-                    seen.append(moves[slot])
-            for slot in last:
-                del moves[slot]
+            for flow in (own, moves):
+                given = [flow.get(slot) for slot in step.inputs]
+                if isinstance(step.rule, Node):
+                    if flow is own:
+                        continue  # it joins the others here
+                    form, out = self._node(step, step.rule, given, own, known.get(id(step)))
+                    parts[step.part] += form
+                elif any(x is not None for x in given):
+                    out = step.rule.tangent(given)
+                else:
+                    continue
+                for slot, tangent in zip(step.outputs, tensors_in(out), strict=True):
+                    flow[slot] = flow[slot] + tangent if slot in flow else tangent
+                    if seen is not None and slot in self._taps:
+                        seen.append(flow[slot])
+                for slot in last:
+                    flow.pop(slot, None)
         return parts
+
+    def _node(
+        self, step: Step, rule: Node, given: Sequence[Tensor | None], own: dict[int, Tensor], known: Nearest | None
+    ) -> tuple[Tensor, Tensor]:
+        """The node's form by examples, and the tangent of its output."""
+        if known is None:
+            out, form = rule.bend(given)
+            return form.reshape(self.examples, -1).sum(1), out
+        joined = [
+            a if b is None else b if a is None else a + b for a, b in zip(given, map(own.get, step.inputs), strict=True)
+        ]
+        if all(x is None for x in given):
+            return known.mean, rule.push(joined)
+        return known.mean + rule.bend(given)[1].reshape(self.examples, -1).sum(1), rule.push(joined)
+
+    def means(self, names: frozenset[str]) -> tuple[Nearest, ...]:
+        """The operations before the head and right behind the taps of these parameters whose mean forms are known."""
+        if names not in self._means:
+            body = [step for step in self._steps if step.part is Part.BODY]
+            self._means[names] = known_means(body, dict(self.taps(names)), names, self.examples)
+        return self._means[names]
 
     def _route(self, seeds: tuple[int, ...], before_head: bool) -> _Route:
         if (before_head, seeds) not in self._routes:
-            moving, taken = set(seeds), list[_Step]()
+            moving, taken = set(seeds), list[Step]()
             for step in self._steps:
-                if moving.intersection(step.inputs) and (step.part == BODY or not before_head):
+                if moving.intersection(step.inputs) and (step.part is Part.BODY or not before_head):
                     moving.update(step.outputs)
                     taken.append(step)
-            steps, kept = list[tuple[_Step, tuple[int, ...]]](), set[int]()
+            steps, kept = list[tuple[Step, tuple[int, ...]]](), set[int]()
             leads = not before_head
             for step in reversed(taken):
                 leads |= isinstance(step.rule, Node)  # what follows the last node of the body is not needed
@@ -211,9 +234,10 @@ def tangents_of(tape: Tape, loss: Tensor, taps: Sequence[Tap], examples: int) ->
     behind = set() if embedding is None else {id(call) for call in embedding.calls}
     steps = []
     for use in reversed(kept):
-        part = LOSS if isinstance(use.rule, CrossEntropy) else HEAD if id(use.call) in behind else BODY
+        part = Part.HEAD if id(use.call) in behind else Part.BODY
+        part = Part.LOSS if isinstance(use.rule, CrossEntropy) else part
         assert use.rule is not None
-        steps.append(_Step(use.rule, use.inputs, use.outputs, part))
+        steps.append(Step(use.rule, use.inputs, use.outputs, part))
     nodes = [tape.tensor(s.outputs[0]) for s in steps if isinstance(s.rule, Node)]
     return Tangents(steps, own, curved, nodes, examples, embedding)
 

@@ -236,6 +236,59 @@ def test_rules_that_no_tower_needs(loss: Callable[..., Tensor], length: float) -
         same(forms(ours, layer, 2), forms(theirs, layer, 2))
 
 
+class Nearby(nn.Module):
+    """Taps with a norm, an attention and a GELU right behind them, only views and sums in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.place = nn.Linear(2, 4), nn.Parameter(torch.zeros(3, 4))
+        self.start, self.packed, self.wide, self.out = (
+            nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3), nn.Linear(3, 5),
+        )  # fmt: skip
+        self.classes = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.start(self.patches(x).mT.reshape(-1, 4, 3).permute(0, 2, 1) + self.place)
+        q, k, v = self.packed(x).view(-1, 3, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, 3, 4)
+        return 4 * self.classes(F.normalize(self.out(F.gelu(self.wide(x))).mean(1), dim=-1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "node"), [("patches place", "Norm"), ("packed", "Attention"), ("wide", "Elementwise")]
+)
+def test_the_known_mean_of_the_nearest_operation_is_the_sum_over_all_unit_directions(layer: str, node: str) -> None:
+    module = Nearby().double()
+    with torch.no_grad():
+        for i, p in enumerate(module.parameters()):
+            p.copy_(draw(*p.shape, seed=40 + i))
+    work = Classification(module, [(draw(4, 3, 2, seed=3), torch.arange(4) % 3)])
+    tangents = engine(work, blocks={"all": tuple(work.theta)}).graph(0).tangents
+    assert tangents is not None
+    names = frozenset(n for n in work.theta if n.split(".")[0] in layer.split())
+    (near,) = tangents.means(names)
+    assert type(near.node.rule).__name__ == node and len(near.taps) == len(layer.split())
+    total = torch.zeros(4, dtype=torch.float64)
+    for slot, tap in tangents.taps(names):
+        for name in tap.names:
+            for k in range(work.theta[name].numel()):
+                unit = torch.zeros(work.theta[name].numel(), dtype=torch.float64).index_fill_(0, torch.tensor([k]), 1)
+
+                def signs(*shape: int, shared: Tensor = unit, like: Tensor = work.theta[name]) -> Tensor:
+                    """The matrix that all examples share is the unit direction; their own signs are 1."""
+                    return shared.view(like.shape).mT if len(shape) == 2 else ones(*shape)
+
+                if name == "place" or name.endswith("bias"):
+                    shape = (4, 3, 4) if name == "place" else (4, 3, len(unit))
+                    u = unit.view(3, 4).expand(shape) if name == "place" else unit.expand(shape)
+                else:
+                    u = tap.tangent(signs, frozenset([name]), False)
+                whole = tangents.forms({slot: u}, before_head=True)
+                others = tangents.forms({slot: u}, before_head=True, near=[near])
+                total += (whole - others).sum(0) + near.mean
+    same(near.mean, total)
+
+
 # ------------------------------------------------------------------ whether it is possible at all
 class Hidden(torch.autograd.Function):
     @staticmethod
