@@ -92,6 +92,8 @@ class FunctionalEngine(HessianEngine):
                     part = weight * self._functional(i, layer, request)
                     sums[who] = sums[who] + part if who in sums else part
                     continue
+                if request.before_head:
+                    raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
                 v = rademacher((self.blocks[layer].size, request.count), request.generator).to(self.device, self.dtype)
                 v = v * self.weights(layer).abs()[:, None] if request.weighted else v
                 forms = (v * self._functional(i, layer, v)).double().sum(0)

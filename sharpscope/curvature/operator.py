@@ -207,6 +207,8 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
         return operator.answer(request)
     if request.weighted:
         raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
+    if request.before_head:
+        raise NumericalError("operator: a part of the trace needs a network, which this operator does not have.")
     v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 

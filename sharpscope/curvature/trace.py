@@ -79,7 +79,9 @@ def per_example_trace(
 
     tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j. With off(H) the matrix H without its
     diagonal, the variance is 2/n^2 sum_j ||off(H_j)||^2 instead of 2 ||off(1/n sum_j H_j)||^2 for a shared direction:
-    n times less where all H_j are equal (``curvature.per_example`` describes the computation). Two products give every
+    n times less where all H_j are equal (``curvature.per_example`` describes the computation). Only the numbers
+    v_j' H_j v_j are asked for, one for each example: what counts as a product here is one forward tangent pass where
+    the network allows it (``curvature.tangents``). Two products give every
     example two values and thus n degrees of freedom for the variance, from which the number of further products follows
     as in ``hutchinson``.
 
