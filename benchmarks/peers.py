@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import platform
@@ -34,11 +35,12 @@ from work import Work, crash_as_shipped, load, peak_mib, quiet, relative, second
 
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.eigen import End, RitzSpace, lanczos
-from sharpscope.curvature.ggn import Residual, ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import DenseOperator, SymmetricOperator, solve
-from sharpscope.curvature.trace import TraceEstimate, per_example_steps, per_example_trace, xtrace
+from sharpscope.curvature.measures.gauss_newton import controlled
+from sharpscope.curvature.operator import DenseOperator, SymmetricOperator
+from sharpscope.curvature.trace import TraceEstimate, per_example_trace, xtrace
 from sharpscope.curvature.tracking import tracked
+from sharpscope.seeds import derive
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 TOLERANCE = 0.01
@@ -416,15 +418,10 @@ def layer_map(
 
 
 def _controlled(work: Work, theta: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]]) -> list[TraceEstimate]:
-    """What ``trace_method="controlled"`` does: tr H = tr G + tr(H - G)."""
-    control = ggn_trace(work, theta, layers, seed=0, rtol=TOLERANCE / 3, max_probes=1000)
-    engine = HessianEngine(Residual(work), theta, layers)
-    common: dict[str, Any] = {"dtype": engine.dtype, "device": engine.device, "rtol": TOLERANCE, "max_matvecs": 1000}
-    out = []
-    for name, g in control.items():
-        steps = per_example_steps(engine.blocks[name].size, seed=0, offset=(g.estimate, g.stderr), **common)
-        out.append(solve(steps, engine.operator(name)))
-    return out
+    """What ``trace_method="controlled"`` does: a known part of tr H, and a sampled rest."""
+    seed = functools.partial(derive, 0)
+    found, _ = controlled(work, theta, layers, seed=seed, rtol=TOLERANCE, max_matvecs=1000)
+    return [found[name] for name in layers]
 
 
 def _peers_maps(rows: Rows, sweeps: Mapping[str, float], ends: tuple[End, ...]) -> Rows:

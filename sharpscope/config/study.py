@@ -206,9 +206,9 @@ class StudyConfig:
     rtol is reached, the status is not_converged."""
     trace_method: TraceMethod = "per_example"
     """How traces are estimated: per_example (a Rademacher vector for each example; the whole model's trace is the sum
-    over its layers), controlled (per_example on the Hessian minus its Gauss-Newton part, whose trace is computed from
-    first derivatives and added), hutchinson (a Rademacher vector shared by all examples, the reference), xtrace or
-    hutchpp."""
+    over its layers), controlled (per_example on the Hessian minus a part whose trace is computed from first derivatives
+    and added: the part that comes through the image features where they can be told, else the Gauss-Newton part),
+    hutchinson (a Rademacher vector shared by all examples, the reference), xtrace or hutchpp."""
     density_layers: tuple[str, ...] = ()
     """Layers whose spectral density is taken by stochastic Lanczos quadrature; ``(all)`` is the whole model."""
     density_alphas: tuple[float, ...] | None = None

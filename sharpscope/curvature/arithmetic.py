@@ -112,7 +112,7 @@ def precision_error(
     for kind in ("full", precision):
         with second_order(tf32=kind == "tf32"):
             rough = in_precision(objective, kind, theta)
-            engine = HessianEngine(rough, theta, blocks, memory=memory)
+            engine = HessianEngine(rough, theta, blocks, memory=memory, use="products")
             requests = {}
             for layer, spec in engine.blocks.items():
                 generator = torch.Generator().manual_seed(derive(seed, "precision", layer))

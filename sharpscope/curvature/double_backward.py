@@ -21,11 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-from sharpscope.curvature.per_example import Taps
-
-__all__ = ["ThirdDerivative", "analytic_kernels"]
+__all__ = ["ThirdDerivative", "analytic_kernels", "attend", "gelu", "norm", "silu"]
 
 
 class ThirdDerivative(RuntimeError):  # noqa: N818 - it names what was asked for
@@ -227,13 +225,59 @@ class _AttentionGradient(torch.autograd.Function):
         return to_g, to_q, to_k, to_v, None, None
 
 
+# ------------------------------------------------------------------ as functions that other modes see
+def _seen(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator: every mode that watches the forward pass sees a call of the kernel as ONE operation.
+
+    ``Function.apply`` itself passes modes by, and they would only see what its ``forward`` computes.
+    """
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Tensor:
+        tensors = tuple(a for a in args if isinstance(a, Tensor))
+        if has_torch_function(tensors):
+            out: Tensor = handle_torch_function(call, tensors, *args)
+            return out
+        return kernel(*args)
+
+    return call
+
+
+@_seen
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x). Its node saves (x, f'(x), f''(x))."""
+    out: Tensor = _Gelu.apply(x)
+    return out
+
+
+@_seen
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x). Its node saves (x, f'(x), f''(x))."""
+    out: Tensor = _Silu.apply(x)
+    return out
+
+
+@_seen
+def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over the last dimension. Its node saves (x, weight, mean, 1 / sqrt(var + eps))."""
+    out: Tensor = _Norm.apply(x, weight, bias, eps)
+    return out
+
+
+@_seen
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k' + mask) v, [N, T, d] each. Its node saves (q, k, v, the softmax) and has ``scale``."""
+    out: Tensor = _Attention.apply(q, k, v, mask, scale)
+    return out
+
+
 # ------------------------------------------------------------------ swapping them in
 def _gelu(x: Tensor, approximate: str = "none") -> Tensor | None:
-    return _Gelu.apply(x) if approximate == "none" and _precise(x) else None
+    return gelu(x) if approximate == "none" and _precise(x) else None
 
 
 def _silu(x: Tensor, inplace: bool = False) -> Tensor | None:
-    return _Silu.apply(x) if not inplace and _precise(x) else None
+    return silu(x) if not inplace and _precise(x) else None
 
 
 def _layer_norm(
@@ -241,7 +285,7 @@ def _layer_norm(
 ) -> Tensor | None:
     if weight is None or bias is None or len(shape) != 1 or not _precise(x, weight, bias):
         return None
-    return _Norm.apply(x, weight, bias, eps)
+    return norm(x, weight, bias, eps)
 
 
 def _patches(
@@ -288,9 +332,7 @@ def _sdpa(
         mask = attn_mask
         if mask.ndim > 2:
             mask = mask.expand(*q.shape[:-1], k.shape[-2]).flatten(0, 1)
-    out = _Attention.apply(
-        *(t.flatten(0, 1) for t in (q, k, v)), mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    )
+    out = attend(*(t.flatten(0, 1) for t in (q, k, v)), mask, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
     return out.unflatten(0, q.shape[:2])
 
 
@@ -329,7 +371,7 @@ def _multi_head(
     q, k, v = (
         packed.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, -1).unbind(0)
     )
-    out = _Attention.apply(q, k, v, mask, 1 / math.sqrt(dim // heads))
+    out = attend(q, k, v, mask, 1 / math.sqrt(dim // heads))
     out = out.view(batch, heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, dim)
     return F.linear(out, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
 
@@ -363,13 +405,9 @@ _SWAPPED: dict[Callable[..., Any], Callable[..., Any]] = {
 class analytic_kernels(TorchFunctionMode):  # noqa: N801 - used as a context manager
     """While entered, the functions in ``_SWAPPED`` run with analytic second derivatives where these cover the call.
 
-    ``taps`` records the same forward pass. It does not see the layer norms that are replaced here, so that they are
-    reported to it.
+    Modes that are entered before it see the kernels ``gelu``, ``silu``, ``norm`` and ``attend`` and the other
+    operations of which the swapped functions consist.
     """
-
-    def __init__(self, taps: Taps | None = None) -> None:
-        super().__init__()
-        self._taps = taps
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -379,7 +417,5 @@ class analytic_kernels(TorchFunctionMode):  # noqa: N801 - used as a context man
         if ours is not None and torch.is_grad_enabled():
             out = ours(*args, **kwargs)
             if out is not None:
-                if self._taps is not None and func is F.layer_norm:
-                    self._taps.see(func, args, kwargs, out)
                 return out
         return func(*args, **kwargs)

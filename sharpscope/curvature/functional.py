@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.graphs import MemoryPlan
+from sharpscope.curvature.graphs import MemoryPlan, Use
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
@@ -32,8 +32,8 @@ AT_ONCE = 8
 class FunctionalEngine(HessianEngine):
     """``HessianEngine`` with products by ``torch.func.jvp(torch.func.grad(...))``.
 
-    ``Probes`` are answered with one direction per batch, because no graph tells the examples apart. ``memory`` is not
-    needed, because no graph is kept. Arguments and errors are those of ``HessianEngine``.
+    ``Probes`` are answered with one direction per batch, because no graph tells the examples apart. ``memory`` and
+    ``use`` are not needed, because no graph is kept. Arguments and errors are those of ``HessianEngine``.
 
     Source: Pearlmutter 1994, https://doi.org/10.1162/neco.1994.6.1.147 (the derivative of the gradient along v).
     """
@@ -45,8 +45,10 @@ class FunctionalEngine(HessianEngine):
         blocks: Mapping[str, Sequence[str]],
         *,
         memory: int | None = None,
+        use: Use = "both",
     ) -> None:
         super().__init__(objective, theta, blocks)
+        self.twice = True
 
     def _build(self) -> None:
         """Loss and gradient by first derivatives alone, in one pass over the batches."""
@@ -90,6 +92,8 @@ class FunctionalEngine(HessianEngine):
                     part = weight * self._functional(i, layer, request)
                     sums[who] = sums[who] + part if who in sums else part
                     continue
+                if request.before_head:
+                    raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
                 v = rademacher((self.blocks[layer].size, request.count), request.generator).to(self.device, self.dtype)
                 v = v * self.weights(layer).abs()[:, None] if request.weighted else v
                 forms = (v * self._functional(i, layer, v)).double().sum(0)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from torch import Tensor
 from sharpscope.curvature.double_backward import ThirdDerivative, analytic_kernels
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, Taps, sole_readings
+from sharpscope.curvature.tangents import Tangents, tangents_of
+from sharpscope.curvature.tape import Tape
 from sharpscope.errors import ConfigError
 
 __all__ = [
     "WORK",
     "GradientGraph",
     "MemoryPlan",
+    "Use",
     "differentiate",
     "graph_bytes",
     "once_differentiable",
@@ -30,6 +33,9 @@ __all__ = [
 WORK = 0.5
 """The memory that one product needs beside the gradient graph it runs through, as a share of that graph's bytes. A
 third was measured; a larger value leaves more room and keeps fewer graphs."""
+Use = Literal["products", "probes", "both"]
+"""What graphs are built for: products Hv, which take a graph of the gradient; ``Probes`` v'Hv, which take the tensors
+of ``tangents`` where the forward pass allows it; or both."""
 _RAISES = "torch::autograd::Error"
 """The name of the node that torch puts where a second derivative does not exist."""
 
@@ -62,17 +68,25 @@ def _mib(size: int) -> str:
 
 @dataclass(frozen=True)
 class GradientGraph:
-    """The loss of one batch and its gradient, both with the graph that a second derivative goes through."""
+    """The loss of one batch and its gradient, with the graph that a second derivative goes through.
+
+    ``twice``: whether there is that graph. Without it, loss and gradient are plain numbers, and only ``tangents`` can
+    be asked for second derivatives.
+    """
 
     loss: Tensor
     gradient: dict[str, Tensor]
     taps: tuple[tuple[Tap, Tensor], ...] = ()
-    """The taps at which parameters enter, each with the gradient of the loss with respect to the tap's output."""
+    """The taps at which parameters enter, each with the gradient of the loss with respect to the tap's output; none
+    where ``twice`` is False."""
     tapped: frozenset[str] = frozenset()
+    tangents: Tangents | None = None
+    twice: bool = True
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [self.loss, *self.gradient.values(), *(g for _, g in self.taps)]
+        own = () if self.tangents is None else self.tangents.tensors
+        return [self.loss, *self.gradient.values(), *(g for _, g in self.taps), *own]
 
 
 def watched(
@@ -82,14 +96,17 @@ def watched(
     params: Mapping[str, Tensor],
     examples: int | None,
     analytic: bool,
+    tape: Tape | None = None,
 ) -> tuple[Tensor, tuple[Tap, ...]]:
     """``function(i, theta)``, and the taps of those ``params`` that enter it linearly, once and nowhere else.
+
+    ``tape``: records the pass.
 
     The taps that Python calls show are kept only if autograd's graph shows no other reading of their parameters (see
     ``per_example.sole_readings``). There are no taps if ``examples``, the number of examples in the batch, is None.
     """
     taps = None if examples is None else Taps(params, examples)
-    with taps or nullcontext(), analytic_kernels(taps) if analytic else nullcontext():
+    with taps or nullcontext(), tape or nullcontext(), analytic_kernels() if analytic else nullcontext():
         out = function(i, theta)
     if taps is None or not isinstance(out, Tensor):
         return out, ()
@@ -99,22 +116,41 @@ def watched(
 
 
 def differentiate(
-    objective: Objective, i: int, theta: Mapping[str, Tensor], params: Mapping[str, Tensor], analytic: bool
+    objective: Objective,
+    i: int,
+    theta: Mapping[str, Tensor],
+    params: Mapping[str, Tensor],
+    analytic: bool,
+    use: Use = "both",
 ) -> GradientGraph:
     """The loss of batch ``i`` and its gradient, from one forward pass.
+
+    For the use "probes" no graph of the gradient is built where the tangents cover all ``params``.
 
     Raises ThirdDerivative where ``analytic`` kernels would be differentiated a third time, ConfigError for a loss that
     is not a scalar.
     """
     sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
-    loss, places = watched(objective.batch_loss, i, theta, params, None if sizes is None else sizes[i], analytic)
+    examples = None if sizes is None else sizes[i]
+    tape = Tape() if analytic and examples is not None and use != "products" else None
+    loss, places = watched(objective.batch_loss, i, theta, params, examples, analytic, tape)
     if loss.ndim != 0:
         raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-    inputs = [*params.values(), *(t.y for t in places)]
-    grads = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
+    tangents = None if tape is None or examples is None else tangents_of(tape, loss, places, examples)
+    del tape  # it holds every tensor of the pass
+    nodes = [] if tangents is None else tangents.nodes
+    twice = use != "probes" or tangents is None or not tangents.covers(frozenset(params))
+    inputs = [*params.values(), *(t.y for t in places), *nodes]
+    grads = torch.autograd.grad(loss, inputs, create_graph=twice, allow_unused=True)
     gradient = {n: g for n, g in zip(params, grads, strict=False) if g is not None}
-    open_taps = tuple((t, g) for t, g in zip(places, grads[len(params) :], strict=True) if g is not None)
-    return GradientGraph(loss, gradient, open_taps, frozenset(n for t, _ in open_taps for n in t.names))
+    at_taps = grads[len(params) : len(params) + len(places)]
+    open_taps = tuple((t, g) for t, g in zip(places, at_taps, strict=True) if g is not None)
+    if tangents is not None:
+        tangents.adjoin(grads[len(params) + len(places) :])
+    tapped = frozenset(n for t, _ in open_taps for n in t.names)
+    return GradientGraph(
+        loss if twice else loss.detach(), gradient, open_taps if twice else (), tapped, tangents, twice
+    )
 
 
 def once_differentiable(gradient: Mapping[str, Tensor]) -> frozenset[str]:
@@ -177,9 +213,11 @@ def graph_bytes(tensors: Iterable[Tensor], known: Iterable[Tensor] = ()) -> int:
 
 
 def plan_memory(
-    objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str], memory: int | None
+    objective: Objective, theta: Mapping[str, Tensor], names: Sequence[str], memory: int | None, use: Use = "both"
 ) -> tuple[Objective, MemoryPlan]:
     """The objective in batches whose graphs fit into ``memory`` bytes, and a plan of how many graphs are kept.
+
+    ``use``: what the graphs are built for. For "probes" alone they are smaller, where tangents cover all parameters.
 
     A graph grows linearly with its batch, so that the exact sizes for 2 and 3 examples predict all others before
     anything large is built. Batches are halved until one graph and the temporaries of a product (``WORK`` times a
@@ -195,9 +233,9 @@ def plan_memory(
 
     def measured(part: Objective) -> int:
         try:
-            graph = differentiate(part, 0, full, params, analytic=True)
+            graph = differentiate(part, 0, full, params, True, use)
         except ThirdDerivative:
-            graph = differentiate(part, 0, full, params, analytic=False)
+            graph = differentiate(part, 0, full, params, False, use)
         return graph_bytes(graph.tensors, full.values())
 
     size: int | None = None

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.forms import Forms
 from sharpscope.curvature.graphs import (
     GradientGraph,
     MemoryPlan,
+    Use,
     differentiate,
     graph_bytes,
     once_differentiable,
     plan_memory,
 )
-from sharpscope.curvature.operator import Objective, Probes, rademacher
-from sharpscope.curvature.per_example import stands_alone
+from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
@@ -78,6 +79,8 @@ class HessianEngine:
         analytic: run GELU, layer norm, attention and patch embedding with analytic second derivatives (see
             ``curvature.double_backward``), which costs a quarter less and gives the same results up to rounding. For a
             loss that itself contains a gradient, autograd's own formulas are used all the same.
+        use: what will be asked for, products, ``Probes`` or both: what the graphs are built for. Anything else can
+            still be asked for, takes longer, and graphs that are built again for it take more memory than planned.
 
     Raises:
         ConfigError: a block names a tensor that does not exist or is not floating-point, or the loss is not a scalar.
@@ -94,8 +97,9 @@ class HessianEngine:
         *,
         memory: int | None = None,
         analytic: bool = True,
+        use: Use = "both",
     ) -> None:
-        self.objective, self.analytic = objective, analytic
+        self.objective, self.analytic, self.use = objective, analytic, use
         moving = list(dict.fromkeys(name for names in blocks.values() for name in names))
         for name in moving:
             if name not in theta or not theta[name].is_floating_point():
@@ -120,13 +124,13 @@ class HessianEngine:
         batches = len(objective.weights)
         self.plan = MemoryPlan(None, 0, None, batches, batches)
         if memory is not None:
-            self.objective, self.plan = plan_memory(objective, theta, moving, memory)
+            self.objective, self.plan = plan_memory(objective, theta, moving, memory, use)
         self._graphs: list[GradientGraph | None] = [None] * self.plan.batches
-        self._alone: dict[int, frozenset[str]] = {}
-        self.crossed: frozenset[str] = frozenset()
-        """Parameters at whose places examples were found to see each other: they have shared directions."""
+        self._forms = Forms(self)
         self.once: frozenset[str] = frozenset()
         """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
+        self.twice = False
+        """Whether the graphs were built for products; if not, tangents answer everything that ``use`` names."""
         self._build()
 
     # ------------------------------------------------------------------ graphs
@@ -141,26 +145,37 @@ class HessianEngine:
 
         Raises ConfigError where the loss is not a scalar.
         """
-        return graph_bytes(self._graph(0).tensors, self.theta.values())
+        return graph_bytes(self.graph(0).tensors, self.theta.values())
 
-    def _graph(self, i: int) -> GradientGraph:
+    def graph(self, i: int, *, twice: bool = False) -> GradientGraph:
+        """The graph of batch i, kept or rebuilt; ``twice``: one that products can be taken of.
+
+        Raises ConfigError where the loss is not a scalar.
+        """
         kept = self._graphs[i]
-        if kept is not None:
+        if kept is not None and (kept.twice or not twice):
             return kept
+        if twice and self.use == "probes":  # whoever asks for one product will ask for more
+            self.use = "both"
         try:
-            return differentiate(self.objective, i, self.theta, self.params, self.analytic)
+            graph = differentiate(self.objective, i, self.theta, self.params, self.analytic, self.use)
         except ThirdDerivative:  # the loss itself contains a gradient, so that only autograd's own formulas suffice
             self.analytic = False
-        return self._graph(i)
+            return self.graph(i, twice=twice)
+        if graph.twice:
+            self.once |= once_differentiable(graph.gradient)
+        if kept is not None:
+            self._graphs[i] = graph
+        return graph
 
     def _build(self) -> None:
         """Compute loss and gradient in one pass over the batches, and keep as many graphs as planned."""
         losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
-            graph = self._graph(i)
+            graph = self.graph(i)
             losses.append(graph.loss.detach().double())
-            self.once |= once_differentiable(graph.gradient)
+            self.twice |= graph.twice
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
                 sums[name] = sums[name] + part if name in sums else part
@@ -213,89 +228,45 @@ class HessianEngine:
         sums: dict[str, Tensor] = {}
         units: dict[str, list[Tensor]] = {}
         for i, weight in enumerate(self.objective.weights):
-            graph = self._graph(i)
+            graph = self.graph(i, twice=bool(columns))
             for who, (layer, request) in requests.items():
                 if isinstance(request, Tensor):
                     part = weight * torch.stack([self._product(graph, layer, v) for v in columns[who]], dim=1)
                     sums[who] = sums[who] + part if who in sums else part
                 else:
-                    alone = self.by_example(i, graph)
-                    units.setdefault(who, []).append(weight * self._second_derivatives(graph, layer, request, alone))
+                    units.setdefault(who, []).append(weight * self._forms.of(i, graph, layer, request))
             del graph
         self.units |= {requests[who][0]: tuple(len(part) for part in parts) for who, parts in units.items()}
         for layer, request in requests.values():
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.cat(parts) for who, parts in units.items()}
 
-    def by_example(self, i: int, graph: GradientGraph | None = None) -> frozenset[str]:
-        """The parameters that get a direction of each example's own in batch i.
-
-        Verified in every batch before its first use, by two products for all layers together (``stands_alone``), since
-        another batch may have other examples in it: batch norm in training mode, a contrastive loss, a graph's edges,
-        a text tower or tokens in the first dimension all show. In a batch of one example there is nothing to see; where
-        all batches are such, shared directions are as good and cheaper.
+    def by_example(self, i: int) -> frozenset[str]:
+        """The parameters that get a direction of each example's own in batch i (``Forms.alone``).
 
         Raises ConfigError where the loss of the batch is not a scalar.
         """
-        if i not in self._alone:
-            graph = self._graph(i) if graph is None else graph
-            sizes: Sequence[int] = getattr(self.objective, "batch_sizes", ())
-            self._alone[i] = frozenset() if max(sizes, default=1) == 1 else self._verified(graph)
-        return self._alone[i]
+        return self._forms.alone(i, self.graph(i))
 
-    def _verified(self, graph: GradientGraph) -> frozenset[str]:
-        pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
-        if not pairs or len(pairs[0][0].y) == 1:
-            return graph.tapped
-        generator = torch.Generator().manual_seed(0)
-        alone = stands_alone(
-            [g for _, g in pairs], [tap.y for tap, _ in pairs],
-            lambda g: rademacher(tuple(g.shape), generator).to(g), len(pairs[0][0].y),
-        )  # fmt: skip
-        crossed = {name for (tap, _), own in zip(pairs, alone, strict=True) if not own for name in tap.names}
-        self.crossed |= crossed
-        return graph.tapped - crossed
+    def before_head(self) -> frozenset[str]:
+        """The parameters that ``Probes.before_head`` can be asked of."""
+        batches = range(len(self.objective.weights))
+        return frozenset.intersection(*(self._forms.before_head(i, self.graph(i)) for i in batches))
 
     def note(self, layer: str) -> str:
         """What a row of the layer's per-example trace has to say of its directions; empty where it is as usual."""
-        crossed = self.crossed.intersection(self.blocks[layer].names)
+        crossed = self._forms.crossed.intersection(self.blocks[layer].names)
         return "the examples of a batch see each other: directions are shared by a batch" if crossed else ""
 
-    def _second_derivatives(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
-        return torch.stack([self._quadratic_forms(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+    def second(
+        self, gradients: Sequence[Tensor], places: Sequence[Tensor], directions: Sequence[Tensor], layer: str
+    ) -> tuple[Tensor, ...]:
+        """The derivatives of <gradients, directions> at the places, zeros where there are none.
 
-    def _quadratic_forms(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
-        """v'Hv of the batch's mean loss, split into parts that add up to it, float64 [parts].
-
-        There is one part per example from the parameters whose examples can be separated, then one part from all
-        other parameters together.
+        Raises NoSecondDerivative with torch's own reason.
         """
-
-        def signs(*shape: int) -> Tensor:
-            return rademacher(shape, probes.generator).to(self.device, self.dtype)
-
         self._check_twice(layer)
-        names = frozenset(self.blocks[layer].names)
-        tapped = names & alone
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
-        for tap, g in graph.taps if tapped else ():
-            if g.requires_grad and (moving := tapped.intersection(tap.names)):
-                pairs.append((tap.y, g, tap.tangent(signs, moving, probes.weighted)))
-        examples = len(pairs)
-        for name in self.blocks[layer].names:
-            if name not in tapped and name in graph.gradient and graph.gradient[name].requires_grad:
-                v = signs(*self.params[name].shape)
-                v = v * self.params[name].detach().abs() if probes.weighted else v
-                pairs.append((self.params[name], graph.gradient[name], v))
-        if not pairs:  # no unit at all: the second derivative is 0 by construction, not by what was drawn
-            return torch.zeros(0, dtype=torch.float64, device=self.device)
-        places, gradients, directions = zip(*pairs, strict=True)
-        products = _second(gradients, places, directions, layer)
-        forms = [(v * hv).double() for v, hv in zip(directions, products, strict=True)]
-        parts = [f.flatten(1).sum(1) for f in forms[:examples]]
-        rest = [f.sum() for f in forms[examples:]]
-        out = [torch.stack(parts).sum(0)] if parts else []
-        return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
+        return _second(gradients, places, directions, layer) if gradients else ()
 
     def _check_twice(self, layer: str) -> None:
         if lost := self.once.intersection(self.blocks[layer].names):
@@ -305,7 +276,6 @@ class HessianEngine:
             )
 
     def _product(self, graph: GradientGraph, layer: str, v: Tensor) -> Tensor:
-        self._check_twice(layer)
         spec = self.blocks[layer]
         pairs = [
             (graph.gradient[n], part) for n, part in zip(spec.names, spec.split(v), strict=True) if n in graph.gradient
@@ -313,15 +283,16 @@ class HessianEngine:
         # A gradient that does not depend on any parameter (a linear loss) has no graph: its second derivative is zero.
         pairs = [(g, part) for g, part in pairs if g.requires_grad]
         inputs = [self.params[n] for n in spec.names]
+        self._check_twice(layer)
         if not pairs:
             return torch.zeros_like(v)
         outputs, cotangents = zip(*pairs, strict=True)
-        products = _second(outputs, inputs, cotangents, layer)
+        products = self.second(outputs, inputs, cotangents, layer)
         return spec.join(products)
 
     def without_second_derivative(self) -> dict[str, str]:
         """{layer: torch's reason} of the layers whose gradient cannot be differentiated again in the first batch."""
-        graph, reasons = self._graph(0), {}
+        graph, reasons = self.graph(0, twice=True), {}
         for layer, spec in self.blocks.items():
             try:
                 self._product(graph, layer, torch.ones(spec.size, dtype=self.dtype, device=self.device))

@@ -51,6 +51,9 @@ class Probes:
     generator: torch.Generator
     weighted: bool = False
     """Whether H is replaced by diag(c) H diag(c), with c the magnitudes of the parameters."""
+    before_head: bool = False
+    """Whether H is replaced by its part from the curvature of the embeddings (``curvature.embedding``), which only an
+    engine can tell from the whole."""
 
 
 Estimator = Generator[Tensor | Probes, Tensor, T]
@@ -204,6 +207,8 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
         return operator.answer(request)
     if request.weighted:
         raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
+    if request.before_head:
+        raise NumericalError("operator: a part of the trace needs a network, which this operator does not have.")
     v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Signs", "Squares", "Tap", "Taps", "sole_readings", "stands_alone"]
+from sharpscope.curvature import double_backward
+
+__all__ = ["Inner", "Signs", "Spread", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 
 SCALES = 13
 """Scales 2^-6 ... 2^6 of the examples in ``stands_alone``: two examples that get the same one show nothing."""
@@ -45,9 +47,21 @@ Tangent = Callable[[Signs, frozenset[str], bool], Tensor]
 tangent of the tap's output y when these parameters move in a random direction that differs between examples."""
 
 
-Squares = Callable[[Tensor, frozenset[str]], dict[str, Tensor]]
-"""A function of (the gradient with respect to y, some parameters). For each of these parameters that enters at y, it
-returns the squared norm of every example's gradient, float64 [examples]."""
+Inner = Callable[[Tensor, Tensor, frozenset[str]], dict[str, Tensor]]
+"""A function of (two gradients a and b with respect to y, some parameters). For each of these parameters that enters at
+y, it returns the inner product of every example's two gradients, float64 [examples]."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The second moments of a tap's tangent for independent signs, as functions of the parameters that move.
+
+    ``variance``: of each entry of y. Entries that differ in the last dimension are uncorrelated. ``gram``: for y of
+    shape [n, T, O], the covariance of y_t and y_t', the same for every entry of the last dimension, [n, T, T].
+    """
+
+    variance: Callable[[frozenset[str]], Tensor]
+    gram: Callable[[frozenset[str]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +71,22 @@ class Tap:
     y: Tensor
     names: tuple[str, ...]
     tangent: Tangent
-    squares: Squares
+    inner: Inner
+    saved: tuple[Tensor, ...] = ()
+    """The tensors of the forward pass that ``tangent`` and ``inner`` read."""
+    spread: Spread | None = None
+    """The moments of the tangent, where they are known."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_version", self.y._version)
+
+    def squares(self, g: Tensor, names: frozenset[str]) -> dict[str, Tensor]:
+        """{parameter: squared norm of every example's gradient, float64 [examples]} from the gradient ``g`` at y."""
+        return self.inner(g, g, names)
+
+    def released(self) -> Tap:
+        """The tap without the tensor y, which holds on to the graph of the forward pass."""
+        return replace(self, y=self.y.new_empty(0))
 
     @property
     def overwritten(self) -> bool:
@@ -106,8 +132,8 @@ class Taps(TorchFunctionMode):
         """Record how ``out = func(*args, **kwargs)`` used the parameters."""
         if torch._C._are_functorch_transforms_active():
             return  # under vmap or jacrev a tensor is no row of the batch; ``sole_readings`` sees what is read there
-        used = {name for t in _tensors((args, kwargs)) if (name := self._name(t, whole=False)) is not None}
-        if not used or not any(t.requires_grad for t in _tensors(out)):
+        used = {name for t in tensors_in((args, kwargs)) if (name := self._name(t, whole=False)) is not None}
+        if not used or not any(t.requires_grad for t in tensors_in(out)):
             return
         place = _PLACES.get(func)
         tap = place(self, out, args, kwargs) if place is not None and isinstance(out, Tensor) else None
@@ -136,12 +162,13 @@ class Taps(TorchFunctionMode):
         )
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and mappings, in their order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (tuple, list)):
-        return [t for item in value for t in _tensors(item)]
-    return [t for item in value.values() for t in _tensors(item)] if isinstance(value, Mapping) else []
+        return [t for item in value for t in tensors_in(item)]
+    return [t for item in value.values() for t in tensors_in(item)] if isinstance(value, Mapping) else []
 
 
 # ------------------------------------------------------------------ what has to hold at a place
@@ -188,15 +215,13 @@ def stands_alone(
     for any two examples shows, unless all pairs that see each other have drawn the same of ``SCALES`` scales. What is
     allowed for is the rounding of sums whose order changes from call to call (on a GPU).
     """
-    powers = torch.randint(0, SCALES, (examples,), generator=torch.Generator().manual_seed(1)) - SCALES // 2
-    powers[0], powers[-1] = -1, 1  # two examples never draw the same
     cotangents = [draw(t) for t in outputs]
     plain = _derivatives(outputs, places, cotangents)
     # Not in place: the derivative at a place that is an output is the cotangent itself.
-    scaled = _derivatives(outputs, places, [c * _by_row(powers, c) for c in cotangents])
+    scaled = _derivatives(outputs, places, [c * _row_scales(examples, c) for c in cotangents])
     alone = []
     for p, q in zip(plain, scaled, strict=True):
-        gap = torch.linalg.vector_norm(q / _by_row(powers, q) - p)
+        gap = torch.linalg.vector_norm(q / _row_scales(examples, q) - p)
         eps = min(torch.finfo(p.dtype).eps, torch.finfo(torch.float32).eps)  # scaling is exact in half precision too
         alone.append(bool(gap <= 64 * eps * torch.linalg.vector_norm(p)))
     return alone
@@ -208,7 +233,10 @@ def _derivatives(outputs: Sequence[Tensor], places: Sequence[Tensor], cotangents
     )
 
 
-def _by_row(powers: Tensor, like: Tensor) -> Tensor:
+def _row_scales(examples: int, like: Tensor) -> Tensor:
+    """A power of two for every example, [examples, 1, ...]; the first and the last differ."""
+    powers = torch.randint(0, SCALES, (examples,), generator=torch.Generator().manual_seed(1)) - SCALES // 2
+    powers[0], powers[-1] = -1, 1  # two examples never draw the same
     return torch.exp2(powers.double()).to(like).view(-1, *(1,) * (like.ndim - 1))
 
 
@@ -233,7 +261,7 @@ def _product(taps: Taps, y: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | No
         return None
     x, matrix = x.detach(), matrix.detach()
     bias = None if bias is None else bias.detach()
-    between = (1,) * (x.ndim - 2)
+    between, whole = (1,) * (x.ndim - 2), y.shape
 
     def tangent(signs: Signs, moving: frozenset[str], by_magnitude: bool) -> Tensor:
         n, rows = len(x), signs(len(x), *between, matrix.shape[1])
@@ -243,40 +271,60 @@ def _product(taps: Taps, y: Tensor, x: Tensor, matrix: Tensor, bias: Tensor | No
             out = ((x * signs(n, *between, matrix.shape[0])) @ shared) * rows
         if bias_name in moving and bias is not None:
             own = signs(n, *between, matrix.shape[1]) * (bias.abs() if by_magnitude else 1)
-            out = own.expand_as(y) if out is None else out + own
+            out = own.expand(whole) if out is None else out + own
         assert out is not None
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        tokens = g.reshape(len(g), -1, g.shape[-1])
+    products = _Products(x.reshape(len(x), -1, x.shape[-1]))
+
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        ours = [g.reshape(len(g), -1, g.shape[-1]) for g in ((a,) if a is b else (a, b))]
         out = {}
         if weight_name in wanted:
-            out[weight_name] = _squared_products(x.reshape(len(g), -1, x.shape[-1]), tokens)
+            out[weight_name] = products(ours[0], ours[-1])
         if bias_name in wanted and bias_name:
-            out[bias_name] = _squared(tokens, (1, g.shape[-1]))
+            out[bias_name] = _broadcast(ours[0], ours[-1], (1, a.shape[-1]))
         return out
 
-    return Tap(y, tuple(n for n in (weight_name, bias_name) if n), tangent, squares)
+    def gram(moving: frozenset[str]) -> Tensor:
+        total = x @ x.mT if weight_name in moving else x.new_zeros(*x.shape[:-1], x.shape[-2])
+        return total + (bias_name in moving)
+
+    def variance(moving: frozenset[str]) -> Tensor:
+        total = torch.linalg.vecdot(x, x) if weight_name in moving else x.new_zeros(x.shape[:-1])
+        return (total + (bias_name in moving)).unsqueeze(-1).expand(whole)
+
+    names, spread = tuple(n for n in (weight_name, bias_name) if n), Spread(variance, gram if x.ndim == 3 else None)
+    return Tap(y, names, tangent, inner, (x,), spread)
 
 
-def _squared_products(x: Tensor, g: Tensor) -> Tensor:
-    """||sum_t g_t x_t'||_F^2 of every example, x [n, T, I] and g [n, T, O].
+class _Products:
+    """<sum_t a_t x_t', sum_t b_t x_t'> of every example, x [n, T, I], a and b [n, T, O].
 
-    The sum is either formed as a matrix, with T I O operations, or computed as sum_tt' (g_t.g_t')(x_t.x_t'), with
-    T^2 (I + O) operations. The cheaper of the two also needs less memory than x and g together.
+    The sums are either formed as matrices, with T I O operations, or their product is computed as
+    sum_tt' (a_t.b_t')(x_t.x_t'), with T^2 (I + O) operations, of which those with I are only needed once. The cheaper
+    of the two also needs less memory than x and a together.
     """
-    tokens, inputs, outputs = *x.shape[1:], g.shape[2]
-    x = x.to(g.dtype)
-    if tokens * (inputs + outputs) < inputs * outputs:
-        return _inner(x @ x.mT, g @ g.mT)
-    matrix = x.mT @ g
-    return _inner(matrix, matrix)
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._gram: Tensor | None = None
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        tokens, inputs, outputs = *self.x.shape[1:], a.shape[2]
+        x = self.x.to(a.dtype)
+        if tokens * (inputs + outputs) < inputs * outputs:
+            if self._gram is None:
+                self._gram = x @ x.mT
+            return _inner(self._gram, a @ b.mT)
+        matrix = x.mT @ a
+        return _inner(matrix, matrix if a is b else x.mT @ b)
 
 
-def _squared(g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """||g_j||^2 of every example, after g_j is summed over the dimensions along which the parameter was broadcast."""
-    total = g.sum_to_size(len(g), *shape)
-    return _inner(total, total)
+def _broadcast(a: Tensor, b: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """<a_j, b_j> of every example, both summed over the dimensions along which the parameter was broadcast."""
+    total = a.sum_to_size(len(a), *shape)
+    return _inner(total, total if a is b else b.sum_to_size(len(b), *shape))
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -287,11 +335,21 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 def _layer_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
     """y = w xhat + b, where xhat is x normalised over the last dimensions."""
     given = _bound(_layer_norm_signature, args, kwargs)
-    x, shape, eps = given["input"], tuple(given["normalized_shape"]), given["eps"]
+    return _normalized(taps, y, given["input"], given["normalized_shape"], given["weight"], given["bias"], given["eps"])
+
+
+def _norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
+    """The same over the last dimension, with analytic derivatives (``double_backward.norm``)."""
+    x, weight, bias, eps = args
+    return _normalized(taps, y, x, x.shape[-1:], weight, bias, eps)
+
+
+def _normalized(
+    taps: Taps, y: Tensor, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tap | None:
+    fixed, shape = x.detach(), tuple(shape)
     ones = (1,) * (x.ndim - 1 - len(shape))
-    return _affine(
-        taps, y, x, lambda: F.layer_norm(x.detach(), shape, eps=eps), given["weight"], given["bias"], (*ones, *shape)
-    )
+    return _affine(taps, y, x, lambda: F.layer_norm(fixed, shape, eps=eps), weight, bias, (*ones, *shape))
 
 
 def _batch_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -300,9 +358,9 @@ def _batch_norm(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[st
     if given["training"]:
         return None
     x, mean, var, eps = given["input"], given["running_mean"], given["running_var"], given["eps"]
-    ones = (1,) * (x.ndim - 2)
+    fixed, ones = x.detach(), (1,) * (x.ndim - 2)
     return _affine(
-        taps, y, x, lambda: F.batch_norm(x.detach(), mean, var, eps=eps), given["weight"], given["bias"],
+        taps, y, x, lambda: F.batch_norm(fixed, mean, var, eps=eps), given["weight"], given["bias"],
         (x.shape[1], *ones),
     )  # fmt: skip
 
@@ -320,20 +378,28 @@ def _affine(
     if not any(names) or not taps._examples(x, y):
         return None
     parts = [(name, t.detach()) for name, t in zip(names, (weight, bias), strict=True) if name and t is not None]
+    n, whole, saved = len(x), y.shape, x.detach()
 
     def tangent(signs: Signs, moving: frozenset[str], by_magnitude: bool) -> Tensor:
-        out = torch.zeros_like(y)
+        out = None
         for name, t in parts:
             if name in moving:
-                own = signs(len(x), *shape) * (t.abs().view(shape) if by_magnitude else 1)
-                out = out + (own * normal() if name == names[0] else own)
+                own = signs(n, *shape) * (t.abs().view(shape) if by_magnitude else 1)
+                part = own * normal() if name == names[0] else own.expand(whole)
+                out = part if out is None else out + part
+        assert out is not None
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        own = [name for name, _ in parts if name in wanted]
-        return {name: _squared(g * normal() if name == names[0] else g, shape) for name in own}
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        out = {}
+        for name, _ in parts:
+            if name in wanted:
+                by = normal() if name == names[0] else None
+                left = a if by is None else a * by
+                out[name] = _broadcast(left, left if a is b else b if by is None else b * by, shape)
+        return out
 
-    return Tap(y, tuple(name for name, _ in parts), tangent, squares)
+    return Tap(y, tuple(name for name, _ in parts), tangent, inner, (saved,))
 
 
 def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -352,29 +418,32 @@ def _convolution(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[s
     x, weight = x.detach(), weight.detach()
     bias = None if bias is None else bias.detach()
     how = {k: given[k] for k in ("dilation", "padding", "stride")}
+    whole = y.shape
 
     def tangent(signs: Signs, moving: frozenset[str], by_magnitude: bool) -> Tensor:
         n, channels = len(x), weight.shape[0]
-        out = torch.zeros_like(y)
+        out = x.new_zeros(whole)
         if name in moving:
             windows = F.unfold(x, weight.shape[2:], **how)  # [n, I k k, places]
             shared = signs(*weight.shape) * (weight.abs() if by_magnitude else 1)
-            out = (shared.flatten(1) @ (windows * signs(n, windows.shape[1], 1))).view_as(y)
+            out = (shared.flatten(1) @ (windows * signs(n, windows.shape[1], 1))).view(whole)
             out = out * signs(n, channels, 1, 1)
         if bias_name in moving and bias is not None:
             own = signs(n, channels, 1, 1)
             out = out + (own * bias.abs().view(-1, 1, 1) if by_magnitude else own)
         return out
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
         out = {}
         if name in wanted:
-            out[name] = _squared_products(F.unfold(x, weight.shape[2:], **how).mT, g.flatten(2).mT)
+            left = a.flatten(2).mT
+            products = _Products(F.unfold(x, weight.shape[2:], **how).mT)
+            out[name] = products(left, left if a is b else b.flatten(2).mT)
         if bias_name in wanted and bias_name:
-            out[bias_name] = _squared(g, (g.shape[1], 1, 1))
+            out[bias_name] = _broadcast(a, b, (a.shape[1], 1, 1))
         return out
 
-    return Tap(y, tuple(n for n in (name, bias_name) if n), tangent, squares)
+    return Tap(y, tuple(n for n in (name, bias_name) if n), tangent, inner, (x,))
 
 
 def _added(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -382,7 +451,8 @@ def _added(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, An
     x, p, name = _operands(taps, args, kwargs)
     if name is None or not taps._examples(x, y):
         return None
-    return _own(y, name, p, lambda own: own.expand_as(y), lambda g: g)
+    whole = y.shape
+    return _own(y, name, p, lambda own: own.expand(whole), lambda g: g)
 
 
 def _scaled(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -391,7 +461,7 @@ def _scaled(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, A
     if name is None or not taps._examples(x, y):
         return None
     x = x.detach()
-    return _own(y, name, p, lambda own: x * own, lambda g: x * g)
+    return _own(y, name, p, lambda own: x * own, lambda g: x * g, (x,))
 
 
 def _repeated(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tap | None:
@@ -404,7 +474,12 @@ def _repeated(taps: Taps, y: Tensor, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def _own(
-    y: Tensor, name: str, p: Tensor, apply: Callable[[Tensor], Tensor], transposed: Callable[[Tensor], Tensor]
+    y: Tensor,
+    name: str,
+    p: Tensor,
+    apply: Callable[[Tensor], Tensor],
+    transposed: Callable[[Tensor], Tensor],
+    saved: tuple[Tensor, ...] = (),
 ) -> Tap | None:
     """The tap of y = apply(p), with a separate p for each example.
 
@@ -414,16 +489,24 @@ def _own(
     p = p.detach()
     if p.ndim == y.ndim and p.shape[0] != 1:
         return None
-    shape = (1,) * (y.ndim - p.ndim) + tuple(p.shape)
+    n, shape = len(y), (1,) * (y.ndim - p.ndim) + tuple(p.shape)
 
     def tangent(signs: Signs, moving: frozenset[str], by_magnitude: bool) -> Tensor:
-        own = signs(len(y), *shape[1:])
+        own = signs(n, *shape[1:])
         return apply(own * p.abs().view(shape) if by_magnitude else own)
 
-    def squares(g: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
-        return {name: _squared(transposed(g), shape[1:])} if name in wanted else {}
+    def inner(a: Tensor, b: Tensor, wanted: frozenset[str]) -> dict[str, Tensor]:
+        if name not in wanted:
+            return {}
+        left = transposed(a)
+        return {name: _broadcast(left, left if a is b else transposed(b), shape[1:])}
 
-    return Tap(y, (name,), tangent, squares)
+    def variance(moving: frozenset[str]) -> Tensor:
+        return apply(p.new_ones(n, *shape[1:])).square().expand(whole)
+
+    whole = y.shape
+    spread = Spread(variance) if p.ndim and p.shape[-1] == y.shape[-1] else None
+    return Tap(y, (name,), tangent, inner, saved, spread)
 
 
 def _operands(taps: Taps, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any, str | None]:
@@ -450,6 +533,7 @@ _convolution_signature = inspect.signature(
 _PLACES: dict[Any, Callable[[Taps, Tensor, tuple[Any, ...], Mapping[str, Any]], Tap | None]] = {
     F.linear: _linear,
     F.layer_norm: _layer_norm,
+    double_backward.norm: _norm,
     F.batch_norm: _batch_norm,
     F.conv2d: _convolution,
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm), _matmul),

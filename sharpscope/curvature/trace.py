@@ -79,7 +79,9 @@ def per_example_trace(
 
     tr H = 1/n sum_j E[v_j' H_j v_j] for a loss that is a mean over examples j. With off(H) the matrix H without its
     diagonal, the variance is 2/n^2 sum_j ||off(H_j)||^2 instead of 2 ||off(1/n sum_j H_j)||^2 for a shared direction:
-    n times less where all H_j are equal (``curvature.per_example`` describes the computation). Two products give every
+    n times less where all H_j are equal (``curvature.per_example`` describes the computation). Only the numbers
+    v_j' H_j v_j are asked for, one for each example: what counts as a product here is one forward tangent pass where
+    the network allows it (``curvature.tangents``). Two products give every
     example two values and thus n degrees of freedom for the variance, from which the number of further products follows
     as in ``hutchinson``.
 
@@ -124,20 +126,24 @@ def per_example_steps(
     max_matvecs: int,
     scale: Tensor | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
+    before_head: bool = False,
 ) -> Estimator[TraceEstimate]:
     """``per_example_trace`` as a generator that yields requests for its products (see ``operator.solve``).
 
     ``offset``: a part of the trace that is known from elsewhere, and its standard error, which must be independent of
     the products. The result is the sum of both parts, with the error of the sum, and the sum has to reach ``rtol``.
     Therefore a part that is small compared with ``offset`` needs few products, for example H - G compared with G.
+    ``before_head``: ask for the part of H from the curvature of the embeddings only; ``offset`` is then the other part
+    (``curvature.embedding``). Where unit vectors are used, they give the trace of H itself.
     """
     known, blur = offset
     square, weighted = None if scale is None else scale.double() ** 2, scale is not None
+    beside = (0.0, 0.0) if before_head else offset
     if size <= FIRST:
-        return _shifted((yield from _exactly(size, dtype, device, square, 0)), offset, rtol)
+        return _shifted((yield from _exactly(size, dtype, device, square, 0)), beside, rtol)
     generator = torch.Generator().manual_seed(seed)
     most = max(max_matvecs, FIRST)
-    parts = (yield Probes(FIRST, generator, weighted)).double()
+    parts = (yield Probes(FIRST, generator, weighted, before_head)).double()
     while True:
         count, found = parts.shape[1], pooled(parts)
         mean, stderr = known + found.mean, math.hypot(blur, found.stderr)
@@ -150,9 +156,10 @@ def per_example_steps(
         if needed >= size and count + size <= most:
             exact = yield from _exactly(size, dtype, device, square, count)
             exact = replace(exact, contributions=adds, blur=float(parts.var(1).sum()) / count)
-            return _shifted(exact, offset, rtol)
+            return _shifted(exact, beside, rtol)
         wanted = min(needed, most, math.inf if found.freedom >= ENOUGH else 2 * count)
-        parts = torch.cat([parts, (yield Probes(max(math.ceil(wanted) - count, 1), generator, weighted)).double()], 1)
+        probes = Probes(max(math.ceil(wanted) - count, 1), generator, weighted, before_head)
+        parts = torch.cat([parts, (yield probes).double()], 1)
 
 
 def _exactly(

@@ -89,7 +89,7 @@ def test_every_tensor_s_mean_is_its_trace_whatever_the_batches(
     loss = Loss(Vision(vision), data([5, 3], 3, image, image))
     engine = loss.engine()
     assert engine.by_example(0)
-    graph = engine._graph(0)
+    graph = engine.graph(0)
     assert shared is None or set(engine.params) - graph.tapped == shared
     generator = torch.Generator().manual_seed(1)
     names = [n for n in engine.blocks if engine.blocks[n].size <= 64][::3]
@@ -198,7 +198,7 @@ def test_a_parameter_used_twice_overwritten_or_otherwise_is_left_to_shared_direc
 
     engine = Loss(Tied(), data([7], 5)).engine()
     assert engine.by_example(0)
-    assert engine._graph(0).tapped == {"last.weight", "last.bias"}
+    assert engine.graph(0).tapped == {"last.weight", "last.bias"}
     parts = engine.operator("tied").answer(Probes(300, torch.Generator().manual_seed(1)))
     assert parts.shape == (1, 300)
     assert abs(float(parts.mean()) - sum(_diagonal(engine, "tied"))) <= 5 * float(parts.std()) / 300**0.5

@@ -51,7 +51,9 @@ def measure_density(
     with second_order(tf32=settings.precision == "tf32"):
         rough = in_precision(objective, settings.precision, theta)
         try:
-            engine = engine_for(settings.products)(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
+            engine = engine_for(settings.products)(
+                rough, theta, {n: blocks[n] for n in names}, memory=settings.memory, use="products"
+            )
         except NumericalError as error:
             return [row(name, 0, "failed", str(error)) for name in names]
         work = {

@@ -43,7 +43,9 @@ def measure_eigenvectors(
     blocks = {ALL: tuple(n for x in layers for n in x.params)} | {x.name: x.params for x in layers}
     with second_order(tf32=settings.precision == "tf32"):
         rough = in_precision(objective, settings.precision, theta)
-        engine = engine_for(settings.products)(rough, theta, {n: blocks[n] for n in names}, memory=settings.memory)
+        engine = engine_for(settings.products)(
+            rough, theta, {n: blocks[n] for n in names}, memory=settings.memory, use="products"
+        )
         work = {
             name: top_eigenpairs_steps(
                 spec.size, min(count, spec.size), dtype=engine.dtype, device=engine.device,

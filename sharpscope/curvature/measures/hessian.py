@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.functional import engine_for
+from sharpscope.curvature.graphs import Use
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.images import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
-from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import facts_of, solved, with_images
-from sharpscope.curvature.operator import Estimator, Objective, check_symmetric
+from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureSettings, MeasureTable, Point, trace_row
+from sharpscope.curvature.measures.solving import check, facts_of, solved, with_images
+from sharpscope.curvature.operator import Estimator, Objective
 from sharpscope.curvature.power import power_ends_steps
 from sharpscope.curvature.trace import (
     TraceEstimate,
@@ -35,6 +34,7 @@ __all__ = ["take"]
 
 _ENDS: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lambda_abs": "dominant"}
 """Each eigenvalue measure -> the end of the spectrum at which its eigenvalue lies."""
+_TRACES = ("hessian_trace", "weighted_trace")
 _GRADIENT = ("gradient_curvature", "gradient_alignment")
 _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
     "per_example": per_example_steps,
@@ -66,9 +66,10 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             wanted.remove("hessian_trace")
             if not wanted:
                 return
-        engine = engine_for(settings.products)(point.rough, point.theta, point.blocks, memory=settings.memory)
-        generator = torch.Generator().manual_seed(point.seed("symmetry"))
-        check_symmetric(engine.operator(ALL), generator, rtol=ASYMMETRY[settings.precision])
+        engine = engine_for(settings.products)(
+            point.rough, point.theta, point.blocks, memory=settings.memory, use=_use(wanted, settings)
+        )
+        check(engine, point.seed, ASYMMETRY[settings.precision])
     except NoSecondDerivative as error:
         _without(engine.without_second_derivative() | {ALL: str(error)}, point, wanted, table)
         return
@@ -110,6 +111,14 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             _eigen_rows(table, layer, result, seed, wanted, point, engine)
             if result.space is not None:
                 table.spaces[layer] = result.space
+
+
+def _use(wanted: Sequence[str], settings: MeasureSettings) -> Use:
+    """What the wanted measures ask the engine for: traces of independent layers take ``Probes``, all else products."""
+    probes = settings.trace_method in _SUMMED and any(m in _TRACES for m in wanted)
+    if not probes:
+        return "products"
+    return "probes" if all(m in _TRACES for m in wanted) else "both"
 
 
 def _without(reasons: Mapping[str, str], point: Point, wanted: list[str], table: MeasureTable) -> None:

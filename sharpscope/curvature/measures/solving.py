@@ -1,7 +1,8 @@
-"""Runs estimators on an engine's blocks, and describes how the engine laid out its graphs in memory."""
+"""Runs estimators on an engine's blocks, checks its products, and describes how it laid out its graphs in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +10,21 @@ import torch
 
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.images import batch_sizes, by_batch
-from sharpscope.curvature.operator import Estimator, Probes, solve, solve_together
+from sharpscope.curvature.operator import Estimator, Probes, check_symmetric, solve, solve_together
 from sharpscope.curvature.trace import FIRST, TraceEstimate
+from sharpscope.vocabulary import ALL
 
-__all__ = ["facts_of", "solved", "with_images"]
+__all__ = ["check", "facts_of", "solved", "with_images"]
+
+
+def check(engine: HessianEngine, seed: Callable[..., int], asymmetry: float | None) -> None:
+    """Raise NumericalError unless products with the whole Hessian are symmetric up to ``asymmetry``.
+
+    There is nothing to check where no product is taken, because tangents answer everything.
+    """
+    if engine.twice:
+        generator = torch.Generator().manual_seed(seed("symmetry"))
+        check_symmetric(engine.operator(ALL), generator, rtol=asymmetry)
 
 
 def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, Any]:

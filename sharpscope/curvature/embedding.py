@@ -1,0 +1,231 @@
+"""The part of a trace that comes through the embeddings: tr J'MJ, with M the loss's curvature in each embedding.
+
+For rows z_j that a network computes and a head that turns z_j into the loss l_j, the chain rule splits the Hessian of
+the mean loss into
+
+    H = 1/n sum_j J_j' M_j J_j + R,    M_j = d^2 l_j / dz_j^2,    R = 1/n sum_jk (dl_j / dz_jk) d^2 z_jk.
+
+The head of a CLIP normalises z, multiplies with class vectors and takes the cross-entropy. M holds all of these; split
+at the logits (``ggn``), G lacks the curvature of the normalisation, which is the largest part of H - G. M_j is a small
+matrix [e, e], indefinite in general, and tr J'MJ = sum_k mu_k ||J' e_k||^2 with its eigenpairs takes one backward pass
+from z for each k, for all layers and examples at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.operator import Objective, rademacher
+from sharpscope.curvature.per_example import Tap
+from sharpscope.curvature.tangents import Embedding, tangents_of
+from sharpscope.curvature.tape import Tape
+from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
+from sharpscope.errors import NumericalError
+from sharpscope.vocabulary import ALL
+
+__all__ = ["LARGEST", "embedding_trace"]
+
+LARGEST = 128
+"""The largest embedding that is split at: the M_j take e^2 numbers and e^3 operations an example. A larger one is split
+at the logits."""
+TAIL = 0.1
+"""The leading eigenvectors are taken one by one until the others hold at most this share of sum |mu|. A smaller share
+takes more passes, and the sampled remainder varies less."""
+PILOT = 2
+"""The number of pairs of passes before the error is first looked at."""
+
+
+def embedding_trace(
+    objective: Objective,
+    theta: Mapping[str, Tensor],
+    blocks: Mapping[str, Sequence[str]],
+    *,
+    seed: int,
+    rtol: float = 0.05,
+    max_probes: int = 100,
+) -> dict[str, TraceEstimate] | None:
+    """tr 1/n sum_j J_jl' M_j J_jl of every block l whose parameters enter before the embedding; None if there is none.
+
+    The leading eigenvectors of every M_j, by |mu|, take a backward pass each, which gives the squared norm of every
+    example's gradient (see ``per_example.Tap.squares``). The others are sampled by pairs of passes: for a = sum_k s_k
+    sqrt|mu_k| e_k and b = sum_k s_k sign(mu_k) sqrt|mu_k| e_k with random signs s of each example, E <J'a, J'b> =
+    sum_k mu_k ||J' e_k||^2. There are as many pairs as the block that needs most asks for. Where it costs less to take
+    all eigenvectors one by one, they are, and the trace is exact.
+
+    All blocks share the passes, so that their errors are not independent; that of their sum is stated with it.
+
+    Args:
+        objective: a mean loss that knows its ``batch_sizes``.
+        theta: named tensors.
+        blocks: layer name -> parameter names.
+        seed: the seed of the signs.
+        rtol: relative tolerance of this part, > 0.
+        max_probes: the largest number of backward passes over the data.
+
+    Returns block -> estimate for the blocks before the embedding, and their sum under ``ALL``; ``num_matvecs`` counts
+    backward passes over the data. None where the operations of the forward pass do not show rows z [n, e] of at most
+    ``LARGEST`` numbers that a block enters before, or where ``max_probes`` does not suffice.
+
+    Raises NumericalError where an M_j is not finite.
+
+    Source: Schraudolph 2002, https://doi.org/10.1162/08997660260028683 (the split, at any layer of the network).
+    """
+    sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
+    if sizes is None or max_probes <= 2 * PILOT:
+        return None
+    work = _Passes(objective, theta, blocks, sizes)
+    try:
+        if not work.open():
+            return None
+    except ThirdDerivative:
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    work.lead(max_probes)
+    while work.remaining:
+        looks = work.looks() if work.pairs else []
+        pairs = PILOT if not looks else max(_pairs(value, look, work.pairs, rtol) for value, look in looks) - work.pairs
+        pairs = min(pairs, (max_probes - work.spent) // 2)
+        if pairs <= 0:
+            break
+        if 2 * pairs >= work.remaining and work.remaining <= max_probes - work.spent:
+            work.finish()
+        else:
+            work.sample(pairs, generator)
+    return {
+        block: TraceEstimate(
+            value, look.stderr, look.stderr <= rtol * abs(value), work.spent, contributions=work.contributions(b)
+        )
+        for b, (block, (value, look)) in enumerate(zip(work.blocks, work.looks(), strict=True))
+    }
+
+
+def _pairs(value: float, look: Pooled, count: int, rtol: float) -> int:
+    """The number of pairs that bring a block's error down to rtol, predicted from the first ``count``."""
+    if not math.isfinite(value) or (look.stderr <= rtol * abs(value) and look.freedom >= ENOUGH):
+        return count
+    return max(math.ceil(min(look.needed((rtol * value) ** 2), 10**9)), count + 1)
+
+
+class _Passes:
+    """Backward passes from the embeddings. ``remaining``: the eigenvectors that are not taken one by one."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        theta: Mapping[str, Tensor],
+        blocks: Mapping[str, Sequence[str]],
+        sizes: Sequence[int],
+    ) -> None:
+        self.objective, self.sizes, self.blocks = objective, sizes, dict(blocks)
+        names = dict.fromkeys(n for block in blocks.values() for n in block)
+        self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
+        self.theta = {**theta, **self.params}
+        self.taken = self.remaining = self.pairs = self.spent = 0
+        self._known: list[Tensor] = []  # per batch [blocks, n]
+        self._samples: list[Tensor] = []  # per batch [blocks, n, pairs]
+
+    def open(self) -> bool:
+        """Whether there is a split; ``blocks`` are then those before it."""
+        split = self._split(0)
+        if split is None or split.z.shape[1] > LARGEST:
+            return False
+        before = {x: block for x, block in self.blocks.items() if x != ALL and split.names.issuperset(block)}
+        self.blocks = {ALL: [n for block in before.values() for n in block], **before}
+        self.remaining = split.z.shape[1]
+        names = [n for tap in split.taps for n in tap.names]
+        members = [[float(n in set(block)) for n in names] for block in self.blocks.values()]
+        self.members = torch.tensor(members, dtype=torch.float64, device=split.z.device)
+        self.names = {n: i for i, n in enumerate(names)}
+        self._known = [self.members.new_zeros(len(self.blocks), n) for n in self.sizes]
+        self._samples = [self.members.new_zeros(len(self.blocks), n, 0) for n in self.sizes]
+        return bool(before)
+
+    def _split(self, i: int) -> Embedding | None:
+        tape, n = Tape(), self.sizes[i]
+        loss, places = watched(self.objective.batch_loss, i, self.theta, self.params, n, True, tape)
+        tangents = tangents_of(tape, loss, places, n)
+        return None if tangents is None else tangents.embedding
+
+    # ------------------------------------------------------------------ passes over the data
+    def lead(self, most: int) -> None:
+        """Take the leading eigenvectors of every example one by one."""
+        self._take(0, None, most)
+
+    def finish(self) -> None:
+        """Take all other eigenvectors one by one, instead of the samples."""
+        self._take(self.taken, self.taken + self.remaining, self.remaining)
+        self._samples, self.pairs = [s[..., :0] for s in self._samples], 0
+
+    def _take(self, start: int, stop: int | None, most: int) -> None:
+        for i, weight in enumerate(self.objective.weights):
+            z, taps, mu, vectors = self._prepared(i)
+            if stop is None:  # the first batch decides for all
+                share = mu.abs().cumsum(1).sum(0) / mu.abs().sum()
+                stop = min(int((share < 1 - TAIL).sum()) + 1, most - 2 * PILOT)
+                stop = stop if self.remaining - stop > 2 * PILOT else self.remaining
+            for k in range(start, stop):
+                g = self._back(z, taps, vectors[:, :, k])
+                self._known[i] += weight * mu[:, k] * self._inner(taps, g, g)
+        assert stop is not None
+        self.spent += stop - start
+        self.taken, self.remaining = stop, self.remaining - (stop - start)
+
+    def sample(self, pairs: int, generator: torch.Generator) -> None:
+        """Take ``pairs`` pairs of passes along random combinations of the other eigenvectors."""
+        for i, weight in enumerate(self.objective.weights):
+            z, taps, mu, vectors = self._prepared(i)
+            mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
+            found = []
+            for _ in range(pairs):
+                c = mu.abs().sqrt() * rademacher(tuple(mu.shape), generator).to(mu)
+                a, b = (
+                    self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
+                )
+                found.append(weight * self._inner(taps, a, b))
+            self._samples[i] = torch.cat([self._samples[i], torch.stack(found, -1)], -1)
+        self.pairs, self.spent = self.pairs + pairs, self.spent + 2 * pairs
+
+    def _prepared(self, i: int) -> tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]:
+        """Batch i's z, its taps, and the eigenpairs of every M_j, the largest in magnitude first: [n, e], [n, e, e]."""
+        split = self._split(i)
+        assert split is not None
+        curvature = split.curvature()
+        if not torch.isfinite(curvature).all():
+            raise NumericalError("The curvature of the loss in the embeddings is not finite.")
+        mu, vectors = torch.linalg.eigh(curvature)
+        order = mu.abs().argsort(1, descending=True)
+        return split.z, split.taps, mu.gather(1, order), vectors.gather(2, order.unsqueeze(1).expand_as(vectors))
+
+    def _back(self, z: Tensor, taps: Sequence[Tap], cotangent: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(
+            z, [tap.y for tap in taps], cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+    def _inner(self, taps: Sequence[Tap], a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+        """<J'a, J'b> of every block and example, float64 [blocks, n]."""
+        found: dict[str, Tensor] = {}
+        for tap, left, right in zip(taps, a, b, strict=True):
+            found |= tap.inner(left, right, frozenset(tap.names))
+        return self.members[:, [self.names[n] for n in found]] @ torch.stack(list(found.values()))
+
+    # ------------------------------------------------------------------ what was found
+    def looks(self) -> list[tuple[float, Pooled]]:
+        """(estimate, its sampled part with the error) of every block."""
+        out = []
+        for b in range(len(self.blocks)):
+            known = float(sum(float(k[b].sum()) for k in self._known))
+            look = pooled(torch.cat([s[b] for s in self._samples])) if self.pairs else pooled(torch.zeros(0, 2))
+            out.append((known + look.mean, look))
+        return out
+
+    def contributions(self, b: int) -> tuple[Tensor, ...]:
+        """What the examples add to a block's trace, one tensor per batch."""
+        return tuple(
+            (k[b] + (s[b].mean(-1) if self.pairs else 0)).cpu() for k, s in zip(self._known, self._samples, strict=True)
+        )

@@ -1,0 +1,158 @@
+"""v'Hv of one batch's loss, example by example: by tangents where the network allows it, else by double backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sharpscope.curvature.graphs import GradientGraph
+from sharpscope.curvature.operator import Objective, Probes, rademacher
+from sharpscope.curvature.per_example import stands_alone
+from sharpscope.curvature.tangents import stands_apart
+from sharpscope.errors import NumericalError
+
+__all__ = ["Forms"]
+
+
+class _Block(Protocol):
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+
+class _Engine(Protocol):
+    """What the forms need of ``hvp.HessianEngine``."""
+
+    objective: Objective
+    params: dict[str, Tensor]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def blocks(self) -> Mapping[str, _Block]: ...
+
+    def graph(self, i: int, *, twice: bool = False) -> GradientGraph: ...
+
+    def second(
+        self, gradients: Sequence[Tensor], places: Sequence[Tensor], directions: Sequence[Tensor], layer: str
+    ) -> tuple[Tensor, ...]: ...
+
+
+class Forms:
+    """The answers of an engine to ``Probes``.
+
+    A layer all of whose parameters have directions of each example's own is answered by ONE forward tangent pass
+    (``curvature.tangents``) where all operations behind it have a known second derivative, and by double backward where
+    not. Which of the two it is follows from the forward pass of the batch. Both take the same directions from the
+    generator, so that they agree up to rounding.
+
+    ``crossed``: the parameters at whose places examples were found to see each other; they have shared directions.
+    """
+
+    def __init__(self, engine: _Engine) -> None:
+        self._engine = engine
+        self._alone: dict[int, frozenset[str]] = {}
+        self._apart: dict[int, frozenset[str]] = {}
+        self.crossed: frozenset[str] = frozenset()
+
+    def of(self, i: int, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
+        """v'Hv of batch i's mean loss along ``probes.count`` directions, float64 [units, count]."""
+        alone = self.alone(i, graph)
+        names = frozenset(self._engine.blocks[layer].names).intersection(graph.gradient)
+        if graph.tangents is not None and names and names <= self._apart.get(i, frozenset()):
+            one = self._by_tangents
+        else:
+            if probes.before_head:
+                raise NumericalError(f"{layer}: its curvature does not come apart at the embeddings.")
+            one = self._by_products
+            graph = graph if graph.twice else self._engine.graph(i, twice=True)
+        return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+
+    def before_head(self, i: int, graph: GradientGraph) -> frozenset[str]:
+        """The parameters of batch i that ``Probes.before_head`` can be asked of."""
+        self.alone(i, graph)
+        return self._apart.get(i, frozenset()) & (
+            graph.tangents.before_head if graph.tangents is not None else frozenset()
+        )
+
+    # ------------------------------------------------------------------ whose directions are whose
+    def alone(self, i: int, graph: GradientGraph) -> frozenset[str]:
+        """The parameters that get a direction of each example's own in batch i.
+
+        Verified in every batch before its first use, since another batch may have other examples in it: batch norm in
+        training mode, a contrastive loss, a graph's edges, a text tower or tokens in the first dimension all show. A
+        tangent pass verifies what tangents cover (``stands_apart``), two products the rest (``stands_alone``), each for
+        all layers together. In a batch of one example there is nothing to see; where all batches are such, shared
+        directions are as good and cheaper.
+        """
+        if i not in self._alone:
+            sizes: Sequence[int] = getattr(self._engine.objective, "batch_sizes", ())
+            self._alone[i] = frozenset() if max(sizes, default=1) == 1 else self._verified(i, graph)
+        return self._alone[i]
+
+    def _verified(self, i: int, graph: GradientGraph) -> frozenset[str]:
+        tangents, like = graph.tangents, graph.loss.detach()
+        apart = tangents is not None and (tangents.examples == 1 or stands_apart(tangents, like))
+        self._apart[i] = tangents.names & graph.tapped if tangents is not None and apart else frozenset()
+        if graph.tapped <= self._apart[i]:
+            return graph.tapped
+        graph = graph if graph.twice else self._engine.graph(i, twice=True)
+        pairs = [(tap, g) for tap, g in graph.taps if g.requires_grad]
+        if not pairs or len(pairs[0][0].y) == 1:
+            return graph.tapped
+        generator = torch.Generator().manual_seed(0)
+        alone = stands_alone(
+            [g for _, g in pairs], [tap.y for tap, _ in pairs],
+            lambda g: rademacher(tuple(g.shape), generator).to(g), len(pairs[0][0].y),
+        )  # fmt: skip
+        crossed = {name for (tap, _), own in zip(pairs, alone, strict=True) if not own for name in tap.names}
+        self.crossed |= crossed
+        return graph.tapped - crossed
+
+    # ------------------------------------------------------------------ one direction for every example
+    def _signs(self, probes: Probes) -> Callable[..., Tensor]:
+        return lambda *shape: rademacher(shape, probes.generator).to(self._engine.device, self._engine.dtype)
+
+    def _by_tangents(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
+        """[examples]; no unit at all where the second derivative is 0 by construction."""
+        assert graph.tangents is not None
+        names = frozenset(self._engine.blocks[layer].names)
+        signs = self._signs(probes)
+        seeds = {
+            slot: tap.tangent(signs, names.intersection(tap.names), probes.weighted)
+            for slot, tap in graph.tangents.taps(names)
+        }
+        if not seeds or (probes.before_head and not graph.tangents.bends(seeds)):
+            return torch.zeros(0, dtype=torch.float64, device=self._engine.device)
+        near = graph.tangents.means(names) if probes.before_head and not probes.weighted else ()
+        return graph.tangents.forms(seeds, before_head=probes.before_head, near=near).sum(0)
+
+    def _by_products(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
+        """Split into parts that add up to v'Hv, [parts].
+
+        There is one part per example from the parameters whose examples can be separated, then one part from all
+        other parameters together.
+        """
+        engine, signs, names = self._engine, self._signs(probes), self._engine.blocks[layer].names
+        tapped = alone.intersection(names)
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
+        for tap, g in graph.taps if tapped else ():
+            if g.requires_grad and (moving := tapped.intersection(tap.names)):
+                pairs.append((tap.y, g, tap.tangent(signs, moving, probes.weighted)))
+        examples = len(pairs)
+        for name in names:
+            if name not in tapped and name in graph.gradient and graph.gradient[name].requires_grad:
+                v = signs(*engine.params[name].shape)
+                v = v * engine.params[name].detach().abs() if probes.weighted else v
+                pairs.append((engine.params[name], graph.gradient[name], v))
+        places, gradients, directions = zip(*pairs, strict=True) if pairs else ((), (), ())
+        products = engine.second(gradients, places, directions, layer)
+        if not pairs:  # no unit at all: the second derivative is 0 by construction, not by what was drawn
+            return torch.zeros(0, dtype=torch.float64, device=engine.device)
+        forms = [(v * hv).double() for v, hv in zip(directions, products, strict=True)]
+        parts = [f.flatten(1).sum(1) for f in forms[:examples]]
+        rest = [f.sum() for f in forms[examples:]]
+        out = [torch.stack(parts).sum(0)] if parts else []
+        return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)

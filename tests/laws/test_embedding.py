@@ -1,0 +1,223 @@
+"""tr H = tr J'MJ + tr R, split at the embeddings: each part by other means, their sum covered, the error shared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from sharpscope.curvature import embedding
+from sharpscope.curvature.embedding import embedding_trace
+from sharpscope.curvature.hvp import HessianEngine
+from sharpscope.curvature.measures import gauss_newton
+from sharpscope.curvature.measures.gauss_newton import controlled
+from sharpscope.curvature.trace import TraceEstimate
+from sharpscope.errors import NumericalError
+from sharpscope.seeds import derive
+from sharpscope.vocabulary import ALL
+
+
+def draw(*shape: int, seed: int = 5) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Net(nn.Module):
+    """Rows z from a small network, and a head: normalise, class vectors that may be trained, a scale."""
+
+    def __init__(self, e: int = 9, between: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 6), between or nn.GELU(), nn.LayerNorm(6), nn.Linear(6, e))
+        self.head = nn.Linear(e, 7, bias=False)
+        self.double()
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(0.6 * draw(*p.shape, seed=i))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 4 * self.head(F.normalize(self.body(x), dim=-1))
+
+
+@dataclass
+class Work:
+    """The mean cross-entropy of a net over two batches of unlike size."""
+
+    module: Net
+    sizes: Sequence[int] = (9, 5)
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        return self.sizes
+
+    @property
+    def weights(self) -> list[float]:
+        return [n / sum(self.sizes) for n in self.sizes]
+
+    @cached_property
+    def theta(self) -> dict[str, Tensor]:
+        return {n: p.detach().clone() for n, p in self.module.named_parameters()}
+
+    @property
+    def blocks(self) -> dict[str, tuple[str, ...]]:
+        prefixes = dict.fromkeys(n.rsplit(".", 1)[0] for n in self.theta)
+        return {x: tuple(n for n in self.theta if n.startswith(f"{x}.")) for x in prefixes}
+
+    @property
+    def before(self) -> dict[str, tuple[str, ...]]:
+        return {x: names for x, names in self.blocks.items() if x != "head"}
+
+    def images(self, i: int) -> Tensor:
+        return draw(self.sizes[i], 4, seed=30 + i)
+
+    def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(self.module, dict(theta), (self.images(i),))
+
+    def batch_labels(self, i: int) -> Tensor:
+        return torch.arange(self.sizes[i]) % 7
+
+    def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
+        return F.cross_entropy(self.batch_logits(i, theta), self.batch_labels(i))
+
+    # the truth, by torch's own Jacobians and Hessians
+    @cached_property
+    def traces(self) -> dict[str, float]:
+        """tr H of every block and of the body."""
+        engine = HessianEngine(self, self.theta, self.blocks)
+        units = {x: torch.eye(engine.blocks[x].size, dtype=torch.float64) for x in self.blocks}
+        return {x: float(h.trace()) for x, h in engine.products(units).items()}
+
+    @cached_property
+    def through(self) -> dict[str, Tensor]:
+        """tr J_j' M_j J_j of every block before the head, example by example; M_j of the mean loss over all."""
+        out = {}
+        for x, names in self.before.items():
+            parts = []
+            for i in range(len(self.sizes)):
+                images, labels = self.images(i), self.batch_labels(i)
+
+                def rows(own: dict[str, Tensor], images: Tensor = images) -> Tensor:
+                    return torch.func.functional_call(self.module, {**self.theta, **own}, (images,))
+
+                def z(own: dict[str, Tensor], images: Tensor = images) -> Tensor:
+                    body = {n.removeprefix("body."): t for n, t in {**self.theta, **own}.items() if "body" in n}
+                    return torch.func.functional_call(self.module.body, body, (images,))
+
+                jacobian = torch.func.jacrev(z)({n: self.theta[n] for n in names})
+                j = torch.cat([t.flatten(2) for t in jacobian.values()], 2)
+                for k, row in enumerate(z({})):
+                    loss = lambda r, y=labels[k : k + 1]: F.cross_entropy(  # noqa: E731
+                        4 * F.normalize(r[None], dim=-1) @ self.theta["head.weight"].mT, y
+                    )
+                    m = torch.autograd.functional.hessian(loss, row)
+                    parts.append((j[k].mT @ m @ j[k]).trace() / sum(self.sizes))
+            out[x] = torch.stack(parts)
+        return out
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    return Work(Net())
+
+
+def known(work: Work, seed: int = 0, rtol: float = 1e-9, most: int = 50) -> dict[str, TraceEstimate]:
+    found = embedding_trace(work, work.theta, work.blocks, seed=seed, rtol=rtol, max_probes=most)
+    assert found is not None
+    return found
+
+
+def both(work: Any, seed: int = 0, rtol: float = 0.05, most: int = 400) -> dict[str, TraceEstimate]:
+    words = partial(derive, seed)
+    return controlled(work, work.theta, work.blocks, seed=words, rtol=rtol, max_matvecs=most)[0]
+
+
+def test_with_all_eigenvectors_the_part_through_the_embeddings_is_exact_for_every_example(work: Work) -> None:
+    found = known(work)
+    assert set(found) == {ALL, *work.before}
+    for x, truth in work.through.items():
+        assert found[x].estimate == pytest.approx(float(truth.sum()), rel=1e-10) and found[x].stderr == 0
+        assert found[x].contributions is not None
+        torch.testing.assert_close(torch.cat(found[x].contributions), truth, rtol=1e-9, atol=1e-12)
+    assert found[ALL].estimate == pytest.approx(sum(float(t.sum()) for t in work.through.values()), rel=1e-10)
+    assert all(f.converged and f.num_matvecs == 9 for f in found.values())
+
+
+def test_what_lies_directly_before_the_head_needs_no_probe_and_the_head_is_sampled(work: Work) -> None:
+    found = both(work)
+    assert found["body.3"].estimate == pytest.approx(work.traces["body.3"], rel=1e-9)
+    assert found["body.3"].stderr == 0 < found["head"].stderr
+    for x, truth in work.traces.items():
+        assert abs(found[x].estimate - truth) <= 4 * found[x].stderr + 1e-9, x
+
+
+def test_signed_pairs_cover_their_part_and_the_sum_has_an_error_of_its_own(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "TAIL", 0.9)
+    truth = {x: float(t.sum()) for x, t in work.through.items()} | {
+        ALL: sum(float(t.sum()) for t in work.through.values())
+    }
+    found = [known(work, seed, rtol=0.9, most=8) for seed in range(30)]
+    for x, value in truth.items():
+        rows = [f[x] for f in found]
+        assert all(r.stderr > 0 for r in rows)
+        covered = sum(abs(r.estimate - value) <= 1.96 * r.stderr for r in rows)
+        assert covered >= 25, x  # 28.5 expected; a fair 95 % interval falls below 25 once in 60
+        spread = torch.tensor([r.estimate for r in rows]).std()
+        bias = sum(r.estimate for r in rows) / 30 - value
+        assert abs(bias) <= 4 * spread / math.sqrt(30)
+    assert max(f[ALL].num_matvecs for f in found) <= 8
+
+
+def test_intervals_of_the_whole_trace_hold_over_25_seeds(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "TAIL", 0.5)
+    found = [both(work, seed, rtol=0.2, most=14) for seed in range(25)]
+    truth = work.traces | {ALL: sum(work.traces.values())}
+    for x, value in truth.items():
+        rows = [f[x] for f in found]
+        covered = sum(abs(r.estimate - value) <= 1.96 * r.stderr + 1e-9 for r in rows)
+        assert covered >= 21, x  # 24 expected; a fair 95 % interval falls below 21 once in 140
+        bias = sum(r.estimate for r in rows) / 25 - value
+        assert abs(bias) <= 4 * float(torch.tensor([r.stderr for r in rows]).square().sum().sqrt()) / 25 + 1e-9, x
+
+
+def test_the_rest_is_what_the_trace_lacks_and_asks_for_fewer_probes(work: Work) -> None:
+    found = both(work, rtol=0.02, most=2000)
+    engine = HessianEngine(work, work.theta, work.blocks, use="probes")
+    assert engine.before_head() == {n for names in work.before.values() for n in names}
+    for x in work.before:
+        rest = found[x].estimate - float(work.through[x].sum())
+        truth = work.traces[x] - float(work.through[x].sum())
+        assert abs(rest - truth) <= 4 * found[x].stderr + 1e-9
+
+
+@pytest.mark.parametrize("why", ["no rule", "large", "few passes", "no sizes"])
+def test_without_an_embedding_the_split_is_at_the_logits(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work: Any = Work(Net(between=nn.Tanh() if why == "no rule" else None))
+    if why == "large":
+        monkeypatch.setattr(embedding, "LARGEST", 8)
+    if why == "no sizes":
+        work.sizes = (1, 1)
+        monkeypatch.setattr(Work, "batch_sizes", property(lambda self: None))
+    called: list[Callable[..., Any]] = []
+    plain = gauss_newton.ggn.ggn_trace
+    monkeypatch.setattr(gauss_newton.ggn, "ggn_trace", lambda *a, **k: called.append(plain) or plain(*a, **k))
+    if why != "no sizes":
+        found = both(work, most=4 if why == "few passes" else 400)
+        truth = Work(work.module).traces
+        assert all(abs(found[x].estimate - v) <= 4 * found[x].stderr + 1e-9 for x, v in truth.items())
+        assert len(called) == 1
+    else:
+        assert embedding_trace(work, work.theta, work.blocks, seed=0) is None
+
+
+def test_a_curvature_that_is_not_finite_is_said() -> None:
+    work = Work(Net())
+    work.theta["body.0.weight"] = work.theta["body.0.weight"] * math.inf
+    with pytest.raises(NumericalError, match="not finite"):
+        known(work)
