@@ -57,6 +57,7 @@ __all__ = [
     "SITUATIONS",
     "STATUSES",
     "STRAGGLERS",
+    "SUMMED_TRACES",
     "TARGET",
     "UPGRADED",
     "ZERO_SHOT",
@@ -136,6 +137,8 @@ Products = Literal["graph", "func"]
 ClassPosition = Literal["end", "middle", "front"]
 """Where a learnt prompt has the class name: behind the context (CoOp's default) | between its halves | before it."""
 TraceMethod = Literal["per_example", "controlled", "hutchinson", "xtrace", "hutchpp"]
+SUMMED_TRACES: Final[tuple[TraceMethod, ...]] = ("per_example", "controlled")
+"""The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
 def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:

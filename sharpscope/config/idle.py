@@ -8,7 +8,7 @@ from typing import Final
 
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
-from sharpscope.vocabulary import MEASURES, Cost, Measure, expand_measures
+from sharpscope.vocabulary import MEASURES, SUMMED_TRACES, Cost, Measure, expand_measures
 
 __all__ = ["check_no_idle"]
 
@@ -70,6 +70,11 @@ _RULES: Final = (
         f"one of {_names(lambda m: m.cost in _HESSIAN)} among measures",
     ),
     _of_measures("trace_method", lambda m: m.cost == "trace"),
+    _Rule(
+        "atol_share",
+        lambda c: c.trace_method in SUMMED_TRACES and _measured(lambda m: m.cost == "trace")(c),
+        f"trace_method {' or '.join(SUMMED_TRACES)}, and one of {_names(lambda m: m.cost == 'trace')} among measures",
+    ),
     _Rule(
         "precision",
         lambda c: bool(c.density_layers or c.eigenvectors) or _measured(lambda m: m.cost in _PRODUCTS)(c),

@@ -14,6 +14,8 @@ from torch import Tensor
 from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, rademacher, solve
 
 __all__ = [
+    "FIRST",
+    "Pilot",
     "Pooled",
     "TraceEstimate",
     "hutchinson",
@@ -116,6 +118,25 @@ def per_example_trace(
     return solve(steps, operator)
 
 
+@dataclass
+class Pilot:
+    """The first products of ``per_example_steps``, taken before it begins, and the generator that drew them.
+
+    From the pilots of all layers follows how large the whole trace is, and so how small a layer's error has to be.
+    """
+
+    generator: torch.Generator
+    parts: Tensor = field(default_factory=lambda: torch.empty(0, FIRST))
+
+    def request(self, weighted: bool, before_head: bool) -> Probes:
+        return Probes(FIRST, self.generator, weighted, before_head)
+
+    @property
+    def mean(self) -> float:
+        """The trace, or the part of it that is sampled, as far as the first products tell."""
+        return float(self.parts.double().sum()) / FIRST
+
+
 def per_example_steps(
     size: int,
     *,
@@ -127,6 +148,8 @@ def per_example_steps(
     scale: Tensor | None = None,
     offset: tuple[float, float] = (0.0, 0.0),
     before_head: bool = False,
+    atol: float = 0.0,
+    pilot: Pilot | None = None,
 ) -> Estimator[TraceEstimate]:
     """``per_example_trace`` as a generator that yields requests for its products (see ``operator.solve``).
 
@@ -135,28 +158,33 @@ def per_example_steps(
     Therefore a part that is small compared with ``offset`` needs few products, for example H - G compared with G.
     ``before_head``: ask for the part of H from the curvature of the embeddings only; ``offset`` is then the other part
     (``curvature.embedding``). Where unit vectors are used, they give the trace of H itself.
+    ``atol``: a standard error that is small enough whatever the trace is; the tolerance is the larger of it and
+    ``rtol`` times the trace. ``pilot``: the first products, if they were taken already (``Pilot``).
     """
     known, blur = offset
     square, weighted = None if scale is None else scale.double() ** 2, scale is not None
     beside = (0.0, 0.0) if before_head else offset
     if size <= FIRST:
-        return _shifted((yield from _exactly(size, dtype, device, square, 0)), beside, rtol)
-    generator = torch.Generator().manual_seed(seed)
+        return _shifted((yield from _exactly(size, dtype, device, square, 0)), beside, rtol, atol)
     most = max(max_matvecs, FIRST)
-    parts = (yield Probes(FIRST, generator, weighted, before_head)).double()
+    if pilot is None:
+        pilot = Pilot(torch.Generator().manual_seed(seed))
+        pilot.parts = yield pilot.request(weighted, before_head)
+    generator, parts = pilot.generator, pilot.parts.double()
     while True:
         count, found = parts.shape[1], pooled(parts)
         mean, stderr = known + found.mean, math.hypot(blur, found.stderr)
-        within = stderr <= rtol * abs(mean) and found.freedom >= ENOUGH
+        tolerance = max(rtol * abs(mean), atol)
+        within = stderr <= tolerance and found.freedom >= ENOUGH
         # An error that is not known yet (few degrees of freedom) says little about how many products are needed.
-        needed = found.needed((rtol * mean) ** 2 - blur**2)
+        needed = found.needed(tolerance**2 - blur**2)
         adds = (parts.mean(1).cpu(),)
         if not math.isfinite(mean) or within or count >= most:
             return TraceEstimate(mean, stderr, within, count, contributions=adds)
         if needed >= size and count + size <= most:
             exact = yield from _exactly(size, dtype, device, square, count)
             exact = replace(exact, contributions=adds, blur=float(parts.var(1).sum()) / count)
-            return _shifted(exact, beside, rtol)
+            return _shifted(exact, beside, rtol, atol)
         wanted = min(needed, most, math.inf if found.freedom >= ENOUGH else 2 * count)
         probes = Probes(max(math.ceil(wanted) - count, 1), generator, weighted, before_head)
         parts = torch.cat([parts, (yield probes).double()], 1)
@@ -170,9 +198,10 @@ def _exactly(
     return exact if exact.weighted is None else replace(exact, estimate=exact.weighted[0], weighted=None)
 
 
-def _shifted(exact: TraceEstimate, offset: tuple[float, float], rtol: float) -> TraceEstimate:
+def _shifted(exact: TraceEstimate, offset: tuple[float, float], rtol: float, atol: float) -> TraceEstimate:
     value, stderr = exact.estimate + offset[0], math.hypot(exact.stderr, offset[1])
-    return replace(exact, estimate=value, stderr=stderr, converged=exact.converged and stderr <= rtol * abs(value))
+    within = exact.converged and stderr <= max(rtol * abs(value), atol)
+    return replace(exact, estimate=value, stderr=stderr, converged=within)
 
 
 @dataclass(frozen=True)

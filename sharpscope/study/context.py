@@ -293,11 +293,11 @@ class Context:
     def settings(self) -> MeasureSettings:
         c = self.config
         return MeasureSettings(
-            seed=c.seed, rtol=c.rtol, max_matvecs=c.max_matvecs, noise_samples=c.noise_samples, pgd_steps=c.pgd_steps,
-            rho_avg=c.rho_avg, rho_linf=c.rho_linf, rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic,
-            memory=self.budget.bytes, trace_method=c.trace_method, precision=c.precision,
-            normalize_logits=c.normalize_logits, random_start=c.random_start, eigen_method=c.eigen_method,
-            products=c.products,
+            seed=c.seed, rtol=c.rtol, atol_share=c.atol_share, max_matvecs=c.max_matvecs,
+            noise_samples=c.noise_samples, pgd_steps=c.pgd_steps, rho_avg=c.rho_avg, rho_linf=c.rho_linf,
+            rho_l2=c.rho_l2, rho_geodesic=c.rho_geodesic, memory=self.budget.bytes, trace_method=c.trace_method,
+            precision=c.precision, normalize_logits=c.normalize_logits, random_start=c.random_start,
+            eigen_method=c.eigen_method, products=c.products,
         )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ _LATER = (
     "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
     "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
     "products", "primary_measure", "primary_alpha", "masks", "repair_limit", "curvature_alphas",
+    "atol_share",
 )  # fmt: skip
 """Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
 run."""

@@ -16,9 +16,9 @@ from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.images import added
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import check, facts_of, solved, with_images
-from sharpscope.curvature.operator import Estimator, Objective
-from sharpscope.curvature.trace import TraceEstimate, per_example_steps
+from sharpscope.curvature.measures.solving import Sampled, check, facts_of, sampled_tasks, solved, with_images
+from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.vocabulary import ALL
 
 __all__ = ["CONTROL_SHARE", "EMBEDDING_SHARE", "controlled", "controlled_traces", "no_control", "take"]
@@ -53,7 +53,7 @@ def controlled_traces(point: Point, table: MeasureTable) -> None:
     settings = point.settings
     found, engine = controlled(
         point.rough, point.theta, point.blocks, seed=point.seed, rtol=settings.rtol, max_matvecs=settings.max_matvecs,
-        memory=settings.memory, asymmetry=ASYMMETRY[settings.precision],
+        atol_share=settings.atol_share, memory=settings.memory, asymmetry=ASYMMETRY[settings.precision],
     )  # fmt: skip
     for layer, result in found.items():
         trace_row(table, layer, "hessian_trace", result, point.seed("trace", layer), engine.objective)
@@ -68,6 +68,7 @@ def controlled(
     seed: Callable[..., int],
     rtol: float,
     max_matvecs: int,
+    atol_share: float = 0.0,
     memory: int | None = None,
     asymmetry: float | None = None,
 ) -> tuple[dict[str, TraceEstimate], HessianEngine]:
@@ -88,6 +89,7 @@ def controlled(
         blocks: layer name -> parameter names; may have the whole model under ``ALL``.
         seed: a function of words that gives a seed for each.
         rtol, max_matvecs: as for ``per_example_trace``.
+        atol_share: as for ``solving.sampled_tasks``.
         asymmetry: as for ``solving.check``.
 
     ``num_matvecs`` of a result: probes, plus the backward passes for the known part, which all layers share. Also
@@ -101,16 +103,15 @@ def controlled(
     common: dict[str, Any] = {"rtol": rtol, "max_matvecs": max_matvecs}
     known, engine, split = _known_part(objective, theta, blocks, seed, memory, common)
     check(engine, seed, asymmetry)
-    tasks: dict[str, Estimator[TraceEstimate]] = {}
+    traces = {}
     for layer in blocks:
         if layer != ALL:
             g = known.get(layer)
-            tasks[f"trace {layer}"] = per_example_steps(
-                engine.blocks[layer].size, seed=seed("trace", layer), dtype=engine.dtype, device=engine.device,
-                offset=(0.0, 0.0) if g is None else (g.estimate, g.stderr), before_head=split and g is not None,
-                **common,
-            )  # fmt: skip
-    results = solved(engine, tasks)
+            elsewhere = (0.0, 0.0) if g is None else (g.estimate, g.stderr)
+            traces[f"trace {layer}"] = Sampled(
+                layer, seed("trace", layer), known=elsewhere, before_head=split and g is not None
+            )
+    results = solved(engine, sampled_tasks(engine, traces, atol_share=atol_share, **common))
     whole_already = {t for t, r in results.items() if split and r.contributions is None}  # by unit vectors, see steps
     found: dict[str, TraceEstimate] = {}
     for task, r in with_images(engine, results, seed=seed("images", "control")).items():

@@ -15,20 +15,19 @@ from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.images import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureSettings, MeasureTable, Point, trace_row
-from sharpscope.curvature.measures.solving import check, facts_of, solved, with_images
+from sharpscope.curvature.measures.solving import Sampled, check, facts_of, sampled_tasks, solved, with_images
 from sharpscope.curvature.operator import Estimator, Objective
 from sharpscope.curvature.power import power_ends_steps
 from sharpscope.curvature.trace import (
     TraceEstimate,
     hutchinson_steps,
     hutchpp_steps,
-    per_example_steps,
     scaled,
     xtrace_steps,
 )
 from sharpscope.curvature.tracking import tracked_steps
 from sharpscope.errors import NumericalError
-from sharpscope.vocabulary import ALL
+from sharpscope.vocabulary import ALL, SUMMED_TRACES
 
 __all__ = ["take"]
 
@@ -37,13 +36,9 @@ _ENDS: dict[str, End] = {"lambda_max": "largest", "lambda_min": "smallest", "lam
 _TRACES = ("hessian_trace", "weighted_trace")
 _GRADIENT = ("gradient_curvature", "gradient_alignment")
 _METHODS: dict[str, Callable[..., Estimator[TraceEstimate]]] = {
-    "per_example": per_example_steps,
-    "controlled": per_example_steps,
     "xtrace": xtrace_steps,
     "hutchpp": hutchpp_steps,
 }
-_SUMMED = ("per_example", "controlled")
-"""The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
 def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
@@ -86,9 +81,12 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
         "rtol": settings.rtol,
         "max_matvecs": settings.max_matvecs,
     }
+    if settings.trace_method in SUMMED_TRACES:
+        work |= _summed_traces(engine, wanted, point)
     for x in point.layers:
         size = engine.blocks[x.name].size
-        work |= _trace_tasks(engine, x.name, wanted, point, common)
+        if settings.trace_method not in SUMMED_TRACES:
+            work |= _trace_tasks(engine, x.name, wanted, point, common)
         if ends := [end for measure, end in _ENDS.items() if measure in wanted]:
             how = common | {"seed": point.seed("eigen", x.name), "ends": ends}
             if settings.eigen_method == "power":
@@ -98,14 +96,14 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             else:
                 work[f"eigen {x.name}"] = lanczos_steps(size, start=engine.gradient(x.name), **how)
     results = solved(engine, work)
-    if settings.trace_method in _SUMMED:
+    if settings.trace_method in SUMMED_TRACES:
         results = with_images(engine, results, seed=point.seed("images"))
         _add_up(results, settings.rtol)
     for task, result in results.items():
         kind, layer = task.split(" ", 1)
         seed = point.seed(kind, layer)
         if isinstance(result, TraceEstimate):
-            said = note or (engine.note(layer) if settings.trace_method in _SUMMED else "")
+            said = note or (engine.note(layer) if settings.trace_method in SUMMED_TRACES else "")
             _trace_rows(table, layer, kind, result, seed, said, wanted, settings.rtol, engine.objective)
         else:
             _eigen_rows(table, layer, result, seed, wanted, point, engine)
@@ -115,7 +113,7 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
 
 def _use(wanted: Sequence[str], settings: MeasureSettings) -> Use:
     """What the wanted measures ask the engine for: traces of independent layers take ``Probes``, all else products."""
-    probes = settings.trace_method in _SUMMED and any(m in _TRACES for m in wanted)
+    probes = settings.trace_method in SUMMED_TRACES and any(m in _TRACES for m in wanted)
     if not probes:
         return "products"
     return "probes" if all(m in _TRACES for m in wanted) else "both"
@@ -200,13 +198,32 @@ def _over_images(found: EigenEstimate, layer: str, point: Point, engine: Hessian
     return error_over_images(adds, point.objective.weights, batch_sizes(point.objective)), ONE_UNIT
 
 
+def _summed_traces(engine: HessianEngine, measures: Sequence[str], point: Point) -> dict[str, Estimator[TraceEstimate]]:
+    """The estimators of all layers' traces and weighted traces, whose sums are the whole model's."""
+    settings = point.settings
+    found: dict[str, Estimator[TraceEstimate]] = {}
+    for measure, kind in (("hessian_trace", "trace"), ("weighted_trace", "weighted")):
+        if measure in measures:
+            traces = {
+                f"{kind} {x.name}": Sampled(
+                    x.name, point.seed(kind, x.name), engine.weights(x.name).abs() if kind == "weighted" else None
+                )
+                for x in point.layers
+                if x.name != ALL
+            }
+            found |= sampled_tasks(
+                engine, traces, rtol=settings.rtol, atol_share=settings.atol_share, max_matvecs=settings.max_matvecs
+            )
+    return found
+
+
 def _trace_tasks(
     engine: HessianEngine, layer: str, measures: Sequence[str], point: Point, common: Mapping[str, Any]
 ) -> dict[str, Estimator[TraceEstimate]]:
-    """The estimators of one layer's trace and weighted trace; none for a trace that is the sum of the layers'."""
+    """The estimators of one layer's trace and weighted trace."""
     method, size = point.settings.trace_method, engine.blocks[layer].size
     plain, weighted = "hessian_trace" in measures, "weighted_trace" in measures
-    if not (plain or weighted) or (method in _SUMMED and layer == ALL):
+    if not (plain or weighted):
         return {}
     seed = point.seed("trace", layer)
     if method == "hutchinson":
@@ -214,10 +231,7 @@ def _trace_tasks(
         return {f"trace {layer}": hutchinson_steps(size, seed=seed, scale=scale, **common)}
     steps = _METHODS[method]
     tasks = {f"trace {layer}": steps(size, seed=seed, **common)} if plain else {}
-    if weighted and method in _SUMMED:
-        seed = point.seed("weighted", layer)
-        tasks[f"weighted {layer}"] = per_example_steps(size, seed=seed, scale=engine.weights(layer).abs(), **common)
-    elif weighted:
+    if weighted:
         unscaled = steps(size, seed=point.seed("weighted", layer), **common)
         tasks[f"weighted {layer}"] = scaled(unscaled, engine.weights(layer).abs())
     return tasks

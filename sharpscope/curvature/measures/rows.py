@@ -37,6 +37,7 @@ class MeasureSettings:
 
     seed: int = 0
     rtol: float = 0.05
+    atol_share: float = 0.0
     max_matvecs: int = 100
     noise_samples: int = 8
     pgd_steps: int = 20
@@ -57,7 +58,7 @@ class MeasureSettings:
     def __post_init__(self) -> None:
         check_ranges(
             self,
-            least=dict.fromkeys(_COUNTS, 1),
+            least=dict.fromkeys(_COUNTS, 1) | {"atol_share": 0},
             positive=("rtol", "rho_avg", "rho_linf", "rho_l2", "rho_geodesic", "memory"),
         )
         check_products(self)

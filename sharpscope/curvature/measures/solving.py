@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.images import batch_sizes, by_batch
 from sharpscope.curvature.operator import Estimator, Probes, check_symmetric, solve, solve_together
-from sharpscope.curvature.trace import FIRST, TraceEstimate
+from sharpscope.curvature.trace import FIRST, Pilot, TraceEstimate, per_example_steps
 from sharpscope.vocabulary import ALL
 
-__all__ = ["check", "facts_of", "solved", "with_images"]
+__all__ = ["Sampled", "check", "facts_of", "sampled_tasks", "solved", "with_images"]
 
 
 def check(engine: HessianEngine, seed: Callable[..., int], asymmetry: float | None) -> None:
@@ -34,6 +36,48 @@ def solved(engine: HessianEngine, work: dict[str, Estimator[Any]]) -> dict[str, 
     return solve_together(
         work, lambda requests: engine.answer({t: (t.split(" ", 1)[1], r) for t, r in requests.items()})
     )
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A trace that is to be sampled: of which layer, weighted or not, and what of it is known beside the samples."""
+
+    layer: str
+    seed: int
+    scale: Tensor | None = None
+    known: tuple[float, float] = (0.0, 0.0)
+    """A part of the trace from elsewhere, and its standard error."""
+    before_head: bool = False
+
+
+def sampled_tasks(
+    engine: HessianEngine, traces: Mapping[str, Sampled], *, rtol: float, atol_share: float, max_matvecs: int
+) -> dict[str, Estimator[TraceEstimate]]:
+    """``per_example_steps`` for the ``traces`` of all layers, whose sum is the whole model's.
+
+    A layer's tolerance is ``rtol`` times the larger of its own trace and ``atol_share`` times the whole model's, as far
+    as the first products of all layers tell that. Without it a layer whose trace is nearly 0 would take all products.
+    """
+    found: dict[str, Estimator[TraceEstimate]] = {}
+    pilots = {
+        task: Pilot(torch.Generator().manual_seed(x.seed))
+        for task, x in traces.items()
+        if atol_share and engine.blocks[x.layer].size > FIRST
+    }
+    asked = {
+        t: (traces[t].layer, p.request(traces[t].scale is not None, traces[t].before_head)) for t, p in pilots.items()
+    }
+    for task, parts in (engine.answer(asked) if asked else {}).items():
+        pilots[task].parts = parts
+    whole = math.fsum(traces[task].known[0] + pilot.mean for task, pilot in pilots.items())
+    atol = rtol * atol_share * abs(whole) if math.isfinite(whole) else 0.0
+    for task, x in traces.items():
+        found[task] = per_example_steps(
+            engine.blocks[x.layer].size, dtype=engine.dtype, device=engine.device, seed=x.seed, rtol=rtol,
+            max_matvecs=max_matvecs, scale=x.scale, offset=x.known, before_head=x.before_head, atol=atol,
+            pilot=pilots.get(task),
+        )  # fmt: skip
+    return found
 
 
 def with_images(engine: HessianEngine, results: dict[str, Any], *, seed: int) -> dict[str, Any]:
