@@ -51,6 +51,10 @@ def _outside(c: StudyConfig) -> bool:
     return any(not 0 <= a <= 1 for a in (*c.alphas, *(c.repair_alphas or ())))
 
 
+def _is_layer_trace(measure: Measure) -> bool:
+    return measure.cost == "trace" and measure.family == "hessian"
+
+
 _OF_REPAIRS: Final = ("targets", "selects", "masks", "repair_limit")
 """Settings of the repaired paths."""
 
@@ -72,8 +76,8 @@ _RULES: Final = (
     _of_measures("trace_method", lambda m: m.cost == "trace"),
     _Rule(
         "atol_share",
-        lambda c: c.trace_method in SUMMED_TRACES and _measured(lambda m: m.cost == "trace")(c),
-        f"trace_method {' or '.join(SUMMED_TRACES)}, and one of {_names(lambda m: m.cost == 'trace')} among measures",
+        lambda c: c.trace_method in SUMMED_TRACES and _measured(_is_layer_trace)(c),
+        f"trace_method {' or '.join(SUMMED_TRACES)}, and one of {_names(_is_layer_trace)} among measures",
     ),
     _Rule(
         "precision",

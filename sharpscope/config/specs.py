@@ -169,7 +169,7 @@ def read_spec(spec: str) -> Spec:
         else:
             kind, at, last = kind.partition("@")
         split = last if at else None
-    if kind in LAYOUTS.not_loaded():
+    if kind not in LAYOUTS and kind in LAYOUTS.not_loaded():
         LAYOUTS.find(kind, f"data set {shown(spec)}")
     layout = LAYOUTS.get(kind)
     if layout is None or bool(layout.rest) != bool(colon and rest) or split == "":
