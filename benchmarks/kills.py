@@ -281,7 +281,7 @@ def prepare(study: Path) -> dict[str, bytes]:
 
 def cached() -> None:
     """Compute each unit and the tables once only, in this process: what is attacked then is the writing."""
-    workers.compute = _remember(workers.compute, lambda context, key, *_: key)
+    workers.compute_each = _remember(workers.compute_each, lambda context, tasks, *_: " ".join(t.key for t in tasks))
     results.Results.tables = _remember(results.Results.tables, lambda _: "tables")  # type: ignore[method-assign]
     report.build_report = _remember(report.build_report, lambda *_: "report")  # type: ignore[assignment]
     report.csv_bytes = _remember(report.csv_bytes, lambda _, table: table)  # type: ignore[assignment]

@@ -49,6 +49,8 @@ class MeasureOptions(TypedDict, total=False):
     rtol: relative tolerance, above 0 and below 1. A trace stops when its standard error, an eigenvalue when its
         residual is at most rtol times the estimate's magnitude. Half the tolerance costs about four times the products
         of a trace.
+    atol_share: a trace also stops when its standard error is at most rtol times this share of the whole model's trace,
+        at least 0. Raised (0.01), layers whose trace is near zero no longer take all products.
     max_matvecs: the largest number of Hessian-vector products for one layer and kind of estimate; a row that needs more
         has the status ``not_converged``.
     noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.
@@ -70,6 +72,7 @@ class MeasureOptions(TypedDict, total=False):
 
     seed: int
     rtol: float
+    atol_share: float
     max_matvecs: int
     noise_samples: int
     pgd_steps: int

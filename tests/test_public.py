@@ -182,6 +182,8 @@ def _classes(hint: Any) -> Iterator[type]:
 
 INNER = {
     "sharpscope.Dataset.frames": "for writers of data sets of video frames, who import sharpscope.clip.datasets.frames",
+    "sharpscope.HessianEngine.graph": "what curvature.forms works with",
+    "sharpscope.curvature.FunctionalEngine.graph": "what curvature.forms works with",
     "sharpscope.ClipModel.prefix": "what Probe.suffix works with",
     "sharpscope.Probe.suffix": "a protocol, that of sharpscope.curvature.Objective",
     "sharpscope.Method.augmentation": "for writers of methods, who import sharpscope.clip.datasets.augment",

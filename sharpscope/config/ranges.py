@@ -16,14 +16,15 @@ def check_ranges(settings: Any, *, least: Mapping[str, int], positive: Iterable[
 
     Args:
         settings: an instance whose fields have the right types (``config.fields``); None is never outside.
-        least: a whole number's field -> the smallest value that is allowed.
+        least: a field with one number -> the smallest value that is allowed.
         positive: fields that hold a positive, finite number or several. A relative tolerance, ``rtol``, is also below
             1: with 1 or more, an estimate would count as converged whose error is as large as itself.
     """
     for name, low in least.items():
         value = getattr(settings, name)
         if value is not None and value < low:
-            raise ConfigError(f"{name}: needs a whole number of at least {low}, got {value}.")
+            what = "a number" if isinstance(value, float) else "a whole number"
+            raise ConfigError(f"{name}: needs {what} of at least {low}, got {value}.")
     for name in positive:
         value = getattr(settings, name)
         for number in value if isinstance(value, tuple) else [] if value is None else [value]:

@@ -82,7 +82,8 @@ class FunctionalEngine(HessianEngine):
     def answer(self, requests: Mapping[str, tuple[str, Tensor | Probes]]) -> dict[str, Tensor]:
         """As ``HessianEngine.answer``; ``Probes`` have one row per batch.
 
-        Raises NoSecondDerivative where torch has no forward derivative of the gradient.
+        Raises NoSecondDerivative where torch has no forward derivative of the gradient, NumericalError for probes
+        ``before_head``, which torch.func cannot tell from the others.
         """
         sums: dict[str, Tensor] = {}
         units: dict[str, list[Tensor]] = {}

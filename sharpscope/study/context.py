@@ -115,7 +115,7 @@ class Budget:
     bytes: int
 
     def halve(self) -> None:
-        self.bytes //= 2
+        self.bytes = max(self.bytes // 2, 1)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sharpscope.errors import ConfigError, shown
-from sharpscope.study.tasks import Task
+
+if TYPE_CHECKING:  # a mistake in a command line is told before numpy is imported
+    from sharpscope.study.tasks import Task
 
 __all__ = ["Shard", "Unfinished"]
 

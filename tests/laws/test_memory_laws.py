@@ -18,6 +18,7 @@ from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.layers import split_layers
 from sharpscope.study import compute as units
+from sharpscope.study.context import Budget
 
 MEASURES = ("hessian_trace", "lambda_max", "lambda_min", "gradient_curvature")
 
@@ -209,13 +210,17 @@ def test_out_of_memory_on_an_accelerator_halves_the_budget_and_is_said(monkeypat
         return MeasureResult([], facts={"batch_size": 16})
 
     class Context:
-        settings = MeasureSettings(memory=1000)
+        budget, device = Budget(1000), torch.device("cpu")
+        settings = property(lambda self: MeasureSettings(memory=self.budget.bytes))
         layers, probe, pair = (), type("P", (), {"batch_size": 64}), type("Q", (), {"name": "p"})
         theta = staticmethod(lambda alpha: {})
 
     monkeypatch.setattr(units, "measure_layers", measure)
-    _, note = units._measure(Context(), 0.5, (), {}, lambda what: None)  # type: ignore[arg-type]
+    context = Context()
+    _, note = units._measure(context, 0.5, (), {}, lambda what: None)  # type: ignore[arg-type]
     assert seen == [1000, 500, 250] and note == "curvature used batches of 16 to fit in memory"
+    units._measure(context, 0.6, (), {}, lambda what: None)  # type: ignore[arg-type]
+    assert seen[3:] == [250], "the next alpha starts with what was enough"
     monkeypatch.setattr(units, "measure_layers", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(torch.OutOfMemoryError):
         units._measure(Context(), 0.5, (), {}, lambda what: None)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -40,8 +41,8 @@ shape = {"min_nodes": 1, "max_nodes": 1, "max_restarts": 0, "start_method": "for
 place = {"run_id": "x", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
 
 def rank(pause):
-    compute = workers.compute
-    workers.compute = lambda *args: (time.sleep(pause), compute(*args))[1]
+    compute = workers.compute_each
+    workers.compute_each = lambda *args: (time.sleep(pause), compute(*args))[1]
     sys.exit(main(["run", "study.yaml", "--out", "run"]))
 
 for count, pause in ((3, 0.3), (2, 0.0)):
@@ -81,6 +82,7 @@ def test_three_ranks_one_of_them_killed_then_two_end_with_the_bytes_of_one_proce
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True,
     ) as launcher:  # fmt: skip
         while launcher.poll() is None and len(list(root.glob("units/*.unit"))) < 2:
+            assert "died" not in (tmp_path / "said").read_text(), "a rank ended before it did a unit"
             time.sleep(0.02)
         victim = next(h for key in LAYERS if (h := RunDirectory.existing(root).holder(key)) is not None).pid
         os.kill(victim, signal.SIGKILL)
@@ -183,7 +185,7 @@ def test_a_lone_process_neither_waits_nor_connects(monkeypatch):
 
 def test_rank_0_speaks_and_another_one_only_of_what_is_wrong_with_it_alone(as_rank, capsys, monkeypatch):
     slept = []
-    monkeypatch.setattr(cli.time, "sleep", slept.append)
+    monkeypatch.setattr(cli, "time", SimpleNamespace(sleep=slept.append))  # claims sleep by the module itself
     for rank, label in enumerate(("sharpscope: error: ", "sharpscope: rank 1: error: ")):
         as_rank(rank)
         assert cli.main(["run", "--zeroshot", "a", "--finetuned", "b", "--alphas"]) == 2

@@ -210,7 +210,9 @@ def test_the_plan_says_what_fits_into_memory() -> None:
     config = small_config(pairs=small_config().pairs[:1])
     assert "2 gradient graphs of 8 examples" in plan(config) and "all kept" in plan(config)
     tight = plan(dataclasses.replace(config, memory=0.006))
-    assert re.search(r"memory: \d+ gradient graphs of [24] examples, [45] MiB each, \d+ kept, the others", tight), tight
+    assert re.search(r"memory: \d+ gradient graphs of [24] examples, [345] MiB each, \d+ kept, the others", tight), (
+        tight
+    )
 
 
 def test_notebook_names_and_summary(finished: study.Run) -> None:
