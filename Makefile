@@ -10,7 +10,7 @@ DATA = data
 BASE = 0
 EMOJI = analyses/emoji
 
-.PHONY: advice bases demo emoji figures finetuners kills nulls papers published study test verdicts lint clean
+.PHONY: advice bases clean demo device emoji figures finetuners kills lint nulls papers published study test verdicts
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -70,6 +70,11 @@ nulls: $(VENV)/.installed
 # time: about five minutes on two quiet cores. Writes benchmarks/results/kills.log.
 kills: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/kills.py > benchmarks/results/kills.log
+
+# Everything that may run on an accelerator, on an emulated one: placement errors and host synchronisations by line. Ten
+# minutes. Writes benchmarks/results/device_drive.log.
+device: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(PYTHON) tests/device/drive.py --out benchmarks/results/device_drive.log
 
 # One thread a process: two test processes share the cores better than two processes with threads of their own.
 test: $(VENV)/.installed-test lint

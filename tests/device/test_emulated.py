@@ -1,0 +1,51 @@
+"""A study on an emulated accelerator: no tensor is on the wrong device, and the numbers are those of the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import sharpscope
+from sharpscope.study.demo import demo_config
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Any:
+    spec = importlib.util.spec_from_file_location("emulated", Path(__file__).parent / "emulated.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["emulated"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def config(device: str) -> sharpscope.StudyConfig:
+    """Three alphas, every block, one repair with its controls, and every further kind of evaluation."""
+    demo = demo_config()
+    return dataclasses.replace(
+        demo, device=device, pairs=demo.pairs[:1], ood=demo.ood[:1], alphas=(0.0, 0.5, 1.0), repair_alphas=(0.5,),
+        limit=16, probe_size=6, batch_size=4, bootstrap=20, jobs=1, threads=1, measures=("hessian_trace", "lambda_max"),
+        shipped_pairs=False, layer_alphas=(0.0, 1.0), criticality_noise=(0.5,), granularity="block", max_matvecs=3,
+        densities=(0.5,), targets=("delta",), masks=1, agreement=True, output_baselines=("ose",),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_places_every_tensor_and_gives_the_bits_of_the_cpu(emulated: Any, tmp_path: Path) -> None:
+    here = sharpscope.run(config("cpu"), tmp_path / "cpu")
+    device = emulated.Emulated(strict=False)
+    with device:
+        there = sharpscope.run(config("cuda"), tmp_path / "cuda")
+    assert not device.errors, device.report()
+    assert not there.failed_units and not here.failed_units
+    for table in ("path", "sharpness", "accuracy", "stragglers", "repair", "agreement"):
+        pd.testing.assert_frame_equal(there.tables[table], here.tables[table], check_exact=True)
+    assert len(there.tables["repair"]) and torch.get_default_device().type == "cpu"
