@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import sharpscope
+from sharpscope.errors import RunDirectoryError
 from sharpscope.study.demo import demo_config
 
 
@@ -40,10 +41,13 @@ def config(device: str) -> sharpscope.StudyConfig:
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_places_every_tensor_and_gives_the_bits_of_the_cpu(emulated: Any, tmp_path: Path) -> None:
-    here = sharpscope.run(config("cpu"), tmp_path / "cpu")
+    here = sharpscope.run(config("auto"), tmp_path / "cpu")
     device = emulated.Emulated(strict=False)
     with device:
         there = sharpscope.run(config("cuda"), tmp_path / "cuda")
+        # bits differ between real devices, so that a run is not taken up on another one
+        with pytest.raises(RunDirectoryError, match="device is not set there, .* here"):
+            sharpscope.run(config("auto"), tmp_path / "cpu")
     assert not device.errors, device.report()
     assert not there.failed_units and not here.failed_units
     for table in ("path", "sharpness", "accuracy", "stragglers", "repair", "agreement"):
