@@ -278,6 +278,9 @@ class Emulated:
             (torch.cuda, "is_available", lambda: True),
             (torch.cuda, "mem_get_info", lambda device=None: (self.free, 2 * self.free)),
             (torch.cuda, "get_device_name", lambda device=None: "emulated"),
+            # random numbers of the device are drawn on the host here, by generators of its own
+            (torch.cuda, "get_rng_state", lambda device=None: torch.zeros(1, dtype=torch.uint8)),
+            (torch.cuda, "set_rng_state", lambda state, device=None: None),
             (torch.cuda, "empty_cache", nothing),
             (torch.cuda, "synchronize", lambda device=None: self.synchronised("synchronize")),
             (torch.cuda, "current_device", lambda: 0),
