@@ -198,3 +198,22 @@ def test_images_are_moved_as_bytes_and_normalised_where_they_are_used(tiny_model
     to_tensor = dataset._source.stream([range(4)]).__next__()[1].float() / 255  # type: ignore[attr-defined]
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (tiny_model.mean, tiny_model.std))
     assert torch.equal(here, (to_tensor - mean) / std)
+
+
+def test_losses_and_accuracies_are_computed_in_full_float32(
+    tiny_model: Any, tiny_theta: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, dataset = Classifier(tiny_model, "zeroshot", NAMES), _set(tiny_model)
+    theta, found, encode = classifier.attach(tiny_theta), [], type(tiny_model).encode_image
+    probe = sharpscope.Probe(classifier, dataset, size=4, batch_size=4)
+    switch: Any = torch.backends.cudnn.conv
+
+    def seen(*a: Any, **k: Any) -> Any:
+        found.append(switch.fp32_precision)
+        return encode(*a, **k)
+
+    monkeypatch.setattr(type(tiny_model), "encode_image", seen)
+    before = switch.fp32_precision
+    probe.sample_losses(theta)
+    answers(classifier, theta, dataset, 16)
+    assert found == ["ieee", "ieee"] and switch.fp32_precision == before != "ieee"
