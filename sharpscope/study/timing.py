@@ -197,7 +197,7 @@ def _products(
     blocks = {ALL: [n for x in layers for n in x.params]} | {x.name: x.params for x in chosen}
     with second_order():
         engine = engine_for(context.config.products)(part, theta, blocks, use="products")
-        times = {}
+        times: dict[str, float] = {}
         for name, spec in engine.blocks.items():
             v = torch.ones(spec.size, 1, dtype=engine.dtype, device=engine.device)
             if not times and context.device.type != "cpu":  # an accelerator loads its kernels in the first product
