@@ -436,7 +436,7 @@ NO_SOURCE = {
     """,
     "reads, checks, writes or runs; what it calls has the source": """
         advise findings.along_path findings.reference_pairs
-        ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
+        ClipModel Method convert correlate doctor evaluate finetune inspect layer_curvature layer_sharpness
         load_sweep run_sweep
         load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
         register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers

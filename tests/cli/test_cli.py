@@ -142,6 +142,7 @@ WORK = {
     "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
     "table": ("sharpscope.study.papertables.paper_table", ("format", "digits", "seeds"), {"id": "ids"}),
     "report": ("sharpscope.study.report.report", (), {"run": "root"}),
+    "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
 
