@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from sharpscope.layers import Layer
     from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
-    from sharpscope.study.doctor import doctor
     from sharpscope.study.advise import Advice, advise
+    from sharpscope.study.doctor import doctor
     from sharpscope.study.fishers import FisherFiles, fisher
     from sharpscope.study.merging import Merged, merge
     from sharpscope.study.papertables import paper_table

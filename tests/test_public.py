@@ -189,6 +189,7 @@ INNER = {
     "sharpscope.Method.augmentation": "for writers of methods, who import sharpscope.clip.datasets.augment",
     "sharpscope.Method.prepare": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.Method.recipe": "for writers of methods, who import sharpscope.finetuning.method",
+    "sharpscope.doctor": "lines to be read, which nobody makes",
     "sharpscope.register_dataset": "for writers of data sets, who import sharpscope.clip.datasets.found",
 }
 
