@@ -140,7 +140,11 @@ WORK = {
     "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
     "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
-    "table": ("sharpscope.study.papertables.paper_table", ("format", "digits", "seeds"), {"id": "ids"}),
+    "table": (
+        "sharpscope.study.papertables.paper_table",
+        ("format", "digits", "seeds", "what", "measures", "alpha"),
+        {"id": "ids"},
+    ),
     "report": ("sharpscope.study.report.report", (), {"run": "root"}),
     "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
