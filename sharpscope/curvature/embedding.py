@@ -21,12 +21,13 @@ from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import watched
-from sharpscope.curvature.operator import Objective, rademacher
+from sharpscope.curvature.operator import Objective, rademacher, skip_signs
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
 from sharpscope.curvature.tape import Tape
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.errors import NumericalError
+from sharpscope.team import team_of
 from sharpscope.vocabulary import ALL
 
 __all__ = ["LARGEST", "embedding_trace"]
@@ -112,6 +113,9 @@ def _pairs(value: float, look: Pooled, count: int, rtol: float) -> int:
     return max(math.ceil(min(look.needed((rtol * value) ** 2), 10**9)), count + 1)
 
 
+_Prepared = tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]
+
+
 class _Passes:
     """Backward passes from the embeddings. ``remaining``: the eigenvectors that are not taken one by one."""
 
@@ -122,11 +126,12 @@ class _Passes:
         blocks: Mapping[str, Sequence[str]],
         sizes: Sequence[int],
     ) -> None:
-        self.objective, self.sizes, self.blocks = objective, sizes, dict(blocks)
+        self.objective, self.sizes, self.blocks, self.team = objective, sizes, dict(blocks), team_of(objective)
         names = dict.fromkeys(n for block in blocks.values() for n in block)
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
         self.theta = {**theta, **self.params}
         self.taken = self.remaining = self.pairs = self.spent = 0
+        self._ready: dict[int, _Prepared] = {}  # of a batch that was looked at ahead
         self._known: list[Tensor] = []  # per batch [blocks, n]
         self._samples: list[Tensor] = []  # per batch [blocks, n, pairs]
 
@@ -155,30 +160,38 @@ class _Passes:
     # ------------------------------------------------------------------ passes over the data
     def lead(self, most: int) -> None:
         """Take the leading eigenvectors of every example one by one."""
-        self._take(0, None, most)
+
+        def leading() -> int:
+            self._ready[0] = self._prepared(0)  # the first batch decides for all
+            mu = self._ready[0][2]
+            share = mu.abs().cumsum(1).sum(0) / mu.abs().sum()
+            stop = min(int((share < 1 - TAIL).sum()) + 1, most - 2 * PILOT)
+            return stop if self.remaining - stop > 2 * PILOT else self.remaining
+
+        self._take(0, self.team.first("the leading eigenvectors", leading))
 
     def finish(self) -> None:
         """Take all other eigenvectors one by one, instead of the samples."""
-        self._take(self.taken, self.taken + self.remaining, self.remaining)
+        self._take(self.taken, self.taken + self.remaining)
         self._samples, self.pairs = [s[..., :0] for s in self._samples], 0
 
-    def _take(self, start: int, stop: int | None, most: int) -> None:
-        for i, weight in enumerate(self.objective.weights):
+    def _take(self, start: int, stop: int) -> None:
+        def take(i: int) -> Tensor:
             z, taps, mu, vectors = self._prepared(i)
-            if stop is None:  # the first batch decides for all
-                share = mu.abs().cumsum(1).sum(0) / mu.abs().sum()
-                stop = min(int((share < 1 - TAIL).sum()) + 1, most - 2 * PILOT)
-                stop = stop if self.remaining - stop > 2 * PILOT else self.remaining
+            known = self._known[i].clone()
             for k in range(start, stop):
                 g = self._back(z, taps, vectors[:, :, k])
-                self._known[i] += weight * mu[:, k] * self._inner(taps, g, g)
-        assert stop is not None
+                known += self.objective.weights[i] * mu[:, k] * self._inner(taps, g, g)
+            return known
+
+        self._known = [x.to(self.members.device) for x in self.team.each("eigenvectors", len(self.sizes), take)]
         self.spent += stop - start
         self.taken, self.remaining = stop, self.remaining - (stop - start)
 
     def sample(self, pairs: int, generator: torch.Generator) -> None:
         """Take ``pairs`` pairs of passes along random combinations of the other eigenvectors."""
-        for i, weight in enumerate(self.objective.weights):
+
+        def probe(i: int) -> Tensor:
             z, taps, mu, vectors = self._prepared(i)
             mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
             found = []
@@ -187,12 +200,22 @@ class _Passes:
                 a, b = (
                     self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
                 )
-                found.append(weight * self._inner(taps, a, b))
-            self._samples[i] = torch.cat([self._samples[i], torch.stack(found, -1)], -1)
+                found.append(self.objective.weights[i] * self._inner(taps, a, b))
+            return torch.stack(found, -1)
+
+        def skip(i: int) -> None:
+            skip_signs(pairs * self.sizes[i] * self.remaining, generator)
+
+        new = self.team.each("pairs of passes", len(self.sizes), probe, skip)
+        self._samples = [
+            torch.cat([before, more.to(before.device)], -1) for before, more in zip(self._samples, new, strict=True)
+        ]
         self.pairs, self.spent = self.pairs + pairs, self.spent + 2 * pairs
 
-    def _prepared(self, i: int) -> tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]:
+    def _prepared(self, i: int) -> _Prepared:
         """Batch i's z, its taps, and the eigenpairs of every M_j, the largest in magnitude first: [n, e], [n, e, e]."""
+        if i in self._ready:
+            return self._ready.pop(i)
         split = self._split(i)
         assert split is not None
         curvature = split.curvature()

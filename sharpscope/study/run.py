@@ -19,7 +19,8 @@ from sharpscope.study.results import Results
 from sharpscope.study.shard import Shard, Unfinished
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
-from sharpscope.study.workers import Crew
+from sharpscope.study.together import team_of_ranks
+from sharpscope.study.workers import Crew, threads_of
 
 __all__ = ["run", "run_shard"]
 
@@ -66,8 +67,8 @@ def run_shard(
     if out is None and launch.ranks.several:
         raise ConfigError("out: several ranks share one run directory.\nRemedy: name it.")
     bars = progress if progress is not None and launch.leads else silent
-    with Crew(config) as crew:
-        contexts = load_contexts(config)
+    with team_of_ranks(config, launch, threads_of(config)) as team, Crew(config, team) as crew:
+        contexts = load_contexts(config, team)
         crew.add_contexts(contexts)
         if not launch.leads:
             launch.wait_for("the directory is open")

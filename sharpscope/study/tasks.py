@@ -15,7 +15,7 @@ from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature",
+    "CHUNK", "SPLIT", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature",
     "roles", "variants",
 ]  # fmt: skip
 
@@ -182,6 +182,10 @@ def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
     return order
 
 
+SPLIT: Final = ("curvature", "eigenvectors", "layers", "noise")
+"""The kinds of units that the ranks of torchrun measure together with ``split_units``: all that look at the probe set
+alone. Units that evaluate test images are shared out as ever."""
+
 Family = Literal["path", "repair", "upgraded"]
 """The kinds of points of weight space that one pass over the test images can serve together."""
 
@@ -205,6 +209,11 @@ class Task:
     @property
     def kind(self) -> str:
         return self.key.split("/")[0]
+
+    @property
+    def splits(self) -> bool:
+        """Whether ranks can measure this unit together."""
+        return self.kind in SPLIT
 
     @property
     def pair(self) -> str:
