@@ -15,8 +15,8 @@ from sharpscope.seeds import derive
 from sharpscope.vocabulary import Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "SPLIT", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature",
-    "roles", "variants",
+    "CHUNK", "SPLIT", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control",
+    "plan_curvature", "roles", "variants",
 ]  # fmt: skip
 
 CHUNK = 6

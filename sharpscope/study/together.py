@@ -7,7 +7,6 @@ say to each other is said here. Words (errors among them) go over gloo, sums of 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,8 @@ from torch import Tensor
 from sharpscope.clip.devices import name_of
 from sharpscope.clip.pair import pick_device
 from sharpscope.config.study import StudyConfig
-from sharpscope.errors import ConfigError, SharpscopeError
+from sharpscope.curvature.hvp import NoSecondDerivative
+from sharpscope.errors import ConfigError, NumericalError, SharpscopeError
 from sharpscope.study.claims import Claim
 from sharpscope.study.launch import Launch
 from sharpscope.study.store import RunDirectory
@@ -182,13 +182,18 @@ def _heard() -> Iterator[None]:
         ) from error
 
 
+_KINDS: Final = (
+    NoSecondDerivative, NumericalError, ConfigError, SharpscopeError, torch.OutOfMemoryError, MemoryError,
+)  # fmt: skip
+"""The errors that someone handles or that have an exit code, the narrower ones first."""
+
+
 def _portable(error: Exception | None) -> Exception | None:
-    """The error as another process can have it."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+    """The error as another process can have it: one of ``_KINDS``, or a RuntimeError that says what it was."""
+    if error is None:
+        return None
+    kind = next((kind for kind in _KINDS if isinstance(error, kind)), None)
+    return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
 
 
 def _on_cpu(value: Any) -> Any:
