@@ -29,7 +29,8 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
     """Run a study, or the missing part of it, and write tables, figures and report.
 
     Processes that run the same study in the same directory at the same time share its units. The ranks of ``torchrun``
-    do so too: rank 0 opens the directory, shows progress and writes, and every rank returns the finished run.
+    do so too: rank 0 opens the directory, shows progress and writes, and every rank returns the finished run. With
+    ``split_units`` the ranks measure every unit of the probe set together, and the directory belongs to their number.
 
     Args:
         config: the study.
@@ -41,8 +42,9 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
 
     Raises:
         ConfigError: no pair, no test set, an unknown name, a criterion whose measure is not taken, a device that is
-            not there, an arithmetic that the device does not have, several ranks without ``out``, or several jobs from
-            a script whose call of this function is not guarded (``check_main_guard``).
+            not there, an arithmetic that the device does not have, several ranks without ``out``, split units without
+            several ranks or with too few batches, or several jobs from a script whose call of this function is not
+            guarded (``check_main_guard``).
         CheckpointError, PairMismatch, NonFiniteWeights, DatasetError: inputs that cannot be used; among them a probe or
             an OOD set with the images of another set.
         RunDirectoryError: a folder that belongs to another study, is locked or cannot be written.

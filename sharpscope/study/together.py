@@ -81,7 +81,7 @@ class RankTeam(Team):
         self._words: Any = None
         if dist.get_backend() != "gloo":
             self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
-        places = self.gather("the devices", lambda: (socket.gethostname(), str(device)))
+        places = self.gather("the devices", lambda: (socket.gethostname(), _place(device)))
         own_gpus = device.type == "cuda" and len(set(places)) == size  # NCCL refuses two ranks on one GPU
         self._tensors: Any = dist.new_group(backend="nccl", timeout=PATIENCE) if own_gpus else None
 
@@ -194,6 +194,13 @@ def _portable(error: Exception | None) -> Exception | None:
         return None
     kind = next((kind for kind in _KINDS if isinstance(error, kind)), None)
     return RuntimeError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
+
+
+def _place(device: torch.device) -> str:
+    """What tells a GPU from others of its host, by whatever number this rank knows it."""
+    if device.type != "cuda":
+        return str(device)
+    return str(getattr(torch.cuda.get_device_properties(device), "uuid", device))
 
 
 def _on_cpu(value: Any) -> Any:

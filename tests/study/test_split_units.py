@@ -253,7 +253,7 @@ def test_a_split_run_that_loses_a_rank_is_resumed_by_as_many_with_the_same_bytes
         stdout=subprocess.DEVNULL, stderr=said,
     ) as launcher:  # fmt: skip
         while launcher.poll() is None and not list(root.glob("units/*.unit")):
-            time.sleep(0.02)
+            time.sleep(0.05)
         os.kill(events(root, "start")[1]["pid"], signal.SIGKILL)
     told = (tmp_path / "said").read_text()
     assert [x for x in told.splitlines() if "died: " in x] == [
