@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -70,6 +70,11 @@ class _OfLogits:
     """A loss that is computed from the logits of ``objective`` and has the same batches."""
 
     objective: ClassificationObjective
+    team: Team = field(init=False, repr=False, compare=False)
+    """Who shares the batches, as for the objective."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "team", team_of(self.objective))
 
     @property
     def weights(self) -> Sequence[float]:
@@ -81,11 +86,6 @@ class _OfLogits:
         """The number of examples in every batch, equal to the objective's."""
         sizes: Sequence[int] = self.objective.batch_sizes  # type: ignore[attr-defined]  # where it knows them
         return sizes
-
-    @property
-    def team(self) -> Team:
-        """Who shares the batches, as for the objective."""
-        return team_of(self.objective)
 
 
 @dataclass(frozen=True)
