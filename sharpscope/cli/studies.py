@@ -108,6 +108,11 @@ class Run(StudyCommand):
         if settings is not None and self.shard is not None:
             raise ConfigError("--shard, --slurm: the jobs of --slurm share the units by themselves; leave --shard out.")
         config = self.complete()
+        if settings is not None and config.split_units:
+            raise ConfigError(
+                "split_units: the jobs of --slurm share units and do not split them.\n"
+                "Remedy: leave one of the two out, or submit torchrun itself."
+            )
         if settings is not None:
             return submit(config, self.folder(), settings, self.plugin)
         from sharpscope.study.run import run, run_shard

@@ -15,6 +15,7 @@ from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.devices import onto
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
+from sharpscope.team import ALONE, Team
 
 __all__ = ["Objective", "Probe"]
 
@@ -46,7 +47,7 @@ class Probe:
             which makes the loss independent of their scale.
 
     Attributes: ``batches``, the (images, labels); ``n``, the number of examples; ``indices``, their indices in the data
-    set.
+    set; ``team``, the processes that share the batches (see ``shared``).
 
     Raises:
         ConfigError: a size or batch size below 1.
@@ -82,6 +83,7 @@ class Probe:
             )
         dataset.check_classes(classifier.classnames)
         self.classifier, self.dataset, self.normalize_logits = classifier, dataset, normalize_logits
+        self.team: Team = ALONE
         self.device, self.dtype = torch.device(device), dtype
         self.indices = tuple(stratified(dataset.labels, size, seed, "probe", dataset.name))
         with torch.inference_mode(False):  # these tensors are used in passes with gradients
@@ -117,6 +119,15 @@ class Probe:
             for part in zip(images.split(batch_size), labels.split(batch_size), strict=True)
         )
         other.weights = tuple(len(labels) / self.n for _, labels in other.batches)
+        return other
+
+    def shared(self, team: Team) -> Probe:
+        """The same examples, of whose batches each process of the ``team`` computes its own; no image is loaded again.
+
+        Every process holds all images, and what it measures is the loss of all of them.
+        """
+        other = copy.copy(self)
+        other.team = team
         return other
 
     def part(self, n: int) -> Probe:
@@ -180,12 +191,11 @@ class Probe:
         """Cross-entropy of every example [n], in the probe's order, on its device; without gradients."""
         with torch.no_grad(), full_float32():
             frozen = self.classifier.frozen(theta)
-            return torch.cat(
-                [
-                    F.cross_entropy(self.batch_logits(i, frozen), labels, reduction="none")
-                    for i, (_, labels) in enumerate(self.batches)
-                ]
-            )
+
+            def losses(i: int) -> Tensor:
+                return F.cross_entropy(self.batch_logits(i, frozen), self.batches[i][1], reduction="none")
+
+            return torch.cat(self.team.each("losses", len(self.batches), losses)).to(self.device)
 
     def loss(self, theta: Mapping[str, Tensor]) -> float:
         """Mean cross-entropy over the examples, summed in float64; without gradients."""
@@ -207,7 +217,7 @@ class _Suffix:
     """See :meth:`Probe.suffix`."""
 
     def __init__(self, probe: Probe, theta: Mapping[str, Tensor], names: tuple[str, ...]) -> None:
-        self.probe, self.weights = probe, probe.weights
+        self.probe, self.weights, self.team = probe, probe.weights, probe.team
         self._theta, self._names = theta, names
         classifier = probe.classifier
         text = classifier.mode == "text" and not set(names) & set(classifier.model.text_names)

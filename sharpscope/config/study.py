@@ -324,6 +324,11 @@ class StudyConfig:
     last bit."""
     jobs: int = 1
     """Number of worker processes."""
+    split_units: bool = False
+    """The ranks of torchrun measure each unit of the probe set together (curvature, eigenvectors, single layers): every
+    rank takes a share of the probe's batches, of which there have to be as many as ranks. For few units or a large
+    probe set. Units that evaluate test images are shared out as ever. The number of ranks belongs to the run; results
+    agree with those of one process up to rounding."""
     memory: float | None = None
     """Memory in GiB that kept gradient graphs may take in each worker; default: half of the free memory / jobs."""
     image_cache: float = 4.0

@@ -78,6 +78,8 @@ class SweepConfig:
         self._draws()  # mistakes in the ranges are told here
         if self.study.pairs:
             raise ConfigError("study: pairs are what the sweep makes; leave them out.")
+        if self.study.split_units:
+            raise ConfigError("study: split_units needs the ranks of torchrun, which share no sweep; leave it out.")
 
     def trials(self) -> tuple[SweepTrial, ...]:
         """Every fine-tuning, named after its method, its values of ``grid``, its draw and its seed."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Norm", "auto_pgd", "auto_pgd_checkpoints", "project"]
+__all__ = ["Norm", "auto_pgd", "auto_pgd_checkpoints", "project", "random_point"]
 
 Norm = Literal["l2", "linf"]
 
@@ -59,7 +59,7 @@ def auto_pgd(
     best, best_delta, best_gradient = start, delta, gradient
     loss = start
     if random_start:
-        delta = previous = inside(_random_point(c, rho, norm, generator))
+        delta = previous = inside(random_point(c, rho, norm, generator))
         loss, gradient = loss_and_gradient(delta)
         if loss > best:
             best, best_delta, best_gradient = loss, delta, gradient
@@ -89,7 +89,7 @@ def auto_pgd(
     return start, best - start, best - late <= 0.01 * max(best - start, 0.0)
 
 
-def _random_point(c: Tensor, rho: float, norm: Norm, generator: torch.Generator) -> Tensor:
+def random_point(c: Tensor, rho: float, norm: Norm, generator: torch.Generator) -> Tensor:
     """A random point of the ball: uniform in the box for linf, in a uniform direction on the sphere for l2."""
     if norm == "linf":
         return rho * c * (2 * torch.rand(c.shape, generator=generator, dtype=torch.float64) - 1).to(c)

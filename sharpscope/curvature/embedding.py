@@ -21,12 +21,13 @@ from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.graphs import watched
-from sharpscope.curvature.operator import Objective, rademacher
+from sharpscope.curvature.operator import Objective, rademacher, skip_signs
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
 from sharpscope.curvature.tape import Tape
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.errors import NumericalError
+from sharpscope.team import team_of
 from sharpscope.vocabulary import ALL
 
 __all__ = ["SMALL", "embedding_trace"]
@@ -140,7 +141,7 @@ class _Passes:
         blocks: Mapping[str, Sequence[str]],
         sizes: Sequence[int],
     ) -> None:
-        self.objective, self.sizes, self.blocks = objective, sizes, dict(blocks)
+        self.objective, self.sizes, self.blocks, self.team = objective, sizes, dict(blocks), team_of(objective)
         names = dict.fromkeys(n for block in blocks.values() for n in block)
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
         self.theta = {**theta, **self.params}
@@ -180,8 +181,11 @@ class _Passes:
     # ------------------------------------------------------------------ passes over the data
     def lead(self, most: int, rtol: float) -> None:
         """Take the leading eigenvectors of every example one by one; ``most`` passes have to suffice for all."""
-        mu = self._prepared(0)[2].abs()
-        count = min(_leading(mu, self.objective.weights[0], rtol), most - 2 * PILOT)  # the first batch decides for all
+
+        def leading() -> int:  # the first batch decides for all
+            return _leading(self._prepared(0)[2].abs(), self.objective.weights[0], rtol)
+
+        count = min(self.team.first("the leading eigenvectors", leading), most - 2 * PILOT)
         self._take(count if count + 2 * PILOT < self.remaining else self.remaining)
 
     def finish(self) -> None:
@@ -190,16 +194,23 @@ class _Passes:
         self._samples, self.pairs = [s[..., :0] for s in self._samples], 0
 
     def _take(self, count: int) -> None:
-        for i, weight in enumerate(self.objective.weights if count else ()):
+        def take(i: int) -> Tensor:
             z, taps, mu, vectors = self._prepared(i)
+            known = self._known[i].clone()
             for k in range(self.taken, self.taken + count):
                 g = self._back(z, taps, vectors[:, :, k])
-                self._known[i] += weight * mu[:, k] * self._inner(taps, g, g)
+                known += self.objective.weights[i] * mu[:, k] * self._inner(taps, g, g)
+            return known
+
+        if count:
+            known = self.team.each("eigenvectors", len(self.sizes), take)
+            self._known = [x.to(self.members.device) for x in known]
         self.spent, self.taken, self.remaining = self.spent + count, self.taken + count, self.remaining - count
 
     def sample(self, pairs: int, generator: torch.Generator) -> None:
         """Take ``pairs`` pairs of passes along random combinations of the other eigenvectors."""
-        for i, weight in enumerate(self.objective.weights):
+
+        def probe(i: int) -> Tensor:
             z, taps, mu, vectors = self._prepared(i)
             mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
             found = []
@@ -208,8 +219,16 @@ class _Passes:
                 a, b = (
                     self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
                 )
-                found.append(weight * self._inner(taps, a, b))
-            self._samples[i] = torch.cat([self._samples[i], torch.stack(found, -1)], -1)
+                found.append(self.objective.weights[i] * self._inner(taps, a, b))
+            return torch.stack(found, -1)
+
+        def skip(i: int) -> None:
+            skip_signs(pairs * self.sizes[i] * self.remaining, generator)
+
+        new = self.team.each("pairs of passes", len(self.sizes), probe, skip)
+        self._samples = [
+            torch.cat([before, more.to(before.device)], -1) for before, more in zip(self._samples, new, strict=True)
+        ]
         self.pairs, self.spent = self.pairs + pairs, self.spent + 2 * pairs
 
     def _prepared(self, i: int) -> tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sharpscope.curvature.graphs import GradientGraph
 from sharpscope.curvature.operator import Objective, Probes, rademacher
-from sharpscope.curvature.per_example import stands_alone
+from sharpscope.curvature.per_example import Signs, stands_alone
 from sharpscope.curvature.tangents import stands_apart
 from sharpscope.errors import NumericalError
 
@@ -59,16 +60,28 @@ class Forms:
 
     def of(self, i: int, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
         """v'Hv of batch i's mean loss along ``probes.count`` directions, float64 [units, count]."""
-        alone = self.alone(i, graph)
-        names = frozenset(self._engine.blocks[layer].names).intersection(graph.gradient)
-        if graph.tangents is not None and names and names <= self._apart.get(i, frozenset()):
-            one = self._by_tangents
-        else:
+        alone, one = self.alone(i, graph), self._by_tangents
+        if not self._tangential(i, graph, layer):
             if probes.before_head:
                 raise NumericalError(f"{layer}: its curvature does not come apart at the embeddings.")
             one = self._by_products
             graph = graph if graph.twice else self._engine.graph(i, twice=True)
         return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+
+    def signs(self, i: int, graph: GradientGraph, layer: str) -> int:
+        """How many random signs one direction of the layer takes in batch i, whatever else is asked of it."""
+        alone, taken = self.alone(i, graph), [0]
+
+        def counted(*shape: int) -> Tensor:
+            taken.append(math.prod(shape))
+            return torch.ones((), dtype=self._engine.dtype, device=self._engine.device).expand(shape)
+
+        if self._tangential(i, graph, layer):
+            self._seeds(graph, layer, counted, weighted=False)
+        else:
+            graph = graph if graph.twice else self._engine.graph(i, twice=True)
+            self._directions(graph, layer, counted, alone, weighted=False)
+        return sum(taken)
 
     def before_head(self, i: int, graph: GradientGraph) -> frozenset[str]:
         """The parameters of batch i that ``Probes.before_head`` can be asked of."""
@@ -112,18 +125,28 @@ class Forms:
         return graph.tapped - crossed
 
     # ------------------------------------------------------------------ one direction for every example
-    def _signs(self, probes: Probes) -> Callable[..., Tensor]:
+    def _tangential(self, i: int, graph: GradientGraph, layer: str) -> bool:
+        """Whether the layer is answered by a tangent pass in batch i, of which ``alone`` has been asked."""
+        names = frozenset(self._engine.blocks[layer].names).intersection(graph.gradient)
+        return graph.tangents is not None and bool(names) and names <= self._apart.get(i, frozenset())
+
+    def _signs(self, probes: Probes) -> Signs:
         return lambda *shape: rademacher(shape, probes.generator).to(self._engine.device, self._engine.dtype)
+
+    def _seeds(self, graph: GradientGraph, layer: str, signs: Signs, *, weighted: bool) -> dict[int, Tensor]:
+        """The tangents of one direction at the outputs of the layer's taps, by slot."""
+        assert graph.tangents is not None
+        names = frozenset(self._engine.blocks[layer].names)
+        return {
+            slot: tap.tangent(signs, names.intersection(tap.names), weighted)
+            for slot, tap in graph.tangents.taps(names)
+        }
 
     def _by_tangents(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
         """[examples]; no unit at all where the second derivative is 0 by construction."""
         assert graph.tangents is not None
         names = frozenset(self._engine.blocks[layer].names)
-        signs = self._signs(probes)
-        seeds = {
-            slot: tap.tangent(signs, names.intersection(tap.names), probes.weighted)
-            for slot, tap in graph.tangents.taps(names)
-        }
+        seeds = self._seeds(graph, layer, self._signs(probes), weighted=probes.weighted)
         if not seeds or (probes.before_head and not graph.tangents.bends(seeds)):
             return torch.zeros(0, dtype=torch.float64, device=self._engine.device)
         near = graph.tangents.means(names) if probes.before_head and not probes.weighted else ()
@@ -135,18 +158,8 @@ class Forms:
         There is one part per example from the parameters whose examples can be separated, then one part from all
         other parameters together.
         """
-        engine, signs, names = self._engine, self._signs(probes), self._engine.blocks[layer].names
-        tapped = alone.intersection(names)
-        pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # (tensor, gradient with respect to it, direction)
-        for tap, g in graph.taps if tapped else ():
-            if g.requires_grad and (moving := tapped.intersection(tap.names)):
-                pairs.append((tap.y, g, tap.tangent(signs, moving, probes.weighted)))
-        examples = len(pairs)
-        for name in names:
-            if name not in tapped and name in graph.gradient and graph.gradient[name].requires_grad:
-                v = signs(*engine.params[name].shape)
-                v = v * engine.params[name].detach().abs() if probes.weighted else v
-                pairs.append((engine.params[name], graph.gradient[name], v))
+        engine = self._engine
+        pairs, examples = self._directions(graph, layer, self._signs(probes), alone, weighted=probes.weighted)
         places, gradients, directions = zip(*pairs, strict=True) if pairs else ((), (), ())
         products = engine.second(gradients, places, directions, layer)
         if not pairs:  # no unit at all: the second derivative is 0 by construction, not by what was drawn
@@ -156,3 +169,24 @@ class Forms:
         rest = [f.sum() for f in forms[examples:]]
         out = [torch.stack(parts).sum(0)] if parts else []
         return torch.cat([*out, torch.stack(rest).sum().view(1)] if rest else out)
+
+    def _directions(
+        self, graph: GradientGraph, layer: str, signs: Signs, alone: frozenset[str], *, weighted: bool
+    ) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
+        """(tensor, gradient with respect to it, direction) of every place that one direction moves.
+
+        Those where the examples have directions of their own come first; their number is returned with them.
+        """
+        engine, names = self._engine, self._engine.blocks[layer].names
+        tapped = alone.intersection(names)
+        pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+        for tap, g in graph.taps if tapped else ():
+            if g.requires_grad and (moving := tapped.intersection(tap.names)):
+                pairs.append((tap.y, g, tap.tangent(signs, moving, weighted)))
+        examples = len(pairs)
+        for name in names:
+            if name not in tapped and name in graph.gradient and graph.gradient[name].requires_grad:
+                v = signs(*engine.params[name].shape)
+                v = v * engine.params[name].detach().abs() if weighted else v
+                pairs.append((engine.params[name], graph.gradient[name], v))
+        return pairs, examples

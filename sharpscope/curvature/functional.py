@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sharpscope.curvature.graphs import MemoryPlan, Use
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
-from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher
+from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher, skip_signs
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
 from sharpscope.vocabulary import Products
 
@@ -52,23 +52,32 @@ class FunctionalEngine(HessianEngine):
 
     def _build(self) -> None:
         """Loss and gradient by first derivatives alone, in one pass over the batches."""
-        batches = len(self.objective.weights)
+        batches = self.team.most(len(self.objective.weights))
         size = self.objective.batch_size if isinstance(self.objective, Divisible) else None
         self.plan = MemoryPlan(None, 0, size, batches, batches)
-        self.loss = 0.0
-        sums: dict[str, Tensor] = {}
-        for i, weight in enumerate(self.objective.weights):
-            loss = self.objective.batch_loss(i, self.theta)
-            if loss.ndim != 0:
-                raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
-            self.loss += weight * value
-            grads = torch.autograd.grad(loss, list(self.params.values()), allow_unused=True)
-            for name, g in zip(self.params, grads, strict=True):
-                if g is not None:
-                    sums[name] = sums[name] + weight * g if name in sums else weight * g
+
+        def part() -> tuple[list[float], dict[str, Tensor]]:
+            losses: list[float] = []
+            sums: dict[str, Tensor] = {}
+            for i in self._own:
+                loss = self.objective.batch_loss(i, self.theta)
+                if loss.ndim != 0:
+                    raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
+                losses.append(float(loss.detach()))
+                if not math.isfinite(losses[-1]):
+                    raise NumericalError(
+                        f"The loss of batch {i} is {losses[-1]}, so that no curvature can be measured."
+                    )
+                grads = torch.autograd.grad(loss, list(self.params.values()), allow_unused=True)
+                for name, g in zip(self.params, grads, strict=True):
+                    if g is not None:
+                        own = self.objective.weights[i] * g
+                        sums[name] = sums[name] + own if name in sums else own
+            return losses, sums
+
+        found, sums = self.team.combine("the gradient", part)
+        values = [value for losses in found for value in losses]
+        self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         if not all(torch.isfinite(g).all() for g in sums.values()):
             raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self._gradient = sums
@@ -85,24 +94,38 @@ class FunctionalEngine(HessianEngine):
         Raises NoSecondDerivative where torch has no forward derivative of the gradient, NumericalError for probes
         ``before_head``, which torch.func cannot tell from the others.
         """
-        sums: dict[str, Tensor] = {}
-        units: dict[str, list[Tensor]] = {}
-        for i, weight in enumerate(self.objective.weights):
-            for who, (layer, request) in requests.items():
-                if isinstance(request, Tensor):
-                    part = weight * self._functional(i, layer, request)
-                    sums[who] = sums[who] + part if who in sums else part
+        asked = {who: request for who, (_, request) in requests.items() if isinstance(request, Probes)}
+
+        def part() -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+            sums: dict[str, Tensor] = {}
+            units: dict[str, list[Tensor]] = {who: [] for who in asked}
+            for i, weight in enumerate(self.objective.weights):
+                if i not in self._own:  # what its owner draws
+                    for who, probes in asked.items():
+                        skip_signs(self.blocks[requests[who][0]].size * probes.count, probes.generator)
                     continue
-                if request.before_head:
-                    raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
-                v = rademacher((self.blocks[layer].size, request.count), request.generator).to(self.device, self.dtype)
-                v = v * self.weights(layer).abs()[:, None] if request.weighted else v
-                forms = (v * self._functional(i, layer, v)).double().sum(0)
-                units.setdefault(who, []).append(weight * forms)
+                for who, (layer, request) in requests.items():
+                    if isinstance(request, Tensor):
+                        own = weight * self._functional(i, layer, request)
+                        sums[who] = sums[who] + own if who in sums else own
+                    else:
+                        units[who].append(weight * self._form(i, layer, request))
+            return units, sums
+
+        found, sums = self.team.combine("products", part)
+        units = {who: [one.to(self.device) for parts in found for one in parts[who]] for who in asked}
         self.units |= {requests[who][0]: (1,) * len(parts) for who, parts in units.items()}
         for layer, request in requests.values():
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.stack(parts) for who, parts in units.items()}
+
+    def _form(self, i: int, layer: str, probes: Probes) -> Tensor:
+        """v'Hv of batch i's loss along ``probes.count`` directions that its examples share, float64 [count]."""
+        if probes.before_head:
+            raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
+        v = rademacher((self.blocks[layer].size, probes.count), probes.generator).to(self.device, self.dtype)
+        v = v * self.weights(layer).abs()[:, None] if probes.weighted else v
+        return (v * self._functional(i, layer, v)).double().sum(0)
 
     def _functional(self, i: int, layer: str, vs: Tensor) -> Tensor:
         """H_i V for batch i's loss and V [p, k]."""

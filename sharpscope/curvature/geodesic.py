@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.ascent import auto_pgd
+from sharpscope.curvature.ascent import auto_pgd, random_point
 from sharpscope.curvature.operator import Objective
-from sharpscope.curvature.perturbation import SharpnessEstimate, gathered, without_prefix
+from sharpscope.curvature.perturbation import Found, SharpnessEstimate, gathered, searched, without_prefix
 from sharpscope.errors import ConfigError, NumericalError, shown
 
 __all__ = ["Geometry", "sharpness_geodesic"]
@@ -206,11 +206,9 @@ def sharpness_geodesic(
     """
     geometry = Geometry(theta, names, heads)
     target = without_prefix(objective, theta, names)
-    generator = torch.Generator().manual_seed(seed)
-    found = []
-    for i in range(len(objective.weights)):
 
-        def loss_and_gradient(u: Tensor, i: int = i) -> tuple[float, Tensor]:
+    def search(i: int, generator: torch.Generator) -> Found:
+        def loss_and_gradient(u: Tensor) -> tuple[float, Tensor]:
             u = u.detach().requires_grad_()
             loss = target.batch_loss(i, {**theta, **geometry.at(u)})
             if not loss.requires_grad:  # the loss does not depend on these parameters
@@ -218,11 +216,15 @@ def sharpness_geodesic(
             (gradient,) = torch.autograd.grad(loss, u, allow_unused=True)
             return float(loss.detach()), torch.zeros_like(u) if gradient is None else gradient
 
-        found.append(
-            auto_pgd(
-                loss_and_gradient, geometry.free, rho=rho, norm="l2", steps=steps, generator=generator,
-                random_start=random_start, onto=geometry.horizontal,
-            )
+        return auto_pgd(
+            loss_and_gradient, geometry.free, rho=rho, norm="l2", steps=steps, generator=generator,
+            random_start=random_start, onto=geometry.horizontal,
         )  # fmt: skip
+
+    def skip(generator: torch.Generator) -> None:
+        if random_start:
+            random_point(geometry.free, rho, "l2", generator)
+
+    found = searched(objective, search, skip, seed)
     estimate = gathered(target, theta, names, found, evaluations=steps + 1 + random_start, adaptive=True)
     return estimate, geometry.covered

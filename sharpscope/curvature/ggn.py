@@ -15,8 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.seeds import derive
+from sharpscope.team import Team, team_of
 
 __all__ = [
     "ClassificationObjective",
@@ -69,6 +70,11 @@ class _OfLogits:
     """A loss that is computed from the logits of ``objective`` and has the same batches."""
 
     objective: ClassificationObjective
+    team: Team = field(init=False, repr=False, compare=False)
+    """Who shares the batches, as for the objective."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "team", team_of(self.objective))
 
     @property
     def weights(self) -> Sequence[float]:
@@ -229,7 +235,9 @@ def fisher_trace(
     return _square_trace(objective, theta, blocks, _scores, seed, rtol, max_probes, pilot)
 
 
+T = TypeVar("T")
 Draw = Callable[[Tensor, torch.Generator], Tensor]
+"""A function of the rows p of a batch and a generator. How much it draws depends on the shape of p alone."""
 
 
 def sign_cotangents(p: Tensor, generator: torch.Generator) -> Tensor:
@@ -327,7 +335,7 @@ class _Squares:
         theta: Mapping[str, Tensor],
         blocks: Mapping[str, Sequence[str]],
     ) -> None:
-        self.objective, self.divisible = objective, isinstance(objective, Divisible)
+        self.objective, self.divisible, self.team = objective, isinstance(objective, Divisible), team_of(objective)
         self.names = list(dict.fromkeys(n for block in blocks.values() for n in block))
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in self.names}
         self.theta = {**theta, **self.params}
@@ -346,55 +354,83 @@ class _Squares:
     # ------------------------------------------------------------------ passes over the data
     def sample(self, count: int, draw: Draw, generator: torch.Generator) -> None:
         """Take ``count`` more probes, all probes of one batch before the next batch (one forward pass per batch)."""
-        for i, weight in enumerate(self.objective.weights):
+
+        def probe(i: int) -> tuple[Tensor, Tensor, list[str]]:
             logits, taps, rest = self._forward(i)
             p = logits.detach().softmax(1)
             taps = taps if self.own_open else []
             pairs = [self._squares(logits, taps, rest, draw(p, generator), last=k + 1 == count) for k in range(count)]
-            own, together = (torch.stack(x, -1).cpu() * (weight / len(p)) for x in zip(*pairs, strict=True))
-            own = own if self.own_open else own[:, :0]
-            if self.count:
-                before = self._samples[i]
-                own, together = torch.cat([before[0], own], -1), torch.cat([before[1], together], -1)
-                self._samples[i] = (own, together, rest)
-            else:
-                self._samples.append((own, together, rest))
+            weight = self.objective.weights[i] / len(p)
+            own, together = (torch.stack(x, -1).cpu() * weight for x in zip(*pairs, strict=True))
+            return own if self.own_open else own[:, :0], together, rest
+
+        def skip(i: int) -> None:
+            sizes: Sequence[int] = self.objective.batch_sizes  # type: ignore[attr-defined]  # a team's loss knows them
+            for _ in range(count):
+                draw(torch.full((sizes[i], self.classes), 1 / self.classes), generator)
+
+        new = self._each("probes", probe, skip)
+        if self.count:
+            new = [
+                (torch.cat([before[0], own], -1), torch.cat([before[1], together], -1), rest)
+                for before, (own, together, rest) in zip(self._samples, new, strict=True)
+            ]
+        self._samples = new
         self.count, self.spent = self.count + count, self.spent + count
 
     def settle_own(self) -> None:
         """Compute sum_jc w_j ||J_j' b_jc||^2 exactly for the "own" parameters, with one backward pass per class."""
-        for i, weight in enumerate(self.objective.weights):
+
+        def settle(i: int) -> tuple[Tensor, bool]:
             logits, taps, rest = self._forward(i)
-            self.rest_open |= bool(rest)
             p = logits.detach().softmax(1)
+            total = self._settled_so_far(i, len(p))
             for c in range(self.classes):
                 own, _ = self._squares(logits, taps, [], class_cotangent(p, c), last=c + 1 == self.classes)
-                self._settle(i, slice(None), own.cpu() * (weight / len(p)), len(p))
+                total += own.cpu() * (self.objective.weights[i] / len(p))
+            return total, bool(rest)
+
+        for i, (total, rest) in enumerate(self._each("squares", settle)):
+            self._settled[i] = total
+            self.rest_open |= rest
         self._samples = [(own[:, :0], rest, names) for own, rest, names in self._samples]
         self.own_open, self.spent = False, self.spent + self.classes
 
     def settle_rest(self) -> None:
         """Compute the same sum exactly for the "rest" parameters, from batches of one example."""
         singles: ClassificationObjective = self.objective.rebatched(1)  # type: ignore[attr-defined]
-        start = 0
-        for i, (batch, (_, _, rest)) in enumerate(zip(self.objective.weights, self._samples, strict=True)):
-            stop = start + round(batch * len(singles.weights))
-            for j in range(start, stop if rest else start):
+        sizes = [round(batch * len(singles.weights)) for batch in self.objective.weights]
+        starts = [0, *itertools.accumulate(sizes)]
+
+        def settle(i: int) -> Tensor | None:
+            rest = self._samples[i][2]
+            total = self._settled_so_far(i, sizes[i])
+            for j in range(starts[i], starts[i + 1] if rest else starts[i]):
                 logits = singles.batch_logits(j, self.theta)
                 p = logits.detach().softmax(1)
                 for row, c in itertools.product(range(len(p)), range(self.classes)):
                     alone = torch.zeros_like(p)
                     alone[row] = class_cotangent(p, c)[row]
                     _, square = self._squares(logits, [], rest, alone, last=False)
-                    self._settle(i, j - start, square.cpu() * (singles.weights[j] / len(p)), stop - start)
-            start = stop
+                    total[:, j - starts[i]] += square.cpu() * (singles.weights[j] / len(p))
+            return total if rest else None
+
+        for i, total in enumerate(self._each("squares", settle)):
+            if total is not None:
+                self._settled[i] = total
         self._samples = [(own, torch.zeros_like(rest), []) for own, rest, _ in self._samples]
         self.rest_open, self.spent = False, self.spent + self.classes
 
-    def _settle(self, i: int, example: int | slice, squares: Tensor, n: int) -> None:
-        """Add the exact squares of one example [blocks], or of all n examples [blocks, n], of batch i."""
-        known = self._settled.setdefault(i, torch.zeros(len(self.members), n, dtype=torch.float64))
-        known[:, example] += squares
+    def _each(self, what: str, work: Callable[[int], T], skip: Callable[[int], object] = lambda i: None) -> list[T]:
+        """``Team.each`` of every batch; which parameters the loss was seen to depend on is shared too."""
+        found = self.team.each(what, len(self.objective.weights), lambda i: (work(i), frozenset(self._entered)), skip)
+        self._entered.update(*(entered for _, entered in found))
+        return [one for one, _ in found]
+
+    def _settled_so_far(self, i: int, n: int) -> Tensor:
+        """A copy of what is known without an error of the n examples of batch i, [blocks, n]."""
+        known = self._settled.get(i)
+        return torch.zeros(len(self.members), n, dtype=torch.float64) if known is None else known.clone()
 
     def looks(self) -> list[tuple[float, Pooled]]:
         """(estimate, its sampled part with the error) of every block."""

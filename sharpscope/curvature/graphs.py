@@ -17,6 +17,7 @@ from sharpscope.curvature.per_example import Tap, Taps, sole_readings
 from sharpscope.curvature.tangents import Tangents, tangents_of
 from sharpscope.curvature.tape import Tape
 from sharpscope.errors import ConfigError
+from sharpscope.team import team_of
 
 __all__ = [
     "WORK",
@@ -46,7 +47,8 @@ class MemoryPlan:
 
     ``memory``: the budget in bytes, None for no limit. ``graph_bytes``: the bytes of the largest batch's graph.
     ``batch_size``: examples per batch, None where the objective is not ``Divisible``. ``batches``: the number of
-    batches. ``kept``: the number of batches whose graph is kept; the others are rebuilt in every round of products.
+    batches, in a ``Team`` the most that one process has. ``kept``: the number of batches whose graph is kept; the
+    others are rebuilt in every round of products.
     """
 
     memory: int | None
@@ -252,7 +254,7 @@ def plan_memory(
     else:
         one = measured(objective)
         size = objective.batch_size if isinstance(objective, Divisible) else None
-    batches = len(objective.weights)
+    batches = team_of(objective).most(len(objective.weights))
     room = math.inf if memory is None else memory / max(one, 1) - WORK
     kept = batches if room >= batches else max(int(room) - 1, 0)
     return objective, MemoryPlan(memory, one, size, batches, kept)

@@ -29,8 +29,9 @@ from sharpscope.curvature.graphs import (
     once_differentiable,
     plan_memory,
 )
-from sharpscope.curvature.operator import Objective, Probes
+from sharpscope.curvature.operator import Objective, Probes, skip_signs
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
+from sharpscope.team import team_of
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
 
@@ -69,7 +70,8 @@ class HessianEngine:
 
     Args:
         objective: the loss, a mean over samples cut into batches. If it also has ``batch_sizes`` (the number of
-            examples in every batch), trace estimators can give every example its own direction.
+            examples in every batch), trace estimators can give every example its own direction. If it has a ``team``
+            of several processes, each computes its own batches, and all get the same answers.
         theta: named tensors; those named in a block become variables, all others are constants.
         blocks: layer name -> parameter names. Blocks may overlap, for example the whole model and its layers.
         memory: bytes that gradient graphs may take (see ``plan_memory``); None: all graphs are kept. Where the graphs
@@ -121,12 +123,16 @@ class HessianEngine:
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
         self.units: dict[str, tuple[int, ...]] = {}
         """Layer -> how many rows each batch gave in the last answer to ``Probes``."""
-        batches = len(objective.weights)
+        self.team = team_of(objective)
+        batches = self.team.most(len(objective.weights))
         self.plan = MemoryPlan(None, 0, None, batches, batches)
         if memory is not None:
             self.objective, self.plan = plan_memory(objective, theta, moving, memory, use)
-        self._graphs: list[GradientGraph | None] = [None] * self.plan.batches
+        self._own = self.team.own(len(self.objective.weights))
+        self._graphs: list[GradientGraph | None] = [None] * len(self.objective.weights)
         self._forms = Forms(self)
+        self._signs: dict[str, list[int]] = {}
+        """Layer -> the number of random signs that one direction takes in every batch; asked for by teams only."""
         self.once: frozenset[str] = frozenset()
         """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
         self.twice = False
@@ -170,18 +176,24 @@ class HessianEngine:
 
     def _build(self) -> None:
         """Compute loss and gradient in one pass over the batches, and keep as many graphs as planned."""
-        losses: list[Tensor] = []
-        sums: dict[str, Tensor] = {}
-        for i, weight in enumerate(self.objective.weights):
-            graph = self.graph(i)
-            losses.append(graph.loss.detach().double())
-            self.twice |= graph.twice
-            for name, g in graph.gradient.items():
-                part = weight * g.detach()
-                sums[name] = sums[name] + part if name in sums else part
-            if i < self.plan.kept:
-                self._graphs[i] = graph
-        values = torch.stack(losses).tolist()
+
+        def part() -> tuple[tuple[list[float], bool, frozenset[str]], dict[str, Tensor]]:
+            losses: list[Tensor] = []
+            sums: dict[str, Tensor] = {}
+            for k, i in enumerate(self._own):
+                graph = self.graph(i)
+                losses.append(graph.loss.detach().double())
+                self.twice |= graph.twice
+                for name, g in graph.gradient.items():
+                    own = self.objective.weights[i] * g.detach()
+                    sums[name] = sums[name] + own if name in sums else own
+                if k < self.plan.kept:
+                    self._graphs[i] = graph
+            return (torch.stack(losses).tolist(), self.twice, self.once), sums
+
+        found, sums = self.team.combine("the gradient", part)
+        values = [value for losses, _, _ in found for value in losses]
+        self.twice, self.once = any(twice for _, twice, _ in found), frozenset().union(*(once for *_, once in found))
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
@@ -225,21 +237,53 @@ class HessianEngine:
             for who, (_, request) in requests.items()
             if isinstance(request, Tensor)
         }
+        self._count_signs([layer for layer, request in requests.values() if isinstance(request, Probes)])
+        found, sums = self.team.combine("products", lambda: self._part(requests, columns))
+        units: dict[str, list[Tensor]] = {who: [] for who in requests if who not in columns}
+        for parts, crossed in found:
+            self._forms.crossed |= crossed
+            for who in units:
+                units[who] += [part.to(self.device) for part in parts[who]]
+        self.units |= {requests[who][0]: tuple(len(part) for part in parts) for who, parts in units.items()}
+        for layer, request in requests.values():
+            self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
+        return sums | {who: torch.cat(parts) for who, parts in units.items()}
+
+    def _part(
+        self, requests: Mapping[str, tuple[str, Tensor | Probes]], columns: Mapping[str, Sequence[Tensor]]
+    ) -> tuple[tuple[dict[str, list[Tensor]], frozenset[str]], dict[str, Tensor]]:
+        """What this process's batches answer: to ``Probes`` batch by batch, to vectors (by ``columns``) in sum."""
         sums: dict[str, Tensor] = {}
-        units: dict[str, list[Tensor]] = {}
+        units: dict[str, list[Tensor]] = {who: [] for who in requests if who not in columns}
         for i, weight in enumerate(self.objective.weights):
+            if i not in self._own:  # what its owner draws
+                for who in units:
+                    layer, request = requests[who]
+                    assert isinstance(request, Probes)
+                    skip_signs(request.count * self._signs[layer][i], request.generator)
+                continue
             graph = self.graph(i, twice=bool(columns))
             for who, (layer, request) in requests.items():
                 if isinstance(request, Tensor):
                     part = weight * torch.stack([self._product(graph, layer, v) for v in columns[who]], dim=1)
                     sums[who] = sums[who] + part if who in sums else part
                 else:
-                    units.setdefault(who, []).append(weight * self._forms.of(i, graph, layer, request))
+                    units[who].append(weight * self._forms.of(i, graph, layer, request))
             del graph
-        self.units |= {requests[who][0]: tuple(len(part) for part in parts) for who, parts in units.items()}
-        for layer, request in requests.values():
-            self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
-        return sums | {who: torch.cat(parts) for who, parts in units.items()}
+        return (units, self._forms.crossed), sums
+
+    def _count_signs(self, layers: Sequence[str]) -> None:
+        """Learn from the other processes how many signs a direction of these layers takes in each of their batches."""
+        new = [layer for layer in dict.fromkeys(layers) if layer not in self._signs]
+        if not self.team.several or not new:
+            return
+
+        def count(i: int) -> list[int]:
+            graph = self.graph(i)
+            return [self._forms.signs(i, graph, layer) for layer in new]
+
+        counts = self.team.each("signs", len(self.objective.weights), count)
+        self._signs |= {layer: list(every) for layer, every in zip(new, zip(*counts, strict=True), strict=True)}
 
     def by_example(self, i: int) -> frozenset[str]:
         """The parameters that get a direction of each example's own in batch i (``Forms.alone``).
@@ -250,8 +294,10 @@ class HessianEngine:
 
     def before_head(self) -> frozenset[str]:
         """The parameters that ``Probes.before_head`` can be asked of."""
-        batches = range(len(self.objective.weights))
-        return frozenset.intersection(*(self._forms.before_head(i, self.graph(i)) for i in batches))
+        batches = len(self.objective.weights)
+        return frozenset.intersection(
+            *self.team.each("the head", batches, lambda i: self._forms.before_head(i, self.graph(i)))
+        )
 
     def note(self, layer: str) -> str:
         """What a row of the layer's per-example trace has to say of its directions; empty where it is as usual."""

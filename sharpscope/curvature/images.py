@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import student
+from sharpscope.team import team_of
 
 __all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images", "told_apart"]
 
@@ -119,7 +120,8 @@ class ImageLosses:
 
     def at(self, theta: Mapping[str, Tensor]) -> Contributions:
         """What every image adds to the mean loss at ``theta``, float64."""
-        return tuple(self._at(i, theta) for i in range(len(self.objective.weights)))
+        count = len(self.objective.weights)
+        return tuple(team_of(self.objective).each("losses", count, lambda i: self._at(i, theta)))
 
     @torch.no_grad()
     def _at(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError
+from sharpscope.team import team_of
 
 __all__ = ["with_normalized_logits"]
 
@@ -25,6 +26,7 @@ class _Normalized:
     def __init__(self, objective: Any) -> None:
         self._objective = objective
         self.weights: Sequence[float] = objective.weights
+        self.team = team_of(objective)
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         logits = self._objective.batch_logits(i, theta)

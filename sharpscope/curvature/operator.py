@@ -29,11 +29,15 @@ __all__ = [
     "SymmetricOperator",
     "check_symmetric",
     "rademacher",
+    "skip_signs",
     "solve",
     "solve_together",
 ]
 
 T = TypeVar("T")
+
+SKIPPED = 2**24
+"""The number of signs that are drawn at a time where none is needed. A larger number takes more memory."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,12 @@ class DenseOperator:
 def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Independent signs, +1 or -1 with probability 1/2 each, int8 of the given shape."""
     return torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1
+
+
+def skip_signs(count: int, generator: torch.Generator) -> None:
+    """Leave the generator as ``rademacher`` leaves it that draws ``count`` signs, in whatever shapes."""
+    for start in range(0, count, SKIPPED):
+        rademacher((min(SKIPPED, count - start),), generator)
 
 
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:

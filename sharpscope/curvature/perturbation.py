@@ -8,7 +8,7 @@ Andriushchenko et al. 2023, arXiv 2302.07011.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -16,15 +16,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.ascent import Norm, auto_pgd
+from sharpscope.curvature.ascent import Norm, auto_pgd, random_point
 from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
 from sharpscope.seeds import derive
+from sharpscope.team import team_of
 
-__all__ = ["SharpnessEstimate", "gathered", "sharpness_avg", "sharpness_max", "without_prefix"]
+__all__ = ["Found", "SharpnessEstimate", "gathered", "searched", "sharpness_avg", "sharpness_max", "without_prefix"]
 
 Noise = Literal["gaussian", "uniform"]
+Found = tuple[float, float, bool]
+"""What ``ascent.auto_pgd`` finds in a batch: its loss at delta = 0, its worst rise, whether the search had settled."""
+_Searched = tuple[Tensor, Tensor, list[Found]]
+"""A process's generator before and after its batches, and what they gave."""
 
 NOISE_KEPT = 2**30
 """The number of bytes up to which all noise draws of a layer are kept in memory. A layer that needs more draws the same
@@ -94,19 +99,22 @@ def sharpness_avg(
         return {n: _noise(w, rho, adaptive, noise, generator) for n, w in flat.items()}
 
     drawn = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
-    # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
-    rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
-    starts: list[Tensor | float] = []
-    target = without_prefix(objective, theta, names)
-    with torch.no_grad():
-        for i, weight in enumerate(objective.weights):
-            start = objective.batch_loss(i, theta) if base is None else base[i]
-            starts.append(start)
-            for s in range(samples):
-                for sign in (1, -1):
-                    moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
-                    rises[i][s] = rises[i][s] + weight * (target.batch_loss(i, moved).double() - start) / 2
-    each = torch.stack([torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises]).cpu()
+    target, team = without_prefix(objective, theta, names), team_of(objective)
+
+    @torch.no_grad()
+    def rises(i: int) -> tuple[Tensor | float, Tensor]:
+        """(batch i's loss at delta = 0, its part of each draw's rise [samples])"""
+        start = objective.batch_loss(i, theta) if base is None else base[i]
+        # kept on the device, so that no step waits for a transfer to the CPU
+        found: list[Tensor | float] = [0.0] * samples
+        for s in range(samples):
+            for sign in (1, -1):
+                moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
+                found[s] = found[s] + objective.weights[i] * (target.batch_loss(i, moved).double() - start) / 2
+        return start, torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in found]).cpu()
+
+    starts, parts = zip(*team.each("rises", len(objective.weights), rises), strict=True)
+    each = torch.stack(parts)
     values = each.sum(0)
     mean = float(values.mean())
     stderr = student(samples - 1) * float(values.std()) / math.sqrt(samples) if samples > 1 else math.nan
@@ -136,7 +144,9 @@ def _resolution(
     ``moved``: whether any evaluation differed from its batch's start, which proves that the loss depends on them.
     """
     free = [n for n in names if not adaptive or theta[n].any()]
-    if not moved and not any(_depends(objective, i, theta, free) for i in range(len(objective.weights))):
+    if not moved and not any(
+        team_of(objective).each("floor", len(objective.weights), lambda i: _depends(objective, i, theta, free))
+    ):
         return 0.0
     eps = torch.finfo(theta[names[0]].dtype).eps
     return eps * sum(w * abs(float(start)) for w, start in zip(objective.weights, starts, strict=True))
@@ -194,19 +204,78 @@ def sharpness_max(
     Sources: Croce and Hein 2020, arXiv 2003.01690; Andriushchenko et al. 2023, arXiv 2302.07011.
     """
     target = without_prefix(objective, theta, names)
-    generator = torch.Generator().manual_seed(seed)
-    found = [
-        _auto_pgd(target, i, theta, names, rho, norm, adaptive, steps, generator, random_start)
-        for i in range(len(objective.weights))
-    ]
+    w = torch.cat([theta[n].detach().reshape(-1) for n in names])
+    c = w.abs() if adaptive else torch.ones_like(w)
+
+    def search(i: int, generator: torch.Generator) -> Found:
+        return auto_pgd(
+            lambda delta: _loss_and_gradient(target, i, theta, names, w + delta),
+            c, rho=rho, norm=norm, steps=steps, generator=generator, random_start=random_start,
+        )  # fmt: skip
+
+    def skip(generator: torch.Generator) -> None:
+        if random_start:
+            random_point(c, rho, norm, generator)
+
+    found = searched(objective, search, skip, seed)
     return gathered(target, theta, names, found, evaluations=steps + 1 + random_start, adaptive=adaptive)
+
+
+def _loss_and_gradient(
+    objective: Objective, i: int, theta: Mapping[str, Tensor], names: Sequence[str], point: Tensor
+) -> tuple[float, Tensor]:
+    """Batch i's loss and its gradient [p] where the named tensors have the entries ``point`` [p]."""
+    point = point.requires_grad_()
+    sizes = [theta[n].numel() for n in names]
+    parts = {n: part.view(theta[n].shape) for n, part in zip(names, point.split(sizes), strict=True)}
+    loss = objective.batch_loss(i, {**theta, **parts})
+    if not loss.requires_grad:  # the loss does not depend on these parameters
+        return float(loss), torch.zeros_like(point)
+    (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
+    return float(loss.detach()), torch.zeros_like(point) if gradient is None else gradient
+
+
+def searched(
+    objective: Objective,
+    search: Callable[[int, torch.Generator], Found],
+    skip: Callable[[torch.Generator], object],
+    seed: int,
+) -> list[Found]:
+    """What ``search`` finds in every batch; the batches draw from one generator, one after the other.
+
+    How much a batch draws is known only once it has been searched. A process of a team therefore takes it at first that
+    every batch before its own draws what ``skip`` does, and searches again where that proves wrong.
+    """
+    team = team_of(objective)
+    own = team.own(len(objective.weights))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(own.start):
+        skip(generator)
+
+    def from_state(state: Tensor) -> _Searched:
+        generator.set_state(state)
+        found = [search(i, generator) for i in own]
+        return state, generator.get_state(), found
+
+    heard = team.gather("a search", lambda: from_state(generator.get_state()))
+    while wrong := [r for r in range(1, team.size) if not torch.equal(heard[r][0], heard[r - 1][1])]:
+        mine, before = heard[team.rank], heard[team.rank - 1][1]
+
+        def again(mine: _Searched = mine, before: Tensor = before) -> _Searched:
+            if team.rank not in wrong:
+                return mine
+            drawn = not torch.equal(mine[0], mine[1])
+            return from_state(before) if drawn else (before, before, mine[2])
+
+        heard = team.gather("a search", again)
+    return [one for *_, found in heard for one in found]
 
 
 def gathered(
     objective: Objective,
     theta: Mapping[str, Tensor],
     names: Sequence[str],
-    found: Sequence[tuple[float, float, bool]],
+    found: Sequence[Found],
     *,
     evaluations: int,
     adaptive: bool,
@@ -222,35 +291,3 @@ def gathered(
     stderr = math.hypot(stderr, floor)
     images = math.hypot(error_over_images(tuple((weights * values).view(-1, 1)), objective.weights, None), floor)
     return SharpnessEstimate(mean, stderr, all(settled) and math.isfinite(mean), n * evaluations, images)
-
-
-def _auto_pgd(
-    objective: Objective,
-    i: int,
-    theta: Mapping[str, Tensor],
-    names: Sequence[str],
-    rho: float,
-    norm: Norm,
-    adaptive: bool,
-    steps: int,
-    generator: torch.Generator,
-    random_start: bool,
-) -> tuple[float, float, bool]:
-    """(batch i's loss at delta = 0, its worst rise, whether the search had settled)."""
-    shapes = [theta[n].shape for n in names]
-    sizes = [theta[n].numel() for n in names]
-    w = torch.cat([theta[n].detach().reshape(-1) for n in names])
-    c = w.abs() if adaptive else torch.ones_like(w)
-
-    def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
-        point = (w + delta).requires_grad_()
-        parts = [p.view(s) for p, s in zip(point.split(sizes), shapes, strict=True)]
-        loss = objective.batch_loss(i, {**theta, **dict(zip(names, parts, strict=True))})
-        if not loss.requires_grad:  # the loss does not depend on these parameters
-            return float(loss), torch.zeros_like(w)
-        (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
-        return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
-
-    return auto_pgd(
-        loss_and_gradient, c, rho=rho, norm=norm, steps=steps, generator=generator, random_start=random_start
-    )

@@ -60,8 +60,12 @@ def compute_each(context: Context, tasks: Sequence[Task], progress: Progress = l
     """Compute the units of several tasks of one pair and one family, in one pass over the images; or of one task."""
     if tasks[0].family is not None:
         return evaluated(context, tasks)
-    ((kind, _, *rest),) = (task.key.split("/") for task in tasks)
-    return [_unit(context, kind, rest, progress)]
+    (task,) = tasks
+    kind, _, *rest = task.key.split("/")
+    if not task.splits:
+        return [_unit(context, kind, rest, progress)]
+    context.agree_on_memory()
+    return [context.team.agreed(lambda: _unit(context, kind, rest, progress))]
 
 
 def _unit(context: Context, kind: str, rest: Sequence[str], progress: Progress) -> Unit:
@@ -181,7 +185,7 @@ def _image_parts(result: MeasureResult, layers: Sequence[str], alpha: float) -> 
 
 def _density(context: Context, alpha: float) -> list[dict[str, Any]]:
     return measure_density(
-        context.probe, context.theta(alpha), context.layers, context.config.density_layers, context.settings,
+        context.team_probe, context.theta(alpha), context.layers, context.config.density_layers, context.settings,
         key=(context.pair.name, alpha),
     )  # fmt: skip
 
@@ -190,7 +194,7 @@ def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
     """The top eigenvectors of the chosen layers at one alpha: arrays ``LAYER:PARAMETER`` [k, *shape]."""
     config, theta, layers = context.config, context.theta(alpha), context.layers
     found = measure_eigenvectors(
-        context.probe, theta, layers, config.eigenvector_layers, config.eigenvectors, context.settings,
+        context.team_probe, theta, layers, config.eigenvector_layers, config.eigenvectors, context.settings,
         key=(context.pair.name, alpha),
     )  # fmt: skip
     params = {ALL: [n for x in layers for n in x.params]} | {x.name: list(x.params) for x in layers}
@@ -218,7 +222,7 @@ def _measure(
 
     The next alpha starts with the budget that was enough.
     """
-    probe = context.probe
+    probe = context.team_probe
 
     def attempt() -> MeasureResult:
         return measure_layers(
@@ -238,15 +242,18 @@ def _measure(
 
 
 def _with_less_memory(context: Context, attempt: Callable[[], _T]) -> _T:
-    """The result of ``attempt``, made again with half the budget for graphs whenever a GPU runs out of memory."""
+    """The result of ``attempt``, made again with half the budget for graphs whenever a GPU runs out of memory.
+
+    Ranks that measure together all try again where one of them has run out.
+    """
     for _ in range(_RETRIES):
         try:
-            return attempt()
+            return context.team.agreed(attempt)
         except torch.OutOfMemoryError:
             pass  # the error holds the frames, and these what they allocated: only behind this block is it free
         context.budget.halve()
         release(context.device)
-    return attempt()
+    return context.team.agreed(attempt)
 
 
 def _frozen(context: Context) -> frozenset[str]:
@@ -259,13 +266,14 @@ def _frozen(context: Context) -> frozenset[str]:
 def _layers_unit(context: Context, base: Base, progress: Progress) -> Unit:
     """Probe losses [L, A, n] with one layer at alpha and all others at ``base``."""
     alphas = context.config.layer_alphas
-    losses = np.empty((len(context.layers), len(alphas), context.probe.n))
+    probe = context.team_probe
+    losses = np.empty((len(context.layers), len(alphas), probe.n))
     # With the moved layer at the base as well, theta is the same for every layer: one evaluation serves all.
     at_base = BASES[base].alpha
-    common = probe_losses(context, context.theta(at_base))
+    common = probe_losses(probe, context.theta(at_base))
     for i, layer in enumerate(context.layers):
         for j, alpha in enumerate(alphas):
-            losses[i, j] = common if alpha == at_base else probe_losses(context, context.on_layer(layer, alpha, base))
+            losses[i, j] = common if alpha == at_base else probe_losses(probe, context.on_layer(layer, alpha, base))
         progress(f"{base}: {layer.name}")
     return Unit({}, {"losses": losses, "alphas": np.array(alphas)})
 
@@ -274,7 +282,8 @@ def _noise_unit(context: Context, progress: Progress) -> Unit:
     """Probe losses [L, A, S, n] with one layer at alpha plus Gaussian noise and all others at theta_1."""
     config, pair = context.config, context.pair
     alphas, sigmas = [a for a in config.layer_alphas if a > 0], config.criticality_noise
-    losses = np.empty((len(context.layers), len(alphas), len(sigmas), context.probe.n))
+    probe = context.team_probe
+    losses = np.empty((len(context.layers), len(alphas), len(sigmas), probe.n))
     for i, layer in enumerate(context.layers):
         generator = torch.Generator().manual_seed(derive(config.seed, "noise", pair.name, layer.name))
         rms = _rms(context, layer)
@@ -283,7 +292,7 @@ def _noise_unit(context: Context, progress: Progress) -> Unit:
             theta = context.on_layer(layer, alpha, "finetuned")
             for k, sigma in enumerate(sigmas):
                 moved = {n: theta[n] + (sigma * rms * noise[n]).to(theta[n]) for n in layer.params}
-                losses[i, j, k] = probe_losses(context, theta | moved)
+                losses[i, j, k] = probe_losses(probe, theta | moved)
         progress(f"noise: {layer.name}")
     return Unit(
         {},

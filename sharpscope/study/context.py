@@ -28,6 +28,7 @@ from sharpscope.scores import FRAME_METRICS
 from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
+from sharpscope.team import ALONE, Team
 from sharpscope.vocabulary import ALL, PATHS, Base, PathName
 from sharpscope.weights.choices import Fishers
 from sharpscope.weights.path import InterpolationPath
@@ -125,10 +126,12 @@ class Context:
     config: StudyConfig
     pair: LoadedPair
     shelf: Shelf = field(default_factory=Shelf, repr=False, compare=False)
+    team: Team = field(default=ALONE, repr=False, compare=False)
+    """The ranks that measure units together (``split_units``)."""
 
     @classmethod
-    def load(cls, config: StudyConfig, pair: PairConfig, shelf: Shelf | None = None) -> Context:
-        return cls(config, load_study_pair(config, pair), shelf or Shelf())
+    def load(cls, config: StudyConfig, pair: PairConfig, shelf: Shelf | None = None, team: Team = ALONE) -> Context:
+        return cls(config, load_study_pair(config, pair), shelf or Shelf(), team)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -188,6 +191,11 @@ class Context:
         )
         probe.check_deterministic(self.theta(0.0))
         return probe
+
+    @cached_property
+    def team_probe(self) -> Probe:
+        """The probe set as the units see it that ranks measure together (``tasks.SPLIT``)."""
+        return self.probe.shared(self.team)
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
@@ -289,6 +297,11 @@ class Context:
         """What gradient graphs may take; it stays the same from alpha to alpha, so that a study's numbers do."""
         return Budget(int(self.config.memory * 2**30) if self.config.memory is not None else self.free_memory // 2)
 
+    def agree_on_memory(self) -> None:
+        """Give every rank of the team the smallest budget among them, so that all lay out their graphs alike."""
+        if self.team.several:
+            self.budget.bytes = min(self.team.gather("the memory", lambda: self.budget.bytes))
+
     @property
     def settings(self) -> MeasureSettings:
         c = self.config
@@ -322,12 +335,13 @@ def check_test_sets(config: StudyConfig) -> None:
     check_folders((config.probe, *config.id, *config.ood_groups), config.data_root)
 
 
-def load_contexts(config: StudyConfig) -> dict[str, Context]:
+def load_contexts(config: StudyConfig, team: Team = ALONE) -> dict[str, Context]:
     """The context of every pair, its checkpoints and data loaded and checked; raises what ``run`` raises."""
     shelf = Shelf()
-    contexts = {p.name: Context.load(config, p, shelf) for p in config.pairs}
+    contexts = {p.name: Context.load(config, p, shelf, team) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
+        _check_batches(context.probe, team)
         if config.repaired_alphas:
             _ = context.repair_places
         _check_layer_names(config, context.layers)
@@ -335,6 +349,16 @@ def load_contexts(config: StudyConfig) -> dict[str, Context]:
     _check_metrics(config, first.datasets.values())
     check_apart(config.probe, first.probe.dataset.subset(first.probe.indices), first.datasets, roles(config))
     return contexts
+
+
+def _check_batches(probe: Probe, team: Team) -> None:
+    """Raise ConfigError for fewer batches of the probe than ranks that share them."""
+    if len(probe.batches) < team.size:
+        smaller = f"--batch-size {probe.n // team.size}, or fewer ranks" if probe.n >= team.size else "fewer ranks"
+        raise ConfigError(
+            f"split_units: each of {team.size} ranks needs a batch of the probe, and {probe.n} images in batches of "
+            f"{probe.batch_size} make {len(probe.batches)}.\nRemedy: {smaller}."
+        )
 
 
 def _check_metrics(config: StudyConfig, datasets: Iterable[Dataset]) -> None:

@@ -18,6 +18,7 @@ from sharpscope.clip.answering import FeatureCache, answers_each
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
+from sharpscope.clip.probe import Probe
 from sharpscope.study.agreeing import Agreement
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Family, Task, Variant, mask_seed, roles
@@ -127,7 +128,7 @@ def _point(context: Context, family: Family, task: Task, classifier: Classifier)
 def _path_point(context: Context, alpha: float) -> _Point:
     """theta(alpha) with the loss of every probe example and the distances to both ends."""
     pair, theta = context.pair, context.theta(alpha)
-    losses = probe_losses(context, theta)
+    losses = probe_losses(context.probe, theta)
     distance_0, distance_1 = context.path.distance(alpha)
     finite = bool(np.isfinite(losses).all())
     row: Row = {
@@ -222,6 +223,6 @@ def _places(context: Context) -> dict[str, np.ndarray]:
     return where
 
 
-def probe_losses(context: Context, theta: Theta) -> np.ndarray:
+def probe_losses(probe: Probe, theta: Theta) -> np.ndarray:
     """The loss of every probe example, float64 [n]."""
-    return context.probe.sample_losses(theta).double().cpu().numpy()
+    return probe.sample_losses(theta).double().cpu().numpy()

@@ -1,7 +1,8 @@
 """What the ranks of one ``torchrun`` tell each other: words that one rank says and the others wait for.
 
 Ranks share a study's units by the claims in its run directory, as any other processes do. These few words only put the
-beginning and the end in order, so no collective operation can hang on a rank that has died.
+beginning and the end in order, so no collective operation can hang on a rank that has died. Ranks that measure a unit
+together (``split_units``) have more to say: ``study.together``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Launch:
 
     def __init__(self) -> None:
         self.ranks: Ranks = ranks()
-        self._store: Store | None = next(iter(rendezvous("env://")))[0] if self.ranks.several else None
+        self.store: Store | None = next(iter(rendezvous("env://")))[0] if self.ranks.several else None
 
     @property
     def leads(self) -> bool:
@@ -34,8 +35,8 @@ class Launch:
 
     def say(self, word: str) -> None:
         """Let every rank know that ``word`` has come true."""
-        if self._store is not None:
-            self._store.set(f"sharpscope/{word}", "1")
+        if self.store is not None:
+            self.store.set(f"sharpscope/{word}", "1")
 
     def wait_for(self, word: str) -> None:
         """Return once some rank has said ``word``.
@@ -43,7 +44,7 @@ class Launch:
         torchrun ends a rank that waits here for one that has died. Raises SharpscopeError where the host is gone that
         keeps the words.
         """
-        while self._store is not None and not self._said(self._store, word):
+        while self.store is not None and not self._said(self.store, word):
             time.sleep(_POLL)  # in Python, so that a signal is heard at once
 
     def _said(self, store: Store, word: str) -> bool:

@@ -27,7 +27,7 @@ _LATER = (
     "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
     "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
     "products", "primary_measure", "primary_alpha", "masks", "repair_limit", "curvature_alphas",
-    "atol_share",
+    "atol_share", "split_units",
 )  # fmt: skip
 """Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
 run."""
@@ -43,10 +43,17 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
             del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
-    outside, device = _from_outside(config), name_of(next(iter(contexts.values())).device)
+    first = next(iter(contexts.values()))
+    outside, device = _from_outside(config), name_of(first.device)
+    ranks = {"ranks": first.team.size} if config.split_units else {}  # the sums of others differ in the last bits
     # Bits differ between devices, and "auto" may mean any. What changes nothing is left out, so that a run from before
     # these facts were kept stays the same run.
-    return identity | ({"from_outside": outside} if outside else {}) | ({"device": device} if device != "cpu" else {})
+    return (
+        identity
+        | ({"from_outside": outside} if outside else {})
+        | ({"device": device} if device != "cpu" else {})
+        | ranks
+    )
 
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:

@@ -19,7 +19,8 @@ from sharpscope.study.results import Results
 from sharpscope.study.shard import Shard, Unfinished
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
-from sharpscope.study.workers import Crew
+from sharpscope.study.together import team_of_ranks
+from sharpscope.study.workers import Crew, threads_of
 
 __all__ = ["run", "run_shard"]
 
@@ -28,7 +29,8 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
     """Run a study, or the missing part of it, and write tables, figures and report.
 
     Processes that run the same study in the same directory at the same time share its units. The ranks of ``torchrun``
-    do so too: rank 0 opens the directory, shows progress and writes, and every rank returns the finished run.
+    do so too: rank 0 opens the directory, shows progress and writes, and every rank returns the finished run. With
+    ``split_units`` the ranks measure every unit of the probe set together, and the directory belongs to their number.
 
     Args:
         config: the study.
@@ -40,8 +42,9 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
 
     Raises:
         ConfigError: no pair, no test set, an unknown name, a criterion whose measure is not taken, a device that is
-            not there, an arithmetic that the device does not have, several ranks without ``out``, or several jobs from
-            a script whose call of this function is not guarded (``check_main_guard``).
+            not there, an arithmetic that the device does not have, several ranks without ``out``, split units without
+            several ranks or with too few batches, or several jobs from a script whose call of this function is not
+            guarded (``check_main_guard``).
         CheckpointError, PairMismatch, NonFiniteWeights, DatasetError: inputs that cannot be used; among them a probe or
             an OOD set with the images of another set.
         RunDirectoryError: a folder that belongs to another study, is locked or cannot be written.
@@ -66,8 +69,8 @@ def run_shard(
     if out is None and launch.ranks.several:
         raise ConfigError("out: several ranks share one run directory.\nRemedy: name it.")
     bars = progress if progress is not None and launch.leads else silent
-    with Crew(config) as crew:
-        contexts = load_contexts(config)
+    with team_of_ranks(config, launch, threads_of(config)) as team, Crew(config, team) as crew:
+        contexts = load_contexts(config, team)
         crew.add_contexts(contexts)
         if not launch.leads:
             launch.wait_for("the directory is open")

@@ -71,9 +71,11 @@ class RunDirectory:
                 write_once(root / "manifest.json", text.encode())
         stored = _read_manifest(root)
         if difference := _difference(stored["identity"], identity):
+            others = stored["identity"] | {"ranks": identity.get("ranks")} != identity
+            again = "" if others else "Start as many ranks as there (torchrun --nproc-per-node). Or: "
             raise RunDirectoryError(
                 f"{shown(root)}: belongs to another experiment: {difference}.\n"
-                "Choose another --out, or remove the folder if you no longer need it."
+                f"{again}Choose another --out, or remove the folder if you no longer need it."
             )
         run = cls(root, stored)
         with writing(root):

@@ -15,8 +15,8 @@ from sharpscope.seeds import derive
 from sharpscope.vocabulary import MEASURES, Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "Family", "Task", "Variant", "density_alphas", "image_key", "looked_at", "mask_seed", "matched_control",
-    "measured_at", "plan_curvature", "roles", "variants",
+    "CHUNK", "SPLIT", "Family", "Task", "Variant", "density_alphas", "image_key", "looked_at", "mask_seed",
+    "matched_control", "measured_at", "plan_curvature", "roles", "variants",
 ]  # fmt: skip
 
 CHUNK = 6
@@ -193,6 +193,10 @@ def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
     return order
 
 
+SPLIT: Final = ("curvature", "eigenvectors", "layers", "noise")
+"""The kinds of units that the ranks of torchrun measure together with ``split_units``: all that look at the probe set
+alone. Units that evaluate test images are shared out as ever."""
+
 Family = Literal["path", "repair", "upgraded"]
 """The kinds of points of weight space that one pass over the test images can serve together."""
 
@@ -216,6 +220,11 @@ class Task:
     @property
     def kind(self) -> str:
         return self.key.split("/")[0]
+
+    @property
+    def splits(self) -> bool:
+        """Whether ranks can measure this unit together."""
+        return self.kind in SPLIT
 
     @property
     def pair(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -36,7 +37,9 @@ from sharpscope.study.context import Context, Shelf
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Family, Task
+from sharpscope.study.together import measured_together
 from sharpscope.study.unitfile import Unit
+from sharpscope.team import ALONE, Team
 
 __all__ = ["Crew", "check_main_guard", "threads_of"]
 
@@ -50,10 +53,11 @@ class Crew:
     """Computes the tasks of one study: this process does one job, worker processes do the others.
 
     A context manager. The worker processes end with it whatever happens, and on their own if this process is killed.
+    ``team``: the ranks that measure together the units that they can.
     """
 
-    def __init__(self, config: StudyConfig) -> None:
-        self.config = config
+    def __init__(self, config: StudyConfig, team: Team = ALONE) -> None:
+        self.config, self.team = config, team
         self._contexts: dict[str, Context] = {}
         self._pool: ProcessPoolExecutor | None = None
         if config.jobs > 1:
@@ -95,15 +99,19 @@ class Crew:
         """(units by key, reasons of failure by key): finished units are read, all others are computed and saved."""
         units: dict[str, Unit] = {}
         failed: dict[str, str] = {}
+        together = [task for task in tasks if self.team.several and task.splits]
         waiting: deque[Task] = deque()
         for task in tasks:
+            if task in together:
+                continue
             unit = directory.load(task.key)
             if unit is None:
                 waiting.append(task)
             else:
                 units[task.key] = unit
                 bar.update()
-        for task, result, seconds in self._results(directory, waiting, bar):
+        split = measured_together(self.team, directory, together, lambda task: self._here([task], bar)[0])
+        for task, result, seconds in itertools.chain(split, self._results(directory, waiting, bar)):
             if isinstance(result, str):
                 failed[task.key] = result
                 if seconds is not None:

@@ -12,6 +12,7 @@ from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.images import batch_sizes, error_over_images
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point
 from sharpscope.errors import NumericalError
+from sharpscope.team import team_of
 from sharpscope.vocabulary import ALL
 
 __all__ = ["take"]
@@ -48,13 +49,19 @@ def _gradient(point: Point) -> dict[str, Tensor]:
     """The gradient of the probe's loss, tensor by tensor; zero where the loss does not depend on a tensor."""
     whole = next(x for x in point.layers if x.name == ALL)
     params = {n: point.theta[n].detach().clone().requires_grad_() for n in whole.params}
-    sums = {n: torch.zeros_like(point.theta[n]) for n in params}
-    for i, weight in enumerate(point.objective.weights):
-        loss = point.objective.batch_loss(i, {**point.theta, **params})
-        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        for name, g in zip(params, found, strict=True):
-            if g is not None:
-                sums[name] += weight * g
+    team = team_of(point.objective)
+
+    def part() -> tuple[None, dict[str, Tensor]]:
+        sums = {n: torch.zeros_like(point.theta[n]) for n in params}
+        for i in team.own(len(point.objective.weights)):
+            loss = point.objective.batch_loss(i, {**point.theta, **params})
+            found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+            for name, g in zip(params, found, strict=True):
+                if g is not None:
+                    sums[name] += point.objective.weights[i] * g
+        return None, sums
+
+    _, sums = team.combine("the gradient", part)
     if not all(torch.isfinite(g).all() for g in sums.values()):
         raise NumericalError("The gradient of the loss is not finite.")
     return sums

@@ -15,6 +15,7 @@ from sharpscope.curvature.hvp import HessianEngine, LayerHessian
 from sharpscope.curvature.measures.rows import MeasureSettings, MeasureTable, Point
 from sharpscope.curvature.measures.solving import facts_of
 from sharpscope.errors import ConfigError, NumericalError, shown
+from sharpscope.team import team_of
 from sharpscope.vocabulary import MEASURES, AddsUp, Measure
 
 __all__ = ["LayerAt", "LayerValue", "register_measure", "take", "taken_by_layer"]
@@ -156,8 +157,11 @@ def _view(point: Point, engine: HessianEngine, layer: str, seed: int) -> LayerAt
         moved = dict(point.theta)
         for name, part in zip(point.blocks[layer], spec.split(change), strict=True):
             moved[name] = moved[name] + part.to(moved[name])
-        batches = enumerate(point.objective.weights)
-        return sum(w * float(point.objective.batch_loss(i, moved)) for i, w in batches)
+        weights = point.objective.weights
+        losses = team_of(point.objective).each(
+            "a loss", len(weights), lambda i: float(point.objective.batch_loss(i, moved))
+        )
+        return sum(w * value for w, value in zip(weights, losses, strict=True))
 
     return LayerAt(
         layer, engine.operator(layer), engine.gradient(layer), engine.weights(layer), loss, seed, point.settings

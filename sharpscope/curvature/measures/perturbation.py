@@ -15,6 +15,7 @@ from sharpscope.curvature.normalized import with_normalized_logits
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.perturbation import Noise, SharpnessEstimate, sharpness_avg, sharpness_max
 from sharpscope.layers import Layer
+from sharpscope.team import team_of
 from sharpscope.vocabulary import MEASURES
 
 __all__ = ["add_rise", "loss_of", "radius_of", "take"]
@@ -52,7 +53,9 @@ def take(point: Point, measures: Sequence[str], table: MeasureTable) -> None:
     with second_order():
         objective, note = loss_of(point)
         with torch.no_grad():
-            base = [float(objective.batch_loss(i, point.theta)) for i in range(len(objective.weights))]
+            base = team_of(objective).each(
+                "losses", len(objective.weights), lambda i: float(objective.batch_loss(i, point.theta))
+            )
         for measure in measures:
             for layer in point.layers:
                 seed, rho = point.seed(measure, layer.name), radius_of(measure, point.settings)
