@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from sharpscope.atomic import write_atomic
 from sharpscope.cli.options import AsTable, given
 from sharpscope.cli.outcome import Outcome, shown_table
 from sharpscope.errors import ConfigError, shown
@@ -68,14 +67,13 @@ class Correlate(AsTable, _AcrossRuns):
         self.check()
         if self.out is not None and not self.out.lower().endswith(".csv"):
             raise ConfigError(f"--out: {shown(self.out)} would hold a CSV table.\nRemedy: a name that ends in .csv.")
-        from sharpscope.study.across import correlated
-        from sharpscope.tables.files import csv_bytes
+        from sharpscope.study.across import correlated, save_correlations
 
         table, verdicts = correlated(**given(self, "csv", "out", id="ids"))
         note = ""
         if self.out is not None:
             note = f"{shown(self.out)} was there and is replaced." if Path(self.out).exists() else ""
-            write_atomic(Path(self.out), csv_bytes(table, "correlations"))
+            save_correlations(table, self.out)
         told = shown_table(table, csv=True) if self.csv else Outcome(self._findings(table, verdicts))
         return replace(told, complaint=note)
 

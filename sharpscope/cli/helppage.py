@@ -35,7 +35,7 @@ STUDY_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "tags",
     ),
     "machine": (
-        "device", "dtype", "precision", "seed", "jobs", "threads", "memory", "image_cache", "shard",
+        "device", "dtype", "precision", "seed", "jobs", "threads", "memory", "image_cache", "split_units", "shard",
         "slurm",
     ),
 }  # fmt: skip

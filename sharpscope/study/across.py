@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from sharpscope.atomic import write_atomic
 from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, shown
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
@@ -21,12 +22,12 @@ from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
 from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
-from sharpscope.tables.files import normalised, read_csv
+from sharpscope.tables.files import csv_bytes, normalised, read_csv
 from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["correlate", "correlated", "references_of", "robustness"]
+__all__ = ["correlate", "correlated", "references_of", "robustness", "save_correlations"]
 
 Path = str | os.PathLike[str]
 
@@ -117,6 +118,11 @@ def correlated(
         for row in relation_rows(found, group, measure, alpha, unknown=unknown, level=level, permutations=bootstrap)
     ]
     return found, table("verdicts", rows)
+
+
+def save_correlations(table: pd.DataFrame, out: Path) -> None:
+    """Write ``correlate``'s table as a CSV file with the columns and bytes of a run's correlations.csv."""
+    write_atomic(FilePath(out), csv_bytes(table, "correlations"))
 
 
 def robustness(
