@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
-from sharpscope.curvature.operator import Objective, rademacher
+from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
 from sharpscope.curvature.tape import Tape
@@ -183,7 +184,7 @@ class _Passes:
             mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
             found = []
             for _ in range(pairs):
-                c = mu.abs().sqrt() * rademacher(tuple(mu.shape), generator).to(mu)
+                c = mu.abs().sqrt() * rademacher(mu.shape, generator, device=mu.device, dtype=mu.dtype)
                 a, b = (
                     self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
                 )

@@ -8,8 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import GradientGraph
-from sharpscope.curvature.operator import Objective, Probes, rademacher
+from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.curvature.per_example import stands_alone
 from sharpscope.curvature.tangents import stands_apart
 from sharpscope.errors import NumericalError
@@ -105,7 +106,7 @@ class Forms:
         generator = torch.Generator().manual_seed(0)
         alone = stands_alone(
             [g for _, g in pairs], [tap.y for tap, _ in pairs],
-            lambda g: rademacher(tuple(g.shape), generator).to(g), len(pairs[0][0].y),
+            lambda g: rademacher(g.shape, generator, device=g.device, dtype=g.dtype), len(pairs[0][0].y),
         )  # fmt: skip
         crossed = {name for (tap, _), own in zip(pairs, alone, strict=True) if not own for name in tap.names}
         self.crossed |= crossed
@@ -113,7 +114,8 @@ class Forms:
 
     # ------------------------------------------------------------------ one direction for every example
     def _signs(self, probes: Probes) -> Callable[..., Tensor]:
-        return lambda *shape: rademacher(shape, probes.generator).to(self._engine.device, self._engine.dtype)
+        device, dtype = self._engine.device, self._engine.dtype
+        return lambda *shape: rademacher(shape, probes.generator, device=device, dtype=dtype)
 
     def _by_tangents(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
         """[examples]; no unit at all where the second derivative is 0 by construction."""

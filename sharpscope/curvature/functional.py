@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import MemoryPlan, Use
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
-from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher
+from sharpscope.curvature.operator import Divisible, Objective, Probes
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
 from sharpscope.vocabulary import Products
 
@@ -95,7 +96,8 @@ class FunctionalEngine(HessianEngine):
                     continue
                 if request.before_head:
                     raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
-                v = rademacher((self.blocks[layer].size, request.count), request.generator).to(self.device, self.dtype)
+                shape = self.blocks[layer].size, request.count
+                v = rademacher(shape, request.generator, device=self.device, dtype=self.dtype)
                 v = v * self.weights(layer).abs()[:, None] if request.weighted else v
                 forms = (v * self._functional(i, layer, v)).double().sum(0)
                 units.setdefault(who, []).append(weight * forms)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
@@ -234,8 +235,7 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 def sign_cotangents(p: Tensor, generator: torch.Generator) -> Tensor:
     """B e for every row p: B B' = diag(p) - p p', and e are random signs."""
-    signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p) * 2 - 1
-    root = p.sqrt() * signs
+    root = p.sqrt() * rademacher(p.shape, generator, device=p.device, dtype=p.dtype)
     return root - p * root.sum(1, keepdim=True)
 
 
@@ -247,7 +247,7 @@ def _scores(p: Tensor, generator: torch.Generator) -> Tensor:
     length = lengths.gather(1, drawn)
     scale = torch.where(length > 0, ((1 - square).clamp(min=0) / length).sqrt(), 0.0)
     # Under q the cotangents do not have mean 0; random signs give them that, so that examples in one sum do not mix.
-    scale = scale * (torch.randint(0, 2, (len(p), 1), generator=generator, dtype=torch.int8) * 2 - 1).to(scale)
+    scale = scale * rademacher(scale.shape, generator, device=scale.device, dtype=scale.dtype)
     return p.scatter_add(1, drawn, -torch.ones_like(p[:, :1])) * scale.to(p)
 
 

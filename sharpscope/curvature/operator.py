@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.errors import NumericalError
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "Probes",
     "SymmetricOperator",
     "check_symmetric",
-    "rademacher",
     "solve",
     "solve_together",
 ]
@@ -181,11 +181,6 @@ class DenseOperator:
         return self.matrix @ vs
 
 
-def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Independent signs, +1 or -1 with probability 1/2 each, int8 of the given shape."""
-    return torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1
-
-
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
     """Run one estimator to its end on one operator and return its result.
 
@@ -209,7 +204,8 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
         raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
     if request.before_head:
         raise NumericalError("operator: a part of the trace needs a network, which this operator does not have.")
-    v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
+    shape = operator.shape[0], request.count
+    v = rademacher(shape, request.generator, device=operator.device, dtype=operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 
 

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.means import Nearest, known_means
 from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, Part, Step
-from sharpscope.curvature.operator import rademacher
 from sharpscope.curvature.per_example import Tap, tensors_in
 from sharpscope.curvature.rules import operation
 from sharpscope.curvature.tape import Call, Tape
@@ -325,7 +325,7 @@ def stands_apart(tangents: Tangents, like: Tensor) -> bool:
     ``like``: a tensor of the dtype and on the device of the pass.
     """
     n, generator = tangents.examples, torch.Generator().manual_seed(0)
-    signs = lambda *shape: rademacher(shape, generator).to(like)  # noqa: E731
+    signs = lambda *shape: rademacher(shape, generator, device=like.device, dtype=like.dtype)  # noqa: E731
     leaks: list[Tensor] = []
     for _ in range(1 + 8 // n):
         order = torch.randperm(n, generator=generator).to(like.device)

@@ -11,7 +11,8 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, rademacher, solve
+from sharpscope.curvature.draws import rademacher
+from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, solve
 
 __all__ = [
     "FIRST",
@@ -335,7 +336,7 @@ def hutchinson_steps(
     wanted = pilot
     while True:
         for _ in range(wanted - len(plain)):
-            v = rademacher((size, 1), generator).to(device, dtype)
+            v = rademacher((size, 1), generator, device=device, dtype=dtype)
             product = (v * (yield v)).double()[:, 0]
             plain = torch.cat([plain, product.sum().cpu().view(1)])
             if square is not None:
@@ -511,7 +512,7 @@ def hutchpp_steps(
     if size <= 3 * k:
         return (yield from _exact(size, dtype, device, None, 0))
     generator = torch.Generator().manual_seed(seed)
-    image = (yield rademacher((size, k), generator).to(device, dtype)).double()
+    image = (yield rademacher((size, k), generator, device=device, dtype=dtype)).double()
     if not torch.isfinite(image).all():
         return TraceEstimate(math.nan, math.nan, False, k)
     q, _ = torch.linalg.qr(image)
@@ -521,7 +522,7 @@ def hutchpp_steps(
     wanted = min(max(pilot, 2), room)
     while True:
         for _ in range(wanted - len(samples)):
-            v = rademacher((size, 1), generator).to(device, torch.float64)
+            v = rademacher((size, 1), generator, device=device, dtype=torch.float64)
             v = v - q @ (q.mT @ v)
             samples = torch.cat([samples, (v * (yield v.to(dtype)).double()).sum().cpu().view(1)])
         mean, stderr, within, needed = _look(samples, rtol, captured)

@@ -1,0 +1,96 @@
+"""Random signs: fair, pairwise independent, the same on every device, whole words at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from sharpscope.curvature.draws import gaussian, rademacher
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def emulated() -> Iterator[ModuleType]:
+    file = Path(__file__).parents[1] / "device" / "emulated.py"
+    spec = importlib.util.spec_from_file_location("emulated", file)
+    assert spec is not None and spec.loader is not None
+    sys.modules["emulated"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["emulated"]
+
+
+def test_signs_are_fair_and_pairwise_independent() -> None:
+    """Sums over n signs, and over n products of two signs, are within five standard errors sqrt(n) of 0.
+
+    The pairs are all places of a word and of the next one, so that no two of the 128 signs go together.
+    """
+    n = 40_000
+    signs = rademacher((n, 128), generator(), dtype=torch.float64)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    moments = signs.mT @ signs
+    assert (moments.diagonal() == n).all()
+    assert float(signs.sum(0).abs().max()) < 5 * n**0.5
+    assert float(moments.fill_diagonal_(0).abs().max()) < 5 * n**0.5
+    thirds = (signs[:, :62] * signs[:, 1:63] * signs[:, 2:64]).sum(0)  # shifted copies of one register would show
+    assert float(thirds.abs().max()) < 5 * n**0.5
+
+
+def test_signs_are_the_bits_of_the_words_that_the_generator_draws() -> None:
+    words = torch.empty(3, dtype=torch.int64).random_(-(2**63), None, generator=generator(7))
+    bits = [(int(word) >> i) & 1 for word in words for i in range(64)]
+    expected = torch.tensor([2 * bit - 1 for bit in bits])
+    for count in (0, 1, 63, 64, 65, 192):
+        assert torch.equal(rademacher((count,), generator(7)), expected[:count].to(torch.int8))
+    assert torch.equal(rademacher((4, 5, 2), generator(7)), expected[:40].to(torch.int8).view(4, 5, 2))
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 100, 128])
+def test_every_request_takes_whole_words(count: int) -> None:
+    """What follows does not depend on how many signs of the last word were used, and whole words join without a gap."""
+    one, other = generator(3), generator(3)
+    first = rademacher((count,), one)
+    filled = rademacher((-(-count // 64) * 64,), other)
+    assert torch.equal(first, filled[:count])
+    assert torch.equal(one.get_state(), other.get_state())
+    assert torch.equal(torch.cat([filled, rademacher((10,), other)]), rademacher((len(filled) + 10,), generator(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])
+def test_signs_do_not_depend_on_the_type(dtype: torch.dtype) -> None:
+    signs = rademacher((70,), generator(), dtype=dtype)
+    assert signs.dtype == dtype
+    assert torch.equal(signs.to(torch.int8), rademacher((70,), generator()))
+
+
+def test_another_device_draws_the_same_and_does_not_wait(emulated: ModuleType) -> None:
+    """Only an eighth of a byte travels for each sign, by a copy that nothing waits for."""
+
+    def drawn(device: str) -> tuple[Tensor, ...]:
+        g = generator(5)
+        how = {"device": device, "dtype": torch.float32}
+        return rademacher((9, 11), g, **how), gaussian((33,), g, **how), rademacher((3,), g, **how)
+
+    here, device = drawn("cpu"), emulated.Emulated(strict=True)
+    with device:
+        there = drawn("cuda")
+        assert all(device.kind(t) == emulated.DEVICE for t in there)
+    assert not device.synchronisations and not device.copies, device.report()
+    assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_normal_numbers_are_drawn_in_float64_only_for_float64() -> None:
+    single, double = (gaussian((50,), generator(), device="cpu", dtype=d) for d in (torch.float32, torch.float64))
+    assert torch.equal(single, torch.randn(50, generator=generator()))
+    assert torch.equal(double, torch.randn(50, generator=generator(), dtype=torch.float64))
+    assert torch.equal(gaussian((50,), generator(), device="cpu", dtype=torch.bfloat16), single.bfloat16())
