@@ -12,7 +12,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, all_finite, numbers, solve
 
 __all__ = [
     "EigenEstimate",
@@ -107,7 +107,7 @@ class Rows:
 
     def combined(self, columns: Tensor | np.ndarray) -> Tensor:
         """[m, k] -> [k, p]: for each column, the sum of the rows weighted by the column's entries."""
-        mixing = torch.as_tensor(columns).to(self._blocks[0])
+        mixing = torch.as_tensor(columns).to(self._blocks[0], non_blocking=True)
         parts = zip(self._parts, mixing.split(BLOCK), strict=True)
         out = next((m.mT @ part) for part, m in parts)
         for part, m in parts:
@@ -285,14 +285,14 @@ def lanczos_steps(
     for step in range(1, steps + 1):
         basis.append(q)
         product = (yield q[:, None])[:, 0]
-        if not torch.isfinite(product).all():
+        rest = orthogonal(product, basis)
+        finite, alpha, beta, length = numbers(all_finite(product), q @ product, rest.norm(), product.norm())
+        if not finite:
             bad = EigenEstimate(math.nan, math.nan, False, step)
             return ExtremeEigenvalues(bad, bad)
-        alphas.append(float(q @ product))
-        rest = orthogonal(product, basis)
-        beta = float(rest.norm())
+        alphas.append(alpha)
         # A remainder at rounding level: the Krylov space is invariant and its Ritz values are exact.
-        closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size
+        closed = beta <= 10 * torch.finfo(dtype).eps * max(length, 1e-300) or step == size
         betas.append(0.0 if closed else beta)
         values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
         residuals = np.abs(betas[-1] * vectors[-1])[[0, -1]]

@@ -22,6 +22,7 @@ from torch import Tensor
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.members import Members
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
@@ -140,11 +141,10 @@ class _Passes:
         self.blocks = {ALL: [n for block in before.values() for n in block], **before}
         self.remaining = split.z.shape[1]
         names = [n for tap in split.taps for n in tap.names]
-        members = [[float(n in set(block)) for n in names] for block in self.blocks.values()]
-        self.members = torch.tensor(members, dtype=torch.float64, device=split.z.device)
-        self.names = {n: i for i, n in enumerate(names)}
-        self._known = [self.members.new_zeros(len(self.blocks), n) for n in self.sizes]
-        self._samples = [self.members.new_zeros(len(self.blocks), n, 0) for n in self.sizes]
+        device, count = split.z.device, len(self.blocks)
+        self.members = Members(self.blocks.values(), names, device)
+        self._known = [torch.zeros(count, n, dtype=torch.float64, device=device) for n in self.sizes]
+        self._samples = [torch.zeros(count, n, 0, dtype=torch.float64, device=device) for n in self.sizes]
         return bool(before)
 
     def _split(self, i: int) -> Embedding | None:
@@ -213,15 +213,16 @@ class _Passes:
         found: dict[str, Tensor] = {}
         for tap, left, right in zip(taps, a, b, strict=True):
             found |= tap.inner(left, right, frozenset(tap.names))
-        return self.members[:, [self.names[n] for n in found]] @ torch.stack(list(found.values()))
+        return self.members.sums(found)
 
     # ------------------------------------------------------------------ what was found
     def looks(self) -> list[tuple[float, Pooled]]:
         """(estimate, its sampled part with the error) of every block."""
+        known_of, samples = ([t.cpu() for t in part] for part in (self._known, self._samples))
         out = []
         for b in range(len(self.blocks)):
-            known = float(sum(float(k[b].sum()) for k in self._known))
-            look = pooled(torch.cat([s[b] for s in self._samples])) if self.pairs else pooled(torch.zeros(0, 2))
+            known = float(sum(float(k[b].sum()) for k in known_of))
+            look = pooled(torch.cat([s[b] for s in samples])) if self.pairs else pooled(torch.zeros(0, 2))
             out.append((known + look.mean, look))
         return out
 

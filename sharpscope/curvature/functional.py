@@ -9,7 +9,6 @@ there in torch 2.15 and are not used.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,24 +55,18 @@ class FunctionalEngine(HessianEngine):
         batches = len(self.objective.weights)
         size = self.objective.batch_size if isinstance(self.objective, Divisible) else None
         self.plan = MemoryPlan(None, 0, size, batches, batches)
-        self.loss = 0.0
+        losses: list[Tensor] = []
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
             loss = self.objective.batch_loss(i, self.theta)
             if loss.ndim != 0:
                 raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
-            self.loss += weight * value
+            losses.append(loss.detach())
             grads = torch.autograd.grad(loss, list(self.params.values()), allow_unused=True)
             for name, g in zip(self.params, grads, strict=True):
                 if g is not None:
                     sums[name] = sums[name] + weight * g if name in sums else weight * g
-        if not all(torch.isfinite(g).all() for g in sums.values()):
-            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
-        self._gradient = sums
-        self.unused = tuple(name for name in self.params if name not in sums)
+        self._settle(losses, sums)
 
     @property
     def graph_bytes(self) -> int:

@@ -210,13 +210,13 @@ def sharpness_geodesic(
     found = []
     for i in range(len(objective.weights)):
 
-        def loss_and_gradient(u: Tensor, i: int = i) -> tuple[float, Tensor]:
+        def loss_and_gradient(u: Tensor, i: int = i) -> tuple[Tensor, Tensor]:
             u = u.detach().requires_grad_()
             loss = target.batch_loss(i, {**theta, **geometry.at(u)})
             if not loss.requires_grad:  # the loss does not depend on these parameters
-                return float(loss), torch.zeros_like(u)
+                return loss, torch.zeros_like(u)
             (gradient,) = torch.autograd.grad(loss, u, allow_unused=True)
-            return float(loss.detach()), torch.zeros_like(u) if gradient is None else gradient
+            return loss.detach(), torch.zeros_like(u) if gradient is None else gradient
 
         found.append(
             auto_pgd(

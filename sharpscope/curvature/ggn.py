@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -24,9 +25,11 @@ from torch import Tensor
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.members import Members
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
+from sharpscope.devices import onto
 from sharpscope.seeds import derive
 
 __all__ = [
@@ -253,7 +256,7 @@ def _scores(p: Tensor, generator: torch.Generator) -> Tensor:
 
 def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """[n, count] classes drawn from the rows of p, by the inverse of their distribution function."""
-    u = torch.rand(len(p), count, generator=generator, dtype=torch.float64).to(p.device)
+    u = onto(torch.rand(len(p), count, generator=generator, dtype=torch.float64), p.device)
     cumulative = p.double().cumsum(1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=p.shape[1] - 1)
 
@@ -331,8 +334,8 @@ class _Squares:
         self.names = list(dict.fromkeys(n for block in blocks.values() for n in block))
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in self.names}
         self.theta = {**theta, **self.params}
-        rows = [[float(n in set(block)) for n in self.names] for block in blocks.values()]
-        self.members = torch.tensor(rows, dtype=torch.float64)
+        self.device = next(iter(self.params.values())).device
+        self.members = Members(blocks.values(), self.names, self.device)
         self._settled: dict[int, Tensor] = {}  # of a batch: [blocks, n] of what is known without an error
         self.count = self.spent = 0
         self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # per batch: own, rest, names of the rest
@@ -351,7 +354,9 @@ class _Squares:
             p = logits.detach().softmax(1)
             taps = taps if self.own_open else []
             pairs = [self._squares(logits, taps, rest, draw(p, generator), last=k + 1 == count) for k in range(count)]
-            own, together = (torch.stack(x, -1).cpu() * (weight / len(p)) for x in zip(*pairs, strict=True))
+            # one copy for both kinds: the squares of the rest are one more column
+            both = torch.stack([torch.cat([a, b[:, None]], 1) for a, b in pairs], -1).cpu() * (weight / len(p))
+            own, together = both[:, :-1], both[:, -1]
             own = own if self.own_open else own[:, :0]
             if self.count:
                 before = self._samples[i]
@@ -369,7 +374,8 @@ class _Squares:
             p = logits.detach().softmax(1)
             for c in range(self.classes):
                 own, _ = self._squares(logits, taps, [], class_cotangent(p, c), last=c + 1 == self.classes)
-                self._settle(i, slice(None), own.cpu() * (weight / len(p)), len(p))
+                self._settle(i, slice(None), own * (weight / len(p)), len(p))
+            self._settled[i] = self._settled[i].cpu()
         self._samples = [(own[:, :0], rest, names) for own, rest, names in self._samples]
         self.own_open, self.spent = False, self.spent + self.classes
 
@@ -379,6 +385,8 @@ class _Squares:
         start = 0
         for i, (batch, (_, _, rest)) in enumerate(zip(self.objective.weights, self._samples, strict=True)):
             stop = start + round(batch * len(singles.weights))
+            if i in self._settled:
+                self._settled[i] = onto(self._settled[i], self.device)
             for j in range(start, stop if rest else start):
                 logits = singles.batch_logits(j, self.theta)
                 p = logits.detach().softmax(1)
@@ -386,15 +394,18 @@ class _Squares:
                     alone = torch.zeros_like(p)
                     alone[row] = class_cotangent(p, c)[row]
                     _, square = self._squares(logits, [], rest, alone, last=False)
-                    self._settle(i, j - start, square.cpu() * (singles.weights[j] / len(p)), stop - start)
+                    self._settle(i, j - start, square * (singles.weights[j] / len(p)), stop - start)
+            if i in self._settled:
+                self._settled[i] = self._settled[i].cpu()
             start = stop
         self._samples = [(own, torch.zeros_like(rest), []) for own, rest, _ in self._samples]
         self.rest_open, self.spent = False, self.spent + self.classes
 
     def _settle(self, i: int, example: int | slice, squares: Tensor, n: int) -> None:
         """Add the exact squares of one example [blocks], or of all n examples [blocks, n], of batch i."""
-        known = self._settled.setdefault(i, torch.zeros(len(self.members), n, dtype=torch.float64))
-        known[:, example] += squares
+        if i not in self._settled:
+            self._settled[i] = torch.zeros(len(self.members), n, dtype=torch.float64, device=self.device)
+        self._settled[i][:, example] += squares
 
     def looks(self) -> list[tuple[float, Pooled]]:
         """(estimate, its sampled part with the error) of every block."""
@@ -411,7 +422,7 @@ class _Squares:
         """The sampled independent parts of block b in one batch, [units, count]; no units where all is exact."""
         if together[b].any():  # own and rest squares share their cotangents, so that together they are one part
             return own[b].sum(0, keepdim=True) + together[b]
-        unseen = any(self.members[b, self.names.index(name)] for name in self._entered.intersection(rest))
+        unseen = any(self.members.holds(b, name) for name in self._entered.intersection(rest))
         return together[b : b + 1] if unseen and not own.shape[1] else own[b]
 
     def contributions(self) -> list[tuple[Tensor, ...]]:
@@ -453,8 +464,8 @@ class _Squares:
         self, logits: Tensor, taps: Sequence[Tap], rest: Sequence[str], cotangent: Tensor, *, last: bool
     ) -> tuple[Tensor, Tensor]:
         """The squares of the own parameters [blocks, n] and of the rest [blocks], float64 on the device."""
-        members = self.members.to(logits.device)
-        own, together = members.new_zeros(len(members), len(logits)), members.new_zeros(len(members))
+        blocks, zeros = len(self.members), partial(torch.zeros, dtype=torch.float64, device=logits.device)
+        own, together = zeros(blocks, len(logits)), zeros(blocks)
         inputs = [*(tap.y for tap in taps), *(self.params[name] for name in rest)]
         if not inputs:
             return own, together
@@ -464,12 +475,12 @@ class _Squares:
             if g is not None:
                 found |= tap.squares(g.to(self.params[tap.names[0]].dtype), frozenset(tap.names))
         if found:
-            own = members[:, [self.names.index(name) for name in found]] @ torch.stack(list(found.values()))
+            own = self.members.sums(found)
         sums = {name: g for name, g in zip(rest, grads[len(taps) :], strict=True) if g is not None}
         self._entered |= sums.keys()
         if sums:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in sums.values()]
-            together = members[:, [self.names.index(name) for name in sums]] @ torch.stack(norms)
+            norms = {n: torch.linalg.vector_norm(g, dtype=torch.float64).square() for n, g in sums.items()}
+            together = self.members.sums(norms)
         return own, together
 
 
@@ -482,7 +493,9 @@ def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
     if not places:
         return frozenset()
     generator = torch.Generator().manual_seed(0)
-    alone = stands_alone(
-        [logits], [tap.y for tap in places], lambda t: torch.randn(t.shape, generator=generator).to(t), len(logits)
-    )
+
+    def draw(t: Tensor) -> Tensor:
+        return onto(torch.randn(t.shape, generator=generator), t.device).to(t.dtype)
+
+    alone = stands_alone([logits], [tap.y for tap in places], draw, len(logits))
     return frozenset(name for tap, own in zip(places, alone, strict=True) if own for name in tap.names)

@@ -29,7 +29,7 @@ from sharpscope.curvature.graphs import (
     once_differentiable,
     plan_memory,
 )
-from sharpscope.curvature.operator import Objective, Probes
+from sharpscope.curvature.operator import Objective, Probes, all_finite, numbers
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
@@ -174,20 +174,24 @@ class HessianEngine:
         sums: dict[str, Tensor] = {}
         for i, weight in enumerate(self.objective.weights):
             graph = self.graph(i)
-            losses.append(graph.loss.detach().double())
+            losses.append(graph.loss.detach())
             self.twice |= graph.twice
             for name, g in graph.gradient.items():
                 part = weight * g.detach()
                 sums[name] = sums[name] + part if name in sums else part
             if i < self.plan.kept:
                 self._graphs[i] = graph
-        values = torch.stack(losses).tolist()
+        self._settle(losses, sums)
+
+    def _settle(self, losses: Sequence[Tensor], sums: dict[str, Tensor]) -> None:
+        """Take the batches' losses and the gradient, after the one look at whether they are finite."""
+        *values, finite = numbers(*losses, all_finite(*losses, *sums.values()))
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
         self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         self._gradient = sums
-        if not all(torch.isfinite(g).all() for g in sums.values()):
+        if not finite:
             raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self.unused = tuple(name for name in self.params if name not in sums)
 

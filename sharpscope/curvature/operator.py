@@ -28,7 +28,9 @@ __all__ = [
     "Objective",
     "Probes",
     "SymmetricOperator",
+    "all_finite",
     "check_symmetric",
+    "numbers",
     "solve",
     "solve_together",
 ]
@@ -181,6 +183,16 @@ class DenseOperator:
         return self.matrix @ vs
 
 
+def numbers(*tensors: Tensor) -> list[float]:
+    """All entries of small tensors, by one copy: the host waits for a device once and not for each of them."""
+    return torch.cat([t.detach().double().reshape(-1) for t in tensors]).tolist()
+
+
+def all_finite(*tensors: Tensor) -> Tensor:
+    """Whether no entry of any tensor is infinite or NaN, as a tensor of no dimension on their device."""
+    return torch.stack([torch.isfinite(t).all() for t in tensors]).all()
+
+
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
     """Run one estimator to its end on one operator and return its result.
 
@@ -252,11 +264,12 @@ def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, 
     uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
     uv = uv.to(operator.device, operator.dtype)
     huv = operator.matmat(uv)
-    if not torch.isfinite(huv).all():
-        raise NumericalError("operator: the product with a random vector is not finite.")
-    a, b = (uv[:, 0] @ huv[:, 1]).item(), (uv[:, 1] @ huv[:, 0]).item()
     norms, hnorms = uv.norm(dim=0), huv.norm(dim=0)
-    scale = (norms[0] * hnorms[1] + norms[1] * hnorms[0]).item()
+    finite, a, b, scale = numbers(
+        all_finite(huv), uv[:, 0] @ huv[:, 1], uv[:, 1] @ huv[:, 0], norms[0] * hnorms[1] + norms[1] * hnorms[0]
+    )
+    if not finite:
+        raise NumericalError("operator: the product with a random vector is not finite.")
     gap = abs(a - b) / scale if scale > 0 else 0.0
     limit = torch.finfo(operator.dtype).eps ** 0.5 if rtol is None else rtol
     if gap > limit:

@@ -242,14 +242,14 @@ def _auto_pgd(
     w = torch.cat([theta[n].detach().reshape(-1) for n in names])
     c = w.abs() if adaptive else torch.ones_like(w)
 
-    def loss_and_gradient(delta: Tensor) -> tuple[float, Tensor]:
+    def loss_and_gradient(delta: Tensor) -> tuple[Tensor, Tensor]:
         point = (w + delta).requires_grad_()
         parts = [p.view(s) for p, s in zip(point.split(sizes), shapes, strict=True)]
         loss = objective.batch_loss(i, {**theta, **dict(zip(names, parts, strict=True))})
         if not loss.requires_grad:  # the loss does not depend on these parameters
-            return float(loss), torch.zeros_like(w)
+            return loss, torch.zeros_like(w)
         (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
-        return float(loss.detach()), torch.zeros_like(w) if gradient is None else gradient
+        return loss.detach(), torch.zeros_like(w) if gradient is None else gradient
 
     return auto_pgd(
         loss_and_gradient, c, rho=rho, norm=norm, steps=steps, generator=generator, random_start=random_start

@@ -18,7 +18,7 @@ from sharpscope.curvature.eigen import (
     RitzSpace,
     random_unit,
 )
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, numbers, solve
 
 __all__ = ["power_ends_steps", "power_iteration", "power_steps"]
 
@@ -79,14 +79,12 @@ def power_steps(
     value = residual = math.nan
     for step in range(1, max_matvecs + 1):
         product = (yield v[:, None])[:, 0]
-        value = float(v @ product)
-        residual = float((product - value * v).norm())
+        found, shifted = v @ product, product - shift * v
+        value, residual, norm = numbers(found, (product - found * v).norm(), shifted.norm())
         if not math.isfinite(residual):
             return EigenEstimate(math.nan, math.nan, False, step)
         if residual <= max(rtol * abs(value), atol):
             return EigenEstimate(value, residual, True, step, v)
-        shifted = product - shift * v
-        norm = float(shifted.norm())
         if norm == 0.0:  # v is an eigenvector at the shift itself: nothing lies farther
             return EigenEstimate(value, residual, residual == 0.0, step, v)
         v, last = shifted / norm, v

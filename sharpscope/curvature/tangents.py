@@ -30,6 +30,7 @@ from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, Part, Step
 from sharpscope.curvature.per_example import Tap, tensors_in
 from sharpscope.curvature.rules import operation
 from sharpscope.curvature.tape import Call, Tape
+from sharpscope.devices import onto
 
 __all__ = ["Embedding", "Tangents", "stands_apart", "tangents_of"]
 
@@ -328,7 +329,7 @@ def stands_apart(tangents: Tangents, like: Tensor) -> bool:
     signs = lambda *shape: rademacher(shape, generator, device=like.device, dtype=like.dtype)  # noqa: E731
     leaks: list[Tensor] = []
     for _ in range(1 + 8 // n):
-        order = torch.randperm(n, generator=generator).to(like.device)
+        order = onto(torch.randperm(n, generator=generator), like.device)
         quiet = order[: n // 2]
         moving = torch.ones(n, dtype=like.dtype, device=like.device).index_fill_(0, quiet, 0)
         seeds: dict[int, Tensor] = {}

@@ -27,7 +27,7 @@ from sharpscope.curvature.eigen import (
     tolerances,
     wanted_ends,
 )
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, all_finite, numbers, solve
 
 __all__ = ["tracked", "tracked_steps"]
 
@@ -127,20 +127,20 @@ def tracked_steps(
     while True:
         assert new is not None
         product = (yield new[:, None])[:, 0]
-        if not torch.isfinite(product).all():
-            bad = EigenEstimate(math.nan, math.nan, False, len(basis) + 1)
-            return ExtremeEigenvalues(bad, bad)
         basis.append(new)
         images.append(product)
-        small = _bordered(small, basis.dot(product[:, None])[:, 0].double().cpu().numpy())
         spent = len(basis)
+        finite, *column = numbers(all_finite(product), basis.dot(product[:, None]))
+        if not finite:
+            bad = EigenEstimate(math.nan, math.nan, False, spent)
+            return ExtremeEigenvalues(bad, bad)
+        small = _bordered(small, np.array(column))
         values, mixing = np.linalg.eigh(small)
         theta = values[[0, -1]]
         x, hx = (rows.combined(mixing[:, [0, -1]]) for rows in (basis, images))
-        r = hx - x * torch.from_numpy(theta).to(x)[:, None]
+        r = hx - x * torch.from_numpy(theta).to(x, non_blocking=True)[:, None]
         r = r - basis.combined(basis.dot(r.mT))
-        shares, rest = known.split(r)
-        lengths = torch.linalg.vector_norm(torch.cat([r, rest]), dim=1).double().tolist()
+        shares, rest, lengths = known.split(r)
         errors = [lengths[i] if i == first else known.error(theta[i], shares[i], lengths[2 + i]) for i in (0, 1)]
         within = errors <= tolerances(theta, rtol)
         wanted = wanted_ends(theta, np.array(errors), ends)
@@ -169,10 +169,16 @@ class _Known:
     values: np.ndarray
     vectors: Tensor
 
-    def split(self, r: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Rows of residuals [e, p] -> their components along the known vectors [e, k], and the rest [e, p]."""
+    def split(self, r: Tensor) -> tuple[np.ndarray, Tensor, list[float]]:
+        """Rows of residuals r [e, p] -> (their components along the known vectors [e, k], the rest [e, p], lengths).
+
+        The lengths are those of the rows of r, then those of the rest, [2e].
+        """
         shares = r @ self.vectors.mT
-        return shares.double().cpu().numpy(), r - shares @ self.vectors
+        rest = r - shares @ self.vectors
+        found = numbers(shares, torch.linalg.vector_norm(torch.cat([r, rest]), dim=1))
+        count = shares.numel()
+        return np.array(found[:count]).reshape(shares.shape), rest, found[count:]
 
     def error(self, value: float, shares: np.ndarray, rest: float) -> float:
         """The estimated error of ``tracked``, with c_k = ``shares`` and ||r_0|| = ``rest``."""
@@ -182,21 +188,18 @@ class _Known:
     def precondition(self, value: float, shares: np.ndarray, rest: Tensor) -> Tensor:
         """The next direction t [p], see ``tracked``."""
         gaps = np.maximum(np.abs(self.values - value), max(NEAREST * abs(value), np.finfo(float).tiny))
-        return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest) @ self.vectors
+        return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest, non_blocking=True) @ self.vectors
 
 
 def _outside(v: Tensor, basis: Rows) -> Tensor | None:
     """The part of v [p] orthogonal to the basis, scaled to unit length; None where v lies in the span (``SPANNED``)."""
-    length = float(torch.linalg.vector_norm(v))
+    lengths = [torch.linalg.vector_norm(v)]
     for _ in range(3):  # a residual is short compared with the basis vectors and needs a third Gram-Schmidt pass
-        if not length > 0:
-            return None
-        v = v / length
+        v = v / lengths[-1]
         v = v - basis.combined(basis.dot(v[:, None]))[0]
-        length = float(torch.linalg.vector_norm(v))
-        if length < SPANNED:
-            return None
-    return v / length
+        lengths.append(torch.linalg.vector_norm(v))
+    first, *rest = numbers(*lengths)
+    return v / lengths[-1] if first > 0 and all(length >= SPANNED for length in rest) else None
 
 
 def _bordered(small: np.ndarray, column: np.ndarray) -> np.ndarray:
