@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, all_finite, numbers, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.curvature.trace import student
+from sharpscope.devices import all_finite, numbers
 
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 

@@ -12,7 +12,8 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, all_finite, numbers, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import all_finite, numbers
 
 __all__ = [
     "EigenEstimate",

@@ -29,7 +29,8 @@ from sharpscope.curvature.graphs import (
     once_differentiable,
     plan_memory,
 )
-from sharpscope.curvature.operator import Objective, Probes, all_finite, numbers
+from sharpscope.curvature.operator import Objective, Probes
+from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.curvature.operator import Objective, numbers
+from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import student
+from sharpscope.devices import numbers
 
 __all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images", "told_apart"]
 

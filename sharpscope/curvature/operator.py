@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.draws import rademacher
+from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import NumericalError
 
 __all__ = [
@@ -28,9 +29,7 @@ __all__ = [
     "Objective",
     "Probes",
     "SymmetricOperator",
-    "all_finite",
     "check_symmetric",
-    "numbers",
     "solve",
     "solve_together",
 ]
@@ -181,16 +180,6 @@ class DenseOperator:
     def matmat(self, vs: Tensor) -> Tensor:
         """H V for V of shape [p, k]."""
         return self.matrix @ vs
-
-
-def numbers(*tensors: Tensor) -> list[float]:
-    """All entries of small tensors, by one copy: the host waits for a device once and not for each of them."""
-    return torch.cat([t.detach().double().reshape(-1) for t in tensors]).tolist()
-
-
-def all_finite(*tensors: Tensor) -> Tensor:
-    """Whether no entry of any tensor is infinite or NaN, as a tensor of no dimension on their device."""
-    return torch.stack([torch.isfinite(t).all() for t in tensors]).all()
 
 
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:

@@ -18,7 +18,8 @@ from sharpscope.curvature.eigen import (
     RitzSpace,
     random_unit,
 )
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, numbers, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import numbers
 
 __all__ = ["power_ends_steps", "power_iteration", "power_steps"]
 

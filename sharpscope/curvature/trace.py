@@ -12,7 +12,8 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from sharpscope.curvature.draws import rademacher
-from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, all_finite, numbers, solve
+from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, solve
+from sharpscope.devices import all_finite, numbers
 
 __all__ = [
     "FIRST",

@@ -27,7 +27,8 @@ from sharpscope.curvature.eigen import (
     tolerances,
     wanted_ends,
 )
-from sharpscope.curvature.operator import Estimator, SymmetricOperator, all_finite, numbers, solve
+from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import all_finite, numbers
 
 __all__ = ["tracked", "tracked_steps"]
 

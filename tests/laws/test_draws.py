@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,17 +13,6 @@ from sharpscope.curvature.draws import gaussian, rademacher
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def emulated() -> Iterator[ModuleType]:
-    file = Path(__file__).parents[1] / "device" / "emulated.py"
-    spec = importlib.util.spec_from_file_location("emulated", file)
-    assert spec is not None and spec.loader is not None
-    sys.modules["emulated"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["emulated"]
 
 
 def test_signs_are_fair_and_pairwise_independent() -> None:
@@ -73,7 +58,7 @@ def test_signs_do_not_depend_on_the_type(dtype: torch.dtype) -> None:
     assert torch.equal(signs.to(torch.int8), rademacher((70,), generator()))
 
 
-def test_another_device_draws_the_same_and_does_not_wait(emulated: ModuleType) -> None:
+def test_another_device_draws_the_same_and_does_not_wait(emulated: Any) -> None:
     """Only an eighth of a byte travels for each sign, by a copy that nothing waits for."""
 
     def drawn(device: str) -> tuple[Tensor, ...]:
