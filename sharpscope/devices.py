@@ -6,7 +6,7 @@ import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "free_bytes", "numbers", "onto"]
+__all__ = ["all_finite", "fits", "free_bytes", "numbers", "onto"]
 
 
 def free_bytes(device: torch.device) -> int:
@@ -18,6 +18,11 @@ def free_bytes(device: torch.device) -> int:
         return int(psutil.virtual_memory().available)
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0]) + idle
+
+
+def fits(size: int, device: torch.device, share: float) -> bool:
+    """Whether ``size`` bytes are at most a ``share`` of what is free on a GPU; always where the host computes."""
+    return device.type != "cuda" or size <= share * free_bytes(device)
 
 
 def onto(tensor: Tensor, device: torch.device) -> Tensor:

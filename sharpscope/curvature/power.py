@@ -120,6 +120,6 @@ def power_ends_steps(
     smallest, largest = sorted((first, other), key=lambda e: e.value)
     if smallest.vector is None or largest.vector is None:
         return ExtremeEigenvalues(largest, smallest)
-    pair = torch.stack([smallest.vector, largest.vector]).cpu()
+    pair = torch.stack([smallest.vector, largest.vector])
     space = RitzSpace(pair, np.array([smallest.value, largest.value]), pair[:0], np.zeros(0))
-    return ExtremeEigenvalues(largest, smallest, space)
+    return ExtremeEigenvalues(largest, smallest, space.stored())

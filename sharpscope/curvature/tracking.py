@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -118,11 +118,12 @@ def tracked_steps(
 ) -> Estimator[ExtremeEigenvalues]:
     """``tracked`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     known = _Known(space.values, space.vectors.to(device, dtype))
+    space = replace(space, vectors=known.vectors)
     order = space.order(ends)
     first, seeded = order[0], {order[0]}
     basis, images = Rows(), Rows()
     small = np.zeros((0, 0))
-    start = space.ahead(first).to(device, dtype)
+    start = space.ahead(first, device, dtype)
     step = start / torch.linalg.vector_norm(start) + RANDOM * random_unit(size, seed, device, dtype)
     new: Tensor | None = step / torch.linalg.vector_norm(step)
     while True:
@@ -152,7 +153,7 @@ def tracked_steps(
             end = first if first in lacking else lacking[0]
             if end not in seeded:
                 seeded.add(end)
-                new = _outside(space.ahead(end).to(device, dtype), basis)
+                new = _outside(space.ahead(end, device, dtype), basis)
             if new is None:
                 t = r[end] if end == first else known.precondition(theta[end], shares[end], rest[end])
                 new = _outside(t, basis)

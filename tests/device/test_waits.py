@@ -148,3 +148,26 @@ def test_weights_that_are_not_finite_are_an_error_although_every_loss_was(emulat
         trained(1, root)
     with pytest.raises(NumericalError, match=match):
         train({"w": torch.ones(5), "b": torch.ones(())}, ["w"], root, Recipe(lr=0.1, steps=1))
+
+
+# ------------------------------------------------------------------ where vectors wait
+@pytest.mark.parametrize(("free", "home"), [(2**30, "device"), (2**12, "host")])
+def test_ritz_vectors_stay_on_the_device_while_they_fit_and_the_numbers_are_the_same(
+    emulated: Any, free: int, home: str
+) -> None:
+    def along(operator: DenseOperator) -> tuple[Any, Any]:
+        first = lanczos(operator, seed=0, max_matvecs=30)
+        return first, tracked(operator, first.space, seed=1, max_matvecs=10)  # type: ignore[arg-type]
+
+    with emulated.Emulated(strict=True, free=free) as device:
+        there = along(DenseOperator(matrix().to("cuda")))
+        for found in there:
+            space = found.space
+            assert len(space.vectors) and {device.kind(space.ends), device.kind(space.vectors)} == {home}
+        assert {device.kind(there[1].space.before)} == {home}
+    copied = sum(n for (_, _, what), n in device.synchronisations.items() if what == "copy to the host")
+    assert bool(copied) == (home == "host")
+    for found, here in zip(there, along(DenseOperator(matrix())), strict=True):
+        assert (found.largest, found.smallest) == (here.largest, here.smallest)
+        assert torch.equal(found.space.vectors, here.space.vectors) and torch.equal(found.space.ends, here.space.ends)
+        assert (found.space.values == here.space.values).all()
