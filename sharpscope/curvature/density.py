@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
+from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.curvature.trace import student
 from sharpscope.devices import all_finite, numbers
@@ -105,7 +106,7 @@ def spectral_density_steps(
     nodes, weights = np.zeros((runs, steps)), np.zeros((runs, steps))
     spent = 0
     for run in range(runs):
-        q = torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
+        q = gaussian((size,), generator, device=device, dtype=dtype)
         basis = (q / q.norm())[:, None]
         alphas, betas = np.zeros(steps), np.zeros(steps)
         for i in range(steps):

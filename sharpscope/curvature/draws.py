@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharpscope.devices import onto
 
-__all__ = ["DRAWS", "gaussian", "rademacher"]
+__all__ = ["DRAWS", "gaussian", "rademacher", "uniform"]
 
 DRAWS = 2
 """It rises with every change after which a seed gives other numbers, so that a run directory holds those of one way."""
@@ -33,10 +33,25 @@ def rademacher(
     ``device``, an eighth of a byte for each sign, and nothing waits for them.
     """
     count = prod(shape)
-    words = torch.empty(-(-count // 64), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    words = _words(-(-count // 64), generator)
     numbers = onto(words.view(torch.uint8), torch.device(device)).int()
     signs = _SIGNS.to(device, dtype, non_blocking=True).index_select(0, numbers)
     return signs.view(-1)[:count].view(tuple(shape))
+
+
+def _words(count: int, generator: torch.Generator) -> Tensor:
+    """Words of 64 fair bits, int64 [count], on the host."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+
+
+def uniform(
+    shape: Sequence[int], generator: torch.Generator, *, device: torch.device | str, dtype: torch.dtype
+) -> Tensor:
+    """Independent numbers of the given shape, uniform in [-1, 1], from 64 bits each for float64 and from 32 else."""
+    count, wide = prod(shape), dtype == torch.float64
+    whole = _words(count, generator) if wide else _words(-(-count // 2), generator).view(torch.int32)[:count]
+    numbers = onto(whole, torch.device(device)).to(torch.float64 if wide else torch.float32)
+    return numbers.mul_(2.0**-63 if wide else 2.0**-31).to(dtype).view(tuple(shape))
 
 
 def gaussian(

@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.devices import all_finite, fits, numbers
 
@@ -142,8 +143,8 @@ class RitzSpace:
         """From all Ritz values [m], ascending, and their vectors' coefficients [m, m] in the orthonormal ``basis``.
 
         A Ritz value counts as large if its magnitude exceeds half that of the end of smaller magnitude. Ritz pairs of
-        the ``last`` point that these do not cover are kept as far as ``KEPT`` and ``KEPT_BYTES`` allow. Its vectors have
-        to be on the device of the basis.
+        the ``last`` point that these do not cover are kept as far as ``KEPT`` and ``KEPT_BYTES`` allow; their vectors
+        have to be on the device of the basis.
         """
         ends = basis.combined(mixing[:, [0, -1]])
         bound = 0.5 * np.abs(values[[0, -1]]).min()
@@ -202,7 +203,7 @@ def _uncovered(candidates: Tensor, vectors: Sequence[Tensor]) -> list[Tensor | N
 
 def random_unit(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A unit vector [p] of random direction, the same on every device."""
-    q = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+    q = gaussian((size,), torch.Generator().manual_seed(seed), device=device, dtype=dtype)
     return q / q.norm()
 
 

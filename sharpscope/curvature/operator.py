@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.draws import rademacher
+from sharpscope.curvature.draws import gaussian, rademacher
 from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import NumericalError
 
@@ -250,8 +250,7 @@ def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, 
     Raises:
         NumericalError: a value above ``rtol``, or a product that is not finite.
     """
-    uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
-    uv = uv.to(operator.device, operator.dtype)
+    uv = gaussian((operator.shape[0], 2), generator, device=operator.device, dtype=operator.dtype)
     huv = operator.matmat(uv)
     norms, hnorms = uv.norm(dim=0), huv.norm(dim=0)
     finite, a, b, scale = numbers(

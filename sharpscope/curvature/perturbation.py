@@ -11,24 +11,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.ascent import Norm, auto_pgd
+from sharpscope.curvature.draws import gaussian, uniform
 from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
+from sharpscope.devices import free_bytes
 from sharpscope.seeds import derive
 
 __all__ = ["SharpnessEstimate", "gathered", "sharpness_avg", "sharpness_max", "without_prefix"]
 
 Noise = Literal["gaussian", "uniform"]
 
-NOISE_KEPT = 2**30
-"""The number of bytes up to which all noise draws of a layer are kept in memory. A layer that needs more draws the same
-noise again for every batch, from the same seeds."""
+NOISE_SHARE = 1 / 4
+"""The share of the free memory of the device up to which all noise draws of a layer are kept there. They then serve one
+batch after the other, each of which runs the part of the forward pass before the layer once. The draws of a larger
+layer are made and used one after the other, each for all batches."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +91,27 @@ def sharpness_avg(
     Sources: Andriushchenko et al. 2023, arXiv 2302.07011; Kwon et al. 2021, arXiv 2102.11600 (adaptive).
     """
     flat = {n: theta[n].detach() for n in names}
-    size = sum(w.numel() * w.element_size() for w in flat.values())
+    size = sum(w.nbytes for w in flat.values())
+    kept = samples * size <= NOISE_SHARE * free_bytes(next(iter(flat.values())).device)
 
-    def draw(s: int) -> dict[str, Tensor]:
+    @lru_cache(maxsize=samples if kept else 1)
+    def drawn(s: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive(seed, "noise", s))
         return {n: _noise(w, rho, adaptive, noise, generator) for n, w in flat.items()}
 
-    drawn = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
     # [batches, samples], kept on the device, so that no step waits for a transfer to the CPU
-    rises: list[list[Tensor | float]] = [[0.0] * samples for _ in objective.weights]
-    starts: list[Tensor | float] = []
-    target = without_prefix(objective, theta, names)
+    batches = range(len(objective.weights))
+    rises: list[list[Tensor | float]] = [[0.0] * samples for _ in batches]
+    pairs = [(i, s) for i in batches for s in range(samples)]
+    # Only the last batch's prefix is remembered, so that it is of no use where the batches change in every step.
+    target = without_prefix(objective, theta, names) if kept else objective
     with torch.no_grad():
-        for i, weight in enumerate(objective.weights):
-            start = objective.batch_loss(i, theta) if base is None else base[i]
-            starts.append(start)
-            for s in range(samples):
-                for sign in (1, -1):
-                    moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
-                    rises[i][s] = rises[i][s] + weight * (target.batch_loss(i, moved).double() - start) / 2
+        starts = [objective.batch_loss(i, theta) for i in batches] if base is None else list(base)
+        for i, s in pairs if kept else sorted(pairs, key=itemgetter(1)):
+            for sign in (1, -1):
+                moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
+                rise = objective.weights[i] * (target.batch_loss(i, moved).double() - starts[i]) / 2
+                rises[i][s] = rises[i][s] + rise
     each = torch.stack([torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises]).cpu()
     values = each.sum(0)
     mean = float(values.mean())
@@ -153,10 +159,8 @@ def _depends(objective: Objective, i: int, theta: Mapping[str, Tensor], names: S
 
 
 def _noise(w: Tensor, rho: float, adaptive: bool, noise: Noise, generator: torch.Generator) -> Tensor:
-    if noise == "uniform":
-        z = (2 * torch.rand(w.shape, generator=generator, dtype=torch.float64) - 1).to(w)
-    else:
-        z = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+    draw = uniform if noise == "uniform" else gaussian
+    z = draw(w.shape, generator, device=w.device, dtype=w.dtype)
     return rho * (w.abs() * z if adaptive else z)
 
 

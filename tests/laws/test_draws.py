@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.draws import gaussian, rademacher
+from sharpscope.curvature import perturbation
+from sharpscope.curvature.draws import gaussian, rademacher, uniform
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -64,7 +65,7 @@ def test_another_device_draws_the_same_and_does_not_wait(emulated: Any) -> None:
     def drawn(device: str) -> tuple[Tensor, ...]:
         g = generator(5)
         how = {"device": device, "dtype": torch.float32}
-        return rademacher((9, 11), g, **how), gaussian((33,), g, **how), rademacher((3,), g, **how)
+        return rademacher((9, 11), g, **how), gaussian((33,), g, **how), uniform((3, 7), g, **how)
 
     here, device = drawn("cpu"), emulated.Emulated(strict=True)
     with device:
@@ -79,3 +80,44 @@ def test_normal_numbers_are_drawn_in_float64_only_for_float64() -> None:
     assert torch.equal(single, torch.randn(50, generator=generator()))
     assert torch.equal(double, torch.randn(50, generator=generator(), dtype=torch.float64))
     assert torch.equal(gaussian((50,), generator(), device="cpu", dtype=torch.bfloat16), single.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_have_the_moments_of_a_box(dtype: torch.dtype) -> None:
+    """Mean 0, variance 1/3, fourth moment 1/5, each within five standard errors; neighbours go not together."""
+    n = 100_001
+    x = uniform((n,), generator(), device="cpu", dtype=dtype).double()
+    assert float(x.abs().max()) <= 1 and x.unique().numel() > 0.98 * n
+    for found, mean, variance in ((x, 0, 1 / 3), (x**2, 1 / 3, 4 / 45), (x**4, 1 / 5, 16 / 225)):
+        assert abs(float(found.mean()) - mean) < 5 * (variance / n) ** 0.5
+    assert abs(float((x[1:] * x[:-1]).mean())) < 5 / 3 / n**0.5
+
+
+class Bowls:
+    """The mean over three batches of a fourth power of the distance from a centre of the batch's own."""
+
+    weights = (0.5, 0.3, 0.2)
+
+    def batch_loss(self, i: int, theta: dict[str, Tensor]) -> Tensor:
+        return (theta["w"] - i).square().sum() ** 2
+
+
+@pytest.mark.parametrize("noise", ["gaussian", "uniform"])
+def test_every_noise_is_drawn_once_and_the_memory_for_it_changes_no_bit(
+    noise: perturbation.Noise, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def counted(shape: Any, *args: Any, **how: Any) -> Tensor:
+        drawn.append(tuple(shape))
+        return (uniform if noise == "uniform" else gaussian)(shape, *args, **how)
+
+    monkeypatch.setattr(perturbation, noise, counted)
+    found = []
+    for share in (perturbation.NOISE_SHARE, 0):  # batches outside, samples outside
+        monkeypatch.setattr(perturbation, "NOISE_SHARE", share)
+        theta = {"w": torch.linspace(-1, 1, 6).view(2, 3)}
+        found.append(perturbation.sharpness_avg(Bowls(), theta, ["w"], rho=0.1, seed=0, samples=5, noise=noise))
+        assert drawn == [(2, 3)] * 5
+        drawn.clear()
+    assert found[0] == found[1] and found[0].estimate > 0
