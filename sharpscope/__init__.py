@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from sharpscope.notebook import ModuleLoss, layer_curvature, layer_sharpness, loss_slice
     from sharpscope.study.across import correlate, robustness
     from sharpscope.study.advise import Advice, advise
+    from sharpscope.study.doctor import doctor
     from sharpscope.study.fishers import FisherFiles, fisher
     from sharpscope.study.merging import Merged, merge
     from sharpscope.study.papertables import paper_table
@@ -140,6 +141,7 @@ __all__ = [
     "advise",
     "convert",
     "correlate",
+    "doctor",
     "evaluate",
     "evaluate_ensemble",
     "finetune",
@@ -214,6 +216,7 @@ _HOME = {
         "layers": "Layer",
         "notebook": "ModuleLoss layer_curvature layer_sharpness loss_slice",
         "study.across": "correlate robustness",
+        "study.doctor": "doctor",
         "study.advise": "Advice advise",
         "study.papertables": "paper_table",
         "study.fishers": "FisherFiles fisher",

@@ -189,6 +189,7 @@ INNER = {
     "sharpscope.Method.augmentation": "for writers of methods, who import sharpscope.clip.datasets.augment",
     "sharpscope.Method.prepare": "for writers of methods, who import sharpscope.finetuning.method",
     "sharpscope.Method.recipe": "for writers of methods, who import sharpscope.finetuning.method",
+    "sharpscope.doctor": "lines to be read, which nobody makes",
     "sharpscope.register_dataset": "for writers of data sets, who import sharpscope.clip.datasets.found",
 }
 
@@ -436,7 +437,7 @@ NO_SOURCE = {
     """,
     "reads, checks, writes or runs; what it calls has the source": """
         advise findings.along_path findings.reference_pairs
-        ClipModel Method convert correlate evaluate finetune inspect layer_curvature layer_sharpness
+        ClipModel Method convert correlate doctor evaluate finetune inspect layer_curvature layer_sharpness
         load_sweep run_sweep
         load_dataset load_pair load_plugin plan register_criterion register_dataset register_measure
         register_method read_checkpoint read_results report run write_checkpoint curvature.measure_layers

@@ -11,7 +11,7 @@ import pandas as pd
 from population import ALPHA, MEASURE, Population
 from scipy import stats
 
-from sharpscope.findings.layercontrast import layer_sets, random_sizes
+from sharpscope.findings.layercontrast import ChosenLayers, random_sizes
 from sharpscope.findings.partial import contrast, controls, partial_correlation
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.rank_correlation import is_constant, weighted_correlate
@@ -121,10 +121,11 @@ def layer_rows(population: Population, claim: str) -> pd.DataFrame:
 
 
 def _contrasted(population: Population, group: str, values: np.ndarray, chosen: np.ndarray) -> Iterator[dict[str, Any]]:
-    design, held, how = population.design, _held(population), MEASURES[MEASURE].adds_up
+    design, held = population.design, _held(population)
+    layers = ChosenLayers(values, chosen, MEASURES[MEASURE].adds_up)
     y = population.gain(group).reindex(design.pairs).to_numpy()
     keys = design.keys(REPLICATES, np.random.default_rng(SEED))
-    found = contrast(layer_sets(values, chosen, how), y, design, held, keys=keys, rng=np.random.default_rng(SEED))
+    found = contrast(layers.sets(), y, design, held, keys=keys, rng=np.random.default_rng(SEED))
     both = found.partial
     head = {"group": group, "n": both.n[0], "n_effective": both.n_effective[0], "given": both.given[0]}
     for k, name in enumerate(("chosen", "others")):
@@ -134,7 +135,7 @@ def _contrasted(population: Population, group: str, values: np.ndarray, chosen: 
     yield {**head, "layers": "difference", **numbers, "note": both.why[0] or both.why[1]}
     size, sizes = abs(float(both.estimate[0])), np.empty(0)
     if math.isfinite(size):
-        sizes = random_sizes(values, chosen, how, y, design, held, keys=keys, seeds=(SEED, SEED + 1))
+        sizes = random_sizes(layers, y, design, held, keys=keys, seeds=(SEED, SEED + 1))
     middle = np.quantile(sizes, (0.5, 0.025, 0.975)) if len(sizes) else np.full(3, math.nan)
     reached = (1 + (sizes >= size - 1e-12).sum()) / (1 + len(sizes)) if len(sizes) else math.nan
     yield {**head, "layers": "random", **_numbers(*middle, reached), "note": f"{len(sizes)} random sets of layers"}

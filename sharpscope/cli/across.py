@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from sharpscope.atomic import write_atomic
 from sharpscope.cli.options import AsTable, given
 from sharpscope.cli.outcome import Outcome, shown_table
-from sharpscope.errors import ConfigError
+from sharpscope.errors import ConfigError, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Correlate", "Robustness"]
 
@@ -43,7 +48,10 @@ class _AcrossRuns:
 
 @dataclass(frozen=True, kw_only=True)
 class Correlate(AsTable, _AcrossRuns):
-    """Correlate sharpness with OOD accuracy across the pairs of several runs."""
+    """Correlate sharpness with OOD accuracy across the pairs of several runs: a line for each finding.
+
+    All correlations are a table of thousands of rows, which --csv prints in place of the findings and --out writes.
+    """
 
     straggler_criterion: str | None = None
     """Criterion that chooses the stragglers of every pair, taken together as the layer (stragglers): any criterion of
@@ -52,12 +60,35 @@ class Correlate(AsTable, _AcrossRuns):
     covariates: str | None = None
     """CSV file with the column pair and one for each further covariate (learning_rate ...) that correlations hold
     fixed; it wins over what checkpoints and study files state."""
+    out: str | None = None
+    """CSV file for all correlations, beside the findings that are printed. A file that is there is replaced, which is
+    said."""
 
     def __call__(self) -> Outcome:
         self.check()
-        from sharpscope.study.across import correlate
+        if self.out is not None and not self.out.lower().endswith(".csv"):
+            raise ConfigError(f"--out: {shown(self.out)} would hold a CSV table.\nRemedy: a name that ends in .csv.")
+        from sharpscope.study.across import correlated
+        from sharpscope.tables.files import csv_bytes
 
-        return shown_table(correlate(**given(self, "csv", id="ids")), self.csv)
+        table, verdicts = correlated(**given(self, "csv", "out", id="ids"))
+        note = ""
+        if self.out is not None:
+            note = f"{shown(self.out)} was there and is replaced." if Path(self.out).exists() else ""
+            write_atomic(Path(self.out), csv_bytes(table, "correlations"))
+        told = shown_table(table, csv=True) if self.csv else Outcome(self._findings(table, verdicts))
+        return replace(told, complaint=note)
+
+    def _findings(self, table: pd.DataFrame, verdicts: pd.DataFrame) -> str:
+        """A line for each verdict, and where the rest is."""
+        lines = [
+            f"{group}{row['claim']}: {row['verdict']}. {row['evidence']}"
+            for row in verdicts.to_dict("records")
+            for group in (f"{shown(row['group'], 60)} | " if row["group"] else "",)
+        ]
+        undefined = int((table["status"] != "ok").sum())
+        where = f"in {shown(self.out)}" if self.out is not None else "with --csv, or in a file with --out FILE"
+        return "\n".join([*lines, f"All {len(table):,} correlations, {undefined:,} of them undefined: {where}."])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from sharpscope.cli.across import Correlate, Robustness
 from sharpscope.cli.advise import Advise
+from sharpscope.cli.doctor import Doctor
 from sharpscope.cli.evaluate import Evaluate
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
@@ -41,4 +42,5 @@ COMMANDS: dict[str, Any] = {
     "report": Report,
     "status": Status,
     "list": List,
+    "doctor": Doctor,
 }

@@ -31,14 +31,17 @@ from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.errors import NumericalError
 from sharpscope.vocabulary import ALL
 
-__all__ = ["LARGEST", "embedding_trace"]
+__all__ = ["SMALL", "embedding_trace"]
 
-LARGEST = 128
-"""The largest embedding that is split at: the M_j take e^2 numbers and e^3 operations an example. A larger one is split
-at the logits."""
-TAIL = 0.1
-"""The leading eigenvectors are taken one by one until the others hold at most this share of sum |mu|. A smaller share
-takes more passes, and the sampled remainder varies less."""
+SMALL = 128
+"""An embedding of at most this many numbers is always split at. A larger one only where its eigenvectors cost less than
+a gradient of the network, as those of a CLIP do; otherwise the logits take its place."""
+EIGEN = 20
+"""Multiplications that M_j and its eigenvectors take, as a multiple of e^3: LAPACK's count, and the columns of M."""
+GRADIENT = 3
+"""Multiplications of a gradient, as a multiple of those of the forward pass."""
+CHUNK = 16
+"""Examples whose eigenvectors are computed at once, so that no second copy of all M_j is held."""
 PILOT = 2
 """The number of pairs of passes before the error is first looked at."""
 
@@ -57,8 +60,9 @@ def embedding_trace(
     The leading eigenvectors of every M_j, by |mu|, take a backward pass each, which gives the squared norm of every
     example's gradient (see ``per_example.Tap.squares``). The others are sampled by pairs of passes: for a = sum_k s_k
     sqrt|mu_k| e_k and b = sum_k s_k sign(mu_k) sqrt|mu_k| e_k with random signs s of each example, E <J'a, J'b> =
-    sum_k mu_k ||J' e_k||^2. There are as many pairs as the block that needs most asks for. Where it costs less to take
-    all eigenvectors one by one, they are, and the trace is exact.
+    sum_k mu_k ||J' e_k||^2. As many are taken one by one as make the whole cheapest (``_leading``), and as many pairs
+    as the block that needs most asks for. Where it costs less to take all eigenvectors one by one, they are, and the
+    trace is exact.
 
     All blocks share the passes, so that their errors are not independent; that of their sum is stated with it.
 
@@ -71,8 +75,8 @@ def embedding_trace(
         max_probes: the largest number of backward passes over the data.
 
     Returns block -> estimate for the blocks before the embedding, and their sum under ``ALL``; ``num_matvecs`` counts
-    backward passes over the data. None where the operations of the forward pass do not show rows z [n, e] of at most
-    ``LARGEST`` numbers that a block enters before, or where ``max_probes`` does not suffice.
+    backward passes over the data. None where the operations of the forward pass do not show rows z [n, e] that a block
+    enters before, where e is too large for the network (``SMALL``), or where ``max_probes`` does not suffice.
 
     Raises NumericalError where an M_j is not finite.
 
@@ -88,7 +92,7 @@ def embedding_trace(
     except ThirdDerivative:
         return None
     generator = torch.Generator().manual_seed(seed)
-    work.lead(max_probes)
+    work.lead(max_probes, rtol)
     while work.remaining:
         looks = work.looks() if work.pairs else []
         pairs = PILOT if not looks else max(_pairs(value, look, work.pairs, rtol) for value, look in looks) - work.pairs
@@ -114,6 +118,20 @@ def _pairs(value: float, look: Pooled, count: int, rtol: float) -> int:
     return max(math.ceil(min(look.needed((rtol * value) ** 2), 10**9)), count + 1)
 
 
+def _leading(mu: Tensor, weight: float, rtol: float) -> int:
+    """How many eigenvectors to take one by one, from all |mu| [n, e] of one batch in falling order: the cheapest way.
+
+    A pair of passes along the e - k others varies by about (sum of their |mu|)^2 an example, if the gradients along
+    them are of one size. With k passes one by one, max(PILOT, variance / (rtol sum |mu|)^2) pairs follow, or none for
+    k = e. ``weight``: the batch's share of the examples.
+    """
+    rest = torch.cat([mu.new_zeros(len(mu), 1), mu.flip(1).cumsum(1)], 1).flip(1).double()  # [n, e + 1], of k = 0 to e
+    variance = weight * rest.square().sum(0) / rest[:, 0].sum().square()
+    pairs = (variance / rtol**2).clamp(min=PILOT)
+    pairs[-1] = 0
+    return int((torch.arange(len(pairs), device=mu.device) + 2 * pairs).argmin())
+
+
 class _Passes:
     """Backward passes from the embeddings. ``remaining``: the eigenvectors that are not taken one by one."""
 
@@ -135,7 +153,7 @@ class _Passes:
     def open(self) -> bool:
         """Whether there is a split; ``blocks`` are then those before it."""
         split = self._split(0)
-        if split is None or split.z.shape[1] > LARGEST:
+        if split is None or not self._affordable(split):
             return False
         before = {x: block for x, block in self.blocks.items() if x != ALL and split.names.issuperset(block)}
         self.blocks = {ALL: [n for block in before.values() for n in block], **before}
@@ -147,6 +165,13 @@ class _Passes:
         self._samples = [torch.zeros(count, n, 0, dtype=torch.float64, device=device) for n in self.sizes]
         return bool(before)
 
+    def _affordable(self, split: Embedding) -> bool:
+        """Whether the eigenvectors of an example's M cost less than its gradient."""
+        n, e = split.z.shape
+        names = [(tap.y.numel() // n, self.params[name]) for tap in split.taps for name in tap.names]
+        forward = sum(outputs * p.numel() // len(p) for outputs, p in names if p.ndim > 1)
+        return e <= SMALL or EIGEN * e**3 <= GRADIENT * forward
+
     def _split(self, i: int) -> Embedding | None:
         tape, n = Tape(), self.sizes[i]
         loss, places = watched(self.objective.batch_loss, i, self.theta, self.params, n, True, tape)
@@ -154,28 +179,24 @@ class _Passes:
         return None if tangents is None else tangents.embedding
 
     # ------------------------------------------------------------------ passes over the data
-    def lead(self, most: int) -> None:
-        """Take the leading eigenvectors of every example one by one."""
-        self._take(0, None, most)
+    def lead(self, most: int, rtol: float) -> None:
+        """Take the leading eigenvectors of every example one by one; ``most`` passes have to suffice for all."""
+        mu = self._prepared(0)[2].abs()
+        count = min(_leading(mu, self.objective.weights[0], rtol), most - 2 * PILOT)  # the first batch decides for all
+        self._take(count if count + 2 * PILOT < self.remaining else self.remaining)
 
     def finish(self) -> None:
         """Take all other eigenvectors one by one, instead of the samples."""
-        self._take(self.taken, self.taken + self.remaining, self.remaining)
+        self._take(self.remaining)
         self._samples, self.pairs = [s[..., :0] for s in self._samples], 0
 
-    def _take(self, start: int, stop: int | None, most: int) -> None:
-        for i, weight in enumerate(self.objective.weights):
+    def _take(self, count: int) -> None:
+        for i, weight in enumerate(self.objective.weights if count else ()):
             z, taps, mu, vectors = self._prepared(i)
-            if stop is None:  # the first batch decides for all
-                share = mu.abs().cumsum(1).sum(0) / mu.abs().sum()
-                stop = min(int((share < 1 - TAIL).sum()) + 1, most - 2 * PILOT)
-                stop = stop if self.remaining - stop > 2 * PILOT else self.remaining
-            for k in range(start, stop):
+            for k in range(self.taken, self.taken + count):
                 g = self._back(z, taps, vectors[:, :, k])
                 self._known[i] += weight * mu[:, k] * self._inner(taps, g, g)
-        assert stop is not None
-        self.spent += stop - start
-        self.taken, self.remaining = stop, self.remaining - (stop - start)
+        self.spent, self.taken, self.remaining = self.spent + count, self.taken + count, self.remaining - count
 
     def sample(self, pairs: int, generator: torch.Generator) -> None:
         """Take ``pairs`` pairs of passes along random combinations of the other eigenvectors."""
@@ -196,12 +217,16 @@ class _Passes:
         """Batch i's z, its taps, and the eigenpairs of every M_j, the largest in magnitude first: [n, e], [n, e, e]."""
         split = self._split(i)
         assert split is not None
-        curvature = split.curvature()
-        if not torch.isfinite(curvature).all():
+        vectors = split.curvature()
+        if not torch.isfinite(vectors).all():
             raise NumericalError("The curvature of the loss in the embeddings is not finite.")
-        mu, vectors = torch.linalg.eigh(curvature)
-        order = mu.abs().argsort(1, descending=True)
-        return split.z, split.taps, mu.gather(1, order), vectors.gather(2, order.unsqueeze(1).expand_as(vectors))
+        mu = vectors.new_empty(vectors.shape[:2])
+        for values, part in zip(mu.split(CHUNK), vectors.split(CHUNK), strict=True):
+            found, own = torch.linalg.eigh(part)
+            order = found.abs().argsort(1, descending=True)
+            values.copy_(found.gather(1, order))
+            part.copy_(own.gather(2, order.unsqueeze(1).expand_as(own)))
+        return split.z, split.taps, mu, vectors
 
     def _back(self, z: Tensor, taps: Sequence[Tap], cotangent: Tensor) -> Sequence[Tensor]:
         return torch.autograd.grad(

@@ -12,7 +12,7 @@ import pandas as pd
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.families import with_families
 from sharpscope.findings.frames import accuracy_grid, alpha_index
-from sharpscope.findings.layercontrast import contrast_rows
+from sharpscope.findings.layercontrast import ChosenLayers, contrast_rows
 from sharpscope.findings.marginal import FEWEST, Block, marginal_block
 from sharpscope.findings.partial import partial_correlation
 from sharpscope.findings.pathcorrelation import means_of
@@ -190,10 +190,10 @@ class _Outcome:
                 continue
             picked = np.array([[cube.layers[i] in chosen.get(p, ()) for p in pairs] for i in single], dtype=bool)
             seeds = [derive(self.seed, claim, kind, self.head["dataset"]) for kind in ("contrast", "random sets")]
+            layers = ChosenLayers(values, picked, MEASURES[measure].adds_up)
             rows = contrast_rows(
-                names, values, picked, MEASURES[measure].adds_up, self.y, self.design, self.given,
-                keys=self.keys, seeds=seeds, level=self.level, outcome=self._name,
-            )  # fmt: skip
+                names, layers, self.y, self.design, self.given, keys=self.keys, seeds=seeds, level=self.level
+            )
             for row in rows:
                 yield {**self.head, "method": "spearman", "measure": measure, "q_value": row["p_value"], **row}
 

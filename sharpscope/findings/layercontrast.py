@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -12,18 +13,46 @@ from sharpscope.findings.partial import contrast, partial_correlation
 from sharpscope.findings.sharpness import together
 from sharpscope.vocabulary import AddsUp, LayerContrast
 
-__all__ = ["RANDOM_SETS", "contrast_rows", "layer_sets", "random_sizes"]
+__all__ = ["RANDOM_SETS", "ChosenLayers", "contrast_rows", "random_sizes"]
 
 RANDOM_SETS: Final = 200
 """The number of random sets of layers (our choice). With more of them the share that reaches the chosen layers'
 correlation is known more exactly; it is never below 1 / (1 + this number)."""
 
 
+@dataclass(frozen=True)
+class ChosenLayers:
+    """The sharpness of every layer in every pair, and which of the layers are chosen there."""
+
+    values: np.ndarray
+    """[L, n], NaN where unknown."""
+    chosen: np.ndarray
+    """bool [L, n]."""
+    adds_up: AddsUp
+    """How the measure of several layers follows from theirs."""
+
+    def sets(self) -> np.ndarray:
+        """[2, n] the sharpness of each pair's chosen layers together, and of all its other layers."""
+        return np.stack([self._together(self.chosen), self._together(~self.chosen)])
+
+    def random(self, rng: np.random.Generator) -> np.ndarray:
+        """[RANDOM_SETS, n] the same of random sets: each exchanges the layers by one permutation, the same in every
+        pair, so that sets keep their sizes and how much they have in common from pair to pair."""
+        orders = rng.permuted(np.tile(np.arange(len(self.values)), (RANDOM_SETS, 1)), axis=1)
+        return np.stack([self._together(self.chosen[order]) for order in orders])
+
+    def _together(self, which: np.ndarray) -> np.ndarray:
+        """[n] the sharpness of each pair's layers ``which``; NaN where there is none, or one has no value."""
+        out = np.full(self.values.shape[1], np.nan)
+        for i in range(self.values.shape[1]):
+            if which[:, i].any():
+                out[i] = together(self.values[which[:, i], i], self.adds_up)
+        return out
+
+
 def contrast_rows(
     names: LayerContrast,
-    values: np.ndarray,
-    chosen: np.ndarray,
-    adds_up: AddsUp,
+    layers: ChosenLayers,
     y: np.ndarray,
     design: Design,
     covariates: Mapping[str, np.ndarray],
@@ -31,23 +60,19 @@ def contrast_rows(
     keys: np.ndarray,
     seeds: Sequence[int],
     level: float = 0.95,
-    outcome: str = "the outcome",
 ) -> Iterator[dict[str, Any]]:
     """Two rows of the table ``correlations``: the chosen layers against all others, and against random sets.
 
-    The sharpness of several layers together is that of ``adds_up``. With r the joint partial Spearman correlation with
-    ``y``, all covariates held fixed, the first row's estimate is |r(chosen)| - |r(others)|, with an interval and p from
-    resamples that are paired. The second row's estimate is |r(chosen)| minus the median of |r| over random sets: every
-    random set exchanges the layers by one permutation, the same in every pair, so that sets keep their sizes and how
-    much they have in common from pair to pair. Its p is the share of random sets with at least the chosen layers' |r|.
+    With r the joint partial Spearman correlation with ``y``, all covariates held fixed, the first row's estimate is
+    |r(chosen)| - |r(others)|, with an interval and p from resamples that are paired. The second row's estimate is
+    |r(chosen)| minus the median of |r| over random sets (``ChosenLayers.random``). Its p is the share of random sets
+    with at least the chosen layers' |r|.
 
     Args:
         names: the layer names of the rows.
-        values: [L, n] sharpness of every layer in every pair, NaN where unknown.
-        chosen: bool [L, n].
-        adds_up: how the measure of several layers follows from theirs.
+        layers: the sharpness of n pairs' layers, and the chosen ones.
         y: [n] outcomes.
-        design, covariates, keys, level, outcome: as for ``partial_correlation``.
+        design, covariates, keys, level: as for ``partial_correlation``.
         seeds: of the resamples, and of the random sets.
 
     Yields:
@@ -55,12 +80,11 @@ def contrast_rows(
     """
     rng = np.random.default_rng(seeds[0])
     # A pair in which nobody is chosen has no value in the first row, and is left out of the comparison.
-    sets = layer_sets(values, chosen, adds_up)
-    found = contrast(sets, y, design, covariates, keys=keys, rng=rng, level=level)
+    found = contrast(layers.sets(), y, design, covariates, keys=keys, rng=rng, level=level)
     one = found.partial
     head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
-    empty = int((~chosen.any(axis=0)).sum())
-    nobody = f"no layer is chosen in {empty} of {chosen.shape[1]} pairs" if empty else ""
+    empty = int((~layers.chosen.any(axis=0)).sum())
+    nobody = f"no layer is chosen in {empty} of {len(y)} pairs" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)
     known = bool(np.isfinite(found.estimate[0]))
     alike = known and bool(found.high[0] - found.low[0] < 1e-9)
@@ -76,9 +100,7 @@ def contrast_rows(
         nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "p_value"), float("nan"))
         yield head | nothing | status | {"layer": names.random, "note": why}
         return
-    sizes = random_sizes(
-        values, chosen, adds_up, y, design, covariates, keys=keys, seeds=seeds, level=level, outcome=outcome
-    )
+    sizes = random_sizes(layers, y, design, covariates, keys=keys, seeds=seeds)
     size = abs(float(one.estimate[0]))
     reached = int((sizes >= size - 1e-12).sum())
     share = {"p_value": (1 + reached) / (1 + len(sizes)), "ci_low": float("nan"), "ci_high": float("nan")}
@@ -87,46 +109,21 @@ def contrast_rows(
     yield head | share | status | {"layer": names.random, "estimate": estimate, "note": note}
 
 
-def layer_sets(values: np.ndarray, chosen: np.ndarray, adds_up: AddsUp) -> np.ndarray:
-    """[2, n] the sharpness of each pair's chosen layers together, and of all its other layers; arguments as above."""
-    return np.stack([_combined(values, chosen, adds_up), _combined(values, ~chosen, adds_up)])
-
-
 def random_sizes(
-    values: np.ndarray,
-    chosen: np.ndarray,
-    adds_up: AddsUp,
+    layers: ChosenLayers,
     y: np.ndarray,
     design: Design,
     covariates: Mapping[str, np.ndarray],
     *,
     keys: np.ndarray,
     seeds: Sequence[int],
-    level: float = 0.95,
-    outcome: str = "the outcome",
 ) -> np.ndarray:
     """|joint partial correlation| of each random set of layers that has one, at most ``RANDOM_SETS`` of them.
 
-    Arguments as for ``contrast_rows``, which says what a random set is.
+    Arguments as for ``contrast_rows``.
     """
-    orders = _orders(len(values), np.random.default_rng(seeds[1]))
-    randomly = np.stack([_combined(values, chosen[order], adds_up) for order in orders])
-    randomly[:, ~np.isfinite(layer_sets(values, chosen, adds_up)).all(axis=0)] = np.nan
+    randomly = layers.random(np.random.default_rng(seeds[1]))
+    randomly[:, ~np.isfinite(layers.sets()).all(axis=0)] = np.nan
     rng = np.random.default_rng(seeds[0])
-    null = partial_correlation(
-        randomly, y, design, covariates, keys=keys[:1], rng=rng, level=level, outcome=outcome
-    )  # fmt: skip
+    null = partial_correlation(randomly, y, design, covariates, keys=keys[:1], rng=rng)
     return np.abs(null.estimate[np.isfinite(null.estimate)])
-
-
-def _combined(values: np.ndarray, chosen: np.ndarray, adds_up: AddsUp) -> np.ndarray:
-    """[n] the sharpness of each pair's chosen layers together; NaN where there is none, or one has no value."""
-    out = np.full(values.shape[1], np.nan)
-    for i in range(values.shape[1]):
-        if chosen[:, i].any():
-            out[i] = together(values[chosen[:, i], i], adds_up)
-    return out
-
-
-def _orders(layers: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.permuted(np.tile(np.arange(layers), (RANDOM_SETS, 1)), axis=1)

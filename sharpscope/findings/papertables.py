@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.findings.frames import alpha_index
-from sharpscope.tables.formats import MISSING, latex, markdown, percent
+from sharpscope.tables.formats import MISSING, percent
+from sharpscope.tables.printed import Form, Printed
 from sharpscope.tables.rows import MIDDLE, primary_rows, unique_in_order
 from sharpscope.vocabulary import ALPHA_SIDES, DENSE, AlphaSide, PaperStyle, weight_on
 
@@ -24,7 +25,6 @@ AVERAGE_ALL: Final = "Avg ref., shifts"
 """The column with the mean of two numbers: the mean over the ID sets and ``AVERAGE``."""
 
 _OPTIMUM: Final = "The optimum is chosen for each column separately, on the test sets themselves."
-Table = Literal["text", "markdown", "latex", "csv"]
 Cells = dict[str, float]
 
 
@@ -50,24 +50,19 @@ class PaperTable:
     seeds: Mapping[str, int]
     notes: tuple[str, ...]
 
-    def text(self, form: Table = "text", digits: int = 1) -> str:
+    def text(self, form: Form = "text", digits: int = 1) -> str:
         """The table in the form text, markdown, latex or csv, with ``digits`` decimals; csv is not rounded."""
-        if form == "csv":
-            return self._wide().to_csv(index=False).rstrip("\n")
-        frame = self._cells(digits)
-        numbers = list(frame.columns[2:])
-        if form == "markdown":
-            return "\n".join([markdown(frame, right=numbers), *self.notes])
-        if form == "latex":
-            return "\n".join([latex(frame, right=numbers).rstrip("\n"), *(f"% {note}" for note in self.notes)])
-        return "\n".join([frame.to_string(index=False), *self.notes])
+        return self._printed(digits).text(form)
 
     def __str__(self) -> str:
         return self.text()
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{note}</p>" for note in self.notes)
-        return f"{self._cells(1).to_html(index=False)}{notes}"
+        return self._printed(1)._repr_html_()
+
+    def _printed(self, digits: int) -> Printed:
+        cells = self._cells(digits)
+        return Printed(cells, self._wide(), tuple(cells.columns[2:]), self.notes)
 
     def _cells(self, digits: int) -> pd.DataFrame:
         out = self.mean.iloc[:, :2].copy()

@@ -17,15 +17,16 @@ from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.pathcosts import path_costs
+from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
-from sharpscope.study.designs import design_of_manifests, read_covariates, with_covariates
+from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
 from sharpscope.tables.files import normalised, read_csv
 from sharpscope.tables.rows import covariates as measured_covariates
-from sharpscope.tables.rows import table, unique_in_order
+from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["correlate", "references_of", "robustness"]
+__all__ = ["correlate", "correlated", "references_of", "robustness"]
 
 Path = str | os.PathLike[str]
 
@@ -68,6 +69,25 @@ def correlate(
             given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
+    return correlated(
+        runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates, seed=seed,
+        bootstrap=bootstrap, level=level,
+    )[0]  # fmt: skip
+
+
+def correlated(
+    runs: Sequence[Path],
+    accuracy: Path | None = None,
+    *,
+    match: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    straggler_criterion: str | None = None,
+    covariates: Path | None = None,
+    seed: int = 0,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """``correlate``'s table, and the verdicts that it supports: those of ``findings.relation`` for every group."""
     joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
@@ -75,12 +95,13 @@ def correlate(
     design = design_of_manifests(_manifest(run) for run in runs).reindexed(unique_in_order(joined["path"]["pair"]))
     if covariates is not None:
         design = with_covariates(design, read_covariates(covariates, design.pairs))
-    return pair_correlations(
+    measure, alpha = _primary(runs)
+    found = pair_correlations(
         joined["sharpness"],
         joined["accuracy"],
         measured_covariates(joined["accuracy"], joined["path"]),
         design=design,
-        primary=_primary(runs),
+        primary=(measure, alpha),
         source="run",
         stragglers=chosen,
         by_instability=chosen_by(joined["stragglers"], BY_COST),
@@ -89,6 +110,13 @@ def correlate(
         bootstrap=bootstrap,
         level=level,
     )
+    unknown = {"run": untold(design)}
+    rows = [
+        row
+        for group in groups_in(found)
+        for row in relation_rows(found, group, measure, alpha, unknown=unknown, level=level, permutations=bootstrap)
+    ]
+    return found, table("verdicts", rows)
 
 
 def robustness(

@@ -17,7 +17,6 @@ import torch
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
 from sharpscope.clip.devices import release
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
-from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
 from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
@@ -27,12 +26,11 @@ from sharpscope.layers import Layer
 from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.evaluating import evaluated, measured_accuracy, probe_losses
-from sharpscope.study.tasks import Task, Variant, image_key, looked_at
+from sharpscope.study.tasks import Task, Variant, density_alphas, image_key, measured_at
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
     BASES,
-    MEASURES,
     Base,
     ensemble_variant,
     expand_measures,
@@ -148,7 +146,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
     warm: dict[str, RitzSpace] = {}
     frozen = _frozen(context)
     for alpha in alphas:
-        wanted = [m for m in measures if _measured_at(config, m, alpha)]
+        wanted = [m for m in measures if measured_at(config, m, alpha)]
         result, shrunk = _measure(context, alpha, wanted, warm, progress)
         warm = result.warm
         arrays |= _image_parts(result, [x.name for x in context.layers], alpha)
@@ -161,7 +159,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
                 | row
                 | {"status": status, "note": "; ".join(x for x in (row["note"], shrunk) if x)}
             )
-        if alpha in _density_alphas(config):
+        if alpha in density_alphas(config):
             found = _with_less_memory(context, functools.partial(_density, context, alpha))
             density += [{"pair": context.pair.name, "alpha": alpha} | row for row in found]
             progress(f"alpha {alpha:g}: density")
@@ -186,12 +184,6 @@ def _density(context: Context, alpha: float) -> list[dict[str, Any]]:
         context.probe, context.theta(alpha), context.layers, context.config.density_layers, context.settings,
         key=(context.pair.name, alpha),
     )  # fmt: skip
-
-
-def _density_alphas(config: StudyConfig) -> tuple[float, ...]:
-    if not config.density_layers:
-        return ()
-    return looked_at(config.measured_alphas, config.density_alphas)
 
 
 def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
@@ -255,11 +247,6 @@ def _with_less_memory(context: Context, attempt: Callable[[], _T]) -> _T:
         context.budget.halve()
         release(context.device)
     return attempt()
-
-
-def _measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
-    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
-    return chosen is None or alpha in chosen
 
 
 def _frozen(context: Context) -> frozenset[str]:

@@ -12,11 +12,13 @@ from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, show
 from sharpscope.exchange.reading import is_accuracy_csv, read_results
 from sharpscope.findings.papertables import Member, PaperTable
 from sharpscope.findings.papertables import paper_table as table_of
+from sharpscope.findings.resulttables import Result, result_table
 from sharpscope.tables.files import read_csv
+from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle
 
-__all__ = ["paper_table"]
+__all__ = ["paper_table", "printed_table"]
 
 
 def paper_table(
@@ -59,14 +61,33 @@ def paper_table(
     return table_of([Member(names[pair], rows) for pair, rows in found], style, variants, datasets, alpha_on)
 
 
+def printed_table(
+    run: str | os.PathLike[str], result: Result, *, measures: Sequence[str] = (), alpha: float | None = None
+) -> Printed:
+    """What a run found, as a table for a paper: see ``findings.resulttables.result_table``.
+
+    Args:
+        run: a run directory.
+        result: sharpness | advice | verdicts.
+        measures, alpha: of sharpness.
+
+    Raises:
+        RunDirectoryError: no run directory, or one without this table.
+        ConfigError, NoData: as ``result_table``.
+    """
+    return result_table(result, _stored(FilePath(run), result), measures=measures, alpha=alpha)
+
+
+def _stored(run: FilePath, name: str) -> pd.DataFrame:
+    file = run / "tables" / f"{name}.csv"
+    if not file.exists():
+        raise RunDirectoryError(f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first.")
+    return read_csv(file, name)
+
+
 def _accuracy(source: FilePath, ids: Sequence[str]) -> pd.DataFrame:
     if (source / "tables").is_dir() or (source / "manifest.json").exists():
-        file = source / "tables" / "accuracy.csv"
-        if not file.exists():
-            raise RunDirectoryError(
-                f"{shown(source)}: has no tables/accuracy.csv; finish it with 'sharpscope run' first."
-            )
-        return read_csv(file, "accuracy")
+        return _stored(source, "accuracy")
     if source.is_file() and is_accuracy_csv(source):
         return read_csv(source, "accuracy")
     return read_results(source, ids=ids)

@@ -12,11 +12,11 @@ import numpy as np
 from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import Group, Select, Target, draws_masks
+from sharpscope.vocabulary import MEASURES, Group, Select, Target, draws_masks
 
 __all__ = [
-    "CHUNK", "Family", "Task", "Variant", "image_key", "looked_at", "mask_seed", "matched_control", "plan_curvature",
-    "roles", "variants",
+    "CHUNK", "Family", "Task", "Variant", "density_alphas", "image_key", "looked_at", "mask_seed", "matched_control",
+    "measured_at", "plan_curvature", "roles", "variants",
 ]  # fmt: skip
 
 CHUNK = 6
@@ -77,6 +77,17 @@ def image_key(measure: str, alpha: float) -> str:
 def looked_at(alphas: tuple[float, ...], chosen: tuple[float, ...] | None) -> tuple[float, ...]:
     """The ``chosen`` alphas; for None the first, the middle and the last of ``alphas``, each once."""
     return tuple(dict.fromkeys((alphas[0], alphas[len(alphas) // 2], alphas[-1]))) if chosen is None else chosen
+
+
+def density_alphas(config: StudyConfig) -> tuple[float, ...]:
+    """The alphas at which the spectral density is measured."""
+    return looked_at(config.measured_alphas, config.density_alphas) if config.density_layers else ()
+
+
+def measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
+    """Whether ``measure`` is taken at ``alpha``, one of the alphas at which sharpness is measured."""
+    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
+    return chosen is None or alpha in chosen
 
 
 # ---------------------------------------------------------------------- repair

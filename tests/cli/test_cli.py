@@ -137,11 +137,16 @@ WORK = {
     "merge": ("sharpscope.study.merging.merge", (), {}),
     "fisher": ("sharpscope.study.fishers.fisher", (), {}),
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
-    "correlate": ("sharpscope.study.across.correlate", ("csv",), {"id": "ids"}),
+    "correlate": ("sharpscope.study.across.correlated", ("csv", "out"), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
     "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
-    "table": ("sharpscope.study.papertables.paper_table", ("format", "digits", "seeds"), {"id": "ids"}),
+    "table": (
+        "sharpscope.study.papertables.paper_table",
+        ("format", "digits", "seeds", "what", "measures", "alpha"),
+        {"id": "ids"},
+    ),
     "report": ("sharpscope.study.report.report", (), {"run": "root"}),
+    "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
 

@@ -77,6 +77,27 @@ def test_correlate_with_numbers_measured_elsewhere(
     assert list(row["estimate"]) == pytest.approx([-0.8])  # ranks 1..5 against 5 3 4 1 2: 1 - 6 * 36 / 120
 
 
+def test_correlate_says_a_line_a_finding_and_writes_the_rest(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.csv"
+    argv = ["correlate", "--accuracy", str(results(tmp_path)), str(run)]
+    assert cli.main([*argv, "--csv"]) == 0
+    table = table_of(capsys)
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    *findings, last = capsys.readouterr().out.splitlines()
+    undefined = int((table["status"] != "ok").sum())
+    assert last == f"All {len(table):,} correlations, {undefined:,} of them undefined: in {out}."
+    assert len(findings) == 3 * table["group"].nunique() < 10
+    assert "whole-model sharpness is related to the OOD gain" in findings[0]
+    assert all(": cannot be told. " in line for line in findings)  # five pairs are too few
+    assert len(pd.read_csv(out)) == len(table)
+    assert cli.main([*argv, "--out", str(out)]) == 0
+    assert capsys.readouterr().err == f"sharpscope: note: {out} was there and is replaced.\n"
+    assert cli.main([*argv, "--out", str(tmp_path / "all.txt")]) == 2
+    assert "a name that ends in .csv" in capsys.readouterr().err and not (tmp_path / "all.txt").exists()
+
+
 def test_pairs_that_cannot_be_matched_are_one_error(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

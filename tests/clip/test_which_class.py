@@ -22,7 +22,7 @@ from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.imagenet import wnids
 from sharpscope.clip.datasets.images import in_eight_bits
-from sharpscope.clip.datasets.names import folded, match, match_indexed, read_classnames, two_orders
+from sharpscope.clip.datasets.names import check_distinct, folded, match, match_indexed, read_classnames, two_orders
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
 from sharpscope.clip.evaluate import evaluate
 from sharpscope.clip.head import Classifier
@@ -152,6 +152,14 @@ def test_splits_and_classes_side_by_side(tiny_model: ClipModel, image_folder: Ma
             load_dataset(f"folder:{image_folder(folders, name=str(n))}", model=tiny_model)
     vehicles = image_folder({"train": 2, "bus": 1}, name="vehicles")
     assert per_class(load_dataset(f"folder:{vehicles}", model=tiny_model)) == {"bus": 1, "train": 2}
+
+
+@pytest.mark.parametrize("names", [["a", "b", "a"], ["cat", "dog", "cat"], ["Big cat", "big_cat"]])
+def test_a_class_that_is_named_twice_is_told(names: list[str]) -> None:
+    """Also where both are one Python string, as short words from a file are."""
+    with pytest.raises(DatasetError, match="are the same class name"):
+        check_distinct(names, "classes.txt")
+    check_distinct(names[:1], "classes.txt")
 
 
 def test_two_folders_of_one_name_and_links_that_lead_back(tiny_model: ClipModel, image_folder: MakeFolder) -> None:

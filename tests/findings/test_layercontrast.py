@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sharpscope.findings.design import independent
-from sharpscope.findings.layercontrast import RANDOM_SETS, contrast_rows
+from sharpscope.findings.layercontrast import RANDOM_SETS, ChosenLayers, contrast_rows
 from sharpscope.vocabulary import CONTRASTS
 
 PAIRS, LAYERS = 40, 48
@@ -19,7 +19,8 @@ def rows(values: np.ndarray, chosen: np.ndarray, y: np.ndarray, seed: int = 0) -
     design = independent([f"p{i}" for i in range(values.shape[1])])
     keys = design.keys(199, np.random.default_rng(seed))
     given = {"learning_rate": np.random.default_rng(9).normal(size=values.shape[1])}
-    first, second = contrast_rows(NAMES, values, chosen, "sum", y, design, given, keys=keys, seeds=(1, 2))
+    layers = ChosenLayers(values, chosen, "sum")
+    first, second = contrast_rows(NAMES, layers, y, design, given, keys=keys, seeds=(1, 2))
     assert (first["layer"], second["layer"]) == (NAMES.others, NAMES.random)
     return first, second
 

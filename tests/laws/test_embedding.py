@@ -136,7 +136,11 @@ def both(work: Any, seed: int = 0, rtol: float = 0.05, most: int = 400) -> dict[
     return controlled(work, work.theta, work.blocks, seed=words, rtol=rtol, max_matvecs=most)[0]
 
 
-def test_with_all_eigenvectors_the_part_through_the_embeddings_is_exact_for_every_example(work: Work) -> None:
+@pytest.mark.parametrize("chunk", [16, 4])
+def test_with_all_eigenvectors_the_part_through_the_embeddings_is_exact_for_every_example(
+    work: Work, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "CHUNK", chunk)
     found = known(work)
     assert set(found) == {ALL, *work.before}
     for x, truth in work.through.items():
@@ -147,6 +151,32 @@ def test_with_all_eigenvectors_the_part_through_the_embeddings_is_exact_for_ever
     assert all(f.converged and f.num_matvecs == 9 for f in found.values())
 
 
+def test_as_many_eigenvectors_are_taken_one_by_one_as_make_the_whole_cheapest() -> None:
+    """Against the cost of every choice, added up here; and what must be chosen where |mu| is one value or all alike."""
+    mu = draw(6, 40).abs().pow(3).sort(1, descending=True).values
+    for rtol in (0.5, 0.1, 0.05, 0.02, 0.005):
+        costs = []
+        for k in range(41):
+            variance = 0.25 * sum(float(row[k:].sum()) ** 2 for row in mu) / float(mu.sum()) ** 2
+            costs.append(k + 2 * max(embedding.PILOT, variance / rtol**2) if k < 40 else 40)
+        assert embedding._leading(mu, 0.25, rtol) == costs.index(min(costs)), rtol
+    one = torch.tensor([[1.0, *[1e-9] * 39]])
+    assert embedding._leading(one, 1.0, 0.05) == 1
+    flat = torch.ones(1000, 500)
+    assert embedding._leading(flat, 1.0, 0.05) == 0 and embedding._leading(flat, 1.0, 1e-4) == 500
+
+
+def test_a_large_embedding_is_split_at_where_its_eigenvectors_cost_less_than_a_gradient(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "SMALL", 8)
+    forward = 4 * 6 + 6 * 9  # multiplications of the two linear layers
+    for cost, split in ((0.99, True), (1.01, False)):
+        monkeypatch.setattr(embedding, "EIGEN", cost * embedding.GRADIENT * forward / 9**3)
+        found = embedding_trace(work, work.theta, work.blocks, seed=0)
+        assert (found is not None) == split
+
+
 def test_what_lies_directly_before_the_head_needs_no_probe_and_the_head_is_sampled(work: Work) -> None:
     found = both(work)
     assert found["body.3"].estimate == pytest.approx(work.traces["body.3"], rel=1e-9)
@@ -155,10 +185,7 @@ def test_what_lies_directly_before_the_head_needs_no_probe_and_the_head_is_sampl
         assert abs(found[x].estimate - truth) <= 4 * found[x].stderr + 1e-9, x
 
 
-def test_signed_pairs_cover_their_part_and_the_sum_has_an_error_of_its_own(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embedding, "TAIL", 0.9)
+def test_signed_pairs_cover_their_part_and_the_sum_has_an_error_of_its_own(work: Work) -> None:
     truth = {x: float(t.sum()) for x, t in work.through.items()} | {
         ALL: sum(float(t.sum()) for t in work.through.values())
     }
@@ -174,8 +201,7 @@ def test_signed_pairs_cover_their_part_and_the_sum_has_an_error_of_its_own(
     assert max(f[ALL].num_matvecs for f in found) <= 8
 
 
-def test_intervals_of_the_whole_trace_hold_over_25_seeds(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedding, "TAIL", 0.5)
+def test_intervals_of_the_whole_trace_hold_over_25_seeds(work: Work) -> None:
     found = [both(work, seed, rtol=0.2, most=14) for seed in range(25)]
     truth = work.traces | {ALL: sum(work.traces.values())}
     for x, value in truth.items():
@@ -200,7 +226,7 @@ def test_the_rest_is_what_the_trace_lacks_and_asks_for_fewer_probes(work: Work) 
 def test_without_an_embedding_the_split_is_at_the_logits(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     work: Any = Work(Net(between=nn.Tanh() if why == "no rule" else None))
     if why == "large":
-        monkeypatch.setattr(embedding, "LARGEST", 8)
+        monkeypatch.setattr(embedding, "SMALL", 8)
     if why == "no sizes":
         work.sizes = (1, 1)
         monkeypatch.setattr(Work, "batch_sizes", property(lambda self: None))

@@ -116,12 +116,12 @@ def check_distinct(names: Sequence[str], where: str) -> None:
     """Raise DatasetError where :func:`folded` makes two of ``names`` equal (``big_cat`` and ``big cat``)."""
     seen: dict[str, str] = {}
     for name in names:
-        before = seen.setdefault(folded(name), name)
-        if before is not name:
+        if (key := folded(name)) in seen:
             raise DatasetError(
-                f"{shown(where)}: '{shown(before)}' and '{shown(name)}' are the same class name.\n"
+                f"{shown(where)}: '{shown(seen[key])}' and '{shown(name)}' are the same class name.\n"
                 "Remedy: rename one of them, or put the images of both into one folder."
             )
+        seen[key] = name
 
 
 def two_orders(names: Sequence[str]) -> str:

@@ -80,8 +80,9 @@ def controlled(
     is within the tolerance; it mostly is small. A layer of the head itself has no embedding behind it and is sampled
     as by ``per_example``.
 
-    Where the embeddings cannot be told (an operation without a rule behind any layer, more than ``embedding.LARGEST``
-    dimensions), the logits take their place: tr H = tr G + tr(H - G) with the Gauss-Newton part G (``ggn.ggn_trace``).
+    Where the embeddings cannot be told (an operation without a rule behind any layer) or are too large for the network
+    (``embedding.SMALL``), the logits take their place: tr H = tr G + tr(H - G) with the Gauss-Newton part G
+    (``ggn.ggn_trace``).
 
     Args:
         objective: a mean cross-entropy with logits and labels.

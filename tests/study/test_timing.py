@@ -1,0 +1,113 @@
+"""What ``plan`` rests on: a small part of the real job, chosen by what it takes, and scaled to the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+import sharpscope
+from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.graphs import MemoryPlan
+from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.study import timing
+from sharpscope.study.context import Context
+
+
+@pytest.fixture(scope="module")
+def config(smallest: StudyConfig) -> StudyConfig:
+    return dataclasses.replace(
+        smallest, measures=("hessian_trace", "lambda_max"), probe_size=40, batch_size=16, rtol=0.1, max_matvecs=60
+    )
+
+
+@pytest.fixture(scope="module")
+def context(config: StudyConfig) -> Context:
+    return Context.load(config, config.pairs[0])
+
+
+def layout(context: Context, kept: int = 3) -> MemoryPlan:
+    return MemoryPlan(None, 1, 16, len(context.probe.batches), kept)
+
+
+def test_a_part_of_a_probe_is_spread_over_all_its_batches(context: Context) -> None:
+    probe, theta = context.probe, context.theta(0.5)
+    losses = probe.sample_losses(theta)
+    for n in (1, 2, 7, probe.n):
+        part = probe.part(n)
+        assert (part.n, part.batch_sizes, part.weights) == (n, (n,), (1.0,))
+        places = torch.linspace(0, probe.n - 1, n).round().long()
+        torch.testing.assert_close(part.sample_losses(theta), losses[places], rtol=1e-4, atol=1e-5)
+    assert probe.part(3).rebatched(2).weights == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_as_much_is_tried_as_the_time_allows(context: Context) -> None:
+    """Images first, then layers; the trial of half the images may take twice the time an image."""
+    every, plan = len(context.layers), layout(context)
+    seen = []
+    for gradient in (1e-6, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6):
+        found = timing._affordable(context, gradient, plan)
+        seen.append((0, 0) if found is None else (found[0], len(found[1])))
+    assert seen[0] == (16, every) and seen[-1] == (0, 0)
+    assert [n for n, _ in seen] == sorted((n for n, _ in seen), reverse=True) and len(set(seen)) >= 4
+    few = next(timing._affordable(context, g, plan) for g in (1.0, 3.0, 10.0, 30.0))
+    assert few is not None and few[1][0] == context.layers[0] and few[1][-1] == context.layers[-1]
+
+
+def test_what_is_tried_is_scaled_to_the_whole(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By images and by layers, with a round of rebuilt graphs for every product where they do not fit."""
+
+    @contextmanager
+    def clock(context: Context) -> Iterator[Any]:
+        yield timing._Clock(2.0)
+
+    monkeypatch.setattr(timing, "_clock", clock)
+    monkeypatch.setattr(timing, "_affordable", lambda c, g, layout: (10, c.layers[:3]))
+    trial, first, after = timing._tried(context, 0.5, 0.0, layout(context))
+    assert trial is not None and (trial.images, trial.layers) == (10, 3)
+    assert first == after == pytest.approx(2.0 * 4 * len(context.layers) / 3)
+    _, again, _ = timing._tried(context, 0.5, 0.5, layout(context, kept=1))
+    assert again - first >= trial.products["eigenvalues"] * 2 * 0.5 * 2 / 3 - 1e-9
+
+
+def test_a_part_with_a_wider_tolerance_takes_about_the_products_of_the_whole(context: Context) -> None:
+    theta, layers = context.theta(0.5), context.layers
+    rows = measure_layers(context.probe, theta, layers, ["hessian_trace"], context.settings).rows
+    whole = statistics.median(r["num_matvecs"] for r in rows)
+    _, tried, _ = timing._measured(context, context.probe.part(10), layers, ["hessian_trace"], 0.5, {})
+    assert whole / 2 <= statistics.median(r["num_matvecs"] for r in tried) <= 2 * whole
+    assert whole > 2  # it does depend on what is found
+
+
+def test_without_time_to_try_the_plan_says_that_it_guesses(
+    config: StudyConfig, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = sharpscope.plan(config)
+    assert f"of the 40 probe images and {len(context.layers)} of the {len(context.layers)} layers" in told
+    assert "for traces" in told and "for eigenvalues" in told and "GUESS" not in told
+    monkeypatch.setattr(timing, "_SECONDS", 0.0)
+    assert "a GUESS for the curvature" in sharpscope.plan(config)
+    none = dataclasses.replace(config, measures=("gradient_norm",))
+    assert "nothing had to be tried" in sharpscope.plan(none)
+
+
+def test_work_that_follows_from_the_settings_is_counted(config: StudyConfig, context: Context) -> None:
+    """Each measure at the alphas at which it is taken, for every layer and the whole model."""
+    layers = len(context.layers) + 1
+
+    def counted(**changes: Any) -> float:
+        own = dataclasses.replace(context, config=dataclasses.replace(config, **changes))
+        return timing._counted(own, gradient=1000.0, loss=1.0)
+
+    assert counted() == 0.0
+    assert counted(measures=("gradient_norm",)) == 3 * (1000 + 2 * layers)
+    worst = {"measures": ("sharpness_max",), "pgd_steps": 7}
+    assert math.isclose(counted(**worst, perturbation_alphas=(0.5,)), 7 * layers * 1000)
+    assert math.isclose(counted(**worst, perturbation_alphas=None), 3 * 7 * layers * 1000)
+    assert counted(measures=("sharpness_avg",), noise_samples=5, perturbation_alphas=(0.5,)) == 10 * layers
