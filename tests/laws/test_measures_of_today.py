@@ -299,8 +299,8 @@ def test_a_random_start_finds_the_maximum_of_a_linear_loss_and_leaves_a_stationa
     assert found[0] == 0.0 and found[1] == pytest.approx(truth, rel=1e-9)
     seen: list[Tensor] = []
     auto_pgd(
-        lambda d: (seen.append(d), (torch.zeros(()), torch.zeros_like(d)))[1], c, rho=0.3, norm=norm, steps=1, random_start=True,
-        generator=torch.Generator().manual_seed(1),
+        lambda d: (seen.append(d), (torch.zeros(()), torch.zeros_like(d)))[1], c, rho=0.3, norm=norm, steps=1,
+        random_start=True, generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     ratio = torch.where(c > 0, seen[1] / c.clamp_min(1e-30), 0.0)
     length = float(ratio.norm() if norm == "l2" else ratio.abs().max())
