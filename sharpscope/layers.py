@@ -22,6 +22,7 @@ from sharpscope.vocabulary import GROUP_TITLES, Granularity
 __all__ = [
     "HEAD_BIAS",
     "HEAD_WEIGHT",
+    "NO_PLACE",
     "TOWERS",
     "Kind",
     "Layer",
@@ -30,12 +31,13 @@ __all__ = [
     "is_buffer",
     "is_derived",
     "layer_key",
+    "module_layers",
     "place",
     "split_layers",
     "tower_of",
 ]
 
-Tower = Literal["image", "text", "head", "scale"]
+Tower = Literal["image", "text", "head", "scale", ""]
 TOWERS: Final[tuple[Tower, ...]] = ("image", "text", "head", "scale")
 HEAD_WEIGHT: Final = "head.weight"
 HEAD_BIAS: Final = "head.bias"
@@ -69,7 +71,7 @@ def is_buffer(name: str) -> bool:
     return _STATISTICS.search(name) is not None or is_derived(name)
 
 
-Kind = Literal["embedding", "conv", "norm", "attention", "mlp", "projection", "head", "block", "scale", "other"]
+Kind = Literal["embedding", "conv", "norm", "attention", "mlp", "projection", "head", "block", "scale", "other", ""]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,10 @@ class Layer:
     depth: int
     kind: Kind
     num_params: int
+
+
+NO_PLACE: Final[tuple[Tower, int, Kind]] = ("", 0, "")
+"""Tower, depth and kind of a layer of a module of which nothing is known but its names."""
 
 
 @dataclass(frozen=True)
@@ -334,11 +340,7 @@ def split_layers(
     >>> [(layer.name, layer.kind, layer.num_params) for layer in split_layers(shapes)]
     [('visual.conv1', 'conv', 768), ('visual.embed', 'embedding', 4), ('visual.proj', 'projection', 8)]
     """
-    if granularity not in get_args(Granularity):
-        known = get_args(Granularity)
-        raise ConfigError(
-            f"granularity: '{shown(granularity)}' is none of {', '.join(known)}.{did_you_mean(granularity, known)}"
-        )
+    _check_granularity(granularity)
     places = {name: place(name) for name in shapes}
     blocks = _blocks(places.values())
     groups: dict[str, list[str]] = {}
@@ -402,6 +404,43 @@ def _wraps_blocks(token: str, table: Mapping[str, int]) -> bool:
 def _rank(token: str, table: Mapping[str, int]) -> int:
     """The rank of ``token`` in ``table``; a token that is not in it has the rank of ``blocks`` or of ``unknown``."""
     return table.get(token, table["blocks" if _wraps_blocks(token, table) else "unknown"])
+
+
+def module_layers(shapes: Mapping[str, Sequence[int]], granularity: str = "module") -> tuple[Layer, ...]:
+    """Group the tensors of any module into layers that have the names of its submodules, in the module's own order.
+
+    ``shapes``: name -> shape, in the module's order. Granularity tensor, or module (whatever holds tensors itself), or
+    block (an item of a list of blocks; what lies outside of the lists, by module). Nothing is known of towers, depths
+    and kinds there: they are those of ``NO_PLACE``. Raises ConfigError when ``granularity`` is none of the three.
+
+    >>> shapes = {"embed.weight": (9, 4), "layers.0.fc.weight": (4, 4), "layers.0.norm.weight": (4,)}
+    >>> [layer.name for layer in module_layers(shapes)], [layer.name for layer in module_layers(shapes, "block")]
+    (['embed', 'layers.0.fc', 'layers.0.norm'], ['embed', 'layers.0'])
+    """
+    _check_granularity(granularity)
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        groups.setdefault(_own_group(name, granularity), []).append(name)
+    return tuple(
+        Layer(group, tuple(names), *NO_PLACE, sum(math.prod(shapes[n]) for n in names))
+        for group, names in groups.items()
+    )
+
+
+def _own_group(name: str, granularity: str) -> str:
+    if granularity == "tensor":
+        return name
+    tokens = name.split(".")
+    end = _block_end(tokens) if granularity == "block" else 0
+    return ".".join(tokens[:end] if end else tokens[:-1]) or name  # a tensor of the module itself
+
+
+def _check_granularity(granularity: str) -> None:
+    if granularity not in get_args(Granularity):
+        known = get_args(Granularity)
+        raise ConfigError(
+            f"granularity: '{shown(granularity)}' is none of {', '.join(known)}.{did_you_mean(granularity, known)}"
+        )
 
 
 def place(name: str) -> Place:

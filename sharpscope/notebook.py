@@ -19,6 +19,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from sharpscope.clip.attention import attention_heads
+from sharpscope.clip.model import is_clip
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
@@ -33,7 +34,7 @@ from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.slices import Direction, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
-from sharpscope.layers import Layer, split_layers
+from sharpscope.layers import Layer, module_layers, split_layers
 from sharpscope.tables.rows import stacked
 from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod
 
@@ -663,7 +664,9 @@ def layer_curvature(
         loss: ``loss(module, batch)`` returns the mean loss of the batch, a scalar that can be differentiated twice.
         batches: e.g. a DataLoader. A batch is a tensor, or a tuple or dictionary of tensors, on the module's device;
             its first tensor has one row per example.
-        granularity: whether a layer is a tensor, a module or a block.
+        granularity: whether a layer is a tensor, a module or a block (an item of a list of blocks). Layers have the
+            module's own names, in its order, and no tower, depth and kind, except in a model of open_clip, which has
+            those of ``layers.split_layers``.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
         logits: ``logits(module, batch)`` returns (logits [n, C], labels [n]), for a loss that is their cross-entropy.
             ``ggn_trace``, ``fisher_trace`` and ``trace_method="controlled"`` need it.
@@ -703,7 +706,8 @@ def layer_curvature(
     parameters, moving = _parameters(module, trainable_only)
     with _borrowed(module):
         theta = {n: t.clone() if t.is_inference() else t for n, t in parameters.items()}
-        layers = split_layers({n: theta[n].shape for n in moving}, granularity)
+        known = is_clip(_unwrapped(module)[1])
+        layers = (split_layers if known else module_layers)({n: theta[n].shape for n in moving}, granularity)
         chosen = [x.name for x in layers if x.name in density]
         for name in density:
             if name not in (ALL, *chosen):
@@ -723,6 +727,8 @@ def layer_curvature(
         pairs = measure_eigenvectors(objective, theta, layers, [ALL, *(x.name for x in layers)], eigenvectors, settings)
     frame = pd.DataFrame(result.rows)
     frame.insert(1, "granularity", granularity)
+    if not known:
+        frame[["tower", "kind"]], frame["depth"] = "", None
     if details is not None:
         details["eigenvectors"] = _eigenvectors(result, layers, theta)
         if density:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import UserDict
+from collections import OrderedDict, UserDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, TensorDataset
 
 from sharpscope import layer_curvature
-from sharpscope.layers import split_layers
+from sharpscope.layers import module_layers
 
 EXACT = {"rtol": 1e-7, "max_matvecs": 2000, "trace_method": "hutchinson"}
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -125,7 +126,7 @@ def test_every_layer_has_the_trace_and_both_ends_of_its_dense_block(name: str) -
     assert net.training and all(torch.equal(before[n], t) for n, t in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
     net.eval()
-    layers = split_layers({n: p.shape for n, p in net.named_parameters()}, "module")
+    layers = module_layers({n: p.shape for n, p in net.named_parameters()})
     assert len(layers) >= 2 and {"(all)", *(x.name for x in layers)} == set(table["layer"])
     found = table.set_index(["layer", "measure"])
     for layer, names in ((x.name, list(x.params)) for x in layers):
@@ -156,3 +157,48 @@ def test_a_measure_that_needs_logits_says_so_without_them() -> None:
     assert (table["status"] == "failed").all() and (
         table["note"] == "the loss provides no logits, which this measure needs"
     ).all()
+
+
+def test_layers_of_any_module_have_its_own_names_and_no_place_in_a_clip() -> None:
+    """In the module's own order; a CLIP's model keeps towers, depths and kinds."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(3))
+            block = {"fc": (3, 3), "out": (3, 3)}
+            self.layers = nn.ModuleList(
+                [nn.Sequential(OrderedDict({n: nn.Linear(*s) for n, s in block.items()})) for _ in range(2)]
+            )
+            self.classifier = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + self.token + layer(x)
+            return self.classifier(x)
+
+    net, batch = filled(Encoder()), (torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0]))
+    names = {
+        "module": ["token", "layers.0.fc", "layers.0.out", "layers.1.fc", "layers.1.out", "classifier"],
+        "block": ["token", "layers.0", "layers.1", "classifier"],
+        "tensor": [n for n, _ in net.named_parameters()],
+    }
+    for granularity, expected in names.items():
+        table = layer_curvature(
+            net, lambda m, b: F.cross_entropy(m(b[0]), b[1]), [batch], granularity=granularity,
+            measures=("gradient_norm",),
+        )  # fmt: skip
+        assert list(table["layer"]) == ["(all)", *expected]
+        assert (table[["tower", "kind"]] == "").all(axis=None) and table["depth"].isna().all()
+
+
+def test_a_clip_keeps_its_towers() -> None:
+    text = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    vision = {"image_size": 16, "patch_size": 8, "width": 8, "layers": 1, "head_width": 4}
+    clip = open_clip.CLIP(embed_dim=4, vision_cfg=vision, text_cfg=text)
+    table = layer_curvature(
+        clip, lambda m, b: m.encode_image(b).square().mean(), [torch.randn(2, 3, 16, 16)], granularity="block",
+        measures=("gradient_norm",),
+    ).set_index("layer")  # fmt: skip
+    assert table.loc["visual.stem", "tower"] == "image" and table.loc["text.stem", "tower"] == "text"
+    assert table.loc["visual.transformer.resblocks.0", "depth"] == 1

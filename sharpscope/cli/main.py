@@ -27,6 +27,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from sharpscope.cli.commands import COMMANDS
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, grouped
 from sharpscope.cli.outcome import Outcome
 from sharpscope.cli.studies import StudyCommand
 from sharpscope.config import studyfile
@@ -171,6 +172,8 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
     page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the texts explain empty defaults
+    if isinstance(kind, type) and issubclass(kind, StudyCommand):
+        page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
     return lambda: Outcome(page.rstrip())
 
 

@@ -26,7 +26,7 @@ from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, 
 from sharpscope.layers import tower_of
 from sharpscope.miniworld import world as miniworld
 
-__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates", "pretrained_tag"]
+__all__ = ["ClipModel", "imagenet_classnames", "imagenet_templates", "is_clip", "pretrained_tag"]
 
 Tokenizer = Callable[[list[str]], Tensor]
 _DECODER = "text_decoder."
@@ -52,6 +52,11 @@ def no_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def is_clip(module: nn.Module) -> bool:
+    """Whether ``module`` is a model of open_clip, whose parameters have the names that ``layers.place`` knows."""
+    return isinstance(module, (open_clip.CLIP, open_clip.CustomTextCLIP, open_clip.CoCa))
 
 
 class ClipModel:

@@ -7,6 +7,7 @@ The sums run over each example alone: a form has one entry per example, or sever
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -51,20 +52,20 @@ class Operation:
         return ()
 
 
-class Node:
+class Node(ABC):
     """An operation that is not linear.
 
     ``adjoin`` gives it the adjoint, without which it cannot be used; ``bend(moves)`` returns the tangent of its output
     and its form.
     """
 
+    @abstractmethod
     def adjoin(self, adjoint: Tensor) -> None:
         """Take the gradient of the loss with respect to the output, and compute what all forms have in common."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bend(self, moves: Moves) -> tuple[Tensor, Tensor]:
         """(tangent of the output, <adjoint, y''[x', x']> by rows of the first dimension)."""
-        raise NotImplementedError
 
     def push(self, moves: Moves) -> Tensor:
         """The tangent of the output alone."""

@@ -7,6 +7,7 @@ import errno
 import importlib
 import inspect
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import sharpscope
 from sharpscope.cli import main as cli
 from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.finetune import HYPERPARAMETERS
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS
 from sharpscope.cli.options import given
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
@@ -439,6 +441,25 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     }
     by_hand = ["pairs"] if name in ("run", "plan") else []  # pairs come as --zeroshot and --finetuned
     assert sorted(missing) == sorted([*positional.get(name, []), *by_hand])
+
+
+def test_every_flag_of_a_study_stands_in_one_group_of_its_help_page(capsys):
+    named = [name for fields in STUDY_GROUPS.values() for name in fields]
+    assert sorted(named) == sorted({f.name for f in dataclasses.fields(COMMANDS["run"])} - {"study", "pairs"})
+    for command in ("run", "plan"):
+        cli.main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        titles = [line.strip() for line in lines if re.fullmatch(r" \w[\w ]*", line.rstrip())]
+        assert titles == ["positional arguments", *STUDY_GROUPS, "other"]
+        flags = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
+        assert flags[-1] == "-h" and flags.count("--rtol") == 1  # nothing but the help itself is "other"
+    assert sum(line.startswith("  sharpscope run ") for line in lines) == 2
+
+
+def test_the_examples_of_the_help_page_are_understood():
+    for command in STUDY_EXAMPLES.replace("\\\n", " ").splitlines()[1:]:
+        config = understood(" ".join(command.split()[1:]))
+        assert config.pairs and config.ood
 
 
 def test_help_does_not_break_a_sentence_where_the_source_breaks_it(capsys):
