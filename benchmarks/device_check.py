@@ -1044,7 +1044,7 @@ def part_vit_b(out, options):
     import sharpscope
     from sharpscope.clip.answering import answers
     from sharpscope.clip.head import Classifier
-    from sharpscope.curvature import eigen, hvp
+    from sharpscope.curvature import eigen, forms
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures import registry as measures
@@ -1243,7 +1243,7 @@ def part_vit_b(out, options):
         return lambda: setattr(module, attribute, real)
 
     def traced():
-        undo = watch(hvp, "rademacher", "signs on the host", False)
+        undo = watch(forms, "rademacher", "signs on the host", False)
         spent.clear()
         try:
             settings = MeasureSettings(rtol=0.1, max_matvecs=12, memory=budget())
@@ -1293,7 +1293,7 @@ def part_vit_b(out, options):
 
     def mapped():
         undo = [
-            watch(hvp, "rademacher", "signs on the host", False), watch(eigen, "random_unit", "start vectors"),
+            watch(forms, "rademacher", "signs on the host", False), watch(eigen, "random_unit", "start vectors"),
             watch(measures, "check_symmetric", "symmetry check"),
         ]  # fmt: skip
         real = eigen.RitzSpace.of.__func__

@@ -749,7 +749,7 @@ def _eigenvectors(
         space, end = result.warm.get(row["layer"]), ends.get(row["measure"])
         if space is not None and end is not None and row["status"] != "failed":
             own = names[row["layer"]]
-            parts = space.ends[end].split([theta[n].numel() for n in own])
+            parts = space.ends[end].cpu().split([theta[n].numel() for n in own])
             vector = {n: v.view(theta[n].shape) for n, v in zip(own, parts, strict=True)}
             out.setdefault(row["layer"], {})[row["measure"]] = vector
     return out

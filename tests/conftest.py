@@ -5,8 +5,10 @@ Everything heavy is imported inside the fixtures: tests of rooms without torch s
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,16 @@ _FIRST = ("test_other_models.py", "test_study.py", "test_controlled_traces.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
+@pytest.fixture(scope="session")
+def emulated() -> Any:
+    """The module of the emulated accelerator, ``tests/device/emulated.py``."""
+    spec = importlib.util.spec_from_file_location("emulated", Path(__file__).parent / "device" / "emulated.py")
+    assert spec is not None and spec.loader is not None
+    sys.modules["emulated"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 _TEXT: dict[str, Any] = {

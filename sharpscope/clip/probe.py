@@ -12,8 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset, stratified
-from sharpscope.clip.devices import onto
 from sharpscope.clip.head import Classifier
+from sharpscope.devices import onto
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
 from sharpscope.team import ALONE, Team
 

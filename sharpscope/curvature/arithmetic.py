@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.model import no_fast_path
+from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError
@@ -116,8 +117,7 @@ def precision_error(
             requests = {}
             for layer, spec in engine.blocks.items():
                 generator = torch.Generator().manual_seed(derive(seed, "precision", layer))
-                v = torch.randn(spec.size, 1, generator=generator, dtype=torch.float64)
-                requests[layer] = v.to(engine.device, engine.dtype)
+                requests[layer] = gaussian((spec.size, 1), generator, device=engine.device, dtype=engine.dtype)
             products.append(engine.products(requests))
     full, other = products
     return {n: float((other[n] - h).norm() / h.norm()) if float(h.norm()) else 0.0 for n, h in full.items()}

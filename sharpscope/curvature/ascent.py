@@ -9,13 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sharpscope.devices import numbers
+
 __all__ = ["Norm", "auto_pgd", "auto_pgd_checkpoints", "project", "random_point"]
 
 Norm = Literal["l2", "linf"]
 
 
 def auto_pgd(
-    loss_and_gradient: Callable[[Tensor], tuple[float, Tensor]],
+    loss_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
     c: Tensor,
     *,
     rho: float,
@@ -28,7 +30,7 @@ def auto_pgd(
     """(loss at delta = 0, its worst rise within ||delta / c||_p <= rho, whether the search had settled).
 
     Args:
-        loss_and_gradient: delta [p] -> (loss, its gradient [p]).
+        loss_and_gradient: delta [p] -> (loss, a tensor of no dimension, its gradient [p]).
         c: the ball's semi-axes [p] in units of rho; where c = 0, delta stays 0.
         rho, norm, steps: as for ``perturbation.sharpness_max``.
         generator: draws directions where the gradient is exactly zero, and the random start.
@@ -42,11 +44,18 @@ def auto_pgd(
     def inside(delta: Tensor) -> Tensor:
         return project(delta if onto is None else onto(delta), c, rho, norm)
 
-    # Each step waits for one number from the device, the loss: it decides which point is best and whether the step is
-    # halved.
-    def ascend(gradient: Tensor) -> Tensor:
+    def look(delta: Tensor) -> tuple[float, Tensor | None]:
+        """The loss and its gradient, None where that is zero.
+
+        Each step waits for the device once, here: the loss decides which point is best and whether the step is halved.
+        """
+        loss, gradient = loss_and_gradient(delta)
+        value, rises = numbers(loss, (c * gradient).any())
+        return value, gradient if rises else None
+
+    def ascend(gradient: Tensor | None) -> Tensor:
         """The direction of steepest ascent of unit size in the norm of delta / c; a random one where there is none."""
-        if not (c * gradient).any():
+        if gradient is None:
             gradient = torch.randn(c.shape, generator=generator, dtype=torch.float64).to(c)
         if norm == "linf":
             return c * gradient.sign()
@@ -55,12 +64,12 @@ def auto_pgd(
         return torch.where(length > 0, c * scaled / length, 0.0)
 
     delta = previous = torch.zeros_like(c)
-    start, gradient = loss_and_gradient(delta)
+    start, gradient = look(delta)
     best, best_delta, best_gradient = start, delta, gradient
     loss = start
     if random_start:
         delta = previous = inside(random_point(c, rho, norm, generator))
-        loss, gradient = loss_and_gradient(delta)
+        loss, gradient = look(delta)
         if loss > best:
             best, best_delta, best_gradient = loss, delta, gradient
     history = [best]
@@ -71,7 +80,7 @@ def auto_pgd(
         target = inside(delta + step * ascend(gradient))
         moved = target if k == 0 else inside(delta + 0.75 * (target - delta) + 0.25 * (delta - previous))
         previous, delta = delta, moved
-        last, (loss, gradient) = loss, loss_and_gradient(delta)
+        last, (loss, gradient) = loss, look(delta)
         improved += loss > last
         since += 1
         if loss > best:

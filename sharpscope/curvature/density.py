@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 
+from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.curvature.trace import student
+from sharpscope.devices import all_finite, numbers
 
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 
@@ -104,21 +106,23 @@ def spectral_density_steps(
     nodes, weights = np.zeros((runs, steps)), np.zeros((runs, steps))
     spent = 0
     for run in range(runs):
-        q = torch.randn(size, generator=generator, dtype=torch.float64).to(device, dtype)
+        q = gaussian((size,), generator, device=device, dtype=dtype)
         basis = (q / q.norm())[:, None]
         alphas, betas = np.zeros(steps), np.zeros(steps)
         for i in range(steps):
             product = (yield basis[:, -1:].contiguous())[:, 0]
             spent += 1
-            if not torch.isfinite(product).all():
-                return SpectralDensity(np.full((runs, steps), math.nan), np.zeros((runs, steps)), size, spent)
-            alphas[i], length = float(basis[:, -1] @ product), float(product.norm())
+            rest = product
             for _ in range(2):
-                product = product - basis @ (basis.mT @ product)
-            betas[i] = float(product.norm())
+                rest = rest - basis @ (basis.mT @ rest)
+            finite, alphas[i], length, betas[i] = numbers(
+                all_finite(product), basis[:, -1] @ product, product.norm(), rest.norm()
+            )
+            if not finite:
+                return SpectralDensity(np.full((runs, steps), math.nan), np.zeros((runs, steps)), size, spent)
             if i + 1 == steps or betas[i] <= 10 * torch.finfo(dtype).eps * max(length, 1e-300):
                 break
-            basis = torch.cat([basis, (product / betas[i])[:, None]], dim=1)
+            basis = torch.cat([basis, (rest / betas[i])[:, None]], dim=1)
         used = basis.shape[1]
         values, vectors = eigh_tridiagonal(alphas[:used], betas[: used - 1])
         nodes[run, :used], weights[run, :used] = values, vectors[0] ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,9 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import all_finite, fits, numbers
 
 __all__ = [
     "EigenEstimate",
@@ -39,6 +41,9 @@ make the next point's preconditioner better and take more memory."""
 KEPT_BYTES = 2**28
 """Bytes that the Ritz vectors of one layer may take when they are handed on. The vectors of the two ends are kept in
 any case."""
+KEPT_SHARE = 1 / 32
+"""The share of a GPU's free memory that what one layer hands on may take there; what takes more waits on the host. Each
+layer looks at what the others have left: two dozen layers at the limit take half of it."""
 STEADY = 0.8
 """Two unit vectors at neighbouring points whose absolute inner product exceeds this value are taken for the same
 eigenvector, which has turned a little. A larger value trusts fewer vectors."""
@@ -107,7 +112,7 @@ class Rows:
 
     def combined(self, columns: Tensor | np.ndarray) -> Tensor:
         """[m, k] -> [k, p]: for each column, the sum of the rows weighted by the column's entries."""
-        mixing = torch.as_tensor(columns).to(self._blocks[0])
+        mixing = torch.as_tensor(columns).to(self._blocks[0], non_blocking=True)
         parts = zip(self._parts, mixing.split(BLOCK), strict=True)
         out = next((m.mT @ part) for part, m in parts)
         for part, m in parts:
@@ -121,7 +126,8 @@ class RitzSpace:
 
     ``ends`` [2, p], ``outer`` [2]: Ritz vectors and values of the smallest and the largest eigenvalue. ``vectors``
     [k, p], ``values`` [k]: those of the other large eigenvalues. ``before`` [2, p]: the ``ends`` at the previous point.
-    All tensors are on the CPU, whatever the operator's device.
+    The tensors are on the operator's device, or on the host where that has no room for them (``KEPT_SHARE``). What is
+    computed from them is computed on the device, so that no bit depends on where they were.
 
     Source: Parlett 1998, The Symmetric Eigenvalue Problem, ch. 11.
     """
@@ -137,24 +143,30 @@ class RitzSpace:
         """From all Ritz values [m], ascending, and their vectors' coefficients [m, m] in the orthonormal ``basis``.
 
         A Ritz value counts as large if its magnitude exceeds half that of the end of smaller magnitude. Ritz pairs of
-        the ``last`` point that these do not cover are kept as far as ``KEPT`` and ``KEPT_BYTES`` allow.
+        the ``last`` point that these do not cover are kept as far as ``KEPT`` and ``KEPT_BYTES`` allow; their vectors
+        have to be on the device of the basis.
         """
-        ends = basis.combined(mixing[:, [0, -1]]).cpu()
+        ends = basis.combined(mixing[:, [0, -1]])
         bound = 0.5 * np.abs(values[[0, -1]]).min()
         most = min(KEPT, KEPT_BYTES // (ends[0].numel() * ends.element_size()))
         others = [i for i in range(1, len(values) - 1) if abs(values[i]) > bound]
         others = sorted(others, key=lambda i: -abs(values[i]))[:most]
-        vectors, kept = list(basis.combined(mixing[:, others]).cpu()), list(values[others])
-        for value, v in () if last is None else zip(last.values, last.vectors, strict=True):
-            if len(vectors) >= most:
-                break
-            for u in vectors:
-                v = v - (u @ v) * u
-            if (length := float(v.norm())) > 0.5:
-                vectors.append(v / length)
-                kept.append(value)
-        together = torch.stack(vectors) if vectors else ends[:0]
-        return cls(ends, values[[0, -1]], together, np.array(kept), None if last is None else last.ends)
+        vectors, kept = list(basis.combined(mixing[:, others])), list(values[others])
+        if last is not None and len(vectors) < most:
+            found = [(value, v) for value, v in zip(last.values, _uncovered(last.vectors, vectors), strict=True)]
+            kept += [value for value, v in found if v is not None]
+            vectors += [v for _, v in found if v is not None]
+        together = torch.stack(vectors[:most]) if vectors else ends[:0]
+        before = None if last is None else last.ends
+        return cls(ends, values[[0, -1]], together, np.array(kept[:most]), before).stored()
+
+    def stored(self) -> RitzSpace:
+        """The same, on the host where the device of ``ends`` has no room for all of it."""
+        tensors = [t for t in (self.ends, self.vectors, self.before) if t is not None]
+        if fits(sum(t.nbytes for t in tensors), self.ends.device, KEPT_SHARE):
+            return self
+        before = None if self.before is None else self.before.cpu()
+        return replace(self, ends=self.ends.cpu(), vectors=self.vectors.cpu(), before=before)
 
     def order(self, ends: Sequence[End]) -> list[int]:
         """The indices (0 smallest, 1 largest) of the requested ``ends``, the end of larger magnitude first."""
@@ -162,21 +174,36 @@ class RitzSpace:
         asked = {{"smallest": 0, "largest": 1, "dominant": larger}[end] for end in ends}
         return sorted(asked, key=lambda i: i != larger)
 
-    def ahead(self, end: int) -> Tensor:
-        """The Ritz vector [p] of an end, extrapolated linearly from the last two points to the next one.
+    def ahead(self, end: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The Ritz vector [p] of an end, extrapolated linearly from the last two points to the next one, on ``device``.
 
         A vector that turned by more than 37 degrees (see ``STEADY``) probably belonged to another eigenvalue at the
         previous point; it is returned without extrapolation.
         """
-        now = self.ends[end]
-        then = now if self.before is None else self.before[end]
+        now = self.ends[end].to(device, dtype)
+        then = now if self.before is None else self.before[end].to(device, dtype)
         cosine = float(now @ then)
         return 2 * now - math.copysign(1, cosine) * then if abs(cosine) > STEADY else now
 
 
+def _uncovered(candidates: Tensor, vectors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Each row of ``candidates`` [k, p] without what the orthonormal ``vectors`` and the rows before it cover, [p].
+
+    None where less than half of its length is left. All rows are worked through before the host looks at the lengths.
+    """
+    taken, lengths = list(vectors), list[Tensor]()
+    for v in candidates:
+        for u in taken:
+            v = v - (u @ v) * u
+        lengths.append(v.norm())
+        taken.append(torch.where(lengths[-1] > 0.5, v / lengths[-1], 0.0))
+    new = taken[len(vectors) :]
+    return [v if length > 0.5 else None for v, length in zip(new, numbers(*lengths), strict=True)] if new else []
+
+
 def random_unit(size: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A unit vector [p] of random direction, the same on every device."""
-    q = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(device, dtype)
+    q = gaussian((size,), torch.Generator().manual_seed(seed), device=device, dtype=dtype)
     return q / q.norm()
 
 
@@ -285,14 +312,14 @@ def lanczos_steps(
     for step in range(1, steps + 1):
         basis.append(q)
         product = (yield q[:, None])[:, 0]
-        if not torch.isfinite(product).all():
+        rest = orthogonal(product, basis)
+        finite, alpha, beta, length = numbers(all_finite(product), q @ product, rest.norm(), product.norm())
+        if not finite:
             bad = EigenEstimate(math.nan, math.nan, False, step)
             return ExtremeEigenvalues(bad, bad)
-        alphas.append(float(q @ product))
-        rest = orthogonal(product, basis)
-        beta = float(rest.norm())
+        alphas.append(alpha)
         # A remainder at rounding level: the Krylov space is invariant and its Ritz values are exact.
-        closed = beta <= 10 * torch.finfo(dtype).eps * max(float(product.norm()), 1e-300) or step == size
+        closed = beta <= 10 * torch.finfo(dtype).eps * max(length, 1e-300) or step == size
         betas.append(0.0 if closed else beta)
         values, vectors = eigh_tridiagonal(np.array(alphas), np.array(betas[:-1]))
         residuals = np.abs(betas[-1] * vectors[-1])[[0, -1]]

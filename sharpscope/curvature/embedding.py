@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.draws import rademacher, skip_words, words_for
 from sharpscope.curvature.graphs import watched
-from sharpscope.curvature.operator import Objective, rademacher, skip_signs
+from sharpscope.curvature.members import Members
+from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
 from sharpscope.curvature.tape import Tape
@@ -158,11 +160,10 @@ class _Passes:
         self.blocks = {ALL: [n for block in before.values() for n in block], **before}
         self.remaining = split.z.shape[1]
         names = [n for tap in split.taps for n in tap.names]
-        members = [[float(n in set(block)) for n in names] for block in self.blocks.values()]
-        self.members = torch.tensor(members, dtype=torch.float64, device=split.z.device)
-        self.names = {n: i for i, n in enumerate(names)}
-        self._known = [self.members.new_zeros(len(self.blocks), n) for n in self.sizes]
-        self._samples = [self.members.new_zeros(len(self.blocks), n, 0) for n in self.sizes]
+        self.device, count = split.z.device, len(self.blocks)
+        self.members = Members(self.blocks.values(), names, self.device)
+        self._known = [torch.zeros(count, n, dtype=torch.float64, device=self.device) for n in self.sizes]
+        self._samples = [torch.zeros(count, n, 0, dtype=torch.float64, device=self.device) for n in self.sizes]
         return bool(before)
 
     def _affordable(self, split: Embedding) -> bool:
@@ -204,7 +205,7 @@ class _Passes:
 
         if count:
             known = self.team.each("eigenvectors", len(self.sizes), take)
-            self._known = [x.to(self.members.device) for x in known]
+            self._known = [x.to(self.device) for x in known]
         self.spent, self.taken, self.remaining = self.spent + count, self.taken + count, self.remaining - count
 
     def sample(self, pairs: int, generator: torch.Generator) -> None:
@@ -215,7 +216,7 @@ class _Passes:
             mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
             found = []
             for _ in range(pairs):
-                c = mu.abs().sqrt() * rademacher(tuple(mu.shape), generator).to(mu)
+                c = mu.abs().sqrt() * rademacher(mu.shape, generator, device=mu.device, dtype=mu.dtype)
                 a, b = (
                     self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
                 )
@@ -223,7 +224,7 @@ class _Passes:
             return torch.stack(found, -1)
 
         def skip(i: int) -> None:
-            skip_signs(pairs * self.sizes[i] * self.remaining, generator)
+            skip_words(pairs * words_for(self.sizes[i] * self.remaining), generator)
 
         new = self.team.each("pairs of passes", len(self.sizes), probe, skip)
         self._samples = [
@@ -256,15 +257,16 @@ class _Passes:
         found: dict[str, Tensor] = {}
         for tap, left, right in zip(taps, a, b, strict=True):
             found |= tap.inner(left, right, frozenset(tap.names))
-        return self.members[:, [self.names[n] for n in found]] @ torch.stack(list(found.values()))
+        return self.members.sums(found)
 
     # ------------------------------------------------------------------ what was found
     def looks(self) -> list[tuple[float, Pooled]]:
         """(estimate, its sampled part with the error) of every block."""
+        known_of, samples = ([t.cpu() for t in part] for part in (self._known, self._samples))
         out = []
         for b in range(len(self.blocks)):
-            known = float(sum(float(k[b].sum()) for k in self._known))
-            look = pooled(torch.cat([s[b] for s in self._samples])) if self.pairs else pooled(torch.zeros(0, 2))
+            known = float(sum(float(k[b].sum()) for k in known_of))
+            look = pooled(torch.cat([s[b] for s in samples])) if self.pairs else pooled(torch.zeros(0, 2))
             out.append((known + look.mean, look))
         return out
 

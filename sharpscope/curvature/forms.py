@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher, words_for
 from sharpscope.curvature.graphs import GradientGraph
-from sharpscope.curvature.operator import Objective, Probes, rademacher
+from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.curvature.per_example import Signs, stands_alone
 from sharpscope.curvature.tangents import stands_apart
 from sharpscope.errors import NumericalError
@@ -68,12 +69,12 @@ class Forms:
             graph = graph if graph.twice else self._engine.graph(i, twice=True)
         return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
 
-    def signs(self, i: int, graph: GradientGraph, layer: str) -> int:
-        """How many random signs one direction of the layer takes in batch i, whatever else is asked of it."""
+    def words(self, i: int, graph: GradientGraph, layer: str) -> int:
+        """How many words of random signs one direction of the layer takes in batch i, whatever else is asked of it."""
         alone, taken = self.alone(i, graph), [0]
 
         def counted(*shape: int) -> Tensor:
-            taken.append(math.prod(shape))
+            taken.append(words_for(math.prod(shape)))
             return torch.ones((), dtype=self._engine.dtype, device=self._engine.device).expand(shape)
 
         if self._tangential(i, graph, layer):
@@ -118,7 +119,7 @@ class Forms:
         generator = torch.Generator().manual_seed(0)
         alone = stands_alone(
             [g for _, g in pairs], [tap.y for tap, _ in pairs],
-            lambda g: rademacher(tuple(g.shape), generator).to(g), len(pairs[0][0].y),
+            lambda g: rademacher(g.shape, generator, device=g.device, dtype=g.dtype), len(pairs[0][0].y),
         )  # fmt: skip
         crossed = {name for (tap, _), own in zip(pairs, alone, strict=True) if not own for name in tap.names}
         self.crossed |= crossed
@@ -131,7 +132,8 @@ class Forms:
         return graph.tangents is not None and bool(names) and names <= self._apart.get(i, frozenset())
 
     def _signs(self, probes: Probes) -> Signs:
-        return lambda *shape: rademacher(shape, probes.generator).to(self._engine.device, self._engine.dtype)
+        device, dtype = self._engine.device, self._engine.dtype
+        return lambda *shape: rademacher(shape, probes.generator, device=device, dtype=dtype)
 
     def _seeds(self, graph: GradientGraph, layer: str, signs: Signs, *, weighted: bool) -> dict[int, Tensor]:
         """The tangents of one direction at the outputs of the layer's taps, by slot."""

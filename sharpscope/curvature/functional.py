@@ -9,7 +9,6 @@ there in torch 2.15 and are not used.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher, skip_words, words_for
 from sharpscope.curvature.graphs import MemoryPlan, Use
-from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
-from sharpscope.curvature.operator import Divisible, Objective, Probes, rademacher, skip_signs
+from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative, looked_at
+from sharpscope.curvature.operator import Divisible, Objective, Probes
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
 from sharpscope.vocabulary import Products
 
@@ -57,31 +57,21 @@ class FunctionalEngine(HessianEngine):
         self.plan = MemoryPlan(None, 0, size, batches, batches)
 
         def part() -> tuple[list[float], dict[str, Tensor]]:
-            losses: list[float] = []
+            losses: list[Tensor] = []
             sums: dict[str, Tensor] = {}
             for i in self._own:
                 loss = self.objective.batch_loss(i, self.theta)
                 if loss.ndim != 0:
                     raise ConfigError(f"loss: must be a scalar, got shape {tuple(loss.shape)}.")
-                losses.append(float(loss.detach()))
-                if not math.isfinite(losses[-1]):
-                    raise NumericalError(
-                        f"The loss of batch {i} is {losses[-1]}, so that no curvature can be measured."
-                    )
+                losses.append(loss.detach())
                 grads = torch.autograd.grad(loss, list(self.params.values()), allow_unused=True)
                 for name, g in zip(self.params, grads, strict=True):
                     if g is not None:
                         own = self.objective.weights[i] * g
                         sums[name] = sums[name] + own if name in sums else own
-            return losses, sums
+            return looked_at(losses, sums), sums
 
-        found, sums = self.team.combine("the gradient", part)
-        values = [value for losses in found for value in losses]
-        self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
-        if not all(torch.isfinite(g).all() for g in sums.values()):
-            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
-        self._gradient = sums
-        self.unused = tuple(name for name in self.params if name not in sums)
+        self._settle(*self.team.combine("the gradient", part))
 
     @property
     def graph_bytes(self) -> int:
@@ -102,7 +92,7 @@ class FunctionalEngine(HessianEngine):
             for i, weight in enumerate(self.objective.weights):
                 if i not in self._own:  # what its owner draws
                     for who, probes in asked.items():
-                        skip_signs(self.blocks[requests[who][0]].size * probes.count, probes.generator)
+                        skip_words(words_for(self.blocks[requests[who][0]].size * probes.count), probes.generator)
                     continue
                 for who, (layer, request) in requests.items():
                     if isinstance(request, Tensor):

@@ -208,13 +208,13 @@ def sharpness_geodesic(
     target = without_prefix(objective, theta, names)
 
     def search(i: int, generator: torch.Generator) -> Found:
-        def loss_and_gradient(u: Tensor) -> tuple[float, Tensor]:
+        def loss_and_gradient(u: Tensor) -> tuple[Tensor, Tensor]:
             u = u.detach().requires_grad_()
             loss = target.batch_loss(i, {**theta, **geometry.at(u)})
             if not loss.requires_grad:  # the loss does not depend on these parameters
-                return float(loss), torch.zeros_like(u)
+                return loss, torch.zeros_like(u)
             (gradient,) = torch.autograd.grad(loss, u, allow_unused=True)
-            return float(loss.detach()), torch.zeros_like(u) if gradient is None else gradient
+            return loss.detach(), torch.zeros_like(u) if gradient is None else gradient
 
         return auto_pgd(
             loss_and_gradient, geometry.free, rho=rho, norm="l2", steps=steps, generator=generator,

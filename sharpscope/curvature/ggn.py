@@ -16,16 +16,20 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.members import Members
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
+from sharpscope.devices import onto
 from sharpscope.seeds import derive
 from sharpscope.team import Team, team_of
 
@@ -242,8 +246,7 @@ Draw = Callable[[Tensor, torch.Generator], Tensor]
 
 def sign_cotangents(p: Tensor, generator: torch.Generator) -> Tensor:
     """B e for every row p: B B' = diag(p) - p p', and e are random signs."""
-    signs = torch.randint(0, 2, p.shape, generator=generator, dtype=torch.int8).to(p) * 2 - 1
-    root = p.sqrt() * signs
+    root = p.sqrt() * rademacher(p.shape, generator, device=p.device, dtype=p.dtype)
     return root - p * root.sum(1, keepdim=True)
 
 
@@ -255,13 +258,13 @@ def _scores(p: Tensor, generator: torch.Generator) -> Tensor:
     length = lengths.gather(1, drawn)
     scale = torch.where(length > 0, ((1 - square).clamp(min=0) / length).sqrt(), 0.0)
     # Under q the cotangents do not have mean 0; random signs give them that, so that examples in one sum do not mix.
-    scale = scale * (torch.randint(0, 2, (len(p), 1), generator=generator, dtype=torch.int8) * 2 - 1).to(scale)
+    scale = scale * rademacher(scale.shape, generator, device=scale.device, dtype=scale.dtype)
     return p.scatter_add(1, drawn, -torch.ones_like(p[:, :1])) * scale.to(p)
 
 
 def _labels(p: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """[n, count] classes drawn from the rows of p, by the inverse of their distribution function."""
-    u = torch.rand(len(p), count, generator=generator, dtype=torch.float64).to(p.device)
+    u = onto(torch.rand(len(p), count, generator=generator, dtype=torch.float64), p.device)
     cumulative = p.double().cumsum(1)
     return torch.searchsorted(cumulative, u * cumulative[:, -1:]).clamp_(max=p.shape[1] - 1)
 
@@ -339,8 +342,8 @@ class _Squares:
         self.names = list(dict.fromkeys(n for block in blocks.values() for n in block))
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in self.names}
         self.theta = {**theta, **self.params}
-        rows = [[float(n in set(block)) for n in self.names] for block in blocks.values()]
-        self.members = torch.tensor(rows, dtype=torch.float64)
+        self.device = next(iter(self.params.values())).device
+        self.members = Members(blocks.values(), self.names, self.device)
         self._settled: dict[int, Tensor] = {}  # of a batch: [blocks, n] of what is known without an error
         self.count = self.spent = 0
         self._samples: list[tuple[Tensor, Tensor, list[str]]] = []  # per batch: own, rest, names of the rest
@@ -361,7 +364,9 @@ class _Squares:
             taps = taps if self.own_open else []
             pairs = [self._squares(logits, taps, rest, draw(p, generator), last=k + 1 == count) for k in range(count)]
             weight = self.objective.weights[i] / len(p)
-            own, together = (torch.stack(x, -1).cpu() * weight for x in zip(*pairs, strict=True))
+            # one copy for both kinds: the squares of the rest are one more column
+            both = torch.stack([torch.cat([a, b[:, None]], 1) for a, b in pairs], -1).cpu() * weight
+            own, together = both[:, :-1], both[:, -1]
             return own if self.own_open else own[:, :0], together, rest
 
         def skip(i: int) -> None:
@@ -387,8 +392,8 @@ class _Squares:
             total = self._settled_so_far(i, len(p))
             for c in range(self.classes):
                 own, _ = self._squares(logits, taps, [], class_cotangent(p, c), last=c + 1 == self.classes)
-                total += own.cpu() * (self.objective.weights[i] / len(p))
-            return total, bool(rest)
+                total += own * (self.objective.weights[i] / len(p))
+            return total.cpu(), bool(rest)
 
         for i, (total, rest) in enumerate(self._each("squares", settle)):
             self._settled[i] = total
@@ -412,8 +417,8 @@ class _Squares:
                     alone = torch.zeros_like(p)
                     alone[row] = class_cotangent(p, c)[row]
                     _, square = self._squares(logits, [], rest, alone, last=False)
-                    total[:, j - starts[i]] += square.cpu() * (singles.weights[j] / len(p))
-            return total if rest else None
+                    total[:, j - starts[i]] += square * (singles.weights[j] / len(p))
+            return total.cpu() if rest else None
 
         for i, total in enumerate(self._each("squares", settle)):
             if total is not None:
@@ -428,9 +433,10 @@ class _Squares:
         return [one for one, _ in found]
 
     def _settled_so_far(self, i: int, n: int) -> Tensor:
-        """A copy of what is known without an error of the n examples of batch i, [blocks, n]."""
-        known = self._settled.get(i)
-        return torch.zeros(len(self.members), n, dtype=torch.float64) if known is None else known.clone()
+        """A copy of what is known without an error of the n examples of batch i, [blocks, n], on the device."""
+        if i not in self._settled:
+            return torch.zeros(len(self.members), n, dtype=torch.float64, device=self.device)
+        return onto(self._settled[i].clone(), self.device)
 
     def looks(self) -> list[tuple[float, Pooled]]:
         """(estimate, its sampled part with the error) of every block."""
@@ -447,7 +453,7 @@ class _Squares:
         """The sampled independent parts of block b in one batch, [units, count]; no units where all is exact."""
         if together[b].any():  # own and rest squares share their cotangents, so that together they are one part
             return own[b].sum(0, keepdim=True) + together[b]
-        unseen = any(self.members[b, self.names.index(name)] for name in self._entered.intersection(rest))
+        unseen = any(self.members.holds(b, name) for name in self._entered.intersection(rest))
         return together[b : b + 1] if unseen and not own.shape[1] else own[b]
 
     def contributions(self) -> list[tuple[Tensor, ...]]:
@@ -489,8 +495,8 @@ class _Squares:
         self, logits: Tensor, taps: Sequence[Tap], rest: Sequence[str], cotangent: Tensor, *, last: bool
     ) -> tuple[Tensor, Tensor]:
         """The squares of the own parameters [blocks, n] and of the rest [blocks], float64 on the device."""
-        members = self.members.to(logits.device)
-        own, together = members.new_zeros(len(members), len(logits)), members.new_zeros(len(members))
+        blocks, zeros = len(self.members), partial(torch.zeros, dtype=torch.float64, device=logits.device)
+        own, together = zeros(blocks, len(logits)), zeros(blocks)
         inputs = [*(tap.y for tap in taps), *(self.params[name] for name in rest)]
         if not inputs:
             return own, together
@@ -500,12 +506,12 @@ class _Squares:
             if g is not None:
                 found |= tap.squares(g.to(self.params[tap.names[0]].dtype), frozenset(tap.names))
         if found:
-            own = members[:, [self.names.index(name) for name in found]] @ torch.stack(list(found.values()))
+            own = self.members.sums(found)
         sums = {name: g for name, g in zip(rest, grads[len(taps) :], strict=True) if g is not None}
         self._entered |= sums.keys()
         if sums:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float64).square() for g in sums.values()]
-            together = members[:, [self.names.index(name) for name in sums]] @ torch.stack(norms)
+            norms = {n: torch.linalg.vector_norm(g, dtype=torch.float64).square() for n, g in sums.items()}
+            together = self.members.sums(norms)
         return own, together
 
 
@@ -518,7 +524,9 @@ def _alone(logits: Tensor, places: Sequence[Tap]) -> frozenset[str]:
     if not places:
         return frozenset()
     generator = torch.Generator().manual_seed(0)
-    alone = stands_alone(
-        [logits], [tap.y for tap in places], lambda t: torch.randn(t.shape, generator=generator).to(t), len(logits)
-    )
+
+    def draw(t: Tensor) -> Tensor:
+        return onto(torch.randn(t.shape, generator=generator), t.device).to(t.dtype)
+
+    alone = stands_alone([logits], [tap.y for tap in places], draw, len(logits))
     return frozenset(name for tap, own in zip(places, alone, strict=True) if own for name in tap.names)

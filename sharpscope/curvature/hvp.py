@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
+from sharpscope.curvature.draws import skip_words
 from sharpscope.curvature.forms import Forms
 from sharpscope.curvature.graphs import (
     GradientGraph,
@@ -29,11 +30,12 @@ from sharpscope.curvature.graphs import (
     once_differentiable,
     plan_memory,
 )
-from sharpscope.curvature.operator import Objective, Probes, skip_signs
+from sharpscope.curvature.operator import Objective, Probes
+from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
 from sharpscope.team import team_of
 
-__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative"]
+__all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative", "looked_at"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class BlockSpec:
     def join(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of the parameters' shapes -> [p]."""
         return torch.cat([t.reshape(-1) for t in tensors])
+
+
+def looked_at(losses: Sequence[Tensor], gradients: Mapping[str, Tensor]) -> list[float]:
+    """The losses, and 1.0 if they and all gradients are finite, else 0.0: one look, for which the host waits once."""
+    return numbers(*losses, all_finite(*losses, *gradients.values()))
 
 
 class HessianEngine:
@@ -131,7 +138,7 @@ class HessianEngine:
         self._own = self.team.own(len(self.objective.weights))
         self._graphs: list[GradientGraph | None] = [None] * len(self.objective.weights)
         self._forms = Forms(self)
-        self._signs: dict[str, list[int]] = {}
+        self._words: dict[str, list[int]] = {}
         """Layer -> the number of random signs that one direction takes in every batch; asked for by teams only."""
         self.once: frozenset[str] = frozenset()
         """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
@@ -182,25 +189,29 @@ class HessianEngine:
             sums: dict[str, Tensor] = {}
             for k, i in enumerate(self._own):
                 graph = self.graph(i)
-                losses.append(graph.loss.detach().double())
+                losses.append(graph.loss.detach())
                 self.twice |= graph.twice
                 for name, g in graph.gradient.items():
                     own = self.objective.weights[i] * g.detach()
                     sums[name] = sums[name] + own if name in sums else own
                 if k < self.plan.kept:
                     self._graphs[i] = graph
-            return (torch.stack(losses).tolist(), self.twice, self.once), sums
+            return (looked_at(losses, sums), self.twice, self.once), sums
 
         found, sums = self.team.combine("the gradient", part)
-        values = [value for losses, _, _ in found for value in losses]
         self.twice, self.once = any(twice for _, twice, _ in found), frozenset().union(*(once for *_, once in found))
+        self._settle([looked for looked, *_ in found], sums)
+
+    def _settle(self, looked: Sequence[Sequence[float]], sums: dict[str, Tensor]) -> None:
+        """Take what ``looked_at`` saw in every process, and the gradient, unless one of them is not finite."""
+        values = [value for *losses, _ in looked for value in losses]
         for i, value in enumerate(values):
             if not math.isfinite(value):
                 raise NumericalError(f"The loss of batch {i} is {value}, so that no curvature can be measured.")
+        if not all(finite for *_, finite in looked) or (self.team.several and not all_finite(*sums.values())):
+            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self.loss = sum(w * v for w, v in zip(self.objective.weights, values, strict=True))
         self._gradient = sums
-        if not all(torch.isfinite(g).all() for g in sums.values()):
-            raise NumericalError("The gradient of the loss is not finite, so that no curvature can be measured.")
         self.unused = tuple(name for name in self.params if name not in sums)
 
     # ------------------------------------------------------------------ what estimators use
@@ -237,7 +248,7 @@ class HessianEngine:
             for who, (_, request) in requests.items()
             if isinstance(request, Tensor)
         }
-        self._count_signs([layer for layer, request in requests.values() if isinstance(request, Probes)])
+        self._count_words([layer for layer, request in requests.values() if isinstance(request, Probes)])
         found, sums = self.team.combine("products", lambda: self._part(requests, columns))
         units: dict[str, list[Tensor]] = {who: [] for who in requests if who not in columns}
         for parts, crossed in found:
@@ -260,7 +271,7 @@ class HessianEngine:
                 for who in units:
                     layer, request = requests[who]
                     assert isinstance(request, Probes)
-                    skip_signs(request.count * self._signs[layer][i], request.generator)
+                    skip_words(request.count * self._words[layer][i], request.generator)
                 continue
             graph = self.graph(i, twice=bool(columns))
             for who, (layer, request) in requests.items():
@@ -272,18 +283,18 @@ class HessianEngine:
             del graph
         return (units, self._forms.crossed), sums
 
-    def _count_signs(self, layers: Sequence[str]) -> None:
-        """Learn from the other processes how many signs a direction of these layers takes in each of their batches."""
-        new = [layer for layer in dict.fromkeys(layers) if layer not in self._signs]
+    def _count_words(self, layers: Sequence[str]) -> None:
+        """Learn from the other processes how many words a direction of these layers takes in each of their batches."""
+        new = [layer for layer in dict.fromkeys(layers) if layer not in self._words]
         if not self.team.several or not new:
             return
 
         def count(i: int) -> list[int]:
             graph = self.graph(i)
-            return [self._forms.signs(i, graph, layer) for layer in new]
+            return [self._forms.words(i, graph, layer) for layer in new]
 
-        counts = self.team.each("signs", len(self.objective.weights), count)
-        self._signs |= {layer: list(every) for layer, every in zip(new, zip(*counts, strict=True), strict=True)}
+        counts = self.team.each("words", len(self.objective.weights), count)
+        self._words |= {layer: list(every) for layer, every in zip(new, zip(*counts, strict=True), strict=True)}
 
     def by_example(self, i: int) -> frozenset[str]:
         """The parameters that get a direction of each example's own in batch i (``Forms.alone``).

@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import student
+from sharpscope.devices import numbers
 from sharpscope.team import team_of
 
 __all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images", "told_apart"]
@@ -114,7 +115,7 @@ class ImageLosses:
         if self._single:
             own = self._at(0, theta).sum() / objective.weights[0]
             with torch.no_grad():
-                loss = objective.batch_loss(0, theta).double().cpu()
+                loss = objective.batch_loss(0, theta).double()
             self._single = bool(torch.isclose(own, loss, rtol=1e-3, atol=1e-5))
         self.here = self.at(theta)
 
@@ -131,7 +132,7 @@ class ImageLosses:
             loss = F.cross_entropy(logits, objective.batch_labels(i), reduction="none")
         else:
             loss = objective.batch_loss(i, theta).double().view(1)
-        return loss.cpu() * (objective.weights[i] / len(loss))
+        return loss * (objective.weights[i] / len(loss))
 
     def slopes(self, directions: Mapping[str, Tensor], slope: float) -> Contributions | None:
         """What each image adds to v'g along the unit vector v of ``directions``, from two evaluations of the loss.
@@ -143,7 +144,7 @@ class ImageLosses:
         if not slope or not math.isfinite(slope):
             return None
         size = max(abs(sum(float(part.sum()) for part in self.here)), 1.0)
-        length = math.sqrt(sum(float(self.theta[n].double().square().sum()) for n in directions))
+        length = math.sqrt(sum(numbers(*(self.theta[n].double().square().sum() for n in directions))))
         step = min(RISE * size / abs(slope), FARTHEST * max(length, 1.0))
         moved = [{n: self.theta[n] + s * v.to(self.theta[n]) for n, v in directions.items()} for s in (step, -step)]
         ahead, back = (self.at({**self.theta, **m}) for m in moved)

@@ -15,6 +15,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import gaussian, rademacher
+from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import NumericalError
 
 __all__ = [
@@ -28,16 +30,11 @@ __all__ = [
     "Probes",
     "SymmetricOperator",
     "check_symmetric",
-    "rademacher",
-    "skip_signs",
     "solve",
     "solve_together",
 ]
 
 T = TypeVar("T")
-
-SKIPPED = 2**24
-"""The number of signs that are drawn at a time where none is needed. A larger number takes more memory."""
 
 
 @dataclass(frozen=True)
@@ -185,17 +182,6 @@ class DenseOperator:
         return self.matrix @ vs
 
 
-def rademacher(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Independent signs, +1 or -1 with probability 1/2 each, int8 of the given shape."""
-    return torch.randint(0, 2, tuple(shape), generator=generator, dtype=torch.int8) * 2 - 1
-
-
-def skip_signs(count: int, generator: torch.Generator) -> None:
-    """Leave the generator as ``rademacher`` leaves it that draws ``count`` signs, in whatever shapes."""
-    for start in range(0, count, SKIPPED):
-        rademacher((min(SKIPPED, count - start),), generator)
-
-
 def solve(estimator: Estimator[T], operator: SymmetricOperator) -> T:
     """Run one estimator to its end on one operator and return its result.
 
@@ -219,7 +205,8 @@ def _answer(operator: SymmetricOperator, request: Tensor | Probes) -> Tensor:
         raise NumericalError("operator: a weighted trace needs parameters, which this operator does not have.")
     if request.before_head:
         raise NumericalError("operator: a part of the trace needs a network, which this operator does not have.")
-    v = rademacher((operator.shape[0], request.count), request.generator).to(operator.device, operator.dtype)
+    shape = operator.shape[0], request.count
+    v = rademacher(shape, request.generator, device=operator.device, dtype=operator.dtype)
     return (v * operator.matmat(v)).double().sum(0, keepdim=True)
 
 
@@ -263,14 +250,14 @@ def check_symmetric(operator: SymmetricOperator, generator: torch.Generator, *, 
     Raises:
         NumericalError: a value above ``rtol``, or a product that is not finite.
     """
-    uv = torch.randn(operator.shape[0], 2, generator=generator, dtype=torch.float64)
-    uv = uv.to(operator.device, operator.dtype)
+    uv = gaussian((operator.shape[0], 2), generator, device=operator.device, dtype=operator.dtype)
     huv = operator.matmat(uv)
-    if not torch.isfinite(huv).all():
-        raise NumericalError("operator: the product with a random vector is not finite.")
-    a, b = (uv[:, 0] @ huv[:, 1]).item(), (uv[:, 1] @ huv[:, 0]).item()
     norms, hnorms = uv.norm(dim=0), huv.norm(dim=0)
-    scale = (norms[0] * hnorms[1] + norms[1] * hnorms[0]).item()
+    finite, a, b, scale = numbers(
+        all_finite(huv), uv[:, 0] @ huv[:, 1], uv[:, 1] @ huv[:, 0], norms[0] * hnorms[1] + norms[1] * hnorms[0]
+    )
+    if not finite:
+        raise NumericalError("operator: the product with a random vector is not finite.")
     gap = abs(a - b) / scale if scale > 0 else 0.0
     limit = torch.finfo(operator.dtype).eps ** 0.5 if rtol is None else rtol
     if gap > limit:

@@ -33,6 +33,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature import double_backward
+from sharpscope.devices import onto
 
 __all__ = ["Inner", "Signs", "Spread", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 
@@ -219,12 +220,12 @@ def stands_alone(
     plain = _derivatives(outputs, places, cotangents)
     # Not in place: the derivative at a place that is an output is the cotangent itself.
     scaled = _derivatives(outputs, places, [c * _row_scales(examples, c) for c in cotangents])
-    alone = []
+    alone: list[Tensor] = []
     for p, q in zip(plain, scaled, strict=True):
         gap = torch.linalg.vector_norm(q / _row_scales(examples, q) - p)
         eps = min(torch.finfo(p.dtype).eps, torch.finfo(torch.float32).eps)  # scaling is exact in half precision too
-        alone.append(bool(gap <= 64 * eps * torch.linalg.vector_norm(p)))
-    return alone
+        alone.append(gap <= 64 * eps * torch.linalg.vector_norm(p))
+    return torch.stack(alone).tolist()
 
 
 def _derivatives(outputs: Sequence[Tensor], places: Sequence[Tensor], cotangents: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -237,7 +238,7 @@ def _row_scales(examples: int, like: Tensor) -> Tensor:
     """A power of two for every example, [examples, 1, ...]; the first and the last differ."""
     powers = torch.randint(0, SCALES, (examples,), generator=torch.Generator().manual_seed(1)) - SCALES // 2
     powers[0], powers[-1] = -1, 1  # two examples never draw the same
-    return torch.exp2(powers.double()).to(like).view(-1, *(1,) * (like.ndim - 1))
+    return onto(torch.exp2(powers.double()), like.device).to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
 
 
 # ------------------------------------------------------------------ kinds of taps

@@ -11,15 +11,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import itemgetter
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.ascent import Norm, auto_pgd, random_point
+from sharpscope.curvature.draws import gaussian, uniform
 from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
+from sharpscope.devices import free_bytes
 from sharpscope.seeds import derive
 from sharpscope.team import team_of
 
@@ -31,9 +34,10 @@ Found = tuple[float, float, bool]
 _Searched = tuple[Tensor, Tensor, list[Found]]
 """A process's generator before and after its batches, and what they gave."""
 
-NOISE_KEPT = 2**30
-"""The number of bytes up to which all noise draws of a layer are kept in memory. A layer that needs more draws the same
-noise again for every batch, from the same seeds."""
+NOISE_SHARE = 1 / 4
+"""The share of the free memory of the device up to which all noise draws of a layer are kept there. They then serve one
+batch after the other, each of which runs the part of the forward pass before the layer once. The draws of a larger
+layer are made and used one after the other, each for all batches."""
 
 
 @dataclass(frozen=True)
@@ -92,28 +96,35 @@ def sharpness_avg(
     Sources: Andriushchenko et al. 2023, arXiv 2302.07011; Kwon et al. 2021, arXiv 2102.11600 (adaptive).
     """
     flat = {n: theta[n].detach() for n in names}
-    size = sum(w.numel() * w.element_size() for w in flat.values())
+    size = sum(w.nbytes for w in flat.values())
+    kept = samples * size <= NOISE_SHARE * free_bytes(next(iter(flat.values())).device)
 
-    def draw(s: int) -> dict[str, Tensor]:
+    @lru_cache(maxsize=samples if kept else 1)
+    def drawn(s: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(derive(seed, "noise", s))
         return {n: _noise(w, rho, adaptive, noise, generator) for n, w in flat.items()}
 
-    drawn = lru_cache(maxsize=samples if samples * size <= NOISE_KEPT else 1)(draw)
-    target, team = without_prefix(objective, theta, names), team_of(objective)
+    team = team_of(objective)
+    batches = team.own(len(objective.weights))
+    pairs = [(i, s) for i in batches for s in range(samples)]
+    # Only the last batch's prefix is remembered, so that it is of no use where the batches change in every step.
+    target = without_prefix(objective, theta, names) if kept else objective
 
     @torch.no_grad()
-    def rises(i: int) -> tuple[Tensor | float, Tensor]:
-        """(batch i's loss at delta = 0, its part of each draw's rise [samples])"""
-        start = objective.batch_loss(i, theta) if base is None else base[i]
+    def part() -> list[tuple[Tensor | float, Tensor]]:
+        """(a batch's loss at delta = 0, its part of each draw's rise [samples]) for this process's batches."""
+        starts = {i: objective.batch_loss(i, theta) if base is None else base[i] for i in batches}
         # kept on the device, so that no step waits for a transfer to the CPU
-        found: list[Tensor | float] = [0.0] * samples
-        for s in range(samples):
+        rises: dict[int, list[Tensor | float]] = {i: [0.0] * samples for i in batches}
+        for i, s in pairs if kept else sorted(pairs, key=itemgetter(1)):
             for sign in (1, -1):
                 moved = {**theta, **{n: w + sign * drawn(s)[n] for n, w in flat.items()}}
-                found[s] = found[s] + objective.weights[i] * (target.batch_loss(i, moved).double() - start) / 2
-        return start, torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in found]).cpu()
+                rise = objective.weights[i] * (target.batch_loss(i, moved).double() - starts[i]) / 2
+                rises[i][s] = rises[i][s] + rise
+        rows = [torch.stack([torch.as_tensor(r, dtype=torch.float64) for r in row]) for row in rises.values()]
+        return list(zip(starts.values(), torch.stack(rows).cpu(), strict=True))
 
-    starts, parts = zip(*team.each("rises", len(objective.weights), rises), strict=True)
+    starts, parts = zip(*(one for found in team.gather("rises", part) for one in found), strict=True)
     each = torch.stack(parts)
     values = each.sum(0)
     mean = float(values.mean())
@@ -163,10 +174,8 @@ def _depends(objective: Objective, i: int, theta: Mapping[str, Tensor], names: S
 
 
 def _noise(w: Tensor, rho: float, adaptive: bool, noise: Noise, generator: torch.Generator) -> Tensor:
-    if noise == "uniform":
-        z = (2 * torch.rand(w.shape, generator=generator, dtype=torch.float64) - 1).to(w)
-    else:
-        z = torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w)
+    draw = uniform if noise == "uniform" else gaussian
+    z = draw(w.shape, generator, device=w.device, dtype=w.dtype)
     return rho * (w.abs() * z if adaptive else z)
 
 
@@ -223,16 +232,16 @@ def sharpness_max(
 
 def _loss_and_gradient(
     objective: Objective, i: int, theta: Mapping[str, Tensor], names: Sequence[str], point: Tensor
-) -> tuple[float, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Batch i's loss and its gradient [p] where the named tensors have the entries ``point`` [p]."""
     point = point.requires_grad_()
     sizes = [theta[n].numel() for n in names]
     parts = {n: part.view(theta[n].shape) for n, part in zip(names, point.split(sizes), strict=True)}
     loss = objective.batch_loss(i, {**theta, **parts})
     if not loss.requires_grad:  # the loss does not depend on these parameters
-        return float(loss), torch.zeros_like(point)
+        return loss, torch.zeros_like(point)
     (gradient,) = torch.autograd.grad(loss, point, allow_unused=True)
-    return float(loss.detach()), torch.zeros_like(point) if gradient is None else gradient
+    return loss.detach(), torch.zeros_like(point) if gradient is None else gradient
 
 
 def searched(

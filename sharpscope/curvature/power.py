@@ -19,6 +19,7 @@ from sharpscope.curvature.eigen import (
     random_unit,
 )
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import numbers
 
 __all__ = ["power_ends_steps", "power_iteration", "power_steps"]
 
@@ -79,14 +80,12 @@ def power_steps(
     value = residual = math.nan
     for step in range(1, max_matvecs + 1):
         product = (yield v[:, None])[:, 0]
-        value = float(v @ product)
-        residual = float((product - value * v).norm())
+        found, shifted = v @ product, product - shift * v
+        value, residual, norm = numbers(found, (product - found * v).norm(), shifted.norm())
         if not math.isfinite(residual):
             return EigenEstimate(math.nan, math.nan, False, step)
         if residual <= max(rtol * abs(value), atol):
             return EigenEstimate(value, residual, True, step, v)
-        shifted = product - shift * v
-        norm = float(shifted.norm())
         if norm == 0.0:  # v is an eigenvector at the shift itself: nothing lies farther
             return EigenEstimate(value, residual, residual == 0.0, step, v)
         v, last = shifted / norm, v
@@ -121,6 +120,6 @@ def power_ends_steps(
     smallest, largest = sorted((first, other), key=lambda e: e.value)
     if smallest.vector is None or largest.vector is None:
         return ExtremeEigenvalues(largest, smallest)
-    pair = torch.stack([smallest.vector, largest.vector]).cpu()
+    pair = torch.stack([smallest.vector, largest.vector])
     space = RitzSpace(pair, np.array([smallest.value, largest.value]), pair[:0], np.zeros(0))
-    return ExtremeEigenvalues(largest, smallest, space)
+    return ExtremeEigenvalues(largest, smallest, space.stored())

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.means import Nearest, known_means
 from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, Part, Step
-from sharpscope.curvature.operator import rademacher
 from sharpscope.curvature.per_example import Tap, tensors_in
 from sharpscope.curvature.rules import operation
 from sharpscope.curvature.tape import Call, Tape
+from sharpscope.devices import onto
 
 __all__ = ["Embedding", "Tangents", "stands_apart", "tangents_of"]
 
@@ -325,10 +326,10 @@ def stands_apart(tangents: Tangents, like: Tensor) -> bool:
     ``like``: a tensor of the dtype and on the device of the pass.
     """
     n, generator = tangents.examples, torch.Generator().manual_seed(0)
-    signs = lambda *shape: rademacher(shape, generator).to(like)  # noqa: E731
+    signs = lambda *shape: rademacher(shape, generator, device=like.device, dtype=like.dtype)  # noqa: E731
     leaks: list[Tensor] = []
     for _ in range(1 + 8 // n):
-        order = torch.randperm(n, generator=generator).to(like.device)
+        order = onto(torch.randperm(n, generator=generator), like.device)
         quiet = order[: n // 2]
         moving = torch.ones(n, dtype=like.dtype, device=like.device).index_fill_(0, quiet, 0)
         seeds: dict[int, Tensor] = {}

@@ -11,7 +11,9 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, rademacher, solve
+from sharpscope.curvature.draws import rademacher
+from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, solve
+from sharpscope.devices import all_finite, numbers
 
 __all__ = [
     "FIRST",
@@ -170,7 +172,8 @@ def per_example_steps(
     if pilot is None:
         pilot = Pilot(torch.Generator().manual_seed(seed))
         pilot.parts = yield pilot.request(weighted, before_head)
-    generator, parts = pilot.generator, pilot.parts.double()
+    # A few numbers: one copy to the host serves all that is asked of them.
+    generator, parts = pilot.generator, pilot.parts.double().cpu()
     while True:
         count, found = parts.shape[1], pooled(parts)
         mean, stderr = known + found.mean, math.hypot(blur, found.stderr)
@@ -178,7 +181,7 @@ def per_example_steps(
         within = stderr <= tolerance and found.freedom >= ENOUGH
         # An error that is not known yet (few degrees of freedom) says little about how many products are needed.
         needed = found.needed(tolerance**2 - blur**2)
-        adds = (parts.mean(1).cpu(),)
+        adds = (parts.mean(1),)
         if not math.isfinite(mean) or within or count >= most:
             return TraceEstimate(mean, stderr, within, count, contributions=adds)
         if needed >= size and count + size <= most:
@@ -187,7 +190,7 @@ def per_example_steps(
             return _shifted(exact, beside, rtol, atol)
         wanted = min(needed, most, math.inf if found.freedom >= ENOUGH else 2 * count)
         probes = Probes(max(math.ceil(wanted) - count, 1), generator, weighted, before_head)
-        parts = torch.cat([parts, (yield probes).double()], 1)
+        parts = torch.cat([parts, (yield probes).double().cpu()], 1)
 
 
 def _exactly(
@@ -334,12 +337,14 @@ def hutchinson_steps(
     plain, weighted = torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
     wanted = pilot
     while True:
+        found: list[tuple[Tensor, ...]] = []
         for _ in range(wanted - len(plain)):
-            v = rademacher((size, 1), generator).to(device, dtype)
+            v = rademacher((size, 1), generator, device=device, dtype=dtype)
             product = (v * (yield v)).double()[:, 0]
-            plain = torch.cat([plain, product.sum().cpu().view(1)])
-            if square is not None:
-                weighted = torch.cat([weighted, (square * product).sum().cpu().view(1)])
+            found.append((product.sum(), *(() if square is None else ((square * product).sum(),))))
+        new = torch.stack([torch.stack(column) for column in zip(*found, strict=True)]).cpu()
+        plain = torch.cat([plain, new[0]])
+        weighted = weighted if square is None else torch.cat([weighted, new[1]])
         mean, stderr, within, needed = _look(plain, rtol)
         if within or wanted >= max_matvecs or not math.isfinite(mean):
             break
@@ -364,11 +369,12 @@ def _exact(
     size: int, dtype: torch.dtype, device: torch.device, square: Tensor | None, spent: int
 ) -> Estimator[TraceEstimate]:
     """The exact trace from one product per coordinate, without sampling error."""
-    diagonal = torch.zeros(size, dtype=torch.float64)
+    diagonal = torch.zeros(size, dtype=torch.float64, device=device)
     for i in range(size):
         unit = torch.zeros(size, 1, dtype=dtype, device=device)
         unit[i] = 1
-        diagonal[i] = (yield unit)[i, 0].double().cpu()
+        diagonal[i] = (yield unit)[i, 0]
+    diagonal = diagonal.cpu()
     weighted = None if square is None else (float((square.cpu() * diagonal).sum()), 0.0)
     return TraceEstimate(float(diagonal.sum()), 0.0, bool(torch.isfinite(diagonal).all()), spent + size, weighted)
 
@@ -441,11 +447,11 @@ def xtrace_steps(
         q_new, r = _extend(q, r, image)
         z = torch.cat([z, (yield q_new.to(dtype)).double()], dim=1)
         omega, y, q = (torch.cat(parts, dim=1) for parts in ((omega, new), (y, image), (q, q_new)))
-        if not torch.isfinite(z).all() or r.diagonal().abs().min() <= torch.finfo(torch.float64).eps * r.abs().max():
-            finite = bool(torch.isfinite(z).all())
+        finite, smallest, largest = numbers(all_finite(z), r.diagonal().abs().min(), r.abs().max())
+        if not finite or smallest <= torch.finfo(torch.float64).eps * largest:
             # H Omega has less than full rank: Q spans the range of H and tr(Q'HQ) is the whole trace.
             value = float((q * z).sum()) if finite else math.nan
-            return TraceEstimate(value, 0.0 if finite else math.nan, finite, 2 * m)
+            return TraceEstimate(value, 0.0 if finite else math.nan, bool(finite), 2 * m)
         values = _exchangeable(omega, y, q, r, z).cpu()
         mean, spread = float(values.mean()), float(values.std(correction=1)) / math.sqrt(m)
         stderr = XTRACE_INFLATION * student(m - 1) * spread
@@ -511,7 +517,7 @@ def hutchpp_steps(
     if size <= 3 * k:
         return (yield from _exact(size, dtype, device, None, 0))
     generator = torch.Generator().manual_seed(seed)
-    image = (yield rademacher((size, k), generator).to(device, dtype)).double()
+    image = (yield rademacher((size, k), generator, device=device, dtype=dtype)).double()
     if not torch.isfinite(image).all():
         return TraceEstimate(math.nan, math.nan, False, k)
     q, _ = torch.linalg.qr(image)
@@ -520,10 +526,12 @@ def hutchpp_steps(
     room = max(max_matvecs - 2 * k, 1)
     wanted = min(max(pilot, 2), room)
     while True:
+        found = []
         for _ in range(wanted - len(samples)):
-            v = rademacher((size, 1), generator).to(device, torch.float64)
+            v = rademacher((size, 1), generator, device=device, dtype=torch.float64)
             v = v - q @ (q.mT @ v)
-            samples = torch.cat([samples, (v * (yield v.to(dtype)).double()).sum().cpu().view(1)])
+            found.append((v * (yield v.to(dtype)).double()).sum())
+        samples = torch.cat([samples, torch.stack(found).cpu()])
         mean, stderr, within, needed = _look(samples, rtol, captured)
         if within or wanted >= room or not math.isfinite(mean):
             return TraceEstimate(mean, stderr, within, 2 * k + len(samples))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from sharpscope.curvature.eigen import (
     wanted_ends,
 )
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
+from sharpscope.devices import all_finite, numbers
 
 __all__ = ["tracked", "tracked_steps"]
 
@@ -117,30 +118,31 @@ def tracked_steps(
 ) -> Estimator[ExtremeEigenvalues]:
     """``tracked`` as a generator that yields the vectors whose products it needs (see ``operator.solve``)."""
     known = _Known(space.values, space.vectors.to(device, dtype))
+    space = replace(space, vectors=known.vectors)
     order = space.order(ends)
     first, seeded = order[0], {order[0]}
     basis, images = Rows(), Rows()
     small = np.zeros((0, 0))
-    start = space.ahead(first).to(device, dtype)
+    start = space.ahead(first, device, dtype)
     step = start / torch.linalg.vector_norm(start) + RANDOM * random_unit(size, seed, device, dtype)
     new: Tensor | None = step / torch.linalg.vector_norm(step)
     while True:
         assert new is not None
         product = (yield new[:, None])[:, 0]
-        if not torch.isfinite(product).all():
-            bad = EigenEstimate(math.nan, math.nan, False, len(basis) + 1)
-            return ExtremeEigenvalues(bad, bad)
         basis.append(new)
         images.append(product)
-        small = _bordered(small, basis.dot(product[:, None])[:, 0].double().cpu().numpy())
         spent = len(basis)
+        finite, *column = numbers(all_finite(product), basis.dot(product[:, None]))
+        if not finite:
+            bad = EigenEstimate(math.nan, math.nan, False, spent)
+            return ExtremeEigenvalues(bad, bad)
+        small = _bordered(small, np.array(column))
         values, mixing = np.linalg.eigh(small)
         theta = values[[0, -1]]
         x, hx = (rows.combined(mixing[:, [0, -1]]) for rows in (basis, images))
-        r = hx - x * torch.from_numpy(theta).to(x)[:, None]
+        r = hx - x * torch.from_numpy(theta).to(x, non_blocking=True)[:, None]
         r = r - basis.combined(basis.dot(r.mT))
-        shares, rest = known.split(r)
-        lengths = torch.linalg.vector_norm(torch.cat([r, rest]), dim=1).double().tolist()
+        shares, rest, lengths = known.split(r)
         errors = [lengths[i] if i == first else known.error(theta[i], shares[i], lengths[2 + i]) for i in (0, 1)]
         within = errors <= tolerances(theta, rtol)
         wanted = wanted_ends(theta, np.array(errors), ends)
@@ -151,7 +153,7 @@ def tracked_steps(
             end = first if first in lacking else lacking[0]
             if end not in seeded:
                 seeded.add(end)
-                new = _outside(space.ahead(end).to(device, dtype), basis)
+                new = _outside(space.ahead(end, device, dtype), basis)
             if new is None:
                 t = r[end] if end == first else known.precondition(theta[end], shares[end], rest[end])
                 new = _outside(t, basis)
@@ -169,10 +171,16 @@ class _Known:
     values: np.ndarray
     vectors: Tensor
 
-    def split(self, r: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Rows of residuals [e, p] -> their components along the known vectors [e, k], and the rest [e, p]."""
+    def split(self, r: Tensor) -> tuple[np.ndarray, Tensor, list[float]]:
+        """Rows of residuals r [e, p] -> (their components along the known vectors [e, k], the rest [e, p], lengths).
+
+        The lengths are those of the rows of r, then those of the rest, [2e].
+        """
         shares = r @ self.vectors.mT
-        return shares.double().cpu().numpy(), r - shares @ self.vectors
+        rest = r - shares @ self.vectors
+        found = numbers(shares, torch.linalg.vector_norm(torch.cat([r, rest]), dim=1))
+        count = shares.numel()
+        return np.array(found[:count]).reshape(shares.shape), rest, found[count:]
 
     def error(self, value: float, shares: np.ndarray, rest: float) -> float:
         """The estimated error of ``tracked``, with c_k = ``shares`` and ||r_0|| = ``rest``."""
@@ -182,21 +190,18 @@ class _Known:
     def precondition(self, value: float, shares: np.ndarray, rest: Tensor) -> Tensor:
         """The next direction t [p], see ``tracked``."""
         gaps = np.maximum(np.abs(self.values - value), max(NEAREST * abs(value), np.finfo(float).tiny))
-        return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest) @ self.vectors
+        return rest + torch.from_numpy(abs(value) / gaps * shares).to(rest, non_blocking=True) @ self.vectors
 
 
 def _outside(v: Tensor, basis: Rows) -> Tensor | None:
     """The part of v [p] orthogonal to the basis, scaled to unit length; None where v lies in the span (``SPANNED``)."""
-    length = float(torch.linalg.vector_norm(v))
+    lengths = [torch.linalg.vector_norm(v)]
     for _ in range(3):  # a residual is short compared with the basis vectors and needs a third Gram-Schmidt pass
-        if not length > 0:
-            return None
-        v = v / length
+        v = v / lengths[-1]
         v = v - basis.combined(basis.dot(v[:, None]))[0]
-        length = float(torch.linalg.vector_norm(v))
-        if length < SPANNED:
-            return None
-    return v / length
+        lengths.append(torch.linalg.vector_norm(v))
+    first, *rest = numbers(*lengths)
+    return v / lengths[-1] if first > 0 and all(length >= SPANNED for length in rest) else None
 
 
 def _bordered(small: np.ndarray, column: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pandas as pd
 from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points, with_error
 from sharpscope.tables.printed import Printed
-from sharpscope.tables.rows import MIDDLE, measures_in, nearest, unique_in_order
+from sharpscope.tables.rows import MIDDLE, measures_in, nearest, records, unique_in_order
 from sharpscope.vocabulary import GROUP_TITLES
 
 __all__ = ["RESULT_TABLES", "Result", "result_table"]
@@ -60,7 +60,8 @@ def _sharpness(table: pd.DataFrame, measures: Sequence[str], alpha: float | None
     pairs = unique_in_order(own["pair"])
     cells, values = [], []
     for (pair, layer), rows in own.groupby(["pair", "layer"], sort=False):
-        by = {str(r["measure"]): r for r in rows.to_dict("records")}
+        layer = str(layer)
+        by = {str(r["measure"]): r for r in records(rows)}
         head = ({"pair": pair} if len(pairs) > 1 else {}) | {"layer": GROUP_TITLES.get(layer, layer)}
         cells.append(head | {m: _estimate(by[m]) if m in by else MISSING for m in chosen})
         wide = {f"{m}{end}": by[m][column] if m in by else math.nan
@@ -94,7 +95,7 @@ def _advice(table: pd.DataFrame, measures: Sequence[str], alpha: float | None) -
             "OOD": _percent(r["ood_accuracy"]), "ID": _percent(r["id_accuracy"]),
             "gain": _interval(r, "predicted_gain", points), "advised": "yes" if r["advised"] else "",
         }
-        for r in own.to_dict("records")
+        for r in records(own)
     ]  # fmt: skip
     notes = ("Accuracies in percent; gain over zero-shot in points, with its interval.",)
     return Printed(pd.DataFrame(cells), own, ("α", "OOD", "ID", "gain"), notes)
@@ -108,7 +109,7 @@ def _verdicts(table: pd.DataFrame, measures: Sequence[str], alpha: float | None)
             "claim": r["claim"], "group": r["group"] or MISSING, "estimate": _interval(r, "estimate", number),
             "n": MISSING if is_missing(r["n"]) else str(int(r["n"])), "verdict": r["verdict"],
         }
-        for r in table.to_dict("records")
+        for r in records(table)
     ]  # fmt: skip
     notes = ("The evidence behind each verdict stands in the run's table verdicts.",)
     return Printed(pd.DataFrame(cells), table, ("estimate", "n"), notes)

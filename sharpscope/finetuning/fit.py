@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sharpscope.devices import onto
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
@@ -122,9 +123,13 @@ class _Keeper:
     keep: Keep | None
     every: int | None
 
-    def __call__(self, step: int, theta: Theta) -> None:
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is kept after so many steps."""
         total = sum(stage.recipe.steps for stage in self.prepared.stages)
-        if self.keep is not None and self.every is not None and step % self.every == 0 and step < total:
+        return self.keep is not None and self.every is not None and step % self.every == 0 and step < total
+
+    def __call__(self, step: int, theta: Theta) -> None:
+        if self.keep is not None:
             self.keep(step, self.prepared.export(theta))
 
 
@@ -156,28 +161,33 @@ class _Stage:
         per_epoch = max(1, len(rows) // size)
         batches = self._batches(rows, size, per_epoch, at.state.step if at.state else 0)
         judge_every = self.method.judge_every or per_epoch
-        meter: dict[str, str] = {}
+        meter: dict[str, Tensor] = {}
         held: dict[int, Batch] = {}  # sharpness-aware training asks twice for the loss of one step
 
         def loss(current: Theta, step: int) -> Iterator[Tensor]:
             if first := step not in held:
                 held.clear()
                 held[step] = next(batches)
-            batch, accuracy = held[step], 0.0
+            batch, accuracy = held[step], torch.zeros((), device=self.task.device)
             for part in batch.split(self.method.accumulate):
                 share = len(part.labels) / len(batch.labels)  # unequal parts weigh by their examples
                 losses = self.prepared.losses(current, part)
-                if first and losses.logits is not None:
-                    accuracy += share * float((losses.logits.detach().argmax(1) == part.labels).float().mean())
-                    meter["accuracy"] = f"{accuracy:.2f}"
+                if first and self.progress and losses.logits is not None:
+                    right = losses.logits.detach().argmax(1) == part.labels
+                    meter["accuracy"] = accuracy = accuracy + share * right.float().mean()
                 yield share * losses.total
 
         def after(state: State) -> None:
-            done = state.step == recipe.steps
-            if done or state.step % judge_every == 0:
-                judge(before + state.step, {**theta, **state.kept}, state.kept)
-            self.keeper(before + state.step, {**theta, **state.kept})
-            if save is not None and not done and state.step % every == 0:
+            done, step = state.step == recipe.steps, before + state.step
+            judged, kept = done or state.step % judge_every == 0, self.keeper.due(step)
+            saved = save is not None and not done and state.step % every == 0
+            if judged or kept or saved:
+                state.settle()  # what is not finite is neither judged nor written
+            if judged:
+                judge(step, {**theta, **state.kept}, state.kept)
+            if kept:
+                self.keeper(step, {**theta, **state.kept})
+            if save is not None and saved:
                 save(dataclasses.replace(
                     at, state=state, accuracies=judge.accuracies, best=judge.best, best_accuracy=judge.best_accuracy
                 ))  # fmt: skip
@@ -230,9 +240,9 @@ class _Stage:
             # a picture depends on the image and the epoch alone, whatever batch it is in
             images, labels, captions = self.examples.batch(rows[indices], derive(seed, "augment", epoch))
             return Batch(
-                images.to(task.device, non_blocking=True),
-                labels.to(task.device, non_blocking=True),
-                None if captions is None else task.model.tokenize(captions).to(task.device),
+                onto(images, task.device),
+                onto(labels, task.device),
+                None if captions is None else onto(task.model.tokenize(captions), task.device),
                 step,
                 step / steps,
                 seed,

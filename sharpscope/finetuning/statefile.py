@@ -79,8 +79,7 @@ class StateFile:
             slots: dict[str, dict[str, torch.Tensor]] = {}
             for name, tensor in part("slot/").items():
                 slot, _, leaf = name.partition("/")
-                # Adam counts its steps on the CPU, wherever the weights are
-                slots.setdefault(leaf, {})[slot] = tensor.cpu() if slot == "step" else tensor
+                slots.setdefault(leaf, {})[slot] = tensor
             losses = tensors["state/losses"].tolist()
             state = State(facts["step"], part("leaf/"), slots, part("average/"), losses, facts["scaler"])
         return Progress(

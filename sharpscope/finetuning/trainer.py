@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sharpscope.devices import all_finite
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
+from sharpscope.finetuning.losses import Losses
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta
@@ -105,7 +107,9 @@ class State:
     """Everything that the next step depends on; ``leaves``, ``slots`` and ``average`` are the live tensors themselves.
 
     ``slots``: the optimizer's memory, {tensor name: {slot: tensor}}; ``average``: the moving average of the leaves, or
-    empty; ``scaler``: the loss scale's state for float16.
+    empty; ``scaler``: the loss scale's state for float16. ``settle()`` waits for the device, brings ``losses``,
+    ``slots`` and ``scaler`` up to the step, and raises NumericalError where a loss or a weight is not finite: call it
+    before anything of a running training is used.
     """
 
     step: int
@@ -114,6 +118,7 @@ class State:
     average: Theta = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    settle: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def kept(self) -> Theta:
@@ -162,7 +167,7 @@ def train(
     precision: Precision = "full",
     resume: State | None = None,
     after: Callable[[State], None] | None = None,
-    meter: Mapping[str, str] | None = None,
+    meter: Mapping[str, Tensor] | None = None,
     description: str | None = None,
 ) -> Trained:
     """Minimise ``loss`` over the tensors named in ``trained``, starting from ``theta``, which is left as it is.
@@ -174,13 +179,14 @@ def train(
     ema_debias the average starts at 0 and is divided by 1 - d^t after t steps, so that the start has no part in it
     precision  bf16, fp16: autocast on CUDA, the weights stay float32; the CPU always computes in float32
     resume     a state that ``after`` was given: training resumes there and gives the bits of an uninterrupted run
-    after      called with the state after every step; it has to copy what it keeps
-    meter      what the progress bar shows beside the loss, read after every step
+    after      called with the state after every step; it has to settle the state before use and to copy what it keeps
+    meter      numbers that the progress bar shows beside the loss, on the device
     description  label of the progress bar (on a terminal only); None: no bar
 
     The same theta, loss and recipe give the same bits on the same machine and thread count.
     Raises ConfigError for a name that theta lacks or a precision that training cannot use, NumericalError when the loss
-    is no longer finite.
+    or a weight is no longer finite: on a GPU some steps later (``losses.READ_EVERY``), but before ``after`` has settled
+    the state, and before the end.
     """
     check_precision(precision)
     unknown = [name for name in trained if name not in theta]
@@ -198,21 +204,30 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
+    losses = Losses(state.losses, recipe.steps, recipe.lr)
 
-    def backward(step: int) -> float:
-        """Add the gradient of the step's loss to the leaves, and return the loss."""
-        total, terms = 0.0, _terms(loss, current, step)
+    def backward(step: int) -> Tensor:
+        """Add the gradient of the step's loss to the leaves, and return the loss in float64."""
+        total, terms = torch.zeros((), dtype=torch.float64, device=device), _terms(loss, current, step)
         while True:
             with torch.autocast(device.type, dtype=AUTOCAST[precision], enabled=half):
                 term = next(terms, None)
             if term is None:
                 return total
-            total += float(term.detach())
-            if not math.isfinite(total):
-                raise NumericalError(
-                    f"finetune: loss is {total} at step {step} of {recipe.steps}; lower lr ({recipe.lr:g})."
-                )
+            total = total + term.detach().double()
             scaler.scale(term).backward()
+
+    def settle() -> None:
+        state.losses = losses.read()
+        if not bool(all_finite(*leaves.values())):
+            raise NumericalError(
+                f"finetune: the weights are not finite after step {state.step} of {recipe.steps}; lower lr "
+                f"({recipe.lr:g})."
+            )
+        state.slots = {n: _slots(optimizer, leaf, recipe) for n, leaf in leaves.items()}
+        state.scaler = scaler.state_dict()
+
+    state.settle = settle
 
     silent = None if description else True
     bar = tqdm(range(state.step, recipe.steps), description, initial=state.step, total=recipe.steps, disable=silent)
@@ -220,11 +235,11 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
-        state.losses.append(backward(step))
+        losses.add(step, backward(step))
         if ascent is not None:
             with ascent(leaves):
                 optimizer.zero_grad()
-                backward(step)
+                losses.add(step, backward(step), counts=False)
         if recipe.clip_norm is not None:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(list(leaves.values()), recipe.clip_norm)
@@ -237,11 +252,11 @@ def train(
                 average.lerp_(leaves[name], _share(ema or 0.0, step + 1, ema_debias))
         state.step = step + 1
         if after is not None:
-            state.slots = {n: _slots(optimizer, leaf, recipe) for n, leaf in leaves.items()}
-            state.scaler = scaler.state_dict()
             after(state)
-        if description and not bar.disable:
-            bar.set_postfix({"loss": f"{state.losses[-1]:.3f}", **(meter or {})}, refresh=False)
+        if description and not bar.disable and not losses.waiting:
+            beside = {name: f"{float(value):.2f}" for name, value in (meter or {}).items()}
+            bar.set_postfix({"loss": f"{losses.read()[-1]:.3f}", **beside}, refresh=False)
+    state.settle()
     return Trained({**theta, **state.kept}, tuple(state.losses))
 
 
@@ -267,7 +282,9 @@ def _optimizer(leaves: Theta, recipe: Recipe) -> torch.optim.Optimizer:
     groups = [g for g in groups if g["params"]]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    # One kernel instead of several on a GPU; the CPU keeps the formulas whose bits it always had.
+    fused = True if next(iter(leaves.values())).device.type == "cuda" else None
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
 
 
 def _slots(optimizer: torch.optim.Optimizer, leaf: Tensor, recipe: Recipe) -> dict[str, Tensor]:
@@ -282,6 +299,10 @@ def _take_up(state: State, resume: State, optimizer: torch.optim.Optimizer, scal
         average.copy_(resume.average[name])
     for name, leaf in state.leaves.items():
         if slots := resume.slots.get(name):
-            optimizer.state[leaf] = {slot: t.detach().clone() for slot, t in slots.items()}
+            # Adam counts its steps on the CPU, but where it is one kernel.
+            steps = leaf.device if optimizer.defaults.get("fused") else torch.device("cpu")
+            optimizer.state[leaf] = {
+                slot: t.detach().to(steps if slot == "step" else leaf.device, copy=True) for slot, t in slots.items()
+            }
     if resume.scaler:
         scaler.load_state_dict(resume.scaler)

@@ -9,8 +9,9 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.alphas import said
-from sharpscope.present.view import layer_names, pairs_of, records
+from sharpscope.present.view import layer_names, pairs_of
 from sharpscope.tables.formats import MISSING, interval, is_missing, percent, points
+from sharpscope.tables.rows import records
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
 
 __all__ = ["advice_text", "advised", "in_brief", "in_words", "situations_of", "title_of"]

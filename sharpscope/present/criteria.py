@@ -11,9 +11,10 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.style import short_layer
-from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Line, cell, layer_cell, records
+from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Line, cell, layer_cell
 from sharpscope.tables.criteria import Overlap, choices, overlap, side_by_side
 from sharpscope.tables.formats import number, percent
+from sharpscope.tables.rows import records
 from sharpscope.vocabulary import AMONG_LARGEST, SIDE_BY_SIDE
 
 __all__ = ["agreement_of", "both_definitions", "who_is_named"]

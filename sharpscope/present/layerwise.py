@@ -29,7 +29,6 @@ from sharpscope.present.view import (
     in_order,
     layer_cell,
     pairs_of,
-    records,
     status_cell,
 )
 from sharpscope.tables.formats import interval, is_missing, number, p_text, percent, points
@@ -39,6 +38,7 @@ from sharpscope.tables.rows import (
     marginal_rows,
     measures_in,
     nearest,
+    records,
     unique_in_order,
     widest_means,
 )

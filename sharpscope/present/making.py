@@ -10,8 +10,9 @@ import pandas as pd
 
 from sharpscope.present.alphas import alpha_convention, alpha_is
 from sharpscope.present.style import short_layer
-from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Section, Source, cell, flat, records, status_cell
+from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Section, Source, cell, flat, status_cell
 from sharpscope.tables.formats import MISSING, number
+from sharpscope.tables.rows import records
 
 __all__ = ["making", "problems"]
 

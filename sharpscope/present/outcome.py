@@ -27,12 +27,11 @@ from sharpscope.present.view import (
     in_order,
     layer_names,
     pairs_of,
-    records,
     status_cell,
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.happened import what_happened
-from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows
+from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows, records
 from sharpscope.vocabulary import (
     ADVICE,
     CANNOT,

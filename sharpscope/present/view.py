@@ -14,6 +14,7 @@ from sharpscope.present.alphas import alpha_number
 from sharpscope.present.style import short_layer
 from sharpscope.tables.files import normalised
 from sharpscope.tables.formats import with_error
+from sharpscope.tables.rows import records
 
 __all__ = [
     "MOST_ROWS",
@@ -34,7 +35,6 @@ __all__ = [
     "layer_cell",
     "layer_names",
     "pairs_of",
-    "records",
     "status_cell",
 ]
 
@@ -240,11 +240,6 @@ def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
 
 def absent(what: str) -> str:
     return f"This run has no {what}: the table is empty or missing."
-
-
-def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dicts."""
-    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def in_order(table: pd.DataFrame, order: Sequence[str]) -> list[dict[str, Any]]:

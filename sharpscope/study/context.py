@@ -12,7 +12,6 @@ import torch
 from sharpscope.clip.answering import FeatureCache
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.spec import check_spec, load_dataset
-from sharpscope.clip.devices import free_bytes
 from sharpscope.clip.end_outputs import EndOutputs
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import LoadedPair, load_pair, pick_device
@@ -21,6 +20,7 @@ from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
+from sharpscope.devices import free_bytes
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
 from sharpscope.ranks import ranks

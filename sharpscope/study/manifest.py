@@ -16,6 +16,7 @@ from sharpscope.clip.devices import name_of
 from sharpscope.config.specs import LAYOUTS, read_spec
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
+from sharpscope.curvature.draws import DRAWS
 from sharpscope.study.context import Context
 from sharpscope.study.workers import threads_of
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
@@ -42,7 +43,8 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         for name in VRF_FIELDS:
             del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
-    identity = {"config": numbers, "inputs": inputs, "sharpscope": __version__, "torch": torch.__version__}
+    versions = {"sharpscope": __version__, "torch": torch.__version__, "draws": DRAWS}
+    identity = {"config": numbers, "inputs": inputs, **versions}
     first = next(iter(contexts.values()))
     outside, device = _from_outside(config), name_of(first.device)
     ranks = {"ranks": first.team.size} if config.split_units else {}  # the sums of others differ in the last bits

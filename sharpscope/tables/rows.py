@@ -36,6 +36,7 @@ __all__ = [
     "pairs_and_groups",
     "points_of",
     "primary_rows",
+    "records",
     "stacked",
     "table",
     "unique_in_order",
@@ -62,6 +63,11 @@ def stacked(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     columns = list(EVERY_COLUMNS[name])
     parts = [frame.reindex(columns=columns).astype(object) for frame in frames if len(frame)]
     return normalised(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns), name)
+
+
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dictionaries by column."""
+    return [{str(k): v for k, v in row.items()} for row in table.to_dict("records")]
 
 
 def unique_in_order(values: Iterable[Any]) -> list[Any]:

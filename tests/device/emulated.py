@@ -269,9 +269,16 @@ class Emulated:
             found = grouped(lists, *args, **kwargs)
             return {(self.device if self.kind(v[0][0][0]) == DEVICE else d, t): v for (d, t), v in found.items()}
 
+        made = torch.optim.AdamW.__init__
+
+        def unfused(optimizer, *args, fused=None, **kwargs):
+            """The fused kernel has other bits, and runs where the tensors really are."""
+            made(optimizer, *args, **kwargs)
+
         nothing = lambda *args, **kwargs: None  # noqa: E731
         patches = [
             (torch.nn.utils.clip_grad, "_group_tensors_by_device_and_dtype", by_device),
+            (torch.optim.AdamW, "__init__", unfused),
             (torch, "autocast", autocast),
             (torch, "is_autocast_enabled", enabled),
             (ThreadPoolExecutor, "submit", submit),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,6 @@ import torch
 import sharpscope
 from sharpscope.errors import RunDirectoryError
 from sharpscope.study.demo import demo_config
-
-
-@pytest.fixture(scope="module")
-def emulated() -> Any:
-    spec = importlib.util.spec_from_file_location("emulated", Path(__file__).parent / "emulated.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["emulated"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def config(device: str) -> sharpscope.StudyConfig:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.measures import gauss_newton, hessian
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.curvature.operator import DenseOperator, Probes, rademacher, solve
+from sharpscope.curvature.operator import DenseOperator, Probes, solve
 from sharpscope.curvature.trace import TraceEstimate, per_example_steps
 from sharpscope.errors import NumericalError
 from sharpscope.layers import split_layers

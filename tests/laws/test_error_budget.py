@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sharpscope.config.study import StudyConfig
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.measures.solving import Sampled, sampled_tasks
-from sharpscope.curvature.operator import Probes, rademacher, solve
+from sharpscope.curvature.operator import Probes, solve
 from sharpscope.curvature.trace import Pilot, TraceEstimate, per_example_steps
 from sharpscope.errors import ConfigError
 

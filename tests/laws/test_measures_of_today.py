@@ -292,15 +292,15 @@ def test_a_random_start_finds_the_maximum_of_a_linear_loss_and_leaves_a_stationa
     g, c = draw(20), draw(20, seed=6).abs()
     c[3] = 0.0
     found = auto_pgd(
-        lambda d: (float(d @ g), g), c, rho=0.3, norm=norm, steps=20, random_start=True,
+        lambda d: (d @ g, g), c, rho=0.3, norm=norm, steps=20, random_start=True,
         generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     truth = 0.3 * float((c * g).norm() if norm == "l2" else (c * g).abs().sum())
     assert found[0] == 0.0 and found[1] == pytest.approx(truth, rel=1e-9)
     seen: list[Tensor] = []
     auto_pgd(
-        lambda d: (seen.append(d), (0.0, torch.zeros_like(d)))[1], c, rho=0.3, norm=norm, steps=1, random_start=True,
-        generator=torch.Generator().manual_seed(1),
+        lambda d: (seen.append(d), (torch.zeros(()), torch.zeros_like(d)))[1], c, rho=0.3, norm=norm, steps=1,
+        random_start=True, generator=torch.Generator().manual_seed(1),
     )  # fmt: skip
     ratio = torch.where(c > 0, seen[1] / c.clamp_min(1e-30), 0.0)
     length = float(ratio.norm() if norm == "l2" else ratio.abs().max())

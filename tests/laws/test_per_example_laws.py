@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import DenseOperator, Probes, rademacher
+from sharpscope.curvature.operator import DenseOperator, Probes
 from sharpscope.curvature.trace import hutchinson, per_example_trace
 
 open_clip = pytest.importorskip("open_clip")

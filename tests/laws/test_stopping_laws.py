@@ -16,8 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope import layer_curvature
 from sharpscope.curvature.density import spectral_density
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.ggn import fisher_trace, ggn_trace
-from sharpscope.curvature.operator import DenseOperator, Probes, SymmetricOperator, rademacher
+from sharpscope.curvature.operator import DenseOperator, Probes, SymmetricOperator
 from sharpscope.curvature.perturbation import sharpness_avg
 from sharpscope.curvature.trace import TraceEstimate, hutchinson, hutchpp, per_example_trace, pooled, xtrace
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.arithmetic import second_order
+from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.ggn import GaussNewton, Residual
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
@@ -164,7 +165,7 @@ def test_the_gauss_newton_part_and_the_rest_come_apart(tower: Classification) ->
         tangents, names = both.graph(0).tangents, frozenset(tower.layers[layer])
         assert tangents is not None
         generator = torch.Generator().manual_seed(1)
-        signs = lambda *s: torch.randint(0, 2, s, generator=generator, dtype=torch.int8).double() * 2 - 1  # noqa: E731, B023
+        signs = lambda *s: rademacher(s, generator, dtype=torch.float64)  # noqa: E731, B023
         seeds = {slot: tap.tangent(signs, names.intersection(tap.names), False) for slot, tap in tangents.taps(names)}
         gauss_newton, head, body = tangents.forms(seeds)
         for part, reference in zip((gauss_newton, head + body), split, strict=True):

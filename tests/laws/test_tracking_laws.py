@@ -136,7 +136,7 @@ def test_the_error_holds_for_certain_where_every_other_vector_is_known() -> None
         x = F.normalize(vectors[:, 0] + noise * F.normalize(draw(SIZE, seed=seed), dim=0), dim=0)
         hx = vectors @ (eigenvalues * (vectors.mT @ x))
         theta = (x @ hx).item()
-        shares, rest = known.split((hx - theta * x)[None])
+        shares, rest, _ = known.split((hx - theta * x)[None])
         error = known.error(theta, shares[0], rest.norm().item())
         assert abs(theta - eigenvalues[0].item()) <= error < (hx - theta * x).norm().item() + rest.norm().item()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
-from sharpscope.clip.devices import onto
+from sharpscope.devices import onto
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.seeds import derive
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.functional import engine_for
@@ -250,6 +253,11 @@ def _add_up(results: dict[str, Any], rtol: float) -> None:
             results[f"{kind} {ALL}"] = TraceEstimate(value, stderr, within, spent, contributions=adds, blur=blur)
 
 
+def _along(g: Tensor, hg: Tensor) -> Tensor:
+    """(g'Hg, g'g, ||Hg||)."""
+    return torch.stack([g @ hg, g @ g, hg.norm()])
+
+
 def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: MeasureTable) -> None:
     """Add g'Hg / g'g and cos(g, Hg) of every layer; undefined where the gradient g is zero.
 
@@ -257,9 +265,8 @@ def _along_gradient(engine: HessianEngine, wanted: Sequence[str], table: Measure
     """
     gradients = {layer: engine.gradient(layer) for layer in engine.blocks}
     products = engine.products({layer: g[:, None] for layer, g in gradients.items()})
-    for layer, g in gradients.items():
-        g, hg = g.double(), products[layer][:, 0].double()
-        bend, size, length = (float(x) for x in (g @ hg, g @ g, hg.norm()))
+    found_of = [_along(g.double(), products[layer][:, 0].double()) for layer, g in gradients.items()]
+    for layer, (bend, size, length) in zip(gradients, torch.stack(found_of).tolist(), strict=True):
         row: dict[str, Any] = {"seed": 0, "converged": True, "stderr": 0.0, "num_matvecs": 1}
         row["untold"] = "a ratio of products is no mean over images"
         if size == 0:
