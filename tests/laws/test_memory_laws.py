@@ -19,6 +19,7 @@ from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.layers import split_layers
 from sharpscope.study import compute as units
 from sharpscope.study.context import Budget
+from sharpscope.team import ALONE
 
 MEASURES = ("hessian_trace", "lambda_max", "lambda_min", "gradient_curvature")
 
@@ -212,7 +213,8 @@ def test_out_of_memory_on_an_accelerator_halves_the_budget_and_is_said(monkeypat
     class Context:
         budget, device = Budget(1000), torch.device("cpu")
         settings = property(lambda self: MeasureSettings(memory=self.budget.bytes))
-        layers, probe, pair = (), type("P", (), {"batch_size": 64}), type("Q", (), {"name": "p"})
+        layers, team_probe, pair = (), type("P", (), {"batch_size": 64}), type("Q", (), {"name": "p"})
+        team = ALONE
         theta = staticmethod(lambda alpha: {})
 
     monkeypatch.setattr(units, "measure_layers", measure)
