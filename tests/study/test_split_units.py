@@ -23,7 +23,7 @@ from sharpscope.cli import main as cli
 from sharpscope.config.study import StudyConfig
 from sharpscope.config.studyfile import dump
 from sharpscope.config.sweep import SweepConfig
-from sharpscope.curvature.operator import rademacher, skip_signs
+from sharpscope.curvature.draws import DRAWS, rademacher, skip_words, words_for
 from sharpscope.curvature.perturbation import searched
 from sharpscope.errors import ConfigError, RunDirectoryError
 from sharpscope.study.context import load_contexts
@@ -353,7 +353,7 @@ def test_batches_that_draw_one_after_the_other_draw_the_same_in_every_team(size)
         def signs(i: int) -> list[int]:
             return rademacher((i + 1, 3), generator).flatten().tolist()
 
-        every = team.each("signs", 5, signs, lambda i: skip_signs(3 * (i + 1), generator))
+        every = team.each("signs", 5, signs, lambda i: skip_words(words_for(3 * (i + 1)), generator))
         return [(one, int(generator.get_state().sum())) for one in every]
 
     one = draws(ALONE)
@@ -361,14 +361,14 @@ def test_batches_that_draw_one_after_the_other_draw_the_same_in_every_team(size)
     assert len({str(signs[:3]) for signs, _ in one}) > 1
 
 
-@pytest.mark.parametrize("chunk", [7, 2**24])
-def test_skipped_signs_are_the_signs_that_are_drawn(chunk, monkeypatch):
-    monkeypatch.setattr("sharpscope.curvature.operator.SKIPPED", chunk)
-    for count, shapes in ((23, [(23,)]), (30, [(5, 4), (10,)]), (0, [])):
+@pytest.mark.parametrize("chunk", [3, 2**20])
+def test_skipped_words_are_the_words_that_are_drawn(chunk, monkeypatch):
+    monkeypatch.setattr("sharpscope.curvature.draws._SKIPPED", chunk)
+    for shapes in ([(23,)], [(5, 4), (100, 7)], [(64,), (65,)], []):
         drawn, skipped = (torch.Generator().manual_seed(1) for _ in range(2))
         for shape in shapes:
             rademacher(shape, drawn)
-        skip_signs(count, skipped)
+        skip_words(sum(words_for(math.prod(shape)) for shape in shapes), skipped)
         assert torch.equal(drawn.get_state(), skipped.get_state())
 
 
@@ -427,3 +427,14 @@ def test_units_that_another_launch_has_are_waited_for_and_its_failures_are_taken
         ("done", "before", None), ("taken", "another launch", None), ("bad", "NaN", None), ("free", "this one", 1.5),
     ]  # fmt: skip
     assert len(waits) == 2 and directory.holder("noise/free") is None
+
+
+def test_a_run_of_other_random_numbers_is_not_taken_up(smallest, tmp_path):
+    """One from before the draws were counted, and one of another count."""
+    facts = SimpleNamespace(pair=SimpleNamespace(facts={"zeroshot": {"sha256": "a"}, "finetuned": {"sha256": "b"}}))
+    now = identity_of(smallest, {"x": SimpleNamespace(**vars(facts), device=torch.device("cpu"), team=ALONE)})
+    for name, other in (("before", {}), ("other", {"draws": DRAWS + 1})):
+        there = {k: v for k, v in now.items() if k != "draws"} | other
+        RunDirectory.open(tmp_path / name, there, {})
+        with pytest.raises(RunDirectoryError, match=f"draws is .* there, {DRAWS} here"):
+            RunDirectory.open(tmp_path / name, now, {})
