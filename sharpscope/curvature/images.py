@@ -122,7 +122,8 @@ class ImageLosses:
     def at(self, theta: Mapping[str, Tensor]) -> Contributions:
         """What every image adds to the mean loss at ``theta``, float64."""
         count = len(self.objective.weights)
-        return tuple(team_of(self.objective).each("losses", count, lambda i: self._at(i, theta)))
+        parts = team_of(self.objective).each("losses", count, lambda i: self._at(i, theta))
+        return torch.cat(parts).cpu().split([len(part) for part in parts])  # one copy for all batches
 
     @torch.no_grad()
     def _at(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
