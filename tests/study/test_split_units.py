@@ -238,7 +238,8 @@ def events(root: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def split(smallest: StudyConfig) -> StudyConfig:
     """The smallest study with units that are split, in three batches."""
-    return dataclasses.replace(smallest, split_units=True, batch_size=1, probe_size=3, measures=("hessian_trace",))
+    few = {"batch_size": 1, "probe_size": 3, "measures": ("hessian_trace",), "max_matvecs": 4}
+    return dataclasses.replace(smallest, split_units=True, **few)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from sharpscope.study.context import Context
 @pytest.fixture(scope="module")
 def config(smallest: StudyConfig) -> StudyConfig:
     return dataclasses.replace(
-        smallest, measures=("hessian_trace", "lambda_max"), probe_size=40, batch_size=16, rtol=0.1, max_matvecs=60
+        smallest, measures=("hessian_trace", "lambda_max"), probe_size=24, batch_size=8, rtol=0.15, max_matvecs=40
     )
 
 
@@ -33,7 +33,7 @@ def context(config: StudyConfig) -> Context:
 
 
 def layout(context: Context, kept: int = 3) -> MemoryPlan:
-    return MemoryPlan(None, 1, 16, len(context.probe.batches), kept)
+    return MemoryPlan(None, 1, 8, len(context.probe.batches), kept)
 
 
 def test_a_part_of_a_probe_is_spread_over_all_its_batches(context: Context) -> None:
@@ -54,7 +54,7 @@ def test_as_much_is_tried_as_the_time_allows(context: Context) -> None:
     for gradient in (1e-6, 0.3, 1.0, 3.0, 10.0, 30.0, 1e6):
         found = timing._affordable(context, gradient, plan)
         seen.append((0, 0) if found is None else (found[0], len(found[1])))
-    assert seen[0] == (16, every) and seen[-1] == (0, 0)
+    assert seen[0] == (8, every) and seen[-1] == (0, 0)
     assert [n for n, _ in seen] == sorted((n for n, _ in seen), reverse=True) and len(set(seen)) >= 4
     few = next(timing._affordable(context, g, plan) for g in (1.0, 3.0, 10.0, 30.0))
     assert few is not None and few[1][0] == context.layers[0] and few[1][-1] == context.layers[-1]
@@ -68,9 +68,9 @@ def test_what_is_tried_is_scaled_to_the_whole(context: Context, monkeypatch: pyt
         yield timing._Clock(2.0)
 
     monkeypatch.setattr(timing, "_clock", clock)
-    monkeypatch.setattr(timing, "_affordable", lambda c, g, layout: (10, c.layers[:3]))
+    monkeypatch.setattr(timing, "_affordable", lambda c, g, layout: (6, c.layers[:3]))
     trial, first, after = timing._tried(context, 0.5, 0.0, layout(context))
-    assert trial is not None and (trial.images, trial.layers) == (10, 3)
+    assert trial is not None and (trial.images, trial.layers) == (6, 3)
     assert first == after == pytest.approx(2.0 * 4 * len(context.layers) / 3)
     _, again, _ = timing._tried(context, 0.5, 0.5, layout(context, kept=1))
     assert again - first >= trial.products["eigenvalues"] * 2 * 0.5 * 2 / 3 - 1e-9
@@ -80,7 +80,7 @@ def test_a_part_with_a_wider_tolerance_takes_about_the_products_of_the_whole(con
     theta, layers = context.theta(0.5), context.layers
     rows = measure_layers(context.probe, theta, layers, ["hessian_trace"], context.settings).rows
     whole = statistics.median(r["num_matvecs"] for r in rows)
-    _, tried, _ = timing._measured(context, context.probe.part(10), layers, ["hessian_trace"], 0.5, {})
+    _, tried, _ = timing._measured(context, context.probe.part(6), layers, ["hessian_trace"], 0.5, {})
     assert whole / 2 <= statistics.median(r["num_matvecs"] for r in tried) <= 2 * whole
     assert whole > 2  # it does depend on what is found
 
@@ -89,7 +89,7 @@ def test_without_time_to_try_the_plan_says_that_it_guesses(
     config: StudyConfig, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = sharpscope.plan(config)
-    assert f"of the 40 probe images and {len(context.layers)} of the {len(context.layers)} layers" in told
+    assert f"of the 24 probe images and {len(context.layers)} of the {len(context.layers)} layers" in told
     assert "for traces" in told and "for eigenvalues" in told and "GUESS" not in told
     monkeypatch.setattr(timing, "_SECONDS", 0.0)
     assert "a GUESS for the curvature" in sharpscope.plan(config)
