@@ -13,7 +13,7 @@ from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
 from sharpscope.study.timing import Trial, costs
-from sharpscope.vocabulary import MEASURES, Cost, expand_measures
+from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
 
 __all__ = ["plan"]
 
@@ -44,8 +44,7 @@ def plan(config: StudyConfig) -> str:
     decoded = sum(len(d) for d in context.datasets.values() if d.facts["streamed"]) / images * cost.decode
     seconds = {
         "curvature": cost.curvature,
-        "single layers": (3 * len(config.layer_alphas) + len(config.layer_alphas) * len(config.criticality_noise))
-        * layers * cost.loss,
+        "single layers": (_moves(config) * layers + len(BASES)) * cost.loss,
         "path": alphas * (cost.loss + cost.evaluate) + passes["path"] * decoded,
         "repair": (repairs * cost.evaluate + passes["repair"] * decoded) * repaired / images,
     }  # fmt: skip
@@ -87,6 +86,12 @@ def plan(config: StudyConfig) -> str:
     return "\n".join(lines)
 
 
+def _moves(config: StudyConfig) -> int:
+    """How many losses the units of single layers take for each layer."""
+    apart = sum(alpha != base.alpha for base in BASES.values() for alpha in config.layer_alphas)
+    return apart + sum(alpha > 0 for alpha in config.layer_alphas) * len(config.criticality_noise)
+
+
 def _tried(trial: Trial | None, context: Context) -> str:
     """What the predicted time of the curvature rests on."""
     if trial is None:
@@ -96,8 +101,8 @@ def _tried(trial: Trial | None, context: Context) -> str:
     found = ", ".join(f"{n} for {_WORDS[kind]}" for kind, n in trial.products.items() if kind in _WORDS)
     products = f", with a median of products a layer of {found}" if found else ""
     return (
-        f"tried on {trial.images} of the {context.probe.n} probe images and {trial.layers} of the "
-        f"{len(context.layers)} layers{products}"
+        f"tried at {trial.alphas} of the {len(context.config.measured_alphas)} alphas, on {trial.images} of the "
+        f"{context.probe.n} probe images and {trial.layers} of the {len(context.layers)} layers{products}"
     )
 
 

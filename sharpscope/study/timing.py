@@ -24,7 +24,7 @@ from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.layers import Layer
 from sharpscope.study.context import Context
-from sharpscope.study.tasks import density_alphas, measured_at, plan_curvature
+from sharpscope.study.tasks import density_alphas, measured_at
 from sharpscope.vocabulary import ALL, MEASURES, Cost, expand_measures
 
 __all__ = ["Costs", "Trial", "costs"]
@@ -42,11 +42,12 @@ _GUESS: Final = 10
 
 @dataclass(frozen=True)
 class Trial:
-    """Measuring at one alpha with ``layers`` of the layers and ``images`` of the probe's images.
+    """Measuring at ``alphas`` of the alphas with ``layers`` of the layers and ``images`` of the probe's images.
 
     ``products``: kind -> median number of products, or backward passes, of a layer.
     """
 
+    alphas: int
     images: int
     layers: int
     products: Mapping[str, int] = field(default_factory=dict)
@@ -84,14 +85,13 @@ def costs(context: Context) -> Costs:
     gradient = probe.n * _rate(context, probe.n, lambda n: _gradient(probe.part(n), theta, names))
     loss = probe.n * _rate(context, probe.n, lambda n: probe.part(n).sample_losses(theta))
     decode, evaluate = _test_images(context, theta)
-    trial, first, following = _tried(context, alpha, gradient, layout)
+    trial, measuring = _tried(context, gradient, layout)
     product, sweep = _products(context, theta, trial, gradient)
     if trial is None:
         kinds = {(MEASURES[m].family, MEASURES[m].cost) for m in _open(context)}
         steps = min(_GUESS, config.max_matvecs) * len(kinds)
-        first = following = (2 * gradient if kinds else 0.0) + steps * sweep
-    alphas, chunks = len(config.measured_alphas), len(plan_curvature(config.measured_alphas))
-    curvature = chunks * first + (alphas - chunks) * following + _counted(context, gradient, loss)
+        measuring = (2 * gradient if kinds else 0.0) + steps * sweep
+    curvature = len(config.measured_alphas) * measuring + _counted(context, gradient, loss)
     layer = sweep / len(context.layers)
     s, densities = context.settings, sum(product if x == ALL else layer for x in config.density_layers)
     curvature += len(density_alphas(config)) * (2 * gradient + s.density_runs * s.density_steps * densities)
@@ -107,8 +107,11 @@ def _open(context: Context) -> list[str]:
 
 
 def _counted(context: Context, gradient: float, loss: float) -> float:
-    """Seconds of the measures whose gradients and losses follow from the settings, at all alphas."""
-    config, layers, total = context.config, len(context.layers) + 1, 0.0
+    """Seconds of the measures whose gradients and losses follow from the settings, at all alphas.
+
+    What is asked of one layer runs, on the average, through half of the network: that behind the layer.
+    """
+    config, layers, total = context.config, len(context.layers) / 2 + 1, 0.0
     each = {
         "noise": 2 * config.noise_samples * layers * loss,
         "worst_case": config.pgd_steps * layers * gradient,
@@ -121,31 +124,38 @@ def _counted(context: Context, gradient: float, loss: float) -> float:
 
 
 # ---------------------------------------------------------------------- the real job, in small
-def _tried(context: Context, alpha: float, gradient: float, layout: MemoryPlan) -> tuple[Trial | None, float, float]:
-    """(what was tried, seconds of measuring at an alpha from nothing, the same beside an alpha that was measured)."""
+def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial | None, float]:
+    """(what was tried, seconds of measuring at one alpha, the mean over those that were tried).
+
+    How much a trace takes differs from alpha to alpha by far. Therefore as many are tried as the time allows, spread
+    over the path, each with the eigenvectors of the one before.
+    """
     config, probe = context.config, context.probe
-    wanted = _open(context)
-    if not wanted or not config.measured_alphas:
-        return Trial(0, 0), 0.0, 0.0
+    wanted, alphas = _open(context), config.measured_alphas
+    if not wanted or not alphas:
+        return Trial(0, 0, 0), 0.0
     found = _affordable(context, gradient, layout)
     if found is None:
-        return None, 0.0, 0.0
+        return None, 0.0
     images, layers = found
-    part, factor = probe.part(images), probe.n / images * len(context.layers) / len(layers)
-    seconds, rows, warm = _measured(context, part, layers, wanted, alpha, {})
+    part, seconds, warm = probe.part(images), list[float](), dict[str, RitzSpace]()
     kinds: dict[str, list[int]] = {}
-    for row in rows:
-        if row["num_matvecs"] is not None and row["layer"] != ALL:
-            kinds.setdefault(MEASURES[row["measure"]].cost, []).append(int(row["num_matvecs"]))
+    visited = [alphas[0]]
+    while visited:
+        taken, rows, warm = _measured(context, part, layers, wanted, visited.pop(0), warm)
+        if not seconds:
+            count = min(max(int(_SECONDS / taken), 2), len(alphas))
+            visited = [alphas[round(i * (len(alphas) - 1) / (count - 1))] for i in range(1, count)] if count > 1 else []
+        seconds.append(taken)
+        for row in rows:
+            if row["layer"] != ALL:
+                kinds.setdefault(MEASURES[row["measure"]].cost, []).append(int(row["num_matvecs"]))
     products = {kind: round(statistics.median(n)) for kind, n in kinds.items()}
-    after = seconds
-    if warm and len(config.measured_alphas) > 1:
-        near = min((a for a in config.measured_alphas if a != alpha), key=lambda a: abs(a - alpha))
-        after, _, _ = _measured(context, part, layers, wanted, near, warm)
     # Where graphs do not fit into memory, they are built anew in every round of products.
     rounds = max((max(n) for kind, n in kinds.items() if kind != "outer"), default=0)
     again = rounds * 2 * gradient * (layout.batches - layout.kept) / layout.batches
-    return Trial(images, len(layers), products), seconds * factor + again, after * factor + again
+    factor = probe.n / images * len(context.layers) / len(layers)
+    return Trial(len(seconds), images, len(layers), products), statistics.mean(seconds) * factor + again
 
 
 def _affordable(context: Context, gradient: float, layout: MemoryPlan) -> tuple[int, Sequence[Layer]] | None:
@@ -165,7 +175,7 @@ def _affordable(context: Context, gradient: float, layout: MemoryPlan) -> tuple[
 def _measured(
     context: Context, part: Probe, layers: Sequence[Layer], wanted: Sequence[str], alpha: float,
     warm: Mapping[str, RitzSpace],
-) -> tuple[float, list[dict[str, Any]], Mapping[str, RitzSpace]]:  # fmt: skip
+) -> tuple[float, list[dict[str, Any]], dict[str, RitzSpace]]:  # fmt: skip
     """(seconds, rows, what the next alpha starts from) of the ``wanted`` measures on a part of the probe.
 
     A trace that is sampled with a direction for each image needs the fewer products the more images there are; with a
@@ -176,7 +186,7 @@ def _measured(
     whole = context.probe.n
     wide = replace(settings, rtol=min(settings.rtol * math.sqrt(whole / part.n), 0.95))
     rows: list[dict[str, Any]] = []
-    left: Mapping[str, RitzSpace] = {}
+    left: dict[str, RitzSpace] = {}
     with _clock(context) as clock:
         for kinds, how in ((("trace", "outer"), wide), (("eigenvalues", "product"), settings)):
             if own := [m for m in wanted if MEASURES[m].cost in kinds]:
