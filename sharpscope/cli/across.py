@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from sharpscope.cli.options import AsTable, given
+from sharpscope.cli.options import AsTable, check_output, given
 from sharpscope.cli.outcome import Outcome, shown_table
 from sharpscope.errors import ConfigError, shown
 
@@ -67,14 +67,20 @@ class Correlate(AsTable, _AcrossRuns):
         self.check()
         if self.out is not None and not self.out.lower().endswith(".csv"):
             raise ConfigError(f"--out: {shown(self.out)} would hold a CSV table.\nRemedy: a name that ends in .csv.")
-        from sharpscope.study.across import correlated, save_correlations
+        if self.out is not None:
+            check_output(self.out, self.accuracy, self.covariates)
+        from sharpscope.study.across import correlate, relations, save_correlations
 
-        table, verdicts = correlated(**given(self, "csv", "out", id="ids"))
+        table = correlate(**given(self, "csv", "out", id="ids"))
         note = ""
         if self.out is not None:
             note = f"{shown(self.out)} was there and is replaced." if Path(self.out).exists() else ""
             save_correlations(table, self.out)
-        told = shown_table(table, csv=True) if self.csv else Outcome(self._findings(table, verdicts))
+        told = (
+            shown_table(table, csv=True)
+            if self.csv
+            else Outcome(self._findings(table, relations(table, self.runs, self.covariates)))
+        )
         return replace(told, complaint=note)
 
     def _findings(self, table: pd.DataFrame, verdicts: pd.DataFrame) -> str:

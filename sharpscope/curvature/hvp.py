@@ -139,7 +139,7 @@ class HessianEngine:
         self._graphs: list[GradientGraph | None] = [None] * len(self.objective.weights)
         self._forms = Forms(self)
         self._words: dict[str, list[int]] = {}
-        """Layer -> the number of random signs that one direction takes in every batch; asked for by teams only."""
+        """Layer -> the words of random signs that one direction takes in every batch; asked for by teams only."""
         self.once: frozenset[str] = frozenset()
         """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
         self.twice = False

@@ -17,6 +17,7 @@ from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.correlation import pair_correlations
+from sharpscope.findings.design import Design
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
@@ -27,7 +28,7 @@ from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["correlate", "correlated", "references_of", "robustness", "save_correlations"]
+__all__ = ["correlate", "references_of", "relations", "robustness", "save_correlations"]
 
 Path = str | os.PathLike[str]
 
@@ -70,39 +71,17 @@ def correlate(
             given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
-    return correlated(
-        runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates, seed=seed,
-        bootstrap=bootstrap, level=level,
-    )[0]  # fmt: skip
-
-
-def correlated(
-    runs: Sequence[Path],
-    accuracy: Path | None = None,
-    *,
-    match: Sequence[str] = (),
-    ids: Sequence[str] = (),
-    straggler_criterion: str | None = None,
-    covariates: Path | None = None,
-    seed: int = 0,
-    bootstrap: int = 1000,
-    level: float = 0.95,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """``correlate``'s table, and the verdicts that it supports: those of ``findings.relation`` for every group."""
     joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
     chosen = _stragglers(joined["stragglers"], straggler_criterion or _deciding(runs), straggler_criterion is not None)
-    design = design_of_manifests(_manifest(run) for run in runs).reindexed(unique_in_order(joined["path"]["pair"]))
-    if covariates is not None:
-        design = with_covariates(design, read_covariates(covariates, design.pairs))
-    measure, alpha = _primary(runs)
-    found = pair_correlations(
+    design = _design(runs, joined["path"], covariates)
+    return pair_correlations(
         joined["sharpness"],
         joined["accuracy"],
         measured_covariates(joined["accuracy"], joined["path"]),
         design=design,
-        primary=(measure, alpha),
+        primary=_primary(runs),
         source="run",
         stragglers=chosen,
         by_instability=chosen_by(joined["stragglers"], BY_COST),
@@ -111,13 +90,28 @@ def correlated(
         bootstrap=bootstrap,
         level=level,
     )
-    unknown = {"run": untold(design)}
-    rows = [
-        row
-        for group in groups_in(found)
-        for row in relation_rows(found, group, measure, alpha, unknown=unknown, level=level, permutations=bootstrap)
-    ]
-    return found, table("verdicts", rows)
+
+
+def relations(correlations: pd.DataFrame, runs: Sequence[Path], covariates: Path | None = None) -> pd.DataFrame:
+    """The verdicts that ``correlate``'s table of these runs supports, rows of the table ``verdicts``.
+
+    They are those of ``findings.relation.relation_rows`` for every group of OOD sets, with the measure and the alpha
+    that the first run named before looking. ``covariates``: as for ``correlate``. Raises ConfigError for covariates
+    that cannot be used.
+    """
+    design = _design(runs, _tables(runs, ("path",))["path"], covariates)
+    unknown, (measure, alpha) = {"run": untold(design)}, _primary(runs)
+    groups = groups_in(correlations)
+    return table(
+        "verdicts",
+        [row for group in groups for row in relation_rows(correlations, group, measure, alpha, unknown=unknown)],
+    )
+
+
+def _design(runs: Sequence[Path], path: pd.DataFrame, covariates: Path | None) -> Design:
+    """What is known of the pairs in the table ``path``, by the runs' manifests and the file of ``covariates``."""
+    design = design_of_manifests(map(_manifest, runs)).reindexed(unique_in_order(path["pair"]))
+    return design if covariates is None else with_covariates(design, read_covariates(covariates, design.pairs))
 
 
 def save_correlations(table: pd.DataFrame, out: Path) -> None:

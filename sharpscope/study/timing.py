@@ -82,8 +82,9 @@ def costs(context: Context) -> Costs:
     names = [n for x in context.layers for n in x.params]
     with second_order():
         _, layout = plan_memory(probe, theta, names, context.settings.memory)
-    gradient = probe.n * _rate(context, probe.n, lambda n: _gradient(probe.part(n), theta, names))
-    loss = probe.n * _rate(context, probe.n, lambda n: probe.part(n).sample_losses(theta))
+    most = probe.batch_size  # a part is one batch, and no larger one is known to fit
+    gradient = probe.n * _rate(context, most, lambda n: _gradient(probe.part(n), theta, names))
+    loss = probe.n * _rate(context, most, lambda n: probe.part(n).sample_losses(theta))
     decode, evaluate = _test_images(context, theta)
     trial, measuring = _tried(context, gradient, layout)
     product, sweep = _products(context, theta, trial, gradient)
