@@ -17,6 +17,8 @@ from sharpscope.vocabulary import GROUP_TITLES
 __all__ = ["RESULT_TABLES", "Result", "result_table"]
 
 Result = Literal["sharpness", "advice", "verdicts"]
+_ERRORS: Final = ("stderr", "residual")
+"""What a row of sharpness states as its error: a standard error, or the residual of an eigenvalue."""
 _NARROW: Final = 3
 """Measures that are printed where none is asked for: as many as fit into one column of a two-column page."""
 
@@ -26,10 +28,10 @@ def result_table(
 ) -> Printed:
     """The rows of a run's table ``result`` as a paper prints them.
 
-    sharpness: a row a layer in the order of the forward pass, a column a measure, ``estimate`` with its standard error,
-    both rounded to the error's digits; the status where there is no estimate. advice: the advised rules and what they
-    are compared with, with OOD and ID accuracy in percent and the gain in points. verdicts: claims with their estimate,
-    interval and verdict.
+    sharpness: a row a layer in the order of the forward pass, a column a measure, ``estimate`` with its standard error
+    (an eigenvalue's residual), both rounded to the error's digits; the status where there is no estimate. advice: the
+    advised rules and what they are compared with, with OOD and ID accuracy in percent and the gain in points. verdicts:
+    claims with their estimate, interval and verdict.
 
     Args:
         result: sharpness | advice | verdicts.
@@ -65,9 +67,12 @@ def _sharpness(table: pd.DataFrame, measures: Sequence[str], alpha: float | None
         head = ({"pair": pair} if len(pairs) > 1 else {}) | {"layer": GROUP_TITLES.get(layer, layer)}
         cells.append(head | {m: _estimate(by[m]) if m in by else MISSING for m in chosen})
         wide = {f"{m}{end}": by[m][column] if m in by else math.nan
-                for m in chosen for end, column in (("", "estimate"), (" stderr", "stderr"))}  # fmt: skip
+                for m in chosen for end, column in (("", "estimate"), *((f" {c}", c) for c in _ERRORS))}  # fmt: skip
         values.append({"pair": pair, "layer": layer, "alpha": at} | wide)
-    notes = [f"Sharpness at α = {_alpha(at)}; ± is one standard error on the probe's images."]
+    notes = [
+        f"Sharpness at α = {_alpha(at)}; ± is one standard error on these probe images, without the choice "
+        "of images; of an eigenvalue the residual, within which an eigenvalue lies."
+    ]
     if own["status"].eq("not_converged").any():
         notes.append("* the estimate did not converge: its error is larger than was asked for.")
     if rest := [m for m in known if m not in chosen]:
@@ -79,7 +84,8 @@ def _estimate(row: Mapping[str, Any]) -> str:
     if is_missing(row["estimate"]):
         return str(row["status"])
     mark = "*" if row["status"] == "not_converged" else ""
-    error = math.nan if is_missing(row["stderr"]) else float(row["stderr"])
+    known = next((row[c] for c in _ERRORS if not is_missing(row[c])), math.nan)
+    error = float(known)
     return (with_error(row["estimate"], error) if error else number(float(row["estimate"]))) + mark
 
 

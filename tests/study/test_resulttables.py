@@ -32,7 +32,7 @@ def sharp(layer: str, measure: str, estimate: float, stderr: float, **more: Any)
 SHARPNESS = made(
     "sharpness",
     sharp("(all)", "hessian_trace", 437.1, 33.2),
-    sharp("(all)", "lambda_max", 25.0, 0.0),
+    sharp("(all)", "lambda_max", 25.04, math.nan, residual=0.2),
     sharp("head", "hessian_trace", 0.0941, 0.0221, status="not_converged"),
     sharp("head", "lambda_max", math.nan, math.nan, status="failed"),
     sharp("head", "hessian_trace", 7.0, 1.0, alpha=1.0),
@@ -44,11 +44,12 @@ def test_estimates_are_rounded_to_their_errors_and_csv_is_not() -> None:
     assert table.cells.to_dict("list") == {
         "layer": ["whole model", "head"],
         "hessian_trace": ["437 ± 33", "0.094 ± 0.022*"],
-        "lambda_max": ["25.0", "failed"],
+        "lambda_max": ["25.04 ± 0.20", "failed"],
     }
     assert "at α = .5;" in table.notes[0] and "did not converge" in table.notes[1]
     back = pd.read_csv(io.StringIO(table.text("csv")))
     assert back["hessian_trace"].tolist() == [437.1, 0.0941] and back["hessian_trace stderr"].tolist() == [33.2, 0.0221]
+    assert back["lambda_max residual"].tolist()[0] == 0.2
     assert back["layer"].tolist() == ["(all)", "head"] and set(back["alpha"]) == {0.5}
 
 
