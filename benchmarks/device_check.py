@@ -2,9 +2,9 @@
 
     python device_check.py [--quick] [--out DIR] [--parts env,products,...] [--cpu] [--seconds 540] [--repo DIR]
 
-The parts, the most valuable first: env, products, demo, vit_b, vit_l, train, tests, two. Each part runs in a process of
-its own with a time budget; a part that fails or takes too long is recorded as such, and the next one runs. Results are
-written line by line, so that a killed run keeps its finished checks:
+The parts, the most valuable first: env, products, demo, vit_b, vit_l, train, ranks, tests, two. Each part runs in a
+process of its own with a time budget; a part that fails or takes too long is recorded as such, and the next one runs.
+Results are written line by line, so that a killed run keeps its finished checks:
 
     DIR/results.jsonl   one JSON object per check: part, name, status (ok | BAD | error | slow | skipped), seconds,
                         and the numbers of the check
@@ -212,9 +212,9 @@ def budget():
     """Bytes for gradient graphs, by the rule of a study."""
     import torch
 
-    if DEVICE == "cuda":
-        return int(torch.cuda.mem_get_info()[0] / 2)
-    return 2 * 2**30
+    from sharpscope.devices import free_bytes
+
+    return free_bytes(torch.device(DEVICE)) // 2 if DEVICE == "cuda" else 2 * 2**30
 
 
 def empty():
@@ -1044,10 +1044,10 @@ def part_vit_b(out, options):
     import sharpscope
     from sharpscope.clip.answering import answers
     from sharpscope.clip.head import Classifier
-    from sharpscope.curvature import eigen, forms
+    from sharpscope.curvature import draws, eigen
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.hvp import HessianEngine
-    from sharpscope.curvature.measures import registry as measures
+    from sharpscope.curvature.measures import solving
     from sharpscope.curvature.measures.registry import measure_layers
     from sharpscope.curvature.measures.rows import MeasureSettings
 
@@ -1243,7 +1243,7 @@ def part_vit_b(out, options):
         return lambda: setattr(module, attribute, real)
 
     def traced():
-        undo = watch(forms, "rademacher", "signs on the host", False)
+        undo = watch(draws, "_words", "words on the host", False)
         spent.clear()
         try:
             settings = MeasureSettings(rtol=0.1, max_matvecs=12, memory=budget())
@@ -1293,8 +1293,8 @@ def part_vit_b(out, options):
 
     def mapped():
         undo = [
-            watch(forms, "rademacher", "signs on the host", False), watch(eigen, "random_unit", "start vectors"),
-            watch(measures, "check_symmetric", "symmetry check"),
+            watch(draws, "_words", "words on the host", False), watch(eigen, "random_unit", "start vectors"),
+            watch(solving, "check_symmetric", "symmetry check"),
         ]  # fmt: skip
         real = eigen.RitzSpace.of.__func__
 
@@ -1415,6 +1415,8 @@ def part_vit_l(out, options):
     from sharpscope.curvature.measures.rows import MeasureSettings
     from sharpscope.layers import split_layers
     from sharpscope.study import compute as units
+    from sharpscope.study.context import Budget
+    from sharpscope.team import ALONE
 
     work = tempfile.TemporaryDirectory()
     _, model = big_model("ViT-L-14", options, work.name)
@@ -1490,10 +1492,17 @@ def part_vit_l(out, options):
             attempts.append({"memory_gib": args[4].memory / 2**30, "held_before_gib": held})
             return real(*args, **more)
 
-        # What a measurement looks at of a study's context; the first block alone needs the graph through all others.
-        context = types.SimpleNamespace(
-            probe=loss, layers=[layers[1]], pair=types.SimpleNamespace(name="p"), theta=lambda alpha: theta,
-            settings=MeasureSettings(memory=64 * 2**30),
+        class Looked(types.SimpleNamespace):
+            """What a measurement looks at of a study's context."""
+
+            @property
+            def settings(self):
+                return MeasureSettings(memory=self.budget.bytes)
+
+        # The first block alone needs the graph through all others.
+        context = Looked(
+            team_probe=loss, layers=[layers[1]], pair=types.SimpleNamespace(name="p"), theta=lambda alpha: theta,
+            budget=Budget(64 * 2**30), team=ALONE, device=torch.device(DEVICE),
         )  # fmt: skip
         free = dataclasses.replace(context.settings, memory=budget())
         wanted = real(loss, theta, context.layers, ("gradient_curvature",), free)
@@ -1532,9 +1541,7 @@ def part_vit_l(out, options):
     )
 
     def drift():
-        """The budget of a study at one alpha after the other: half of what is free NOW, the allocator's reserve counted
-        as used.
-        """
+        """What is free, before and after the allocator has kept a tensor's memory in reserve."""
         empty()
         found = [budget() / 2**30]
         x = torch.empty(2**20 if options.quick else 2**32, dtype=torch.uint8, device=DEVICE)
@@ -1680,6 +1687,88 @@ def part_train(out, options):
         out.check(label, rate(method, precision, augment), limit=30, needs=6)
 
 
+# ---------------------------------------------------------------------- ranks of one torchrun
+def part_ranks(out, options):
+    """Units that two ranks on one GPU measure together (--split-units; words and sums over gloo), and NCCL's sums."""
+    import pandas as pd
+    import torch
+
+    def nccl():
+        import torch.distributed as dist
+
+        from sharpscope.study.together import RankTeam
+
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            team = RankTeam(0, 1, torch.device(DEVICE))
+            x = torch.arange(5.0, device=DEVICE)
+            words, sums = team.combine("numbers", lambda: ((1, x[:2]), {"x": x}))
+            return {
+                "words": words, "sum": sums["x"].tolist(), "on": str(sums["x"].device),
+                "over": str(team._tensors and team._tensors.name()),
+            }  # fmt: skip
+        finally:
+            dist.destroy_process_group()
+
+    out.check("sums of a team of one over NCCL", nccl, limit=20, bad=lambda n: n["sum"] != [0, 1, 2, 3, 4])
+
+    def written(dtype, split):
+        from sharpscope.config.study import PairConfig, StudyConfig
+        from sharpscope.config.studyfile import dump
+
+        some = {"measures": ("hessian_trace",), "probe_size": 6, "batch_size": 2, "alphas": (0.0, 1.0)}
+        every = ("hessian_trace", "ggn_trace", "lambda_max", "sharpness_avg")
+        most = {"measures": every, "probe_size": 96, "batch_size": 32, "alphas": (0.0, 0.5, 1.0), "noise_samples": 2}
+        config = StudyConfig(
+            pairs=(PairConfig("success", "mini:zeroshot", "mini:success"),), model="mini", probe="mini:photo",
+            id=("mini:photo",), ood=("mini:sketch",), granularity="block", straggler_criterion="rewind", limit=16,
+            layer_alphas=(0.0, 1.0), criticality_noise=(1.0,), targets=("delta",), repair_alphas=(0.5,), masks=1,
+            repair_limit=8, bootstrap=20, max_matvecs=20, threads=1, dtype=dtype, device=DEVICE, split_units=split,
+            **(some if options.quick else most),
+        )  # fmt: skip
+        path = Path(options.work) / f"ranks-{dtype}-{split}.yaml"
+        path.write_text(dump(config))
+        return path
+
+    def runs():
+        env = environment(options) | {"OMP_NUM_THREADS": "1"}
+        started = {}
+        for dtype in ("float64", "float32"):
+            for split in (False, True):
+                study_file, folder = written(dtype, split), Path(options.work) / f"ranks-{dtype}-{split}"
+                launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if split else []
+                command = [sys.executable, *launch, "-m", "sharpscope", "run", str(study_file), "--out", str(folder)]
+                log = Path(str(folder) + ".log").open("w")  # noqa: SIM115 (the child process owns it)
+                how = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+                started[folder] = subprocess.Popen(command, cwd=options.repo, env=env, **how)
+        try:
+            for folder, process in started.items():
+                if code := process.wait(timeout=max(out.left - 4, 5)):
+                    said = Path(str(folder) + ".log").read_text().strip().splitlines()
+                    raise RuntimeError(f"{folder.name} ended with {code}: " + "\n".join(said[-15:]))
+        finally:
+            for process in started.values():
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        found = {}
+        for dtype in ("float64", "float32"):
+            one, two = (pd.read_csv(Path(options.work) / f"ranks-{dtype}-{s}" / "tables" / "sharpness.csv")
+                        for s in (False, True))  # fmt: skip
+            keys = ["pair", "alpha", "layer", "measure"]
+            both = one.merge(two, on=keys, suffixes=("", "_2"), validate="one_to_one")
+            gaps = ((both.estimate_2 - both.estimate).abs() / both.estimate.abs().clip(lower=1e-12)).groupby(
+                both.measure
+            )
+            found[dtype] = {"rows": [len(one), len(two), len(both)], "largest": gaps.max().to_dict(),
+                            "other_products": int((both.num_matvecs != both.num_matvecs_2).sum())}  # fmt: skip
+        return found
+
+    def apart(found):
+        return not max(found["float64"]["largest"].values()) <= 1e-9 or len(set(found["float64"]["rows"])) > 1
+
+    out.check("two ranks on one GPU measure units together", runs, limit=110, needs=15, bad=apart)
+
+
 # ---------------------------------------------------------------------- tests
 def part_tests(out, options):
     def run(label, arguments, seconds):
@@ -1710,11 +1799,12 @@ def part_tests(out, options):
         return
     spread = ["-n", "8", "--dist", "loadfile"]
     more = [
-        "study/test_study.py",
-        "study/test_evaluation.py",
+        "study/test_evaluating.py",
+        "study/test_timing.py",
+        "study/test_merging.py",
         "clip/test_probe.py",
         "clip/test_evaluate.py",
-        "finetune/test_run.py",
+        "finetuning/test_run.py",
     ]
     if out.left > 25:
         arguments = [*(f"tests/{m}" for m in more), *spread, "--maxfail=30"]
@@ -1809,6 +1899,7 @@ PARTS = {
     "vit_b": (part_vit_b, 135),
     "vit_l": (part_vit_l, 45),
     "train": (part_train, 50),
+    "ranks": (part_ranks, 40),
     "tests": (part_tests, 40),
     "two": (part_two, 25),
 }
