@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -54,7 +55,8 @@ class Forms:
     """
 
     def __init__(self, engine: _Engine) -> None:
-        self._engine = engine
+        # A proxy: an engine that nobody holds any more is freed with its graphs at once, not by some later collection.
+        self._engine: _Engine = weakref.proxy(engine)
         self._alone: dict[int, frozenset[str]] = {}
         self._apart: dict[int, frozenset[str]] = {}
         self.crossed: frozenset[str] = frozenset()

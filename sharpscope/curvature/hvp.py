@@ -196,6 +196,7 @@ class HessianEngine:
                     sums[name] = sums[name] + own if name in sums else own
                 if k < self.plan.kept:
                     self._graphs[i] = graph
+                del graph  # before the next one is built
             return (looked_at(losses, sums), self.twice, self.once), sums
 
         found, sums = self.team.combine("the gradient", part)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import gc
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +15,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.double_backward import analytic_kernels
-from sharpscope.curvature.graphs import WORK, graph_bytes, plan_memory
+from sharpscope.curvature.graphs import WORK, GradientGraph, differentiate, graph_bytes, plan_memory
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
+from sharpscope.curvature.operator import Probes
 from sharpscope.layers import split_layers
 from sharpscope.study import compute as units
 from sharpscope.study.context import Budget
@@ -165,6 +169,45 @@ def test_results_do_not_depend_on_the_budget() -> None:
             torch.testing.assert_close(product(engine, layer), truth, rtol=1e-10, atol=1e-10 * float(truth.norm()))
             torch.testing.assert_close(engine.gradient(layer), reference.gradient(layer), rtol=1e-10, atol=1e-13)
             assert engine.loss == pytest.approx(reference.loss, rel=1e-12)
+
+
+@pytest.mark.parametrize("slots", [10.0, 2.6, 1.6])
+@pytest.mark.usefixtures("no_collection")
+def test_no_graph_is_built_beside_more_than_are_kept_and_none_outlives_the_engine(
+    slots: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, theta = problem()
+    budget = int(slots * whole(objective, theta).graph_bytes)
+    losses: list[weakref.ref[Tensor]] = []
+    beside: list[int] = []
+
+    def living() -> int:
+        return sum(ref() is not None for ref in losses)
+
+    def watched(*args: Any) -> GradientGraph:
+        beside.append(living())
+        graph = differentiate(*args)
+        losses.append(weakref.ref(graph.loss))
+        return graph
+
+    monkeypatch.setattr("sharpscope.curvature.hvp.differentiate", watched)
+    engine = whole(objective, theta, budget)
+    product(engine)
+    engine.answer({"signs": ("mlp", Probes(1, torch.Generator().manual_seed(0)))})
+    kept = engine.plan.kept
+    assert len(beside) == (3 if engine.kept else 9 - 2 * kept) and max(beside) <= (2 if engine.kept else kept)
+    assert living() == kept
+    del engine
+    assert living() == 0
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """What is freed is freed because nobody holds it any more, not by the garbage collector."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def test_permuted_batches_and_examples_give_the_same_hessian() -> None:

@@ -107,7 +107,7 @@ class Dataset:
         self._frames, self._bare_targets = frames, bare_targets
         self._source, self._rows = source, list(range(len(labels))) if rows is None else list(rows)
         self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(-1, 1, 1) for v in (mean, std))
-        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._scales: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._facts = dict(facts or {})
         if not len(labels):
             raise DatasetError(f"{shown(name)}: the data set has no images.")
@@ -236,13 +236,17 @@ class Dataset:
         labels = self._labels[torch.tensor([place[r] for r in rows], dtype=torch.long)]
         # Bytes travel to the device, a quarter of what floats take. The float operations there are those of
         # torchvision's ToTensor and Normalize, so that PIL images give the same bits.
-        mean, std = self._scale(torch.device(device or "cpu"))
-        return onto(pixels, mean.device).float().div_(255).sub_(mean).div_(std), labels
+        white, mean, std = self._scale(torch.device(device or "cpu"))
+        return onto(pixels, mean.device).float().div_(white).sub_(mean).div_(std), labels
 
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the normalisation, [3, 1, 1] each, which stay on the device once there."""
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """White, the mean and the standard deviation of the normalisation; they stay on the device once there.
+
+        White is a tensor on the device because CUDA multiplies by the reciprocal where a number of the host divides,
+        which gives other bits.
+        """
         if device not in self._scales:
-            self._scales[device] = self._mean.to(device), self._std.to(device)
+            self._scales[device] = torch.tensor(255.0, device=device), self._mean.to(device), self._std.to(device)
         return self._scales[device]
 
     def _unreadable(self, count: int) -> DatasetError:
