@@ -28,6 +28,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -57,8 +58,8 @@ def repository(given):
 class Out:
     """One check after the other: guarded, timed, written at once."""
 
-    def __init__(self, folder, part, until):
-        self.folder, self.part, self.until = Path(folder), part, until
+    def __init__(self, folder, part, until, checks=""):
+        self.folder, self.part, self.until, self.checks = Path(folder), part, until, re.compile(checks)
 
     @property
     def left(self):
@@ -83,8 +84,10 @@ class Out:
 
     def check(self, name, work, *, limit=60.0, needs=1.0, bad=None):
         """Run ``work() -> dict`` for at most ``limit`` seconds; ``bad(numbers)``: whether they are outside what is
-        allowed.
+        allowed. A check whose name holds nothing of ``checks`` is left out.
         """
+        if not self.checks.search(name):
+            return None
         if self.left < needs:
             self.write(name, "skipped", reason=f"{self.left:.0f} s left, needs {needs:.0f}")
             return None
@@ -681,36 +684,6 @@ def part_products(out, options):
         needs=3,
     )
 
-    # What comes before a loss: text towers on the path, other architectures, convolutions, dense batch shapes.
-    with tempfile.TemporaryDirectory() as folder:
-        for kind in TINY:
-            for mode in ("stored", "text") if kind in ("vit", "customtext") else ("stored",):
-
-                def architecture(kind=kind, mode=mode):
-                    model, start = tiny_model(kind, folder)
-                    found = []
-                    for device in ("cpu", DEVICE):
-                        p, at = toy_probe(model, start, device, f64, mode)
-                        names = p.classifier.parameters(at)
-                        parts = sharpscope.layers.split_layers({n: at[n].shape for n in names}, "module")
-                        with second_order():
-                            got, engine = products_of(p, at, parts)
-                        found.append(got)
-                    single, at = toy_probe(model, start, DEVICE, f32, mode)
-                    with second_order():
-                        rough, _ = products_of(single, at, parts)
-                    single = worst(rough, found[0])["worst"]
-                    return {
-                        **worst(found[1], found[0]),
-                        "float32": single,
-                        "tapped": len(engine.by_example(0)),
-                        "parameters": len(names),
-                    }
-
-                import sharpscope.layers
-
-                out.check(f"{kind}, head {mode}, float64", architecture, bad=exact(1e-9), limit=30)
-
     # Every measure with the same seeds in float64: the random numbers are the host's on every device.
     few = [x for x in layers if x.tower != "scale"]
     few = few[:: max(len(few) // 3, 1)] if not options.quick else few[:2]
@@ -799,6 +772,36 @@ def part_products(out, options):
     for method in ("xtrace", "hutchpp", "hutchinson"):
         measure(f"trace_method {method}, float64", ("hessian_trace", "weighted_trace"), trace_method=method)
 
+    # What comes before a loss: text towers on the path, other architectures, convolutions, dense batch shapes.
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in TINY:
+            for mode in ("stored", "text") if kind in ("vit", "customtext") else ("stored",):
+
+                def architecture(kind=kind, mode=mode):
+                    model, start = tiny_model(kind, folder)
+                    found = []
+                    for device in ("cpu", DEVICE):
+                        p, at = toy_probe(model, start, device, f64, mode)
+                        names = p.classifier.parameters(at)
+                        parts = sharpscope.layers.split_layers({n: at[n].shape for n in names}, "module")
+                        with second_order():
+                            got, engine = products_of(p, at, parts)
+                        found.append(got)
+                    single, at = toy_probe(model, start, DEVICE, f32, mode)
+                    with second_order():
+                        rough, _ = products_of(single, at, parts)
+                    single = worst(rough, found[0])["worst"]
+                    return {
+                        **worst(found[1], found[0]),
+                        "float32": single,
+                        "tapped": len(engine.by_example(0)),
+                        "parameters": len(names),
+                    }
+
+                import sharpscope.layers
+
+                out.check(f"{kind}, head {mode}, float64", architecture, bad=exact(1e-9), limit=30)
+
     def graphed():
         with second_order():
             return captured(lambda: products_of(probe(f32, DEVICE), theta(f32, DEVICE), layers, 1)[1], "(all)")
@@ -808,15 +811,16 @@ def part_products(out, options):
 
 # ---------------------------------------------------------------------- a whole study
 def study(device, folder, quick):
-    """The demo's study on a device at four alphas; quick: a corner of it."""
+    """The demo's study on a device at three alphas; quick: a corner of it."""
     from sharpscope.study.demo import demo_config
     from sharpscope.study.run import run
 
-    config = dataclasses.replace(demo_config(), device=device, alphas=(0.0, 0.3, 0.5, 1.0), repair_alphas=(0.3, 0.5))
+    config = dataclasses.replace(demo_config(), device=device, alphas=(0.0, 0.5, 1.0))
+    if device != "cpu":  # launches bound models of this size: several processes on one GPU
+        config = dataclasses.replace(config, jobs=6)
     if quick:
         config = dataclasses.replace(
             config,
-            repair_alphas=(0.3,),
             ood=config.ood[:1],
             limit=64,
             probe_size=24,
@@ -864,6 +868,9 @@ def part_demo(out, options):
         process = study_process(DEVICE, ours, options)
         try:
             code = process.wait(timeout=max(out.left - 5, 5))
+        except subprocess.TimeoutExpired:
+            said = Path(str(ours) + ".log").read_text().strip().splitlines()
+            raise RuntimeError(f"not finished; done: {unit_times(ours)}\n" + "\n".join(said[-8:])) from None
         finally:
             if process.poll() is None:
                 process.kill()
@@ -1053,7 +1060,7 @@ def part_vit_b(out, options):
 
     work = tempfile.TemporaryDirectory()
     count, classes, batch, steps = (
-        (48, 4, 16, 4) if options.quick else (options.images, 20, min(128, max(options.images // 8, 4)), 24)
+        (48, 4, 16, 4) if options.quick else (options.images, 20, min(128, max(options.images // 2, 4)), 24)
     )
     if options.cpu and not options.quick:
         classes, steps = 4, 1
@@ -1452,7 +1459,8 @@ def part_vit_l(out, options):
                 rough = in_precision(loss, precision, theta)
                 engine, build = once(lambda: HessianEngine(rough, theta, blocks, memory=budget()))
                 built = memory()
-                v = torch.ones(engine.blocks["(all)"].size, 1, device=DEVICE)
+                draw = torch.Generator(DEVICE).manual_seed(0)  # the map of the ones nearly cancels here
+                v = torch.randint(0, 2, (engine.blocks["(all)"].size, 1), generator=draw, device=DEVICE) * 2.0 - 1
                 hv, seconds = once(lambda: engine.products({"(all)": v})["(all)"])
                 again = clock(lambda: engine.products({"(all)": v}), 1, 0)
             after = memory()
@@ -1502,7 +1510,7 @@ def part_vit_l(out, options):
         # The first block alone needs the graph through all others.
         context = Looked(
             team_probe=loss, layers=[layers[1]], pair=types.SimpleNamespace(name="p"), theta=lambda alpha: theta,
-            budget=Budget(64 * 2**30), team=ALONE, device=torch.device(DEVICE),
+            budget=Budget(20 * 2**30), team=ALONE, device=torch.device(DEVICE),
         )  # fmt: skip
         free = dataclasses.replace(context.settings, memory=budget())
         wanted = real(loss, theta, context.layers, ("gradient_curvature",), free)
@@ -1567,9 +1575,12 @@ def part_train(out, options):
     from sharpscope.finetuning import fit as fit_module
     from sharpscope.finetuning.registry import METHODS
 
+    kept = {}
     quick = {"model": "mini", "steps": 3, "batch_size": 16, "lr": 1e-3, "shots": 2, "progress": False}
 
     def tuned(method, device, **more):
+        if method == "tpgm-project":
+            more |= {"file": kept["tuned"]}
         more |= {"falls": "steps"} if method == "starft" else {}  # 0 in the last epoch, here the only one
         return sharpscope.finetune("mini:zeroshot", "mini:photo", method, device=device, **{**quick, **more})
 
@@ -1585,6 +1596,9 @@ def part_train(out, options):
 
         return work
 
+    folder = tempfile.TemporaryDirectory()
+    kept["tuned"] = str(Path(folder.name) / "tuned" / "wise-ft.safetensors")
+    tuned("wise-ft", "cpu", out=Path(folder.name) / "tuned")
     chosen = list(METHODS)[:2] if options.quick else list(METHODS)
     for method in chosen:
         out.check(
@@ -1631,7 +1645,6 @@ def part_train(out, options):
     name, model = big_model("ViT-B-32", options, work.name)
     count, classes, batch, steps = (32, 4, 16, 3) if options.quick else (512, 8, 128, 12)
     images = Path(work.name) / "images"
-    kept = {}
 
     def made():
         make_images(images, count, classes, (64, 48) if options.quick else (320, 256))
@@ -1894,12 +1907,12 @@ def part_two(out, options):
 # ---------------------------------------------------------------------- all of it
 PARTS = {
     "env": (part_env, 30),
-    "products": (part_products, 90),
+    "products": (part_products, 110),
     "demo": (part_demo, 115),
     "vit_b": (part_vit_b, 135),
-    "vit_l": (part_vit_l, 45),
+    "vit_l": (part_vit_l, 60),
     "train": (part_train, 50),
-    "ranks": (part_ranks, 40),
+    "ranks": (part_ranks, 60),
     "tests": (part_tests, 40),
     "two": (part_two, 25),
 }
@@ -1913,7 +1926,7 @@ def child(name, options, until):
     """A part, in its own process."""
     import torch
 
-    out = Out(options.out, name, until)
+    out = Out(options.out, name, until, options.checks)
     try:
         torch.ones(1, device=DEVICE) + 1
     except (RuntimeError, AssertionError) as error:
@@ -1942,7 +1955,11 @@ def forked(fork, name, options, until, limit):
 
 def in_process(name, options, limit):
     """The same in an interpreter of its own."""
-    flags = ["--images", str(options.images)] + ["--quick"] * options.quick + ["--cpu"] * options.cpu
+    flags = (
+        ["--images", str(options.images), "--checks", options.checks]
+        + ["--quick"] * options.quick
+        + ["--cpu"] * options.cpu
+    )
     command = [
         sys.executable,
         str(HERE),
@@ -1973,6 +1990,7 @@ def main():
     parser.add_argument("--out", default="device_out")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--seconds", type=float, default=540.0)
+    parser.add_argument("--checks", default="", help="only checks in whose names this regular expression is found")
     parser.add_argument("--images", type=int, default=1024, help="number of images in the part vit_b")
     parser.add_argument("--repo")
     parser.add_argument("--study", help=argparse.SUPPRESS)
