@@ -12,7 +12,7 @@ from sharpscope.devices import onto
 
 __all__ = ["DRAWS", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
 
-DRAWS = 2
+DRAWS = 3
 """It rises with every change after which a seed gives other numbers, so that a run directory holds those of one way."""
 
 _SKIPPED = 2**20

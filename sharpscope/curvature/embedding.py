@@ -233,7 +233,10 @@ class _Passes:
         self.pairs, self.spent = self.pairs + pairs, self.spent + 2 * pairs
 
     def _prepared(self, i: int) -> tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]:
-        """Batch i's z, its taps, and the eigenpairs of every M_j, the largest in magnitude first: [n, e], [n, e, e]."""
+        """Batch i's z, its taps, and the eigenpairs of every M_j: [n, e], [n, e, e].
+
+        The largest in magnitude come first; of every eigenvector the entry of the largest magnitude is positive.
+        """
         split = self._split(i)
         assert split is not None
         vectors = split.curvature()
@@ -242,6 +245,8 @@ class _Passes:
         mu = vectors.new_empty(vectors.shape[:2])
         for values, part in zip(mu.split(CHUNK), vectors.split(CHUNK), strict=True):
             found, own = torch.linalg.eigh(part)
+            # Libraries differ in the signs of eigenvectors, and the random signs of ``sample`` are relative to them.
+            own = own * own.gather(1, own.abs().argmax(1, keepdim=True)).sign()
             order = found.abs().argsort(1, descending=True)
             values.copy_(found.gather(1, order))
             part.copy_(own.gather(2, order.unsqueeze(1).expand_as(own)))

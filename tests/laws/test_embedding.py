@@ -201,6 +201,19 @@ def test_signed_pairs_cover_their_part_and_the_sum_has_an_error_of_its_own(work:
     assert max(f[ALL].num_matvecs for f in found) <= 8
 
 
+def test_the_signs_that_a_library_gives_eigenvectors_change_nothing(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def turned(m: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = eigh(m)
+        return values, vectors * (1 - 2.0 * (torch.arange(m.shape[-1]) % 2))
+
+    found, eigh = known(work, rtol=0.2, most=12), torch.linalg.eigh
+    assert all(x.stderr > 0 for x in found.values()), "some of it is sampled"
+    monkeypatch.setattr(torch.linalg, "eigh", turned)
+    assert known(work, rtol=0.2, most=12) == found
+
+
 def test_intervals_of_the_whole_trace_hold_over_25_seeds(work: Work) -> None:
     found = [both(work, seed, rtol=0.2, most=14) for seed in range(25)]
     truth = work.traces | {ALL: sum(work.traces.values())}
