@@ -79,7 +79,8 @@ def assert_self_contained(text: str) -> None:
         for name, value in attrs.items():
             assert not name.startswith("on"), (tag, name)
             if name in {"src", "href", "srcset", "data", "action", "poster", "style"}:
-                inside = r"(#[\w-]+|(tables|figures)/[\w-]+\.(csv|parquet|png|pdf)|data:image/png;base64,[A-Za-z0-9+/=]+)$"
+                beside = r"(tables|figures)/[\w-]+\.(csv|parquet|png|pdf)"
+                inside = rf"(#[\w-]+|{beside}|data:image/png;base64,[A-Za-z0-9+/=]+)$"
                 assert re.match(inside, value), (tag, name, value[:80])
     style = re.search(r"<style>(.*?)</style>", text, re.S)
     assert style is not None
