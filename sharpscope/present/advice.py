@@ -14,7 +14,17 @@ from sharpscope.tables.formats import MISSING, interval, is_missing, percent, po
 from sharpscope.tables.rows import records
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
 
-__all__ = ["advice_text", "advised", "aim_of", "how_sure", "in_brief", "in_words", "situations_of", "title_of"]
+__all__ = [
+    "advice_text",
+    "advised",
+    "advised_alphas",
+    "aim_of",
+    "how_sure",
+    "in_brief",
+    "in_words",
+    "situations_of",
+    "title_of",
+]
 
 
 def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -42,6 +52,14 @@ def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
     every = [row for _, rows in situations_of(table, pair) for row in rows if row["situation"] != BASELINE]
     chosen = [r for r in every if r["advised"]]
     return [r for r in chosen if r["situation"] == chosen[0]["situation"]] if chosen else every[-1:]
+
+
+def advised_alphas(table: pd.DataFrame | None, pair: str, group: str) -> list[float]:
+    """The alphas that are advised for a pair on one group of OOD sets, ascending; those for every group among them."""
+    if table is None or not len(table):
+        return []
+    rows = [row for row in advised(table, pair) if (row["group"] or group) == group and not is_missing(row["alpha"])]
+    return sorted({float(row["alpha"]) for row in rows})
 
 
 def in_words(row: Mapping[str, Any]) -> str:

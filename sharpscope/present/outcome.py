@@ -256,13 +256,14 @@ def accuracy(source: Source) -> Section:
     happened = " ".join(shown(said(x), 1000) for x in what_happened(table, source.table("failure"), source.order))
     figures = source.figure(
         "wiseft_curve",
-        "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
+        "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals. Rings: "
+        + with_symbol("the advised α."),
         alt=happened,
     ) + source.figure(
         "accuracy_along_alpha",
         with_symbol("Accuracy along α")
         + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
-        "mean lies below both ends. Below: probe loss, with the chord between its ends.",
+        "mean lies below both ends. Rings: what is advised. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",
