@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from sharpscope.errors import NoData, shown
 from sharpscope.present import claimplots, populationplots
+from sharpscope.present.canvas import save
 from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
 from sharpscope.vocabulary import PRIMARY_MEASURE
 
 TABLES = ("pairs", "residuals", "layers", "repairs", "ways", "predictors", "advice", "verdicts")

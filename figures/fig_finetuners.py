@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sharpscope.present.canvas import save
 from sharpscope.present.methodplots import methods
 from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sharpscope.present.canvas import save
 from sharpscope.present.layerplots import heatmap
 from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
 from sharpscope.vocabulary import MEASURES
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from sharpscope.errors import NoData, shown
+from sharpscope.present.canvas import save
 from sharpscope.present.publishedplots import published
 from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
 
 
 def read(file: Path) -> pd.DataFrame:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from sharpscope.findings.robustness import BASELINES, baseline_points, read_baseline
 from sharpscope.findings.robustness import effective_robustness as table_of
+from sharpscope.present.canvas import save
 from sharpscope.present.robustplots import effective_robustness
 from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sharpscope.present.canvas import save
 from sharpscope.present.script import paper_style
 from sharpscope.present.sliceplots import loss_slice
-from sharpscope.present.style import save
 
 
 def main(argv: Sequence[str] | None = None) -> None:

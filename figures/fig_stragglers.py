@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sharpscope.present.canvas import save
 from sharpscope.present.layerplots import straggler_ranking
 from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,17 +20,7 @@ from matplotlib.patches import Patch, Rectangle
 from sharpscope.errors import NoData
 from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_label, alpha_number, in_order_of_alpha
-from sharpscope.present.style import (
-    COLOURS,
-    INK,
-    first_pairs,
-    key,
-    label,
-    new_figure,
-    plain_log,
-    short_layer,
-    styled,
-)
+from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer, styled
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, parse_criterion
 
 __all__ = [

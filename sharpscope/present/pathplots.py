@@ -17,13 +17,13 @@ from matplotlib.ticker import MaxNLocator
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present.advice import advised_alphas
 from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
+from sharpscope.present.canvas import figure_of
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
     SET_COLOURS,
     Look,
-    figure_of,
     first_pairs,
     key,
     label,

@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 
 from sharpscope.errors import NoData
 from sharpscope.present.agreementplots import agreement_along_alpha
+from sharpscope.present.canvas import figure_of, plain_style
 from sharpscope.present.densityplots import spectral_density
 from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curves
-from sharpscope.present.style import figure_of, plain_style
 from sharpscope.tables.rows import measures_in, points_of, unique_in_order
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import SIDE_BY_SIDE

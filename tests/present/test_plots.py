@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from sharpscope.errors import ConfigError, NoData
-from sharpscope.present import plots, style
+from sharpscope.present import canvas, plots, style
 from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
 from sharpscope.tables.files import csv_bytes
@@ -49,7 +49,7 @@ def figures(few: Tables) -> dict[str, Figure]:
 @pytest.fixture(scope="module")
 def drawn(figures: dict[str, Figure]) -> dict[str, tuple[bytes, bytes]]:
     some = ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "straggler_ranking", "correlation_pairs")
-    return {name: style.figure_bytes(figures[name]) for name in some}
+    return {name: canvas.figure_bytes(figures[name]) for name in some}
 
 
 def with_paths(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -145,8 +145,8 @@ def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
     again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure")})
     assert len(again) == 2
     for name, figure in again.items():
-        assert style.figure_bytes(figure) == drawn[name]
-        assert style.figure_bytes(figures[name]) == drawn[name]
+        assert canvas.figure_bytes(figure) == drawn[name]
+        assert canvas.figure_bytes(figures[name]) == drawn[name]
     for png, pdf in drawn.values():
         assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
         for word in (b"CreationDate", b"Producer", b"Creator", b"Software", b"Matplotlib"):
@@ -489,7 +489,9 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
     before = dict(matplotlib.rcParams)
     arguments = [str(tmp_path), "--out", str(tmp_path / "out")]
     if script.stem == "fig_robustness":
-        with pytest.raises(SystemExit, match="2 distinct ID accuracies .*; a line needs 3.\nRemedy: --baseline FILE.csv"):
+        with pytest.raises(
+            SystemExit, match="2 distinct ID accuracies .*; a line needs 3.\nRemedy: --baseline FILE.csv"
+        ):
             module.main(arguments)
         sets = few["accuracy"].query("role == 'ood'")["dataset"].unique()
         models = pd.DataFrame([(s, 0.5 + 0.1 * i, 0.3 + 0.1 * i) for s in sets for i in range(3)])
@@ -536,11 +538,11 @@ def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_
     (tmp_path / "accuracy.csv").write_bytes(csv_bytes(few["accuracy"], "accuracy"))
     code = (
         "import sys\n"
-        "from sharpscope.present import plots, report, style\n"
+        "from sharpscope.present import canvas, plots, report, style\n"
         "from sharpscope.tables.files import read_csv\n"
         "df = read_csv(sys.argv[1] + '/accuracy.csv', 'accuracy')\n"
         "figure = plots.all_figures({'accuracy': df})['wiseft_curve']\n"
-        "for path, data in zip(sys.argv[2:], style.figure_bytes(figure)):\n"
+        "for path, data in zip(sys.argv[2:], canvas.figure_bytes(figure)):\n"
         "    open(path, 'wb').write(data)\n"
         "other = {'torch', 'open_clip', 'matplotlib.pyplot', 'sharpscope.findings', 'sharpscope.study.run'}\n"
         "bad = other & set(sys.modules)\n"
@@ -556,7 +558,7 @@ def test_another_process_with_other_settings_writes_the_same_bytes_and_loads_no_
     }
     subprocess.run([sys.executable, "-c", code, str(tmp_path), *map(str, outputs)], env=env, check=True, timeout=300)
     # the table comes back sorted: failure before success
-    here = style.figure_bytes(
+    here = canvas.figure_bytes(
         plots.all_figures({"accuracy": few["accuracy"].sort_values("pair", kind="stable")})["wiseft_curve"]
     )
     assert tuple(path.read_bytes() for path in outputs) == here

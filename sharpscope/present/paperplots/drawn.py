@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, did_you_mean, shown
-from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, save, styled
+from sharpscope.present.canvas import save
+from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, styled
 
 __all__ = [
     "ENDS",

@@ -14,16 +14,7 @@ from matplotlib.lines import Line2D
 from sharpscope.layers import layer_key
 from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
-from sharpscope.present.style import (
-    COLOURS,
-    INK,
-    first_pairs,
-    key,
-    label,
-    new_figure,
-    plain_log,
-    short_layer,
-)
+from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer
 from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
 from sharpscope.vocabulary import ALL, BASES
 
