@@ -28,6 +28,7 @@ from sharpscope.present.style import (
     key,
     label,
     new_figure,
+    one_panel,
     pair_looks,
     place_labels,
     plain_log,
@@ -94,7 +95,7 @@ def wiseft_curve(
     groups = groups_in(accuracy)
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
-    ax = new_figure(3.3).add_subplot() if ax is None else ax
+    ax = ax or one_panel(3.3)
     handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice)
     key(figure_of(ax), handles, _numbers(ax))
     return ax

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sharpscope.errors import shown
-from sharpscope.present.canvas import ShownFigure, figure_of
+from sharpscope.present.canvas import ShownAxes, ShownFigure, figure_of
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import GROUP_TITLES
 
@@ -39,6 +39,7 @@ __all__ = [
     "key",
     "label",
     "new_figure",
+    "one_panel",
     "pair_looks",
     "place_labels",
     "plain_log",
@@ -209,6 +210,11 @@ def new_figure(height: float) -> Figure:
         layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02),
         facecolor="white",
     )
+
+
+def one_panel(height: float) -> Axes:
+    """The only axes of a new figure of ``height`` inches."""
+    return new_figure(height).add_subplot(axes_class=ShownAxes)
 
 
 # ------------------------------------------------------------------------------------------------------- names as text

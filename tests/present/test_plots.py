@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
+from sharpscope import plot as plots
 from sharpscope.errors import ConfigError, NoData
-from sharpscope.present import canvas, plots, style
+from sharpscope.present import canvas, style
 from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
 from sharpscope.tables.files import csv_bytes

@@ -20,7 +20,7 @@ from sharpscope.present.paperplots.wiseft_paths import mark_ends
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure
 from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
 
-__all__ = ["hyperparameters", "levels", "shots"]
+__all__ = ["levels", "paper_wiseft_hyper", "paper_wiseft_shots"]
 
 _MOST_LEVELS: Final = 8
 """The most values of a setting that a legend names one by one."""
@@ -41,7 +41,7 @@ def shades(values: Sequence[Any], numeric: bool) -> dict[Any, Any]:
 
 # ------------------------------------------------------------------------------------------------------ hyperparameters
 @paper_figure
-def hyperparameters(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = ()) -> Drawn:
+def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = ()) -> Drawn:
     """The path of every fine-tuned model, OOD over ID accuracy, coloured by one hyperparameter in each panel.
 
     Args:
@@ -110,7 +110,7 @@ _POINTS: Final[Mapping[str, tuple[float, str]]] = {
 
 
 @paper_figure
-def shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDDLE) -> Drawn:
+def paper_wiseft_shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDDLE) -> Drawn:
     """Accuracy against the number of training images per class: zero-shot, fine-tuned, and one point of the path.
 
     Args:
