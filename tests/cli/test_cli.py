@@ -147,7 +147,7 @@ WORK = {
         ("format", "digits", "seeds", "what", "measures", "alpha"),
         {"id": "ids"},
     ),
-    "report": ("sharpscope.study.report.report", (), {"run": "root"}),
+    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root"}),
     "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
@@ -433,7 +433,7 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     positional |= {
         "merge": ["checkpoints"],
         "evaluate": ["checkpoints"],
-        "report": ["run"],
+        "report": ["runs"],
         "status": ["run"],
         "advise": ["run"],
         "correlate": ["runs"],
