@@ -448,6 +448,11 @@ NO_SOURCE = {
         findings.baseline_points findings.chosen_layers findings.reference_table weights.check_pair
         weights.describe
     """,
+    "draws what a table holds: what made the table has the source": """
+        plot.Drawn plot.accuracy_along_alpha plot.agreement_along_alpha plot.all_figures plot.correlation
+        plot.correlation_scatter plot.heatmap plot.loss_slice plot.repair plot.sharpness_along_alpha
+        plot.spectral_density plot.straggler_ranking plot.wiseft_curves
+    """,
     "ours: the docstring says what it is and why": """
         curvature.check_symmetric curvature.in_precision curvature.is_cross_entropy curvature.plan_memory
         findings.agreement_difference findings.held_out findings.image_curves findings.leave_one_setting_out

@@ -39,6 +39,8 @@ def agreement_along_alpha(table: pd.DataFrame) -> Figure:
     Args:
         table: the table ``agreement``.
 
+    >>> shown = sharpscope.plot.agreement_along_alpha(run.agreement)
+
     Raises:
         NoData: the table has no estimate.
     """

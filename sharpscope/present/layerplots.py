@@ -103,6 +103,8 @@ def heatmap(sharpness: pd.DataFrame, measure: str = PRIMARY_MEASURE) -> Figure:
         sharpness: the sharpness table.
         measure: sharpness measure to draw.
 
+    >>> shown = sharpscope.plot.heatmap(run.sharpness, "lambda_max")
+
     Raises:
         NoData: the table has no row of ``measure``.
     """
@@ -209,6 +211,8 @@ def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None =
     Args:
         stragglers: the table ``stragglers``.
         criteria: at most four names as the table writes them; default: the main criteria of ``vocabulary.CRITERIA``.
+
+    >>> shown = sharpscope.plot.straggler_ranking(run.stragglers, ["rewind"])
 
     Raises:
         ConfigError: an unknown criterion.

@@ -60,6 +60,8 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
         table: the table ``repair``.
         alpha: point of the repaired paths that is drawn with intervals; default: the one nearest 0.5.
 
+    >>> shown = sharpscope.plot.repair(run.repair, alpha=0.3)
+
     Raises:
         NoData: the table has no finite gain.
     """
@@ -143,6 +145,8 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
     (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
 
+    >>> shown = sharpscope.plot.correlation_scatter(points)
+
     Raises:
         NoData: there is no finite point.
     """
@@ -218,6 +222,8 @@ def correlation(
         against: ood_gain or ood_accuracy; default: ood_gain where the table has it.
         alpha: alpha at which pairs are compared; default: the one nearest 0.5.
         held: hold all covariates fixed at once, as far as there is room for them; without it none is.
+
+    >>> shown = sharpscope.plot.correlation(run.correlations, "path", "pearson")
 
     Raises:
         NoData: the table has no such rows.

@@ -86,6 +86,8 @@ def wiseft_curve(
     (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them. ``group`` is the group of OOD sets
     that is averaged; None is the only one. ``advice`` rings the points whose alpha is advised.
 
+    >>> shown = sharpscope.plot.wiseft_curve(run.accuracy, group="ood")
+
     Raises:
         NoData: no pair has both ID and OOD rows.
         ConfigError: the table has several groups and none is named.
@@ -106,6 +108,8 @@ def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None) ->
     """``wiseft_curve`` of every group of OOD sets, side by side; the axis of ID accuracy is the same.
 
     ``advice`` rings the points whose alpha is advised.
+
+    >>> shown = sharpscope.plot.wiseft_curves(run.accuracy, run.advice)
 
     Raises:
         NoData: no pair has both ID and OOD rows.
@@ -238,6 +242,8 @@ def accuracy_along_alpha(
     sets has a panel of its own. With ``path`` a lower panel shows the probe loss and the chord between its ends.
     ``failure`` adds the flags that were raised, ``advice`` rings the OOD mean at the alphas that are advised.
 
+    >>> shown = sharpscope.plot.accuracy_along_alpha(run.accuracy, run.path, run.failure)
+
     Raises:
         NoData: the table has no rows of the plain path.
     """
@@ -361,6 +367,8 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
 
     Bars are one error over draws of images, where that is unknown one error of the estimate on these images; hollow
     marks did not converge. The axis is logarithmic where all values are positive and differ by more than a factor of 8.
+
+    >>> shown = sharpscope.plot.sharpness_along_alpha(run.sharpness)
 
     Raises:
         NoData: the table has no estimate of the whole model.

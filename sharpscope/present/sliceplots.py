@@ -30,6 +30,8 @@ def loss_slice(
         names: what the directions are, for the axes' labels.
         ax: the axes to draw into; default: those of a figure of their own.
 
+    >>> shown = sharpscope.plot.loss_slice(slice, ["top eigenvector", "gradient"])
+
     Raises:
         NoData: the table has no finite loss, or its steps in a plane are no grid.
     """

@@ -42,6 +42,8 @@ def paper_lipsum_tradeoff(
         order: the settings that order the models of a method; default: every numeric column with two values. A panel
             holds the models that differ from the method's first model in this setting alone.
 
+    >>> drawn = sharpscope.plot.paper_lipsum_tradeoff(run.accuracy, settings)
+
     Raises:
         NoData: a column that the settings lack, or no numeric setting.
 
@@ -125,6 +127,8 @@ def paper_lipsum_energy(
         accuracy: the accuracy table of the same runs.
         measures: measures of the agreement table that compare a point with an end.
         alpha: the point of the path (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_lipsum_energy(run.agreement, run.accuracy)
 
     Raises:
         NoData: an unknown measure, or no estimate above 0 with an accuracy.

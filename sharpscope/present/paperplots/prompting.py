@@ -38,6 +38,8 @@ def paper_clipfit_change(changes: pd.DataFrame) -> Drawn:
     Args:
         changes: the table ``changes``: layer (a tensor's name), tower, depth, distance, size, relative.
 
+    >>> drawn = sharpscope.plot.paper_clipfit_change(changes)
+
     Raises:
         NoData: no tensor moves.
 
@@ -100,6 +102,8 @@ def paper_clipfit_shots(table: pd.DataFrame) -> Drawn:
 
     Args:
         table: the table ``few_shot`` of a protocol run; the zero-shot model is a dotted line.
+
+    >>> drawn = sharpscope.plot.paper_clipfit_shots(few_shot)
 
     Raises:
         NoData: the table has no method beside zero-shot.
@@ -200,6 +204,8 @@ def paper_contcoop_upgrade(table: pd.DataFrame) -> Drawn:
 
     Args:
         table: the table ``upgrade`` of a protocol run, or ``upgrade_of`` a run's accuracy table.
+
+    >>> drawn = sharpscope.plot.paper_contcoop_upgrade(upgrade)
 
     Raises:
         NoData: the table has no rows.

@@ -31,6 +31,8 @@ def paper_sharpness_repair(
         select: the choice of the weights that are kept.
         density: the fraction of weights kept (the nearest one that the table has).
 
+    >>> drawn = sharpscope.plot.paper_sharpness_repair(run.repair, run.accuracy, target="delta")
+
     Raises:
         NoData: a target or choice that the table lacks.
 

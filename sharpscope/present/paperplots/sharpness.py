@@ -36,6 +36,8 @@ def paper_sharpness_lii(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
         path: the table ``path``.
         heights: ``findings.path_heights`` of the same table.
 
+    >>> drawn = sharpscope.plot.paper_sharpness_lii(run.path, heights)
+
     Raises:
         NoData: no pair has a loss at both ends.
 
@@ -111,6 +113,8 @@ def paper_sharpness_layers(
         criterion: the criterion by which stragglers are chosen; default: the only definition that the paper has
             published, a layer whose own interpolation costs.
         base: the base of the criterion; default: the first one of ``vocabulary.BASES`` that the table has.
+
+    >>> drawn = sharpscope.plot.paper_sharpness_layers(run.sharpness, run.stragglers, criterion="rewind")
 
     Raises:
         NoData: a measure, criterion or base that the tables lack.
@@ -213,6 +217,8 @@ def paper_sharpness_correlation(
         measure: the measure to draw.
         layer: the layer whose sharpness is drawn; default: the whole model.
         alpha: the point of the left panel (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_sharpness_correlation(run.sharpness, run.accuracy, alpha=0.3)
 
     Raises:
         NoData: a measure or layer that the table lacks, or no point with both numbers.

@@ -29,6 +29,8 @@ def paper_vrf_ratio(vrf: pd.DataFrame, accuracy: pd.DataFrame) -> Drawn:
         vrf: the table vrf.
         accuracy: the accuracy table, which says which sets are ID.
 
+    >>> drawn = sharpscope.plot.paper_vrf_ratio(run.vrf, run.accuracy)
+
     Raises:
         NoData: no bin has a ratio above 0.
 

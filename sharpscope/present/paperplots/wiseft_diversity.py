@@ -40,6 +40,8 @@ def paper_wiseft_diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pair
         accuracy: the accuracy table, which says which sets are ID.
         pairs: the pairs to draw; default: the first seven.
 
+    >>> drawn = sharpscope.plot.paper_wiseft_diversity(run.agreement, run.accuracy, ["success"])
+
     Raises:
         NoData: no estimate at alpha = 1, or an unknown pair.
 

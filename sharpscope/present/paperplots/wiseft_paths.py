@@ -58,6 +58,8 @@ def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None =
             only the diagonal is drawn.
         scale: the stretching of both axes. The line is fitted on this scale.
 
+    >>> drawn = sharpscope.plot.paper_wiseft_scatter(run.accuracy, scale="probit")
+
     Raises:
         NoData: no pair has ID and OOD accuracy.
 
@@ -155,6 +157,8 @@ def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
     The dotted chord joins the two ends of a path: a path above it gains more than its ends' mean, and a path above both
     of its ends gains over either model (observations 1 and 2 of the paper).
 
+    >>> drawn = sharpscope.plot.paper_wiseft_alpha(run.accuracy)
+
     Raises:
         NoData: the accuracy table has no rows of the path.
 
@@ -209,6 +213,8 @@ def paper_wiseft_ensembles(accuracy: pd.DataFrame, variants: Sequence[str] = ())
     Args:
         accuracy: the accuracy table.
         variants: the variants to draw, ``dense`` is the straight path; default: every variant that has both ends.
+
+    >>> drawn = sharpscope.plot.paper_wiseft_ensembles(run.accuracy)
 
     Raises:
         NoData: an unknown variant, or no variant beside the straight path that has both ends.

@@ -49,6 +49,8 @@ def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: 
         settings: pair, and a column per hyperparameter (learning rate, epochs, ...).
         columns: the hyperparameters to draw; default: those with at least two values.
 
+    >>> drawn = sharpscope.plot.paper_wiseft_hyper(run.accuracy, settings)
+
     Raises:
         NoData: an unknown hyperparameter, or none that has two values.
 
@@ -118,6 +120,8 @@ def paper_wiseft_shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha:
             their mean is drawn, with bars of one standard deviation.
         images: pair -> training images per class.
         alpha: the point of the path to draw (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_wiseft_shots(run.accuracy, {"success": 4, "failure": 16})
 
     Raises:
         NoData: no pair has both ID and OOD accuracy.
