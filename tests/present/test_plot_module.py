@@ -1,4 +1,4 @@
-"""``sharpscope.plot``: every function's example runs on made-up tables, and what it gives shows itself in a notebook."""
+"""``sharpscope.plot``: the example of every function runs, and what it gives shows itself in a notebook."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -12,7 +13,7 @@ from sharpscope import plot
 from sharpscope.errors import NoData
 from sharpscope.findings.pathheights import path_heights
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
-from sharpscope.present.kinds import FigureKind, needs
+from sharpscope.present.kinds import Drawing, FigureKind, needs
 from sharpscope.present.paperplots.prompting import upgrade_of
 from sharpscope.present.runfigures import RUN_FIGURES
 from sharpscope.present.sources import Tables
@@ -84,6 +85,18 @@ def _which_upgrade(tables: Tables) -> Sequence[Mapping[str, Any]]:
     return ({"from_": "accuracy"} if alone else {},)
 
 
+def _if_known(draw: Callable[..., Drawing], name: str, option: str) -> Callable[[Tables], Sequence[Mapping[str, Any]]]:
+    """Where table ``name`` has no row of the default of ``option``, the first value that it has."""
+    default = inspect.signature(draw).parameters[option].default
+
+    def each(tables: Tables) -> Sequence[Mapping[str, Any]]:
+        table = tables.found(name)
+        values = [] if table is None else unique_in_order(table[option])
+        return ({} if default in values or not values else {option: values[0]},)
+
+    return each
+
+
 def _shots(tables: Tables) -> dict[str, Any]:
     if not tables.images:
         raise NoData("paper_wiseft_shots: needs the number of images per class of every run, such as 4=runs/k4.")
@@ -98,12 +111,17 @@ FIGURES: Final[Mapping[str, FigureKind]] = {
             FigureKind("robustness", plot.effective_robustness, _robustness),
             FigureKind("loss_slice", plot.loss_slice, needs(table="slice")),
             *(
+                FigureKind(draw.__name__, draw, read, each=_if_known(draw, name, option))
+                for draw, read, name, option in (
+                    (plot.paper_sharpness_correlation, _correlation, "sharpness", "measure"),
+                    (plot.paper_sharpness_layers, needs("sharpness", "stragglers"), "sharpness", "measure"),
+                    (plot.paper_sharpness_repair, needs("repair", "accuracy"), "repair", "target"),
+                )
+            ),
+            *(
                 FigureKind(draw.__name__, draw, read)
                 for draw, read in (
-                    (plot.paper_sharpness_correlation, _correlation),
-                    (plot.paper_sharpness_layers, needs("sharpness", "stragglers")),
                     (plot.paper_sharpness_lii, _heights),
-                    (plot.paper_sharpness_repair, needs("repair", "accuracy")),
                     (plot.paper_wiseft_alpha, needs("accuracy")),
                     (plot.paper_wiseft_diversity, needs("agreement", "accuracy")),
                     (plot.paper_wiseft_ensembles, needs("accuracy")),
