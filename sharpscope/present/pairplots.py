@@ -233,7 +233,8 @@ def correlation(
     table = joint_rows(rows) if held else marginal_rows(rows)
     table = table[~table["layer"].isin([n for c in CONTRASTS.values() for n in (c.others, c.random)])]
     if not len(table):
-        raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}.")
+        fixed = ", all covariates held fixed" if held else ""
+        raise NoData(f"correlation: no rows with scope {label(scope)} and method {label(method)}{fixed}.")
     names = unique_in_order(table["against"])
     against = against or next((a for a in reversed(AGAINST) if a in names), names[0])
     table = table[table["against"] == against]

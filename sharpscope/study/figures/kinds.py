@@ -58,6 +58,21 @@ def _settings(tables: Tables, *, settings: Path | None = None) -> dict[str, pd.D
     return {"accuracy": accuracy, "settings": settings_table(settings, tables, unique_in_order(accuracy["pair"]))}
 
 
+def _methods(tables: Tables, *, settings: Path | None = None) -> dict[str, pd.DataFrame]:
+    """Accuracies and settings, of which there have to be some.
+
+    Args:
+        settings: CSV file with pair, method and a column for each number that was varied; default: the sweep's own.
+    """
+    read = _settings(tables, settings=settings)
+    if set(read["settings"]) == {"pair"}:
+        raise NoData(
+            "paper_lipsum_tradeoff: nothing says how the pairs were tuned; it takes the runs of 'sharpscope sweep', or "
+            "--settings FILE of figures/paper_lipsum_tradeoff.py."
+        )
+    return read
+
+
 def _correlation(tables: Tables) -> dict[str, Any]:
     """Several runs have no coefficient in common."""
     known = tables.found("correlations") if tables.alone else None
@@ -129,7 +144,7 @@ FIGURES: Final[Mapping[str, FigureKind]] = {
                     (plot.paper_wiseft_scatter, _scatter),
                     (plot.paper_wiseft_shots, _shots),
                     (plot.paper_lipsum_energy, needs("agreement", "accuracy")),
-                    (plot.paper_lipsum_tradeoff, _settings),
+                    (plot.paper_lipsum_tradeoff, _methods),
                     (plot.paper_clipfit_change, needs(changes="changes")),
                     (plot.paper_clipfit_shots, needs(table="few_shot")),
                     (plot.paper_vrf_ratio, needs("vrf", "accuracy")),
