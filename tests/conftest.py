@@ -25,7 +25,7 @@ settings.register_profile("laws", deadline=None, derandomize=True)  # how long a
 settings.load_profile("laws")
 
 # The files that take longest are started first, so that no worker is left alone with one of them at the end.
-_FIRST = ("test_other_models.py", "test_study.py", "test_controlled_traces.py")
+_FIRST = ("test_study.py", "test_split_units.py", "test_plots.py", "test_ranks.py", "test_killed.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -67,7 +67,7 @@ def test_run_on_another_tower_with_image_folders(
             "run", *files, "--model", str(tiny_paths[kind]), "--head", head, "--data-root", str(tmp_path),
             "--probe", "folder:train", "--id", "folder:val", "--ood", "folder:shifted",
             "--classnames", str(tmp_path / "names.txt"), "--templates", str(tmp_path / "templates.txt"),
-            "--alphas", "0", "0.5", "1", "--granularity", "block", "--probe-size", "10", "--batch-size", "4",
+            "--alphas", "0", "1", "--granularity", "block", "--probe-size", "6", "--batch-size", "4",
             "--measures", "hessian_trace", "lambda_max", "lambda_min", "--max-matvecs", "5",
             "--threads", "1", "--layer-alphas", "0", "1",
             "--densities", "0.5", "--selects", "random",

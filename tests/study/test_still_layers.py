@@ -49,7 +49,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, drawing: Callable[..., AbstractContextManager[None]]) -> study.Run:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, drawing: Callable[..., AbstractContextManager[None]]
+) -> study.Run:
     folder = tmp_path_factory.mktemp("still")
     config = StudyConfig(
         pairs=quick_pairs(folder),
