@@ -164,7 +164,8 @@ def _curve(ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | 
         )  # fmt: skip
         ringed = rows[np.isin(rows["alpha"], advised_alphas(advice, pair, group))]
         rings += len(ringed)
-        ax.plot(ringed["estimate_id"], ringed["estimate_ood"], **_RING, zorder=5)
+        if len(ringed):
+            ax.plot(ringed["estimate_id"], ringed["estimate_ood"], **_RING, zorder=5)
         ends = rows[["alpha", "estimate_id", "estimate_ood"]].to_numpy()
         for alpha, ex, ey in ends[np.isin(ends[:, 0], (0.0, 1.0))]:
             mark, size = ("*", 90) if alpha == 0 else ("s", 4.3 * look.size**2)
@@ -267,7 +268,8 @@ def accuracy_along_alpha(
             means = average(own, "ood")
             ringed = means[np.isin(means["alpha"], advised_alphas(advice, pair, group))]
             rings += len(ringed)
-            ax.plot(ringed["alpha"], ringed["estimate"], **_RING, zorder=5, clip_on=False)
+            if len(ringed):  # a line of no points that is not clipped would upset the layout
+                ax.plot(ringed["alpha"], ringed["estimate"], **_RING, zorder=5, clip_on=False)
             flags = failure if failure is None else of_group(failure, group)
             ax.set_title(_with_flags(pair, flags, group if len(groups) > 1 else ""))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

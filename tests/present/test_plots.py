@@ -493,7 +493,15 @@ def test_figure_scripts_write_pdf_and_png(
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     before = dict(matplotlib.rcParams)
-    module.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    arguments = [str(tmp_path), "--out", str(tmp_path / "out")]
+    if script.stem == "fig_robustness":
+        with pytest.raises(SystemExit, match="2 distinct ID accuracies .*; a line needs 3.\nRemedy: --baseline"):
+            module.main(arguments)
+        sets = few["accuracy"].query("role == 'ood'")["dataset"].unique()
+        models = pd.DataFrame([(s, 0.5 + 0.1 * i, 0.3 + 0.1 * i) for s in sets for i in range(3)])
+        models.to_csv(tmp_path / "b.csv", index=False, header=["dataset", "id_accuracy", "ood_accuracy"])
+        arguments += ["--baseline", str(tmp_path / "b.csv")]
+    module.main(arguments)
     assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "out").iterdir())
     assert [f.suffix for f in files] == [".pdf", ".png"]
