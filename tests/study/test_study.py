@@ -43,7 +43,7 @@ def small_config(**changes: Any) -> StudyConfig:
         demo_config(),
         ood=("mini:sketch", "mini:clipart"),
         alphas=(0.0, 0.25, 0.5, 1.0),
-        curvature_alphas=(0.0, 0.5),
+        curvature_alphas=(0.0, 0.5, 1.0),
         paths=("linear", "lines"),
         granularity="block",
         measures=DEFAULT_MEASURES,
@@ -195,7 +195,7 @@ def test_the_report_is_one_file_with_every_section_and_no_address(finished: stud
     ends = finished.accuracy[finished.accuracy["alpha"].isin((0.0, 1.0)) & (finished.accuracy["variant"] == "dense")]
     for number in ends.loc[ends["role"] == "ood_mean", "estimate"]:
         assert f"{100 * number:.1f}" in html
-    text = re.sub(r"base64,[^\"]*", "", html)
+    text = re.sub(r"base64,[^\"]*|<script.*?</script>", "", html, flags=re.DOTALL)
     assert "NaN" not in text and not re.search(r"\bnan\b", text)
     names = {p.stem for p in (finished.root / "figures").glob("*.png")}
     assert {"wiseft_curve", "accuracy_along_alpha", "heatmap_hessian_trace", "straggler_ranking", "repair"} <= names
@@ -269,7 +269,7 @@ def test_correlate_of_one_run_gives_the_runs_own_rows(finished: study.Run) -> No
 def test_report_rebuilds_everything_without_checkpoints_or_data(
     finished: study.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three of the figures are drawn again; tests/present holds that every figure has the same bytes each time."""
+    """Some of the figures are drawn again; tests/present holds that every figure has the same bytes each time."""
     root = tmp_path / "copy"
     shutil.copytree(finished.root, root)
     for derived in ("tables", "figures"):
@@ -284,7 +284,8 @@ def test_report_rebuilds_everything_without_checkpoints_or_data(
     before = {p.name: p.read_bytes() for p in (finished.root / "figures").iterdir()}
 
     def draw(tables: Tables, *how: Any) -> dict[str, tuple[bytes, bytes]]:
-        again = drawn({n: tables[n] for n in ("accuracy", "path", "failure", "stragglers", "repair")}, *how)
+        slow = ("agreement", "correlations", "density", "points", "sharpness")
+        again = drawn({n: table for n, table in tables.items() if n not in slow}, *how)
         assert {"wiseft_curve", "straggler_ranking", "repair"} <= set(again)
         return {n: (before[f"{n}.png"], before[f"{n}.pdf"]) for n in figures} | again
 
