@@ -15,7 +15,7 @@ from sharpscope.config.studyfile import dump
 from sharpscope.study import run as study
 
 DRIVER = """
-import multiprocessing, os, random, signal, time
+import multiprocessing, os, random, shutil, signal, time
 from pathlib import Path
 from sharpscope.cli.main import main
 from sharpscope.study import report, workers
@@ -32,16 +32,25 @@ def launch():
 if __name__ == "__main__":
     report.all_figures = lambda *_: {}
     rng = random.Random(0)
-    for _ in range(2):
+    for killed in (True, True, False):
         wanted = units() + rng.randint(1, 5)
         if not (pid := os.fork()):
             launch()
-        while units() < wanted and not os.waitpid(pid, os.WNOHANG)[0]:
+        while killed and units() < wanted and not os.waitpid(pid, os.WNOHANG)[0]:
             time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
+        if killed:
+            os.kill(pid, signal.SIGKILL)
         print("it ended with", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+        if killed:
+            shutil.copytree("run/units", "kept", dirs_exist_ok=True)
 """
-"""Forks each run, and that its worker, from one process that has imported everything."""
+"""Forks each run, and that its worker, from one process that has imported everything; test_plugins starts workers as
+users have them."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every unit and table in ``folder``."""
+    return {p.name: p.read_bytes() for kind in ("*.unit", "*.csv") for p in folder.glob(kind)}
 
 
 @pytest.mark.slow
@@ -55,19 +64,15 @@ def test_killed_at_random_instants_two_processes_finish_with_the_same_tables_as_
         density_layers=("visual.post",), density_alphas=(0.5,),
         eigenvectors=1, eigenvector_layers=("visual.post",), eigenvector_alphas=(0.5,),
     )  # fmt: skip
-    shared = dataclasses.replace(config, jobs=2)
-    (tmp_path / "study.yaml").write_text(dump(shared))
+    (tmp_path / "study.yaml").write_text(dump(dataclasses.replace(config, jobs=2)))
     (tmp_path / "driver.py").write_text(DRIVER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     driver = [sys.executable, "driver.py"]
     done = subprocess.run(driver, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout == 2 * "it ended with -9\n", done.stderr
-    root = tmp_path / "run"
-    kept = {p: p.read_bytes() for p in root.glob("units/*.unit")}
-    assert kept and not (root / "tables").exists()
-    study.run(shared, root)
-    alone = study.run(config, tmp_path / "alone")
-    assert len(kept) < len(list(root.glob("units/*.unit"))) == len(list(alone.root.glob("units/*.unit")))
-    assert all(path.read_bytes() == before for path, before in kept.items()), "what was finished is kept"
-    tables = {p.name: p.read_bytes() for p in (alone.root / "tables").glob("*.csv")}
-    assert tables == {p.name: p.read_bytes() for p in (root / "tables").glob("*.csv")}
+    ends = [line for line in done.stdout.splitlines() if line.startswith("it ended")]
+    assert ends == ["it ended with -9", "it ended with -9", "it ended with 0"], done.stderr
+    alone = study.run(config, tmp_path / "alone").root
+    kept, units, expected = (contents(tmp_path / path) for path in ("kept", "run/units", "alone/units"))
+    assert kept.items() < units.items(), "what was finished is kept"
+    assert set(units) == set(expected)
+    assert contents(tmp_path / "run" / "tables") == contents(alone / "tables")
