@@ -14,9 +14,9 @@ import pandas as pd
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import ConfigError, shown
 from sharpscope.present.alphas import showing_alpha_on
+from sharpscope.present.canvas import figure_bytes
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
-from sharpscope.present.style import figure_bytes
 from sharpscope.present.view import data_notes
 from sharpscope.study.finished import opened
 from sharpscope.study.report import Run
