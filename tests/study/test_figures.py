@@ -114,6 +114,20 @@ def test_what_can_be_drawn_is_drawn_and_the_rest_is_listed_with_its_reason(
     assert "Remedy: --baseline FILE.csv" in reasons["robustness"]  # two fine-tuned models make no line
 
 
+def test_the_manifest_decides_order_and_criterion_and_the_style_sheet_the_look(
+    run: Path, unwritten: dict[str, Any]
+) -> None:
+    sizes = {}
+    for style in making.STYLES:
+        figures([str(run)], "unused", only=DRAWN, style=style)
+        curve, ranking = (unwritten[name] for name in DRAWN)
+        named = [t.get_text() for t in curve.legends[0].get_texts()]
+        assert named[:2] == list(made.CURVES)  # the tables have them in the order of the alphabet
+        assert ranking.axes[0].get_title(loc="left").startswith("rewind")
+        sizes[style] = curve.axes[0].get_xticklabels()[0].get_fontsize()
+    assert sizes == {"paper": 6.5, "screen": 7.0}
+
+
 def test_a_papers_figure_comes_with_its_caption(run: Path, tmp_path: Path) -> None:
     (files,) = figures([str(run)], tmp_path, only=["paper_sharpness_lii"]).files.values()
     assert [f.suffix for f in files] == [".png", ".pdf", ".txt"]
