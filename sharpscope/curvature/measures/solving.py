@@ -56,7 +56,7 @@ def sampled_tasks(
     """``per_example_steps`` for the ``traces`` of all layers, whose sum is the whole model's.
 
     A layer's tolerance is ``rtol`` times the larger of its own trace and ``atol_share`` times the whole model's, as far
-    as the first products of all layers tell that. Without it a layer whose trace is nearly 0 would take all products.
+    as the first products of all layers tell that. With a share of 0 a layer whose trace is nearly 0 takes all products.
     """
     found: dict[str, Estimator[TraceEstimate]] = {}
     pilots = {
