@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/atol_share.py --runs DIR [--studies demo short ...] [--shares 0 0.01]
 
-``demo`` is the demo's own study of success and failure; every other name is a pair of the embedded world that the demo
-does not have, with the demo's settings; NAME@precise is a pair at the default tolerance (5 %, 100 products), at three
-alphas and without repairs. Each study is run once with every share, into DIR (a finished run is not done again), and
+``demo`` is the demo's own study of success and failure; every other name is a pair of the embedded world, with the
+demo's settings, of which only the traces are measured (no other measure depends on the share) and repairs are left out
+(they follow from the stragglers); NAME@precise is such a pair at the default tolerance (5 %, 100 products) and three
+alphas. Each study is run once with every share, into DIR (a finished run is not done again), and
 compared with that of the first share: the same stragglers by every criterion, the same verdicts? Writes
 benchmarks/results/atol_share.csv, one line a study and share, and prints it as a table.
 """
@@ -12,8 +13,7 @@ benchmarks/results/atol_share.csv, one line a study and share, and prints it as 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ import pandas as pd
 import sharpscope
 from sharpscope.study.demo import demo_config
 from sharpscope.study.log import Log
+from sharpscope.tables.files import read_csv
 from sharpscope.vocabulary import ALL
 
 TRACES: Final = ("hessian_trace", "weighted_trace")
@@ -35,76 +36,77 @@ def study(name: str, share: float) -> sharpscope.StudyConfig:
     pair, _, precise = name.partition("@")
     config = replace(DEMO, atol_share=share)
     if name != "demo":
-        config = replace(config, pairs=(sharpscope.PairConfig(pair, "mini:zeroshot", f"mini:{pair}"),))
+        one = (sharpscope.PairConfig(pair, "mini:zeroshot", f"mini:{pair}"),)
+        config = replace(config, pairs=one, measures=TRACES, perturbation_alphas=None, densities=(), repair_alphas=())
     if precise:
-        config = replace(config, rtol=0.05, max_matvecs=100, alphas=(0.0, 0.5, 1.0), measures=TRACES, densities=(),
-                         perturbation_alphas=None, repair_alphas=())  # fmt: skip
+        config = replace(config, rtol=0.05, max_matvecs=100, alphas=(0.0, 0.5, 1.0))
     return config
 
 
-def seconds(run: sharpscope.Run) -> float:
-    """What the units of curvature took, over all processes."""
-    return sum(
-        e["seconds"]
-        for e in Log(run.root / "log.jsonl").events()
-        if e["event"] == "unit" and e["key"].startswith("curvature/")
-    )
+@dataclass(frozen=True)
+class Done:
+    """A finished run: its folder."""
+
+    root: Path
+
+    def table(self, name: str) -> pd.DataFrame:
+        return read_csv(self.root / "tables" / f"{name}.csv", name)
+
+    @property
+    def seconds(self) -> float:
+        """What the units of curvature took, one after the other."""
+        units = (e for e in Log(self.root / "log.jsonl").events() if e["event"] == "unit")
+        return sum(e["seconds"] for e in units if e["key"].startswith("curvature/"))
+
+    @property
+    def named(self) -> dict[Any, frozenset[str]]:
+        """(pair, criterion, basis) -> the stragglers that it names."""
+        rows = self.table("stragglers").groupby(["pair", "criterion", "base"], dropna=False)
+        return {key: frozenset(own["layer"][own["chosen"]]) for key, own in rows}
+
+    @property
+    def verdicts(self) -> dict[Any, str]:
+        """(pair, claim, group, source) -> verdict."""
+        found: dict[Any, str] = (
+            self.table("verdicts").set_index(["pair", "claim", "group", "source"])["verdict"].to_dict()
+        )
+        return found
+
+    @property
+    def traces(self) -> pd.DataFrame:
+        """The traces of every layer, by pair, measure, alpha and layer."""
+        rows = self.table("sharpness")
+        return rows[rows["measure"].isin(TRACES)].set_index(["pair", "measure", "alpha", "layer"])
 
 
-def named(run: sharpscope.Run) -> dict[tuple[str, ...], frozenset[str]]:
-    """(pair, criterion, basis) -> the stragglers that it names."""
-    rows = run.stragglers
-    return {key: frozenset(own["layer"][own["chosen"]]) for key, own in rows.groupby(["pair", "criterion", "base"])}
+def run(name: str, share: float, runs: Path) -> Done:
+    root = runs / f"{name.replace('@', '-')}-{share:g}"
+    if not (root / "report.html").exists():
+        sharpscope.run(study(name, share), root)
+    return Done(root)
 
 
-def verdicts(run: sharpscope.Run) -> dict[tuple[str, ...], str]:
-    """(pair, claim, group, source) -> verdict."""
-    return run.verdicts.set_index(["pair", "claim", "group", "source"])["verdict"].to_dict()
+def differing(before: dict[Any, Any], after: dict[Any, Any]) -> int:
+    """How many keys have other values, or stand on one side only; each is printed."""
+    found = [key for key in before | after if before.get(key) != after.get(key)]
+    for key in found:
+        print(f"{key}: {before.get(key)} before, {after.get(key)} now")
+    return len(found)
 
 
-def changed(before: dict[Any, Any], after: dict[Any, Any]) -> list[Any]:
-    """The keys whose values differ, or which only one side has."""
-    return [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
-
-
-def traces(run: sharpscope.Run) -> pd.DataFrame:
-    """Every layer's traces, by pair, measure, alpha and layer."""
-    rows = run.sharpness[run.sharpness["measure"].isin(TRACES)]
-    return rows.set_index(["pair", "measure", "alpha", "layer"])
-
-
-def row(name: str, share: float, run: sharpscope.Run, first: sharpscope.Run) -> dict[str, Any]:
-    """One line of the table: ``run``, compared with that of the first share."""
-    own, base = traces(run), traces(first)
+def row(name: str, share: float, first: Done, done: Done) -> dict[str, Any]:
+    """One line of the table: the run with this share, compared with that of the first one."""
+    own, base = done.traces, first.traces
     layers = own[own.index.get_level_values("layer") != ALL]
-    whole = own["estimate"].xs(ALL, level="layer").abs().rename("whole")
-    wide = (layers["stderr"] / layers.join(whole)["whole"]).max()
     moved = ((own["estimate"] - base["estimate"]).abs() / own["stderr"]).where(own["stderr"] > 0, 0.0)
-    criteria, claims = named(run), verdicts(run)
-    other, others = changed(named(first), criteria), changed(verdicts(first), claims)
-    for key in (*other, *others):
-        print(f"{name}, share {share:g}: {key} differs: {named(first).get(key)} {criteria.get(key)} "
-              f"{verdicts(first).get(key)} {claims.get(key)}")  # fmt: skip
     return {
         "study": name, "atol_share": share, "products": int(layers["num_matvecs"].sum()),
-        "curvature_seconds": round(seconds(run)), "rows": len(layers),
+        "curvature_seconds": round(done.seconds), "traces": len(layers),
         "not_converged": int((layers["status"] == "not_converged").sum()),
-        "criteria": len(criteria), "criteria_that_name_others": len(other),
-        "verdicts": len(claims), "verdicts_that_differ": len(others),
-        "largest_change_in_errors": round(float(moved.max()), 2), "largest_error_of_whole": round(float(wide), 5),
+        "criteria": len(done.named), "name_others": differing(first.named, done.named),
+        "verdicts": len(done.verdicts), "differ": differing(first.verdicts, done.verdicts),
+        "largest_change_in_errors": round(float(moved.max()), 2),
     }  # fmt: skip
-
-
-def table(names: Sequence[str], shares: Sequence[float], runs: Path) -> pd.DataFrame:
-    rows = []
-    for name in names:
-        first = None
-        for share in shares:
-            run = sharpscope.run(study(name, share), runs / f"{name.replace('@', '-')}-{share:g}")
-            first = first or run
-            rows.append(row(name, share, run, first))
-            print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
 
 
 def main() -> None:
@@ -114,7 +116,12 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01])
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    found = table(options.studies, options.shares, options.runs)
+    rows = []
+    for name in options.studies:
+        done = {share: run(name, share, options.runs) for share in options.shares}
+        rows += [row(name, share, done[options.shares[0]], own) for share, own in done.items()]
+        print(rows[-len(done) :], flush=True)
+    found = pd.DataFrame(rows)
     found.to_csv(options.out, index=False)
     print(found.to_string(index=False))
 

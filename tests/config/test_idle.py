@@ -70,7 +70,8 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("setting", "idle", "used"), CASES, ids=[f"{next(iter(c[0]))}" for c in CASES])
 def test_a_setting_that_changes_nothing(setting: dict[str, Any], idle: dict[str, Any], used: dict[str, Any]) -> None:
     (name,) = setting
-    assert changes_nothing(StudyConfig(**idle), name) and not changes_nothing(StudyConfig(**setting, **used), name)
+    assert changes_nothing(StudyConfig(**setting, **idle), name)
+    assert not changes_nothing(StudyConfig(**setting, **used), name)
     check_no_idle(StudyConfig(**idle))  # its default is no setting
     check_no_idle(StudyConfig(**setting, **used))
     with pytest.raises(ConfigError, match=rf"^{name}: changes nothing in this study; it needs .*\n?Remedy: give that"):
