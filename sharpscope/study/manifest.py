@@ -20,6 +20,7 @@ from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.curvature.draws import DRAWS
 from sharpscope.study.context import Context
+from sharpscope.study.tasks import perturbation_alphas
 from sharpscope.study.workers import threads_of
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
@@ -44,6 +45,10 @@ another default."""
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
     same = [name for name, before in _LATER.items() if getattr(config, name) == before]
+    if changes_nothing(config, "perturbation_alphas") or perturbation_alphas(config) == config.measured_alphas:
+        numbers["perturbation_alphas"] = None  # as in runs from when that meant all
+    else:
+        numbers["perturbation_alphas"] = list(perturbation_alphas(config))
     for name in {*same, *(name for name in _WHERE_USED if changes_nothing(config, name))}:
         del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}

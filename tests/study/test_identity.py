@@ -38,6 +38,15 @@ def test_what_changes_no_number_of_the_study_is_no_part_of_its_identity(more: di
     assert named(**more, output_baselines=("vrf",))["vrf_k"] is None
 
 
+def test_finite_radii_are_named_by_their_alphas_and_all_alphas_as_by_older_runs() -> None:
+    rises = {"measures": ("sharpness_max",)}
+    assert named(**rises)["perturbation_alphas"] == [0.0, 0.5, 1.0]
+    assert named(**rises) == named(**rises, perturbation_alphas=(0.0, 0.5, 1.0))
+    assert named(**rises, perturbation_alphas=StudyConfig.alphas)["perturbation_alphas"] is None
+    assert named(**rises, alphas=(0.0, 0.3, 1.0))["perturbation_alphas"] is None
+    assert named(measures=("hessian_trace",))["perturbation_alphas"] is None
+
+
 def test_the_config_of_an_older_directory_is_read_with_the_default_of_its_time(tmp_path: Path) -> None:
     identity = {"sharpscope": __version__, "config": named(atol_share=0.0)}
     config = StudyConfig(atol_share=0.0).to_dict()
