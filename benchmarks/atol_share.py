@@ -4,9 +4,8 @@
 
 ``demo`` is the demo's own study of success and failure; every other name is a pair of the embedded world, with the
 demo's settings, of which only the traces are measured (no other measure depends on the share) and repairs are left out
-(they follow from the stragglers); NAME@precise is such a pair at the default tolerance (5 %, 100 products) and three
-alphas. Each study is run once with every share, into DIR (a finished run is not done again), and
-compared with that of the first share: the same stragglers by every criterion, the same verdicts? Writes
+(they follow from the stragglers). Each study is run once with every share, into DIR (a finished run is not done again),
+and compared with that of the first share: the same stragglers by every criterion, the same verdicts? Writes
 benchmarks/results/atol_share.csv, one line a study and share, and prints it as a table.
 """
 
@@ -33,13 +32,10 @@ DEMO: Final = replace(demo_config(), jobs=1)
 
 def study(name: str, share: float) -> sharpscope.StudyConfig:
     """The study called ``name`` (see above) with this share."""
-    pair, _, precise = name.partition("@")
     config = replace(DEMO, atol_share=share)
     if name != "demo":
-        one = (sharpscope.PairConfig(pair, "mini:zeroshot", f"mini:{pair}"),)
+        one = (sharpscope.PairConfig(name, "mini:zeroshot", f"mini:{name}"),)
         config = replace(config, pairs=one, measures=TRACES, perturbation_alphas=None, densities=(), repair_alphas=())
-    if precise:
-        config = replace(config, rtol=0.05, max_matvecs=100, alphas=(0.0, 0.5, 1.0))
     return config
 
 
@@ -80,7 +76,7 @@ class Done:
 
 
 def run(name: str, share: float, runs: Path) -> Done:
-    root = runs / f"{name.replace('@', '-')}-{share:g}"
+    root = runs / f"{name}-{share:g}"
     if not (root / "report.html").exists():
         sharpscope.run(study(name, share), root)
     return Done(root)
@@ -112,8 +108,8 @@ def row(name: str, share: float, first: Done, done: Done) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--studies", nargs="+", default=["demo"])
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.01])
+    parser.add_argument("--studies", nargs="+", default=["demo", "success", "failure", "lr5e-3", "short"])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.001, 0.002, 0.005, 0.01])
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     rows = []

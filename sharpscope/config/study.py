@@ -198,7 +198,7 @@ class StudyConfig:
     """Number of examples per batch, on the probe set and in evaluation."""
     limit: int | None = None
     """Largest number of test examples per data set (a fixed, stratified choice); default: all."""
-    atol_share: float = 0.01
+    atol_share: float = 0.001
     """Share of the whole model's trace that counts as a layer's own where that is smaller: a trace also stops at
     stderr <= rtol * atol_share * |trace of the whole model|. With a larger share layers that hold little of the trace
     take fewer products, and their errors become wider than rtol of themselves; 0 asks every layer for its own rtol,

@@ -123,7 +123,7 @@ def test_a_larger_share_never_takes_more_products() -> None:
 
 def test_the_default_stands_once_for_studies_settings_and_the_notebook() -> None:
     shown = signature(sharpscope.layer_curvature).parameters["atol_share"].default
-    assert MeasureSettings().atol_share == StudyConfig().atol_share == shown == 0.01
+    assert MeasureSettings().atol_share == StudyConfig().atol_share == shown == 0.001
 
 
 def test_a_share_below_0_is_refused() -> None:

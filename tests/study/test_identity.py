@@ -27,7 +27,7 @@ def named(**settings: Any) -> dict[str, Any]:
 
 
 def test_a_run_that_does_not_name_the_share_gave_every_layer_its_own_tolerance() -> None:
-    assert named()["atol_share"] == 0.01 and named(atol_share=0.001)["atol_share"] == 0.001
+    assert named()["atol_share"] == 0.001 and named(atol_share=0.01)["atol_share"] == 0.01
     assert "atol_share" not in named(atol_share=0.0)
 
 
