@@ -1,6 +1,6 @@
 """Where the time of a default study goes: what each family of its measures costs at one alpha of an embedded pair.
 
-    OMP_NUM_THREADS=1 python benchmarks/default_study.py [--images 1024] [--alpha 0.5] [--shares 0 0.001] [--only-traces]
+    OMP_NUM_THREADS=1 python benchmarks/default_study.py [--images 64] [--alpha 0.5] [--shares 0 0.01] [--only-traces]
 
 Printed are products (for sums over layers) and processor seconds, also in gradients of the same loss in the same run.
 Eigenvalues are measured at the alpha before, too, and followed from there, as in a study.
