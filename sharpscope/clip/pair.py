@@ -11,6 +11,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from sharpscope.card import card
 from sharpscope.clip.datasets.names import read_classnames, read_lines, same_names
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.model import ClipModel, pretrained_tag
@@ -108,8 +109,7 @@ class LoadedPair:
         return f"LoadedPair({self.name!r}, {self.model.name!r}, head={head!r}, {count:,} moving parameters)"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{k}</th><td>{v}</td></tr>" for k, v in _summary(self).items())
-        return f"<table>{rows}</table>"
+        return card("Pair", _summary(self))
 
 
 def load_pair(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from sharpscope.card import card
 from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.head import Classifier
@@ -159,6 +160,13 @@ class Probe:
 
     def __repr__(self) -> str:
         return f"Probe({self.dataset.name!r}, {self.n} examples in {len(self.batches)} batches, {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "data set": self.dataset.name, "examples": self.n, "batches": len(self.batches),
+            "dtype": str(self.dtype).removeprefix("torch."), "logits": "normalised" if self.normalize_logits else None,
+        }  # fmt: skip
+        return card("Probe: the loss whose curvature is measured", facts)
 
     def batch_logits(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         """Logits [B, C] of batch ``i``, normalised if ``normalize_logits``; the loss is their cross-entropy.

@@ -12,6 +12,7 @@ import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from sharpscope.card import card
 from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.devices import all_finite, fits, numbers
@@ -66,6 +67,10 @@ class EigenEstimate:
     converged: bool
     num_matvecs: int
     vector: Tensor | None = field(default=None, repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        facts = {"value": self.value, "residual": self.residual, "converged": self.converged}
+        return card("Eigenvalue", facts | {"products": self.num_matvecs})
 
 
 @dataclass(frozen=True)

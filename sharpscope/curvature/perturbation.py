@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sharpscope.card import card
 from sharpscope.curvature.ascent import Norm, auto_pgd, random_point
 from sharpscope.curvature.draws import gaussian, uniform
 from sharpscope.curvature.images import error_over_images
@@ -58,6 +59,12 @@ class SharpnessEstimate:
     converged: bool
     num_evaluations: int
     stderr_images: float = math.nan
+
+    def _repr_html_(self) -> str:
+        errors = {"standard error": self.stderr, "standard error over draws of images": self.stderr_images}
+        known = {name: value for name, value in errors.items() if not math.isnan(value)}
+        facts = {"rise of the loss": self.estimate, **known, "converged": self.converged}
+        return card("Sharpness", facts | {"evaluations": self.num_evaluations})
 
 
 def sharpness_avg(

@@ -11,6 +11,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from sharpscope.card import card
 from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, solve
 from sharpscope.devices import all_finite, numbers
@@ -74,6 +75,10 @@ class TraceEstimate:
     weighted: tuple[float, float] | None = None
     contributions: tuple[Tensor, ...] | None = field(default=None, repr=False, compare=False)
     blur: float = field(default=0.0, repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        facts = {"trace": self.estimate, "standard error": self.stderr, "converged": self.converged}
+        return card("Trace", facts | {"products": self.num_matvecs})
 
 
 def per_example_trace(

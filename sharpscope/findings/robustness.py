@@ -28,6 +28,9 @@ BASELINES: Final[dict[str, tuple[float, ...]]] = {"zeroshot": (0.0,), "finetuned
 """The baselines that consist of a run's own models: name -> the alphas of these models."""
 
 
+_FEWEST: Final = 3
+
+
 @dataclass(frozen=True)
 class Baseline:
     """Models that define the expected OOD accuracy: logit(OOD) = intercept + slope * logit(ID).
@@ -126,9 +129,8 @@ def effective_robustness(
     b and k are fitted by least squares of logit(OOD) on logit(ID) over the baseline's models for the same OOD set.
     Accuracies of 0 and 1 are moved inside by half an example. The interval is a percentile bootstrap over three sources
     of noise at once: the model's own accuracies and the baseline's accuracies (both binomial, with ID and OOD images
-    independent), and the choice of the baseline's models. The models are resampled where there are at least 3; the line
-    through two models leaves their choice out, and the note says so. An accuracy whose number of examples is not known
-    counts as exact.
+    independent), and the choice of the baseline's models, which are resampled. An accuracy whose number of examples is
+    not known counts as exact.
 
     Args:
         accuracy: the accuracy table.
@@ -141,7 +143,7 @@ def effective_robustness(
     Returns:
         Columns ``COLUMNS``; ``baseline_n`` is the number of the baseline's models (0 for a line that was given). The
         estimate is NaN, with the reason in ``note``, for an OOD set that the baseline lacks and for a baseline with
-        fewer than 2 distinct ID accuracies.
+        fewer than 3 distinct ID accuracies: two models lie on a line whatever they are.
 
     Raises:
         ResultsError: no point has both an ID and an OOD accuracy.
@@ -177,21 +179,19 @@ def _judged(
         ]
         base = Baseline(baseline["id_accuracy"].to_numpy(float), baseline["ood_accuracy"].to_numpy(float), *counts)
         m = len(baseline)
-        if len(np.unique(base.id_accuracy)) < 2:
-            return blank.assign(
-                baseline_n=m, note=f"undefined: the baseline has a single ID accuracy (models: {m}); a line needs two"
-            )
+        distinct = len(np.unique(base.id_accuracy))
+        if distinct < _FEWEST:
+            why = f"{distinct} distinct ID accurac{'y' if distinct == 1 else 'ies'} (models: {m})"
+            return blank.assign(baseline_n=m, note=f"undefined: the baseline has {why}; a line needs {_FEWEST}")
         line = np.array([base.fit()])
         lines = _resampled_lines(base, replicates, rng)
-        if m < 3:
-            notes.append("the baseline's line runs through two models: the interval leaves out their choice")
     x, y = own["id_accuracy"].to_numpy(float), own["ood_accuracy"].to_numpy(float)
     id_n, ood_n = own["id_n"].to_numpy(float), own["ood_n"].to_numpy(float)
     expected = special.expit(line[0, 0] + line[0, 1] * _logit(x, id_n))
     xs, ys = _drawn(x, id_n, replicates, rng), _drawn(y, ood_n, replicates, rng)
     reps = ys - special.expit(lines[:, :1] + lines[:, 1:] * _logit(xs, id_n))
     low, high = np.full(len(x), math.nan), np.full(len(x), math.nan)
-    if m >= 3 or (id_n > 0).any():  # otherwise neither models nor examples were resampled
+    if m or (id_n > 0).any():  # otherwise neither models nor examples were resampled
         low, high = percentile_interval(reps, level, skip_nan=True)
     return own.assign(
         expected=expected, estimate=y - expected, ci_low=low, ci_high=high, baseline_n=m, note="; ".join(notes)
@@ -202,14 +202,12 @@ def _resampled_lines(base: Baseline, replicates: int, rng: np.random.Generator) 
     """(intercept, slope) of resampled baselines: [R, 2]; a draw whose models all have one ID accuracy is repeated."""
     m = len(base.id_accuracy)
     x, y = _drawn(base.id_accuracy, base.id_n, replicates, rng), _drawn(base.ood_accuracy, base.ood_n, replicates, rng)
-    pick = np.tile(np.arange(m), (replicates, 1))
-    if m >= 3:
-        pick = rng.integers(0, m, size=(replicates, m))
-        for _ in range(100):
-            flat = np.ptp(base.id_accuracy[pick], axis=1) == 0
-            if not flat.any():
-                break
-            pick[flat] = rng.integers(0, m, size=(int(flat.sum()), m))
+    pick = rng.integers(0, m, size=(replicates, m))
+    for _ in range(100):
+        flat = np.ptp(base.id_accuracy[pick], axis=1) == 0
+        if not flat.any():
+            break
+        pick[flat] = rng.integers(0, m, size=(int(flat.sum()), m))
     rows = np.arange(replicates)[:, None]
     return _fits(_logit(x[rows, pick], base.id_n[pick]), _logit(y[rows, pick], base.ood_n[pick]))
 

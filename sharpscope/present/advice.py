@@ -14,7 +14,17 @@ from sharpscope.tables.formats import MISSING, interval, is_missing, percent, po
 from sharpscope.tables.rows import records
 from sharpscope.vocabulary import ADVICE, BASELINE, SITUATIONS
 
-__all__ = ["advice_text", "advised", "in_brief", "in_words", "situations_of", "title_of"]
+__all__ = [
+    "advice_text",
+    "advised",
+    "advised_alphas",
+    "aim_of",
+    "how_sure",
+    "in_brief",
+    "in_words",
+    "situations_of",
+    "title_of",
+]
 
 
 def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -44,6 +54,14 @@ def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
     return [r for r in chosen if r["situation"] == chosen[0]["situation"]] if chosen else every[-1:]
 
 
+def advised_alphas(table: pd.DataFrame | None, pair: str, group: str) -> list[float]:
+    """The alphas that are advised for a pair on one group of OOD sets, ascending; those for every group among them."""
+    if table is None or not len(table):
+        return []
+    rows = [row for row in advised(table, pair) if (row["group"] or group) == group and not is_missing(row["alpha"])]
+    return sorted({float(row["alpha"]) for row in rows})
+
+
 def in_words(row: Mapping[str, Any]) -> str:
     """One row as a sentence: what to do, ID accuracy beside OOD, the gain, and regret beside the best baseline's."""
     what = said(f"{_aim(row)}: {_action(row)}")
@@ -64,7 +82,7 @@ def in_words(row: Mapping[str, Any]) -> str:
 
 def in_brief(row: Mapping[str, Any]) -> str:
     """One row as a phrase: what for, the alpha, and the accuracies there."""
-    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
+    rule = aim_of(row)
     if is_missing(row["alpha"]):
         return said(f"{rule}: no alpha ({row['note']})" if row["note"] else f"{rule}: no alpha")
     gain = ""
@@ -76,10 +94,14 @@ def in_brief(row: Mapping[str, Any]) -> str:
     return said(f"{rule}: alpha {float(row['alpha']):g} ({accuracies}{gain})")
 
 
+def aim_of(row: Mapping[str, Any]) -> str:
+    """What the rule of one row aims at; the rule's name where that is not known."""
+    return ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
+
+
 def _aim(row: Mapping[str, Any]) -> str:
-    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), str(row["rule"]))
     group = str(row["group"] or "")
-    return f"{row['rule']}{f' ({shown(group, 60)})' if group else ''}, {rule}"
+    return f"{row['rule']}{f' ({shown(group, 60)})' if group else ''}, {aim_of(row)}"
 
 
 def _action(row: Mapping[str, Any]) -> str:
@@ -103,6 +125,20 @@ def _regrets(row: Mapping[str, Any]) -> str:
     if not is_missing(row["baseline_regret"]):
         told.append(f"that of {row['best_baseline']}, the best baseline, {_unsigned(row['baseline_regret'])}")
     return f"{', '.join(told)} points" if told else ""
+
+
+def how_sure(row: Mapping[str, Any]) -> str:
+    """What the advice of one row loses to the alpha that OOD labels would pick, and whether its gain may be none."""
+    known = not is_missing(row["expected_regret"])
+    own = row["expected_regret"] if known else row["regret"]
+    told = []
+    if not is_missing(own):
+        told.append(f"{'expected to lose' if known else 'loses'} {_unsigned(own)} points to the best alpha")
+        if not is_missing(row["baseline_regret"]):
+            told.append(f"the best rule without data ({row['best_baseline']}) {_unsigned(row['baseline_regret'])}")
+    if float(row["alpha"]) and not is_missing(row["ci_low"]) and float(row["ci_low"]) <= 0 <= float(row["ci_high"]):
+        told.append("the gain may be none")
+    return "; ".join(told) or "not known"
 
 
 def _unsigned(value: Any) -> str:

@@ -41,16 +41,18 @@ _WHO: Final = {
 def layer_sizes(layers: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
     """|Partial correlation| with the gain of chosen layers, of all others, and of random sets of as many layers.
 
-    Intervals are mirrored where the estimate is negative, so that they may reach below 0.
+    It is that over the training bases, on which verdicts rest. Intervals are mirrored where the estimate is negative,
+    so that they may reach below 0.
 
     Args:
-        layers: rows by group, claim and layers (chosen | others | difference | random) with estimate, ci_low, ci_high.
+        layers: rows by bases (training | held-out), group, claim and layers (chosen | others | difference | random)
+            with estimate, ci_low, ci_high.
         verdicts: rows by claim and group with effect, ci_low, ci_high and verdict.
 
     Raises:
         NoData: no layer has a correlation.
     """
-    known = layers[layers["estimate"].notna() & layers["layers"].isin(_WHO)]
+    known = layers[layers["estimate"].notna() & layers["layers"].isin(_WHO) & (layers["bases"] == "training")]
     groups = unique_in_order(layers["group"])
     if not len(known):
         raise NoData("layer_sizes: no set of layers has a correlation.")
@@ -71,7 +73,7 @@ def layer_sizes(layers: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
             told = verdicts[(verdicts["group"] == group) & (verdicts["claim"] == claim)].iloc[0]
             ax.set_title(f"group {label(group)}, {label(claim)}:\nby {interval(told)}, {told['verdict']}")
     for ax in axes[-1]:
-        ax.set_xlabel("|partial correlation| with the gain")
+        ax.set_xlabel("|partial correlation|, training bases")
     key(figure, [m.handle for m in marks])
     return figure
 

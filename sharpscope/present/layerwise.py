@@ -14,6 +14,7 @@ from sharpscope.errors import shown
 from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, with_symbol
 from sharpscope.present.criteria import both_definitions, who_is_named
+from sharpscope.present.layermap import layer_map
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     MOST_ROWS,
@@ -26,6 +27,7 @@ from sharpscope.present.view import (
     absent,
     cell,
     estimate_cell,
+    images_of,
     in_order,
     layer_cell,
     pairs_of,
@@ -69,8 +71,8 @@ def sharpness(source: Source) -> Section:
             rows.append((cell(measure, title=_meaning(measure)), cell(pair), *cells))
     head = ("measure", "pair", *map(alpha_is, shown_alphas))
     caption = (
-        f"Whole model on {_images(table)}: estimate ± error over draws of images, which is one standard error and says "
-        "how far other draws of as many images would lead. ‡ marks a number whose error over draws of images is "
+        f"Whole model on {images_of(table)}: estimate ± error over draws of images, which is one standard error and "
+        "says how far other draws of as many images would lead. ‡ marks a number whose error over draws of images is "
         "unknown; its ± is the error of the estimate on these images. ° marks an estimate that did not converge within "
         "the budget."
     )
@@ -81,7 +83,7 @@ def sharpness(source: Source) -> Section:
     figures = source.figure(
         "sharpness_along_alpha",
         with_symbol("Whole-model sharpness along α")
-        + f" on {_images(table)}. Bars: one error over draws of images, where unknown the "
+        + f" on {images_of(table)}. Bars: one error over draws of images, where unknown the "
         "error of the estimate on these images; hollow marks: not converged.",
     )
     figures += [f for m in measures for f in source.figure(f"heatmap_{m}", f"{m}: {_meaning(m)}.", wide=False)]
@@ -91,13 +93,9 @@ def sharpness(source: Source) -> Section:
         "is in tables/density.csv. Bands: one standard error over random starting vectors, widened for their small "
         "number; they contain neither the choice of images nor what the Lanczos steps do not resolve.",
     )
-    return Section(title, "sharpness", (whole_grid,), tuple(figures), (layered,) if layered else ())
-
-
-def _images(table: pd.DataFrame) -> str:
-    """``48 probe images``, or the several numbers of them that the rows were measured on."""
-    counts = sorted({int(n) for n in table["n"] if not is_missing(n)}) if "n" in table.columns else []
-    return f"{' or '.join(str(n) for n in counts)} probe images" if counts else "an unknown number of probe images"
+    drawn = layer_map(source)
+    blocks: tuple[Block, ...] = (whole_grid, drawn) if drawn else (whole_grid,)
+    return Section(title, "sharpness", blocks, tuple(figures), (layered,) if layered else ())
 
 
 def _meaning(measure: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, in_words, situations_of
+from sharpscope.present.advice import advised, aim_of, how_sure, in_words, situations_of
 from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
@@ -24,6 +24,7 @@ from sharpscope.present.view import (
     cell,
     data_notes,
     flat,
+    images_of,
     in_order,
     layer_names,
     pairs_of,
@@ -31,9 +32,10 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.happened import what_happened
-from sharpscope.tables.rows import flags_of, groups_in, of_group, primary_rows, records
+from sharpscope.tables.rows import flags_of, groups_in, measures_in, of_group, primary_rows, records
 from sharpscope.vocabulary import (
     ADVICE,
+    ALL,
     CANNOT,
     CLAIMS,
     DENSE,
@@ -52,7 +54,7 @@ from sharpscope.vocabulary import (
     path_variant,
 )
 
-__all__ = ["accuracy", "advice", "answer", "failure", "is_question", "pairs"]
+__all__ = ["accuracy", "advice", "answer", "failure", "glance", "is_question", "measured", "pairs"]
 
 _MEAN = (OOD_MEAN, PROBE)
 _VERDICTS = {HOLDS: ("good", "✓"), DOES_NOT_HOLD: ("bad", "✗"), CANNOT: ("open", "?")}
@@ -62,6 +64,63 @@ _VERDICTS = {HOLDS: ("good", "✓"), DOES_NOT_HOLD: ("bad", "✗"), CANNOT: ("op
 def is_question(claim: str) -> bool:
     """Whether a verdict answers the study's question itself; it is printed first."""
     return claim == CLAIMS["question"]
+
+
+def measured(source: Source) -> str:
+    """What was measured, in one sentence; empty where nothing was."""
+    sharpness, dense = source.table("sharpness"), primary_rows(source.table("accuracy"))
+    told = []
+    if len(sharpness):
+        layers, alphas = sharpness.loc[sharpness["layer"] != ALL, "layer"].nunique(), sharpness["alpha"].nunique()
+        count = len(measures_in(sharpness))
+        told.append(f"{count} measure{'s' * (count != 1)} of sharpness, of {layers} layers and of the whole model,")
+        told.append(f"on {images_of(sharpness)} at {alphas} point{'s' * (alphas != 1)} of the path")
+    groups = {g: of_group(dense[dense["role"] == "ood"], g)["dataset"].nunique() for g in groups_in(dense)}
+    if groups:
+        named = " and ".join(f"{count} OOD set{'s' * (count != 1)} ({shown(g, 40)})" for g, count in groups.items())
+        count = dense.loc[dense["role"] == "id", "dataset"].nunique()
+        told.append(f"{'and ' * bool(told)}accuracy on {count} ID set{'s' * (count != 1)}, {named}")
+    return f"Measured: {' '.join(told)}." if told else ""
+
+
+def glance(source: Source) -> Grid | None:
+    """What to do with every pair, for each group of OOD sets, with OOD AND ID accuracy and how sure that is."""
+    table = source.table("advice")
+    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for pair in pairs_of(table, source.order):
+        for row in advised(table, pair):
+            alpha = None if is_missing(row["alpha"]) else float(row["alpha"])
+            alike.setdefault((pair, row["group"], row["situation"], alpha), []).append(row)
+    if not alike:
+        return None
+    basis = "; ".join(f"{x}: {SITUATIONS.get(x, 'nothing is known')}" for x in dict.fromkeys(k[2] for k in alike))
+    head = (
+        "pair", "OOD sets", f"take {with_symbol('α')}", "OOD accuracy there", "gain over zero-shot, points",
+        "ID accuracy there", "for", "how sure",
+    )  # fmt: skip
+    caption = f"What the strongest known facts advise ({basis}). Every rule stands under Advice."
+    return Grid.of(head, map(_glance_row, alike.values()), caption, (3, 4, 5), "tables/advice.csv")
+
+
+def _glance_row(rows: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """One row for the rules that advise the same alpha for one pair and group."""
+    row = rows[0]
+    about = (cell(row["pair"], "head"), cell(row["group"] or "any"))
+    if is_missing(row["alpha"]):
+        why = cell(said(str(row["note"])) or None, "note")
+        return (*about, cell("no advice", "open"), *[cell(None)] * 3, cell(said(aim_of(row))), why)
+    ends = {0.0: " (zero-shot)", 1.0: " (fine-tuned)"}
+    alpha = float(row["alpha"])
+    gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
+    return (
+        *about,
+        cell(f"{alpha_cell(alpha).text}{ends.get(alpha, '')}", "name"),
+        cell(percent(row["ood_accuracy"])),
+        cell("not predicted" if is_missing(row["predicted_gain"]) else gain),
+        cell(percent(row["id_accuracy"])),
+        cell(said("; ".join(aim_of(r) for r in rows))),
+        cell(said(how_sure(row))),
+    )
 
 
 def answer(source: Source) -> Section:
@@ -166,7 +225,10 @@ def pairs(source: Source) -> Section:
         (cell(k, "head"), *(cell(lines.get(k, MISSING), "mono" if "sha256" in k else "") for lines in columns))
         for k in keys
     ]
-    return Section("The pairs", "pairs", (Grid.of(("", *names), rows, most=80, source="manifest.json"),))
+    told = f"{len(names)} pair{'s' * (len(names) != 1)}: {', '.join(shown(n, 60) for n in names[:8])}"
+    told += f" and {len(names) - 8} more." if len(names) > 8 else "."
+    grid = Grid.of(("", *names), rows, "Checkpoints and what is known of them", most=80, source="manifest.json")
+    return Section("The pairs", "pairs", (told,), folded=(grid,))
 
 
 # ------------------------------------------------------------------------------------------------------- accuracy
@@ -191,14 +253,17 @@ def accuracy(source: Source) -> Section:
     named = [f"{g}: {', '.join(short_set(d) for d in s.split('+'))}" for g, found in sets.items() for s in found]
     head = ("pair", "where", with_symbol("α"), "ID accuracy", *_ood_heads(groups_in(dense)))
     caption = f"OOD mean over {'; '.join(named)}." if named else ""
+    happened = " ".join(shown(said(x), 1000) for x in what_happened(table, source.table("failure"), source.order))
     figures = source.figure(
         "wiseft_curve",
-        "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals.",
+        "OOD accuracy over ID accuracy along each path (Wortsman et al. 2022), with intervals. Rings: "
+        + with_symbol("the advised α."),
+        alt=happened,
     ) + source.figure(
         "accuracy_along_alpha",
         with_symbol("Accuracy along α")
         + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
-        "mean lies below both ends. Below: probe loss, with the chord between its ends.",
+        "mean lies below both ends. Rings: what is advised. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",

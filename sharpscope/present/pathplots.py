@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sharpscope.errors import ConfigError, NoData
+from sharpscope.present.advice import advised_alphas
 from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
 from sharpscope.present.style import (
     COLOURS,
@@ -50,6 +51,10 @@ from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OUTPUT_BASELINES
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve", "wiseft_curves"]
 
+_RING: dict[str, Any] = {
+    "ls": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK["black"],
+    "markeredgewidth": 1.1,
+}  # fmt: skip
 _WRITTEN = (0.2, 0.5, 0.8)
 """The alphas whose values the WiSE-FT curve shows next to their points."""
 
@@ -71,12 +76,14 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 
 # ----------------------------------------------------------------------------------------------------------- WiSE-FT
 @styled
-def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, group: str | None = None) -> Axes:
+def wiseft_curve(
+    accuracy: pd.DataFrame, ax: Axes | None = None, group: str | None = None, advice: pd.DataFrame | None = None
+) -> Axes:
     """Mean OOD accuracy (y) over mean ID accuracy (x), both in percent, along each pair's path.
 
     The ends are marked, alpha is written next to some points, and light bars are intervals. Output-space baselines
     (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them. ``group`` is the group of OOD sets
-    that is averaged; None is the only one.
+    that is averaged; None is the only one. ``advice`` rings the points whose alpha is advised.
 
     Raises:
         NoData: no pair has both ID and OOD rows.
@@ -88,14 +95,16 @@ def wiseft_curve(accuracy: pd.DataFrame, ax: Axes | None = None, group: str | No
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
     ax = new_figure(3.3).add_subplot() if ax is None else ax
-    handles = _curve(ax, of_group(accuracy, group or (groups or [DEFAULT_GROUP])[0]))
+    handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice)
     key(figure_of(ax), handles, _numbers(ax))
     return ax
 
 
 @styled
-def wiseft_curves(accuracy: pd.DataFrame) -> Figure:
+def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None) -> Figure:
     """``wiseft_curve`` of every group of OOD sets, side by side; the axis of ID accuracy is the same.
+
+    ``advice`` rings the points whose alpha is advised.
 
     Raises:
         NoData: no pair has both ID and OOD rows.
@@ -109,7 +118,7 @@ def wiseft_curves(accuracy: pd.DataFrame) -> Figure:
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(groups))
     for group, ax in zip(groups, axes.flat, strict=False):
-        found = _curve(ax, of_group(accuracy, group))
+        found = _curve(ax, accuracy, group, advice)
         handles = found if len(found) > len(handles) else handles
         if len(groups) > 1:
             ax.set_title(f"OOD sets: {label(group, 30)}")
@@ -123,8 +132,9 @@ def _numbers(*axes: Axes) -> str:
     return with_symbol("numbers: α") if any(ax.texts for ax in axes) else ""
 
 
-def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
+def _curve(ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | None) -> list[Line2D]:
     """Draw every pair's curve on the OOD sets of one group; returns the legend's entries."""
+    accuracy = of_group(accuracy, group)
     dense = _dense(accuracy, "wiseft_curve")
     curves = {}
     for pair in unique_in_order(dense["pair"]):
@@ -138,6 +148,7 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
     texts: list[str] = []
     inks: list[str] = []
     every: list[tuple[float, float]] = []
+    rings = 0
     looks, lines = pair_looks(list(curves))
     for pair, rows in curves.items():
         look = looks[pair]
@@ -151,6 +162,10 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
             x, y, color=look.colour, marker=look.marker, markersize=look.size, lw=look.width, alpha=look.opacity,
             label=label(pair, 22), zorder=2,
         )  # fmt: skip
+        ringed = rows[np.isin(rows["alpha"], advised_alphas(advice, pair, group))]
+        rings += len(ringed)
+        if len(ringed):
+            ax.plot(ringed["estimate_id"], ringed["estimate_ood"], **_RING, zorder=5)
         ends = rows[["alpha", "estimate_id", "estimate_ood"]].to_numpy()
         for alpha, ex, ey in ends[np.isin(ends[:, 0], (0.0, 1.0))]:
             mark, size = ("*", 90) if alpha == 0 else ("s", 4.3 * look.size**2)
@@ -183,6 +198,8 @@ def _curve(ax: Axes, accuracy: pd.DataFrame) -> list[Line2D]:
         Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label=f"zero-shot ({alpha_is(0)})"),
         Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label=f"fine-tuned ({alpha_is(1)})"),
     ]
+    if rings:
+        ends_key.append(Line2D([], [], **_RING, label=with_symbol("advised α")))
     if len(lines) == len(curves):  # numbers at more lines than can be told apart would tell nothing
         place_labels(ax, at, texts, inks, avoid=every)
     return [*lines, *ends_key, *mixed]
@@ -209,13 +226,16 @@ def _outputs(ax: Axes, accuracy: pd.DataFrame, looks: Mapping[str, Look]) -> lis
 # ------------------------------------------------------------------------------------------------- along the path
 @styled
 def accuracy_along_alpha(
-    accuracy: pd.DataFrame, path: pd.DataFrame | None = None, failure: pd.DataFrame | None = None
+    accuracy: pd.DataFrame,
+    path: pd.DataFrame | None = None,
+    failure: pd.DataFrame | None = None,
+    advice: pd.DataFrame | None = None,
 ) -> Figure:
     """Accuracy and loss along each pair's path, shaded where the whole interval of the OOD mean is below BOTH ends.
 
     Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. Every group of OOD
     sets has a panel of its own. With ``path`` a lower panel shows the probe loss and the chord between its ends.
-    ``failure`` adds the flags that were raised.
+    ``failure`` adds the flags that were raised, ``advice`` rings the OOD mean at the alphas that are advised.
 
     Raises:
         NoData: the table has no rows of the plain path.
@@ -234,7 +254,7 @@ def accuracy_along_alpha(
     figure = new_figure(lines * (2.2 * len(groups) + 0.8 * loss) + 0.55)
     ratios = ([2.3] * len(groups) + [1.0] * loss) * lines
     grid = figure.add_gridspec(lines * high, columns, height_ratios=ratios)
-    shaded, first = False, None
+    shaded, rings, first = False, 0, None
     for i, pair in enumerate(pairs):
         row, column = divmod(i, columns)
         ax: Axes | None = None
@@ -243,7 +263,13 @@ def accuracy_along_alpha(
                 ax.tick_params(labelbottom=False)
             ax = figure.add_subplot(grid[row * high + g, column], sharey=first, sharex=ax)
             first = first or ax
-            shaded |= _accuracy_panel(ax, of_group(dense[dense["pair"] == pair], group), colours)
+            own = of_group(dense[dense["pair"] == pair], group)
+            shaded |= _accuracy_panel(ax, own, colours)
+            means = average(own, "ood")
+            ringed = means[np.isin(means["alpha"], advised_alphas(advice, pair, group))]
+            rings += len(ringed)
+            if len(ringed):  # a line of no points that is not clipped would upset the layout
+                ax.plot(ringed["alpha"], ringed["estimate"], **_RING, zorder=5, clip_on=False)
             flags = failure if failure is None else of_group(failure, group)
             ax.set_title(_with_flags(pair, flags, group if len(groups) > 1 else ""))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -261,6 +287,8 @@ def accuracy_along_alpha(
         Line2D([], [], color=INK["black"], lw=2.0, label="OOD mean"),
         Line2D([], [], color=INK["grey"], lw=1.2, ls="--", label="ID"),
     ]
+    if rings:
+        handles.append(Line2D([], [], **_RING, label=with_symbol("advised α")))
     if shaded:
         handles.append(Patch(facecolor=INK["bad"], alpha=0.16, label="below both ends"))  # type: ignore[arg-type]
     if len(sets) <= len(SET_COLOURS):

@@ -48,15 +48,15 @@ def all_figures(
         share: (k, n) to draw only every n-th figure from the k-th on, for one of n processes.
     """
     get = {name: _in_order(tables.get(name, pd.DataFrame()), pairs) for name in (*COLUMNS, "points")}
-    path, failure = (get[name] if len(get[name]) else None for name in ("path", "failure"))
+    path, failure, advice = (get[name] if len(get[name]) else None for name in ("path", "failure", "advice"))
     measures = measures_in(get["sharpness"]) if len(get["sharpness"]) else []
     points = get["points"]
     if not len(points) and len(get["sharpness"]) and len(get["accuracy"]):
         points = points_of(get["sharpness"], get["accuracy"])
         points = points if points["pair"].nunique() >= 3 else points.iloc[:0]
     draws: list[tuple[str, pd.DataFrame, Callable[[pd.DataFrame], Axes | Figure]]] = [
-        ("wiseft_curve", get["accuracy"], wiseft_curves),
-        ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure)),
+        ("wiseft_curve", get["accuracy"], lambda df: wiseft_curves(df, advice)),
+        ("accuracy_along_alpha", get["accuracy"], lambda df: accuracy_along_alpha(df, path, failure, advice)),
         ("agreement", get["agreement"], agreement_along_alpha),
         ("paths_along_alpha", get["accuracy"], paths_along_alpha),
         ("sharpness_along_alpha", get["sharpness"], sharpness_along_alpha),

@@ -1,8 +1,12 @@
-"""The report of a run as one HTML file without scripts or external links; all numbers come from the tables."""
+"""The report of a run as one HTML file that fetches nothing; all numbers come from the tables.
+
+Its only script sorts tables and unfolds them for print; the page says everything without it.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -60,7 +64,6 @@ CITATIONS: tuple[str, ...] = (
 _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     outcome.answer,
     outcome.advice,
-    outcome.pairs,
     outcome.accuracy,
     outcome.failure,
     agreement_section,
@@ -69,6 +72,7 @@ _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     layerwise.repair,
     layerwise.correlations,
     making.problems,
+    outcome.pairs,
     making.making,
 )
 """The sections of the report, in the order in which a reader asks the questions."""
@@ -77,15 +81,31 @@ _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = resources.files("sharpscope.present").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
+    return environment.from_string(_file("report.html.j2"))
 
 
-def _short_answers(source: Source) -> list[tuple[str, str, str]]:
-    """(group, verdict, evidence) on the study's question, for every group of OOD sets."""
+@cache
+def _file(name: str) -> str:
+    return resources.files("sharpscope.present").joinpath(name).read_text(encoding="utf-8")
+
+
+def _script() -> tuple[str, str]:
+    """The script, and its hash, which alone the page lets run."""
+    text = _file("report.js")
+    return text, base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _short_answers(source: Source) -> list[tuple[str, str]]:
+    """(verdict, on which OOD groups) on the study's question; the evidence stands under "Answer"."""
     table = source.table("verdicts")
     rows = table[[outcome.is_question(c) for c in table["claim"]]].to_dict("records")
-    return [(shown(row["group"]), shown(row["verdict"]), shown(said(str(row["evidence"])), 2000)) for row in rows]
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(shown(row["verdict"]), []).append(shown(row["group"], 60))
+    return [
+        (f"{verdict[:1].upper()}{verdict[1:]}", f"on the OOD sets of {' and of '.join(found)}.")
+        for verdict, found in groups.items()
+    ]
 
 
 def build_report(
@@ -128,13 +148,19 @@ def _built(
     if left:
         sections.append(Section("Further figures", "further", figures=tuple(left)))
     title = source.config.get("title") or "sharpscope report"
+    script, script_hash = _script()
     return _template().render(
+        css=_file("report.css"),
+        script=script,
+        script_hash=script_hash,
         title=shown(title, 200),
         notices=[shown(said(text), 2000) for text in notices],
         lead=alpha_sentence(),
         question=shown(source.config.get("question") or "", 1000),
         caveat=shown(source.config.get("caveat") or "", 2000),
         answers=_short_answers(source),
+        measured=outcome.measured(source),
+        glance=outcome.glance(source),
         sections=sections,
         glossary={with_symbol("α, path"): alpha_path(), **GLOSSARY, _REGRET: with_symbol(GLOSSARY[_REGRET])},
         citations=CITATIONS,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sharpscope.errors import NoData
+from sharpscope.errors import NoData, shown
 from sharpscope.present.alphas import alpha_is
 from sharpscope.present.scales import logit, percent_ticks
 from sharpscope.present.style import INK, Look, key, label, new_figure, pair_looks, short_set, styled
@@ -34,28 +34,32 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
             baseline_n, as ``findings.robustness.effective_robustness`` returns them.
 
     Raises:
-        NoData: no point has both an ID and an OOD accuracy.
+        NoData: no point has both an ID and an OOD accuracy, or the baseline has no line for any set; the reason is that
+            of the table.
 
     Source: Taori et al. 2020 (arXiv 2007.00644), fig. 1.
     """
     rows = robustness[np.isfinite(robustness["id_accuracy"]) & np.isfinite(robustness["ood_accuracy"])]
     if not len(rows):
         raise NoData("effective_robustness: no point has both an ID and an OOD accuracy.")
+    if not np.isfinite(rows["expected"]).any():
+        why = "; ".join(unique_in_order(shown(note, 200) for note in rows["note"]))
+        raise NoData(f"effective_robustness: there is no line. {why}.\nRemedy: --baseline FILE.csv with more models.")
     sets = sorted(unique_in_order(rows["dataset"]), key=lambda d: d.count("+"))
-    shown, fewer = sets[:_MOST_SETS], len(sets) - _MOST_SETS
-    columns = min(2, len(shown))
-    lines = math.ceil(len(shown) / columns)
+    drawn, fewer = sets[:_MOST_SETS], len(sets) - _MOST_SETS
+    columns = min(2, len(drawn))
+    lines = math.ceil(len(drawn) / columns)
     figure = new_figure(2.45 * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
     looks, handles = pair_looks(unique_in_order(rows["pair"]))
     for i, ax in enumerate(axes.flat):
-        ax.set_visible(i < len(shown))
-        if i < len(shown):
-            _panel(ax, rows[rows["dataset"] == shown[i]], looks)
-            ax.set_title(_title(shown[i]))
+        ax.set_visible(i < len(drawn))
+        if i < len(drawn):
+            _panel(ax, rows[rows["dataset"] == drawn[i]], looks)
+            ax.set_title(_title(drawn[i]))
             if i % columns == 0:
                 ax.set_ylabel("OOD accuracy (%, logit scale)")
-            if i + columns >= len(shown):
+            if i + columns >= len(drawn):
                 ax.set_xlabel("ID accuracy (%, logit scale)")
     known = rows[np.isfinite(rows["expected"])]
     count = int(known["baseline_n"].max()) if len(known) else 0

@@ -13,7 +13,7 @@ from sharpscope.errors import shown
 from sharpscope.present.alphas import alpha_number
 from sharpscope.present.style import short_layer
 from sharpscope.tables.files import normalised
-from sharpscope.tables.formats import with_error
+from sharpscope.tables.formats import is_missing, with_error
 from sharpscope.tables.rows import records
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Cell",
     "Figure",
     "Grid",
+    "LayerMap",
     "Line",
     "Section",
     "Source",
@@ -31,6 +32,7 @@ __all__ = [
     "data_notes",
     "estimate_cell",
     "flat",
+    "images_of",
     "in_order",
     "layer_cell",
     "layer_names",
@@ -53,13 +55,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: column heads, rows of cells, the numeric columns, and a note on the rows that were left out."""
+    """A table: column heads, rows of cells, the numeric columns, and a note on the rows that were left out.
+
+    ``source``: the file that has all rows.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
     numeric: frozenset[int] = frozenset()
     more: str = ""
+    source: str = ""
 
     @classmethod
     def of(
@@ -76,7 +82,7 @@ class Grid:
         every = [tuple(c if isinstance(c, Cell) else cell(c) for c in row) for row in rows]
         left_out = max(total, len(every)) - min(most, len(every))
         more = f"{left_out} more in {source}" if left_out else ""
-        return cls(tuple(head), tuple(every[:most]), caption, frozenset(numeric), more)
+        return cls(tuple(head), tuple(every[:most]), caption, frozenset(numeric), more, source)
 
 
 @dataclass(frozen=True)
@@ -87,17 +93,31 @@ class Line:
     note: str = ""
 
 
-Block = str | Line | Grid
-"""A block under a heading: a paragraph, one line for a pair, or a table."""
+@dataclass(frozen=True)
+class LayerMap:
+    """Every layer's value at every point of the path as JSON, which the page's script draws; a remark beside it."""
+
+    data: str
+    note: str = ""
+
+
+Block = str | Line | Grid | LayerMap
+"""A block under a heading: a paragraph, one line for a pair, a table, or the layer map."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG and its caption; ``wide`` figures take a row of their own."""
+    """A PNG and its caption; ``wide`` figures take a row of their own.
+
+    ``name``: that of its files in ``figures/``. ``alt``: what it shows, for those who cannot see it, where the caption
+    does not say it.
+    """
 
     png: bytes
     caption: str
     wide: bool = True
+    name: str = ""
+    alt: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,13 @@ class Section:
     blocks: tuple[Block, ...] = ()
     figures: tuple[Figure, ...] = ()
     folded: tuple[Grid, ...] = field(default=())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the tables whose rows it prints."""
+        grids = [*(b for b in self.blocks if isinstance(b, Grid)), *self.folded]
+        found = (g.source.removeprefix("tables/").removesuffix(".csv") for g in grids if g.source.endswith(".csv"))
+        return tuple(dict.fromkeys(found))
 
 
 def cell(value: Any, kind: str = "", title: str = "") -> Cell:
@@ -225,8 +252,10 @@ class Source:
         pairs = self.config.get("pairs")
         return [str(p.get("name")) for p in pairs if isinstance(p, Mapping)] if isinstance(pairs, (list, tuple)) else []
 
-    def figure(self, name: str, caption: str, wide: bool = True) -> list[Figure]:
-        return [Figure(self.figures[name], caption, wide)] if name in self.figures else []
+    def figure(self, name: str, caption: str, wide: bool = True, alt: str = "") -> list[Figure]:
+        """The figure of that name, if there is one; ``alt``: what it shows, behind the caption."""
+        told = f"{caption} {alt}" if alt else ""
+        return [Figure(self.figures[name], caption, wide, name, told)] if name in self.figures else []
 
 
 def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
@@ -236,6 +265,12 @@ def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     facts = ((name, told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
     said = ((name, sentence) for name, told in facts for sentence in told.get("said") or ())
     return tuple(dict.fromkeys(f"{shown(name)}: {shown(sentence, 300)}." for name, sentence in said))
+
+
+def images_of(table: pd.DataFrame) -> str:
+    """``48 probe images``, or the several numbers of them that the rows were measured on."""
+    counts = sorted({int(n) for n in table["n"] if not is_missing(n)}) if "n" in table.columns else []
+    return f"{' or '.join(str(n) for n in counts)} probe images" if counts else "an unknown number of probe images"
 
 
 def absent(what: str) -> str:

@@ -62,6 +62,9 @@ class Run:
     straggler_criterion: str = DEFAULT_CRITERION
     order: tuple[str, ...] = ()
 
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.tables]
+
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
         if name in tables:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import html
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from typing import IO, Any, Final
 
 import torch
 
+from sharpscope.card import card
 from sharpscope.errors import CheckpointError, ConfigError, CorruptCheckpoint, listing, shown
 from sharpscope.layers import HEAD_WEIGHT, TOWERS
 from sharpscope.weights.assemble import Base, assemble
@@ -106,7 +106,12 @@ class Checkpoint:
         return tuple(found)
 
     def _repr_html_(self) -> str:
-        return f"<code>{html.escape(repr(self))}</code>"
+        facts = {
+            "source": self.source, "container": self.facts.get("container", "memory"), "tensors": len(self.tensors),
+            "values": sum(t.numel() for t in self.tensors.values()), "sha256": self.sha256 or None,
+            "made by": self.facts.get("producer"), "assumed": " ".join(self.assumptions) or None,
+        }  # fmt: skip
+        return card("Checkpoint", facts)
 
 
 Weights = Checkpoint | torch.nn.Module | Mapping[str, torch.Tensor]

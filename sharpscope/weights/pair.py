@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sharpscope.card import card
 from sharpscope.errors import IdenticalPair, PairMismatch, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, is_buffer, is_derived, place, tower_of
 from sharpscope.weights.checkpoint import Checkpoint, Weights, as_theta
@@ -48,7 +48,13 @@ class Pair:
         )
 
     def _repr_html_(self) -> str:
-        return f"<code>{html.escape(repr(self))}</code>"
+        f = self.facts
+        facts = {
+            "model": describe(self.theta_0), "tensors": len(self.theta_0), "moving tensors": len(self.moving),
+            "moving parameters": f["num_moving"], "moving towers": "+".join(f["moving_towers"]) or "none",
+            "distance": float(f["distance"]),
+        }  # fmt: skip
+        return card("Pair of checkpoints", facts)
 
 
 def alike_heads(first: Checkpoint, second: Checkpoint) -> tuple[Checkpoint, Checkpoint]:

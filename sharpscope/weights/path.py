@@ -13,6 +13,7 @@ from typing import Final
 
 import torch
 
+from sharpscope.card import card
 from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
 from sharpscope.layers import TOWERS, Layer, is_buffer
 from sharpscope.seeds import derive
@@ -134,6 +135,13 @@ class InterpolationPath:
             f"{type(self).__name__}({len(self.moving)} of {len(self._zero)} tensors move, "
             f"{str(self.dtype).removeprefix('torch.')}, distance {self._length:.4g})"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "theta(alpha)": "alpha 0: zero-shot, 1: fine-tuned", "moving tensors": len(self.moving),
+            "tensors": len(self._zero), "dtype": str(self.dtype).removeprefix("torch."), "distance": self._length,
+        }  # fmt: skip
+        return card(type(self).__name__, facts)
 
     @functools.cached_property
     def _length(self) -> float:

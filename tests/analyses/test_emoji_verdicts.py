@@ -453,6 +453,11 @@ def test_figures_show_what_the_tables_hold(
     assert np.sort(np.array(paths), axis=0) == pytest.approx(np.sort(gains, axis=0), rel=1e-4)
     dots = [len(c.get_offsets()) for c in saved["emoji_sharpness"].axes[1].collections]
     assert sum(dots) == len(found["residuals"].query("group == 'clean'"))
+    chosen = found["layers"].query("bases == 'training' and layers == 'chosen'")["estimate"].abs()
+    drawn = {float(line.get_xdata()[0]) for ax in saved["emoji_layers"].axes for line in ax.get_lines()}
+    assert all(min(abs(x - y) for y in drawn) < 1e-6 for x in chosen) and chosen.notna().any()
+    held = found["layers"].query("bases == 'held-out' and layers == 'chosen'")["estimate"].abs().dropna()
+    assert len(held) and all(min(abs(x - y) for y in drawn) > 1e-6 for x in held), "verdicts rest on training bases"
     rules = {t.get_text() for t in saved["emoji_advice"].axes[0].get_yticklabels()}
     assert {r.replace("alpha", "α =") for r in found["advice"]["rule"]} == rules
     for figure in saved.values():

@@ -48,24 +48,27 @@ def test_the_line_is_found_and_what_is_above_it(accuracy_of: Accuracy) -> None:
 
 
 def test_a_run_as_its_own_baseline(accuracy_of: Accuracy) -> None:
-    """Two fine-tuned models have a line through both: they lie on it, and the zero-shot model above."""
-    line = expit(-0.5 + 0.8 * logit(np.array([0.5, 0.7, 0.8])))
+    """Three fine-tuned models on a line lie on it, the zero-shot model above; two lie on a line whatever they are."""
+    line = expit(-0.5 + 0.8 * logit(np.array([0.5, 0.7, 0.8, 0.9])))
     runs = [
-        accuracy_of("a", (0.0, 1.0), (line[0] + 0.1, line[1]), (0.5, 0.7)),
-        accuracy_of("b", (0.0, 1.0), (line[0] + 0.1, line[2]), (0.5, 0.8)),
+        accuracy_of(name, (0.0, 1.0), (line[0] + 0.1, line[i]), (0.5, at))
+        for i, (name, at) in enumerate({"a": 0.7, "b": 0.8, "c": 0.9}.items(), 1)
     ]
-    accuracy = pd.concat(runs, ignore_index=True)
-    assert len(points(accuracy)) == 2 * 2 * 2
+    accuracy, two = pd.concat(runs, ignore_index=True), pd.concat(runs[:2], ignore_index=True)
+    assert len(points(accuracy)) == 3 * 2 * 2
     found = baseline_points(accuracy, "finetuned")
-    assert len(found) == 4
+    assert len(found) == 6
     assert len(baseline_points(accuracy, "zeroshot")) == 2  # one model, shared
     table = effective_robustness(accuracy, found, "finetuned", bootstrap=100)
     assert table[table["alpha"] == 1]["estimate"].abs().max() < 1e-12
-    assert list(table[table["alpha"] == 0]["estimate"]) == pytest.approx([0.1] * 4)
-    assert set(table["note"]) == {"the baseline's line runs through two models: the interval leaves out their choice"}
+    assert list(table[table["alpha"] == 0]["estimate"]) == pytest.approx([0.1] * 6)
+    assert set(table["note"]) == {""}
+    refused = effective_robustness(two, baseline_points(two, "finetuned"), "finetuned", bootstrap=100)
+    assert refused["expected"].isna().all() and refused["estimate"].isna().all()
+    assert set(refused["note"]) == {"undefined: the baseline has 2 distinct ID accuracies (models: 2); a line needs 3"}
     alone = effective_robustness(accuracy, baseline_points(accuracy, "zeroshot"), "zeroshot", bootstrap=100)
     assert alone["estimate"].isna().all()
-    assert alone["note"].str.startswith("undefined: the baseline has a single ID accuracy (models: 1)").all()
+    assert alone["note"].str.startswith("undefined: the baseline has 1 distinct ID accuracy (models: 1)").all()
     with pytest.raises(ConfigError, match="neither a file nor one of zeroshot, finetuned, ends"):
         baseline_points(accuracy, "half")
 

@@ -27,7 +27,7 @@ from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
-from sharpscope.vocabulary import ALL, DENSE, PATHS, path_variant
+from sharpscope.vocabulary import ALL, DENSE, OOD_MEAN, PATHS, path_variant
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "figures").glob("fig_*.py"))
@@ -59,6 +59,27 @@ def with_paths(accuracy: pd.DataFrame) -> pd.DataFrame:
         lower = {c: accuracy[c] - 0.03 * (i + 1) * accuracy["alpha"] for c in ("estimate", "ci_low", "ci_high")}
         rows.append(accuracy[accuracy["variant"] == DENSE].assign(variant=path_variant(name), **lower))
     return pd.concat(rows, ignore_index=True)
+
+
+def test_advised_alphas_are_ringed_on_their_pair_and_group(few: Tables, tables: Tables) -> None:
+    accuracy, advice = few["accuracy"], tables["advice"]
+    means = accuracy[(accuracy["variant"] == DENSE) & (accuracy["role"] == OOD_MEAN)].set_index(["pair", "alpha"])
+
+    def rings(table: pd.DataFrame | None) -> list[list[float]]:
+        figures = (wiseft_curve(accuracy, advice=table).figure, plots.accuracy_along_alpha(accuracy, advice=table))
+        lines = [line for figure in figures for ax in figure.axes for line in ax.get_lines()]
+        return [
+            line.get_ydata().tolist()
+            for line in lines
+            if line.get_markerfacecolor() == "none" and line.get_ydata().size
+        ]
+
+    want = 100 * means.loc[("success", 0.4), "estimate"]
+    assert rings(advice) == [[pytest.approx(want)]] * 2, "failure has advice without an alpha"
+    assert rings(advice.assign(group="elsewhere")) == rings(None) == []
+    both = pd.concat([advice, advice[:1].assign(alpha=0.8, rule="second")])
+    assert [len(r) for r in rings(both)] == [2, 2]
+    assert len(rings(advice.assign(group=""))) == 2, "advice for no group in particular holds for each"
 
 
 def test_further_paths_are_drawn_where_there_are_any(few: Tables) -> None:
@@ -466,7 +487,15 @@ def test_figure_scripts_write_pdf_and_png(script: Path, few: Tables, tmp_path: P
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     before = dict(matplotlib.rcParams)
-    module.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    arguments = [str(tmp_path), "--out", str(tmp_path / "out")]
+    if script.stem == "fig_robustness":
+        with pytest.raises(SystemExit, match="2 distinct ID accuracies .*; a line needs 3.\nRemedy: --baseline"):
+            module.main(arguments)
+        sets = few["accuracy"].query("role == 'ood'")["dataset"].unique()
+        models = pd.DataFrame([(s, 0.5 + 0.1 * i, 0.3 + 0.1 * i) for s in sets for i in range(3)])
+        models.to_csv(tmp_path / "b.csv", index=False, header=["dataset", "id_accuracy", "ood_accuracy"])
+        arguments += ["--baseline", str(tmp_path / "b.csv")]
+    module.main(arguments)
     assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "out").iterdir())
     assert [f.suffix for f in files] == [".pdf", ".png"]

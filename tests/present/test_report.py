@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import re
 from collections.abc import Callable
@@ -25,8 +26,8 @@ from sharpscope.vocabulary import MEASURES
 Tables = dict[str, pd.DataFrame]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 FIGURES = {"wiseft_curve": PNG + b"1", "heatmap_lambda_max": PNG + b"2", "repair": PNG + b"3", "my_own": PNG + b"4"}
-ANCHORS = ["answer", "advice", "pairs", "accuracy", "failure", "sharpness", "stragglers", "repair", "correlations"]
-ANCHORS += ["problems", "making"]
+ANCHORS = ["answer", "advice", "accuracy", "failure", "sharpness", "stragglers", "repair", "correlations", "problems"]
+ANCHORS += ["pairs", "making"]
 EVIL = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(1)>"
 VOID = {"meta", "img", "br"}
 
@@ -68,12 +69,19 @@ def page(tables: Tables, manifest: dict[str, Any]) -> Page:
 
 
 def assert_self_contained(text: str) -> None:
-    for tag, attrs in Page(text).tags:
-        assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form", "video", "audio", "svg"}
+    page = Page(text)
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", text, re.S)
+    assert [attrs for tag, attrs in page.tags if tag == "script"] == [{}] and len(scripts) == 1
+    allowed = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{allowed}'" in text, "the page's own script, and no other, may run"
+    for tag, attrs in page.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "form", "video", "audio", "svg"}
         for name, value in attrs.items():
             assert not name.startswith("on"), (tag, name)
             if name in {"src", "href", "srcset", "data", "action", "poster", "style"}:
-                assert re.match(r"(#[\w-]+|data:image/png;base64,[A-Za-z0-9+/=]+)$", value), (tag, name, value[:80])
+                beside = r"(tables|figures)/[\w-]+\.(csv|parquet|png|pdf)"
+                inside = rf"(#[\w-]+|{beside}|data:image/png;base64,[A-Za-z0-9+/=]+)$"
+                assert re.match(inside, value), (tag, name, value[:80])
     style = re.search(r"<style>(.*?)</style>", text, re.S)
     assert style is not None
     assert not re.search(r"@import|url\(|https?:|expression", style[1])
@@ -98,9 +106,9 @@ def test_it_is_one_file_that_needs_no_network(tables: Tables, manifest: dict[str
 
 def test_sections_stand_in_the_order_of_the_questions(page: Page) -> None:
     ids = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
-    assert ids == [*ANCHORS[:5], "agreement", *ANCHORS[5:], "further", "glossary"]
-    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
-    assert links == [f"#{i}" for i in ids]
+    assert ids == [*ANCHORS[:4], "agreement", *ANCHORS[4:], "further", "glossary"]
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a" and attrs["href"][0] == "#"]
+    assert links == ["#answer", *(f"#{i}" for i in ids)]
 
 
 def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Page) -> None:
@@ -113,10 +121,10 @@ def test_every_figure_is_in_it_once_with_words_for_those_who_cannot_see(page: Pa
 def test_question_and_answer_come_first(page: Page) -> None:
     top = page.text("")
     assert "can sharpness on ID data tell which may be interpolated?" in top
-    assert "On the OOD sets of ood: does not hold." in top
-    assert top.index("Seen in a designed world only.") < top.index("does not hold")
-    assert "over 6 other pairs Spearman is -0.2" in top
+    assert "Does not hold | on the OOD sets of ood." in top
+    assert top.index("Seen in a designed world only.") < top.index("Does not hold") < top.index("take α")
     answer = page.text("answer")
+    assert "over 6 other pairs Spearman is -0.2" in answer
     assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
     assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer
     assert "(Evidence from the table that ships with the embedded world.)" in answer
@@ -132,6 +140,39 @@ def test_the_advice_of_every_pair_is_its_strongest_with_regret_beside_the_best_b
     )
     assert "failure: published, what published paths of real CLIP models did; no alpha: no alpha." in advice
     assert advice.index("of 19 end-to-end paths") and "predicted ✓" in advice and "best_fixed ✓" not in advice
+
+
+def test_the_first_screen_says_which_alpha_to_take_with_both_accuracies_and_how_sure(
+    page: Page, tables: Tables
+) -> None:
+    top = page.text("")
+    count = tables["sharpness"]["measure"].nunique()
+    assert f"Measured: {count} measures of sharpness, of 22 layers and of the whole model, on 48 probe images at" in top
+    assert (
+        "success | ood | 0.4 | 53.7 % | +12.0 [+7.0, +16.0] | 70.0 % | largest gain predicted from learning rate, "
+        "distance and sharpness | expected to lose 2.1 points to the best alpha; the best rule without data (half) 3.0"
+        in top
+    )
+    assert "failure | any | no advice | — | — | — | what published paths of real CLIP models did" in top
+    three = tables["advice"].query("advised")[:1].assign(situation="measured", group="far", ci_low=-0.1)
+    rows = pd.concat(
+        [three.assign(rule=rule) for rule in ("ood_best", "mean_best")] + [three.assign(rule="keep_id", alpha=1.0)]
+    )
+    top = Page(build_report({**tables, "advice": rows}, {}, {})).text("")
+    assert top.count("| far |") == 2 and "best OOD accuracy; best mean of ID and OOD accuracy |" in top
+    assert "| 1 (fine-tuned) |" in top and top.count("the gain may be none") == 2
+
+
+def test_every_cell_knows_its_row_and_column_and_every_section_its_files(page: Page) -> None:
+    heads = [attrs for tag, attrs in page.tags if tag == "th"]
+    assert {a["scope"] for a in heads} == {"col", "row"}
+    labelled = [attrs for tag, attrs in page.tags if tag == "td" and attrs]
+    assert all("data-label" in a for a in labelled), "a phone shows the column's name beside the cell"
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    shown = ("verdicts", "advice", "accuracy", "failure", "sharpness", "stragglers", "repair", "correlations")
+    assert {f"tables/{name}.{kind}" for name in shown for kind in ("csv", "parquet")} < links
+    ours = [name for name in FIGURES if name != "my_own"]
+    assert {f"figures/{name}.{kind}" for name in ours for kind in ("png", "pdf")} < links
 
 
 @pytest.mark.parametrize(
@@ -297,7 +338,7 @@ def test_hostile_names_come_out_as_text(
     }
     text = build_report(dirty, {EVIL: PNG}, manifest)
     assert_self_contained(text)
-    assert "<script" not in text and "<img src=http" not in text
+    assert text.count("<script") == 1 and "<img src=http" not in text
     assert all(c.isprintable() or c in "\n\u00a0" for c in text)
     assert html.escape(EVIL, quote=False)[:40] in text.replace("&#34;", '"').replace("&#39;", "'")
     for anchor in (*ANCHORS, "further"):
@@ -312,7 +353,7 @@ def test_ten_thousand_layers_are_summarised(many: pd.DataFrame, manifest: dict[s
     assert "20000 of 20000" in page.text("problems") and "19970 more in the table files" in page.text("problems")
     assert len(text) < 200_000
     largest = many[many["alpha"] == 0.5].nlargest(30, "estimate")["layer"]
-    rows = [a["title"] for t, a in page.tags if t == "td" and a.get("title", "").startswith("visual.")]
+    rows = [a["title"] for t, a in page.tags if t == "th" and a.get("title", "").startswith("visual.")]
     assert set(rows) == set(largest)
 
 

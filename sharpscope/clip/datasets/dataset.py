@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sharpscope.card import card
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
 from sharpscope.devices import onto
@@ -131,6 +132,15 @@ class Dataset:
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {len(self)} images, {len(self.target_names)} classes)"
+
+    def _repr_html_(self) -> str:
+        known = self.facts
+        facts = {
+            "name": self.name, "split": known.get("split"), "images": len(self), "classes": len(self.target_names),
+            "unreadable images": known["skipped"] or None, "groups": ", ".join(self.group_names[:8]) or None,
+            "primary metric": self.metrics[0], "to know": " ".join(known.get("said") or ()) or None,
+        }  # fmt: skip
+        return card("Data set", facts)
 
     @property
     def listed(self) -> int:

@@ -1,0 +1,38 @@
+"""The quickstart notebook and README's Python run as printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_quickstart_notebook_runs_and_shows_what_it_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = nbformat.read(ROOT / "analyses/quickstart.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [{kind for output in cell.outputs for kind in output.get("data", ())} for cell in cells]
+    assert all("text/html" in kinds or "image/png" in kinds for kinds in shown), shown
+    assert sum("image/png" in kinds for kinds in shown) == 2, "figures show themselves"
+    assert (tmp_path / "runs/quickstart/report.html").is_file()
+
+
+def test_readme_runs_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of its Python in one notebook, so to speak; on fewer examples, and with the plane's losses at 3 points."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    names: dict[str, Any] = {}
+    exec(compile(blocks[0].replace("size=64", "size=6"), "README.md", "exec"), names)
+    assert set(names["table"]["alpha"]) == {0.0, 0.5, 1.0} and (names["table"]["status"] != "failed").all()
+    exec(compile(blocks[1], "README.md", "exec"), names)
+    assert names["plane"] is not None and len(names["top"].vectors) == 2
