@@ -76,9 +76,10 @@ kills: $(VENV)/.installed
 device: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) tests/device/drive.py --out benchmarks/results/device_drive.log
 
-# One thread a process: two test processes share the cores better than two processes with threads of their own.
+# One thread a process: two test processes share the cores better than two processes with threads of their own. Compiled
+# modules are kept, whatever the environment says: some fifty tests start a Python of their own.
 test: $(VENV)/.installed-test lint
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -3,20 +3,9 @@
 python figures/fig_agreement.py runs/mine --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.agreementplots import agreement_along_alpha
-from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = figure_parser(__doc__).parse_args(argv)
-    with paper_style(__file__):
-        save(agreement_along_alpha(run_table(args.run, "agreement")), args.out, "agreement")
-
+main = figure_script("agreement", __doc__)
 
 if __name__ == "__main__":
     main()

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from sharpscope.errors import NoData, shown
 from sharpscope.present import claimplots, populationplots
-from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
+from sharpscope.present.canvas import save
+from sharpscope.study.figures.script import drawing
 from sharpscope.vocabulary import PRIMARY_MEASURE
 
 TABLES = ("pairs", "residuals", "layers", "repairs", "ways", "predictors", "advice", "verdicts")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDFs and the PNGs")
     args = parser.parse_args(argv)
-    with paper_style(__file__):
+    with drawing():
         for name, draw in drawings(read(args.tables)).items():
             try:
                 figure = draw()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sharpscope.present.canvas import save
 from sharpscope.present.methodplots import methods
-from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
+from sharpscope.study.figures.script import drawing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, metavar="TABLE", help="finetuners.csv, as analyses/finetuners.py writes it")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
     args = parser.parse_args(argv)
-    with paper_style(__file__):
+    with drawing():
         save(methods(pd.read_csv(args.table, dtype={"seed": str})), args.out, "finetuners")
 
 

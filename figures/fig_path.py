@@ -3,21 +3,9 @@
 python figures/fig_path.py runs/demo --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.pathplots import accuracy_along_alpha
-from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = figure_parser(__doc__).parse_args(argv)
-    with paper_style(__file__):
-        accuracy, path, failure = (run_table(args.run, name, args.group) for name in ("accuracy", "path", "failure"))
-        save(accuracy_along_alpha(accuracy, path, failure), args.out, "accuracy_along_alpha")
-
+main = figure_script("accuracy_along_alpha", __doc__)
 
 if __name__ == "__main__":
     main()

@@ -3,20 +3,9 @@
 python figures/fig_paths.py runs/demo --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.furtherplots import paths_along_alpha
-from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    args = figure_parser(__doc__).parse_args(argv)
-    with paper_style(__file__):
-        save(paths_along_alpha(run_table(args.run, "accuracy", args.group)), args.out, "paths_along_alpha")
-
+main = figure_script("paths_along_alpha", __doc__)
 
 if __name__ == "__main__":
     main()

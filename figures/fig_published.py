@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from sharpscope.errors import NoData, shown
+from sharpscope.present.canvas import save
 from sharpscope.present.publishedplots import published
-from sharpscope.present.script import paper_style
-from sharpscope.present.style import save
+from sharpscope.study.figures.script import drawing
 
 
 def read(file: Path) -> pd.DataFrame:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
     args = parser.parse_args(argv)
-    with paper_style(__file__):
+    with drawing():
         paths, summary = (read(args.tables / f"{name}.csv") for name in ("published", "published_summary"))
         save(published(paths, summary), args.out, "published")
 

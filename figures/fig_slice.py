@@ -8,28 +8,9 @@
 python figures/fig_slice.py slice.csv --names "eigenvector 1" "eigenvector 2" --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-import argparse
-from collections.abc import Sequence
-from pathlib import Path
-
-import pandas as pd
-
-from sharpscope.present.script import paper_style
-from sharpscope.present.sliceplots import loss_slice
-from sharpscope.present.style import save
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, metavar="TABLE", help="CSV file of the table that loss_slice returned")
-    parser.add_argument("--names", nargs="+", default=["direction 1", "direction 2"], help="what the directions are")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the PDF and the PNG")
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        save(loss_slice(pd.read_csv(args.table), args.names), args.out, "loss_slice")
-
+main = figure_script("loss_slice", __doc__)
 
 if __name__ == "__main__":
     main()

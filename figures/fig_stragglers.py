@@ -3,22 +3,9 @@
 python figures/fig_stragglers.py runs/demo --criteria sharpness:hessian_trace rewind --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.layerplots import straggler_ranking
-from sharpscope.present.script import figure_parser, paper_style, run_table
-from sharpscope.present.style import save
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = figure_parser(__doc__)
-    parser.add_argument("--criteria", nargs="+", metavar="NAME", help="at most four criteria; default: the main ones")
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        save(straggler_ranking(run_table(args.run, "stragglers"), args.criteria), args.out, "straggler_ranking")
-
+main = figure_script("straggler_ranking", __doc__)
 
 if __name__ == "__main__":
     main()

@@ -5,21 +5,9 @@ From tables/few_shot.csv of one run of 'sharpscope protocol few-shot'.
 python figures/paper_clipfit_shots.py runs/few-shot --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.paperplots.drawn import save_drawn
-from sharpscope.present.paperplots.prompting import few_shot_curves
-from sharpscope.present.script import figure_parser, needed_table, paper_style
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = figure_parser(__doc__)
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        save_drawn(few_shot_curves(needed_table(args.run, "few_shot")), args.out, "paper_clipfit_shots")
-
+main = figure_script("paper_clipfit_shots", __doc__)
 
 if __name__ == "__main__":
     main()

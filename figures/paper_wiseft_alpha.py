@@ -5,21 +5,9 @@ From tables/accuracy.csv. The paper draws the mean over its shifts; here every s
 python figures/paper_wiseft_alpha.py runs/demo --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.paperplots.drawn import save_drawn
-from sharpscope.present.paperplots.wiseft_paths import accuracy_by_set
-from sharpscope.present.script import paper_style, runs_parser, runs_table
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = runs_parser(__doc__)
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        save_drawn(accuracy_by_set(runs_table(args.runs, "accuracy", args.group)), args.out, "paper_wiseft_alpha")
-
+main = figure_script("paper_wiseft_alpha", __doc__)
 
 if __name__ == "__main__":
     main()

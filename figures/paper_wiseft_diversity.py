@@ -7,25 +7,9 @@ model is compared with its own zero-shot model.
 python figures/paper_wiseft_diversity.py runs/demo --pairs success failure --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-
-from sharpscope.present.paperplots.drawn import save_drawn
-from sharpscope.present.paperplots.wiseft_diversity import diversity
-from sharpscope.present.script import paper_style, runs_parser, runs_table
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = runs_parser(__doc__)
-    parser.add_argument(
-        "--pairs", nargs="+", default=(), metavar="PAIR", help="pairs to draw; default: the first seven"
-    )
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        agreement, accuracy = (runs_table(args.runs, name, args.group) for name in ("agreement", "accuracy"))
-        save_drawn(diversity(agreement, accuracy, args.pairs), args.out, "paper_wiseft_diversity")
-
+main = figure_script("paper_wiseft_diversity", __doc__)
 
 if __name__ == "__main__":
     main()

@@ -6,32 +6,9 @@ file with the column pair and one column per hyperparameter. Without either each
 python figures/paper_wiseft_hyper.py runs/sweep --columns learning_rate epochs --out figures
 """
 
-from __future__ import annotations
+from sharpscope.study.figures.script import figure_script
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from sharpscope.present.paperplots.drawn import save_drawn
-from sharpscope.present.paperplots.wiseft_sweeps import hyperparameters
-from sharpscope.present.script import paper_style, runs_parser, runs_table, settings_table
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = runs_parser(__doc__)
-    parser.add_argument(
-        "--settings",
-        type=Path,
-        metavar="FILE",
-        help="CSV: pair, and one column per hyperparameter; default: the sweep's own",
-    )
-    parser.add_argument("--columns", nargs="+", default=(), help="hyperparameters to draw; default: those that differ")
-    args = parser.parse_args(argv)
-    with paper_style(__file__):
-        accuracy = runs_table(args.runs, "accuracy", args.group)
-        settings = settings_table(args.settings, args.runs, list(dict.fromkeys(accuracy["pair"])))
-        columns = args.columns or (("pair",) if len(settings.columns) == 1 else ())
-        save_drawn(hyperparameters(accuracy, settings, columns), args.out, "paper_wiseft_hyper")
-
+main = figure_script("paper_wiseft_hyper", __doc__)
 
 if __name__ == "__main__":
     main()

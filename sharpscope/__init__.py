@@ -13,7 +13,7 @@ steps, each alone. ``layer_curvature`` measures any module with any loss. Every 
 ``sharpscope.findings``, other systems' result files in ``sharpscope.exchange``.
 
 A public name is imported when it is first used: ``import sharpscope`` costs nothing, torch comes with the first name
-that needs it.
+that needs it. ``sharpscope.plot`` has the figures, each a function from tables to something that shows itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ from typing import TYPE_CHECKING, Any
 from sharpscope.vocabulary import __version__
 
 if TYPE_CHECKING:
+    from sharpscope import curvature as curvature
+    from sharpscope import exchange as exchange
+    from sharpscope import findings as findings
+    from sharpscope import plot as plot
+    from sharpscope import weights as weights
     from sharpscope.clip.datasets.dataset import Dataset
     from sharpscope.clip.datasets.spec import load_dataset, register_dataset
     from sharpscope.clip.ensembling import evaluate_ensemble
@@ -174,6 +179,9 @@ __all__ = [
     "write_checkpoint",
 ]
 
+_ROOMS = ("curvature", "exchange", "findings", "plot", "weights")
+"""The modules that ``import sharpscope`` opens when they are first used."""
+
 # Type checkers read the imports above, Python this table; tests/test_public.py holds them, and __all__, equal.
 _HOME = {
     name: f"sharpscope.{module}"
@@ -236,6 +244,8 @@ _HOME = {
 if not TYPE_CHECKING:  # else a type checker would take every misspelt name for Any
 
     def __getattr__(name: str) -> Any:
+        if name in _ROOMS:
+            return importlib.import_module(f"sharpscope.{name}")
         if name not in _HOME:
             raise AttributeError(f"module 'sharpscope' has no attribute {name!r}")
         value = getattr(importlib.import_module(_HOME[name]), name)
@@ -244,4 +254,4 @@ if not TYPE_CHECKING:  # else a type checker would take every misspelt name for 
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})

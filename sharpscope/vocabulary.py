@@ -72,6 +72,7 @@ __all__ = [
     "Dtype",
     "EigenMethod",
     "EnsembleKind",
+    "FigureStyle",
     "Flag",
     "Granularity",
     "Group",
@@ -128,6 +129,8 @@ Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+FigureStyle = Literal["paper", "screen"]
+"""The look of written figures: that of a printed page | that of the report."""
 PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]

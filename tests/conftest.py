@@ -5,12 +5,15 @@ Everything heavy is imported inside the fixtures: tests of rooms without torch s
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib.util
 import json
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,17 @@ settings.register_profile("laws", deadline=None, derandomize=True)  # how long a
 settings.load_profile("laws")
 
 # The files that take longest are started first, so that no worker is left alone with one of them at the end.
-_FIRST = ("test_other_models.py", "test_study.py", "test_controlled_traces.py")
+_FIRST = ("test_study.py", "test_split_units.py", "test_plots.py", "test_ranks.py", "test_killed.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _FIRST.index(item.path.name) if item.path.name in _FIRST else len(_FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made lives to the end, so that no garbage collection has to look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -141,11 +150,29 @@ def examples(tiny_model: Any, task: Any) -> Any:
 def undrawn() -> Iterator[None]:
     """Reports without figures, which take the longest of a small study, for modules that do not look at them.
 
-    Those that do are tests/study/test_study.py, test_still_layers.py, test_plugins.py and tests/present.
+    Those that do are tests/study/test_study.py and tests/present, and those that ask for ``drawing``.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sharpscope.study.report.all_figures", lambda *_: {})
         yield
+
+
+@pytest.fixture(scope="session")
+def drawing() -> Callable[..., AbstractContextManager[None]]:
+    """``with drawing("sharpness"):`` lets reports have the figures of these tables only."""
+
+    @contextlib.contextmanager
+    def some(*names: str) -> Iterator[None]:
+        from sharpscope.present.plots import all_figures
+
+        def figures(tables: dict[str, Any], *how: Any) -> dict[str, Any]:
+            return all_figures({n: tables[n] for n in names}, *how)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sharpscope.study.report.all_figures", figures)
+            yield
+
+    return some
 
 
 @pytest.fixture

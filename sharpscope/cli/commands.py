@@ -8,6 +8,7 @@ from sharpscope.cli.across import Correlate, Robustness
 from sharpscope.cli.advise import Advise
 from sharpscope.cli.doctor import Doctor
 from sharpscope.cli.evaluate import Evaluate
+from sharpscope.cli.figures import Figures
 from sharpscope.cli.files import Convert, Inspect, Interpolate, Sparsify
 from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.listing import List
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "correlate": Correlate,
     "robustness": Robustness,
     "table": Table,
+    "figures": Figures,
     "report": Report,
     "status": Status,
     "list": List,

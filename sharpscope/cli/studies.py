@@ -158,10 +158,12 @@ class Demo:
 
 @dataclass(frozen=True)
 class Report(Plugins):
-    """Rebuild tables, figures and report of a run from its finished units."""
+    """Rebuild tables, figures and report of a run from its finished units, or put several runs side by side."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Run directory."""
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
+    """Run directory. With several, one report shows all their pairs from the tables that the runs have (--out)."""
+    out: str | None = None
+    """Folder for the report of several runs; one that already holds such a report is written anew."""
     results: Literal["wise-ft", "clip-benchmark"] | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
@@ -170,6 +172,21 @@ class Report(Plugins):
     table files keep the weight of the fine-tuned model."""
 
     def __call__(self) -> Outcome:
+        if len(self.runs) > 1:
+            return self._side_by_side()
+        if not self.runs:
+            raise ConfigError("report: name a run directory.")
+        if self.out is not None:
+            raise ConfigError("--out: the report of one run is written into its directory.\nRemedy: leave --out away.")
         from sharpscope.study.report import report
 
-        return finished(report(**given(self, run="root")))
+        return finished(report(self.runs[0], **given(self, "runs", "out")))
+
+    def _side_by_side(self) -> Outcome:
+        if self.out is None:
+            raise ConfigError("report: several runs need a folder for their report.\nRemedy: --out FOLDER.")
+        if self.results is not None:
+            raise ConfigError("--results: is written run by run.\nRemedy: sharpscope report RUN --results ...")
+        from sharpscope.study.sidebyside import reports
+
+        return finished(reports(self.runs, self.out, alpha_on=self.alpha_on))

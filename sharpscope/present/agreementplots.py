@@ -12,16 +12,7 @@ from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
 from sharpscope.present.alphas import alpha_axis, with_symbol
-from sharpscope.present.style import (
-    INK,
-    SET_COLOURS,
-    first_pairs,
-    key,
-    label,
-    new_figure,
-    short_set,
-    styled,
-)
+from sharpscope.present.style import INK, SET_COLOURS, first_pairs, key, label, new_figure, short_set, styled
 from sharpscope.present.view import Cell, Grid, Section, Source, alpha_cell, cell, pairs_of, status_cell
 from sharpscope.tables.formats import interval, number
 from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
@@ -47,6 +38,8 @@ def agreement_along_alpha(table: pd.DataFrame) -> Figure:
 
     Args:
         table: the table ``agreement``.
+
+    >>> shown = sharpscope.plot.agreement_along_alpha(run.agreement)
 
     Raises:
         NoData: the table has no estimate.

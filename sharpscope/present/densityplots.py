@@ -27,6 +27,8 @@ def spectral_density(density: pd.DataFrame) -> Figure:
     The bands are one standard error over random start vectors wide on each side; they do not contain the choice of
     images. At most eight layers are shown, in forward order.
 
+    >>> shown = sharpscope.plot.spectral_density(run.density)
+
     Raises:
         NoData: the table has no finite density.
     """

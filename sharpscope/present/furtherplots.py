@@ -30,6 +30,8 @@ def paths_along_alpha(accuracy: pd.DataFrame) -> Figure:
     theta_1, where the linear, the Fisher and the random path end; the other squares are edits of theta_1, where the
     others end. Alphas of different paths do not measure the same distance, so that curves are compared on the right.
 
+    >>> shown = sharpscope.plot.paths_along_alpha(run.accuracy)
+
     Raises:
         NoData: the table has no path but the linear one.
 

@@ -20,18 +20,8 @@ from matplotlib.patches import Patch, Rectangle
 from sharpscope.errors import NoData
 from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_label, alpha_number, in_order_of_alpha
-from sharpscope.present.style import (
-    COLOURS,
-    INK,
-    first_pairs,
-    key,
-    label,
-    new_figure,
-    plain_log,
-    short_layer,
-    styled,
-)
-from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, parse_criterion
+from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer, styled
+from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PRIMARY_MEASURE, parse_criterion
 
 __all__ = [
     "ROW",
@@ -102,12 +92,18 @@ def colour_bar(figure: Figure, mappable: ScalarMappable, axes: np.ndarray, exten
 
 # ------------------------------------------------------------------------------------------------------------ heat map
 @styled
-def heatmap(sharpness: pd.DataFrame, measure: str) -> Figure:
+def heatmap(sharpness: pd.DataFrame, measure: str = PRIMARY_MEASURE) -> Figure:
     """One measure over layers (in forward order, downwards) and alpha: one panel per pair, one log colour scale.
 
     Where most values are negative (``lambda_min``) the colour shows minus the value. Values of the other sign have no
     logarithm and are hatched. A ring marks an estimate that did not converge, a cross an estimate that failed, and a
     bar on the left a layer whose weights are the same at both ends.
+
+    Args:
+        sharpness: the sharpness table.
+        measure: sharpness measure to draw.
+
+    >>> shown = sharpscope.plot.heatmap(run.sharpness, "lambda_max")
 
     Raises:
         NoData: the table has no row of ``measure``.
@@ -210,8 +206,13 @@ def _heat_panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, no
 def straggler_ranking(stragglers: pd.DataFrame, criteria: Sequence[str] | None = None) -> Figure:
     """Score of every layer by each criterion, filled where chosen, with the rule's threshold and the probability (%).
 
-    Rows are layers in forward order; there is one panel per pair and criterion. ``criteria`` holds at most four names
-    as the table writes them (default: the main criteria of ``vocabulary.CRITERIA``).
+    Rows are layers in forward order; there is one panel per pair and criterion.
+
+    Args:
+        stragglers: the table ``stragglers``.
+        criteria: at most four names as the table writes them; default: the main criteria of ``vocabulary.CRITERIA``.
+
+    >>> shown = sharpscope.plot.straggler_ranking(run.stragglers, ["rewind"])
 
     Raises:
         ConfigError: an unknown criterion.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -53,8 +53,14 @@ __all__ = ["correlation", "correlation_scatter", "repair"]
 def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
     """Gain in OOD accuracy of every repair and its controls over the plain path at the same ID accuracy.
 
-    Large marks with intervals are the repaired path at ``alpha`` (default: the one nearest 0.5), small marks its other
-    alphas. There is one panel per target, pair and group of OOD sets.
+    Large marks with intervals are the repaired path at ``alpha``, small marks its other alphas. There is one panel per
+    target, pair and group of OOD sets.
+
+    Args:
+        table: the table ``repair``.
+        alpha: point of the repaired paths that is drawn with intervals; default: the one nearest 0.5.
+
+    >>> shown = sharpscope.plot.repair(run.repair, alpha=0.3)
 
     Raises:
         NoData: the table has no finite gain.
@@ -139,6 +145,8 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
     (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
 
+    >>> shown = sharpscope.plot.correlation_scatter(points)
+
     Raises:
         NoData: there is no finite point.
     """
@@ -196,7 +204,7 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
 @styled
 def correlation(
     correlations: pd.DataFrame,
-    scope: str = "pairs",
+    scope: Literal["pairs", "path"] = "pairs",
     method: str = "spearman",
     against: str | None = None,
     alpha: float | None = None,
@@ -204,15 +212,24 @@ def correlation(
 ) -> Figure:
     """Correlation of every (layer, measure) with OOD accuracy as a map; dots mark q < 0.05, hatching undefined cells.
 
-    ``scope`` is path, with one panel per pair (descriptive), or pairs, with one panel (evidence) at the alpha nearest
-    ``alpha`` (default 0.5); each group of OOD sets has panels of its own. ``against`` defaults to OOD gain; the data
-    set is the group's mean over the most sets. With ``held`` all covariates are held fixed at once, as far as there is
-    room for them; without, none is.
+    Each group of OOD sets has panels of its own; the data set is the group's mean over the most sets. Across pairs the
+    rows are those of the source with the most pairs: a run of two adds nothing to a shipped table of ten.
+
+    Args:
+        correlations: the table ``correlations``.
+        scope: path, with one panel per pair (descriptive), or pairs, with one panel (evidence).
+        method: coefficient: spearman, pearson or kendall.
+        against: ood_gain or ood_accuracy; default: ood_gain where the table has it.
+        alpha: alpha at which pairs are compared; default: the one nearest 0.5.
+        held: hold all covariates fixed at once, as far as there is room for them; without it none is.
+
+    >>> shown = sharpscope.plot.correlation(run.correlations, "path", "pearson")
 
     Raises:
         NoData: the table has no such rows.
     """
     rows = correlations[(correlations["scope"] == scope) & (correlations["method"] == method)]
+    rows = _widest(rows) if scope == "pairs" else rows
     table = joint_rows(rows) if held else marginal_rows(rows)
     table = table[~table["layer"].isin([n for c in CONTRASTS.values() for n in (c.others, c.random)])]
     if not len(table):
@@ -257,6 +274,11 @@ def correlation(
         handles.append(Patch(facecolor="#e3e3e3", edgecolor="#777777", hatch="/////", lw=0, label="undefined"))  # type: ignore[arg-type]
     key(figure, handles, left_out_note(left_out), fewer)
     return figure
+
+
+def _widest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the source with the most pairs."""
+    return rows[rows["source"] == rows.groupby("source")["n"].max().fillna(0).idxmax()] if len(rows) else rows
 
 
 def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | None) -> str:

@@ -17,17 +17,18 @@ from matplotlib.ticker import MaxNLocator
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present.advice import advised_alphas
 from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
+from sharpscope.present.canvas import figure_of
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
     SET_COLOURS,
     Look,
-    figure_of,
     first_pairs,
     key,
     label,
     new_figure,
+    one_panel,
     pair_looks,
     place_labels,
     plain_log,
@@ -85,6 +86,8 @@ def wiseft_curve(
     (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them. ``group`` is the group of OOD sets
     that is averaged; None is the only one. ``advice`` rings the points whose alpha is advised.
 
+    >>> shown = sharpscope.plot.wiseft_curve(run.accuracy, group="ood")
+
     Raises:
         NoData: no pair has both ID and OOD rows.
         ConfigError: the table has several groups and none is named.
@@ -94,7 +97,7 @@ def wiseft_curve(
     groups = groups_in(accuracy)
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
-    ax = new_figure(3.3).add_subplot() if ax is None else ax
+    ax = ax or one_panel(3.3)
     handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice)
     key(figure_of(ax), handles, _numbers(ax))
     return ax
@@ -105,6 +108,8 @@ def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None) ->
     """``wiseft_curve`` of every group of OOD sets, side by side; the axis of ID accuracy is the same.
 
     ``advice`` rings the points whose alpha is advised.
+
+    >>> shown = sharpscope.plot.wiseft_curves(run.accuracy, run.advice)
 
     Raises:
         NoData: no pair has both ID and OOD rows.
@@ -237,6 +242,8 @@ def accuracy_along_alpha(
     sets has a panel of its own. With ``path`` a lower panel shows the probe loss and the chord between its ends.
     ``failure`` adds the flags that were raised, ``advice`` rings the OOD mean at the alphas that are advised.
 
+    >>> shown = sharpscope.plot.accuracy_along_alpha(run.accuracy, run.path, run.failure)
+
     Raises:
         NoData: the table has no rows of the plain path.
     """
@@ -360,6 +367,8 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
 
     Bars are one error over draws of images, where that is unknown one error of the estimate on these images; hollow
     marks did not converge. The axis is logarithmic where all values are positive and differ by more than a factor of 8.
+
+    >>> shown = sharpscope.plot.sharpness_along_alpha(run.sharpness)
 
     Raises:
         NoData: the table has no estimate of the whole model.

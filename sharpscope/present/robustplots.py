@@ -33,6 +33,8 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
         robustness: pair, alpha, dataset, id_accuracy, ood_accuracy, expected, estimate, ci_low, ci_high, baseline and
             baseline_n, as ``findings.robustness.effective_robustness`` returns them.
 
+    >>> shown = sharpscope.plot.effective_robustness(sharpscope.robustness(["runs/demo"], "models.csv"))
+
     Raises:
         NoData: no point has both an ID and an OOD accuracy, or the baseline has no line for any set; the reason is that
             of the table.

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from sharpscope.errors import NoData
-from sharpscope.present.style import COLOURS, INK, label, new_figure, styled
+from sharpscope.present.style import COLOURS, INK, label, one_panel, styled
 
 __all__ = ["loss_slice"]
 
@@ -18,7 +18,9 @@ _LEVELS = 12
 
 
 @styled
-def loss_slice(table: pd.DataFrame, names: Sequence[str] = ("direction 1", "direction 2")) -> Axes:
+def loss_slice(
+    table: pd.DataFrame, names: Sequence[str] = ("direction 1", "direction 2"), ax: Axes | None = None
+) -> Axes:
     """The loss along one direction, with a band of one standard error on each side, or contours along two.
 
     A cross or a dotted line marks the point through which the slice goes.
@@ -26,6 +28,9 @@ def loss_slice(table: pd.DataFrame, names: Sequence[str] = ("direction 1", "dire
     Args:
         table: the table that ``sharpscope.loss_slice`` returns.
         names: what the directions are, for the axes' labels.
+        ax: the axes to draw into; default: those of a figure of their own.
+
+    >>> shown = sharpscope.plot.loss_slice(slice, ["top eigenvector", "gradient"])
 
     Raises:
         NoData: the table has no finite loss, or its steps in a plane are no grid.
@@ -34,7 +39,7 @@ def loss_slice(table: pd.DataFrame, names: Sequence[str] = ("direction 1", "dire
     if not len(finite):
         raise NoData("loss_slice: the table has no finite loss.")
     plane = bool(finite["step_2"].notna().any())
-    ax: Axes = new_figure(3.6 if plane else 2.4).subplots()
+    ax = ax or one_panel(3.6 if plane else 2.4)
     ax.set_xlabel(f"step along {label(names[0])}")
     if plane:
         _contours(ax, table, label(names[1] if len(names) > 1 else "direction 2"))

@@ -1,16 +1,13 @@
-"""The common look of all figures: colours for the colour-blind, short names, and files that contain no date."""
+"""The common look of all figures: colours for the colour-blind, and short names."""
 
 from __future__ import annotations
 
 import functools
-import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, ParamSpec, TypeVar
 
 import matplotlib
@@ -18,16 +15,14 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
-from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from sharpscope.atomic import write_atomic
-from sharpscope.errors import NoData, shown
+from sharpscope.errors import shown
+from sharpscope.present.canvas import ShownAxes, ShownFigure, figure_of
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import GROUP_TITLES
 
@@ -40,17 +35,14 @@ __all__ = [
     "STYLE",
     "WIDTH",
     "Look",
-    "figure_bytes",
-    "figure_of",
     "first_pairs",
     "key",
     "label",
     "new_figure",
+    "one_panel",
     "pair_looks",
     "place_labels",
     "plain_log",
-    "plain_style",
-    "save",
     "short_layer",
     "short_set",
     "styled",
@@ -78,8 +70,6 @@ _LABEL_SIZE: Final = 6.0
 """The size in points of texts next to marks."""
 _LONGEST_LAYER: Final = 26
 """The most characters of a layer's name in figures; longer names are cut in the middle."""
-_DPI: Final = 200
-"""The resolution of PNG files in dots per inch."""
 
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
@@ -125,14 +115,6 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
             return drawn
 
     return wrapper
-
-
-@contextmanager
-def plain_style() -> Iterator[None]:
-    """Context manager: matplotlib's defaults, so that the machine's matplotlibrc does not change a byte of a report."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        yield
 
 
 def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:
@@ -223,12 +205,16 @@ def _plain_number(value: float) -> str:
 
 def new_figure(height: float) -> Figure:
     """An empty figure of ``height`` inches outside pyplot's state; its layout leaves room for the axes' labels."""
-    figure = Figure(
+    return ShownFigure(
         figsize=(WIDTH, height),
         layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.02, hspace=0.02),
         facecolor="white",
     )
-    return figure
+
+
+def one_panel(height: float) -> Axes:
+    """The only axes of a new figure of ``height`` inches."""
+    return new_figure(height).add_subplot(axes_class=ShownAxes)
 
 
 # ------------------------------------------------------------------------------------------------------- names as text
@@ -330,46 +316,3 @@ def _is_free(
     if left < frame[0] or right > frame[2] or low < frame[1] or high > frame[3]:
         return False
     return not any(left < b[2] and right > b[0] and low < b[3] and high > b[1] for b in blocked)
-
-
-# --------------------------------------------------------------------------------------------------------------- files
-_BYTES: Final[dict[Any, Any]] = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
-
-
-def figure_bytes(figure: Figure | Axes) -> tuple[bytes, bytes]:
-    """(PNG, PDF) of a figure without date or version, fonts embedded: one matplotlib always gives the same bytes."""
-    figure = figure_of(figure)
-    engine, canvas, own_dpi = figure.get_layout_engine(), figure.canvas, figure.dpi
-    png, pdf = io.BytesIO(), io.BytesIO()
-    with plain_style(), matplotlib.rc_context(_BYTES):
-        if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # fitted once: every further draw would shift the axes slightly
-        try:  # prints on the canvases, since savefig draws everything twice
-            figure.dpi = _DPI
-            FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-            FigureCanvasPdf(figure).print_pdf(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
-        finally:
-            figure.dpi = own_dpi
-            figure.set_canvas(canvas)
-    return png.getvalue(), pdf.getvalue()
-
-
-def save(figure: Figure | Axes, out: str | os.PathLike[str], name: str) -> tuple[Path, Path]:
-    """Write ``OUT/NAME.png`` and ``OUT/NAME.pdf``, each whole or not at all; returns the two paths."""
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = (folder / f"{name}.png", folder / f"{name}.pdf")
-    for path, data in zip(paths, figure_bytes(figure), strict=True):
-        write_atomic(path, data)
-    return paths
-
-
-def figure_of(drawn: Figure | Axes) -> Figure:
-    """The figure that contains ``drawn``, which may be that figure itself."""
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    if isinstance(figure, SubFigure):
-        figure = figure.figure
-    if not isinstance(figure, Figure):
-        raise NoData("these axes belong to no figure.")
-    return figure

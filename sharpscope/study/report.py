@@ -18,9 +18,9 @@ import pandas as pd
 from sharpscope.errors import did_you_mean
 from sharpscope.exchange import written
 from sharpscope.present.alphas import alpha_sentence, said, showing_alpha_on
+from sharpscope.present.canvas import figure_bytes
 from sharpscope.present.plots import all_figures
 from sharpscope.present.report import build_report
-from sharpscope.present.style import figure_bytes
 from sharpscope.present.summary import summary_lines
 from sharpscope.present.view import data_notes
 from sharpscope.study.finished import finished_results

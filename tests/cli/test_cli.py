@@ -147,7 +147,8 @@ WORK = {
         ("format", "digits", "seeds", "what", "measures", "alpha"),
         {"id": "ids"},
     ),
-    "report": ("sharpscope.study.report.report", (), {"run": "root"}),
+    "figures": ("sharpscope.study.figures.making.figures", (), {}),
+    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root"}),
     "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
@@ -296,6 +297,8 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
         ("report r1 --results wiseft", "'wiseft'"),
+        ("figures --out o", "figures: give at least one run"),
+        ("figures nowhere --out o", "nowhere: no such file or run directory"),
     ],
 )
 def test_bad_input_gives_one_clear_message_and_exit_2(folder, capsys, argv, words):
@@ -433,8 +436,9 @@ def test_every_command_has_a_help_page_with_every_flag(name, capsys):
     positional |= {
         "merge": ["checkpoints"],
         "evaluate": ["checkpoints"],
-        "report": ["run"],
+        "report": ["runs"],
         "status": ["run"],
+        "figures": ["runs"],
         "advise": ["run"],
         "correlate": ["runs"],
         "robustness": ["runs"],

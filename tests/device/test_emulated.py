@@ -16,12 +16,13 @@ from sharpscope.study.demo import demo_config
 
 
 def config(device: str) -> sharpscope.StudyConfig:
-    """Three alphas, every block, one repair with its controls, and every further kind of evaluation."""
+    """Curvature at two alphas, every block, one repair with its controls, and every further kind of evaluation."""
     demo = demo_config()
     return dataclasses.replace(
         demo, device=device, pairs=demo.pairs[:1], ood=demo.ood[:1], alphas=(0.0, 0.5, 1.0), repair_alphas=(0.5,),
+        curvature_alphas=(0.0, 0.5),
         limit=16, probe_size=6, batch_size=4, bootstrap=20, jobs=1, threads=1, measures=("hessian_trace", "lambda_max"),
-        shipped_pairs=False, layer_alphas=(0.0, 1.0), criticality_noise=(0.5,), granularity="block", max_matvecs=3,
+        shipped_pairs=False, layer_alphas=(0.0, 1.0), criticality_noise=(0.5,), granularity="block", max_matvecs=2,
         densities=(0.5,), targets=("delta",), masks=1, agreement=True, output_baselines=("ose",),
     )  # fmt: skip
 

@@ -171,17 +171,17 @@ def test_few_classes_leave_the_error_of_the_residual_and_none_for_a_head() -> No
 
 
 @pytest.mark.slow
-def test_intervals_hold_over_200_seeds_where_both_parts_are_sampled() -> None:
+def test_intervals_hold_over_100_seeds_where_both_parts_are_sampled() -> None:
     objective = work()
     truth = truths(objective)
-    found = [table(objective, seed=s, rtol=0.1, atol_share=0.0, max_matvecs=19) for s in range(200)]
+    found = [table(objective, seed=s, rtol=0.1, atol_share=0.0, max_matvecs=19) for s in range(100)]
     for layer in ("0", "3", "(all)"):
         rows = [f[layer, "hessian_trace"] for f in found]
         assert all(r["stderr"] > 0 for r in rows)
         covered = sum(abs(r["estimate"] - truth[layer]) <= 1.96 * r["stderr"] for r in rows)
-        assert covered >= 183, layer
-        bias = sum(r["estimate"] for r in rows) / 200 - truth[layer]
-        assert abs(bias) <= 4 * math.sqrt(sum(r["stderr"] ** 2 for r in rows)) / 200, layer
+        assert covered >= 88, layer  # 95 expected; a fair 95 % interval falls below 88 once in 680
+        bias = sum(r["estimate"] for r in rows) / 100 - truth[layer]
+        assert abs(bias) <= 4 * math.sqrt(sum(r["stderr"] ** 2 for r in rows)) / 100, layer
         assert all(r["converged"] == (r["stderr"] <= 0.1 * abs(r["estimate"])) for r in rows)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +22,12 @@ from sharpscope.errors import ConfigError, NoData
 from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.instability import instability
 from sharpscope.findings.pathheights import path_heights
-from sharpscope.present import script as scripts
 from sharpscope.present.paperplots.drawn import MADE_BY, Drawn, save_drawn
-from sharpscope.present.paperplots.prompting import few_shot_curves
+from sharpscope.present.paperplots.prompting import paper_clipfit_shots
 from sharpscope.present.scales import SCALES, scaled
 from sharpscope.present.style import short_layer
+from sharpscope.study.figures import script
+from sharpscope.study.figures.reading import settings_table, tables_of
 from sharpscope.tables.files import csv_bytes
 from sharpscope.vocabulary import DENSE
 
@@ -112,9 +114,10 @@ def draw(run: Path) -> Callable[..., Drawn]:
     @functools.cache
     def drawn(name: str, *argv: str, subject: str | None = None) -> Drawn:
         module, kept = _module(ROOT / "figures" / f"paper_{name}.py"), []
-        module.save_drawn = lambda made, out, file: kept.append((made, file))  # type: ignore[attr-defined]
         before = dict(matplotlib.rcParams)
-        module.main([subject or str(run), *(a.replace("RUN", str(run)) for a in argv)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(script, "write", lambda made, out, file: kept.append((made, file)))
+            module.main([subject or str(run), *(a.replace("RUN", str(run)) for a in argv)])
         assert dict(matplotlib.rcParams) == before
         ((made, file),) = kept
         assert file == f"paper_{name}"  # the script's own name
@@ -203,7 +206,7 @@ def test_a_missing_or_empty_table_is_named_with_its_command(name: str, run: Path
 
 
 def test_files_are_reproducible_and_the_caption_lies_beside_them(tmp_path: Path) -> None:
-    written = [save_drawn(few_shot_curves(_few_shot()), tmp_path / folder, "figure") for folder in ("a", "b")]
+    written = [save_drawn(paper_clipfit_shots(_few_shot()), tmp_path / folder, "figure") for folder in ("a", "b")]
     assert [p.name for p in written[0]] == ["figure.png", "figure.pdf", "figure.txt"]
     for one, other in zip(*written, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -321,10 +324,14 @@ def test_pairs_of_several_runs_are_told_apart(run: Path, tmp_path: Path) -> None
     other = tmp_path / "other"
     (other / "tables").mkdir(parents=True)
     (other / "tables" / "path.csv").write_bytes((run / "tables" / "path.csv").read_bytes())
-    both = scripts.runs_table([run, other], "path")
+    both = tables_of([str(run), str(other)]).needed("path")
     assert set(both["pair"]) == {f"{name}: {pair}" for name in ("demo", "other") for pair in ("success", "failure")}
+    same = tmp_path / "of_that_name" / "demo"
+    shutil.copytree(other, same)
     with pytest.raises(ConfigError, match="is also in a run of another folder of this name"):
-        scripts.runs_table([run, run], "path")
+        tables_of([str(run), str(same)]).needed("path")
+    with pytest.raises(ConfigError, match="is given twice"):
+        tables_of([str(run), str(run)])
 
 
 @pytest.mark.parametrize(
@@ -336,10 +343,8 @@ def test_settings_that_do_not_fit_are_refused(text: str, said: str, tmp_path: Pa
     file = tmp_path / "settings.csv"
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        scripts.settings_table(file, [tmp_path], ["a", "b"])
-    assert list(scripts.settings_table(None, [tmp_path], ["a", "b"]).columns) == ["pair"]
-    with pytest.raises(ConfigError, match="not K=RUN"):
-        scripts.numbered_runs(["k4"])
+        settings_table(file, tables_of([str(tmp_path)]), ["a", "b"])
+    assert list(settings_table(None, tables_of([str(tmp_path)]), ["a", "b"]).columns) == ["pair"]
 
 
 def test_no_setting_that_differs_is_told(draw: Callable[..., Drawn], tmp_path: Path) -> None:
@@ -348,7 +353,7 @@ def test_no_setting_that_differs_is_told(draw: Callable[..., Drawn], tmp_path: P
     with pytest.raises(SystemExit, match="no setting has two values"):
         draw("wiseft_hyper", "--settings", str(file))
     with pytest.raises(NoData, match="has no method beside zero-shot"):
-        few_shot_curves(_few_shot().iloc[:1])
+        paper_clipfit_shots(_few_shot().iloc[:1])
 
 
 def test_ratios_lie_at_their_bins_mean_distances(draw: Callable[..., Drawn], few: Tables) -> None:

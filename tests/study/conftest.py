@@ -23,6 +23,12 @@ def smallest() -> StudyConfig:
     )  # fmt: skip
 
 
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that try little of the work, for tests that do not look at their times."""
+    monkeypatch.setattr("sharpscope.study.timing._SECONDS", 0.5)
+
+
 @pytest.fixture(scope="session")
 def smallest_run(smallest: StudyConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(its finished run directory, without figures; what the run said of its progress). Read-only."""

@@ -114,6 +114,7 @@ def test_points_share_a_pass_as_far_as_memory_allows_and_jobs_have_work(
     assert crew._chunk_sizes(todo) == {("p", "path"): 4, ("p", "repair"): 2}
 
 
+@pytest.mark.usefixtures("untimed")
 def test_the_plan_says_how_often_images_are_decoded(study: StudyConfig) -> None:
     small = dataclasses.replace(study, measures=("gradient_norm",), agreement=False)
     assert "images: 1.7e-05 GiB of decoded test images stay in memory\n" in sharpscope.plan(small) + "\n"

@@ -118,6 +118,7 @@ def pictures(tmp_path: Path) -> Callable[[str, str], str]:
     return make
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_copy_of_a_set_under_another_name_is_found_by_run_and_plan(pictures: Callable[[str, str], str]) -> None:
     photo = pictures("a", "photo")
     for command in (plan, study.run):

@@ -122,6 +122,7 @@ def test_a_run_cut_off_among_the_further_points_goes_on_with_the_same_bytes(
     assert all((root / "units" / n).stat().st_mtime_ns == t for n, t in kept.items())
 
 
+@pytest.mark.usefixtures("untimed")
 def test_report_and_plan_tell_of_it(finished: study.Run, capsys: pytest.CaptureFixture[str]) -> None:
     page = finished.report.read_text(encoding="utf-8")
     assert "LiNeS path (Wang et al. 2024): best α between the ends, by the OOD labels of ood" in page

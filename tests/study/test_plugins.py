@@ -7,7 +7,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pandas as pd
@@ -59,9 +60,12 @@ def config() -> StudyConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(
+    plugin: Path, tmp_path_factory: pytest.TempPathFactory, drawing: Callable[..., AbstractContextManager[None]]
+) -> Run:
     load_plugin(plugin)
-    return run(config(), tmp_path_factory.mktemp("run") / "r")
+    with drawing("sharpness"):
+        return run(config(), tmp_path_factory.mktemp("run") / "r")
 
 
 def test_it_is_in_every_table_that_has_measures_and_in_the_report(finished: Run) -> None:

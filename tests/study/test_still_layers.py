@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, drawing: Callable[..., AbstractContextManager[None]]
+) -> study.Run:
     folder = tmp_path_factory.mktemp("still")
     config = StudyConfig(
         pairs=quick_pairs(folder),
@@ -77,7 +81,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> study.Run:
         ensembles=("logits", "probabilities"),
         upgraded="mini:upgraded",
     )
-    return study.run(config, folder / "run")
+    with drawing("sharpness", "stragglers"):
+        return study.run(config, folder / "run")
 
 
 def moving(layer: str, pair: str) -> bool:
@@ -224,6 +229,7 @@ def test_the_change_on_an_upgraded_backbone(finished: study.Run) -> None:
     assert miniworld.manifest()["checkpoints"]["upgraded"]["sha256"] in manifest["identity"]["inputs"]["contcoop"]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
     config = StudyConfig.from_dict(json.loads((finished.root / "manifest.json").read_text())["config"])
     # three alphas on the upgraded backbone, the mixed outputs at one point, and those along alpha

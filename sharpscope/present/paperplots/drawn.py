@@ -14,7 +14,8 @@ from matplotlib.lines import Line2D
 
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, did_you_mean, shown
-from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, save, styled
+from sharpscope.present.canvas import as_html, save
+from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, styled
 
 __all__ = [
     "ENDS",
@@ -41,11 +42,13 @@ MADE_BY: Final[dict[str, str]] = {
     "correlations": "sharpscope run",
     "agreement": "sharpscope run --agreement",
     "vrf": "sharpscope run --output-baselines vrf",
+    "density": "sharpscope run --density-layers LAYER ...",
     "ensembles": "sharpscope run --ensembles logits probabilities",
     "few_shot": "sharpscope protocol few-shot",
     "upgrade": "sharpscope protocol upgrade",
     "upgraded": "sharpscope run --upgraded FILE",
     "changes": "sharpscope inspect A B --granularity tensor --csv FILE",
+    "slice": "sharpscope.loss_slice",
 }
 """Table -> the command that makes it."""
 
@@ -62,6 +65,9 @@ class Drawn:
 
     figure: Figure
     caption: str
+
+    def _repr_html_(self) -> str:
+        return as_html(self.figure, self.caption)
 
 
 def paper_figure(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:

@@ -20,7 +20,7 @@ from sharpscope.present.style import INK, MARKERS, SET_COLOURS, key, label, new_
 from sharpscope.tables.rows import nearest, unique_in_order
 from sharpscope.vocabulary import AGREEMENT
 
-__all__ = ["energy", "tradeoff"]
+__all__ = ["paper_lipsum_energy", "paper_lipsum_tradeoff"]
 
 _MARKS: Final = (*MARKERS, "<", ">", "p", "h", "d", "*", "8")
 _UNITS: Final = {"energy_gap": " (logits²)", "logit_gap": " (logits²)", "kl_divergence": " (nats)"}
@@ -30,8 +30,8 @@ _SIZES: Final = (12, 55)
 
 # ----------------------------------------------------------------------------------------------------------- trade-off
 @paper_figure
-def tradeoff(
-    accuracy: pd.DataFrame, settings: pd.DataFrame, method: str = "method", orders: Sequence[str] = ()
+def paper_lipsum_tradeoff(
+    accuracy: pd.DataFrame, settings: pd.DataFrame, method: str = "method", order: Sequence[str] = ()
 ) -> Drawn:
     """OOD over ID accuracy of fine-tuned models (alpha = 1), one line per method, along a setting in each panel.
 
@@ -39,8 +39,10 @@ def tradeoff(
         accuracy: the accuracy table of all models.
         settings: pair, the column ``method``, and a numeric column per setting (lr, steps, ...).
         method: the column whose values are the methods.
-        orders: the settings that order the models of a method; default: every numeric column with two values. A panel
+        order: the settings that order the models of a method; default: every numeric column with two values. A panel
             holds the models that differ from the method's first model in this setting alone.
+
+    >>> drawn = sharpscope.plot.paper_lipsum_tradeoff(run.accuracy, settings)
 
     Raises:
         NoData: a column that the settings lack, or no numeric setting.
@@ -51,7 +53,7 @@ def tradeoff(
     ends = paths_of(accuracy, "lipsum_tradeoff").merge(settings, on="pair", suffixes=("", "_setting"))
     start, ends = ends[np.isclose(ends["alpha"], 0.0)], ends[np.isclose(ends["alpha"], 1.0)]
     numeric = [c for c in settings.columns if c != method and pd.api.types.is_numeric_dtype(settings[c])]
-    chosen = [among(c, numeric, "--order") for c in orders] or [c for c in numeric if len(levels(ends[c])) > 1]
+    chosen = [among(c, numeric, "--order") for c in order] or [c for c in numeric if len(levels(ends[c])) > 1]
     if not chosen:
         raise NoData("lipsum_tradeoff: the settings have no numeric column with two values, such as lr or steps.")
     methods = unique_in_order(ends[method])
@@ -112,7 +114,7 @@ def _tradeoff_panel(ax: Axes, rows: pd.DataFrame, method: str, methods: Sequence
 
 # -------------------------------------------------------------------------------------------------------------- energy
 @paper_figure
-def energy(
+def paper_lipsum_energy(
     agreement: pd.DataFrame,
     accuracy: pd.DataFrame,
     measures: Sequence[str] = ("energy_gap", "feature_distortion"),
@@ -125,6 +127,8 @@ def energy(
         accuracy: the accuracy table of the same runs.
         measures: measures of the agreement table that compare a point with an end.
         alpha: the point of the path (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_lipsum_energy(run.agreement, run.accuracy)
 
     Raises:
         NoData: an unknown measure, or no estimate above 0 with an accuracy.

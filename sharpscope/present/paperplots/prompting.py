@@ -21,7 +21,7 @@ from sharpscope.present.style import COLOURS, INK, key, label, new_figure, plain
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import AVERAGE, DENSE, UPGRADED, ZERO_SHOT
 
-__all__ = ["change_by_tensor", "few_shot_curves", "upgrade_bars", "upgrade_of"]
+__all__ = ["paper_clipfit_change", "paper_clipfit_shots", "paper_contcoop_upgrade", "upgrade_of"]
 
 _MOST_PARTS: Final = 7
 _MOST_PANELS: Final = 12
@@ -29,7 +29,7 @@ _MOST_PANELS: Final = 12
 
 # -------------------------------------------------------------------------------------------------------------- change
 @paper_figure
-def change_by_tensor(changes: pd.DataFrame) -> Drawn:
+def paper_clipfit_change(changes: pd.DataFrame) -> Drawn:
     """Relative change ||theta_1 - theta_0|| / ||theta_0|| of every tensor that moves, by depth: one panel per tower.
 
     Tensors of the same place in every block share a line. At most seven lines per tower are shown: those with the
@@ -37,6 +37,8 @@ def change_by_tensor(changes: pd.DataFrame) -> Drawn:
 
     Args:
         changes: the table ``changes``: layer (a tensor's name), tower, depth, distance, size, relative.
+
+    >>> drawn = sharpscope.plot.paper_clipfit_change(changes)
 
     Raises:
         NoData: no tensor moves.
@@ -95,11 +97,13 @@ def _change_panel(ax: Axes, rows: pd.DataFrame) -> int:
 
 # --------------------------------------------------------------------------------------------------------------- shots
 @paper_figure
-def few_shot_curves(table: pd.DataFrame) -> Drawn:
+def paper_clipfit_shots(table: pd.DataFrame) -> Drawn:
     """Accuracy by the number of training images per class, one panel per data set, one line per method.
 
     Args:
         table: the table ``few_shot`` of a protocol run; the zero-shot model is a dotted line.
+
+    >>> drawn = sharpscope.plot.paper_clipfit_shots(few_shot)
 
     Raises:
         NoData: the table has no method beside zero-shot.
@@ -162,7 +166,7 @@ _STAGES: Final[Mapping[str, tuple[str, str]]] = {
 
 
 def upgrade_of(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """The table of ``upgrade_bars`` from a run with ``--upgraded``: the ends of the path and of the variant upgraded.
+    """The table ``upgrade`` from a run with ``--upgraded``: the ends of the path and of the variant upgraded.
 
     Columns as in the table ``upgrade`` (method is the pair's name); the interval of an accuracy is in the columns
     ``STAGE_low`` and ``STAGE_high``. The gain has no interval, because the table does not hold the answers themselves.
@@ -195,11 +199,13 @@ def upgrade_of(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 @paper_figure
-def upgrade_bars(table: pd.DataFrame) -> Drawn:
+def paper_contcoop_upgrade(table: pd.DataFrame) -> Drawn:
     """Bars of accuracy before and after an upgrade of the backbone, and the gain over the upgraded zero-shot model.
 
     Args:
         table: the table ``upgrade`` of a protocol run, or ``upgrade_of`` a run's accuracy table.
+
+    >>> drawn = sharpscope.plot.paper_contcoop_upgrade(upgrade)
 
     Raises:
         NoData: the table has no rows.

@@ -13,13 +13,13 @@ from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure
 from sharpscope.vocabulary import GROUPS, Group
 
-__all__ = ["sparse_beside_plain"]
+__all__ = ["paper_sharpness_repair"]
 
 _MOST_PAIRS: Final = 4
 
 
 @paper_figure
-def sparse_beside_plain(
+def paper_sharpness_repair(
     repair: pd.DataFrame, accuracy: pd.DataFrame, target: str = "weight", select: str = "random", density: float = 0.5
 ) -> Drawn:
     """OOD and ID accuracy along alpha: the plain path, and its points with stragglers or control layers made sparse.
@@ -30,6 +30,8 @@ def sparse_beside_plain(
         target: weight (dropped weights become 0, as in the paper) or delta (they return to theta_0).
         select: the choice of the weights that are kept.
         density: the fraction of weights kept (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_sharpness_repair(run.repair, run.accuracy, target="delta")
 
     Raises:
         NoData: a target or choice that the table lacks.

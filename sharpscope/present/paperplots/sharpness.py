@@ -14,20 +14,11 @@ from matplotlib.lines import Line2D
 from sharpscope.layers import layer_key
 from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
-from sharpscope.present.style import (
-    COLOURS,
-    INK,
-    first_pairs,
-    key,
-    label,
-    new_figure,
-    plain_log,
-    short_layer,
-)
+from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer
 from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
-from sharpscope.vocabulary import ALL, BASES
+from sharpscope.vocabulary import ALL, BASES, PRIMARY_MEASURE
 
-__all__ = ["against_accuracy", "instability_of_path", "layers_along_alpha"]
+__all__ = ["paper_sharpness_correlation", "paper_sharpness_layers", "paper_sharpness_lii"]
 
 _SOURCE: Final = "After Abdollahpoorrostam 2024 (arXiv 2410.16476)."
 _MOST_NAMED: Final = 7
@@ -35,7 +26,7 @@ _MOST_NAMED: Final = 7
 
 # ----------------------------------------------------------------------------------------------------------------- LII
 @paper_figure
-def instability_of_path(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
+def paper_sharpness_lii(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
     """Probe loss along the path, with its instability and its barrier as arrows, one panel per pair.
 
     The instability (LII) is the largest loss minus the mean of the ends; the barrier is the largest height above the
@@ -44,6 +35,8 @@ def instability_of_path(path: pd.DataFrame, heights: pd.DataFrame) -> Drawn:
     Args:
         path: the table ``path``.
         heights: ``findings.path_heights`` of the same table.
+
+    >>> drawn = sharpscope.plot.paper_sharpness_lii(run.path, heights)
 
     Raises:
         NoData: no pair has a loss at both ends.
@@ -104,8 +97,12 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame, height: pd.Series) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- layers
 @paper_figure
-def layers_along_alpha(
-    sharpness: pd.DataFrame, stragglers: pd.DataFrame, measure: str, criterion: str, base: str | None = None
+def paper_sharpness_layers(
+    sharpness: pd.DataFrame,
+    stragglers: pd.DataFrame,
+    measure: str = PRIMARY_MEASURE,
+    criterion: str = "instability",
+    base: str | None = None,
 ) -> Drawn:
     """Sharpness of every layer along alpha, one panel per pair: stragglers coloured and named, other layers grey.
 
@@ -113,8 +110,11 @@ def layers_along_alpha(
         sharpness: the sharpness table.
         stragglers: the table ``stragglers``, which says what layers are chosen.
         measure: the measure to draw.
-        criterion: the criterion by which stragglers are chosen.
+        criterion: the criterion by which stragglers are chosen; default: the only definition that the paper has
+            published, a layer whose own interpolation costs.
         base: the base of the criterion; default: the first one of ``vocabulary.BASES`` that the table has.
+
+    >>> drawn = sharpscope.plot.paper_sharpness_layers(run.sharpness, run.stragglers, criterion="rewind")
 
     Raises:
         NoData: a measure, criterion or base that the tables lack.
@@ -200,11 +200,11 @@ def _layers_panel(ax: Axes, rows: pd.DataFrame, mine: set[str], colours: dict[st
 
 # --------------------------------------------------------------------------------------------------------- correlation
 @paper_figure
-def against_accuracy(
+def paper_sharpness_correlation(
     sharpness: pd.DataFrame,
     accuracy: pd.DataFrame,
     correlations: pd.DataFrame | None = None,
-    measure: str = "hessian_trace",
+    measure: str = PRIMARY_MEASURE,
     layer: str = ALL,
     alpha: float = MIDDLE,
 ) -> Drawn:
@@ -214,8 +214,11 @@ def against_accuracy(
         sharpness: the sharpness table.
         accuracy: the accuracy table.
         correlations: the table ``correlations``; its coefficient for the left panel is printed where it is defined.
-        measure, layer: what sharpness is; default: the Hessian trace of the whole model.
+        measure: the measure to draw.
+        layer: the layer whose sharpness is drawn; default: the whole model.
         alpha: the point of the left panel (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_sharpness_correlation(run.sharpness, run.accuracy, alpha=0.3)
 
     Raises:
         NoData: a measure or layer that the table lacks, or no point with both numbers.

@@ -13,13 +13,13 @@ from sharpscope.present.paperplots.drawn import Drawn, lacks, number_of, paper_f
 from sharpscope.present.style import INK, SET_COLOURS, first_pairs, key, new_figure, plain_log, short_set, title_of
 from sharpscope.tables.rows import unique_in_order
 
-__all__ = ["ratio_by_distance"]
+__all__ = ["paper_vrf_ratio"]
 
 _MARKS: Final = ("o", "^", "D", "v", "P", "X")
 
 
 @paper_figure
-def ratio_by_distance(vrf: pd.DataFrame, accuracy: pd.DataFrame) -> Drawn:
+def paper_vrf_ratio(vrf: pd.DataFrame, accuracy: pd.DataFrame) -> Drawn:
     """The ratio of the two ends' accuracies against the squared distance to the zero-shot model's failures.
 
     One panel per pair, one curve per data set, one mark per bin of distance, at the bin's mean distance. Above 1 the
@@ -28,6 +28,8 @@ def ratio_by_distance(vrf: pd.DataFrame, accuracy: pd.DataFrame) -> Drawn:
     Args:
         vrf: the table vrf.
         accuracy: the accuracy table, which says which sets are ID.
+
+    >>> drawn = sharpscope.plot.paper_vrf_ratio(run.vrf, run.accuracy)
 
     Raises:
         NoData: no bin has a ratio above 0.

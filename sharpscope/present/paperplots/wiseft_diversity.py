@@ -15,7 +15,7 @@ from sharpscope.present.style import INK, key, new_figure, short_set
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import AGREEMENT
 
-__all__ = ["diversity"]
+__all__ = ["paper_wiseft_diversity"]
 
 _MEASURES: Final = {
     "prediction_diversity": "prediction diversity",
@@ -29,7 +29,7 @@ _MOST_SETS: Final = 12
 
 
 @paper_figure
-def diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[str] = ()) -> Drawn:
+def paper_wiseft_diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[str] = ()) -> Drawn:
     """Six panels by data set: four measures of diversity of the two ends, overrides along alpha, and margins.
 
     A point of the path overrides an end where the two ends disagree and the point predicts as the other one. The panel
@@ -39,6 +39,8 @@ def diversity(agreement: pd.DataFrame, accuracy: pd.DataFrame, pairs: Sequence[s
         agreement: the agreement table.
         accuracy: the accuracy table, which says which sets are ID.
         pairs: the pairs to draw; default: the first seven.
+
+    >>> drawn = sharpscope.plot.paper_wiseft_diversity(run.agreement, run.accuracy, ["success"])
 
     Raises:
         NoData: no estimate at alpha = 1, or an unknown pair.

@@ -19,7 +19,7 @@ from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import DENSE
 
-__all__ = ["accuracy_by_set", "paths_and_ensembles", "scatter"]
+__all__ = ["paper_wiseft_alpha", "paper_wiseft_ensembles", "paper_wiseft_scatter"]
 
 _MOST_SETS: Final = 12
 _MOST_PANELS: Final = 6
@@ -48,7 +48,7 @@ def mark_ends(ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, colour
 
 # ------------------------------------------------------------------------------------------------------------- scatter
 @paper_figure
-def scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale: Scale = "logit") -> Drawn:
+def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale: Scale = "logit") -> Drawn:
     """OOD over ID accuracy along the path of every pair, one panel per OOD set, on logit, probit or linear axes.
 
     Args:
@@ -57,6 +57,8 @@ def scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale:
             id_accuracy, ood_accuracy in [0, 1]; or dataset, intercept, slope of a line on the logit scale. Without it
             only the diagonal is drawn.
         scale: the stretching of both axes. The line is fitted on this scale.
+
+    >>> drawn = sharpscope.plot.paper_wiseft_scatter(run.accuracy, scale="probit")
 
     Raises:
         NoData: no pair has ID and OOD accuracy.
@@ -149,11 +151,13 @@ def _baseline(ax: Axes, models: pd.DataFrame, scale: Scale, limits: _Limits) -> 
 
 # --------------------------------------------------------------------------------------------------------- along alpha
 @paper_figure
-def accuracy_by_set(accuracy: pd.DataFrame) -> Drawn:
+def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
     """Accuracy on every data set along alpha, one panel per set, one line per pair with its interval and its chord.
 
     The dotted chord joins the two ends of a path: a path above it gains more than its ends' mean, and a path above both
     of its ends gains over either model (observations 1 and 2 of the paper).
+
+    >>> drawn = sharpscope.plot.paper_wiseft_alpha(run.accuracy)
 
     Raises:
         NoData: the accuracy table has no rows of the path.
@@ -203,12 +207,14 @@ def _set_line(ax: Axes, rows: pd.DataFrame, style: Mapping[str, Any], shade: flo
 
 # ----------------------------------------------------------------------------------------------------------- ensembles
 @paper_figure
-def paths_and_ensembles(accuracy: pd.DataFrame, variants: Sequence[str] = ()) -> Drawn:
+def paper_wiseft_ensembles(accuracy: pd.DataFrame, variants: Sequence[str] = ()) -> Drawn:
     """The straight path beside output ensembles and other paths: OOD over ID accuracy, and OOD accuracy along alpha.
 
     Args:
         accuracy: the accuracy table.
         variants: the variants to draw, ``dense`` is the straight path; default: every variant that has both ends.
+
+    >>> drawn = sharpscope.plot.paper_wiseft_ensembles(run.accuracy)
 
     Raises:
         NoData: an unknown variant, or no variant beside the straight path that has both ends.

@@ -20,7 +20,7 @@ from sharpscope.present.paperplots.wiseft_paths import mark_ends
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure
 from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
 
-__all__ = ["hyperparameters", "levels", "shots"]
+__all__ = ["levels", "paper_wiseft_hyper", "paper_wiseft_shots"]
 
 _MOST_LEVELS: Final = 8
 """The most values of a setting that a legend names one by one."""
@@ -41,13 +41,15 @@ def shades(values: Sequence[Any], numeric: bool) -> dict[Any, Any]:
 
 # ------------------------------------------------------------------------------------------------------ hyperparameters
 @paper_figure
-def hyperparameters(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = ()) -> Drawn:
+def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = ()) -> Drawn:
     """The path of every fine-tuned model, OOD over ID accuracy, coloured by one hyperparameter in each panel.
 
     Args:
         accuracy: the accuracy table of all models.
         settings: pair, and a column per hyperparameter (learning rate, epochs, ...).
         columns: the hyperparameters to draw; default: those with at least two values.
+
+    >>> drawn = sharpscope.plot.paper_wiseft_hyper(run.accuracy, settings)
 
     Raises:
         NoData: an unknown hyperparameter, or none that has two values.
@@ -110,7 +112,7 @@ _POINTS: Final[Mapping[str, tuple[float, str]]] = {
 
 
 @paper_figure
-def shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDDLE) -> Drawn:
+def paper_wiseft_shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDDLE) -> Drawn:
     """Accuracy against the number of training images per class: zero-shot, fine-tuned, and one point of the path.
 
     Args:
@@ -118,6 +120,8 @@ def shots(accuracy: pd.DataFrame, images: Mapping[str, int], alpha: float = MIDD
             their mean is drawn, with bars of one standard deviation.
         images: pair -> training images per class.
         alpha: the point of the path to draw (the nearest one that the table has).
+
+    >>> drawn = sharpscope.plot.paper_wiseft_shots(run.accuracy, {"success": 4, "failure": 16})
 
     Raises:
         NoData: no pair has both ID and OOD accuracy.

@@ -1,0 +1,167 @@
+"""``sharpscope figures`` and the scripts in figures/: one function a figure, with one name, one default, one reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from sharpscope import plot
+from sharpscope.cli.main import main
+from sharpscope.errors import ConfigError, NoData
+from sharpscope.present.canvas import figure_bytes
+from sharpscope.study.figures import making, script
+from sharpscope.study.figures.kinds import FIGURES
+from sharpscope.study.figures.making import figures
+from sharpscope.study.figures.reading import tables_of
+from sharpscope.tables.files import csv_bytes, read_csv
+from tests.present import conftest as made
+
+ROOT = Path(__file__).parents[2]
+OF_ANALYSES = {"fig_emoji", "fig_finetuners", "fig_published"}
+"""Scripts that draw tables of analyses/, which no run has."""
+SCRIPTS = sorted(p for p in (ROOT / "figures").glob("*.py") if p.stem not in OF_ANALYSES)
+TABLES = ("accuracy", "path", "failure", "advice", "sharpness", "stragglers")
+DRAWN = ("wiseft_curve", "accuracy_along_alpha", "heatmap_lambda_max", "straggler_ranking")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with some of the tables of a run, its pairs in another order than the tables'."""
+    root = tmp_path_factory.mktemp("runs") / "demo"
+    (root / "tables").mkdir(parents=True)
+    every = made.make_tables(made.LAYERS[:5]) | {"sharpness": made.make_sharpness(made.LAYERS[:5], ("lambda_max",))}
+    for name in TABLES:
+        table = every[name]
+        table = table[table["alpha"].isin((0.0, 0.5, 1.0))] if "alpha" in table and name != "advice" else table
+        (root / "tables" / f"{name}.csv").write_bytes(csv_bytes(table, name))
+    config = {"pairs": [{"name": p} for p in made.CURVES], "straggler_criterion": "rewind"}
+    (root / "manifest.json").write_text(json.dumps({"config": config}))
+    return root
+
+
+@pytest.fixture
+def unwritten(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Name -> what would be written, in place of images, which take most of the time."""
+    kept: dict[str, Any] = {}
+    for module in (making, script):
+        monkeypatch.setattr(module, "write", lambda drawn, out, name: kept.update({name: drawn}) or ())
+    return kept
+
+
+def loaded(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_figure_has_a_script_and_every_script_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[tuple[str, str]] = []
+    for path in SCRIPTS:
+        monkeypatch.setattr(script, "figure_script", lambda name, text, stem=path.stem: named.append((stem, name)))
+        loaded(path)
+    assert sorted(name for _, name in named) == sorted(FIGURES)
+    assert all(stem == name for stem, name in named if "paper" in stem + name)
+    assert not list((ROOT / "figures").glob("*.mplstyle"))
+
+
+def test_screen_figures_are_those_of_the_report_byte_for_byte(run: Path, tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    with matplotlib.rc_context({"font.size": 17.0}):  # the machine's own settings
+        done = figures([str(run)], tmp_path, only=[*DRAWN, "agreement"], style="screen")
+    assert dict(matplotlib.rcParams) == before
+    tables = {name: read_csv(run / "tables" / f"{name}.csv", name) for name in TABLES}
+    report = plot.all_figures(tables, "rewind", list(made.CURVES))
+    assert list(done.files) == list(DRAWN) and list(done.reasons) == ["agreement"]
+    for name, files in done.files.items():
+        assert [f.name for f in files] == [f"{name}.png", f"{name}.pdf"]
+        assert tuple(f.read_bytes() for f in files) == figure_bytes(report[name]), name
+
+
+def test_what_can_be_drawn_is_drawn_and_the_rest_is_listed_with_its_reason(
+    run: Path, unwritten: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figures", str(run), "--out", "unused"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    of_run = set(plot.all_figures({name: read_csv(run / "tables" / f"{name}.csv", name) for name in TABLES}))
+    papers = {f"paper_{name}" for name in (
+        "sharpness_correlation", "sharpness_layers", "sharpness_lii", "wiseft_alpha", "wiseft_hyper", "wiseft_scatter",
+    )}  # fmt: skip
+    assert set(unwritten) == of_run | papers
+    assert first == f"{len(unwritten)} figures in unused: {', '.join(unwritten)}"
+    reasons = {line.split(": ")[1]: line for line in rest}
+    assert all(line.startswith("not drawn: ") for line in rest) and len(reasons) == len(rest)
+    kinds = {name.split("_lambda")[0] for name in unwritten} | set(reasons)
+    names = {"correlation_path", "correlation_held", "correlation_pairs"}
+    assert kinds - names == set(FIGURES) - {"correlation"} and names <= kinds
+    assert "tables/agreement.csv: no such file; 'sharpscope run --agreement' makes this table" in reasons["agreement"]
+    assert "it takes 3" in reasons["correlation_scatter"]
+    assert "such as 4=runs/k4" in reasons["paper_wiseft_shots"]
+    assert "Remedy: --baseline FILE.csv" in reasons["robustness"]  # two fine-tuned models make no line
+
+
+def test_a_papers_figure_comes_with_its_caption(run: Path, tmp_path: Path) -> None:
+    (files,) = figures([str(run)], tmp_path, only=["paper_sharpness_lii"]).files.values()
+    assert [f.suffix for f in files] == [".png", ".pdf", ".txt"]
+    assert files[2].read_text().startswith("Loss") or "arXiv" in files[2].read_text()
+
+
+def test_runs_and_files_are_drawn_together(run: Path, tmp_path: Path, unwritten: dict[str, Any]) -> None:
+    step = {"step_1": [-1.0, 0.0, 1.0], "step_2": None, "loss": [1.0, 0.5, 1.0], "loss_stderr": 0.1}
+    pd.DataFrame(step).to_csv(tmp_path / "slice.csv", index=False)
+    figures([f"4={run}", str(tmp_path / "slice.csv")], "unused", only=["paper_wiseft_shots", "loss_slice"])
+    assert list(unwritten) == ["paper_wiseft_shots", "loss_slice"]
+    tables = tables_of([f"4={run}"])
+    assert dict(tables.images) == {f"4: {pair} of {run}": 4 for pair in made.CURVES}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"only": ["heatmaps"]}, "no figure is called 'heatmaps'. Did you mean 'heatmap'"),
+        ({"only": ["heatmap_lambda_mx"]}, "Did you mean 'heatmap_lambda_max'"),
+        ({"group": "odd"}, "no OOD sets are in the group 'odd'. Did you mean 'ood'"),
+    ],
+)
+def test_an_unknown_word_is_an_error_with_a_suggestion(
+    run: Path, arguments: dict[str, Any], said: str, unwritten: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        figures([str(run)], "unused", **arguments)
+    assert not unwritten
+
+
+def test_where_nothing_can_be_drawn_there_is_one_error(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoData, match=r"none of 1 can be drawn.\nrepair: .*repair.csv: no such file"):
+        figures([str(run)], tmp_path / "out", only=["repair"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_options_of_scripts_have_the_functions_defaults_and_a_help(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = (line.split('"')[1] for line in path.read_text().splitlines() if line.startswith("main = "))
+    kind, text = FIGURES[name], loaded(path).__doc__
+    parsed = vars(script._parser(kind, text).parse_args(["RUN"]))
+    data = ("sources", "out", "group")
+    assert {k: v for k, v in parsed.items() if k not in data} == {o.name: o.default for o in kind.options().values()}
+    defaults = {k: p.default for f in (kind.plot, kind.read) for k, p in inspect.signature(f).parameters.items()}
+    assert all(defaults[o.name] == o.default for o in kind.options().values())
+    assert all(o.help for o in kind.options().values()), "an option without a line in the docstring's Args"
+
+
+def test_reading_tables_needs_no_torch() -> None:
+    code = (
+        "import sys, sharpscope.study.figures.script\nprint(*{'torch', 'open_clip', 'torchvision'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
