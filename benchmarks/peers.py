@@ -420,7 +420,7 @@ def layer_map(
 def _controlled(work: Work, theta: Mapping[str, Tensor], layers: Mapping[str, Sequence[str]]) -> list[TraceEstimate]:
     """What ``trace_method="controlled"`` does: a known part of tr H, and a sampled rest."""
     seed = functools.partial(derive, 0)
-    found, _ = controlled(work, theta, layers, seed=seed, rtol=TOLERANCE, max_matvecs=1000)
+    found, _ = controlled(work, theta, layers, seed=seed, rtol=TOLERANCE, atol_share=0, max_matvecs=1000)
     return [found[name] for name in layers]
 
 

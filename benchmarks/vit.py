@@ -214,7 +214,7 @@ def main() -> None:
     if memory is None and clock.cuda:
         memory = int(0.8 * torch.cuda.mem_get_info()[0])
     for precision in options.precision:
-        settings = MeasureSettings(rtol=options.rtol, max_matvecs=200, precision=precision, memory=memory)
+        settings = MeasureSettings(rtol=options.rtol, atol_share=0, max_matvecs=200, precision=precision, memory=memory)
         out[precision] = product_costs(work, at(0.5), layers, precision, clock)
         out[precision] |= layer_map(work, at, layers, options.alphas, settings, clock)
         if precision != "full":

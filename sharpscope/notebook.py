@@ -51,7 +51,8 @@ class MeasureOptions(TypedDict, total=False):
         residual is at most rtol times the estimate's magnitude. Half the tolerance costs about four times the products
         of a trace.
     atol_share: a trace also stops when its standard error is at most rtol times this share of the whole model's trace,
-        at least 0. Raised (0.01), layers whose trace is near zero no longer take all products.
+        at least 0. With a larger share layers that hold little of it take fewer products and have wider errors; 0 asks
+        every layer for its own rtol.
     max_matvecs: the largest number of Hessian-vector products for one layer and kind of estimate; a row that needs more
         has the status ``not_converged``.
     noise_samples: the number of Gaussian draws for the average sharpness; each is used with both signs.

@@ -79,6 +79,7 @@ def config(base: int, data_root: Path, pairs: tuple[sharpscope.PairConfig, ...],
         batch_size=128,
         limit=LIMIT,
         rtol=0.2,
+        atol_share=0,  # the default when the first bases were measured
         max_matvecs=12,
         layer_alphas=(0.0, 0.5, 1.0),
         criticality_noise=(1.0,),

@@ -10,7 +10,7 @@ from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.vocabulary import MEASURES, SUMMED_TRACES, Cost, Measure, expand_measures
 
-__all__ = ["check_no_idle"]
+__all__ = ["changes_nothing", "check_no_idle"]
 
 _HESSIAN: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product")
 """The kinds of measures that are made of Hessian-vector products."""
@@ -91,6 +91,11 @@ _RULES: Final = (
     _Rule("primary_measure", lambda c: c.primary_measure in expand_measures(c.measures), "that measure among measures"),
     _Rule("repair_alphas", lambda c: bool(c.densities) or not c.repair_alphas, "densities"),
 )
+
+
+def changes_nothing(config: StudyConfig, setting: str) -> bool:
+    """Whether ``setting``, one of those that have a rule here, changes no number of this study."""
+    return not next(rule for rule in _RULES if rule.setting == setting).counts(config)
 
 
 def check_no_idle(config: StudyConfig) -> None:

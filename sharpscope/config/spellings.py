@@ -1,4 +1,4 @@
-"""Renamed flags, values of flags, and keys of study files and manifests; the old names are still taken."""
+"""Renamed flags, values of flags, and keys of study files and manifests, which are still taken; defaults of before."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any, Final
 
 from sharpscope.errors import ConfigError
 
-__all__ = ["current_arguments", "current_key", "current_keys", "current_value"]
+__all__ = ["EARLIER_DEFAULTS", "current_arguments", "current_key", "current_keys", "current_value"]
 
 _KEYS: Final = {"eval_limit": "limit"}
 """Old key of a study -> today's, in study files, in manifests of older runs, and as a flag."""
+
+EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0}
+"""Field of a study -> its default before today's, which a run directory means that does not name the field."""
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
     "run": _KEYS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sharpscope.config.plugins import recall_words
+from sharpscope.config.spellings import EARLIER_DEFAULTS
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, shown
 from sharpscope.layers import Layer
@@ -29,7 +30,8 @@ def opened(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
             f"Remedy: the same 'sharpscope protocol {shown(protocol, 40)}' command again writes its tables."
         )
     recall_words(directory.manifest)
-    config = StudyConfig.from_dict(directory.manifest["config"], source=f"{root}/manifest.json")
+    stored = EARLIER_DEFAULTS | directory.manifest["config"]
+    config = StudyConfig.from_dict(stored, source=f"{root}/manifest.json")
     if directory.identity["sharpscope"] != __version__:
         raise RunDirectoryError(
             f"{shown(root)}: was made by sharpscope {directory.identity['sharpscope']}, but this is {__version__}.\n"

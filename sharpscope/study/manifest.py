@@ -13,35 +13,44 @@ from typing import Any
 import torch
 
 from sharpscope.clip.devices import name_of
+from sharpscope.config.idle import changes_nothing
 from sharpscope.config.specs import LAYOUTS, read_spec
+from sharpscope.config.spellings import EARLIER_DEFAULTS
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.curvature.draws import DRAWS
 from sharpscope.study.context import Context
+from sharpscope.study.tasks import perturbation_alphas
 from sharpscope.study.workers import threads_of
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
 __all__ = ["identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "image_cache", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
-_LATER = (
-    "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
-    "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
-    "products", "primary_measure", "primary_alpha", "masks", "repair_limit", "curvature_alphas",
-    "atol_share", "split_units",
-)  # fmt: skip
-"""Fields that are part of the identity unless they are at their defaults: a run made before they existed stays the same
-run."""
+_LATER: Mapping[str, Any] = {
+    name: getattr(StudyConfig, name)
+    for name in (
+        "paths", "path_density", "class_position", "upgraded_model", "agreement", "ensembles", "eigenvectors",
+        "eigenvector_layers", "eigenvector_alphas", "rho_geodesic", "normalize_logits", "random_start", "eigen_method",
+        "products", "primary_measure", "primary_alpha", "masks", "repair_limit", "curvature_alphas", "split_units",
+    )
+} | EARLIER_DEFAULTS  # fmt: skip
+"""Fields that came later, each with what a run made before it existed did, which is no part of the identity: such a run
+stays the same run."""
+_WHERE_USED = (*VRF_FIELDS, *EARLIER_DEFAULTS)
+"""Fields that are part of the identity only where they change something: they were no part of older runs, or they had
+another default."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:
     numbers = {k: v for k, v in config.to_dict().items() if k not in _NOT_NUMBERS}
-    for name in _LATER:
-        if getattr(config, name) == getattr(StudyConfig, name):
-            del numbers[name]
-    if "vrf" not in config.output_baselines:
-        for name in VRF_FIELDS:
-            del numbers[name]
+    same = [name for name, before in _LATER.items() if getattr(config, name) == before]
+    if changes_nothing(config, "perturbation_alphas") or perturbation_alphas(config) == config.measured_alphas:
+        numbers["perturbation_alphas"] = None  # as in runs from when that meant all
+    else:
+        numbers["perturbation_alphas"] = list(perturbation_alphas(config))
+    for name in {*same, *(name for name in _WHERE_USED if changes_nothing(config, name))}:
+        del numbers[name]
     inputs = {n: _hashes(c.pair.facts) for n, c in contexts.items()}
     versions = {"sharpscope": __version__, "torch": torch.__version__, "draws": DRAWS}
     identity = {"config": numbers, "inputs": inputs, **versions}

@@ -16,7 +16,7 @@ from sharpscope.vocabulary import MEASURES, Group, Select, Target, draws_masks
 
 __all__ = [
     "CHUNK", "SPLIT", "Family", "Task", "Variant", "density_alphas", "image_key", "looked_at", "mask_seed",
-    "matched_control", "measured_at", "plan_curvature", "roles", "variants",
+    "matched_control", "measured_at", "perturbation_alphas", "plan_curvature", "roles", "variants",
 ]  # fmt: skip
 
 CHUNK = 6
@@ -86,8 +86,12 @@ def density_alphas(config: StudyConfig) -> tuple[float, ...]:
 
 def measured_at(config: StudyConfig, measure: str, alpha: float) -> bool:
     """Whether ``measure`` is taken at ``alpha``, one of the alphas at which sharpness is measured."""
-    chosen: tuple[float, ...] | None = getattr(config, MEASURES[measure].taken_at)
-    return chosen is None or alpha in chosen
+    return MEASURES[measure].taken_at == "alphas" or alpha in perturbation_alphas(config)
+
+
+def perturbation_alphas(config: StudyConfig) -> tuple[float, ...]:
+    """The alphas at which the measures of finite radius are taken."""
+    return looked_at(config.measured_alphas, config.perturbation_alphas)
 
 
 # ---------------------------------------------------------------------- repair

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+import sharpscope
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.draws import rademacher
+from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.curvature.measures.solving import Sampled, sampled_tasks
 from sharpscope.curvature.operator import Probes, solve
 from sharpscope.curvature.trace import Pilot, TraceEstimate, per_example_steps
 from sharpscope.errors import ConfigError
 
-RTOL = 0.05
+RTOL, SHARE = 0.05, 0.01
 
 
 @dataclass
@@ -77,17 +81,17 @@ def measured(made: Engine, share: float, seed: int = 0, most: int = 60) -> dict[
 
 
 def test_a_layer_with_next_to_no_trace_no_longer_takes_all_products() -> None:
-    own, shared = measured(engine(), 0.0), measured(engine(), 0.01)
+    own, shared = measured(engine(), 0.0), measured(engine(), SHARE)
     assert own["small"].num_matvecs == 60 and not own["small"].converged
     assert shared["small"].num_matvecs < 10 and shared["small"].converged
     assert shared["large"] == own["large"]  # its own trace is the larger: not a bit changes
-    tolerance = RTOL * 0.01 * abs(shared["large"].estimate + shared["small"].estimate)
+    tolerance = RTOL * SHARE * abs(shared["large"].estimate + shared["small"].estimate)
     assert RTOL * abs(shared["small"].estimate) < shared["small"].stderr <= 1.1 * tolerance  # stated, and small enough
 
 
 def test_the_stated_error_still_covers_the_trace_in_19_of_20_draws() -> None:
     made = engine(5)
-    found = [measured(made, 0.01, seed=10 * i)["small"] for i in range(100)]
+    found = [measured(made, SHARE, seed=10 * i)["small"] for i in range(100)]
     inside = sum(abs(r.estimate - made.operators["small"].trace) <= 1.96 * r.stderr for r in found)
     assert 90 <= inside <= 100 and len({r.estimate for r in found}) == 100
 
@@ -109,6 +113,17 @@ def test_the_share_is_of_the_whole_trace_with_what_is_known_of_it_elsewhere() ->
     found = {n: solve(steps, made.operators[n]) for n, steps in tasks.items()}
     assert found["small"].converged and found["small"].stderr <= 1.1 * RTOL * 0.001 * 1000
     assert not measured(made, 0.0001)["small"].converged  # without the known part the same tolerance is far smaller
+
+
+def test_a_larger_share_never_takes_more_products() -> None:
+    taken = [[r.num_matvecs for r in measured(engine(), share).values()] for share in (0.0, SHARE / 10, SHARE, 1.0)]
+    assert all(more >= less for one, other in pairwise(taken) for more, less in zip(one, other, strict=True))
+    assert sum(taken[0]) > sum(taken[2]) > sum(taken[3])
+
+
+def test_the_default_stands_once_for_studies_settings_and_the_notebook() -> None:
+    shown = signature(sharpscope.layer_curvature).parameters["atol_share"].default
+    assert MeasureSettings().atol_share == StudyConfig().atol_share == shown == 0.001
 
 
 def test_a_share_below_0_is_refused() -> None:

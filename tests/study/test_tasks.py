@@ -1,4 +1,4 @@
-"""Which units a study consists of: the control layers beside every repair."""
+"""Which units a study consists of: what is measured where, and the control layers beside every repair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sharpscope.config.study import StudyConfig
 from sharpscope.layers import Layer, split_layers
 from sharpscope.seeds import derive
-from sharpscope.study.tasks import mask_seed, matched_control, variants
+from sharpscope.study.tasks import mask_seed, matched_control, measured_at, variants
 
 
 def _layers(sizes: list[int]) -> list[Layer]:
@@ -113,3 +113,13 @@ def test_every_mask_of_the_stragglers_has_its_own_entries_and_control_layers() -
     assert len({mask_seed(0, "p", v) for v in ours}) == 5 and {v.layers for v in ours} == {("layer0", "layer2")}
     assert mask_seed(0, "p", ours[0]) == derive(0, "mask", "p", "straggler", "delta", "random")  # of older runs
     assert len({v.layers for v in found if v.group == "random_layers"}) > 1
+
+
+def test_finite_radii_are_measured_at_three_alphas_unless_a_study_says_where() -> None:
+    def where(measure: str, **settings: Any) -> list[float]:
+        config = StudyConfig(**settings)
+        return [a for a in config.measured_alphas if measured_at(config, measure, a)]
+
+    assert where("sharpness_max@0.001") == [0.0, 0.5, 1.0] and where("hessian_trace") == list(StudyConfig.alphas)
+    assert where("sharpness_avg", curvature_alphas=(0.1, 0.2, 0.3, 0.4)) == [0.1, 0.3, 0.4]
+    assert where("sharpness_avg", perturbation_alphas=(0.2,)) == [0.2] != where("sharpness_avg", alphas=(0.2, 1.0))

@@ -68,7 +68,7 @@ def controlled(
     seed: Callable[..., int],
     rtol: float,
     max_matvecs: int,
-    atol_share: float = 0.0,
+    atol_share: float,
     memory: int | None = None,
     asymmetry: float | None = None,
 ) -> tuple[dict[str, TraceEstimate], HessianEngine]:

@@ -204,20 +204,18 @@ def _over_images(found: EigenEstimate, layer: str, point: Point, engine: Hessian
 def _summed_traces(engine: HessianEngine, measures: Sequence[str], point: Point) -> dict[str, Estimator[TraceEstimate]]:
     """The estimators of all layers' traces and weighted traces, whose sums are the whole model's."""
     settings = point.settings
-    found: dict[str, Estimator[TraceEstimate]] = {}
-    for measure, kind in (("hessian_trace", "trace"), ("weighted_trace", "weighted")):
-        if measure in measures:
-            traces = {
-                f"{kind} {x.name}": Sampled(
-                    x.name, point.seed(kind, x.name), engine.weights(x.name).abs() if kind == "weighted" else None
-                )
-                for x in point.layers
-                if x.name != ALL
-            }
-            found |= sampled_tasks(
-                engine, traces, rtol=settings.rtol, atol_share=settings.atol_share, max_matvecs=settings.max_matvecs
-            )
-    return found
+    traces = {
+        f"{kind} {x.name}": Sampled(
+            x.name, point.seed(kind, x.name), engine.weights(x.name).abs() if kind == "weighted" else None
+        )
+        for measure, kind in (("hessian_trace", "trace"), ("weighted_trace", "weighted"))
+        if measure in measures
+        for x in point.layers
+        if x.name != ALL
+    }
+    return sampled_tasks(
+        engine, traces, rtol=settings.rtol, atol_share=settings.atol_share, max_matvecs=settings.max_matvecs
+    )
 
 
 def _trace_tasks(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.config.ranges import check_products, check_ranges
+from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images, told_apart
@@ -37,7 +38,7 @@ class MeasureSettings:
 
     seed: int = 0
     rtol: float = 0.05
-    atol_share: float = 0.0
+    atol_share: float = StudyConfig.atol_share
     max_matvecs: int = 100
     noise_samples: int = 8
     pgd_steps: int = 20

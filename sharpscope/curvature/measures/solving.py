@@ -49,14 +49,18 @@ class Sampled:
     """A part of the trace from elsewhere, and its standard error."""
     before_head: bool = False
 
+    @property
+    def weighted(self) -> bool:
+        return self.scale is not None
+
 
 def sampled_tasks(
     engine: HessianEngine, traces: Mapping[str, Sampled], *, rtol: float, atol_share: float, max_matvecs: int
 ) -> dict[str, Estimator[TraceEstimate]]:
-    """``per_example_steps`` for the ``traces`` of all layers, whose sum is the whole model's.
+    """``per_example_steps`` for the ``traces`` of all layers, whose sum is the whole model's; weighted ones apart.
 
     A layer's tolerance is ``rtol`` times the larger of its own trace and ``atol_share`` times the whole model's, as far
-    as the first products of all layers tell that. Without it a layer whose trace is nearly 0 would take all products.
+    as the first products of all layers tell that. With a share of 0 a layer whose trace is nearly 0 takes all products.
     """
     found: dict[str, Estimator[TraceEstimate]] = {}
     pilots = {
@@ -64,18 +68,19 @@ def sampled_tasks(
         for task, x in traces.items()
         if atol_share and engine.blocks[x.layer].size > FIRST
     }
-    asked = {
-        t: (traces[t].layer, p.request(traces[t].scale is not None, traces[t].before_head)) for t, p in pilots.items()
-    }
+    asked = {t: (traces[t].layer, p.request(traces[t].weighted, traces[t].before_head)) for t, p in pilots.items()}
     for task, parts in (engine.answer(asked) if asked else {}).items():
         pilots[task].parts = parts
-    whole = math.fsum(traces[task].known[0] + pilot.mean for task, pilot in pilots.items())
-    atol = rtol * atol_share * abs(whole) if math.isfinite(whole) else 0.0
+    sums = {
+        weighted: math.fsum(traces[t].known[0] + p.mean for t, p in pilots.items() if traces[t].weighted == weighted)
+        for weighted in (False, True)
+    }
+    atol = {weighted: rtol * atol_share * abs(x) if math.isfinite(x) else 0.0 for weighted, x in sums.items()}
     for task, x in traces.items():
         found[task] = per_example_steps(
             engine.blocks[x.layer].size, dtype=engine.dtype, device=engine.device, seed=x.seed, rtol=rtol,
-            max_matvecs=max_matvecs, scale=x.scale, offset=x.known, before_head=x.before_head, atol=atol,
-            pilot=pilots.get(task),
+            max_matvecs=max_matvecs, scale=x.scale, offset=x.known, before_head=x.before_head,
+            atol=atol[x.weighted], pilot=pilots.get(task),
         )  # fmt: skip
     return found
 
