@@ -263,7 +263,7 @@ def average(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     if role == "ood" and len(groups := groups_in(rows)) > 1:
         raise ConfigError(
             f"group: the table has several groups of OOD sets ({', '.join(groups)}), which have no mean in common.\n"
-            "Remedy: name one of them (--group NAME in the scripts of figures/)."
+            "Remedy: name one of them (--group NAME of 'sharpscope figures')."
         )
     mean = rows[rows["role"] == f"{role}_mean"]
     chosen = mean[mean["dataset"] == widest(mean["dataset"])] if len(mean) else rows[rows["role"] == role]
