@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -12,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from sharpscope.present import plots, report
+from sharpscope.present import outcome, plots, report
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, showing_alpha_on
-from sharpscope.present.view import Grid, Line, Source
+from sharpscope.present.layermap import layer_map
+from sharpscope.present.view import Grid, LayerMap, Line, Source
 from sharpscope.vocabulary import AlphaSide, weight_on
 
 Tables = dict[str, pd.DataFrame]
@@ -31,7 +33,9 @@ def blocks(tables: Tables, manifest: dict[str, Any], side: AlphaSide) -> tuple[l
     with showing_alpha_on(side):
         source = Source(tables, {}, manifest, {})
         sections = [s for make in report._SECTIONS if (s := make(source)) is not None and s.anchor != "making"]
-    every = [block for s in sections for block in (*s.blocks, *s.folded)]
+        first = outcome.glance(source)
+    assert first is not None
+    every = [first, *(block for s in sections for block in (*s.blocks, *s.folded) if not isinstance(block, LayerMap))]
     texts = [b.text + "|" + b.note if isinstance(b, Line) else str(b) for b in every if not isinstance(b, Grid)]
     grids = [b for b in every if isinstance(b, Grid)]
     return grids, texts + [g.caption for g in grids]
@@ -47,12 +51,30 @@ def test_every_table_and_sentence_of_the_report_is_mirrored(tables: Tables, mani
         columns = list(range(len(heads))) if heads == list(two.head) else [two.head.index(h) for h in heads]
         for row, mirror in zip(one.rows, two.rows, strict=True):
             for head, mine, j in zip(one.head, row, columns, strict=True):
-                if head == "α" and mine.text != "—":
-                    assert float(mirror[j].text) == pytest.approx(1 - float(mine.text))
-                    seen += float(mine.text) != 0.5
+                if head.endswith("α") and mine.text[0].isdigit():
+                    number, _, named = mine.text.partition(" ")
+                    assert float(mirror[j].text.split()[0]) == pytest.approx(1 - float(number))
+                    assert mirror[j].text.partition(" ")[2] == named
+                    seen += float(number) != 0.5
                 else:
                     assert (mirror[j].text, mirror[j].title) == (mirrored(mine.text), mirrored(mine.title))
     assert seen > 10
+
+
+def test_the_layer_map_has_the_same_values_at_mirrored_points(tables: Tables, manifest: dict[str, Any]) -> None:
+    found = []
+    for side in ("finetuned", "zeroshot"):
+        with showing_alpha_on(side):
+            drawn = layer_map(Source(tables, {}, manifest, {}))
+        assert drawn is not None
+        found.append(json.loads(drawn.data))
+    ours, theirs = found
+    assert theirs["symbol"] == "α′" and theirs["layers"] == ours["layers"]
+    assert theirs["points"] == [mirrored(p) for p in reversed(ours["points"])] and len(set(ours["points"])) > 3
+    assert [float(h) for h in theirs["heads"]] == pytest.approx([1 - float(h) for h in reversed(ours["heads"])])
+    for measure, pairs in ours["values"].items():
+        for pair, rows in pairs.items():
+            assert theirs["values"][measure][pair] == [row[::-1] for row in rows]
 
 
 def test_the_page_says_whose_weight_alpha_is(tables: Tables, manifest: dict[str, Any]) -> None:

@@ -147,7 +147,7 @@ def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
 def test_png_and_pdf_are_the_same_bytes_each_time_and_carry_no_date(
     few: Tables, drawn: dict[str, tuple[bytes, bytes]], figures: dict[str, Figure]
 ) -> None:
-    again = plots.all_figures({k: few[k] for k in ("accuracy", "path", "failure")})
+    again = plots.all_figures({k: few[k] for k in ("accuracy", "advice", "path", "failure")})
     assert len(again) == 2
     for name, figure in again.items():
         assert canvas.figure_bytes(figure) == drawn[name]

@@ -56,27 +56,41 @@ addEventListener("message", (e) => {
 });
 </script></body>"""
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed (Debian: apt install chromium)"),
-]
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom")
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Its path; without one that starts the tests are skipped, and say why."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed (Debian: apt install chromium)")
+    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('probe')}", "about:blank"]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip("chromium does not open an empty page within a minute here")
+    if tried.returncode or "<html>" not in tried.stdout:
+        pytest.skip(f"chromium does not start here: {tried.stderr[-200:]}")
+    return CHROMIUM
 
 
 @pytest.fixture
-def opened(tables: dict[str, pd.DataFrame], manifest: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def opened(
+    chromium: str, tables: dict[str, pd.DataFrame], manifest: dict[str, Any], tmp_path: Path
+) -> Callable[..., dict[str, Any]]:
     """A function of (width, dark) that opens the report in a frame of that width, and says what the driver saw."""
     report = build_report(tables, {}, manifest)
 
     def open_(width: int, dark: bool = False) -> dict[str, Any]:
-        assert CHROMIUM is not None
         text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report)  # the driver is not the page's
         text = text.replace("(prefers-color-scheme: dark)", "all") if dark else text
         driver = f"<script>{_axe()}</script><script>{DRIVER}</script>"
         text = text.replace("</body>", f"{driver}</body>")
         (tmp_path / "page.html").write_text(PAGE % (width, html.escape(text)))
         command = [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1600,1000", "--dump-dom",
-            "--virtual-time-budget=60000", f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/page.html",
+            chromium, *FLAGS, "--window-size=1600,1000", "--virtual-time-budget=60000",
+            f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/page.html",
         ]  # fmt: skip
         page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
         found = re.search(r'<pre id="said">(.*?)</pre>', page, re.S)
