@@ -91,9 +91,8 @@ def config(base: int, data_root: Path, pairs: tuple[sharpscope.PairConfig, ...],
 
 def all_views(measured: sharpscope.StudyConfig) -> sharpscope.StudyConfig:
     """The second evaluation, of a base whose outcome is not reliable enough: every view of every thing."""
-    return dataclasses.replace(
-        measured, limit=None, measures=(), curvature_alphas=None, straggler_criterion="instability"
-    )
+    unmeasured = {"measures": (), "curvature_alphas": None, "atol_share": sharpscope.StudyConfig.atol_share}
+    return dataclasses.replace(measured, limit=None, straggler_criterion="instability", **unmeasured)
 
 
 def repairs(measured: sharpscope.StudyConfig, failing: tuple[str, ...]) -> sharpscope.StudyConfig:
