@@ -22,7 +22,7 @@ from sharpscope.study.finished import opened
 from sharpscope.study.report import Run
 from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import PAIRS, AlphaSide
+from sharpscope.vocabulary import DEFAULT_CRITERION, PAIRS, AlphaSide
 
 __all__ = ["reports"]
 
@@ -40,7 +40,8 @@ def reports(
     """Tables, figures and one report of the pairs of several runs, in the folder ``out``; the runs do not change.
 
     A pair whose name several runs have is called ``PAIR (RUN)``. What is said of one pair is taken from its run; what a
-    run says across its pairs is left out, for it would have to be said again of all of them.
+    run says across its pairs is left out, for it would have to be said again of all of them. The straggler criterion
+    that is shown first is that of the runs, or the default where they have several.
 
     Raises:
         ConfigError: fewer than two runs, two run folders of one name, or ``out`` holds something else.
@@ -65,11 +66,12 @@ def reports(
     ]
     read = [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in COLUMNS} for directory, _ in found]
     tables = {t: _together([own[t] for own in read], called) for t in COLUMNS}
-    manifest = _manifest(names, [directory.manifest for directory, _ in found], called)
-    config = found[0][1].config
+    criteria = {results.config.straggler_criterion for _, results in found}
+    criterion = criteria.pop() if len(criteria) == 1 else DEFAULT_CRITERION
+    manifest = _manifest(names, [directory.manifest for directory, _ in found], called, criterion)
     order = tuple(name for own in called for name in own.values())
     with showing_alpha_on(alpha_on):
-        figures = {n: figure_bytes(f) for n, f in all_figures(tables, config.straggler_criterion, order).items()}
+        figures = {n: figure_bytes(f) for n, f in all_figures(tables, criterion, order).items()}
     notices = tuple(
         f"{name}: {doubt.text}" for name, (_, results) in zip(names, found, strict=True) for doubt in results.doubts()
     )
@@ -86,7 +88,7 @@ def reports(
     write_atomic(folder / "report.html", page.encode())
     return Run(
         folder, tables, caveat=str(manifest["config"]["caveat"]), notices=notices, data_notes=data_notes(manifest),
-        side=alpha_on, straggler_criterion=config.straggler_criterion, order=order,
+        side=alpha_on, straggler_criterion=criterion, order=order,
     )  # fmt: skip
 
 
@@ -101,16 +103,19 @@ def _together(tables: Sequence[pd.DataFrame], called: Sequence[Mapping[str, str]
 
 
 def _manifest(
-    names: Sequence[str], manifests: Sequence[Mapping[str, Any]], called: Sequence[Mapping[str, str]]
+    names: Sequence[str],
+    manifests: Sequence[Mapping[str, Any]],
+    called: Sequence[Mapping[str, str]],
+    criterion: str,
 ) -> dict[str, Any]:
-    """What the report reads of a manifest, for all pairs; the first run's settings stand for all where it asks."""
+    """What the report reads of a manifest, for all pairs; measures have the order of the first run."""
     configs = [m["config"] for m in manifests]
     caveats = dict.fromkeys(text for c in configs if (text := c.get("caveat")))
     pairs = [p | {"name": own[p["name"]]} for c, own in zip(configs, called, strict=True) for p in c["pairs"]]
     config = {
         "title": f"{' and '.join(names)}, side by side", "question": _ACROSS, "caveat": " ".join(caveats),
         "pairs": pairs, "measures": configs[0].get("measures"),
-        "straggler_criterion": configs[0].get("straggler_criterion"),
+        "straggler_criterion": criterion,
     }  # fmt: skip
     merged: dict[str, dict[str, Any]] = {
         key: {
