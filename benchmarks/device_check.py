@@ -215,7 +215,7 @@ def budget():
     """Bytes for gradient graphs, by the rule of a study."""
     import torch
 
-    from sharpscope.devices import free_bytes
+    from sharpscope.machine.devices import free_bytes
 
     return free_bytes(torch.device(DEVICE)) // 2 if DEVICE == "cuda" else 2 * 2**30
 
@@ -1421,9 +1421,9 @@ def part_vit_l(out, options):
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures.rows import MeasureSettings
     from sharpscope.layers import split_layers
+    from sharpscope.machine.team import ALONE
     from sharpscope.study import compute as units
     from sharpscope.study.context import Budget
-    from sharpscope.team import ALONE
 
     work = tempfile.TemporaryDirectory()
     _, model = big_model("ViT-L-14", options, work.name)

@@ -35,7 +35,7 @@ from sharpscope.config.plugins import load_plugin
 from sharpscope.config.spellings import current_arguments
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, SharpscopeError, did_you_mean, shown
-from sharpscope.ranks import ranks
+from sharpscope.machine.ranks import ranks
 from sharpscope.vocabulary import __version__
 
 __all__ = ["main", "parse"]

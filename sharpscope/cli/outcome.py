@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sharpscope.errors import shown
-from sharpscope.ranks import ranks
+from sharpscope.machine.ranks import ranks
 
 if TYPE_CHECKING:
     import pandas as pd

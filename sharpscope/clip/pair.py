@@ -21,8 +21,8 @@ from sharpscope.clip.transplant import check_carried, prompted, reader_on, trans
 from sharpscope.config.study import checkpoint_stem
 from sharpscope.errors import CheckpointError, ConfigError, NoClassNames, PairMismatch, did_you_mean, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, TOWERS, Layer, Tower, split_layers, tower_of
+from sharpscope.machine.ranks import ranks
 from sharpscope.miniworld import world as miniworld
-from sharpscope.ranks import ranks
 from sharpscope.vocabulary import ClassPosition, Device, PathName
 from sharpscope.weights.checkpoint import Checkpoint, Weights, checkpoint_of, read_checkpoint, with_head
 from sharpscope.weights.choices import Fishers, chosen_path

@@ -14,9 +14,9 @@ from sharpscope.card import card
 from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.head import Classifier
-from sharpscope.devices import onto
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
-from sharpscope.team import ALONE, Team
+from sharpscope.machine.devices import onto
+from sharpscope.machine.team import ALONE, Team
 
 __all__ = ["Objective", "Probe"]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sharpscope.devices import numbers
+from sharpscope.machine.devices import numbers
 
 __all__ = ["Norm", "auto_pgd", "auto_pgd_checkpoints", "project", "random_point"]
 

@@ -12,7 +12,7 @@ from scipy.linalg import eigh_tridiagonal
 from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
 from sharpscope.curvature.trace import student
-from sharpscope.devices import all_finite, numbers
+from sharpscope.machine.devices import all_finite, numbers
 
 __all__ = ["SpectralDensity", "spectral_density", "spectral_density_steps"]
 

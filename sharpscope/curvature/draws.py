@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from sharpscope.devices import onto
+from sharpscope.machine.devices import onto
 
 __all__ = ["DRAWS", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from sharpscope.card import card
 from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
-from sharpscope.devices import all_finite, fits, numbers
+from sharpscope.machine.devices import all_finite, fits, numbers
 
 __all__ = [
     "EigenEstimate",

@@ -29,7 +29,7 @@ from sharpscope.curvature.tangents import Embedding, tangents_of
 from sharpscope.curvature.tape import Tape
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
 from sharpscope.errors import NumericalError
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 from sharpscope.vocabulary import ALL
 
 __all__ = ["SMALL", "embedding_trace"]

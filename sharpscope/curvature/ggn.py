@@ -29,9 +29,9 @@ from sharpscope.curvature.members import Members
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
-from sharpscope.devices import onto
+from sharpscope.machine.devices import onto
+from sharpscope.machine.team import Team, team_of
 from sharpscope.seeds import derive
-from sharpscope.team import Team, team_of
 
 __all__ = [
     "ClassificationObjective",

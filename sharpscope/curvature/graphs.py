@@ -17,7 +17,7 @@ from sharpscope.curvature.per_example import Tap, Taps, sole_readings
 from sharpscope.curvature.tangents import Tangents, tangents_of
 from sharpscope.curvature.tape import Tape
 from sharpscope.errors import ConfigError
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 
 __all__ = [
     "WORK",

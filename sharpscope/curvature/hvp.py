@@ -31,9 +31,9 @@ from sharpscope.curvature.graphs import (
     plan_memory,
 )
 from sharpscope.curvature.operator import Objective, Probes
-from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
-from sharpscope.team import team_of
+from sharpscope.machine.devices import all_finite, numbers
+from sharpscope.machine.team import team_of
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative", "looked_at"]
 

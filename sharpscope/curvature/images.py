@@ -20,8 +20,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import student
-from sharpscope.devices import numbers
-from sharpscope.team import team_of
+from sharpscope.machine.devices import numbers
+from sharpscope.machine.team import team_of
 
 __all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "error_over_images", "told_apart"]
 

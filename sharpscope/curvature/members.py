@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sharpscope.devices import onto
+from sharpscope.machine.devices import onto
 
 __all__ = ["Members"]
 

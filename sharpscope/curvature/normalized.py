@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 
 __all__ = ["with_normalized_logits"]
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.draws import gaussian, rademacher
-from sharpscope.devices import all_finite, numbers
 from sharpscope.errors import NumericalError
+from sharpscope.machine.devices import all_finite, numbers
 
 __all__ = [
     "AnswersProbes",

@@ -33,7 +33,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature import double_backward
-from sharpscope.devices import onto
+from sharpscope.machine.devices import onto
 
 __all__ = ["Inner", "Signs", "Spread", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 

@@ -23,9 +23,9 @@ from sharpscope.curvature.draws import gaussian, uniform
 from sharpscope.curvature.images import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
-from sharpscope.devices import free_bytes
+from sharpscope.machine.devices import free_bytes
+from sharpscope.machine.team import team_of
 from sharpscope.seeds import derive
-from sharpscope.team import team_of
 
 __all__ = ["Found", "SharpnessEstimate", "gathered", "searched", "sharpness_avg", "sharpness_max", "without_prefix"]
 

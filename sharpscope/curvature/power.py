@@ -19,7 +19,7 @@ from sharpscope.curvature.eigen import (
     random_unit,
 )
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
-from sharpscope.devices import numbers
+from sharpscope.machine.devices import numbers
 
 __all__ = ["power_ends_steps", "power_iteration", "power_steps"]
 

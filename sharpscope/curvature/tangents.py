@@ -30,7 +30,7 @@ from sharpscope.curvature.nodes import CrossEntropy, Node, Operation, Part, Step
 from sharpscope.curvature.per_example import Tap, tensors_in
 from sharpscope.curvature.rules import operation
 from sharpscope.curvature.tape import Call, Tape
-from sharpscope.devices import onto
+from sharpscope.machine.devices import onto
 
 __all__ = ["Embedding", "Tangents", "stands_apart", "tangents_of"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sharpscope.card import card
 from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.operator import Estimator, Probes, SymmetricOperator, solve
-from sharpscope.devices import all_finite, numbers
+from sharpscope.machine.devices import all_finite, numbers
 
 __all__ = [
     "FIRST",

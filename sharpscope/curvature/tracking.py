@@ -28,7 +28,7 @@ from sharpscope.curvature.eigen import (
     wanted_ends,
 )
 from sharpscope.curvature.operator import Estimator, SymmetricOperator, solve
-from sharpscope.devices import all_finite, numbers
+from sharpscope.machine.devices import all_finite, numbers
 
 __all__ = ["tracked", "tracked_steps"]
 

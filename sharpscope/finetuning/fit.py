@@ -12,13 +12,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sharpscope.devices import onto
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
 from sharpscope.finetuning.selection import only
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import State, epochs, train
+from sharpscope.machine.devices import onto
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta

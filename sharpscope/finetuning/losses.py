@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from sharpscope.devices import numbers
 from sharpscope.errors import NumericalError
+from sharpscope.machine.devices import numbers
 
 __all__ = ["READ_EVERY", "Losses"]
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sharpscope.devices import all_finite
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
 from sharpscope.finetuning.losses import Losses
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
+from sharpscope.machine.devices import all_finite
 from sharpscope.vocabulary import Precision
 from sharpscope.weights.theta import Theta
 

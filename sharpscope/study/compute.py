@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
-from sharpscope.clip.devices import release
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
@@ -23,6 +22,7 @@ from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult
 from sharpscope.layers import Layer
+from sharpscope.machine.devices import release
 from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.evaluating import evaluated, measured_accuracy, probe_losses

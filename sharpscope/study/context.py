@@ -20,15 +20,15 @@ from sharpscope.config.specs import check_folders
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.curvature.fisher import diagonal_fisher
 from sharpscope.curvature.measures.rows import MeasureSettings
-from sharpscope.devices import free_bytes
 from sharpscope.errors import ConfigError, DatasetError, NoClassNames, did_you_mean, shown
 from sharpscope.layers import Layer, tower_of
-from sharpscope.ranks import ranks
+from sharpscope.machine.devices import free_bytes
+from sharpscope.machine.ranks import ranks
+from sharpscope.machine.team import ALONE, Team
 from sharpscope.scores import FRAME_METRICS
 from sharpscope.seeds import derive
 from sharpscope.study.overlap import check_apart
 from sharpscope.study.tasks import roles
-from sharpscope.team import ALONE, Team
 from sharpscope.vocabulary import ALL, PATHS, Base, PathName
 from sharpscope.weights.choices import Fishers
 from sharpscope.weights.path import InterpolationPath

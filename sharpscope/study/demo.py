@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
-from sharpscope.cores import cores
+from sharpscope.machine.cores import cores
 from sharpscope.miniworld import world as miniworld
 
 __all__ = ["DEMO_CAVEAT", "demo_config", "mini_ood"]

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.datasets.spec import load_dataset
-from sharpscope.clip.devices import name_of
 from sharpscope.clip.pair import load_pair, pick_device
 from sharpscope.clip.probe import Probe
-from sharpscope.cores import cores, threads
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.devices import free_bytes
+from sharpscope.machine.cores import cores, threads
+from sharpscope.machine.devices import free_bytes, name_of
 from sharpscope.vocabulary import Device, __version__
 from sharpscope.weights.theta import on_device
 

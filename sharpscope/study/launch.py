@@ -14,7 +14,7 @@ from torch.distributed import DistError, Store
 from torch.distributed.rendezvous import rendezvous
 
 from sharpscope.errors import SharpscopeError
-from sharpscope.ranks import Ranks, ranks
+from sharpscope.machine.ranks import Ranks, ranks
 
 __all__ = ["Launch"]
 

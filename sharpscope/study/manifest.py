@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from sharpscope.clip.devices import name_of
 from sharpscope.config.idle import changes_nothing
 from sharpscope.config.specs import LAYOUTS, read_spec
 from sharpscope.config.spellings import EARLIER_DEFAULTS
 from sharpscope.config.study import VRF_FIELDS, StudyConfig
 from sharpscope.curvature.arithmetic import precision_error
 from sharpscope.curvature.draws import DRAWS
+from sharpscope.machine.devices import name_of
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import perturbation_alphas
 from sharpscope.study.workers import threads_of

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.dataset import Dataset
-from sharpscope.clip.devices import settle
 from sharpscope.clip.probe import Probe
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.eigen import RitzSpace
@@ -23,6 +22,7 @@ from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import MemoryPlan, plan_memory
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.layers import Layer
+from sharpscope.machine.devices import settle
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import density_alphas, measured_at
 from sharpscope.vocabulary import ALL, MEASURES, Cost, expand_measures

@@ -17,17 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sharpscope.clip.devices import name_of
 from sharpscope.clip.pair import pick_device
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.hvp import NoSecondDerivative
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError
+from sharpscope.machine.devices import name_of
+from sharpscope.machine.team import ALONE, Team
 from sharpscope.study.claims import Claim
 from sharpscope.study.launch import Launch
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
-from sharpscope.team import ALONE, Team
 
 __all__ = ["RankTeam", "measured_together", "team_of_ranks"]
 

@@ -24,13 +24,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from sharpscope.clip.devices import release
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
-from sharpscope.cores import threads
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
-from sharpscope.ranks import ranks
+from sharpscope.machine.cores import threads
+from sharpscope.machine.devices import release
+from sharpscope.machine.ranks import ranks
+from sharpscope.machine.team import ALONE, Team
 from sharpscope.study.claims import Claim
 from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context, Shelf
@@ -39,7 +40,6 @@ from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Family, Task
 from sharpscope.study.together import measured_together
 from sharpscope.study.unitfile import Unit
-from sharpscope.team import ALONE, Team
 
 __all__ = ["Crew", "check_main_guard", "threads_of"]
 

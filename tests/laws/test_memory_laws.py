@@ -21,9 +21,9 @@ from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Probes
 from sharpscope.layers import split_layers
+from sharpscope.machine.team import ALONE
 from sharpscope.study import compute as units
 from sharpscope.study.context import Budget
-from sharpscope.team import ALONE
 
 MEASURES = ("hessian_trace", "lambda_max", "lambda_min", "gradient_curvature")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.machine.team import ALONE
 from sharpscope.study.finished import opened
 from sharpscope.study.manifest import identity_of
 from sharpscope.study.store import RunDirectory
-from sharpscope.team import ALONE
 from sharpscope.vocabulary import __version__
 
 

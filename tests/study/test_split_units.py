@@ -26,6 +26,7 @@ from sharpscope.config.sweep import SweepConfig
 from sharpscope.curvature.draws import DRAWS, rademacher, skip_words, words_for
 from sharpscope.curvature.perturbation import searched
 from sharpscope.errors import ConfigError, RunDirectoryError
+from sharpscope.machine.team import ALONE, Team, team_of
 from sharpscope.study.context import load_contexts
 from sharpscope.study.manifest import identity_of
 from sharpscope.study.run import run
@@ -33,7 +34,6 @@ from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.together import measured_together
 from sharpscope.study.unitfile import Unit
-from sharpscope.team import ALONE, Team, team_of
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import NumericalError, SharpscopeError
 from sharpscope.study.context import Context
 from sharpscope.study.together import RankTeam
-from sharpscope.team import ALONE
+from sharpscope.machine.team import ALONE
 from sharpscope.vocabulary import MEASURES
 
 FEW = {"max_matvecs": 3, "pgd_steps": 1, "noise_samples": 2}

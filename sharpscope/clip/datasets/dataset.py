@@ -12,8 +12,8 @@ from torch import Tensor
 from sharpscope.card import card
 from sharpscope.clip.datasets.frames import Frames
 from sharpscope.clip.datasets.names import same_names
-from sharpscope.devices import onto
 from sharpscope.errors import ConfigError, DatasetError, shown
+from sharpscope.machine.devices import onto
 from sharpscope.seeds import derive
 
 __all__ = ["Dataset", "ImageSource", "Memory", "balanced", "stratified"]

@@ -24,8 +24,8 @@ from torch import Tensor
 from sharpscope.clip.datasets.augment import Augmentation
 from sharpscope.clip.model import ClipModel
 from sharpscope.config.study import StudyConfig
-from sharpscope.cores import cores
 from sharpscope.errors import DatasetError, shown
+from sharpscope.machine.cores import cores
 from sharpscope.seeds import derive
 
 __all__ = ["Arrays", "Decoded", "Edit", "Files", "Images", "Indexed", "fits", "in_eight_bits", "opened"]

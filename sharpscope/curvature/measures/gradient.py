@@ -12,7 +12,7 @@ from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.images import batch_sizes, error_over_images
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point
 from sharpscope.errors import NumericalError
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 from sharpscope.vocabulary import ALL
 
 __all__ = ["take"]

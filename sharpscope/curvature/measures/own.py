@@ -15,7 +15,7 @@ from sharpscope.curvature.hvp import HessianEngine, LayerHessian
 from sharpscope.curvature.measures.rows import MeasureSettings, MeasureTable, Point
 from sharpscope.curvature.measures.solving import facts_of
 from sharpscope.errors import ConfigError, NumericalError, shown
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 from sharpscope.vocabulary import MEASURES, AddsUp, Measure
 
 __all__ = ["LayerAt", "LayerValue", "register_measure", "take", "taken_by_layer"]

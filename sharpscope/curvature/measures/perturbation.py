@@ -15,7 +15,7 @@ from sharpscope.curvature.normalized import with_normalized_logits
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.perturbation import Noise, SharpnessEstimate, sharpness_avg, sharpness_max
 from sharpscope.layers import Layer
-from sharpscope.team import team_of
+from sharpscope.machine.team import team_of
 from sharpscope.vocabulary import MEASURES
 
 __all__ = ["add_rise", "loss_of", "radius_of", "take"]

@@ -1,12 +1,23 @@
-"""Memory of a device that is free, copies to it that nothing waits for, and numbers read from it at one go."""
+"""What differs between a CPU and a GPU.
+
+A device's name, the memory of it that is free and that is given back, copies to it that nothing waits for, numbers read
+from it at one go, and waiting for its work to end.
+"""
 
 from __future__ import annotations
+
+import gc
 
 import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "fits", "free_bytes", "numbers", "onto"]
+__all__ = ["all_finite", "fits", "free_bytes", "name_of", "numbers", "onto", "release", "settle"]
+
+
+def name_of(device: torch.device) -> str:
+    """The device as results name it: the model of a GPU, or the kind of any other device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def free_bytes(device: torch.device) -> int:
@@ -40,3 +51,16 @@ def numbers(*tensors: Tensor) -> list[float]:
 def all_finite(*tensors: Tensor) -> Tensor:
     """Whether no entry of any tensor is infinite or NaN, as a tensor of no dimension on their device."""
     return torch.stack([torch.isfinite(t).all() for t in tensors]).all()
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing refers to any more: call it outside of the ``except`` block, whose error holds frames."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was told, so that a clock shows the work and not its announcement."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from sharpscope.ranks import ranks
+from sharpscope.machine.ranks import ranks
 
 __all__ = ["cores", "threads"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sharpscope.config.study import StudyConfig
-from sharpscope.cores import cores, threads
-from sharpscope.ranks import Ranks, ranks
+from sharpscope.machine.cores import cores, threads
+from sharpscope.machine.ranks import Ranks, ranks
 from sharpscope.study.workers import threads_of
 
 TORCHRUN = {
@@ -70,7 +70,7 @@ def test_the_cores_are_those_of_the_affinity(monkeypatch, tmp_path):
 
 
 def test_jobs_and_ranks_share_the_cores_and_openmp_has_the_last_word(monkeypatch):
-    monkeypatch.setattr("sharpscope.cores._quotas", lambda _: iter((12.9,)))
+    monkeypatch.setattr("sharpscope.machine.cores._quotas", lambda _: iter((12.9,)))
     for jobs in range(1, 30):
         assert threads(jobs) == max(12 // jobs, 1) == threads_of(StudyConfig(jobs=jobs))
         assert threads_of(StudyConfig(jobs=jobs, threads=5)) == 5
