@@ -158,7 +158,7 @@ def _sort_ranks(series: pd.Series, column: str) -> np.ndarray:
         return series.fillna(math.inf).to_numpy()
     if series.dtype == "int64":
         return series.to_numpy()
-    order: Callable[[str], Any] = layer_key if column == "layer" else str
+    order: Callable[[Any], Any] = layer_key if column == "layer" else str
     codes, values = series.factorize(use_na_sentinel=False)
     ranks = np.empty(len(values), dtype="int64")
     ranks[sorted(range(len(values)), key=lambda i: order(values[i]))] = np.arange(len(values))
