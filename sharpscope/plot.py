@@ -32,6 +32,7 @@ from sharpscope.present.paperplots.wiseft_paths import paper_wiseft_alpha, paper
 from sharpscope.present.paperplots.wiseft_sweeps import paper_wiseft_hyper, paper_wiseft_shots
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curve, wiseft_curves
 from sharpscope.present.plots import all_figures
+from sharpscope.present.residualplots import sharpness_and_gain
 from sharpscope.present.robustplots import effective_robustness
 from sharpscope.present.sliceplots import loss_slice
 
@@ -64,6 +65,7 @@ __all__ = [
     "paths_along_alpha",
     "repair",
     "sharpness_along_alpha",
+    "sharpness_and_gain",
     "spectral_density",
     "straggler_ranking",
     "wiseft_curve",

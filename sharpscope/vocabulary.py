@@ -223,6 +223,10 @@ PRIMARY_MEASURE: Final = "hessian_trace"
 PRIMARY_ALPHA: Final = 0.5
 """The measure and the alpha of the comparisons that are named before looking, unless a study names others."""
 
+PRIMARY: Final = "primary"
+EXPLORATORY: Final = "exploratory"
+"""The families of correlations: tests that were named before looking, and those that are looked through for more."""
+
 LEARNING_RATE: Final = "learning_rate"
 """The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.families import with_families
-from sharpscope.findings.frames import accuracy_grid, alpha_index
+from sharpscope.findings.frames import accuracy_grid
 from sharpscope.findings.layercontrast import ChosenLayers, contrast_rows
 from sharpscope.findings.marginal import FEWEST, Block, marginal_block
 from sharpscope.findings.partial import partial_correlation
@@ -117,13 +117,12 @@ def pair_correlations(
     cube = sharpness_cube(sharpness, pairs, chosen, stragglers)
     cube = cube if costs is None else with_costs(cube, costs)
     design = (independent(pairs) if design is None else design).reindexed(pairs)
-    z_names = [] if covariates is None else [c for c in covariates.columns if c not in ("pair", "alpha")]
     rows: list[dict[str, object]] = []
     for dataset, group in means_of(accuracy):
         ood = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, chosen)
         start = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, (0.0,))
         for a, alpha in enumerate(chosen):
-            given = {name: _covariate(covariates, name, pairs, alpha) for name in z_names} | dict(design.covariates)
+            given = design.covariates_at(covariates, alpha)
             rng = np.random.default_rng(derive(seed, "permutation", dataset, alpha))
             keys = design.keys(bootstrap, rng)
             for against, y in zip(AGAINST, (ood[:, a], ood[:, a] - start[:, 0]), strict=True):
@@ -293,13 +292,3 @@ def _common_alphas(sharpness: pd.DataFrame, accuracy: pd.DataFrame, pairs: Seque
         set(table.loc[table["pair"] == p, "alpha"].astype(float).round(9)) for p in pairs if p in set(table["pair"])
     ]
     return sorted(a for a in set.intersection(*sets) if a > 0) if sets else []
-
-
-def _covariate(covariates: pd.DataFrame | None, name: str, pairs: Sequence[str], alpha: float) -> np.ndarray:
-    out = np.full(len(pairs), np.nan)
-    if covariates is None:
-        return out
-    for pair, at, value in zip(covariates["pair"], covariates["alpha"], covariates[name], strict=True):
-        if pair in pairs and alpha_index((alpha,), float(at)) is not None:
-            out[list(pairs).index(pair)] = value
-    return out

@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 from scipy import stats
+
+from sharpscope.findings.frames import alpha_index
+from sharpscope.tables.rows import records
 
 __all__ = ["FEWEST_BASES", "FEWEST_CLUSTERS", "FEWEST_PAIRS", "Design", "independent"]
 
@@ -165,6 +169,22 @@ class Design:
         for column, group in enumerate(self._groups[1:]):
             out[group, column] = 1.0
         return out
+
+    def of_pairs(self, values: np.ndarray) -> np.ndarray:
+        """[..., units] -> [..., n]: every pair with the value of its unit."""
+        return values[..., self._unit_of]
+
+    def covariates_at(self, measured: pd.DataFrame | None, alpha: float) -> dict[str, np.ndarray]:
+        """Covariate -> [n]: those ``measured`` at ``alpha`` (columns pair, alpha and a number each), then the design's
+        own; NaN where unknown."""
+        names = [] if measured is None else [c for c in measured.columns if c not in ("pair", "alpha")]
+        found = {name: np.full(len(self.pairs), math.nan) for name in names}
+        place = {pair: i for i, pair in enumerate(self.pairs)}
+        for row in () if measured is None else records(measured):
+            if row["pair"] in place and alpha_index((alpha,), float(row["alpha"])) is not None:
+                for name in names:
+                    found[name][place[row["pair"]]] = row[name]
+        return found | dict(self.covariates)
 
     # ------------------------------------------------------------------------------------------------------ resampling
     def keys(self, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 import pandas as pd
 
 from sharpscope.tables.rows import joint_rows, marginal_rows, nearest, widest_means
-from sharpscope.vocabulary import ALL, CONTRASTS
+from sharpscope.vocabulary import ALL, CONTRASTS, EXPLORATORY, PRIMARY
 
-__all__ = ["EXPLORATORY", "PRIMARY", "holm", "with_families"]
-
-PRIMARY: Final = "primary"
-EXPLORATORY: Final = "exploratory"
+__all__ = ["holm", "with_families"]
 
 
 def holm(p: np.ndarray) -> np.ndarray:

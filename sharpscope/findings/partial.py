@@ -7,147 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharpscope.findings.design import FEWEST_PAIRS, Design
+from sharpscope.findings.controls import Controls, place_of
+from sharpscope.findings.design import Design
 from sharpscope.findings.marginal import Block, empty_block, masks
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.resampling import permutation_p
+from sharpscope.findings.residuals import known_of, residuals
 from sharpscope.scores import min_replicates
-from sharpscope.vocabulary import LEARNING_RATE
 
-__all__ = [
-    "FIRST_COVARIATES",
-    "LEAST_LEFT",
-    "Contrast",
-    "Controls",
-    "Partial",
-    "contrast",
-    "controls",
-    "partial_correlation",
-]
-
-FIRST_COVARIATES = (LEARNING_RATE, "distance", "id_accuracy")
-"""The order in which covariates enter where there is no room for all; the others follow as they are given."""
-LEAST_LEFT = 6
-"""The effective n has to be larger than the number of columns held fixed by at least this number."""
-_MOST_CURVES = (16, 4)
-"""The most columns for one covariate: for the first one in the order, and for each other."""
-_SHARE = 0.5
-"""Curved columns are added as long as all columns are at most this share of the effective n. With straight ones alone
-(ranks), a learning rate that acts non-monotonically on both sides is rejected in 43 % of nulls with 20 pairs and in
-93 % with 60; with these in 3 to 5 %. One that acts on both sides from one value on, a jump, is rejected in 8 % with 60
-pairs and 8 columns, in 5 to 6 % with 16. They cost power, at 20 pairs and a correlation of .7 a quarter of it."""
-_GONE = 1e-6
-
-
-@dataclass(frozen=True)
-class Controls:
-    """What is held fixed: ``basis`` [units, r], orthonormal, of the mean, the zero-shot models and the covariates.
-
-    ``given``: the covariates that entered; ``left``: the effective n less the number of their columns.
-    """
-
-    basis: np.ndarray
-    given: tuple[str, ...]
-    left: int
-    left_out: tuple[str, ...] = ()
-    """Covariates for which there was no room."""
-    collinear: tuple[str, ...] = ()
-    """Covariates that the zero-shot models and the covariates before them determine."""
-
-    def remove(self, values: np.ndarray) -> np.ndarray:
-        """Residuals of ``values`` [..., units], of length one; NaN where nothing is left."""
-        centred = values - values.mean(axis=-1, keepdims=True)
-        rest = centred - (centred @ self.basis) @ self.basis.T
-        norm = np.linalg.norm(rest, axis=-1, keepdims=True)
-        gone = norm <= _GONE * np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-300)
-        return np.where(gone, np.nan, rest / np.where(gone, 1.0, norm))
-
-
-def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
-    """The columns that stand for ``covariates`` (name -> [n], finite): natural cubic splines of their ranks.
-
-    Every covariate first enters with its rank, in the order ``FIRST_COVARIATES`` and then as given, until n - k would
-    fall below ``LEAST_LEFT``. Then, in turns, each gets one more spline column, up to 16 for the first and 4 for each
-    other, while k is at most half of n. n is ``design.n_free``, k the number of columns besides the mean and the
-    indicators of the zero-shot models. A constant covariate is no covariate.
-    """
-    n = design.n_free
-    first = _Columns(design)
-    ranks, chosen, left_out, collinear = {}, [], [], []
-    for name in sorted(covariates, key=_place):
-        if is_constant(covariates[name]):
-            continue
-        r = (design.ranks(covariates[name]) - 1) / max(design.n_effective - 1, 1)
-        if not first.can_add(r):
-            collinear.append(name)
-        elif n - first.k - 1 < LEAST_LEFT:
-            left_out.append(name)
-        else:
-            first.add(r)
-            ranks[name] = r
-            chosen.append(name)
-    curves = _curves(ranks, n)
-    columns = _Columns(design)
-    for name, r in ranks.items():
-        for column in _natural_spline(r, curves[name]).T:
-            if columns.can_add(column):
-                columns.add(column)
-    return Controls(columns.basis, tuple(chosen), n - columns.k, tuple(left_out), tuple(collinear))
-
-
-def _place(name: str) -> int:
-    return FIRST_COVARIATES.index(name) if name in FIRST_COVARIATES else len(FIRST_COVARIATES)
-
-
-class _Columns:
-    """An orthonormal basis that begins with the mean and the zero-shot models; ``k`` columns were added to it."""
-
-    def __init__(self, design: Design) -> None:
-        start = np.column_stack([np.ones(design.n_effective), design.blocks()])
-        self.basis = np.linalg.qr(start)[0]
-        self.k = 0
-
-    def _rest(self, column: np.ndarray) -> np.ndarray:
-        for _ in range(2):  # once more: the first projection leaves rounding errors of the size of the column
-            column = column - self.basis @ (self.basis.T @ column)
-        return column
-
-    def can_add(self, column: np.ndarray) -> bool:
-        centred = column - column.mean()
-        return bool(np.linalg.norm(self._rest(centred)) > _GONE * max(float(np.linalg.norm(centred)), 1e-300))
-
-    def add(self, column: np.ndarray) -> None:
-        rest = self._rest(column - column.mean())
-        self.basis = np.column_stack([self.basis, rest / np.linalg.norm(rest)])
-        self.k += 1
-
-
-def _curves(ranks: Mapping[str, np.ndarray], n: int) -> dict[str, int]:
-    """The number of columns of each covariate, whose ``ranks`` hold as many distinct values plus one or more."""
-    caps = {name: min(_MOST_CURVES[min(i, 1)], len(np.unique(r)) - 1) for i, (name, r) in enumerate(ranks.items())}
-    curves = dict.fromkeys(ranks, 1)
-    while True:
-        before = sum(curves.values())
-        for name, cap in caps.items():
-            total = sum(curves.values()) + 1
-            least = min((c for m, c in curves.items() if c < caps[m]), default=0)
-            if least == curves[name] < cap and total <= _SHARE * n and n - total >= LEAST_LEFT:
-                curves[name] += 1
-        if sum(curves.values()) == before:
-            return curves
-
-
-def _natural_spline(r: np.ndarray, columns: int) -> np.ndarray:
-    """Natural cubic spline of ``r`` in [0, 1] without its constant: [len(r), columns], knots at equal distances.
-
-    Source: Hastie, Tibshirani and Friedman 2009, The Elements of Statistical Learning, equation 5.4.
-    """
-    knots = np.linspace(0, 1, columns + 1)
-
-    def part(j: int) -> np.ndarray:
-        return (np.maximum(r - knots[j], 0) ** 3 - np.maximum(r - 1, 0) ** 3) / (1 - knots[j])
-
-    return np.column_stack([r, *(part(j) - part(columns - 1) for j in range(columns - 1))])
+__all__ = ["Contrast", "Partial", "contrast", "partial_correlation"]
 
 
 @dataclass(frozen=True)
@@ -176,8 +44,8 @@ def partial_correlation(
 ) -> Partial:
     """Partial Spearman correlation of every row of ``x`` with ``y``, all of ``covariates`` held fixed at once.
 
-    x, y and the covariates become ranks of units (``Design``). The residuals of x and of y are taken with respect to
-    the zero-shot models and to splines of the covariates' ranks (``controls``); their correlation is the estimate.
+    x, y and the covariates become ranks of units (``Design``). The estimate is the correlation of the residuals of x
+    and y with respect to the zero-shot models and to splines of the covariates' ranks (``residuals``).
 
     For p the residuals of y are permuted, units within their zero-shot models, and taken again (Freedman and Lane). It
     is the larger of two: that of the correlation, and that of sum(e_x e_y) / sqrt(sum(e_x^2 e_y^2)) (DiCiccio and
@@ -209,11 +77,10 @@ def partial_correlation(
     https://doi.org/10.1016/j.neuroimage.2014.01.060 (permutation within blocks); DiCiccio and Romano 2017,
     https://doi.org/10.1080/01621459.2016.1202117 (studentised permutation).
     """
-    known = {name: z for name, z in covariates.items() if np.isfinite(z).any()}
+    known, complete = known_of(covariates, len(y))
     unknown = [name for name in covariates if name not in known]
-    asked = "+".join(sorted(known, key=_place))
+    asked = "+".join(sorted(known, key=place_of))
     out = _nothing(len(x), len(keys), asked)
-    complete = np.all([np.isfinite(z) for z in known.values()], axis=0) if known else np.ones(len(y), bool)
     for here, pattern in masks(x, y):
         without = int((pattern & ~complete).sum())
         points = pattern & complete
@@ -246,14 +113,13 @@ def _fill(
 ) -> None:
     """Fill the columns ``here`` of ``out``, which have the same pairs."""
     out.n[here], out.n_effective[here] = len(y), design.n_effective
-    held = controls(design, covariates) if len(y) >= FEWEST_PAIRS else None
-    if problem := _problem(y, design, held, outcome):
+    found = residuals(x, y, design, covariates, outcome)
+    if found.why:
         for k in here:
-            out.why[k] = "; ".join([problem, *said])
+            out.why[k] = "; ".join([found.why, *said])
         return
-    assert held is not None
+    held, ex, ey = found.held, found.x, found.y
     said = [*said, *_remarks(held, design, level)]
-    ex, ey = held.remove(design.centred_ranks(x)), held.remove(design.centred_ranks(y))
     estimate = np.clip(ex @ ey, -1.0, 1.0)
     permuted = held.remove(ey[design.orders(keys)])
     statistic = np.stack([estimate, _studentised(ex, ey[None])[0]])
@@ -272,20 +138,6 @@ def _fill(
         out.given[k], out.note[k] = "+".join(held.given), words
         if not np.isfinite(value):
             out.why[k] = "the measure is constant" if is_constant(row) else f"{out.given[k]} determines the measure"
-
-
-def _problem(y: np.ndarray, design: Design, held: Controls | None, outcome: str) -> str:
-    if held is None:
-        return f"only {len(y)} pairs; at least {FEWEST_PAIRS} are needed"
-    if is_constant(y):
-        return f"{outcome} is constant"
-    if not held.given:
-        if held.left_out:
-            return f"{design.n_effective} clusters leave no room for a covariate: n - k would be below {LEAST_LEFT}"
-        return "every covariate is constant" if not held.collinear else "the zero-shot model determines the covariates"
-    if not np.isfinite(held.remove(design.centred_ranks(y))).all():
-        return f"{'+'.join(held.given)} determines {outcome}"
-    return ""
 
 
 def _remarks(held: Controls, design: Design, level: float) -> list[str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sharpscope.findings.families import EXPLORATORY
 from sharpscope.findings.frames import accuracy_grid
 from sharpscope.findings.marginal import FEWEST, Block, empty_block, masks, reasons
 from sharpscope.findings.rank_correlation import correlate
 from sharpscope.findings.sharpness import sharpness_cube
 from sharpscope.tables.rows import dense_rows, groups_in, of_group, table, unique_in_order
-from sharpscope.vocabulary import AGAINST, CORRELATIONS, OOD_MEAN
+from sharpscope.vocabulary import AGAINST, CORRELATIONS, EXPLORATORY, OOD_MEAN
 
 __all__ = ["PATH_NOTE", "means_of", "path_correlations"]
 

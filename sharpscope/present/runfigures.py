@@ -14,8 +14,9 @@ from sharpscope.present.kinds import Drawing, FigureKind, needs
 from sharpscope.present.layerplots import heatmap, straggler_ranking
 from sharpscope.present.pairplots import correlation, correlation_scatter, repair
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curves
+from sharpscope.present.residualplots import gain_file, sharpness_and_gain
 from sharpscope.present.sources import Tables
-from sharpscope.tables.rows import measures_in, points_of, unique_in_order
+from sharpscope.tables.rows import groups_in, measures_in, points_of, unique_in_order
 from sharpscope.vocabulary import SIDE_BY_SIDE
 
 __all__ = ["RUN_FIGURES", "drawings"]
@@ -53,6 +54,21 @@ def _every_measure(tables: Tables) -> Sequence[Mapping[str, Any]]:
     return [{}] if sharpness is None else [{"measure": measure} for measure in measures_in(sharpness)]
 
 
+def _residuals(tables: Tables) -> dict[str, Any]:
+    """Residuals are of the pairs of one comparison; those of several runs do not go together."""
+    if not tables.alone:
+        raise NoData(
+            "sharpness_and_gain: the residuals of several runs do not belong together; 'sharpscope correlate RUN RUN "
+            "... --figures FOLDER' draws it over the pairs of all."
+        )
+    return {name: tables.needed(name) for name in ("residuals", "correlations")}
+
+
+def _every_group(tables: Tables) -> Sequence[Mapping[str, Any]]:
+    residuals = tables.found("residuals") if tables.alone else None
+    return [{"group": group} for group in groups_in(residuals)] if residuals is not None else [{}]
+
+
 RUN_FIGURES: Final[Mapping[str, FigureKind]] = {
     kind.name: kind
     for kind in (
@@ -83,6 +99,7 @@ RUN_FIGURES: Final[Mapping[str, FigureKind]] = {
             lambda tables: ({"scope": "path"}, {"scope": "pairs", "held": True}, {"scope": "pairs"}),
         ),
         FigureKind("correlation_scatter", correlation_scatter, _points),
+        FigureKind("sharpness_and_gain", sharpness_and_gain, _residuals, lambda o: gain_file(o["group"]), _every_group),
     )
 }
 """Name -> the figure, in the order of the report."""

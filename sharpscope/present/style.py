@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import re
@@ -35,6 +36,7 @@ __all__ = [
     "STYLE",
     "WIDTH",
     "Look",
+    "file_word",
     "first_pairs",
     "key",
     "label",
@@ -252,6 +254,17 @@ def short_layer(name: str) -> str:
     text = tower + text.removeprefix("text_" if tower else "")
     half = _LONGEST_LAYER // 2
     return text if len(text) <= _LONGEST_LAYER else f"{text[: half - 1]}…{text[-(_LONGEST_LAYER - half) :]}"
+
+
+def file_word(text: str) -> str:
+    """``text`` as a part of a file's name; where that changes it, with six digits of its hash, so that no two names of
+    groups give one file.
+
+    >>> file_word("natural-shifts"), file_word("a/b")
+    ('natural-shifts', 'a_b-c14cdd')
+    """
+    word = re.sub(r"[^\w-]", "_", text, flags=re.ASCII)[:60]
+    return word if word == text else f"{word}-{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:6]}"
 
 
 def short_set(spec: str) -> str:

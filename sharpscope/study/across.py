@@ -16,19 +16,17 @@ from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, show
 from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.advising.references import Reference, reference_pairs
-from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.design import Design
-from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
+from sharpscope.study.comparison import Comparison
 from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
 from sharpscope.tables.files import csv_bytes, normalised, read_csv
-from sharpscope.tables.rows import covariates as measured_covariates
 from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["correlate", "references_of", "relations", "robustness", "save_correlations"]
+__all__ = ["comparison", "correlate", "references_of", "relations", "robustness", "save_correlations"]
 
 Path = str | os.PathLike[str]
 
@@ -71,25 +69,32 @@ def correlate(
             given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
+    compared = comparison(
+        runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates
+    )
+    return compared.correlations(seed=seed, bootstrap=bootstrap, level=level)
+
+
+def comparison(
+    runs: Sequence[Path],
+    accuracy: Path | None = None,
+    *,
+    match: Sequence[str] = (),
+    ids: Sequence[str] = (),
+    straggler_criterion: str | None = None,
+    covariates: Path | None = None,
+) -> Comparison:
+    """The pairs that ``correlate`` compares; arguments and errors are its own."""
     joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
-    chosen = _stragglers(joined["stragglers"], straggler_criterion or _deciding(runs), straggler_criterion is not None)
-    design = _design(runs, joined["path"], covariates)
-    return pair_correlations(
-        joined["sharpness"],
-        joined["accuracy"],
-        measured_covariates(joined["accuracy"], joined["path"]),
-        design=design,
-        primary=_primary(runs),
-        source="run",
-        stragglers=chosen,
-        by_instability=chosen_by(joined["stragglers"], BY_COST),
-        costs=path_costs(joined["path"], joined["stragglers"]),
-        seed=seed,
-        bootstrap=bootstrap,
-        level=level,
-    )
+    stragglers = joined["stragglers"]
+    return Comparison(
+        "run", joined["sharpness"], joined["accuracy"], joined["path"], _design(runs, joined["path"], covariates),
+        _primary(runs),
+        stragglers=_stragglers(stragglers, straggler_criterion or _deciding(runs), straggler_criterion is not None),
+        by_instability=chosen_by(stragglers, BY_COST), layer_losses=stragglers,
+    )  # fmt: skip
 
 
 def relations(correlations: pd.DataFrame, runs: Sequence[Path], covariates: Path | None = None) -> pd.DataFrame:

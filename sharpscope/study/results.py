@@ -13,26 +13,25 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.findings.advice import Known, advice_table
 from sharpscope.findings.advising.along import AlongPath, along_path
 from sharpscope.findings.advising.references import Reference, reference_pairs
-from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.doubts import Doubt, path_doubt, swap_doubt
 from sharpscope.findings.failure import failure_table
 from sharpscope.findings.frames import Answered, members_of
 from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.pathcorrelation import path_correlations
-from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.prediction import reference_table
 from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
+from sharpscope.study.comparison import Comparison
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
-from sharpscope.tables.rows import covariates, of_group, points_of, stacked
+from sharpscope.tables.rows import of_group, points_of, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
     ALL,
@@ -211,6 +210,8 @@ class Results:
         references = self.references()
         advice = [advice_table(self.along(name), self.known(name, references, of_stragglers)) for name in measured]
         doubts = self.doubts()
+        compared = self._compared(sharpness, accuracy, path)
+        across = [one.correlations(**self._resampling) for one in compared]
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
@@ -220,7 +221,8 @@ class Results:
             "stragglers": stacked("stragglers", [self.stragglers(n) for n in self.layers]),
             "failure": stacked("failure", failure),
             "repair": stacked("repair", [r.table for r in repairs]),
-            "correlations": self._correlations(sharpness, accuracy, path),
+            "correlations": stacked("correlations", [path_correlations(sharpness, accuracy), *across]),
+            "residuals": stacked("residuals", [c.residuals(t) for c, t in zip(compared, across, strict=True)]),
             "advice": unless_doubted(stacked("advice", advice), doubts),
             "agreement": self.measured("agreement"),
             "vrf": self.measured("vrf"),
@@ -309,43 +311,23 @@ class Results:
         shipped = reference_table(*(shipped_table(t) for t in ("sharpness", "accuracy", "path")))
         return pd.concat([own, shipped[~shipped["pair"].isin(own["pair"])]], ignore_index=True)
 
-    def _correlations(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
+    def _compared(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> list[Comparison]:
+        """This run's pairs and, where asked for, the embedded world's."""
         c = self.config
-        stragglers = {name: self._chosen(name) for name in self.layers}
         every = stacked("stragglers", [self.stragglers(n) for n in self.layers])
-        parts = [path_correlations(sharpness, accuracy)]
-        parts.append(
-            pair_correlations(
-                sharpness,
-                accuracy,
-                covariates(accuracy, path),
-                source="run",
-                design=self.design,
-                primary=self._primary,
-                stragglers=stragglers,
-                by_instability=chosen_by(every, BY_COST),
-                costs=path_costs(path, every),
-                alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
-                **self._resampling,
-            )
-        )
-        if c.shipped_pairs:
-            tables = {t: shipped_table(t) for t in ("sharpness", "accuracy", "path")}
-            shipped = pair_correlations(
-                tables["sharpness"],
-                tables["accuracy"],
-                covariates(tables["accuracy"], tables["path"]),
-                source="shipped",
-                design=shipped_design(),
-                primary=self._primary,
-                stragglers=self._shipped_stragglers(c.straggler_criterion),
-                by_instability=self._shipped_stragglers(BY_COST),
-                costs=path_costs(tables["path"]),
-                alphas=_FIXED_ALPHAS,
-                **self._resampling,
-            )
-            parts.append(shipped)
-        return stacked("correlations", parts)
+        own = Comparison(
+            "run", sharpness, accuracy, path, self.design, self._primary,
+            stragglers={name: self._chosen(name) for name in self.layers}, by_instability=chosen_by(every, BY_COST),
+            layer_losses=every, alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
+        )  # fmt: skip
+        if not c.shipped_pairs:
+            return [own]
+        shipped = Comparison(
+            "shipped", *(shipped_table(t) for t in ("sharpness", "accuracy", "path")), shipped_design(), self._primary,
+            stragglers=self._shipped_stragglers(c.straggler_criterion),
+            by_instability=self._shipped_stragglers(BY_COST), alphas=_FIXED_ALPHAS,
+        )  # fmt: skip
+        return [own, shipped]
 
     @property
     def _primary(self) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import KEYS
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PROBE
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PRIMARY, PROBE
 
 __all__ = [
     "MIDDLE",
@@ -31,10 +31,12 @@ __all__ = [
     "measures_in",
     "nearest",
     "of_group",
+    "one_a_unit",
     "ordered",
     "own_error",
     "pairs_and_groups",
     "points_of",
+    "primary_of_the_whole",
     "primary_rows",
     "records",
     "stacked",
@@ -73,6 +75,14 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 def unique_in_order(values: Iterable[Any]) -> list[Any]:
     """The distinct values in the order in which they first appear."""
     return list(dict.fromkeys(values))
+
+
+def one_a_unit(residuals: pd.DataFrame) -> pd.DataFrame:
+    """The first pair of every unit in the rows of one group and source: pairs of one setting are one unit, and a pair
+    of unknown setting is a unit of its own."""
+    unknown = residuals["setting"] == ""
+    unit = pd.DataFrame({"known": ~unknown, "name": residuals["setting"].mask(unknown, residuals["pair"])})
+    return residuals[~unit.duplicated()]
 
 
 def has_value(table: pd.DataFrame) -> pd.Series:
@@ -159,6 +169,11 @@ def _groups(frame: pd.DataFrame) -> pd.Series:
 def marginal_rows(correlations: pd.DataFrame) -> pd.DataFrame:
     """The rows of correlations without a covariate held fixed."""
     return correlations[_given(correlations) == ""]
+
+
+def primary_of_the_whole(correlations: pd.DataFrame) -> pd.DataFrame:
+    """The correlations of the whole model that were named before looking: one row a source and group of OOD sets."""
+    return correlations[(correlations["family"] == PRIMARY) & (correlations["layer"] == ALL)]
 
 
 def joint_rows(correlations: pd.DataFrame) -> pd.DataFrame:

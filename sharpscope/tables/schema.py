@@ -41,6 +41,10 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
         "ci_low", "ci_high", "p_value", "q_value", "n", "n_effective", "family", "source", "status", "note",
     ),
+    "residuals": (
+        "pair", "group", "measure", "alpha", "source", "base", "setting", "learning_rate", "sharpness", "ood_gain",
+        "residual_sharpness", "residual_gain", "given", "status", "note",
+    ),
     "advice": (
         "pair", "situation", "rule", "group", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high",
         "id_accuracy", "ood_accuracy", "regret", "best_baseline", "baseline_regret", "status", "note",
@@ -98,6 +102,16 @@ Reading guide
   correlations.family  primary (named before looking; ``q_value`` is Holm's over groups) | exploratory
   correlations.layer   also the ``others`` and ``random`` of ``CONTRASTS``: by how much the |correlation| of chosen
                        layers exceeds that of all other layers, and of random sets of as many layers
+  residuals            the points behind the primary correlations of the whole model: sharpness and OOD gain of every
+                       pair, and what is left of their ranks with the covariates in ``given`` held fixed
+  residuals.base       the zero-shot model: its file's hash, or the name that the study gives
+  residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit; empty where
+                       nothing is known, and then the pair is a unit of its own
+  residuals.ood_gain   OOD accuracy at ``alpha`` minus that of zero-shot, mean over the group's sets, in [-1, 1]
+  residuals.residual_sharpness, residual_gain
+                       residual ranks in units of their standard deviation, the same for all pairs of a unit; over the
+                       units their Pearson correlation is the estimate of the primary row of ``correlations``. Empty
+                       where ``note`` gives a reason
   advice.situation     what the rule knows of the OOD data (a key of ``SITUATIONS``), the strongest first; ``baseline``
                        for rules that know nothing, and for the oracle
   advice.rule          a rule of ``ADVICE[situation]``
@@ -139,6 +153,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "source",
     ),
+    "residuals": ("pair", "group", "source"),
     "advice": ("pair", "situation", "rule", "group"),
     "agreement": ("pair", "alpha", "dataset", "measure", "against"),
     "vrf": ("pair", "dataset", "bin"),

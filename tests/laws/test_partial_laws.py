@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sharpscope.findings.controls import controls
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.families import holm
 from sharpscope.findings.marginal import marginal_block
-from sharpscope.findings.partial import Partial, contrast, controls, partial_correlation
+from sharpscope.findings.partial import Partial, contrast, partial_correlation
 
 Study = tuple[Design, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 

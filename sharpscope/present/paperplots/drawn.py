@@ -40,6 +40,7 @@ MADE_BY: Final[dict[str, str]] = {
     "stragglers": "sharpscope run",
     "repair": "sharpscope run --densities 0.5",
     "correlations": "sharpscope run",
+    "residuals": "sharpscope run",
     "agreement": "sharpscope run --agreement",
     "vrf": "sharpscope run --output-baselines vrf",
     "density": "sharpscope run --density-layers LAYER ...",
