@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from sharpscope.errors import NoData, shown
 from sharpscope.present import claimplots, populationplots
 from sharpscope.present.canvas import save
+from sharpscope.present.residualplots import sharpness_and_gain
 from sharpscope.study.figures.script import drawing
-from sharpscope.vocabulary import PRIMARY_MEASURE
+from sharpscope.tables.files import read_csv
+from sharpscope.vocabulary import ALL, PRIMARY
 
 TABLES = ("pairs", "residuals", "layers", "repairs", "ways", "predictors", "advice", "verdicts")
 
@@ -25,7 +27,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
     lacking = [name for name in TABLES if not (folder / f"{name}.csv").is_file()]
     if lacking:
         raise NoData(f"{shown(str(folder / lacking[0]))}.csv: no such file; 'make verdicts' writes it.")
-    return {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    found = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+    return {**found, "residuals": read_csv(folder / "residuals.csv", "residuals")}
 
 
 def drawings(t: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure]]:
@@ -35,14 +38,20 @@ def drawings(t: Mapping[str, pd.DataFrame]) -> dict[str, Callable[[], Figure]]:
     training = t["pairs"][t["pairs"]["bases"] == "training"]
     return {
         "emoji_paths": lambda: populationplots.gain_paths(training),
-        "emoji_sharpness": lambda: populationplots.sharpness_and_gain(
-            t["pairs"], t["residuals"], whole, PRIMARY_MEASURE
-        ),
+        "emoji_sharpness": lambda: _sharpness(t["residuals"], whole),
         "emoji_layers": lambda: claimplots.layer_sizes(t["layers"], verdicts),
         "emoji_repair": lambda: claimplots.repairs(t["repairs"], t["ways"], verdicts),
         "emoji_predictors": lambda: claimplots.predictors(t["predictors"]),
         "emoji_advice": lambda: claimplots.advice(t["advice"], verdicts),
     }
+
+
+def _sharpness(residuals: pd.DataFrame, verdicts: pd.DataFrame) -> Figure:
+    """The figure that every run has, its sources being the kinds of bases; told are the training bases' verdicts."""
+    told = verdicts.rename(columns={"effect": "estimate"}).assign(
+        layer=ALL, family=PRIMARY, source="training", status="ok", given="all covariates"
+    )
+    return sharpness_and_gain(residuals.assign(source=residuals["bases"]), told).figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -7,6 +7,8 @@ In a notebook:
     ax = sharpscope.plot.wiseft_curve(run.accuracy, ax=axes[0])  # or is drawn into axes of yours
     drawn = sharpscope.plot.paper_wiseft_alpha(run.accuracy)  # drawn.figure, drawn.caption
 
+    sharpscope.plot.sharpness_along_alpha(run.sharpness, pair_order=run.order)  # pairs have the colours of the report
+
 The tables have the columns of ``sharpscope.tables.schema``. No function touches matplotlib's global state or pyplot,
 and the reader's own style (``matplotlib.style.context``) is respected. ``sharpscope figures RUN --out DIR`` writes all
 of them.

@@ -451,6 +451,7 @@ NO_SOURCE = {
     "draws what a table holds: what made the table has the source": """
         plot.Drawn plot.accuracy_along_alpha plot.agreement_along_alpha plot.all_figures plot.correlation
         plot.correlation_scatter plot.heatmap plot.loss_slice plot.repair plot.sharpness_along_alpha
+        plot.sharpness_and_gain
         plot.spectral_density plot.straggler_ranking plot.wiseft_curves
     """,
     "ours: the docstring says what it is and why": """

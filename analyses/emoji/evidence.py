@@ -12,12 +12,13 @@ from population import ALPHA, MEASURE, Population
 from scipy import stats
 
 from sharpscope.findings.layercontrast import ChosenLayers, random_sizes
-from sharpscope.findings.partial import contrast, controls, partial_correlation
+from sharpscope.findings.partial import contrast, partial_correlation
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.rank_correlation import is_constant, weighted_correlate
+from sharpscope.findings.residuals import residual_rows
 from sharpscope.findings.stragglers import chosen_by
-from sharpscope.tables.rows import has_value
-from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION, GROUP_TITLES, LEARNING_RATE, MEASURES
+from sharpscope.tables.rows import has_value, table
+from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION, GROUP_TITLES, MEASURES
 
 __all__ = [
     "CRITERIA",
@@ -90,19 +91,11 @@ def primary(population: Population, group: str, level: float) -> dict[str, Any]:
 
 
 def residuals(population: Population, group: str) -> pd.DataFrame:
-    """What is left of the ranks of the primary predictor and of the gain, one row a setting: setting, base, group,
-    learning_rate, sharpness, gain. The correlation of the last two is the estimate of ``primary``."""
-    design, held = population.design, _held(population)
-    x, y = _whole(population, MEASURE), population.gain(group).reindex(design.pairs).to_numpy()
-    known = np.isfinite([x, y, *held.values()]).all(axis=0)
-    own = design.subset(known)
-    fixed = controls(own, {k: v[known] for k, v in held.items()})
-    first = [own.setting.index(s) for s in dict.fromkeys(own.setting)]
-    return pd.DataFrame({
-        "setting": [own.setting[i] for i in first], "base": [own.base[i] for i in first], "group": group,
-        "learning_rate": own.covariates[LEARNING_RATE][first],
-        "sharpness": fixed.remove(own.centred_ranks(x[known])), "gain": fixed.remove(own.centred_ranks(y[known])),
-    })  # fmt: skip
+    """The points behind ``primary``, as the table ``residuals`` of a run has them: a row a pair."""
+    design = population.design
+    gain = population.gain(group).reindex(design.pairs).to_numpy()
+    head = {"group": group, "measure": MEASURE, "alpha": ALPHA, "source": "run"}
+    return table("residuals", residual_rows(_whole(population, MEASURE), gain, design, _held(population), head))
 
 
 def layer_rows(population: Population, claim: str) -> pd.DataFrame:

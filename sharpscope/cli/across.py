@@ -62,6 +62,9 @@ class Correlate(AsTable, _AcrossRuns):
     out: str | None = None
     """CSV file for all correlations, beside the findings that are printed. A file that is there is replaced, which is
     said."""
+    figures: str | None = None
+    """Folder for a figure of each group of OOD sets, with its caption: gain by sharpness, as it is and with the
+    covariates held fixed."""
 
     def __call__(self) -> Outcome:
         self.check()
@@ -71,17 +74,24 @@ class Correlate(AsTable, _AcrossRuns):
             check_output(self.out, self.accuracy, self.covariates)
         from sharpscope.study.across import correlate, relations, save_correlations
 
-        table = correlate(**given(self, "csv", "out", id="ids"))
+        table = correlate(**given(self, "csv", "out", "figures", id="ids"))
         note = ""
         if self.out is not None:
             note = f"{shown(self.out)} was there and is replaced." if Path(self.out).exists() else ""
             save_correlations(table, self.out)
-        told = (
-            shown_table(table, csv=True)
-            if self.csv
-            else Outcome(self._findings(table, relations(table, self.runs, self.covariates)))
-        )
-        return replace(told, complaint=note)
+        drawn = "" if self.figures is None else self._drawn(table, self.figures)
+        if self.csv:
+            return replace(shown_table(table, csv=True), complaint="\n".join(filter(None, (note, drawn))))
+        findings = self._findings(table, relations(table, self.runs, self.covariates))
+        return Outcome("\n".join(filter(None, (findings, drawn))), complaint=note)
+
+    def _drawn(self, table: pd.DataFrame, folder: str) -> str:
+        """What was drawn of every group of OOD sets."""
+        from sharpscope.study.across import comparison
+        from sharpscope.study.figures.making import gain_figures
+
+        compared = comparison(**given(self, "csv", "out", "figures", "seed", id="ids"))
+        return str(gain_figures(compared.residuals(table), table, folder))
 
     def _findings(self, table: pd.DataFrame, verdicts: pd.DataFrame) -> str:
         """A line for each verdict, and where the rest is."""

@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ Drawing = Axes | Figure | Drawn
 """What a function of ``sharpscope.plot`` returns."""
 Read = Callable[..., Mapping[str, Any]]
 """A function of ``Tables``, and of options of its own, that returns arguments of a function that draws."""
+
+_ORDER: Final = "pair_order"
+"""The parameter of a function that colours pairs: the order of the run, which the tables know."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class FigureKind:
 
     name: str
     plot: Callable[..., Drawing]
-    """The function that draws. Its parameters that are no tables are options of the figure."""
+    """The function that draws. Its parameters that are no tables, nor the order of pairs, are options."""
     read: Read
     """What makes the other arguments; its keyword-only parameters are options of the figure too."""
     file: Callable[[Mapping[str, Any]], str] | None = None
@@ -58,13 +61,15 @@ class FigureKind:
         return {
             name: Option(name, kinds[name], p.default, told.get(name, ""))
             for name, p in {**drawing, **reading}.items()
-            if name in reading or not _is_data(kinds[name])
+            if name in reading or not (name == _ORDER or _is_data(kinds[name]))
         }
 
     def draw(self, tables: Tables, **options: Any) -> Drawing:
         """The figure; raises NoData where ``tables`` lack what it shows."""
         reading = inspect.signature(self.read).parameters
-        arguments = self.read(tables, **{k: v for k, v in options.items() if k in reading})
+        arguments = dict(self.read(tables, **{k: v for k, v in options.items() if k in reading}))
+        if _ORDER in inspect.signature(self.plot).parameters:
+            arguments[_ORDER] = tables.pairs
         return self.plot(**arguments, **{k: v for k, v in options.items() if k not in reading})
 
     def file_name(self, options: Mapping[str, Any]) -> str:

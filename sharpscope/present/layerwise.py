@@ -15,6 +15,7 @@ from sharpscope.layers import layer_key
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, with_symbol
 from sharpscope.present.criteria import both_definitions, who_is_named
 from sharpscope.present.layermap import layer_map
+from sharpscope.present.residualplots import gain_caption, gain_file
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import (
     MOST_ROWS,
@@ -36,6 +37,7 @@ from sharpscope.present.view import (
 from sharpscope.tables.formats import interval, is_missing, number, p_text, percent, points
 from sharpscope.tables.rows import (
     MIDDLE,
+    groups_in,
     joint_rows,
     marginal_rows,
     measures_in,
@@ -243,7 +245,10 @@ def correlations(source: Source) -> Section:
         blocks.append(
             "Rows marked “shipped” come from the table of pairs that ships with the embedded world, not from this run."
         )
-    figures = source.figure(
+    residuals = source.table("residuals")
+    drawn = [g for g in groups_in(residuals) if gain_file(g) in source.figures]
+    figures = [f for g in drawn for f in source.figure(gain_file(g), said(gain_caption(residuals, table, g)))]
+    figures += source.figure(
         "correlation_scatter", "Whole-model sharpness on ID data and OOD gain over zero-shot, one point per pair."
     )
     figures += source.figure(
@@ -260,7 +265,7 @@ def correlations(source: Source) -> Section:
         "correlation_path",
         with_symbol("Along α inside each pair: the same correlations over the points of one path (descriptive)."),
     )
-    return Section(title, "correlations", tuple(blocks), tuple(figures))
+    return Section(title, "correlations", tuple(blocks), tuple(figures), tables=("residuals",) if drawn else ())
 
 
 def _why_none(rows: pd.DataFrame) -> str:

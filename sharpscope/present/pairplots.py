@@ -138,12 +138,13 @@ _MOST_NAMED: Final = 20
 
 
 @styled
-def correlation_scatter(points: pd.DataFrame) -> Figure:
+def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) -> Figure:
     """Whole-model sharpness (x) and OOD gain over zero-shot (y): one point per pair, with its name up to 20 pairs.
 
     There is one panel per measure; with several groups of OOD sets one row per measure and one column per group.
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
     (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
+    ``pair_order`` is the run's order of pairs, from which their colours follow; other pairs come after it, by name.
 
     >>> shown = sharpscope.plot.correlation_scatter(points)
 
@@ -161,7 +162,7 @@ def correlation_scatter(points: pd.DataFrame) -> Figure:
     columns = min(2, len(panels)) if len(groups) == 1 else len(groups)
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(panels) / columns))
     axes = figure.subplots(math.ceil(len(panels) / columns), columns, sharey=True, squeeze=False)
-    looks, _ = pair_looks(unique_in_order(points["pair"]))
+    looks, _ = pair_looks(points["pair"], pair_order)
     with_names = len(looks) <= _MOST_NAMED
     drawn = {at: rows[(rows["measure"] == at[0]) & (rows["group"] == at[1])] for at in panels}
     for k, ax in enumerate(axes.flat):

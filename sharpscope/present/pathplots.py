@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,13 +78,18 @@ def _bars(rows: pd.DataFrame) -> np.ndarray | None:
 # ----------------------------------------------------------------------------------------------------------- WiSE-FT
 @styled
 def wiseft_curve(
-    accuracy: pd.DataFrame, ax: Axes | None = None, group: str | None = None, advice: pd.DataFrame | None = None
+    accuracy: pd.DataFrame,
+    ax: Axes | None = None,
+    group: str | None = None,
+    advice: pd.DataFrame | None = None,
+    pair_order: Sequence[str] = (),
 ) -> Axes:
     """Mean OOD accuracy (y) over mean ID accuracy (x), both in percent, along each pair's path.
 
     The ends are marked, alpha is written next to some points, and light bars are intervals. Output-space baselines
     (``vocabulary.OUTPUT_BASELINES``) are separate marks, where the table has them. ``group`` is the group of OOD sets
-    that is averaged; None is the only one. ``advice`` rings the points whose alpha is advised.
+    that is averaged; None is the only one. ``advice`` rings the points whose alpha is advised. ``pair_order`` is the
+    run's order of pairs, from which their colours follow; default: by name.
 
     >>> shown = sharpscope.plot.wiseft_curve(run.accuracy, group="ood")
 
@@ -98,18 +103,19 @@ def wiseft_curve(
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
     ax = ax or one_panel(3.3)
-    handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice)
+    handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice, pair_order)
     key(figure_of(ax), handles, _numbers(ax))
     return ax
 
 
 @styled
-def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None) -> Figure:
+def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None, pair_order: Sequence[str] = ()) -> Figure:
     """``wiseft_curve`` of every group of OOD sets, side by side; the axis of ID accuracy is the same.
 
-    ``advice`` rings the points whose alpha is advised.
+    ``advice`` rings the points whose alpha is advised. ``pair_order`` is the run's order of pairs, from which their
+    colours follow; default: by name.
 
-    >>> shown = sharpscope.plot.wiseft_curves(run.accuracy, run.advice)
+    >>> shown = sharpscope.plot.wiseft_curves(run.accuracy, run.advice, pair_order=run.order)
 
     Raises:
         NoData: no pair has both ID and OOD rows.
@@ -123,7 +129,7 @@ def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None) ->
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(groups))
     for group, ax in zip(groups, axes.flat, strict=False):
-        found = _curve(ax, accuracy, group, advice)
+        found = _curve(ax, accuracy, group, advice, pair_order)
         handles = found if len(found) > len(handles) else handles
         if len(groups) > 1:
             ax.set_title(f"OOD sets: {label(group, 30)}")
@@ -137,7 +143,9 @@ def _numbers(*axes: Axes) -> str:
     return with_symbol("numbers: α") if any(ax.texts for ax in axes) else ""
 
 
-def _curve(ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | None) -> list[Line2D]:
+def _curve(
+    ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | None, order: Sequence[str]
+) -> list[Line2D]:
     """Draw every pair's curve on the OOD sets of one group; returns the legend's entries."""
     accuracy = of_group(accuracy, group)
     dense = _dense(accuracy, "wiseft_curve")
@@ -154,9 +162,9 @@ def _curve(ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | 
     inks: list[str] = []
     every: list[tuple[float, float]] = []
     rings = 0
-    looks, lines = pair_looks(list(curves))
-    for pair, rows in curves.items():
-        look = looks[pair]
+    looks, lines = pair_looks(curves, order)
+    for pair, look in looks.items():
+        rows = curves[pair]
         x, y = rows["estimate_id"].to_numpy(), rows["estimate_ood"].to_numpy()
         bars: dict[str, Any] = {
             axis: _bars(rows.rename(columns={f"{c}_{role}": c for c in ("estimate", "ci_low", "ci_high")}))
@@ -205,7 +213,7 @@ def _curve(ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | 
     ]
     if rings:
         ends_key.append(Line2D([], [], **_RING, label=with_symbol("advised α")))
-    if len(lines) == len(curves):  # numbers at more lines than can be told apart would tell nothing
+    if len(curves) <= len(COLOURS):  # numbers at more lines than can be told apart would tell nothing
         place_labels(ax, at, texts, inks, avoid=every)
     return [*lines, *ends_key, *mixed]
 
@@ -362,11 +370,12 @@ def _loss_panel(ax: Axes, rows: pd.DataFrame) -> None:
 
 # --------------------------------------------------------------------------------------------------------- whole model
 @styled
-def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
+def sharpness_along_alpha(sharpness: pd.DataFrame, pair_order: Sequence[str] = ()) -> Figure:
     """Each measure of the whole model along the path, one line per pair.
 
     Bars are one error over draws of images, where that is unknown one error of the estimate on these images; hollow
     marks did not converge. The axis is logarithmic where all values are positive and differ by more than a factor of 8.
+    ``pair_order`` is the run's order of pairs, from which their colours follow; default: by name.
 
     >>> shown = sharpscope.plot.sharpness_along_alpha(run.sharpness)
 
@@ -377,7 +386,7 @@ def sharpness_along_alpha(sharpness: pd.DataFrame) -> Figure:
     if not len(table):
         raise NoData("sharpness_along_alpha: the sharpness table has no estimate of the whole model.")
     measures = measures_in(table)
-    looks, handles = pair_looks(unique_in_order(table["pair"]))
+    looks, handles = pair_looks(table["pair"], pair_order)
     columns = min(3, len(measures))
     lines = math.ceil(len(measures) / columns)
     figure = new_figure(1.3 * lines + (0.45 if lines > 1 else 0.8))

@@ -54,11 +54,11 @@ class _Group:
                 f"sharpness_and_gain: {number_of(rows['pair'].nunique(), 'pair')} with a sharpness and an OOD gain, "
                 f"and it takes {_FEWEST}."
             )
-        source = str(rows["source"].value_counts(sort=False).idxmax())
+        source, _ = min(rows["source"].value_counts().items(), key=lambda found: (-found[1], str(found[0])))
         first = rows.sort_values("source", key=lambda s: s != source, kind="stable").drop_duplicates("pair")
         told = primary_of_the_whole(correlations)
         told = told[(told["group"] == name) & (told["source"] == source)]
-        return cls(name, first.sort_index(), source, told.iloc[0] if len(told) else None)
+        return cls(name, first.sort_index(), str(source), told.iloc[0] if len(told) else None)
 
     @property
     def units(self) -> pd.DataFrame:
@@ -162,8 +162,8 @@ def _left_over(ax: Axes, one: _Group, looks: _Looks) -> None:
     if one.told is not None:
         line = np.array([-_LIMIT, _LIMIT])
         ax.plot(line, float(one.told["estimate"]) * line, color=INK["black"], lw=0.8, zorder=1)
-        verdict = f"{one.told['verdict']}, " if one.told.get("verdict") else ""
-        count = f"{verdict}{number_of(one.told['n'], 'pair')}, {number_of(one.told['n_effective'], 'unit')}"
+        count = f"{number_of(one.told['n'], 'pair')}, {number_of(one.told['n_effective'], 'setting')}"
+        count = f"{one.told['verdict']} ({count})" if one.told.get("verdict") else count
         ax.set_title(f"partial {_estimate(one.told)}\n{count}", **SMALL)
 
 
@@ -197,7 +197,7 @@ class _Looks:
         if self.unknown:
             ink = COLOURS[0] if self.rates is None else INK["light"]
             handles.append(Line2D([], [], ls="none", marker="o", ms=3.5, color=ink, label="learning rate unknown"))
-        lost = f"{number_of(placeless, 'pair')} at or below 0 not in the left panel" if placeless else ""
+        lost = f"left without {number_of(placeless, 'pair')} ≤ 0" if placeless else ""
         key(figure, handles, lost)
 
     def _ink(self, rate: float) -> tuple[float, ...] | str:
@@ -255,7 +255,7 @@ def _correlation(one: _Group) -> str:
     row = one.told
     if row is None:
         return "no correlation was computed"
-    count = f"n = {number_of(row['n'], 'pair')}, n_effective = {number_of(row['n_effective'], 'unit')}"
+    count = f"n = {number_of(row['n'], 'pair')}, n_effective = {number_of(row['n_effective'], 'setting')}"
     why = next((n for n in one.rows.loc[one.rows["source"] == one.source, "note"] if n), "")
     if row["status"] != "ok":
         return f"there is no partial correlation ({count}; {said(shown(row['note'] or why, 300))})"
@@ -269,4 +269,5 @@ def _correlation(one: _Group) -> str:
 
 
 def _estimate(row: pd.Series) -> str:
-    return interval(*(float(row[c]) for c in ("estimate", "ci_low", "ci_high")), lambda v: points(v / 100, 2))
+    estimate, low, high = (float(row[c]) for c in ("estimate", "ci_low", "ci_high"))
+    return interval(estimate, low, high, lambda v: points(v / 100, 2))

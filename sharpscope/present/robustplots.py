@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ _MOST_SETS = 6
 
 
 @styled
-def effective_robustness(robustness: pd.DataFrame) -> Figure:
+def effective_robustness(robustness: pd.DataFrame, pair_order: Sequence[str] = ()) -> Figure:
     """OOD accuracy (y) over ID accuracy (x) on logit axes, one panel per OOD set.
 
     The grey line is the OOD accuracy that the baseline predicts. Effective robustness is the height above this line;
@@ -32,6 +32,7 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
     Args:
         robustness: pair, alpha, dataset, id_accuracy, ood_accuracy, expected, estimate, ci_low, ci_high, baseline and
             baseline_n, as ``findings.robustness.effective_robustness`` returns them.
+        pair_order: the run's order of pairs (``run.order``), from which their colours follow; default: by name.
 
     >>> shown = sharpscope.plot.effective_robustness(sharpscope.robustness(["runs/demo"], "models.csv"))
 
@@ -53,7 +54,7 @@ def effective_robustness(robustness: pd.DataFrame) -> Figure:
     lines = math.ceil(len(drawn) / columns)
     figure = new_figure(2.45 * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
-    looks, handles = pair_looks(unique_in_order(rows["pair"]))
+    looks, handles = pair_looks(rows["pair"], pair_order)
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(drawn))
         if i < len(drawn):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -32,6 +33,7 @@ __all__ = [
     "INK",
     "MARKERS",
     "MOST_PAIRS",
+    "PAIR_COLOURS",
     "SET_COLOURS",
     "STYLE",
     "WIDTH",
@@ -40,10 +42,12 @@ __all__ = [
     "first_pairs",
     "key",
     "label",
+    "look_at",
     "new_figure",
     "one_panel",
     "pair_looks",
     "place_labels",
+    "places_of",
     "plain_log",
     "short_layer",
     "short_set",
@@ -61,7 +65,7 @@ WIDTH: Final = 5.5
 """Width of every figure in inches: the text width of a NeurIPS, ICML-appendix or ICLR page."""
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The colours of pairs: Okabe and Ito's palette, which stays distinct under all common kinds of colour blindness."""
+"""The first colours: Okabe and Ito's palette, which stays distinct under all common kinds of colour blindness."""
 
 SET_COLOURS: Final = (
     "#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499",
@@ -74,6 +78,9 @@ _LONGEST_LAYER: Final = 26
 """The most characters of a layer's name in figures; longer names are cut in the middle."""
 
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
+PAIR_COLOURS: Final = (*COLOURS, *SET_COLOURS)
+"""The colours of pairs in the order of the run, and of other things that one figure tells apart."""
+_PAIR_MARKS: Final = tuple(mark for mark in MARKERS if mark != "s")  # the square is the mark of the fine-tuned end
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
 
 STYLE: Final[dict[Any, Any]] = {
@@ -138,18 +145,48 @@ class Look:
     """Size of the marks on a line in points."""
     opacity: float = 1.0
 
+    @property
+    def line(self) -> dict[str, Any]:
+        """Colour and marker, for a line whose width the figure chooses."""
+        return {"color": self.colour, "marker": self.marker}
 
-def pair_looks(pairs: Sequence[str]) -> tuple[dict[str, Look], list[Line2D]]:
-    """The look of every pair, and the legend's entries.
 
-    As many pairs as there are colours have one each, and a name in the legend. More pairs than that cannot be told
-    apart by a legend: all of them have one thin look, and one entry says how many they are.
+def look_at(place: int) -> Look:
+    """The look of the first, second ... of several things; the first 16 have colours of their own."""
+    return Look(PAIR_COLOURS[place % len(PAIR_COLOURS)], _PAIR_MARKS[place % len(_PAIR_MARKS)])
+
+
+_CROWD: Final = Look(INK["grey"], MARKERS[0])
+"""The look of pairs that no colour is left for."""
+
+
+def places_of(pairs: Iterable[str], order: Sequence[str] = ()) -> dict[str, int]:
+    """Pair -> its place in ``order``, the run's; other pairs follow by name. The first comes first."""
+    shown = set(pairs)
+    every = unique_in_order([*order, *sorted(shown - set(order))])
+    return {pair: place for place, pair in enumerate(every) if pair in shown}
+
+
+def pair_looks(pairs: Iterable[str], order: Sequence[str] = ()) -> tuple[dict[str, Look], list[Line2D]]:
+    """The look of every pair that is drawn, and the legend's entries, both in the order of ``places_of``.
+
+    A pair's colour and marker follow from its place in ``order`` alone, the run's order of pairs, so that it has the
+    same in every figure and in every part of the tables; where no order is known, from its place by name. Where the
+    order has more pairs than there are colours, they cannot be told apart: all have one look, and one entry of the
+    legend says how many they are. Lines of more pairs than ``COLOURS`` are thin.
     """
-    if len(pairs) > len(COLOURS):
-        one = Look(COLOURS[0], MARKERS[0], width=0.7, size=1.6, opacity=0.55)
-        return dict.fromkeys(pairs, one), [_entry(one, f"each of {len(pairs)} pairs")]
-    looks = {pair: Look(*both) for pair, both in zip(pairs, zip(COLOURS, MARKERS, strict=True), strict=False)}
+    places = places_of(pairs, order)
+    told = len(order or places) <= len(PAIR_COLOURS)
+    chosen = {p: look_at(i) if told and i < len(PAIR_COLOURS) else _CROWD for p, i in places.items()}
+    thin = len(places) > len(COLOURS)
+    looks = {pair: _thinned(look) if thin else look for pair, look in chosen.items()}
+    if not told:
+        return looks, [_entry(_thinned(_CROWD), f"each of {len(looks)} pairs")]
     return looks, [_entry(look, label(pair, 22)) for pair, look in looks.items()]
+
+
+def _thinned(look: Look) -> Look:
+    return dataclasses.replace(look, width=0.7, size=1.6, opacity=0.8)
 
 
 def _entry(look: Look, text: str) -> Line2D:

@@ -129,13 +129,15 @@ class Section:
     blocks: tuple[Block, ...] = ()
     figures: tuple[Figure, ...] = ()
     folded: tuple[Grid, ...] = field(default=())
+    tables: tuple[str, ...] = ()
+    """The tables behind its figures that no grid prints."""
 
     @property
     def files(self) -> tuple[str, ...]:
-        """The names of the tables whose rows it prints."""
+        """The names of the tables whose rows it prints or draws."""
         grids = [*(b for b in self.blocks if isinstance(b, Grid)), *self.folded]
         found = (g.source.removeprefix("tables/").removesuffix(".csv") for g in grids if g.source.endswith(".csv"))
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys((*found, *self.tables)))
 
 
 def cell(value: Any, kind: str = "", title: str = "") -> Cell:

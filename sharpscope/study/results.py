@@ -323,7 +323,8 @@ class Results:
         if not c.shipped_pairs:
             return [own]
         shipped = Comparison(
-            "shipped", *(shipped_table(t) for t in ("sharpness", "accuracy", "path")), shipped_design(), self._primary,
+            "shipped", shipped_table("sharpness"), shipped_table("accuracy"), shipped_table("path"), shipped_design(),
+            self._primary,
             stragglers=self._shipped_stragglers(c.straggler_criterion),
             by_instability=self._shipped_stragglers(BY_COST), alphas=_FIXED_ALPHAS,
         )  # fmt: skip

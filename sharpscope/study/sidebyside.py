@@ -28,6 +28,8 @@ __all__ = ["reports"]
 
 _MARK: Final = "runs.json"
 """The file that tells a folder of several runs' report from any other folder."""
+_OF_ONE_PAIR: Final = tuple(name for name in COLUMNS if name != "residuals")
+"""The tables whose rows may be about one pair; the residuals of a pair follow from all pairs of its run."""
 _ACROSS: Final = (
     "Verdicts and correlations across the pairs of one run stand in the report of that run; 'sharpscope correlate RUN "
     "RUN ...' correlates over the pairs of all."
@@ -64,8 +66,8 @@ def reports(
         {p.name: p.name if pairs[p.name] == 1 else f"{p.name} ({name})" for p in results.config.pairs}
         for name, (_, results) in zip(names, found, strict=True)
     ]
-    read = [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in COLUMNS} for directory, _ in found]
-    tables = {t: _together([own[t] for own in read], called) for t in COLUMNS}
+    read = [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in _OF_ONE_PAIR} for directory, _ in found]
+    tables = {t: _together([own[t] for own in read], called) for t in _OF_ONE_PAIR}
     criteria = {results.config.straggler_criterion for _, results in found}
     criterion = criteria.pop() if len(criteria) == 1 else DEFAULT_CRITERION
     manifest = _manifest(names, [directory.manifest for directory, _ in found], called, criterion)

@@ -173,6 +173,8 @@ def marginal_rows(correlations: pd.DataFrame) -> pd.DataFrame:
 
 def primary_of_the_whole(correlations: pd.DataFrame) -> pd.DataFrame:
     """The correlations of the whole model that were named before looking: one row a source and group of OOD sets."""
+    if "family" not in correlations:  # tables from before anything was named
+        return correlations.iloc[:0]
     return correlations[(correlations["family"] == PRIMARY) & (correlations["layer"] == ALL)]
 
 

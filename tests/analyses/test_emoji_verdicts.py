@@ -20,6 +20,7 @@ from sharpscope.errors import NoData
 from sharpscope.findings.partial import partial_correlation
 from sharpscope.present import claimplots, populationplots
 from sharpscope.present.forestplots import GAP, Marks, forest
+from sharpscope.tables.rows import one_a_unit
 from sharpscope.vocabulary import CANNOT, DOES_NOT_HOLD, HOLDS
 from tests.analyses.emoji import ALPHAS, LAYERS, Truth, scripts, write_results
 from tests.analyses.test_published import loaded
@@ -237,8 +238,11 @@ def test_residuals_correlate_as_the_primary_estimate_says(
     part = everything.of([0, 1, 2])
     own = found["residuals"].query("group == 'known' and bases == 'training'")
     primary = study.evidence.primary(part, "known", 0.95)
-    assert len(own) == primary["n_effective"] == 42 < primary["n"]
-    assert np.corrcoef(own["sharpness"], own["gain"])[0, 1] == pytest.approx(primary["estimate"])
+    units = one_a_unit(own)
+    assert len(units) == primary["n_effective"] == 42 < primary["n"] == len(own)
+    assert set(own["given"]) == {primary["given"]} and np.allclose(units["residual_gain"].var(ddof=0), 1.0)
+    found_again = np.corrcoef(units["residual_sharpness"], units["residual_gain"])[0, 1]
+    assert found_again == pytest.approx(primary["estimate"], abs=1e-9)
 
 
 def test_alone_is_spearman_of_ranks_within_bases(study: SimpleNamespace, everything: Any) -> None:
@@ -452,7 +456,8 @@ def test_figures_show_what_the_tables_hold(
     gains = training[[f"clean_gain@{a:g}" for a in ALPHAS]].to_numpy()
     assert np.sort(np.array(paths), axis=0) == pytest.approx(np.sort(gains, axis=0), rel=1e-4)
     dots = [len(c.get_offsets()) for c in saved["emoji_sharpness"].axes[1].collections]
-    assert sum(dots) == len(found["residuals"].query("group == 'clean'"))
+    kinds = found["residuals"].query("group == 'clean'").groupby("bases")
+    assert sum(dots) == sum(len(one_a_unit(own)) for _, own in kinds) and kinds.ngroups == 2
     chosen = found["layers"].query("bases == 'training' and layers == 'chosen'")["estimate"].abs()
     drawn = {float(line.get_xdata()[0]) for ax in saved["emoji_layers"].axes for line in ax.get_lines()}
     assert all(min(abs(x - y) for y in drawn) < 1e-6 for x in chosen) and chosen.notna().any()

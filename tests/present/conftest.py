@@ -367,6 +367,21 @@ def make_points() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["pair", "sharpness", "ood_gain", "measure", "alpha"])
 
 
+def make_residuals() -> pd.DataFrame:
+    """Ten pairs in nine settings, tuned with learning rates from 1e-5 to 1e-3."""
+    rng = np.random.default_rng(6)
+    left = rng.normal(size=(2, 10))
+    left[:, 9] = left[:, 8]
+    rows = [
+        {"pair": pair, "group": "ood", "measure": "hessian_trace", "alpha": 0.5, "source": "run", "base": "b" * 64}
+        | {"setting": f"s{min(i, 8)}", "learning_rate": 10 ** (-5 + min(i, 8) / 4), "ood_gain": rng.normal(0, 0.05)}
+        | {"sharpness": np.exp(rng.normal(6, 0.6)), "residual_sharpness": left[0, i], "residual_gain": left[1, i]}
+        | {"given": "learning_rate+distance", "status": "ok", "note": ""}
+        for i, pair in enumerate((*CURVES, *(f"p{i}" for i in range(8))))
+    ]
+    return table("residuals", rows)
+
+
 def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
     return {
         "path": make_path(),
@@ -383,6 +398,7 @@ def make_tables(layers: tuple[str, ...] = LAYERS) -> dict[str, pd.DataFrame]:
         "vrf": make_vrf(),
         "eigenpairs": make_eigenpairs(),
         "points": make_points(),
+        "residuals": make_residuals(),
     }
 
 

@@ -63,12 +63,13 @@ def test_the_example_runs_and_what_it_gives_shows_itself(name: str, known: dict[
     assert f"sharpscope.plot.{name}(" in example.source
     before, scope = dict(matplotlib.rcParams), dict(known)
     exec(example.source, scope)
-    made = scope["drawn" if name.startswith("paper_") else "shown"]
+    with_caption = inspect.signature(function).return_annotation == "Drawn"
+    made = scope["drawn" if with_caption else "shown"]
     assert dict(matplotlib.rcParams) == before
     takes_axes = "ax" in inspect.signature(function).parameters
-    kind = plot.Drawn if name.startswith("paper_") else Axes if takes_axes else Figure
+    kind = plot.Drawn if with_caption else Axes if takes_axes else Figure
     assert isinstance(made, kind)
-    if name.startswith("paper_"):
+    if with_caption:
         assert made._repr_html_.__func__ is plot.Drawn._repr_html_ and hasattr(made.figure, "_repr_png_")
     else:
         assert hasattr(made, "_repr_png_")

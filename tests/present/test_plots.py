@@ -132,6 +132,7 @@ def test_all_figures_are_there(figures: dict[str, Figure], few: Tables) -> None:
         "correlation_path",
         "correlation_pairs",
         "correlation_scatter",
+        "sharpness_and_gain_ood",
     ]
     along = ["wiseft_curve", "accuracy_along_alpha", "agreement", "sharpness_along_alpha"]
     assert list(figures) == [*along, *heat, *rest]

@@ -170,7 +170,7 @@ def test_options_of_scripts_have_the_functions_defaults_and_a_help(path: Path, m
     (name,) = (line.split('"')[1] for line in path.read_text().splitlines() if line.startswith("main = "))
     kind, text = FIGURES[name], loaded(path).__doc__
     parsed = vars(script._parser(kind, text).parse_args(["RUN"]))
-    data = ("sources", "out", "group")
+    data = {"sources", "out", "group"} - set(kind.options())
     assert {k: v for k, v in parsed.items() if k not in data} == {o.name: o.default for o in kind.options().values()}
     defaults = {k: p.default for f in (kind.plot, kind.read) for k, p in inspect.signature(f).parameters.items()}
     assert all(defaults[o.name] == o.default for o in kind.options().values())

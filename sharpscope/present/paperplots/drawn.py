@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from sharpscope.atomic import write_atomic
 from sharpscope.errors import NoData, did_you_mean, shown
 from sharpscope.present.canvas import as_html, save
-from sharpscope.present.style import COLOURS, INK, MARKERS, SET_COLOURS, label, styled
+from sharpscope.present.style import INK, look_at, pair_looks, styled
 
 __all__ = [
     "ENDS",
@@ -25,7 +25,7 @@ __all__ = [
     "lacks",
     "look",
     "number_of",
-    "pair_keys",
+    "pair_lines",
     "paper_figure",
     "range_of",
     "save_drawn",
@@ -110,19 +110,19 @@ def among(wanted: str, known: Iterable[str], kind: str) -> str:
     raise NoData(f"{kind}: the table has no '{shown(wanted, 60)}'.{did_you_mean(wanted, names)} Known: {listed}.")
 
 
-_COLOURS: Final = (*COLOURS, *SET_COLOURS)
-_PLAIN: Final = tuple(m for m in MARKERS if m != "s")  # the square is the mark of the fine-tuned end
-
-
 def look(i: int) -> dict[str, Any]:
-    """Colour and marker of the i-th model; the first 16 have colours of their own."""
-    return {"color": _COLOURS[i % len(_COLOURS)], "marker": _PLAIN[i % len(_PLAIN)]}
+    """Colour and marker of the i-th method, variant or the like; pairs have those of ``pair_lines``."""
+    return look_at(i).line
 
 
-def pair_keys(pairs: Sequence[str], lines: bool = True) -> list[Line2D]:
-    """One entry of a legend per pair, in the look of ``look``."""
-    dashes = "-" if lines else "none"
-    return [Line2D([], [], ls=dashes, markersize=4, label=label(p, 22), **look(i)) for i, p in enumerate(pairs)]
+def pair_lines(
+    pairs: Iterable[str], order: Sequence[str], lines: bool = True
+) -> tuple[dict[str, dict[str, Any]], list[Line2D]]:
+    """Colour and marker of every pair (``style.pair_looks``), and the legend's entries."""
+    looks, entries = pair_looks(pairs, order)
+    for entry in entries:
+        entry.set(linewidth=1.4, markersize=4, alpha=1.0, linestyle="-" if lines else "none")
+    return {pair: look.line for pair, look in looks.items()}, entries
 
 
 def range_of(low: float, high: float) -> str:

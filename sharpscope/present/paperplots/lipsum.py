@@ -16,7 +16,7 @@ from sharpscope.errors import NoData
 from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, model_sets, paths_of
 from sharpscope.present.paperplots.wiseft_sweeps import levels
-from sharpscope.present.style import INK, MARKERS, SET_COLOURS, key, label, new_figure, plain_log, short_set
+from sharpscope.present.style import INK, MARKERS, SET_COLOURS, key, label, new_figure, places_of, plain_log, short_set
 from sharpscope.tables.rows import nearest, unique_in_order
 from sharpscope.vocabulary import AGREEMENT
 
@@ -119,6 +119,7 @@ def paper_lipsum_energy(
     accuracy: pd.DataFrame,
     measures: Sequence[str] = ("energy_gap", "feature_distortion"),
     alpha: float = 1.0,
+    pair_order: Sequence[str] = (),
 ) -> Drawn:
     """Accuracy on every data set against how far the model is from zero-shot on it, one panel per measure.
 
@@ -127,6 +128,7 @@ def paper_lipsum_energy(
         accuracy: the accuracy table of the same runs.
         measures: measures of the agreement table that compare a point with an end.
         alpha: the point of the path (the nearest one that the table has).
+        pair_order: the run's order of pairs (``run.order``), from which their marks follow; default: by name.
 
     >>> drawn = sharpscope.plot.paper_lipsum_energy(run.agreement, run.accuracy)
 
@@ -144,11 +146,11 @@ def paper_lipsum_energy(
     )
     if not len(point):
         raise lacks("lipsum_energy", "agreement", "has no point with an accuracy beside it")
-    pairs, sets = unique_in_order(point["pair"]), unique_in_order(point["dataset"])
+    places, sets = places_of(point["pair"], pair_order), unique_in_order(point["dataset"])
     ids = set(point.loc[point["role"] == "id", "dataset"])
     point = point.assign(accuracy=100 * point["accuracy"])
     colours = {s: SET_COLOURS[i % len(SET_COLOURS)] for i, s in enumerate(sets)}
-    marks = {p: _MARKS[i % len(_MARKS)] for i, p in enumerate(pairs)}
+    marks = {p: _MARKS[place % len(_MARKS)] for p, place in places.items()}
     figure = new_figure(2.75)
     axes = figure.subplots(1, len(chosen), squeeze=False, sharey=True)[0]
     for ax, measure in zip(axes, chosen, strict=True):
@@ -160,7 +162,8 @@ def paper_lipsum_energy(
         )  # fmt: skip
         sns.scatterplot(
             data=own, x="estimate", y="accuracy", hue="dataset", hue_order=sets, palette=colours, style="pair",
-            style_order=pairs, markers=marks, s=26, edgecolor="white", linewidth=0.4, legend=False, ax=ax, zorder=3,
+            style_order=list(marks), markers=marks, s=26, edgecolor="white", linewidth=0.4, legend=False, ax=ax,
+            zorder=3,
         )  # fmt: skip
         values = own["estimate"]
         if len(values) and values.max() > 5 * values.min():
@@ -177,11 +180,11 @@ def paper_lipsum_energy(
         )
         for s in sets
     ]
-    keys += [Line2D([], [], color=INK["grey"], marker=marks[p], ls="none", ms=4, label=label(p, 22)) for p in pairs]
+    keys += [Line2D([], [], color=INK["grey"], marker=marks[p], ls="none", ms=4, label=label(p, 22)) for p in marks]
     key(figure, keys)
     n = point["n"].astype(float)
     meant = "; ".join(f"{m.replace('_', ' ').capitalize()}: {AGREEMENT[m].text}" for m in chosen if m in AGREEMENT)
     caption = f"""Accuracy on {number_of(len(sets), "data set")} of {range_of(n.min(), n.max())} images against the
-        distance of the model at α = {at:g} from the zero-shot model, {number_of(len(pairs), "model")}. {meant}.
+        distance of the model at α = {at:g} from the zero-shot model, {number_of(len(marks), "model")}. {meant}.
         Bars are 95 % intervals over images. After Nam et al. 2024 (arXiv 2404.00860)."""
     return Drawn(figure, caption)

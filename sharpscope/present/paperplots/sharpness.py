@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sharpscope.layers import layer_key
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, pair_keys, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, pair_lines, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer
 from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
@@ -207,6 +208,7 @@ def paper_sharpness_correlation(
     measure: str = PRIMARY_MEASURE,
     layer: str = ALL,
     alpha: float = MIDDLE,
+    pair_order: Sequence[str] = (),
 ) -> Drawn:
     """Mean OOD accuracy over sharpness: across models at one alpha (left), and along the path of each model (right).
 
@@ -217,6 +219,7 @@ def paper_sharpness_correlation(
         measure: the measure to draw.
         layer: the layer whose sharpness is drawn; default: the whole model.
         alpha: the point of the left panel (the nearest one that the table has).
+        pair_order: the run's order of pairs (``run.order``), from which their colours follow; default: by name.
 
     >>> drawn = sharpscope.plot.paper_sharpness_correlation(run.sharpness, run.accuracy, alpha=0.3)
 
@@ -232,7 +235,7 @@ def paper_sharpness_correlation(
     points = values.merge(paths_of(accuracy, "sharpness_correlation"), on=["pair", "alpha"])
     if not len(points):
         raise lacks("sharpness_correlation", "sharpness", "has no alpha at which accuracy is known too")
-    pairs = unique_in_order(points["pair"])
+    looks, keys = pair_lines(points["pair"], pair_order)
     at = nearest(points["alpha"], alpha)
     here = points[np.isclose(points["alpha"], at)]
     figure = new_figure(2.75)
@@ -242,16 +245,16 @@ def paper_sharpness_correlation(
             data=here, x="estimate", y="ood", ax=left, scatter=False, color=INK["grey"], ci=95, seed=0, truncate=True,
             line_kws={"lw": 1.0, "ls": "--"},
         )  # fmt: skip
-    for i, pair in enumerate(pairs):
+    for pair, look in looks.items():
         one, own = here[here["pair"] == pair], points[points["pair"] == pair].sort_values("alpha")
         error = one["stderr_images"].fillna(0.0)
         left.errorbar(
-            one["estimate"], one["ood"], xerr=error, yerr=_interval(one), ls="none", ms=4, elinewidth=0.7, **look(i)
+            one["estimate"], one["ood"], xerr=error, yerr=_interval(one), ls="none", ms=4, elinewidth=0.7, **look
         )
-        right.plot(own["estimate"], own["ood"], ms=2.4, lw=1.0, **look(i))
+        right.plot(own["estimate"], own["ood"], ms=2.4, lw=1.0, **look)
         for end, mark in ((0.0, "*"), (1.0, "s")):
             last = own[own["alpha"] == end]
-            ink = INK["black"] if end == 0 else look(i)["color"]
+            ink = INK["black"] if end == 0 else look["color"]
             right.scatter(
                 last["estimate"], last["ood"], marker=mark, s=50 if end == 0 else 20, color=ink, lw=0, zorder=4
             )
@@ -271,11 +274,11 @@ def paper_sharpness_correlation(
         Line2D([], [], color=INK["black"], marker="*", ls="none", ms=7, label="zero-shot"),
         Line2D([], [], color=INK["grey"], marker="s", ls="none", ms=4, label="fine-tuned"),
     ]
-    key(figure, [*pair_keys(pairs), *ends])
+    key(figure, [*keys, *ends])
     line = "The dashed line is the least-squares line with its 95 % band." if len(here) >= 4 else ""
     caption = f"""{label(measure)} of the {named} from {_most(values["n"]):,} probe images against mean accuracy out
         of distribution ({images_in_words(accuracy)}). Left: {number_of(len(here), "model")} at α = {at:g}; right:
-        {len(points)} points of {number_of(len(pairs), "path")}. Bars are one standard error (sharpness) and 95 %
+        {len(points)} points of {number_of(len(looks), "path")}. Bars are one standard error (sharpness) and 95 %
         intervals (accuracy) over images. {line} {_SOURCE}"""
     return Drawn(figure, caption)
 

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, lacks, look, number_of, pair_keys, paper_figure
+from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, lacks, look, number_of, pair_lines, paper_figure
 from sharpscope.present.paperplots.outcomes import bars, images_in_words, model_sets, paired, paths_of
 from sharpscope.present.scales import Scale, percent_ticks, scaled
 from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, short_set
@@ -48,7 +48,12 @@ def mark_ends(ax: Axes, rows: pd.DataFrame, x: np.ndarray, y: np.ndarray, colour
 
 # ------------------------------------------------------------------------------------------------------------- scatter
 @paper_figure
-def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None = None, scale: Scale = "logit") -> Drawn:
+def paper_wiseft_scatter(
+    accuracy: pd.DataFrame,
+    baseline: pd.DataFrame | None = None,
+    scale: Scale = "logit",
+    pair_order: Sequence[str] = (),
+) -> Drawn:
     """OOD over ID accuracy along the path of every pair, one panel per OOD set, on logit, probit or linear axes.
 
     Args:
@@ -57,6 +62,7 @@ def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None =
             id_accuracy, ood_accuracy in [0, 1]; or dataset, intercept, slope of a line on the logit scale. Without it
             only the diagonal is drawn.
         scale: the stretching of both axes. The line is fitted on this scale.
+        pair_order: the run's order of pairs (``run.order``), from which their colours follow; default: by name.
 
     >>> drawn = sharpscope.plot.paper_wiseft_scatter(run.accuracy, scale="probit")
 
@@ -68,7 +74,7 @@ def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None =
     panels = paired(accuracy, "wiseft_scatter")
     shown = dict(list(panels.items())[:_MOST_PANELS])
     mean_name = next(iter(accuracy.loc[accuracy["role"] == "ood_mean", "dataset"]), "mean")
-    pairs = unique_in_order(accuracy.loc[accuracy["pair"].isin(next(iter(panels.values()))["pair"]), "pair"])
+    looks, lines_key = pair_lines(next(iter(panels.values()))["pair"], pair_order)
     columns = min(2, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = new_figure(2.35 * lines + 0.7)
@@ -79,11 +85,11 @@ def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None =
     for (name, rows), ax in zip(shown.items(), axes.flat, strict=False):
         dataset = mean_name if name == "mean" else name
         models = None if baseline is None else baseline[baseline["dataset"] == dataset]
-        counts.append(_scatter_panel(ax, rows, pairs, models, scale))
+        counts.append(_scatter_panel(ax, rows, looks, models, scale))
         ax.set_title(_set_name(dataset) if name != "mean" else "mean over the OOD sets")
         ax.set_ylabel("OOD accuracy (%)" if columns == 1 or len(counts) % columns == 1 else "")
         ax.set_xlabel("ID accuracy (%)" if len(counts) + columns > len(shown) else "")
-    keys = [*pair_keys(pairs), *ENDS, Line2D([], [], color=INK["grey"], ls=":", lw=1.0, label="OOD = ID")]
+    keys = [*lines_key, *ENDS, Line2D([], [], color=INK["grey"], ls=":", lw=1.0, label="OOD = ID")]
     if any(counts):
         keys.append(Line2D([], [], color=INK["grey"], marker=".", ls="--", lw=1.0, label="baseline models, their line"))
     more = len(panels) - len(shown)
@@ -92,26 +98,26 @@ def paper_wiseft_scatter(accuracy: pd.DataFrame, baseline: pd.DataFrame | None =
     line = f"""The dashed line{band} is fitted to {number_of(max(counts), "baseline model")} on this scale; the
         height above it is the effective robustness.""" if any(counts) else ""  # fmt: skip
     caption = f"""Accuracy out of distribution over accuracy in distribution along the straight path of
-        {number_of(len(pairs), "pair")}, {scale} axes; {images_in_words(accuracy)}. Bars are 95 % intervals over
+        {number_of(len(looks), "pair")}, {scale} axes; {images_in_words(accuracy)}. Bars are 95 % intervals over
         images. {line} After Wortsman et al. 2022 (arXiv 2109.01903), figs. 1 and 7."""
     return Drawn(figure, caption)
 
 
 def _scatter_panel(
-    ax: Axes, rows: pd.DataFrame, pairs: Sequence[str], models: pd.DataFrame | None, scale: Scale
+    ax: Axes, rows: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]], models: pd.DataFrame | None, scale: Scale
 ) -> int:
-    for i, pair in enumerate(pairs):
+    for pair, look in looks.items():
         own = rows[rows["pair"] == pair]
         x, y = scaled(own["id"] / 100, scale), scaled(own["ood"] / 100, scale)
-        colour = look(i)["color"]
+        colour = look["color"]
         for name, at, role in (("x", x, "id"), ("y", y, "ood")):
             if bars(own, role) is not None:
                 low, high = (scaled(own[f"{role}_{end}"] / 100, scale) for end in ("low", "high"))
                 length: dict[str, Any] = {f"{name}err": np.stack([at - low, high - at]).clip(0)}
                 ax.errorbar(
-                    x, y, **length, fmt="none", ecolor=colour, alpha=_shade(0.3, len(pairs)), elinewidth=0.7, zorder=1
+                    x, y, **length, fmt="none", ecolor=colour, alpha=_shade(0.3, len(looks)), elinewidth=0.7, zorder=1
                 )
-        ax.plot(x, y, markersize=2.6, lw=1.1, zorder=2, **look(i))
+        ax.plot(x, y, markersize=2.6, lw=1.1, zorder=2, **look)
         mark_ends(ax, own, x, y, colour)
     seen = 0
     ax.margins(0.08)
@@ -151,11 +157,15 @@ def _baseline(ax: Axes, models: pd.DataFrame, scale: Scale, limits: _Limits) -> 
 
 # --------------------------------------------------------------------------------------------------------- along alpha
 @paper_figure
-def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
+def paper_wiseft_alpha(accuracy: pd.DataFrame, pair_order: Sequence[str] = ()) -> Drawn:
     """Accuracy on every data set along alpha, one panel per set, one line per pair with its interval and its chord.
 
     The dotted chord joins the two ends of a path: a path above it gains more than its ends' mean, and a path above both
     of its ends gains over either model (observations 1 and 2 of the paper).
+
+    Args:
+        accuracy: the accuracy table.
+        pair_order: the run's order of pairs (``run.order``), from which their colours follow; default: by name.
 
     >>> drawn = sharpscope.plot.paper_wiseft_alpha(run.accuracy)
 
@@ -167,7 +177,7 @@ def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
     rows = model_sets(accuracy, "wiseft_alpha")
     roles = {role: unique_in_order(rows.loc[rows["role"] == role, "dataset"]) for role in ("id", "ood_mean", "ood")}
     every = [(role, name) for role, names in roles.items() for name in names]
-    shown, pairs = every[:_MOST_SETS], unique_in_order(rows["pair"])
+    shown, (looks, lines_key) = every[:_MOST_SETS], pair_lines(rows["pair"], pair_order)
     columns = min(_COLUMNS, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure = new_figure(1.45 * lines + 0.75)
@@ -176,8 +186,8 @@ def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
         ax.set_visible(i < len(shown))
     for i, ((role, name), ax) in enumerate(zip(shown, axes.flat, strict=False)):
         own = rows[(rows["role"] == role) & (rows["dataset"] == name)]
-        for k, pair in enumerate(pairs):
-            _set_line(ax, own[own["pair"] == pair], look(k), _shade(0.15, len(pairs)))
+        for pair, style in looks.items():
+            _set_line(ax, own[own["pair"] == pair], style, _shade(0.15, len(looks)))
         ax.grid(True, axis="y")
         ax.set_title(f"{_set_name(name)} (ID)" if role == "id" else _set_name(name), fontsize=7)
         if i + columns >= len(shown):
@@ -187,9 +197,9 @@ def paper_wiseft_alpha(accuracy: pd.DataFrame) -> Drawn:
             ax.set_ylabel("accuracy (%)")
     ends = [Line2D([], [], color=INK["grey"], ls=":", lw=1.0, label="chord between the ends")]
     more = len(every) - len(shown)
-    key(figure, [*pair_keys(pairs), *ends], f"{number_of(more, 'more set')} in the table" if more > 0 else "")
+    key(figure, [*lines_key, *ends], f"{number_of(more, 'more set')} in the table" if more > 0 else "")
     caption = f"""Accuracy along the straight path from the zero-shot (α = 0) to the fine-tuned model (α = 1) of
-        {number_of(len(pairs), "pair")} on every data set; {images_in_words(accuracy)}. Bands are 95 % intervals
+        {number_of(len(looks), "pair")} on every data set; {images_in_words(accuracy)}. Bands are 95 % intervals
         over images, dotted lines the chords between the ends. The vertical axes differ. After Wortsman et al. 2022
         (arXiv 2109.01903), fig. 6."""
     return Drawn(figure, caption)

@@ -17,7 +17,7 @@ from sharpscope.errors import NoData
 from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, look, number_of, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.paperplots.wiseft_paths import mark_ends
-from sharpscope.present.style import COLOURS, INK, key, label, new_figure
+from sharpscope.present.style import COLOURS, INK, key, label, new_figure, pair_looks
 from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
 
 __all__ = ["levels", "paper_wiseft_hyper", "paper_wiseft_shots"]
@@ -41,13 +41,16 @@ def shades(values: Sequence[Any], numeric: bool) -> dict[Any, Any]:
 
 # ------------------------------------------------------------------------------------------------------ hyperparameters
 @paper_figure
-def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = ()) -> Drawn:
+def paper_wiseft_hyper(
+    accuracy: pd.DataFrame, settings: pd.DataFrame, columns: Sequence[str] = (), pair_order: Sequence[str] = ()
+) -> Drawn:
     """The path of every fine-tuned model, OOD over ID accuracy, coloured by one hyperparameter in each panel.
 
     Args:
         accuracy: the accuracy table of all models.
         settings: pair, and a column per hyperparameter (learning rate, epochs, ...).
         columns: the hyperparameters to draw; default: those with at least two values.
+        pair_order: the run's order of pairs (``run.order``), from which their colours follow; default: by name.
 
     >>> drawn = sharpscope.plot.paper_wiseft_hyper(run.accuracy, settings)
 
@@ -71,7 +74,7 @@ def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: 
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(chosen))
     for i, (setting, ax) in enumerate(zip(chosen, axes.flat, strict=False)):
-        _setting_panel(ax, rows, setting)
+        _setting_panel(ax, rows, setting, pair_order)
         ax.set_ylabel("mean OOD accuracy (%)" if i % across == 0 else "")
         ax.set_xlabel("ID accuracy (%)" if i + across >= len(chosen) else "")
         ax.xaxis.label.set_visible(True)  # seaborn hides it where the tick labels were hidden
@@ -83,10 +86,11 @@ def paper_wiseft_hyper(accuracy: pd.DataFrame, settings: pd.DataFrame, columns: 
     return Drawn(figure, caption)
 
 
-def _setting_panel(ax: Axes, rows: pd.DataFrame, setting: str) -> None:
+def _setting_panel(ax: Axes, rows: pd.DataFrame, setting: str, order: Sequence[str]) -> None:
     numeric = pd.api.types.is_numeric_dtype(rows[setting])
-    values = levels(rows[setting])
-    colours = shades(values, numeric)
+    looks = pair_looks(rows["pair"], order)[0] if setting == "pair" else {}
+    values = list(looks) or levels(rows[setting])
+    colours = {pair: look.colour for pair, look in looks.items()} or shades(values, numeric)
     sns.lineplot(
         data=rows, x="id", y="ood", hue=setting, hue_order=values, palette=colours, units="pair", estimator=None,
         sort=False, marker="o", markersize=2.8, markeredgewidth=0, lw=1.1, legend=False, ax=ax,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pandas as pd
+
 from sharpscope.errors import ConfigError, NoData, ResultsError, did_you_mean, shown
 from sharpscope.present.alphas import showing_alpha_on
 from sharpscope.present.canvas import paper_style, plain_style, save
@@ -19,7 +21,7 @@ from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.study.figures.reading import tables_of
 from sharpscope.vocabulary import AlphaSide, FigureStyle
 
-__all__ = ["STYLES", "WrittenFigures", "figures", "write"]
+__all__ = ["STYLES", "WrittenFigures", "figures", "gain_figures", "write"]
 
 STYLES: Final[Mapping[FigureStyle, Callable[[], AbstractContextManager[None]]]] = {
     "paper": paper_style,
@@ -67,11 +69,29 @@ def figures(
         ConfigError: an unknown name, run or group.
         NoData: nothing can be drawn.
     """
-    tables = tables_of(runs, group)
+    return _written(_chosen(tables_of(runs, group), only), out, style, alpha_on)
+
+
+def gain_figures(
+    residuals: pd.DataFrame, correlations: pd.DataFrame, out: str | os.PathLike[str], style: FigureStyle = "paper"
+) -> WrittenFigures:
+    """Write ``plot.sharpness_and_gain`` of every group of OOD sets into the folder ``out``, with its caption.
+
+    Raises NoData where no group has two pairs.
+    """
+    if not len(residuals):
+        raise NoData("sharpness_and_gain: no pair has the measure that was named before looking.")
+    tables = Tables.given({"residuals": residuals, "correlations": correlations})
+    return _written(FIGURES["sharpness_and_gain"].drawings(tables), out, style, "finetuned")
+
+
+def _written(
+    drawings: Mapping[str, Callable[[], Drawing]], out: str | os.PathLike[str], style: FigureStyle, alpha_on: AlphaSide
+) -> WrittenFigures:
     files: dict[str, tuple[Path, ...]] = {}
     reasons: dict[str, str] = {}
     with STYLES[style](), showing_alpha_on(alpha_on):
-        for name, draw in _chosen(tables, only).items():
+        for name, draw in drawings.items():
             try:
                 drawn = draw()
             except (ConfigError, ResultsError) as why:

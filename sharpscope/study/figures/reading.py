@@ -105,7 +105,9 @@ def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     return Tables(
         read,
         criterion=told.get("straggler_criterion"),
-        pairs=[pair["name"] for pair in told.get("pairs", ()) if isinstance(pair, dict) and "name" in pair],
+        pairs=()
+        if images
+        else [pair["name"] for pair in told.get("pairs", ()) if isinstance(pair, dict) and "name" in pair],
         alone=len(runs) == 1,
         images=images,
     )

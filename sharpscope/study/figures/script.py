@@ -49,7 +49,7 @@ def _parser(kind: FigureKind, text: str | None) -> argparse.ArgumentParser:
     parser.add_argument("sources", nargs="+", metavar="RUN", help="run directories, or the file that the text names")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder for the files of the figure")
     parser.add_argument("--group", help="group of OOD sets to draw; needed where several would be averaged")
-    for option in kind.options().values():
+    for option in (o for o in kind.options().values() if o.name != "group"):  # the flag above is that option
         flag = "--" + option.name.rstrip("_").replace("_", "-")
         parser.add_argument(flag, dest=option.name, default=option.default, **_values(option))
     return parser
