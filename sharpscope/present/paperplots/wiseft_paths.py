@@ -106,10 +106,10 @@ def paper_wiseft_scatter(
 def _scatter_panel(
     ax: Axes, rows: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]], models: pd.DataFrame | None, scale: Scale
 ) -> int:
-    for pair, look in looks.items():
+    for pair, style in looks.items():
         own = rows[rows["pair"] == pair]
         x, y = scaled(own["id"] / 100, scale), scaled(own["ood"] / 100, scale)
-        colour = look["color"]
+        colour = style["color"]
         for name, at, role in (("x", x, "id"), ("y", y, "ood")):
             if bars(own, role) is not None:
                 low, high = (scaled(own[f"{role}_{end}"] / 100, scale) for end in ("low", "high"))
@@ -117,7 +117,7 @@ def _scatter_panel(
                 ax.errorbar(
                     x, y, **length, fmt="none", ecolor=colour, alpha=_shade(0.3, len(looks)), elinewidth=0.7, zorder=1
                 )
-        ax.plot(x, y, markersize=2.6, lw=1.1, zorder=2, **look)
+        ax.plot(x, y, markersize=2.6, lw=1.1, zorder=2, **style)
         mark_ends(ax, own, x, y, colour)
     seen = 0
     ax.margins(0.08)
