@@ -18,7 +18,8 @@ from matplotlib.patches import Patch, Rectangle
 
 from sharpscope.errors import NoData
 from sharpscope.present.alphas import alpha_is
-from sharpscope.present.layerplots import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
+from sharpscope.present.layerrows import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
+from sharpscope.present.placing import place_labels
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -28,7 +29,6 @@ from sharpscope.present.style import (
     label,
     new_figure,
     pair_looks,
-    place_labels,
     plain_log,
     styled,
     title_of,

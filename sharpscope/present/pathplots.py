@@ -18,6 +18,7 @@ from sharpscope.errors import ConfigError, NoData
 from sharpscope.present.advice import advised_alphas
 from sharpscope.present.alphas import alpha_axis, alpha_is, alpha_number, with_symbol
 from sharpscope.present.canvas import figure_of
+from sharpscope.present.placing import place_labels
 from sharpscope.present.style import (
     COLOURS,
     INK,
@@ -30,7 +31,6 @@ from sharpscope.present.style import (
     new_figure,
     one_panel,
     pair_looks,
-    place_labels,
     plain_log,
     short_set,
     styled,

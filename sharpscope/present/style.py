@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from sharpscope.errors import shown
 from sharpscope.present.canvas import ShownAxes, ShownFigure, figure_of
@@ -46,11 +46,11 @@ __all__ = [
     "new_figure",
     "one_panel",
     "pair_looks",
-    "place_labels",
     "places_of",
     "plain_log",
     "short_layer",
     "short_set",
+    "signed_ticks",
     "styled",
     "title_of",
 ]
@@ -72,8 +72,6 @@ SET_COLOURS: Final = (
 )  # fmt: skip
 """The colours of data sets: Paul Tol's muted palette."""
 
-_LABEL_SIZE: Final = 6.0
-"""The size in points of texts next to marks."""
 _LONGEST_LAYER: Final = 26
 """The most characters of a layer's name in figures; longer names are cut in the middle."""
 
@@ -235,8 +233,21 @@ def plain_log(axis: Axis, most: int = 7) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value)))
 
 
+def signed_ticks(axis: Axis, threshold: float) -> None:
+    """Few ticks on an axis that is logarithmic beyond +- ``threshold`` and linear between, as plain numbers."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [0.0]
+    for sign, end in ((1.0, high), (-1.0, -low)):
+        decades = int(math.log10(end / threshold) + 1e-9) if end >= threshold else -1
+        step = max(1, math.ceil((decades + 1) / 3))
+        ticks += [sign * threshold * 10.0**k for k in range(decades, -1, -step)]
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _plain_number(value).replace("-", "−")))
+
+
 def _plain_number(value: float) -> str:
-    if 1e-3 <= abs(value) < 1e5:
+    if not value or 1e-3 <= abs(value) < 1e5:
         return f"{value:g}"
     digits, power = f"{value:.0e}".split("e")
     return f"{digits}e{int(power)}"
@@ -308,61 +319,3 @@ def short_set(spec: str) -> str:
     """A data set spec as legends write it: ``mini:photo-dark`` -> ``photo-dark``, ``folder:/data/in-a`` -> ``in-a``."""
     tail = re.split(r"[:/\\]", spec.rstrip("/\\"))[-1]
     return label(tail or spec, 24)
-
-
-def place_labels(
-    ax: Axes,
-    at: Sequence[tuple[float, float]],
-    texts: Sequence[str],
-    colours: Sequence[str],
-    avoid: Sequence[tuple[float, float]] = (),
-    *,
-    laid_out: bool = False,
-) -> None:
-    """Write ``texts`` next to the points ``at`` where they cover nothing; a text without a free place is left out.
-
-    Points are in data units. The limits of the axes must be final. ``laid_out``: the figure's layout is final too, as
-    after ``draw_without_rendering``, which takes a time that grows with the number of panels.
-    """
-    figure = figure_of(ax)
-    if not laid_out:
-        figure.draw_without_rendering()  # the layout determines the positions of points
-    unit = figure.dpi / 72.0
-    frame = ax.get_window_extent()
-    place = ax.transData.transform
-    blocked = [(x - 2 * unit, y - 2 * unit, x + 2 * unit, y + 2 * unit) for x, y in (place(p) for p in [*at, *avoid])]
-    for point, text, colour in zip(at, texts, colours, strict=True):
-        x, y = place(point)
-        wide, high = 0.62 * _LABEL_SIZE * len(text) * unit, 1.1 * _LABEL_SIZE * unit
-        for distance in (4.0, 7.0, 11.0):
-            gap = distance * unit
-            spots = [
-                (sx * (gap + (wide / 2 if sx else 0)), sy * (gap + (high / 2 if sy else 0)))
-                for sx, sy in ((0, 1), (0, -1), (1, 0), (-1, 0), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
-            ]
-            free = next(
-                (s for s in spots if _is_free((x + s[0], y + s[1]), (wide, high), frame.extents, blocked)), None
-            )
-            if free is None:
-                continue
-            cx, cy = x + free[0], y + free[1]
-            blocked.append((cx - wide / 2, cy - high / 2, cx + wide / 2, cy + high / 2))
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "fontsize": _LABEL_SIZE,
-                "color": colour,
-                "annotation_clip": False,
-            }
-            ax.annotate(text, point, (free[0] / unit, free[1] / unit), textcoords="offset points", **style)
-            break
-
-
-def _is_free(
-    centre: tuple[float, float], box: tuple[float, float], frame: Sequence[float], blocked: Sequence[tuple[float, ...]]
-) -> bool:
-    left, right = centre[0] - box[0] / 2, centre[0] + box[0] / 2
-    low, high = centre[1] - box[1] / 2, centre[1] + box[1] / 2
-    if left < frame[0] or right > frame[2] or low < frame[1] or high > frame[3]:
-        return False
-    return not any(left < b[2] and right > b[0] and low < b[3] and high > b[1] for b in blocked)

@@ -15,7 +15,17 @@ from matplotlib.lines import Line2D
 from sharpscope.layers import layer_key
 from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, pair_lines, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
-from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, plain_log, short_layer
+from sharpscope.present.style import (
+    COLOURS,
+    INK,
+    first_pairs,
+    key,
+    label,
+    new_figure,
+    plain_log,
+    short_layer,
+    signed_ticks,
+)
 from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
 from sharpscope.vocabulary import ALL, BASES, PRIMARY_MEASURE
 
@@ -23,6 +33,12 @@ __all__ = ["paper_sharpness_correlation", "paper_sharpness_layers", "paper_sharp
 
 _SOURCE: Final = "After Abdollahpoorrostam 2024 (arXiv 2410.16476)."
 _MOST_NAMED: Final = 7
+_WIDE: Final = 8
+"""Values that differ by more than this factor are drawn on a logarithmic axis."""
+_DEEPEST: Final = 1e-5
+_BENT: Final = 1e-3
+"""The smallest value that has a place of its own, as a share of the largest: where all are above 0, and where some are
+not; smaller ones are noise around 0."""
 
 
 # ----------------------------------------------------------------------------------------------------------------- LII
@@ -148,12 +164,7 @@ def paper_sharpness_layers(
         if i + columns >= len(pairs):
             ax.set_xlabel("α (0 zero-shot, 1 fine-tuned)")
             ax.tick_params(labelbottom=True)
-    positive = table.loc[table["estimate"] > 0, "estimate"]
-    if len(positive) and positive.max() > 8 * positive.min():
-        low = max(positive.min(), positive.max() * 1e-5)  # smaller values are noise around 0
-        axes[0, 0].set_yscale("log")
-        axes[0, 0].set_ylim(low / 1.5, positive.max() * 1.5)
-        plain_log(axes[0, 0].yaxis, 6)
+    scale = _value_axis(axes[0, 0], table["estimate"].to_numpy(dtype=float))
     handles = [
         Line2D([], [], color=INK["black"], ls="--", lw=1.3, label="whole model"),
         Line2D([], [], color="#bbbbbb", lw=0.8, label="other layers"),
@@ -170,9 +181,27 @@ def paper_sharpness_layers(
     caption = f"""{label(measure)} of {number_of(layers, "layer")} along the straight path of
         {number_of(len(pairs), "pair")}, from {_most(table["n"]):,} probe images. Coloured: the stragglers by
         {criterion} (base {base}); a layer that is one in another panel only is grey. Bands are one standard error
-        over images where it is known, hollow marks did not converge, and values of 0 or less have no place on a
-        logarithmic axis. {_SOURCE}"""
+        over images where it is known, hollow marks did not converge. {scale} {_SOURCE}"""
     return Drawn(figure, caption)
+
+
+def _value_axis(ax: Axes, values: np.ndarray) -> str:
+    """Choose the scale of the y axis by ``values``; returns the sentence of the caption about it."""
+    sizes = np.abs(values[values != 0])
+    if not len(sizes) or sizes.max() <= _WIDE * sizes.min():
+        return "The vertical axis is linear."
+    low, high = max(sizes.min(), sizes.max() * _DEEPEST), sizes.max()
+    if (values > 0).all():
+        ax.set_yscale("log", nonpositive="clip")
+        ax.set_ylim(low / 1.5, high * 1.5)
+        plain_log(ax.yaxis, 6)
+        return "The vertical axis is logarithmic."
+    low = 10.0 ** np.ceil(np.log10(max(low, high * _BENT)))
+    ax.set_yscale("symlog", linthresh=low, linscale=0.5)
+    bottom = values.min() * 1.5 if values.min() < -low else -low
+    ax.set_ylim(bottom, high * 1.5 if values.max() > low else low)
+    signed_ticks(ax.yaxis, low)
+    return f"The vertical axis is logarithmic beyond ±{low:g} and linear between, for some values are 0 or less."
 
 
 def _most(counts: pd.Series) -> int:
@@ -190,7 +219,7 @@ def _layers_panel(ax: Axes, rows: pd.DataFrame, mine: set[str], colours: dict[st
             ax.plot(line["alpha"], line["estimate"], color=colour, lw=1.4, zorder=5)
             error = line["stderr_images"].fillna(line["stderr"]).fillna(0.0)
             low, high = line["estimate"] - error, line["estimate"] + error
-            ax.fill_between(line["alpha"], low.clip(lower=1e-12), high, color=colour, alpha=0.12, lw=0)
+            ax.fill_between(line["alpha"], low, high, color=colour, alpha=0.12, lw=0)
             for open_, part in line.groupby(line["status"] == "not_converged"):
                 face = "white" if open_ else colour
                 ax.plot(part["alpha"], part["estimate"], "o", ms=2.8, color=colour, mfc=face, zorder=6)
