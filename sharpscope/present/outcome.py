@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, aim_of, how_sure, in_words, situations_of
+from sharpscope.present.advice import advised, aim_of, how_sure, situations_of
 from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
@@ -145,16 +145,14 @@ def answer(source: Source) -> Section:
 
 
 def advice(source: Source) -> Section:
-    """What to do with every pair from the strongest situation that is known, and every rule with its regret."""
+    """The evidence for what the first screen advises, and every rule with its regret."""
     table = source.table("advice")
     if not len(table):
         return Section("Advice", "advice", (absent("advice"),))
     lines: list[Block] = []
     rows = []
     for pair in pairs_of(table, source.order):
-        lines += [
-            Line(f"{shown(pair)}: {in_words(row)}", shown(said(str(row["note"])), 3000)) for row in advised(table, pair)
-        ]
+        lines += [_evidence(pair, row) for row in advised(table, pair) if row["note"] and not is_missing(row["alpha"])]
         rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
     head = (
         "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
@@ -166,7 +164,20 @@ def advice(source: Source) -> Section:
         "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
     )
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
-    return Section("Advice", "advice", (*lines, grid))
+    above = "What to do with every pair stands in the table at the top of this page. Here is what that rests on, and "
+    return Section("Advice", "advice", (f"{above}what every other rule says.", *lines, grid))
+
+
+def _evidence(pair: str, row: Mapping[str, Any]) -> Line:
+    """What the advice of one row rests on."""
+    group = f", {shown(row['group'], 60)}" if row["group"] else ""
+    return Line(f"{shown(pair)}{group}, {row['rule']}:", shown(said(str(row["note"])), 3000))
+
+
+def _sparse(row: Mapping[str, Any]) -> str:
+    """The layers to make sparse, and how much of their change is kept."""
+    kept = "" if is_missing(row["density"]) else f" (keep {percent(row['density'], 0)})"
+    return f"{layer_names(str(row['layers']))}{kept}" if row["layers"] else "none"
 
 
 def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -181,7 +192,7 @@ def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         cell(f"{row['rule']}{' ✓' if row['advised'] else ''}", "good" if row["advised"] else "", title=said(rule)),
         cell(row["group"] or None),
         alpha_cell(row["alpha"]),
-        cell(layer_names(str(row["layers"])) or "none", title=str(row["layers"])),
+        cell(_sparse(row), title=str(row["layers"])),
         cell(gain),
         *shares,
         *regrets,

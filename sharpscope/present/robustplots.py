@@ -47,7 +47,10 @@ def effective_robustness(robustness: pd.DataFrame, pair_order: Sequence[str] = (
         raise NoData("effective_robustness: no point has both an ID and an OOD accuracy.")
     if not np.isfinite(rows["expected"]).any():
         why = "; ".join(unique_in_order(shown(note, 200) for note in rows["note"]))
-        raise NoData(f"effective_robustness: there is no line. {why}.\nRemedy: --baseline FILE.csv with more models.")
+        raise NoData(
+            f"effective_robustness: there is no line. {why}.\nRemedy: a file of more models as the baseline of "
+            "sharpscope.robustness, whose table sharpscope.plot.effective_robustness draws."
+        )
     sets = sorted(unique_in_order(rows["dataset"]), key=lambda d: d.count("+"))
     drawn, fewer = sets[:_MOST_SETS], len(sets) - _MOST_SETS
     columns = min(2, len(drawn))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pandas as pd
 import pytest
 
 from sharpscope import plot
+from sharpscope.cli.figures import Figures
 from sharpscope.cli.main import main
 from sharpscope.errors import ConfigError, NoData
 from sharpscope.present.canvas import figure_bytes
@@ -111,7 +114,11 @@ def test_what_can_be_drawn_is_drawn_and_the_rest_is_listed_with_its_reason(
     assert "tables/agreement.csv: no such file; 'sharpscope run --agreement' makes this table" in reasons["agreement"]
     assert "it takes 3" in reasons["correlation_scatter"]
     assert "such as 4=runs/k4" in reasons["paper_wiseft_shots"]
-    assert "Remedy: --baseline FILE.csv" in reasons["robustness"]  # two fine-tuned models make no line
+    assert "Remedy: a file of more models" in reasons["robustness"]  # two fine-tuned models make no line
+    own = {"--" + field.name.replace("_", "-") for field in dataclasses.fields(Figures)}
+    for why in reasons.values():  # a flag is that of this command, or stands with the command that has it
+        outside = re.sub(r"'sharpscope [^']*'", "", why)
+        assert set(re.findall(r"--[a-z][a-z-]*", outside)) <= own, why
 
 
 def test_the_manifest_decides_order_and_criterion_and_the_style_sheet_the_look(

@@ -102,7 +102,7 @@ def lacks(figure: str, table: str, what: str = "has no rows") -> NoData:
 
 
 def among(wanted: str, known: Iterable[str], kind: str) -> str:
-    """``wanted`` if the table knows it; raises NoData that lists what there is."""
+    """``wanted`` if the table knows it; raises NoData that names the option ``kind`` and lists what there is."""
     names = list(dict.fromkeys(known))
     if wanted in names:
         return wanted

@@ -49,11 +49,11 @@ def paper_lipsum_tradeoff(
 
     Source: Nam et al. 2024 (Lipsum-FT, arXiv 2404.00860), fig. 1.
     """
-    among(method, settings.columns, "--method")
+    among(method, settings.columns, "method")
     ends = paths_of(accuracy, "lipsum_tradeoff").merge(settings, on="pair", suffixes=("", "_setting"))
     start, ends = ends[np.isclose(ends["alpha"], 0.0)], ends[np.isclose(ends["alpha"], 1.0)]
     numeric = [c for c in settings.columns if c != method and pd.api.types.is_numeric_dtype(settings[c])]
-    chosen = [among(c, numeric, "--order") for c in order] or [c for c in numeric if len(levels(ends[c])) > 1]
+    chosen = [among(c, numeric, "order") for c in order] or [c for c in numeric if len(levels(ends[c])) > 1]
     if not chosen:
         raise NoData("lipsum_tradeoff: the settings have no numeric column with two values, such as lr or steps.")
     methods = unique_in_order(ends[method])
@@ -138,7 +138,7 @@ def paper_lipsum_energy(
     Source: Nam et al. 2024 (Lipsum-FT, arXiv 2404.00860): energy gap and feature distortion against accuracy.
     """
     against = agreement[(agreement["against"] == "zeroshot") & (agreement["estimate"] > 0)]
-    chosen = [among(m, against["measure"], "--measures") for m in measures]
+    chosen = [among(m, against["measure"], "measures") for m in measures]
     at = nearest(against["alpha"], alpha)
     known = model_sets(accuracy, "lipsum_energy")[["pair", "alpha", "dataset", "role", "estimate"]]
     point = against[np.isclose(against["alpha"], at)].merge(

@@ -40,8 +40,8 @@ def paper_sharpness_repair(
     """
     if not len(repair):
         raise lacks("sharpness_repair", "repair")
-    among(target, repair["target"], "--target")
-    among(select, repair["select"], "--select")
+    among(target, repair["target"], "target")
+    among(select, repair["select"], "select")
     known = repair["density"].dropna()
     kept = float(known.iloc[(known - density).abs().argmin()])
     rows = repair[(repair["target"] == target) & (repair["select"] == select) & (repair["density"] == kept)]

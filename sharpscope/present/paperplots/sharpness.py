@@ -138,11 +138,11 @@ def paper_sharpness_layers(
 
     Source: Abdollahpoorrostam 2024 (arXiv 2410.16476), layer-wise sharpness and straggler layers.
     """
-    among(measure, sharpness["measure"], "--measure")
-    among(criterion, stragglers["criterion"], "--criterion")
+    among(measure, sharpness["measure"], "measure")
+    among(criterion, stragglers["criterion"], "criterion")
     own = stragglers[stragglers["criterion"] == criterion]
     bases = unique_in_order(own["base"])
-    base = among(base, bases, "--base") if base else next((b for b in BASES if b in bases), bases[0])
+    base = among(base, bases, "base") if base else next((b for b in BASES if b in bases), bases[0])
     chosen = own[(own["base"] == base) & (own["chosen"] == True)]  # noqa: E712  the column may hold missing values
     table = sharpness[(sharpness["measure"] == measure) & np.isfinite(sharpness["estimate"])]
     if not len(table):
@@ -257,8 +257,8 @@ def paper_sharpness_correlation(
 
     Source: Abdollahpoorrostam 2024 (arXiv 2410.16476); Andriushchenko et al. 2023 (arXiv 2302.07011).
     """
-    among(measure, sharpness["measure"], "--measure")
-    among(layer, sharpness["layer"], "--layer")
+    among(measure, sharpness["measure"], "measure")
+    among(layer, sharpness["layer"], "layer")
     values = sharpness[(sharpness["measure"] == measure) & (sharpness["layer"] == layer)]
     values = values[np.isfinite(values["estimate"])][["pair", "alpha", "estimate", "stderr_images", "status", "n"]]
     points = values.merge(paths_of(accuracy, "sharpness_correlation"), on=["pair", "alpha"])

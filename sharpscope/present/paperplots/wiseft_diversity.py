@@ -57,7 +57,7 @@ def paper_wiseft_diversity(
     if not len(ends):
         raise lacks("wiseft_diversity", "agreement", "has no comparison of the fine-tuned with the zero-shot model")
     every = list(places_of(rows["pair"], pair_order))
-    chosen = [among(p, every, "--pairs") for p in pairs] or every[:_MOST_PAIRS]
+    chosen = [among(p, every, "pairs") for p in pairs] or every[:_MOST_PAIRS]
     looks, lines_key = pair_lines(chosen, pair_order or every, lines=False)
     ids = set(accuracy.loc[accuracy["role"] == "id", "dataset"])
     order = sorted(unique_in_order(rows["dataset"]), key=lambda name: name not in ids)

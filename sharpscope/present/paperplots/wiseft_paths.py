@@ -235,7 +235,7 @@ def paper_wiseft_ensembles(accuracy: pd.DataFrame, variants: Sequence[str] = ())
     whole = table.groupby("variant")["alpha"].agg(lambda a: {0.0, 1.0} <= set(a))
     names = [v for v in unique_in_order([DENSE, *table["variant"]]) if whole.get(v, False)]
     if variants:
-        names = [among(v, table["variant"], "--variants") for v in variants]
+        names = [among(v, table["variant"], "variants") for v in variants]
     elif len(names) < 2:
         raise lacks(
             "wiseft_ensembles", "ensembles", "accuracy has only the straight path; it needs ensembles or other paths"

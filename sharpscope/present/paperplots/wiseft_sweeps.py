@@ -64,9 +64,12 @@ def paper_wiseft_hyper(
         known = ["pair", *(c for c in settings.columns if c != "pair")]
     else:
         known = [c for c in settings.columns if c != "pair"]
-    chosen = [among(c, known, "--settings") for c in columns] or [c for c in known if len(levels(rows[c])) > 1]
+    chosen = [among(c, known, "columns") for c in columns] or [c for c in known if len(levels(rows[c])) > 1]
     if not chosen:
-        raise NoData("wiseft_hyper: no setting has two values; give the settings of every pair with --settings FILE.")
+        raise NoData(
+            "wiseft_hyper: no setting has two values. It takes the runs of 'sharpscope sweep', or the settings of "
+            "every pair as the second table of sharpscope.plot.paper_wiseft_hyper."
+        )
     across = min(2, len(chosen))
     lines = math.ceil(len(chosen) / across)
     figure = new_figure(2.5 * lines + 0.35)

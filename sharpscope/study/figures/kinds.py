@@ -67,8 +67,8 @@ def _methods(tables: Tables, *, settings: Path | None = None) -> dict[str, pd.Da
     read = _settings(tables, settings=settings)
     if set(read["settings"]) == {"pair"}:
         raise NoData(
-            "paper_lipsum_tradeoff: nothing says how the pairs were tuned; it takes the runs of 'sharpscope sweep', or "
-            "--settings FILE of figures/paper_lipsum_tradeoff.py."
+            "paper_lipsum_tradeoff: nothing says how the pairs were tuned. It takes the runs of 'sharpscope sweep', or "
+            "the settings of every pair as the second table of sharpscope.plot.paper_lipsum_tradeoff."
         )
     return read
 
