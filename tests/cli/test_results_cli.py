@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from sharpscope.cli import main as cli
+from sharpscope.errors import NoData
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.schema import COLUMNS
 
@@ -75,6 +76,23 @@ def test_correlate_with_numbers_measured_elsewhere(
     row = row[row["given"].fillna("") == ""]
     assert list(row["n"]) == [5]
     assert list(row["estimate"]) == pytest.approx([-0.8])  # ranks 1..5 against 5 3 4 1 2: 1 - 6 * 36 / 120
+
+
+def test_correlate_draws_sharpness_and_gain_of_every_group(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["correlate", "--accuracy", str(results(tmp_path)), str(run), "--figures", str(tmp_path / "drawn")]
+    assert cli.main(argv) == NoData.exit_code
+    assert "no pair has the measure that was named before looking" in capsys.readouterr().err
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"] |= {"primary_measure": "ggn_trace", "primary_alpha": 1.0}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert cli.main(argv) == 0
+    (name,) = {path.stem for path in (tmp_path / "drawn").iterdir()}
+    assert capsys.readouterr().out.splitlines()[-1] == f"1 figure in {tmp_path / 'drawn'}: {name}"
+    assert {p.suffix for p in (tmp_path / "drawn").iterdir()} == {".png", ".pdf", ".txt"}
+    caption = (tmp_path / "drawn" / f"{name}.txt").read_text()
+    assert "n = 5 pairs" in caption and "only 5 pairs; at least 8 are needed" in caption
 
 
 def test_correlate_says_a_line_a_finding_and_writes_the_rest(

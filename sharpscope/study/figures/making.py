@@ -15,7 +15,7 @@ from sharpscope.errors import ConfigError, NoData, ResultsError, did_you_mean, s
 from sharpscope.present.alphas import showing_alpha_on
 from sharpscope.present.canvas import paper_style, plain_style, save
 from sharpscope.present.kinds import Drawing
-from sharpscope.present.paperplots.drawn import Drawn, save_drawn
+from sharpscope.present.paperplots.drawn import Drawn, number_of, save_drawn
 from sharpscope.present.sources import Tables
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.study.figures.reading import tables_of
@@ -41,7 +41,7 @@ class WrittenFigures:
     """Name -> why the figure was not drawn."""
 
     def __str__(self) -> str:
-        lines = [f"{len(self.files)} figures in {shown(self.folder)}: {', '.join(self.files)}"]
+        lines = [f"{number_of(len(self.files), 'figure')} in {shown(self.folder)}: {', '.join(self.files)}"]
         return "\n".join([*lines, *(f"not drawn: {why}" for why in self.reasons.values())])
 
 
