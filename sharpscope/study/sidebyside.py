@@ -21,6 +21,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.finished import opened
 from sharpscope.study.report import Run
 from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
+from sharpscope.tables.rows import stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import DEFAULT_CRITERION, PAIRS, AlphaSide
 
@@ -67,7 +68,7 @@ def reports(
         for name, (_, results) in zip(names, found, strict=True)
     ]
     read = [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in _OF_ONE_PAIR} for directory, _ in found]
-    tables = {t: _together([own[t] for own in read], called) for t in _OF_ONE_PAIR}
+    tables = {t: _together([own[t] for own in read], called) if t in _OF_ONE_PAIR else stacked(t, []) for t in COLUMNS}
     criteria = {results.config.straggler_criterion for _, results in found}
     criterion = criteria.pop() if len(criteria) == 1 else DEFAULT_CRITERION
     manifest = _manifest(names, [directory.manifest for directory, _ in found], called, criterion)

@@ -44,7 +44,7 @@ def known(few: Tables, layers: tuple[str, ...]) -> dict[str, Any]:
     robust = pd.DataFrame(points, columns=[*columns, "baseline", "baseline_n", "note"])
     step = np.linspace(-1, 1, 5)
     return {
-        "run": SimpleNamespace(**{**few, "accuracy": accuracy, "agreement": agreement}),
+        "run": SimpleNamespace(**{**few, "accuracy": accuracy, "agreement": agreement}, order=("success", "failure")),
         "sharpscope": SimpleNamespace(plot=plot, robustness=lambda runs, baseline: robust),
         "points": few["points"],
         "slice": pd.DataFrame({"step_1": step, "step_2": np.nan, "loss": step**2, "loss_stderr": 0.1}),

@@ -50,7 +50,7 @@ def test_points_are_the_tables_and_the_line_is_the_estimate(residuals: pd.DataFr
     assert len(units) == 9 and np.corrcoef(units.T)[0, 1] == pytest.approx(correlations["estimate"][0])
     (line,) = right.get_lines()
     assert line.get_ydata()[-1] / line.get_xdata()[-1] == pytest.approx(correlations["estimate"][0])
-    assert bar.get_ylabel() == "learning rate"
+    assert bar.get_ylabel() == "learning rate" and left.get_visible() and right.get_visible()
     inks = np.vstack([c.get_facecolors() for c in left.collections])
     assert len(np.unique(inks, axis=0)) == residuals["learning_rate"].nunique() == 9
 
@@ -66,7 +66,8 @@ def test_too_few_pairs_have_the_left_panel_alone_and_the_reason(residuals: pd.Da
     nothing = {"estimate": np.nan, "ci_low": np.nan, "ci_high": np.nan, "n": 2, "n_effective": 2}
     rows = few(residuals)
     drawn = sharpness_and_gain(rows, told(residuals, **nothing, status="undefined", note=rows["note"].iloc[0]))
-    assert [ax.get_xlabel() for ax in drawn.figure.axes if ax.get_xlabel()] == ["Hessian trace at α = 0.5"]
+    panel, bar = drawn.figure.axes
+    assert panel.get_xlabel() == "Hessian trace at α = 0.5" and bar.get_ylabel() == "learning rate"
     assert "no partial correlation (n = 2 pairs, n_effective = 2 settings; only 2 pairs" in drawn.caption
     assert "slope" not in drawn.caption
     with pytest.raises(NoData, match="1 pair with a sharpness and an OOD gain, and it takes 2"):
