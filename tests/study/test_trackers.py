@@ -60,7 +60,7 @@ def test_a_resumed_training_replaces_the_curve_and_one_that_is_done_keeps_it(tmp
     assert scalars(tmp_path / "tensorboard") == whole
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     pass
 
 
@@ -70,10 +70,10 @@ def test_fit_tells_all_losses_and_accuracies_also_when_it_resumes(task: Any, exa
     def watch(losses: Sequence[float], accuracies: Sequence[tuple[int, float]]) -> None:
         seen.append((list(losses), list(accuracies)))
         if len(losses) == 4 and len(seen) == 2:
-            raise _Stop
+            raise _StopError
 
     kept = StateFile(tmp_path / "state", {})
-    with pytest.raises(_Stop):
+    with pytest.raises(_StopError):
         fit(method, task, examples, validation=lambda _: 0.5, watch=watch, state_file=kept, every=2)
     fitted = fit(method, task, examples, validation=lambda _: 0.5, watch=watch, state_file=kept, every=2)
     assert [len(losses) for losses, _ in seen] == [2, 4, 4, 6]
