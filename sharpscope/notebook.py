@@ -37,7 +37,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.slices import Direction, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, module_layers, split_layers
-from sharpscope.tables.rows import stacked
+from sharpscope.tables.rows import stacked, with_ordered_layers
 from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod, expand_measures
 
 __all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness", "loss_slice"]
@@ -738,7 +738,7 @@ def layer_curvature(
             details["density"] = pd.DataFrame(spectra)
         if eigenvectors:
             details["eigenpairs"] = pairs
-    return frame
+    return with_ordered_layers(frame, [ALL, *(x.name for x in layers)])
 
 
 def _eigenvectors(
@@ -819,4 +819,4 @@ def layer_sharpness(
             )  # fmt: skip
             warm = result.warm
             rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]
-    return stacked("sharpness", [pd.DataFrame(rows)])
+    return with_ordered_layers(stacked("sharpness", [pd.DataFrame(rows)]))

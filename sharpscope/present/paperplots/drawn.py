@@ -77,11 +77,11 @@ def paper_figure(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Drawn:
         made: list[Drawn] = []
 
-        def figure() -> Figure:
+        def figure(*args: P.args, **kwargs: P.kwargs) -> Figure:
             made.append(draw(*args, **kwargs))
             return made[0].figure
 
-        styled(figure)()
+        styled(figure)(*args, **kwargs)
         return Drawn(made[0].figure, " ".join(made[0].caption.split()))
 
     return wrapper
