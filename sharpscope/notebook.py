@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
@@ -32,7 +32,7 @@ from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
-from sharpscope.curvature.slices import Direction, slice_rows
+from sharpscope.curvature.slices import Direction, Normalization, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, module_layers, split_layers
 from sharpscope.tables.rows import stacked
@@ -596,7 +596,7 @@ def loss_slice(
     *,
     reach: float | tuple[float, float] = 1.0,
     points: int = 21,
-    normalize: Literal["none", "filter"] = "none",
+    normalize: Normalization = "none",
 ) -> pd.DataFrame:
     """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
 

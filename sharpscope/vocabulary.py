@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
+    "ACCURACY_FLAGS",
     "ADVICE",
     "AGAINST",
     "AGREEMENT",
@@ -76,6 +77,7 @@ __all__ = [
     "Flag",
     "Granularity",
     "Group",
+    "HeadKind",
     "HeadMode",
     "LayerContrast",
     "Measure",
@@ -87,7 +89,11 @@ __all__ = [
     "PathFacts",
     "PathName",
     "Precision",
+    "PrintedForm",
+    "PrintedTable",
     "Products",
+    "ResultFile",
+    "ResultTable",
     "Select",
     "SelectOrScore",
     "Standing",
@@ -112,7 +118,10 @@ __version__: Final = "0.1.0"
 """The version of sharpscope; a run directory belongs to one version."""
 
 Granularity = Literal["tensor", "module", "block"]
+HeadKind = Literal["zeroshot", "stored", "text"]
+"""The kinds of heads: built once from theta_0's text tower | taken from the checkpoints | rebuilt at every point."""
 HeadMode = Literal["auto", "zeroshot", "stored", "text"]
+"""``HeadKind``, and auto: the kind that the checkpoints ask for."""
 Dtype = Literal["float32", "float64"]
 Precision = Literal["full", "tf32", "bf16", "fp16"]
 """The arithmetic of matrix products: full (that of the weights) | tf32 (float32 with 10 bits of mantissa, on a GPU) |
@@ -131,6 +140,13 @@ AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
 FigureStyle = Literal["paper", "screen"]
 """The look of written figures: that of a printed page | that of the report."""
+PrintedForm = Literal["text", "markdown", "latex", "csv"]
+"""The forms in which the command table prints."""
+ResultTable = Literal["sharpness", "advice", "verdicts"]
+PrintedTable = Literal["accuracy", "sharpness", "advice", "verdicts"]
+"""``ResultTable``, and accuracy: the tables that the command table prints."""
+ResultFile = Literal["wise-ft", "clip-benchmark"]
+"""Other tools whose result files are written."""
 PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]
@@ -144,7 +160,7 @@ SUMMED_TRACES: Final[tuple[TraceMethod, ...]] = ("per_example", "controlled")
 """The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
-def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
+def check_metrics(names: tuple[str, ...]) -> None:
     """Check the names of metrics.
 
     Raises:
@@ -153,7 +169,7 @@ def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
     for name in names:
         if name not in METRICS:
             near = did_you_mean(name, METRICS) or f" Known: {', '.join(METRICS)}."
-            raise ConfigError(f"{key}: unknown metric '{shown(name, 60)}'.{near}")
+            raise ConfigError(f"metrics: unknown metric '{shown(name, 60)}'.{near}")
 
 
 def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criterion, str]:
@@ -931,15 +947,19 @@ class Flag:
 
     text: str
     estimate: str
+    of: Literal["accuracy", "loss"] = "accuracy"
+    """What it is raised on: the accuracies of OOD sets, or the losses on the probe."""
 
 
 FLAGS: Final[dict[str, Flag]] = {
     "F1": Flag("no point of the path beats zero-shot", "best gain over zero-shot"),
     "F2": Flag("a point between the ends is worse than both", "largest depth below the worse end"),
-    "F3": Flag("the probe loss between the ends rises above both", "largest rise above the worse end"),
+    "F3": Flag("the probe loss between the ends rises above both", "largest rise above the worse end", "loss"),
     "F4": Flag("a point lies below the chord between the ends", "largest depth below the chord"),
 }
 """The flags of the failure table; ``findings.failure.failure_table`` gives their formulas."""
+
+ACCURACY_FLAGS: Final = tuple(name for name, flag in FLAGS.items() if flag.of == "accuracy")
 
 HOLDS: Final = "holds"
 DOES_NOT_HOLD: Final = "does not hold"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -16,7 +16,7 @@ from sharpscope.cli.slurm import Settings, submit
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import AlphaSide
+from sharpscope.vocabulary import AlphaSide, ResultFile
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
@@ -164,7 +164,7 @@ class Report(Plugins):
     """Run directory. With several, one report shows all their pairs from the tables that the runs have (--out)."""
     out: str | None = None
     """Folder for the report of several runs; one that already holds such a report is written anew."""
-    results: Literal["wise-ft", "clip-benchmark"] | None = None
+    results: ResultFile | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
     alpha_on: AlphaSide = "finetuned"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pandas as pd
 
@@ -12,11 +12,10 @@ from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points, with_error
 from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import MIDDLE, measures_in, nearest, records, unique_in_order
-from sharpscope.vocabulary import GROUP_TITLES
+from sharpscope.vocabulary import GROUP_TITLES, ResultTable
 
-__all__ = ["RESULT_TABLES", "Result", "result_table"]
+__all__ = ["RESULT_TABLES", "result_table"]
 
-Result = Literal["sharpness", "advice", "verdicts"]
 _ERRORS: Final = ("stderr", "residual")
 """What a row of sharpness states as its error: a standard error, or the residual of an eigenvalue."""
 _NARROW: Final = 3
@@ -24,7 +23,7 @@ _NARROW: Final = 3
 
 
 def result_table(
-    result: Result, table: pd.DataFrame, *, measures: Sequence[str] = (), alpha: float | None = None
+    result: ResultTable, table: pd.DataFrame, *, measures: Sequence[str] = (), alpha: float | None = None
 ) -> Printed:
     """The rows of a run's table ``result`` as a paper prints them.
 
@@ -121,7 +120,7 @@ def _verdicts(table: pd.DataFrame, measures: Sequence[str], alpha: float | None)
     return Printed(pd.DataFrame(cells), table, ("estimate", "n"), notes)
 
 
-RESULT_TABLES: Final[dict[Result, Callable[[pd.DataFrame, Sequence[str], float | None], Printed]]] = {
+RESULT_TABLES: Final[dict[ResultTable, Callable[[pd.DataFrame, Sequence[str], float | None], Printed]]] = {
     "sharpness": _sharpness,
     "advice": _advice,
     "verdicts": _verdicts,

@@ -13,7 +13,7 @@ from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 from sharpscope.findings.design import Design
 from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, predict_gain
 from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, LEARNING_RATE
+from sharpscope.vocabulary import ADVICE, ALL, BASELINE, DEFAULT_GROUP, LEARNING_RATE
 
 __all__ = [
     "Reference",
@@ -26,7 +26,7 @@ __all__ = [
 
 MEASURES = ("ggn_trace", "hessian_trace")
 """The sharpness of the whole model is taken from the first of these measures that every pair has."""
-FIXED = ("zeroshot", "half", "finetuned", "id_best")
+FIXED = tuple(rule for rule in ADVICE[BASELINE] if rule != "oracle")
 
 
 @dataclass(frozen=True)
