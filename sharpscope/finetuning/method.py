@@ -35,6 +35,7 @@ __all__ = [
     "Losses",
     "Method",
     "Prepared",
+    "Scope",
     "Stage",
     "Task",
     "both_towers",
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 
+Scope = Literal["tower", "head"]
+"""What moves: the image tower and the stored head | the head alone."""
 HeadStart = Literal["zeroshot", "random"]
 """zeroshot: a stored head starts as the zero-shot classifier; random: its weights are drawn, whatever theta_0 has."""
 

@@ -36,6 +36,9 @@ from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Context", "check_inputs", "check_test_sets", "load_contexts", "load_study_pair"]
 
+Half = Literal["train", "test"]
+"""The images that a study measures on | those that it evaluates on."""
+
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
     """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's.
@@ -86,7 +89,7 @@ class Shelf:
         self,
         config: StudyConfig,
         spec: str,
-        split: Literal["train", "test"],
+        split: Half,
         limit: int | None,
         model: ClipModel,
         classnames: Sequence[str],
@@ -242,7 +245,7 @@ class Context:
     def _dataset(
         self,
         spec: str,
-        split: Literal["train", "test"],
+        split: Half,
         limit: int | None = None,
         model: ClipModel | None = None,
     ) -> Dataset:
