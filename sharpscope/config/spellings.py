@@ -18,6 +18,7 @@ EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0}
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
     "run": _KEYS,
     "plan": _KEYS,
+    "inspect": {"csv": "out"},
     "convert": {"head": "head_file"},
     "evaluate": {"data": "datasets"},
 }

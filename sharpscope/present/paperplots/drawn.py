@@ -47,7 +47,7 @@ MADE_BY: Final[dict[str, str]] = {
     "few_shot": "sharpscope protocol few-shot",
     "upgrade": "sharpscope protocol upgrade",
     "upgraded": "sharpscope run --upgraded FILE",
-    "changes": "sharpscope inspect A B --granularity tensor --csv FILE",
+    "changes": "sharpscope inspect A B --granularity tensor --out FILE",
     "slice": "sharpscope.loss_slice",
 }
 """Table -> the command that makes it."""
