@@ -186,7 +186,8 @@ class Report(Plugins):
         if self.out is None:
             raise ConfigError("report: several runs need a folder for their report.\nRemedy: --out FOLDER.")
         if self.results is not None:
-            raise ConfigError("--results: is written run by run.\nRemedy: sharpscope report RUN --results ...")
+            once = "--results: is written for one run at a time."
+            raise ConfigError(f"{once}\nRemedy: sharpscope report RUN --results ...")
         from sharpscope.study.sidebyside import reports
 
         return finished(reports(self.runs, self.out, alpha_on=self.alpha_on))

@@ -19,7 +19,7 @@ __all__ = ["RESULT_TABLES", "result_table"]
 _ERRORS: Final = ("stderr", "residual")
 """What a row of sharpness states as its error: a standard error, or the residual of an eigenvalue."""
 _NARROW: Final = 3
-"""Measures that are printed where none is asked for: as many as fit into one column of a two-column page."""
+"""The number of measures that are printed by default: as many as fit into one column of a two-column page."""
 
 
 def result_table(
@@ -125,7 +125,7 @@ RESULT_TABLES: Final[dict[ResultTable, Callable[[pd.DataFrame, Sequence[str], fl
     "advice": _advice,
     "verdicts": _verdicts,
 }
-"""What a run found -> what prints its table."""
+"""Table of a run -> the function that prints it."""
 
 
 def _alpha(value: Any) -> str:

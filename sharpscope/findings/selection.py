@@ -113,7 +113,9 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
     if kind == "abs":
         threshold = np.full(scores.shape[:-1], number)
     elif kind == "null":
-        raise ConfigError(f"straggler_rule: '{rule}' needs scores with a null, which only the criterion change:M has.")
+        raise ConfigError(
+            f"straggler_rule: '{rule}' needs scores that have a null distribution; only those of change:M have one."
+        )
     elif kind == "top":
         if number != int(number) or number < 0:
             raise ConfigError(f"straggler_rule: '{rule}' needs a whole number of layers, 0 or more.")

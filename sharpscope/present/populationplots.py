@@ -26,7 +26,7 @@ __all__ = ["gain_paths", "sharpness_and_gain"]
 _GAIN: Final = "_gain@"
 _ALPHA: Final = "α (0 zero-shot, 1 fine-tuned)"
 _FAILS: Final = (0, (2, 1.2))
-"""The dashes of pairs on whose path no point beats zero-shot."""
+"""The dash pattern for pairs on whose path no point beats zero-shot."""
 
 
 # --------------------------------------------------------------------------------------------------------- the pairs

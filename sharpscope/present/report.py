@@ -36,7 +36,8 @@ GLOSSARY: dict[str, str] = {
     "stderr_images, n": "The error over draws of images: the standard error of the quantity in the population from "
     "which the n probe images were drawn. It includes the error of the estimate. Verdicts and probabilities use it.",
     "straggler": "A layer whose own movement, or rise of sharpness along the path, stands out from the other layers by "
-    "the straggler rule. A pair may have none. A layer that is large in θ₀ already is not one for that.",
+    "the straggler rule. A pair may have none. A layer whose share of the sharpness is large at θ₀ already "
+    "is no straggler for that reason alone.",
     **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},
     "base": "The position of all other layers while one layer moves alone: "
     + "; ".join(f"{name}, {base.text}" for name, base in BASES.items())

@@ -144,7 +144,7 @@ def advise(
         raise ConfigError(f"keep_id: needs a share above 0 and at most 1, e.g. 0.99; got {keep_id:g}.")
     asked = {"zeroshot": zeroshot, "finetuned": finetuned, "name": name, "id": id, "ood": ood, "alphas": alphas}
     if run is not None and (given := [key for key, value in asked.items() if value]):
-        raise ConfigError(f"{given[0]}: {shown(run)} says it in its manifest; give a run or a pair.")
+        raise ConfigError(f"{given[0]}: is taken from the manifest of {shown(run)}; give either a run or a pair.")
     if run is None and (zeroshot is None or finetuned is None):
         raise ConfigError("advise: give a run directory, or a pair with --zeroshot and --finetuned.")
     if run is not None:

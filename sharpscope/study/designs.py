@@ -32,7 +32,8 @@ __all__ = [
 ]
 
 _NOT_THE_SETTING: Final = ("seed", "device", "zeroshot_sha256")
-"""Facts of a fine-tuning that may differ between replicates of one setting, or that are its zero-shot model's."""
+"""Facts of a fine-tuning that do not define its setting: those that may differ between replicates, and those of the
+zero-shot model."""
 _MEASURED: Final = ("distance", "id_accuracy")
 """Covariates that a run measures itself at every alpha."""
 

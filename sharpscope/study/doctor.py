@@ -132,6 +132,5 @@ def _compared(what: str, one: Tensor, other: Tensor, named: str) -> Finding:
     error = float((one - other).norm() / other.norm())
     right = math.isfinite(error) and error <= _LIMIT
     said = f"{error:.1e} (relative, float64) {named}"
-    return Finding(
-        what, said if right else f"{said}; at most {_LIMIT:g} is right. Do not trust curvature here", not right
-    )
+    wrong = f"{said}; at most {_LIMIT:g} is expected. Do not trust curvature that is measured on this machine"
+    return Finding(what, said if right else wrong, not right)

@@ -31,7 +31,8 @@ __all__ = ["evaluated", "measured_accuracy", "points_at_once", "probe_losses"]
 
 Row = dict[str, Any]
 _SHARE = 0.25
-"""The share of the free memory that points evaluated together may take. Raised, more points share a pass."""
+"""The fraction of the free memory that points of the path may take which are evaluated together. With a larger value
+more points share one pass over the images."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Point:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     answered: bool = False
-    """Whether the unit keeps what the point answers to every image."""
+    """Whether the unit stores the answers of this point to every single image."""
     energies: Energies | None = None
 
 

@@ -30,12 +30,15 @@ from sharpscope.vocabulary import ALL, MEASURES, Cost, expand_measures
 __all__ = ["Costs", "Trial", "costs"]
 
 _SECONDS: Final = 15.0
-"""About how long measuring at one alpha is tried. More of it tries more images and layers, and predicts better."""
+"""The time that a trial measurement at one alpha may take, in seconds. With more time more images and layers are tried
+and the prediction is better."""
 _KNOWN: Final = 0.3
-"""Seconds after which a rate is taken as known; shorter ones are timed with twice the images."""
+"""A rate is accepted if its timing took at least this long, in seconds; otherwise it is timed again with twice the
+images."""
 _FEW_LAYERS: Final = 3
 _TRIED: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product", "outer")
-"""The kinds of work whose amount depends on what is found; that of all others follows from the settings."""
+"""The kinds of work whose amount is known only after trying, because the estimators stop by their error; that of all
+others follows from the settings."""
 _GUESS: Final = 10
 """The number of products of one layer for each kind that is assumed where nothing can be tried in the time."""
 

@@ -42,7 +42,7 @@ Reading guide
 """
 
 EVERY_COLUMNS: Final = {**COLUMNS, **EXPERIMENT_COLUMNS}
-"""The same for every table, those of a run first."""
+"""Table name -> columns for every table, those of a run first."""
 
 EXPERIMENT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),

@@ -310,7 +310,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("correlate r1 --match a=b", "--match, --id: both refer to the file of --accuracy"),
         ("robustness", "robustness: give at least one run"),
         ("advise", "advise: give a run directory, or a pair with --zeroshot and --finetuned"),
-        ("advise r1 --zeroshot mini:zeroshot", "zeroshot: r1 says it in its manifest"),
+        ("advise r1 --zeroshot mini:zeroshot", "zeroshot: is taken from the manifest of r1"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
         ("report r1 --results wiseft", "'wiseft'"),

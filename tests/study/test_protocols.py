@@ -196,7 +196,7 @@ def test_a_run_reads_the_upgraded_model_with_its_own_pictures(
     ({"datasets": ("mini:photo#new",)}, "is a half already"),
     ({"datasets": ("mini:photo", "mini:photo")}, "given twice"),
     ({"methods": ("coop",), "recipes": ("coop",)}, "'coop' is given twice"),
-    ({"shots": (1, 2)}, "several are few-shot's"),
+    ({"shots": (1, 2)}, "only few-shot takes several"),
     ({"shots": (0,)}, "at least one image of each class"),
     ({"hyperparameters": {"shots": 2}}, "a flag of its own"),
     ({"protocol": "upgrade"}, "upgraded: is missing"),

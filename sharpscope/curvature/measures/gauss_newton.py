@@ -32,7 +32,8 @@ CONTROL_SHARE = 1 / 3
 small share is cheap; tr(H - G) is left with sqrt(1 - 1/9) = 94 % of the tolerance. A larger share saves backward passes
 for G and costs Hessian-vector products."""
 EMBEDDING_SHARE = 1 / 2
-"""The same for the part that comes through the embeddings, where probes of the rest are cheaper."""
+"""The same share for the part of the trace that comes through the embeddings. It is larger, because sampling
+the rest is cheaper there."""
 
 
 def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""The situation ``target_labels``: a few labelled images of the target, and intervals that are honest about so few."""
+"""The situation ``target_labels``: some images of the target have labels; the intervals hold for small numbers too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The situation ``references``: other pairs have OOD labels. They are heard only on a pair that is like them."""
+"""The situation ``references``: other pairs have OOD labels. They are used only for a pair whose features lie within
+theirs."""
 
 from __future__ import annotations
 
@@ -188,7 +189,7 @@ def _outside(judged: Reference, others: Sequence[Reference], names: Sequence[str
             value, low, high = (math.exp(v) for v in (value, column.min(), column.max()))
             title = _TITLES.get(name, "the rise of sharpness")
             said.append(f"{title} is {value:.3g}, and theirs are {low:.3g} to {high:.3g}")
-    return noted(*said) or "its combination of features lies farther out than any of theirs"
+    return noted(*said) or "its combination of features is farther from their mean than that of any of them"
 
 
 _TITLES = {"log_learning_rate": "the learning rate", "log_distance": "the distance between the ends"}

@@ -56,7 +56,7 @@ ENDS: Final = (
     Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
     Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
 )
-"""The entries of a legend for the marks of the two ends of a path."""
+"""The legend entries that explain the marks at the two ends of a path."""
 
 
 @dataclass(frozen=True)
