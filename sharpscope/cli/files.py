@@ -146,7 +146,9 @@ class Sparsify(Head, Model, Point, Ends):
     def __call__(self) -> Outcome:
         self.check(self.zeroshot, self.finetuned, self.scores)
         if (self.select == "score") != (self.scores is not None):
-            raise ConfigError("--select score needs --scores FILE, and --scores needs --select score.")
+            raise ConfigError(
+                "--select score: takes the scores of --scores FILE, and nothing else uses them; give both or neither."
+            )
         if not self.layers:
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sharpscope.scores import normal_quantile
 
 __all__ = ["BINS", "FEWEST", "Nearness", "RatioBin", "ratio_bins"]
 
@@ -109,6 +110,6 @@ def _bin(near: Nearness, rows: NDArray[np.bool_], level: float) -> RatioBin:
             note = "no interval: both models are right on the same images of the bin"
         else:
             error = float((right_1 / p_1 - right_0 / p_0).std(ddof=1)) / math.sqrt(n)
-            factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * error)
+            factor = math.exp(normal_quantile(level) * error)
             low, high = ratio / factor, ratio * factor
     return RatioBin(float(d.min()), float(d.max()), float(d.mean()), p_0, p_1, ratio, low, high, n, note)
