@@ -20,7 +20,7 @@ from torch import Tensor
 from sharpscope.card import card
 from sharpscope.curvature.ascent import Norm, auto_pgd, random_point
 from sharpscope.curvature.draws import gaussian, uniform
-from sharpscope.curvature.images import error_over_images
+from sharpscope.curvature.imageerrors import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
 from sharpscope.machine.devices import free_bytes

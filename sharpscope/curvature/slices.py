@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.arithmetic import second_order
-from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
+from sharpscope.curvature.imageerrors import ImageLosses, batch_sizes, error_over_images
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
 

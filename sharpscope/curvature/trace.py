@@ -64,7 +64,7 @@ class TraceEstimate:
     ``stderr``: one standard error, in the unit of ``estimate``; 0 where the trace is exact (one product per
     coordinate). ``converged``: whether stderr <= rtol * |estimate| was reached. ``num_matvecs``: the number of products
     spent. ``weighted``: the estimate of tr(diag(c) H diag(c)) and its standard error, where ``c`` was given.
-    ``contributions``: what the examples add to the estimate, one tensor per batch (see ``curvature.images``), or a
+    ``contributions``: what the examples add to the estimate, one tensor per batch (see ``curvature.imageerrors``), or a
     single tensor of all units where the operator does not name its batches; None where products cannot separate
     examples. ``blur``: the variance that random directions give to the sum of ``contributions`` but not to the
     estimate, because the estimate was computed exactly.

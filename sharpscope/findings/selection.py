@@ -93,7 +93,7 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
                 out and no result depends on the order of the layers
         abs:X   X itself
 
-    The rule null:Q needs more than scores; ``changes.calibrated`` follows it.
+    The rule null:Q needs more than scores; ``relativechange.calibrated`` follows it.
 
     No layer is chosen when all scores agree (except by abs), or when mad or sd has fewer than 3 scores to compare.
 

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from sharpscope.findings.changes import changes_of
 from sharpscope.findings.frames import alpha_index
+from sharpscope.findings.relativechange import changes_of
 from sharpscope.findings.selection import Selection, select, standardise, sustained
 from sharpscope.findings.sharpness import SharpnessGrid
 from sharpscope.findings.straggler_rows import Rows, layer_rows

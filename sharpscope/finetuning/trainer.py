@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
-from sharpscope.finetuning.losses import Losses
+from sharpscope.finetuning.losslog import Losses
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.machine.devices import all_finite
 from sharpscope.vocabulary import Precision

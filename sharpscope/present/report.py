@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from sharpscope.errors import shown
-from sharpscope.present import layerwise, making, outcome
+from sharpscope.present import layerwise, outcome, provenance
 from sharpscope.present.agreementplots import agreement_section
 from sharpscope.present.alphas import alpha_path, alpha_sentence, said, showing_alpha_on, with_symbol
 from sharpscope.present.view import Figure, Section, Source
@@ -72,9 +72,9 @@ _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     layerwise.stragglers,
     layerwise.repair,
     layerwise.correlations,
-    making.problems,
+    provenance.problems,
     outcome.pairs,
-    making.making,
+    provenance.making,
 )
 """The sections of the report, in the order in which a reader asks the questions."""
 

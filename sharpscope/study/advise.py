@@ -14,10 +14,10 @@ from typing import Final
 import pandas as pd
 
 from sharpscope.atomic import write_atomic, writing
-from sharpscope.clip.along import answers_along, judged_by, seen_along
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.targets import labelled_files, unlabelled_images
 from sharpscope.clip.metrics import Answers
+from sharpscope.clip.pathanswers import answers_along, judged_by, seen_along
 from sharpscope.clip.progress import MakeBar, silent
 from sharpscope.config.study import ALPHAS, PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown

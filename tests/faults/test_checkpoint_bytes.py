@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoint
 from sharpscope.weights.checkpoint import checkpoint_of, read_checkpoint
 from sharpscope.weights.files import regions
-from sharpscope.weights.files.power import is_unsafe
+from sharpscope.weights.files.dangerous import is_unsafe
 from tests.scripts import loaded
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"

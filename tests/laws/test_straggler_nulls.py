@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpscope.findings.changes import Changes, changes_of
+from sharpscope.findings.relativechange import Changes, changes_of
 from sharpscope.findings.sharpness import SharpnessGrid
 from tests.scripts import loaded
 

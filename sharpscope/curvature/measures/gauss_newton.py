@@ -14,7 +14,7 @@ from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.embedding import embedding_trace
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.images import added
+from sharpscope.curvature.imageerrors import added
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import Sampled, check, facts_of, sampled_tasks, solved, with_images
 from sharpscope.curvature.operator import Objective

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.arithmetic import second_order
-from sharpscope.curvature.images import batch_sizes, error_over_images
+from sharpscope.curvature.imageerrors import batch_sizes, error_over_images
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point
 from sharpscope.errors import NumericalError
 from sharpscope.machine.team import team_of
