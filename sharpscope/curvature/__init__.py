@@ -138,7 +138,7 @@ _HOME = {
         "arithmetic": "in_precision precision_error second_order",
         "density": "SpectralDensity spectral_density",
         "eigen": "EigenEstimate ExtremeEigenvalues RitzSpace lanczos",
-        "export": "HessianOperator",
+        "hessianoperator": "HessianOperator",
         "fisher": "FisherDiagonal diagonal_fisher",
         "functional": "FunctionalEngine",
         "ggn": "ClassificationObjective Fisher GaussNewton Residual fisher_trace ggn_trace is_cross_entropy",
