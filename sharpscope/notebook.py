@@ -285,7 +285,8 @@ class _Suffix:
         self._prefix, self._changed, self._theta = prefix, changed, theta
         self._batch: int | None = None
         self._pure: bool | None = None
-        """Whether the prefix gives the same loss in this batch; None before the first comparison."""
+        """Whether the loss is the same when the part of the network before the layer is computed only once; None before
+        the first comparison."""
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         if self._batch != i:

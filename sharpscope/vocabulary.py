@@ -237,10 +237,12 @@ BEST: Final = "(best)"
 
 PRIMARY_MEASURE: Final = "hessian_trace"
 PRIMARY_ALPHA: Final = 0.5
-"""The measure and the alpha of the comparisons that are named before looking, unless a study names others."""
+"""The measure and the alpha of the primary comparisons, which are fixed before any result is seen. A study can name
+others."""
 
 LEARNING_RATE: Final = "learning_rate"
-"""The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
+"""The covariate with the largest influence on a fine-tuning. Sharpness is useful only if it predicts more than this
+covariate does."""
 
 
 BY_COST: Final = "instability"
@@ -292,7 +294,7 @@ GROUP_TITLES: Final[dict[str, str]] = {
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
 
 REMARKS: Final = "Remarks:"
-"""What a verdict's evidence has before the remarks that the first screen leaves out."""
+"""The word in the evidence of a verdict behind which remarks begin. The first screen of the report leaves these out."""
 
 PAIRS: Final = "(pairs)"
 """The ``pair`` of rows that are computed over pairs, with one point per pair."""
@@ -379,7 +381,7 @@ class AlphaFacts:
 
     symbol: str
     text: str
-    """Whose weight it is: a sentence without its full stop."""
+    """The sentence, without its full stop, that says whose weight alpha is."""
     path: str
     """The point of the path at that weight."""
     source: str
@@ -409,9 +411,9 @@ def weight_on(alpha: float, side: AlphaSide) -> float:
 
 
 ZERO_SHOT: Final = "zero-shot"
-"""The method of a protocol's rows of the model that nothing was trained on."""
+"""The entry of the column ``method`` of a protocol for the zero-shot model, which was not trained."""
 AVERAGE: Final = "average"
-"""The data set of a protocol's rows that average over its sets."""
+"""The entry of the column ``dataset`` of a protocol for the average over its data sets."""
 
 
 def ensemble_variant(kind: EnsembleKind) -> str:
@@ -832,7 +834,8 @@ CRITERIA: Final[Words[Criterion]] = Words(
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
 
 AMONG_LARGEST: Final = "among the largest layers of theta_0"
-"""The note of a layer whose share of the sharpness stands out at theta_0 already: that alone makes it no straggler."""
+"""The note beside a layer whose share of the sharpness already stands out at theta_0. For that reason alone it is no
+straggler."""
 
 DEFAULT_CRITERION: Final = "change:hessian_trace"
 """The straggler criterion that decides where none is named."""

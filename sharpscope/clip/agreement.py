@@ -24,7 +24,8 @@ from sharpscope.vocabulary import AGREEMENT
 __all__ = ["CKA_IMAGES", "Agreed", "Energies", "Outputs", "Seen", "compare", "margin", "overrides"]
 
 CKA_IMAGES = 10_000
-"""The most images from which CKA is computed, as in WiSE-FT; of a larger set a random choice is taken."""
+"""The largest number of images from which CKA is computed, as in WiSE-FT; from a larger set as many are drawn at
+random."""
 _AT_ONCE = 4096
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -15,9 +15,10 @@ from sharpscope.scores import normal_quantile
 __all__ = ["BINS", "FEWEST", "Nearness", "RatioBin", "ratio_bins"]
 
 BINS: Final = 10
-"""The most bins of distance. Raised, the curve has more points, and each is a ratio over fewer images."""
+"""The largest number of bins of distance. With a larger value the curve has more points, each from fewer images."""
 FEWEST: Final = 40
-"""Images per bin below which there are fewer bins. Raised, small sets have fewer bins with narrower intervals."""
+"""The smallest number of images per bin; smaller sets get fewer bins. With a larger value small sets have fewer bins
+and narrower intervals."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from sharpscope.seeds import derive
 __all__ = ["ECE_BINS", "Answers", "Judged", "Scored", "calibration_error", "estimates"]
 
 ECE_BINS = 15
-"""The number of equal-width confidence bins of the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
+"""The number of confidence bins of equal width in the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
 
 _BIASED = ("ece",)
 

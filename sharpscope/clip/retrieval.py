@@ -20,7 +20,7 @@ from sharpscope.scores import RETRIEVAL, Direction, Statistic, share
 __all__ = ["Retrieved", "expected_hits", "retrieved", "retrieved_from"]
 
 _AT_ONCE: Final = 2**24
-"""Scores that are in memory at once."""
+"""The number of scores that are kept in memory at a time."""
 Theta = Mapping[str, Tensor]
 
 

@@ -27,10 +27,10 @@ def result_table(
 ) -> Printed:
     """The rows of a run's table ``result`` as a paper prints them.
 
-    sharpness: a row a layer in the order of the forward pass, a column a measure, ``estimate`` with its standard error
-    (an eigenvalue's residual), both rounded to the error's digits; the status where there is no estimate. advice: the
-    advised rules and what they are compared with, with OOD and ID accuracy in percent and the gain in points. verdicts:
-    claims with their estimate, interval and verdict.
+    sharpness: one row per layer in the order of the forward pass, one column per measure, ``estimate`` with its
+    standard error (an eigenvalue's residual), both rounded to the error's digits; the status where there is no
+    estimate. advice: the advised rules and what they are compared with, with OOD and ID accuracy in percent and the
+    gain in points. verdicts: claims with their estimate, interval and verdict.
 
     Args:
         result: sharpness | advice | verdicts.

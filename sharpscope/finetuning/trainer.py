@@ -37,8 +37,8 @@ Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
 The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
 Ascent = Callable[[Theta], AbstractContextManager[None]]
-"""(leaves with their gradients) -> a context in which the leaves stand elsewhere, and behind which they are back, bit
-for bit: the gradient that the optimizer gets is the one taken inside."""
+"""A function from the trained tensors with their gradients to a context. Inside the context the tensors are perturbed;
+behind it they have their old values, bit for bit. The optimizer gets the gradient that is taken inside."""
 Optimizer = Literal["adamw", "sgd"]
 Decay = Literal["all", "matrices"]
 """Which tensors decay: all that are trained, or those of two and more dimensions alone."""

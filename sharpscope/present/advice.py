@@ -146,7 +146,7 @@ def _unsigned(value: Any) -> str:
 
 
 def advice_text(table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None) -> str:
-    """The whole advice as text: a block a pair and situation, in each a line a rule with its note.
+    """The whole advice as text: one block per pair and situation, and in it one line per rule with its note.
 
     ``fronts``: situation -> the accuracies along the path that it rests on, printed in its block; rows of one pair are
     those whose column ``pair`` names it.

@@ -103,7 +103,7 @@ def advise(
     out: str | os.PathLike[str] | None = None,
     progress: MakeBar | None = None,
 ) -> Advice:
-    """The alphas that can be advised for a pair, one block a situation, the strongest first; no curvature is needed.
+    """The alphas that can be advised for a pair, one block per situation, the strongest first; no curvature is needed.
 
     >>> advice = advise(zeroshot="mini:zeroshot", finetuned="mini:success", model="mini")
     >>> advice.table["situation"].iloc[0], len(advice.advised)

@@ -42,7 +42,7 @@ __all__ = ["compute_each"]
 _RETRIES = 8
 """How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
 _MEASURED = ("ok", "not_converged")
-"""The statuses of a row that holds an estimate. For a layer that does not move, ``frozen`` takes their place."""
+"""The statuses of a row with an estimate. In rows of a layer that does not move, ``frozen`` replaces them."""
 Progress = Callable[[str], None]
 _T = TypeVar("_T")
 

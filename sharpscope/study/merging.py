@@ -34,7 +34,7 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("density", "scale"), ("ties", "dare")),
     "seed": ("dare", "greedy"),
 }
-"""The methods that have each setting; it is refused for all others."""
+"""Setting -> the methods that have it; with any other method it is refused."""
 _RECORDED: Final = ("val", "results_set", "limit", "density", "scale", "seed")
 """The settings that the file records as they are."""
 

@@ -99,7 +99,7 @@ def _tried(trial: Trial | None, context: Context) -> str:
     if not trial.images:
         return "nothing had to be tried"
     found = ", ".join(f"{n} for {_WORDS[kind]}" for kind, n in trial.products.items() if kind in _WORDS)
-    products = f", with a median of products a layer of {found}" if found else ""
+    products = f", with a median number of products per layer of {found}" if found else ""
     return (
         f"tried at {trial.alphas} of the {len(context.config.measured_alphas)} alphas, on {trial.images} of the "
         f"{context.probe.n} probe images and {trial.layers} of the {len(context.layers)} layers{products}"

@@ -235,6 +235,6 @@ def _gain(path: AlongPath, curve: ImageCurve, best: int, error: float) -> Row:
 
 
 def estimates_table(pair: str, alphas: tuple[float, ...], curves: Mapping[str, ImageCurve]) -> pd.DataFrame:
-    """Every rule's estimate of the target accuracy along the path: pair, alpha, and a column a rule."""
+    """Every rule's estimate of the target accuracy along the path: pair, alpha, and one column per rule."""
     columns = {rule: curve.values for rule, curve in curves.items()}
     return pd.DataFrame({"pair": pair, "alpha": alphas, **columns})

@@ -306,7 +306,7 @@ def reference_rows(
     references: Sequence[Reference],
     held_back: Callable[[str], tuple[Row, str]] = lambda group: ({}, ""),
 ) -> list[Row]:
-    """The alphas that the references advise, one row a rule and group of OOD sets; none for a pair outside of them.
+    """The alphas that the references advise, one row per rule and group of OOD sets; none for a pair outside of them.
 
     Advised is the rule with the smallest regret on the references themselves, each setting left out in turn; at equal
     regret the simplest: best_fixed before learning_rate before predicted.
