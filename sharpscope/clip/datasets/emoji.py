@@ -237,7 +237,8 @@ def find_emoji(request: Request) -> Found:
     if request.split == "train" and len(styles) == 1:
         raise DatasetError(
             f"data set {shown(request.spec)}: one drawing of every thing is kept out of training, and a single style "
-            "has no other.\nRemedy: several styles, joined by commas; or emoji-group:STYLE, whose splits hold other things."
+            "has no other.\nRemedy: several styles, joined by commas; or emoji-group:STYLE, whose splits hold other "
+            "things."
         )
 
     def is_asked(thing: Thing, style: str) -> bool:
