@@ -12,7 +12,7 @@ __all__ = ["EARLIER_DEFAULTS", "current_arguments", "current_key", "current_keys
 _KEYS: Final = {"eval_limit": "limit"}
 """Old name of a study's field -> its present name; for study files, for manifests of older runs, and for flags."""
 
-EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0}
+EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0, "perturbation_size": None}
 """Field of a study -> its former default, which holds for older run directories that do not name the field."""
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
