@@ -151,3 +151,13 @@ def test_every_optional_parameter_of_an_inner_function_is_given_by_somebody() ->
                         idle.add(f"{called}.{name}")
     assert idle - set(SEAMS) == set(), "nobody gives them"
     assert set(SEAMS) - idle == set(), "somebody gives them after all: take them off the table"
+
+
+def test_no_room_has_two_classes_of_one_name() -> None:
+    """Two files of a room that mean different things by one name mislead whoever works in it."""
+    where = defaultdict(set)
+    for file, tree in TREES.items():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where[file.parts[1], node.name].add(str(file))
+    assert not {name: files for name, files in where.items() if len(files) > 1}

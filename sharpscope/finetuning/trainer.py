@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
-from sharpscope.finetuning.losslog import Losses
+from sharpscope.finetuning.losslog import LossLog
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.machine.devices import all_finite
 from sharpscope.vocabulary import Precision
@@ -204,7 +204,7 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
-    losses = Losses(state.losses, recipe.steps, recipe.lr)
+    losses = LossLog(state.losses, recipe.steps, recipe.lr)
 
     def backward(step: int) -> Tensor:
         """Add the gradient of the step's loss to the leaves, and return the loss in float64."""

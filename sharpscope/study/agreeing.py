@@ -13,7 +13,7 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.weights.theta import Theta
 
-__all__ = ["Agreement", "End"]
+__all__ = ["Comparison", "End"]
 
 _ENDS = {"zeroshot": 0.0, "finetuned": 1.0}
 """The words of the column ``against`` for the ends of the path -> their alpha."""
@@ -29,7 +29,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Comparison:
     """The rows of the agreement table for points that share a pass with each other, and with ends that are missing."""
 
     context: Context

@@ -19,7 +19,7 @@ from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
-from sharpscope.study.agreeing import Agreement
+from sharpscope.study.agreeing import Comparison
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Family, Task, Variant, mask_seed, roles
 from sharpscope.study.unitfile import Unit
@@ -64,7 +64,7 @@ def evaluated(context: Context, tasks: Sequence[Task]) -> list[Unit]:
     assert family is not None and all(t.family == family for t in tasks)
     how = _pass(context, family)
     points = [_point(context, family, task, how.classifier) for task in tasks]
-    compared = Agreement(context) if family == "path" and context.config.agreement else None
+    compared = Comparison(context) if family == "path" and context.config.agreement else None
     ends = [] if compared is None else compared.missing([p.alpha for p in points if p.variant == DENSE])
     given: list[dict[str, Answers]] = [{} for _ in points]
     agreement: list[list[Row]] = [[] for _ in points]

@@ -12,7 +12,7 @@ from sharpscope.curvature.fisher import FEW_CLASSES
 from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
-from sharpscope.study.timing import Trial, costs
+from sharpscope.study.timing import TrialRun, costs
 from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
 
 __all__ = ["plan"]
@@ -92,7 +92,7 @@ def _moves(config: StudyConfig) -> int:
     return apart + sum(alpha > 0 for alpha in config.layer_alphas) * len(config.criticality_noise)
 
 
-def _tried(trial: Trial | None, context: Context) -> str:
+def _tried(trial: TrialRun | None, context: Context) -> str:
     """What the predicted time of the curvature rests on."""
     if trial is None:
         return "a GUESS for the curvature, because not even two images of three layers could be tried in the time"

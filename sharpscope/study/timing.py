@@ -27,7 +27,7 @@ from sharpscope.study.context import Context
 from sharpscope.study.tasks import density_alphas, measured_at
 from sharpscope.vocabulary import ALL, MEASURES, Cost, expand_measures
 
-__all__ = ["Costs", "Trial", "costs"]
+__all__ = ["Costs", "TrialRun", "costs"]
 
 _SECONDS: Final = 15.0
 """The time that a trial measurement at one alpha may take, in seconds. With more time more images and layers are tried
@@ -44,7 +44,7 @@ _GUESS: Final = 10
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRun:
     """Measuring at ``alphas`` of the alphas with ``layers`` of the layers and ``images`` of the probe's images.
 
     ``products``: kind -> median number of products, or backward passes, of a layer.
@@ -74,7 +74,7 @@ class Costs:
     sweep: float
     eigenvectors: float
     layout: MemoryPlan
-    trial: Trial | None
+    trial: TrialRun | None
 
 
 def costs(context: Context) -> Costs:
@@ -130,7 +130,7 @@ def _counted(context: Context, gradient: float, loss: float) -> float:
 
 
 # ---------------------------------------------------------------------- the real job, in small
-def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial | None, float]:
+def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[TrialRun | None, float]:
     """(what was tried, seconds of measuring at one alpha, the mean over those that were tried).
 
     How much a trace takes differs from alpha to alpha by far. Therefore as many are tried as the time allows, spread
@@ -139,7 +139,7 @@ def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial
     config, probe = context.config, context.probe
     wanted, alphas = _open(context), config.measured_alphas
     if not wanted or not alphas:
-        return Trial(0, 0, 0), 0.0
+        return TrialRun(0, 0, 0), 0.0
     found = _affordable(context, gradient, layout)
     if found is None:
         return None, 0.0
@@ -161,7 +161,7 @@ def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial
     rounds = max((max(n) for kind, n in kinds.items() if kind != "outer"), default=0)
     again = rounds * 2 * gradient * (layout.batches - layout.kept) / layout.batches
     factor = probe.n / images * len(context.layers) / len(layers)
-    return Trial(len(seconds), images, len(layers), products), statistics.mean(seconds) * factor + again
+    return TrialRun(len(seconds), images, len(layers), products), statistics.mean(seconds) * factor + again
 
 
 def _affordable(context: Context, gradient: float, layout: MemoryPlan) -> tuple[int, Sequence[Layer]] | None:
@@ -203,7 +203,7 @@ def _measured(
 
 
 def _products(
-    context: Context, theta: Mapping[str, Tensor], trial: Trial | None, gradient: float
+    context: Context, theta: Mapping[str, Tensor], trial: TrialRun | None, gradient: float
 ) -> tuple[float, float]:
     """Seconds of one product with the whole Hessian, and of one with every layer's, over the whole probe set."""
     probe, layers = context.probe, context.layers
