@@ -16,7 +16,7 @@ from sharpscope.weights.theta import Theta
 __all__ = ["Comparison", "End"]
 
 _ENDS = {"zeroshot": 0.0, "finetuned": 1.0}
-"""The words of the column ``against`` for the ends of the path -> their alpha."""
+"""The entries of the column ``against`` that name an end of the path -> the alpha of that end."""
 Row = dict[str, Any]
 
 
@@ -44,7 +44,7 @@ class Comparison:
         ]
 
     def start(self, count: int) -> list[Seen]:
-        """What collects the outputs of ``count`` models on one set."""
+        """The object that collects the outputs of ``count`` models on one data set."""
         return [Seen() for _ in range(count)]
 
     def rows(

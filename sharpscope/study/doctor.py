@@ -1,4 +1,5 @@
-"""What this machine has and whether products are right on it: the first thing to look at when numbers surprise."""
+"""What this machine offers, and whether Hessian-vector products on it are right. It is the first thing to run when
+numbers look wrong."""
 
 from __future__ import annotations
 

@@ -87,13 +87,13 @@ def plan(config: StudyConfig) -> str:
 
 
 def _moves(config: StudyConfig) -> int:
-    """How many losses the units of single layers take for each layer."""
+    """The number of losses that the units of single-layer paths and of noise evaluate for each layer."""
     apart = sum(alpha != base.alpha for base in BASES.values() for alpha in config.layer_alphas)
     return apart + sum(alpha > 0 for alpha in config.layer_alphas) * len(config.criticality_noise)
 
 
 def _tried(trial: TrialRun | None, context: Context) -> str:
-    """What the predicted time of the curvature rests on."""
+    """The trial on which the predicted time of the curvature rests, in words."""
     if trial is None:
         return "a GUESS for the curvature, because not even two images of three layers could be tried in the time"
     if not trial.images:
