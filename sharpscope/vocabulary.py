@@ -99,6 +99,7 @@ __all__ = [
     "Standing",
     "Target",
     "TraceMethod",
+    "TrackerName",
     "Words",
     "__version__",
     "check_metrics",
@@ -138,6 +139,8 @@ Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+TrackerName = Literal["tensorboard", "wandb"]
+"""The experiment trackers that curves are written for."""
 FigureStyle = Literal["paper", "screen"]
 """The look of written figures: that of a printed page | that of the report."""
 PrintedForm = Literal["text", "markdown", "latex", "csv"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import ClassPosition, Device, HeadMode
+from sharpscope.vocabulary import ClassPosition, Device, HeadMode, TrackerName
 
 __all__ = [
     "AsTable",
@@ -28,6 +28,7 @@ __all__ = [
     "Plugins",
     "Point",
     "ToFile",
+    "Tracked",
     "WeightSet",
     "check_output",
     "given",
@@ -57,6 +58,16 @@ class Model:
 
     model: str = StudyConfig.model
     """open_clip model name, path of an open_clip config JSON, or ``mini``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """An experiment tracker."""
+
+    track: tuple[TrackerName, ...] = ()
+    """Experiment trackers that also get the curves: tensorboard (files in OUT/tensorboard) and wandb (OUT/wandb,
+    offline for 'wandb sync' unless WANDB_MODE says otherwise). Each needs the extra of its name, as in
+    sharpscope[tensorboard]."""
 
 
 @dataclass(frozen=True, kw_only=True)
