@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
@@ -34,7 +34,7 @@ from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
-from sharpscope.curvature.slices import Direction, slice_rows
+from sharpscope.curvature.slices import Direction, Normalization, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, module_layers, split_layers
 from sharpscope.tables.rows import stacked, with_ordered_layers
@@ -287,7 +287,8 @@ class _Suffix:
         self._prefix, self._changed, self._theta = prefix, changed, theta
         self._batch: int | None = None
         self._pure: bool | None = None
-        """Whether the prefix gives the same loss in this batch; None before the first comparison."""
+        """Whether the loss is the same when the part of the network before the layer is computed only once; None before
+        the first comparison."""
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         if self._batch != i:
@@ -598,7 +599,7 @@ def loss_slice(
     *,
     reach: float | tuple[float, float] = 1.0,
     points: int = 21,
-    normalize: Literal["none", "filter"] = "none",
+    normalize: Normalization = "none",
 ) -> pd.DataFrame:
     """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -17,7 +17,7 @@ from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
 from sharpscope.machine.ranks import ranks
-from sharpscope.vocabulary import AlphaSide
+from sharpscope.vocabulary import AlphaSide, ResultFile
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
@@ -174,7 +174,7 @@ class Report(Plugins):
     """Run directory. With several, one report shows all their pairs from the tables that the runs have (--out)."""
     out: str | None = None
     """Folder for the report of several runs; one that already holds such a report is written anew."""
-    results: Literal["wise-ft", "clip-benchmark"] | None = None
+    results: ResultFile | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
     alpha_on: AlphaSide = "finetuned"
@@ -196,7 +196,8 @@ class Report(Plugins):
         if self.out is None:
             raise ConfigError("report: several runs need a folder for their report.\nRemedy: --out FOLDER.")
         if self.results is not None:
-            raise ConfigError("--results: is written run by run.\nRemedy: sharpscope report RUN --results ...")
+            once = "--results: is written for one run at a time."
+            raise ConfigError(f"{once}\nRemedy: sharpscope report RUN --results ...")
         from sharpscope.study.sidebyside import reports
 
         return finished(reports(self.runs, self.out, alpha_on=self.alpha_on))

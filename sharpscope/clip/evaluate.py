@@ -225,14 +225,13 @@ def answered(
     batch_size: int = 128,
     device: str = "auto",
     limit: int | None = None,
-    seed: int = 0,
 ) -> dict[str, Answered]:
     """The answers of one checkpoint to every image of each data set, with the head that ``evaluate`` takes by itself.
 
     Arguments and errors are those of ``evaluate``.
     """
     clip, where = ClipModel.load(model), pick_device(device)
-    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": 0})
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     weights = read_checkpoint(resolve_checkpoint(checkpoint), base=under)
     check_activation(clip, (weights,))

@@ -449,7 +449,7 @@ def _check(c: StudyConfig) -> None:
         if not set(getattr(c, name) or ()) <= set(c.measured_alphas):
             raise ConfigError(f"{name}: each must be one of {of}.")
     if c.curvature_alphas == ():
-        raise ConfigError("curvature_alphas: give at least one point; measures: [] takes none.")
+        raise ConfigError("curvature_alphas: give at least one point; to measure no curvature, set measures: [].")
     if c.precision == "fp16":
         raise ConfigError(
             "precision: only finetune takes fp16; second derivatives leave float16's range (6e-8 to 65504), and only "

@@ -11,7 +11,7 @@ from sharpscope.findings.design import FEWEST_PAIRS, Design
 from sharpscope.findings.marginal import Block, empty_block, masks
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.resampling import permutation_p
-from sharpscope.scores import min_replicates
+from sharpscope.scores import percentile_interval
 from sharpscope.vocabulary import LEARNING_RATE
 
 __all__ = [
@@ -26,9 +26,10 @@ __all__ = [
 ]
 
 FIRST_COVARIATES = (LEARNING_RATE, "distance", "id_accuracy")
-"""The order in which covariates enter where there is no room for all; the others follow as they are given."""
+"""The order in which covariates are held fixed if there are too few pairs for all of them; other covariates follow in
+the order given."""
 LEAST_LEFT = 6
-"""The effective n has to be larger than the number of columns held fixed by at least this number."""
+"""The smallest difference that is allowed between the effective n and the number of columns held fixed."""
 _MOST_CURVES = (16, 4)
 """The most columns for one covariate: for the first one in the order, and for each other."""
 _SHARE = 0.5
@@ -50,7 +51,7 @@ class Controls:
     given: tuple[str, ...]
     left: int
     left_out: tuple[str, ...] = ()
-    """Covariates for which there was no room."""
+    """Covariates that are not held fixed, because there are too few pairs."""
     collinear: tuple[str, ...] = ()
     """Covariates that the zero-shot models and the covariates before them determine."""
 
@@ -264,9 +265,7 @@ def _fill(
     out.estimate[here], out.draws[:, here] = estimate, draws
     out.statistic[:, here], out.null[..., here] = statistic, null
     out.p[here] = np.max([permutation_p(s, n) for s, n in zip(statistic, null, strict=True)], axis=0)
-    if len(keys) >= min_replicates(level):
-        tails = ((1 - level) / 2, (1 + level) / 2)
-        out.low[here], out.high[here] = np.quantile(draws, tails, axis=0)
+    out.low[here], out.high[here] = percentile_interval(draws, level)
     words = "; ".join([*said, design.note(y)])
     for k, value, row in zip(here, estimate, x, strict=True):
         out.given[k], out.note[k] = "+".join(held.given), words
@@ -281,7 +280,8 @@ def _problem(y: np.ndarray, design: Design, held: Controls | None, outcome: str)
         return f"{outcome} is constant"
     if not held.given:
         if held.left_out:
-            return f"{design.n_effective} clusters leave no room for a covariate: n - k would be below {LEAST_LEFT}"
+            few = f"{design.n_effective} clusters are too few to hold any covariate fixed"
+            return f"{few}: n - k would be below {LEAST_LEFT}"
         return "every covariate is constant" if not held.collinear else "the zero-shot model determines the covariates"
     if not np.isfinite(held.remove(design.centred_ranks(y))).all():
         return f"{'+'.join(held.given)} determines {outcome}"
@@ -291,9 +291,9 @@ def _problem(y: np.ndarray, design: Design, held: Controls | None, outcome: str)
 def _remarks(held: Controls, design: Design, level: float) -> list[str]:
     said = []
     if held.left_out:
-        said.append(f"left out, so that n - k is {held.left}: {', '.join(held.left_out)}")
+        said.append(f"covariates left out, so that n - k is {held.left}: {', '.join(held.left_out)}")
     if held.collinear:
-        said.append(f"determined by what is held fixed already: {', '.join(held.collinear)}")
+        said.append(f"covariates left out, because the others determine them: {', '.join(held.collinear)}")
     if design.arrangements * (1 - level) < 1:
         said.append(f"the clusters can be permuted in only {design.arrangements:g} ways")
     return said
@@ -326,7 +326,7 @@ class Contrast:
     high: np.ndarray
     p: np.ndarray
     partial: Partial
-    """Of all K columns."""
+    """The partial correlations of all K columns."""
 
 
 def contrast(
@@ -351,9 +351,7 @@ def contrast(
     draws = signed[:, :1] - signed[:, 1:]
     size = np.abs(found.estimate)
     estimate = size[0] - size[1:]
-    bounds = np.full((2, len(estimate)), np.nan)
-    if len(keys) >= min_replicates(level):
-        bounds = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2), axis=0)
+    low, high = percentile_interval(draws, level)
     tail = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
     p = np.where(np.isfinite(estimate), np.minimum(1.0, 2 * (1 + tail) / (1 + len(draws))), np.nan)
-    return Contrast(estimate, bounds[0], bounds[1], p, found)
+    return Contrast(estimate, low, high, p, found)

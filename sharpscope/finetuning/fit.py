@@ -16,7 +16,7 @@ from sharpscope.clip.progress import Shown
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
-from sharpscope.finetuning.selection import only
+from sharpscope.finetuning.moving import only
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.machine.devices import onto
@@ -70,7 +70,7 @@ def fit(
     state_file  file to which the state is written every ``every`` steps, and from which training resumes
     progress    True shows a bar, a function of total and desc (such as tqdm) makes one
     watch       told losses and accuracies whenever these are judged or the state is written, and at every stage's end
-    train_only  regular expression: only tensors whose names match it move (see ``selection.only``)
+    train_only  regular expression: only tensors whose names match it move (see ``moving.only``)
     keep        given what a checkpoint would hold after every ``keep_every`` steps but the last
 
     Raises ConfigError where a batch is larger than the data, where ``train_only`` matches nothing, or where training is

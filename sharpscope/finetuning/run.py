@@ -348,7 +348,7 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     told = told if isinstance(told, dict) else {}
     now = json.loads(json.dumps(dict(belongs)))
     if not told:
-        raise ConfigError(f"{shown(file)}: is there, and does not say which fine-tuning it is of.\n{_ELSEWHERE}")
+        raise ConfigError(f"{shown(file)}: exists already and does not say which fine-tuning wrote it.\n{_ELSEWHERE}")
     if different := differences({k: v for k, v in told.items() if k in now}, now):
         raise ConfigError(f"{shown(file)}: already holds another fine-tuning: {different}.\n{_ELSEWHERE}")
     return Tuned(file, method, names, there.tensors, there.facts["metadata"], prompted=prompted)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
-from sharpscope.finetuning.losses import Losses
+from sharpscope.finetuning.losslog import LossLog
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.machine.devices import all_finite
 from sharpscope.vocabulary import Precision
@@ -37,8 +37,8 @@ Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
 The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
 Ascent = Callable[[Theta], AbstractContextManager[None]]
-"""(leaves with their gradients) -> a context in which the leaves stand elsewhere, and behind which they are back, bit
-for bit: the gradient that the optimizer gets is the one taken inside."""
+"""A function from the trained tensors with their gradients to a context. Inside the context the tensors are perturbed;
+behind it they have their old values, bit for bit. The optimizer gets the gradient that is taken inside."""
 Optimizer = Literal["adamw", "sgd"]
 Decay = Literal["all", "matrices"]
 """Which tensors decay: all that are trained, or those of two and more dimensions alone."""
@@ -206,7 +206,7 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
-    losses = Losses(state.losses, recipe.steps, recipe.lr)
+    losses = LossLog(state.losses, recipe.steps, recipe.lr)
 
     def backward(step: int) -> Tensor:
         """Add the gradient of the step's loss to the leaves, and return the loss in float64."""

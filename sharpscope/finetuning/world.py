@@ -58,7 +58,7 @@ class FineTuning:
     n: int = 8192
     epochs: int = 5
     warmup: float = 0.015
-    """Share of all steps."""
+    """The warm-up as a share of all steps."""
     seed: int = 0
 
     def recipe(self) -> WiseFT:

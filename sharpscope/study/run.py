@@ -67,7 +67,7 @@ def run_shard(
     check_inputs(config)
     launch = Launch()
     if out is None and launch.ranks.several:
-        raise ConfigError("out: several ranks share one run directory.\nRemedy: name it.")
+        raise ConfigError("out: several ranks share one run directory, which has to be named.\nRemedy: --out FOLDER.")
     bars = bars_for(progress and launch.leads and progress)
     with team_of_ranks(config, launch, threads_of(config)) as team, Crew(config, team) as crew:
         contexts = load_contexts(config, team)

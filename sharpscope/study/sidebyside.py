@@ -27,7 +27,7 @@ from sharpscope.vocabulary import DEFAULT_CRITERION, PAIRS, AlphaSide
 __all__ = ["reports"]
 
 _MARK: Final = "runs.json"
-"""The file that tells a folder of several runs' report from any other folder."""
+"""The file that marks a folder as the report of several runs."""
 _ACROSS: Final = (
     "Verdicts and correlations across the pairs of one run stand in the report of that run; 'sharpscope correlate RUN "
     "RUN ...' correlates over the pairs of all."

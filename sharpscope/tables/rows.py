@@ -50,8 +50,8 @@ __all__ = [
 MIDDLE: Final = 0.5
 """The alpha of the point that represents a path where a table or a figure has room for only one."""
 _FIRST_METRICS: Final = ("top1", "accuracy")
-"""Where no row says which metric is primary, the first of these that the table has is used, else the table's first
-metric."""
+"""If no row says which metric is primary, the first of these metrics that the table has is used, or else the first
+metric of the table."""
 _WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
