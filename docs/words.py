@@ -38,6 +38,7 @@ from sharpscope.vocabulary import (
 
 ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LINK: Final = r"[arXiv \1](https://arxiv.org/abs/\1)"
 _ARXIV: Final = re.compile(r"(?:arXiv )?\b(\d{4}\.\d{5})\b")
 
 
@@ -46,7 +47,9 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     def line(cells: Sequence[str]) -> str:
         linked = (_ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", cell) for cell in cells)
-        return "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;") for cell in linked) + " |"
+        return (
+            "| " + " | ".join(" ".join(cell.split()).replace("|", r"\|").replace("<", "&lt;") for cell in linked) + " |"
+        )
 
     return "\n".join([line(titles), "|" + "---|" * len(titles), *map(line, rows)])
 
@@ -181,7 +184,7 @@ def _columns(columns: dict[str, tuple[str, ...]], keys: dict[str, tuple[str, ...
 
 
 def _guide(module: Any, constant: str) -> list[tuple[str, str]]:
-    """The reading guide in the docstring of a constant: lines 'name  text', or 'name, name: text'; more lines follow."""
+    """The reading guide in the docstring of a constant, whose rows are 'name  text' or 'name, name: text'."""
     body = ast.parse(inspect.getsource(module)).body
     at = next(i for i, s in enumerate(body) if isinstance(s, ast.AnnAssign) and ast.unparse(s.target) == constant)
     said = body[at + 1]

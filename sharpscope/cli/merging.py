@@ -39,7 +39,8 @@ class Merge(Plugins, Head, Model, _Merged):
     """Merge fine-tuned checkpoints into one: a soup, Model Stock, TIES or DARE."""
 
     templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name, for a head that is made from text."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``, for a head that is made
+    from text."""
     val: str | None = None
     """Data set whose val split judges a greedy soup."""
     results: str | None = None

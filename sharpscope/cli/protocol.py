@@ -53,8 +53,8 @@ class Protocol(Plugins, Model, Hyperparameters, _What):
     upgraded_model: str | None = None
     """upgrade: its architecture, an open_clip model name or config JSON; default: the old one's."""
     templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the data set's templates or the
-    model's."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``; default: the data set's
+    templates or the model's."""
     data_root: str | None = None
     """Folder under which named data sets and relative paths are looked up."""
     out: str | None = None

@@ -150,13 +150,14 @@ class StudyConfig:
     data_root: str | None = None
     """Folder under which named data sets and relative paths are looked up."""
     classnames: str | None = None
-    """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
-    Where they tell none and the head is made from text, the names of the probe set's classes."""
+    """Text file with one class name per line, or ``imagenet``, in the order of the head; default: the names that the
+    checkpoints tell. Where they tell none and the head is made from text, the names of the probe set's classes."""
     class_position: ClassPosition | None = None
     """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed, as
     the report then says."""
     templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``; default: the model's or
+    a plain one."""
 
     alphas: tuple[float, ...] = ALPHAS
     """Points of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
