@@ -66,17 +66,12 @@ def marked(text: str) -> str:
 # -- what is measured --------------------------------------------------------------------------------------------------
 _TOGETHER: Final = {
     "sum": "sum", "norm": "root of the sum of squares", "max": "largest", "min": "smallest",
-    "magnitude": "largest magnitude, with its sign", "none": "not combined",
+    "magnitude": "largest magnitude", "none": "not combined",
 }  # fmt: skip
 _COSTS: Final = {
-    "trace": "Hessian-vector products until the error is small enough",
-    "eigenvalues": "Hessian-vector products until the residual is small enough",
-    "product": "one Hessian-vector product",
-    "outer": "backward passes of the logits until the error is small enough",
-    "gradient": "one gradient for all layers, two losses for each",
-    "noise": "two losses for each of `--noise-samples` draws",
-    "worst_case": "`--pgd-steps` gradients",
-}
+    "trace": "products", "eigenvalues": "products", "product": "1 product", "outer": "passes", "gradient": "1 gradient",
+    "noise": "losses", "worst_case": "gradients",
+}  # fmt: skip
 """What the words of ``AddsUp`` and ``Cost`` mean, in a cell of a table."""
 
 
@@ -92,7 +87,7 @@ def measures() -> str:
          _radius(m))
         for m in MEASURES.values()
     ]  # fmt: skip
-    return table(("measure", "what it is, for a layer l", "layers combine by", "cost of a layer", "radius"), rows)
+    return table(("measure", "what it is, for a layer l", "together", "cost", "radius"), rows)
 
 
 def criteria() -> str:

@@ -207,7 +207,7 @@ class StudyConfig:
     rtol: float = 0.05
     """Relative tolerance, a fraction below 1 (5 % is 0.05): a trace stops at stderr <= rtol * |estimate|, an eigenvalue
     at residual <= rtol * |lambda|. For the smaller end of the spectrum, once it is followed along alpha, only the part
-    of the residual that matters counts (README)."""
+    of the residual that matters counts (docs/measures.md)."""
     max_matvecs: int = 100
     """Largest number of Hessian-vector products for each (layer, alpha) and kind of estimate. If they are spent before
     rtol is reached, the status is not_converged."""
