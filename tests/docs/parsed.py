@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 
 from sharpscope.cli import main as cli
-from sharpscope.cli.finetune import Finetune
 from sharpscope.cli.protocol import Protocol
+from sharpscope.cli.slurm import Settings
 from sharpscope.cli.studies import Run, StudyCommand
 from sharpscope.cli.sweep import Sweep
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.sweep import load_sweep
 from sharpscope.finetuning.registry import configured
+from sharpscope.study.shard import Shard
 from tests.docs.blocks import ROOT
 
 OTHER_PACKAGES = {"atheris", "imagecorruptions"}
@@ -38,14 +39,20 @@ def _sharpscope(words: list[str]) -> None:
         command.complete()
     if isinstance(command, Run):
         command.folder()
+        Shard.read(command.shard)
+        if command.slurm:
+            Settings.read(command.slurm)
     if isinstance(command, Protocol):
-        command.config()
-    if isinstance(command, Finetune):
-        configured(command.method or "wise-ft", command.changes())
+        config = command.config()
+        for method in config.methods:
+            configured(method, config.hyperparameters)
     if isinstance(command, Sweep):
-        planned = load_sweep(command.file).planned()
+        sweep = load_sweep(command.file)
+        planned = sweep.planned()
         planned.check_complete()
         check_no_idle(planned)
+        for trial in sweep.trials():
+            configured(trial.way["method"], trial.settings)
 
 
 def _torchrun(words: list[str]) -> None:

@@ -7,13 +7,15 @@ import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 
 from sharpscope.cli.commands import COMMANDS
+from sharpscope.config.protocol import ProtocolName
 from sharpscope.config.specs import CORRUPTIONS, LAYOUTS
 from sharpscope.finetuning.registry import METHODS
-from sharpscope.vocabulary import COLLECTIONS, CRITERIA, MEASURES
+from sharpscope.vocabulary import COLLECTIONS, CRITERIA, MEASURES, HeadMode, MergeMethod, PathName, TraceMethod
 from tests.docs.blocks import PAGES, ROOT, inline, prose
 from tests.docs.parsed import targets
 
@@ -59,8 +61,23 @@ def test_what_list_prints_is_on_its_page_and_nothing_else() -> None:
 def test_every_measure_has_its_formula_and_no_unknown_one_has() -> None:
     page = prose(ROOT / "docs/measures.md")
     explained = {m for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE) for m in re.findall(r"`([^`]+)`", row)}
-    methods = {"per_example", "controlled", "hutchinson", "xtrace", "hutchpp"}
-    assert explained - methods == set(MEASURES)
+    assert explained - set(get_args(TraceMethod)) == set(MEASURES)
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "words"),
+    [
+        ("checkpoints", "`--head`", HeadMode),
+        ("measures", "method", TraceMethod),
+        ("paths", "path", PathName),
+        ("paths", "`--method`", MergeMethod),
+        ("experiments", "protocol", ProtocolName),
+    ],
+)
+def test_a_table_of_choices_has_all_of_them_and_no_other(page: str, title: str, words: Any) -> None:
+    text = prose(ROOT / f"docs/{page}.md")
+    (rows,) = re.findall(rf"^\| {re.escape(title)} \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert set(re.findall(r"^\| `([^`]+)`", rows, re.MULTILINE)) == set(get_args(words))
 
 
 def test_sources_of_the_measures_are_those_of_the_docstrings() -> None:
