@@ -100,6 +100,8 @@ def _checkpoints(root: Path) -> None:
     for name in FROM_ONE:
         torch.save({**one, "head.weight": head}, root / name)
     shutil.copy(checkpoint_path("mini:upgraded"), root / "EVA02.pt")
+    (root / "runs/pets").mkdir(parents=True)
+    shutil.copy(checkpoint_path("mini:success"), root / "runs/pets/lipsum-ft.safetensors")
 
 
 def _runs(root: Path) -> None:

@@ -51,7 +51,7 @@ PARSED: tuple[tuple[str, str], ...] = (
 CHEAP: dict[str, list[str]] = {
     "run": tiny_flags(),
     "plan": tiny_flags(),
-    "finetune": ["--steps", "1", "--batch-size", "2"],
+    "finetune": ["--steps", "1", "--batch-size", "2", "--out", "tuned"],
     "evaluate": ["--model", "mini", "--templates", "one.txt", "--limit", "4", "--batch-size", "8"],
     "figures": ["--only", "wiseft_curve"],
     "advise": ["--bootstrap", "20"],
