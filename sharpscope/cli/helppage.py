@@ -21,10 +21,10 @@ STUDY_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
         "vrf_k", "vrf_centre", "vrf_width",
     ),
     "sharpness": (
-        "measures", "granularity", "curvature_alphas", "perturbation_alphas", "rtol", "atol_share", "max_matvecs",
-        "trace_method", "eigen_method", "products", "noise_samples", "pgd_steps", "rho_avg", "rho_linf", "rho_l2",
-        "rho_geodesic", "normalize_logits", "random_start", "density_layers", "density_alphas", "eigenvectors",
-        "eigenvector_layers", "eigenvector_alphas",
+        "measures", "granularity", "curvature_alphas", "perturbation_alphas", "perturbation_size", "rtol", "atol_share",
+        "max_matvecs", "trace_method", "eigen_method", "products", "noise_samples", "pgd_steps", "rho_avg", "rho_linf",
+        "rho_l2", "rho_geodesic", "normalize_logits", "random_start", "density_layers", "density_alphas",
+        "eigenvectors", "eigenvector_layers", "eigenvector_alphas",
     ),
     "straggler layers and their repair": (
         "straggler_criterion", "straggler_rule", "layer_alphas", "criticality_noise", "densities", "targets", "selects",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
@@ -143,6 +144,24 @@ class Probe:
         other = copy.copy(self)
         other.batches = ((torch.cat([x for x, _ in found]), torch.cat([y for _, y in found])),)
         other.n, other.weights = n, (1.0,)
+        return other
+
+    def thinned(self, n: int) -> Probe:
+        """About ``n`` of the examples, as many batches as there are, each with its share; no image is loaded again.
+
+        The share of a batch is rounded up and spread evenly over it, so that none is without an example. A probe of at
+        most ``n`` examples is returned unchanged.
+        """
+        if n >= self.n:
+            return self
+        other = copy.copy(self)
+        other.batches = tuple(
+            (images[kept], labels[kept])
+            for images, labels in self.batches
+            for kept in [torch.linspace(0, len(labels) - 1, math.ceil(len(labels) * n / self.n)).round().long()]
+        )
+        other.n = sum(other.batch_sizes)
+        other.weights = tuple(len(labels) / other.n for _, labels in other.batches)
         return other
 
     def normalized(self) -> Probe:

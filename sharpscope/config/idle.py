@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
-from sharpscope.config.study import VRF_FIELDS, StudyConfig
+from sharpscope.config.study import PERTURBATION_SIZE, VRF_FIELDS, StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.vocabulary import MEASURES, SUMMED_TRACES, Cost, Measure, expand_measures
 
@@ -51,6 +52,10 @@ def _outside(c: StudyConfig) -> bool:
     return any(not 0 <= a <= 1 for a in (*c.alphas, *(c.repair_alphas or ())))
 
 
+def _has_radius(measure: Measure) -> bool:
+    return measure.radius is not None
+
+
 def _is_layer_trace(measure: Measure) -> bool:
     return measure.cost == "trace" and measure.family == "hessian"
 
@@ -62,10 +67,15 @@ _RULES: Final = (
     _Rule("extrapolate", _outside, "an alpha outside [0, 1]"),
     _Rule("curvature_alphas", lambda c: bool(c.measures or c.density_layers), "a measure, or layers for densities"),
     _of_measures("perturbation_alphas", lambda m: m.taken_at == "perturbation_alphas"),
+    _Rule(
+        "perturbation_size",
+        lambda c: _measured(_has_radius)(c) and c.probe_size > min(c.perturbation_size or math.inf, PERTURBATION_SIZE),
+        f"a larger probe_size, and one of {_names(_has_radius)} among measures",
+    ),
     _of_measures("noise_samples", lambda m: m.cost == "noise"),
     _of_measures("pgd_steps", lambda m: m.cost == "worst_case"),
     *map(_by_radius, ("rho_avg", "rho_linf", "rho_l2", "rho_geodesic")),
-    _of_measures("normalize_logits", lambda m: m.radius is not None),
+    _of_measures("normalize_logits", _has_radius),
     _of_measures("random_start", lambda m: m.cost == "worst_case"),
     _of_measures("eigen_method", lambda m: m.cost == "eigenvalues"),
     _Rule(

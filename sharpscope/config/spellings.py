@@ -12,7 +12,7 @@ __all__ = ["EARLIER_DEFAULTS", "current_arguments", "current_key", "current_keys
 _KEYS: Final = {"eval_limit": "limit"}
 """Old key of a study -> today's, in study files, in manifests of older runs, and as a flag."""
 
-EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0}
+EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0, "perturbation_size": None}
 """Field of a study -> its default before today's, which a run directory means that does not name the field."""
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {

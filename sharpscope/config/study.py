@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from typing_extensions import Doc
 
@@ -54,15 +54,23 @@ from sharpscope.vocabulary import (
     parse_rule,
 )
 
-__all__ = ["ALPHAS", "DEFAULT_MEASURES", "VRF_FIELDS", "PairConfig", "StudyConfig", "checkpoint_stem"]
+__all__ = [
+    "ALPHAS",
+    "DEFAULT_MEASURES",
+    "PERTURBATION_SIZE",
+    "VRF_FIELDS",
+    "PairConfig",
+    "StudyConfig",
+    "checkpoint_stem",
+]
 
+PERTURBATION_SIZE: Final = 256
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
     "hessian_trace",
     "weighted_trace",
     "ggn_trace",
     "lambda_max",
-    "lambda_min",
     "lambda_abs",
     "sharpness_avg",
     "sharpness_max",
@@ -182,6 +190,10 @@ class StudyConfig:
     perturbation_alphas: tuple[float, ...] | None = None
     """The alphas at which the measures of finite radius (sharpness_avg, sharpness_max ...) are taken; default: the
     first, the middle and the last. At one alpha they cost about three times what all other measures do."""
+    perturbation_size: int | None = PERTURBATION_SIZE
+    """Largest number of probe examples on which the measures of finite radius are taken, spread evenly over the probe
+    set; null in a study file: all. The cost is proportional to it. The worst case over fewer examples is larger
+    (m-sharpness, Foret et al. 2021, 2010.01412), so that only numbers of the same size can be compared."""
     dtype: Dtype = "float32"
     """Arithmetic of path, loss and curvature."""
     precision: Precision = "full"
@@ -465,6 +477,7 @@ def _check(c: StudyConfig) -> None:
             "image_cache": 0,
             "atol_share": 0,
             "limit": 1,
+            "perturbation_size": 2,
             "vrf_images": 1,
             "vrf_k": 1,
             "eigenvectors": 0,

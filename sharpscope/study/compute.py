@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from sharpscope.clip.baselines import Vrf, ensembles_along, output_baselines
 from sharpscope.clip.failure_ratio import Nearness, ratio_bins
+from sharpscope.clip.probe import Probe
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.density import measure_density
 from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
@@ -31,6 +33,7 @@ from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
     BASES,
+    MEASURES,
     Base,
     ensemble_variant,
     expand_measures,
@@ -218,23 +221,31 @@ def _eigenvectors_unit(context: Context, alpha: float) -> Unit:
 def _measure(
     context: Context, alpha: float, measures: Sequence[str], warm: Mapping[str, RitzSpace], progress: Progress
 ) -> tuple[MeasureResult, str]:
-    """All measures at one alpha. If a GPU runs out of memory, they are repeated with half the budget for graphs.
+    """All measures at one alpha, those of finite radius on a part of the probe set.
 
-    The next alpha starts with the budget that was enough.
+    If a GPU runs out of memory, they are repeated with half the budget for graphs. The next alpha starts with the
+    budget that was enough.
     """
-    probe = context.team_probe
+    probe, part = context.team_probe, context.perturbation_probe
 
-    def attempt() -> MeasureResult:
+    def take(probe: Probe, names: Sequence[str]) -> MeasureResult:
         return measure_layers(
             probe,
             context.theta(alpha),
             context.layers,
-            measures,
+            names,
             context.settings,
             key=(context.pair.name, alpha),
             warm=warm,
             progress=lambda what: progress(f"alpha {alpha:g}: {what}"),
         )
+
+    def attempt() -> MeasureResult:
+        finite = [m for m in measures if MEASURES[m].radius is not None]
+        if part.n == probe.n or not finite:
+            return take(probe, measures)
+        others = take(probe, [m for m in measures if m not in finite])
+        return replace(others, rows=[*others.rows, *take(part, finite).rows])
 
     result = _with_less_memory(context, attempt)
     used = result.facts.get("batch_size") or probe.batch_size

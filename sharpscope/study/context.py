@@ -198,6 +198,12 @@ class Context:
         return self.probe.shared(self.team)
 
     @cached_property
+    def perturbation_probe(self) -> Probe:
+        """The part of the probe set on which the measures of finite radius are taken."""
+        most = self.config.perturbation_size
+        return self.team_probe if most is None else self.team_probe.thinned(most)
+
+    @cached_property
     def datasets(self) -> dict[str, Dataset]:
         """ID and OOD test sets by spec."""
         return {spec: self.dataset(spec) for spec in roles(self.config)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.machine.cores import cores
 from sharpscope.miniworld import world as miniworld
 
@@ -30,8 +30,6 @@ def demo_config(seed: int = 0) -> StudyConfig:
         ood=mini_ood(),
         alphas=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0),
         seed=seed,
-        # Eigenvalues crowd at the lower end, near zero: lambda_min alone needs three times the products of all others.
-        measures=tuple(m for m in DEFAULT_MEASURES if m != "lambda_min"),
         probe_size=48,
         batch_size=48,
         limit=320,

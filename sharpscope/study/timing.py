@@ -113,6 +113,7 @@ def _counted(context: Context, gradient: float, loss: float) -> float:
     What is asked of one layer runs, on the average, through half of the network: that behind the layer.
     """
     config, layers, total = context.config, len(context.layers) / 2 + 1, 0.0
+    part = context.perturbation_probe.n / context.probe.n
     each = {
         "noise": 2 * config.noise_samples * layers * loss,
         "worst_case": config.pgd_steps * layers * gradient,
@@ -120,7 +121,8 @@ def _counted(context: Context, gradient: float, loss: float) -> float:
     }
     for m in expand_measures(config.measures):
         if (kind := MEASURES[m].cost) in each:
-            total += each[kind] * sum(measured_at(config, m, a) for a in config.measured_alphas)
+            share = 1.0 if MEASURES[m].radius is None else part
+            total += share * each[kind] * sum(measured_at(config, m, a) for a in config.measured_alphas)
     return total
 
 

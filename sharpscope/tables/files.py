@@ -102,6 +102,8 @@ def _typed(series: pd.Series | None, column: str, name: str, length: int) -> pd.
     kind = _kind(column, series)
     if series is not None and str(series.dtype) == {"float": "float64", "int": "int64", "bool": "bool"}.get(kind):
         return series.reset_index(drop=True)
+    if series is not None and kind == "text" and getattr(series.dtype, "storage", "") == "pyarrow":
+        return series.fillna("").astype("str").reset_index(drop=True)  # pyarrow's text is always UTF-8
     if series is None and kind in ("float", "text"):
         return pd.Series(np.full(length, math.nan)) if kind == "float" else pd.Series([""] * length, dtype="str")
     values: list[Any] = [None] * length if series is None else series.astype(object).tolist()
@@ -156,9 +158,11 @@ def _sort_ranks(series: pd.Series, column: str) -> np.ndarray:
         return series.fillna(math.inf).to_numpy()
     if series.dtype == "int64":
         return series.to_numpy()
-    order: Callable[[str], Any] = layer_key if column == "layer" else str
-    ranks = {v: i for i, v in enumerate(sorted(series.unique(), key=order))}
-    return series.map(ranks).to_numpy(dtype="int64")
+    order: Callable[[Any], Any] = layer_key if column == "layer" else str
+    codes, values = series.factorize(use_na_sentinel=False)
+    ranks = np.empty(len(values), dtype="int64")
+    ranks[sorted(range(len(values)), key=lambda i: order(values[i]))] = np.arange(len(values))
+    return ranks[codes]
 
 
 # ----------------------------------------------------------------------------------------------------- CSV and Parquet

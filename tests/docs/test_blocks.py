@@ -63,8 +63,8 @@ KEPT = ("--model", "--measures", "--alphas", "--only", "--granularity")
 CHEAPER = (
     ("size=64", "size=6"),
     ("alphas=(0, 0.5, 1),\n)", "**TINY,\n)"),
-    ('granularity="block",', 'granularity="block", max_matvecs=4,'),
-    ("for v in top.vectors]", "for v in top.vectors], points=3"),
+    ('measures=("hessian_trace",)', 'measures=("hessian_trace",), max_matvecs=4'),
+    ("path.at(0.5), directions", "path.at(0.5), directions, points=3"),
 )
 """What is printed in a block of Python -> what is run: fewer images, a smaller study."""
 

@@ -16,7 +16,7 @@ from sharpscope.config.protocol import ProtocolName
 from sharpscope.config.specs import CORRUPTIONS, LAYOUTS
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.vocabulary import COLLECTIONS, CRITERIA, MEASURES, HeadMode, MergeMethod, PathName, TraceMethod
-from tests.docs.blocks import PAGES, ROOT, inline, prose
+from tests.docs.blocks import PAGES, ROOT, blocks, inline, languages, prose
 from tests.docs.parsed import targets
 
 
@@ -155,6 +155,11 @@ def test_every_page_is_in_the_navigation_and_readme_leads_to_nearly_all() -> Non
     assert sorted(" ".join(told).split()) == sorted(there)
     linked = set(re.findall(r"\(docs/(\w+)\.md", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert linked == there - {"commands"}, "README has the table of commands itself"
+
+
+def test_no_block_is_wider_than_a_page() -> None:
+    every = blocks(*languages())
+    assert [(b.place, line) for b in every for line in b.text.splitlines() if len(line) > 100] == []
 
 
 def test_readme_is_one_screen() -> None:

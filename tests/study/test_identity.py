@@ -47,6 +47,14 @@ def test_finite_radii_are_named_by_their_alphas_and_all_alphas_as_by_older_runs(
     assert named(measures=("hessian_trace",))["perturbation_alphas"] is None
 
 
+def test_the_size_of_the_finite_radii_counts_where_it_leaves_images_out() -> None:
+    rises = {"measures": ("sharpness_max",), "probe_size": 1024}
+    assert named(**rises)["perturbation_size"] == 256
+    assert "perturbation_size" not in named(**rises, perturbation_size=None)  # as in older runs, which took all
+    few = rises | {"probe_size": 64}
+    assert named(**few) == named(**few, perturbation_size=None) != named(**few, perturbation_size=32)
+
+
 def test_the_config_of_an_older_directory_is_read_with_the_default_of_its_time(tmp_path: Path) -> None:
     identity = {"sharpscope": __version__, "config": named(atol_share=0.0)}
     config = StudyConfig(atol_share=0.0).to_dict()

@@ -25,7 +25,7 @@ def units():
 
 def launch():
     compute, forks = workers.compute_each, multiprocessing.get_context("fork")
-    workers.compute_each = lambda *args: (time.sleep(0.2), compute(*args))[1]
+    workers.compute_each = lambda *args: (time.sleep(0.05), compute(*args))[1]
     multiprocessing.get_context = lambda _: forks
     os._exit(main(["run", "study.yaml", "--out", "run"]))
 

@@ -85,14 +85,18 @@ class Twice:
     def batch_logits(self, i, theta):
         return torch.tanh(torch.tanh(self.x[i] @ theta["a"].T) @ theta["a"].T) @ theta["b"].T
 
-def found(team):
-    pair = PairConfig("success", "mini:zeroshot", "mini:success")
-    config = StudyConfig(
+pair = PairConfig("success", "mini:zeroshot", "mini:success")
+context = Context.load(
+    StudyConfig(
         pairs=(pair,), model="mini", probe="mini:photo", id=("mini:photo",), granularity="block", probe_size=5,
         batch_size=2, dtype="float64",
-    )
-    context = Context.load(config, pair)
-    probe, theta, layers = context.probe.shared(team), context.theta(0.5), context.layers[1::4]
+    ),
+    pair,
+)
+theta, layers = context.theta(0.5), context.layers[1::4]
+
+def found(team):
+    probe = context.probe.shared(team)
     out, warm = {}, {}
     for name in OF[team.size]:
         measures, more = CASES[name]
@@ -161,7 +165,7 @@ for size in (1, 2, 3):
     if any(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids):
         sys.exit(f"{size} ranks failed")
 """
-"""One, two and three processes, forked from one that has imported everything; each leaves what it found in a file.
+"""One, two and three processes, forked from one that has loaded everything; each leaves what it found in a file.
 
 One does every case, two and three share them."""
 

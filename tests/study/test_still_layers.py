@@ -60,6 +60,7 @@ def finished(
         id=("mini:photo",),
         ood=("mini:sketch",),
         alphas=(0.0, 0.5, 1.0),
+        curvature_alphas=(0.0, 1.0),
         measures=("ggn_trace",),
         probe_size=8,
         batch_size=8,

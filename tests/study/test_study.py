@@ -21,19 +21,21 @@ from sharpscope.cli.main import main
 from sharpscope.clip.pair import load_pair
 from sharpscope.clip.probe import Probe
 from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
+from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
 from sharpscope.notebook import layer_sharpness
 from sharpscope.present.plots import all_figures
 from sharpscope.study import report as study_report
 from sharpscope.study import run as study
 from sharpscope.study.across import correlate
+from sharpscope.study.context import Context
 from sharpscope.study.demo import demo_config
 from sharpscope.study.plan import plan
 from sharpscope.study.report import report
 from sharpscope.study.store import RunDirectory
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.schema import COLUMNS, KEYS
-from sharpscope.vocabulary import ALL, STATUSES
+from sharpscope.vocabulary import ALL, MEASURES, STATUSES
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 
 
@@ -46,10 +48,11 @@ def small_config(**changes: Any) -> StudyConfig:
         curvature_alphas=(0.0, 0.5, 1.0),
         paths=("linear", "lines"),
         granularity="block",
-        measures=DEFAULT_MEASURES,
-        probe_size=6,
-        batch_size=4,
-        limit=96,
+        measures=(*DEFAULT_MEASURES, "lambda_min"),
+        probe_size=12,
+        perturbation_size=6,
+        batch_size=8,
+        limit=64,
         max_matvecs=4,
         perturbation_alphas=(0.5,),
         pgd_steps=2,
@@ -134,6 +137,20 @@ def test_no_estimate_stands_without_its_uncertainty_or_status(finished: study.Ru
     undefined = finished.correlations["status"] == "undefined"
     assert (finished.correlations.loc[undefined, "note"] != "").all()
     assert undefined.any() and (~undefined).any()
+
+
+def test_finite_radii_are_taken_on_a_part_of_the_probe_set(finished: study.Run) -> None:
+    sizes = finished.sharpness.groupby("measure")["n"].agg(["min", "max"])
+    for measure, (least, most) in sizes.iterrows():
+        assert least == most == (6 if MEASURES[measure].radius is not None else 12)
+    config = small_config(pairs=small_config().pairs[:1])
+    context = Context.load(config, config.pairs[0])
+    thin = context.probe.thinned(6)
+    settings, layers = context.settings, [x for x in context.layers if x.name == "head"]
+    rows = measure_layers(thin, context.theta(0.5), layers, ("sharpness_max",), settings, key=("success", 0.5)).rows
+    mine = finished.sharpness.query("pair == 'success' and measure == 'sharpness_max' and alpha == 0.5")
+    told = mine.set_index("layer").loc["head", "estimate"]
+    assert [row["estimate"] for row in rows if row["layer"] == "head"] == [pytest.approx(told, rel=1e-5)]
 
 
 def test_eigenvalues_and_traces_are_consistent(finished: study.Run) -> None:

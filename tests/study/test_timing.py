@@ -47,6 +47,20 @@ def test_a_part_of_a_probe_is_spread_over_all_its_batches(context: Context) -> N
     assert probe.part(3).rebatched(2).weights == pytest.approx((2 / 3, 1 / 3))
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_a_thinned_probe_keeps_its_share_of_every_batch(context: Context, n: int) -> None:
+    probe, theta = context.probe, context.theta(0.5)
+    thin = probe.thinned(n)
+    kept = [math.ceil(size * n / probe.n) for size in probe.batch_sizes]
+    assert thin.batch_sizes == tuple(kept) and thin.n == sum(kept) and sum(thin.weights) == pytest.approx(1)
+    losses, first = probe.sample_losses(theta), 0
+    for size, few, part in zip(probe.batch_sizes, kept, thin.sample_losses(theta).split(kept), strict=True):
+        places = torch.linspace(0, size - 1, few).round().long()
+        torch.testing.assert_close(part, losses[first : first + size][places], rtol=1e-4, atol=1e-5)
+        first += size
+    assert probe.thinned(probe.n) is probe
+
+
 def test_as_much_is_tried_as_the_time_allows(context: Context) -> None:
     """Images first, then layers; the trial of half the images may take twice the time an image."""
     every, plan = len(context.layers), layout(context)
@@ -112,3 +126,6 @@ def test_work_that_follows_from_the_settings_is_counted(config: StudyConfig, con
     assert math.isclose(counted(**worst, perturbation_alphas=(0.5,)), 7 * layers * 1000)
     assert math.isclose(counted(**worst, perturbation_alphas=None), 3 * 7 * layers * 1000)
     assert counted(measures=("sharpness_avg",), noise_samples=5, perturbation_alphas=(0.5,)) == 10 * layers
+    few = context.probe.thinned(2).n / context.probe.n
+    thin = dataclasses.replace(context, config=dataclasses.replace(config, **worst, perturbation_size=2))
+    assert math.isclose(timing._counted(thin, 1000.0, 1.0), few * 3 * 7 * layers * 1000)
