@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""The quickstart notebook runs as printed; tests/docs has the Python of README and docs/."""
-=======
-"""The quickstart notebook and README's Python run as printed, on fewer images and to a looser tolerance."""
->>>>>>> house
+"""The quickstart notebook runs as printed, on fewer images and to a looser tolerance; tests/docs runs the pages' Python."""
 
 from __future__ import annotations
 

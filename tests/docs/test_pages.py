@@ -81,10 +81,9 @@ def test_a_table_of_choices_has_all_of_them_and_no_other(page: str, title: str, 
 
 
 def test_sources_of_the_measures_are_those_of_the_docstrings() -> None:
-    code = " ".join(
-        p.read_text(encoding="utf-8")
-        for p in [*(ROOT / "sharpscope/curvature").rglob("*.py"), ROOT / "sharpscope/vocabulary.py"]
-    )
+    package = ROOT / "sharpscope"
+    files = (package / "vocabulary.py", package / "config/study.py", *(package / "curvature").rglob("*.py"))
+    code = " ".join(file.read_text(encoding="utf-8") for file in files)
     cited = re.findall(r"arXiv (\d{4}\.\d{5})|doi (10\.[^\s;,|]+)", prose(ROOT / "docs/measures.md"))
     assert len(cited) > 12
     assert [a or d for a, d in cited if (a or d) not in code] == []
