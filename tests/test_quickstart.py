@@ -1,4 +1,4 @@
-"""The quickstart notebook runs as printed, on fewer images and to a looser tolerance; tests/docs runs the pages' Python."""
+"""The quickstart notebook runs as printed, on fewer images and to a looser tolerance."""
 
 from __future__ import annotations
 
