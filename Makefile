@@ -10,7 +10,8 @@ DATA = data
 BASE = 0
 EMOJI = analyses/emoji
 
-.PHONY: advice bases clean demo device docs emoji figures finetuners kills lint nulls papers published study test verdicts
+.PHONY: advice bases clean demo device docs emoji figures finetuners kills lint nulls papers published study test \
+  verdicts wheels
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
@@ -76,6 +77,11 @@ nulls: $(VENV)/.installed
 # time: about five minutes on two quiet cores. Writes benchmarks/results/kills.log.
 kills: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/kills.py > benchmarks/results/kills.log
+
+# Wheel and sdist, the wheel in an empty environment of every Python whose libraries are there, and the demo from each:
+# ten minutes a Python. LIBRARIES="3.12=FOLDER ..." names site-packages of other Pythons. Writes results/wheels.log.
+wheels: $(VENV)/.installed-test
+	$(PYTHON) benchmarks/wheels.py --libraries $(LIBRARIES) > benchmarks/results/wheels.log
 
 # Everything that may run on an accelerator, on an emulated one: placement errors and host synchronisations by line. Ten
 # minutes. Writes benchmarks/results/device_drive.log.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import math
 import sys
@@ -23,6 +24,7 @@ from sharpscope.clip.model import is_clip
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.config.fields import checked_fields
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.checks import STEPS, check_derivatives
@@ -36,7 +38,7 @@ from sharpscope.curvature.slices import Direction, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, module_layers, split_layers
 from sharpscope.tables.rows import stacked
-from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod
+from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod, expand_measures
 
 __all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness", "loss_slice"]
 
@@ -764,7 +766,7 @@ def layer_sharpness(
     alphas: Sequence[float] = (0.0, 0.5, 1.0),
     granularity: str = "module",
     measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Shown = False,
     **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
     """The sharpness table of one pair without a run directory: layers x alphas x measures.
@@ -788,7 +790,7 @@ def layer_sharpness(
             measured; an increasing order is cheapest.
         granularity: whether a layer is a tensor, a module or a block.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
-        progress: called with the name of each finished measure.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
 
     Returns:
         The table ``sharpness``: pair, alpha, layer, measure, estimate, stderr (traces) or residual (eigenvalues),
@@ -802,11 +804,19 @@ def layer_sharpness(
     path, layers = pair.path(probe.dtype), pair.layers(granularity)
     rows: list[dict[str, Any]] = []
     warm: dict[str, RitzSpace] = {}
-    for alpha in alphas:
-        theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
-        result = measure_layers(
-            probe, theta, layers, measures, settings, key=(pair.name, alpha), warm=warm, progress=progress
-        )
-        warm = result.warm
-        rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]
+    total = len(alphas) * len(expand_measures(measures))
+    with contextlib.closing(bars_for(progress)(total=total, desc=pair.name)) as bar:
+
+        def tell(what: str, alpha: float) -> None:
+            bar.set_postfix_str(f"alpha {alpha:g}: {what}")
+            bar.update()
+
+        for alpha in alphas:
+            theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
+            result = measure_layers(
+                probe, theta, layers, measures, settings, key=(pair.name, alpha), warm=warm,
+                progress=functools.partial(tell, alpha=alpha),
+            )  # fmt: skip
+            warm = result.warm
+            rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]
     return stacked("sharpness", [pd.DataFrame(rows)])

@@ -93,6 +93,7 @@ __all__ = [
     "Standing",
     "Target",
     "TraceMethod",
+    "TrackerName",
     "Words",
     "__version__",
     "check_metrics",
@@ -129,6 +130,8 @@ Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+TrackerName = Literal["tensorboard", "wandb"]
+"""The experiment trackers that curves are written for."""
 FigureStyle = Literal["paper", "screen"]
 """The look of written figures: that of a printed page | that of the report."""
 PaperStyle = Literal["wise-ft", "alphas"]

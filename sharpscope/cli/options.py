@@ -13,7 +13,7 @@ from typing import Any
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import ClassPosition, Device, HeadMode
+from sharpscope.vocabulary import ClassPosition, Device, HeadMode, TrackerName
 
 __all__ = [
     "AsTable",
@@ -24,6 +24,7 @@ __all__ = [
     "Model",
     "Plugins",
     "Point",
+    "Tracked",
     "check_output",
     "given",
 ]
@@ -52,6 +53,16 @@ class Model:
 
     model: str = StudyConfig.model
     """open_clip model name, path of an open_clip config JSON, or ``mini``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """An experiment tracker."""
+
+    track: tuple[TrackerName, ...] = ()
+    """Experiment trackers that also get the curves: tensorboard (files in OUT/tensorboard) and wandb (OUT/wandb,
+    offline for 'wandb sync' unless WANDB_MODE says otherwise). Each needs the extra of its name, as in
+    sharpscope[tensorboard]."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from sharpscope.clip.along import answers_along, judged_by, seen_along
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.targets import labelled_files, unlabelled_images
 from sharpscope.clip.metrics import Answers
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import MakeBar, Shown, bars_for
 from sharpscope.config.study import ALPHAS, PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
 from sharpscope.findings.advice import Known, advice_table
@@ -101,7 +101,7 @@ def advise(
     bootstrap: int = 1000,
     level: float = 0.95,
     out: str | os.PathLike[str] | None = None,
-    progress: MakeBar | None = None,
+    progress: Shown = False,
 ) -> Advice:
     """The alphas that can be advised for a pair, one block a situation, the strongest first; no curvature is needed.
 
@@ -133,7 +133,7 @@ def advise(
         bootstrap: number of replicates.
         level: coverage of the intervals.
         out: CSV file for the table.
-        progress: makes a progress bar, e.g. ``tqdm``.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
 
     Raises:
         ConfigError: neither run nor pair, or both; a setting out of range; target images without an ID set.
@@ -160,9 +160,9 @@ def advise(
         )  # fmt: skip
         config = dataclasses.replace(config, probe=next(iter(roles(config)), config.probe))
         check_test_sets(config)
-        subjects = [_of_pair(config, pair, references, shipped_pairs, progress or silent)]
+        subjects = [_of_pair(config, pair, references, shipped_pairs, bars_for(progress))]
     targets = _Targets(target_labels, tuple(target_images), tuple(held_out_shifts))
-    parts = [_advised(subject, targets, keep_id, progress or silent) for subject in subjects]
+    parts = [_advised(subject, targets, keep_id, bars_for(progress)) for subject in subjects]
     table = pd.concat([part.table for part in parts], ignore_index=True)
     fronts = {
         s: pd.concat([p.along[s] for p in parts if s in p.along])
