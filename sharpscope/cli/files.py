@@ -62,7 +62,7 @@ class Convert(WeightSet):
     head_file: str | None = None
     """File that holds a classification head alone (task_vectors), to be written with the checkpoint."""
     classnames: str | None = None
-    """Text file with the head's class names, one per line, in the order of the head's rows."""
+    """Text file with the head's class names, one per line, or ``imagenet``; in the order of the head's rows."""
     quick_gelu: bool | None = None
     """Whether the model uses QuickGELU, for a file that does not say (OpenAI's weights use it)."""
     adapter_scale: float | None = None

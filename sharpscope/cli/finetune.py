@@ -71,7 +71,7 @@ class Finetune(Plugins, Tracked, Computing, Images, Model, Hyperparameters, _Tas
     """Fine-tune a zero-shot checkpoint with one of the published methods, which --list shows."""
 
     classnames: str | None = None
-    """Text file with one class name per line; default: the class names of the training data."""
+    """Text file with one class name per line, or ``imagenet``; default: the class names of the training data."""
     val: str | None = None
     """Validation data set. Its accuracy is measured after every epoch; a method whose keep_best is true keeps the
     weights of the best epoch."""

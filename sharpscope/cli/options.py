@@ -123,7 +123,8 @@ class Head:
     head_file: str | None = StudyConfig.head_file
     """File that holds a classification head alone (task_vectors), for each checkpoint that has no head."""
     classnames: str | None = StudyConfig.classnames
-    """Text file with one class name per line; default: the class names of the head or of the data set."""
+    """Text file with one class name per line, or ``imagenet``; default: the class names of the head or of the data
+    set."""
     class_position: ClassPosition | None = StudyConfig.class_position
     """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed."""
 
@@ -133,8 +134,8 @@ class Images:
     """Where images are looked up, and the words for their classes."""
 
     templates: str | None = StudyConfig.templates
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the data set's templates or the
-    model's."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``; default: the data set's
+    templates or the model's."""
     data_root: str | None = StudyConfig.data_root
     """Folder under which named data sets and relative paths are looked up."""
 

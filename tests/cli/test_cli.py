@@ -387,6 +387,12 @@ def test_talking_about_flags_imports_nothing_heavy(argv):
     assert "\x1b" not in done.stdout + done.stderr, "colours although this is no terminal"
 
 
+@pytest.mark.parametrize("argv", [["--tyro-print-completion", "bash"], ["run", "--tyro-print-completion", "bash"]])
+def test_completions_for_a_shell_are_printed(argv, capsys):
+    assert cli.main(argv) == 0
+    assert "--measures" in capsys.readouterr().out
+
+
 def test_version_as_a_module():
     done = subprocess.run([sys.executable, "-m", "sharpscope", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"sharpscope {sharpscope.__version__}\n"
