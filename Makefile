@@ -10,10 +10,17 @@ DATA = data
 BASE = 0
 EMOJI = analyses/emoji
 
-.PHONY: advice bases clean demo device emoji figures finetuners kills lint nulls papers published study test verdicts
+.PHONY: advice bases clean demo device docs emoji figures finetuners kills lint nulls papers published study test \
+  verdicts wheels
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/sharpscope demo --out $(DEMO)
+
+# The pages in docs/, into build/docs/index.html. Tables of words are written anew first; a broken link fails the build.
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(PYTHON) docs/words.py
+	$(PYTHON) -m sphinx -q -W --keep-going -n -E -b html docs build/docs
+	@echo "build/docs/index.html"
 
 # Every fine-tuning method on the embedded world, side by side: about ten minutes on two quiet cores, resumable.
 finetuners: $(VENV)/.installed
@@ -71,6 +78,11 @@ nulls: $(VENV)/.installed
 kills: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) benchmarks/kills.py > benchmarks/results/kills.log
 
+# Wheel and sdist, the wheel in an empty environment of every Python whose libraries are there, and the demo from each:
+# ten minutes a Python. LIBRARIES="3.12=FOLDER ..." names site-packages of other Pythons. Writes results/wheels.log.
+wheels: $(VENV)/.installed-test
+	$(PYTHON) benchmarks/wheels.py --libraries $(LIBRARIES) > benchmarks/results/wheels.log
+
 # Everything that may run on an accelerator, on an emulated one: placement errors and host synchronisations by line. Ten
 # minutes. Writes benchmarks/results/device_drive.log.
 device: $(VENV)/.installed
@@ -102,6 +114,10 @@ $(VENV)/.installed-test: setup.cfg pyproject.toml $(PYTHON)
 
 $(VENV)/.installed-emoji: setup.cfg pyproject.toml $(PYTHON)
 	$(PIP) install -q -e '.[emoji]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: setup.cfg pyproject.toml $(PYTHON)
+	$(PIP) install -q -e '.[docs]'
 	@touch $@ $(VENV)/.installed
 
 # The first Python that is new enough; one that cannot make a virtual environment is passed over.

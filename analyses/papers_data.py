@@ -2,7 +2,7 @@
 
     python analyses/papers_data.py --out data
 
-The layouts are those that sharpscope reads from the released sets (README, Data sets). The pictures are shapes:
+The layouts are those that sharpscope reads from the released sets (docs/data.md). The pictures are shapes:
 accuracies on these sets say nothing, and neither do their class names.
 """
 

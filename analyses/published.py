@@ -44,13 +44,12 @@ from sharpscope.scores import wilson
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import flags_of
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import CANNOT, DEFAULT_GROUP, DOES_NOT_HOLD, HOLDS, LEARNING_RATE, OOD_MEAN
+from sharpscope.vocabulary import ACCURACY_FLAGS, CANNOT, DEFAULT_GROUP, DOES_NOT_HOLD, HOLDS, LEARNING_RATE, OOD_MEAN
 
 ID = "imagenet"
 IMAGES = {ID: 50_000, "imagenet-v2": 10_000, "imagenet-r": 30_000, "imagenet-sketch": 50_889}
 """The number of test images of each set, by its authors; every published accuracy is a whole number of them."""
 ROLES = {ID: "id"} | dict.fromkeys(SHIFTS, "ood")
-FLAGS = ("F1", "F2", "F4")
 LEVEL, DRAWS = 0.95, 2000
 END_TO_END, HEAD_ONLY, EVERY = "end-to-end", "head only", "all"
 RATE_RULES = ("learning_rate", "learning_rate (unchecked)", "learning_rate (path left out)")
@@ -128,7 +127,7 @@ def of_path(pair: str, data: Published) -> tuple[AlongPath, dict[str, Any]]:
     ood = {s: c for s, c in counts.items() if s in SHIFTS}
     no_losses = np.full((len(data.alphas), 1), np.nan)
     flags = failure_table(pair, data.alphas, ood, ROLES, no_losses, level=LEVEL, bootstrap=DRAWS)
-    flags = flags[flags["flag"].isin(FLAGS)]
+    flags = flags[flags["flag"].isin(ACCURACY_FLAGS)]
     curve = path.groups[DEFAULT_GROUP]
     gains = curve.gains(data.alphas)
     assert path.id is not None and gains is not None
@@ -276,7 +275,7 @@ def flag_rows(data: Published, table: pd.DataFrame, population: str) -> Iterator
     """The share of paths on which each flag is present on the mean of the shifts."""
     pairs = data.of(population)
     found = table.set_index("pair").loc[pairs, "flags"]
-    for flag in FLAGS:
+    for flag in ACCURACY_FLAGS:
         k = int(found.str.contains(flag).sum())
         low, high = wilson(k, len(pairs), LEVEL)
         row = head(data, pairs, "failure", population, flag) | {"effect": k / len(pairs), "ci_low": low}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharpscope.findings.changes import changes_of
+from sharpscope.findings.relativechange import changes_of
 from sharpscope.findings.selection import select
 from sharpscope.findings.sharpness import SharpnessGrid
 from sharpscope.findings.sharpness_criteria import sharpness_scores

@@ -1,6 +1,6 @@
 """CLIPFit's analysis: the relative change of every tensor that fine-tuning moves, by depth in its tower.
 
-From the CSV file of 'sharpscope inspect ZEROSHOT FINETUNED --granularity tensor --csv FILE', one row per tensor.
+From the CSV file of 'sharpscope inspect ZEROSHOT FINETUNED --granularity tensor --out FILE', one row per tensor.
 
 python figures/paper_clipfit_change.py changes.csv --out figures
 """

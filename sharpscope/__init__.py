@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from sharpscope.config.sweep import SweepConfig, SweepTrial, load_sweep
     from sharpscope.curvature.density import SpectralDensity
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues
-    from sharpscope.curvature.export import HessianOperator
+    from sharpscope.curvature.hessianoperator import HessianOperator
     from sharpscope.curvature.hvp import HessianEngine
     from sharpscope.curvature.measures.own import LayerAt, LayerValue, register_measure
     from sharpscope.curvature.measures.rows import MeasureSettings
@@ -202,7 +202,7 @@ _HOME = {
         "config.sweep": "SweepConfig SweepTrial load_sweep",
         "curvature.density": "SpectralDensity",
         "curvature.eigen": "EigenEstimate ExtremeEigenvalues",
-        "curvature.export": "HessianOperator",
+        "curvature.hessianoperator": "HessianOperator",
         "curvature.hvp": "HessianEngine",
         "curvature.measures.own": "LayerAt LayerValue register_measure",
         "curvature.measures.rows": "MeasureSettings",

@@ -1,4 +1,4 @@
-"""What an object says of itself in a notebook: a name, and a row a fact."""
+"""What an object shows of itself in a notebook: its name, and one row per fact."""
 
 from __future__ import annotations
 

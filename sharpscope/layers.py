@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -316,16 +316,10 @@ _KINDS: Final[tuple[tuple[str, Kind], ...]] = (
 )
 
 
-def split_layers(
-    shapes: Mapping[str, Sequence[int]],
-    granularity: str = "module",
-    *,
-    only: Collection[str] | None = None,
-) -> tuple[Layer, ...]:
+def split_layers(shapes: Mapping[str, Sequence[int]], granularity: str = "module") -> tuple[Layer, ...]:
     """Group tensors into layers, ordered as the forward pass meets them: image tower, text tower, head, scale.
 
-    ``shapes``: name -> shape, in any order; the layers partition these names. ``only``: restrict the layers to these
-    names; depths are still counted in the whole model. Granularity:
+    ``shapes``: name -> shape, in any order; the layers partition these names. Granularity:
 
     - ``tensor``: every tensor is a layer;
     - ``module``: the modules of a block are layers: ``ln_1``, ``attn``, ``ln_2``, ``mlp`` of a transformer block (a
@@ -345,8 +339,7 @@ def split_layers(
     blocks = _blocks(places.values())
     groups: dict[str, list[str]] = {}
     for name in sorted(shapes, key=layer_key):
-        if only is None or name in only:
-            groups.setdefault(_group(name, places[name], granularity), []).append(name)
+        groups.setdefault(_group(name, places[name], granularity), []).append(name)
     return tuple(
         _layer(group, groups[group], places, blocks, shapes, granularity) for group in sorted(groups, key=layer_key)
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import inspect
 import math
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, TypedDict, TypeVar, Unpack
 
 import pandas as pd
 import torch
@@ -23,6 +24,7 @@ from sharpscope.clip.model import is_clip
 from sharpscope.clip.pair import LoadedPair
 from sharpscope.clip.prefix import Prefix
 from sharpscope.clip.probe import Probe
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.config.fields import checked_fields
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.checks import STEPS, check_derivatives
@@ -32,11 +34,11 @@ from sharpscope.curvature.measures.eigenvectors import measure_eigenvectors
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
 from sharpscope.curvature.operator import Objective
-from sharpscope.curvature.slices import Direction, slice_rows
+from sharpscope.curvature.slices import Direction, Normalization, slice_rows
 from sharpscope.errors import ConfigError, NonDeterministicProbe, SharpscopeError, did_you_mean, shown
 from sharpscope.layers import Layer, module_layers, split_layers
-from sharpscope.tables.rows import stacked
-from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod
+from sharpscope.tables.rows import stacked, with_ordered_layers
+from sharpscope.vocabulary import ALL, EigenMethod, Precision, Products, TraceMethod, expand_measures
 
 __all__ = ["MeasureOptions", "ModuleLoss", "layer_curvature", "layer_sharpness", "loss_slice"]
 
@@ -285,7 +287,8 @@ class _Suffix:
         self._prefix, self._changed, self._theta = prefix, changed, theta
         self._batch: int | None = None
         self._pure: bool | None = None
-        """Whether the prefix gives the same loss in this batch; None before the first comparison."""
+        """Whether the loss is the same when the part of the network before the layer is computed only once; None before
+        the first comparison."""
 
     def batch_loss(self, i: int, theta: Mapping[str, Tensor]) -> Tensor:
         if self._batch != i:
@@ -596,7 +599,7 @@ def loss_slice(
     *,
     reach: float | tuple[float, float] = 1.0,
     points: int = 21,
-    normalize: Literal["none", "filter"] = "none",
+    normalize: Normalization = "none",
 ) -> pd.DataFrame:
     """The loss at theta + a d_1, or at theta + a d_1 + b d_2, for steps a and b on a regular grid.
 
@@ -736,7 +739,7 @@ def layer_curvature(
             details["density"] = pd.DataFrame(spectra)
         if eigenvectors:
             details["eigenpairs"] = pairs
-    return frame
+    return with_ordered_layers(frame, [ALL, *(x.name for x in layers)])
 
 
 def _eigenvectors(
@@ -764,7 +767,7 @@ def layer_sharpness(
     alphas: Sequence[float] = (0.0, 0.5, 1.0),
     granularity: str = "module",
     measures: Sequence[str] = ("hessian_trace", "lambda_max", "lambda_min"),
-    progress: Callable[[str], None] = lambda what: None,
+    progress: Shown = False,
     **options: Unpack[MeasureOptions],
 ) -> pd.DataFrame:
     """The sharpness table of one pair without a run directory: layers x alphas x measures.
@@ -788,7 +791,7 @@ def layer_sharpness(
             measured; an increasing order is cheapest.
         granularity: whether a layer is a tensor, a module or a block.
         measures: names of ``sharpscope.vocabulary.MEASURES``.
-        progress: called with the name of each finished measure.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
 
     Returns:
         The table ``sharpness``: pair, alpha, layer, measure, estimate, stderr (traces) or residual (eigenvalues),
@@ -802,11 +805,19 @@ def layer_sharpness(
     path, layers = pair.path(probe.dtype), pair.layers(granularity)
     rows: list[dict[str, Any]] = []
     warm: dict[str, RitzSpace] = {}
-    for alpha in alphas:
-        theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
-        result = measure_layers(
-            probe, theta, layers, measures, settings, key=(pair.name, alpha), warm=warm, progress=progress
-        )
-        warm = result.warm
-        rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]
-    return stacked("sharpness", [pd.DataFrame(rows)])
+    total = len(alphas) * len(expand_measures(measures))
+    with contextlib.closing(bars_for(progress)(total=total, desc=pair.name)) as bar:
+
+        def tell(what: str, alpha: float) -> None:
+            bar.set_postfix_str(f"alpha {alpha:g}: {what}")
+            bar.update()
+
+        for alpha in alphas:
+            theta = {k: v.to(probe.device) for k, v in path.at(alpha).items()}
+            result = measure_layers(
+                probe, theta, layers, measures, settings, key=(pair.name, alpha), warm=warm,
+                progress=functools.partial(tell, alpha=alpha),
+            )  # fmt: skip
+            warm = result.warm
+            rows += [{"pair": pair.name, "alpha": alpha, "granularity": granularity} | row for row in result.rows]
+    return with_ordered_layers(stacked("sharpness", [pd.DataFrame(rows)]))

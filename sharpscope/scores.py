@@ -32,6 +32,7 @@ __all__ = [
     "macro_f1",
     "mean_per_class",
     "min_replicates",
+    "normal_quantile",
     "percentile_interval",
     "resample_counts",
     "share",
@@ -359,6 +360,15 @@ def independent_mean(
     return mean, mean - below, mean + above
 
 
+def normal_quantile(level: float) -> float:
+    """The z with P(|Z| <= z) = ``level`` for a standard normal Z: how many standard errors an interval reaches.
+
+    >>> round(normal_quantile(0.95), 3)
+    1.96
+    """
+    return NormalDist().inv_cdf((1 + level) / 2)
+
+
 def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion, ``k`` of ``n``.
 
@@ -372,7 +382,7 @@ def wilson(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """
     if not (0 <= k <= n and n >= 1 and 0 < level < 1):
         raise ValueError(f"wilson: needs 0 <= k <= n, n >= 1 and 0 < level < 1; got k={k}, n={n}, level={level}.")
-    z, p = NormalDist().inv_cdf((1 + level) / 2), k / n
+    z, p = normal_quantile(level), k / n
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     centre, scale = p + z * z / (2 * n), 1 + z * z / n
     return (0.0 if k == 0 else (centre - half) / scale), (1.0 if k == n else (centre + half) / scale)

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Literal, Protocol, TypeVar, get_args
 from sharpscope.errors import ConfigError, did_you_mean, listing, shown
 
 __all__ = [
+    "ACCURACY_FLAGS",
     "ADVICE",
     "AGAINST",
     "AGREEMENT",
@@ -76,6 +77,7 @@ __all__ = [
     "Flag",
     "Granularity",
     "Group",
+    "HeadKind",
     "HeadMode",
     "LayerContrast",
     "Measure",
@@ -87,12 +89,17 @@ __all__ = [
     "PathFacts",
     "PathName",
     "Precision",
+    "PrintedForm",
+    "PrintedTable",
     "Products",
+    "ResultFile",
+    "ResultTable",
     "Select",
     "SelectOrScore",
     "Standing",
     "Target",
     "TraceMethod",
+    "TrackerName",
     "Words",
     "__version__",
     "check_metrics",
@@ -112,7 +119,10 @@ __version__: Final = "0.1.0"
 """The version of sharpscope; a run directory belongs to one version."""
 
 Granularity = Literal["tensor", "module", "block"]
+HeadKind = Literal["zeroshot", "stored", "text"]
+"""The kinds of heads: built once from theta_0's text tower | taken from the checkpoints | rebuilt at every point."""
 HeadMode = Literal["auto", "zeroshot", "stored", "text"]
+"""``HeadKind``, and auto: the kind that the checkpoints ask for."""
 Dtype = Literal["float32", "float64"]
 Precision = Literal["full", "tf32", "bf16", "fp16"]
 """The arithmetic of matrix products: full (that of the weights) | tf32 (float32 with 10 bits of mantissa, on a GPU) |
@@ -129,8 +139,17 @@ Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+TrackerName = Literal["tensorboard", "wandb"]
+"""The experiment trackers that curves are written for."""
 FigureStyle = Literal["paper", "screen"]
 """The look of written figures: that of a printed page | that of the report."""
+PrintedForm = Literal["text", "markdown", "latex", "csv"]
+"""The forms in which the command table prints."""
+ResultTable = Literal["sharpness", "advice", "verdicts"]
+PrintedTable = Literal["accuracy", "sharpness", "advice", "verdicts"]
+"""``ResultTable``, and accuracy: the tables that the command table prints."""
+ResultFile = Literal["wise-ft", "clip-benchmark"]
+"""Other tools whose result files are written."""
 PaperStyle = Literal["wise-ft", "alphas"]
 """The rows of a printed table of accuracies: those of WiSE-FT's Tables 1 and 3 | every alpha, as in its Tables 4, 5."""
 PathName = Literal["linear", "lines", "fisher", "ties", "dare", "monosoup", "random"]
@@ -144,7 +163,7 @@ SUMMED_TRACES: Final[tuple[TraceMethod, ...]] = ("per_example", "controlled")
 """The trace methods whose layers are independent: the whole model's trace is the sum of its layers' traces."""
 
 
-def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
+def check_metrics(names: tuple[str, ...]) -> None:
     """Check the names of metrics.
 
     Raises:
@@ -153,7 +172,7 @@ def check_metrics(names: tuple[str, ...], key: str = "metrics") -> None:
     for name in names:
         if name not in METRICS:
             near = did_you_mean(name, METRICS) or f" Known: {', '.join(METRICS)}."
-            raise ConfigError(f"{key}: unknown metric '{shown(name, 60)}'.{near}")
+            raise ConfigError(f"metrics: unknown metric '{shown(name, 60)}'.{near}")
 
 
 def parse_criterion(text: str, key: str = "straggler_criterion") -> tuple[Criterion, str]:
@@ -221,14 +240,16 @@ BEST: Final = "(best)"
 
 PRIMARY_MEASURE: Final = "hessian_trace"
 PRIMARY_ALPHA: Final = 0.5
-"""The measure and the alpha of the comparisons that are named before looking, unless a study names others."""
+"""The measure and the alpha of the primary comparisons, which are fixed before any result is seen. A study can name
+others."""
 
 PRIMARY: Final = "primary"
 EXPLORATORY: Final = "exploratory"
 """The families of correlations: tests that were named before looking, and those that are looked through for more."""
 
 LEARNING_RATE: Final = "learning_rate"
-"""The covariate that decides most about a fine-tuning; sharpness has to tell more than it does."""
+"""The covariate with the largest influence on a fine-tuning. Sharpness is useful only if it predicts more than this
+covariate does."""
 
 
 BY_COST: Final = "instability"
@@ -280,7 +301,7 @@ GROUP_TITLES: Final[dict[str, str]] = {
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
 
 REMARKS: Final = "Remarks:"
-"""What a verdict's evidence has before the remarks that the first screen leaves out."""
+"""The word in the evidence of a verdict behind which remarks begin. The first screen of the report leaves these out."""
 
 PAIRS: Final = "(pairs)"
 """The ``pair`` of rows that are computed over pairs, with one point per pair."""
@@ -367,7 +388,7 @@ class AlphaFacts:
 
     symbol: str
     text: str
-    """Whose weight it is: a sentence without its full stop."""
+    """The sentence, without its full stop, that says whose weight alpha is."""
     path: str
     """The point of the path at that weight."""
     source: str
@@ -397,9 +418,9 @@ def weight_on(alpha: float, side: AlphaSide) -> float:
 
 
 ZERO_SHOT: Final = "zero-shot"
-"""The method of a protocol's rows of the model that nothing was trained on."""
+"""The entry of the column ``method`` of a protocol for the zero-shot model, which was not trained."""
 AVERAGE: Final = "average"
-"""The data set of a protocol's rows that average over its sets."""
+"""The entry of the column ``dataset`` of a protocol for the average over its data sets."""
 
 
 def ensemble_variant(kind: EnsembleKind) -> str:
@@ -820,7 +841,8 @@ CRITERIA: Final[Words[Criterion]] = Words(
 """Every straggler criterion by name, in the order of the stragglers table; those from outside come last."""
 
 AMONG_LARGEST: Final = "among the largest layers of theta_0"
-"""The note of a layer whose share of the sharpness stands out at theta_0 already: that alone makes it no straggler."""
+"""The note beside a layer whose share of the sharpness already stands out at theta_0. For that reason alone it is no
+straggler."""
 
 DEFAULT_CRITERION: Final = "change:hessian_trace"
 """The straggler criterion that decides where none is named."""
@@ -935,15 +957,19 @@ class Flag:
 
     text: str
     estimate: str
+    of: Literal["accuracy", "loss"] = "accuracy"
+    """What it is raised on: the accuracies of OOD sets, or the losses on the probe."""
 
 
 FLAGS: Final[dict[str, Flag]] = {
     "F1": Flag("no point of the path beats zero-shot", "best gain over zero-shot"),
     "F2": Flag("a point between the ends is worse than both", "largest depth below the worse end"),
-    "F3": Flag("the probe loss between the ends rises above both", "largest rise above the worse end"),
+    "F3": Flag("the probe loss between the ends rises above both", "largest rise above the worse end", "loss"),
     "F4": Flag("a point lies below the chord between the ends", "largest depth below the chord"),
 }
 """The flags of the failure table; ``findings.failure.failure_table`` gives their formulas."""
+
+ACCURACY_FLAGS: Final = tuple(name for name, flag in FLAGS.items() if flag.of == "accuracy")
 
 HOLDS: Final = "holds"
 DOES_NOT_HOLD: Final = "does not hold"

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import json
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import settings
+
+from tests.scripts import loaded
 
 settings.register_profile("laws", deadline=None, derandomize=True)  # how long a machine takes is no law
 settings.load_profile("laws")
@@ -41,11 +41,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def emulated() -> Any:
     """The module of the emulated accelerator, ``tests/device/emulated.py``."""
-    spec = importlib.util.spec_from_file_location("emulated", Path(__file__).parent / "device" / "emulated.py")
-    assert spec is not None and spec.loader is not None
-    sys.modules["emulated"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("tests/device/emulated.py")
 
 
 _TEXT: dict[str, Any] = {

@@ -158,13 +158,6 @@ def test_convolutional_blocks_group_by_stage_and_block(models: dict[str, nn.Modu
     assert bridges and all(name.endswith("downsample") for name in bridges)
 
 
-def test_only_keeps_depths_of_the_whole_model() -> None:
-    shapes = {f"visual.transformer.resblocks.{i}.ln_1.weight": (4,) for i in range(5)} | {"visual.proj": (4, 2)}
-    last = "visual.transformer.resblocks.4.ln_1.weight"
-    (layer,) = split_layers(shapes, "block", only={last})
-    assert (layer.params, layer.depth, layer.num_params) == ((last,), 5, 4)
-
-
 def test_nothing_gives_nothing_and_an_unknown_granularity_is_refused() -> None:
     assert split_layers({}, "block") == ()
     with pytest.raises(ConfigError, match="Did you mean 'block'"):

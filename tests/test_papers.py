@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 from sharpscope.cli.main import parse
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[1]
 READ = {"In Search of the Successful Interpolation": 14, "WiSE-FT": 28, "Lipsum-FT": 17, "CLIPFit": 16, "ContCoOp": 10,
@@ -22,12 +21,7 @@ READ = {"In Search of the Successful Interpolation": 14, "WiSE-FT": 28, "Lipsum-
 
 @pytest.fixture(scope="module")
 def papers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("papers", ROOT / "analyses" / "papers.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return loaded("analyses/papers.py")
 
 
 def test_every_row_is_there_and_at_least_ninety_work(papers: ModuleType) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sharpscope.config.draws import Choices, Range, drawn
+from sharpscope.config.sweepdraws import Choices, Range, drawn
 
 __all__ = ["BASES", "HELD_OUT", "METHODS", "TRAINING", "Trial", "trials"]
 

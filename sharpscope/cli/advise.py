@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, given
+from sharpscope.cli.options import AsTable, Batches, Computing, Head, Images, Model, Plugins, given
 from sharpscope.cli.outcome import Outcome, progress_bar
 from sharpscope.config.oodgroups import ood_groups
 from sharpscope.config.study import StudyConfig
@@ -58,13 +58,9 @@ class _Known:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advise(AsTable, Plugins, Computing, Images, Head, Model, _Known, _Pair):
+class Advise(AsTable, Plugins, Batches, Computing, Images, Head, Model, _Known, _Pair):
     """Advise an alpha for one pair from what is known: OOD labels, a few labels, images, other pairs, or nothing."""
 
-    batch_size: int = StudyConfig.batch_size
-    """Number of examples per batch."""
-    limit: int | None = StudyConfig.limit
-    """Largest number of test examples per data set (a fixed, stratified choice); default: all."""
     bootstrap: int = StudyConfig.bootstrap
     """Number of bootstrap replicates."""
     level: float = StudyConfig.level

@@ -9,9 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import AsTable, Computing, Head, Images, Model, Plugins, check_output, given
+from sharpscope.cli.options import (
+    AsTable,
+    Batches,
+    Computing,
+    Head,
+    Images,
+    Model,
+    PathSettings,
+    Plugins,
+    check_output,
+    given,
+)
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
-from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import EnsembleKind, PathName
 
@@ -36,28 +46,18 @@ class _Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(AsTable, Plugins, Computing, Images, Head, Model, _Measured):
+class Evaluate(AsTable, Plugins, PathSettings, Batches, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None
     """Zero-shot checkpoint that completes files which hold only the tuned tensors (Dassl, LoRA), and at which --paths
     start."""
     paths: tuple[PathName, ...] = ()
-    """Paths from --base to every checkpoint, whose points are evaluated in place of the checkpoints: linear, lines,
-    fisher, ties, dare, monosoup, random (see 'sharpscope interpolate --help')."""
+    """Paths from --base (theta_0) to every checkpoint (theta_1), whose points are evaluated in place of the
+    checkpoints: linear, lines, fisher, ties, dare, monosoup, random (see 'sharpscope interpolate --help')."""
     alphas: tuple[float, ...] | None = None
     """With --paths: points of the paths, from 0 (--base) to 1; default: 0, 0.1 ... 1. With --ensemble: weights of the
     second checkpoint's outputs; default: 0, 0.25 ... 1."""
-    path_density: float | None = None
-    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
-    fisher_0: str | None = None
-    """File with the Fisher information of --base, for the path fisher ('sharpscope fisher' writes it)."""
-    fisher_1: str | None = None
-    """File with the Fisher information of the checkpoint."""
-    batch_size: int = StudyConfig.batch_size
-    """Number of examples per batch."""
-    limit: int | None = StudyConfig.limit
-    """Largest number of examples per data set (a fixed, stratified choice); default: all."""
     agreement_out: str | None = None
     """CSV file to write: how far the checkpoints agree with one another (disagreement, prediction diversity, kappa, KL,
     CKA ...), for every ordered pair of them."""

@@ -24,7 +24,7 @@ class Figures:
 
     runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
     """Run directories; K=RUN for a run whose models were tuned on K images per class; also the CSV file of
-    'sharpscope inspect A B --granularity tensor --csv FILE' or of sharpscope.loss_slice."""
+    'sharpscope inspect A B --granularity tensor --out FILE' or of sharpscope.loss_slice."""
     out: str
     """Folder to write to. Files of the same names are replaced."""
     only: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Ends, Head, Model, Point, check_output, given
+from sharpscope.cli.options import Ends, Head, Model, PathSettings, Point, WeightSet, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
@@ -18,7 +18,7 @@ __all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(WeightSet):
     """Show what is in a checkpoint and whether it is safe; with two, also how far apart they are, layer by layer."""
 
     a: Annotated[Positional[str], arg(metavar="FILE")]
@@ -27,30 +27,28 @@ class Inspect:
     """A second checkpoint file, to compare with the first."""
     model: str | None = None
     """open_clip model name or config JSON that the file is checked against; default: guessed from the tensor shapes."""
-    weights: str | None = None
-    """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
     granularity: Granularity | None = None
     """With two files: what is one layer of the comparison, a tensor (every bias and norm by itself), a module (default)
     or a block."""
-    csv: str | None = None
+    out: str | None = None
     """CSV file to write with two files: their comparison, one row per layer."""
 
     def __call__(self) -> Outcome:
         if self.granularity is not None and self.b is None:
             raise ConfigError("--granularity: belongs to the comparison of two files, and there is one.")
-        if self.csv is not None:
+        if self.out is not None:
             if self.b is None:
-                raise ConfigError("--csv: takes the comparison of two files, and there is one.")
-            check_output(self.csv, self.a, self.b, flag="--csv")
+                raise ConfigError("--out: takes the comparison of two files, and there is one.")
+            check_output(self.out, self.a, self.b)
         from sharpscope.clip.inspect import inspect
 
         chosen = {} if self.granularity is None else {"granularity": self.granularity}
-        text = inspect(**given(self, "granularity"), **chosen)
-        return Outcome(text + (f"\nwrote {shown(self.csv)}" if self.csv is not None else ""))
+        text = inspect(**given(self, "granularity", out="csv"), **chosen)
+        return Outcome(text + (f"\nwrote {shown(self.out)}" if self.out is not None else ""))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert:
+class Convert(WeightSet):
     """Write a checkpoint of any known format as safetensors, with open_clip's tensor names and facts as metadata."""
 
     source: Annotated[Positional[str], arg(metavar="IN")]
@@ -64,7 +62,7 @@ class Convert:
     head_file: str | None = None
     """File that holds a classification head alone (task_vectors), to be written with the checkpoint."""
     classnames: str | None = None
-    """Text file with the head's class names, one per line, in the order of the head's rows."""
+    """Text file with the head's class names, one per line, or ``imagenet``; in the order of the head's rows."""
     quick_gelu: bool | None = None
     """Whether the model uses QuickGELU, for a file that does not say (OpenAI's weights use it)."""
     adapter_scale: float | None = None
@@ -72,8 +70,6 @@ class Convert:
     for R-Adapter."""
     adapter_merged: bool | None = None
     """Whether the weights already contain the change of the LoRA matrices beside them, for a file that does not say."""
-    weights: str | None = None
-    """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
     head_scale_baked: bool | None = None
     """Whether the head's weights contain the factor exp(logit_scale), for a file that does not say."""
     head_normalize: bool | None = None
@@ -91,7 +87,7 @@ class Convert:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interpolate(Head, Model, Point, Ends):
+class Interpolate(PathSettings, Head, Model, Point, Ends):
     """Write theta(alpha) = (1 - alpha) theta_0 + alpha theta_1, or a point of another path, as a safetensors file."""
 
     alpha: float | None = None
@@ -102,14 +98,8 @@ class Interpolate(Head, Model, Point, Ends):
     probability alpha; both have the same ends. Straight paths to an edit of theta_1: lines (less change in shallow
     layers), ties (only the largest changes), dare (a random part of the changes, rescaled), monosoup (singular
     directions of the change reweighted)."""
-    path_density: float | None = None
-    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
     seed: int | None = None
     """Seed of the random choice of the paths dare and random; default: 0."""
-    fisher_0: str | None = None
-    """File with the Fisher information of theta_0, for the path fisher ('sharpscope fisher' writes it)."""
-    fisher_1: str | None = None
-    """File with the Fisher information of theta_1."""
     layer_alphas: str | None = None
     """CSV file with the columns layer and alpha: the point of the path for single layers."""
     granularity: Granularity | None = None
@@ -156,7 +146,9 @@ class Sparsify(Head, Model, Point, Ends):
     def __call__(self) -> Outcome:
         self.check(self.zeroshot, self.finetuned, self.scores)
         if (self.select == "score") != (self.scores is not None):
-            raise ConfigError("--select score: takes the scores of a file (--scores), and the two go together.")
+            raise ConfigError(
+                "--select score: takes the scores of --scores FILE, and nothing else uses them; give both or neither."
+            )
         if not self.layers:
             raise ConfigError("--layers: name at least one layer; 'sharpscope inspect' lists them.")
         if not 0 <= self.density <= 1:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Computing, Images, Model, Plugins, given
-from sharpscope.cli.outcome import Outcome
+from sharpscope.cli.options import Computing, Images, Model, Plugins, Tracked, given
+from sharpscope.cli.outcome import Outcome, progress_bar
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import Precision
 
@@ -67,11 +67,11 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
+class Finetune(Plugins, Tracked, Computing, Images, Model, Hyperparameters, _Task):
     """Fine-tune a zero-shot checkpoint with one of the published methods, which --list shows."""
 
     classnames: str | None = None
-    """Text file with one class name per line; default: the class names of the training data."""
+    """Text file with one class name per line, or ``imagenet``; default: the class names of the training data."""
     val: str | None = None
     """Validation data set. Its accuracy is measured after every epoch; a method whose keep_best is true keeps the
     weights of the best epoch."""
@@ -115,9 +115,14 @@ class Finetune(Plugins, Computing, Images, Model, Hyperparameters, _Task):
             templates=self.templates,
         )
         from sharpscope.finetuning.run import finetune
+        from sharpscope.study.trackers import TrainingCurves, tracked
 
-        settled = dataclasses.replace(self, out=self.out or f"runs/{self.recipe or self.method or 'wise-ft'}")
-        tuned = finetune(**given(settled, "list", *HYPERPARAMETERS), **changes)
+        out = self.out or f"runs/{self.recipe or self.method or 'wise-ft'}"
+        settled = dataclasses.replace(self, out=out)
+        asked = given(settled, "list", "track", *HYPERPARAMETERS)
+        with tracked(self.track, out) as trackers:
+            curves = TrainingCurves(trackers, asked | changes)
+            tuned = finetune(**asked, **changes, progress=progress_bar(), watch=curves)
         file = shown(str(tuned.path), 500)
         return Outcome(
             f"wrote {file}: {tuned.summary()}\n{tuned.prompted}\n"

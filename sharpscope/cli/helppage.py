@@ -36,7 +36,7 @@ STUDY_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "machine": (
         "device", "dtype", "precision", "seed", "jobs", "threads", "memory", "image_cache", "split_units", "shard",
-        "slurm",
+        "slurm", "track",
     ),
 }  # fmt: skip
 """Title -> the fields of a study in the order in which its help page shows them."""

@@ -172,7 +172,7 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
     page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the texts explain empty defaults
-    if isinstance(kind, type) and issubclass(kind, StudyCommand):
+    if isinstance(kind, type) and issubclass(kind, StudyCommand) and not arguments[0].startswith("--tyro-"):
         page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
     return lambda: Outcome(page.rstrip())
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Computing, Ends, Head, Images, Model, Plugins, check_output, given
+from sharpscope.cli.options import Computing, Ends, Head, Images, Model, Plugins, ToFile, check_output, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
@@ -18,7 +18,7 @@ __all__ = ["Fisher", "Merge"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Merged:
+class _Merged(ToFile):
     """What is merged, how, and the file that it goes to."""
 
     checkpoints: Annotated[Positional[tuple[str, ...]], arg(metavar="FILE FILE [FILE ...]")]
@@ -27,19 +27,15 @@ class _Merged:
     """uniform: the mean of all. greedy: the mean of those that do not lower the accuracy on --val, tried from the best
     to the worst. model-stock: the mean, drawn towards theta_0 by the angle between the changes. ties: the largest
     changes, with elected signs. dare: the mean of the changes, a random part of each kept and rescaled."""
-    out: str
-    """File to write."""
     zeroshot: str | None = None
     """Checkpoint of theta_0, which model-stock, ties and dare need. For soups it completes files that hold only the
     tuned tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(Plugins, Head, Model, _Merged):
+class Merge(Plugins, Images, Head, Model, _Merged):
     """Merge fine-tuned checkpoints into one: a soup, Model Stock, TIES or DARE."""
 
-    templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name, for a head that is made from text."""
     val: str | None = None
     """Data set whose val split judges a greedy soup."""
     results: str | None = None
@@ -47,8 +43,6 @@ class Merge(Plugins, Head, Model, _Merged):
     WiSE-FT, model-soups (individual_model_results.jsonl), CLIP_benchmark, FLYP, StarFT, Dassl or MonoSoup."""
     results_set: str | None = None
     """Data set of the --results file by which the checkpoints are sorted (model-soups: ImageNet2p); default: --val."""
-    data_root: str | None = None
-    """Folder under which named data sets and relative paths are looked up."""
     batch_size: int | None = None
     """Number of validation images per batch; default: 128."""
     limit: int | None = None

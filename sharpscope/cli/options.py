@@ -13,17 +13,23 @@ from typing import Any
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import ClassPosition, Device, HeadMode
+from sharpscope.vocabulary import ClassPosition, Device, HeadMode, TrackerName
 
 __all__ = [
     "AsTable",
+    "Batches",
     "Computing",
     "Ends",
     "Head",
     "Images",
     "Model",
+    "OnDevice",
+    "PathSettings",
     "Plugins",
     "Point",
+    "ToFile",
+    "Tracked",
+    "WeightSet",
     "check_output",
     "given",
 ]
@@ -55,6 +61,16 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tracked:
+    """An experiment tracker."""
+
+    track: tuple[TrackerName, ...] = ()
+    """Experiment trackers that also get the curves: tensorboard (files in OUT/tensorboard) and wandb (OUT/wandb,
+    offline for 'wandb sync' unless WANDB_MODE says otherwise). Each needs the extra of its name, as in
+    sharpscope[tensorboard]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ends:
     """The two ends of a path."""
 
@@ -65,15 +81,21 @@ class Ends:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ToFile:
+    """The file that the result goes to."""
+
+    out: str
+    """File to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point(ToFile):
     """One point of a path, and the file that it goes to."""
 
     alpha: float | None
     """Point of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
     extrapolate: bool = StudyConfig.extrapolate
     """Allow alpha outside [0, 1]."""
-    out: str
-    """File to write."""
 
     def check(self, *inputs: str | None) -> None:
         """Raise ConfigError for an alpha that does not go with ``extrapolate``, or an output that is an input."""
@@ -101,7 +123,8 @@ class Head:
     head_file: str | None = StudyConfig.head_file
     """File that holds a classification head alone (task_vectors), for each checkpoint that has no head."""
     classnames: str | None = StudyConfig.classnames
-    """Text file with one class name per line; default: the class names of the head or of the data set."""
+    """Text file with one class name per line, or ``imagenet``; default: the class names of the head or of the data
+    set."""
     class_position: ClassPosition | None = StudyConfig.class_position
     """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed."""
 
@@ -111,20 +134,56 @@ class Images:
     """Where images are looked up, and the words for their classes."""
 
     templates: str | None = StudyConfig.templates
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the data set's templates or the
-    model's."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``; default: the data set's
+    templates or the model's."""
     data_root: str | None = StudyConfig.data_root
     """Folder under which named data sets and relative paths are looked up."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Computing:
-    """Where and from which seed."""
+class OnDevice:
+    """Where it is computed."""
 
     device: Device = StudyConfig.device
     """Device to compute on; auto takes CUDA if it is available."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing(OnDevice):
+    """Where and from which seed."""
+
     seed: int = StudyConfig.seed
     """Seed of everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """How many examples are evaluated, and how many at once."""
+
+    batch_size: int = StudyConfig.batch_size
+    """Number of examples per batch."""
+    limit: int | None = StudyConfig.limit
+    """Largest number of examples per test set (a fixed, stratified choice); default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSet:
+    """Which of a file's weights are read."""
+
+    weights: str | None = None
+    """Key of the set of weights to read from a file that holds several (state_dict_ema); default: the raw weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathSettings:
+    """The settings of paths that are not straight lines between the two models."""
+
+    path_density: float | None = None
+    """Fraction of the change's entries that the paths ties and dare keep; default: .2 for ties, .1 for dare."""
+    fisher_0: str | None = None
+    """File with the Fisher information of theta_0, for the path fisher ('sharpscope fisher' writes it)."""
+    fisher_1: str | None = None
+    """File with the Fisher information of theta_1, the fine-tuned model."""
 
 
 @dataclass(frozen=True, kw_only=True)

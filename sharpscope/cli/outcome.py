@@ -43,7 +43,7 @@ def ended(run: FinishedRun | Unfinished) -> Outcome:
     if not isinstance(run, Unfinished):
         return finished(run)
     what = "repairs" if run.chosen else "units"
-    then = "" if run.chosen else " When they are there, the same array once more computes the repairs."
+    then = "" if run.chosen else " When these are finished, the same array once more computes the repairs."
     return Outcome(f"shard {run.shard} is done; {run.missing} {what} of other shards are not there yet.{then}")
 
 

@@ -8,11 +8,11 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.finetune import Hyperparameters
-from sharpscope.cli.options import Model, Plugins
+from sharpscope.cli.options import AsTable, Images, Model, OnDevice, Plugins
 from sharpscope.cli.outcome import Outcome, progress_bar
 from sharpscope.config.protocol import ProtocolConfig, ProtocolName
 from sharpscope.errors import shown
-from sharpscope.vocabulary import Device, Precision
+from sharpscope.vocabulary import Precision
 
 __all__ = ["Protocol"]
 
@@ -45,30 +45,21 @@ class _What:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol(Plugins, Model, Hyperparameters, _What):
+class Protocol(AsTable, Plugins, OnDevice, Images, Model, Hyperparameters, _What):
     """Run an experiment of prompt learning's papers and print its table; the same command again resumes it."""
 
     upgraded: str | None = None
     """upgrade: checkpoint of the model that takes the old one's place."""
     upgraded_model: str | None = None
     """upgrade: its architecture, an open_clip model name or config JSON; default: the old one's."""
-    templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the data set's templates or the
-    model's."""
-    data_root: str | None = None
-    """Folder under which named data sets and relative paths are looked up."""
     out: str | None = None
     """Run directory; the same command again resumes it. Default: runs/PROTOCOL."""
     limit: int | None = None
     """Largest number of test images per data set (a fixed, stratified choice); default: all."""
-    device: Device = "auto"
-    """Device to compute on; auto takes CUDA if it is available."""
     precision: Precision = "full"
     """Arithmetic of training: full (float32), bf16 or fp16."""
     augment: bool = True
     """Crop training images at random. Images from arrays and from the embedded world are never cropped."""
-    csv: bool = False
-    """Print CSV instead of a Markdown table."""
     keeps_state: ClassVar[bool] = True
 
     def config(self, templates: tuple[str, ...] = ()) -> ProtocolConfig:

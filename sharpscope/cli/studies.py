@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, Suppress, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Plugins, given
+from sharpscope.cli.options import Plugins, Tracked, given
 from sharpscope.cli.outcome import Outcome, ended, finished, progress_of_units
 from sharpscope.cli.slurm import Settings, submit
 from sharpscope.config.idle import check_no_idle
 from sharpscope.config.study import PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import AlphaSide
+from sharpscope.machine.ranks import ranks
+from sharpscope.vocabulary import AlphaSide, ResultFile
 
 __all__ = ["Demo", "Plan", "Report", "Run", "StudyCommand"]
 
@@ -87,7 +88,7 @@ class StudyCommand(StudyConfig, Plugins, _Files):
 
 
 @dataclass(frozen=True)
-class Run(StudyCommand):
+class Run(StudyCommand, Tracked):
     """Analyse pairs of checkpoints: path, sharpness, stragglers, repair, correlation, report."""
 
     shard: str | None = None
@@ -108,6 +109,11 @@ class Run(StudyCommand):
         if settings is not None and self.shard is not None:
             raise ConfigError("--shard, --slurm: the jobs of --slurm share the units by themselves; leave --shard out.")
         config = self.complete()
+        if settings is not None and self.track:
+            raise ConfigError(
+                "--track, --slurm: the jobs of --slurm write no curves.\n"
+                "Remedy: the same command without --slurm when they are done, which only reads what they computed."
+            )
         if settings is not None and config.split_units:
             raise ConfigError(
                 "split_units: the jobs of --slurm share units and do not split them.\n"
@@ -115,11 +121,15 @@ class Run(StudyCommand):
             )
         if settings is not None:
             return submit(config, self.folder(), settings, self.plugin)
-        from sharpscope.study.run import run, run_shard
+        from sharpscope.study.report import Run as FinishedRun
+        from sharpscope.study.run import run_shard
+        from sharpscope.study.trackers import track_run, tracked
 
-        if self.shard is None:
-            return ended(run(config, self.folder(), progress=progress_of_units()))
-        return ended(run_shard(config, self.folder(), shard, progress_of_units()))
+        with tracked(self.track if ranks().leads else (), self.folder()) as trackers:
+            done = run_shard(config, self.folder(), shard, progress_of_units())
+            if isinstance(done, FinishedRun):
+                track_run(trackers, done, config.to_dict())
+        return ended(done)
 
     def folder(self) -> str:
         """The run directory: as asked, else named after the study file or the first pair."""
@@ -164,7 +174,7 @@ class Report(Plugins):
     """Run directory. With several, one report shows all their pairs from the tables that the runs have (--out)."""
     out: str | None = None
     """Folder for the report of several runs; one that already holds such a report is written anew."""
-    results: Literal["wise-ft", "clip-benchmark"] | None = None
+    results: ResultFile | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
     alpha_on: AlphaSide = "finetuned"
@@ -186,7 +196,8 @@ class Report(Plugins):
         if self.out is None:
             raise ConfigError("report: several runs need a folder for their report.\nRemedy: --out FOLDER.")
         if self.results is not None:
-            raise ConfigError("--results: is written run by run.\nRemedy: sharpscope report RUN --results ...")
+            once = "--results: is written for one run at a time."
+            raise ConfigError(f"{once}\nRemedy: sharpscope report RUN --results ...")
         from sharpscope.study.sidebyside import reports
 
         return finished(reports(self.runs, self.out, alpha_on=self.alpha_on))

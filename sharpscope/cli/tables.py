@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.options import given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle
+from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle, PrintedForm, PrintedTable
 
 __all__ = ["Table"]
 
@@ -23,7 +23,7 @@ class Table:
     sources: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN|FILE [RUN|FILE ...]")]
     """Run directories, CSV files with the columns of accuracy.csv, or result files of other systems. Pairs of one name
     in several of them count as seeds of one model: mean and standard deviation are printed."""
-    what: Literal["accuracy", "sharpness", "advice", "verdicts"] = "accuracy"
+    what: PrintedTable = "accuracy"
     """accuracy: data sets side by side, with averages, optimum and the mean over seeds; sharpness: a row for each
     layer, a column for each measure, with errors; advice: the alphas of each rule with OOD and ID accuracy; verdicts:
     each claim with its estimate, interval and verdict. All but accuracy take one run directory."""
@@ -46,7 +46,7 @@ class Table:
     """Measures to print, in this order (sharpness only); default: the run's first three, which fit into a column."""
     alpha: float | None = None
     """Point of the path whose sharpness is printed (sharpness only); default: the one nearest to 0.5."""
-    format: Literal["text", "markdown", "latex", "csv"] = "text"
+    format: PrintedForm = "text"
     """Form of the table. In csv the numbers are not rounded, and standard deviations have columns of their own."""
     digits: int = 1
     """Number of decimals of each percentage."""

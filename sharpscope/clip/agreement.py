@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.scores import wilson
+from sharpscope.scores import normal_quantile, wilson
 from sharpscope.vocabulary import AGREEMENT
 
 __all__ = ["CKA_IMAGES", "Agreed", "Energies", "Outputs", "Seen", "compare", "margin", "overrides"]
 
 CKA_IMAGES = 10_000
-"""The most images from which CKA is computed, as in WiSE-FT; of a larger set a random choice is taken."""
+"""The largest number of images from which CKA is computed, as in WiSE-FT; from a larger set as many are drawn at
+random."""
 _AT_ONCE = 4096
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -236,7 +236,7 @@ def _smooth(estimate: float, influence: Floats, level: float, low: float = -math
     A single image has no standard deviation, and then the bounds are NaN.
     """
     n = len(influence)
-    half = NormalDist().inv_cdf((1 + level) / 2) * float(influence.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    half = normal_quantile(level) * float(influence.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
     if math.isnan(half):
         return Agreed(estimate, n=n)
     return Agreed(estimate, max(estimate - half, low), min(estimate + half, high), n)

@@ -31,7 +31,7 @@ __all__ = ["AllPairs", "check_all_pairs"]
 def check_all_pairs(files: Sequence[object], sets: Sequence[str], paths: Sequence[str]) -> None:
     """Raise ConfigError where models cannot be compared: fewer than two, on no set of classes, or points of paths."""
     if len(files) < 2:
-        raise ConfigError(f"agreement_out: compares models with one another, and there is {len(files)}.")
+        raise ConfigError(f"agreement_out: compares models with one another and needs at least two, got {len(files)}.")
     if not sets:
         raise ConfigError("agreement_out: compares predicted classes, and all data sets have captions.")
     if paths:

@@ -133,7 +133,6 @@ def logits(
     batch_size: int = 128,
     device: torch.device | str | None = None,
     *,
-    cache: FeatureCache | None = None,
     progress: Progress = lambda images: None,
 ) -> tuple[Tensor, Tensor]:
     """(scores [n, T], labels int64 [n] among the T classes), on the CPU, for combining the outputs of several models.
@@ -143,7 +142,7 @@ def logits(
     ``answers_each``.
     """
     parts = []
-    for _, _, scores, labels in _scores(classifier, [theta], dataset, batch_size, device, cache):
+    for _, _, scores, labels in _scores(classifier, [theta], dataset, batch_size, device, None):
         parts.append((scores.cpu(), labels))
         progress(len(labels))
     return torch.cat([s for s, _ in parts]), torch.cat([y for _, y in parts])

@@ -21,7 +21,7 @@ from sharpscope.clip.ensembles import ensemble
 from sharpscope.clip.evaluate import COLUMNS, collection_means
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.clip.settings import check_templates
 from sharpscope.clip.subjects import check_needed, checkpoint_labels, read_over
 from sharpscope.config.collections import expand_specs
@@ -51,7 +51,7 @@ def evaluate_ensemble(
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
-    progress: MakeBar | None = None,
+    progress: Shown = False,
     base: str | FilePath | None = None,
     class_position: ClassPosition | None = None,
 ) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def evaluate_ensemble(
                 "outputs cannot be added.\nRemedy: --head zeroshot --classnames FILE, the same names for both."
             )
         for classifier, theta, images, _ in found:
-            with contextlib.closing((progress or silent)(total=len(images), desc=f"{label} {spec}")) as bar:
+            with contextlib.closing(bars_for(progress)(total=len(images), desc=f"{label} {spec}")) as bar:
                 outputs.append(logits(classifier, theta, images, batch_size, where, progress=bar.update))
         for kind, alpha in rows:
             mixed = ensemble(kind, outputs[0][0], outputs[1][0], alpha)

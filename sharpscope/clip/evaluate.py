@@ -22,7 +22,7 @@ from sharpscope.clip.metrics import Answers
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation, pick_device, resolve_checkpoint
 from sharpscope.clip.points import path_choices
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.clip.settings import check_head_file, check_templates
 from sharpscope.clip.subjects import File, check_needed, read_over, subjects
 from sharpscope.config.collections import expand_specs, members_of
@@ -67,7 +67,7 @@ def evaluate(
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
-    progress: MakeBar | None = None,
+    progress: Shown = False,
     head_file: File | None = None,
     base: File | None = None,
     class_position: ClassPosition | None = None,
@@ -104,7 +104,7 @@ def evaluate(
         level: coverage of the intervals, in (0, 1). Shares have Wilson intervals, other metrics bootstrap intervals.
         bootstrap: number of bootstrap replicates.
         seed: the seed of the choice of images and of the bootstrap.
-        progress: makes a bar from ``total`` and ``desc``, e.g. ``tqdm``; None: no bar is shown.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
         head_file: a separate file with a head (task_vectors), for each checkpoint without a head.
         base: zero-shot checkpoint over which files that hold only tuned tensors (Dassl, LoRA) are laid, and the start
             of ``paths``.
@@ -173,7 +173,7 @@ def evaluate(
                 classifier, theta, dataset, said = heads.for_set(spec, data)
                 from_text |= classifier.mode == "zeroshot"
                 collected = Seen()
-                with contextlib.closing((progress or silent)(total=len(dataset), desc=f"{label} {spec}")) as bar:
+                with contextlib.closing(bars_for(progress)(total=len(dataset), desc=f"{label} {spec}")) as bar:
                     given = answers(
                         classifier, theta, dataset, batch_size, where, cache=cache, progress=bar.update,
                         **({} if together is None else {"seen": collected}),
@@ -225,14 +225,13 @@ def answered(
     batch_size: int = 128,
     device: str = "auto",
     limit: int | None = None,
-    seed: int = 0,
 ) -> dict[str, Answered]:
     """The answers of one checkpoint to every image of each data set, with the head that ``evaluate`` takes by itself.
 
     Arguments and errors are those of ``evaluate``.
     """
     clip, where = ClipModel.load(model), pick_device(device)
-    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": seed})
+    data = SetsByNames(clip, {"data_root": data_root, "limit": limit, "seed": 0})
     under = None if base is None else read_checkpoint(resolve_checkpoint(base))
     weights = read_checkpoint(resolve_checkpoint(checkpoint), base=under)
     check_activation(clip, (weights,))

@@ -13,7 +13,7 @@ from sharpscope.clip.datasets.captions import Captions
 from sharpscope.clip.datasets.spec import load_captions
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import check_activation
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.clip.prompts import holds_prompts
 from sharpscope.clip.retrieval import retrieved
 from sharpscope.errors import ConfigError, PairMismatch, shown
@@ -47,7 +47,7 @@ def caption_rows(
     batch_size: int,
     reading: Mapping[str, Any],
     stating: Mapping[str, Any],
-    progress: MakeBar | None = None,
+    progress: Shown = False,
 ) -> list[dict[str, Any]]:
     """The rows of every metric of captions (``scores.RETRIEVAL``), for all ``points`` on all ``specs``.
 
@@ -61,7 +61,7 @@ def caption_rows(
         _check_towers(clip, weights)
         theta = on_device(weights.tensors, where, torch.float32)
         for spec, captions in sets.items():
-            with contextlib.closing((progress or silent)(total=len(captions.images), desc=f"{label} {spec}")) as bar:
+            with contextlib.closing(bars_for(progress)(total=len(captions.images), desc=f"{label} {spec}")) as bar:
                 found = retrieved(clip, theta, captions, batch_size, progress=bar.update)
             note = _note(captions, int(found.captions.sum()), reading["limit"], weights)
             rows += accuracy_rows(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sharpscope.scores import normal_quantile
+
 __all__ = ["BINS", "FEWEST", "Nearness", "RatioBin", "ratio_bins"]
 
 BINS: Final = 10
-"""The most bins of distance. Raised, the curve has more points, and each is a ratio over fewer images."""
+"""The largest number of bins of distance. With a larger value the curve has more points, each from fewer images."""
 FEWEST: Final = 40
-"""Images per bin below which there are fewer bins. Raised, small sets have fewer bins with narrower intervals."""
+"""The smallest number of images per bin; smaller sets get fewer bins. With a larger value small sets have fewer bins
+and narrower intervals."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,6 @@ def _bin(near: Nearness, rows: NDArray[np.bool_], level: float) -> RatioBin:
             note = "no interval: both models are right on the same images of the bin"
         else:
             error = float((right_1 / p_1 - right_0 / p_0).std(ddof=1)) / math.sqrt(n)
-            factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * error)
+            factor = math.exp(normal_quantile(level) * error)
             low, high = ratio / factor, ratio * factor
     return RatioBin(float(d.min()), float(d.max()), float(d.mean()), p_0, p_1, ratio, low, high, n, note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -13,10 +13,9 @@ from sharpscope.clip.model import ClipModel
 from sharpscope.errors import ConfigError, PairMismatch, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
 from sharpscope.miniworld import world as miniworld
+from sharpscope.vocabulary import HeadKind
 
-__all__ = ["DEFAULT_TEMPLATES", "Classifier", "HeadMode", "default_templates", "zero_shot_head"]
-
-HeadMode = Literal["zeroshot", "stored", "text"]
+__all__ = ["DEFAULT_TEMPLATES", "Classifier", "default_templates", "zero_shot_head"]
 
 DEFAULT_TEMPLATES: tuple[str, ...] = ("a photo of a {}.",)
 """The default templates: the plain prompt of CLIP (Radford et al. 2021, arXiv 2103.00020)."""
@@ -92,15 +91,15 @@ class Classifier:
     def __init__(
         self,
         model: ClipModel,
-        mode: HeadMode = "stored",
+        mode: HeadKind = "stored",
         classnames: Sequence[str] = (),
         templates: Sequence[str] | None = None,
         scale_baked: bool = False,
         normalize: bool = True,
         bias: bool = False,
     ) -> None:
-        if mode not in get_args(HeadMode):
-            raise ConfigError(f"head: '{shown(mode)}' is none of {', '.join(get_args(HeadMode))}.")
+        if mode not in get_args(HeadKind):
+            raise ConfigError(f"head: '{shown(mode)}' is none of {', '.join(get_args(HeadKind))}.")
         if scale_baked and mode != "stored":
             raise ConfigError(f"head: a scale can be baked into a stored head only, not with head '{mode}'.")
         if not classnames:

@@ -31,7 +31,7 @@ from sharpscope.seeds import derive
 __all__ = ["ECE_BINS", "Answers", "Judged", "Scored", "calibration_error", "estimates"]
 
 ECE_BINS = 15
-"""The number of equal-width confidence bins of the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
+"""The number of confidence bins of equal width in the calibration error (Guo et al. 2017, arXiv 1706.04599)."""
 
 _BIASED = ("ece",)
 
@@ -176,15 +176,16 @@ class Answers:
         return [(int(k), int(n)) for k, n in zip(right, every, strict=True)]
 
 
-def calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_], bins: int = ECE_BINS) -> Statistic:
+def calibration_error(confidence: NDArray[np.float64], hits: NDArray[np.bool_]) -> Statistic:
     """Expected calibration error: sum over bins of n_b/n |accuracy_b - mean confidence_b|.
 
-    The bins (b/B, (b+1)/B] have equal width in confidence, with B = 15; the first one includes 0. Source: Guo et al.
-    2017 (arXiv 1706.04599).
+    The bins (b/B, (b+1)/B] have equal width in confidence, with B = ``ECE_BINS``; the first one includes 0.
+
+    Source: Guo et al. 2017 (arXiv 1706.04599).
     """
     n = len(confidence)
-    b = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = sparse.csr_array((hits - confidence, (np.arange(n), b)), shape=(n, bins))
+    b = np.clip(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0, ECE_BINS - 1)
+    gap = sparse.csr_array((hits - confidence, (np.arange(n), b)), shape=(n, ECE_BINS))
     columns = sparse.hstack([gap, sparse.csr_array(np.ones((n, 1)))], format="csr")
     return Statistic(columns, lambda sums: np.abs(sums[..., :-1]).sum(axis=-1) / sums[..., -1])
 

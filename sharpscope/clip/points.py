@@ -95,7 +95,7 @@ def path_choices(
     if not paths:
         given = {"alphas": alphas, "path_density": density, "fisher_0": fisher_0, "fisher_1": fisher_1}
         if told := [name for name, value in given.items() if value is not None]:
-            raise ConfigError(f"{told[0]}: is a setting of paths, and none is asked for (--paths linear lines ...).")
+            raise ConfigError(f"{told[0]}: is a setting of paths, and no path is asked for (--paths linear lines ...).")
         return []
     if base is None:
         raise ConfigError("paths: start at the zero-shot checkpoint, which is missing (--base FILE).")

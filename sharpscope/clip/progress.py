@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
-__all__ = ["Bar", "MakeBar", "duration", "silent"]
+__all__ = ["Bar", "MakeBar", "Shown", "bars_for", "duration", "silent"]
 
 
 class Bar(Protocol):
@@ -20,7 +21,13 @@ MakeBar = Callable[..., Bar]
 """A function that makes a bar from ``total`` (number of steps) and ``desc`` (description), e.g. ``tqdm``."""
 
 
+Shown = MakeBar | bool
+"""What a caller asks for: True for tqdm's bar (in a notebook a widget), False for none, or a maker of bars."""
+
+
 class _Silent:
+    disable = True
+
     def update(self, n: float = 1) -> None: ...
     def set_postfix_str(self, s: str = "") -> None: ...
     def close(self) -> None: ...
@@ -29,6 +36,15 @@ class _Silent:
 def silent(**_: object) -> Bar:
     """A bar that shows nothing: the default wherever a caller may pass a ``MakeBar``."""
     return _Silent()
+
+
+def bars_for(progress: Shown) -> MakeBar:
+    """The maker of bars that ``progress`` asks for."""
+    if progress is True:
+        from tqdm.auto import tqdm  # a widget in a notebook, else a line on stderr
+
+        return functools.partial(tqdm, disable=None)  # a log file gets no line
+    return progress or silent
 
 
 def duration(seconds: float) -> str:

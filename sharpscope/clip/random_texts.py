@@ -13,7 +13,7 @@ from sharpscope.errors import ConfigError
 __all__ = ["RANDOM_TEXTS", "RANDOM_TEXT_LENGTH", "random_texts"]
 
 RANDOM_TEXTS: Final = 80
-"""The number M of random texts at once in the authors' code."""
+"""The number M of random texts per step in the authors' code."""
 RANDOM_TEXT_LENGTH: Final = 8
 """The number L of random tokens of each text in the authors' code."""
 

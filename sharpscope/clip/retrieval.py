@@ -20,7 +20,7 @@ from sharpscope.scores import RETRIEVAL, Direction, Statistic, share
 __all__ = ["Retrieved", "expected_hits", "retrieved", "retrieved_from"]
 
 _AT_ONCE: Final = 2**24
-"""Scores that are in memory at once."""
+"""The number of scores that are kept in memory at a time."""
 Theta = Mapping[str, Tensor]
 
 
@@ -61,18 +61,18 @@ def retrieved(
     theta: Theta,
     captions: Captions,
     batch_size: int = 128,
-    device: torch.device | str | None = None,
     *,
     progress: Callable[[int], object] = lambda images: None,
 ) -> Retrieved:
     """What ``theta``, with its image tower and its text tower, finds among the images and captions of ``captions``.
 
-    ``device``: where to compute; None: on the device of ``theta``. ``progress``: called with the number of images of
-    every batch. Raises NumericalError for features that are not finite, PairMismatch where a tower is not whole.
+    It is computed on the device of ``theta``. ``progress``: called with the number of images of every batch.
+
+    Raises:
+        NumericalError: features that are not finite.
+        PairMismatch: a tower is not whole.
     """
     with torch.inference_mode(), full_float32():
-        if device is not None:
-            theta = {k: v.to(device) for k, v in theta.items()}
         images, numbers = [], []
         for pixels, labels in captions.images.batches(batch_size):
             images.append(model.encode_image(theta, pixels))

@@ -16,7 +16,7 @@ from sharpscope.errors import PairMismatch, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, tower_of
 from sharpscope.vocabulary import ClassPosition
 from sharpscope.weights.checkpoint import Checkpoint
-from sharpscope.weights.files.sources import locate
+from sharpscope.weights.files.locations import locate
 from sharpscope.weights.theta import Theta, cast, on_device
 
 __all__ = ["check_carried", "prompted", "reader_on", "transplanted"]

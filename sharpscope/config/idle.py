@@ -16,7 +16,7 @@ __all__ = ["changes_nothing", "check_no_idle"]
 _HESSIAN: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product")
 """The kinds of measures that are made of Hessian-vector products."""
 _PRODUCTS: Final[tuple[Cost, ...]] = (*_HESSIAN, "outer")
-"""The kinds of measures that are made of matrix products, which ``precision`` is about."""
+"""The kinds of measures that consist of matrix products and are therefore affected by ``precision``."""
 
 
 @dataclass(frozen=True)

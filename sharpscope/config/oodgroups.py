@@ -21,7 +21,7 @@ _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _RULE: Final = "a group's name has letters, digits, - and _ only, and begins with a letter."
 
 
-def split_group(entry: str, key: str = "ood") -> tuple[str, str]:
+def split_group(entry: str) -> tuple[str, str]:
     """``NAME=SPEC`` as (group, spec); a spec without ``NAME=`` is in the group ``ood``.
 
     An equals sign behind a colon, a slash, ``@`` or ``#`` belongs to the spec.
@@ -38,7 +38,7 @@ def split_group(entry: str, key: str = "ood") -> tuple[str, str]:
     name, spec = found.groups()
     if not _NAME.fullmatch(name) or not spec:
         raise ConfigError(
-            f"{key}: '{shown(entry, 60)}' is no NAME=SPEC: {_RULE}\n"
+            f"ood: '{shown(entry, 60)}' is no NAME=SPEC: {_RULE}\n"
             "Remedy: e.g. styles=mini:sketch; or a spec alone, which is in the group 'ood'."
         )
     return name, spec

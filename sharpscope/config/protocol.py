@@ -16,7 +16,7 @@ __all__ = ["FEW_SHOTS", "SHOTS", "ProtocolConfig", "ProtocolName"]
 ProtocolName = Literal["base-to-new", "few-shot", "cross-dataset", "upgrade"]
 
 SHOTS: Final = "SHOTS"
-"""What stands for the number of images of each class in the name of a recipe: coop-SHOTSshots."""
+"""The placeholder for the number of images per class in the name of a recipe: coop-SHOTSshots."""
 FEW_SHOTS: Final = (1, 2, 4, 8, 16)
 """The shots of CoOp's few-shot figures (Zhou et al. 2022, arXiv 2109.01134)."""
 _SHOTS: Final = 16
@@ -100,7 +100,7 @@ def _check(c: ProtocolConfig) -> None:
     if low := [s for s in c.shots if s < 1]:
         raise ConfigError(f"shots: needs at least one image of each class, got {low[0]}.")
     if len(c.shots) > 1 and c.protocol != "few-shot":
-        raise ConfigError(f"shots: {c.protocol} takes one number; several are few-shot's.")
+        raise ConfigError(f"shots: {c.protocol} takes one number; only few-shot takes several.")
     if "shots" in c.hyperparameters:
         raise ConfigError("set: shots has a flag of its own here: --shots.")
     if c.protocol == "upgrade" and c.upgraded is None:

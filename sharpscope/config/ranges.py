@@ -42,6 +42,6 @@ def check_products(settings: Any) -> None:
     """Raise ConfigError where ``trace_method`` needs a gradient graph and ``products`` keeps none."""
     if settings.products == "func" and settings.trace_method == "controlled":
         raise ConfigError(
-            "trace_method: controlled takes the Gauss-Newton part off a kept gradient graph, and products func keeps "
+            "trace_method: controlled needs kept gradient graphs for its Gauss-Newton part, and products func keeps "
             "none; take trace_method per_example or hutchinson, or products graph."
         )

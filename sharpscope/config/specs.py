@@ -84,7 +84,7 @@ class Layout:
     known: tuple[str, ...] = ()
     """All words that the part after the colon can be; empty where it can be anything."""
     title: str = ""
-    """What has these ``known`` words, for messages."""
+    """The name, in messages, of the collection to which the ``known`` words belong."""
     captions: bool = False
     """Whether its images have captions in place of classes."""
 

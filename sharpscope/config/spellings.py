@@ -10,14 +10,15 @@ from sharpscope.errors import ConfigError
 __all__ = ["EARLIER_DEFAULTS", "current_arguments", "current_key", "current_keys", "current_value"]
 
 _KEYS: Final = {"eval_limit": "limit"}
-"""Old key of a study -> today's, in study files, in manifests of older runs, and as a flag."""
+"""Old name of a study's field -> its present name; for study files, for manifests of older runs, and for flags."""
 
 EARLIER_DEFAULTS: Final[dict[str, Any]] = {"atol_share": 0.0, "perturbation_size": None}
-"""Field of a study -> its default before today's, which a run directory means that does not name the field."""
+"""Field of a study -> its former default, which holds for older run directories that do not name the field."""
 
 _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
     "run": _KEYS,
     "plan": _KEYS,
+    "inspect": {"csv": "out"},
     "convert": {"head": "head_file"},
     "evaluate": {"data": "datasets"},
 }

@@ -158,13 +158,14 @@ class StudyConfig:
     data_root: str | None = None
     """Folder under which named data sets and relative paths are looked up."""
     classnames: str | None = None
-    """Text file with one class name per line, in the order of the head; default: the names that the checkpoints tell.
-    Where they tell none and the head is made from text, the names of the probe set's classes."""
+    """Text file with one class name per line, or ``imagenet``, in the order of the head; default: the names that the
+    checkpoints tell. Where they tell none and the head is made from text, the names of the probe set's classes."""
     class_position: ClassPosition | None = None
     """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed, as
     the report then says."""
     templates: str | None = None
-    """Text file with one prompt template per line, ``{}`` for the class name; default: the model's or a plain one."""
+    """Text file with one prompt template per line, ``{}`` for the class name, or ``imagenet``; default: the model's or
+    a plain one."""
 
     alphas: tuple[float, ...] = ALPHAS
     """Points of the path: 0 is the zero-shot model, 1 the fine-tuned one."""
@@ -218,7 +219,7 @@ class StudyConfig:
     rtol: float = 0.05
     """Relative tolerance, a fraction below 1 (5 % is 0.05): a trace stops at stderr <= rtol * |estimate|, an eigenvalue
     at residual <= rtol * |lambda|. For the smaller end of the spectrum, once it is followed along alpha, only the part
-    of the residual that matters counts (README)."""
+    of the residual that matters counts (docs/measures.md)."""
     max_matvecs: int = 100
     """Largest number of Hessian-vector products for each (layer, alpha) and kind of estimate. If they are spent before
     rtol is reached, the status is not_converged."""
@@ -449,7 +450,7 @@ def _check(c: StudyConfig) -> None:
         if not set(getattr(c, name) or ()) <= set(c.measured_alphas):
             raise ConfigError(f"{name}: each must be one of {of}.")
     if c.curvature_alphas == ():
-        raise ConfigError("curvature_alphas: give at least one point; measures: [] takes none.")
+        raise ConfigError("curvature_alphas: give at least one point; to measure no curvature, set measures: [].")
     if c.precision == "fp16":
         raise ConfigError(
             "precision: only finetune takes fp16; second derivatives leave float16's range (6e-8 to 65504), and only "

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sharpscope.config.draws import Design, drawn, read_ranges
 from sharpscope.config.fields import check_keys, checked_fields
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.config.studyfile import line_of, read_mapping
+from sharpscope.config.sweepdraws import Design, drawn, read_ranges
 from sharpscope.errors import ConfigError, shown
 
 __all__ = ["SweepConfig", "SweepTrial", "load_sweep"]
@@ -40,7 +40,7 @@ class SweepConfig:
     ``grid``: hyperparameter -> the values that it takes; ``set``: hyperparameters that all have in common. ``draw``:
     how many configurations are drawn from ``ranges`` (hyperparameter -> a list of values, or a mapping with low, high,
     scale and whole) by ``design`` and ``draw_seed``; every method, recipe and combination of ``grid`` is a stratum that
-    gets the same ones (``config.draws``). ``study``: how the fine-tuned models are measured; its model, data root,
+    gets the same ones (``config.sweepdraws``). ``study``: how the fine-tuned models are measured; its model, data root,
     class names, templates and device are those of the training too. Raises ConfigError, naming the field, for a value
     that is missing, empty or given twice, and for a hyperparameter in two places.
     """

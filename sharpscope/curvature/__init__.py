@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from sharpscope.curvature.arithmetic import in_precision, precision_error, second_order
     from sharpscope.curvature.density import SpectralDensity, spectral_density
     from sharpscope.curvature.eigen import EigenEstimate, ExtremeEigenvalues, RitzSpace, lanczos
-    from sharpscope.curvature.export import HessianOperator
     from sharpscope.curvature.fisher import FisherDiagonal, diagonal_fisher
     from sharpscope.curvature.functional import FunctionalEngine
     from sharpscope.curvature.ggn import (
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
         is_cross_entropy,
     )
     from sharpscope.curvature.graphs import MemoryPlan, plan_memory
+    from sharpscope.curvature.hessianoperator import HessianOperator
     from sharpscope.curvature.hvp import BlockSpec, HessianEngine, LayerHessian
     from sharpscope.curvature.measures.registry import measure_layers
     from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings
@@ -138,7 +138,7 @@ _HOME = {
         "arithmetic": "in_precision precision_error second_order",
         "density": "SpectralDensity spectral_density",
         "eigen": "EigenEstimate ExtremeEigenvalues RitzSpace lanczos",
-        "export": "HessianOperator",
+        "hessianoperator": "HessianOperator",
         "fisher": "FisherDiagonal diagonal_fisher",
         "functional": "FunctionalEngine",
         "ggn": "ClassificationObjective Fisher GaussNewton Residual fisher_trace ggn_trace is_cross_entropy",

@@ -45,9 +45,8 @@ def auto_pgd(
         return project(delta if onto is None else onto(delta), c, rho, norm)
 
     def look(delta: Tensor) -> tuple[float, Tensor | None]:
-        """The loss and its gradient, None where that is zero.
-
-        Each step waits for the device once, here: the loss decides which point is best and whether the step is halved.
+        """The loss at delta and its gradient, which is None where it is exactly zero. This is the only place where a
+        step waits for the device, because the loss decides which point is best and whether the step is halved.
         """
         loss, gradient = loss_and_gradient(delta)
         value, rises = numbers(loss, (c * gradient).any())

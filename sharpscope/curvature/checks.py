@@ -20,12 +20,12 @@ from sharpscope.errors import NumericalError, listing
 __all__ = ["STEPS", "check_derivatives"]
 
 STEPS = (1e-8, 1e-3)
-"""Lengths of the differences, in units of the weights. The first crosses hardly any kink of a ReLU, in float64; the
-second also shows through operations that round to float32."""
+"""The step lengths of the finite differences, relative to the weights. In float64 the first is so short that it crosses
+hardly any kink of a ReLU; the second is long enough to be seen through operations that round to float32."""
 ALLOWED = 1e-3
-"""Largest difference, as a share of what is compared, that counts as none."""
+"""The largest relative difference at which two derivatives count as equal."""
 NOISE = 10.0
-"""So many times the disagreement of two step lengths is allowed for as the error of a difference."""
+"""The error allowed for a finite difference, as a multiple of the disagreement between two step lengths."""
 
 
 def check_derivatives(

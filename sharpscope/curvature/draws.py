@@ -13,12 +13,13 @@ from sharpscope.machine.devices import onto
 __all__ = ["DRAWS", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
 
 DRAWS = 3
-"""It rises with every change after which a seed gives other numbers, so that a run directory holds those of one way."""
+"""The version of the random streams. It is raised with every change after which the same seed gives different numbers,
+so that one run directory never mixes two streams."""
 
 _SKIPPED = 2**20
-"""Words that are drawn at once and thrown away, 8 MiB."""
+"""The number of 64-bit words (8 MiB) that are drawn and discarded at a time when a generator is moved ahead."""
 _SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1).mul(2).sub(1).to(torch.int8)
-"""Row j: the eight signs that the bits of the byte j stand for, the lowest bit first."""
+"""A table [256, 8]: row j holds the signs that the eight bits of the byte j encode, the lowest bit first."""
 
 
 def rademacher(
@@ -47,7 +48,7 @@ def words_for(count: int) -> int:
 
 
 def skip_words(count: int, generator: torch.Generator) -> None:
-    """Leave the generator as drawing ``count`` words leaves it, by however many calls."""
+    """Advance the generator as if ``count`` words had been drawn from it."""
     for start in range(0, count, _SKIPPED):
         _words(min(_SKIPPED, count - start), generator)
 

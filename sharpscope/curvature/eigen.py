@@ -43,8 +43,9 @@ KEPT_BYTES = 2**28
 """Bytes that the Ritz vectors of one layer may take when they are handed on. The vectors of the two ends are kept in
 any case."""
 KEPT_SHARE = 1 / 32
-"""The share of a GPU's free memory that what one layer hands on may take there; what takes more waits on the host. Each
-layer looks at what the others have left: two dozen layers at the limit take half of it."""
+"""The largest fraction of a GPU's free memory that the Ritz vectors may take which one layer hands to the next point of
+the path; larger ones are kept in host memory. Each layer applies the fraction to what is still free: two dozen layers
+at the limit take half of the memory."""
 STEADY = 0.8
 """Two unit vectors at neighbouring points whose absolute inner product exceeds this value are taken for the same
 eigenvector, which has turned a little. A larger value trusts fewer vectors."""
@@ -192,9 +193,9 @@ class RitzSpace:
 
 
 def _uncovered(candidates: Tensor, vectors: Sequence[Tensor]) -> list[Tensor | None]:
-    """Each row of ``candidates`` [k, p] without what the orthonormal ``vectors`` and the rows before it cover, [p].
-
-    None where less than half of its length is left. All rows are worked through before the host looks at the lengths.
+    """Each row of ``candidates`` [k, p], orthogonalised against the orthonormal ``vectors`` and the rows before it,
+    [p]; None in place of a row of which less than half the length remains. All rows are worked through before the host
+    looks at the lengths.
     """
     taken, lengths = list(vectors), list[Tensor]()
     for v in candidates:

@@ -35,16 +35,19 @@ from sharpscope.vocabulary import ALL
 __all__ = ["SMALL", "embedding_trace"]
 
 SMALL = 128
-"""An embedding of at most this many numbers is always split at. A larger one only where its eigenvectors cost less than
-a gradient of the network, as those of a CLIP do; otherwise the logits take its place."""
+"""The Hessian is always split at an embedding of at most this many numbers. At a larger embedding it is split only
+where the eigenvectors of M_j cost less than a gradient of the network, as they do for a CLIP; otherwise it is split at
+the logits."""
 EIGEN = 20
-"""Multiplications that M_j and its eigenvectors take, as a multiple of e^3: LAPACK's count, and the columns of M."""
+"""The cost of M_j and its eigenvectors in multiplications, divided by e^3: LAPACK's operation count plus the columns of
+M_j."""
 GRADIENT = 3
-"""Multiplications of a gradient, as a multiple of those of the forward pass."""
+"""The cost of a gradient in multiplications, divided by that of the forward pass."""
 CHUNK = 16
-"""Examples whose eigenvectors are computed at once, so that no second copy of all M_j is held."""
+"""The number of examples whose eigenvectors are computed in one call. Small enough that the temporary copies never
+amount to a second copy of all M_j."""
 PILOT = 2
-"""The number of pairs of passes before the error is first looked at."""
+"""The number of pairs of passes after which the error is estimated for the first time."""
 
 
 def embedding_trace(
@@ -152,7 +155,8 @@ class _Passes:
         self._samples: list[Tensor] = []  # per batch [blocks, n, pairs]
 
     def open(self) -> bool:
-        """Whether there is a split; ``blocks`` are then those before it."""
+        """Whether the Hessian can be split at an embedding; ``blocks`` are then those whose parameters enter before
+        it."""
         split = self._split(0)
         if split is None or not self._affordable(split):
             return False
@@ -167,7 +171,7 @@ class _Passes:
         return bool(before)
 
     def _affordable(self, split: Embedding) -> bool:
-        """Whether the eigenvectors of an example's M cost less than its gradient."""
+        """Whether the eigenvectors of one example's M_j cost less than the gradient of its loss."""
         n, e = split.z.shape
         names = [(tap.y.numel() // n, self.params[name]) for tap in split.taps for name in tap.names]
         forward = sum(outputs * p.numel() // len(p) for outputs, p in names if p.ndim > 1)

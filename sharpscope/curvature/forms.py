@@ -66,7 +66,7 @@ class Forms:
         alone, one = self.alone(i, graph), self._by_tangents
         if not self._tangential(i, graph, layer):
             if probes.before_head:
-                raise NumericalError(f"{layer}: its curvature does not come apart at the embeddings.")
+                raise NumericalError(f"{layer}: its curvature cannot be split at the embeddings.")
             one = self._by_products
             graph = graph if graph.twice else self._engine.graph(i, twice=True)
         return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)

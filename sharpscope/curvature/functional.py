@@ -75,7 +75,7 @@ class FunctionalEngine(HessianEngine):
 
     @property
     def graph_bytes(self) -> int:
-        """0, because no graph is kept."""
+        """Always 0, because this engine keeps no graph."""
         return 0
 
     def answer(self, requests: Mapping[str, tuple[str, Tensor | Probes]]) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ class FunctionalEngine(HessianEngine):
             sums: dict[str, Tensor] = {}
             units: dict[str, list[Tensor]] = {who: [] for who in asked}
             for i, weight in enumerate(self.objective.weights):
-                if i not in self._own:  # what its owner draws
+                if i not in self._own:  # draw as many words as the owner does, so that all generators agree
                     for who, probes in asked.items():
                         skip_words(words_for(self.blocks[requests[who][0]].size * probes.count), probes.generator)
                     continue
@@ -112,7 +112,7 @@ class FunctionalEngine(HessianEngine):
     def _form(self, i: int, layer: str, probes: Probes) -> Tensor:
         """v'Hv of batch i's loss along ``probes.count`` directions that its examples share, float64 [count]."""
         if probes.before_head:
-            raise NumericalError(f"{layer}: torch.func cannot tell the curvature of the embeddings apart.")
+            raise NumericalError(f"{layer}: torch.func cannot separate the curvature of the embeddings from the rest.")
         v = rademacher((self.blocks[layer].size, probes.count), probes.generator).to(self.device, self.dtype)
         v = v * self.weights(layer).abs()[:, None] if probes.weighted else v
         return (v * self._functional(i, layer, v)).double().sum(0)

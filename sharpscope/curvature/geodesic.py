@@ -39,12 +39,12 @@ class _Pair:
 
     @classmethod
     def of(cls, f: Tensor, g: Tensor) -> _Pair:
-        """Raises NumericalError where a factor has not full rank: then it lies at the edge of the manifold."""
+        """Raises NumericalError for a factor without full rank, at which the metric is not defined."""
         grams = [x @ x.mT for x in (f, g)]
         roots, bad = zip(*(torch.linalg.cholesky_ex(m) for m in grams), strict=True)
         if any(b.any() for b in bad):
             raise NumericalError(
-                "the weights of an attention head have not full rank, so that no geodesic starts there"
+                "the weights of an attention head do not have full rank, so that no geodesic starts there"
             )
         root: Tensor = roots[0]
         values, vectors = torch.linalg.eigh(root.mT @ grams[1] @ root)

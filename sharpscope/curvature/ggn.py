@@ -75,7 +75,8 @@ class _OfLogits:
 
     objective: ClassificationObjective
     team: Team = field(init=False, repr=False, compare=False)
-    """Who shares the batches, as for the objective."""
+    """The team of processes among which the batches are divided (``machine.team``); the same as that of the
+    objective."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "team", team_of(self.objective))
@@ -427,13 +428,14 @@ class _Squares:
         self.rest_open, self.spent = False, self.spent + self.classes
 
     def _each(self, what: str, work: Callable[[int], T], skip: Callable[[int], object] = lambda i: None) -> list[T]:
-        """``Team.each`` of every batch; which parameters the loss was seen to depend on is shared too."""
+        """``Team.each`` over all batches. All processes also learn on which parameters the loss was seen to depend in
+        any of them."""
         found = self.team.each(what, len(self.objective.weights), lambda i: (work(i), frozenset(self._entered)), skip)
         self._entered.update(*(entered for _, entered in found))
         return [one for one, _ in found]
 
     def _settled_so_far(self, i: int, n: int) -> Tensor:
-        """A copy of what is known without an error of the n examples of batch i, [blocks, n], on the device."""
+        """A copy, on the device, of the exactly known part of the traces of the n examples of batch i, [blocks, n]."""
         if i not in self._settled:
             return torch.zeros(len(self.members), n, dtype=torch.float64, device=self.device)
         return onto(self._settled[i].clone(), self.device)

@@ -65,7 +65,8 @@ class BlockSpec:
 
 
 def looked_at(losses: Sequence[Tensor], gradients: Mapping[str, Tensor]) -> list[float]:
-    """The losses, and 1.0 if they and all gradients are finite, else 0.0: one look, for which the host waits once."""
+    """The losses, followed by 1.0 if they and all gradients are finite and by 0.0 if not. The host waits for the device
+    only once, here."""
     return numbers(*losses, all_finite(*losses, *gradients.values()))
 
 
@@ -143,7 +144,8 @@ class HessianEngine:
         self.once: frozenset[str] = frozenset()
         """Parameters whose gradient cannot be differentiated again (``graphs.once_differentiable``)."""
         self.twice = False
-        """Whether the graphs were built for products; if not, tangents answer everything that ``use`` names."""
+        """Whether the graphs allow Hessian-vector products. If not, everything for which ``use`` stands is answered by
+        tangent passes."""
         self._build()
 
     # ------------------------------------------------------------------ graphs
@@ -168,7 +170,7 @@ class HessianEngine:
         kept = self._graphs[i]
         if kept is not None and (kept.twice or not twice):
             return kept
-        if twice and self.use == "probes":  # whoever asks for one product will ask for more
+        if twice and self.use == "probes":  # further products will follow: build the other graphs for them too
             self.use = "both"
         try:
             graph = differentiate(self.objective, i, self.theta, self.params, self.analytic, self.use)
@@ -204,7 +206,8 @@ class HessianEngine:
         self._settle([looked for looked, *_ in found], sums)
 
     def _settle(self, looked: Sequence[Sequence[float]], sums: dict[str, Tensor]) -> None:
-        """Take what ``looked_at`` saw in every process, and the gradient, unless one of them is not finite."""
+        """Store the loss and the gradient from what ``looked_at`` returned in every process; raise NumericalError where
+        one of them is not finite."""
         values = [value for *losses, _ in looked for value in losses]
         for i, value in enumerate(values):
             if not math.isfinite(value):
@@ -264,11 +267,12 @@ class HessianEngine:
     def _part(
         self, requests: Mapping[str, tuple[str, Tensor | Probes]], columns: Mapping[str, Sequence[Tensor]]
     ) -> tuple[tuple[dict[str, list[Tensor]], frozenset[str]], dict[str, Tensor]]:
-        """What this process's batches answer: to ``Probes`` batch by batch, to vectors (by ``columns``) in sum."""
+        """The answers of this process's batches: to ``Probes`` one entry per batch, to vectors (``columns``) their sum
+        over the batches."""
         sums: dict[str, Tensor] = {}
         units: dict[str, list[Tensor]] = {who: [] for who in requests if who not in columns}
         for i, weight in enumerate(self.objective.weights):
-            if i not in self._own:  # what its owner draws
+            if i not in self._own:  # draw as many words as the owner does, so that all generators agree
                 for who in units:
                     layer, request = requests[who]
                     assert isinstance(request, Probes)
@@ -285,7 +289,8 @@ class HessianEngine:
         return (units, self._forms.crossed), sums
 
     def _count_words(self, layers: Sequence[str]) -> None:
-        """Learn from the other processes how many words a direction of these layers takes in each of their batches."""
+        """Ask the other processes how many random words one direction of these layers takes in each of their
+        batches."""
         new = [layer for layer in dict.fromkeys(layers) if layer not in self._words]
         if not self.team.several or not new:
             return

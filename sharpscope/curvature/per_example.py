@@ -38,7 +38,8 @@ from sharpscope.machine.devices import onto
 __all__ = ["Inner", "Signs", "Spread", "Tap", "Taps", "sole_readings", "stands_alone", "tensors_in"]
 
 SCALES = 13
-"""Scales 2^-6 ... 2^6 of the examples in ``stands_alone``: two examples that get the same one show nothing."""
+"""The number of scales, 2^-6 ... 2^6, from which ``stands_alone`` draws one for each example. Two examples with the
+same scale cannot reveal whether they see each other."""
 
 Signs = Callable[..., Tensor]
 """A function from a shape to independent random signs, +1 or -1, of that shape."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from sharpscope.card import card
 from sharpscope.curvature.ascent import Norm, auto_pgd, random_point
 from sharpscope.curvature.draws import gaussian, uniform
-from sharpscope.curvature.images import error_over_images
+from sharpscope.curvature.imageerrors import error_over_images
 from sharpscope.curvature.operator import Cuttable, Objective
 from sharpscope.curvature.trace import student
 from sharpscope.machine.devices import free_bytes
@@ -33,7 +33,7 @@ Noise = Literal["gaussian", "uniform"]
 Found = tuple[float, float, bool]
 """What ``ascent.auto_pgd`` finds in a batch: its loss at delta = 0, its worst rise, whether the search had settled."""
 _Searched = tuple[Tensor, Tensor, list[Found]]
-"""A process's generator before and after its batches, and what they gave."""
+"""The state of a process's generator before and after its batches, and the results of the batches."""
 
 NOISE_SHARE = 1 / 4
 """The share of the free memory of the device up to which all noise draws of a layer are kept there. They then serve one

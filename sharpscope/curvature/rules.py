@@ -175,7 +175,8 @@ def _cross_entropy(call: Call, can_move: Callable[[Any], bool]) -> Node | None:
 
 _T: Any = Tensor
 _RESHAPED: dict[Any, Callable[..., Any]] = {_T.view: _T.reshape}
-"""A tangent may lie in memory otherwise than the tensor it belongs to, so that it has no such view."""
+"""What is called on a tangent in place of a function that needs a certain memory layout: a tangent may be laid out
+differently from its tensor, so that ``view`` would fail."""
 _DIFFERENCES = (torch.sub, _T.sub, _T.__sub__)
 _SELECT = frozenset({
     _T.view, _T.reshape, torch.reshape, _T.flatten, torch.flatten, _T.unflatten, torch.unflatten, _T.permute,

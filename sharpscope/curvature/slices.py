@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sharpscope.curvature.arithmetic import second_order
-from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images
+from sharpscope.curvature.imageerrors import ImageLosses, batch_sizes, error_over_images
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
 
-__all__ = ["Direction", "filter_normalized", "random_direction", "slice_rows"]
+__all__ = ["Direction", "Normalization", "filter_normalized", "random_direction", "slice_rows"]
 
+Normalization = Literal["none", "filter"]
 Direction = Mapping[str, Tensor]
 """A change of named tensors: {parameter: tensor of its shape}."""
 
@@ -29,7 +30,7 @@ def slice_rows(
     *,
     reach: float | tuple[float, float] = 1.0,
     points: int = 21,
-    normalize: Literal["none", "filter"] = "none",
+    normalize: Normalization = "none",
 ) -> list[dict[str, float]]:
     """The rows of the table that ``sharpscope.loss_slice`` returns; arguments and errors are described there.
 
@@ -40,8 +41,8 @@ def slice_rows(
     given = [directions] if isinstance(directions, Mapping) else list(directions)
     if len(given) not in (1, 2):
         raise ConfigError(f"directions: a slice has one direction or two, got {len(given)}.")
-    if normalize not in ("none", "filter"):
-        raise ConfigError(f"normalize: '{shown(normalize, 60)}' is none of none, filter.")
+    if normalize not in get_args(Normalization):
+        raise ConfigError(f"normalize: '{shown(normalize, 60)}' is none of {', '.join(get_args(Normalization))}.")
     low, high = reach if isinstance(reach, tuple) else (-reach, reach)
     if not (math.isfinite(low) and math.isfinite(high) and low < high) or points < 2:
         raise ConfigError(

@@ -14,9 +14,10 @@ from sharpscope.vocabulary import LEARNING_RATE
 __all__ = ["FIRST_COVARIATES", "LEAST_LEFT", "Controls", "controls", "place_of"]
 
 FIRST_COVARIATES = (LEARNING_RATE, "distance", "id_accuracy")
-"""The order in which covariates enter where there is no room for all; the others follow as they are given."""
+"""The order in which covariates are held fixed if there are too few pairs for all of them; other covariates follow in
+the order given."""
 LEAST_LEFT = 6
-"""The effective n has to be larger than the number of columns held fixed by at least this number."""
+"""The smallest difference that is allowed between the effective n and the number of columns held fixed."""
 _MOST_CURVES = (16, 4)
 """The most columns for one covariate: for the first one in the order, and for each other."""
 _SHARE = 0.5
@@ -38,7 +39,7 @@ class Controls:
     given: tuple[str, ...]
     left: int
     left_out: tuple[str, ...] = ()
-    """Covariates for which there was no room."""
+    """Covariates that are not held fixed, because there are too few pairs."""
     collinear: tuple[str, ...] = ()
     """Covariates that the zero-shot models and the covariates before them determine."""
 

@@ -42,7 +42,7 @@ _NOBODY = dict.fromkeys(
     (OTHERS, *(name for c in CONTRASTS.values() for name in (c.chosen, c.others, c.random))),
     "; a pair in which no layer is chosen has no value",
 )
-"""What is added to the reason why a group of layers has no correlation."""
+"""The words that are appended to the reason why a group of layers has no correlation."""
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""

@@ -20,7 +20,7 @@ __all__ = ["FEWEST_BASES", "FEWEST_CLUSTERS", "FEWEST_PAIRS", "Design", "indepen
 FEWEST_CLUSTERS = 6
 """With fewer units (see ``Design``) there is no verdict, whatever the number of pairs."""
 FEWEST_BASES = 6
-"""A conclusion from fewer zero-shot models says that it holds for these."""
+"""A conclusion that rests on fewer zero-shot models is stated for these models only."""
 FEWEST_PAIRS = 8
 """With fewer pairs no partial correlation is computed."""
 _OWN_RANKS = 8
@@ -53,7 +53,8 @@ class Design:
     base: tuple[str, ...]
     """The zero-shot model of each pair: the block."""
     setting: tuple[str, ...]
-    """All that is known of how each pair was fine-tuned, but its seed; "" where nothing is: a setting of its own."""
+    """How each pair was fine-tuned, except for its seed; "" where nothing is known, so that the pair counts as a
+    setting of its own."""
     covariates: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Numbers of the pairs that do not depend on alpha: name -> [n], NaN where unknown."""
     remarks: tuple[str, ...] = ()

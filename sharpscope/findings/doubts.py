@@ -21,7 +21,7 @@ class Doubt:
 
     pair: str
     reason: str
-    """The cause in half a sentence, for tables."""
+    """The cause in a few words, for tables."""
     text: str
     """What a reader must know, and the remedy: for the terminal and the top of the report."""
 

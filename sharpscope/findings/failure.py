@@ -14,7 +14,7 @@ from sharpscope.findings.resampling import max_min_interval, resampled_means, sc
 from sharpscope.scores import min_replicates
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table
-from sharpscope.vocabulary import DEFAULT_GROUP, OOD_MEAN, PROBE
+from sharpscope.vocabulary import ACCURACY_FLAGS, DEFAULT_GROUP, OOD_MEAN, PROBE
 
 __all__ = ["failure_table"]
 
@@ -97,7 +97,7 @@ def failure_table(
         flags = _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
         rows += [row | {"group": group} for row in flags]
     if not ood:
-        undefined = (_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ("F1", "F2", "F4"))
+        undefined = (_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ACCURACY_FLAGS)
         rows += [row | {"group": DEFAULT_GROUP} for row in undefined]
     rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few) | {"group": ""})
     rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
@@ -146,7 +146,7 @@ def _accuracy_flags(
     inner = [i for i, a in enumerate(alphas) if 0 < a < 1 and i not in (start, end)]
     later = [i for i, a in enumerate(alphas) if 0 < a <= 1 and i != start]
     if start is None or end is None:
-        return [_undefined(pair, flag, dataset, NEEDS_ENDS) for flag in ("F1", "F2", "F4")]
+        return [_undefined(pair, flag, dataset, NEEDS_ENDS) for flag in ACCURACY_FLAGS]
     gain, gains = mean[later] - mean[start], reps[:, later] - reps[:, [start]]
     f1 = _judged(pair, "F1", dataset, alphas, later, gain[:, None], gains[:, :, None], level, 0.0, note)
     if not inner:

@@ -1,4 +1,4 @@
-"""Which tests were named before looking (primary), and which are looked through for more (exploratory)."""
+"""Two families of tests: primary ones, which were named before the results were seen, and exploratory ones."""
 
 from __future__ import annotations
 

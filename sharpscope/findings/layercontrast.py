@@ -29,7 +29,7 @@ class ChosenLayers:
     chosen: np.ndarray
     """bool [L, n]."""
     adds_up: AddsUp
-    """How the measure of several layers follows from theirs."""
+    """The rule by which the values of several layers combine to one."""
 
     def sets(self) -> np.ndarray:
         """[2, n] the sharpness of each pair's chosen layers together, and of all its other layers."""
@@ -93,7 +93,7 @@ def contrast_rows(
     numbers = (float(v[0]) for v in (more, low, high, found.p))
     first = dict(zip(("estimate", "ci_low", "ci_high", "p_value"), numbers, strict=True))
     status = {"status": "ok" if known else "undefined"}
-    same = "the chosen and all other layers order the pairs alike, which is no interval" if alike else ""
+    same = "no interval: the chosen layers and all other layers rank the pairs in the same order" if alike else ""
     note = "; ".join(x for x in (same, one.note[0]) if x) if known else why
     yield head | first | status | {"layer": names.others, "note": note}
     if not known:

@@ -13,9 +13,9 @@ import pandas as pd
 from sharpscope.errors import ConfigError, did_you_mean, shown
 from sharpscope.findings.frames import alpha_index
 from sharpscope.tables.formats import MISSING, percent
-from sharpscope.tables.printed import Form, Printed
+from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import MIDDLE, primary_rows, unique_in_order
-from sharpscope.vocabulary import ALPHA_SIDES, DENSE, AlphaSide, PaperStyle, weight_on
+from sharpscope.vocabulary import ALPHA_SIDES, DENSE, AlphaSide, PaperStyle, PrintedForm, weight_on
 
 __all__ = ["AVERAGE", "AVERAGE_ALL", "Member", "PaperTable", "paper_table"]
 
@@ -50,7 +50,7 @@ class PaperTable:
     seeds: Mapping[str, int]
     notes: tuple[str, ...]
 
-    def text(self, form: Form = "text", digits: int = 1) -> str:
+    def text(self, form: PrintedForm = "text", digits: int = 1) -> str:
         """The table in the form text, markdown, latex or csv, with ``digits`` decimals; csv is not rounded."""
         return self._printed(digits).text(form)
 

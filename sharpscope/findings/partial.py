@@ -13,7 +13,7 @@ from sharpscope.findings.marginal import Block, empty_block, masks
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.findings.residuals import known_of, residuals
-from sharpscope.scores import min_replicates
+from sharpscope.scores import percentile_interval
 
 __all__ = ["Contrast", "Partial", "contrast", "partial_correlation"]
 
@@ -130,9 +130,7 @@ def _fill(
     out.estimate[here], out.draws[:, here] = estimate, draws
     out.statistic[:, here], out.null[..., here] = statistic, null
     out.p[here] = np.max([permutation_p(s, n) for s, n in zip(statistic, null, strict=True)], axis=0)
-    if len(keys) >= min_replicates(level):
-        tails = ((1 - level) / 2, (1 + level) / 2)
-        out.low[here], out.high[here] = np.quantile(draws, tails, axis=0)
+    out.low[here], out.high[here] = percentile_interval(draws, level)
     words = "; ".join([*said, design.note(y)])
     for k, value, row in zip(here, estimate, x, strict=True):
         out.given[k], out.note[k] = "+".join(held.given), words
@@ -143,9 +141,9 @@ def _fill(
 def _remarks(held: Controls, design: Design, level: float) -> list[str]:
     said = []
     if held.left_out:
-        said.append(f"left out, so that n - k is {held.left}: {', '.join(held.left_out)}")
+        said.append(f"covariates left out, so that n - k is {held.left}: {', '.join(held.left_out)}")
     if held.collinear:
-        said.append(f"determined by what is held fixed already: {', '.join(held.collinear)}")
+        said.append(f"covariates left out, because the others determine them: {', '.join(held.collinear)}")
     if design.arrangements * (1 - level) < 1:
         said.append(f"the clusters can be permuted in only {design.arrangements:g} ways")
     return said
@@ -178,7 +176,7 @@ class Contrast:
     high: np.ndarray
     p: np.ndarray
     partial: Partial
-    """Of all K columns."""
+    """The partial correlations of all K columns."""
 
 
 def contrast(
@@ -203,9 +201,7 @@ def contrast(
     draws = signed[:, :1] - signed[:, 1:]
     size = np.abs(found.estimate)
     estimate = size[0] - size[1:]
-    bounds = np.full((2, len(estimate)), np.nan)
-    if len(keys) >= min_replicates(level):
-        bounds = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2), axis=0)
+    low, high = percentile_interval(draws, level)
     tail = np.minimum((draws <= 0).sum(axis=0), (draws >= 0).sum(axis=0))
     p = np.where(np.isfinite(estimate), np.minimum(1.0, 2 * (1 + tail) / (1 + len(draws))), np.nan)
-    return Contrast(estimate, bounds[0], bounds[1], p, found)
+    return Contrast(estimate, low, high, p, found)

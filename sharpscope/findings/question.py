@@ -170,7 +170,7 @@ class _Others:
     by_rate_alone: float
     """Spearman correlation of the other pairs' learning rates with their OOD gains; NaN where unknown."""
     rate_told: str
-    """The same with its interval and p, over units that move independently."""
+    """The same correlation in words, with its interval and p-value over independent units."""
     rates: tuple[float, float]
     """The learning rates of the two judged pairs."""
 

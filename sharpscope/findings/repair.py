@@ -39,7 +39,7 @@ CONTRASTS = (
 them for each of the ``num_pairs`` masks. The intervals hold for each row alone: they are not corrected for the number
 of rows."""
 ONE_MASK = "no interval: one mask"
-"""The note of a number that rests on a single random draw."""
+"""The note beside a number that rests on a single random mask."""
 _FEW = 0.02
 
 
@@ -104,7 +104,7 @@ class _Cells:
     outside: np.ndarray
     """Share of the replicates in which the plain path never has the ID accuracy."""
     replicates: np.ndarray
-    """Of the gain."""
+    """Bootstrap replicates of the gain."""
     span: str
     """The range of ID accuracy of the plain path, as text."""
 

@@ -65,7 +65,8 @@ def _problem(y: np.ndarray, left: np.ndarray, design: Design, known: bool, held:
         if not known:
             return "no covariate is known of any pair"
         if held.left_out:
-            return f"{design.n_effective} clusters leave no room for a covariate: n - k would be below {LEAST_LEFT}"
+            few = f"{design.n_effective} clusters are too few to hold any covariate fixed"
+            return f"{few}: n - k would be below {LEAST_LEFT}"
         return "every covariate is constant" if not held.collinear else "the zero-shot model determines the covariates"
     return "" if np.isfinite(left).all() else f"{'+'.join(held.given)} determines {outcome}"
 

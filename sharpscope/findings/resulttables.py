@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pandas as pd
 
@@ -12,26 +12,25 @@ from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points, with_error
 from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import MIDDLE, measures_in, nearest, records, unique_in_order
-from sharpscope.vocabulary import GROUP_TITLES
+from sharpscope.vocabulary import GROUP_TITLES, ResultTable
 
-__all__ = ["RESULT_TABLES", "Result", "result_table"]
+__all__ = ["RESULT_TABLES", "result_table"]
 
-Result = Literal["sharpness", "advice", "verdicts"]
 _ERRORS: Final = ("stderr", "residual")
 """What a row of sharpness states as its error: a standard error, or the residual of an eigenvalue."""
 _NARROW: Final = 3
-"""Measures that are printed where none is asked for: as many as fit into one column of a two-column page."""
+"""The number of measures that are printed by default: as many as fit into one column of a two-column page."""
 
 
 def result_table(
-    result: Result, table: pd.DataFrame, *, measures: Sequence[str] = (), alpha: float | None = None
+    result: ResultTable, table: pd.DataFrame, *, measures: Sequence[str] = (), alpha: float | None = None
 ) -> Printed:
     """The rows of a run's table ``result`` as a paper prints them.
 
-    sharpness: a row a layer in the order of the forward pass, a column a measure, ``estimate`` with its standard error
-    (an eigenvalue's residual), both rounded to the error's digits; the status where there is no estimate. advice: the
-    advised rules and what they are compared with, with OOD and ID accuracy in percent and the gain in points. verdicts:
-    claims with their estimate, interval and verdict.
+    sharpness: one row per layer in the order of the forward pass, one column per measure, ``estimate`` with its
+    standard error (an eigenvalue's residual), both rounded to the error's digits; the status where there is no
+    estimate. advice: the advised rules and what they are compared with, with OOD and ID accuracy in percent and the
+    gain in points. verdicts: claims with their estimate, interval and verdict.
 
     Args:
         result: sharpness | advice | verdicts.
@@ -121,12 +120,12 @@ def _verdicts(table: pd.DataFrame, measures: Sequence[str], alpha: float | None)
     return Printed(pd.DataFrame(cells), table, ("estimate", "n"), notes)
 
 
-RESULT_TABLES: Final[dict[Result, Callable[[pd.DataFrame, Sequence[str], float | None], Printed]]] = {
+RESULT_TABLES: Final[dict[ResultTable, Callable[[pd.DataFrame, Sequence[str], float | None], Printed]]] = {
     "sharpness": _sharpness,
     "advice": _advice,
     "verdicts": _verdicts,
 }
-"""What a run found -> what prints its table."""
+"""Table of a run -> the function that prints it."""
 
 
 def _alpha(value: Any) -> str:

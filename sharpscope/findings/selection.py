@@ -93,7 +93,7 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
                 out and no result depends on the order of the layers
         abs:X   X itself
 
-    The rule null:Q needs more than scores; ``changes.calibrated`` follows it.
+    The rule null:Q needs more than scores; ``relativechange.calibrated`` follows it.
 
     No layer is chosen when all scores agree (except by abs), or when mad or sd has fewer than 3 scores to compare.
 
@@ -113,7 +113,9 @@ def select(scores: np.ndarray, rule: str, *, floor: float | None = None) -> Sele
     if kind == "abs":
         threshold = np.full(scores.shape[:-1], number)
     elif kind == "null":
-        raise ConfigError(f"straggler_rule: '{rule}' needs scores with a null, which only the criterion change:M has.")
+        raise ConfigError(
+            f"straggler_rule: '{rule}' needs scores that have a null distribution; only those of change:M have one."
+        )
     elif kind == "top":
         if number != int(number) or number < 0:
             raise ConfigError(f"straggler_rule: '{rule}' needs a whole number of layers, 0 or more.")

@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from sharpscope.findings.changes import changes_of
 from sharpscope.findings.frames import alpha_index
+from sharpscope.findings.relativechange import changes_of
 from sharpscope.findings.selection import Selection, select, standardise, sustained
 from sharpscope.findings.sharpness import SharpnessGrid
 from sharpscope.findings.straggler_rows import Rows, layer_rows
@@ -133,7 +133,8 @@ def _along(grid: SharpnessGrid, layer: int, log: bool) -> str:
     parts = []
     negative = int((grid.estimate[layer][known] <= 0).sum())
     if log and negative:
-        parts.append(f"estimate <= 0, so no log, at {negative} of {len(grid.alphas)} alphas: these count as too low")
+        among = f"{negative} of {len(grid.alphas)} alphas"
+        parts.append(f"estimate <= 0 at {among}: it has no logarithm there, so that the layer does not stand out")
     if not known.all():
         parts.append(f"no estimate at {int((~known).sum())} of {len(grid.alphas)} alphas")
     unknown = known & ~np.isfinite(grid.images[layer])

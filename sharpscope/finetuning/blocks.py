@@ -14,7 +14,7 @@ from sharpscope.layers import Tower, tower_of
 __all__ = ["PARTS", "Linear", "Part", "linears_of"]
 
 Part = Literal["q", "k", "v", "o", "mlp_in", "mlp_out"]
-"""What a linear layer of a block computes; see ``PARTS``."""
+"""The name of a linear layer of a block, by what it computes; see ``PARTS``."""
 PARTS: Final[dict[Part, str]] = {
     "q": "attention's queries",
     "k": "attention's keys",

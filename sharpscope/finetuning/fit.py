@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,10 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sharpscope.clip.progress import Shown
 from sharpscope.errors import ConfigError
 from sharpscope.finetuning.examples import Examples
 from sharpscope.finetuning.method import Batch, Exported, Method, Prepared, Stage, Task
-from sharpscope.finetuning.selection import only
+from sharpscope.finetuning.moving import only
 from sharpscope.finetuning.statefile import Progress, StateFile
 from sharpscope.finetuning.trainer import State, epochs, train
 from sharpscope.machine.devices import onto
@@ -29,6 +30,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Validation = Callable[[Callable[[Tensor], Tensor]], float]
 """(logits of images) -> accuracy on the validation set."""
+Watch = Callable[[Sequence[float], Sequence[tuple[int, float]]], None]
+"""(loss of every step so far, (steps so far, validation accuracy) so far) -> None."""
 Keep = Callable[[int, Exported], None]
 """(steps of all stages so far, what a checkpoint of them holds) -> None."""
 
@@ -55,7 +58,8 @@ def fit(
     state_file: StateFile | None = None,
     every: int = 500,
     precision: Precision = "full",
-    progress: bool = True,
+    progress: Shown = False,
+    watch: Watch | None = None,
     train_only: str | None = None,
     keep: Keep | None = None,
     keep_every: int | None = None,
@@ -64,7 +68,9 @@ def fit(
 
     validation  asked after every epoch and at the end; decides what is kept where the method says ``keep_best``
     state_file  file to which the state is written every ``every`` steps, and from which training resumes
-    train_only  regular expression: only tensors whose names match it move (see ``selection.only``)
+    progress    True shows a bar, a function of total and desc (such as tqdm) makes one
+    watch       told losses and accuracies whenever these are judged or the state is written, and at every stage's end
+    train_only  regular expression: only tensors whose names match it move (see ``moving.only``)
     keep        given what a checkpoint would hold after every ``keep_every`` steps but the last
 
     Raises ConfigError where a batch is larger than the data, where ``train_only`` matches nothing, or where training is
@@ -80,7 +86,7 @@ def fit(
     for number in range(at.stage, len(prepared.stages)):
         last = number + 1 == len(prepared.stages)
         judge = _Judge(prepared, validation, method.keep_best and last, at)
-        run = _Stage(method, task, examples, prepared, number, precision, progress, keeper)
+        run = _Stage(method, task, examples, prepared, number, precision, progress, watch, keeper)
         at = run(at, judge, state_file.save if state_file else None, every)
     theta = {**prepared.theta, **at.moved, **at.best}
     return Fitted(theta, prepared.export(theta), tuple(at.losses), tuple(at.accuracies), prepared)
@@ -143,7 +149,8 @@ class _Stage:
     prepared: Prepared
     number: int
     precision: Precision
-    progress: bool
+    progress: Shown
+    watch: Watch | None
     keeper: _Keeper
 
     @property
@@ -187,6 +194,8 @@ class _Stage:
                 judge(step, {**theta, **state.kept}, state.kept)
             if kept:
                 self.keeper(step, {**theta, **state.kept})
+            if self.watch is not None and (judged or saved):
+                self.watch([*at.losses, *state.losses], judge.accuracies)
             if save is not None and saved:
                 save(dataclasses.replace(
                     at, state=state, accuracies=judge.accuracies, best=judge.best, best_accuracy=judge.best_accuracy
@@ -205,7 +214,8 @@ class _Stage:
             resume=at.state,
             after=after,
             meter=meter,
-            description=f"{self.method.name}, {self.stage.name}" if self.progress else None,
+            description=f"{self.method.name}, {self.stage.name}",
+            progress=self.progress,
         )
         finished = Progress(
             stage=self.number + 1,

@@ -35,6 +35,7 @@ __all__ = [
     "Losses",
     "Method",
     "Prepared",
+    "Scope",
     "Stage",
     "Task",
     "both_towers",
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 
+Scope = Literal["tower", "head"]
+"""What moves: the image tower and the stored head | the head alone."""
 HeadStart = Literal["zeroshot", "random"]
 """zeroshot: a stored head starts as the zero-shot classifier; random: its weights are drawn, whatever theta_0 has."""
 
@@ -141,13 +144,16 @@ class Stage:
     name: str = "fine-tuning"
     """Label of the progress bar."""
     part: tuple[float, float] = (0.0, 1.0)
-    """From which to which share of the examples, in an order drawn once from the seed, the stage trains on."""
+    """The part of the examples on which the stage trains, as (first share, last share) of an order that is drawn once
+    from the seed."""
     begin: Callable[[Theta], Theta] | None = None
-    """theta as the stage before it left it -> where this stage's trained tensors start; None: where they are."""
+    """A function from theta after the previous stage to the start values of this stage's trained tensors; None: they
+    start where they are."""
     constrain: Callable[[Theta], None] | None = None
     """Called after every step to bring the trained tensors back into their range, in place."""
     ascent: Ascent | None = None
-    """Where each step's gradient is taken; None: at theta itself."""
+    """The context in which the gradient of each step is taken, for instance at perturbed weights; None: the gradient is
+    taken at theta itself."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +189,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    """On the command line and in tables: ``lipsum-ft``."""
+    """The name on the command line and in tables, such as ``lipsum-ft``."""
     title: ClassVar[str]
-    """In figures: ``Lipsum-FT``."""
+    """The name in figures, such as ``Lipsum-FT``."""
     source: ClassVar[str]
     """Authors, year, arXiv id."""
     couples: ClassVar[bool] = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.clip.model import ClipModel
+from sharpscope.clip.progress import Shown
 from sharpscope.finetuning.methods.contrastive import contrastive_loss
 from sharpscope.finetuning.trainer import Recipe, Trained, train
 from sharpscope.miniworld import world as miniworld
@@ -46,7 +47,11 @@ def as_tensor(images: np.ndarray[Any, np.dtype[np.uint8]], model: ClipModel) -> 
 
 
 def pretrain(
-    model: ClipModel, config: Pretraining | None = None, seed: int = 0, start: Mapping[str, Tensor] | None = None
+    model: ClipModel,
+    config: Pretraining | None = None,
+    seed: int = 0,
+    start: Mapping[str, Tensor] | None = None,
+    progress: Shown = False,
 ) -> Trained:
     """Train both towers on captioned images, from scratch or on from ``start``; a function of its arguments.
 
@@ -82,4 +87,12 @@ def pretrain(
         theta["logit_scale"].clamp_(0, math.log(100))
 
     theta = model.init(seed) if start is None else start
-    return train(theta, model.parameter_names, loss, config.recipe, constrain=constrain, description="pretraining")
+    return train(
+        theta,
+        model.parameter_names,
+        loss,
+        config.recipe,
+        constrain=constrain,
+        description="pretraining",
+        progress=progress,
+    )

@@ -22,11 +22,12 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.head import default_templates
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import pick_device, resolve_checkpoint
+from sharpscope.clip.progress import Shown
 from sharpscope.config.halves import with_split
 from sharpscope.config.spellings import current_value
 from sharpscope.errors import ConfigError, DatasetError, shown
 from sharpscope.finetuning.examples import load_examples
-from sharpscope.finetuning.fit import fit
+from sharpscope.finetuning.fit import Watch, fit
 from sharpscope.finetuning.method import Exported, Method, Prepared, Task
 from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.registry import METHODS, configured, listing
@@ -106,12 +107,13 @@ def finetune(
     train_only: str | None = None,
     checkpoint_every: int = 500,
     keep_every: int | None = None,
-    progress: bool = True,
+    progress: Shown = False,
+    watch: Watch | None = None,
     **hyperparameters: Any,
 ) -> Tuned:
     """Fine-tune ``zeroshot`` on ``train`` by ``method``; the same call again resumes an interrupted run.
 
-    >>> tuned = finetune("mini:zeroshot", "mini:photo", "flyp", model="mini", steps=2, batch_size=32, progress=False)
+    >>> tuned = finetune("mini:zeroshot", "mini:photo", "flyp", model="mini", steps=2, batch_size=32)
     >>> print(len(tuned.losses), tuned.path)  # without ``out`` nothing is written: tuned.theta holds the weights
     2 None
 
@@ -144,7 +146,8 @@ def finetune(
         checkpoint_every: steps between two writings of the state from which an interrupted run goes on, where ``out``
             is given.
         keep_every: steps between two checkpoints that stay, METHOD-stepN.safetensors in ``out``; None: the end alone.
-        progress: show a bar.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
+        watch: called while training with the losses of all steps so far and with (steps so far, accuracy) on ``val``.
         hyperparameters: values that replace defaults of the method, by keyword: ``lr=1e-5``.
 
     Returns:
@@ -231,7 +234,7 @@ def finetune(
 
     fitted = fit(
         tuning, task, examples, validation=judge, state_file=state, every=checkpoint_every, precision=precision,
-        progress=progress, train_only=train_only, keep=keep, keep_every=keep_every,
+        progress=progress, watch=watch, train_only=train_only, keep=keep, keep_every=keep_every,
     )  # fmt: skip
     saved, metadata = content(fitted.exported, {**fitted.prepared.facts, "step": len(fitted.losses)})
     if file is not None and state is not None:
@@ -345,7 +348,7 @@ def _already(file: Path, belongs: Mapping[str, Any], method: Method, names: tupl
     told = told if isinstance(told, dict) else {}
     now = json.loads(json.dumps(dict(belongs)))
     if not told:
-        raise ConfigError(f"{shown(file)}: is there, and does not say which fine-tuning it is of.\n{_ELSEWHERE}")
+        raise ConfigError(f"{shown(file)}: exists already and does not say which fine-tuning wrote it.\n{_ELSEWHERE}")
     if different := differences({k: v for k, v in told.items() if k in now}, now):
         raise ConfigError(f"{shown(file)}: already holds another fine-tuning: {different}.\n{_ELSEWHERE}")
     return Tuned(file, method, names, there.tensors, there.facts["metadata"], prompted=prompted)

@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.errors import ConfigError, NumericalError, did_you_mean, shown
-from sharpscope.finetuning.losses import Losses
+from sharpscope.finetuning.losslog import LossLog
 from sharpscope.finetuning.schedule import SCHEDULES, Schedule, learning_rate
 from sharpscope.machine.devices import all_finite
 from sharpscope.vocabulary import Precision
@@ -37,8 +37,8 @@ Loss = Callable[[Theta, int], Tensor | Iterable[Tensor]]
 """(theta, step) -> scalar loss of that step's batch, differentiable in the trained tensors; or terms that sum to it.
 The terms are computed, differentiated and freed one after the other, so that the largest one decides the memory."""
 Ascent = Callable[[Theta], AbstractContextManager[None]]
-"""(leaves with their gradients) -> a context in which the leaves stand elsewhere, and behind which they are back, bit
-for bit: the gradient that the optimizer gets is the one taken inside."""
+"""A function from the trained tensors with their gradients to a context. Inside the context the tensors are perturbed;
+behind it they have their old values, bit for bit. The optimizer gets the gradient that is taken inside."""
 Optimizer = Literal["adamw", "sgd"]
 Decay = Literal["all", "matrices"]
 """Which tensors decay: all that are trained, or those of two and more dimensions alone."""
@@ -168,7 +168,8 @@ def train(
     resume: State | None = None,
     after: Callable[[State], None] | None = None,
     meter: Mapping[str, Tensor] | None = None,
-    description: str | None = None,
+    description: str = "training",
+    progress: Shown = False,
 ) -> Trained:
     """Minimise ``loss`` over the tensors named in ``trained``, starting from ``theta``, which is left as it is.
 
@@ -181,7 +182,8 @@ def train(
     resume     a state that ``after`` was given: training resumes there and gives the bits of an uninterrupted run
     after      called with the state after every step; it has to settle the state before use and to copy what it keeps
     meter      numbers that the progress bar shows beside the loss, on the device
-    description  label of the progress bar (on a terminal only); None: no bar
+    description  label of the progress bar
+    progress   True shows a bar, a function of total and desc (such as tqdm) makes one
 
     The same theta, loss and recipe give the same bits on the same machine and thread count.
     Raises ConfigError for a name that theta lacks or a precision that training cannot use, NumericalError when the loss
@@ -204,7 +206,7 @@ def train(
     state = State(0, leaves, average={n: t.detach().clone() for n, t in leaves.items()} if ema is not None else {})
     if resume is not None:
         _take_up(state, resume, optimizer, scaler)
-    losses = Losses(state.losses, recipe.steps, recipe.lr)
+    losses = LossLog(state.losses, recipe.steps, recipe.lr)
 
     def backward(step: int) -> Tensor:
         """Add the gradient of the step's loss to the leaves, and return the loss in float64."""
@@ -229,9 +231,9 @@ def train(
 
     state.settle = settle
 
-    silent = None if description else True
-    bar = tqdm(range(state.step, recipe.steps), description, initial=state.step, total=recipe.steps, disable=silent)
-    for step in bar:
+    bar = bars_for(progress)(total=recipe.steps, desc=description)
+    bar.update(state.step)
+    for step in range(state.step, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(recipe, step)
         optimizer.zero_grad()
@@ -253,9 +255,11 @@ def train(
         state.step = step + 1
         if after is not None:
             after(state)
-        if description and not bar.disable and not losses.waiting:
-            beside = {name: f"{float(value):.2f}" for name, value in (meter or {}).items()}
-            bar.set_postfix({"loss": f"{losses.read()[-1]:.3f}", **beside}, refresh=False)
+        bar.update()
+        if not getattr(bar, "disable", False) and not losses.waiting:
+            beside = {"loss": f"{losses.read()[-1]:.3f}"} | {n: f"{float(v):.2f}" for n, v in (meter or {}).items()}
+            bar.set_postfix_str(", ".join(f"{name}={value}" for name, value in beside.items()))
+    bar.close()
     state.settle()
     return Trained({**theta, **state.kept}, tuple(state.losses))
 

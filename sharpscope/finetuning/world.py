@@ -58,7 +58,7 @@ class FineTuning:
     n: int = 8192
     epochs: int = 5
     warmup: float = 0.015
-    """Share of all steps."""
+    """The warm-up as a share of all steps."""
     seed: int = 0
 
     def recipe(self) -> WiseFT:
@@ -105,7 +105,7 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     model = ClipModel.load("mini")
     if not only or ZEROSHOT in only:
-        _write(out / f"{ZEROSHOT}.safetensors", pretrain(model).theta, {})
+        _write(out / f"{ZEROSHOT}.safetensors", pretrain(model, progress=True).theta, {})
     base = out / f"{ZEROSHOT}.safetensors"
     theta_0 = load(model, base if base.exists() else miniworld.checkpoint_path(ZEROSHOT))
     entries: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def train_world(out: str | Path, only: Sequence[str] = ()) -> Path:
             continue
         path, alphas = out / f"{name}.safetensors", (0.0,) if name == ZEROSHOT else _ALPHAS
         if name == UPGRADED:
-            better = pretrain(model, UPGRADE, _UPGRADE_SEED, {n: theta_0[n] for n in model.shapes}).theta
+            better = pretrain(model, UPGRADE, _UPGRADE_SEED, {n: theta_0[n] for n in model.shapes}, progress=True).theta
             _write(path, better, {})
             alphas = (1.0,)
         elif name != ZEROSHOT:

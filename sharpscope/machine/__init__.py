@@ -1,1 +1,2 @@
-"""What the machine offers: cores, devices, the ranks of one launch, and who measures a unit together."""
+"""What the machine offers: CPU cores, devices, the ranks that torchrun started, and the teams of ranks that share a
+unit of work."""

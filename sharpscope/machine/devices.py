@@ -1,7 +1,7 @@
-"""What differs between a CPU and a GPU.
+"""The operations that differ between a CPU and a GPU.
 
-A device's name, the memory of it that is free and that is given back, copies to it that nothing waits for, numbers read
-from it at one go, and waiting for its work to end.
+They are: naming a device, asking for free memory and releasing it, copying to the device without waiting, reading
+several numbers by one copy, and waiting until the device has finished.
 """
 
 from __future__ import annotations
@@ -54,13 +54,15 @@ def all_finite(*tensors: Tensor) -> Tensor:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing refers to any more: call it outside of the ``except`` block, whose error holds frames."""
+    """Release memory to which nothing refers any more. Call it outside of an ``except`` block, because the error in it
+    keeps references to the frames and their tensors."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was told, so that a clock shows the work and not its announcement."""
+    """Wait until the device has finished all queued work, so that a timer measures the work and not only its
+    submission."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

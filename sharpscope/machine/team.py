@@ -89,6 +89,6 @@ ALONE: Final = Team()
 
 
 def team_of(objective: object) -> Team:
-    """Who shares the batches of ``objective``: its ``team``, or this process alone."""
+    """The team that shares the batches of ``objective``: its attribute ``team``, or this process alone."""
     team: Team = getattr(objective, "team", ALONE)
     return team

@@ -145,16 +145,14 @@ def _unsigned(value: Any) -> str:
     return points(float(value)).lstrip("+")
 
 
-def advice_text(
-    table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None, order: Sequence[str] = ()
-) -> str:
-    """The whole advice as text: a block a pair and situation, in each a line a rule with its note.
+def advice_text(table: pd.DataFrame, fronts: Mapping[str, pd.DataFrame] | None = None) -> str:
+    """The whole advice as text: one block per pair and situation, and in it one line per rule with its note.
 
     ``fronts``: situation -> the accuracies along the path that it rests on, printed in its block; rows of one pair are
     those whose column ``pair`` names it.
     """
     lines: list[str] = []
-    pairs = pairs_of(table, order)
+    pairs = pairs_of(table, ())
     for pair in pairs:
         for situation, rows in situations_of(table, pair):
             lines += ["", f"{shown(pair)} | {title_of(situation)}" if len(pairs) > 1 else title_of(situation)]

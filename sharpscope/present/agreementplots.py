@@ -21,7 +21,8 @@ from sharpscope.vocabulary import AGREEMENT
 __all__ = ["agreement_along_alpha", "agreement_section"]
 
 _SHOWN: Final = ("prediction_diversity", "kl_divergence", "cka_complement", "energy_gap", "margin_difference")
-"""The measures of the figure, which compare a point with theta_0; one more panel shows who overrides whom."""
+"""The measures of the figure, all against theta_0. One more panel shows whose prediction the point takes where the two
+ends disagree."""
 _TITLES: Final = {"prediction_diversity": "one of two right", "kl_divergence": "KL, nats",
                   "cka_complement": "1 − CKA", "energy_gap": "energy gap",
                   "margin_difference": "margin difference"}  # fmt: skip
@@ -61,7 +62,7 @@ def agreement_along_alpha(table: pd.DataFrame) -> Figure:
             ax.set_title(label(_TITLES[measure]), fontsize=7)
         for measure, dashes in _OVERRIDES.items():
             _panel(panels[-1], own[own["measure"] == measure], colours, dashes)
-        panels[-1].set_title("overrides, overridden", fontsize=7)
+        panels[-1].set_title("as θ₀, as θ₁ where they differ", fontsize=7)
         for ax in grid[2 * i : 2 * i + 2, 0]:
             ax.set_ylabel(label(pair, 18))
     for ax in grid[-1]:

@@ -40,7 +40,7 @@ _IN_SENTENCES: Final = re.compile(
     rf"|(?<=\(alphas: )(?P<listed>{_NUMBER}(?: {_NUMBER})*)(?=\))"
     rf"|(?<=alphas in \[)(?P<low>{_NUMBER}), (?P<high>{_NUMBER})(?=\])"
 )
-"""The forms in which the sentences of findings name an alpha."""
+"""The spellings by which values of alpha are recognised in the sentences that findings write."""
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ __all__ = [
 _DPI: Final = 200
 """The resolution of PNG files in dots per inch."""
 _CELL_DPI: Final = 100
-"""The dots per inch of the size at which a notebook shows a figure; twice as many are drawn."""
+"""The resolution that sets the size of a figure in a notebook; it is drawn at twice this resolution to look sharp."""
 _BYTES: Final[dict[Any, Any]] = {"pdf.fonttype": 42, "pdf.compression": 6, "svg.hashsalt": "sharpscope"}
 _PAPER: Final = Path(__file__).with_name("paper.mplstyle")
 

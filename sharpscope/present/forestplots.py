@@ -16,11 +16,11 @@ from sharpscope.present.style import INK, label
 __all__ = ["GAP", "SMALL", "Marks", "estimates", "forest", "interval", "panel_height", "root_axis", "words"]
 
 GAP: Final = ""
-"""A row without a name and half as high, between groups of rows."""
+"""A row without a name and of half the height, which separates groups of rows."""
 SMALL: Final[dict[str, Any]] = {"fontsize": 6.5, "color": INK["black"]}
-"""The look of verdicts and counts in a panel."""
+"""The text style of verdicts and counts in a panel."""
 _ROOM: Final = 0.155
-"""Inches for a row."""
+"""The height of a row in inches."""
 _HALF: Final = 0.5
 Estimates = Mapping[str, tuple[float, float, float]]
 

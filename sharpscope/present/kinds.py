@@ -33,7 +33,7 @@ class Option:
 
     name: str
     kind: Any
-    """Its type."""
+    """The type of the option."""
     default: Any
     help: str
 
@@ -48,9 +48,9 @@ class FigureKind:
     read: Read
     """What makes the other arguments; its keyword-only parameters are options of the figure too."""
     file: Callable[[Mapping[str, Any]], str] | None = None
-    """The name of the files by all options; None: ``name``."""
+    """A function from all options to the name of the files; None: the files are called ``name``."""
     each: Callable[[Tables], Sequence[Mapping[str, Any]]] = lambda tables: ({},)
-    """The options of every figure of this kind that is drawn where nobody asks for one in particular."""
+    """The options of every figure of this kind that is drawn by default."""
 
     def options(self) -> dict[str, Option]:
         """The options by name."""

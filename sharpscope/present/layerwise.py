@@ -253,13 +253,13 @@ def correlations(source: Source) -> Section:
     )
     figures += source.figure(
         "correlation_held",
-        "Across pairs, with the covariates held fixed at once (those for which there is room): Spearman correlation of "
-        "each layer's sharpness with the OOD outcome. Dots: q < 0.05 within the map, which is exploratory.",
+        "Across pairs, with as many covariates held fixed together as the number of pairs allows: Spearman correlation "
+        "of each layer's sharpness with the OOD outcome. Dots: q < 0.05 within the map, which is exploratory.",
     )
     figures += source.figure(
         "correlation_pairs",
-        "The same with nothing held fixed: what learning rate, distance or ID accuracy explain is in these numbers, "
-        "and they are no evidence of their own.",
+        "The same without covariates. These correlations may come from learning rate, distance or ID accuracy, and are "
+        "no evidence by themselves.",
     )
     figures += source.figure(
         "correlation_path",

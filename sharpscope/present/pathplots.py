@@ -57,7 +57,7 @@ _RING: dict[str, Any] = {
     "markeredgewidth": 1.1,
 }  # fmt: skip
 _WRITTEN = (0.2, 0.5, 0.8)
-"""The alphas whose values the WiSE-FT curve shows next to their points."""
+"""The alphas that the WiSE-FT curve labels with their value."""
 
 
 def _dense(accuracy: pd.DataFrame, figure: str) -> pd.DataFrame:

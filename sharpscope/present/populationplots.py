@@ -18,13 +18,13 @@ __all__ = ["gain_paths"]
 _GAIN: Final = "_gain@"
 _ALPHA: Final = "α (0 zero-shot, 1 fine-tuned)"
 _FAILS: Final = (0, (2, 1.2))
-"""The dashes of pairs on whose path no point beats zero-shot."""
+"""The dash pattern for pairs on whose path no point beats zero-shot."""
 
 
 # --------------------------------------------------------------------------------------------------------- the pairs
 @styled
 def gain_paths(pairs: pd.DataFrame) -> Figure:
-    """OOD gain over zero-shot along alpha, one line a pair, coloured by learning rate; one panel a group of OOD sets.
+    """OOD gain over zero-shot along alpha, one line per pair, coloured by learning rate; one panel a group of OOD sets.
 
     Dashed lines that end in a cross are pairs on whose path no point beats zero-shot. Where paths fall more than four
     times as deep as any rises, the axis is bent (asinh), so that both can be read.

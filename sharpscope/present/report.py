@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from sharpscope.errors import shown
-from sharpscope.present import layerwise, making, outcome
+from sharpscope.present import layerwise, outcome, provenance
 from sharpscope.present.agreementplots import agreement_section
 from sharpscope.present.alphas import alpha_path, alpha_sentence, said, showing_alpha_on, with_symbol
 from sharpscope.present.view import Figure, Section, Source
@@ -36,7 +36,8 @@ GLOSSARY: dict[str, str] = {
     "stderr_images, n": "The error over draws of images: the standard error of the quantity in the population from "
     "which the n probe images were drawn. It includes the error of the estimate. Verdicts and probabilities use it.",
     "straggler": "A layer whose own movement, or rise of sharpness along the path, stands out from the other layers by "
-    "the straggler rule. A pair may have none. A layer that is large in θ₀ already is not one for that.",
+    "the straggler rule. A pair may have none. A layer whose share of the sharpness is large at θ₀ already "
+    "is no straggler for that reason alone.",
     **{c.spelling: f"{c.text[:-1]} ({c.source})." for c in CRITERIA.values()},
     "base": "The position of all other layers while one layer moves alone: "
     + "; ".join(f"{name}, {base.text}" for name, base in BASES.items())
@@ -71,9 +72,9 @@ _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     layerwise.stragglers,
     layerwise.repair,
     layerwise.correlations,
-    making.problems,
+    provenance.problems,
     outcome.pairs,
-    making.making,
+    provenance.making,
 )
 """The sections of the report, in the order in which a reader asks the questions."""
 

@@ -22,7 +22,7 @@ from sharpscope.vocabulary import SIDE_BY_SIDE
 __all__ = ["RUN_FIGURES", "drawings"]
 
 _FEWEST_POINTS: Final = 3
-"""The fewest pairs whose points are drawn: two points lie on a line whatever they are."""
+"""The fewest pairs for which the scatter plot is drawn: two points always lie on a line."""
 
 
 def _stragglers(tables: Tables, *, criteria: Sequence[str] = ()) -> dict[str, Any]:

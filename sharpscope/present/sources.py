@@ -9,6 +9,7 @@ import pandas as pd
 
 from sharpscope.errors import NoData
 from sharpscope.present.paperplots.drawn import MADE_BY
+from sharpscope.tables.rows import with_plain_layers
 
 __all__ = ["Tables", "not_made"]
 
@@ -44,7 +45,7 @@ class Tables:
             table = tables.get(name, pd.DataFrame())
             if not len(table):
                 raise not_made(f"the table {name}", name, "has no rows")
-            return table
+            return with_plain_layers(table)
 
         return cls(read, criterion, pairs)
 

@@ -25,7 +25,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from sharpscope.errors import shown
 from sharpscope.present.canvas import ShownAxes, ShownFigure, figure_of
-from sharpscope.tables.rows import unique_in_order
+from sharpscope.tables.rows import unique_in_order, with_plain_layers
 from sharpscope.vocabulary import GROUP_TITLES
 
 __all__ = [
@@ -116,12 +116,16 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         ours = {k: v for k, v in STYLE.items() if matplotlib.rcParams[k] == matplotlib.rcParamsDefault[k]}
         with matplotlib.rc_context(ours):
-            drawn = draw(*args, **kwargs)
+            drawn = draw(*map(_plain, args), **{name: _plain(value) for name, value in kwargs.items()})
             for ax in figure_of(drawn).axes:  # ticks take the settings of the moment they are made: make them now
                 ax.xaxis.get_major_ticks(), ax.yaxis.get_major_ticks()
             return drawn
 
     return wrapper
+
+
+def _plain(value: Any) -> Any:
+    return with_plain_layers(value) if isinstance(value, pd.DataFrame) else value
 
 
 def first_pairs(df: pd.DataFrame) -> tuple[list[str], str]:

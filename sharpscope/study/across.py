@@ -213,7 +213,7 @@ def _deciding(runs: Sequence[Path]) -> str:
     if len(named) > 1:
         (one, first), (other, second), *_ = named.items()
         raise ConfigError(
-            f"correlate: {shown(one, 60)} chose the stragglers of {shown(first)}, {shown(other, 60)} those of "
+            f"correlate: {shown(one, 60)} chose the stragglers in {shown(first)}, {shown(other, 60)} those in "
             f"{shown(second)}.\nRemedy: --straggler-criterion CRITERION chooses them by one; every run has all of them."
         )
     return next(iter(named), "")

@@ -14,11 +14,11 @@ from typing import Final
 import pandas as pd
 
 from sharpscope.atomic import write_atomic, writing
-from sharpscope.clip.along import answers_along, judged_by, seen_along
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.targets import labelled_files, unlabelled_images
 from sharpscope.clip.metrics import Answers
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.pathanswers import answers_along, judged_by, seen_along
+from sharpscope.clip.progress import MakeBar, Shown, bars_for
 from sharpscope.config.study import ALPHAS, PairConfig, StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, shown
 from sharpscope.findings.advice import Known, advice_table
@@ -101,9 +101,9 @@ def advise(
     bootstrap: int = 1000,
     level: float = 0.95,
     out: str | os.PathLike[str] | None = None,
-    progress: MakeBar | None = None,
+    progress: Shown = False,
 ) -> Advice:
-    """The alphas that can be advised for a pair, one block a situation, the strongest first; no curvature is needed.
+    """The alphas that can be advised for a pair, one block per situation, the strongest first; no curvature is needed.
 
     >>> advice = advise(zeroshot="mini:zeroshot", finetuned="mini:success", model="mini")
     >>> advice.table["situation"].iloc[0], len(advice.advised)
@@ -133,7 +133,7 @@ def advise(
         bootstrap: number of replicates.
         level: coverage of the intervals.
         out: CSV file for the table.
-        progress: makes a progress bar, e.g. ``tqdm``.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
 
     Raises:
         ConfigError: neither run nor pair, or both; a setting out of range; target images without an ID set.
@@ -144,7 +144,7 @@ def advise(
         raise ConfigError(f"keep_id: needs a share above 0 and at most 1, e.g. 0.99; got {keep_id:g}.")
     asked = {"zeroshot": zeroshot, "finetuned": finetuned, "name": name, "id": id, "ood": ood, "alphas": alphas}
     if run is not None and (given := [key for key, value in asked.items() if value]):
-        raise ConfigError(f"{given[0]}: {shown(run)} says it in its manifest; give a run or a pair.")
+        raise ConfigError(f"{given[0]}: is taken from the manifest of {shown(run)}; give either a run or a pair.")
     if run is None and (zeroshot is None or finetuned is None):
         raise ConfigError("advise: give a run directory, or a pair with --zeroshot and --finetuned.")
     if run is not None:
@@ -160,9 +160,9 @@ def advise(
         )  # fmt: skip
         config = dataclasses.replace(config, probe=next(iter(roles(config)), config.probe))
         check_test_sets(config)
-        subjects = [_of_pair(config, pair, references, shipped_pairs, progress or silent)]
+        subjects = [_of_pair(config, pair, references, shipped_pairs, bars_for(progress))]
     targets = _Targets(target_labels, tuple(target_images), tuple(held_out_shifts))
-    parts = [_advised(subject, targets, keep_id, progress or silent) for subject in subjects]
+    parts = [_advised(subject, targets, keep_id, bars_for(progress)) for subject in subjects]
     table = pd.concat([part.table for part in parts], ignore_index=True)
     fronts = {
         s: pd.concat([p.along[s] for p in parts if s in p.along])

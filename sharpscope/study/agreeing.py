@@ -13,10 +13,10 @@ from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.weights.theta import Theta
 
-__all__ = ["Agreement", "End"]
+__all__ = ["Comparison", "End"]
 
 _ENDS = {"zeroshot": 0.0, "finetuned": 1.0}
-"""The words of the column ``against`` for the ends of the path -> their alpha."""
+"""The entries of the column ``against`` that name an end of the path -> the alpha of that end."""
 Row = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Comparison:
     """The rows of the agreement table for points that share a pass with each other, and with ends that are missing."""
 
     context: Context
@@ -44,7 +44,7 @@ class Agreement:
         ]
 
     def start(self, count: int) -> list[Seen]:
-        """What collects the outputs of ``count`` models on one set."""
+        """The object that collects the outputs of ``count`` models on one data set."""
         return [Seen() for _ in range(count)]
 
     def rows(

@@ -32,10 +32,11 @@ from sharpscope.study.unitfile import file_name
 __all__ = ["BEAT_SECONDS", "SILENCE_SECONDS", "Claim", "Claims", "Holder"]
 
 BEAT_SECONDS: Final = 20.0
-"""Seconds between two renewals of a claim. A smaller value writes more often."""
+"""The seconds between two renewals of a claim. With a smaller value files are written more often."""
 SILENCE_SECONDS: Final = 180.0
 """Seconds without a change after which a claim of another host counts as that of a dead process: eight renewals have
-then failed. A smaller value takes over sooner, and sooner computes twice what a slow file server hides."""
+then failed. With a smaller value the work of a dead process is taken over sooner, and a slow file server more often
+makes two processes compute the same unit."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from sharpscope.machine.devices import release
 from sharpscope.seeds import derive
 from sharpscope.study.context import Context
 from sharpscope.study.evaluating import evaluated, measured_accuracy, probe_losses
-from sharpscope.study.tasks import Task, Variant, density_alphas, image_key, measured_at
+from sharpscope.study.tasks import Task, density_alphas, image_key, measured_at
 from sharpscope.study.unitfile import Unit
 from sharpscope.vocabulary import (
     ALL,
@@ -40,27 +40,22 @@ from sharpscope.vocabulary import (
 )
 from sharpscope.weights.theta import Theta, on_device
 
-__all__ = ["compute", "compute_each"]
+__all__ = ["compute_each"]
 
 _RETRIES = 8
 """How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
 _MEASURED = ("ok", "not_converged")
-"""The statuses of a row that holds an estimate. For a layer that does not move, ``frozen`` takes their place."""
+"""The statuses of a row with an estimate. In rows of a layer that does not move, ``frozen`` replaces them."""
 Progress = Callable[[str], None]
 _T = TypeVar("_T")
 
 
-def compute(context: Context, key: str, variant: Variant | None = None, progress: Progress = lambda what: None) -> Unit:
-    """Compute the unit with the key ``kind/pair/rest``.
+def compute_each(context: Context, tasks: Sequence[Task], progress: Progress = lambda what: None) -> list[Unit]:
+    """Compute the units of several tasks of one pair and one family, in one pass over the images; or of one task.
 
     The keys are path/P/ALPHA, pathvariant/P/PATH/ALPHA, curvature/P/FIRST..LAST, eigenvectors/P/ALPHA, layers/P/BASE,
-    noise/P, outputs/P, ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last needs ``variant``.
+    noise/P, outputs/P, ensembles/P, upgraded/P/ALPHA and repair/P/VARIANT/ALPHA; only the last has a ``variant``.
     """
-    return compute_each(context, [Task(key, variant)], progress)[0]
-
-
-def compute_each(context: Context, tasks: Sequence[Task], progress: Progress = lambda what: None) -> list[Unit]:
-    """Compute the units of several tasks of one pair and one family, in one pass over the images; or of one task."""
     if tasks[0].family is not None:
         return evaluated(context, tasks)
     (task,) = tasks

@@ -36,6 +36,9 @@ from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Context", "check_inputs", "check_test_sets", "load_contexts", "load_study_pair"]
 
+Half = Literal["train", "test"]
+"""The images that a study measures on | those that it evaluates on."""
+
 
 def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
     """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's.
@@ -86,7 +89,7 @@ class Shelf:
         self,
         config: StudyConfig,
         spec: str,
-        split: Literal["train", "test"],
+        split: Half,
         limit: int | None,
         model: ClipModel,
         classnames: Sequence[str],
@@ -111,7 +114,7 @@ class Shelf:
 
 @dataclass
 class Budget:
-    """Bytes of memory, of which less turns out to be free than was thought."""
+    """A memory budget in bytes, which is reduced when less memory turns out to be free than was assumed."""
 
     bytes: int
 
@@ -236,7 +239,7 @@ class Context:
 
     @cached_property
     def vrf_train(self) -> Dataset:
-        """The training images in which VRF looks for failures of the zero-shot model."""
+        """The training images among which VRF searches for failures of the zero-shot model."""
         if self.config.vrf_images is None:
             return self.probe.dataset
         return self._dataset(self.config.probe, "train", self.config.vrf_images)
@@ -248,7 +251,7 @@ class Context:
     def _dataset(
         self,
         spec: str,
-        split: Literal["train", "test"],
+        split: Half,
         limit: int | None = None,
         model: ClipModel | None = None,
     ) -> Dataset:
@@ -281,7 +284,7 @@ class Context:
         return {n: there[n] if t.data_ptr() == here[n].data_ptr() else t.to(self.device) for n, t in moved.items()}
 
     def _base(self, base: Base) -> tuple[Theta, Theta]:
-        """theta at the base, on the host and on the device; that of the last base is kept."""
+        """theta at the base, on the host and on the device; it is kept until another base is asked for."""
         if self._bases.keys() != {base}:
             self._bases.clear()
             here = self.path.at_layer((), 0.0, base)
@@ -294,13 +297,14 @@ class Context:
 
     @cached_property
     def free_memory(self) -> int:
-        """A job's share of the bytes that are free where this study computes; looked at once, when first asked for."""
+        """One job's share of the free bytes on the device of this study, as found when it is first asked for."""
         beside = ranks().local_world if self.device.type == "cpu" else 1
         return free_bytes(self.device) // (self.config.jobs * beside)
 
     @cached_property
     def budget(self) -> Budget:
-        """What gradient graphs may take; it stays the same from alpha to alpha, so that a study's numbers do."""
+        """The memory that gradient graphs may take. It is the same at every alpha, so that the numbers of a study do
+        not depend on the order of its units."""
         return Budget(int(self.config.memory * 2**30) if self.config.memory is not None else self.free_memory // 2)
 
     def agree_on_memory(self) -> None:

@@ -1,4 +1,5 @@
-"""What is known of how pairs were made: their zero-shot models, settings and covariates, from files and study."""
+"""How the pairs were made, as far as it is known: zero-shot models, settings and covariates, from checkpoint files and
+the study."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ __all__ = [
 ]
 
 _NOT_THE_SETTING: Final = ("seed", "device", "zeroshot_sha256")
-"""Facts of a fine-tuning that may differ between replicates of one setting, or that are its zero-shot model's."""
+"""Facts of a fine-tuning that do not define its setting: those that may differ between replicates, and those of the
+zero-shot model."""
 _MEASURED: Final = ("distance", "id_accuracy")
 """Covariates that a run measures itself at every alpha."""
 
@@ -156,7 +158,7 @@ def _shipped(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _setting(told: Mapping[str, Any]) -> str:
-    """A name for all that ``told`` states about a fine-tuning but its seed."""
+    """A name for a fine-tuning's setting: everything that ``told`` states about it except the seed."""
     kept = {name: value for name, value in told.items() if name not in _NOT_THE_SETTING}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -1,4 +1,5 @@
-"""What this machine has and whether products are right on it: the first thing to look at when numbers surprise."""
+"""What this machine offers, and whether Hessian-vector products on it are right. It is the first thing to run when
+numbers look wrong."""
 
 from __future__ import annotations
 
@@ -132,6 +133,5 @@ def _compared(what: str, one: Tensor, other: Tensor, named: str) -> Finding:
     error = float((one - other).norm() / other.norm())
     right = math.isfinite(error) and error <= _LIMIT
     said = f"{error:.1e} (relative, float64) {named}"
-    return Finding(
-        what, said if right else f"{said}; at most {_LIMIT:g} is right. Do not trust curvature here", not right
-    )
+    wrong = f"{said}; at most {_LIMIT:g} is expected. Do not trust curvature that is measured on this machine"
+    return Finding(what, said if right else wrong, not right)

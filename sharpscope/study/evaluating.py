@@ -19,7 +19,7 @@ from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
-from sharpscope.study.agreeing import Agreement
+from sharpscope.study.agreeing import Comparison
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Family, Task, Variant, mask_seed, roles
 from sharpscope.study.unitfile import Unit
@@ -31,7 +31,8 @@ __all__ = ["evaluated", "measured_accuracy", "points_at_once", "probe_losses"]
 
 Row = dict[str, Any]
 _SHARE = 0.25
-"""The share of the free memory that points evaluated together may take. Raised, more points share a pass."""
+"""The fraction of the free memory that points of the path may take which are evaluated together. With a larger value
+more points share one pass over the images."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Point:
     rows: dict[str, list[Row]] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     answered: bool = False
-    """Whether the unit keeps what the point answers to every image."""
+    """Whether the unit stores the answers of this point to every single image."""
     energies: Energies | None = None
 
 
@@ -63,7 +64,7 @@ def evaluated(context: Context, tasks: Sequence[Task]) -> list[Unit]:
     assert family is not None and all(t.family == family for t in tasks)
     how = _pass(context, family)
     points = [_point(context, family, task, how.classifier) for task in tasks]
-    compared = Agreement(context) if family == "path" and context.config.agreement else None
+    compared = Comparison(context) if family == "path" and context.config.agreement else None
     ends = [] if compared is None else compared.missing([p.alpha for p in points if p.variant == DENSE])
     given: list[dict[str, Answers]] = [{} for _ in points]
     agreement: list[list[Row]] = [[] for _ in points]

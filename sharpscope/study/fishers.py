@@ -1,4 +1,4 @@
-"""The step ``fisher``: the diagonal Fisher information of both ends of a pair, as files that a merge can take."""
+"""The step ``fisher``: the diagonal Fisher information of both ends of a pair, as files for the path ``fisher``."""
 
 from __future__ import annotations
 

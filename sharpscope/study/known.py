@@ -1,4 +1,5 @@
-"""What advice knows of pairs beside their accuracies: how they were tuned, and the embedded world's as references."""
+"""What advice knows of pairs besides their accuracies: how they were tuned, and the pairs of the embedded world as
+references."""
 
 from __future__ import annotations
 

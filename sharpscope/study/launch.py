@@ -1,4 +1,4 @@
-"""What the ranks of one ``torchrun`` tell each other: words that one rank says and the others wait for.
+"""Signals between the ranks of one ``torchrun``: words that one rank announces and for which the others wait.
 
 Ranks share a study's units by the claims in its run directory, as any other processes do. These few words only put the
 beginning and the end in order, so no collective operation can hang on a rank that has died. Ranks that measure a unit
@@ -22,7 +22,7 @@ _POLL: Final = 0.2
 
 
 class Launch:
-    """The processes that were started together. A lone process is told nothing and waits for nothing."""
+    """The processes that were started together. A process that is alone announces nothing and never waits."""
 
     def __init__(self) -> None:
         self.ranks: Ranks = ranks()
@@ -34,12 +34,12 @@ class Launch:
         return self.ranks.leads
 
     def say(self, word: str) -> None:
-        """Let every rank know that ``word`` has come true."""
+        """Announce ``word`` to all ranks."""
         if self.store is not None:
             self.store.set(f"sharpscope/{word}", "1")
 
     def wait_for(self, word: str) -> None:
-        """Return once some rank has said ``word``.
+        """Return when a rank has announced ``word``.
 
         torchrun ends a rank that waits here for one that has died. Raises SharpscopeError where the host is gone that
         keeps the words.

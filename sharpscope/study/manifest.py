@@ -35,11 +35,11 @@ _LATER: Mapping[str, Any] = {
         "products", "primary_measure", "primary_alpha", "masks", "repair_limit", "curvature_alphas", "split_units",
     )
 } | EARLIER_DEFAULTS  # fmt: skip
-"""Fields that came later, each with what a run made before it existed did, which is no part of the identity: such a run
-stays the same run."""
+"""Fields that were added later -> the value that describes older runs. A field with this value is no part of the
+identity, so that an older run can still be resumed."""
 _WHERE_USED = (*VRF_FIELDS, *EARLIER_DEFAULTS)
-"""Fields that are part of the identity only where they change something: they were no part of older runs, or they had
-another default."""
+"""Fields that are part of the identity only where they have an effect, because older runs lack them or had another
+default."""
 
 
 def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from sharpscope.config.study import StudyConfig, checkpoint_stem
 from sharpscope.errors import ConfigError, IdenticalPair, PairMismatch, ResultsError, did_you_mean, listing, shown
 from sharpscope.exchange.measured import spec_of
 from sharpscope.exchange.reading import read_measured
-from sharpscope.vocabulary import ClassPosition, MergeMethod
+from sharpscope.vocabulary import PATHS, ClassPosition, MergeMethod
 from sharpscope.weights.merging import Mean, Step, dare_merge, greedy_soup, model_stock, ties_merge
 from sharpscope.weights.theta import Theta, on_device
 
@@ -34,10 +34,16 @@ _SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("density", "scale"), ("ties", "dare")),
     "seed": ("dare", "greedy"),
 }
-"""The methods that have each setting; it is refused for all others."""
+"""Setting -> the methods that have it; with any other method it is refused."""
 _RECORDED: Final = ("val", "results_set", "limit", "density", "scale", "seed")
 """The settings that the file records as they are."""
-_DENSITY: Final = {"ties": 0.2, "dare": 0.1}
+
+
+def _density(method: MergeMethod) -> float:
+    """The fraction of each change that a merge keeps where none is given: that of the path of the same name."""
+    usual = {str(name): facts.density for name, facts in PATHS.items()}[method]
+    assert usual is not None, method
+    return usual
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def merge(
         if method == "model-stock":
             theta, ratios = model_stock(thetas, zero, moving)
         else:
-            facts["density"] = kept = _DENSITY[method] if density is None else density
+            facts["density"] = kept = _density(method) if density is None else density
             facts["scale"] = factor = 1.0 if scale is None else scale
             if method == "ties":
                 theta = ties_merge(thetas, zero, moving, kept, factor)

@@ -12,8 +12,8 @@ from sharpscope.errors import DatasetError, shown
 __all__ = ["check_apart"]
 
 _SHARE: Final = 0.01
-"""Fewer than this fraction of the pictures in common are taken for stray duplicates, as large collections have them.
-Raised, a larger overlap passes."""
+"""If two sets share less than this fraction of their pictures, these count as stray duplicates, which large collections
+have. With a larger value a larger overlap is accepted."""
 _FEWEST: Final = 2
 """One picture in common is a stray duplicate, however small the sets are."""
 

@@ -12,11 +12,11 @@ from sharpscope.errors import ConfigError, RunDirectoryError, did_you_mean, show
 from sharpscope.exchange.reading import is_accuracy_csv, read_results
 from sharpscope.findings.papertables import Member, PaperTable
 from sharpscope.findings.papertables import paper_table as table_of
-from sharpscope.findings.resulttables import Result, result_table
+from sharpscope.findings.resulttables import result_table
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import unique_in_order
-from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle
+from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle, ResultTable
 
 __all__ = ["paper_table", "printed_table"]
 
@@ -62,7 +62,7 @@ def paper_table(
 
 
 def printed_table(
-    run: str | os.PathLike[str], result: Result, *, measures: Sequence[str] = (), alpha: float | None = None
+    run: str | os.PathLike[str], result: ResultTable, *, measures: Sequence[str] = (), alpha: float | None = None
 ) -> Printed:
     """What a run found, as a table for a paper: see ``findings.resulttables.result_table``.
 

@@ -12,7 +12,7 @@ from sharpscope.curvature.fisher import FEW_CLASSES
 from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
-from sharpscope.study.timing import Trial, costs
+from sharpscope.study.timing import TrialRun, costs
 from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
 
 __all__ = ["plan"]
@@ -87,19 +87,19 @@ def plan(config: StudyConfig) -> str:
 
 
 def _moves(config: StudyConfig) -> int:
-    """How many losses the units of single layers take for each layer."""
+    """The number of losses that the units of single-layer paths and of noise evaluate for each layer."""
     apart = sum(alpha != base.alpha for base in BASES.values() for alpha in config.layer_alphas)
     return apart + sum(alpha > 0 for alpha in config.layer_alphas) * len(config.criticality_noise)
 
 
-def _tried(trial: Trial | None, context: Context) -> str:
-    """What the predicted time of the curvature rests on."""
+def _tried(trial: TrialRun | None, context: Context) -> str:
+    """The trial on which the predicted time of the curvature rests, in words."""
     if trial is None:
         return "a GUESS for the curvature, because not even two images of three layers could be tried in the time"
     if not trial.images:
         return "nothing had to be tried"
     found = ", ".join(f"{n} for {_WORDS[kind]}" for kind, n in trial.products.items() if kind in _WORDS)
-    products = f", with a median of products a layer of {found}" if found else ""
+    products = f", with a median number of products per layer of {found}" if found else ""
     return (
         f"tried at {trial.alphas} of the {len(context.config.measured_alphas)} alphas, on {trial.images} of the "
         f"{context.probe.n} probe images and {trial.layers} of the {len(context.layers)} layers{products}"

@@ -20,7 +20,7 @@ __all__ = ["Repaired", "answered"]
 
 _EVERY = slice(None)
 At = np.ndarray | slice
-"""The positions of the answers that are taken."""
+"""The positions of the answers that are used."""
 
 
 def answered(spec: str, units: Sequence[Unit], at: Sequence[At] | None = None) -> Answered:
@@ -101,7 +101,7 @@ def _positions(spec: str, unit: Unit, places: np.ndarray, listed: int) -> At:
     if len(unit.arrays[f"correct:{spec}"]) + len(lost) != listed:
         raise RunDirectoryError(
             f"data set {shown(spec)}: some of its images could not be read when the path was evaluated, and an older "
-            "sharpscope did not note which; the repairs cannot be set against the path.\n"
+            "sharpscope did not note which; the repairs cannot be compared with the path.\n"
             "Remedy: run the study again into another folder (--out)."
         )
     return places - np.searchsorted(lost, places)

@@ -28,6 +28,7 @@ from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
+from sharpscope.tables.rows import with_ordered_layers
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import DEFAULT_CRITERION, AlphaSide
 
@@ -41,7 +42,8 @@ Spread = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
 class Run:
     """A finished (or partly failed) study: its folder and its tables.
 
-    The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. ``root`` is the
+    The tables are DataFrames and attributes of the run: ``run.sharpness``, ``run.accuracy`` and so on. Their layers are
+    an ordered categorical, so that sorting and grouping keep the order of the forward pass. ``root`` is the
     folder, ``failed_units`` names what could not be computed, ``caveat`` is what a reader has to know first, and
     ``assumed`` is what was assumed of the checkpoints because they do not say it, ``data_notes`` what a reader has to
     know of the data sets (class names that were matched in order, for example). ``notices`` say why no verdict is
@@ -68,7 +70,7 @@ class Run:
     def __getattr__(self, name: str) -> pd.DataFrame:
         tables = self.__dict__.get("tables", {})
         if name in tables:
-            return tables[name]
+            return with_ordered_layers(tables[name])
         raise AttributeError(f"Run has no '{name}'.{did_you_mean(name, tables)}")
 
     @property

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError
 from sharpscope.study.context import check_inputs, load_contexts
@@ -25,7 +25,7 @@ from sharpscope.study.workers import Crew, threads_of
 __all__ = ["run", "run_shard"]
 
 
-def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress: MakeBar | None = None) -> Run:
+def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress: Shown = False) -> Run:
     """Run a study, or the missing part of it, and write tables, figures and report.
 
     Processes that run the same study in the same directory at the same time share its units. The ranks of ``torchrun``
@@ -35,7 +35,7 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
     Args:
         config: the study.
         out: the run directory. The same config resumes it, another config is refused. Default: a new temporary folder.
-        progress: a function of ``total`` and ``desc`` that makes a progress bar, e.g. ``tqdm``. Default: no bar.
+        progress: True shows a bar, a function of ``total`` and ``desc`` (such as ``tqdm``) makes one.
 
     Returns:
         The finished run. A unit that fails while it is measured is in its ``failed_units``; the others go on.
@@ -57,7 +57,7 @@ def run(config: StudyConfig, out: str | os.PathLike[str] | None = None, progress
 
 
 def run_shard(
-    config: StudyConfig, out: str | os.PathLike[str] | None, shard: Shard, progress: MakeBar | None = None
+    config: StudyConfig, out: str | os.PathLike[str] | None, shard: Shard, progress: Shown = False
 ) -> Run | Unfinished:
     """Like ``run`` for one share of the units; the repairs are shared out once all other units are there.
 
@@ -67,8 +67,8 @@ def run_shard(
     check_inputs(config)
     launch = Launch()
     if out is None and launch.ranks.several:
-        raise ConfigError("out: several ranks share one run directory.\nRemedy: name it.")
-    bars = progress if progress is not None and launch.leads else silent
+        raise ConfigError("out: several ranks share one run directory, which has to be named.\nRemedy: --out FOLDER.")
+    bars = bars_for(progress and launch.leads and progress)
     with team_of_ranks(config, launch, threads_of(config)) as team, Crew(config, team) as crew:
         contexts = load_contexts(config, team)
         crew.add_contexts(contexts)

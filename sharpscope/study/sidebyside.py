@@ -28,7 +28,7 @@ from sharpscope.vocabulary import DEFAULT_CRITERION, PAIRS, AlphaSide
 __all__ = ["reports"]
 
 _MARK: Final = "runs.json"
-"""The file that tells a folder of several runs' report from any other folder."""
+"""The file that marks a folder as the report of several runs."""
 _OF_ONE_PAIR: Final = tuple(name for name in COLUMNS if name != "residuals")
 """The tables whose rows may be about one pair; the residuals of a pair follow from all pairs of its run."""
 _ACROSS: Final = (

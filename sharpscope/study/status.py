@@ -28,7 +28,7 @@ from sharpscope.study.tasks import Task
 __all__ = ["Status", "status"]
 
 _MOST_NAMED: Final = 20
-"""The most units that the text names in one list; the rest is counted."""
+"""The largest number of units that one list of the text names; of the others it gives the number."""
 
 
 @dataclass(frozen=True)

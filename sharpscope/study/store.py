@@ -32,8 +32,8 @@ __all__ = ["RunDirectory"]
 
 _FORMAT: Final = "sharpscope-run/1"
 _MADE_BEFORE: Final = frozenset({"checkpoints", "slurm"})
-"""Folders that a run directory may have before its manifest: a sweep's fine-tuned files, which it measures, and the
-files of its submission to a scheduler."""
+"""The folders that a run directory may contain before its manifest is written: the fine-tuned files of a sweep, and the
+files of a submission to a scheduler."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.config.study import PairConfig
 from sharpscope.config.sweep import SweepConfig, SweepTrial
 from sharpscope.errors import ConfigError, NumericalError
@@ -39,7 +39,7 @@ class FinishedSweep:
     """Name -> reason."""
 
 
-def run_sweep(sweep: SweepConfig, out: str | os.PathLike[str], progress: MakeBar | None = None) -> FinishedSweep:
+def run_sweep(sweep: SweepConfig, out: str | os.PathLike[str], progress: Shown = False) -> FinishedSweep:
     """Make every fine-tuning of a sweep that is not there yet, then measure them all; the same call resumes.
 
     ``out/checkpoints/NAME`` holds the files, ``out`` itself is the run directory of the study, whose pairs have the
@@ -52,7 +52,7 @@ def run_sweep(sweep: SweepConfig, out: str | os.PathLike[str], progress: MakeBar
         tuned_by(**trial.way, changes=trial.settings)
     check_inputs(sweep.planned())
     rows, diverged = [], {}
-    with contextlib.closing((progress or silent)(total=len(trials), desc="fine-tune")) as bar:
+    with contextlib.closing(bars_for(progress)(total=len(trials), desc="fine-tune")) as bar:
         for trial in trials:
             try:
                 rows.append(_row(trial, _tuned(sweep, trial, Path(out) / "checkpoints" / trial.name)))

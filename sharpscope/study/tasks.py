@@ -198,8 +198,8 @@ def _random_order(count: int, generator: np.random.RandomState) -> list[int]:
 
 
 SPLIT: Final = ("curvature", "eigenvectors", "layers", "noise")
-"""The kinds of units that the ranks of torchrun measure together with ``split_units``: all that look at the probe set
-alone. Units that evaluate test images are shared out as ever."""
+"""The kinds of units that the ranks of torchrun measure together with ``split_units``: all units that use the probe set
+only. Units that evaluate test images are distributed among the ranks as without it."""
 
 Family = Literal["path", "repair", "upgraded"]
 """The kinds of points of weight space that one pass over the test images can serve together."""

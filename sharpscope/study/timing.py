@@ -27,21 +27,24 @@ from sharpscope.study.context import Context
 from sharpscope.study.tasks import density_alphas, measured_at
 from sharpscope.vocabulary import ALL, MEASURES, Cost, expand_measures
 
-__all__ = ["Costs", "Trial", "costs"]
+__all__ = ["Costs", "TrialRun", "costs"]
 
 _SECONDS: Final = 15.0
-"""About how long measuring at one alpha is tried. More of it tries more images and layers, and predicts better."""
+"""The time that a trial measurement at one alpha may take, in seconds. With more time more images and layers are tried
+and the prediction is better."""
 _KNOWN: Final = 0.3
-"""Seconds after which a rate is taken as known; shorter ones are timed with twice the images."""
+"""A rate is accepted if its timing took at least this long, in seconds; otherwise it is timed again with twice the
+images."""
 _FEW_LAYERS: Final = 3
 _TRIED: Final[tuple[Cost, ...]] = ("trace", "eigenvalues", "product", "outer")
-"""The kinds of work whose amount depends on what is found; that of all others follows from the settings."""
+"""The kinds of work whose amount is known only after trying, because the estimators stop by their error; that of all
+others follows from the settings."""
 _GUESS: Final = 10
 """The number of products of one layer for each kind that is assumed where nothing can be tried in the time."""
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialRun:
     """Measuring at ``alphas`` of the alphas with ``layers`` of the layers and ``images`` of the probe's images.
 
     ``products``: kind -> median number of products, or backward passes, of a layer.
@@ -71,7 +74,7 @@ class Costs:
     sweep: float
     eigenvectors: float
     layout: MemoryPlan
-    trial: Trial | None
+    trial: TrialRun | None
 
 
 def costs(context: Context) -> Costs:
@@ -127,7 +130,7 @@ def _counted(context: Context, gradient: float, loss: float) -> float:
 
 
 # ---------------------------------------------------------------------- the real job, in small
-def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial | None, float]:
+def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[TrialRun | None, float]:
     """(what was tried, seconds of measuring at one alpha, the mean over those that were tried).
 
     How much a trace takes differs from alpha to alpha by far. Therefore as many are tried as the time allows, spread
@@ -136,7 +139,7 @@ def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial
     config, probe = context.config, context.probe
     wanted, alphas = _open(context), config.measured_alphas
     if not wanted or not alphas:
-        return Trial(0, 0, 0), 0.0
+        return TrialRun(0, 0, 0), 0.0
     found = _affordable(context, gradient, layout)
     if found is None:
         return None, 0.0
@@ -158,7 +161,7 @@ def _tried(context: Context, gradient: float, layout: MemoryPlan) -> tuple[Trial
     rounds = max((max(n) for kind, n in kinds.items() if kind != "outer"), default=0)
     again = rounds * 2 * gradient * (layout.batches - layout.kept) / layout.batches
     factor = probe.n / images * len(context.layers) / len(layers)
-    return Trial(len(seconds), images, len(layers), products), statistics.mean(seconds) * factor + again
+    return TrialRun(len(seconds), images, len(layers), products), statistics.mean(seconds) * factor + again
 
 
 def _affordable(context: Context, gradient: float, layout: MemoryPlan) -> tuple[int, Sequence[Layer]] | None:
@@ -200,7 +203,7 @@ def _measured(
 
 
 def _products(
-    context: Context, theta: Mapping[str, Tensor], trial: Trial | None, gradient: float
+    context: Context, theta: Mapping[str, Tensor], trial: TrialRun | None, gradient: float
 ) -> tuple[float, float]:
     """Seconds of one product with the whole Hessian, and of one with every layer's, over the whole probe set."""
     probe, layers = context.probe, context.layers

@@ -77,7 +77,7 @@ class RankTeam(Team):
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size, self.device = rank, size, device
         self._told: BaseException | None = None
-        """The last error that all ranks know of."""
+        """The last error that has been reported to all ranks."""
         self._words: Any = None
         if dist.get_backend() != "gloo":
             self._words = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -92,8 +92,8 @@ class RankTeam(Team):
         for what in asked:
             if other := [x[what] for x in every if x[what] != every[0][what]]:
                 raise ConfigError(
-                    f"split_units: rank 0 has {what} {every[0][what]}, another rank {other[0]}; they would not come to "
-                    "the same bits.\nRemedy: ranks on equal hosts with equal devices, and --threads N."
+                    f"split_units: rank 0 has {what} {every[0][what]}, another rank {other[0]}; their results would "
+                    "not be equal bit for bit.\nRemedy: ranks on equal hosts with equal devices, and --threads N."
                 )
 
     # ------------------------------------------------------------------ Team

@@ -358,8 +358,8 @@ def _workers_alive() -> Iterator[None]:
         yield
     except BrokenProcessPool as error:
         raise SharpscopeError(
-            "a worker process ended without a word; finished units are kept. Likely the system stopped it for want of "
-            "memory, or a library crashed in it.\n"
+            "a worker process ended without an error message; finished units are kept. Likely the system ran out of "
+            "memory and stopped it, or a library crashed in it.\n"
             "Remedy: the same command with --jobs 1, which resumes the run and shows a crash where it happens."
         ) from error
 

@@ -37,12 +37,12 @@ Reading guide
   base_to_new.h        harmonic mean of the row's two accuracies; h_sd is that of the seeds' own harmonic means
   upgrade.gain         upgraded - upgraded_zeroshot, with an interval over the choice of test images
   finetunings          a sweep's fine-tuned files, one row each; other hyperparameters of its grid are further columns
-  changes              two checkpoints compared layer by layer ('sharpscope inspect A B --csv FILE'): distance is the
+  changes              two checkpoints compared layer by layer ('sharpscope inspect A B --out FILE'): distance is the
                        norm of the difference, norm_0 that of the first file's layer, relative their quotient
 """
 
 EVERY_COLUMNS: Final = {**COLUMNS, **EXPERIMENT_COLUMNS}
-"""The same for every table, those of a run first."""
+"""Table name -> columns for every table, those of a run first."""
 
 EXPERIMENT_KEYS: Final[dict[str, tuple[str, ...]]] = {
     "protocol": ("protocol", "method", "dataset", "shots", "seed", "role", "evaluated"),

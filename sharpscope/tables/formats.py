@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from typing import Any
 
@@ -126,21 +126,18 @@ def interval(estimate: float, low: float, high: float, style: Callable[[float], 
 
 
 # ------------------------------------------------------------------------------------------------- Markdown and LaTeX
-def _shown_cell(value: Any, digits: int) -> str:
+def _shown_cell(value: Any) -> str:
     if is_missing(value):
         return MISSING
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return str(int(value))
-    return number(float(value), digits) if isinstance(value, (float, np.floating)) else shown(value, 1000)
+    return number(float(value), 3) if isinstance(value, (float, np.floating)) else shown(value, 1000)
 
 
-def _grid(
-    df: pd.DataFrame, columns: Sequence[str] | None, digits: int, right: Collection[str]
-) -> tuple[list[str], list[list[str]], list[bool]]:
-    frame = df if columns is None else df[list(columns)]
-    body = [[_shown_cell(v, digits) for v in frame[c].astype(object).tolist()] for c in frame.columns]
+def _grid(frame: pd.DataFrame, right: Collection[str]) -> tuple[list[str], list[list[str]], list[bool]]:
+    body = [[_shown_cell(v) for v in frame[c].astype(object).tolist()] for c in frame.columns]
     numeric = [
         c in right or (pd.api.types.is_numeric_dtype(frame[c]) and not pd.api.types.is_bool_dtype(frame[c]))
         for c in frame.columns
@@ -148,14 +145,12 @@ def _grid(
     return [shown(c, 1000) for c in frame.columns], [list(row) for row in zip(*body, strict=True)], numeric
 
 
-def markdown(
-    df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3, right: Collection[str] = ()
-) -> str:
-    """``df`` as a GitHub pipe table; numbers with ``digits`` significant digits; markup in names stays text.
+def markdown(df: pd.DataFrame, right: Collection[str] = ()) -> str:
+    """``df`` as a GitHub pipe table; numbers with three significant digits; markup in names stays text.
 
     ``right``: columns of text that are aligned to the right, as numbers are.
     """
-    head, rows, numeric = _grid(df, columns, digits, right)
+    head, rows, numeric = _grid(df, right)
     lines = [head, ["---:" if right else "---" for right in numeric]]
     cells = [[_markdown_escape(c) for c in row] for row in [head, *rows]]
     lines = [cells[0], lines[1], *cells[1:]]
@@ -195,12 +190,12 @@ _LATEX = (
 )
 
 
-def latex(df: pd.DataFrame, columns: Sequence[str] | None = None, digits: int = 3, right: Collection[str] = ()) -> str:
+def latex(df: pd.DataFrame, right: Collection[str] = ()) -> str:
     """``df`` as a booktabs ``tabular`` (``\\usepackage{booktabs}``); special characters escaped.
 
     ``right``: columns of text that are aligned to the right, as numbers are.
     """
-    head, rows, numeric = _grid(df, columns, digits, right)
+    head, rows, numeric = _grid(df, right)
     body = [" & ".join("".join(_LATEX.get(c, c) for c in cell) for cell in row) + r" \\" for row in [head, *rows]]
     align = "".join("r" if right else "l" for right in numeric)
     return "\n".join(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import pandas as pd
 
 from sharpscope.tables.formats import latex, markdown
+from sharpscope.vocabulary import PrintedForm
 
-__all__ = ["Form", "Printed"]
-
-Form = Literal["text", "markdown", "latex", "csv"]
+__all__ = ["Printed"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Printed:
     numbers: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def text(self, form: Form = "text") -> str:
+    def text(self, form: PrintedForm = "text") -> str:
         """The table as plain text, GitHub's Markdown, LaTeX for the package booktabs, or csv with unrounded numbers."""
         if form == "csv":
             return self.values.to_csv(index=False).rstrip("\n")

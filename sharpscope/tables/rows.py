@@ -9,6 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from sharpscope.errors import ConfigError
+from sharpscope.layers import layer_key
 from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
@@ -44,13 +45,15 @@ __all__ = [
     "unique_in_order",
     "widest",
     "widest_means",
+    "with_ordered_layers",
+    "with_plain_layers",
 ]
 
 MIDDLE: Final = 0.5
 """The alpha of the point that represents a path where a table or a figure has room for only one."""
 _FIRST_METRICS: Final = ("top1", "accuracy")
-"""Where no row says which metric is primary, the first of these that the table has is used, else the table's first
-metric."""
+"""If no row says which metric is primary, the first of these metrics that the table has is used, or else the first
+metric of the table."""
 _WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
@@ -65,6 +68,24 @@ def stacked(name: str, frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     columns = list(EVERY_COLUMNS[name])
     parts = [frame.reindex(columns=columns).astype(object) for frame in frames if len(frame)]
     return normalised(pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns), name)
+
+
+def with_ordered_layers(table: pd.DataFrame, layers: Sequence[str] | None = None) -> pd.DataFrame:
+    """The table with its layers as an ordered categorical, so that sorting and grouping keep the forward order.
+
+    ``layers``: the order; default: that of ``layers.layer_key`` of the layers in the table. A table without the column
+    ``layer`` is returned as it is.
+    """
+    if "layer" not in table.columns:
+        return table
+    order = sorted(set(table["layer"]), key=layer_key) if layers is None else list(layers)
+    return table.assign(layer=pd.Categorical(table["layer"], order, ordered=True))
+
+
+def with_plain_layers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its layers as text again."""
+    categorical = "layer" in table.columns and isinstance(table["layer"].dtype, pd.CategoricalDtype)
+    return table.assign(layer=table["layer"].astype("str")) if categorical else table
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:

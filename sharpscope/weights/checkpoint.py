@@ -26,8 +26,8 @@ from sharpscope.layers import HEAD_WEIGHT, TOWERS
 from sharpscope.weights.assemble import Base, assemble
 from sharpscope.weights.files.containers import Content, open_regular, read_container
 from sharpscope.weights.files.inert import Report
+from sharpscope.weights.files.locations import locate, shards
 from sharpscope.weights.files.safetensorsfile import serialise
-from sharpscope.weights.files.sources import locate, shards
 from sharpscope.weights.files.tensors import checked, tied_names
 from sharpscope.weights.heads import read_head
 from sharpscope.weights.naming import unwrap

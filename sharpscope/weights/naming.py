@@ -17,8 +17,8 @@ import torch
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
 from sharpscope.layers import HEAD_BIAS, HEAD_WEIGHT, is_derived
 from sharpscope.weights.files.inert import MAX_NAME, DamagedPickleError, like_tensor
+from sharpscope.weights.files.locations import DISTRIBUTED
 from sharpscope.weights.files.modules import ModuleFacts, is_module, module_state
-from sharpscope.weights.files.sources import DISTRIBUTED
 from sharpscope.weights.schemes import SCHEMES, Place, Recipe, gather, open_clip_place, scheme_of
 
 __all__ = ["WISE_FT", "Names", "Unwrapped", "normalise", "unwrap"]

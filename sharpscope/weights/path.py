@@ -22,7 +22,7 @@ from sharpscope.weights.checkpoint import Weights, as_theta
 from sharpscope.weights.compare import check_finite, check_fit, common_ties, l2_distance
 from sharpscope.weights.theta import Theta, cast
 
-__all__ = ["FisherPath", "InterpolationPath", "RandomPath", "fisher_path", "lines_path", "straight_to"]
+__all__ = ["FisherPath", "InterpolationPath", "RandomPath", "lines_path", "straight_to"]
 
 FISHER_FLOOR: Final = 1e-8
 """Lower bound of the Fisher information, as in WiSE-FT's code, so that the two coefficients of a weight are never both
@@ -206,8 +206,8 @@ class _BentPath(InterpolationPath):
 class FisherPath(_BentPath):
     """The Fisher-weighted path: theta(alpha) = (c_0 theta_0 + c_1 theta_1) / (c_0 + c_1), elementwise.
 
-    c_0 = (1 - alpha) max(F_0, 1e-8), c_1 = alpha max(F_1, 1e-8). Buffers and parameters without Fisher information take
-    the straight path. See ``fisher_path``.
+    c_0 = (1 - alpha) max(F_0, 1e-8), c_1 = alpha max(F_1, 1e-8), where F_0 and F_1 are the diagonal Fisher information
+    of the two ends: name -> tensor >= 0, of any scale. Buffers take the straight path.
 
     Raises:
         PairMismatch: a moving parameter without Fisher information, or of another shape.
@@ -258,22 +258,6 @@ class RandomPath(_BentPath):
         generator = torch.Generator().manual_seed(derive(self._seed, "random path", name))
         zero, one = self._zero[name], self._one[name]
         return torch.where(torch.rand(zero.shape, generator=generator).to(zero.device) < alpha, one, zero)
-
-
-def fisher_path(
-    theta_0: Weights,
-    theta_1: Weights,
-    fisher_0: Mapping[str, torch.Tensor],
-    fisher_1: Mapping[str, torch.Tensor],
-    dtype: torch.dtype = torch.float32,
-) -> FisherPath:
-    """The Fisher-weighted path, given the diagonal Fisher information of both ends (name -> tensor >= 0, any scale).
-
-    Raises as ``FisherPath`` and ``InterpolationPath`` do.
-
-    Source: Matena and Raffel 2022, arXiv 2111.09832.
-    """
-    return FisherPath(InterpolationPath(theta_0, theta_1, dtype), fisher_0, fisher_1)
 
 
 def lines_path(plain: InterpolationPath, layers: Iterable[Layer], alpha: float, beta: float) -> InterpolationPath:

@@ -11,7 +11,7 @@ import torch
 
 from sharpscope.errors import CheckpointError, listing, shown
 from sharpscope.weights.files.containers import open_regular, read_container
-from sharpscope.weights.files.sources import locate
+from sharpscope.weights.files.locations import locate
 from sharpscope.weights.files.tensors import checked
 from sharpscope.weights.naming import unwrap
 

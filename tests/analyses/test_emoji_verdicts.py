@@ -23,9 +23,7 @@ from sharpscope.present.forestplots import GAP, Marks, forest
 from sharpscope.tables.rows import one_a_unit
 from sharpscope.vocabulary import CANNOT, DOES_NOT_HOLD, HOLDS
 from tests.analyses.emoji import ALPHAS, LAYERS, Truth, scripts, write_results
-from tests.analyses.test_published import loaded
-
-FIGURES = Path(__file__).parents[2] / "figures"
+from tests.scripts import loaded
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +438,7 @@ def test_figures_show_what_the_tables_hold(
     study: SimpleNamespace, found: dict[str, pd.DataFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    script = loaded(FIGURES / "fig_emoji.py")
+    script = loaded("figures/fig_emoji.py")
     saved: dict[str, Figure] = {}
     monkeypatch.setattr(script, "save", lambda figure, out, name: saved.update({name: figure}))
     with pytest.raises(SystemExit, match="pairs.csv: no such file; 'make verdicts'"):

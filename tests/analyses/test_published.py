@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +15,7 @@ import sharpscope.findings
 from sharpscope.errors import NoData
 from sharpscope.findings import Counts, failure_table, published_paths
 from sharpscope.present.publishedplots import published
+from tests.scripts import loaded
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 RAW = Path(sharpscope.findings.__file__).parent / "published" / "wiseft_paths.csv"
@@ -25,16 +24,7 @@ PATHS, SUMMARY = (pd.read_csv(ANALYSES / "results" / f"{n}.csv") for n in ("publ
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return loaded(ANALYSES / "published.py")
-
-
-def loaded(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return loaded("analyses/published.py")
 
 
 def curves(**values: Sequence[float]) -> pd.DataFrame:
@@ -173,7 +163,7 @@ def test_the_figure_has_every_path_and_needs_tables_with_rows() -> None:
 
 
 def test_the_figure_script_writes_both_files_or_names_the_table_that_it_lacks(tmp_path: Path) -> None:
-    figure = loaded(ANALYSES.parent / "figures" / "fig_published.py")
+    figure = loaded("figures/fig_published.py")
     figure.main([str(ANALYSES / "results"), "--out", str(tmp_path)])
     assert sorted(f.name for f in tmp_path.iterdir() if f.stat().st_size > 5000) == ["published.pdf", "published.png"]
     with pytest.raises(SystemExit, match="published.csv: no such file; 'python analyses/published.py'"):

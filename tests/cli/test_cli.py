@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import collections
 import dataclasses
 import errno
 import importlib
 import inspect
+import itertools
 import os
 import re
 import signal
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -127,7 +131,7 @@ def test_pairs_from_flags(folder, flags, pairs):
 
 WORK = {
     "demo": ("sharpscope.study.demo.demo_config", ("out",), {}),
-    "inspect": ("sharpscope.clip.inspect.inspect", ("granularity",), {}),
+    "inspect": ("sharpscope.clip.inspect.inspect", ("granularity",), {"out": "csv"}),
     "convert": ("sharpscope.clip.export.convert", (), {}),
     "interpolate": ("sharpscope.clip.export.interpolate", (), {}),
     "sparsify": ("sharpscope.clip.export.sparsify", (), {}),
@@ -138,7 +142,7 @@ WORK = {
     ),
     "merge": ("sharpscope.study.merging.merge", (), {}),
     "fisher": ("sharpscope.study.fishers.fisher", (), {}),
-    "finetune": ("sharpscope.finetuning.run.finetune", ("list", *HYPERPARAMETERS), {}),
+    "finetune": ("sharpscope.finetuning.run.finetune", ("list", "track", *HYPERPARAMETERS), {}),
     "correlate": ("sharpscope.study.across.correlate", ("csv", "out"), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
     "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
@@ -190,6 +194,18 @@ def test_a_field_that_the_work_does_not_know_is_an_error():
         work(**given(Command(), alpha="at"))
 
 
+def test_an_option_that_commands_share_is_written_once():
+    """Two fields of one name, type, default and text are one option: it belongs into ``cli/options.py``."""
+    texts = []
+    for file in sorted(Path(cli.__file__).parent.glob("*.py")):
+        for owner in (n for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.ClassDef)):
+            for field, said in itertools.pairwise(owner.body):
+                if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr):
+                    texts.append((ast.unparse(field), " ".join(ast.unparse(said.value).split())))
+    assert len(texts) > 100
+    assert not [text for text, count in collections.Counter(texts).items() if count > 1]
+
+
 # -- words of before ---------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +218,7 @@ def test_a_field_that_the_work_does_not_know_is_an_error():
             "--eval_limit is called --limit now",
             "limit: needs a",
         ),
+        ("inspect a.pt --csv c.csv", "--csv is called --out now", "--out: takes the comparison"),
         ("convert a.pt o.safetensors --head h.pt", "--head is called --head-file now", "a.pt: no such file"),
         ("evaluate c --data", "--data is called --datasets now", "--datasets: give at least one"),
         ("finetune --precision bfloat16", "--precision bfloat16 is called bf16 now", "--zeroshot: is missing"),
@@ -293,7 +310,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("correlate r1 --match a=b", "--match, --id: both refer to the file of --accuracy"),
         ("robustness", "robustness: give at least one run"),
         ("advise", "advise: give a run directory, or a pair with --zeroshot and --finetuned"),
-        ("advise r1 --zeroshot mini:zeroshot", "zeroshot: r1 says it in its manifest"),
+        ("advise r1 --zeroshot mini:zeroshot", "zeroshot: is taken from the manifest of r1"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
         ("report r1 --results wiseft", "'wiseft'"),
@@ -368,6 +385,12 @@ def test_talking_about_flags_imports_nothing_heavy(argv):
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "end"
     assert "\x1b" not in done.stdout + done.stderr, "colours although this is no terminal"
+
+
+@pytest.mark.parametrize("argv", [["--tyro-print-completion", "bash"], ["run", "--tyro-print-completion", "bash"]])
+def test_completions_for_a_shell_are_printed(argv, capsys):
+    assert cli.main(argv) == 0
+    assert "--measures" in capsys.readouterr().out
 
 
 def test_version_as_a_module():

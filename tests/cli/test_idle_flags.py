@@ -174,7 +174,7 @@ class _Lost:
 def test_a_lost_worker_is_told_for_what_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     crew = Crew(StudyConfig())
     monkeypatch.setattr(crew, "_pool", _Lost())
-    with pytest.raises(SharpscopeError, match=r"ended without a word; .*Likely.*\nRemedy: .*--jobs 1"):
+    with pytest.raises(SharpscopeError, match=r"ended without an error message; .*Likely.*\nRemedy: .*--jobs 1"):
         crew.spread(lambda share: share, [(0,), (1,)])
 
 

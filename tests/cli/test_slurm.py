@@ -142,3 +142,9 @@ def test_a_job_that_ends_badly_says_so(monkeypatch):
     monkeypatch.setattr(cli, "main", lambda _: 1)
     with pytest.raises(SharpscopeError, match="exit code 1"):
         Job(("run",))()
+
+
+def test_jobs_write_no_curves(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run", *PAIR, "--slurm", "jobs=2", "time=1", "--track", "tensorboard"]) == 2
+    assert "the jobs of --slurm write no curves" in capsys.readouterr().err

@@ -81,7 +81,7 @@ def test_what_cannot_be_compared_is_refused(
     three: tuple[list[Path], str], tmp_path: Path, tiny_paths: dict[str, Path], tiny_theta: Theta
 ) -> None:
     (files, spec), model, out = three, str(tiny_paths["vit"]), tmp_path / "x.csv"
-    with pytest.raises(ConfigError, match="agreement_out: compares models with one another, and there is 1"):
+    with pytest.raises(ConfigError, match="compares models with one another and needs at least two, got 1"):
         evaluate(files[0], model, [spec], agreement_out=out)
     with pytest.raises(ConfigError, match="agreement_out: compares files, not the points of paths"):
         evaluate(files[1:], model, [spec], base=files[0], paths=("linear",), classnames=NAMES, agreement_out=out)

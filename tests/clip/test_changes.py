@@ -1,4 +1,4 @@
-"""How far the layers of two checkpoints are from each other: the table ``changes`` of ``inspect --csv``."""
+"""How far the layers of two checkpoints are from each other: the table ``changes`` of ``inspect --out``."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, pair: Pair) -> None:
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         assert (
-            cli.main(["inspect", "mini:zeroshot", "mini:success", "--granularity", "tensor", "--csv", str(file)]) == 0
+            cli.main(["inspect", "mini:zeroshot", "mini:success", "--granularity", "tensor", "--out", str(file)]) == 0
         )
     assert told.getvalue().rstrip().endswith(f"wrote {file}")
     table = read_csv(file, "changes").set_index("layer")
     assert table.loc["visual.proj", "distance"] == layer_changes(pair).set_index("layer").loc["visual.proj", "distance"]
     for argv, said in (
-        (["inspect", "mini:zeroshot", "--csv", str(file)], "--csv: takes the comparison of two files"),
-        (["inspect", str(file), "mini:success", "--csv", str(file)], "--csv: .* is one of the inputs"),
+        (["inspect", "mini:zeroshot", "--out", str(file)], "--out: takes the comparison of two files"),
+        (["inspect", str(file), "mini:success", "--out", str(file)], "--out: .* is one of the inputs"),
     ):
         told = io.StringIO()
         with contextlib.redirect_stderr(told):

@@ -293,7 +293,7 @@ def test_a_folder_that_does_not_fit_is_one_error(what: str, root: Path, tmp_path
     ("emoji:ambr@ood", DatasetError, "no style 'ambr'. Did you mean 'amber'? Known: amber, blue, coral, dune."),
     ("emoji-group:amber,", DatasetError, "there is no style ''."),
     ("emoji:amber,blue,amber", DatasetError, "the style 'amber' is named twice"),
-    ("emoji:amber@train", DatasetError, "one style has no other.\nRemedy: several styles"),
+    ("emoji:amber@train", DatasetError, "a single style has no other.\nRemedy: several styles"),
     ("emoji:amber@tset", ConfigError, "unknown split 'tset'. Did you mean 'test'? Known: train, val, test, ood."),
     ("emoji-group:amber@", ConfigError, "unknown split ''. Known: train, val, test, ood."),
     ("emoji@ood", ConfigError, "Did you mean 'emoji:STYLES'?"),

@@ -19,7 +19,7 @@ from sharpscope.curvature.power import power_iteration
 from sharpscope.curvature.trace import hutchinson, per_example_steps
 from sharpscope.curvature.tracking import tracked
 from sharpscope.errors import NumericalError
-from sharpscope.finetuning.losses import READ_EVERY
+from sharpscope.finetuning.losslog import READ_EVERY
 from sharpscope.finetuning.trainer import Recipe, State, train
 
 SIZE = 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -24,7 +23,8 @@ from hypothesis import strategies as st
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, UnsafeCheckpoint
 from sharpscope.weights.checkpoint import checkpoint_of, read_checkpoint
 from sharpscope.weights.files import regions
-from sharpscope.weights.files.power import is_unsafe
+from sharpscope.weights.files.dangerous import is_unsafe
+from tests.scripts import loaded
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"
 
@@ -32,11 +32,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz_checkpoints.py"
 @pytest.fixture(scope="session")
 def fuzzer() -> Any:
     """benchmarks/fuzz_checkpoints.py as a module."""
-    spec = importlib.util.spec_from_file_location("fuzz_checkpoints", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/fuzz_checkpoints.py")
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from torch import nn
 
 from sharpscope.errors import UnsafeCheckpoint
 from sharpscope.weights.checkpoint import read_checkpoint
-from sharpscope.weights.files.power import is_unsafe
+from sharpscope.weights.files.dangerous import is_unsafe
 
 STATE = {"visual.conv1.weight": torch.ones(4, 3, 2, 2), "visual.proj": torch.ones(4, 5), "logit_scale": torch.ones(())}
 

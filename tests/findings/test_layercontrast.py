@@ -60,7 +60,7 @@ def test_what_orders_the_pairs_alike_has_no_interval() -> None:
     size = np.exp(np.random.default_rng(7).normal(size=PAIRS))
     values = np.arange(1.0, LAYERS + 1)[:, None] * size
     first, _ = rows(values, only(0), np.log(size) + np.random.default_rng(8).normal(size=PAIRS))
-    assert first["estimate"] == 0 and np.isnan(first["ci_low"]) and "order the pairs alike" in first["note"]
+    assert first["estimate"] == 0 and np.isnan(first["ci_low"]) and "rank the pairs in the same order" in first["note"]
 
 
 def test_the_sign_of_the_relation_does_not_matter() -> None:

@@ -76,7 +76,7 @@ def test_what_is_not_sustained_is_not_chosen_and_missing_logs_are_said(outlier: 
     assert not once["chosen"] and once["base"] == "80% of 5 alphas in [0, 1]"
     no_log = table.loc[("sharpness:ggn_trace", "l0")]
     assert no_log["status"] == "undefined" and np.isnan(no_log["score"])
-    assert "estimate <= 0, so no log, at 2 of 5 alphas" in no_log["note"]
+    assert "estimate <= 0 at 2 of 5 alphas" in no_log["note"]
     assert table.loc[("share:ggn_trace", "l0")]["status"] == "ok"
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sharpscope.curvature.images import error_over_images
+from sharpscope.curvature.imageerrors import error_over_images
 from sharpscope.findings.design import Design
 from sharpscope.findings.doubts import Doubt
 from sharpscope.findings.prediction import REFERENCE

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,23 +16,15 @@ from scipy import stats
 from sharpscope.config.study import StudyConfig
 from sharpscope.finetuning.recipes import published
 from sharpscope.finetuning.registry import METHODS
+from tests.scripts import loaded
 
 ANALYSES = Path(__file__).parents[2] / "analyses"
 SETTINGS: dict[str, Any] = yaml.safe_load((ANALYSES / "finetuners.yaml").read_text(encoding="utf-8"))
 
 
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ANALYSES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return loaded("finetuner_claims")
+    return loaded("analyses/finetuner_claims.py")
 
 
 NOT_COMPARED = {"kd", "car-ft", "ldifs", "tpgm", "tpgm-project", "sam", "asam", "lora"}
@@ -89,7 +79,7 @@ def test_the_more_claims_the_harder_each(script: ModuleType) -> None:
 
 def test_the_error_of_the_test_images_is_that_of_paired_differences() -> None:
     """Two models that disagree on 20 of 400 images: how many images both miss does not matter."""
-    images, rng = loaded("finetuner_images"), np.random.default_rng(0)
+    images, rng = loaded("analyses/finetuner_images.py"), np.random.default_rng(0)
     both = rng.random(400) < 0.5
     other = both.copy()
     other[:20] = ~other[:20]

@@ -74,7 +74,7 @@ def test_a_hyperparameter_that_an_older_file_does_not_state_is_named(tmp_path: P
         ),
         (json.dumps(facts), "gone was 3 and is now None"),
         (json.dumps({**facts, "seed": 5}), "seed was 5 and is now 0"),
-        ("{}", "is there, and does not say which fine-tuning it is of.\nRemedy: choose another --out, or remove"),
+        ("{}", "exists already and does not say which fine-tuning wrote it.\nRemedy: choose another --out, or remove"),
         ("[1]", "does not say which fine-tuning"),
     ):
         write_checkpoint(first.path, read.tensors, read.facts["metadata"] | {"sharpscope.finetuning": told})

@@ -175,7 +175,7 @@ def test_without_names_everything_is_trained_from_the_pretraining_on(
     monkeypatch.setattr(world, "FINETUNED", {"short": FineTuning(1e-3, n=64, epochs=1)})
     monkeypatch.setattr(world, "accuracies", lambda *a: {})
     few = dataclasses.replace(Pretraining(), pool=320, recipe=dataclasses.replace(Pretraining().recipe, steps=1))
-    monkeypatch.setattr(world, "pretrain", lambda clip, *on: pretrain(clip, few, *on[1:]))
+    monkeypatch.setattr(world, "pretrain", lambda clip, *on, **shown: pretrain(clip, few, *on[1:], **shown))
     train_world(tmp_path)
     assert list(json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]) == [ZEROSHOT, "short", UPGRADED]
     # the fine-tuning started from the new zero-shot model, not from the packaged one: one step moves no weight by more

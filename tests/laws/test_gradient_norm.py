@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from sharpscope.curvature.images import error_over_images
+from sharpscope.curvature.imageerrors import error_over_images
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.layers import split_layers
 

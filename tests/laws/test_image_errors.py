@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope import layer_curvature
-from sharpscope.curvature.images import added, by_batch, error_over_images
+from sharpscope.curvature.imageerrors import added, by_batch, error_over_images
 from sharpscope.curvature.perturbation import sharpness_avg, sharpness_max
 
 DRAWS = 32

@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.attention import attention_heads
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.ascent import auto_pgd
-from sharpscope.curvature.export import HessianOperator
 from sharpscope.curvature.geodesic import Geometry, sharpness_geodesic
+from sharpscope.curvature.hessianoperator import HessianOperator
 from sharpscope.curvature.hvp import BlockSpec
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.curvature.measures.relative import NeuronWeighted

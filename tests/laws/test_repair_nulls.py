@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 from scipy import stats
 
 from sharpscope.findings.twolevels import OverDraws, max_min_over_draws, over_draws
+from tests.scripts import loaded
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "nulls_repair.py"
 STUDIES = 60
@@ -20,11 +19,7 @@ STUDIES = 60
 @pytest.fixture(scope="module")
 def nulls() -> Any:
     """benchmarks/nulls_repair.py as a module."""
-    spec = importlib.util.spec_from_file_location("nulls_repair", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["nulls_repair"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("benchmarks/nulls_repair.py")
 
 
 def most(nominal: float, runs: int) -> float:

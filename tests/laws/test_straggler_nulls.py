@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from sharpscope.findings.changes import Changes, changes_of
+from sharpscope.findings.relativechange import Changes, changes_of
 from sharpscope.findings.sharpness import SharpnessGrid
+from tests.scripts import loaded
 
-_SPEC = importlib.util.spec_from_file_location(
-    "nulls_stragglers", Path(__file__).parents[2] / "benchmarks" / "nulls_stragglers.py"
-)
-assert _SPEC is not None and _SPEC.loader is not None
-nulls: Any = importlib.util.module_from_spec(_SPEC)
-sys.modules[_SPEC.name] = nulls  # where dataclasses look for the annotations of their module
-_SPEC.loader.exec_module(nulls)
+nulls = loaded("benchmarks/nulls_stragglers.py")
 World = nulls.World
 CHANCE = 0.05
 

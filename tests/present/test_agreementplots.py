@@ -23,7 +23,9 @@ def test_panels_show_the_distance_from_theta_0(tables: dict[str, pd.DataFrame]) 
     assert len(curves) == 3
     for line in curves:
         np.testing.assert_allclose(line.get_ydata(), [0, 3.5, 7])
-    dashes = {line.get_linestyle() for line in panels["overrides, overridden"].lines if line.get_marker() == "o"}
+    dashes = {
+        line.get_linestyle() for line in panels["as θ₀, as θ₁ where they differ"].lines if line.get_marker() == "o"
+    }
     assert dashes == {"-", ":"}
     with pytest.raises(NoData):
         agreement_along_alpha(table.assign(estimate=np.nan))

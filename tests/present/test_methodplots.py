@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 
 from sharpscope.errors import NoData
 from sharpscope.present.methodplots import methods
-
-SCRIPT = Path(__file__).parents[2] / "figures" / "fig_finetuners.py"
+from tests.scripts import loaded
 
 
 @pytest.fixture
@@ -47,10 +45,7 @@ def test_methods_stand_in_the_order_of_their_best_ood_accuracy(table: pd.DataFra
 
 
 def test_the_script_writes_the_same_bytes_again(table: pd.DataFrame, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("fig_finetuners", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded("figures/fig_finetuners.py")
     table.to_csv(tmp_path / "finetuners.csv", index=False)
     for name in ("a", "b"):
         module.main([str(tmp_path / "finetuners.csv"), "--out", str(tmp_path / name)])

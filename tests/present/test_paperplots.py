@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import matplotlib
@@ -30,19 +28,12 @@ from sharpscope.study.figures import script
 from sharpscope.study.figures.reading import settings_table, tables_of
 from sharpscope.tables.files import csv_bytes
 from sharpscope.vocabulary import DENSE
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "figures").glob("paper_*.py"))
 Tables = dict[str, pd.DataFrame]
 SETTINGS = "pair,method,lr,epochs\nsuccess,a,0.001,4\nfailure,a,0.003,4\n"
-
-
-def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _with_variants(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +104,7 @@ def draw(run: Path) -> Callable[..., Drawn]:
 
     @functools.cache
     def drawn(name: str, *argv: str, subject: str | None = None) -> Drawn:
-        module, kept = _module(ROOT / "figures" / f"paper_{name}.py"), []
+        module, kept = loaded(f"figures/paper_{name}.py"), []
         before = dict(matplotlib.rcParams)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(script, "write", lambda made, out, file: kept.append((made, file)))
@@ -187,7 +178,7 @@ def test_script_draws_and_its_caption_says_n_and_the_paper(name: str, draw: Call
 
 @pytest.mark.parametrize("name", sorted(SAYS))
 def test_a_missing_or_empty_table_is_named_with_its_command(name: str, run: Path, tmp_path: Path) -> None:
-    module = _module(ROOT / "figures" / f"paper_{name}.py")
+    module = loaded(f"figures/paper_{name}.py")
     (tmp_path / "bare" / "tables").mkdir(parents=True)
     subject = {"wiseft_shots": f"4={tmp_path}/bare"}.get(name, f"{tmp_path}/bare")
     if name == "clipfit_change":

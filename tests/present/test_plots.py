@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
 from sharpscope.vocabulary import ALL, DENSE, OOD_MEAN, PATHS, path_variant
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "figures").glob("fig_*.py"))
@@ -490,10 +490,7 @@ def test_figure_scripts_write_pdf_and_png(
     for name, df in few.items():
         if name != "points":
             (tmp_path / "tables" / f"{name}.csv").write_bytes(csv_bytes(df, name))
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded(f"figures/{script.name}")
     before = dict(matplotlib.rcParams)
     arguments = [str(tmp_path), "--out", str(tmp_path / "out")]
     if script.stem == "fig_robustness":

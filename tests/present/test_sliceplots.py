@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,7 @@ import pytest
 
 from sharpscope.errors import NoData
 from sharpscope.present.sliceplots import loss_slice
-
-SCRIPT = Path(__file__).parents[2] / "figures" / "fig_slice.py"
+from tests.scripts import loaded
 
 
 def line() -> pd.DataFrame:
@@ -57,9 +55,7 @@ def test_without_data_there_is_an_error(table: pd.DataFrame) -> None:
 
 
 def test_the_script_draws_the_table(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("fig_slice", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded("figures/fig_slice.py")
     plane().to_csv(tmp_path / "slice.csv", index=False)
     script.main([str(tmp_path / "slice.csv"), "--names", "v1", "v2", "--out", str(tmp_path)])
     assert {p.suffix for p in tmp_path.glob("loss_slice.*")} == {".png", ".pdf"}

@@ -92,7 +92,7 @@ def test_the_stragglers_are_those_of_the_criterion_that_decided_or_is_asked_for(
 def test_runs_that_chose_by_different_criteria_need_one(tmp_path: Path) -> None:
     one, two = made(tmp_path / "a", PAIRS[:3]), made(tmp_path / "b", PAIRS[3:], "instability")
     with pytest.raises(
-        ConfigError, match=r"share:hessian_trace chose the stragglers of (.|\n)*Remedy: --straggler-crit"
+        ConfigError, match=r"share:hessian_trace chose the stragglers in (.|\n)*Remedy: --straggler-crit"
     ):
         correlate([one, two])
     assert main(["correlate", str(one), str(two), "--straggler-criterion", "instability"]) == 0

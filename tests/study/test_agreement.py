@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from sharpscope.config.study import PairConfig, StudyConfig
-from sharpscope.study.compute import compute
+from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context
 from sharpscope.study.manifest import identity_of
 from sharpscope.study.results import Results
+from sharpscope.study.tasks import Task
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import csv_bytes, read_csv
 from sharpscope.vocabulary import AGREEMENT
@@ -33,7 +34,7 @@ def context() -> Context:
 
 @pytest.fixture(scope="module")
 def units(context: Context) -> dict[str, Unit]:
-    return {f"path/success/{a!r}": compute(context, f"path/success/{a!r}") for a in ALPHAS}
+    return {f"path/success/{a!r}": compute_each(context, [Task(f"path/success/{a!r}")])[0] for a in ALPHAS}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_shares_follow_from_the_answers_of_the_units(table: pd.DataFrame, units:
 
 def test_the_rest_of_the_unit_is_that_of_a_run_without(context: Context, units: dict[str, Unit]) -> None:
     plain = dataclasses.replace(context, config=dataclasses.replace(CONFIG, agreement=False))
-    one, other = units["path/success/0.5"], compute(plain, "path/success/0.5")
+    one, other = units["path/success/0.5"], compute_each(plain, [Task("path/success/0.5")])[0]
     assert set(one.rows) - set(other.rows) == {"agreement"}
     assert all(one.rows[name] == rows for name, rows in other.rows.items())
     assert all(np.array_equal(one.arrays[name], array) for name, array in other.arrays.items())
@@ -85,7 +86,10 @@ def test_the_rest_of_the_unit_is_that_of_a_run_without(context: Context, units: 
 
 def test_a_worker_that_starts_in_the_middle_gives_the_same_rows(context: Context, units: dict[str, Unit]) -> None:
     fresh = Context(CONFIG, context.pair)
-    assert compute(fresh, "path/success/0.5").rows["agreement"] == units["path/success/0.5"].rows["agreement"]
+    assert (
+        compute_each(fresh, [Task("path/success/0.5")])[0].rows["agreement"]
+        == units["path/success/0.5"].rows["agreement"]
+    )
 
 
 def test_the_table_survives_its_file(table: pd.DataFrame, tmp_path) -> None:
@@ -100,7 +104,7 @@ def test_without_a_text_tower_energies_are_undefined_and_the_rest_is_not(context
         {n: t for n, t in theta.items() if n not in pair.model.text_names} for theta in (pair.theta_0, pair.theta_1)
     ]
     headless = Context(CONFIG, dataclasses.replace(pair, theta_0=body[0], theta_1=body[1]))
-    rows = pd.DataFrame(compute(headless, "path/success/0.5").rows["agreement"])
+    rows = pd.DataFrame(compute_each(headless, [Task("path/success/0.5")])[0].rows["agreement"])
     gap = rows["measure"] == "energy_gap"
     assert set(rows[gap]["status"]) == {"undefined"} and rows[gap]["note"].str.contains("text tower").all()
     assert set(rows[~gap]["status"]) == {"ok"}

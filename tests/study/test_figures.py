@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import json
 import re
@@ -25,6 +24,7 @@ from sharpscope.study.figures.making import figures
 from sharpscope.study.figures.reading import tables_of
 from sharpscope.tables.files import csv_bytes, read_csv
 from tests.present import conftest as made
+from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[2]
 OF_ANALYSES = {"fig_emoji", "fig_finetuners", "fig_published"}
@@ -58,19 +58,11 @@ def unwritten(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return kept
 
 
-def loaded(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_every_figure_has_a_script_and_every_script_a_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     named: list[tuple[str, str]] = []
     for path in SCRIPTS:
         monkeypatch.setattr(script, "figure_script", lambda name, text, stem=path.stem: named.append((stem, name)))
-        loaded(path)
+        loaded(f"figures/{path.name}")
     assert sorted(name for _, name in named) == sorted(FIGURES)
     assert all(stem == name for stem, name in named if "paper" in stem + name)
     assert not list((ROOT / "figures").glob("*.mplstyle"))
@@ -175,7 +167,7 @@ def test_where_nothing_can_be_drawn_there_is_one_error(run: Path, tmp_path: Path
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
 def test_options_of_scripts_have_the_functions_defaults_and_a_help(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (name,) = (line.split('"')[1] for line in path.read_text().splitlines() if line.startswith("main = "))
-    kind, text = FIGURES[name], loaded(path).__doc__
+    kind, text = FIGURES[name], loaded(f"figures/{path.name}").__doc__
     parsed = vars(script._parser(kind, text).parse_args(["RUN"]))
     data = {"sources", "out", "group"} - set(kind.options())
     assert {k: v for k, v in parsed.items() if k not in data} == {o.name: o.default for o in kind.options().values()}

@@ -16,10 +16,11 @@ from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import RunDirectoryError
 from sharpscope.study import context as contexts
-from sharpscope.study.compute import compute
+from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context
 from sharpscope.study.repaired import Repaired
 from sharpscope.study.results import Results
+from sharpscope.study.tasks import Task
 from sharpscope.study.tasks import Variant as RepairOf
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.rows import dense_rows
@@ -64,11 +65,11 @@ def done() -> tuple[Context, dict[str, Unit], Results]:
         patch.setattr(contexts, "load_dataset", load)
         context = Context.load(config, config.pairs[0])
         keys = [*(f"path/p/{a!r}" for a in ALPHAS), "layers/p/finetuned"]
-        found = {key: compute(context, key) for key in keys}
+        found = {key: compute_each(context, [Task(key)])[0] for key in keys}
         results = Results(config, {"p": context.layers})
         results.take(found, {})
         for task in results.repair_tasks():
-            found[task.key] = compute(context, task.key, task.variant)
+            found[task.key] = compute_each(context, [task])[0]
         results.take(found, {})
     return context, found, results
 

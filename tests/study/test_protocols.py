@@ -24,9 +24,10 @@ from sharpscope.config.protocol import ProtocolConfig
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import ConfigError, PairMismatch, RunDirectoryError
 from sharpscope.finetuning.run import finetune
-from sharpscope.study.compute import compute
+from sharpscope.study.compute import compute_each
 from sharpscope.study.context import Context, load_study_pair
 from sharpscope.study.protocols import run as protocol
+from sharpscope.study.tasks import Task
 from sharpscope.weights.checkpoint import read_checkpoint, write_checkpoint
 from sharpscope.weights.prompts import read_prompts
 
@@ -178,7 +179,7 @@ def test_a_run_reads_the_upgraded_model_with_its_own_pictures(
         (PairConfig("p", world["zeroshot"], str(file)),), model=world["model"], probe=spec, id=(spec,), **flags
     )
     context = Context.load(study, study.pairs[0])
-    rows = compute(context, "upgraded/p/1.0").rows["accuracy"]
+    rows = compute_each(context, [Task("upgraded/p/1.0")])[0].rows["accuracy"]
     theta = read_checkpoint(flags["upgraded"]).tensors
     classifier = Classifier(clip, "stored", ("ant", "bee", "cat", "dog"))
     vectors = prompted_vectors(clip, theta, read_prompts(str(file)), classifier.classnames, "file")
@@ -195,7 +196,7 @@ def test_a_run_reads_the_upgraded_model_with_its_own_pictures(
     ({"datasets": ("mini:photo#new",)}, "is a half already"),
     ({"datasets": ("mini:photo", "mini:photo")}, "given twice"),
     ({"methods": ("coop",), "recipes": ("coop",)}, "'coop' is given twice"),
-    ({"shots": (1, 2)}, "several are few-shot's"),
+    ({"shots": (1, 2)}, "only few-shot takes several"),
     ({"shots": (0,)}, "at least one image of each class"),
     ({"hyperparameters": {"shots": 2}}, "a flag of its own"),
     ({"protocol": "upgrade"}, "upgraded: is missing"),

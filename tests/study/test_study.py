@@ -272,8 +272,8 @@ def test_running_again_computes_only_what_is_missing_or_damaged(
 def test_correlate_of_one_run_gives_the_runs_own_rows(finished: study.Run) -> None:
     keys = list(KEYS["correlations"])
     found = correlate([finished.root], bootstrap=60)
-    own = finished.correlations[
-        (finished.correlations["scope"] == "pairs") & (finished.correlations["source"] == "run")
+    own = finished.tables["correlations"][
+        (finished.tables["correlations"]["scope"] == "pairs") & (finished.tables["correlations"]["source"] == "run")
     ]
     assert {"(stragglers)", "(others)"} <= set(own["layer"]) and {"instability", "rewind"} <= set(own["measure"])
     same = found[found["alpha"].isin(set(own["alpha"]))]

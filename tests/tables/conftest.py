@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from tests.scripts import loaded
 
-_PATH = Path(__file__).parents[1] / "present" / "conftest.py"
-_spec = importlib.util.spec_from_file_location("made_tables_of_present", _PATH)
-assert _spec is not None and _spec.loader is not None
-_made = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_made)
-
+_made = loaded("tests/present/conftest.py")
 layers, tables = _made.layers, _made.tables

@@ -17,6 +17,8 @@ from sharpscope.tables.rows import (
     nearest,
     primary_rows,
     widest,
+    with_ordered_layers,
+    with_plain_layers,
 )
 
 
@@ -77,3 +79,18 @@ def test_which_one_of_several() -> None:
     )
     assert measures_in(table) == ["hessian_trace", "lambda_max", "aa", "zz"]
     assert list(has_value(table)) == [True, False, False, True]
+
+
+def test_layers_are_in_the_forward_order_whatever_the_order_of_the_rows() -> None:
+    names = ["(all)", "visual.conv1", "visual.transformer.resblocks.2", "visual.transformer.resblocks.10", "head"]
+    table = pd.DataFrame({"layer": list(reversed(names)) * 2, "estimate": range(10)})
+    shown = with_ordered_layers(table)
+    assert list(shown.sort_values("layer")["layer"].unique()) == names
+    assert list(shown.groupby("layer", observed=True)["estimate"].sum().index) == names
+    assert (shown["layer"] > "visual.transformer.resblocks.2").tolist() == [True, True, False, False, False] * 2
+    given = with_ordered_layers(table, ["head", *names[:-1]])
+    assert given["layer"].cat.categories[0] == "head"
+    pd.testing.assert_frame_equal(with_plain_layers(shown), table)
+    assert with_plain_layers(table) is table
+    bare = pd.DataFrame({"alpha": [0.5]})
+    assert with_ordered_layers(bare) is bare

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sharpscope.errors import ConfigError, NonFiniteWeights, PairMismatch
 from sharpscope.layers import is_buffer, split_layers
-from sharpscope.weights.path import InterpolationPath, fisher_path, lines_path
+from sharpscope.weights.path import FisherPath, InterpolationPath, lines_path
 
 BLOCK = "visual.transformer.resblocks.0."
 ALPHAS = st.floats(0, 1, allow_subnormal=False)
@@ -235,7 +235,7 @@ def test_tied_tensors_stay_tied_and_count_once() -> None:
 
 def test_equal_fisher_information_is_the_straight_path() -> None:
     fisher = {n: torch.full_like(t, 3.0) for n, t in ZERO.items() if t.is_floating_point()}
-    weighted = fisher_path(ZERO, ONE, fisher, fisher, torch.float64).at(0.3)
+    weighted = FisherPath(InterpolationPath(ZERO, ONE, torch.float64), fisher, fisher).at(0.3)
     plain = InterpolationPath(ZERO, ONE, torch.float64).at(0.3)
     for n in plain:
         torch.testing.assert_close(weighted[n], plain[n])
@@ -245,7 +245,7 @@ def test_fisher_information_weighs_elementwise_with_exact_ends_and_a_floor() -> 
     g = torch.Generator().manual_seed(5)
     f_0, f_1 = ({n: torch.rand(t.shape, generator=g) for n, t in ZERO.items()} for _ in range(2))
     f_0["logit_scale"], f_1["logit_scale"] = torch.tensor(0.0), torch.tensor(0.0)
-    path = fisher_path(ZERO, ONE, f_0, f_1, torch.float64)
+    path = FisherPath(InterpolationPath(ZERO, ONE, torch.float64), f_0, f_1)
     assert _same(path.at(0), InterpolationPath(ZERO, ONE, torch.float64).at(0))
     assert _same(path.at(1), InterpolationPath(ZERO, ONE, torch.float64).at(1))
     a, n = 0.3, "visual.conv1.weight"
@@ -259,13 +259,14 @@ def test_fisher_information_weighs_elementwise_with_exact_ends_and_a_floor() -> 
 
 
 def test_fisher_information_that_does_not_fit_is_refused() -> None:
+    plain = InterpolationPath(ZERO, ONE)
     fisher = {n: torch.ones_like(t) for n, t in ZERO.items() if t.is_floating_point()}
     with pytest.raises(PairMismatch, match="F1: no Fisher information for logit_scale"):
-        fisher_path(ZERO, ONE, fisher, {n: t for n, t in fisher.items() if n != "logit_scale"})
+        FisherPath(plain, fisher, {n: t for n, t in fisher.items() if n != "logit_scale"})
     with pytest.raises(PairMismatch, match="differ in shape"):
-        fisher_path(ZERO, ONE, fisher | {"logit_scale": torch.ones(2)}, fisher)
+        FisherPath(plain, fisher | {"logit_scale": torch.ones(2)}, fisher)
     with pytest.raises(NonFiniteWeights, match="logit_scale"):
-        fisher_path(ZERO, ONE, fisher | {"logit_scale": torch.tensor(math.nan)}, fisher)
+        FisherPath(plain, fisher | {"logit_scale": torch.tensor(math.nan)}, fisher)
 
 
 # ------------------------------------------------------------------ LiNeS

@@ -54,13 +54,14 @@ TILE: Final = 48
 COLUMNS: Final = 40
 """Tiles in a row of a sheet."""
 VIEWS: Final[Mapping[str, int]] = {"train": 4, "val": 4, "test": 4, "ood": 4}
-"""Split -> images of each drawing. With more views less of an accuracy is the chance of place and background."""
+"""Split -> the number of images of each drawing. With more of them an accuracy depends less on chance in placement and
+background."""
 TEMPLATES: Final = ("{}", "an emoji of a {}", "a picture of a {}", "a drawing of a {}", "an icon of a {}")
 _PARTS: Final[Mapping[str, Mapping[str, float]]] = {
     "emoji": {"val": 0.15, "test": 0.25, "ood": 0.6},
     "emoji-group": {"train": 0.4, "val": 0.1, "test": 0.15, "ood": 0.35},
 }
-"""Kind -> share of the things in each split."""
+"""Kind of set -> the share of the things that each split gets."""
 _REMEDY: Final = "Remedy: python analyses/emoji/fetch.py --out DIR fills DIR/emoji; then --data-root DIR."
 
 
@@ -235,8 +236,9 @@ def find_emoji(request: Request) -> Found:
     world, styles = _asked(request)
     if request.split == "train" and len(styles) == 1:
         raise DatasetError(
-            f"data set {shown(request.spec)}: of every thing one drawing is kept out of train, and one style has no "
-            "other.\nRemedy: several styles, joined by commas; or emoji-group:STYLE, whose splits hold other things."
+            f"data set {shown(request.spec)}: one drawing of every thing is kept out of training, and a single style "
+            "has no other.\nRemedy: several styles, joined by commas; or emoji-group:STYLE, whose splits hold other "
+            "things."
         )
 
     def is_asked(thing: Thing, style: str) -> bool:

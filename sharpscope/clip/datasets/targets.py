@@ -93,7 +93,7 @@ def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
             if missing := [c for c in _COLUMNS if c not in names]:
                 raise DatasetError(
                     f"{shown(path)}: no column '{missing[0]}'; its columns are {shown(', '.join(names) or 'none')}.\n"
-                    "Remedy: a first line 'filepath,label', then a line an image."
+                    "Remedy: a first line 'filepath,label', then one line per image."
                 )
             reader.fieldnames = names
             out = []

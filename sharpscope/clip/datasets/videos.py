@@ -36,7 +36,7 @@ _DISSIMILAR: Final = frozenset(
 """The reviewers' words for a pair of frames that does not count as similar."""
 _FRAME = re.compile(r"[^/]+/frame-(\d+)\.jpg")
 _SWAPPED: Final = {22: 23, 23: 22}
-"""Two numbers that mean each other's class in the table of anchors (none and car), as WiSE-FT reads it."""
+"""Two class numbers (none and car) that are exchanged in the table of anchors; WiSE-FT's code exchanges them too."""
 
 
 @dataclass(frozen=True)

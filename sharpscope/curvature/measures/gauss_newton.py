@@ -14,7 +14,7 @@ from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.embedding import embedding_trace
 from sharpscope.curvature.graphs import plan_memory
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.images import added
+from sharpscope.curvature.imageerrors import added
 from sharpscope.curvature.measures.rows import MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import Sampled, check, facts_of, sampled_tasks, solved, with_images
 from sharpscope.curvature.operator import Objective
@@ -32,7 +32,8 @@ CONTROL_SHARE = 1 / 3
 small share is cheap; tr(H - G) is left with sqrt(1 - 1/9) = 94 % of the tolerance. A larger share saves backward passes
 for G and costs Hessian-vector products."""
 EMBEDDING_SHARE = 1 / 2
-"""The same for the part that comes through the embeddings, where probes of the rest are cheaper."""
+"""The same share for the part of the trace that comes through the embeddings. It is larger, because sampling
+the rest is cheaper there."""
 
 
 def no_control(objective: Objective, theta: Mapping[str, Tensor]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.arithmetic import second_order
-from sharpscope.curvature.images import batch_sizes, error_over_images
+from sharpscope.curvature.imageerrors import batch_sizes, error_over_images
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureTable, Point
 from sharpscope.errors import NumericalError
 from sharpscope.machine.team import team_of
@@ -73,5 +73,5 @@ def _over_images(point: Point, gradient: Mapping[str, Tensor], norm: float) -> t
         return math.nan, "the gradient is zero"
     adds = point.image_losses.slopes({n: g / norm for n, g in gradient.items()}, norm)
     if adds is None:
-        return math.nan, "the loss is no straight line along the gradient"
+        return math.nan, "the loss is not linear along the gradient over the step of the finite difference"
     return error_over_images(adds, point.objective.weights, batch_sizes(point.objective)), ONE_UNIT

@@ -15,7 +15,7 @@ from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, l
 from sharpscope.curvature.functional import engine_for
 from sharpscope.curvature.graphs import Use
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
-from sharpscope.curvature.images import added, batch_sizes, error_over_images
+from sharpscope.curvature.imageerrors import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
 from sharpscope.curvature.measures.rows import ONE_UNIT, MeasureSettings, MeasureTable, Point, trace_row
 from sharpscope.curvature.measures.solving import Sampled, check, facts_of, sampled_tasks, solved, with_images

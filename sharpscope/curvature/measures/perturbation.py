@@ -85,7 +85,7 @@ def add_rise(
     table.add(
         layer, measure, result.estimate, seed=seed, converged=result.converged, stderr=result.stderr,
         num_matvecs=result.num_evaluations, rho=rho, stderr_images=result.stderr_images,
-        untold="needs two batches of the probe at least", note=note if math.isfinite(result.estimate) else "",
+        untold="needs at least two batches of probe images", note=note if math.isfinite(result.estimate) else "",
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from sharpscope.config.ranges import check_products, check_ranges
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
-from sharpscope.curvature.images import ImageLosses, batch_sizes, error_over_images, told_apart
+from sharpscope.curvature.imageerrors import ImageLosses, batch_sizes, error_over_images, told_apart
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.images import batch_sizes, by_batch
+from sharpscope.curvature.imageerrors import batch_sizes, by_batch
 from sharpscope.curvature.operator import Estimator, Probes, check_symmetric, solve, solve_together
 from sharpscope.curvature.trace import FIRST, Pilot, TraceEstimate, per_example_steps
 from sharpscope.vocabulary import ALL

@@ -1,1 +1,1 @@
-"""Advice on alpha, one module a situation: what is known of the OOD data decides how an alpha can be chosen."""
+"""Advice on alpha, one module for each situation: what is known of the OOD data decides how alpha can be chosen."""

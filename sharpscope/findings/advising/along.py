@@ -1,4 +1,4 @@
-"""The accuracies of one pair along its path, and what every rule costs by the OOD labels."""
+"""The accuracies of one pair along its path, and the OOD accuracy that each rule loses against the best alpha."""
 
 from __future__ import annotations
 

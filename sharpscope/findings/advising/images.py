@@ -204,12 +204,12 @@ def image_rows(path: AlongPath, curves: Mapping[str, ImageCurve], judged: Mappin
         test = judged.get(rule)
         note = noted(
             f"estimated target accuracy {100 * curve.values[best]:.1f} %",
-            "no shift with labels was there to judge it by" if test is None else
+            "not tested: there is no shifted ID set with labels" if test is None else
             f"held out, on {test.shifts} shifts of ID data with labels: the estimated gains are off by "
             f"{100 * test.error:.1f} points (root mean square)",
             f"chosen because its held-out regret is the smallest of {len(usable)}; a target that is shifted in another "
             "way than the held-out shifts may answer differently" if rule == winner else "",
-            f"{least} alone has no larger held-out regret" if rule == winner and test is not None and least
+            f"the simple rule {least} has no larger held-out regret" if rule == winner and test is not None and least
             and fixed[least] <= test.regret else "",
         )  # fmt: skip
         told = {"expected_regret": math.nan if test is None else test.regret, "advised": rule == winner}
@@ -235,6 +235,6 @@ def _gain(path: AlongPath, curve: ImageCurve, best: int, error: float) -> Row:
 
 
 def estimates_table(pair: str, alphas: tuple[float, ...], curves: Mapping[str, ImageCurve]) -> pd.DataFrame:
-    """Every rule's estimate of the target accuracy along the path: pair, alpha, and a column a rule."""
+    """Every rule's estimate of the target accuracy along the path: pair, alpha, and one column per rule."""
     columns = {rule: curve.values for rule, curve in curves.items()}
     return pd.DataFrame({"pair": pair, "alpha": alphas, **columns})

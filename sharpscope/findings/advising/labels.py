@@ -1,10 +1,9 @@
-"""The situation ``target_labels``: a few labelled images of the target, and intervals that are honest about so few."""
+"""The situation ``target_labels``: some images of the target have labels; the intervals hold for small numbers too."""
 
 from __future__ import annotations
 
 import functools
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from scipy import stats
 from sharpscope.errors import ConfigError
 from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 from sharpscope.findings.frames import alpha_index
+from sharpscope.scores import normal_quantile
 from sharpscope.vocabulary import TARGET
 
 __all__ = ["FEWEST_LABELS", "label_curve", "label_rows", "paired_difference"]
@@ -41,7 +41,7 @@ def paired_difference(only_first: int, only_second: int, n: int, level: float = 
 
     Source: Tango 1998, Statistics in Medicine 17:891-908.
     """
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = normal_quantile(level)
 
     def statistic(d: float) -> float:
         linear = -only_first - only_second + (2 * n - only_first + only_second) * d

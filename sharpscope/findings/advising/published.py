@@ -1,4 +1,5 @@
-"""The situation ``none``: nothing is known but two checkpoints. No alpha is advised; published paths are told of."""
+"""The situation ``none``: only the two checkpoints are known. No alpha is advised; the results of published paths are
+reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The situation ``references``: other pairs have OOD labels. They are heard only on a pair that is like them."""
+"""The situation ``references``: other pairs have OOD labels. They are used only for a pair whose features lie within
+theirs."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 from sharpscope.findings.design import Design
 from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, predict_gain
 from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, LEARNING_RATE
+from sharpscope.vocabulary import ADVICE, ALL, BASELINE, DEFAULT_GROUP, LEARNING_RATE
 
 __all__ = [
     "Reference",
@@ -26,7 +27,7 @@ __all__ = [
 
 MEASURES = ("ggn_trace", "hessian_trace")
 """The sharpness of the whole model is taken from the first of these measures that every pair has."""
-FIXED = ("zeroshot", "half", "finetuned", "id_best")
+FIXED = tuple(rule for rule in ADVICE[BASELINE] if rule != "oracle")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _outside(judged: Reference, others: Sequence[Reference], names: Sequence[str
             value, low, high = (math.exp(v) for v in (value, column.min(), column.max()))
             title = _TITLES.get(name, "the rise of sharpness")
             said.append(f"{title} is {value:.3g}, and theirs are {low:.3g} to {high:.3g}")
-    return noted(*said) or "its combination of features lies farther out than any of theirs"
+    return noted(*said) or "its combination of features is farther from their mean than that of any of them"
 
 
 _TITLES = {"log_learning_rate": "the learning rate", "log_distance": "the distance between the ends"}
@@ -305,7 +306,7 @@ def reference_rows(
     references: Sequence[Reference],
     held_back: Callable[[str], tuple[Row, str]] = lambda group: ({}, ""),
 ) -> list[Row]:
-    """The alphas that the references advise, one row a rule and group of OOD sets; none for a pair outside of them.
+    """The alphas that the references advise, one row per rule and group of OOD sets; none for a pair outside of them.
 
     Advised is the rule with the smallest regret on the references themselves, each setting left out in turn; at equal
     regret the simplest: best_fixed before learning_rate before predicted.

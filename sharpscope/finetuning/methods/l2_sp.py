@@ -14,6 +14,7 @@ from sharpscope.finetuning.method import (
     Losses,
     Method,
     Prepared,
+    Scope,
     Stage,
     Task,
     cross_entropy,
@@ -65,7 +66,7 @@ class L2SP(Method):
     distance: Literal["l2", "l1"] = "l2"
     """l2: strength / 2 * ||theta - theta_0||^2; l1: strength * ||theta - theta_0||_1, the paper's L1-SP, which keeps
     some weights near their start and lets others go."""
-    scope: Literal["tower", "head"] = "tower"
+    scope: Scope = "tower"
     """tower: the image tower and the head move and are pulled; head: the head alone (WiSE-FT's figure 13)."""
 
     def prepare(self, task: Task) -> Prepared:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from sharpscope.finetuning.method import (
     Method,
     Prepared,
+    Scope,
     Stage,
     Task,
     cross_entropy,
@@ -36,7 +37,7 @@ class WiseFT(Method):
     batch_size: int = 512
     warmup: float = 500.0
     weight_decay: float = 0.1
-    scope: Literal["tower", "head"] = "tower"
+    scope: Scope = "tower"
     """tower: the image tower and the head; head: the head alone."""
     head_bias: bool = True
     """Train a bias of the head, which starts at 0; it is on the path like every other tensor."""

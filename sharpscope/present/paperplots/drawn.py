@@ -48,7 +48,7 @@ MADE_BY: Final[dict[str, str]] = {
     "few_shot": "sharpscope protocol few-shot",
     "upgrade": "sharpscope protocol upgrade",
     "upgraded": "sharpscope run --upgraded FILE",
-    "changes": "sharpscope inspect A B --granularity tensor --csv FILE",
+    "changes": "sharpscope inspect A B --granularity tensor --out FILE",
     "slice": "sharpscope.loss_slice",
 }
 """Table -> the command that makes it."""
@@ -57,7 +57,7 @@ ENDS: Final = (
     Line2D([], [], color=INK["black"], marker="*", ls="none", markersize=8, label="zero-shot (α = 0)"),
     Line2D([], [], color=INK["grey"], marker="s", ls="none", markersize=5, label="fine-tuned (α = 1)"),
 )
-"""The entries of a legend for the marks of the two ends of a path."""
+"""The legend entries that explain the marks at the two ends of a path."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def paper_figure(draw: Callable[P, Drawn]) -> Callable[P, Drawn]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Drawn:
         made: list[Drawn] = []
 
-        def figure() -> Figure:
+        def figure(*args: P.args, **kwargs: P.kwargs) -> Figure:
             made.append(draw(*args, **kwargs))
             return made[0].figure
 
-        styled(figure)()
+        styled(figure)(*args, **kwargs)
         return Drawn(made[0].figure, " ".join(made[0].caption.split()))
 
     return wrapper

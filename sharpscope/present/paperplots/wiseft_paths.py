@@ -17,7 +17,7 @@ from sharpscope.present.paperplots.outcomes import bars, images_in_words, model_
 from sharpscope.present.scales import Scale, percent_ticks, scaled
 from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, short_set
 from sharpscope.tables.rows import unique_in_order
-from sharpscope.vocabulary import DENSE
+from sharpscope.vocabulary import DENSE, OOD_MEAN
 
 __all__ = ["paper_wiseft_alpha", "paper_wiseft_ensembles", "paper_wiseft_scatter"]
 
@@ -73,7 +73,7 @@ def paper_wiseft_scatter(
     """
     panels = paired(accuracy, "wiseft_scatter")
     shown = dict(list(panels.items())[:_MOST_PANELS])
-    mean_name = next(iter(accuracy.loc[accuracy["role"] == "ood_mean", "dataset"]), "mean")
+    mean_name = next(iter(accuracy.loc[accuracy["role"] == OOD_MEAN, "dataset"]), "mean")
     looks, lines_key = pair_lines(next(iter(panels.values()))["pair"], pair_order)
     columns = min(2, len(shown))
     lines = math.ceil(len(shown) / columns)
@@ -175,7 +175,7 @@ def paper_wiseft_alpha(accuracy: pd.DataFrame, pair_order: Sequence[str] = ()) -
     Source: Wortsman et al. 2022 (arXiv 2109.01903), fig. 6.
     """
     rows = model_sets(accuracy, "wiseft_alpha")
-    roles = {role: unique_in_order(rows.loc[rows["role"] == role, "dataset"]) for role in ("id", "ood_mean", "ood")}
+    roles = {role: unique_in_order(rows.loc[rows["role"] == role, "dataset"]) for role in ("id", OOD_MEAN, "ood")}
     every = [(role, name) for role, names in roles.items() for name in names]
     shown, (looks, lines_key) = every[:_MOST_SETS], pair_lines(rows["pair"], pair_order)
     columns = min(_COLUMNS, len(shown))

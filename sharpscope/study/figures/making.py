@@ -105,7 +105,7 @@ def _written(
 
 
 def _chosen(tables: Tables, only: Sequence[str]) -> dict[str, Callable[[], Drawing]]:
-    """Name of the files -> what draws them, of the figures that are asked for."""
+    """Name of the files -> the function that draws them, for all figures that are asked for."""
     every = {kind: FIGURES[kind].drawings(tables) for kind in FIGURES}
     by_file = {name: draw for drawings in every.values() for name, draw in drawings.items()}
     chosen: dict[str, Callable[[], Drawing]] = {}

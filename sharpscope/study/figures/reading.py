@@ -130,10 +130,10 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
         return _points(sources, group, shipped)
     sources = tuple(source for source in sources if source.holds(name))
     if not sources:
-        raise not_made(f"the table {name}", name, "stands in none of what is given")
+        raise not_made(f"the table {name}", name, "is in none of the given runs and files")
     tables = [source.table(name) for source in sources]
     if len(tables) > 1 and "pair" not in tables[0]:
-        raise NoData(f"the table {name} has no pairs, and figures of it take one run; {len(tables)} are given.")
+        raise NoData(f"the table {name} has no column pair, so that its figures take one run, not {len(tables)}.")
     if len(tables) == 1:
         return tables[0] if group is None else of_group(tables[0], group)
     names = [set(table["pair"]) for table in tables]
@@ -156,7 +156,7 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
 def _points(sources: tuple[_Source, ...], group: str | None, shipped: bool) -> pd.DataFrame:
     """The points of a run that shows the shipped pairs beside its own, as its report does."""
     if not shipped:
-        raise NoData("the runs show no points but their own.")
+        raise NoData("no run shows the shipped pairs beside its own, so that there are no further points.")
     frames: dict[str, pd.DataFrame] = {}
     for name in ("sharpness", "accuracy"):
         own, known = _joined(sources, group, shipped, name), shipped_table(name)

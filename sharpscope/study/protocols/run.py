@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from sharpscope.clip.pair import resolve_checkpoint
-from sharpscope.clip.progress import MakeBar, silent
+from sharpscope.clip.progress import Shown, bars_for
 from sharpscope.config.protocol import ProtocolConfig
 from sharpscope.errors import NumericalError
 from sharpscope.findings import protocols
@@ -50,9 +50,7 @@ class FinishedProtocol:
     """Key -> reason, of each model that diverged."""
 
 
-def run_protocol(
-    config: ProtocolConfig, out: str | os.PathLike[str], progress: MakeBar | None = None
-) -> FinishedProtocol:
+def run_protocol(config: ProtocolConfig, out: str | os.PathLike[str], progress: Shown = False) -> FinishedProtocol:
     """Run a protocol, or the missing part of it, and write its tables as CSV, Parquet and Markdown.
 
     Every trained model stays in ``out/checkpoints``. A model whose training diverges is left out and named in
@@ -65,7 +63,7 @@ def run_protocol(
     directory = RunDirectory.open(out, _identity(config), _manifest(config))
     directory.log("start", protocol=config.protocol)
     wanted = trials(config)
-    with contextlib.closing((progress or silent)(total=len(wanted), desc=config.protocol)) as bar:
+    with contextlib.closing(bars_for(progress)(total=len(wanted), desc=config.protocol)) as bar:
         units, failed = _done(config, directory, wanted, bar)
     rows = normalised(pd.DataFrame(rows_of([units[t.key] for t in wanted if t.key in units])), "protocol")
     table = _table(config, _in_order(config, rows), units, wanted)

@@ -24,7 +24,7 @@ from sharpscope.weights.theta import on_device
 __all__ = ["Trial", "measured", "trials"]
 
 _SEED_OF_ZERO_SHOT: Final = 0
-"""What the column ``seed`` says of the zero-shot model, for which nothing is drawn."""
+"""The entry of the column ``seed`` for the zero-shot model, which depends on no seed."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sharpscope.config.inputs import no_such_file
 from sharpscope.errors import CheckpointError, CorruptCheckpoint, listing, shown
 from sharpscope.weights.files import flaxfile, safetensorsfile
 from sharpscope.weights.files.inert import Report
-from sharpscope.weights.files.sources import DISTRIBUTED
+from sharpscope.weights.files.locations import DISTRIBUTED
 from sharpscope.weights.files.torchfiles import LEGACY, read_legacy, read_raw_pickle, read_zip
 
 __all__ = ["Content", "open_regular", "read_container"]

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import torch
 
-from sharpscope.weights.files.power import is_unsafe
+from sharpscope.weights.files.dangerous import is_unsafe
 
 __all__ = [
     "DamagedPickleError",

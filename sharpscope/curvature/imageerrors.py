@@ -28,13 +28,16 @@ __all__ = ["Contributions", "ImageLosses", "added", "batch_sizes", "by_batch", "
 Contributions = tuple[Tensor, ...]
 
 RISE = 2e-3
-"""Rise of the loss, as a share of it (of 1 nat at least), over the step of a second difference: in float32 rounding is
-then a per cent of it. Raised, the loss is less of a parabola over the step."""
+"""The step of a second difference is chosen such that the loss rises by this fraction of itself (of 1 nat, if the loss
+is smaller); rounding in float32 is then about a per cent of the rise. With a larger value the loss deviates more from a
+parabola over the step."""
 AGREES = 0.2
-"""Relative difference up to which the mean of differences counts as the slope or curvature that is known exactly."""
+"""The mean of the finite differences may differ from the exactly known slope or curvature by this relative amount;
+otherwise the differences are not used."""
 FARTHEST = 1e-2
-"""Longest step along a gradient, as a share of the norm of the weights that move (of 1 at least). Raised, rounding adds
-less to the slopes of a flat loss, and its bend more."""
+"""The longest step along a gradient, as a fraction of the norm of the weights that move (of 1, if the norm is smaller).
+With a larger value rounding disturbs the slopes of a flat loss less and the curvature of the loss disturbs them
+more."""
 
 
 def batch_sizes(objective: Objective) -> tuple[int, ...] | None:

@@ -14,8 +14,9 @@ from sharpscope.seeds import derive
 __all__ = ["Choices", "Design", "Range", "drawn", "read_ranges"]
 
 Design = Literal["random", "latin-hypercube"]
-"""random: independent draws (Bergstra and Bengio 2012, JMLR 13). latin-hypercube: of N draws each range is cut into N
-parts of equal probability, and every part holds one draw (McKay, Beckman and Conover 1979, Technometrics 21(2))."""
+"""random: independent draws (Bergstra and Bengio 2012, JMLR 13). latin-hypercube: each range is cut into as many parts
+of equal probability as there are draws, and every part holds one draw (McKay, Beckman and Conover 1979, Technometrics
+21(2))."""
 
 
 @dataclass(frozen=True)

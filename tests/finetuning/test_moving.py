@@ -20,8 +20,8 @@ from sharpscope.finetuning.fit import Fitted, fit
 from sharpscope.finetuning.method import Task
 from sharpscope.finetuning.methods.clipfit import clipfit_names
 from sharpscope.finetuning.methods.r_adapter import adapters_of
+from sharpscope.finetuning.moving import only
 from sharpscope.finetuning.registry import METHODS
-from sharpscope.finetuning.selection import only
 from sharpscope.layers import tower_of
 from sharpscope.miniworld.shipped import checkpoint_path
 from sharpscope.weights.checkpoint import read_checkpoint

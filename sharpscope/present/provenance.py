@@ -76,7 +76,7 @@ def _where(row: Mapping[str, Any]) -> str:
 
 
 _ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
-"""The keys of the manifest that are shown in other sections or folded."""
+"""The keys of the manifest that this section leaves out, because another section shows them or they are folded away."""
 
 
 def making(source: Source) -> Section:

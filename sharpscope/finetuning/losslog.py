@@ -10,14 +10,14 @@ from torch import Tensor
 from sharpscope.errors import NumericalError
 from sharpscope.machine.devices import numbers
 
-__all__ = ["READ_EVERY", "Losses"]
+__all__ = ["READ_EVERY", "LossLog"]
 
 READ_EVERY = 20
 """The number of losses that wait on a GPU before they are read together. With more of them the host waits less often,
 and a training that diverges ends later, with the same message."""
 
 
-class Losses:
+class LossLog:
     """The losses of the steps so far, ``total`` of them to come; ``rate`` is what the error advises to lower."""
 
     def __init__(self, known: Iterable[float], total: int, rate: float) -> None:

@@ -25,7 +25,8 @@ with their square root."""
 _QUARTILE: Final = {"normal": 0.6744897501960817, "tail": 0.7111417782}
 """The upper quartile of a standard normal, and of Student's t with ``TAIL`` degrees of freedom."""
 _BELOW: Final = 2.0
-"""An estimate that lies below 0 by more than this many errors is negative, and has no logarithm."""
+"""An estimate that lies below 0 by more than this many of its standard errors counts as negative and has no
+logarithm."""
 
 
 def _log_scale(estimate: np.ndarray, error: np.ndarray) -> np.ndarray:

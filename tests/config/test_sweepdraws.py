@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from scipy.stats import kstest
 
-from sharpscope.config.draws import Design, drawn, read_ranges
 from sharpscope.config.study import StudyConfig
 from sharpscope.config.sweep import SweepConfig
+from sharpscope.config.sweepdraws import Design, drawn, read_ranges
 from sharpscope.errors import ConfigError
 
 RANGES = read_ranges({
