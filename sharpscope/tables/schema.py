@@ -108,10 +108,10 @@ Reading guide
   residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit; empty where
                        nothing is known, and then the pair is a unit of its own
   residuals.ood_gain   OOD accuracy at ``alpha`` minus that of zero-shot, mean over the group's sets, in [-1, 1]
-  residuals.residual_sharpness, residual_gain
-                       residual ranks in units of their standard deviation, the same for all pairs of a unit; over the
-                       units their Pearson correlation is the estimate of the primary row of ``correlations``. Empty
-                       where ``note`` gives a reason
+  residuals.residual_sharpness  residual rank of sharpness in units of its standard deviation, the same for all pairs
+                       of a unit. Over the units its Pearson correlation with ``residual_gain`` is the estimate of the
+                       primary row of ``correlations``; empty where ``note`` gives a reason
+  residuals.residual_gain  the same of the gain
   advice.situation     what the rule knows of the OOD data (a key of ``SITUATIONS``), the strongest first; ``baseline``
                        for rules that know nothing, and for the oracle
   advice.rule          a rule of ``ADVICE[situation]``
