@@ -1,4 +1,4 @@
-"""Report sections on the outcome: answer, advice, the pairs, accuracy along the path, failure."""
+"""Report sections on the outcome: answer, the pairs, accuracy along the path, failure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, get_args
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, aim_of, how_sure, situations_of
 from sharpscope.present.alphas import alpha_is, said, with_symbol
 from sharpscope.present.style import short_set
 from sharpscope.present.view import (
@@ -26,15 +25,12 @@ from sharpscope.present.view import (
     flat,
     images_of,
     in_order,
-    layer_names,
     pairs_of,
-    status_cell,
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import flags_of, groups_in, measures_in, of_group, primary_rows, records
 from sharpscope.vocabulary import (
-    ADVICE,
     ALL,
     CANNOT,
     CLAIMS,
@@ -47,20 +43,19 @@ from sharpscope.vocabulary import (
     PAIRS,
     PATHS,
     PROBE,
-    SITUATIONS,
     UPGRADED,
     EnsembleKind,
     ensemble_variant,
     path_variant,
 )
 
-__all__ = ["accuracy", "advice", "answer", "failure", "glance", "is_question", "measured", "pairs"]
+__all__ = ["accuracy", "answer", "failure", "is_question", "measured", "pairs"]
 
 _MEAN = (OOD_MEAN, PROBE)
 _VERDICTS = {HOLDS: ("good", "✓"), DOES_NOT_HOLD: ("bad", "✗"), CANNOT: ("open", "?")}
 
 
-# ---------------------------------------------------------------------------------------------------- answer and advice
+# ---------------------------------------------------------------------------------------------------- answer
 def is_question(claim: str) -> bool:
     """Whether a verdict answers the study's question itself; it is printed first."""
     return claim == CLAIMS["question"]
@@ -83,46 +78,6 @@ def measured(source: Source) -> str:
     return f"Measured: {' '.join(told)}." if told else ""
 
 
-def glance(source: Source) -> Grid | None:
-    """What to do with every pair, for each group of OOD sets, with OOD AND ID accuracy and how sure that is."""
-    table = source.table("advice")
-    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for pair in pairs_of(table, source.order):
-        for row in advised(table, pair):
-            alpha = None if is_missing(row["alpha"]) else float(row["alpha"])
-            alike.setdefault((pair, row["group"], row["situation"], alpha), []).append(row)
-    if not alike:
-        return None
-    basis = "; ".join(f"{x}: {SITUATIONS.get(x, 'nothing is known')}" for x in dict.fromkeys(k[2] for k in alike))
-    head = (
-        "pair", "OOD sets", f"take {with_symbol('α')}", "OOD accuracy there", "gain over zero-shot, points",
-        "ID accuracy there", "for", "how sure",
-    )  # fmt: skip
-    caption = f"What the strongest known facts advise ({basis}). Every rule stands under Advice."
-    return Grid.of(head, map(_glance_row, alike.values()), caption, (3, 4, 5), "tables/advice.csv")
-
-
-def _glance_row(rows: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
-    """One row for the rules that advise the same alpha for one pair and group."""
-    row = rows[0]
-    about = (cell(row["pair"], "head"), cell(row["group"] or "any"))
-    if is_missing(row["alpha"]):
-        why = cell(said(str(row["note"])) or None, "note")
-        return (*about, cell("no advice", "open"), *[cell(None)] * 3, cell(said(aim_of(row))), why)
-    ends = {0.0: " (zero-shot)", 1.0: " (fine-tuned)"}
-    alpha = float(row["alpha"])
-    gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
-    return (
-        *about,
-        cell(f"{alpha_cell(alpha).text}{ends.get(alpha, '')}", "name"),
-        cell(percent(row["ood_accuracy"])),
-        cell("not predicted" if is_missing(row["predicted_gain"]) else gain),
-        cell(percent(row["id_accuracy"])),
-        cell(said("; ".join(aim_of(r) for r in rows))),
-        cell(said(how_sure(row))),
-    )
-
-
 def answer(source: Source) -> Section:
     table = source.table("verdicts")
     if not len(table):
@@ -142,62 +97,6 @@ def answer(source: Source) -> Section:
     happened = what_happened(source.table("accuracy"), source.table("failure"), source.order)
     grid = Grid.of(head, rows, numeric=(4, 5), source="tables/verdicts.csv")
     return Section("Answer", "answer", (*(Line(shown(said(x), 2000)) for x in happened), grid))
-
-
-def advice(source: Source) -> Section:
-    """The evidence for what the first screen advises, and every rule with its regret."""
-    table = source.table("advice")
-    if not len(table):
-        return Section("Advice", "advice", (absent("advice"),))
-    lines: list[Block] = []
-    rows = []
-    for pair in pairs_of(table, source.order):
-        lines += [_evidence(pair, row) for row in advised(table, pair) if row["note"] and not is_missing(row["alpha"])]
-        rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
-    head = (
-        "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
-        "ID accuracy", "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
-    )  # fmt: skip
-    caption = (
-        "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
-        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, "
-        "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
-    )
-    grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
-    above = "What to do with every pair stands in the table at the top of this page. Here is what that rests on, and "
-    return Section("Advice", "advice", (f"{above}what every other rule says.", *lines, grid))
-
-
-def _evidence(pair: str, row: Mapping[str, Any]) -> Line:
-    """What the advice of one row rests on."""
-    group = f", {shown(row['group'], 60)}" if row["group"] else ""
-    return Line(f"{shown(pair)}{group}, {row['rule']}:", shown(said(str(row["note"])), 3000))
-
-
-def _sparse(row: Mapping[str, Any]) -> str:
-    """The layers to make sparse, and how much of their change is kept."""
-    kept = "" if is_missing(row["density"]) else f" (keep {percent(row['density'], 0)})"
-    return f"{layer_names(str(row['layers']))}{kept}" if row["layers"] else "none"
-
-
-def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    known = SITUATIONS.get(str(row["situation"]), "nothing")
-    rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), "")
-    gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
-    regrets = [cell(points(row[c]).lstrip("+")) for c in ("regret", "expected_regret", "baseline_regret")]
-    shares = [cell(percent(row[c])) for c in ("id_accuracy", "ood_accuracy")]
-    return (
-        cell(row["pair"]),
-        cell(row["situation"], title=known),
-        cell(f"{row['rule']}{' ✓' if row['advised'] else ''}", "good" if row["advised"] else "", title=said(rule)),
-        cell(row["group"] or None),
-        alpha_cell(row["alpha"]),
-        cell(_sparse(row), title=str(row["layers"])),
-        cell(gain),
-        *shares,
-        *regrets,
-        status_cell(str(row["status"]), said(str(row["note"]))),
-    )
 
 
 # ----------------------------------------------------------------------------------------------------------- the pairs

@@ -16,7 +16,7 @@ import pandas as pd
 from jinja2 import Environment, StrictUndefined, Template
 
 from sharpscope.errors import shown
-from sharpscope.present import layerwise, outcome, provenance
+from sharpscope.present import advicesection, layerwise, outcome, provenance
 from sharpscope.present.agreementplots import agreement_section
 from sharpscope.present.alphas import alpha_path, alpha_sentence, said, showing_alpha_on, with_symbol
 from sharpscope.present.view import Figure, Section, Source
@@ -64,7 +64,7 @@ CITATIONS: tuple[str, ...] = (
 
 _SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     outcome.answer,
-    outcome.advice,
+    advicesection.advice,
     outcome.accuracy,
     outcome.failure,
     agreement_section,
@@ -161,7 +161,7 @@ def _built(
         caveat=shown(source.config.get("caveat") or "", 2000),
         answers=_short_answers(source),
         measured=outcome.measured(source),
-        glance=outcome.glance(source),
+        glance=advicesection.glance(source),
         sections=sections,
         glossary={with_symbol("α, path"): alpha_path(), **GLOSSARY, _REGRET: with_symbol(GLOSSARY[_REGRET])},
         citations=CITATIONS,
