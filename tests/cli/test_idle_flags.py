@@ -57,7 +57,7 @@ def test_what_is_wrong_with_the_inputs_is_told_before_torch_is_imported(tmp_path
         "finetune --zeroshot mini:zeroshot --train mini:skech": "no domain 'skech'",
         "finetune --zeroshot absent.pt --train mini:photo": "absent.pt: no such file",
         "finetune --zeroshot mini:zeroshot --train mini:photo --steps 1 --epochs 1": "give one of them",
-        "interpolate --zeroshot mini:zeroshot --finetuned absent.pt --alpha 1 --out o.safetensors": "absent.pt: no such",
+        "interpolate --zeroshot mini:zeroshot --finetuned absent.pt --alpha 1 --out o.safetensors": "absent.pt: no",
         f"interpolate {MINI} --alpha 0.5 --extrapolate --out o.safetensors": "--extrapolate: changes nothing",
         f"sparsify {MINI} --layers x --select magnitude --seed 1 --out o.safetensors": "--seed: changes nothing",
         f"sparsify {MINI} --layers x --alpha 0 --out o.safetensors": "--alpha: at 0",
