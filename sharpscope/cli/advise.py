@@ -71,8 +71,9 @@ class Advise(AsTable, Replacing, Plugins, Batches, Computing, Images, Head, Mode
     def __call__(self) -> Outcome:
         specs = (*self.id, *ood_groups(self.ood), *self.held_out_shifts)
         check_inputs(
-            (self.zeroshot, self.finetuned, self.head_file), specs, classnames=self.classnames, templates=self.templates
-        )
+            (self.zeroshot, self.finetuned, self.head_file), specs, classnames=self.classnames,
+            templates=self.templates, model=None if self.run else self.model,
+        )  # fmt: skip
         self.check_output(self.out, ending=".csv")
         from sharpscope.study.advise import advise
 

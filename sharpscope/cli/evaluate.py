@@ -82,6 +82,7 @@ class Evaluate(AsTable, Replacing, Plugins, PathSettings, Batches, Computing, Im
             self.data_root,
             classnames=self.classnames,
             templates=self.templates,
+            model=self.model,
         )
         table = self._ensemble() if self.ensemble else self._each()
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))

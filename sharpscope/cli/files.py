@@ -109,7 +109,7 @@ class Interpolate(PathSettings, Head, Model, Point, Ends):
         if self.alpha is None and self.layer_alphas is None:
             raise ConfigError("--alpha: is missing; it says which point of the path is written, e.g. --alpha 0.5.")
         files = (self.zeroshot, self.finetuned, self.head_file, self.fisher_0, self.fisher_1)
-        check_inputs(files, classnames=self.classnames)
+        check_inputs(files, classnames=self.classnames, model=self.model)
         from sharpscope.clip.export import interpolate
 
         interpolate(**given(self))
@@ -154,7 +154,8 @@ class Sparsify(Head, Model, Point, Ends):
             raise ConfigError(f"--seed: changes nothing, because --select {self.select} makes no random choice.")
         if self.alpha == 0 and self.target == "delta":
             raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
-        check_inputs((self.zeroshot, self.finetuned, self.head_file, self.scores), classnames=self.classnames)
+        files = (self.zeroshot, self.finetuned, self.head_file, self.scores)
+        check_inputs(files, classnames=self.classnames, model=self.model)
         from sharpscope.clip.export import sparsify
 
         sparsify(**given(self))

@@ -60,7 +60,9 @@ class Merge(Plugins, Images, Head, Model, _Merged):
     def __call__(self) -> Outcome:
         files = (*self.checkpoints, self.zeroshot, self.head_file)
         self.check_output(self.out, *files)
-        check_inputs(files, (self.val,), self.data_root, classnames=self.classnames, templates=self.templates)
+        check_inputs(
+            files, (self.val,), self.data_root, classnames=self.classnames, templates=self.templates, model=self.model
+        )
         from sharpscope.study.merging import merge
 
         merged = merge(**given(self))
@@ -84,7 +86,9 @@ class Fisher(Replacing, Plugins, Computing, Images, Head, Model, Ends):
         files = (self.zeroshot, self.finetuned, self.head_file)
         for name in FISHER_FILES:
             self.check_output(str(Path(self.out) / name), *files)
-        check_inputs(files, (self.probe,), self.data_root, classnames=self.classnames, templates=self.templates)
+        check_inputs(
+            files, (self.probe,), self.data_root, classnames=self.classnames, templates=self.templates, model=self.model
+        )
         from sharpscope.study.fishers import fisher
 
         return Outcome(fisher(**given(self)).summary())

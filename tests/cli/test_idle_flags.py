@@ -51,6 +51,7 @@ def test_what_is_wrong_with_the_inputs_is_told_before_torch_is_imported(tmp_path
         f"run {MINI} --id mini:photo --classnames absent.txt": "class names: cannot read absent.txt",
         f"run {MINI} --id mini:photo --rho-avg 1 --measures hessian_trace": "rho_avg: changes nothing",
         f"run {MINI} --id mini:photo --data-root x": "data_root: changes nothing",
+        "evaluate mini:success --datasets mini:photo --model ViT-B-23": "Did you mean 'ViT-B-32'?",
         "evaluate absent.pt --datasets mini:photo": "absent.pt: no such file",
         "evaluate mini:success --datasets mini:skech": "no domain 'skech'",
         "evaluate mini:success --base absent.pt --datasets mini:photo": "absent.pt: no such file",
