@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +22,12 @@ _PARTS: Final = ("embed_dim", "vision_cfg", "text_cfg")
 @cache
 def architectures() -> Mapping[str, Mapping[str, Any]]:
     """Name -> config of every architecture that the installed open_clip ships: those of ``open_clip.list_models``."""
-    package = find_spec("open_clip")
-    folders = [] if package is None else [Path(p) / "model_configs" for p in package.submodule_search_locations or ()]
+    try:
+        folder = Path(str(distribution("open_clip_torch").locate_file("open_clip/model_configs")))
+    except PackageNotFoundError:  # installed in another way: the loader will tell
+        return {}
     found = {}
-    for file in sorted(file for folder in folders for file in folder.glob("*.json")):
+    for file in sorted(folder.glob("*.json")):
         config = json.loads(file.read_text("utf-8"))
         if all(part in config for part in _PARTS):
             found[file.stem] = config
