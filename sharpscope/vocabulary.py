@@ -37,6 +37,7 @@ __all__ = [
     "DEFAULT_GROUP",
     "DENSE",
     "DOES_NOT_HOLD",
+    "FISHER_FILES",
     "FLAGS",
     "GROUPS",
     "GROUP_TITLES",
@@ -139,6 +140,8 @@ Base = Literal["finetuned", "zeroshot", "midpoint"]
 Group = Literal["straggler", "random_layers", "all_layers", "everything"]
 AlphaSide = Literal["finetuned", "zeroshot"]
 """The model whose weight is PRINTED as alpha; stored tables always have alpha on the fine-tuned side."""
+FISHER_FILES: Final = ("fisher_0.safetensors", "fisher_1.safetensors")
+"""The files of the Fisher information of theta_0 and of theta_1, in the folder that is asked for."""
 TrackerName = Literal["tensorboard", "wandb"]
 """The experiment trackers that curves are written for."""
 FigureStyle = Literal["paper", "screen"]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from sharpscope.cli.options import AsTable, check_output, given
+from sharpscope.cli.options import AsTable, Replacing, given
 from sharpscope.cli.outcome import Outcome, shown_table
 from sharpscope.errors import ConfigError, shown
 
@@ -46,7 +45,7 @@ class _AcrossRuns:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlate(AsTable, _AcrossRuns):
+class Correlate(AsTable, Replacing, _AcrossRuns):
     """Correlate sharpness with OOD accuracy across the pairs of several runs: a line for each finding.
 
     All correlations are a table of thousands of rows, which --csv prints in place of the findings and --out writes.
@@ -60,30 +59,24 @@ class Correlate(AsTable, _AcrossRuns):
     """CSV file with the column pair and one for each further covariate (learning_rate ...) that correlations hold
     fixed; it wins over what checkpoints and study files state."""
     out: str | None = None
-    """CSV file for all correlations, beside the findings that are printed. A file that is there is replaced, which is
-    said."""
+    """CSV file for all correlations, beside the findings that are printed."""
     figures: str | None = None
     """Folder for a figure of each group of OOD sets, with its caption: gain by sharpness, as it is and with the
-    covariates held fixed."""
+    covariates held fixed. Files of the same names are replaced."""
 
     def __call__(self) -> Outcome:
         self.check()
-        if self.out is not None and not self.out.lower().endswith(".csv"):
-            raise ConfigError(f"--out: {shown(self.out)} would hold a CSV table.\nRemedy: a name that ends in .csv.")
-        if self.out is not None:
-            check_output(self.out, self.accuracy, self.covariates)
+        self.check_output(self.out, self.accuracy, self.covariates, ending=".csv")
         from sharpscope.study.across import correlate, relations, save_correlations
 
         table = correlate(**given(self, "csv", "out", "figures", id="ids"))
-        note = ""
         if self.out is not None:
-            note = f"{shown(self.out)} was there and is replaced." if Path(self.out).exists() else ""
             save_correlations(table, self.out)
         drawn = "" if self.figures is None else self._drawn(table, self.figures)
         if self.csv:
-            return replace(shown_table(table, csv=True), complaint="\n".join(filter(None, (note, drawn))))
+            return replace(shown_table(table, csv=True), complaint=drawn)
         findings = self._findings(table, relations(table, self.runs, self.covariates))
-        return Outcome("\n".join(filter(None, (findings, drawn))), complaint=note)
+        return Outcome("\n".join(filter(None, (findings, drawn))))
 
     def _drawn(self, table: pd.DataFrame, folder: str) -> str:
         """What was drawn of every group of OOD sets."""

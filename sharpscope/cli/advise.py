@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import AsTable, Batches, Computing, Head, Images, Model, Plugins, given
+from sharpscope.cli.options import AsTable, Batches, Computing, Head, Images, Model, Plugins, Replacing, given
 from sharpscope.cli.outcome import Outcome, progress_bar
 from sharpscope.config.oodgroups import ood_groups
 from sharpscope.config.study import StudyConfig
@@ -58,7 +58,7 @@ class _Known:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advise(AsTable, Plugins, Batches, Computing, Images, Head, Model, _Known, _Pair):
+class Advise(AsTable, Replacing, Plugins, Batches, Computing, Images, Head, Model, _Known, _Pair):
     """Advise an alpha for one pair from what is known: OOD labels, a few labels, images, other pairs, or nothing."""
 
     bootstrap: int = StudyConfig.bootstrap
@@ -71,8 +71,10 @@ class Advise(AsTable, Plugins, Batches, Computing, Images, Head, Model, _Known, 
     def __call__(self) -> Outcome:
         specs = (*self.id, *ood_groups(self.ood), *self.held_out_shifts)
         check_inputs(
-            (self.zeroshot, self.finetuned, self.head_file), specs, classnames=self.classnames, templates=self.templates
-        )
+            (self.zeroshot, self.finetuned, self.head_file), specs, classnames=self.classnames,
+            templates=self.templates, model=None if self.run else self.model,
+        )  # fmt: skip
+        self.check_output(self.out, ending=".csv")
         from sharpscope.study.advise import advise
 
         advice = advise(**given(self, "csv"), progress=progress_bar())

@@ -18,7 +18,7 @@ from sharpscope.cli.options import (
     Model,
     PathSettings,
     Plugins,
-    check_output,
+    Replacing,
     given,
 )
 from sharpscope.cli.outcome import Outcome, progress_bar, shown_table
@@ -46,7 +46,7 @@ class _Measured:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(AsTable, Plugins, PathSettings, Batches, Computing, Images, Head, Model, _Measured):
+class Evaluate(AsTable, Replacing, Plugins, PathSettings, Batches, Computing, Images, Head, Model, _Measured):
     """Accuracy of checkpoints on data sets: every metric with its interval, one table."""
 
     base: str | None = None
@@ -75,14 +75,14 @@ class Evaluate(AsTable, Plugins, PathSettings, Batches, Computing, Images, Head,
         for flag, value in (("batch-size", self.batch_size), ("limit", self.limit)):
             if value is not None and value < 1:
                 raise ConfigError(f"--{flag}: needs a whole number of at least 1, got {value}.")
-        if self.agreement_out is not None:
-            check_output(self.agreement_out, *self.checkpoints, self.base, flag="--agreement-out")
+        self.check_output(self.agreement_out, *self.checkpoints, self.base, flag="--agreement-out", ending=".csv")
         check_inputs(
             (*self.checkpoints, self.base, self.head_file, self.fisher_0, self.fisher_1),
             self.datasets,
             self.data_root,
             classnames=self.classnames,
             templates=self.templates,
+            model=self.model,
         )
         table = self._ensemble() if self.ensemble else self._each()
         said = shown_table(table, self.csv) if self.csv else Outcome(_by_dataset(table))

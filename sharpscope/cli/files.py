@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Ends, Head, Model, PathSettings, Point, WeightSet, check_output, given
+from sharpscope.cli.options import Ends, Head, Model, PathSettings, Point, Replacing, WeightSet, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
@@ -18,7 +18,7 @@ __all__ = ["Convert", "Inspect", "Interpolate", "Sparsify"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(WeightSet):
+class Inspect(Replacing, WeightSet):
     """Show what is in a checkpoint and whether it is safe; with two, also how far apart they are, layer by layer."""
 
     a: Annotated[Positional[str], arg(metavar="FILE")]
@@ -36,10 +36,9 @@ class Inspect(WeightSet):
     def __call__(self) -> Outcome:
         if self.granularity is not None and self.b is None:
             raise ConfigError("--granularity: belongs to the comparison of two files, and there is one.")
-        if self.out is not None:
-            if self.b is None:
-                raise ConfigError("--out: takes the comparison of two files, and there is one.")
-            check_output(self.out, self.a, self.b)
+        if self.out is not None and self.b is None:
+            raise ConfigError("--out: takes the comparison of two files, and there is one.")
+        self.check_output(self.out, self.a, self.b, ending=".csv")
         from sharpscope.clip.inspect import inspect
 
         chosen = {} if self.granularity is None else {"granularity": self.granularity}
@@ -48,7 +47,7 @@ class Inspect(WeightSet):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convert(WeightSet):
+class Convert(Replacing, WeightSet):
     """Write a checkpoint of any known format as safetensors, with open_clip's tensor names and facts as metadata."""
 
     source: Annotated[Positional[str], arg(metavar="IN")]
@@ -76,9 +75,7 @@ class Convert(WeightSet):
     """Whether the head reads features of unit length, for a file that does not say (--no-head-normalize: raw ones)."""
 
     def __call__(self) -> Outcome:
-        check_output(self.out, self.source, self.base, self.head_file)
-        if not self.out.endswith(".safetensors"):
-            raise ConfigError(f"OUT: {shown(self.out)} has to be a safetensors file; let its name end in .safetensors.")
+        self.check_output(self.out, self.source, self.base, self.head_file, flag="OUT")
         check_inputs((self.source, self.base, self.head_file), classnames=self.classnames)
         from sharpscope.clip.export import convert
 
@@ -112,7 +109,7 @@ class Interpolate(PathSettings, Head, Model, Point, Ends):
         if self.alpha is None and self.layer_alphas is None:
             raise ConfigError("--alpha: is missing; it says which point of the path is written, e.g. --alpha 0.5.")
         files = (self.zeroshot, self.finetuned, self.head_file, self.fisher_0, self.fisher_1)
-        check_inputs(files, classnames=self.classnames)
+        check_inputs(files, classnames=self.classnames, model=self.model)
         from sharpscope.clip.export import interpolate
 
         interpolate(**given(self))
@@ -157,7 +154,8 @@ class Sparsify(Head, Model, Point, Ends):
             raise ConfigError(f"--seed: changes nothing, because --select {self.select} makes no random choice.")
         if self.alpha == 0 and self.target == "delta":
             raise ConfigError("--alpha: at 0 no entry differs from theta_0, to which --target delta returns entries.")
-        check_inputs((self.zeroshot, self.finetuned, self.head_file, self.scores), classnames=self.classnames)
+        files = (self.zeroshot, self.finetuned, self.head_file, self.scores)
+        check_inputs(files, classnames=self.classnames, model=self.model)
         from sharpscope.clip.export import sparsify
 
         sparsify(**given(self))

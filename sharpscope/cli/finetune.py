@@ -113,6 +113,7 @@ class Finetune(Plugins, Tracked, Computing, Images, Model, Hyperparameters, _Tas
             self.data_root,
             classnames=self.classnames,
             templates=self.templates,
+            model=self.model,
         )
         from sharpscope.finetuning.run import finetune
         from sharpscope.study.trackers import TrainingCurves, tracked

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sharpscope.config.collections import expand_specs
 from sharpscope.config.inputs import check_checkpoint, lines_of
+from sharpscope.config.models import check_model
 from sharpscope.config.specs import check_folders, check_root, read_spec
 from sharpscope.miniworld.shipped import checkpoint_path
 
@@ -19,12 +20,13 @@ def check_inputs(
     *,
     classnames: str | None = None,
     templates: str | None = None,
+    model: str | None = None,
 ) -> None:
     """Raise for a data set spec that means nothing, and for a file that does not exist; None stands for no input.
 
     Raises:
-        ConfigError: a spec of an unknown kind, domain, split or corruption, an unknown checkpoint of the world, or a
-            data root under which no set is looked up.
+        ConfigError: an unknown architecture, a spec of an unknown kind, domain, split or corruption, an unknown
+            checkpoint of the world, or a data root under which no set is looked up.
         CheckpointError: no such checkpoint file.
         DatasetError: a text file that is missing or has a blank line, or an ImageNet variant without its folder.
     """
@@ -42,3 +44,5 @@ def check_inputs(
     for path, what in ((classnames, "class names"), (templates, "templates")):
         if path is not None and path != "imagenet":
             lines_of(path, what)
+    if model is not None:
+        check_model(model)

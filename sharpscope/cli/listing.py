@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from sharpscope.cli.options import Plugins
 from sharpscope.cli.outcome import Outcome
+from sharpscope.config.models import MINI, architectures, described
 from sharpscope.config.specs import LAYOUTS
 from sharpscope.vocabulary import CRITERIA, MEASURES, Words
 
@@ -17,12 +18,15 @@ __all__ = ["List"]
 
 @dataclass(frozen=True)
 class List(Plugins):
-    """List the measures, straggler criteria, data set specs or fine-tuning methods that sharpscope knows."""
+    """List the measures, straggler criteria, data set specs, fine-tuning methods or models that sharpscope knows."""
 
-    what: Annotated[Positional[Literal["measures", "criteria", "datasets", "methods"]], arg(metavar="WHAT")]
-    """What to list: measures, criteria, datasets or methods."""
+    what: Annotated[Positional[Literal["measures", "criteria", "datasets", "methods", "models"]], arg(metavar="WHAT")]
+    """What to list: measures, criteria, datasets, methods or models (the architectures that --model takes)."""
 
     def __call__(self) -> Outcome:
+        if self.what == "models":
+            rows = [(name, described(config)) for name, config in architectures().items()]
+            return Outcome("\n".join(_columns([(MINI, "the embedded world's, for tries and tests"), *rows])))
         words, lines = _WORDS[self.what]()
         outside = [f"{name}  (from an installed package; loaded when it is first used)" for name in words.not_loaded()]
         return Outcome("\n".join([*lines, *outside]))

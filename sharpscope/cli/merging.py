@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import Computing, Ends, Head, Images, Model, Plugins, ToFile, check_output, given
+from sharpscope.cli.options import Computing, Ends, Head, Images, Model, Plugins, Replacing, ToFile, given
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
-from sharpscope.vocabulary import Device, MergeMethod
+from sharpscope.vocabulary import FISHER_FILES, Device, MergeMethod
 
 __all__ = ["Fisher", "Merge"]
 
@@ -58,8 +59,10 @@ class Merge(Plugins, Images, Head, Model, _Merged):
 
     def __call__(self) -> Outcome:
         files = (*self.checkpoints, self.zeroshot, self.head_file)
-        check_output(self.out, *files)
-        check_inputs(files, (self.val,), self.data_root, classnames=self.classnames, templates=self.templates)
+        self.check_output(self.out, *files)
+        check_inputs(
+            files, (self.val,), self.data_root, classnames=self.classnames, templates=self.templates, model=self.model
+        )
         from sharpscope.study.merging import merge
 
         merged = merge(**given(self))
@@ -67,7 +70,7 @@ class Merge(Plugins, Images, Head, Model, _Merged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fisher(Plugins, Computing, Images, Head, Model, Ends):
+class Fisher(Replacing, Plugins, Computing, Images, Head, Model, Ends):
     """Compute the diagonal Fisher information of both ends of a pair, for interpolate --path fisher."""
 
     probe: str
@@ -81,7 +84,11 @@ class Fisher(Plugins, Computing, Images, Head, Model, Ends):
         if self.probe_size < 1:
             raise ConfigError(f"--probe-size: needs a whole number of at least 1, got {self.probe_size}.")
         files = (self.zeroshot, self.finetuned, self.head_file)
-        check_inputs(files, (self.probe,), self.data_root, classnames=self.classnames, templates=self.templates)
+        for name in FISHER_FILES:
+            self.check_output(str(Path(self.out) / name), *files)
+        check_inputs(
+            files, (self.probe,), self.data_root, classnames=self.classnames, templates=self.templates, model=self.model
+        )
         from sharpscope.study.fishers import fisher
 
         return Outcome(fisher(**given(self)).summary())

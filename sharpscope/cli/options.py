@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import ClassPosition, Device, HeadMode, TrackerName
 
 __all__ = [
+    "NOT_GIVEN",
     "AsTable",
     "Batches",
     "Computing",
@@ -27,29 +28,59 @@ __all__ = [
     "PathSettings",
     "Plugins",
     "Point",
+    "Replacing",
     "ToFile",
     "Tracked",
     "WeightSet",
-    "check_output",
     "given",
 ]
+
+
+NOT_GIVEN = ("plugin", "overwrite")
+"""Fields that are settled before the work begins: plug-ins are run, and the output may be replaced or not."""
+Ending = Literal[".csv", ".safetensors"]
+_KINDS: Final[dict[Ending, str]] = {".csv": "a CSV table", ".safetensors": "tensors as safetensors"}
 
 
 def given(command: Any, *left_out: str, **called: str) -> dict[str, Any]:
     """The fields of ``command`` by name, as keywords for the function that does the work.
 
-    ``left_out``: fields that are not passed (``plugin`` never is). ``called``: field -> its name in that function. A
-    field that the function does not know is a TypeError there, never silently dropped.
+    ``left_out``: fields that are not passed (those of ``NOT_GIVEN`` never are). ``called``: field -> its name in that
+    function. A field that the function does not know is a TypeError there, never silently dropped.
     """
-    names = [f.name for f in dataclasses.fields(command) if f.name not in (*left_out, "plugin")]
+    names = [f.name for f in dataclasses.fields(command) if f.name not in (*left_out, *NOT_GIVEN)]
     return {called.get(name, name): getattr(command, name) for name in names}
 
 
-def check_output(out: str, *inputs: str | None, flag: str = "--out") -> None:
-    """Raise ConfigError where the file to write is one of the files to read."""
-    for path in inputs:
-        if path is not None and Path(path).exists() and Path(out).exists() and Path(path).samefile(out):
-            raise ConfigError(f"{flag}: {shown(out)} is one of the inputs, and inputs are never changed.")
+@dataclass(frozen=True, kw_only=True)
+class Replacing:
+    """A file that is there already."""
+
+    overwrite: bool = False
+    """Replace the output file if it is there. Without this flag the command refuses to."""
+
+    def check_output(
+        self, out: str | None, *inputs: str | None, flag: str = "--out", ending: Ending = ".safetensors"
+    ) -> None:
+        """Raise ConfigError where ``out`` has another ending, is one of the files to read or must not be replaced.
+
+        ``out``: the file to write; None where none is asked for.
+        """
+        if out is None:
+            if self.overwrite:
+                raise ConfigError(f"--overwrite: belongs to {flag}, which is missing.")
+            return
+        for path in inputs:
+            if path is not None and Path(path).exists() and Path(out).exists() and Path(path).samefile(out):
+                raise ConfigError(f"{flag}: {shown(out)} is one of the inputs, and inputs are never changed.")
+        if not out.lower().endswith(ending):
+            raise ConfigError(
+                f"{flag}: {shown(out)} would hold {_KINDS[ending]}.\nRemedy: a name that ends in {ending}."
+            )
+        if not self.overwrite and Path(out).exists():
+            raise ConfigError(
+                f"{flag}: {shown(out)} is there already.\nRemedy: another name, or --overwrite to replace it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +112,7 @@ class Ends:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToFile:
+class ToFile(Replacing):
     """The file that the result goes to."""
 
     out: str
@@ -99,7 +130,7 @@ class Point(ToFile):
 
     def check(self, *inputs: str | None) -> None:
         """Raise ConfigError for an alpha that does not go with ``extrapolate``, or an output that is an input."""
-        check_output(self.out, *inputs)
+        self.check_output(self.out, *inputs)
         if self.alpha is None:  # every layer has an alpha of its own
             return
         if not (self.extrapolate and abs(self.alpha) < float("inf")) and not 0 <= self.alpha <= 1:

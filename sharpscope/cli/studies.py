@@ -63,6 +63,7 @@ class StudyCommand(StudyConfig, Plugins, _Files):
             config.data_root,
             classnames=config.classnames,
             templates=config.templates,
+            model=config.model,
         )
         return config
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F  # noqa: N812
 from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.prefix import Prefix
 from sharpscope.config.inputs import looks_like_tag
-from sharpscope.errors import ConfigError, PairMismatch, did_you_mean, listing, shown
+from sharpscope.config.models import MINI, unknown_model
+from sharpscope.errors import ConfigError, PairMismatch, listing, shown
 from sharpscope.layers import tower_of
 from sharpscope.miniworld import world as miniworld
 
@@ -123,7 +124,7 @@ class ClipModel:
         ConfigError for an unknown name (with the nearest known one), an unreadable or incomplete JSON, or a tower whose
         description would have to be downloaded.
         """
-        if name_or_json == "mini":
+        if name_or_json == MINI:
             return cls._load_mini(tokenizer)
         path = Path(name_or_json.removeprefix("local-dir:"))
         if path.is_dir():
@@ -134,10 +135,7 @@ class ClipModel:
         known = open_clip.list_models()
         name = name_or_json.replace("/", "-")
         if name not in known:
-            raise ConfigError(
-                f"model: '{shown(name_or_json)}' is neither an open_clip model name nor a config JSON nor 'mini'."
-                f"{did_you_mean(name, known)}\nNames: python -c 'import open_clip; print(open_clip.list_models())'"
-            )
+            raise unknown_model(name_or_json, known)
         return cls._from_config(open_clip.get_model_config(name), name, _published_preprocess(name), tokenizer)
 
     @staticmethod

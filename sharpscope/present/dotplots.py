@@ -42,7 +42,7 @@ def layer_dots(table: pd.DataFrame, measure: str) -> Figure:
     lines = math.ceil(len(pairs) / columns)
     figure = new_figure(lines * (ROW * max(4, len(layers)) + 0.62) + 0.25)
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
-    limits = _limits(values.abs())
+    limits = _limits(values.abs(), _errors(table))
     seen: set[str] = set()
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(pairs))
@@ -65,11 +65,15 @@ def layer_dots(table: pd.DataFrame, measure: str) -> Figure:
     return figure
 
 
-def _limits(sizes: pd.Series) -> tuple[float, float]:
+def _limits(sizes: pd.Series, errors: pd.Series) -> tuple[float, float]:
     known = sizes[sizes > 0]
-    high = float(known.max()) if len(known) else 1.0
-    low = max(float(known.min()), high * _DEEPEST) if len(known) else 0.1
-    return low / 1.6, high * 1.6
+    if not len(known):
+        return 0.1, 1.0
+    return max(float(known.min()), float(known.max()) * _DEEPEST) / 1.6, float((sizes + errors).max()) * 1.6
+
+
+def _errors(rows: pd.DataFrame) -> pd.Series:
+    return image_error(rows).fillna(own_error(rows)).fillna(0.0)
 
 
 def _panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, least: float) -> set[str]:
@@ -78,7 +82,7 @@ def _panel(ax: Axes, rows: pd.DataFrame, layers: list[str], sign: float, least: 
     if 0 < groups < len(layers):
         ax.axhline(groups, color=INK["light"], lw=0.8, zorder=0)
     place = {name: i + 0.5 for i, name in enumerate(layers)}
-    rows = rows.assign(y=rows["layer"].map(place), error=image_error(rows).fillna(own_error(rows)).fillna(0.0))
+    rows = rows.assign(y=rows["layer"].map(place), error=_errors(rows))
     known = rows[np.isfinite(rows["estimate"].astype(float))]
     other = sign * known["estimate"] <= 0
     kinds = known["status"].where(known["status"] == "not_converged", "ok").mask(other, "other_sign")

@@ -11,7 +11,7 @@ from sharpscope.clip.pair import load_pair, pick_device
 from sharpscope.clip.probe import Probe
 from sharpscope.curvature.fisher import FisherDiagonal, diagonal_fisher
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import ClassPosition
+from sharpscope.vocabulary import FISHER_FILES, ClassPosition
 from sharpscope.weights.fisherfile import write_fisher
 from sharpscope.weights.theta import on_device
 
@@ -93,10 +93,10 @@ def fisher(
     folder = FilePath(out)
     folder.mkdir(parents=True, exist_ok=True)
     path, found, paths = pair.path(), [], []
-    for end, name in ((0.0, "zeroshot"), (1.0, "finetuned")):
+    for end, name, file_name in zip((0.0, 1.0), ("zeroshot", "finetuned"), FISHER_FILES, strict=True):
         theta = on_device(path.at(end), where)
         one = diagonal_fisher(chosen, theta, pair.moving, seed=derive(seed, "fisher", end))
-        file = folder / f"fisher_{end:g}.safetensors"
+        file = folder / file_name
         facts = {
             "of": pair.facts[name]["source"], "of_sha256": pair.facts[name]["sha256"], "probe": probe, "images": one.n,
             "labels": "exact" if one.exact else "signs", "seed": seed, "model": pair.model.name,

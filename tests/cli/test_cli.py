@@ -24,7 +24,7 @@ from sharpscope.cli import main as cli
 from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.finetune import HYPERPARAMETERS
 from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS
-from sharpscope.cli.options import given
+from sharpscope.cli.options import NOT_GIVEN, given
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
 
@@ -165,7 +165,7 @@ def test_flags_and_functions_have_the_same_defaults(name):
     parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
     compared = 0
     for flag in dataclasses.fields(COMMANDS[name]):
-        if flag.name in (*left_out, "plugin"):  # plug-ins are run before any work is done
+        if flag.name in (*left_out, *NOT_GIVEN):
             continue
         default = parameters[called.get(flag.name, flag.name)].default
         if flag.default is not dataclasses.MISSING and default is not inspect.Parameter.empty:
@@ -292,15 +292,24 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("run bad.yaml", "bad.yaml, line 2: unknown key 'alpha'"),
         ("inspect", "missing: FILE"),
         ("interpolate --zeroshot a --finetuned b", "missing: --out STR"),
-        ("interpolate --zeroshot a --finetuned b --alpha 1.5 --out o", "--alpha: 1.5 is outside [0, 1]"),
-        ("interpolate --zeroshot a --finetuned b --alpha nan --out o --extrapolate", "--alpha: nan is outside"),
+        ("interpolate --zeroshot a --finetuned b --alpha 1.5 --out o.safetensors", "--alpha: 1.5 is outside [0, 1]"),
+        (
+            "interpolate --zeroshot a --finetuned b --alpha nan --out o.safetensors --extrapolate",
+            "--alpha: nan is outside",
+        ),
         ("interpolate --zeroshot study.yaml --finetuned b --alpha 0 --out ./study.yaml", "is one of the inputs"),
         ("convert study.yaml ./study.yaml", "is one of the inputs"),
         ("convert a o.safetensors --head-file o.safetensors", "a: no such file"),
-        ("convert a o.pt", "OUT: o.pt has to be a safetensors file"),
-        ("sparsify --zeroshot a --finetuned b --layers x --density 2 --out o", "--density: 2.0 is outside [0, 1]"),
-        ("sparsify --zeroshot a --finetuned b --layers --out o", "--layers: name at least one"),
-        ("sparsify --zeroshot a --finetuned b --layers x --alpha -1 --out o", "--alpha: -1.0 is outside [0, 1]"),
+        ("convert a o.pt", "OUT: o.pt would hold tensors as safetensors"),
+        (
+            "sparsify --zeroshot a --finetuned b --layers x --density 2 --out o.safetensors",
+            "--density: 2.0 is outside [0, 1]",
+        ),
+        ("sparsify --zeroshot a --finetuned b --layers --out o.safetensors", "--layers: name at least one"),
+        (
+            "sparsify --zeroshot a --finetuned b --layers x --alpha -1 --out o.safetensors",
+            "--alpha: -1.0 is outside [0, 1]",
+        ),
         ("evaluate c --datasets mini:photo --limit 0", "--limit: needs a whole number of at least 1"),
         ("evaluate c --datasets", "--datasets: give at least one"),
         ("evaluate --datasets mini:photo", "evaluate: give at least one checkpoint"),
