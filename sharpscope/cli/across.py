@@ -80,10 +80,10 @@ class Correlate(AsTable, Replacing, _AcrossRuns):
 
     def _drawn(self, table: pd.DataFrame, folder: str) -> str:
         """What was drawn of every group of OOD sets."""
-        from sharpscope.study.across import comparison
+        from sharpscope.study.across import population
         from sharpscope.study.figures.making import gain_figures
 
-        compared = comparison(**given(self, "csv", "out", "figures", "seed", id="ids"))
+        compared = population(**given(self, "csv", "out", "figures", "seed", id="ids"))
         return str(gain_figures(compared.residuals(table), table, folder))
 
     def _findings(self, table: pd.DataFrame, verdicts: pd.DataFrame) -> str:

@@ -20,13 +20,13 @@ from sharpscope.findings.design import Design
 from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
-from sharpscope.study.comparison import Comparison
 from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
+from sharpscope.study.population import Population
 from sharpscope.tables.files import csv_bytes, normalised, read_csv
 from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
 
-__all__ = ["comparison", "correlate", "references_of", "relations", "robustness", "save_correlations"]
+__all__ = ["correlate", "population", "references_of", "relations", "robustness", "save_correlations"]
 
 Path = str | os.PathLike[str]
 
@@ -69,13 +69,13 @@ def correlate(
             given; a criterion that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
-    compared = comparison(
+    compared = population(
         runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates
     )
     return compared.correlations(seed=seed, bootstrap=bootstrap, level=level)
 
 
-def comparison(
+def population(
     runs: Sequence[Path],
     accuracy: Path | None = None,
     *,
@@ -83,13 +83,13 @@ def comparison(
     ids: Sequence[str] = (),
     straggler_criterion: str | None = None,
     covariates: Path | None = None,
-) -> Comparison:
+) -> Population:
     """The pairs that ``correlate`` compares; arguments and errors are its own."""
     joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
     stragglers = joined["stragglers"]
-    return Comparison(
+    return Population(
         "run", joined["sharpness"], joined["accuracy"], joined["path"], _design(runs, joined["path"], covariates),
         _primary(runs),
         stragglers=_stragglers(stragglers, straggler_criterion or _deciding(runs), straggler_criterion is not None),

@@ -24,9 +24,9 @@ from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
 from sharpscope.layers import Layer
-from sharpscope.study.comparison import Comparison
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
+from sharpscope.study.population import Population
 from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
@@ -311,18 +311,18 @@ class Results:
         shipped = reference_table(*(shipped_table(t) for t in ("sharpness", "accuracy", "path")))
         return pd.concat([own, shipped[~shipped["pair"].isin(own["pair"])]], ignore_index=True)
 
-    def _compared(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> list[Comparison]:
+    def _compared(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> list[Population]:
         """This run's pairs and, where asked for, the embedded world's."""
         c = self.config
         every = stacked("stragglers", [self.stragglers(n) for n in self.layers])
-        own = Comparison(
+        own = Population(
             "run", sharpness, accuracy, path, self.design, self._primary,
             stragglers={name: self._chosen(name) for name in self.layers}, by_instability=chosen_by(every, BY_COST),
             layer_losses=every, alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
         )  # fmt: skip
         if not c.shipped_pairs:
             return [own]
-        shipped = Comparison(
+        shipped = Population(
             "shipped", shipped_table("sharpness"), shipped_table("accuracy"), shipped_table("path"), shipped_design(),
             self._primary,
             stragglers=self._shipped_stragglers(c.straggler_criterion),

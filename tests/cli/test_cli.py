@@ -143,7 +143,7 @@ WORK = {
     "merge": ("sharpscope.study.merging.merge", (), {}),
     "fisher": ("sharpscope.study.fishers.fisher", (), {}),
     "finetune": ("sharpscope.finetuning.run.finetune", ("list", "track", *HYPERPARAMETERS), {}),
-    "correlate": ("sharpscope.study.across.correlate", ("csv", "out"), {"id": "ids"}),
+    "correlate": ("sharpscope.study.across.correlate", ("csv", "figures", "out"), {"id": "ids"}),
     "robustness": ("sharpscope.study.across.robustness", ("csv",), {"id": "ids"}),
     "advise": ("sharpscope.study.advise.advise", ("csv",), {}),
     "table": (

@@ -9,22 +9,22 @@ import pytest
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.partial import partial_correlation
 from sharpscope.findings.residuals import residual_rows, residuals
-from sharpscope.study.comparison import Comparison
 from sharpscope.study.designs import shipped_design
 from sharpscope.study.known import shipped_table
+from sharpscope.study.population import Population
 from sharpscope.tables.rows import one_a_unit, primary_of_the_whole, stacked
 from sharpscope.vocabulary import ALL
 
 HEAD = {"group": "ood", "measure": "hessian_trace", "alpha": 0.5, "source": "run"}
 
 
-def compared(pairs: tuple[str, ...] | None = None, design: Design | None = None, source: str = "run") -> Comparison:
+def compared(pairs: tuple[str, ...] | None = None, design: Design | None = None, source: str = "run") -> Population:
     """The embedded world's pairs, or some of them."""
     tables = [shipped_table(name) for name in ("sharpness", "accuracy", "path")]
     tables[0] = tables[0][(tables[0]["layer"] == ALL) & (tables[0]["measure"] == "hessian_trace")]
     if pairs is not None:
         tables = [table[table["pair"].isin(pairs)] for table in tables]
-    return Comparison(source, *tables, design or shipped_design(), ("hessian_trace", 0.5), alphas=(0.5,))
+    return Population(source, *tables, design or shipped_design(), ("hessian_trace", 0.5), alphas=(0.5,))
 
 
 def test_residuals_correlate_to_the_estimate_of_the_table() -> None:

@@ -72,9 +72,7 @@ def figures(
     return _written(_chosen(tables_of(runs, group), only), out, style, alpha_on)
 
 
-def gain_figures(
-    residuals: pd.DataFrame, correlations: pd.DataFrame, out: str | os.PathLike[str], style: FigureStyle = "paper"
-) -> WrittenFigures:
+def gain_figures(residuals: pd.DataFrame, correlations: pd.DataFrame, out: str | os.PathLike[str]) -> WrittenFigures:
     """Write ``plot.sharpness_and_gain`` of every group of OOD sets into the folder ``out``, with its caption.
 
     Raises NoData where no group has two pairs.
@@ -82,7 +80,7 @@ def gain_figures(
     if not len(residuals):
         raise NoData("sharpness_and_gain: no pair has the measure that was named before looking.")
     tables = Tables.given({"residuals": residuals, "correlations": correlations})
-    return _written(FIGURES["sharpness_and_gain"].drawings(tables), out, style, "finetuned")
+    return _written(FIGURES["sharpness_and_gain"].drawings(tables), out, "paper", "finetuned")
 
 
 def _written(

@@ -13,11 +13,11 @@ from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.residuals import residual_table
 from sharpscope.tables.rows import covariates
 
-__all__ = ["Comparison"]
+__all__ = ["Population"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Population:
     """The tables of several pairs, and what is known of how the pairs were made."""
 
     source: str
