@@ -247,7 +247,7 @@ def correlations(source: Source) -> Section:
         )
     residuals = source.table("residuals")
     drawn = [g for g in groups_in(residuals) if gain_file(g) in source.figures]
-    figures = [f for g in drawn for f in source.figure(gain_file(g), said(gain_caption(residuals, table, g)))]
+    figures = [f for g in drawn for f in source.figure(gain_file(g), gain_caption(residuals, table, g))]
     figures += source.figure(
         "correlation_scatter", "Whole-model sharpness on ID data and OOD gain over zero-shot, one point per pair."
     )

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 from sharpscope.errors import NoData
+from sharpscope.present.alphas import showing_alpha_on
 from sharpscope.present.report import build_report
 from sharpscope.present.residualplots import gain_caption, gain_file, sharpness_and_gain
 from sharpscope.present.runfigures import RUN_FIGURES
@@ -129,3 +130,16 @@ def test_the_report_shows_it_with_its_caption_and_links_the_table(residuals: pd.
     assert page.count("partial Spearman correlation +0.50") == 2  # the caption, and the alternative text
     assert 'href="tables/residuals.csv"' in page and f'href="figures/{gain_file("ood")}.pdf"' in page
     assert "tables/residuals.csv" not in build_report(tables, {}, {})
+
+
+def test_alpha_is_told_once_as_the_weight_that_the_reader_chose(residuals: pd.DataFrame) -> None:
+    own = few(residuals).assign(alpha=0.3, note="no path at alpha = 0.3")
+    why = {"status": "undefined", "note": own["note"].iloc[0], "against": "ood_gain", "alpha": 0.3, "pair": "(pairs)"}
+    more = {"scope": "pairs", "method": "spearman", "measure": "hessian_trace", "dataset": "a+b"}
+    correlations = told(residuals, estimate=np.nan, **why, **more)
+    with showing_alpha_on("zeroshot"):
+        caption = gain_caption(own, correlations, "ood")
+    assert "on ID data at α′ = 0.7" in caption and "no path at α′ = 0.7)" in caption
+    tables = {"residuals": own, "correlations": correlations}
+    page = build_report(tables, {gain_file("ood"): b"png"}, {}, side="zeroshot")
+    assert page.count(caption) == 2  # below the figure, and as its alternative text
