@@ -75,9 +75,16 @@ class Claim:
     def release(self) -> None:
         """Remove the claim, unless another process has taken it over in the meantime."""
         self._claims.heart.forget(self._path)
-        with contextlib.suppress(OSError), self._claims.locked():
-            if self._path.read_bytes() == self._text:
-                self._path.unlink()
+        try:
+            with self._claims.locked():
+                self._remove()
+        except OSError:  # without the lock another process may just have taken it over: its work is done twice at worst
+            with contextlib.suppress(OSError):
+                self._remove()
+
+    def _remove(self) -> None:
+        if self._path.read_bytes() == self._text:
+            self._path.unlink()
 
     def __enter__(self) -> Claim:
         return self

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -131,6 +132,18 @@ def test_a_claim_is_exclusive_until_released(run):
     with pytest.raises(KeyError), claim:
         raise KeyError
     assert run.holder("a") is None and run.claim("a") is not None
+
+
+def test_a_claim_is_released_where_the_lock_cannot_be_opened(run, monkeypatch):
+    claim = run.claim("a")
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("sharpscope.study.claims.os.open", refuse)
+    claim.release()
+    monkeypatch.undo()
+    assert run.holder("a") is None and not list(run.root.rglob("*.claim"))
 
 
 def test_a_finished_unit_cannot_be_claimed(run):
