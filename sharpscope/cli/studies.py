@@ -103,7 +103,7 @@ class Run(StudyCommand, Tracked):
     shared_by_ranks: ClassVar[bool] = True
 
     def __call__(self) -> Outcome:
-        from sharpscope.study.shard import Shard
+        from sharpscope.study.shard import Shard, Unfinished
 
         shard = Shard.read(self.shard)
         settings = Settings.read(self.slurm) if self.slurm else None
@@ -123,12 +123,15 @@ class Run(StudyCommand, Tracked):
         if settings is not None:
             return submit(config, self.folder(), settings, self.plugin)
         from sharpscope.study.report import Run as FinishedRun
-        from sharpscope.study.run import run_shard
+        from sharpscope.study.run import run, run_shard
         from sharpscope.study.trackers import track_run, tracked
 
         with tracked(self.track if ranks().leads else (), self.folder()) as trackers:
-            done = run_shard(config, self.folder(), shard, progress_of_units())
-            if isinstance(done, FinishedRun):
+            if self.shard is None:
+                done: FinishedRun | Unfinished = run(config, self.folder(), progress=progress_of_units())
+            else:
+                done = run_shard(config, self.folder(), shard, progress_of_units())
+            if trackers and isinstance(done, FinishedRun):
                 track_run(trackers, done, config.to_dict())
         return ended(done)
 
