@@ -5,7 +5,7 @@ VENV = .venv
 PYTHON = $(VENV)/bin/python
 PIP = $(PYTHON) -m pip --disable-pip-version-check
 DEMO = runs/demo
-WORKERS = 2
+WORKERS = 3
 DATA = data
 BASE = 0
 EMOJI = analyses/emoji
@@ -88,7 +88,8 @@ wheels: $(VENV)/.installed-test
 device: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) tests/device/drive.py --out benchmarks/results/device_drive.log
 
-# One thread a process: two test processes share the cores better than two processes with threads of their own. Compiled
+# One thread a process: test processes share two cores better than threads do, and a third one works while another waits
+# for processes that it has started. Compiled
 # modules are kept, whatever the environment says: some fifty tests start a Python of their own.
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder

@@ -221,7 +221,7 @@ def _measure(
     If a GPU runs out of memory, they are repeated with half the budget for graphs. The next alpha starts with the
     budget that was enough.
     """
-    probe, part = context.team_probe, context.perturbation_probe
+    probe, finite = context.team_probe, [m for m in measures if MEASURES[m].radius is not None]
 
     def take(probe: Probe, names: Sequence[str]) -> MeasureResult:
         return measure_layers(
@@ -236,8 +236,7 @@ def _measure(
         )
 
     def attempt() -> MeasureResult:
-        finite = [m for m in measures if MEASURES[m].radius is not None]
-        if part.n == probe.n or not finite:
+        if not finite or (part := context.perturbation_probe).n == probe.n:
             return take(probe, measures)
         others = take(probe, [m for m in measures if m not in finite])
         return replace(others, rows=[*others.rows, *take(part, finite).rows])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
 from sharpscope.clip.accuracy import accuracy_rows, dataset_note, mean_rows, reported
-from sharpscope.clip.answering import FeatureCache, answers, correct, logits
+from sharpscope.clip.answering import FeatureCache, answers, answers_each, correct, logits
 from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
@@ -146,14 +146,15 @@ def test_a_tower_that_does_not_move_sees_every_image_once(tiny_model: ClipModel,
     for alpha in (0.0, 0.5, 1.0):  # only the head moves
         here = {**theta, "head.weight": theta["head.weight"] * (1 - alpha) + alpha * theta["head.weight"].flip(0)}
         for dataset in sets:
-            got, labels = logits(c, here, dataset, 2, cache=cache)
-            wanted, _ = logits(Classifier(tiny_model, "stored", NAMES), here, dataset, 2)
-            assert torch.equal(got, wanted)
-            assert torch.equal(labels, dataset.labels)
+            (got,) = answers_each(c, [here], dataset, 2, cache=cache)
+            (wanted,) = answers_each(Classifier(tiny_model, "stored", NAMES), [here], dataset, 2)
+            assert np.array_equal(got.nll, wanted.nll) and np.array_equal(got.predicted, wanted.predicted)
+            assert np.array_equal(got.labels, dataset.labels.numpy())
     assert c.images == 5
     name = tiny_model.image_names[0]
     moved = {**theta, name: theta[name] * 1.5}
-    assert not torch.equal(logits(c, moved, sets[0], 2, cache=cache)[0], logits(c, theta, sets[0], 2)[0])
+    (other,), (plain,) = (answers_each(c, [t], sets[0], 2, cache=k) for t, k in ((moved, cache), (theta, None)))
+    assert not np.array_equal(other.nll, plain.nll)
     assert c.images == 5 + 3 + 3
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from sharpscope.present import outcome, plots, report
+from sharpscope.present import advicesection, plots, report
 from sharpscope.present.alphas import alpha_is, in_order_of_alpha, said, showing_alpha_on
 from sharpscope.present.layermap import layer_map
 from sharpscope.present.view import Grid, LayerMap, Line, Source
@@ -33,7 +33,7 @@ def blocks(tables: Tables, manifest: dict[str, Any], side: AlphaSide) -> tuple[l
     with showing_alpha_on(side):
         source = Source(tables, {}, manifest, {})
         sections = [s for make in report._SECTIONS if (s := make(source)) is not None and s.anchor != "making"]
-        first = outcome.glance(source)
+        first = advicesection.glance(source)
     assert first is not None
     every = [first, *(block for s in sections for block in (*s.blocks, *s.folded) if not isinstance(block, LayerMap))]
     texts = [b.text + "|" + b.note if isinstance(b, Line) else str(b) for b in every if not isinstance(b, Grid)]

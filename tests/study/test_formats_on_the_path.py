@@ -300,7 +300,7 @@ def test_the_steps_take_a_head_file_and_a_base(
     torch.testing.assert_close(half.tensors["head.weight"], world.scale * world.head)
     middle = (world.zero["visual.proj"] + world.one["visual.proj"]) / 2
     torch.testing.assert_close(half.tensors["visual.proj"], middle)
-    assert main(["sparsify", *ends, "--layers", "visual.proj", "--density", "0", "--alpha", "1"]) == 0
+    assert main(["sparsify", *ends, "--layers", "visual.proj", "--density", "0", "--alpha", "1", "--overwrite"]) == 0
     torch.testing.assert_close(read_checkpoint(out).tensors["visual.proj"], world.zero["visual.proj"])
     data = ["--datasets", f"folder:{tmp_path / 'val'}", *model, "--csv"]
     capsys.readouterr()

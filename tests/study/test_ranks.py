@@ -101,7 +101,8 @@ def test_three_ranks_one_of_them_killed_then_two_end_with_the_bytes_of_one_proce
     assert before.items() <= contents(root).items()
     later, computed = [e["pid"] for e in events(root, "start")[3:]], events(root, "unit")
     assert len(later) == 2 and len(events(root, "report")) == 1
-    assert {e["pid"] for e in computed[told:]} == set(later), "both ranks worked"
+    # How the few units that are left fall to two ranks is a matter of microseconds: one may do all of them.
+    assert {e["pid"] for e in computed[told:]} <= set(later), "and nobody else worked"
     assert len({e["key"] for e in computed}) == len(computed), "no unit was computed twice"
     assert out.count("report: ") == 1, "rank 0 alone speaks"
     steps = [line.partition(":")[0] for line in last.splitlines() if line.startswith(("measure ", "repair "))]
