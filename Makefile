@@ -89,8 +89,8 @@ device: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(PYTHON) tests/device/drive.py --out benchmarks/results/device_drive.log
 
 # One thread a process: test processes share two cores better than threads do, and a third one works while another waits
-# for processes that it has started. Compiled
-# modules are kept, whatever the environment says: some fifty tests start a Python of their own.
+# for processes that it has started. Compiled modules are kept, whatever the environment says: some fifty tests start a
+# Python of their own.
 test: $(VENV)/.installed-test lint
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
