@@ -80,7 +80,7 @@ def test_killed_at_random_instants_it_ends_with_the_same_bytes(tmp_path):
                 child.stdout.readline()
                 child.stdin.write("go\n")
                 child.stdin.flush()
-            time.sleep(rng.uniform(0.0, 0.02))
+            time.sleep(rng.uniform(0.0, 0.02 if seen else 0.2))  # a busy machine gets to its first unit late
             child.kill()
         if not (wild / "manifest.json").exists():
             assert not contents(wild)

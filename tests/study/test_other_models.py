@@ -68,7 +68,7 @@ def test_run_on_another_tower_with_image_folders(
             "--probe", "folder:train", "--id", "folder:val", "--ood", "folder:shifted",
             "--classnames", str(tmp_path / "names.txt"), "--templates", str(tmp_path / "templates.txt"),
             "--alphas", "0", "1", "--granularity", "block", "--probe-size", "6", "--batch-size", "4",
-            "--measures", "hessian_trace", "lambda_max", "lambda_min", "--max-matvecs", "5",
+            "--measures", "hessian_trace", "lambda_max", "lambda_min", "--max-matvecs", "3",
             "--threads", "1", "--layer-alphas", "0", "1",
             "--densities", "0.5", "--selects", "random",
             "--targets", "delta", "--bootstrap", "50", "--dtype", "float64", "--out", str(tmp_path / "run"),

@@ -83,9 +83,10 @@ def table_bytes(root: Path) -> dict[str, bytes]:
 
 
 def one_measure(tables: Tables, *how: Any) -> dict[str, Any]:
-    """Every kind of figure, with one measure of sharpness: tests/present draws those of all measures."""
-    one = {n: t[t["measure"] == "hessian_trace"] for n, t in tables.items() if n in ("sharpness", "points")}
-    return all_figures({**tables, **one}, *how)
+    """The figures of the path, with one measure of sharpness: tests/present draws all of all measures."""
+    others = ("agreement", "correlations", "points", "residuals")
+    kept = {name: table for name, table in tables.items() if name not in others}
+    return all_figures({**kept, "sharpness": kept["sharpness"].query("measure == 'hessian_trace'")}, *how)
 
 
 @pytest.fixture(scope="module")
