@@ -52,7 +52,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def config() -> StudyConfig:
     return dataclasses.replace(
-        demo_config(), ood=("mini:sketch",), alphas=(0.0, 1.0), granularity="block",
+        demo_config(), pairs=demo_config().pairs[:1], ood=("mini:sketch",), alphas=(0.0, 1.0), granularity="block",
         measures=("hessian_trace", "gradient_square"), straggler_criterion="share:gradient_square", probe_size=8,
         batch_size=8, limit=32, max_matvecs=4, layer_alphas=(0.0, 1.0), criticality_noise=(1.0,),
         repair_alphas=(), bootstrap=40, shipped_pairs=False, jobs=2, perturbation_alphas=None,

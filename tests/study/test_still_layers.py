@@ -64,7 +64,7 @@ def finished(
         measures=("ggn_trace",),
         probe_size=8,
         batch_size=8,
-        limit=64,
+        limit=32,
         rtol=0.5,
         max_matvecs=3,
         layer_alphas=(0.0, 1.0),
