@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 PERTURBATION_SIZE: Final = 256
+"""The default of ``perturbation_size``, in probe examples. Raised, the measures of finite radius cost more."""
 ALPHAS: tuple[float, ...] = tuple(round(0.1 * i, 1) for i in range(11))
 DEFAULT_MEASURES: tuple[str, ...] = (
     "hessian_trace",

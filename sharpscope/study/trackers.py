@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -77,7 +76,8 @@ class _TensorBoard:
 
     def _open(self) -> Any:
         if self._writer is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            for earlier in self._folder.glob("events.out.tfevents.*"):
+                earlier.unlink()
             self._writer = self._module.SummaryWriter(str(self._folder))
         return self._writer
 
@@ -107,6 +107,7 @@ class _WandB:
     def __init__(self, module: Any, folder: Path) -> None:
         self._module, self._folder = module, folder
         self._run: Any = None
+        self._placed: set[str] = set()
 
     def _open(self) -> Any:
         if self._run is None:
@@ -125,8 +126,9 @@ class _WandB:
 
     def log(self, values: Mapping[str, float], axis: Axis, at: float) -> None:
         run = self._open()
-        for name in values:
+        for name in values.keys() - self._placed:
             run.define_metric(name, step_metric=axis)
+        self._placed |= values.keys()
         run.log({axis: at, **values})
 
     def picture(self, name: str, file: Path) -> None:
@@ -180,7 +182,10 @@ def track_run(trackers: Sequence[Tracker], run: Run, settings: Mapping[str, Any]
 def _curves(run: Run) -> Iterator[tuple[str, float, float]]:
     """(name, alpha, value) of every finite value."""
     dense, sharpness = dense_rows(run.accuracy), run.sharpness
-    named = [f"mean of {g}" if r == "ood_mean" else d for d, g, r in zip(*(dense[c] for c in _NAMING), strict=True)]
+    named = [
+        f"mean of {g}" if r == "ood_mean" else d
+        for d, g, r in zip(*(dense[c] for c in ("dataset", "group", "role")), strict=True)
+    ]
     whole = sharpness[sharpness["layer"] == ALL]
     for prefix, rows, names, column in (
         ("loss", run.path, [""] * len(run.path), "loss"),
@@ -190,6 +195,3 @@ def _curves(run: Run) -> Iterator[tuple[str, float, float]]:
         for pair, name, alpha, value in zip(rows["pair"], names, rows["alpha"], rows[column], strict=True):
             if math.isfinite(value):
                 yield "/".join(filter(None, (pair, prefix, name))), float(alpha), float(value)
-
-
-_NAMING: Final = ("dataset", "group", "role")
