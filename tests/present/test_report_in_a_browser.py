@@ -49,12 +49,12 @@ axe.run(document, { resultTypes: ["violations"] }).then((found) => {
   parent.postMessage(JSON.stringify(said), "*");
 });
 """
-PAGE = """<!DOCTYPE html><body><iframe style="border:0;width:%dpx;height:900px" srcdoc="%s"></iframe><script>
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><body><iframe style="border:0;width:%dpx;height:900px" srcdoc="%s"></iframe><script>
 addEventListener("message", (e) => {
   const told = document.createElement("pre");
   told.id = "said"; told.textContent = e.data; document.body.append(told);
 });
-</script></body>"""
+</script></body>"""  # without its encoding the browser guesses one, now and then the wrong one
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom")
 pytestmark = pytest.mark.browser
