@@ -58,6 +58,7 @@ def embedding_trace(
     seed: int,
     rtol: float = 0.05,
     max_probes: int = 100,
+    keep: int | None = None,
 ) -> dict[str, TraceEstimate] | None:
     """tr 1/n sum_j J_jl' M_j J_jl of every block l whose parameters enter before the embedding; None if there is none.
 
@@ -77,6 +78,9 @@ def embedding_trace(
         seed: the seed of the signs.
         rtol: relative tolerance of this part, > 0.
         max_probes: the largest number of backward passes over the data.
+        keep: the number of batches whose forward pass is kept from one round of backward passes to the next, None for
+            all. The others run it again in each of up to five rounds, with the same results. A kept one takes less
+            memory than a gradient graph of its batch.
 
     Returns block -> estimate for the blocks before the embedding, and their sum under ``ALL``; ``num_matvecs`` counts
     backward passes over the data. None where the operations of the forward pass do not show rows z [n, e] that a block
@@ -89,7 +93,7 @@ def embedding_trace(
     sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
     if sizes is None or max_probes <= 2 * PILOT:
         return None
-    work = _Passes(objective, theta, blocks, sizes)
+    work = _Passes(objective, theta, blocks, sizes, len(sizes) if keep is None else keep)
     try:
         if not work.open():
             return None
@@ -136,6 +140,10 @@ def _leading(mu: Tensor, weight: float, rtol: float) -> int:
     return int((torch.arange(len(pairs), device=mu.device) + 2 * pairs).argmin())
 
 
+_Prepared = tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]
+"""A batch's z [n, e] with the graph of its forward pass, its taps, and the eigenpairs of every M_j: [n, e], [n, e, e]."""
+
+
 class _Passes:
     """Backward passes from the embeddings. ``remaining``: the eigenvectors that are not taken one by one."""
 
@@ -145,7 +153,9 @@ class _Passes:
         theta: Mapping[str, Tensor],
         blocks: Mapping[str, Sequence[str]],
         sizes: Sequence[int],
+        keep: int,
     ) -> None:
+        self.keep = keep
         self.objective, self.sizes, self.blocks, self.team = objective, sizes, dict(blocks), team_of(objective)
         names = dict.fromkeys(n for block in blocks.values() for n in block)
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
@@ -153,6 +163,7 @@ class _Passes:
         self.taken = self.remaining = self.pairs = self.spent = 0
         self._known: list[Tensor] = []  # per batch [blocks, n]
         self._samples: list[Tensor] = []  # per batch [blocks, n, pairs]
+        self._kept: dict[int, _Prepared] = {}
 
     def open(self) -> bool:
         """Whether the Hessian can be split at an embedding; ``blocks`` are then those whose parameters enter before
@@ -168,6 +179,8 @@ class _Passes:
         self.members = Members(self.blocks.values(), names, self.device)
         self._known = [torch.zeros(count, n, dtype=torch.float64, device=self.device) for n in self.sizes]
         self._samples = [torch.zeros(count, n, 0, dtype=torch.float64, device=self.device) for n in self.sizes]
+        if before and self.keep and 0 in self.team.own(len(self.sizes)):
+            self._kept[0] = self._eigenpairs(split)
         return bool(before)
 
     def _affordable(self, split: Embedding) -> bool:
@@ -236,13 +249,19 @@ class _Passes:
         ]
         self.pairs, self.spent = self.pairs + pairs, self.spent + 2 * pairs
 
-    def _prepared(self, i: int) -> tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]:
-        """Batch i's z, its taps, and the eigenpairs of every M_j: [n, e], [n, e, e].
-
-        The largest in magnitude come first; of every eigenvector the entry of the largest magnitude is positive.
-        """
+    def _prepared(self, i: int) -> _Prepared:
+        """What backward passes of batch i start from, kept if there is room for it."""
+        if i in self._kept:
+            return self._kept[i]
         split = self._split(i)
         assert split is not None
+        found = self._eigenpairs(split)
+        if len(self._kept) < self.keep:
+            self._kept[i] = found
+        return found
+
+    def _eigenpairs(self, split: Embedding) -> _Prepared:
+        """The largest eigenvalues in magnitude come first; of every eigenvector the largest entry is positive."""
         vectors = split.curvature()
         if not torch.isfinite(vectors).all():
             raise NumericalError("The curvature of the loss in the embeddings is not finite.")
