@@ -38,6 +38,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_process() -> Iterator[None]:
+    """A study that does not say how many processes share it has one: the tests themselves fill the cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sharpscope.machine.cores.processes", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def emulated() -> Any:
     """The module of the emulated accelerator, ``tests/device/emulated.py``."""

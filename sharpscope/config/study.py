@@ -338,8 +338,10 @@ class StudyConfig:
     """CPU threads of each worker process; 0 means the cores that this process may use (affinity, cgroup quota) divided
     by jobs, and OMP_NUM_THREADS at most. The number is part of the config because sums in another order differ in the
     last bit."""
-    jobs: int = 1
-    """Number of worker processes."""
+    jobs: int = 0
+    """Number of processes that share the work. 0 means two on a CPU with two cores or more, because two processes of
+    one thread each get more done than one of two threads. It means one on an accelerator, where torchrun starts the
+    processes, and in a script that lacks the guard ``if __name__ == "__main__":``."""
     split_units: bool = False
     """The ranks of torchrun measure each unit of the probe set together (curvature, eigenvectors, single layers): every
     rank takes a share of the probe's batches, of which there have to be as many as ranks. For few units or a large
@@ -367,6 +369,11 @@ class StudyConfig:
         object.__setattr__(self, "ood", expand_ood(self.ood))
         _check(self)
         object.__setattr__(self, "paths", ("linear", *(p for p in self.paths if p != "linear")))
+
+    @property
+    def processes(self) -> int:
+        """The number of processes that share the work. ``jobs`` 0 counts as one wherever no study is run."""
+        return self.jobs or 1
 
     @property
     def ood_groups(self) -> dict[str, str]:
@@ -474,6 +481,7 @@ def _check(c: StudyConfig) -> None:
     check_ranges(
         c,
         least={
+            "jobs": 0,
             "threads": 0,
             "image_cache": 0,
             "atol_share": 0,
@@ -555,8 +563,7 @@ def _check_name(where: str, name: str) -> None:
 VRF_FIELDS = ("vrf_images", "vrf_k", "vrf_centre", "vrf_width")
 """The settings of the output baseline vrf."""
 _COUNTS = (
-    "probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "jobs", "masks",
-    "repair_limit",
+    "probe_size", "batch_size", "max_matvecs", "noise_samples", "pgd_steps", "bootstrap", "masks", "repair_limit",
 )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def _leading(mu: Tensor, weight: float, rtol: float) -> int:
 
 
 _Prepared = tuple[Tensor, tuple[Tap, ...], Tensor, Tensor]
-"""A batch's z [n, e] with the graph of its forward pass, its taps, and the eigenpairs of every M_j: [n, e], [n, e, e]."""
+"""A batch's z [n, e] with the graph of its forward pass, its taps, and every M_j's eigenpairs: [n, e], [n, e, e]."""
 
 
 class _Passes:

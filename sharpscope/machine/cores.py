@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from sharpscope.machine.ranks import ranks
 
-__all__ = ["cores", "threads"]
+__all__ = ["cores", "processes", "threads"]
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -26,6 +26,15 @@ def cores(root: Path = Path("/")) -> int:
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min([here, *map(int, _quotas(root))]) // ranks().local_world, 1)
+
+
+def processes() -> int:
+    """The number of processes that share a study's work on this host's CPU where nobody says how many: 1 or 2.
+
+    The operations on small tensors, of which a study of a small model consists, gain little from a second thread. More
+    than two processes would each hold the models and the data.
+    """
+    return 1 if ranks().several else min(cores(), 2)
 
 
 def threads(jobs: int = 1) -> int:

@@ -107,7 +107,7 @@ class Shelf:
                 by_name=config.classnames is None,  # a checkpoint's names are not in a set's order
                 limit=limit,
                 seed=config.seed,
-                image_cache=config.image_cache / config.jobs,
+                image_cache=config.image_cache / config.processes,
             )
         return self._sets[key]
 
@@ -299,7 +299,7 @@ class Context:
     def free_memory(self) -> int:
         """One job's share of the free bytes on the device of this study, as found when it is first asked for."""
         beside = ranks().local_world if self.device.type == "cpu" else 1
-        return free_bytes(self.device) // (self.config.jobs * beside)
+        return free_bytes(self.device) // (self.config.processes * beside)
 
     @cached_property
     def budget(self) -> Budget:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from sharpscope.config.study import PairConfig, StudyConfig
-from sharpscope.machine.cores import cores
 from sharpscope.miniworld import world as miniworld
 
 __all__ = ["DEMO_CAVEAT", "demo_config", "mini_ood"]
@@ -45,7 +44,6 @@ def demo_config(seed: int = 0) -> StudyConfig:
         bootstrap=500,
         shipped_pairs=True,
         threads=1,
-        jobs=min(2, cores()),
         title="sharpscope on the embedded world",
         question=(
             "Two fine-tuned models with the same ID accuracy: can sharpness on ID data tell which of them "

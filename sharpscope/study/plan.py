@@ -13,6 +13,7 @@ from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
 from sharpscope.study.timing import TrialRun, costs
+from sharpscope.study.workers import with_jobs
 from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
 
 __all__ = ["plan"]
@@ -31,6 +32,7 @@ def plan(config: StudyConfig) -> str:
             checkpoints and data sets raises.
     """
     check_inputs(config)
+    config = with_jobs(config)
     contexts = load_contexts(config)
     context = next(iter(contexts.values()))
     cost = costs(context)
@@ -65,7 +67,7 @@ def plan(config: StudyConfig) -> str:
         points = len(looked_at(config.alphas, config.eigenvector_alphas))
         seconds["eigenvectors"] = points * cost.eigenvectors
         units["eigenvectors"] = points
-    total = sum(seconds.values()) * len(contexts) / config.jobs
+    total = sum(seconds.values()) * len(contexts) / config.processes
     # What each image adds to an estimate is kept as float32.
     told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in expand_measures(config.measures))
     disk = units["path"] * images + units["repair"] * repaired
@@ -75,7 +77,7 @@ def plan(config: StudyConfig) -> str:
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
         f"{context.device}",
         *(f"  {kind:<14}{units[kind]:>5} units  {duration(s):>9} per pair" for kind, s in seconds.items()),
-        f"estimated time: {duration(total)} with {config.jobs} job(s), without tables and report; "
+        f"estimated time: {duration(total)} with {config.processes} job(s), without tables and report; "
         f"{_tried(cost.trial, context)}",
         f"one Hessian-vector product: {cost.product:.3g} s for the whole model, {cost.sweep:.3g} s for all layers one "
         "by one",

@@ -20,7 +20,7 @@ from sharpscope.study.shard import Shard, Unfinished
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
 from sharpscope.study.together import team_of_ranks
-from sharpscope.study.workers import Crew, threads_of
+from sharpscope.study.workers import Crew, threads_of, with_jobs
 
 __all__ = ["run", "run_shard"]
 
@@ -65,6 +65,7 @@ def run_shard(
     what ``run`` raises.
     """
     check_inputs(config)
+    config = with_jobs(config)
     launch = Launch()
     if out is None and launch.ranks.several:
         raise ConfigError("out: several ranks share one run directory, which has to be named.\nRemedy: --out FOLDER.")
@@ -80,7 +81,7 @@ def run_shard(
             manifest_of(config, contexts) if launch.leads else {},
         )
         launch.say("the directory is open")
-        directory.log("start", jobs=config.jobs)
+        directory.log("start", jobs=config.processes)
         results = Results(
             config, {n: c.layers for n, c in contexts.items()}, {n: c.pair.facts for n, c in contexts.items()}
         )
@@ -94,7 +95,7 @@ def run_shard(
         if not launch.leads:
             launch.wait_for("everything is written")
             return read_derived(directory, results)
-        finished = write_derived(directory, results, crew.spread, config.jobs)
+        finished = write_derived(directory, results, crew.spread, config.processes)
         launch.say("everything is written")
         return finished
 

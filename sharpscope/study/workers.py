@@ -17,18 +17,19 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from sharpscope.clip.pair import pick_device
 from sharpscope.clip.progress import Bar
 from sharpscope.config.plugins import load_plugin, loaded_plugins
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, NumericalError, SharpscopeError, shown
-from sharpscope.machine.cores import threads
+from sharpscope.machine import cores
 from sharpscope.machine.devices import release
 from sharpscope.machine.ranks import ranks
 from sharpscope.machine.team import ALONE, Team
@@ -41,7 +42,7 @@ from sharpscope.study.tasks import Family, Task
 from sharpscope.study.together import measured_together
 from sharpscope.study.unitfile import Unit
 
-__all__ = ["Crew", "check_main_guard", "threads_of"]
+__all__ = ["Crew", "check_main_guard", "threads_of", "with_jobs"]
 
 _T = TypeVar("_T")
 _POLL = 0.5
@@ -60,16 +61,16 @@ class Crew:
         self.config, self.team = config, team
         self._contexts: dict[str, Context] = {}
         self._pool: ProcessPoolExecutor | None = None
-        if config.jobs > 1:
+        if config.processes > 1:
             check_main_guard()
             self._pool = ProcessPoolExecutor(
-                config.jobs - 1,
+                config.processes - 1,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_start_worker,
                 initargs=(threads_of(config), os.getpid(), loaded_plugins()),
             )
             # Workers import torch and load the first pair while this process still checks the inputs.
-            self._warm = [self._pool.submit(_warm_up, config) for _ in range(config.jobs - 1)]
+            self._warm = [self._pool.submit(_warm_up, config) for _ in range(config.processes - 1)]
 
     def __enter__(self) -> Crew:
         return self
@@ -162,10 +163,10 @@ class Crew:
             while waiting or running or elsewhere:
                 # The longest tasks come first: one for each worker, then one for this process. One more waits for each
                 # worker, so that none is idle while this process computes.
-                hand_out(self.config.jobs - 1)
+                hand_out(self.config.processes - 1)
                 own = claimed()
                 with contextlib.nullcontext() if own is None else own:
-                    hand_out(2 * (self.config.jobs - 1))
+                    hand_out(2 * (self.config.processes - 1))
                     if own is not None:
                         yield from own.results(self._here(own.tasks, bar))
                 if own is None and running:
@@ -196,7 +197,7 @@ class Crew:
         As many as fit into memory, but few enough that every job of every rank has points to evaluate.
         """
         counts = Counter(at for task in waiting if (at := _together(task)) is not None)
-        shares = -(-self.config.jobs * ranks().world // max(len(counts), 1))
+        shares = -(-self.config.processes * ranks().world // max(len(counts), 1))
         return {
             (pair, family): min(points_at_once(self._contexts[pair], family), -(-n // shares))
             for (pair, family), n in counts.items()
@@ -272,9 +273,22 @@ def check_main_guard() -> None:
         )
 
 
+def with_jobs(config: StudyConfig) -> StudyConfig:
+    """The config with the number of processes that ``jobs`` 0 stands for here."""
+    if config.jobs:
+        return config
+    jobs = cores.processes() if pick_device(config.device).type == "cpu" else 1
+    if jobs > 1:
+        try:
+            check_main_guard()
+        except ConfigError:
+            jobs = 1
+    return replace(config, jobs=jobs)
+
+
 def threads_of(config: StudyConfig) -> int:
     """The number of CPU threads of each worker: as configured, otherwise its share of the cores (``cores.threads``)."""
-    return config.threads or threads(config.jobs)
+    return config.threads or cores.threads(config.processes)
 
 
 def _guarded(context: Context, tasks: Sequence[Task], progress: Callable[[str], None]) -> list[_Computed]:

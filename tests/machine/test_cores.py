@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from sharpscope.config.study import StudyConfig
 from sharpscope.machine.cores import cores, threads
+from sharpscope.machine.cores import processes as PROCESSES  # noqa: N812 - before the tests replace it
 from sharpscope.machine.ranks import Ranks, ranks
-from sharpscope.study.workers import threads_of
+from sharpscope.study.workers import threads_of, with_jobs
 
 TORCHRUN = {
     "RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4",
@@ -81,6 +84,25 @@ def test_jobs_and_ranks_share_the_cores_and_openmp_has_the_last_word(monkeypatch
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert cores() == 3 == threads() and threads(2) == 1 == threads(20)
+
+
+def test_two_processes_share_a_study_where_the_cores_are_there_and_nobody_says_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setattr("sharpscope.machine.cores.processes", PROCESSES)
+    for found, expected in ((1, 1), (2, 2), (64, 2)):
+        monkeypatch.setattr("sharpscope.machine.cores.cores", lambda found=found: found)
+        assert with_jobs(StudyConfig(device="cpu")).jobs == expected, found
+        assert with_jobs(StudyConfig(jobs=3)).jobs == 3
+    script = tmp_path / "script.py"
+    script.write_text("from sharpscope.study.workers import with_jobs\nfound = with_jobs(config).jobs\n")
+    config = StudyConfig(device="cpu")
+    assert runpy.run_path(str(script), {"config": config}, run_name="__main__")["found"] == 1, "no guard"
+    assert runpy.run_path(str(script), {"config": config}, run_name="imported")["found"] == 2
+    monkeypatch.setattr("sharpscope.study.workers.pick_device", lambda _: torch.device("cuda"))
+    assert with_jobs(StudyConfig()).jobs == 1
+    monkeypatch.setattr("sharpscope.study.workers.pick_device", lambda _: torch.device("cpu"))
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert with_jobs(StudyConfig()).jobs == 1
 
 
 def test_ranks_are_believed_only_where_torchrun_has_said_everything(monkeypatch):
