@@ -9,6 +9,7 @@ from typing import Final
 from sharpscope.clip.progress import duration
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.fisher import FEW_CLASSES
+from sharpscope.machine.ranks import ranks
 from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
@@ -67,7 +68,8 @@ def plan(config: StudyConfig) -> str:
         points = len(looked_at(config.alphas, config.eigenvector_alphas))
         seconds["eigenvectors"] = points * cost.eigenvectors
         units["eigenvectors"] = points
-    total = sum(seconds.values()) * len(contexts) / config.processes
+    sharing = config.processes * ranks().world  # a unit that the ranks split takes each of them its part of the time
+    total = sum(seconds.values()) * len(contexts) / sharing
     # What each image adds to an estimate is kept as float32.
     told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in expand_measures(config.measures))
     disk = units["path"] * images + units["repair"] * repaired
@@ -77,7 +79,7 @@ def plan(config: StudyConfig) -> str:
         f"alphas, probe {context.probe.n} in {len(context.probe.batches)} batches, {images:,} test images, "
         f"{context.device}",
         *(f"  {kind:<14}{units[kind]:>5} units  {duration(s):>9} per pair" for kind, s in seconds.items()),
-        f"estimated time: {duration(total)} with {config.processes} job(s), without tables and report; "
+        f"estimated time: {duration(total)} with {sharing} process{'es' * (sharing > 1)}, without tables and report; "
         f"{_tried(cost.trial, context)}",
         f"one Hessian-vector product: {cost.product:.3g} s for the whole model, {cost.sweep:.3g} s for all layers one "
         "by one",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,13 +17,14 @@ import sharpscope
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.graphs import MemoryPlan
 from sharpscope.curvature.measures.registry import measure_layers
+from sharpscope.machine.ranks import Ranks
 from sharpscope.study import timing
 from sharpscope.study.context import Context
 
 
 @pytest.fixture(scope="module")
 def config(smallest: StudyConfig) -> StudyConfig:
-    return dataclasses.replace(
+    return replace(
         smallest, measures=("hessian_trace", "lambda_max"), probe_size=24, batch_size=8, rtol=0.15, max_matvecs=40
     )
 
@@ -109,7 +111,7 @@ def test_without_time_to_try_the_plan_says_that_it_guesses(
     assert "for traces" in told and "for eigenvalues" in told and "GUESS" not in told
     monkeypatch.setattr(timing, "_SECONDS", 0.0)
     assert "a GUESS for the curvature" in sharpscope.plan(config)
-    none = dataclasses.replace(config, measures=("gradient_norm",))
+    none = replace(config, measures=("gradient_norm",))
     assert "nothing had to be tried" in sharpscope.plan(none)
 
 
@@ -118,7 +120,7 @@ def test_work_that_follows_from_the_settings_is_counted(config: StudyConfig, con
     layers = len(context.layers) / 2 + 1  # half of the network lies behind a layer, on the average
 
     def counted(**changes: Any) -> float:
-        own = dataclasses.replace(context, config=dataclasses.replace(config, **changes))
+        own = replace(context, config=replace(config, **changes))
         return timing._counted(own, gradient=1000.0, loss=1.0)
 
     assert counted() == 0.0
@@ -128,5 +130,23 @@ def test_work_that_follows_from_the_settings_is_counted(config: StudyConfig, con
     assert math.isclose(counted(**worst, perturbation_alphas=None), 3 * 7 * layers * 1000)
     assert counted(measures=("sharpness_avg",), noise_samples=5, perturbation_alphas=(0.5,)) == 10 * layers
     few = context.probe.thinned(2).n / context.probe.n
-    thin = dataclasses.replace(context, config=dataclasses.replace(config, **worst, perturbation_size=2))
+    thin = replace(context, config=replace(config, **worst, perturbation_size=2))
     assert math.isclose(timing._counted(thin, 1000.0, 1.0), few * 3 * 7 * layers * 1000)
+
+
+def test_the_time_is_divided_by_jobs_and_ranks(
+    config: StudyConfig, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = timing.costs(context)
+    monkeypatch.setattr("sharpscope.study.plan.costs", lambda _: known)
+    monkeypatch.setattr("sharpscope.study.plan.duration", repr)
+
+    def told(jobs: int) -> tuple[float, str]:
+        line = re.search(r"estimated time: (\S+) with (\d+ process\w*),", sharpscope.plan(replace(config, jobs=jobs)))
+        assert line is not None
+        return float(line[1]), line[2]
+
+    alone, said = told(1)
+    assert said == "1 process" and told(2) == (pytest.approx(alone / 2), "2 processes")
+    monkeypatch.setattr("sharpscope.study.plan.ranks", lambda: Ranks(world=3))
+    assert told(2) == (pytest.approx(alone / 6), "6 processes")
