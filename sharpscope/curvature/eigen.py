@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -51,6 +51,10 @@ STEADY = 0.8
 eigenvector, which has turned a little. A larger value trusts fewer vectors."""
 BLOCK = 8
 """The number of vectors that ``Rows`` allocates at a time; a basis grows by whole blocks and is never copied."""
+BASIS_SHARE = 1 / 4
+"""The largest fraction of a GPU's free memory that the next ``BLOCK`` vectors of a basis may take; larger blocks are
+kept in host memory, from where every step copies them to the device. With a larger value fewer bases travel, and
+products have less memory left."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,17 @@ class ExtremeEigenvalues:
 
 
 class Rows:
-    """A matrix [m, p] that grows by rows; its memory is allocated in blocks, so that no row is ever copied."""
+    """A matrix [m, p] that grows by rows; its memory is allocated in blocks, so that no row is ever copied.
+
+    Blocks lie on the device of the rows, or on the host where the device has no room for them (``BASIS_SHARE``): the
+    basis of a whole ViT-L takes 1.2 GB a row. What is computed from them is computed on the device, block by block, so
+    that no bit depends on where they lie.
+    """
 
     def __init__(self) -> None:
         self._blocks: list[Tensor] = []
         self._used = 0
+        self._device = torch.device("cpu")
 
     def __len__(self) -> int:
         return self._used
@@ -104,22 +114,25 @@ class Rows:
     def append(self, row: Tensor) -> None:
         """Add one row [p]."""
         if self._used == BLOCK * len(self._blocks):
-            self._blocks.append(row.new_empty(BLOCK, len(row)))
+            self._device = row.device
+            near = fits(BLOCK * row.nbytes, row.device, BASIS_SHARE)
+            self._blocks.append(row.new_empty(BLOCK, len(row), device=row.device if near else "cpu"))
         self._blocks[-1][self._used % BLOCK] = row
         self._used += 1
 
-    @property
-    def _parts(self) -> list[Tensor]:
-        return [b[: self._used - BLOCK * i] for i, b in enumerate(self._blocks)]
+    def _parts(self) -> Iterator[Tensor]:
+        """The rows by blocks, one after the other on the device."""
+        for i, block in enumerate(self._blocks):
+            yield block[: self._used - BLOCK * i].to(self._device)
 
     def dot(self, columns: Tensor) -> Tensor:
         """[p, k] -> [m, k]: the inner products of the rows with the columns."""
-        return torch.cat([part @ columns for part in self._parts])
+        return torch.cat([part @ columns for part in self._parts()])
 
     def combined(self, columns: Tensor | np.ndarray) -> Tensor:
         """[m, k] -> [k, p]: for each column, the sum of the rows weighted by the column's entries."""
-        mixing = torch.as_tensor(columns).to(self._blocks[0], non_blocking=True)
-        parts = zip(self._parts, mixing.split(BLOCK), strict=True)
+        mixing = torch.as_tensor(columns).to(self._device, self._blocks[0].dtype, non_blocking=True)
+        parts = zip(self._parts(), mixing.split(BLOCK), strict=True)
         out = next((m.mT @ part) for part, m in parts)
         for part, m in parts:
             out = out + m.mT @ part
