@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Final
 
@@ -16,13 +17,17 @@ _SHARE: Final = 0.01
 have. With a larger value a larger overlap is accepted."""
 _FEWEST: Final = 2
 """One picture in common is a stray duplicate, however small the sets are."""
+_DECODED: Final = 128
+"""The number of pictures that are compared pixel by pixel of a set that is decoded anew in every pass, if their files
+can be compared, too. A larger value finds smaller overlaps of sets in different formats, and takes longer."""
 
 
 def check_apart(probe: str, examples: Dataset, tests: Mapping[str, Dataset], roles: Mapping[str, str]) -> None:
     """Raise DatasetError where the probe, or an OOD set, shows pictures of another set.
 
     Pictures are compared as the model sees them, pixel by pixel (``Dataset.digests``), so that a copy of a folder, or
-    the same images in another container, is the same set. Two OOD sets may overlap (the variants of ImageNet-V2 do)
+    the same images in another container, is the same set. Files are compared byte by byte, too, which decodes nothing:
+    fewer pictures of a large set then have to be decoded. Two OOD sets may overlap (the variants of ImageNet-V2 do)
     unless one lies in the other completely.
 
     Args:
@@ -31,31 +36,54 @@ def check_apart(probe: str, examples: Dataset, tests: Mapping[str, Dataset], rol
         tests: spec -> test set.
         roles: spec -> id | ood.
     """
-    of_probe = examples.digests()
-    pictures = {spec: dataset.digests() for spec, dataset in tests.items()}
+    of_probe = _Pictures.of(examples)
+    pictures = {spec: _Pictures.of(dataset) for spec, dataset in tests.items()}
     for spec, found in pictures.items():
-        if _overlap(of_probe, found):
+        if shared := of_probe.overlap(found):
             raise DatasetError(
                 f"probe, {roles[spec]}: the probe {shown(probe)} has pictures of the {roles[spec].upper()} test set "
-                f"{shown(spec)} ({_count(of_probe, found)}): a test set's labels would enter loss and Hessian.\n"
+                f"{shown(spec)} ({shared}): a test set's labels would enter loss and Hessian.\n"
                 "Remedy: training images for --probe (another folder, or @train where the set has splits)."
             )
     for (a, first), (b, second) in combinations(pictures.items(), 2):
-        if roles[a] != roles[b] and _overlap(first, second):
+        if roles[a] != roles[b] and (shared := first.overlap(second)):
             raise DatasetError(
-                f"id, ood: {shown(a)} and {shown(b)} show the same pictures ({_count(first, second)}); a picture is in "
+                f"id, ood: {shown(a)} and {shown(b)} show the same pictures ({shared}); a picture is in "
                 "distribution or out of it.\nRemedy: another set for --id or --ood."
             )
-        if roles[a] == roles[b] == "ood" and (first <= second or second <= first):
+        if roles[a] == roles[b] == "ood" and first.nests(second):
             raise DatasetError(
                 f"ood: {shown(a)} and {shown(b)} show the same pictures, which the OOD mean would count twice.\n"
                 "Remedy: leave one of them out."
             )
 
 
-def _overlap(a: frozenset[bytes], b: frozenset[bytes]) -> bool:
-    return len(a & b) >= max(_FEWEST, _SHARE * min(len(a), len(b)))
+@dataclass(frozen=True)
+class _Pictures:
+    """The digests of a set's pictures: of their pixels, and of their files where they are files."""
 
+    pixels: frozenset[bytes]
+    files: frozenset[bytes]
 
-def _count(a: frozenset[bytes], b: frozenset[bytes]) -> str:
-    return f"{len(a & b)} of the {min(len(a), len(b))} that were compared"
+    @classmethod
+    def of(cls, dataset: Dataset) -> _Pictures:
+        files = dataset.file_digests()
+        few = bool(files) and dataset.facts.get("streamed", False)
+        return cls(dataset.digests(_DECODED) if few else dataset.digests(), files)
+
+    def _beside(self, other: _Pictures) -> Iterator[tuple[frozenset[bytes], frozenset[bytes]]]:
+        """What of the two sets can be compared."""
+        yield self.pixels, other.pixels
+        if self.files and other.files:
+            yield self.files, other.files
+
+    def overlap(self, other: _Pictures) -> str:
+        """How many pictures the sets share, in words; empty where it is none, or stray duplicates."""
+        for a, b in self._beside(other):
+            if len(a & b) >= max(_FEWEST, _SHARE * min(len(a), len(b))):
+                return f"{len(a & b)} of the {min(len(a), len(b))} that were compared"
+        return ""
+
+    def nests(self, other: _Pictures) -> bool:
+        """Whether one of the sets lies in the other completely."""
+        return any(a <= b or b <= a for a, b in self._beside(other))

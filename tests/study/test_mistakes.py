@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from sharpscope.clip.datasets.dataset import Dataset, Memory
+from sharpscope.clip.datasets.images import Decoded, Edit, Files
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.export import interpolate
 from sharpscope.config.study import PairConfig, StudyConfig
@@ -99,6 +100,51 @@ def test_probe_id_and_ood_sets_have_to_show_different_pictures() -> None:
         check_apart("p", probe, apart | {"x": apart["i"]}, roles)
     with pytest.raises(DatasetError, match="ood: x and y show the same pictures, which the OOD mean would count twice"):
         check_apart("p", probe, apart | {"y": apart["x"].subset(range(9, -1, -1))}, roles)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Dataset]:
+    """A data set of the files of one-coloured pictures, in PNG or another format; ``streamed``: nothing is kept."""
+    folder = tmp_path_factory.mktemp("files")
+    model = load_study_pair(SMALL, SMALL.pairs[0]).model
+
+    def make(values: Sequence[int], kind: str = "png", streamed: bool = True, edits: Sequence[Edit] = ()) -> Dataset:
+        for i in values:
+            if not (file := folder / f"{i}.{kind}").exists():
+                Image.new("RGB", (4, 4), (i % 256, i // 256, 0)).save(file)
+        source = Decoded(Files(folder, [f"{i}.{kind}" for i in values]), model, edits)
+        facts, labels = {"streamed": streamed}, torch.zeros(len(values))
+        return Dataset("x", ["a"], labels, source, mean=(0.5,) * 3, std=(0.5,) * 3, facts=facts)
+
+    return make
+
+
+def test_a_large_set_of_files_is_compared_by_files_and_hardly_decoded(
+    files: Callable[..., Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    plain = Files.open
+    monkeypatch.setattr(Files, "open", lambda self, i: opened.append(i) or plain(self, i))
+    probe, test, roles = range(400, 800), range(400), {"t": "ood"}
+    check_apart("p", files(probe), {"t": files(test)}, roles)
+    assert len(opened) == 2 * 128 and len(files(test).file_digests()) == 400
+    opened.clear()
+    check_apart("p", files(probe, streamed=False), {"t": files(test)}, roles)
+    assert len(opened) == 400 + 128, "pixels that are kept cost nothing"
+    few = [3 * i + 1 for i in range(5)]  # 5 of 400 pictures, which are not all among the 128
+    with pytest.raises(DatasetError, match="5 of the 400 that were compared"):
+        check_apart("p", files([*probe][5:] + few), {"t": files(test)}, roles)
+    with pytest.raises(DatasetError, match="128 of the 128 that were compared"):  # a copy in another format
+        check_apart("p", files(test, kind="bmp"), {"t": files(test)}, roles)
+
+
+def test_pictures_that_are_changed_are_not_those_of_their_files(files: Callable[..., Dataset]) -> None:
+    dark = files(range(100, 110), edits=[lambda image, name: image.point(lambda v: v // 2)])
+    assert not dark.file_digests()
+    check_apart("p", files(range(100, 110)), {"t": dark}, {"t": "ood"})
+    missing = files(range(100, 110))
+    missing._source.images.paths = [*missing._source.images.paths[:9], "none.png"]  # type: ignore[attr-defined]
+    assert len(missing.file_digests()) == 9 == len(missing.digests())
 
 
 @pytest.fixture

@@ -33,6 +33,11 @@ class ImageSource(Protocol):
         """
         ...
 
+    def file_digests(self, rows: Sequence[int]) -> list[bytes]:
+        """A digest (BLAKE2b, 16 bytes) of every row's file that can be read; none where the pictures are not files, or
+        are changed after they are read."""
+        ...
+
 
 class Memory:
     """Pixels uint8 [n, 3, H, W] that are in memory already."""
@@ -43,6 +48,9 @@ class Memory:
     def stream(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         for rows in batches:
             yield list(rows), self.pixels[torch.as_tensor(rows, dtype=torch.long)]
+
+    def file_digests(self, rows: Sequence[int]) -> list[bytes]:
+        return []
 
 
 class Dataset:
@@ -227,13 +235,22 @@ class Dataset:
         Of sets with more than ``most`` pictures, of so many, evenly spaced in the set's order: two large sets of the
         same pictures in the same order have the same digests. Pictures that cannot be read have none.
         """
-        kept = self._kept
-        count = min(len(kept), most)
-        rows = [self._rows[kept[i * len(kept) // count]] for i in range(count)]
-        parts = self._source.stream([rows[start : start + 64] for start in range(0, count, 64)])
+        rows = self._spaced(most)
+        parts = self._source.stream([rows[start : start + 64] for start in range(0, len(rows), 64)])
         return frozenset(
             hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for _, pixels in parts for image in pixels
         )
+
+    def file_digests(self, most: int = 1024) -> frozenset[bytes]:
+        """Like :meth:`digests`, of the pictures' files, none of which is decoded; empty where pictures are not files,
+        or are changed after they are read."""
+        return frozenset(self._source.file_digests(self._spaced(most)))
+
+    def _spaced(self, most: int) -> list[int]:
+        """At most ``most`` rows of the source, evenly spaced in the set's order."""
+        kept = self._kept
+        count = min(len(kept), most)
+        return [self._rows[kept[i * len(kept) // count]] for i in range(count)]
 
     def _batch(
         self,

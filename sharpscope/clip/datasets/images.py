@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import math
 import os
@@ -68,12 +69,16 @@ class Files:
         return self.paths[i]
 
     def open(self, i: int) -> Image.Image:
+        return opened(self.data(i))
+
+    def data(self, i: int) -> bytes:
+        """The bytes of file ``i``; raises OSError where it cannot be read."""
         # opened without blocking and then checked, so that a named pipe or a device cannot hang the run
         fd = os.open(os.path.join(self.root, self.paths[i]), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise OSError("not a regular file")
-            return opened(file.readall())
+            return bytes(file.readall())
 
 
 def opened(data: bytes) -> Image.Image:
@@ -176,6 +181,21 @@ class Decoded:
         for rows in batches:
             good = [r for r in rows if r not in self.lost]
             yield good, self._kept[torch.tensor([self._place[r] for r in good], dtype=torch.long)]
+
+    def file_digests(self, rows: Sequence[int]) -> list[bytes]:
+        """See ``dataset.ImageSource``."""
+        files = self.images
+        if not isinstance(files, Files) or self.before or self.after:
+            return []
+
+        def digest(row: int) -> bytes | None:
+            try:
+                return hashlib.blake2b(files.data(row), digest_size=16).digest()
+            except OSError:
+                return None
+
+        with ThreadPoolExecutor(max_workers=cores(), thread_name_prefix="read") as pool:
+            return [found for found in pool.map(digest, rows) if found is not None]
 
     def _decoded(self, batches: Sequence[Sequence[int]], seed: int | None = None) -> Iterator[tuple[list[int], Tensor]]:
         # PIL warns about odd metadata. A filter is used, because catch_warnings would also affect the code that runs

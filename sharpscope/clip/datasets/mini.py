@@ -42,6 +42,9 @@ class _Rendered:
         for rows in batches:
             yield list(rows), self._pixels[torch.tensor([self._place[r] for r in rows], dtype=torch.long)]
 
+    def file_digests(self, rows: Sequence[int]) -> list[bytes]:
+        return []
+
     def _draw(self, rows: set[int]) -> None:
         missing = sorted(rows - self._place.keys())
         if not missing:
