@@ -161,3 +161,12 @@ def test_no_room_has_two_classes_of_one_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 where[file.parts[1], node.name].add(str(file))
     assert not {name: files for name, files in where.items() if len(files) > 1}
+
+
+def test_classifiers_name_the_pythons_on_which_the_installed_wheel_gave_the_tables_of_the_source_tree() -> None:
+    config = configparser.ConfigParser()
+    config.read(PROJECT / "setup.cfg")
+    claimed = set(re.findall(r"Python :: (3\.\d+)", config["metadata"]["classifiers"]))
+    log = (PROJECT / "benchmarks/results/wheels.log").read_text(encoding="utf-8")
+    tried = set(re.findall(r"^Python (3\.\d+), .*byte for byte those of the source tree$", log, re.M))
+    assert claimed == tried and len(claimed) > 1
