@@ -24,6 +24,7 @@ from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
+    SOURCES,
     first_pairs,
     key,
     label,
@@ -143,8 +144,9 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
 
     There is one panel per measure; with several groups of OOD sets one row per measure and one column per group.
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
-    (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
-    ``pair_order`` is the run's order of pairs, from which their colours follow; other pairs come after it, by name.
+    (``shipped`` points are hollow, and a line below the panels says so). If a pair and measure have several alphas, the
+    one nearest 0.5 is shown. ``pair_order`` is the run's order of pairs, from which their colours follow; other pairs
+    come after it, by name.
 
     >>> shown = sharpscope.plot.correlation_scatter(points)
 
@@ -153,7 +155,7 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
     """
     rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
     rows = rows.assign(far=(rows["alpha"].astype(float) - MIDDLE).abs()).sort_values("far", kind="stable")
-    rows = rows.assign(group=rows.get("group", ""))
+    rows = rows.assign(group=rows.get("group", ""), source=rows.get("source", "run"))
     rows = rows.drop_duplicates(["pair", "measure", "group"]).sort_index()
     if not len(rows):
         raise NoData("correlation_scatter: no pair has both a sharpness and an OOD gain.")
@@ -171,7 +173,7 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
         if not len(own):
             continue
         x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
-        hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
+        hollow = own["source"].eq("shipped").to_numpy()
         inks = [looks[p].colour for p in own["pair"]]
         ax.scatter(
             x,
@@ -194,11 +196,22 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
         ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
+    key(figure, _source_key(rows["source"]))
     figure.draw_without_rendering()
     for own, ax in zip(drawn.values() if with_names else (), axes.flat, strict=False):
         at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
         place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own), laid_out=True)
     return figure
+
+
+def _source_key(sources: pd.Series) -> list[Line2D]:
+    """What filled and hollow points are, where there are hollow ones."""
+    shown = [source for source in ("run", "shipped") if (sources == source).any()] if "shipped" in set(sources) else []
+    faces = {"run": INK["grey"], "shipped": "white"}
+    return [
+        Line2D([], [], color=INK["grey"], marker="o", mfc=faces[s], ls="none", ms=4, mew=1.0, label=SOURCES[s])
+        for s in shown
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- correlation

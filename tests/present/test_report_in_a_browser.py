@@ -49,7 +49,8 @@ axe.run(document, { resultTypes: ["violations"] }).then((found) => {
   parent.postMessage(JSON.stringify(said), "*");
 });
 """
-PAGE = """<!DOCTYPE html><meta charset="utf-8"><body><iframe style="border:0;width:%dpx;height:900px" srcdoc="%s"></iframe><script>
+PAGE = """<!DOCTYPE html><meta charset="utf-8"><body>
+<iframe style="border:0;width:%dpx;height:900px" srcdoc="%s"></iframe><script>
 addEventListener("message", (e) => {
   const told = document.createElement("pre");
   told.id = "said"; told.textContent = e.data; document.body.append(told);

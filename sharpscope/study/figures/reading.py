@@ -15,9 +15,9 @@ import pandas as pd
 from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.present.sources import Tables, not_made
-from sharpscope.study.known import shipped_table
+from sharpscope.study.known import points_beside_shipped
 from sharpscope.tables.files import read_csv
-from sharpscope.tables.rows import groups_in, of_group, points_of, stacked
+from sharpscope.tables.rows import groups_in, of_group
 
 __all__ = ["settings_table", "tables_of"]
 
@@ -157,11 +157,8 @@ def _points(sources: tuple[_Source, ...], group: str | None, shipped: bool) -> p
     """The points of a run that shows the shipped pairs beside its own, as its report does."""
     if not shipped:
         raise NoData("no run shows the shipped pairs beside its own, so that there are no further points.")
-    frames: dict[str, pd.DataFrame] = {}
-    for name in ("sharpness", "accuracy"):
-        own, known = _joined(sources, group, shipped, name), shipped_table(name)
-        frames[name] = stacked(name, [own, known[~known["pair"].isin(own["pair"])]])
-    return points_of(frames["sharpness"], frames["accuracy"])
+    points = points_beside_shipped(*(_joined(sources, group, shipped, name) for name in ("sharpness", "accuracy")))
+    return points if group is None else points[points["group"] == group]
 
 
 def settings_table(path: Path | None, tables: Tables, pairs: Sequence[str]) -> pd.DataFrame:
