@@ -182,17 +182,20 @@ def pair_looks(pairs: Iterable[str], order: Sequence[str] = ()) -> tuple[dict[st
 
     A pair's colour and marker follow from its place in ``order`` alone, the run's order of pairs, so that it has the
     same in every figure and in every part of the tables; where no order is known, from its place by name. Where the
-    order has more pairs than there are colours, they cannot be told apart: all have one look, and one entry of the
-    legend says how many they are. Lines of more pairs than ``COLOURS`` are thin.
+    order has more pairs than there are colours, they cannot be told apart, and all have one look. So have pairs beyond
+    the order that no colour is left for. One entry of the legend, the last one, says how many they are. Lines of more
+    pairs than ``COLOURS`` are thin.
     """
     places = places_of(pairs, order)
     told = len(order or places) <= len(PAIR_COLOURS)
     chosen = {p: look_at(i) if told and i < len(PAIR_COLOURS) else _CROWD for p, i in places.items()}
     thin = len(places) > len(COLOURS)
     looks = {pair: _thinned(look) if thin else look for pair, look in chosen.items()}
-    if not told:
-        return looks, [_entry(_thinned(_CROWD), f"each of {len(looks)} pairs")]
-    return looks, [_entry(look, label(pair, 22)) for pair, look in looks.items()]
+    entries = [_entry(look, label(pair, 22)) for pair, look in looks.items() if chosen[pair] != _CROWD]
+    if crowd := [pair for pair in looks if chosen[pair] == _CROWD]:
+        text = f"each of {len(crowd)} {'other ' if entries else ''}pairs" if len(crowd) > 1 else label(crowd[0], 22)
+        entries.append(_entry(_thinned(_CROWD), text))
+    return looks, entries
 
 
 def _thinned(look: Look) -> Look:
