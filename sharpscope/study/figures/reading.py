@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -57,8 +58,20 @@ class _Source:
         if not len(table):
             raise not_made(shown(file), name, "has no rows")
         if self.number is not None and "pair" in table:
-            return table.assign(pair=[f"{self.number}: {pair} of {self.root}" for pair in table["pair"]])
+            return table.assign(pair=list(map(self.called, table["pair"])))
         return table
+
+    def called(self, pair: str, twice: Collection[str] = ()) -> str:
+        """The name under which a pair is drawn; ``twice``: the names that pairs of several runs have."""
+        if self.number is not None:
+            return f"{self.number}: {pair} of {self.root}"
+        return f"{self.root.resolve().name}: {pair}" if pair in twice else pair
+
+    def pairs(self) -> list[str]:
+        """The pairs of a run in the order of its config."""
+        config = self.manifest().get("config")
+        told = config.get("pairs") if isinstance(config, dict) else None
+        return [str(p["name"]) for p in told or () if isinstance(p, dict) and "name" in p]
 
     def holds(self, name: str) -> bool:
         """Whether table ``name`` may be asked of this source: a file is known by its columns."""
@@ -73,6 +86,8 @@ class _Source:
 
 def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     """The tables of ``sources`` in one; pairs of one name are told apart by the folder's name.
+
+    Pairs are in the order of the sources and, inside a run, of its config.
 
     Args:
         sources: run directories; K=RUN for a run whose models were tuned on K images per class; the CSV file of
@@ -101,13 +116,12 @@ def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     read = functools.cache(functools.partial(_joined, tuple(found), group, bool(told.get("shipped_pairs"))))
     if group is not None:
         _check_group(found, group)
+    shared = _in_several([source.pairs() for source in found])
     images = {pair: s.number for s in found if s.number is not None for pair in s.table("accuracy")["pair"]}
     return Tables(
         read,
         criterion=told.get("straggler_criterion"),
-        pairs=()
-        if images
-        else [pair["name"] for pair in told.get("pairs", ()) if isinstance(pair, dict) and "name" in pair],
+        pairs=[source.called(pair, shared) for source in found for pair in source.pairs()],
         alone=len(runs) == 1,
         images=images,
     )
@@ -136,10 +150,9 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
         raise NoData(f"the table {name} has no column pair, so that its figures take one run, not {len(tables)}.")
     if len(tables) == 1:
         return tables[0] if group is None else of_group(tables[0], group)
-    names = [set(table["pair"]) for table in tables]
-    twice = {pair for i, own in enumerate(names) for pair in own if any(pair in o for o in names[:i] + names[i + 1 :])}
+    twice = _in_several([source.pairs() for source in sources]) | _in_several([table["pair"] for table in tables])
     told = [
-        table.assign(pair=[f"{source.root.resolve().name}: {p}" if p in twice else p for p in table["pair"]])
+        table.assign(pair=[p if source.number is not None else source.called(p, twice) for p in table["pair"]])
         for source, table in zip(sources, tables, strict=True)
     ]
     seen: set[str] = set()
@@ -151,6 +164,12 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
         seen |= set(table["pair"])
     joined = pd.concat(told, ignore_index=True)
     return joined if group is None else of_group(joined, group)
+
+
+def _in_several(names: Sequence[Iterable[str]]) -> set[str]:
+    """The names that stand in more than one of the lists."""
+    count = Counter(name for own in names for name in set(own))
+    return {name for name, times in count.items() if times > 1}
 
 
 def _points(sources: tuple[_Source, ...], group: str | None, shipped: bool) -> pd.DataFrame:
