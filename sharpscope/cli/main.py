@@ -41,6 +41,9 @@ from sharpscope.vocabulary import __version__
 __all__ = ["main", "parse"]
 
 _ABOUT = "Layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version."
+_SHELLS = ("bash", "zsh", "fish")
+"""The shells whose completions tyro writes by itself; for tcsh it needs a package that nothing else here needs."""
+_COMPLETIONS = ("--tyro-print-completion", "--tyro-write-completion")
 _INTERRUPTED = 130
 _LATE_SECONDS = 10.0
 """Seconds that a rank other than rank 0 waits before it says what went wrong. A smaller value repeats more often what
@@ -163,6 +166,7 @@ def _help(arguments: list[str]) -> Callable[[], Outcome]:
 def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
     """The command that tyro makes of ``arguments``: help becomes a command that prints it, an error ConfigError."""
     out, err = io.StringIO(), io.StringIO()
+    _check_shell(arguments)
     if "--help" in arguments or "-h" in arguments:
         _tell_fields(kind)
     try:
@@ -175,6 +179,13 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, StudyCommand) and not arguments[0].startswith("--tyro-"):
         page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
     return lambda: Outcome(page.rstrip())
+
+
+def _check_shell(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for completions of a shell for which tyro has none."""
+    if arguments and arguments[0] in _COMPLETIONS and (len(arguments) < 2 or arguments[1] not in _SHELLS):
+        asked = f"there are none for {shown(arguments[1], 40)}." if len(arguments) > 1 else "for which shell?"
+        raise ConfigError(f"{arguments[0]}: {asked} Completions exist for {', '.join(_SHELLS)}.")
 
 
 def _tell_fields(kind: Any) -> None:

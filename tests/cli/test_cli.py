@@ -402,6 +402,33 @@ def test_completions_for_a_shell_are_printed(argv, capsys):
     assert "--measures" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("flag", ["--tyro-print-completion", "--tyro-write-completion"])
+@pytest.mark.parametrize(("shell", "said"), [(["tcsh", "FILE"], "there are none for tcsh."), ([], "for which shell?")])
+def test_completions_of_another_shell_are_refused_in_a_line(flag, shell, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ([], ["run"]):
+        assert cli.main([*command, flag, *shell]) == 2
+        told = f"sharpscope: error: {flag}: {said} Completions exist for bash, zsh, fish.\n"
+        assert capsys.readouterr().err == told and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [(["eval"], ["evaluate"]), (["run", "--meas"], ["--measures"]), (["run", "--head", "s"], ["stored"])],
+)
+def test_bash_completes_what_was_printed_for_it(words, offered, capsys, tmp_path):
+    assert cli.main(["--tyro-print-completion", "bash"]) == 0
+    (tmp_path / "completions").write_text(capsys.readouterr().out)
+    script = (
+        'source completions; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; '
+        """_tyro_sharpscope; printf '%s\\n' "${COMPREPLY[@]}" """
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", "sharpscope", *words], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.split() == offered
+
+
 def test_version_as_a_module():
     done = subprocess.run([sys.executable, "-m", "sharpscope", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"sharpscope {sharpscope.__version__}\n"
