@@ -149,10 +149,10 @@ WORK = {
     "table": (
         "sharpscope.study.papertables.paper_table",
         ("format", "digits", "seeds", "what", "measures", "alpha"),
-        {"id": "ids"},
+        {"id": "ids", "rows": "style"},
     ),
     "figures": ("sharpscope.study.figures.making.figures", (), {}),
-    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root"}),
+    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root", "export": "results"}),
     "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
@@ -322,7 +322,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("advise r1 --zeroshot mini:zeroshot", "zeroshot: is taken from the manifest of r1"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
-        ("report r1 --results wiseft", "'wiseft'"),
+        ("report r1 --export wiseft", "'wiseft'"),
         ("figures --out o", "figures: give at least one run"),
         ("figures nowhere --out o", "nowhere: no such file or run directory"),
     ],
