@@ -157,7 +157,10 @@ def _check_once(kind: Any, arguments: Sequence[str]) -> None:
 
 def _help(arguments: list[str]) -> Callable[[], Outcome]:
     """The page that lists the commands (an error when nothing was asked for), or tyro's shell completions."""
-    kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
+    told = {name: (inspect.getdoc(kind) or "").split("\n\n")[0] for name, kind in COMMANDS.items()}
+    kinds = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, description=told[name])] for name, kind in COMMANDS.items()
+    )
     special = arguments if arguments and arguments[0].startswith("--tyro-") else ["--help"]
     page = _tyro(Union[kinds], "sharpscope", special, description=_ABOUT)  # noqa: UP007 (a tuple made at run time)
     return page if arguments else lambda: dataclasses.replace(page(), code=2, complaint="which command?")

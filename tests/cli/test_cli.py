@@ -538,3 +538,6 @@ def test_the_page_of_all_commands(capsys):
     assert cli.main(["--help"]) == 0
     page = capsys.readouterr().out
     assert all(f"• {name} " in page for name in COMMANDS)
+    words = " ".join(page.split())
+    for first, *more in (inspect.getdoc(kind).split("\n\n") for kind in COMMANDS.values()):
+        assert " ".join(first.split()) in words and not any(" ".join(rest.split()) in words for rest in more)
