@@ -27,7 +27,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from sharpscope.cli.commands import COMMANDS
-from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, grouped
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, grouped, without_none
 from sharpscope.cli.outcome import Outcome
 from sharpscope.cli.studies import StudyCommand
 from sharpscope.config import studyfile
@@ -179,8 +179,10 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
     page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the texts explain empty defaults
-    if isinstance(kind, type) and issubclass(kind, StudyCommand) and not arguments[0].startswith("--tyro-"):
-        page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
+    if not arguments[0].startswith("--tyro-"):
+        page = without_none(page)
+        if isinstance(kind, type) and issubclass(kind, StudyCommand):
+            page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
     return lambda: Outcome(page.rstrip())
 
 

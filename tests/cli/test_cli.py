@@ -23,7 +23,7 @@ import sharpscope
 from sharpscope.cli import main as cli
 from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.finetune import HYPERPARAMETERS
-from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, without_none
 from sharpscope.cli.options import NOT_GIVEN, given
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
@@ -517,6 +517,23 @@ def test_every_flag_of_a_study_stands_in_one_group_of_its_help_page(capsys):
         flags = [line.split()[0].rstrip(",") for line in lines if line.startswith("  -")]
         assert flags[-1] == "-h" and flags.count("--rtol") == 1  # nothing but the help itself is "other"
     assert sum(line.startswith("  sharpscope run ") for line in lines) == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_page_offers_none_as_a_value(name, capsys):
+    cli.main([name, "--help"])
+    page = capsys.readouterr().out
+    assert "{None" not in page and "None}" not in page
+
+
+def test_a_column_of_texts_stays_one():
+    lines = [
+        ("  --a {None}|INT          Text.", "  --a INT                 Text."),
+        ("  --b {None}|{[INT [INT ...]]}", "  --b [INT [INT ...]]         "),
+        ("  --c {None,x,y}  Text.", "  --c {x,y}       Text."),
+        ("  --d {x,y}       {None} Text.", "  --d {x,y}       {None} Text."),
+    ]
+    assert [without_none(before) for before, _ in lines] == [after for _, after in lines]
 
 
 def test_the_examples_of_the_help_page_are_understood():
