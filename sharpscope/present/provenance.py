@@ -101,7 +101,10 @@ def _facts(facts: Any, caption: str) -> Grid | None:
 
 
 def _data(facts: Any) -> Grid | None:
-    """One row for each data set, with the pairs that have it alike; what is the same of all is in the caption."""
+    """One row for each data set, with the pairs that have it alike; what all have in common is in the caption.
+
+    Nothing is said of what none of them has (no image was skipped, say).
+    """
     rows: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     for pair, sets in (facts if isinstance(facts, Mapping) else {}).items():
         for name, told in (sets if isinstance(sets, Mapping) else {}).items():
@@ -117,7 +120,8 @@ def _data(facts: Any) -> Grid | None:
         (cell(name, "head"), *(cell(told.get(k, MISSING)) for k in keys if k not in same), cell(", ".join(pairs)))
         for ((name, _), pairs), told in zip(rows.items(), known, strict=True)
     ]
-    caption = f"Data sets{'; of all ' if same else ''}{', '.join(f'{k}: {known[0].get(k)}' for k in same)}"
+    common = ", ".join(f"{k} {known[0][k]}" for k in same if known[0].get(k) not in ("none", "no", "0", MISSING))
+    caption = f"Data sets (all: {common})" if common else "Data sets"
     return Grid.of(head, body, caption, source="manifest.json", most=200)
 
 
