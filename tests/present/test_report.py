@@ -191,9 +191,9 @@ def test_no_layer_is_chosen_for_the_reason_that_all_layers_have(tables: Tables, 
 
 def test_data_sets_are_a_row_each_with_what_tells_them_apart(manifest: dict[str, Any]) -> None:
     sets = {name: {"kind": "mini", "skipped": 0, "n": n} for name, n in (("a", 10), ("b", 20))}
-    data = {"success": sets, "failure": {**sets, "b": {"kind": "mini", "n": 21}}}
+    data = {"success": sets, "failure": {**sets, "b": {**sets["b"], "n": 21}}}
     making = Page(build_report({}, {}, {**manifest, "data": data})).text("making")
-    assert "Data sets (all: kind mini) |" in making and "skipped" not in making
+    assert "Data sets (all: kind mini) (3 rows) |" in making and "skipped" not in making
     assert "a | 10 | success, failure | b | 20 | success | b | 21 | failure" in making
 
 
