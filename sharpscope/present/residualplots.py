@@ -196,7 +196,7 @@ class _Looks:
         if self.unknown:
             ink = COLOURS[0] if self.rates is None else INK["light"]
             handles.append(Line2D([], [], ls="none", marker="o", ms=3.5, color=ink, label="learning rate unknown"))
-        lost = f"left without {number_of(placeless, 'pair')} ≤ 0" if placeless else ""
+        lost = f"not shown on the left: {number_of(placeless, 'pair')} with sharpness ≤ 0" if placeless else ""
         key(figure, handles, lost)
 
     def _ink(self, rate: float) -> tuple[float, ...] | str:

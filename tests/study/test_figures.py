@@ -24,6 +24,7 @@ from sharpscope.study.figures import making, script
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.study.figures.making import figures
 from sharpscope.study.figures.reading import tables_of
+from sharpscope.study.papertables import paper_table
 from sharpscope.tables.files import csv_bytes, read_csv
 from tests.present import conftest as made
 from tests.scripts import loaded
@@ -156,6 +157,12 @@ def test_pairs_of_several_runs_come_as_the_runs_are_named_and_as_each_config_has
     images = tables_of([f"4={early}", f"2={late}"]).needed("accuracy")["pair"]
     told = [f"4: nu of {early}", f"4: mid of {early}", f"2: zeta of {late}", f"2: mid of {late}"]
     assert list(dict.fromkeys(images)) == told
+
+
+def test_a_printed_table_has_the_pairs_in_the_order_of_each_config(run: Path, tmp_path: Path) -> None:
+    other = copied(run, tmp_path / "other", {"success": "zeta", "failure": "mid"})
+    printed = paper_table([run, other]).mean["model"]
+    assert list(dict.fromkeys(printed)) == [*made.CURVES, "zeta", "mid"]
 
 
 def test_groups_of_every_table_have_the_order_of_the_accuracies() -> None:

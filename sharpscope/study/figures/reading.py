@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -17,6 +16,7 @@ from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.present.sources import Tables, not_made
 from sharpscope.study.known import points_beside_shipped
+from sharpscope.study.named import manifest_of, pairs_of
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.rows import groups_in, of_group
 
@@ -41,14 +41,6 @@ class _Source:
         found = None if Path(text).exists() else _NUMBERED.fullmatch(text)
         return cls(Path(found["run"]), int(found["number"])) if found else cls(Path(text))
 
-    def manifest(self) -> dict[str, Any]:
-        """The run's manifest, or an empty dictionary where it is missing or cannot be read."""
-        try:
-            manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return manifest if isinstance(manifest, dict) else {}
-
     def table(self, name: str) -> pd.DataFrame:
         """Table ``name``; raises NoData, with the command that makes it, where it is missing or empty."""
         file = self.root if name in _FILES else self.root / "tables" / f"{name}.csv"
@@ -69,9 +61,7 @@ class _Source:
 
     def pairs(self) -> list[str]:
         """The pairs of a run in the order of its config."""
-        config = self.manifest().get("config")
-        told = config.get("pairs") if isinstance(config, dict) else None
-        return [str(p["name"]) for p in told or () if isinstance(p, dict) and "name" in p]
+        return pairs_of(manifest_of(self.root))
 
     def holds(self, name: str) -> bool:
         """Whether table ``name`` may be asked of this source: a file is known by its columns."""
@@ -107,7 +97,7 @@ def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     places = [source.root.resolve() for source in found]
     if twice := [root for i, root in enumerate(places) if root in places[:i]]:
         raise ConfigError(f"{shown(twice[0])}: is given twice.")
-    manifests = [source.manifest() for source in found]
+    manifests = [manifest_of(source.root) for source in found]
     for manifest in manifests:
         recall_words(manifest)
     runs = [manifest for source, manifest in zip(found, manifests, strict=True) if not source.root.is_file()]
