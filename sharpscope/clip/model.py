@@ -140,15 +140,12 @@ class ClipModel:
 
     @staticmethod
     def named_like(shapes: Mapping[str, Sequence[int]]) -> tuple[str, ...]:
-        """Names of open_clip's models, and ``mini``, whose config agrees with the sizes of the image tower in
-        ``shapes``.
+        """Names of open_clip's models whose config agrees with the sizes of the image tower in ``shapes``.
 
         No model is built, so that the answer is only a guess; ``shapes`` of the model itself confirms it.
         """
         told = _told_sizes(shapes)
-        found = [n for n in open_clip.list_models() if told and _sizes_of(open_clip.get_model_config(n)) == told]
-        mini = [MINI] if told and _sizes_of(_read_json(miniworld.config_path())[0]) == told else []
-        return (*found, *mini)
+        return tuple(n for n in open_clip.list_models() if told and _sizes_of(open_clip.get_model_config(n)) == told)
 
     @classmethod
     def _load_mini(cls, tokenizer: Tokenizer | None) -> ClipModel:
