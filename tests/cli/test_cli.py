@@ -25,6 +25,7 @@ from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.finetune import HYPERPARAMETERS
 from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, without_none
 from sharpscope.cli.options import NOT_GIVEN, given
+from sharpscope.cli.outcome import fitted
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
 
@@ -558,3 +559,18 @@ def test_the_page_of_all_commands(capsys):
     words = " ".join(page.split())
     for first, *more in (inspect.getdoc(kind).split("\n\n") for kind in COMMANDS.values()):
         assert " ".join(first.split()) in words and not any(" ".join(rest.split()) in words for rest in more)
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_as_wide_as_the_terminal_and_a_file_has_a_sentence_a_line(monkeypatch):
+    sentence = "along success its best point, alpha 0.4, has +5.6 points over zero-shot; " * 4 + "no failure flag."
+    text = f"Advice:\n  {sentence}\n  short"
+    assert fitted(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    head, *told, last = fitted(text).splitlines()
+    assert (head, last) == ("Advice:", "  short")
+    assert all(len(line) <= 60 for line in told) and told[0].startswith("  along ")
+    assert all(line.startswith("      ") for line in told[1:]) and " ".join(" ".join(told).split()) == sentence
