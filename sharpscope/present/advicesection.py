@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sharpscope.errors import shown
 from sharpscope.present.advice import advised, aim_of, alike, how_sure, situations_of
 from sharpscope.present.alphas import said, with_symbol
 from sharpscope.present.view import (
+    Block,
     Cell,
     Grid,
     Line,
@@ -25,6 +26,9 @@ from sharpscope.tables.formats import interval, is_missing, percent, points
 from sharpscope.vocabulary import ADVICE, SITUATIONS
 
 __all__ = ["advice", "glance"]
+
+_MOST_UNFOLDED: Final = 15
+"""The most rules that stand open under Advice: those of one pair and one group of OOD sets."""
 
 
 def glance(source: Source) -> Grid | None:
@@ -82,14 +86,18 @@ def advice(source: Source) -> Section:
         "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
         "ID accuracy", "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
     )  # fmt: skip
-    caption = (
-        "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
-        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, "
-        "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
+    told = (
+        "In the table of every rule, advised ones are marked ✓. Regret is the OOD accuracy lost against the alpha that "
+        "OOD labels would pick. Expected regret is the rule's mean regret in its own test, without this pair's OOD "
+        "labels; beside it is that of the best rule that knows nothing."
     )
+    caption = "Every rule by what it knows, the strongest first"
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
     above = "What to do with every pair stands in the table at the top of this page. Here is what that rests on, and "
-    return Section("Advice", "advice", (f"{above}what every other rule says.", *lines, grid))
+    blocks: tuple[Block, ...] = (f"{above}what every other rule says.", *lines, told)
+    if len(rows) > _MOST_UNFOLDED:
+        return Section("Advice", "advice", blocks, folded=(grid,))
+    return Section("Advice", "advice", (*blocks, grid))
 
 
 def _evidence(rows: Sequence[Mapping[str, Any]], source: Source) -> Iterator[Line]:

@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 
 from sharpscope.present.advice import advice_text
+from sharpscope.present.advicesection import advice
 from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
-from sharpscope.present.view import Cell, estimate_cell
+from sharpscope.present.view import Cell, Grid, Source, estimate_cell
 from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import groups_in
@@ -178,6 +179,19 @@ def test_groups_have_one_order_that_of_the_figures(tables: Tables, manifest: dic
         ("advice", "| success | references | predicted ✓ | y |", "| success | references | predicted ✓ | b |"),
     ):
         assert page.text(section).index(first) < page.text(section).index(second), section
+
+
+def test_a_long_table_of_rules_is_folded_and_what_its_numbers_mean_stands_open(
+    tables: Tables, manifest: dict[str, Any]
+) -> None:
+    few = tables["advice"]
+    many = pd.concat([few.query("group != ''").assign(group=g) for g in "abcd"])
+    for table, long in ((few, False), (many, True)):
+        section = advice(Source({"advice": table}, {}, manifest, {}))
+        grids = [b for b in section.blocks if isinstance(b, Grid)]
+        assert (len(grids), len(section.folded)) == ((0, 1) if long else (1, 0))
+        assert any("Regret is the OOD accuracy lost" in b for b in section.blocks if isinstance(b, str))
+        assert len((*grids, *section.folded)[0].rows) == len(table)
 
 
 def test_no_layer_is_chosen_for_the_reason_that_all_layers_have(tables: Tables, manifest: dict[str, Any]) -> None:
