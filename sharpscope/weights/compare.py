@@ -77,7 +77,7 @@ def check_model(
     )
     if problem:
         weights, model = describe(body), describe(wanted)
-        looks = f"it looks like {weights}, the model is {model}" if weights != model else f"both look like {model}"
+        looks = f"it looks like {weights}; the model is {model}" if weights != model else f"both look like {model}"
         raise PairMismatch(
             f"{shown(source, 200)} does not fit model '{shown(name)}': {looks}.\n"
             f"Tensors: {problem}.\n"
