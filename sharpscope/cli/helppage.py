@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-__all__ = ["STUDY_EXAMPLES", "STUDY_GROUPS", "grouped"]
+__all__ = ["STUDY_EXAMPLES", "STUDY_GROUPS", "grouped", "without_none"]
 
 STUDY_GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "what is analysed": (
@@ -47,6 +47,23 @@ examples:
   sharpscope run --zeroshot mini:zeroshot --finetuned mini:success --model mini --probe mini:photo --ood mini:sketch"""
 _FLAG: Final = re.compile(r"^  (-h|--[\w-]+)")
 _TITLE: Final = re.compile(r"^ \w[\w ]*$")
+
+
+_NONE: Final = re.compile(r"\{None\}\|(?:\{(?P<several>\[.*?\])\}|(?P<one>\S+))|\{None,(?P<words>[^}]*)\}")
+
+
+def without_none(page: str) -> str:
+    """tyro's ``page`` without the word None among a flag's values: who wants the default leaves the flag away.
+
+    >>> without_none("  --limit {None}|INT   Largest number.")
+    '  --limit INT          Largest number.'
+    """
+
+    def told(found: re.Match[str]) -> str:
+        values = found["several"] or found["one"] or f"{{{found['words']}}}"
+        return values.ljust(len(found[0]))  # the texts behind it are a column
+
+    return _NONE.sub(told, page)
 
 
 def grouped(page: str, groups: Mapping[str, Sequence[str]], examples: str) -> str:

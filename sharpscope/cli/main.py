@@ -27,7 +27,7 @@ from typing import Annotated, Any, Union
 import tyro
 
 from sharpscope.cli.commands import COMMANDS
-from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, grouped
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, grouped, without_none
 from sharpscope.cli.outcome import Outcome
 from sharpscope.cli.studies import StudyCommand
 from sharpscope.config import studyfile
@@ -41,6 +41,9 @@ from sharpscope.vocabulary import __version__
 __all__ = ["main", "parse"]
 
 _ABOUT = "Layer-wise sharpness along the path between a zero-shot CLIP and its fine-tuned version."
+_SHELLS = ("bash", "zsh", "fish")
+"""The shells whose completions tyro writes by itself; for tcsh it needs a package that nothing else here needs."""
+_COMPLETIONS = ("--tyro-print-completion", "--tyro-write-completion")
 _INTERRUPTED = 130
 _LATE_SECONDS = 10.0
 """Seconds that a rank other than rank 0 waits before it says what went wrong. A smaller value repeats more often what
@@ -154,7 +157,10 @@ def _check_once(kind: Any, arguments: Sequence[str]) -> None:
 
 def _help(arguments: list[str]) -> Callable[[], Outcome]:
     """The page that lists the commands (an error when nothing was asked for), or tyro's shell completions."""
-    kinds = tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in COMMANDS.items())
+    told = {name: (inspect.getdoc(kind) or "").split("\n\n")[0] for name, kind in COMMANDS.items()}
+    kinds = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, description=told[name])] for name, kind in COMMANDS.items()
+    )
     special = arguments if arguments and arguments[0].startswith("--tyro-") else ["--help"]
     page = _tyro(Union[kinds], "sharpscope", special, description=_ABOUT)  # noqa: UP007 (a tuple made at run time)
     return page if arguments else lambda: dataclasses.replace(page(), code=2, complaint="which command?")
@@ -163,6 +169,7 @@ def _help(arguments: list[str]) -> Callable[[], Outcome]:
 def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
     """The command that tyro makes of ``arguments``: help becomes a command that prints it, an error ConfigError."""
     out, err = io.StringIO(), io.StringIO()
+    _check_shell(arguments)
     if "--help" in arguments or "-h" in arguments:
         _tell_fields(kind)
     try:
@@ -172,9 +179,18 @@ def _tyro(kind: Any, program: str, arguments: list[str], **options: Any) -> Any:
         if stop.code:
             raise ConfigError(f"{_complaint(err.getvalue(), kind)}\nSee {program} --help.") from None
     page = re.sub(r"\s*\(default:\s*(None|'')?\s*\)", "", out.getvalue())  # the texts explain empty defaults
-    if isinstance(kind, type) and issubclass(kind, StudyCommand) and not arguments[0].startswith("--tyro-"):
-        page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
+    if not arguments[0].startswith("--tyro-"):
+        page = without_none(page)
+        if isinstance(kind, type) and issubclass(kind, StudyCommand):
+            page = grouped(page, STUDY_GROUPS, STUDY_EXAMPLES)
     return lambda: Outcome(page.rstrip())
+
+
+def _check_shell(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for completions of a shell for which tyro has none."""
+    if arguments and arguments[0] in _COMPLETIONS and (len(arguments) < 2 or arguments[1] not in _SHELLS):
+        asked = f"there are none for {shown(arguments[1], 40)}." if len(arguments) > 1 else "for which shell?"
+        raise ConfigError(f"{arguments[0]}: {asked} Completions exist for {', '.join(_SHELLS)}.")
 
 
 def _tell_fields(kind: Any) -> None:

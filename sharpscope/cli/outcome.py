@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from sharpscope.study.report import Run as FinishedRun
     from sharpscope.study.shard import Unfinished
 
-__all__ = ["Outcome", "ended", "finished", "progress_bar", "progress_of_units", "shown_table"]
+__all__ = ["Outcome", "ended", "finished", "fitted", "progress_bar", "progress_of_units", "shown_table"]
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,26 @@ def ended(run: FinishedRun | Unfinished) -> Outcome:
 
 
 def finished(run: FinishedRun) -> Outcome:
-    text = f"{run.summary()}\nreport: {shown(Path(run.root) / 'report.html', 500)}"
+    text = f"{fitted(run.summary())}\nreport: {shown(Path(run.root) / 'report.html', 500)}"
     failed = tuple(run.failed_units)
     if not failed:
         return Outcome(text)
     names = ", ".join(failed[:3]) + (" ..." if len(failed) > 3 else "")
     complaint = f"{len(failed)} units failed: {shown(names, 200)}\nThe columns status and note of the tables say why."
     return Outcome(text, complaint, 1)
+
+
+def fitted(text: str) -> str:
+    """Sentences as wide as the terminal, each going on further to the right; unchanged where stdout is no terminal."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    lines = []
+    for line in text.splitlines():
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        fill = textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        lines += fill or [""]
+    return "\n".join(lines)
 
 
 def progress_bar() -> Callable[..., Any]:

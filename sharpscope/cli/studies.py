@@ -178,7 +178,7 @@ class Report(Plugins):
     """Run directory. With several, one report shows all their pairs from the tables that the runs have (--out)."""
     out: str | None = None
     """Folder for the report of several runs; one that already holds such a report is written anew."""
-    results: ResultFile | None = None
+    export: ResultFile | None = None
     """Also write the accuracies into RUN/results/ in the format of another tool: wise-ft (results.jsonl) or
     clip-benchmark (JSON files)."""
     alpha_on: AlphaSide = "finetuned"
@@ -194,14 +194,14 @@ class Report(Plugins):
             raise ConfigError("--out: the report of one run is written into its directory.\nRemedy: leave --out away.")
         from sharpscope.study.report import report
 
-        return finished(report(self.runs[0], **given(self, "runs", "out")))
+        return finished(report(self.runs[0], **given(self, "runs", "out", export="results")))
 
     def _side_by_side(self) -> Outcome:
         if self.out is None:
             raise ConfigError("report: several runs need a folder for their report.\nRemedy: --out FOLDER.")
-        if self.results is not None:
-            once = "--results: is written for one run at a time."
-            raise ConfigError(f"{once}\nRemedy: sharpscope report RUN --results ...")
+        if self.export is not None:
+            once = "--export: is written for one run at a time."
+            raise ConfigError(f"{once}\nRemedy: sharpscope report RUN --export ...")
         from sharpscope.study.sidebyside import reports
 
         return finished(reports(self.runs, self.out, alpha_on=self.alpha_on))

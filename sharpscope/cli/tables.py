@@ -27,9 +27,9 @@ class Table:
     """accuracy: data sets side by side, with averages, optimum and the mean over seeds; sharpness: a row for each
     layer, a column for each measure, with errors; advice: the alphas of each rule with OOD and ID accuracy; verdicts:
     each claim with its estimate, interval and verdict. All but accuracy take one run directory."""
-    style: PaperStyle = "wise-ft"
-    """wise-ft: zero-shot, fine-tuned, alpha 0.5, the optimum of each column and its gain over alpha 0.5 (Tables 1 and 3
-    of the paper); alphas: every alpha and the optimum (its Tables 4 and 5)."""
+    rows: PaperStyle = "wise-ft"
+    """Models that have a row. wise-ft: zero-shot, fine-tuned, alpha 0.5, the optimum of each column and its gain over
+    alpha 0.5 (Tables 1 and 3 of the paper); alphas: every alpha and the optimum (its Tables 4 and 5)."""
     variants: tuple[str, ...] = (DENSE,)
     """Variants to print: dense is the path itself, others are path:NAME, ensemble:logits, ose, vrf, upgraded ..."""
     datasets: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Table:
                 printed_table(self.sources[0], self.what, measures=self.measures, alpha=self.alpha).text(self.format)
             )
         left_out = ("format", "digits", "what", "measures", "alpha")
-        table = paper_table(**{**given(self, *left_out, id="ids"), "seeds": self._seeds()})
+        table = paper_table(**{**given(self, *left_out, id="ids", rows="style"), "seeds": self._seeds()})
         return Outcome(table.text(self.format, self.digits))
 
     def _check_idle(self) -> None:
@@ -76,7 +76,7 @@ class Table:
             raise ConfigError(f"table: --what {self.what} takes one run directory, got {len(self.sources)}.")
 
     def _idle(self) -> tuple[str, ...]:
-        of_accuracy = ("style", "variants", "datasets", "seeds", "id", "alpha_on", "digits")
+        of_accuracy = ("rows", "variants", "datasets", "seeds", "id", "alpha_on", "digits")
         of_sharpness = ("measures", "alpha")
         if self.what == "accuracy":
             return of_sharpness

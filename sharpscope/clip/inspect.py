@@ -13,6 +13,7 @@ from sharpscope.atomic import write_atomic
 from sharpscope.clip.changes import layer_changes
 from sharpscope.clip.model import ClipModel
 from sharpscope.clip.pair import resolve_checkpoint
+from sharpscope.config.models import MINI
 from sharpscope.errors import CheckpointError, ConfigError, PairMismatch, UnsafeCheckpoint, listing, shown
 from sharpscope.layers import HEAD_WEIGHT, Tower
 from sharpscope.tables.files import csv_bytes
@@ -219,13 +220,13 @@ def _safety_line(facts: Mapping[str, Any]) -> str:
 
 
 def fitting_models(tensors: Mapping[str, Tensor], quick_gelu: bool | None = None) -> list[str]:
-    """Names of open_clip's models whose image tower consists of exactly these tensors, with the same sizes.
+    """Names of open_clip's models, or ``mini``, whose image tower consists of exactly these tensors, of the same sizes.
 
     ``quick_gelu``: whether the activation is QuickGELU, and only such models are kept; None: models with either are
     kept.
     """
     fitting = []
-    for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}):
+    for name in ClipModel.named_like({n: tuple(t.shape) for n, t in tensors.items()}) or (MINI,):
         try:
             clip = ClipModel.load(name)
             check_model(tensors, clip.shapes, clip.name, require=_IMAGE)

@@ -45,11 +45,17 @@ def check_model(model: str) -> None:
 
 def unknown_model(model: str, known: Collection[str]) -> ConfigError:
     """The error for a word that is no architecture."""
-    near = did_you_mean(model.replace("/", "-"), known)
+    spelt = {_letters(name): name for name in known}  # vitb32 or vit_b_32 is ViT-B-32 to whoever writes it
+    near = did_you_mean(spelt.get(_letters(model), model.replace("/", "-")), known)
     return ConfigError(
         f"model: '{shown(model)}' is neither an open_clip model name nor a config JSON nor '{MINI}'.{near}\n"
         "Names: sharpscope list models"
     )
+
+
+def _letters(name: str) -> str:
+    """A name without its case and punctuation."""
+    return "".join(c for c in name.lower() if c.isalnum())
 
 
 def described(config: Mapping[str, Any]) -> str:

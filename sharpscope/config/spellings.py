@@ -21,6 +21,8 @@ _FLAGS: Final[Mapping[str, Mapping[str, str]]] = {
     "inspect": {"csv": "out"},
     "convert": {"head": "head_file"},
     "evaluate": {"data": "datasets"},
+    "report": {"results": "export"},
+    "table": {"style": "rows"},
 }
 """Command -> its old flags -> today's."""
 

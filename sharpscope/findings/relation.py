@@ -139,6 +139,8 @@ class _Judged:
             return no_verdict(PAIRS, "whole", self.group, self.source, why)
         subject = f"the whole model's {self.what} and the OOD gain have a Spearman correlation of"
         text = self._sentence(subject, joint, alone)
+        if joint["status"] != "ok" and alone is None:
+            text = f"The whole model's {self.what} and the OOD gain have no Spearman correlation: {joint['note']}."
         verdict = relation_verdict(joint, self.level) if self._rates_known else CANNOT
         return self._row("whole", joint, verdict, text)
 
@@ -195,7 +197,7 @@ class _Judged:
             corrected = f", {q:.2g} after Holm over groups" if q > float(joint["p_value"]) else ""
             told.append(f"{numbers} with {given} held fixed ({p}{corrected})")
         else:
-            told.append(f"undefined with {given} held fixed")
+            told.append(f"an undefined one with {given} held fixed")
         if more:
             told[-1] += f"; {more}"
         remarks = [str(joint["note"])] if joint["note"] else []

@@ -150,7 +150,8 @@ def bca_interval(
 
     Returns:
         (low, high), each [K]; NaN where the estimate is NaN, where fewer than ``min_replicates(level)`` replicates are
-        left, or where all replicates agree. (The replicates of a perfect correlation agree, but it is not certain.)
+        left, or where all replicates agree, or all between the bounds do. (The replicates of a perfect correlation
+        agree, and so do most of a measure that is 0 in all units but one; neither is certain.)
 
     Source: Efron 1987, https://doi.org/10.1080/01621459.1987.10478410.
     """
@@ -176,8 +177,9 @@ def bca_interval(
         a = np.take_along_axis(ordered, under[None], axis=0)[0]
         b = np.take_along_axis(ordered, over[None], axis=0)[0]
         with np.errstate(invalid="ignore"):
-            bounds.append(np.where(usable, a + (b - a) * (place - under), np.nan))
-    return bounds[0], bounds[1]
+            bounds.append(a + (b - a) * (place - under))
+    known = usable & (bounds[1] - bounds[0] > tol)
+    return np.where(known, bounds[0], np.nan), np.where(known, bounds[1], np.nan)
 
 
 def _acceleration(jackknife: np.ndarray) -> np.ndarray:

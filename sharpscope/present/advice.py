@@ -19,6 +19,7 @@ __all__ = [
     "advised",
     "advised_alphas",
     "aim_of",
+    "alike",
     "how_sure",
     "in_brief",
     "in_words",
@@ -54,6 +55,15 @@ def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
     return [r for r in chosen if r["situation"] == chosen[0]["situation"]] if chosen else every[-1:]
 
 
+def alike(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """The rows of one pair and group by the alpha that they advise; each row without an alpha has its own reason."""
+    found: dict[object, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        key = str(row["note"]) if is_missing(row["alpha"]) else float(row["alpha"])
+        found.setdefault(key, []).append(row)
+    return list(found.values())
+
+
 def advised_alphas(table: pd.DataFrame | None, pair: str, group: str) -> list[float]:
     """The alphas that are advised for a pair on one group of OOD sets, ascending; those for every group among them."""
     if table is None or not len(table):
@@ -80,9 +90,9 @@ def in_words(row: Mapping[str, Any]) -> str:
     return "; ".join(part for part in told if part) + "."
 
 
-def in_brief(row: Mapping[str, Any]) -> str:
-    """One row as a phrase: what for, the alpha, and the accuracies there."""
-    rule = aim_of(row)
+def in_brief(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows that advise the same alpha as a phrase: what for, the alpha, and the accuracies there."""
+    row, rule = rows[0], ", ".join(dict.fromkeys(map(aim_of, rows)))
     if is_missing(row["alpha"]):
         return said(f"{rule}: no alpha ({row['note']})" if row["note"] else f"{rule}: no alpha")
     gain = ""
@@ -135,7 +145,8 @@ def how_sure(row: Mapping[str, Any]) -> str:
     if not is_missing(own):
         told.append(f"{'expected to lose' if known else 'loses'} {_unsigned(own)} points to the best alpha")
         if not is_missing(row["baseline_regret"]):
-            told.append(f"the best rule without data ({row['best_baseline']}) {_unsigned(row['baseline_regret'])}")
+            best = f"the best rule without data ({row['best_baseline']})"
+            told.append(f"{best} {'would lose' if known else 'loses'} {_unsigned(row['baseline_regret'])}")
     if float(row["alpha"]) and not is_missing(row["ci_low"]) and float(row["ci_low"]) <= 0 <= float(row["ci_high"]):
         told.append("the gain may be none")
     return "; ".join(told) or "not known"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, aim_of, how_sure, situations_of
+from sharpscope.present.advice import advised, aim_of, alike, how_sure, situations_of
 from sharpscope.present.alphas import said, with_symbol
 from sharpscope.present.view import (
     Block,
@@ -27,24 +27,30 @@ from sharpscope.vocabulary import ADVICE, SITUATIONS
 
 __all__ = ["advice", "glance"]
 
+_MOST_UNFOLDED: Final = 15
+"""The most rules that stand open under Advice: those of one pair and one group of OOD sets."""
+
 
 def glance(source: Source) -> Grid | None:
     """What to do with every pair, for each group of OOD sets, with OOD AND ID accuracy and how sure that is."""
     table = source.table("advice")
-    alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for pair in pairs_of(table, source.order):
-        for row in advised(table, pair):
-            alpha = None if is_missing(row["alpha"]) else float(row["alpha"])
-            alike.setdefault((pair, row["group"], row["situation"], alpha), []).append(row)
-    if not alike:
+    found = [
+        rows for pair in pairs_of(table, source.order) for own in _by_group(advised(table, pair)) for rows in alike(own)
+    ]
+    if not found:
         return None
-    basis = "; ".join(f"{x}: {SITUATIONS.get(x, 'nothing is known')}" for x in dict.fromkeys(k[2] for k in alike))
+    known = dict.fromkeys(rows[0]["situation"] for rows in found)
+    basis = "; ".join(f"{x}: {SITUATIONS.get(x, 'nothing is known')}" for x in known)
     head = (
         "pair", "OOD sets", f"take {with_symbol('α')}", "OOD accuracy there", "gain over zero-shot, points",
         "ID accuracy there", "for", "how sure",
     )  # fmt: skip
     caption = f"What the strongest known facts advise ({basis}). Every rule stands under Advice."
-    return Grid.of(head, map(_glance_row, alike.values()), caption, (3, 4, 5), "tables/advice.csv")
+    return Grid.of(head, map(_glance_row, found), caption, (3, 4, 5), "tables/advice.csv")
+
+
+def _by_group(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    return [[row for row in rows if row["group"] == group] for group in dict.fromkeys(row["group"] for row in rows)]
 
 
 def _glance_row(rows: Sequence[Mapping[str, Any]]) -> tuple[Cell, ...]:
@@ -73,34 +79,40 @@ def advice(source: Source) -> Section:
     table = source.table("advice")
     if not len(table):
         return Section("Advice", "advice", (absent("advice"),))
-    lines: list[Block] = []
-    rows = []
-    for pair in pairs_of(table, source.order):
-        lines += _evidence(pair, advised(table, pair))
-        rows += [_rule_row(row) for _, found in situations_of(table, pair) for row in found]
+    pairs = pairs_of(table, source.order)
+    lines = [*_evidence([row for pair in pairs for row in advised(table, pair)], source)]
+    rows = [_rule_row(row) for pair in pairs for _, found in situations_of(table, pair) for row in found]
     head = (
         "pair", "what is known", "rule", "OOD group", with_symbol("α"), "make sparse", "OOD gain (points)",
         "ID accuracy", "OOD accuracy", "regret (points)", "expected regret", "best baseline's", "status",
     )  # fmt: skip
-    caption = (
-        "Every rule by what it knows, the strongest first; advised ones are marked ✓. Regret is the OOD accuracy lost "
-        "against the alpha that OOD labels would pick. Expected regret is the rule's mean regret in its own test, "
-        "without this pair's OOD labels; beside it is that of the best rule that knows nothing."
+    told = (
+        "In the table of every rule, advised ones are marked ✓. Regret is the OOD accuracy lost against the alpha that "
+        "OOD labels would pick. Expected regret is the rule's mean regret in its own test, without this pair's OOD "
+        "labels; beside it is that of the best rule that knows nothing."
     )
+    caption = "Every rule by what it knows, the strongest first"
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
     above = "What to do with every pair stands in the table at the top of this page. Here is what that rests on, and "
-    return Section("Advice", "advice", (f"{above}what every other rule says.", *lines, grid))
+    blocks: tuple[Block, ...] = (f"{above}what every other rule says.", *lines, told)
+    if len(rows) > _MOST_UNFOLDED:
+        return Section("Advice", "advice", blocks, folded=(grid,))
+    return Section("Advice", "advice", (*blocks, grid))
 
 
-def _evidence(pair: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """What the advice of one pair's ``rows`` rests on; rules that rest on the same are in one line."""
-    rules: dict[tuple[str, str], list[str]] = {}
+def _evidence(rows: Sequence[Mapping[str, Any]], source: Source) -> Iterator[Line]:
+    """What the advice of ``rows`` rests on; pairs and rules that rest on the same are in one line."""
+    same: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         if row["note"] and not is_missing(row["alpha"]):
-            rules.setdefault((str(row["group"]), str(row["note"])), []).append(str(row["rule"]))
-    for (group, note), names in rules.items():
-        of = f"{shown(pair)}{f', {shown(group, 60)}' if group else ''}"
-        yield Line(f"{of}, {', '.join(names)}:", shown(said(note), 3000))
+            of_pair = same.setdefault((str(row["group"]), str(row["note"])), {})
+            of_pair.setdefault(str(row["pair"]), []).append(str(row["rule"]))
+    for (group, note), of in same.items():
+        rules = {pair: ", ".join(names) for pair, names in of.items()}
+        for told in dict.fromkeys(rules.values()):
+            who = " and ".join(shown(pair, 60) for pair in rules if rules[pair] == told)
+            where = f", {shown(group, 60)}" if group else ""
+            yield Line(f"{who}{where} ({told}):", shown(source.in_words(said(note)), 3000))
 
 
 def _sparse(row: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ _IN_SENTENCES: Final = re.compile(
     rf"|(?<=alphas in \[)(?P<low>{_NUMBER}), (?P<high>{_NUMBER})(?=\])"
 )
 """The spellings by which values of alpha are recognised in the sentences that findings write."""
+_MINUS: Final = re.compile(r"(?<=[ \[(])-(?=\d)")
 
 
 @contextlib.contextmanager
@@ -110,9 +111,13 @@ def alpha_axis(ax: Axes, *, ends: bool = False) -> None:
 def said(text: str) -> str:
     """A sentence of a table (a note, a verdict's evidence), with the alphas in it as the reader's numbers.
 
-    Flags such as --alphas keep their stored meaning.
+    Flags such as --alphas keep their stored meaning. Negative numbers have the true minus sign, as in all tables.
+
+    >>> said("differ by -0.6 points [-4.4, +3.2] at 1e-5")
+    'differ by −0.6 points [−4.4, +3.2] at 1e-5'
     """
-    return text if _SIDE.get() == "finetuned" else _IN_SENTENCES.sub(_shown, text)
+    told = text if _SIDE.get() == "finetuned" else _IN_SENTENCES.sub(_shown, text)
+    return _MINUS.sub("−", told)
 
 
 def _shown(found: re.Match[str]) -> str:

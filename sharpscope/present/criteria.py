@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from sharpscope.errors import shown
+from sharpscope.present.alphas import said
 from sharpscope.present.style import short_layer
 from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Line, cell, layer_cell
 from sharpscope.tables.criteria import Overlap, choices, overlap, side_by_side
@@ -29,16 +30,16 @@ def who_is_named(stragglers: pd.DataFrame, pair: str, deciding: str) -> str:
     """One sentence: whom the ``deciding`` criterion names, whom the published one, and how many criteria agree on whom.
 
     >>> who_is_named(run.stragglers, "failure", "change:hessian_trace")  # doctest: +SKIP
-    'change:hessian_trace names nobody; instability names block 1 mlp; 3 of 8 criteria name conv1 (rewind, ...).'
+    'change:hessian_trace names no layer; instability names block 1 mlp; 3 of 8 criteria name conv1 (rewind, ...).'
     """
     found = choices(stragglers, pair, deciding)
     own = stragglers[(stragglers["pair"] == pair) & (stragglers["criterion"] == deciding)]
-    said = [f"{c} names {_some(found[c])}" for c in dict.fromkeys((deciding, SIDE_BY_SIDE[0])) if c in found]
+    parts = [f"{c} names {_some(found[c])}" for c in dict.fromkeys((deciding, SIDE_BY_SIDE[0])) if c in found]
     if len(own) and own["score"].isna().all():
-        said[0] = f"{deciding} has no score for any layer"
+        parts[0] = f"{deciding} has no score for any layer"
     votes = Counter(layer for chosen in found.values() for layer in chosen)
     if not votes:
-        return "; ".join([*said, f"none of {len(found)} criteria names a layer"]) + "."
+        return "; ".join([*parts, f"none of {len(found)} criteria names a layer"]) + "."
     most = max(votes.values())
     layers = [x for x in votes if votes[x] == most]
     by = ", ".join(c for c, chosen in found.items() if layers[0] in chosen)
@@ -46,13 +47,13 @@ def who_is_named(stragglers: pd.DataFrame, pair: str, deciding: str) -> str:
     agreed += f"{_some(layers)} ({by})" if len(layers) == 1 else f"each of {_some(layers)}, and no layer has more"
     large = own.loc[own["note"].fillna("").str.contains(AMONG_LARGEST, regex=False), "layer"]
     told = f"{AMONG_LARGEST}: {_some(list(large))}" if len(large) else ""
-    return "; ".join(x for x in (*said, agreed, told) if x) + "."
+    return "; ".join(x for x in (*parts, agreed, told) if x) + "."
 
 
 def _some(layers: Sequence[str], most: int = 6) -> str:
-    """The first ``most`` layers by their short names, or nobody."""
+    """The first ``most`` layers by their short names, or that there is none."""
     names = ", ".join(short_layer(x) for x in layers[:most])
-    return (names + (f" and {len(layers) - most} more" if len(layers) > most else "")) or "nobody"
+    return (names + (f" and {len(layers) - most} more" if len(layers) > most else "")) or "no layer"
 
 
 def agreement_of(found: Overlap) -> str:
@@ -60,19 +61,19 @@ def agreement_of(found: Overlap) -> str:
     names = [", ".join(short_layer(x) for x in chosen[:6]) + (" and others" if len(chosen) > 6 else "")
              for chosen in found.chosen]  # fmt: skip
     first, second = (f"{c} chooses {who or 'no layer'}" for c, who in zip(found.criteria, names, strict=True))
-    said = [f"{first}; {second}"]
+    parts = [f"{first}; {second}"]
     if not math.isnan(found.jaccard):
         common = len(set(found.chosen[0]) & set(found.chosen[1]))
         either = len(set(found.chosen[0]) | set(found.chosen[1]))
-        said.append(f"{common} of {either} chosen layers in common (Jaccard {found.jaccard:.2f})")
+        parts.append(f"{common} of {either} chosen layers in common (Jaccard {found.jaccard:.2f})")
     if found.top:
-        said.append(
+        parts.append(
             f"{found.shared_top} of the {found.top} highest in common, where chance gives {found.top_by_chance:.1f} "
             f"({found.layers} layers)"
         )
     if not math.isnan(found.spearman):
-        said.append(f"Spearman {found.spearman:+.2f} over the layers")
-    return "; ".join(said) + "."
+        parts.append(f"Spearman {found.spearman:+.2f} over the layers")
+    return "; ".join(parts) + "."
 
 
 def both_definitions(stragglers: pd.DataFrame, pairs: list[str]) -> tuple[list[Block], list[Grid]]:
@@ -84,7 +85,7 @@ def both_definitions(stragglers: pd.DataFrame, pairs: list[str]) -> tuple[list[B
         if found is None or both is None:
             continue
         lines = lines or [_INTRODUCTION]
-        lines.append(Line(f"{shown(pair)}: {shown(agreement_of(found), 900)}"))
+        lines.append(Line(f"{shown(pair)}: {shown(said(agreement_of(found)), 900)}"))
         first, second = ({str(r["layer"]): r for r in records(rows.reset_index())} for rows in both)
         order = [x for x in first if x in second]
         high = set(sorted(order, key=lambda x: -max(_height(first[x]), _height(second[x])))[:MOST_ROWS])

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
 from sharpscope.present.alphas import alpha_axis, alpha_is
-from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure, styled
+from sharpscope.present.style import COLOURS, INK, PAIR_MARKS, first_pairs, key, label, new_figure, styled
 from sharpscope.tables.rows import average, groups_in, of_group, primary_rows, unique_in_order
 from sharpscope.vocabulary import DEFAULT_GROUP, PATHS, PathName, path_variant
 
@@ -98,7 +98,7 @@ def _colour(name: PathName) -> str:
 
 
 def _marker(name: PathName) -> str:
-    return "" if name == "linear" else MARKERS[_BESIDE.index(name) % len(MARKERS)]
+    return "" if name == "linear" else PAIR_MARKS[_BESIDE.index(name) % len(PAIR_MARKS)]
 
 
 def _width(name: PathName) -> float:

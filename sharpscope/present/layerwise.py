@@ -38,6 +38,7 @@ from sharpscope.tables.formats import interval, is_missing, number, p_text, perc
 from sharpscope.tables.rows import (
     MIDDLE,
     groups_in,
+    in_group_order,
     joint_rows,
     marginal_rows,
     measures_in,
@@ -148,7 +149,7 @@ def stragglers(source: Source) -> Section:
                 f"{short_layer(r['layer'])} ({percent(r['probability'], 0)})" for _, r in chosen.head(6).iterrows()
             )
             who += f" and {len(chosen) - 6} more" if len(chosen) > 6 else ""
-            why = "" if len(chosen) else str(group["note"].iloc[0] or "")
+            why = "" if len(chosen) else _said_of_all(group["note"])
             rows.append(
                 (cell(pair), cell(criterion), cell(said(str(base))), cell(rule), cell(who or "none", title=why))
             )
@@ -174,6 +175,12 @@ def stragglers(source: Source) -> Section:
     )
     compared, scores = both_definitions(table, pairs_of(table, source.order))
     return Section("Straggler layers", "stragglers", (*lines, *compared), tuple(figures), (grid, *scores))
+
+
+def _said_of_all(notes: pd.Series) -> str:
+    """The parts of the notes that every layer has: why none of them is chosen. The others are about one layer each."""
+    first, *rest = ([part for part in str(note or "").split("; ") if part] for note in notes)
+    return "; ".join(part for part in first if all(part in other for other in rest))
 
 
 # ------------------------------------------------------------------------------------------------ repair, correlations
@@ -216,7 +223,7 @@ def repair(source: Source) -> Section:
         "OOD gain over the plain path at equal ID accuracy, means over random masks with intervals over images and "
         "masks (none where one mask was drawn). Right of the line a repair helps.",
     )
-    where = f"At {alpha_is(alpha)}; the other alphas are in the table file."
+    where = f"At {alpha_is(alpha)}" + ("; the other alphas are in the table file." * (table["alpha"].nunique() > 1))
     grid = Grid.of(head, rows, where, (3, 4, 5, 6, 7), "tables/repair.csv", 48)
     return Section(title, "repair", (text,), tuple(figures), (grid,))
 
@@ -296,7 +303,8 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
     grids = []
     permutations = int(source.config.get("bootstrap", StudyConfig.bootstrap))
     parts = [part.assign(held=held) for held, part in (("all", joint_rows(table)), ("none", marginal_rows(table)))]
-    for (origin, group, held), rows in pd.concat(parts).groupby(["source", "group", "held"], sort=True):
+    both = in_group_order(pd.concat(parts).sort_values(["source", "held"], kind="stable"), groups_in(table))
+    for (origin, group, held), rows in both.groupby(["source", "group", "held"], sort=False):
         if not np.isfinite(rows["estimate"]).any():
             continue
         alpha = nearest(rows["alpha"], MIDDLE)

@@ -29,7 +29,7 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points
 from sharpscope.tables.happened import what_happened
-from sharpscope.tables.rows import flags_of, groups_in, measures_in, of_group, primary_rows, records
+from sharpscope.tables.rows import flags_of, groups_in, measures_in, of_group, primary_rows, records, unique_in_order
 from sharpscope.vocabulary import (
     ALL,
     CANNOT,
@@ -83,7 +83,8 @@ def answer(source: Source) -> Section:
     if not len(table):
         return Section("Answer", "answer", (absent("verdicts"),))
     rows = []
-    for row in sorted(records(table), key=lambda r: not is_question(r["claim"])):
+    claims = sorted(unique_in_order(table["claim"]), key=lambda claim: not is_question(claim))
+    for row in sorted(records(table), key=lambda r: claims.index(r["claim"])):
         kind, sign = _VERDICTS.get(str(row["verdict"]), ("open", "?"))
         about = "across pairs" if row["pair"] == PAIRS else f"pair {row['pair']}"
         shipped = " (Evidence from the table that ships with the embedded world.)" if row["source"] == "shipped" else ""
@@ -290,16 +291,15 @@ def failure(source: Source) -> Section:
         "pair", "flag", "OOD group", "data set", "what", with_symbol("α"), "estimate [interval]", "present", "note",
     )  # fmt: skip
     grid = Grid.of(
-        head, [_flag_row(r) for r in in_order(table[main], source.order)], numeric=(5, 6), source="tables/failure.csv"
-    )
-    single = in_order(table[~main], source.order)
-    folded = (
-        (Grid.of(head, map(_flag_row, single), "Single data sets", (5, 6), "tables/failure.csv", 60),) if single else ()
-    )
+        head, [_flag_row(r, source) for r in in_order(table[main], source.order)], numeric=(5, 6),
+        source="tables/failure.csv",
+    )  # fmt: skip
+    single = [_flag_row(r, source) for r in in_order(table[~main], source.order)]
+    folded = (Grid.of(head, single, "Single data sets", (5, 6), "tables/failure.csv", 60),) if single else ()
     return Section("Does interpolation fail?", "failure", (*lines, grid), folded=folded)
 
 
-def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+def _flag_row(row: Mapping[str, Any], source: Source) -> tuple[Cell, ...]:
     style = number if row["flag"] == "F3" else points
     unit = " nats" if row["flag"] == "F3" else " points"
     value = interval(float(row["estimate"]), float(row["ci_low"]), float(row["ci_high"]), style)
@@ -321,5 +321,5 @@ def _flag_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
         alpha,
         cell(value + unit),
         present,
-        cell(said(str(row["note"] or "")), "note"),
+        cell(source.in_words(said(str(row["note"] or ""))), "note"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,11 +19,13 @@ from matplotlib.patches import Patch, Rectangle
 from sharpscope.errors import NoData
 from sharpscope.present.alphas import alpha_is
 from sharpscope.present.layerrows import ROW, colour_bar, layer_rows, left_out_note, line_below_groups, rows_axis
-from sharpscope.present.placing import place_labels
 from sharpscope.present.style import (
     COLOURS,
     INK,
     MARKERS,
+    PAIR_COLOURS,
+    SOURCES,
+    Look,
     first_pairs,
     key,
     label,
@@ -104,7 +106,8 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
         )
         for i, g in enumerate(groups)
     ]
-    handles.append(Line2D([], [], color=INK["grey"], marker=".", markersize=3, ls="none", label="the other alphas"))
+    if rows["alpha"].nunique() > 1:
+        handles.append(Line2D([], [], color=INK["grey"], marker=".", markersize=3, ls="none", label="the other alphas"))
     key(figure, handles, fewer)
     return figure
 
@@ -133,18 +136,15 @@ def _repair_panel(
     return at
 
 
-_MOST_NAMED: Final = 20
-"""The most pairs whose points have names beside them: more names than that cover the points."""
-
-
 @styled
 def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) -> Figure:
-    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one point per pair, with its name up to 20 pairs.
+    """Whole-model sharpness (x) and OOD gain over zero-shot (y): one point per pair, in its colour and mark.
 
     There is one panel per measure; with several groups of OOD sets one row per measure and one column per group.
     ``points`` has the columns pair, sharpness, ood_gain (0-1), measure, alpha and optionally group and source
-    (``shipped`` points are hollow). If a pair and measure have several alphas, the one nearest 0.5 is shown.
-    ``pair_order`` is the run's order of pairs, from which their colours follow; other pairs come after it, by name.
+    (``shipped`` points are hollow, and a line below the panels says so). If a pair and measure have several alphas, the
+    one nearest 0.5 is shown. ``pair_order`` is the run's order of pairs, from which their colours follow; other pairs
+    come after it, by name.
 
     >>> shown = sharpscope.plot.correlation_scatter(points)
 
@@ -153,7 +153,7 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
     """
     rows = points[np.isfinite(points["sharpness"].astype(float)) & np.isfinite(points["ood_gain"].astype(float))]
     rows = rows.assign(far=(rows["alpha"].astype(float) - MIDDLE).abs()).sort_values("far", kind="stable")
-    rows = rows.assign(group=rows.get("group", ""))
+    rows = rows.assign(group=rows.get("group", ""), source=rows.get("source", "run"))
     rows = rows.drop_duplicates(["pair", "measure", "group"]).sort_index()
     if not len(rows):
         raise NoData("correlation_scatter: no pair has both a sharpness and an OOD gain.")
@@ -162,8 +162,8 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
     columns = min(2, len(panels)) if len(groups) == 1 else len(groups)
     figure = new_figure((3.1 if columns == 1 else 2.2) * math.ceil(len(panels) / columns))
     axes = figure.subplots(math.ceil(len(panels) / columns), columns, sharey=True, squeeze=False)
-    looks, _ = pair_looks(points["pair"], pair_order)
-    with_names = len(looks) <= _MOST_NAMED
+    looks, entries = pair_looks(rows["pair"], pair_order)
+    hollow = {pair for pair, source in zip(rows["pair"], rows["source"], strict=True) if source == "shipped"}
     drawn = {at: rows[(rows["measure"] == at[0]) & (rows["group"] == at[1])] for at in panels}
     for k, ax in enumerate(axes.flat):
         ax.set_visible(k < len(panels) and len(drawn[panels[k]]) > 0)
@@ -171,17 +171,8 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
         if not len(own):
             continue
         x, y = own["sharpness"].to_numpy(float), 100 * own["ood_gain"].to_numpy(float)
-        hollow = own["source"].eq("shipped").to_numpy() if "source" in own else np.zeros(len(own), bool)
-        inks = [looks[p].colour for p in own["pair"]]
-        ax.scatter(
-            x,
-            y,
-            s=18 if with_names else 8,
-            c=["white" if h else c for h, c in zip(hollow, inks, strict=True)],
-            edgecolor=inks,
-            lw=1.0,
-            zorder=3,
-        )
+        for pair, at_x, at_y in zip(own["pair"], x, y, strict=True):
+            ax.plot(at_x, at_y, **_point(looks[pair], pair in hollow, 4.2 if len(looks) <= len(PAIR_COLOURS) else 2.8))
         if (x > 0).all() and x.max() > 5 * x.min():
             ax.set_xscale("log")
             plain_log(ax.xaxis)
@@ -191,14 +182,19 @@ def correlation_scatter(points: pd.DataFrame, pair_order: Sequence[str] = ()) ->
         alphas = sorted(set(own["alpha"]))
         named = label(measure if len(groups) == 1 else f"{measure}, {group}")
         ax.set_title(named + (f" at {alpha_is(alphas[0])}" if len(alphas) == 1 else ""))
-        ax.set_xlabel("whole-model sharpness on ID data")
+        if list(axes.flat).index(ax) + columns >= len(panels):
+            ax.set_xlabel("whole-model sharpness on ID data")
     for ax in axes[:, 0]:
         ax.set_ylabel("OOD gain over\nzero-shot (points)")
-    figure.draw_without_rendering()
-    for own, ax in zip(drawn.values() if with_names else (), axes.flat, strict=False):
-        at = list(zip(own["sharpness"].astype(float), 100 * own["ood_gain"].astype(float), strict=True))
-        place_labels(ax, at, [label(p, 18) for p in own["pair"]], [INK["black"]] * len(own), laid_out=True)
+    for entry, (pair, look) in zip(entries, looks.items(), strict=False):  # the last entry may stand for several
+        entry.set(**_point(look, pair in hollow, 4.2))
+    key(figure, entries, f"hollow: {SOURCES['shipped']}" if hollow else "")
     return figure
+
+
+def _point(look: Look, hollow: bool, size: float) -> dict[str, Any]:
+    face = "white" if hollow else look.colour
+    return look.line | {"mfc": face, "ms": size, "mew": 1.0, "ls": "none", "zorder": 3}
 
 
 # ---------------------------------------------------------------------------------------------------------- correlation

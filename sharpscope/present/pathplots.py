@@ -22,7 +22,7 @@ from sharpscope.present.placing import place_labels
 from sharpscope.present.style import (
     COLOURS,
     INK,
-    MARKERS,
+    OUTPUT_MARKS,
     SET_COLOURS,
     Look,
     first_pairs,
@@ -221,7 +221,7 @@ def _curve(
 def _outputs(ax: Axes, accuracy: pd.DataFrame, looks: Mapping[str, Look]) -> list[Line2D]:
     """Draw a mark for each pair's mixed outputs; returns their legend entries."""
     keys = []
-    for variant, mark in zip(OUTPUT_BASELINES, MARKERS[-len(OUTPUT_BASELINES) :], strict=True):
+    for variant, mark in zip(OUTPUT_BASELINES, OUTPUT_MARKS, strict=True):
         rows = primary_rows(accuracy[(accuracy["variant"] == variant) & accuracy["estimate"].notna()]).assign(alpha=0.0)
         for pair, look in looks.items():
             own = rows[rows["pair"] == pair]

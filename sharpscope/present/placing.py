@@ -21,17 +21,13 @@ def place_labels(
     texts: Sequence[str],
     colours: Sequence[str],
     avoid: Sequence[tuple[float, float]] = (),
-    *,
-    laid_out: bool = False,
 ) -> None:
     """Write ``texts`` next to the points ``at`` where they cover nothing; a text without a free place is left out.
 
-    Points are in data units. The limits of the axes must be final. ``laid_out``: the figure's layout is final too, as
-    after ``draw_without_rendering``, which takes a time that grows with the number of panels.
+    Points are in data units. The limits of the axes must be final.
     """
     figure = figure_of(ax)
-    if not laid_out:
-        figure.draw_without_rendering()  # the layout determines the positions of points
+    figure.draw_without_rendering()  # the layout determines the positions of points
     unit = figure.dpi / 72.0
     frame = ax.get_window_extent()
     place = ax.transData.transform

@@ -87,7 +87,7 @@ def making(source: Source) -> Section:
     if source.timing:
         blocks.append(_timing(source.timing))
     shown = _facts({k: v for k, v in facts.items() if k not in _ELSEWHERE}, "Versions, hardware, seeds")
-    config, data = _facts(source.config, "Configuration"), _facts(facts.get("data"), "Data sets")
+    config, data = _facts(source.config, "Configuration"), _data(facts.get("data"))
     if shown:
         blocks.append(shown)
     elif not config:
@@ -98,6 +98,31 @@ def making(source: Source) -> Section:
 def _facts(facts: Any, caption: str) -> Grid | None:
     rows = [(cell(k, "head"), cell(v)) for k, v in flat(facts)] if isinstance(facts, Mapping) else []
     return Grid.of(("", ""), rows, caption, source="manifest.json", most=200) if rows else None
+
+
+def _data(facts: Any) -> Grid | None:
+    """One row for each data set, with the pairs that have it alike; what all have in common is in the caption.
+
+    Nothing is said of what none of them has (no image was skipped, say).
+    """
+    rows: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
+    for pair, sets in (facts if isinstance(facts, Mapping) else {}).items():
+        for name, told in (sets if isinstance(sets, Mapping) else {}).items():
+            lines = tuple(flat(told, "" if isinstance(told, Mapping) else "what is known"))
+            rows.setdefault((str(name), lines), []).append(str(pair))
+    if not rows:
+        return None
+    known = [dict(told) for _, told in rows]
+    keys = list(dict.fromkeys(key for told in known for key in told))
+    same = [k for k in keys if len(rows) > 1 and len({told.get(k, MISSING) for told in known}) == 1]
+    head = ("data set", *(k for k in keys if k not in same), "pairs")
+    body = [
+        (cell(name, "head"), *(cell(told.get(k, MISSING)) for k in keys if k not in same), cell(", ".join(pairs)))
+        for ((name, _), pairs), told in zip(rows.items(), known, strict=True)
+    ]
+    common = ", ".join(f"{k} {known[0][k]}" for k in same if known[0].get(k) not in ("none", "no", "0", MISSING))
+    caption = f"Data sets (all: {common})" if common else "Data sets"
+    return Grid.of(head, body, caption, source="manifest.json", most=200)
 
 
 def _timing(timing: Mapping[str, Any]) -> Grid:

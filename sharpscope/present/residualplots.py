@@ -16,7 +16,7 @@ from sharpscope.present.alphas import alpha_is, said
 from sharpscope.present.forestplots import SMALL, words
 from sharpscope.present.gainscales import gain_axis, rate_bar, rates_of
 from sharpscope.present.paperplots.drawn import Drawn, number_of, paper_figure
-from sharpscope.present.style import COLOURS, INK, MARKERS, file_word, key, label, new_figure, plain_log
+from sharpscope.present.style import COLOURS, INK, MARKERS, SOURCES, file_word, key, label, new_figure, plain_log
 from sharpscope.tables.formats import interval, points
 from sharpscope.tables.rows import groups_in, one_a_unit, primary_of_the_whole, unique_in_order
 
@@ -29,7 +29,6 @@ _PLACELESS: Final = 0.1
 """The largest share of pairs that may be without a place on a logarithmic axis, for their sharpness is not above 0."""
 _LIMIT: Final = 2.5
 """The ends of the line of a partial correlation, in standard deviations."""
-_SOURCES: Final = {"shipped": "shipped with the embedded world", "run": "this run"}
 
 
 # ------------------------------------------------------------------------------------------------------------ one group
@@ -197,7 +196,7 @@ class _Looks:
         if self.unknown:
             ink = COLOURS[0] if self.rates is None else INK["light"]
             handles.append(Line2D([], [], ls="none", marker="o", ms=3.5, color=ink, label="learning rate unknown"))
-        lost = f"left without {number_of(placeless, 'pair')} ≤ 0" if placeless else ""
+        lost = f"not shown on the left: {number_of(placeless, 'pair')} with sharpness ≤ 0" if placeless else ""
         key(figure, handles, lost)
 
     def _ink(self, rate: float) -> tuple[float, ...] | str:
@@ -214,7 +213,7 @@ class _Looks:
         name = base if known else f"zero-shot model {self.bases.index(base) + 1}"
         named = [name] if len(self.bases) > 1 else []
         sources = self.kinds["source"].nunique() > 1 and (source != self.source or not named)
-        told = ", ".join([*named, *([_SOURCES.get(source, source)] if sources else [])])
+        told = ", ".join([*named, *([SOURCES.get(source, source)] if sources else [])])
         face = INK["grey"] if source == self.source else "white"
         return Line2D([], [], ls="none", color=INK["grey"], marker=self._mark(base), ms=3.5, mew=0.8, mfc=face,
                       label=label(told))  # fmt: skip
@@ -242,9 +241,9 @@ def gain_caption(residuals: pd.DataFrame, correlations: pd.DataFrame, group: str
 def _told(one: _Group) -> str:
     """The correlation of one group, or why there is none; and which pairs are in it."""
     lost = f"{number_of(one.placeless, 'pair')} with a value of 0 or less has no place on the left"
-    others = unique_in_order(_SOURCES.get(s, shown(s, 40)) for s in one.rows["source"] if s != one.source)
+    others = unique_in_order(SOURCES.get(s, shown(s, 40)) for s in one.rows["source"] if s != one.source)
     remarks = [
-        f"all pairs are those {_SOURCES[one.source]}" if one.source == "shipped" else "",
+        f"all pairs are those {SOURCES[one.source]}" if one.source == "shipped" else "",
         f"hollow are pairs of another source ({', '.join(others)})" if others else "",
         lost if one.placeless else "",
     ]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sharpscope.errors import NoData
 from sharpscope.present.paperplots.drawn import MADE_BY
-from sharpscope.tables.rows import with_plain_layers
+from sharpscope.tables.rows import groups_in, in_group_order, with_plain_layers
 
 __all__ = ["Tables", "not_made"]
 
@@ -60,8 +60,17 @@ class Tables:
         except NoData:
             return None
 
+    def _groups(self) -> list[str]:
+        """The groups of OOD sets in the order of the accuracies, so that all figures have one order."""
+        try:
+            return groups_in(self.read("accuracy"))
+        except NoData:
+            return []
+
     def _in_order(self, name: str) -> pd.DataFrame:
         table = self.read(name)
+        if name != "accuracy" and "group" in table and table["group"].nunique() > 1:
+            table = in_group_order(table, self._groups())
         if not self.pairs or "pair" not in table:
             return table
         place = {pair: i for i, pair in enumerate(self.pairs)}

@@ -33,8 +33,11 @@ __all__ = [
     "INK",
     "MARKERS",
     "MOST_PAIRS",
+    "OUTPUT_MARKS",
     "PAIR_COLOURS",
+    "PAIR_MARKS",
     "SET_COLOURS",
+    "SOURCES",
     "STYLE",
     "WIDTH",
     "Look",
@@ -78,7 +81,12 @@ _LONGEST_LAYER: Final = 26
 MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 PAIR_COLOURS: Final = (*COLOURS, *SET_COLOURS)
 """The colours of pairs in the order of the run, and of other things that one figure tells apart."""
-_PAIR_MARKS: Final = tuple(mark for mark in MARKERS if mark != "s")  # the square is the mark of the fine-tuned end
+PAIR_MARKS: Final = tuple(mark for mark in MARKERS if mark != "s")
+"""The marks of pairs and of paths, in their order; a square is the fine-tuned end of a path, and a star the other."""
+OUTPUT_MARKS: Final = ("<", ">")
+"""The marks of baselines that mix outputs, in the order of ``vocabulary.OUTPUT_BASELINES``: none is that of a pair."""
+SOURCES: Final = {"shipped": "shipped with the embedded world", "run": "this run"}
+"""The pairs of a table's column ``source``, as legends and captions call them."""
 INK: Final = {"black": "#1a1a1a", "grey": "#666666", "light": "#d9d9d9", "bad": "#D55E00"}
 
 STYLE: Final[dict[Any, Any]] = {
@@ -155,7 +163,7 @@ class Look:
 
 def look_at(place: int) -> Look:
     """The look of the first, second ... of several things; the first 16 have colours of their own."""
-    return Look(PAIR_COLOURS[place % len(PAIR_COLOURS)], _PAIR_MARKS[place % len(_PAIR_MARKS)])
+    return Look(PAIR_COLOURS[place % len(PAIR_COLOURS)], PAIR_MARKS[place % len(PAIR_MARKS)])
 
 
 _CROWD: Final = Look(INK["grey"], MARKERS[0])
@@ -174,17 +182,20 @@ def pair_looks(pairs: Iterable[str], order: Sequence[str] = ()) -> tuple[dict[st
 
     A pair's colour and marker follow from its place in ``order`` alone, the run's order of pairs, so that it has the
     same in every figure and in every part of the tables; where no order is known, from its place by name. Where the
-    order has more pairs than there are colours, they cannot be told apart: all have one look, and one entry of the
-    legend says how many they are. Lines of more pairs than ``COLOURS`` are thin.
+    order has more pairs than there are colours, they cannot be told apart, and all have one look. So have pairs beyond
+    the order that no colour is left for. One entry of the legend, the last one, says how many they are. Lines of more
+    pairs than ``COLOURS`` are thin.
     """
     places = places_of(pairs, order)
     told = len(order or places) <= len(PAIR_COLOURS)
     chosen = {p: look_at(i) if told and i < len(PAIR_COLOURS) else _CROWD for p, i in places.items()}
     thin = len(places) > len(COLOURS)
     looks = {pair: _thinned(look) if thin else look for pair, look in chosen.items()}
-    if not told:
-        return looks, [_entry(_thinned(_CROWD), f"each of {len(looks)} pairs")]
-    return looks, [_entry(look, label(pair, 22)) for pair, look in looks.items()]
+    entries = [_entry(look, label(pair, 22)) for pair, look in looks.items() if chosen[pair] != _CROWD]
+    if crowd := [pair for pair in looks if chosen[pair] == _CROWD]:
+        text = f"each of {len(crowd)} {'other ' if entries else ''}pairs" if len(crowd) > 1 else label(crowd[0], 22)
+        entries.append(_entry(_thinned(_CROWD), text))
+    return looks, entries
 
 
 def _thinned(look: Look) -> Look:

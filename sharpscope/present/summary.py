@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import pandas as pd
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, in_brief
+from sharpscope.present.advice import advised, alike, in_brief
 from sharpscope.present.alphas import said
 from sharpscope.present.criteria import who_is_named
 from sharpscope.tables.happened import what_happened
-from sharpscope.tables.rows import ordered
+from sharpscope.tables.rows import groups_in, in_group_order, ordered
 from sharpscope.vocabulary import CLAIMS, REMARKS
 
 __all__ = ["summary_lines"]
@@ -26,7 +26,8 @@ def summary_lines(tables: Mapping[str, pd.DataFrame], criterion: str, order: Seq
         criterion: the straggler criterion that decides.
         order: the order in which pairs are named.
     """
-    known = {name: table for name, table in tables.items() if len(table)}
+    groups = groups_in(tables["accuracy"]) if "accuracy" in tables else []
+    known = {name: in_group_order(table, groups) for name, table in tables.items() if len(table)}
     if {"accuracy", "failure"} <= set(known):
         yield "What interpolation did to the mean OOD accuracy of each group of sets:"
         yield from (f"  {said(line)}" for line in what_happened(known["accuracy"], known["failure"], order))
@@ -44,7 +45,7 @@ def summary_lines(tables: Mapping[str, pd.DataFrame], criterion: str, order: Seq
             for group in dict.fromkeys(row["group"] for row in rows):
                 of = f"{shown(pair)}{f', {shown(group, 60)}' if group else ''}"
                 own = [row for row in rows if row["group"] == group]
-                yield f"  {of} ({own[0]['situation']}): {'; '.join(map(in_brief, own))}."
+                yield f"  {of} ({own[0]['situation']}): {'; '.join(map(in_brief, alike(own)))}."
 
 
 def _verdicts(verdicts: pd.DataFrame) -> Iterator[str]:

@@ -11,10 +11,11 @@ import pandas as pd
 
 from sharpscope.errors import shown
 from sharpscope.present.alphas import alpha_number
-from sharpscope.present.style import short_layer
+from sharpscope.present.style import short_layer, short_set
 from sharpscope.tables.files import normalised
 from sharpscope.tables.formats import is_missing, with_error
-from sharpscope.tables.rows import records
+from sharpscope.tables.rows import groups_in, in_group_order, records, unique_in_order
+from sharpscope.vocabulary import OOD_MEAN
 
 __all__ = [
     "MOST_ROWS",
@@ -234,10 +235,12 @@ class Source:
     read: dict[str, pd.DataFrame] = field(default_factory=dict, repr=False)
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table ``name``, or an empty table with its columns."""
+        """The table ``name``, or an empty table with its columns; groups of OOD sets are in the order of figures."""
         if name not in self.read:
             found = self.tables.get(name)
             self.read[name] = normalised(pd.DataFrame() if found is None or not len(found) else found, name)
+            if name != "accuracy":
+                self.read[name] = in_group_order(self.read[name], groups_in(self.table("accuracy")))
         return self.read[name]
 
     @property
@@ -253,6 +256,13 @@ class Source:
         """Pairs in the order of the config."""
         pairs = self.config.get("pairs")
         return [str(p.get("name")) for p in pairs if isinstance(p, Mapping)] if isinstance(pairs, (list, tuple)) else []
+
+    def in_words(self, text: str) -> str:
+        """A sentence in which sets that were averaged stand as ``a+b``, with their short names in a list instead."""
+        table = self.table("accuracy")
+        for joined in unique_in_order(table.loc[table["role"] == OOD_MEAN, "dataset"]):
+            text = text.replace(joined, ", ".join(short_set(spec) for spec in joined.split("+")))
+        return text
 
     def figure(self, name: str, caption: str, wide: bool = True, alt: str = "") -> list[Figure]:
         """The figure of that name, if there is one; ``alt``: what it shows, behind the caption."""

@@ -16,9 +16,10 @@ from sharpscope.findings.design import Design
 from sharpscope.miniworld import shipped
 from sharpscope.study.designs import shipped_design
 from sharpscope.tables.files import read_csv
+from sharpscope.tables.rows import points_of, stacked
 from sharpscope.vocabulary import LEARNING_RATE
 
-__all__ = ["shipped_references", "shipped_table", "tuning_of"]
+__all__ = ["points_beside_shipped", "shipped_references", "shipped_table", "tuning_of"]
 
 
 def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tuning:
@@ -33,6 +34,19 @@ def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tun
 def shipped_table(name: str) -> pd.DataFrame:
     """The embedded world's across-pair table, as ``analyses/world.py`` computed it; read once, never changed."""
     return read_csv(shipped.pairs_table(name), name)
+
+
+def points_beside_shipped(sharpness: pd.DataFrame, accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The points of ``correlation_scatter``: a run's pairs (source ``run``) and the other shipped pairs (``shipped``).
+
+    A pair of the run that has the name of a shipped one takes its place.
+    """
+    own = {"sharpness": sharpness, "accuracy": accuracy}
+    ours = {pair for table in own.values() for pair in table["pair"]}
+    known = {name: shipped_table(name) for name in own}
+    both = {name: stacked(name, [own[name], known[name][~known[name]["pair"].isin(ours)]]) for name in own}
+    points = points_of(both["sharpness"], both["accuracy"])
+    return points.assign(source=["run" if pair in ours else "shipped" for pair in points["pair"]])
 
 
 def shipped_references(groups: Mapping[str, str], known: Sequence[str] = ()) -> list[Reference]:

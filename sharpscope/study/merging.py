@@ -303,9 +303,10 @@ class _Members:
         except IdenticalPair:
             raise
         except PairMismatch as error:  # many files lack what fine-tuning left alone
-            first = str(error).splitlines()[0]
+            told = [line for line in str(error).splitlines() if not line.startswith("Remedy:")]
+            why = "\n".join(told[:2])
             raise PairMismatch(
-                f"{first}\nRemedy: --zeroshot FILE, which completes files that lack what fine-tuning did not change."
+                f"{why}\nRemedy: --zeroshot FILE, which completes files that lack what fine-tuning did not change."
             ) from None
 
 

@@ -13,9 +13,10 @@ from sharpscope.exchange.reading import is_accuracy_csv, read_results
 from sharpscope.findings.papertables import Member, PaperTable
 from sharpscope.findings.papertables import paper_table as table_of
 from sharpscope.findings.resulttables import result_table
+from sharpscope.study.named import manifest_of, pairs_of
 from sharpscope.tables.files import read_csv
 from sharpscope.tables.printed import Printed
-from sharpscope.tables.rows import unique_in_order
+from sharpscope.tables.rows import ordered, unique_in_order
 from sharpscope.vocabulary import DENSE, AlphaSide, PaperStyle, ResultTable
 
 __all__ = ["paper_table", "printed_table"]
@@ -33,6 +34,7 @@ def paper_table(
 ) -> PaperTable:
     """The accuracies of runs, or of files, as a table of a paper: rows are points of a path, columns are data sets.
 
+    Pairs come in the order of the sources and, inside a run, of its config.
     Pairs of one name in several sources count as seeds of one model, and so do the pairs that ``seeds`` lists: their
     mean and standard deviation are printed. See ``findings.papertables.paper_table`` for the rows and averages.
 
@@ -56,7 +58,8 @@ def paper_table(
     found: list[tuple[str, pd.DataFrame]] = []
     for source in sources:
         accuracy = _accuracy(FilePath(source), ids)
-        found += [(str(p), accuracy[accuracy["pair"] == p]) for p in unique_in_order(accuracy["pair"])]
+        pairs = ordered(accuracy["pair"], pairs_of(manifest_of(FilePath(source))))
+        found += [(str(p), accuracy[accuracy["pair"] == p]) for p in pairs]
     names = _names(seeds or {}, unique_in_order(pair for pair, _ in found))
     return table_of([Member(names[pair], rows) for pair, rows in found], style, variants, datasets, alpha_on)
 

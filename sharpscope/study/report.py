@@ -24,6 +24,7 @@ from sharpscope.present.report import build_report
 from sharpscope.present.summary import summary_lines
 from sharpscope.present.view import data_notes
 from sharpscope.study.finished import finished_results
+from sharpscope.study.known import points_beside_shipped
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.study.tasks import Task
@@ -163,7 +164,8 @@ def write_derived(
                 packed = io.BytesIO()
                 np.savez(packed, **unit.arrays)  # type: ignore[arg-type]
                 directory.write(f"eigenvectors/{name}_{alpha:g}.npz", packed.getvalue())
-    drawn = {**tables, "points": results.points()} if config.shipped_pairs else tables
+    shown = points_beside_shipped(tables["sharpness"], tables["accuracy"]) if config.shipped_pairs else None
+    drawn = tables if shown is None else {**tables, "points": shown}
     names = [p.name for p in config.pairs]
     parts = spread(_draw, [(drawn, config.straggler_criterion, names, (k, shares), side) for k in range(shares)])
     figures = {name: files for part in parts for name, files in part.items()}

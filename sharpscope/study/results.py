@@ -31,7 +31,7 @@ from sharpscope.study.repaired import Repaired, answered
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
-from sharpscope.tables.rows import of_group, points_of, stacked
+from sharpscope.tables.rows import of_group, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
     ALL,
@@ -270,15 +270,6 @@ class Results:
             alphas, hits, _ = self.arrays(name)
             found.append(swap_doubt(name, alphas, hits, roles(self.config), self.config.level))
         return [doubt for doubt in found if doubt is not None]
-
-    def points(self) -> pd.DataFrame:
-        """One point per pair for the scatter plot of sharpness and OOD gain: this run's pairs and the other shipped
-        pairs."""
-        frames: dict[str, pd.DataFrame] = {}
-        for name in ("sharpness", "accuracy"):
-            own, shipped = self.measured(name), shipped_table(name)
-            frames[name] = stacked(name, [own, shipped[~shipped["pair"].isin(own["pair"])]])
-        return points_of(frames["sharpness"], frames["accuracy"])
 
     # ------------------------------------------------------------------ findings
     def _chosen(self, name: str) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from sharpscope.vocabulary import OOD_MEAN
 
 __all__ = ["what_happened"]
 
+_Means = Mapping[float, Mapping[Hashable, Any]]
+"""Alpha -> the mean OOD accuracy of one pair there, with its interval."""
+
 
 def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     """One sentence per group: the best point of every pair's path against zero-shot, its end, and the failure flags.
@@ -26,24 +29,30 @@ def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence
         rows = of_group(dense, group)
         means = widest_means(rows[rows["role"] == OOD_MEAN])
         pairs = ordered(rows["pair"], order)
-        told = [_of_pair(str(p), rows[rows["pair"] == p], of_group(failure, group)) for p in pairs]
-        if known := [x for x in told if x]:
+        along = {str(p): _means(rows[rows["pair"] == p]) for p in pairs}
+        along = {pair: means for pair, means in along.items() if 0.0 in means}
+        starts = list(dict.fromkeys(_end(means, 0.0) for means in along.values()))
+        told = starts if len(starts) == 1 < len(along) else []  # what all pairs have in common is said once
+        told += [_of_pair(p, means, of_group(failure, group), bool(told)) for p, means in along.items()]
+        if told:
             sets = ", ".join(str(means["dataset"].iloc[0]).split("+")) if len(means) else "no mean"
-            sentences.append(f"{group} ({sets}): {'; '.join(known)}.")
+            sentences.append(f"{group} ({sets}): {'; '.join(told)}.")
     return sentences
 
 
-def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
-    means = {row["alpha"]: row for row in average(rows, "ood").to_dict("records")}
-    if 0.0 not in means:
-        return ""
+def _means(rows: pd.DataFrame) -> _Means:
+    return {float(row["alpha"]): row for row in average(rows, "ood").to_dict("records")}
+
+
+def _of_pair(pair: str, means: _Means, failure: pd.DataFrame, started: bool) -> str:
+    """What happened along one pair; ``started``: the accuracy of zero-shot has been said."""
     own = failure[(failure["pair"] == pair) & (failure["dataset"] == OOD_MEAN) & (failure["flag"] == "F1")]
     best = ""
     if len(own) and math.isfinite(float(own["estimate"].iloc[0])):
         row = own.iloc[0]
         span = f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]" if math.isfinite(row["ci_low"]) else ""
         best = f"its best point, alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
-    ends = [f"{name} has {_percent(means[at])}" for at, name in _ENDS.items() if at in means]
+    ends = [_end(means, at) for at in _ENDS if at in means and not (started and at == 0)]
     flags, absent, unknown = flags_of(failure, pair)
     raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag" if absent else ""
     undefined = f"{', '.join(unknown)} undefined or without interval" if unknown else ""
@@ -51,6 +60,10 @@ def _of_pair(pair: str, rows: pd.DataFrame, failure: pd.DataFrame) -> str:
 
 
 _ENDS: Final = {0.0: "zero-shot", 1.0: "the fine-tuned model"}
+
+
+def _end(means: _Means, at: float) -> str:
+    return f"{_ENDS[at]} has {_percent(means[at])}"
 
 
 def _percent(row: Mapping[Hashable, Any]) -> str:

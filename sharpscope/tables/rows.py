@@ -25,6 +25,7 @@ __all__ = [
     "groups_in",
     "has_value",
     "image_error",
+    "in_group_order",
     "joint_rows",
     "marginal_rows",
     "mean_accuracy",
@@ -163,6 +164,14 @@ def dense_rows(accuracy: pd.DataFrame) -> pd.DataFrame:
 def groups_in(frame: pd.DataFrame) -> list[str]:
     """The groups of OOD sets in a table, in order of appearance; rows of ID sets and of the probe have none."""
     return [g for g in unique_in_order(_groups(frame)) if g]
+
+
+def in_group_order(frame: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
+    """The table's rows in the order of ``groups``, otherwise as they are; rows of no or another group come first."""
+    if "group" not in frame.columns or len(groups) < 2:
+        return frame
+    place = {group: i for i, group in enumerate(groups)}
+    return frame.sort_values("group", key=lambda own: own.map(lambda g: place.get(g, -1)), kind="stable")
 
 
 def of_group(frame: pd.DataFrame, group: str) -> pd.DataFrame:

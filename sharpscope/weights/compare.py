@@ -76,9 +76,12 @@ def check_model(
         wanted, body, missing="missing", extra="unknown to the model", ours="model", theirs="file", skip=optional
     )
     if problem:
+        weights, model = describe(body), describe(wanted)
+        looks = f"it looks like {weights}; the model is {model}" if weights != model else f"both look like {model}"
         raise PairMismatch(
-            f"{shown(source, 200)} does not fit model '{shown(name)}': {problem}.\n"
-            f"The weights look like {describe(body)}; the model is {describe(wanted)}."
+            f"{shown(source, 200)} does not fit model '{shown(name)}': {looks}.\n"
+            f"Tensors: {problem}.\n"
+            "Remedy: another --model; 'sharpscope inspect FILE' names those that fit."
         )
 
 

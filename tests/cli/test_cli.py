@@ -23,8 +23,9 @@ import sharpscope
 from sharpscope.cli import main as cli
 from sharpscope.cli.commands import COMMANDS
 from sharpscope.cli.finetune import HYPERPARAMETERS
-from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS
+from sharpscope.cli.helppage import STUDY_EXAMPLES, STUDY_GROUPS, without_none
 from sharpscope.cli.options import NOT_GIVEN, given
+from sharpscope.cli.outcome import fitted
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.errors import NumericalError, PairMismatch, UnsafeCheckpoint
 
@@ -149,10 +150,10 @@ WORK = {
     "table": (
         "sharpscope.study.papertables.paper_table",
         ("format", "digits", "seeds", "what", "measures", "alpha"),
-        {"id": "ids"},
+        {"id": "ids", "rows": "style"},
     ),
     "figures": ("sharpscope.study.figures.making.figures", (), {}),
-    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root"}),
+    "report": ("sharpscope.study.report.report", ("out",), {"runs": "root", "export": "results"}),
     "doctor": ("sharpscope.study.doctor.doctor", (), {}),
 }
 """Command -> (the function that does its work, flags that are no business of it, flag -> the function's word)."""
@@ -322,7 +323,7 @@ def test_run_and_finetune_know_the_same_words_for_precision():
         ("advise r1 --zeroshot mini:zeroshot", "zeroshot: is taken from the manifest of r1"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:small --model mini --keep-id 2", "keep_id: needs a share"),
         ("advise --zeroshot mini:zeroshot --finetuned mini:smal", "mini:smal: no such checkpoint. Did you mean"),
-        ("report r1 --results wiseft", "'wiseft'"),
+        ("report r1 --export wiseft", "'wiseft'"),
         ("figures --out o", "figures: give at least one run"),
         ("figures nowhere --out o", "nowhere: no such file or run directory"),
     ],
@@ -400,6 +401,33 @@ def test_talking_about_flags_imports_nothing_heavy(argv):
 def test_completions_for_a_shell_are_printed(argv, capsys):
     assert cli.main(argv) == 0
     assert "--measures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--tyro-print-completion", "--tyro-write-completion"])
+@pytest.mark.parametrize(("shell", "said"), [(["tcsh", "FILE"], "there are none for tcsh."), ([], "for which shell?")])
+def test_completions_of_another_shell_are_refused_in_a_line(flag, shell, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ([], ["run"]):
+        assert cli.main([*command, flag, *shell]) == 2
+        told = f"sharpscope: error: {flag}: {said} Completions exist for bash, zsh, fish.\n"
+        assert capsys.readouterr().err == told and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [(["eval"], ["evaluate"]), (["run", "--meas"], ["--measures"]), (["run", "--head", "s"], ["stored"])],
+)
+def test_bash_completes_what_was_printed_for_it(words, offered, capsys, tmp_path):
+    assert cli.main(["--tyro-print-completion", "bash"]) == 0
+    (tmp_path / "completions").write_text(capsys.readouterr().out)
+    script = (
+        'source completions; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; '
+        """_tyro_sharpscope; printf '%s\\n' "${COMPREPLY[@]}" """
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", "sharpscope", *words], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert done.stdout.split() == offered
 
 
 def test_version_as_a_module():
@@ -492,6 +520,23 @@ def test_every_flag_of_a_study_stands_in_one_group_of_its_help_page(capsys):
     assert sum(line.startswith("  sharpscope run ") for line in lines) == 2
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_page_offers_none_as_a_value(name, capsys):
+    cli.main([name, "--help"])
+    page = capsys.readouterr().out
+    assert "{None" not in page and "None}" not in page
+
+
+def test_a_column_of_texts_stays_one():
+    lines = [
+        ("  --a {None}|INT          Text.", "  --a INT                 Text."),
+        ("  --b {None}|{[INT [INT ...]]}", "  --b [INT [INT ...]]         "),
+        ("  --c {None,x,y}  Text.", "  --c {x,y}       Text."),
+        ("  --d {x,y}       {None} Text.", "  --d {x,y}       {None} Text."),
+    ]
+    assert [without_none(before) for before, _ in lines] == [after for _, after in lines]
+
+
 def test_the_examples_of_the_help_page_are_understood():
     for command in STUDY_EXAMPLES.replace("\\\n", " ").splitlines()[1:]:
         config = understood(" ".join(command.split()[1:]))
@@ -511,3 +556,21 @@ def test_the_page_of_all_commands(capsys):
     assert cli.main(["--help"]) == 0
     page = capsys.readouterr().out
     assert all(f"• {name} " in page for name in COMMANDS)
+    words = " ".join(page.split())
+    for first, *more in (inspect.getdoc(kind).split("\n\n") for kind in COMMANDS.values()):
+        assert " ".join(first.split()) in words and not any(" ".join(rest.split()) in words for rest in more)
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_as_wide_as_the_terminal_and_a_file_has_a_sentence_a_line(monkeypatch):
+    sentence = "along success its best point, alpha 0.4, has +5.6 points over zero-shot; " * 4 + "no failure flag."
+    text = f"Advice:\n  {sentence}\n  short"
+    assert fitted(text) == text
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "60")
+    head, *told, last = fitted(text).splitlines()
+    assert (head, last) == ("Advice:", "  short")
+    assert all(len(line) <= 60 for line in told) and told[0].startswith("  along ")
+    assert all(line.startswith("      ") for line in told[1:]) and " ".join(" ".join(told).split()) == sentence

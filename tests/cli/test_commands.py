@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 
 from sharpscope.cli import main as cli
+from sharpscope.cli.commands import COMMANDS
 from sharpscope.clip.pair import resolve_checkpoint
 from sharpscope.tables.formats import number, percent
 from sharpscope.weights import read_checkpoint
@@ -105,7 +108,7 @@ def test_report_makes_the_same_tables_again_without_torch(studied, tmp_path):
     kept = {p.name: p.read_bytes() for p in (root / "tables").iterdir()}
     for name in ("tables", "figures"):
         shutil.rmtree(root / name)
-    loaded = modules_after("report", str(root), "--results", "wise-ft")
+    loaded = modules_after("report", str(root), "--export", "wise-ft")
     assert not loaded & {"torch", "torchvision", "open_clip", "safetensors"}
     assert {p.name: p.read_bytes() for p in (root / "tables").iterdir()} == kept
     assert {p.suffix for p in (root / "figures").iterdir()} == {".png", ".pdf"}
@@ -329,3 +332,17 @@ def test_finetune_resumes_in_old_words_and_new(folder):
     listed = said("finetune", "--list").out
     assert all(method in listed for method in ("wise-ft", "flyp", "r-adapter"))
     assert "warmup=" in listed
+
+
+def test_a_flag_has_one_list_of_words_in_all_commands_that_have_it():
+    """A flag that takes words of a closed list takes the same words everywhere. ``--method`` is the exception: the
+    methods of merging and those of fine-tuning are told apart by the verb before them."""
+    words: dict[str, set[tuple[str, ...]]] = {}
+    for kind in COMMANDS.values():
+        hints = typing.get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            hint = hints[field.name]
+            if typing.get_origin(hint) is not typing.Annotated:  # what stands there without a flag has a place only
+                listed = [x for x in (hint, *typing.get_args(hint)) if typing.get_origin(x) is typing.Literal]
+                words.setdefault(field.name, set()).add(typing.get_args(listed[0]) if listed else ())
+    assert {name for name, lists in words.items() if len(lists) > 1} == {"method"}

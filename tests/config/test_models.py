@@ -25,6 +25,14 @@ def test_a_wrong_name_is_told_with_the_words_of_the_loader(wrong: str) -> None:
     assert str(early.value) == str(late.value) and "sharpscope list models" in str(early.value)
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"), [("vitb32", "ViT-B-32"), ("vit_l_14_336", "ViT-L-14-336"), ("rn-50", "RN50")]
+)
+def test_a_name_in_other_letters_is_recognised(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'?"):
+        check_model(written)
+
+
 @pytest.mark.parametrize("right", ["mini", "ViT-B-32", "ViT-B/32", "ViT-B-32-quickgelu", "absent.json"])
 def test_what_may_be_a_model_passes(right: str) -> None:
     check_model(right)

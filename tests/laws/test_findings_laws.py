@@ -154,8 +154,12 @@ def test_bca_of_a_symmetric_statistic_is_the_percentile_interval() -> None:
 
 
 def test_bca_gives_no_interval_where_resampling_knows_no_spread() -> None:
-    low, high = bca_interval(np.array([1.0]), np.ones((200, 1)), np.ones((5, 1)), 0.95)
-    assert np.isnan(low[0]) and np.isnan(high[0])
+    mostly = np.where(np.arange(200) < 2, 0.0, 0.5)  # one unit alone is not 0: with it the statistic is the same
+    wide = np.linspace(0.0, 1.0, 200)
+    draws = np.stack([np.ones(200), mostly, wide], axis=1)
+    jack = np.stack([np.ones(5), np.full(5, 0.5), np.linspace(0.4, 0.6, 5)], axis=1)
+    low, high = bca_interval(np.array([1.0, 0.5, 0.5]), draws, jack, 0.95)
+    assert np.isnan(low[:2]).all() and np.isnan(high[:2]).all() and 0 < low[2] < high[2] < 1
 
 
 def test_too_few_replicates_give_no_interval() -> None:

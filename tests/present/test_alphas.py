@@ -103,6 +103,7 @@ def test_the_page_says_whose_weight_alpha_is(tables: Tables, manifest: dict[str,
 )  # fmt: skip
 def test_sentences_of_findings(sentence: str, shown: str) -> None:
     assert said(sentence) == sentence
+    assert said("by -0.6 [-4.4, +3.2] (-1) at 1e-5 of vit-b-32") == "by −0.6 [−4.4, +3.2] (−1) at 1e-5 of vit-b-32"
     with showing_alpha_on("zeroshot"):
         assert said(sentence) == shown
 

@@ -44,7 +44,7 @@ def tables() -> dict[str, pd.DataFrame]:
 
 
 def looks_in(drawn: Any) -> dict[str, tuple[str, str]]:
-    """Pair -> (colour, mark) by the keys of a figure; of a scatter without a key, by the heights of its points."""
+    """Pair -> (colour, mark) by the keys of a figure."""
     figure: Figure = drawn.figure if isinstance(drawn, Drawn) else figure_of(drawn)
     legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend() is not None)]
     found: dict[str, tuple[str, str]] = {}
@@ -52,10 +52,6 @@ def looks_in(drawn: Any) -> dict[str, tuple[str, str]]:
         for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
             if text.get_text() in ORDER:
                 found[text.get_text()] = (to_hex(line.get_color()), str(line.get_marker()))
-    if not legends:
-        (dots,) = figure.axes[0].collections
-        heights = np.asarray(dots.get_offsets())[:, 1]
-        found = {ORDER[round(y) - 1]: (to_hex(ink), "") for y, ink in zip(heights, dots.get_edgecolors(), strict=True)}
     return found
 
 
@@ -98,6 +94,10 @@ def test_as_many_pairs_as_colours_are_told_apart_and_no_mark_is_that_of_an_end()
     crowd, (entry,) = pair_looks(names)
     assert len(set(crowd.values())) == 1 and entry.get_label() == f"each of {len(names)} pairs"
     assert {x.colour for x in pair_looks(names[:3], names)[0].values()} == {x.colour for x in crowd.values()}
+    own = names[:-3]
+    for beside, last in ((names[-3:-1], "p15"), (names[-3:], "each of 2 other pairs")):
+        *told, other = pair_looks([*own, "zz", *beside], [*own, "zz"])[1]
+        assert [x.get_label() for x in told][: len(own) + 1] == [*own, "zz"] and other.get_label() == last
 
 
 def test_pairs_of_elsewhere_take_no_colour_of_the_run() -> None:

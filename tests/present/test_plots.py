@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,9 +27,10 @@ from sharpscope.errors import ConfigError, NoData
 from sharpscope.present import canvas, style
 from sharpscope.present.furtherplots import paths_along_alpha
 from sharpscope.present.pathplots import sharpness_along_alpha, wiseft_curve
+from sharpscope.present.style import PAIR_MARKS
 from sharpscope.tables.files import csv_bytes
 from sharpscope.tables.rows import points_of
-from sharpscope.vocabulary import ALL, DENSE, OOD_MEAN, PATHS, path_variant
+from sharpscope.vocabulary import ALL, DENSE, OOD_MEAN, OUTPUT_BASELINES, PATHS, path_variant
 from tests.scripts import loaded
 
 ROOT = Path(__file__).parents[2]
@@ -388,8 +390,31 @@ def test_points_of_takes_the_gain_over_zero_shot(few: Tables) -> None:
         f"pair == 'failure' and layer == '{ALL}' and measure == 'lambda_max' and alpha == 0.3"
     )
     assert row["sharpness"] == whole["estimate"].iloc[0]
-    several = plots.correlation_scatter(points.assign(source="shipped"))
+    several = plots.correlation_scatter(points)
     assert len([a for a in several.axes if a.get_visible()]) == 3
+    assert [text.get_text() for text in several.legends[0].texts] == ["failure", "success"]
+
+
+@pytest.mark.parametrize("shipped", [{"failure"}, {"failure", "success"}])
+def test_points_of_shipped_pairs_are_hollow_and_a_line_says_so(few: Tables, shipped: set[str]) -> None:
+    points = points_of(few["sharpness"].query("measure == 'lambda_max'"), few["accuracy"])
+    named = {source: ("shipped" if source in shipped else "run") for source in points["pair"]}
+    figure = plots.correlation_scatter(points.assign(source=points["pair"].map(named)))
+    dots = [line for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert [dot.get_markerfacecolor() == "white" for dot in dots] == [pair in shipped for pair in points["pair"]]
+    (key,) = figure.legends
+    told = {text.get_text(): line.get_markerfacecolor() for line, text in zip(key.get_lines(), key.texts, strict=True)}
+    assert told.pop("hollow: shipped with the embedded world")
+    assert {pair for pair, face in told.items() if face == "white"} == shipped and set(told) == set(named)
+
+
+def test_mixed_outputs_have_marks_of_their_own(few: Tables) -> None:
+    dense = few["accuracy"][few["accuracy"]["variant"] == "dense"]
+    mixed = [dense[dense["alpha"] == 0.5].assign(variant=name, alpha=math.nan) for name in OUTPUT_BASELINES]
+    (key,) = canvas.figure_of(plots.wiseft_curve(pd.concat([dense, *mixed]))).legends
+    marks = {text.get_text(): line.get_marker() for line, text in zip(key.get_lines(), key.texts, strict=True)}
+    own = {marks[name.upper()] for name in OUTPUT_BASELINES}
+    assert len(own) == len(OUTPUT_BASELINES) and not own & {*PAIR_MARKS, "s", "*"}
 
 
 def test_hostile_names_are_drawn_literally(few: Tables, rename: Callable[..., Tables]) -> None:

@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 
 from sharpscope.present.advice import advice_text
+from sharpscope.present.advicesection import advice
 from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
-from sharpscope.present.view import Cell, estimate_cell
+from sharpscope.present.view import Cell, Grid, Source, estimate_cell
 from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
+from sharpscope.tables.rows import groups_in
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import MEASURES
 
@@ -124,7 +126,7 @@ def test_question_and_answer_come_first(page: Page) -> None:
     assert "Does not hold | on the OOD sets of ood." in top
     assert top.index("Seen in a designed world only.") < top.index("Does not hold") < top.index("take α")
     answer = page.text("answer")
-    assert "over 6 other pairs Spearman is -0.2" in answer
+    assert "over 6 other pairs Spearman is −0.2" in answer
     assert answer.index("of two fine-tuned models") < answer.index("Whole-model sharpness")
     assert "✗ does not hold" in answer and "? cannot be told" in answer and "0.85 [0.41, 0.97]" in answer
     assert "(Evidence from the table that ships with the embedded world.)" in answer
@@ -144,9 +146,69 @@ def test_the_advice_section_does_not_say_again_what_the_first_screen_says(
     page = Page(build_report({"advice": noted}, {}, manifest))
     top, advice = page.text(""), page.text("advice")
     assert "stands in the table at the top of this page" in advice
-    assert "success, ood, predicted: | rests on nine pairs" in advice
+    assert "success, ood (predicted): | rests on nine pairs" in advice
     for told in ("largest gain predicted from learning rate", "of 19 end-to-end paths"):  # what for, and why not
         assert told in top and told not in advice
+
+
+def test_advice_that_rests_on_the_same_is_one_line_with_the_sets_by_their_short_names(
+    tables: Tables, manifest: dict[str, Any]
+) -> None:
+    joined = tables["accuracy"].query("role == 'ood_mean'")["dataset"].iloc[0]
+    own = tables["advice"][tables["advice"]["advised"]][:1]
+    noted = pd.concat([own.assign(pair=pair, note=f"mean over {joined}") for pair in ("success", "failure")])
+    advice = Page(build_report({**tables, "advice": noted}, {}, manifest)).text("advice")
+    sets = joined.replace("mini:", "").replace("+", ", ")
+    assert f"success and failure, ood ({own['rule'].iloc[0]}): | mean over {sets} |" in advice
+
+
+def test_groups_have_one_order_that_of_the_figures(tables: Tables, manifest: dict[str, Any]) -> None:
+    two = {
+        n: pd.concat([tables[n].query("group != ''").assign(group=g) for g in ("y", "b")])
+        for n in ("failure", "advice")
+    }
+    accuracy = tables["accuracy"]
+    more = accuracy[accuracy["group"] != ""].assign(group="b", dataset="z" + accuracy["dataset"])
+    two["accuracy"] = pd.concat([accuracy.replace({"group": {"ood": "y"}}), more])
+    page = Page(build_report(two, {}, manifest))
+    assert groups_in(normalised(two["accuracy"], "accuracy")) == ["y", "b"]
+    for section, first, second in (
+        ("", "| success | y |", "| success | b |"),
+        ("failure", "success on the OOD sets of y", "success on the OOD sets of b"),
+        ("failure", "| success | F4 | y |", "| success | F1 | b |"),
+        ("advice", "| success | references | predicted ✓ | y |", "| success | references | predicted ✓ | b |"),
+    ):
+        assert page.text(section).index(first) < page.text(section).index(second), section
+
+
+def test_a_long_table_of_rules_is_folded_and_what_its_numbers_mean_stands_open(
+    tables: Tables, manifest: dict[str, Any]
+) -> None:
+    few = tables["advice"]
+    many = pd.concat([few.query("group != ''").assign(group=g) for g in "abcd"])
+    for table, long in ((few, False), (many, True)):
+        section = advice(Source({"advice": table}, {}, manifest, {}))
+        grids = [b for b in section.blocks if isinstance(b, Grid)]
+        assert (len(grids), len(section.folded)) == ((0, 1) if long else (1, 0))
+        assert any("Regret is the OOD accuracy lost" in b for b in section.blocks if isinstance(b, str))
+        assert len((*grids, *section.folded)[0].rows) == len(table)
+
+
+def test_no_layer_is_chosen_for_the_reason_that_all_layers_have(tables: Tables, manifest: dict[str, Any]) -> None:
+    own = tables["stragglers"].query("criterion == 'rewind' and pair == 'success' and base == 'finetuned'")
+    notes = [f"changes {i} times as much; no layer chosen: none is above" for i in range(len(own))]
+    given = {"stragglers": own.assign(chosen=False, note=notes)}
+    given_manifest = {**manifest, "config": {**manifest["config"], "straggler_criterion": "rewind"}}
+    text = Page(build_report(given, {}, given_manifest)).text("stragglers")
+    assert "no layer is a straggler. | no layer chosen: none is above |" in text and "times as much" not in text
+
+
+def test_data_sets_are_a_row_each_with_what_tells_them_apart(manifest: dict[str, Any]) -> None:
+    sets = {name: {"kind": "mini", "skipped": 0, "n": n} for name, n in (("a", 10), ("b", 20))}
+    data = {"success": sets, "failure": {**sets, "b": {**sets["b"], "n": 21}}}
+    making = Page(build_report({}, {}, {**manifest, "data": data})).text("making")
+    assert "Data sets (all: kind mini) (3 rows) |" in making and "skipped" not in making
+    assert "a | 10 | success, failure | b | 20 | success | b | 21 | failure" in making
 
 
 def test_the_first_screen_says_which_alpha_to_take_with_both_accuracies_and_how_sure(
@@ -157,8 +219,8 @@ def test_the_first_screen_says_which_alpha_to_take_with_both_accuracies_and_how_
     assert f"Measured: {count} measures of sharpness, of 22 layers and of the whole model, on 48 probe images at" in top
     assert (
         "success | ood | 0.4 | 53.7 % | +12.0 [+7.0, +16.0] | 70.0 % | largest gain predicted from learning rate, "
-        "distance and sharpness | expected to lose 2.1 points to the best alpha; the best rule without data (half) 3.0"
-        in top
+        "distance and sharpness | expected to lose 2.1 points to the best alpha; the best rule without data (half) "
+        "would lose 3.0" in top
     )
     assert "failure | any | no advice | — | — | — | what published paths of real CLIP models did" in top
     three = tables["advice"].query("advised")[:1].assign(situation="measured", group="far", ci_low=-0.1)
@@ -285,7 +347,7 @@ def test_nothing_failed_is_said_too(tables: Tables, manifest: dict[str, Any]) ->
 
 def test_how_it_was_made(page: Page) -> None:
     making = page.text("making")
-    assert "layers" not in making and "success · probe · n | 8192" in making
+    assert "layers" not in making and "probe | mini:photo | 8192 | success, failure" in making
     for words in (
         "α is the weight of the fine-tuned model",
         "sharpness | 22 | 61.4 | 2.79",

@@ -7,7 +7,7 @@ import pandas as pd
 from sharpscope.present.pathplots import accuracy_along_alpha, wiseft_curves
 from sharpscope.present.plots import all_figures
 from sharpscope.present.summary import summary_lines
-from sharpscope.vocabulary import CLAIMS, REMARKS
+from sharpscope.vocabulary import ADVICE, CLAIMS, REMARKS
 
 Tables = dict[str, pd.DataFrame]
 
@@ -38,6 +38,15 @@ def test_equal_answers_of_two_groups_are_one_line(tables: Tables) -> None:
     given["verdicts"] = given["verdicts"].assign(claim=CLAIMS["whole"])
     lines = [line for line in summary_lines(given, "share:hessian_trace") if line.startswith(f"  {CLAIMS['whole']}")]
     assert len(lines) == tables["verdicts"]["evidence"].nunique() and all("(ood, near)" in line for line in lines)
+
+
+def test_rules_that_advise_the_same_alpha_are_said_together(tables: Tables) -> None:
+    one = tables["advice"][tables["advice"]["advised"]][:1].assign(situation="measured", group="ood")
+    rules = dict(zip(ADVICE["measured"], (0.3, 0.3, 1.0), strict=True))
+    given = pd.concat([one.assign(rule=rule, alpha=alpha) for rule, alpha in rules.items()])
+    line = next(x for x in summary_lines({"advice": given}, "share:hessian_trace") if "(measured)" in x)
+    first, second, third = ADVICE["measured"].values()
+    assert f"(measured): {first}, {second}: alpha 0.3 (" in line and f"; {third}: alpha 1 (" in line
 
 
 def test_missing_tables_leave_their_blocks_out() -> None:

@@ -17,11 +17,14 @@ from sharpscope import plot
 from sharpscope.cli.figures import Figures
 from sharpscope.cli.main import main
 from sharpscope.errors import ConfigError, NoData
-from sharpscope.present.canvas import figure_bytes
+from sharpscope.present.canvas import figure_bytes, figure_of
+from sharpscope.present.sources import Tables
+from sharpscope.present.style import COLOURS
 from sharpscope.study.figures import making, script
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.study.figures.making import figures
 from sharpscope.study.figures.reading import tables_of
+from sharpscope.study.papertables import paper_table
 from sharpscope.tables.files import csv_bytes, read_csv
 from tests.present import conftest as made
 from tests.scripts import loaded
@@ -98,8 +101,8 @@ def test_what_can_be_drawn_is_drawn_and_the_rest_is_listed_with_its_reason(
     )}  # fmt: skip
     assert set(unwritten) == of_run | {"straggler_ranking"} | papers
     assert first == f"{len(unwritten)} figures in unused: {', '.join(unwritten)}"
-    reasons = {line.split(": ")[1]: line for line in rest}
-    assert all(line.startswith("not drawn: ") for line in rest) and len(reasons) == len(rest)
+    assert all(line.startswith("not drawn: ") for line in rest)
+    reasons = {name: line for line in rest for name in line.split(": ")[1].split(", ")}
     kinds = {name.split("_lambda")[0] for name in unwritten} | set(reasons)
     names = {"correlation_path", "correlation_held", "correlation_pairs"}
     assert kinds - names == set(FIGURES) - {"correlation"} and names <= kinds
@@ -125,6 +128,55 @@ def test_the_manifest_decides_order_and_criterion_and_the_style_sheet_the_look(
         assert ranking.axes[0].get_title(loc="left").startswith("rewind")
         sizes[style] = curve.axes[0].get_xticklabels()[0].get_fontsize()
     assert sizes == {"paper": 6.5, "screen": 7.0}
+
+
+def copied(run: Path, root: Path, pairs: dict[str, str]) -> str:
+    """The run in another folder, with its pairs called otherwise and in the order of ``pairs``."""
+    (root / "tables").mkdir(parents=True)
+    for file in (run / "tables").iterdir():
+        table = read_csv(file, file.stem)
+        (root / "tables" / file.name).write_bytes(csv_bytes(table.assign(pair=table["pair"].map(pairs)), file.stem))
+    (root / "manifest.json").write_text(json.dumps({"config": {"pairs": [{"name": p} for p in pairs.values()]}}))
+    return str(root)
+
+
+def test_pairs_of_several_runs_come_as_the_runs_are_named_and_as_each_config_has_them(
+    run: Path, tmp_path: Path, unwritten: dict[str, Any]
+) -> None:
+    late = copied(run, tmp_path / "a-late", {"success": "zeta", "failure": "mid"})
+    early = copied(run, tmp_path / "b-early", {"failure": "nu", "success": "mid"})
+    for runs, expected in (
+        ((early, late), ["nu", "b-early: mid", "zeta", "a-late: mid"]),
+        ((late, early), ["zeta", "a-late: mid", "nu", "b-early: mid"]),
+    ):
+        figures(runs, "unused", only=["wiseft_curve", "paper_wiseft_alpha"])
+        for drawn in unwritten.values():
+            (key,) = figure_of(getattr(drawn, "figure", drawn)).legends
+            lines = {text.get_text(): line for line, text in zip(key.get_lines(), key.texts, strict=True)}
+            assert list(lines)[:4] == expected and [lines[p].get_color() for p in expected] == list(COLOURS[:4])
+    images = tables_of([f"4={early}", f"2={late}"]).needed("accuracy")["pair"]
+    told = [f"4: nu of {early}", f"4: mid of {early}", f"2: zeta of {late}", f"2: mid of {late}"]
+    assert list(dict.fromkeys(images)) == told
+
+
+def test_a_printed_table_has_the_pairs_in_the_order_of_each_config(run: Path, tmp_path: Path) -> None:
+    other = copied(run, tmp_path / "other", {"success": "zeta", "failure": "mid"})
+    printed = paper_table([run, other]).mean["model"]
+    assert list(dict.fromkeys(printed)) == [*made.CURVES, "zeta", "mid"]
+
+
+def test_groups_of_every_table_have_the_order_of_the_accuracies() -> None:
+    accuracy = pd.DataFrame({"pair": "p", "dataset": ["a", "b"], "group": ["styles", "natural"]})
+    repair = pd.DataFrame({"pair": "p", "group": ["natural", "natural", "styles"], "gain": [1.0, 2.0, 3.0]})
+    assert list(Tables.given({"accuracy": accuracy, "repair": repair}).needed("repair")["gain"]) == [3.0, 1.0, 2.0]
+    assert list(Tables.given({"repair": repair}).needed("repair")["gain"]) == [1.0, 2.0, 3.0]
+
+
+def test_one_reason_for_several_figures_is_said_once(run: Path, unwritten: dict[str, Any]) -> None:
+    done = str(figures([str(run)], "unused", only=["wiseft_curve", "agreement", "repair", "paper_wiseft_diversity"]))
+    told = [line for line in done.splitlines() if "agreement.csv" in line]
+    assert told == [next(x for x in told if x.startswith("not drawn: agreement, paper_wiseft_diversity: "))]
+    assert "not drawn: repair: " in done
 
 
 def test_a_papers_figure_comes_with_its_caption(run: Path, tmp_path: Path) -> None:

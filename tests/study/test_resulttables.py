@@ -98,7 +98,7 @@ def test_the_command_prints_every_table_of_a_run(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--what", "sharpness", "--style", "alphas"], "--style: has no meaning with --what sharpness"),
+        (["--what", "sharpness", "--rows", "alphas"], "--rows: has no meaning with --what sharpness"),
         (["--what", "verdicts", "--alpha", "0.5"], "--alpha: has no meaning with --what verdicts"),
         (["--measures", "lambda_max"], "--measures: has no meaning with --what accuracy"),
         (["other", "--what", "advice"], "--what advice takes one run directory, got 2"),

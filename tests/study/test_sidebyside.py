@@ -77,7 +77,7 @@ def test_what_cannot_be_put_side_by_side_is_refused_before_anything_is_written(t
     [
         ("report a b", "several runs need a folder.*Remedy: --out FOLDER"),
         ("report a --out c", "the report of one run is written into its directory"),
-        ("report a b --out c --results wise-ft", "Remedy: sharpscope report RUN --results"),
+        ("report a b --out c --export wise-ft", "Remedy: sharpscope report RUN --export"),
         ("report", "name a run directory"),
     ],
 )

@@ -30,6 +30,7 @@ from sharpscope.study import run as study
 from sharpscope.study.across import correlate
 from sharpscope.study.context import Context
 from sharpscope.study.demo import demo_config
+from sharpscope.study.figures.reading import tables_of
 from sharpscope.study.plan import plan
 from sharpscope.study.report import report
 from sharpscope.study.store import RunDirectory
@@ -305,6 +306,12 @@ def test_report_rebuilds_everything_without_checkpoints_or_data(
         slow = ("agreement", "correlations", "density", "points", "sharpness")
         again = drawn({n: table for n, table in tables.items() if n not in slow}, *how)
         assert {"wiseft_curve", "straggler_ranking", "repair"} <= set(again)
+        points, key = tables["points"], ["pair", "measure", "group"]
+        pd.testing.assert_frame_equal(  # 'sharpscope figures' draws what the report shows
+            *(t.sort_values(key, ignore_index=True) for t in (points, tables_of([str(root)]).needed("points")))
+        )
+        own = {p.name for p in small_config().pairs}
+        assert set(points.loc[points["source"] == "run", "pair"]) == own < set(points["pair"])
         return {n: (before[f"{n}.png"], before[f"{n}.pdf"]) for n in figures} | again
 
     figures = {Path(name).stem for name in before}

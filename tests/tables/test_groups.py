@@ -99,6 +99,15 @@ def test_what_happened_names_the_sets_and_is_one_sentence_per_group() -> None:
     assert "failure flags F2" in near and "no failure flag" in far
 
 
+def test_what_all_pairs_start_from_is_said_once() -> None:
+    both = [pd.concat([table, table.assign(pair="q")]) for table in (accuracy(), failures())]
+    for told in what_happened(*both):
+        assert told.count("zero-shot has") == 1 and told.index("zero-shot has") < told.index("along p ")
+    apart = accuracy().assign(pair="q", estimate=lambda t: t["estimate"] + 0.01)
+    for told in what_happened(pd.concat([accuracy(), apart]), both[1]):
+        assert told.count("zero-shot has") == 2 and told.index("along p ") < told.index("zero-shot has")
+
+
 def test_flags_that_are_undefined_are_not_called_absent() -> None:
     unknown = failures().assign(ci_low=np.nan, ci_high=np.nan, present=False)
     for told in what_happened(accuracy(), unknown):

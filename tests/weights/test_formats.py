@@ -120,6 +120,12 @@ def test_the_architecture_is_guessed_among_open_clip_s_and_confirmed(name: str) 
     assert fitting_models(tensors) == []
 
 
+def test_the_embedded_world_s_architecture_is_found_too() -> None:
+    assert fitting_models({n: torch.empty(s, device="meta") for n, s in ClipModel.load("mini").shapes.items()}) == [
+        "mini"
+    ]
+
+
 def test_convert_writes_every_file_in_open_clip_s_names(made: Made, tmp_path: Path) -> None:
     out, base = tmp_path / "out" / "x.safetensors", None
     out.parent.mkdir()

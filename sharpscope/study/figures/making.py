@@ -42,7 +42,10 @@ class WrittenFigures:
 
     def __str__(self) -> str:
         lines = [f"{number_of(len(self.files), 'figure')} in {shown(self.folder)}: {', '.join(self.files)}"]
-        return "\n".join([*lines, *(f"not drawn: {why}" for why in self.reasons.values())])
+        names: dict[str, list[str]] = {}
+        for name, why in self.reasons.items():
+            names.setdefault(why.removeprefix(f"{name}: "), []).append(name)
+        return "\n".join([*lines, *(f"not drawn: {', '.join(own)}: {why}" for why, own in names.items())])
 
 
 def figures(

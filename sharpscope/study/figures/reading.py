@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +15,10 @@ import pandas as pd
 from sharpscope.config.plugins import recall_words
 from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.present.sources import Tables, not_made
-from sharpscope.study.known import shipped_table
+from sharpscope.study.known import points_beside_shipped
+from sharpscope.study.named import manifest_of, pairs_of
 from sharpscope.tables.files import read_csv
-from sharpscope.tables.rows import groups_in, of_group, points_of, stacked
+from sharpscope.tables.rows import groups_in, of_group
 
 __all__ = ["settings_table", "tables_of"]
 
@@ -40,14 +41,6 @@ class _Source:
         found = None if Path(text).exists() else _NUMBERED.fullmatch(text)
         return cls(Path(found["run"]), int(found["number"])) if found else cls(Path(text))
 
-    def manifest(self) -> dict[str, Any]:
-        """The run's manifest, or an empty dictionary where it is missing or cannot be read."""
-        try:
-            manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return manifest if isinstance(manifest, dict) else {}
-
     def table(self, name: str) -> pd.DataFrame:
         """Table ``name``; raises NoData, with the command that makes it, where it is missing or empty."""
         file = self.root if name in _FILES else self.root / "tables" / f"{name}.csv"
@@ -57,8 +50,18 @@ class _Source:
         if not len(table):
             raise not_made(shown(file), name, "has no rows")
         if self.number is not None and "pair" in table:
-            return table.assign(pair=[f"{self.number}: {pair} of {self.root}" for pair in table["pair"]])
+            return table.assign(pair=list(map(self.called, table["pair"])))
         return table
+
+    def called(self, pair: str, twice: Collection[str] = ()) -> str:
+        """The name under which a pair is drawn; ``twice``: the names that pairs of several runs have."""
+        if self.number is not None:
+            return f"{self.number}: {pair} of {self.root}"
+        return f"{self.root.resolve().name}: {pair}" if pair in twice else pair
+
+    def pairs(self) -> list[str]:
+        """The pairs of a run in the order of its config."""
+        return pairs_of(manifest_of(self.root))
 
     def holds(self, name: str) -> bool:
         """Whether table ``name`` may be asked of this source: a file is known by its columns."""
@@ -73,6 +76,8 @@ class _Source:
 
 def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     """The tables of ``sources`` in one; pairs of one name are told apart by the folder's name.
+
+    Pairs are in the order of the sources and, inside a run, of its config.
 
     Args:
         sources: run directories; K=RUN for a run whose models were tuned on K images per class; the CSV file of
@@ -92,7 +97,7 @@ def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     places = [source.root.resolve() for source in found]
     if twice := [root for i, root in enumerate(places) if root in places[:i]]:
         raise ConfigError(f"{shown(twice[0])}: is given twice.")
-    manifests = [source.manifest() for source in found]
+    manifests = [manifest_of(source.root) for source in found]
     for manifest in manifests:
         recall_words(manifest)
     runs = [manifest for source, manifest in zip(found, manifests, strict=True) if not source.root.is_file()]
@@ -101,13 +106,12 @@ def tables_of(sources: Sequence[str], group: str | None = None) -> Tables:
     read = functools.cache(functools.partial(_joined, tuple(found), group, bool(told.get("shipped_pairs"))))
     if group is not None:
         _check_group(found, group)
+    shared = _in_several([source.pairs() for source in found])
     images = {pair: s.number for s in found if s.number is not None for pair in s.table("accuracy")["pair"]}
     return Tables(
         read,
         criterion=told.get("straggler_criterion"),
-        pairs=()
-        if images
-        else [pair["name"] for pair in told.get("pairs", ()) if isinstance(pair, dict) and "name" in pair],
+        pairs=[source.called(pair, shared) for source in found for pair in source.pairs()],
         alone=len(runs) == 1,
         images=images,
     )
@@ -136,10 +140,9 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
         raise NoData(f"the table {name} has no column pair, so that its figures take one run, not {len(tables)}.")
     if len(tables) == 1:
         return tables[0] if group is None else of_group(tables[0], group)
-    names = [set(table["pair"]) for table in tables]
-    twice = {pair for i, own in enumerate(names) for pair in own if any(pair in o for o in names[:i] + names[i + 1 :])}
+    twice = _in_several([source.pairs() for source in sources]) | _in_several([table["pair"] for table in tables])
     told = [
-        table.assign(pair=[f"{source.root.resolve().name}: {p}" if p in twice else p for p in table["pair"]])
+        table.assign(pair=[p if source.number is not None else source.called(p, twice) for p in table["pair"]])
         for source, table in zip(sources, tables, strict=True)
     ]
     seen: set[str] = set()
@@ -153,15 +156,18 @@ def _joined(sources: tuple[_Source, ...], group: str | None, shipped: bool, name
     return joined if group is None else of_group(joined, group)
 
 
+def _in_several(names: Sequence[Iterable[str]]) -> set[str]:
+    """The names that stand in more than one of the lists."""
+    count = Counter(name for own in names for name in set(own))
+    return {name for name, times in count.items() if times > 1}
+
+
 def _points(sources: tuple[_Source, ...], group: str | None, shipped: bool) -> pd.DataFrame:
     """The points of a run that shows the shipped pairs beside its own, as its report does."""
     if not shipped:
         raise NoData("no run shows the shipped pairs beside its own, so that there are no further points.")
-    frames: dict[str, pd.DataFrame] = {}
-    for name in ("sharpness", "accuracy"):
-        own, known = _joined(sources, group, shipped, name), shipped_table(name)
-        frames[name] = stacked(name, [own, known[~known["pair"].isin(own["pair"])]])
-    return points_of(frames["sharpness"], frames["accuracy"])
+    points = points_beside_shipped(*(_joined(sources, group, shipped, name) for name in ("sharpness", "accuracy")))
+    return points if group is None else points[points["group"] == group]
 
 
 def settings_table(path: Path | None, tables: Tables, pairs: Sequence[str]) -> pd.DataFrame:
