@@ -350,8 +350,9 @@ class StudyConfig:
     memory: float | None = None
     """Memory in GiB that kept gradient graphs may take in each worker; default: half of the free memory / jobs."""
     image_cache: float = 4.0
-    """Memory in GiB that decoded test images may take, in all jobs together; 0 keeps none. Sets that do not fit are
-    decoded again for the repaired paths, and for every group of points that fits into memory together."""
+    """Memory in GiB that decoded test images may take, in all jobs together. Sets that do not fit are decoded again for
+    the repaired paths, and for every group of points that fits into memory together. With 0 no set stays, but for 128
+    images of each, which are compared with the other sets beforehand."""
     title: str | None = None
     """Headline of the report."""
     question: str | None = None

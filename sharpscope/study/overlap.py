@@ -8,6 +8,7 @@ from itertools import combinations
 from typing import Final
 
 from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.datasets.images import REMEMBERED
 from sharpscope.errors import DatasetError, shown
 
 __all__ = ["check_apart"]
@@ -17,9 +18,6 @@ _SHARE: Final = 0.01
 have. With a larger value a larger overlap is accepted."""
 _FEWEST: Final = 2
 """One picture in common is a stray duplicate, however small the sets are."""
-_DECODED: Final = 128
-"""The number of pictures that are compared pixel by pixel of a set that is decoded anew in every pass, if their files
-can be compared, too. A larger value finds smaller overlaps of sets in different formats, and takes longer."""
 
 
 def check_apart(probe: str, examples: Dataset, tests: Mapping[str, Dataset], roles: Mapping[str, str]) -> None:
@@ -68,8 +66,10 @@ class _Pictures:
     @classmethod
     def of(cls, dataset: Dataset) -> _Pictures:
         files = dataset.file_digests()
+        # Of a set that is decoded anew in every pass, only the images that stay in memory: with files to compare, more
+        # would find smaller overlaps of sets in different formats alone.
         few = bool(files) and dataset.facts.get("streamed", False)
-        return cls(dataset.digests(_DECODED) if few else dataset.digests(), files)
+        return cls(dataset.digests(REMEMBERED) if few else dataset.digests(), files)
 
     def _beside(self, other: _Pictures) -> Iterator[tuple[frozenset[bytes], frozenset[bytes]]]:
         """What of the two sets can be compared."""

@@ -129,6 +129,12 @@ def test_a_large_set_of_files_is_compared_by_files_and_hardly_decoded(
     check_apart("p", files(probe), {"t": files(test)}, roles)
     assert len(opened) == 2 * 128 and len(files(test).file_digests()) == 400
     opened.clear()
+    looked_at = files(test)
+    digests = looked_at.digests(128), looked_at.digests(128)
+    assert digests[0] == digests[1] and len(opened) == 128, "what was looked at stays"
+    passes = [[x for x, _ in d.batches(50)] for d in (looked_at, files(test))]
+    assert len(opened) == 128 + (400 - 128) + 400 and all(map(torch.equal, *passes))
+    opened.clear()
     check_apart("p", files(probe, streamed=False), {"t": files(test)}, roles)
     assert len(opened) == 400 + 128, "pixels that are kept cost nothing"
     few = [3 * i + 1 for i in range(5)]  # 5 of 400 pictures, which are not all among the 128
