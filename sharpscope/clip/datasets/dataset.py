@@ -242,8 +242,10 @@ class Dataset:
         )
 
     def file_digests(self, most: int = 1024) -> frozenset[bytes]:
-        """Like :meth:`digests`, of the pictures' files, none of which is decoded; empty where pictures are not files,
-        or are changed after they are read."""
+        """Like :meth:`digests`, of the pictures' files, none of which is decoded.
+
+        Empty where pictures are not files, or are changed after they are read.
+        """
         return frozenset(self._source.file_digests(self._spaced(most)))
 
     def _spaced(self, most: int) -> list[int]:
