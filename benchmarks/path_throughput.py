@@ -60,7 +60,10 @@ def pair_in(folder: Path) -> dict[str, str]:
 
 
 def openings(files: dict[str, str], root: Path, train: Path) -> dict[str, float]:
-    """How often a whole study that keeps no pixels opens every test image: mean and maximum."""
+    """How often a whole study that keeps no pixels opens every test image: mean and maximum.
+
+    In one process, as beside a GPU; each of two opens the images for its share of the points, and only one would count.
+    """
     counts: Counter[str] = Counter()
     before = Files.open
 
@@ -73,7 +76,7 @@ def openings(files: dict[str, str], root: Path, train: Path) -> dict[str, float]
     study = sharpscope.StudyConfig(
         pairs=(pair,), model=files["model"], head="zeroshot", probe=f"folder:{train}", id=(f"folder:{root}",),
         measures=(), straggler_criterion="rewind", layer_alphas=(0.0, 1.0), granularity="block", probe_size=64,
-        repair_alphas=(0.5,), masks=2, targets=("delta",), image_cache=0.0, bootstrap=20,
+        repair_alphas=(0.5,), masks=2, targets=("delta",), image_cache=0.0, bootstrap=20, jobs=1,
     )  # fmt: skip
     try:
         sharpscope.run(study)
