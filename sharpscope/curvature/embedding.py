@@ -79,8 +79,8 @@ def embedding_trace(
         rtol: relative tolerance of this part, > 0.
         max_probes: the largest number of backward passes over the data.
         keep: the number of batches whose forward pass is kept from one round of backward passes to the next, None for
-            all. The others run it again in each of up to five rounds, with the same results. A kept one takes less
-            memory than a gradient graph of its batch.
+            all. The others run it again in every round, with the same results. A kept one takes the memory of its
+            autograd graph and of e^2 numbers an example.
 
     Returns block -> estimate for the blocks before the embedding, and their sum under ``ALL``; ``num_matvecs`` counts
     backward passes over the data. None where the operations of the forward pass do not show rows z [n, e] that a block

@@ -103,7 +103,7 @@ def controlled(
     keep: int | None = None
     if memory is not None:
         objective, plan = plan_memory(objective, theta, [n for block in blocks.values() for n in block], memory)
-        keep = plan.kept
+        keep = plan.kept  # none of the gradient graphs that were planned for is built yet: their room is free
     common: dict[str, Any] = {"rtol": rtol, "max_matvecs": max_matvecs}
     known, engine, split = _known_part(objective, theta, blocks, seed, memory, keep, common)
     check(engine, seed, asymmetry)
