@@ -109,6 +109,10 @@ class FunctionalEngine(HessianEngine):
             self.num_matvecs[layer] += request.shape[1] if isinstance(request, Tensor) else request.count
         return sums | {who: torch.stack(parts) for who, parts in units.items()}
 
+    def of_one_batch(self, layer: str, vs: Tensor) -> Tensor:
+        """As ``HessianEngine.of_one_batch``."""
+        return self._functional(self._own[0], layer, vs)
+
     def _form(self, i: int, layer: str, probes: Probes) -> Tensor:
         """v'Hv of batch i's loss along ``probes.count`` directions that its examples share, float64 [count]."""
         if probes.before_head:

@@ -281,12 +281,19 @@ class HessianEngine:
             graph = self.graph(i, twice=bool(columns))
             for who, (layer, request) in requests.items():
                 if isinstance(request, Tensor):
-                    part = weight * torch.stack([self._product(graph, layer, v) for v in columns[who]], dim=1)
+                    part = weight * self._columns_of(graph, layer, columns[who])
                     sums[who] = sums[who] + part if who in sums else part
                 else:
                     units[who].append(weight * self._forms.of(i, graph, layer, request))
             del graph
         return (units, self._forms.crossed), sums
+
+    def of_one_batch(self, layer: str, vs: Tensor) -> Tensor:
+        """H_ll V [p, k] of the loss of one batch, the first that this process has."""
+        return self._columns_of(self.graph(self._own[0], twice=True), layer, vs.unbind(1))
+
+    def _columns_of(self, graph: GradientGraph, layer: str, columns: Sequence[Tensor]) -> Tensor:
+        return torch.stack([self._product(graph, layer, v) for v in columns], dim=1)
 
     def _count_words(self, layers: Sequence[str]) -> None:
         """Ask the other processes how many random words one direction of these layers takes in each of their

@@ -36,6 +36,11 @@ from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Context", "check_inputs", "check_test_sets", "load_contexts", "load_study_pair"]
 
+GRAPH_SHARE = 2 / 3
+"""The share of the free memory that gradient graphs may take, the room for a product included. What is left is for the
+weights, the bases of eigenvalues and the vectors that one alpha hands to the next. With a larger share fewer graphs are
+built anew, and those run out of memory sooner."""
+
 Half = Literal["train", "test"]
 """The images that a study measures on | those that it evaluates on."""
 
@@ -305,7 +310,8 @@ class Context:
     def budget(self) -> Budget:
         """The memory that gradient graphs may take. It is the same at every alpha, so that the numbers of a study do
         not depend on the order of its units."""
-        return Budget(int(self.config.memory * 2**30) if self.config.memory is not None else self.free_memory // 2)
+        given = self.config.memory
+        return Budget(int(given * 2**30 if given is not None else GRAPH_SHARE * self.free_memory))
 
     def agree_on_memory(self) -> None:
         """Give every rank of the team the smallest budget among them, so that all lay out their graphs alike."""

@@ -236,11 +236,46 @@ def test_layers_advance_together_with_one_pass_over_the_data_a_step(cut: bool) -
     rebuilt = measure_layers(target, theta, layers, MEASURES, replace(settings, memory=int(1.6 * graph)))
     assert rebuilt.rows == with_all.rows  # bit for bit
     assert rebuilt.facts["graphs_kept"] == 0 and with_all.facts["graphs_kept"] == 3
-    # One for loss and gradient, one for the symmetry check, one along the gradient, one for the first products of all
-    # traces, on which their tolerance rests, one for each of at most 7 steps.
-    passes = 4 + max(r["num_matvecs"] for r in rebuilt.rows)
-    planned = [2, 3] if cut else [4]
-    assert len(objective.calls) == 3 * passes + len(planned)
+    # One for loss and gradient, one along the gradient, one for the first products of all traces, on which their
+    # tolerance rests, one for each of at most 7 steps; and the first batch once more for the symmetry check.
+    passes = 3 + max(r["num_matvecs"] for r in rebuilt.rows)
+    planned = 3 * ([2, 3] if cut else [4])  # graphs for both, for traces alone, and those of the engine
+    assert objective.calls[: len(planned)] == planned
+    assert len(objective.calls) == 3 * passes + 1 + len(planned)
+
+
+def test_traces_are_measured_apart_where_graphs_of_both_do_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class ByExample(Transformer):
+        @property
+        def batch_sizes(self) -> list[int]:
+            return [len(y) for _, y in self.batches]
+
+        def rebatched(self, size: int) -> ByExample:
+            return ByExample(self.net, super().rebatched(size).batches)
+
+    plain, theta = problem((8, 8, 8))
+    objective = ByExample(plain.net, plain.batches)
+    layers = split_layers({n: t.shape for n, t in theta.items()}, "tensor")
+    settings = MeasureSettings(rtol=1e-9, max_matvecs=7)
+    with second_order():
+        both, traces = (plan_memory(objective, theta, list(theta), None, u)[1].graph_bytes for u in ("both", "probes"))
+    assert traces < 0.8 * both
+    alone = [measure_layers(objective, theta, layers, m, settings) for m in (MEASURES[:1], MEASURES[1:])]
+    built: list[str] = []
+
+    def watched(*args: Any) -> GradientGraph:
+        built.append(args[-1])
+        return differentiate(*args)
+
+    monkeypatch.setattr("sharpscope.curvature.hvp.differentiate", watched)
+    room = int((3 + WORK) * 0.5 * (both + traces))
+    result = measure_layers(objective, theta, layers, MEASURES, replace(settings, memory=room))
+    assert built == ["probes"] * 3 + ["products"] * 3, "no graph is built anew"
+    assert result.facts["graphs_kept"] == 3
+    key = lambda row: (row["measure"], row["layer"])  # noqa: E731
+    assert sorted(result.rows, key=key) == sorted([r for part in alone for r in part.rows], key=key)  # bit for bit
 
 
 def test_out_of_memory_on_an_accelerator_halves_the_budget_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

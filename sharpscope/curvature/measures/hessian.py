@@ -13,7 +13,7 @@ from torch import Tensor
 from sharpscope.curvature.arithmetic import ASYMMETRY, second_order
 from sharpscope.curvature.eigen import EigenEstimate, End, ExtremeEigenvalues, lanczos_steps
 from sharpscope.curvature.functional import engine_for
-from sharpscope.curvature.graphs import Use
+from sharpscope.curvature.graphs import Use, plan_memory
 from sharpscope.curvature.hvp import HessianEngine, NoSecondDerivative
 from sharpscope.curvature.imageerrors import added, batch_sizes, error_over_images
 from sharpscope.curvature.measures.gauss_newton import controlled_traces, no_control
@@ -64,9 +64,12 @@ def _take(point: Point, wanted: list[str], table: MeasureTable) -> None:
             wanted.remove("hessian_trace")
             if not wanted:
                 return
-        engine = engine_for(settings.products)(
-            point.rough, point.theta, point.blocks, memory=settings.memory, use=_use(wanted, settings)
-        )
+        use = _use(wanted, settings)
+        if use == "both" and _better_apart(point):
+            for part in ([m for m in wanted if m in _TRACES], [m for m in wanted if m not in _TRACES]):
+                _take(point, part, table)
+            return
+        engine = engine_for(settings.products)(point.rough, point.theta, point.blocks, memory=settings.memory, use=use)
         check(engine, point.seed, ASYMMETRY[settings.precision])
     except NoSecondDerivative as error:
         _without(engine.without_second_derivative() | {ALL: str(error)}, point, wanted, table)
@@ -120,6 +123,24 @@ def _use(wanted: Sequence[str], settings: MeasureSettings) -> Use:
     if not probes:
         return "products"
     return "probes" if all(m in _TRACES for m in wanted) else "both"
+
+
+def _better_apart(point: Point) -> bool:
+    """Whether traces and products each get graphs of their own, one after the other.
+
+    Graphs that serve both are the largest. Where they do not fit into memory, but those of traces alone do, no round of
+    traces has to build any anew; that costs one gradient more. Where neither fits, both share what is built anew.
+    """
+    memory = point.settings.memory
+    if memory is None:
+        return False
+    names = list(dict.fromkeys(n for block in point.blocks.values() for n in block))
+
+    def fit(use: Use) -> bool:
+        plan = plan_memory(point.rough, point.theta, names, memory, use)[1]
+        return plan.kept == plan.batches
+
+    return not fit("both") and fit("probes")
 
 
 def _without(reasons: Mapping[str, str], point: Point, wanted: list[str], table: MeasureTable) -> None:
