@@ -1021,8 +1021,9 @@ def random_theta(model, device, seed=0):
     return theta
 
 
-def make_images(folder, count, classes, size):
-    """``count`` JPEGs of a pattern for each class under noise, in class folders."""
+def make_images(folder, count, classes, size, shift=0):
+    """``count`` JPEGs of a pattern for each class under noise, in class folders; ``shift``: further from the pattern
+    and other noise."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
@@ -1032,8 +1033,8 @@ def make_images(folder, count, classes, size):
     patterns = rng.normal(0, 1, (classes, 8, 8, 3))
 
     def one(i):
-        own = np.random.default_rng(i + 1)
-        coarse = 128 + 50 * (patterns[i % classes] + own.normal(0, 1, (8, 8, 3)))
+        own = np.random.default_rng(i + 1 + 1_000_000 * shift)
+        coarse = 128 + 50 * (patterns[i % classes] + (1 + 0.5 * shift) * own.normal(0, 1, (8, 8, 3)))
         picture = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
         noisy = np.asarray(picture, dtype=np.int16) + own.integers(-20, 21, (size[1], size[0], 3))
         target = Path(folder) / f"class {i % classes:02d}"
@@ -1107,6 +1108,7 @@ def part_vit_b(out, options):
 
             spent += once(train)[1]
             ends.append({**theta, **{n: p.detach().cpu().clone() for n, p in params.items()}})
+        kept["ends"] = ends
         kept["pair"], loaded_s = once(
             lambda: sharpscope.load_pair(*ends, model=name, classnames=names, head="zeroshot", name="synthetic")
         )
@@ -1274,6 +1276,25 @@ def part_vit_b(out, options):
 
     out.check("traces to 10 %, every block, two batches, at most 12 products", traced, limit=45, needs=5)
 
+    def traced_by(method):
+        def work():
+            settings = MeasureSettings(
+                rtol=0.1, max_matvecs=60, memory=budget(), trace_method=method, precision=options.precision
+            )
+            call = partial(measure_layers, probe, theta, layers, ("hessian_trace",), settings, key=("t",))
+            result, seconds = once(call)
+            of = [r for r in result.rows if r["layer"] != "(all)"]
+            return {
+                "map_s": seconds, "products": [r["num_matvecs"] for r in of], "plan": result.facts,
+                "estimates": [r["estimate"] for r in of], "stderrs": [r["stderr"] for r in of],
+                "converged": sum(r["converged"] for r in of) / len(of), **memory(),
+            }  # fmt: skip
+
+        return work
+
+    for method in ("per_example", "controlled"):
+        out.check(f"one alpha of traces, {method}", traced_by(method), limit=60, needs=15)
+
     def evaluated():
         data = kept["data"]
         found = {}
@@ -1317,6 +1338,7 @@ def part_vit_b(out, options):
                 )
 
         eigen.RitzSpace.of = classmethod(of)
+        how = {"precision": options.precision, "trace_method": options.trace_method}
         alphas, warm, total, what = (
             (3 if options.quick else 11),
             None,
@@ -1329,7 +1351,7 @@ def part_vit_b(out, options):
                 if out.left < 12 and k:
                     break
                 at, place_s = once(lambda k=k: on(path.at(k / (alphas - 1))))
-                settings = MeasureSettings(rtol=0.1, max_matvecs=60, memory=budget())
+                settings = MeasureSettings(rtol=0.1, max_matvecs=60, memory=budget(), **how)
                 call = partial(measure_layers, probe, at, layers, what, settings, key=(k,), warm=warm)
                 result, seconds = once(call)
                 warm, total = result.warm, total + seconds + place_s
@@ -1347,7 +1369,7 @@ def part_vit_b(out, options):
             for back in undo:
                 back()
             out.write("map, host work so far", "ok", host={n: round(s, 2) for n, s in spent.items()})
-        return {"alphas": k + 1, "of": alphas, "total_s": total, "host": dict(spent)}
+        return {"alphas": k + 1, "of": alphas, "total_s": total, **how, "host": dict(spent)}
 
     def perturbed():
         settings = MeasureSettings(rtol=0.1, noise_samples=2, pgd_steps=4)
@@ -1362,6 +1384,51 @@ def part_vit_b(out, options):
         with second_order():
             return captured(lambda: HessianEngine(first, theta, {layers[-2].name: layers[-2].params}), layers[-2].name)
 
+    def studied():
+        """README's ImageNet command on made files: what plan says of it, and how far it gets in the time."""
+        first_end, second_end = Path(work.name) / "zeroshot.pt", Path(work.name) / "finetuned.pt"
+        for path, end in zip((first_end, second_end), kept["ends"], strict=True):
+            torch.save(end, path)
+        sets = [Path(work.name) / name for name in ("id", "far", "farther")]
+        for i, folder in enumerate(sets):
+            make_images(
+                folder, 24 if options.quick else 1000, classes, (64, 48) if options.quick else (320, 256), i + 1
+            )
+        words = ["--zeroshot", first_end, "--finetuned", second_end, "--model", name, "--head", "zeroshot"]
+        words += ["--probe", f"folder:{images}", "--id", f"folder:{sets[0]}", "--granularity", "block"]
+        words += ["--ood", *(f"folder:{x}" for x in sets[1:])]
+        words += ["--device", DEVICE, "--precision", options.precision, "--trace-method", options.trace_method]
+        words += (["--alphas", "0", "1", "--bootstrap", "100"] if options.quick else []) + options.flags.split()
+        ours = Path(work.name) / "study"
+
+        def told_by(command, file, seconds):
+            start = time.perf_counter()
+            line = [sys.executable, "-m", "sharpscope", command, *map(str, words), "--out", str(ours)]
+            with (out.folder / file).open("w") as log:
+                process = subprocess.Popen(
+                    line, cwd=options.repo, env=environment(options), stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+                try:
+                    code = process.wait(timeout=seconds)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    code = "stopped"
+            return code, time.perf_counter() - start
+
+        empty()
+        code, seconds = told_by("plan", "plan.txt", max(min(out.left - 5, 120), 5))
+        out.write("plan of the study", "ok" if code == 0 else "BAD", {"code": code, "seconds": seconds})
+        code, seconds = told_by("run", "study.txt", max(out.left - 6, 5))
+        return {"code": code, "run_s": seconds, "seconds_by_kind": unit_times(ours)}
+
+    out.check(
+        "the study of README's ImageNet command",
+        studied,
+        limit=max(out.left - 2, 12),
+        needs=20,
+        bad=lambda n: n["code"] not in (0, "stopped"),
+    )
     out.check("layer map over the path: trace and eigenvalues to 10 %", mapped, limit=max(out.left - 8, 12), needs=12)
     out.check("a product of the last block as a CUDA graph", graphed, limit=20, needs=5)
 
@@ -1956,7 +2023,8 @@ def forked(fork, name, options, until, limit):
 def in_process(name, options, limit):
     """The same in an interpreter of its own."""
     flags = (
-        ["--images", str(options.images), "--checks", options.checks]
+        ["--images", str(options.images), "--checks", options.checks, "--precision", options.precision]
+        + ["--trace-method", options.trace_method, f"--flags={options.flags}"]
         + ["--quick"] * options.quick
         + ["--cpu"] * options.cpu
     )
@@ -1992,6 +2060,9 @@ def main():
     parser.add_argument("--seconds", type=float, default=540.0)
     parser.add_argument("--checks", default="", help="only checks in whose names this regular expression is found")
     parser.add_argument("--images", type=int, default=1024, help="number of images in the part vit_b")
+    parser.add_argument("--precision", default="full", help="arithmetic of the map and the study in the part vit_b")
+    parser.add_argument("--trace-method", default="per_example", help="the same of its traces")
+    parser.add_argument("--flags", default="", help="more flags of the study in the part vit_b, in one word")
     parser.add_argument("--repo")
     parser.add_argument("--study", help=argparse.SUPPRESS)
     parser.add_argument("--study-device", default="cuda", help=argparse.SUPPRESS)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharpscope.machine.devices import onto
 
-__all__ = ["DRAWS", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
+__all__ = ["DRAWS", "SignStream", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
 
 DRAWS = 3
 """The version of the random streams. It is raised with every change after which the same seed gives different numbers,
@@ -40,6 +40,39 @@ def rademacher(
     numbers = onto(words.view(torch.uint8), torch.device(device)).int()
     signs = _SIGNS.to(device, dtype, non_blocking=True).index_select(0, numbers)
     return signs.view(-1)[:count].view(tuple(shape))
+
+
+class SignStream:
+    """Random signs, asked for by one shape after the other: what ``rademacher`` gives for each, bit for bit.
+
+    ``ahead``: the number of signs of each request to come, where they are known. The words of all of them are then
+    drawn, moved to the device and unpacked together: a dozen requests in a row cost a GPU as much as one.
+    ``taken``: the number of signs of each request so far.
+    """
+
+    def __init__(
+        self, generator: torch.Generator, device: torch.device, dtype: torch.dtype, ahead: Sequence[int] = ()
+    ) -> None:
+        self.taken: list[int] = []
+        self._generator, self._device, self._dtype = generator, device, dtype
+        self._ahead, self._at = list(ahead), 0
+        words = sum(map(words_for, ahead))
+        self._drawn = rademacher((64 * words,), generator, device=device, dtype=dtype)
+
+    def __call__(self, *shape: int) -> Tensor:
+        """Signs of this shape.
+
+        Raises ValueError where another number of signs was announced.
+        """
+        count = prod(shape)
+        self.taken.append(count)
+        if not self._ahead:
+            return rademacher(shape, self._generator, device=self._device, dtype=self._dtype)
+        if self._ahead[: len(self.taken)] != self.taken:
+            raise ValueError(f"signs: {self._ahead} were announced, {self.taken} are asked for.")
+        start = self._at
+        self._at += 64 * words_for(count)
+        return self._drawn[start : start + count].view(shape)
 
 
 def words_for(count: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.draws import rademacher, skip_words, words_for
-from sharpscope.curvature.graphs import watched
+from sharpscope.curvature.graphs import graph_bytes, kept_of, watched
 from sharpscope.curvature.members import Members
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.per_example import Tap
@@ -58,7 +58,7 @@ def embedding_trace(
     seed: int,
     rtol: float = 0.05,
     max_probes: int = 100,
-    keep: int | None = None,
+    memory: int | None = None,
 ) -> dict[str, TraceEstimate] | None:
     """tr 1/n sum_j J_jl' M_j J_jl of every block l whose parameters enter before the embedding; None if there is none.
 
@@ -78,8 +78,8 @@ def embedding_trace(
         seed: the seed of the signs.
         rtol: relative tolerance of this part, > 0.
         max_probes: the largest number of backward passes over the data.
-        keep: the number of batches whose forward pass is kept from one round of backward passes to the next, None for
-            all. The others run it again in every round, with the same results. A kept one takes the memory of its
+        memory: bytes that forward passes may take which are kept from one round of backward passes to the next; None:
+            all are kept. The others run again in every round, with the same results. A kept one takes the memory of its
             autograd graph and of e^2 numbers an example.
 
     Returns block -> estimate for the blocks before the embedding, and their sum under ``ALL``; ``num_matvecs`` counts
@@ -93,7 +93,7 @@ def embedding_trace(
     sizes: Sequence[int] | None = getattr(objective, "batch_sizes", None)
     if sizes is None or max_probes <= 2 * PILOT:
         return None
-    work = _Passes(objective, theta, blocks, sizes, len(sizes) if keep is None else keep)
+    work = _Passes(objective, theta, blocks, sizes, memory)
     try:
         if not work.open():
             return None
@@ -153,9 +153,9 @@ class _Passes:
         theta: Mapping[str, Tensor],
         blocks: Mapping[str, Sequence[str]],
         sizes: Sequence[int],
-        keep: int,
+        memory: int | None,
     ) -> None:
-        self.keep = keep
+        self.memory, self.keep = memory, 0
         self.objective, self.sizes, self.blocks, self.team = objective, sizes, dict(blocks), team_of(objective)
         names = dict.fromkeys(n for block in blocks.values() for n in block)
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
@@ -179,8 +179,12 @@ class _Passes:
         self.members = Members(self.blocks.values(), names, self.device)
         self._known = [torch.zeros(count, n, dtype=torch.float64, device=self.device) for n in self.sizes]
         self._samples = [torch.zeros(count, n, 0, dtype=torch.float64, device=self.device) for n in self.sizes]
-        if before and self.keep and 0 in self.team.own(len(self.sizes)):
-            self._kept[0] = self._eigenpairs(split)
+        if before:
+            matrices = split.z.numel() * split.z.shape[1] * split.z.element_size()
+            graph = graph_bytes([split.z, *(tap.y for tap in split.taps)], self.theta.values())
+            self.keep = kept_of(self.team.most(len(self.sizes)), graph + matrices, self.memory)
+            if self.keep and 0 in self.team.own(len(self.sizes)):
+                self._kept[0] = self._eigenpairs(split)
         return bool(before)
 
     def _affordable(self, split: Embedding) -> bool:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sharpscope.curvature.draws import rademacher, words_for
+from sharpscope.curvature.draws import SignStream, rademacher, words_for
 from sharpscope.curvature.graphs import GradientGraph
 from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.curvature.per_example import Signs, stands_alone
@@ -18,6 +18,10 @@ from sharpscope.curvature.tangents import stands_apart
 from sharpscope.errors import NumericalError
 
 __all__ = ["Forms"]
+
+TOGETHER = 2**25
+"""The largest number of signs that are unpacked at once, 128 MiB in float32. With a larger value the directions of
+larger layers are drawn faster and take more memory."""
 
 
 class _Block(Protocol):
@@ -59,6 +63,8 @@ class Forms:
         self._engine: _Engine = weakref.proxy(engine)
         self._alone: dict[int, frozenset[str]] = {}
         self._apart: dict[int, frozenset[str]] = {}
+        self._drawn: dict[tuple[int, str], list[int]] = {}
+        """(batch, layer) -> the number of signs in each of the requests that make one direction."""
         self.crossed: frozenset[str] = frozenset()
 
     def of(self, i: int, graph: GradientGraph, layer: str, probes: Probes) -> Tensor:
@@ -69,7 +75,12 @@ class Forms:
                 raise NumericalError(f"{layer}: its curvature cannot be split at the embeddings.")
             one = self._by_products
             graph = graph if graph.twice else self._engine.graph(i, twice=True)
-        return torch.stack([one(graph, layer, probes, alone) for _ in range(probes.count)], dim=1)
+        found = []
+        for _ in range(probes.count):
+            signs = self._signs(probes, self._drawn.get((i, layer), ()))
+            found.append(one(graph, layer, probes, signs, alone))
+            self._drawn[i, layer] = signs.taken
+        return torch.stack(found, dim=1)
 
     def words(self, i: int, graph: GradientGraph, layer: str) -> int:
         """How many words of random signs one direction of the layer takes in batch i, whatever else is asked of it."""
@@ -133,9 +144,10 @@ class Forms:
         names = frozenset(self._engine.blocks[layer].names).intersection(graph.gradient)
         return graph.tangents is not None and bool(names) and names <= self._apart.get(i, frozenset())
 
-    def _signs(self, probes: Probes) -> Signs:
-        device, dtype = self._engine.device, self._engine.dtype
-        return lambda *shape: rademacher(shape, probes.generator, device=device, dtype=dtype)
+    def _signs(self, probes: Probes, ahead: Sequence[int]) -> SignStream:
+        """The signs of one direction; they are drawn together where they are known and not too many."""
+        together = ahead if sum(ahead) <= TOGETHER else ()
+        return SignStream(probes.generator, self._engine.device, self._engine.dtype, together)
 
     def _seeds(self, graph: GradientGraph, layer: str, signs: Signs, *, weighted: bool) -> dict[int, Tensor]:
         """The tangents of one direction at the outputs of the layer's taps, by slot."""
@@ -146,24 +158,28 @@ class Forms:
             for slot, tap in graph.tangents.taps(names)
         }
 
-    def _by_tangents(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
+    def _by_tangents(
+        self, graph: GradientGraph, layer: str, probes: Probes, signs: Signs, alone: frozenset[str]
+    ) -> Tensor:
         """[examples]; no unit at all where the second derivative is 0 by construction."""
         assert graph.tangents is not None
         names = frozenset(self._engine.blocks[layer].names)
-        seeds = self._seeds(graph, layer, self._signs(probes), weighted=probes.weighted)
+        seeds = self._seeds(graph, layer, signs, weighted=probes.weighted)
         if not seeds or (probes.before_head and not graph.tangents.bends(seeds)):
             return torch.zeros(0, dtype=torch.float64, device=self._engine.device)
         near = graph.tangents.means(names) if probes.before_head and not probes.weighted else ()
         return graph.tangents.forms(seeds, before_head=probes.before_head, near=near).sum(0)
 
-    def _by_products(self, graph: GradientGraph, layer: str, probes: Probes, alone: frozenset[str]) -> Tensor:
+    def _by_products(
+        self, graph: GradientGraph, layer: str, probes: Probes, signs: Signs, alone: frozenset[str]
+    ) -> Tensor:
         """Split into parts that add up to v'Hv, [parts].
 
         There is one part per example from the parameters whose examples can be separated, then one part from all
         other parameters together.
         """
         engine = self._engine
-        pairs, examples = self._directions(graph, layer, self._signs(probes), alone, weighted=probes.weighted)
+        pairs, examples = self._directions(graph, layer, signs, alone, weighted=probes.weighted)
         places, gradients, directions = zip(*pairs, strict=True) if pairs else ((), (), ())
         products = engine.second(gradients, places, directions, layer)
         if not pairs:  # no unit at all: the second derivative is 0 by construction, not by what was drawn

@@ -26,6 +26,7 @@ __all__ = [
     "Use",
     "differentiate",
     "graph_bytes",
+    "kept_of",
     "once_differentiable",
     "plan_memory",
     "watched",
@@ -255,6 +256,13 @@ def plan_memory(
         one = measured(objective)
         size = objective.batch_size if isinstance(objective, Divisible) else None
     batches = team_of(objective).most(len(objective.weights))
+    return objective, MemoryPlan(memory, one, size, batches, kept_of(batches, one, memory))
+
+
+def kept_of(batches: int, one: int, memory: int | None) -> int:
+    """How many of so many batches are kept whose graphs take ``one`` byte count each, beside what a pass needs.
+
+    All, if they fit into ``memory`` bytes; otherwise as many as leave room for the one that is being built anew.
+    """
     room = math.inf if memory is None else memory / max(one, 1) - WORK
-    kept = batches if room >= batches else max(int(room) - 1, 0)
-    return objective, MemoryPlan(memory, one, size, batches, kept)
+    return batches if room >= batches else max(int(room) - 1, 0)

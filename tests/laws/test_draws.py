@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sharpscope.curvature import perturbation
-from sharpscope.curvature.draws import gaussian, rademacher, uniform
+from sharpscope.curvature import draws, perturbation
+from sharpscope.curvature.draws import SignStream, gaussian, rademacher, uniform
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -50,6 +51,25 @@ def test_every_request_takes_whole_words(count: int) -> None:
     assert torch.equal(first, filled[:count])
     assert torch.equal(one.get_state(), other.get_state())
     assert torch.equal(torch.cat([filled, rademacher((10,), other)]), rademacher((len(filled) + 10,), generator(3)))
+
+
+def test_requests_that_are_announced_get_the_same_signs_by_one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(3, 5), (64,), (1,), (2, 1, 100), (0,), (7,)]
+    ahead = [math.prod(s) for s in shapes]
+    one, other = generator(3), generator(3)
+    expected = [rademacher(s, one, dtype=torch.float32) for s in shapes]
+    drawn: list[int] = []
+    words = draws._words
+    monkeypatch.setattr(draws, "_words", lambda count, g: drawn.append(count) or words(count, g))
+    for known, calls in (([], 6), (ahead, 1)):
+        other.manual_seed(3)
+        drawn.clear()
+        signs = SignStream(other, torch.device("cpu"), torch.float32, known)
+        found = [signs(*s) for s in shapes]
+        assert all(map(torch.equal, found, expected)) and torch.equal(one.get_state(), other.get_state())
+        assert signs.taken == ahead and len([n for n in drawn if n]) == (calls if known else calls - 1)
+    with pytest.raises(ValueError, match="announced"):
+        SignStream(other, torch.device("cpu"), torch.float32, ahead)(4, 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16, torch.float32, torch.float64])

@@ -100,12 +100,11 @@ def controlled(
     Raises:
         NumericalError: the loss, its gradient or its curvature is not finite, or products are not symmetric.
     """
-    keep: int | None = None
     if memory is not None:
-        objective, plan = plan_memory(objective, theta, [n for block in blocks.values() for n in block], memory)
-        keep = plan.kept  # none of the gradient graphs that were planned for is built yet: their room is free
+        names = list(dict.fromkeys(n for block in blocks.values() for n in block))
+        objective, _ = plan_memory(objective, theta, names, memory, "probes")
     common: dict[str, Any] = {"rtol": rtol, "max_matvecs": max_matvecs}
-    known, engine, split = _known_part(objective, theta, blocks, seed, memory, keep, common)
+    known, engine, split = _known_part(objective, theta, blocks, seed, memory, common)
     check(engine, seed, asymmetry)
     traces = {}
     for layer in blocks:
@@ -141,13 +140,12 @@ def _known_part(
     blocks: Mapping[str, Sequence[str]],
     seed: Callable[..., int],
     memory: int | None,
-    keep: int | None,
     how: Mapping[str, Any],
 ) -> tuple[dict[str, TraceEstimate], HessianEngine, bool]:
     """The known part by layers and under ``ALL``, the engine of the rest, whether the split is at the embeddings."""
     most, whole = how["max_matvecs"], {ALL: tuple(dict.fromkeys(n for block in blocks.values() for n in block))}
     rtol = EMBEDDING_SHARE * how["rtol"]
-    known = embedding_trace(objective, theta, blocks, seed=seed("control"), rtol=rtol, max_probes=most, keep=keep)
+    known = embedding_trace(objective, theta, blocks, seed=seed("control"), rtol=rtol, max_probes=most, memory=memory)
     if known is not None:
         engine = HessianEngine(objective, theta, {**whole, **blocks}, memory=memory, use="probes")
         before = frozenset() if engine.twice else engine.before_head()
