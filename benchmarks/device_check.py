@@ -216,8 +216,9 @@ def budget():
     import torch
 
     from sharpscope.machine.devices import free_bytes
+    from sharpscope.study.context import GRAPH_SHARE
 
-    return free_bytes(torch.device(DEVICE)) // 2 if DEVICE == "cuda" else 2 * 2**30
+    return int(GRAPH_SHARE["cuda"] * free_bytes(torch.device(DEVICE))) if DEVICE == "cuda" else 2 * 2**30
 
 
 def empty():
@@ -1061,7 +1062,7 @@ def part_vit_b(out, options):
 
     work = tempfile.TemporaryDirectory()
     count, classes, batch, steps = (
-        (48, 4, 16, 4) if options.quick else (options.images, 20, min(128, max(options.images // 2, 4)), 24)
+        (48, 4, 16, 4) if options.quick else (options.images, 20, min(options.batch, max(options.images // 2, 4)), 24)
     )
     if options.cpu and not options.quick:
         classes, steps = 4, 1
@@ -2023,7 +2024,8 @@ def forked(fork, name, options, until, limit):
 def in_process(name, options, limit):
     """The same in an interpreter of its own."""
     flags = (
-        ["--images", str(options.images), "--checks", options.checks, "--precision", options.precision]
+        ["--images", str(options.images), "--batch", str(options.batch), "--checks", options.checks]
+        + ["--precision", options.precision]
         + ["--trace-method", options.trace_method, f"--flags={options.flags}"]
         + ["--quick"] * options.quick
         + ["--cpu"] * options.cpu
@@ -2060,6 +2062,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=540.0)
     parser.add_argument("--checks", default="", help="only checks in whose names this regular expression is found")
     parser.add_argument("--images", type=int, default=1024, help="number of images in the part vit_b")
+    parser.add_argument("--batch", type=int, default=128, help="images in a batch of the part vit_b")
     parser.add_argument("--precision", default="full", help="arithmetic of the map and the study in the part vit_b")
     parser.add_argument("--trace-method", default="per_example", help="the same of its traces")
     parser.add_argument("--flags", default="", help="more flags of the study in the part vit_b, in one word")

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers, Judged
 from sharpscope.errors import DatasetError, NumericalError
+from sharpscope.machine.arithmetic import full_float32
 
 __all__ = ["FeatureCache", "answers", "answers_each", "answers_of", "correct", "logits"]
 

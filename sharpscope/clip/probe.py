@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.card import card
-from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.head import Classifier
 from sharpscope.errors import ConfigError, DatasetError, NonDeterministicProbe
+from sharpscope.machine.arithmetic import full_float32
 from sharpscope.machine.devices import onto
 from sharpscope.machine.team import ALONE, Team
 

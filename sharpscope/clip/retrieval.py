@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.datasets.captions import Captions
 from sharpscope.clip.model import ClipModel
 from sharpscope.errors import NumericalError, shown
+from sharpscope.machine.arithmetic import full_float32
 from sharpscope.scores import RETRIEVAL, Direction, Statistic, share
 
 __all__ = ["Retrieved", "expected_hits", "retrieved", "retrieved_from"]

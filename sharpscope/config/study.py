@@ -348,8 +348,8 @@ class StudyConfig:
     probe set. Units that evaluate test images are shared out as ever. The number of ranks belongs to the run; results
     agree with those of one process up to rounding."""
     memory: float | None = None
-    """Memory in GiB that kept gradient graphs may take in each worker; default: two thirds of the free
-    memory / jobs."""
+    """Memory in GiB that kept gradient graphs may take in each worker; default: half of the
+    host's free memory, or three quarters of a GPU's, / jobs."""
     image_cache: float = 4.0
     """Memory in GiB that decoded test images may take, in all jobs together. Sets that do not fit are decoded again for
     the repaired paths, and for every group of points that fits into memory together. With 0 no set stays, but for 128

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sharpscope.clip.arithmetic import full_float32
 from sharpscope.clip.model import no_fast_path
 from sharpscope.curvature.draws import gaussian
 from sharpscope.curvature.hvp import HessianEngine
-from sharpscope.curvature.operator import Objective
+from sharpscope.curvature.operator import Objective, inside
 from sharpscope.errors import ConfigError
+from sharpscope.machine.arithmetic import full_float32
 from sharpscope.seeds import derive
 
 __all__ = ["ASYMMETRY", "in_precision", "precision_error", "second_order"]
@@ -38,39 +37,6 @@ ASYMMETRY: dict[str, float | None] = {"full": None, "tf32": 0.05, "bf16": 0.2}
 products. None stands for the limit that follows from the dtype. A Hessian above the limit is not measured."""
 
 
-class _HalfPrecision:
-    """An objective whose forward pass runs under bf16 autocast; weights, sums and results stay in float32."""
-
-    def __init__(self, objective: Any, device: str) -> None:
-        self._objective, self._device = objective, device
-
-
-def _half_precision(objective: Any, device: str) -> Any:
-    """``objective`` under autocast, with every public name that it has and no other.
-
-    The names stand in a class made for it, because protocols are asked of the class: since Python 3.12 ``isinstance``
-    does not see what ``__getattr__`` would answer.
-    """
-    names = [n for n in dir(objective) if not n.startswith("_")]
-    kind = type("HalfPrecision", (_HalfPrecision,), {n: _forwarded(n) for n in names})
-    return kind(objective, device)
-
-
-def _forwarded(name: str) -> Any:
-    """The attribute ``name`` of an objective under autocast."""
-    if name in ("batch_loss", "batch_logits"):
-
-        def call(self: Any, i: int, theta: Mapping[str, Tensor]) -> Tensor:
-            with torch.autocast(self._device, torch.bfloat16, cache_enabled=False):
-                found: Tensor = getattr(self._objective, name)(i, theta)
-            return found.float()
-
-        return call
-    if name in ("rebatched", "suffix"):
-        return lambda self, *what: _half_precision(getattr(self._objective, name)(*what), self._device)
-    return property(lambda self: getattr(self._objective, name))
-
-
 def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tensor]) -> Objective:
     """The objective in the arithmetic ``precision``: full, tf32 (see ``second_order``) or bf16 (autocast).
 
@@ -83,8 +49,13 @@ def in_precision(objective: Objective, precision: str, theta: Mapping[str, Tenso
         raise ConfigError(f"precision: '{precision}' is none of {', '.join(ASYMMETRY)}.")
     if precision != "bf16":
         return objective
-    half: Objective = _half_precision(objective, next(iter(theta.values())).device.type)
-    return half
+    device = next(iter(theta.values())).device.type
+
+    def half(function: Callable[..., Tensor], i: int, at: Mapping[str, Tensor]) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
+            return function(i, at).float()
+
+    return inside(objective, half, again=("rebatched", "suffix"))
 
 
 def precision_error(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 
-__all__ = ["ThirdDerivative", "analytic_kernels", "attend", "gelu", "norm", "silu"]
+__all__ = ["SelfAttention", "ThirdDerivative", "analytic_kernels", "attend", "gelu", "norm", "self_attention", "silu"]
 
 
 class ThirdDerivative(RuntimeError):  # noqa: N818 - it names what was asked for
@@ -336,7 +337,20 @@ def _sdpa(
     return out.unflatten(0, q.shape[:2])
 
 
-def _multi_head(
+@dataclass(frozen=True)
+class SelfAttention:
+    """An attention of tokens ``x`` [B, T, E] on themselves, with one packed projection ``weight`` [3 E, E]."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor | None
+    heads: int
+    mask: Tensor | None
+
+
+def self_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -346,8 +360,8 @@ def _multi_head(
     bias: Tensor,
     *rest: Any,
     **more: Any,
-) -> tuple[Tensor, None] | None:
-    """Self-attention with one packed projection, [T, B, E], copied into heads once instead of by several transposes."""
+) -> SelfAttention | None:
+    """The arguments of ``F.multi_head_attention_forward`` with tokens [T, B, E], if they ask for no more than that."""
     names = ("bias_k", "bias_v", "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias")
     given: Mapping[str, Any] = dict(zip(names, rest, strict=False)) | more
     mask = given.get("attn_mask")
@@ -362,18 +376,29 @@ def _multi_head(
         or any(given.get(name) is not None and given[name] is not False for name in odd)
         or (given.get("training", True) and given.get("dropout_p", 0.0))
         or given.get("need_weights", True)
-        or not _precise(query, weight)
         or (mask is not None and (mask.ndim != 2 or mask.requires_grad or mask.dtype != query.dtype))
     ):
         return None
-    tokens, batch, _ = query.shape
-    packed = F.linear(query.transpose(0, 1), weight, bias)
+    out = given["out_proj_weight"], given["out_proj_bias"]
+    return SelfAttention(query.transpose(0, 1), weight, bias, *out, heads, mask)
+
+
+def _multi_head(*args: Any, **kwargs: Any) -> tuple[Tensor, None] | None:
+    """Self-attention with one packed projection, [T, B, E], copied into heads once instead of by several transposes."""
+    a = self_attention(*args, **kwargs)
+    if a is None or not _precise(a.x, a.weight):
+        return None
+    batch, tokens, dim = a.x.shape
+    packed = F.linear(a.x, a.weight, a.bias)
     q, k, v = (
-        packed.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, -1).unbind(0)
+        packed.view(batch, tokens, 3, a.heads, -1)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(3, batch * a.heads, tokens, -1)
+        .unbind(0)
     )
-    out = attend(q, k, v, mask, 1 / math.sqrt(dim // heads))
-    out = out.view(batch, heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, dim)
-    return F.linear(out, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
+    out = attend(q, k, v, a.mask, 1 / math.sqrt(dim // a.heads))
+    out = out.view(batch, a.heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, dim)
+    return F.linear(out, a.out_weight, a.out_bias).transpose(0, 1), None
 
 
 def _precise(*tensors: Tensor) -> bool:

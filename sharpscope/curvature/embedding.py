@@ -23,6 +23,7 @@ from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.draws import rademacher, skip_words, words_for
 from sharpscope.curvature.graphs import graph_bytes, kept_of, watched
 from sharpscope.curvature.members import Members
+from sharpscope.curvature.needed import needed
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.per_example import Tap
 from sharpscope.curvature.tangents import Embedding, tangents_of
@@ -156,10 +157,11 @@ class _Passes:
         memory: int | None,
     ) -> None:
         self.memory, self.keep = memory, 0
-        self.objective, self.sizes, self.blocks, self.team = objective, sizes, dict(blocks), team_of(objective)
+        self.sizes, self.blocks, self.team = sizes, dict(blocks), team_of(objective)
         names = dict.fromkeys(n for block in blocks.values() for n in block)
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in names}
         self.theta = {**theta, **self.params}
+        self.objective = needed(objective, self.theta)
         self.taken = self.remaining = self.pairs = self.spent = 0
         self._known: list[Tensor] = []  # per batch [blocks, n]
         self._samples: list[Tensor] = []  # per batch [blocks, n, pairs]

@@ -50,6 +50,9 @@ class FunctionalEngine(HessianEngine):
         super().__init__(objective, theta, blocks)
         self.twice = True
 
+    def _prepared(self, objective: Objective) -> Objective:
+        return objective
+
     def _build(self) -> None:
         """Loss and gradient by first derivatives alone, in one pass over the batches."""
         batches = self.team.most(len(self.objective.weights))

@@ -26,6 +26,7 @@ from sharpscope.curvature.double_backward import ThirdDerivative
 from sharpscope.curvature.draws import rademacher
 from sharpscope.curvature.graphs import watched
 from sharpscope.curvature.members import Members
+from sharpscope.curvature.needed import needed
 from sharpscope.curvature.operator import Divisible, Objective
 from sharpscope.curvature.per_example import Tap, stands_alone
 from sharpscope.curvature.trace import ENOUGH, Pooled, TraceEstimate, pooled
@@ -339,10 +340,11 @@ class _Squares:
         theta: Mapping[str, Tensor],
         blocks: Mapping[str, Sequence[str]],
     ) -> None:
-        self.objective, self.divisible, self.team = objective, isinstance(objective, Divisible), team_of(objective)
+        self.divisible, self.team = isinstance(objective, Divisible), team_of(objective)
         self.names = list(dict.fromkeys(n for block in blocks.values() for n in block))
         self.params = {n: theta[n].detach().clone().requires_grad_() for n in self.names}
         self.theta = {**theta, **self.params}
+        self.objective = needed(objective, self.theta)
         self.device = next(iter(self.params.values())).device
         self.members = Members(blocks.values(), self.names, self.device)
         self._settled: dict[int, Tensor] = {}  # of a batch: [blocks, n] of what is known without an error

@@ -30,6 +30,7 @@ from sharpscope.curvature.graphs import (
     once_differentiable,
     plan_memory,
 )
+from sharpscope.curvature.needed import needed
 from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
 from sharpscope.machine.devices import all_finite, numbers
@@ -109,7 +110,7 @@ class HessianEngine:
         analytic: bool = True,
         use: Use = "both",
     ) -> None:
-        self.objective, self.analytic, self.use = objective, analytic, use
+        self.analytic, self.use = analytic, use
         moving = list(dict.fromkeys(name for names in blocks.values() for name in names))
         for name in moving:
             if name not in theta or not theta[name].is_floating_point():
@@ -131,11 +132,12 @@ class HessianEngine:
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
         self.units: dict[str, tuple[int, ...]] = {}
         """Layer -> how many rows each batch gave in the last answer to ``Probes``."""
+        self.objective = self._prepared(objective)
         self.team = team_of(objective)
         batches = self.team.most(len(objective.weights))
         self.plan = MemoryPlan(None, 0, None, batches, batches)
         if memory is not None:
-            self.objective, self.plan = plan_memory(objective, theta, moving, memory, use)
+            self.objective, self.plan = plan_memory(self.objective, theta, moving, memory, use)
         self._own = self.team.own(len(self.objective.weights))
         self._graphs: list[GradientGraph | None] = [None] * len(self.objective.weights)
         self._forms = Forms(self)
@@ -147,6 +149,10 @@ class HessianEngine:
         """Whether the graphs allow Hessian-vector products. If not, everything for which ``use`` stands is answered by
         tangent passes."""
         self._build()
+
+    def _prepared(self, objective: Objective) -> Objective:
+        """The loss as its graphs are built from it: without the rows that it does not read."""
+        return needed(objective, self.theta) if self.analytic else objective
 
     # ------------------------------------------------------------------ graphs
     @property
@@ -289,7 +295,10 @@ class HessianEngine:
         return (units, self._forms.crossed), sums
 
     def of_one_batch(self, layer: str, vs: Tensor) -> Tensor:
-        """H_ll V [p, k] of the loss of one batch, the first that this process has."""
+        """H_ll V [p, k] of the loss of one batch, the first that this process has.
+
+        Raises ConfigError where the loss is not a scalar.
+        """
         return self._columns_of(self.graph(self._own[0], twice=True), layer, vs.unbind(1))
 
     def _columns_of(self, graph: GradientGraph, layer: str, columns: Sequence[Tensor]) -> Tensor:

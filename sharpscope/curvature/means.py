@@ -86,7 +86,11 @@ def _mean(
         heads = _pushed({slot: labels.expand(spread.variance(names).shape)}, chain, node)
         if any(x is None for x in heads):
             return None
-        same = [bool((x.view(examples, -1, *x.shape[1:]) == labels.unsqueeze(1)).all()) for x in heads if x is not None]
+        same = [
+            bool((x.view(examples, -1, *x.shape[1:]) == labels[:, : x.shape[1]].unsqueeze(1)).all())
+            for x in heads
+            if x is not None
+        ]
         return node.rule.mean(gram).view(examples, -1).sum(1) if all(same) else None
     total: Tensor | None = None
     for slot, chain in chains.items():

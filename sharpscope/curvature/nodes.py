@@ -219,13 +219,15 @@ class Attention(Node):
     def mean(self, gram: Tensor) -> Tensor:
         """The mean of the form over q', k' and v' that are uncorrelated and each have the covariance ``gram``.
 
-        ``gram`` [n, T, T] is that of the tokens, for every entry of the last dimension alone.
+        ``gram`` [n, T, T] is that of the tokens, for every entry of the last dimension alone; the queries are those of
+        the first tokens.
         """
         gram = gram.repeat_interleave(len(self.q) // len(gram), 0)
         own = gram.diagonal(dim1=-2, dim2=-1)
+        queries = own[:, : self.q.shape[1]].unsqueeze(-1)
         q, k = (torch.linalg.vecdot(x, x) for x in (self.q, self.k))
-        square = own.unsqueeze(-1) * k.unsqueeze(-2) + q.unsqueeze(-1) * own.unsqueeze(-2)
-        with_mean = own.unsqueeze(-1) * torch.bmm(torch.bmm(self.p, self.k), self.k.mT)
+        square = queries * k.unsqueeze(-2) + q.unsqueeze(-1) * own.unsqueeze(-2)
+        with_mean = queries * torch.bmm(torch.bmm(self.p, self.k), self.k.mT)
         with_mean = with_mean + q.unsqueeze(-1) * torch.bmm(self.p, gram)
         return _dot(self.scores, square - 2 * with_mean)
 

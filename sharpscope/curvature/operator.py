@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ __all__ = [
     "Probes",
     "SymmetricOperator",
     "check_symmetric",
+    "inside",
     "solve",
     "solve_together",
 ]
 
 T = TypeVar("T")
+O = TypeVar("O", bound="Objective")  # noqa: E741
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,37 @@ class SymmetricOperator(Protocol):
     def matmat(self, vs: Tensor) -> Tensor:
         """H V for V of shape [p, k]."""
         ...
+
+
+class _Inside:
+    """Another objective whose forward pass runs inside of something."""
+
+    def __init__(self, objective: Any, run: Callable[..., Tensor]) -> None:
+        self._objective, self._run = objective, run
+
+
+def inside(
+    objective: O,
+    run: Callable[[Callable[..., Tensor], int, Mapping[str, Tensor]], Tensor],
+    *,
+    again: Sequence[str] = ("rebatched",),
+) -> O:
+    """``objective`` whose losses and logits are ``run(function, i, theta)`` in place of ``function(i, theta)``.
+
+    ``again``: its methods that return an objective for which the same holds. It has every other public name of
+    ``objective`` and no more. The names stand in a class made for it, because protocols are asked of the class: since
+    Python 3.12 ``isinstance`` does not see what ``__getattr__`` would answer.
+    """
+
+    def forwarded(name: str) -> Any:
+        if name in ("batch_loss", "batch_logits"):
+            return lambda self, i, theta: self._run(getattr(self._objective, name), i, theta)
+        if name in again:
+            return lambda self, *what: inside(getattr(self._objective, name)(*what), self._run, again=again)
+        return property(lambda self: getattr(self._objective, name))
+
+    names = [n for n in dir(objective) if not n.startswith("_")]
+    return cast(O, type("Inside", (_Inside,), {n: forwarded(n) for n in names})(objective, run))
 
 
 @runtime_checkable

@@ -36,10 +36,10 @@ from sharpscope.weights.theta import Theta, on_device
 
 __all__ = ["Context", "check_inputs", "check_test_sets", "load_contexts", "load_study_pair"]
 
-GRAPH_SHARE = 2 / 3
+GRAPH_SHARE = {"cpu": 1 / 2, "cuda": 3 / 4}
 """The share of the free memory that gradient graphs may take, the room for a product included. What is left is for the
-weights, the bases of eigenvalues and the vectors that one alpha hands to the next. With a larger share fewer graphs are
-built anew, and those run out of memory sooner."""
+weights, the bases of eigenvalues and what one alpha hands to the next; in a host's memory also for images. With a
+larger share fewer graphs are built anew, and memory may not suffice: a GPU then repeats the unit with half of it."""
 
 Half = Literal["train", "test"]
 """The images that a study measures on | those that it evaluates on."""
@@ -311,7 +311,7 @@ class Context:
         """The memory that gradient graphs may take. It is the same at every alpha, so that the numbers of a study do
         not depend on the order of its units."""
         given = self.config.memory
-        return Budget(int(given * 2**30 if given is not None else GRAPH_SHARE * self.free_memory))
+        return Budget(int(given * 2**30 if given is not None else GRAPH_SHARE[self.device.type] * self.free_memory))
 
     def agree_on_memory(self) -> None:
         """Give every rank of the team the smallest budget among them, so that all lay out their graphs alike."""

@@ -16,6 +16,7 @@ from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.arithmetic import in_precision
 from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.imageerrors import ImageLosses, batch_sizes, error_over_images, told_apart
+from sharpscope.curvature.needed import needed
 from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
@@ -97,8 +98,9 @@ class Point:
 
     @cached_property
     def rough(self) -> Objective:
-        """The loss in the arithmetic that ``settings.precision`` asks for in Hessian-vector products."""
-        return in_precision(self.objective, self.settings.precision, self.theta)
+        """The loss in the arithmetic that ``settings.precision`` asks for in Hessian-vector products, without the rows
+        of its forward pass that it does not read."""
+        return in_precision(needed(self.objective, self.theta), self.settings.precision, self.theta)
 
     @cached_property
     def image_losses(self) -> ImageLosses:
