@@ -12,7 +12,7 @@ from sharpscope.machine.devices import onto
 
 __all__ = ["DRAWS", "SignStream", "gaussian", "rademacher", "skip_words", "uniform", "words_for"]
 
-DRAWS = 3
+DRAWS = 4
 """The version of the random streams. It is raised with every change after which the same seed gives different numbers,
 so that one run directory never mixes two streams."""
 

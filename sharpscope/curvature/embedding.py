@@ -64,11 +64,12 @@ def embedding_trace(
     """tr 1/n sum_j J_jl' M_j J_jl of every block l whose parameters enter before the embedding; None if there is none.
 
     The leading eigenvectors of every M_j, by |mu|, take a backward pass each, which gives the squared norm of every
-    example's gradient (see ``per_example.Tap.squares``). The others are sampled by pairs of passes: for a = sum_k s_k
-    sqrt|mu_k| e_k and b = sum_k s_k sign(mu_k) sqrt|mu_k| e_k with random signs s of each example, E <J'a, J'b> =
-    sum_k mu_k ||J' e_k||^2. As many are taken one by one as make the whole cheapest (``_leading``), and as many pairs
-    as the block that needs most asks for. Where it costs less to take all eigenvectors one by one, they are, and the
-    trace is exact.
+    example's gradient (see ``per_example.Tap.squares``). The others are sampled by pairs of passes: with E_j the part
+    of M_j that they make up, a = |E_j|^(1/2) s and b = sign(E_j) |E_j|^(1/2) s for random signs s of each example,
+    E <J'a, J'b> = tr J'E_j J. As functions of a matrix, a and b do not depend on the basis that a library finds where
+    eigenvalues coincide, as most of them do behind a normalisation. As many are taken one by one as make the whole
+    cheapest (``_leading``), and as many pairs as the block that needs most asks for. Where it costs less to take all
+    eigenvectors one by one, they are, and the trace is exact.
 
     All blocks share the passes, so that their errors are not independent; that of their sum is stated with it.
 
@@ -175,7 +176,7 @@ class _Passes:
             return False
         before = {x: block for x, block in self.blocks.items() if x != ALL and split.names.issuperset(block)}
         self.blocks = {ALL: [n for block in before.values() for n in block], **before}
-        self.remaining = split.z.shape[1]
+        self.width = self.remaining = split.z.shape[1]
         names = [n for tap in split.taps for n in tap.names]
         self.device, count = split.z.device, len(self.blocks)
         self.members = Members(self.blocks.values(), names, self.device)
@@ -239,15 +240,16 @@ class _Passes:
             mu, vectors = mu[:, self.taken :], vectors[:, :, self.taken :]
             found = []
             for _ in range(pairs):
-                c = mu.abs().sqrt() * rademacher(mu.shape, generator, device=mu.device, dtype=mu.dtype)
+                signs = rademacher((*z.shape, 1), generator, device=mu.device, dtype=mu.dtype)
+                c = mu.abs().sqrt().unsqueeze(-1) * torch.bmm(vectors.mT, signs)
                 a, b = (
-                    self._back(z, taps, torch.bmm(vectors, x.unsqueeze(-1)).squeeze(-1)) for x in (c, c * mu.sign())
+                    self._back(z, taps, torch.bmm(vectors, x).squeeze(-1)) for x in (c, c * mu.sign().unsqueeze(-1))
                 )
                 found.append(self.objective.weights[i] * self._inner(taps, a, b))
             return torch.stack(found, -1)
 
         def skip(i: int) -> None:
-            skip_words(pairs * words_for(self.sizes[i] * self.remaining), generator)
+            skip_words(pairs * words_for(self.sizes[i] * self.width), generator)
 
         new = self.team.each("pairs of passes", len(self.sizes), probe, skip)
         self._samples = [
@@ -267,15 +269,13 @@ class _Passes:
         return found
 
     def _eigenpairs(self, split: Embedding) -> _Prepared:
-        """The largest eigenvalues in magnitude come first; of every eigenvector the largest entry is positive."""
+        """The largest eigenvalues in magnitude come first."""
         vectors = split.curvature()
         if not torch.isfinite(vectors).all():
             raise NumericalError("The curvature of the loss in the embeddings is not finite.")
         mu = vectors.new_empty(vectors.shape[:2])
         for values, part in zip(mu.split(CHUNK), vectors.split(CHUNK), strict=True):
             found, own = torch.linalg.eigh(part)
-            # Libraries differ in the signs of eigenvectors, and the random signs of ``sample`` are relative to them.
-            own = own * own.gather(1, own.abs().argmax(1, keepdim=True)).sign()
             order = found.abs().argsort(1, descending=True)
             values.copy_(found.gather(1, order))
             part.copy_(own.gather(2, order.unsqueeze(1).expand_as(own)))

@@ -97,15 +97,19 @@ class Point:
     progress: Callable[[str], None]
 
     @cached_property
+    def least(self) -> Objective:
+        """The loss without the rows of its forward pass that it does not read (``curvature.needed``)."""
+        return needed(self.objective, self.theta)
+
+    @cached_property
     def rough(self) -> Objective:
-        """The loss in the arithmetic that ``settings.precision`` asks for in Hessian-vector products, without the rows
-        of its forward pass that it does not read."""
-        return in_precision(needed(self.objective, self.theta), self.settings.precision, self.theta)
+        """The same in the arithmetic that ``settings.precision`` asks for in Hessian-vector products."""
+        return in_precision(self.least, self.settings.precision, self.theta)
 
     @cached_property
     def image_losses(self) -> ImageLosses:
         """The losses of the images, or batches, around this point, in full precision."""
-        return ImageLosses(self.objective, self.theta)
+        return ImageLosses(self.least, self.theta)
 
     @cached_property
     def blocks(self) -> dict[str, tuple[str, ...]]:
