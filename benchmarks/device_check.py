@@ -1232,6 +1232,27 @@ def part_vit_b(out, options):
 
     out.check("profile of a product", profiled, limit=30)
 
+    def probed_layers():
+        """Milliseconds of one random direction for every layer on one batch: drawing it, and its tangent pass."""
+        from sharpscope.curvature.operator import Probes
+
+        generator, found = torch.Generator().manual_seed(0), {}
+        with second_order(tf32=options.precision == "tf32"):
+            rough = in_precision(first, options.precision, theta)
+            engine, build = once(lambda: HessianEngine(rough, theta, {x.name: x.params for x in layers}, use="probes"))
+            graph, forms = engine.graph(0), engine._forms
+            for x in layers:
+                seeds = partial(forms._seeds, graph, x.name, forms._signs(Probes(1, generator), ()), weighted=False)
+                at = {slot: u.clone() for slot, u in seeds().items()}
+                found[x.name] = {
+                    "probe": 1e3 * clock(lambda x=x: engine.answer({"": (x.name, Probes(1, generator))})),
+                    "drawn": 1e3 * clock(seeds),
+                    "pass": 1e3 * clock(lambda at=at: graph.tangents.forms(at)) if at else 0.0,
+                }
+        return {"build_s": build, "sweep_ms": sum(f["probe"] for f in found.values()), "layers": found}
+
+    out.check("a direction for every layer, one batch", probed_layers, limit=30, needs=5)
+
     # Where the time of a map goes, host work apart: what the host draws, what it copies back.
     spent = {}
 
