@@ -144,11 +144,10 @@ class _NormGradient(torch.autograd.Function):
         g, w, xhat, rstd, gx, h = ctx.saved_tensors
         to_g = to_x = to_w = None
         if c is not None:
-            # Factors of a whole row are multiplied into numbers [..., 1]: no tensor is passed over once more for them.
-            a = _rows(c, xhat) * rstd
-            p = (c * rstd).sub_(c.mean(-1, keepdim=True) * rstd).addcmul_(xhat, a, value=-1)  # r P c
+            a = _rows(c, xhat)
+            p = torch.addcmul(c - c.mean(-1, keepdim=True), xhat, a, value=-1).mul_(rstd)  # r P c
             to_w = (g * p).flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
-            to_x = (gx * -a).addcmul_(p, h * rstd, value=-1).addcmul_(xhat, _rows(c, gx) * rstd, value=-1)
+            to_x = torch.addcmul(p * h, gx, a).addcmul_(xhat, _rows(c, gx)).mul_(rstd.neg())
             to_g = p * w
         if cw is not None:
             u = g * cw

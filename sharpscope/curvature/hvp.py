@@ -33,7 +33,7 @@ from sharpscope.curvature.graphs import (
 from sharpscope.curvature.needed import needed
 from sharpscope.curvature.operator import Objective, Probes
 from sharpscope.errors import ConfigError, NumericalError, listing, shown
-from sharpscope.machine.devices import all_finite, keep_freed, numbers
+from sharpscope.machine.devices import all_finite, numbers
 from sharpscope.machine.team import team_of
 
 __all__ = ["BlockSpec", "HessianEngine", "LayerHessian", "NoSecondDerivative", "looked_at"]
@@ -129,7 +129,6 @@ class HessianEngine:
             )
         first = next(iter(self.params.values()))
         self.dtype, self.device = first.dtype, first.device
-        keep_freed(self.device)
         self.num_matvecs = dict.fromkeys(self.blocks, 0)
         self.units: dict[str, tuple[int, ...]] = {}
         """Layer -> how many rows each batch gave in the last answer to ``Probes``."""

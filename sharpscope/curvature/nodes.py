@@ -149,16 +149,13 @@ class Norm(Node):
         s = torch.linalg.vecdot(self.xhat, x).div_(size)
         m = torch.linalg.vecdot(x, x).div_(size) - mean[..., 0].square()
         form = r * (self.along * (3 * s * s - m) - 2 * s * torch.linalg.vecdot(self.pulled, x))
-        return self._out(x, mean, s), form.flatten(1).sum(1) if form.ndim > 1 else form
+        out = torch.addcmul(x - mean, self.xhat, s.unsqueeze(-1), value=-1).mul_(self.rstd).mul_(self.weight)
+        return out, form.flatten(1).sum(1) if form.ndim > 1 else form
 
     def push(self, moves: Moves) -> Tensor:
         x = moving(moves)
-        return self._out(x, x.mean(-1, keepdim=True), torch.linalg.vecdot(self.xhat, x).div_(x.shape[-1]))
-
-    def _out(self, x: Tensor, mean: Tensor, s: Tensor) -> Tensor:
-        """w r (D - s xhat)."""
-        out = (x * self.rstd).sub_(mean * self.rstd)
-        return out.addcmul_(self.xhat, s.unsqueeze(-1) * self.rstd, value=-1).mul_(self.weight)
+        s = torch.linalg.vecdot(self.xhat, x).div_(x.shape[-1]).unsqueeze(-1)
+        return torch.addcmul(x - x.mean(-1, keepdim=True), self.xhat, s, value=-1).mul_(self.rstd).mul_(self.weight)
 
     def mean(self, variance: Tensor) -> Tensor:
         """The mean of the form over tangents of this variance, uncorrelated within the last dimension."""

@@ -1,7 +1,7 @@
 """The operations that differ between a CPU and a GPU.
 
-They are: naming a device, asking for free memory, keeping and releasing it, copying to the device without waiting,
-reading several numbers by one copy, and waiting until the device has finished.
+They are: naming a device, asking for free memory and releasing it, copying to the device without waiting, reading
+several numbers by one copy, and waiting until the device has finished.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "fits", "free_bytes", "keep_freed", "name_of", "numbers", "onto", "release", "settle"]
+__all__ = ["all_finite", "fits", "free_bytes", "name_of", "numbers", "onto", "release", "settle"]
 
 
 def name_of(device: torch.device) -> str:
@@ -51,20 +51,6 @@ def numbers(*tensors: Tensor) -> list[float]:
 def all_finite(*tensors: Tensor) -> Tensor:
     """Whether no entry of any tensor is infinite or NaN, as a tensor of no dimension on their device."""
     return torch.stack([torch.isfinite(t).all() for t in tensors]).all()
-
-
-def keep_freed(device: torch.device) -> None:
-    """Let a host keep what is freed, up to 64 MiB, for the next operations.
-
-    glibc returns freed memory to the system beyond twice the largest block that it has seen freed, of blocks up to 32
-    MiB. A product of a small model frees 20 MiB at its end, and getting these back cost it 5,000 page faults, a tenth
-    of its time. A block of the largest size that counts, freed without ever being touched, sets that bound for the rest
-    of the process. Elsewhere it changes nothing.
-
-    Source: mallopt(3), on the dynamic M_MMAP_THRESHOLD.
-    """
-    if device.type == "cpu":
-        torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def release(device: torch.device) -> None:
