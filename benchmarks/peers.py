@@ -466,9 +466,10 @@ def measure(quick: bool, images: int, traces_at: Sequence[float]) -> Rows:
     rows = one_product(repeats)
     _say("one product")
     rows += every_layer(2 if quick else 6, width=64)
+    wide = every_layer(2 if quick else 4, width=128)
+    rows += [r | {"what": "hvp_all_layers_12_blocks_width_128"} for r in wide]
     if not quick:
         rows += peak_memory()
-        rows += [r | {"what": "hvp_all_layers_12_blocks_width_128"} for r in every_layer(4, width=128)]
     _say("every layer of 12 blocks")
     work = Work.make(width=16, blocks=4, head_width=8, images=images)
     at = trained_path(work)
