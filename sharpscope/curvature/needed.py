@@ -125,9 +125,12 @@ def needed(objective: O, theta: Mapping[str, Tensor]) -> O:
     return objective if looked_at else inside(objective, _ByPlan(_plan(objective, theta)))
 
 
+@torch.enable_grad()
 @full_float32()
 def _plan(objective: Any, theta: Mapping[str, Tensor]) -> Plan:
     """The plan for the passes of ``objective``, verified by passes of one batch; empty where nothing can be saved."""
+    # As variables: for constants torch's attention takes a shortcut that no pass with a derivative takes.
+    theta = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in theta.items()}
     try:
         tried = objective.rebatched(TRIED) if isinstance(objective, Divisible) else objective
         watch = _Watch()

@@ -216,6 +216,18 @@ def test_a_pass_that_makes_other_calls_is_computed_in_full() -> None:
     assert torch.equal(found, loss.batch_loss(0, loss.theta)) and six.rows == {UP: TOKENS, DOWN: TOKENS}
 
 
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_the_plan_does_not_depend_on_who_asks(with_gradients: bool) -> None:
+    """Constants, and a pass without gradients, would take torch's fast path of attention."""
+    loss = tower()
+    with torch.set_grad_enabled(with_gradients):
+        least = needed(loss, loss.theta)
+    assert rows(least, loss.theta)[16, 8] == 1
+    with torch.no_grad(), second_order(), Widest(6) as seen:
+        least.batch_loss(0, loss.theta)
+    assert seen.rows[16, 8] == 1
+
+
 def test_it_is_the_same_objective_in_every_other_respect() -> None:
     loss = tower()
     least = needed(loss, loss.theta)
