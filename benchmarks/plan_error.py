@@ -19,7 +19,7 @@ BASE = sharpscope.StudyConfig(
     pairs=(sharpscope.PairConfig("failure", "mini:zeroshot", "mini:failure"),), model="mini", probe="mini:photo",
     id=("mini:photo",), ood=("mini:sketch",), granularity="block", straggler_criterion="rewind", limit=300, threads=1,
     batch_size=64, densities=(), bootstrap=20, layer_alphas=(0.0, 1.0), criticality_noise=(1.0,),
-    alphas=(0.0, 0.25, 0.5, 0.75, 1.0),
+    alphas=(0.0, 0.25, 0.5, 0.75, 1.0), jobs=1,  # what plan says is then the sum of the units' seconds
 )  # fmt: skip
 HESSIAN = ("hessian_trace", "lambda_max")
 JOBS = {

@@ -14,7 +14,7 @@ from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
 from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
 from sharpscope.study.timing import TrialRun, costs
-from sharpscope.study.workers import with_jobs
+from sharpscope.study.workers import in_threads_of, with_jobs
 from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
 
 __all__ = ["plan"]
@@ -36,7 +36,8 @@ def plan(config: StudyConfig) -> str:
     config = with_jobs(config)
     contexts = load_contexts(config)
     context = next(iter(contexts.values()))
-    cost = costs(context)
+    with in_threads_of(config):
+        cost = costs(context)
     layers, alphas, measured = len(context.layers), len(config.alphas), len(config.measured_alphas)
     images = sum(len(d) for d in context.datasets.values())
     repairs = len(variants(config, context.layers, [context.layers[0].name])) * len(config.repaired_alphas)

@@ -42,7 +42,7 @@ from sharpscope.study.tasks import Family, Task
 from sharpscope.study.together import measured_together
 from sharpscope.study.unitfile import Unit
 
-__all__ = ["Crew", "check_main_guard", "threads_of", "with_jobs"]
+__all__ = ["Crew", "check_main_guard", "in_threads_of", "threads_of", "with_jobs"]
 
 _T = TypeVar("_T")
 _POLL = 0.5
@@ -204,7 +204,7 @@ class Crew:
         }
 
     def _here(self, tasks: Sequence[Task], bar: Bar) -> list[_Computed]:
-        with _threads(threads_of(self.config)):
+        with in_threads_of(self.config):
             return _guarded(self._contexts[tasks[0].pair], tasks, bar.set_postfix_str)
 
 
@@ -316,9 +316,10 @@ def _guarded(context: Context, tasks: Sequence[Task], progress: Callable[[str], 
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def in_threads_of(config: StudyConfig) -> Iterator[None]:
+    """Compute in this process with as many CPU threads as a worker of this study has."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(threads_of(config))
     try:
         yield
     finally:

@@ -150,3 +150,20 @@ def test_the_time_is_divided_by_jobs_and_ranks(
     assert said == "1 process" and told(2) == (pytest.approx(alone / 2), "2 processes")
     monkeypatch.setattr("sharpscope.study.plan.ranks", lambda: Ranks(world=3))
     assert told(2) == (pytest.approx(alone / 6), "6 processes")
+
+
+@pytest.mark.parametrize(("asked", "count"), [({"threads": 2}, 2), ({"threads": 1}, 1), ({"threads": 3, "jobs": 2}, 3)])
+def test_the_work_is_tried_with_the_threads_that_a_run_has(
+    config: StudyConfig, context: Context, monkeypatch: pytest.MonkeyPatch, asked: dict[str, int], count: int
+) -> None:
+    """With more threads than a worker has, the plan of a study on two processes said less than half its time."""
+    known, seen = timing.costs(context), list[int]()
+
+    def watched(_: Context) -> timing.Costs:
+        seen.append(torch.get_num_threads())
+        return known
+
+    monkeypatch.setattr("sharpscope.study.plan.costs", watched)
+    before = torch.get_num_threads()
+    sharpscope.plan(replace(config, **asked))  # type: ignore[arg-type]
+    assert seen == [count] and torch.get_num_threads() == before
