@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from sharpscope.curvature import hvp
 from sharpscope.curvature.arithmetic import in_precision, second_order
+from sharpscope.curvature.draws import SignStream
 from sharpscope.curvature.ggn import ggn_trace
 from sharpscope.curvature.hvp import HessianEngine
 from sharpscope.curvature.needed import needed
@@ -199,6 +200,27 @@ def test_traces_of_the_gauss_newton_part_do_not_change(monkeypatch: pytest.Monke
         full = ggn_trace(loss, loss.theta, blocks, seed=0)
     for x, f in full.items():
         assert ours[x].estimate == pytest.approx(f.estimate, rel=1e-10, abs=1e-14)
+
+
+def test_the_mean_of_the_last_attention_s_form_is_known_for_its_one_query() -> None:
+    loss = tower()
+    (block,) = {n.rsplit(".", 1)[0] for n in loss.theta if "resblocks.1" in n and "in_proj" in n}
+    names = frozenset({f"{block}.in_proj_weight", f"{block}.in_proj_bias"})
+    with second_order():
+        engine = HessianEngine(loss, loss.theta, {"in": sorted(names)}, use="probes")
+        tangents = engine.graph(0).tangents
+        assert tangents is not None
+        (near,) = tangents.means(names)
+        generator, found = torch.Generator().manual_seed(0), []
+        for _ in range(400):
+            signs = SignStream(generator, torch.device("cpu"), torch.float64)
+            seeds = {slot: tap.tangent(signs, names, False) for slot, tap in tangents.taps(names)}
+            parts = [tangents.forms(seeds, before_head=True, near=k).sum(0) for k in ((), (near,))]
+            found.append(torch.stack(parts))
+    sampled, known = torch.stack(found).unbind(1)
+    error = (sampled - known).std(0) / 400**0.5
+    assert (sampled.std(0) > 0).all() and ((sampled - known).mean(0).abs() <= 5 * error).all()
+    assert float(known.var(0).sum()) < float(sampled.var(0).sum()), "what is known need not be sampled"
 
 
 def test_a_pass_that_makes_other_calls_is_computed_in_full() -> None:
