@@ -238,6 +238,21 @@ def test_a_pass_that_makes_other_calls_is_computed_in_full() -> None:
     assert torch.equal(found, loss.batch_loss(0, loss.theta)) and six.rows == {UP: TOKENS, DOWN: TOKENS}
 
 
+def test_what_only_the_first_pass_does_is_no_hindrance() -> None:
+    """As a model that moves its constants to a device when it is first used there."""
+
+    class Lazy(Rows):
+        constant: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.constant is None:
+                self.constant = torch.ones(1, dtype=x.dtype).to(x.device).expand(WIDTH).contiguous()
+            return super().forward(x * self.constant)
+
+    loss = of(Lazy(lambda x: x[:, 0]), TOKENS, WIDTH)
+    assert rows(needed(loss, loss.theta), loss.theta) == {UP: 1, DOWN: 1}
+
+
 @pytest.mark.parametrize("with_gradients", [True, False])
 def test_the_plan_does_not_depend_on_who_asks(with_gradients: bool) -> None:
     """Constants, and a pass without gradients, would take torch's fast path of attention."""
