@@ -68,11 +68,15 @@ Plan = Mapping[int, _Cut]
 
 
 class _Changed(Exception):  # noqa: N818 - what happened
-    """A pass that makes other calls than the one that was watched, or overwrites what it made."""
+    """A pass that makes other calls than the one that was watched."""
+
+
+class _Overwritten(Exception):  # noqa: N818 - what happened
+    """A pass that overwrites what it made, so that nobody can tell what was read."""
 
 
 class _Watch(TorchFunctionMode):
-    """Records the calls of a forward pass, as the modules make them. Raises _Changed where one overwrites a tensor."""
+    """Records the calls of a forward pass, as the modules make them. Raises _Overwritten where a tensor is overwritten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,7 +92,7 @@ class _Watch(TorchFunctionMode):
         before = [t._version for t in given]
         out = func(*args, **kwargs)
         if [t._version for t in given] != before:
-            raise _Changed
+            raise _Overwritten
         self.calls.append(_Call(func, args, kwargs, out))
         return out
 
