@@ -76,7 +76,7 @@ class _Overwritten(Exception):  # noqa: N818 - what happened
 
 
 class _Watch(TorchFunctionMode):
-    """Records the calls of a forward pass, as the modules make them. Raises _Overwritten where a tensor is overwritten."""
+    """Records the calls of a forward pass, as the modules make them. Raises _Overwritten where one is in place."""
 
     def __init__(self) -> None:
         super().__init__()
