@@ -281,6 +281,18 @@ def test_traces_are_measured_apart_where_graphs_of_both_do_not_fit(
     assert sorted(result.rows, key=key) == sorted([r for part in alone for r in part.rows], key=key)  # bit for bit
 
 
+def test_no_graph_is_planned_for_products_by_torch_func(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise AssertionError("this loss may have no graph of its gradient")
+
+    objective, theta = problem((4, 2))
+    layers = split_layers({n: t.shape for n, t in theta.items()}, "module")
+    monkeypatch.setattr("sharpscope.curvature.measures.hessian.plan_memory", none)
+    settings = MeasureSettings(max_matvecs=3, products="func", memory=1)
+    rows = measure_layers(objective, theta, layers, MEASURES[:2], settings).rows
+    assert rows and not any(r["status"] == "failed" for r in rows)
+
+
 def test_out_of_memory_on_an_accelerator_halves_the_budget_and_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int | None] = []
 

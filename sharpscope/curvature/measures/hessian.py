@@ -130,9 +130,10 @@ def _better_apart(point: Point) -> bool:
 
     Graphs that serve both are the largest. Where they do not fit into memory, but those of traces alone do, no round of
     traces has to build any anew; that costs one gradient more. Where neither fits, both share what is built anew.
+    Products by torch.func keep no graph, and may be asked for because none can be built.
     """
     memory = point.settings.memory
-    if memory is None:
+    if memory is None or point.settings.products != "graph":
         return False
     names = list(dict.fromkeys(n for block in point.blocks.values() for n in block))
 
