@@ -59,6 +59,9 @@ class Design:
     """Numbers of the pairs that do not depend on alpha: name -> [n], NaN where unknown."""
     remarks: tuple[str, ...] = ()
     """What a reader of conclusions has to know of these facts."""
+    additive: bool = False
+    """Whether covariates are taken to act alike on all zero-shot models and each by itself (``controls``): for a study
+    that fixed this rule beforehand. What acts otherwise is then read as a relation."""
 
     # ----------------------------------------------------------------------------------------- units, as whole numbers
     @cached_property
@@ -90,6 +93,11 @@ class Design:
         large = [group for group in self._groups if len(group) >= _OWN_STRATUM]
         small = [unit for group in self._groups if len(group) < _OWN_STRATUM for unit in group]
         return large + ([np.array(small)] if small else [])
+
+    @property
+    def base_sets(self) -> Sequence[np.ndarray]:
+        """The sets of zero-shot models on which units stand, each as the numbers of its units."""
+        return self._groups
 
     @property
     def n_clusters(self) -> int:
@@ -133,7 +141,7 @@ class Design:
             return tuple("" if i is None else values[i] for i in at)
 
         numbers = {k: np.array([math.nan if i is None else v[i] for i in at]) for k, v in self.covariates.items()}
-        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers, self.remarks)
+        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers, self.remarks, self.additive)
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """[..., n] -> [..., units]: the mean over a unit's clusters of the means over their pairs."""
