@@ -75,10 +75,11 @@ class Population:
 
     @property
     def design(self) -> Design:
-        """Bases are blocks, seeds of a setting a cluster; covariates that do not depend on alpha."""
+        """Bases are blocks, seeds of a setting a cluster; covariates that do not depend on alpha. The protocol fixed
+        before the study that covariates are additive."""
         p = self.pairs
         numbers = {name: p[name].to_numpy(dtype=float) for name in ("learning_rate", "steps", "augment")}
-        return Design(tuple(p["pair"]), tuple(p["base"]), tuple(p["setting"]), numbers)
+        return Design(tuple(p["pair"]), tuple(p["base"]), tuple(p["setting"]), numbers, additive=True)
 
     @property
     def covariates(self) -> pd.DataFrame:

@@ -37,7 +37,9 @@ def settings(bases: tuple[int, ...], times: int = 1) -> tuple[Design, np.ndarray
         "augment": np.array([float(t.augment) for *_, t in own]),
     }
     rate = np.log(numbers["learning_rate"])
-    return Design(names, tuple(f"base{b}" for _, b, _ in own), names, numbers), (rate - rate.min()) / np.ptp(rate)
+    return Design(names, tuple(f"base{b}" for _, b, _ in own), names, numbers, additive=True), (
+        rate - rate.min()
+    ) / np.ptp(rate)
 
 
 def simulated(design: Design, rate: np.ndarray, r: float, level: float, rng: np.random.Generator) -> tuple[float, ...]:

@@ -36,12 +36,15 @@ set of zero-shot models has slopes of its own). With straight ones alone
 (ranks), a learning rate that acts non-monotonically on both sides is rejected in 43 % of nulls with 20 pairs and in
 93 % with 60; with these in 3 to 5 %. One that acts on both sides from one value on, a jump, is rejected in 8 % with 60
 pairs and 8 columns, in 5 to 6 % with 16. They cost power, at 20 pairs and a correlation of .7 a quarter of it."""
+_BEFORE_PRODUCTS = 3
+"""Products enter where there is room for them beside splines of this many columns. With 20 pairs there is none: there
+they would cost ten points of power."""
 _PRODUCT_CURVES = 3
 _STRAIGHT = ((0, 0),)
 _CURVED = ((1, 0), (0, 1), (1, 1), (2, 0), (0, 2), (2, 1), (1, 2), (2, 2))
-"""The spline columns of two covariates that are multiplied. A learning rate and a number of steps that act only where
-both are large, five noise widths far, are rejected in 25 % of nulls with 60 pairs and in 77 % with 120 without products,
-in 10 and 45 % with straight ones, in 10 and 13 % with all. Straight ones cost a point or two of power, the others, at
+"""The spline columns of two covariates that are multiplied. Without products a learning rate and a number of steps that
+act only where both are large, by five noise widths, are rejected in 25 % of nulls with 60 pairs and in 77 % with 120;
+with straight ones in 10 and 45 %, with all in 10 and 13 %. Straight ones cost a point or two of power, the others, at
 120 pairs and a correlation of .3, ten points."""
 _GONE = 1e-6
 
@@ -78,9 +81,9 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     """The columns that stand for ``covariates`` (name -> [n], finite), natural cubic splines of their ranks.
 
     Covariates enter in the order ``FIRST_COVARIATES`` and then as given, each with its rank, until n - k would fall
-    below ``LEAST_LEFT``. Further columns follow as long as k is at most ``_SHARE`` of n: first the products of two
-    ranks; then, in turns, one more spline column for each covariate, up to 16 for the first and 4 for each other; then
-    products of the splines. n is ``design.n_free``, k the number of columns besides the mean and the indicators of the
+    below ``LEAST_LEFT``. Further columns follow as long as k is at most half of n. In turns each covariate gets one more
+    spline column, up to 16 for the first and 4 for each other; products of two ranks take their room before the fourth
+    columns, and products of splines what is left. n is ``design.n_free``, k the number of columns besides the mean and the indicators of the
     zero-shot models. A constant covariate is no covariate.
 
     Where units stand on several sets of zero-shot models (``Design.base_sets``), each set that has ``FEWEST_OWN`` of
@@ -97,7 +100,8 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     idle = [unit for own in design.base_sets if by_set and len(own) < FEWEST_OWN for unit in own]
     columns = _Columns(design)
     columns.add(np.eye(design.n_effective)[idle])
-    n, chosen, left_out, collinear = design.n_free, dict[str, _Covariate](), [], []
+    n, chosen = design.n_free, dict[str, _Covariate]()
+    left_out, collinear = list[str](), list[str]()
     for name in sorted(covariates, key=place_of):
         if is_constant(covariates[name]):
             continue
@@ -112,7 +116,8 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     room = math.floor(min((_SHARE_BY_SET if by_set else _SHARE) * n, n - LEAST_LEFT))
     entered = list(chosen.values())
     if not design.additive:
-        columns.add(_products(entered, _STRAIGHT), room)
+        first_bends = sum(1 for _ in _bends(entered, columns.k, room, _BEFORE_PRODUCTS))
+        columns.add(_products(entered, _STRAIGHT), max(room - first_bends, columns.k))
     columns.add(_bends(entered, columns.k, room))
     if not design.additive:
         columns.add(_products(entered, _CURVED), room)
@@ -184,8 +189,11 @@ class _Covariate:
         return list(out)
 
 
-def _bends(covariates: Sequence[_Covariate], k: int, room: int) -> Iterator[np.ndarray]:
-    """Spline columns of ``covariates``, taken in turns as long as they and the ``k`` before are at most ``room``."""
+def _bends(
+    covariates: Sequence[_Covariate], k: int, room: int, at_most: int = max(_MOST_CURVES)
+) -> Iterator[np.ndarray]:
+    """Spline columns of ``covariates``, taken in turns as long as they and the ``k`` before are at most ``room``; no
+    spline has more than ``at_most``."""
     asked, grown = [1] * len(covariates), True
     while grown:
         grown = False
@@ -193,7 +201,7 @@ def _bends(covariates: Sequence[_Covariate], k: int, room: int) -> Iterator[np.n
             more = [columns + (i == j) for j, columns in enumerate(asked)]
             total = k + sum(len(c.bends(m)) for c, m in zip(covariates, more, strict=True))
             longer = len(covariate.bends(more[i])) > len(covariate.bends(asked[i]))
-            if longer and asked[i] < _MOST_CURVES[min(i, 1)] and total <= room:
+            if longer and more[i] <= min(_MOST_CURVES[min(i, 1)], at_most) and total <= room:
                 asked, grown = more, True
     for covariate, columns in zip(covariates, asked, strict=True):
         yield from covariate.bends(columns)

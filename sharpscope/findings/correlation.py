@@ -17,10 +17,11 @@ from sharpscope.findings.marginal import FEWEST, Block, marginal_block
 from sharpscope.findings.partial import partial_correlation
 from sharpscope.findings.pathcorrelation import means_of
 from sharpscope.findings.pathcosts import with_costs
+from sharpscope.findings.reliability import Answers, SamplingError, answer_error, interval_error
 from sharpscope.findings.resampling import benjamini_hochberg, permutation_p
 from sharpscope.findings.sharpness import Cube, sharpness_cube
 from sharpscope.seeds import derive
-from sharpscope.tables.rows import dense_rows, nearest, table
+from sharpscope.tables.rows import dense_rows, nearest, of_group, table, unique_in_order
 from sharpscope.vocabulary import (
     AGAINST,
     ALL,
@@ -43,6 +44,7 @@ _NOBODY = dict.fromkeys(
     "; a pair in which no layer is chosen has no value",
 )
 """The words that are appended to the reason why a group of layers has no correlation."""
+_ID_ACCURACY = "id_accuracy"
 COVARIATE = "covariate:"
 """Prefix of the ``measure`` in rows that correlate a covariate itself, instead of sharpness, with OOD accuracy.
 Sharpness adds information only if it beats these rows."""
@@ -63,6 +65,7 @@ def pair_correlations(
     costs: pd.DataFrame | None = None,
     design: Design | None = None,
     primary: tuple[str, float] = (PRIMARY_MEASURE, PRIMARY_ALPHA),
+    answers: Answers | None = None,
 ) -> pd.DataFrame:
     """Correlation across pairs at each fixed alpha, with one point per pair.
 
@@ -98,6 +101,8 @@ def pair_correlations(
             several layers together they have no value.
         design: which pairs depend on each other, and their covariates that do not depend on alpha; None: no two do.
         primary: the measure and the alpha that were named before looking.
+        answers: what every pair's models answered to every image, for the errors of accuracies over draws of images;
+            None, or where a pair's are missing: the intervals of ``accuracy`` tell them, as if no image were shared.
 
     Returns:
         Table ``correlations`` with scope "pairs" and pair "(pairs)". With fewer than 4 units (a partial correlation: 8
@@ -121,6 +126,7 @@ def pair_correlations(
     for dataset, group in means_of(accuracy):
         ood = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, chosen)
         start = accuracy_grid(accuracy, OOD_MEAN, dataset, pairs, (0.0,))
+        sampled = _Sampled(accuracy, pairs, dataset, group, level, answers or {})
         for a, alpha in enumerate(chosen):
             given = design.covariates_at(covariates, alpha)
             rng = np.random.default_rng(derive(seed, "permutation", dataset, alpha))
@@ -130,12 +136,42 @@ def pair_correlations(
                 head = {"pair": PAIRS, "against": against, "dataset": dataset, "scope": "pairs", "alpha": alpha}
                 head |= {"group": group, "source": source}
                 here = {name: z[known] for name, z in given.items()}
-                outcome = _Outcome(y[known], design.subset(known), keys[:, known], here, head, seed, level)
+                errors = sampled.errors(alpha, against, known)
+                outcome = _Outcome(y[known], design.subset(known), keys[:, known], here, head, seed, level, errors)
                 rows.extend(outcome.rows(cube, a, known))
                 if against == "ood_gain" and alpha == nearest(chosen, primary[1]):
                     sets = {"stragglers": stragglers, "instability": by_instability}
                     rows.extend(outcome.contrasts(cube, a, known, primary[0], sets))
     return with_families(table("correlations", rows), *primary)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """Accuracies of ``pairs`` on the mean ``dataset`` of a group of OOD sets and on the ID sets, as draws of images."""
+
+    accuracy: pd.DataFrame
+    pairs: Sequence[str]
+    dataset: str
+    group: str
+    level: float
+    answers: Answers
+
+    def errors(self, alpha: float, against: str, known: np.ndarray) -> dict[str, SamplingError]:
+        """The sampling errors of the outcome ``against`` and of ID accuracy, for the pairs where ``known`` is true."""
+        pairs = [pair for pair, here in zip(self.pairs, known, strict=True) if here]
+        ood = self.accuracy[self.accuracy["role"] == "ood"]
+        members = unique_in_order(of_group(ood, self.group)["dataset"])
+        averaged = self.dataset.split("+")
+        sets = members if sorted("+".join(members).split("+")) == sorted(averaged) else averaged
+        ids = self.accuracy[self.accuracy["role"] == "id"]
+        found = {}
+        for name, rows, names, gain in (
+            (against, ood, sets, against == "ood_gain"),
+            (_ID_ACCURACY, ids, unique_in_order(ids["dataset"]), False),
+        ):
+            own = answer_error(self.answers, pairs, names, alpha, gain=gain)
+            found[name] = interval_error(rows, pairs, names, alpha, self.level) if own is None else own
+        return found
 
 
 @dataclass(frozen=True)
@@ -149,6 +185,8 @@ class _Outcome:
     head: Mapping[str, object]
     seed: int
     level: float
+    errors: Mapping[str, SamplingError]
+    """The sampling errors of the outcome, under its name, and of ID accuracy."""
 
     def rows(self, cube: Cube, a: int, known: np.ndarray) -> Iterator[dict[str, object]]:
         """Rows of all columns of ``cube`` at its alpha number ``a``: joint, marginal, then given one covariate each."""
@@ -191,8 +229,9 @@ class _Outcome:
             seeds = [derive(self.seed, claim, kind, self.head["dataset"]) for kind in ("contrast", "random sets")]
             layers = ChosenLayers(values, picked, MEASURES[measure].adds_up)
             rows = contrast_rows(
-                names, layers, self.y, self.design, self.given, keys=self.keys, seeds=seeds, level=self.level
-            )
+                names, layers, self.y, self.design, self.given, keys=self.keys, seeds=seeds, level=self.level,
+                outcome=self._name, errors=self.errors,
+            )  # fmt: skip
             for row in rows:
                 yield {**self.head, "method": "spearman", "measure": measure, "q_value": row["p_value"], **row}
 
@@ -205,8 +244,9 @@ class _Outcome:
     ) -> Iterator[dict[str, object]]:
         """Rows given ``given``; those that stand already, because nothing else had room, are not repeated."""
         block = partial_correlation(
-            x, self.y, self.design, given, keys=self.keys, rng=self._rng(*given), level=self.level, outcome=self._name
-        )
+            x, self.y, self.design, given, keys=self.keys, rng=self._rng(*given), level=self.level, outcome=self._name,
+            errors=self.errors,
+        )  # fmt: skip
         for row in _rows(labels, block, {**self.head, "method": "spearman"}):
             key = (str(row["layer"]), str(row["measure"]), str(row["given"]))
             if key not in seen:
@@ -249,6 +289,7 @@ def _rows(labels: Sequence[tuple[str, str]], block: Block, head: Mapping[str, ob
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
+                "doubt": "" if bad else block.doubt[k],
                 "note": (block.why[k] + _NOBODY.get(labels[k][1], ""))
                 if bad
                 else "; ".join(filter(None, (flat, block.note[k]))),
@@ -264,7 +305,15 @@ def _best_row(
 ) -> dict[str, object]:
     nan = float("nan")
     first = int(single[0])
-    row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan, "given": block.given[first]}
+    row = {
+        **head,
+        "layer": BEST,
+        "measure": measure,
+        "ci_low": nan,
+        "ci_high": nan,
+        "given": block.given[first],
+        "doubt": "",
+    }
     known = single[np.isfinite(block.estimate[single])]
     if not len(known):
         n, effective = int(block.n[single].max()), int(block.n_effective[single].max())
@@ -282,7 +331,7 @@ def _best_row(
     chosen = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     note = "; ".join(filter(None, (chosen, block.note[best])))
     some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
-    some |= {"n_effective": int(block.n_effective[best]), "given": block.given[best]}
+    some |= {"n_effective": int(block.n_effective[best]), "given": block.given[best], "doubt": block.doubt[best]}
     return {**row, **some, "status": "ok", "note": note}
 
 

@@ -129,8 +129,9 @@ class Design:
     def subset(self, known: np.ndarray) -> Design:
         """The pairs at which ``known`` [n] is true."""
         at = np.flatnonzero(known).tolist()
-        parts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("pairs", "base", "setting")}
-        return dataclasses.replace(self, **parts, covariates={k: v[at] for k, v in self.covariates.items()})
+        pairs, base, setting = (tuple(own[i] for i in at) for own in (self.pairs, self.base, self.setting))
+        numbers = {k: v[at] for k, v in self.covariates.items()}
+        return dataclasses.replace(self, pairs=pairs, base=base, setting=setting, covariates=numbers)
 
     def reindexed(self, pairs: Sequence[str]) -> Design:
         """The same for ``pairs`` in their order; of one that is not in the design nothing is known."""

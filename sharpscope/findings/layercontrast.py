@@ -10,6 +10,7 @@ import numpy as np
 
 from sharpscope.findings.design import Design
 from sharpscope.findings.partial import contrast, partial_correlation
+from sharpscope.findings.reliability import SamplingError
 from sharpscope.findings.sharpness import together
 from sharpscope.vocabulary import AddsUp, LayerContrast
 
@@ -60,6 +61,8 @@ def contrast_rows(
     keys: np.ndarray,
     seeds: Sequence[int],
     level: float = 0.95,
+    outcome: str = "the outcome",
+    errors: Mapping[str, SamplingError] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Two rows of the table ``correlations``: the chosen layers against all others, and against random sets.
 
@@ -72,7 +75,7 @@ def contrast_rows(
         names: the layer names of the rows.
         layers: the sharpness of n pairs' layers, and the chosen ones.
         y: [n] outcomes.
-        design, covariates, keys, level: as for ``partial_correlation``.
+        design, covariates, keys, level, outcome, errors: as for ``partial_correlation``.
         seeds: of the resamples, and of the random sets.
 
     Yields:
@@ -80,9 +83,12 @@ def contrast_rows(
     """
     rng = np.random.default_rng(seeds[0])
     # A pair in which nobody is chosen has no value in the first row, and is left out of the comparison.
-    found = contrast(layers.sets(), y, design, covariates, keys=keys, rng=rng, level=level)
+    found = contrast(
+        layers.sets(), y, design, covariates, keys=keys, rng=rng, level=level, outcome=outcome, errors=errors
+    )
     one = found.partial
     head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
+    head["doubt"] = one.doubt[0] or one.doubt[1]
     empty = int((~layers.chosen.any(axis=0)).sum())
     nobody = f"no layer is chosen in {empty} of {len(y)} pairs" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)

@@ -34,6 +34,8 @@ class Block:
     why: list[str]
     """Why a column has no value, or an empty string."""
     note: list[str]
+    doubt: list[str]
+    """Why nothing may be concluded from a column's value, or an empty string."""
     statistic: np.ndarray
     """[1, K]: the estimate."""
     null: np.ndarray
@@ -62,7 +64,7 @@ def empty_block(columns: int) -> Block:
     nan, counts = np.full(columns, np.nan), np.zeros(columns, dtype=int)
     return Block(
         estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
-        given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan[None].copy(),
+        given=[""] * columns, why=[""] * columns, note=[""] * columns, doubt=[""] * columns, statistic=nan[None].copy(),
         null=np.full((1, 0, columns), np.nan),
     )  # fmt: skip
 

@@ -7,15 +7,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sharpscope.findings.controls import Controls, place_of
+from sharpscope.findings.controls import FEWEST_OWN, Controls, controls, place_of
 from sharpscope.findings.design import Design
 from sharpscope.findings.marginal import Block, empty_block, masks
 from sharpscope.findings.rank_correlation import is_constant
+from sharpscope.findings.reliability import (
+    LEAST_RELIABILITY,
+    SamplingError,
+    at_reliability,
+    reliability_of,
+    with_errors,
+)
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.findings.residuals import known_of, residuals
 from sharpscope.scores import percentile_interval
 
-__all__ = ["Contrast", "Partial", "contrast", "partial_correlation"]
+__all__ = ["MOST_MOVED", "Contrast", "Partial", "contrast", "partial_correlation"]
+
+MOST_MOVED = 0.1
+"""Nothing is concluded where the sampling errors of a covariate may move the correlation by more than this (our
+choice). With a larger value ID sets of fewer images suffice."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ def partial_correlation(
     rng: np.random.Generator,
     level: float = 0.95,
     outcome: str = "the outcome",
+    errors: Mapping[str, SamplingError] | None = None,
 ) -> Partial:
     """Partial Spearman correlation of every row of ``x`` with ``y``, all of ``covariates`` held fixed at once.
 
@@ -68,6 +80,13 @@ def partial_correlation(
         rng: generator of the resamples.
         level: coverage of the interval.
         outcome: the name of y in messages.
+        errors: the sampling errors of the outcome (under its name ``outcome``) and of covariates, over draws of images.
+
+    Where the errors of the outcome are known, every replicate gets another draw of them: with e the residuals of the
+    ranks of y and e* those of y with one more error, atanh(e_x . e*) - atanh(e_x . e) is added to its z. The
+    reliability of the outcome beside the covariates (``reliability_of``) is in the note, and below
+    ``LEAST_RELIABILITY`` the column is doubtful. It is also where the errors of a covariate move the estimate by more
+    than ``MOST_MOVED`` (``at_reliability``): what a covariate with errors is to hold fixed it holds fixed in part.
 
     Returns:
         Estimates in [-1, 1]. A column with fewer than 8 pairs, or without room for one covariate, has none, and ``why``
@@ -87,7 +106,7 @@ def partial_correlation(
         said = [f"{without} pairs without a covariate are left out"] if without else []
         said += [f"{name} is not known of any pair" for name in unknown]
         _fill(out, here, x[here][:, points], y[points], design.subset(points), {k: v[points] for k, v in known.items()},
-              keys[:, points], rng, level, outcome, said)  # fmt: skip
+              keys[:, points], rng, level, outcome, said, _cut(errors, points))  # fmt: skip
     return out
 
 
@@ -110,6 +129,7 @@ def _fill(
     level: float,
     outcome: str,
     said: Sequence[str],
+    errors: Mapping[str, SamplingError | None],
 ) -> None:
     """Fill the columns ``here`` of ``out``, which have the same pairs."""
     out.n[here], out.n_effective[here] = len(y), design.n_effective
@@ -127,12 +147,24 @@ def _fill(
     draws = _replicates(
         ex, ey, estimate, design.resamples(len(keys), rng), design.resampling_error * max(held.left - 3, 1)
     )
+    doubts = [held.doubt] if held.doubt else []
+    if (error := errors.get(outcome)) is not None:
+        drawn = with_errors(y, error, design, held, len(keys), rng)
+        share = reliability_of(ey, drawn)
+        said.append(f"reliability of {outcome} {'' if error.paired else 'at least '}{share:.2f}")
+        if share < LEAST_RELIABILITY:
+            doubts.append(_unreliable(outcome, share, error.paired))
+        draws = _moved(draws, estimate, drawn @ ex.T)
+    elif outcome in errors:
+        said.append(f"the sampling error of {outcome} is not known")
+    moved = _moved_by(x, y, design, covariates, held, errors, len(keys), rng)
     out.estimate[here], out.draws[:, here] = estimate, draws
     out.statistic[:, here], out.null[..., here] = statistic, null
     out.p[here] = np.max([permutation_p(s, n) for s, n in zip(statistic, null, strict=True)], axis=0)
     out.low[here], out.high[here] = percentile_interval(draws, level)
     words = "; ".join([*said, design.note(y)])
-    for k, value, row in zip(here, estimate, x, strict=True):
+    for k, value, row, why in zip(here, estimate, x, moved, strict=True):
+        out.doubt[k] = "; ".join([*doubts, *why])
         out.given[k], out.note[k] = "+".join(held.given), words
         if not np.isfinite(value):
             out.why[k] = "the measure is constant" if is_constant(row) else f"{out.given[k]} determines the measure"
@@ -140,6 +172,8 @@ def _fill(
 
 def _remarks(held: Controls, design: Design, level: float) -> list[str]:
     said = []
+    if held.idle:
+        said.append(f"{held.idle} units carry no weight, on zero-shot models with fewer than {FEWEST_OWN}")
     if held.left_out:
         said.append(f"covariates left out, so that n - k is {held.left}: {', '.join(held.left_out)}")
     if held.collinear:
@@ -147,6 +181,54 @@ def _remarks(held: Controls, design: Design, level: float) -> list[str]:
     if design.arrangements * (1 - level) < 1:
         said.append(f"the clusters can be permuted in only {design.arrangements:g} ways")
     return said
+
+
+def _cut(errors: Mapping[str, SamplingError] | None, points: np.ndarray) -> dict[str, SamplingError | None]:
+    return {name: error.subset(points) for name, error in (errors or {}).items()}
+
+
+def _unreliable(outcome: str, share: float, paired: bool) -> str:
+    need = f"the reliability of {outcome} is {share:.2f}, below {LEAST_RELIABILITY:g}"
+    if paired:
+        return f"the OOD sets have too few images to tell the models apart: {need}"
+    return f"the OOD sets may have too few images to tell the models apart: by their intervals alone {need} at worst"
+
+
+def _moved(draws: np.ndarray, estimate: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """``draws`` [B, K] of ``estimate`` [K], each moved in z as far as ``drawn`` [B, K] lies from the estimate."""
+    most = 1 - 1e-9
+    z, moved, at = (np.arctanh(np.clip(v, -most, most)) for v in (draws, np.nan_to_num(drawn), estimate))
+    return np.tanh(z + moved - at)
+
+
+def _moved_by(
+    x: np.ndarray,
+    y: np.ndarray,
+    design: Design,
+    covariates: Mapping[str, np.ndarray],
+    held: Controls,
+    errors: Mapping[str, SamplingError | None],
+    count: int,
+    rng: np.random.Generator,
+) -> list[list[str]]:
+    """For every row of ``x`` the covariates whose sampling errors move its partial correlation too far, in words."""
+    out: list[list[str]] = [[] for _ in x]
+    for name in held.given:
+        if (error := errors.get(name)) is None:
+            continue
+        others = controls(design, {other: covariates[other] for other in held.given if other != name})
+        z = others.remove(design.centred_ranks(covariates[name]))
+        share = reliability_of(z, with_errors(covariates[name], error, design, others, count, rng))
+        ex, ey = others.remove(design.centred_ranks(x)), others.remove(design.centred_ranks(y))
+        at = [at_reliability(ex @ z, float(ey @ z), ex @ ey, one) for one in (share, 1.0)]
+        far = ~(np.abs(at[0] - at[1]) <= MOST_MOVED)  # NaN is far
+        for k in np.flatnonzero(far):
+            least = "" if error.paired else "at least "
+            out[k].append(
+                f"{name} is measured on too few images to be held fixed: its reliability beside the other covariates "
+                f"is {least}{share:.2f}, and errors of that size may move the correlation by more than {MOST_MOVED:g}"
+            )
+    return out
 
 
 def _studentised(ex: np.ndarray, ey: np.ndarray) -> np.ndarray:
@@ -188,6 +270,8 @@ def contrast(
     keys: np.ndarray,
     rng: np.random.Generator,
     level: float = 0.95,
+    outcome: str = "the outcome",
+    errors: Mapping[str, SamplingError] | None = None,
 ) -> Contrast:
     """How much more than each other row of ``x`` [K, n] its first row tells about ``y``: |r_0| - |r_k|, paired.
 
@@ -196,7 +280,9 @@ def contrast(
     of the interval's inversion, 2 min(P(d* <= 0), P(d* >= 0)), never 0. Arguments as for ``partial_correlation``.
     """
     common = np.where(np.isfinite(x).all(axis=0), x, np.nan)
-    found = partial_correlation(common, y, design, covariates, keys=keys, rng=rng, level=level)
+    found = partial_correlation(
+        common, y, design, covariates, keys=keys, rng=rng, level=level, outcome=outcome, errors=errors
+    )
     signed = np.sign(found.estimate) * found.draws
     draws = signed[:, :1] - signed[:, 1:]
     size = np.abs(found.estimate)

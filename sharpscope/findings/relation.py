@@ -57,8 +57,9 @@ def relation_rows(
                      ``CONTRAST_MARGIN``
         instability  the same for the layers that the criterion instability chooses
 
-    Everything else is "cannot be told", and so is a claim from fewer than 6 clusters of pairs, or one of pairs whose
-    learning rates are unknown, because the learning rate alone may be what orders them.
+    Everything else is "cannot be told", and so is a claim from fewer than 6 clusters of pairs, from a row with a doubt
+    (too few images, or too few units of each zero-shot model: ``partial_correlation``), or one of pairs whose learning
+    rates are unknown, because the learning rate alone may be what orders them.
 
     Args:
         correlations: the table; rows of other groups are ignored.
@@ -102,7 +103,7 @@ def relation_verdict(row: pd.Series, level: float = 0.95) -> str:
     """Whether two quantities are related, by their row of the table ``correlations``.
 
     "does not hold" if the interval lies within +-``MARGIN``; "holds" if q_value <= 1 - level and the interval excludes
-    0; "cannot be told" else, and where there is no correlation or fewer than 6 clusters.
+    0; "cannot be told" else, and where there is no correlation, a doubt about it or fewer than 6 clusters.
     """
     if not _can_tell(row):
         return CANNOT
@@ -113,7 +114,12 @@ def relation_verdict(row: pd.Series, level: float = 0.95) -> str:
 
 
 def _can_tell(row: pd.Series) -> bool:
-    return row["status"] == "ok" and int(row["n_effective"]) >= FEWEST_CLUSTERS
+    return row["status"] == "ok" and int(row["n_effective"]) >= FEWEST_CLUSTERS and not _doubt(row)
+
+
+def _doubt(row: pd.Series) -> str:
+    """Why nothing may be concluded from the row; empty for rows from before it was told."""
+    return str(row["doubt"]) if "doubt" in row and isinstance(row["doubt"], str) else ""
 
 
 def _significant(row: pd.Series, level: float) -> bool:
@@ -200,7 +206,7 @@ class _Judged:
             told.append(f"an undefined one with {given} held fixed")
         if more:
             told[-1] += f"; {more}"
-        remarks = [str(joint["note"])] if joint["note"] else []
+        remarks = [text for text in (_doubt(joint), str(joint["note"])) if text]
         if self.unknown:
             remarks.append(f"not known of any pair: {', '.join(self.unknown)}")
         end = f" {REMARKS} {'; '.join(remarks)}." if remarks else ""

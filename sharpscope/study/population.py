@@ -10,6 +10,7 @@ import pandas as pd
 from sharpscope.findings.correlation import pair_correlations
 from sharpscope.findings.design import Design
 from sharpscope.findings.pathcosts import path_costs
+from sharpscope.findings.reliability import Answers
 from sharpscope.findings.residuals import residual_table
 from sharpscope.tables.rows import covariates
 
@@ -35,6 +36,8 @@ class Population:
     """The stragglers table, for what single layers cost in loss."""
     alphas: Sequence[float] | None = None
     """The alphas at which pairs are compared; None: all that all pairs have."""
+    answers: Answers | None = None
+    """What the pairs' models answered to every image; None where it is not known."""
 
     def correlations(self, *, seed: int, bootstrap: int, level: float) -> pd.DataFrame:
         """The table ``correlations`` across the pairs (``findings.pair_correlations``)."""
@@ -49,6 +52,7 @@ class Population:
             by_instability=self.by_instability,
             costs=path_costs(self.path, self.layer_losses),
             alphas=self.alphas,
+            answers=self.answers,
             seed=seed,
             bootstrap=bootstrap,
             level=level,

@@ -310,6 +310,7 @@ class Results:
             "run", sharpness, accuracy, path, self.design, self._primary,
             stragglers={name: self._chosen(name) for name in self.layers}, by_instability=chosen_by(every, BY_COST),
             layer_losses=every, alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
+            answers={name: self.arrays(name)[:2] for name in self.layers},
         )  # fmt: skip
         if not c.shipped_pairs:
             return [own]

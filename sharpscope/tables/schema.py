@@ -40,6 +40,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
         "ci_low", "ci_high", "p_value", "q_value", "n", "n_effective", "family", "source", "status", "note",
+        "doubt",
     ),
     "residuals": (
         "pair", "group", "measure", "alpha", "source", "base", "setting", "learning_rate", "sharpness", "ood_gain",
@@ -100,6 +101,8 @@ Reading guide
   correlations.n_effective  number of units that move independently: pairs that differ in their seed alone are one, and
                        so is a setting on several zero-shot models
   correlations.family  primary (named before looking; ``q_value`` is Holm's over groups) | exploratory
+  correlations.doubt   why no verdict may rest on the row: too few images to tell the models apart, or to hold ID
+                       accuracy fixed, or too few units of each zero-shot model; empty where nothing speaks against it
   correlations.layer   also the ``others`` and ``random`` of ``CONTRASTS``: by how much the |correlation| of chosen
                        layers exceeds that of all other layers, and of random sets of as many layers
   residuals            the points behind the primary correlations of the whole model: sharpness and OOD gain of every
