@@ -12,17 +12,21 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pandas as pd
 
 from sharpscope.findings.design import Design, independent
 from sharpscope.findings.marginal import marginal_block
 from sharpscope.findings.partial import contrast, partial_correlation
+from sharpscope.findings.relation import relation_verdict
+from sharpscope.findings.reliability import SamplingError, answer_error
 from sharpscope.scores import wilson
 from sharpscope.seeds import derive
+from sharpscope.vocabulary import DOES_NOT_HOLD, HOLDS
 
 LEVEL: Final = 0.05
 REPLICATES: Final = 199
@@ -104,6 +108,140 @@ def joint(make: Make, *only: str) -> Callable[[np.random.Generator], bool]:
     return says
 
 
+Conclude = Callable[[np.random.Generator], tuple[Study, dict[str, SamplingError]]]
+
+
+def exact(make: Make) -> Conclude:
+    """The studies of ``make``, their accuracies measured without error."""
+    return lambda rng: (make(rng), {})
+
+
+def unaware(make: Conclude) -> Conclude:
+    """The same studies judged by additive covariates, as if every accuracy were exact."""
+
+    def out(rng: np.random.Generator) -> tuple[Study, dict[str, SamplingError]]:
+        (design, *numbers), _ = make(rng)
+        return (replace(design, additive=True), *numbers), {}  # type: ignore[return-value]
+
+    return out
+
+
+def concludes(make: Conclude, verdict: str = HOLDS) -> Callable[[np.random.Generator], bool]:
+    """Whether the claim about the whole model gets ``verdict``."""
+
+    def says(rng: np.random.Generator) -> bool:
+        (design, x, y, given), errors = make(rng)
+        keys = design.keys(REPLICATES, rng)
+        found = partial_correlation(x[None], y, design, given, keys=keys, rng=rng, outcome="gain", errors=errors)
+        row = {"status": "ok" if np.isfinite(found.estimate[0]) else "undefined", "n_effective": found.n_effective[0]}
+        row |= {"ci_low": found.low[0], "ci_high": found.high[0], "q_value": found.p[0], "doubt": found.doubt[0]}
+        return relation_verdict(pd.Series(row)) == verdict
+
+    return says
+
+
+def _on_bases(
+    n: int, bases: int, effect: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray], noise: float
+) -> Make:
+    """n recipes of which ``effect`` (rate, base) drives sharpness and gain, and ID accuracy tells nothing."""
+
+    def make(rng: np.random.Generator) -> Study:
+        rate, base, names = rng.random(n), np.arange(n) % bases, tuple(f"p{i}" for i in range(n))
+        f = effect(rate, base, rng)
+        given = {
+            "learning_rate": rate,
+            "distance": rate + 0.15 * rng.normal(size=n),
+            "id_accuracy": rng.normal(size=n),
+        }
+        x, y = (f + noise * rng.normal(size=n) for _ in "xy")
+        return Design(names, tuple(f"b{i}" for i in base), names), x, y, given
+
+    return make
+
+
+def breaking(n: int, bases: int, spread: float) -> Make:
+    """Each base breaks beyond a learning rate of its own: .6 with a standard deviation of ``spread``."""
+
+    def effect(rate: np.ndarray, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return -1.0 * (rate > 0.6 + spread * rng.normal(size=bases)[base])
+
+    return _on_bases(n, bases, effect, 0.2)
+
+
+def own_best(n: int, bases: int) -> Make:
+    """Each base has a best learning rate of its own, from .25 to .75."""
+    return _on_bases(n, bases, lambda rate, base, _: -4 * (rate - np.linspace(0.25, 0.75, bases)[base]) ** 2, 0.15)
+
+
+def opposite(n: int, bases: int) -> Make:
+    """A larger learning rate raises both on every second base, and lowers both on the others."""
+    return _on_bases(n, bases, lambda rate, base, _: np.where(base % 2, -rate, rate), 0.15)
+
+
+def both_large(n: int) -> Make:
+    """Sharpness and gain jump where learning rate and number of steps are both large."""
+
+    def make(rng: np.random.Generator) -> Study:
+        rate, steps, names = rng.random(n), rng.random(n), tuple(f"p{i}" for i in range(n))
+        f = 1.0 * ((rate > 0.5) & (steps > 0.5))
+        given = {"learning_rate": rate, "distance": rate + steps + 0.3 * rng.normal(size=n), "steps": steps}
+        given["id_accuracy"] = rng.normal(size=n)
+        return Design(names, ("",) * n, names), f + 0.2 * rng.normal(size=n), -f + 0.2 * rng.normal(size=n), given
+
+    return make
+
+
+def _free(n: int, rng: np.random.Generator) -> tuple[Design, dict[str, np.ndarray]]:
+    """n recipes on one base and covariates that drive nothing."""
+    names, rate = tuple(f"p{i}" for i in range(n)), rng.random(n)
+    given = {"learning_rate": rate, "distance": rate + 0.15 * rng.normal(size=n), "id_accuracy": rng.normal(size=n)}
+    return Design(names, ("",) * n, names), given
+
+
+def on_images(n: int, images: int, mean: float) -> Conclude:
+    """A hidden part of the recipe makes models sharper and moves the answer to each image, by ``mean`` on average."""
+
+    def make(rng: np.random.Generator) -> tuple[Study, dict[str, SamplingError]]:
+        (design, given), hidden = _free(n, rng), rng.normal(size=n)
+        push, start = mean + 0.5 * rng.normal(size=images), rng.normal(size=images)
+        right = start + hidden[:, None] * push + 0.1 * rng.normal(size=(n, images)) > 0
+        answers = {
+            p: ((0.0, 0.5), {"set": np.stack([start > 0, own])}) for p, own in zip(design.pairs, right, strict=True)
+        }
+        error = answer_error(answers, design.pairs, ["set"], 0.5, gain=True)
+        assert error is not None
+        gain = right.mean(axis=1) - (start > 0).mean()
+        return (design, hidden + 0.2 * rng.normal(size=n), gain, given), {"gain": error}
+
+    return make
+
+
+def unreliable(n: int, link: float, share: float) -> Conclude:
+    """A correlation of ``link`` with a gain of which ``share`` of the variance is no sampling error."""
+
+    def make(rng: np.random.Generator) -> tuple[Study, dict[str, SamplingError]]:
+        (design, given), x, error = _free(n, rng), rng.normal(size=n), 1 / share - 1
+        gain = link * x + math.sqrt(1 - link**2) * rng.normal(size=n) + math.sqrt(error) * rng.normal(size=n)
+        return (design, x, gain, given), {"gain": SamplingError(error * np.eye(n), paired=True)}
+
+    return make
+
+
+def inexact_id(n: int, share: float, link: float = 0.0) -> Conclude:
+    """True ID accuracy explains half of sharpness and of gain; ``share`` of the variance of the measured one is true.
+    ``link``: the correlation of what else drives the two."""
+
+    def make(rng: np.random.Generator) -> tuple[Study, dict[str, SamplingError]]:
+        (design, given), true, own = _free(n, rng), rng.normal(size=n), rng.normal(size=n)
+        error = 1 / share - 1
+        given["id_accuracy"] = true + math.sqrt(error) * rng.normal(size=n)
+        other = link * own + math.sqrt(1 - link**2) * rng.normal(size=n)
+        x, y = (math.sqrt(0.5) * (true + rest) for rest in (own, other))
+        return (design, x, y, given), {"id_accuracy": SamplingError(error * np.eye(n), paired=True)}
+
+    return make
+
+
 def given_distance(make: Make) -> Callable[[np.random.Generator], bool]:
     """Whether the partial is significant that holds fixed the distance alone."""
     return joint(make, "distance")
@@ -144,6 +282,36 @@ def better(n: int, equal: bool) -> Callable[[np.random.Generator], bool]:
     return says
 
 
+_BY_BASE: Final[dict[str, Make]] = {
+    **{f"each base breaks at its own rate (sd {s}), 90 over 3": breaking(90, 3, s) for s in (0.05, 0.1, 0.2)},
+    "each base breaks at its own rate (sd 0.1), 120 over 6": breaking(120, 6, 0.1),
+    "each base breaks at its own rate (sd 0.1), 90 over 9": breaking(90, 9, 0.1),
+    "each base has its own best rate, 72 over 6": own_best(72, 6),
+    "each base has its own best rate, 60 over 3": own_best(60, 3),
+    "opposite slopes, 60 over 2": opposite(60, 2),
+    "opposite slopes, 60 over 6": opposite(60, 6),
+    "rate and steps both large, 60 pairs": both_large(60),
+    "rate and steps both large, 120 pairs": both_large(120),
+}
+_INEXACT: Final[dict[str, Conclude]] = {
+    "effect 0 over images, 30 pairs, 200 images": on_images(30, 200, 0.0),
+    "effect 0 over images, 30 pairs, 1000 images": on_images(30, 1000, 0.0),
+    "ID accuracy with reliability .8, 60 pairs": inexact_id(60, 0.8),
+    "ID accuracy with reliability .8, 120 pairs": inexact_id(120, 0.8),
+    "ID accuracy with reliability .95, 120 pairs": inexact_id(120, 0.95),
+}
+_POWER: Final[dict[str, Conclude]] = {
+    **{
+        f"{r} beside the learning rate, {n} over {b}": exact(driven(n, "rise", "hump", r, b))
+        for n, b, r in ((30, 5, 0.7), (60, 3, 0.5), (72, 6, 0.5), (150, 3, 0.3), (24, 12, 0.9))
+    },
+    "an effect on images of .1, 30 pairs, 1000 images": on_images(30, 1000, 0.1),
+    "0.4, reliability of the gain .9, 150 pairs": unreliable(150, 0.4, 0.9),
+    "0.5, ID accuracy with reliability .8, 60 pairs": inexact_id(60, 0.8, 0.5),
+    "0.5, ID accuracy with reliability .95, 60 pairs": inexact_id(60, 0.95, 0.5),
+}
+_EVERY: Final = {name: exact(make) for name, make in _BY_BASE.items()} | _INEXACT
+
 SIMULATIONS: Final[tuple[Simulation, ...]] = (
     *(
         Simulation(f"null: learning rate drives both ({x}, {y}), {n} pairs", joint(driven(n, x, y)))
@@ -175,6 +343,15 @@ SIMULATIONS: Final[tuple[Simulation, ...]] = (
         Simulation(f"power: {r} beside the learning rate, {n} pairs", joint(driven(n, "rise", "hump", r)), None)
         for n, r in ((10, 0.9), (20, 0.7), (60, 0.5), (120, 0.3))
     ),
+    *(Simulation(f"null, holds: {name}", concludes(make)) for name, make in _EVERY.items()),
+    *(Simulation(f"additive and exact, holds: {name}", concludes(unaware(make)), None) for name, make in _EVERY.items()),
+    *(
+        Simulation(f"{said}, does not hold: {r}, reliability {s}, 150 pairs", concludes(how(made), DOES_NOT_HOLD), at)
+        for r, s, made in ((r, s, unreliable(150, r, s)) for r, s in ((0.4, 0.28), (0.6, 0.1)))
+        for said, how, at in (("false", lambda make: make, LEVEL), ("additive and exact, false", unaware, None))
+    ),
+    *(Simulation(f"power, holds: {name}", concludes(make), None) for name, make in _POWER.items()),
+    *(Simulation(f"additive and exact, power: {name}", concludes(unaware(make)), None) for name, make in _POWER.items()),
     Simulation("power: contrast with a column that tells nothing, 40 pairs", better(40, equal=False), None),
 )  # fmt: skip
 """The registry: one line for each claim about a rate."""
@@ -194,7 +371,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "nulls.log")
     args = parser.parse_args()
-    lines = [f"{'simulation':<72} {'nominal':>7} {'rate':>6} {'runs':>5}  95 % interval"]
+    lines = [f"{'simulation':<80} {'nominal':>7} {'rate':>6} {'runs':>5}  95 % interval"]
     print(lines[0])
     start = time.perf_counter()
     for simulation in SIMULATIONS:
@@ -203,7 +380,7 @@ def main() -> None:
         rate, low, high = measured(simulation, args.runs)
         nominal = "" if simulation.nominal is None else f"{simulation.nominal:.3f}"
         above = "  above" if simulation.nominal is not None and low > simulation.nominal else ""
-        lines.append(f"{simulation.name:<72} {nominal:>7} {rate:6.3f} {args.runs:5d}  [{low:.3f}, {high:.3f}]{above}")
+        lines.append(f"{simulation.name:<80} {nominal:>7} {rate:6.3f} {args.runs:5d}  [{low:.3f}, {high:.3f}]{above}")
         print(lines[-1], flush=True)
     lines.append(f"{REPLICATES} permutations and replicates each; {time.perf_counter() - start:.0f} s")
     args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

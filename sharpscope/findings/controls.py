@@ -81,10 +81,11 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     """The columns that stand for ``covariates`` (name -> [n], finite), natural cubic splines of their ranks.
 
     Covariates enter in the order ``FIRST_COVARIATES`` and then as given, each with its rank, until n - k would fall
-    below ``LEAST_LEFT``. Further columns follow as long as k is at most half of n. In turns each covariate gets one more
-    spline column, up to 16 for the first and 4 for each other; products of two ranks take their room before the fourth
-    columns, and products of splines what is left. n is ``design.n_free``, k the number of columns besides the mean and the indicators of the
-    zero-shot models. A constant covariate is no covariate.
+    below ``LEAST_LEFT``. Further columns follow as long as k is at most half of n (two thirds where sets of zero-shot
+    models have slopes of their own). In turns each covariate gets one more spline column, up to 16 for the first and 4
+    for each other; products of two ranks take their room before the fourth columns, products of splines what is left. n
+    is ``design.n_free``, k the number of columns besides the mean and the indicators of the zero-shot models. A
+    constant covariate is no covariate.
 
     Where units stand on several sets of zero-shot models (``Design.base_sets``), each set that has ``FEWEST_OWN`` of
     them has its own slope for every covariate and its own curve for the first, so that a learning rate that acts

@@ -70,6 +70,12 @@ def partial_correlation(
     units, gives z the variance 1 / (n - k - 3) that it has; without it the interval at .95 covers .7 to .8. Refitting
     every resample would leave an interval of all of [-1, 1] at 20 units.
 
+    Where the errors of the outcome are known, every replicate gets another draw of them: with e the residuals of the
+    ranks of y and e* those of y with one more error, atanh(e_x . e*) - atanh(e_x . e) is added to its z. The
+    reliability of the outcome beside the covariates (``reliability_of``) is in the note, and below
+    ``LEAST_RELIABILITY`` the column is doubtful. It is also where the errors of a covariate move the estimate by more
+    than ``MOST_MOVED`` (``at_reliability``): what a covariate with errors is to hold fixed it holds fixed in part.
+
     Args:
         x: [K, n] values, NaN where unknown.
         y: [n] outcomes.
@@ -81,12 +87,6 @@ def partial_correlation(
         level: coverage of the interval.
         outcome: the name of y in messages.
         errors: the sampling errors of the outcome (under its name ``outcome``) and of covariates, over draws of images.
-
-    Where the errors of the outcome are known, every replicate gets another draw of them: with e the residuals of the
-    ranks of y and e* those of y with one more error, atanh(e_x . e*) - atanh(e_x . e) is added to its z. The
-    reliability of the outcome beside the covariates (``reliability_of``) is in the note, and below
-    ``LEAST_RELIABILITY`` the column is doubtful. It is also where the errors of a covariate move the estimate by more
-    than ``MOST_MOVED`` (``at_reliability``): what a covariate with errors is to hold fixed it holds fixed in part.
 
     Returns:
         Estimates in [-1, 1]. A column with fewer than 8 pairs, or without room for one covariate, has none, and ``why``

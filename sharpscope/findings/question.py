@@ -194,7 +194,7 @@ class _Others:
         rho, p = float(found.estimate[0]), float(found.p[0])
         few = int(found.n_effective[0]) < FEWEST_CLUSTERS
         rated = bool(np.isfinite(of_others).all()) and math.isfinite(rho)
-        signed = rated and not few and p <= 1 - asked.level + 1e-12
+        signed = rated and not few and not found.doubt[0] and p <= 1 - asked.level + 1e-12
         alone = marginal_block(of_others[None], y, "spearman", "the OOD gain", own, keys, rng, asked.level)
         by_rate = float(alone.estimate[0])
         bounds = span(float(alone.low[0]), float(alone.high[0]))

@@ -21,6 +21,7 @@ from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
 from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
+from sharpscope.study.finished import answers_of
 from sharpscope.study.population import Population
 from sharpscope.tables.files import csv_bytes, normalised, read_csv
 from sharpscope.tables.rows import groups_in, table, unique_in_order
@@ -94,6 +95,7 @@ def population(
         _primary(runs),
         stragglers=_stragglers(stragglers, straggler_criterion or _deciding(runs), straggler_criterion is not None),
         by_instability=chosen_by(stragglers, BY_COST), layer_losses=stragglers,
+        answers=None if accuracy is not None else {p: own for run in runs for p, own in answers_of(run).items()},
     )  # fmt: skip
 
 

@@ -7,13 +7,14 @@ import os
 from sharpscope.config.plugins import recall_words
 from sharpscope.config.spellings import EARLIER_DEFAULTS
 from sharpscope.config.study import StudyConfig
-from sharpscope.errors import RunDirectoryError, shown
+from sharpscope.errors import ConfigError, RunDirectoryError, shown
+from sharpscope.findings.reliability import Answers
 from sharpscope.layers import Layer
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.vocabulary import __version__
 
-__all__ = ["finished_results", "opened"]
+__all__ = ["answers_of", "finished_results", "opened"]
 
 
 def opened(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
@@ -42,6 +43,18 @@ def opened(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
         for name, stored in directory.manifest["layers"].items()
     }
     return directory, Results(config, layers, directory.manifest.get("pairs"))
+
+
+def answers_of(root: str | os.PathLike[str]) -> Answers:
+    """What the models of a run's pairs answered to every image, from its finished units; nothing for a folder that has
+    tables alone, or units of another version."""
+    try:
+        directory, done = opened(root)
+        keys = [f"path/{name}/{alpha!r}" for name in done.layers for alpha in done.config.alphas]
+        done.take({key: unit for key in keys if (unit := directory.peek(key)) is not None}, {})
+        return done.answers()
+    except (ConfigError, RunDirectoryError, LookupError, TypeError, ValueError):
+        return {}
 
 
 def finished_results(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:

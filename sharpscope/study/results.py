@@ -127,6 +127,10 @@ class Results:
         hits = {spec: answered(spec, units) for spec in roles(self.config)} if units else {}
         return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
 
+    def answers(self) -> dict[str, tuple[list[float], dict[str, Answered]]]:
+        """Pair -> (alphas, {data set: answers [A, n]}) from the path units that exist."""
+        return {name: self.arrays(name)[:2] for name in self.layers}
+
     def stragglers(self, name: str) -> pd.DataFrame:
         """The stragglers table of one pair."""
         if name not in self._stragglers:
@@ -310,7 +314,7 @@ class Results:
             "run", sharpness, accuracy, path, self.design, self._primary,
             stragglers={name: self._chosen(name) for name in self.layers}, by_instability=chosen_by(every, BY_COST),
             layer_losses=every, alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
-            answers={name: self.arrays(name)[:2] for name in self.layers},
+            answers=self.answers(),
         )  # fmt: skip
         if not c.shipped_pairs:
             return [own]
