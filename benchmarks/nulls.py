@@ -344,14 +344,14 @@ SIMULATIONS: Final[tuple[Simulation, ...]] = (
         for n, r in ((10, 0.9), (20, 0.7), (60, 0.5), (120, 0.3))
     ),
     *(Simulation(f"null, holds: {name}", concludes(make)) for name, make in _EVERY.items()),
-    *(Simulation(f"additive and exact, holds: {name}", concludes(unaware(make)), None) for name, make in _EVERY.items()),
+    *(Simulation(f"additive, exact, holds: {name}", concludes(unaware(make)), None) for name, make in _EVERY.items()),
     *(
         Simulation(f"{said}, does not hold: {r}, reliability {s}, 150 pairs", concludes(how(made), DOES_NOT_HOLD), at)
         for r, s, made in ((r, s, unreliable(150, r, s)) for r, s in ((0.4, 0.28), (0.6, 0.1)))
-        for said, how, at in (("false", lambda make: make, LEVEL), ("additive and exact, false", unaware, None))
+        for said, how, at in (("false", lambda make: make, LEVEL), ("additive, exact, false", unaware, None))
     ),
     *(Simulation(f"power, holds: {name}", concludes(make), None) for name, make in _POWER.items()),
-    *(Simulation(f"additive and exact, power: {name}", concludes(unaware(make)), None) for name, make in _POWER.items()),
+    *(Simulation(f"additive, exact, power: {name}", concludes(unaware(make)), None) for name, make in _POWER.items()),
     Simulation("power: contrast with a column that tells nothing, 40 pairs", better(40, equal=False), None),
 )  # fmt: skip
 """The registry: one line for each claim about a rate."""

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import stats
@@ -172,6 +173,16 @@ class _Covariate:
         """[units] for each set: its ranks, 0 elsewhere."""
         return [c for at, r in zip(self.sets, self.ranks, strict=True) for c in self._spline(at, r, 1)]
 
+    @cached_property
+    def _most(self) -> list[int]:
+        """The columns that each curve can have: one less than its distinct ranks."""
+        curves = self.ranks if self.own_curves else [np.concatenate(self.ranks)]
+        return [len(np.unique(r)) - 1 for r in curves]
+
+    def num_bends(self, columns: int) -> int:
+        """The number of ``bends``."""
+        return sum(max(min(columns, most) - 1, 0) for most in self._most)
+
     def bends(self, columns: int) -> list[np.ndarray]:
         """[units] each: what splines of ``columns`` columns have besides the ranks."""
         if not self.own_curves:
@@ -200,8 +211,8 @@ def _bends(
         grown = False
         for i, covariate in enumerate(covariates):
             more = [columns + (i == j) for j, columns in enumerate(asked)]
-            total = k + sum(len(c.bends(m)) for c, m in zip(covariates, more, strict=True))
-            longer = len(covariate.bends(more[i])) > len(covariate.bends(asked[i]))
+            total = k + sum(c.num_bends(m) for c, m in zip(covariates, more, strict=True))
+            longer = covariate.num_bends(more[i]) > covariate.num_bends(asked[i])
             if longer and more[i] <= min(_MOST_CURVES[min(i, 1)], at_most) and total <= room:
                 asked, grown = more, True
     for covariate, columns in zip(covariates, asked, strict=True):

@@ -14,6 +14,7 @@ from sharpscope.findings.design import Design, independent
 from sharpscope.findings.families import holm
 from sharpscope.findings.marginal import marginal_block
 from sharpscope.findings.partial import Partial, contrast, partial_correlation
+from sharpscope.findings.residuals import residuals
 
 Study = tuple[Design, np.ndarray, np.ndarray, dict[str, np.ndarray]]
 
@@ -187,6 +188,82 @@ def test_a_contrast_finds_the_better_of_two_and_not_the_better_of_equals() -> No
 def test_holm_against_its_definition() -> None:
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, np.nan, 0.03])), [0.03, 0.06, np.nan, 0.06])
     np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+# ---------------------------------------------------------- covariates that act differently on each zero-shot model
+Effect = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+
+
+def by_base(n: int, bases: int, effect: Effect, additive: bool = False) -> Callable[[np.random.Generator], Study]:
+    """n pairs whose sharpness and gain ``effect`` (rate, base) drives, differently on each zero-shot model."""
+
+    def make(rng: np.random.Generator) -> Study:
+        rate, base, names = rng.random(n), np.arange(n) % bases, tuple(f"p{i}" for i in range(n))
+        x, y = (effect(rate, base, rng) + 0.2 * rng.normal(size=(2, n))).astype(float)
+        design = Design(names, tuple(f"b{i}" for i in base), names, additive=additive)
+        return design, x, y, {"learning_rate": rate, "distance": rate + 0.2 * rng.normal(size=n)}
+
+    return make
+
+
+def breaks(rate: np.ndarray, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return 1.0 * (rate > 0.6 + 0.1 * rng.normal(size=3)[base])
+
+
+def own_best(rate: np.ndarray, base: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return 4 * (rate - np.array([0.2, 0.5, 0.8])[base]) ** 2
+
+
+def opposite(rate: np.ndarray, base: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return np.array([1.0, -1.0, 1.0])[base] * rate
+
+
+@pytest.mark.parametrize(("effect", "as_one"), [(breaks, 0.15), (own_best, 0.9), (opposite, 0.9)])
+def test_a_learning_rate_that_acts_differently_on_each_model_is_no_relation(effect: Effect, as_one: float) -> None:
+    runs = 60
+    assert rejected(by_base(72, 3, effect), runs) <= upper(0.05, runs)
+    assert rejected(by_base(72, 3, effect, additive=True), 30) > as_one  # so the line above can fail
+
+
+def test_two_covariates_that_act_only_together_are_no_relation() -> None:
+    def both(additive: bool) -> Callable[[np.random.Generator], Study]:
+        def make(rng: np.random.Generator) -> Study:
+            rate, steps = rng.random(60), rng.random(60)
+            x, y = (rate - 0.5) * (steps - 0.5) * 6 + 0.2 * rng.normal(size=(2, 60))
+            names = tuple(f"p{i}" for i in range(60))
+            return Design(names, ("",) * 60, names, additive=additive), x, y, {"learning_rate": rate, "steps": steps}
+
+        return make
+
+    assert rejected(both(additive=False), 60) <= upper(0.05, 60)
+    assert rejected(both(additive=True), 20) > 0.9
+
+
+def test_a_relation_on_several_models_is_found() -> None:
+    def make(rng: np.random.Generator) -> Study:
+        design, x, y, covariates = by_base(90, 3, own_best)(rng)
+        link = rng.normal(size=90)
+        return design, x + 0.3 * link, y + 0.3 * link, covariates
+
+    assert rejected(make, 30) > 0.8
+
+
+def test_models_of_few_units_leave_a_doubt_and_beside_large_ones_carry_no_weight() -> None:
+    few = measured(by_base(66, 6, opposite_of_six)(np.random.default_rng(0)), np.random.default_rng(1))
+    assert np.isfinite(few.p[0]) and few.doubt[0].startswith("no zero-shot model has 12 units")
+    many = measured(by_base(72, 6, opposite_of_six)(np.random.default_rng(0)), np.random.default_rng(1))
+    assert many.doubt == [""] and "no weight" not in many.note[0]
+    design, x, y, covariates = by_base(72, 6, opposite_of_six)(np.random.default_rng(0))
+    uneven = Design(design.pairs, ("a",) * 30 + ("b",) * 36 + ("c",) * 6, design.setting)
+    found = measured((uneven, x, y, covariates), np.random.default_rng(1))
+    assert found.doubt == [""] and "6 units carry no weight" in found.note[0]
+    np.testing.assert_allclose(residuals(x[None], y, uneven, covariates).y[66:], 0.0, atol=1e-9)
+    one = Design(design.pairs, ("a",) * 72, design.setting)
+    assert measured((one, x, y, covariates), np.random.default_rng(1)).doubt == [""]
+
+
+def opposite_of_six(rate: np.ndarray, base: np.ndarray, _: np.random.Generator) -> np.ndarray:
+    return np.where(base % 2, 1.0, -1.0) * rate
 
 
 # ------------------------------------------------------------------------------------------- zero-shot models far apart
