@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ import pandas as pd
 from population import ALPHA, MEASURE, Population
 from scipy import stats
 
+from sharpscope.findings.design import Design
 from sharpscope.findings.layercontrast import ChosenLayers, random_sizes
 from sharpscope.findings.partial import contrast, partial_correlation
 from sharpscope.findings.pathcosts import path_costs
@@ -22,6 +24,7 @@ from sharpscope.vocabulary import ALL, BY_COST, DEFAULT_CRITERION, GROUP_TITLES,
 
 __all__ = [
     "CRITERIA",
+    "by_base",
     "layer_rows",
     "predictors",
     "primary",
@@ -88,6 +91,13 @@ CRITERIA: Final = {"stragglers tell more": DEFAULT_CRITERION, "unstable layers t
 def primary(population: Population, group: str, level: float) -> dict[str, Any]:
     """The joint partial Spearman correlation of the primary predictor with the gain on ``group``."""
     return _joint(population, group, {MEASURE: _whole(population, MEASURE)}, _held(population), level)[0]
+
+
+def by_base(population: Population, group: str, level: float) -> dict[str, Any]:
+    """``primary`` by the package's rule, which is stricter than the protocol's: every base has slopes of its own for all
+    covariates and its own curve for the learning rate, and covariates may act together (``findings.controls``)."""
+    own = dataclasses.replace(population.design, additive=False)
+    return _joint(population, group, {MEASURE: _whole(population, MEASURE)}, _held(population), level, own)[0]
 
 
 def residuals(population: Population, group: str) -> pd.DataFrame:
@@ -214,8 +224,9 @@ def _joint(
     x: Mapping[str, np.ndarray],
     given: Mapping[str, np.ndarray],
     level: float,
+    design: Design | None = None,
 ) -> list[dict[str, Any]]:
-    design, rng = population.design, np.random.default_rng(SEED)
+    design, rng = design or population.design, np.random.default_rng(SEED)
     y = population.gain(group).reindex(design.pairs).to_numpy()
     found = partial_correlation(
         np.stack(list(x.values())), y, design, given, keys=design.keys(REPLICATES, rng), rng=rng, level=level,

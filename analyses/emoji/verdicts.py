@@ -73,6 +73,7 @@ def tables(population: Population, results: Path) -> dict[str, pd.DataFrame]:
     found = {
         "reliability": evidence.reliability(parts["training"]),
         "residuals": _stacked(evidence.residuals(p, g).assign(bases=n) for n, p in there.items() for g in groups),
+        "by_base": by_base(there),
         "layers": _stacked(
             evidence.layer_rows(part, claim).assign(bases=name)
             for name, part in there.items() for claim in evidence.CRITERIA
@@ -139,6 +140,16 @@ def whole(training: Population, held_out: Population, reliable: pd.DataFrame) ->
             f"interval [{low:+.2f}, {high:+.2f}]; held-out bases {_second(second)}; {_reliability(reliable, group)}."
         )
         yield _row("whole-model sharpness tells", group, row, verdict, text)
+
+
+def by_base(parts: Mapping[str, Population]) -> pd.DataFrame:
+    """(a) by the package's stricter rule, beside the registered one: ``evidence.by_base``, and its q after Holm."""
+    found = []
+    for name, part in parts.items():
+        rows = [evidence.by_base(part, group, 0.95) for group in part.groups]
+        adjusted = holm(np.array([row["p_value"] for row in rows]))
+        found += [{"bases": name, **row, "q_value": q} for row, q in zip(rows, adjusted, strict=True)]
+    return pd.DataFrame(found)
 
 
 # ------------------------------------------------------------------------------------------------- (b) straggler layers

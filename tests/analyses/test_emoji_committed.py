@@ -42,5 +42,14 @@ def test_verdicts_follow_from_the_tables(study: SimpleNamespace, population: Any
     assert population.bases == (0, 1, 2, 3, 4)
 
 
+def test_the_packages_stricter_rule_stands_beside_the_registered_one(study: SimpleNamespace, population: Any) -> None:
+    parts = {"training": population.of([0, 1, 2]), "held-out": population.of([3, 4])}
+    again, kept = study.verdicts.by_base(parts), table("by_base")
+    pd.testing.assert_frame_equal(again.fillna({"note": ""}), kept.fillna({"note": ""}), check_dtype=False, rtol=DIGITS)
+    registered = table("verdicts").head(2).set_index("group")["effect"]
+    own = kept[kept["bases"] == "training"].set_index("group")["estimate"]
+    assert ((own - registered).abs() > 0.01).all() and (kept["q_value"] <= 0.05).all() and (kept["ci_low"] > 0).all()
+
+
 def test_outcomes_follow_from_the_answers(study: SimpleNamespace, population: Any) -> None:
     pd.testing.assert_frame_equal(study.verdicts.outcomes(population), table("pairs"), check_dtype=False, rtol=DIGITS)
