@@ -225,7 +225,8 @@ def _told(found: Partial, pairs: int, bootstrap: int, doubt: str) -> str:
         return f"{over} the learning rates are not known"
     held = found.given[0].replace("+", ", ")
     rho, p = float(found.estimate[0]), p_text(float(found.p[0]), bootstrap)
-    return f"{over} sharpness and OOD gain have a Spearman correlation of {rho:+.2f} ({p}) with {held} held fixed"
+    but = f", but {found.doubt[0]}" if found.doubt[0] else ""
+    return f"{over} sharpness and OOD gain have a Spearman correlation of {rho:+.2f} ({p}) with {held} held fixed{but}"
 
 
 def _points(
