@@ -94,8 +94,8 @@ def primary(population: Population, group: str, level: float) -> dict[str, Any]:
 
 
 def by_base(population: Population, group: str, level: float) -> dict[str, Any]:
-    """``primary`` by the package's rule, which is stricter than the protocol's: every base has slopes of its own for all
-    covariates and its own curve for the learning rate, and covariates may act together (``findings.controls``)."""
+    """``primary`` by the package's rule, stricter than the protocol's: every base has slopes of its own for all
+    covariates and a curve of its own for the learning rate, and covariates may act together (``findings.controls``)."""
     own = dataclasses.replace(population.design, additive=False)
     return _joint(population, group, {MEASURE: _whole(population, MEASURE)}, _held(population), level, own)[0]
 
