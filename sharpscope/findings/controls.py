@@ -84,9 +84,9 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
     Covariates enter in the order ``FIRST_COVARIATES`` and then as given, each with its rank, until n - k would fall
     below ``LEAST_LEFT``. Further columns follow as long as k is at most half of n (two thirds where sets of zero-shot
     models have slopes of their own). In turns each covariate gets one more spline column, up to 16 for the first and 4
-    for each other; products of two ranks take their room before the fourth columns, products of splines what is left. n
-    is ``design.n_free``, k the number of columns besides the mean and the indicators of the zero-shot models. A
-    constant covariate is no covariate.
+    for each other; products of two ranks take their room before the fourth columns, products of splines what is left of
+    half of n. n is ``design.n_free``, k the number of columns besides the mean and the indicators of the zero-shot
+    models. A constant covariate is no covariate.
 
     Where units stand on several sets of zero-shot models (``Design.base_sets``), each set that has ``FEWEST_OWN`` of
     them has its own slope for every covariate and its own curve for the first, so that a learning rate that acts
@@ -115,14 +115,14 @@ def controls(design: Design, covariates: Mapping[str, np.ndarray]) -> Controls:
             left_out.append(name)
         else:
             columns, chosen[name] = longer, found
-    room = math.floor(min((_SHARE_BY_SET if by_set else _SHARE) * n, n - LEAST_LEFT))
+    half, room = (math.floor(min(share * n, n - LEAST_LEFT)) for share in (_SHARE, _SHARE_BY_SET if by_set else _SHARE))
     entered = list(chosen.values())
     if not design.additive:
         first_bends = sum(1 for _ in _bends(entered, columns.k, room, _BEFORE_PRODUCTS))
         columns.add(_products(entered, _STRAIGHT), max(room - first_bends, columns.k))
     columns.add(_bends(entered, columns.k, room))
     if not design.additive:
-        columns.add(_products(entered, _CURVED), room)
+        columns.add(_products(entered, _CURVED), half)
     doubt = _TOO_FEW_EACH if apart and not by_set and chosen else ""
     left = n - columns.k
     return Controls(columns.basis, tuple(chosen), left, tuple(left_out), tuple(collinear), len(idle), doubt)

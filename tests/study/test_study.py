@@ -23,6 +23,7 @@ from sharpscope.clip.probe import Probe
 from sharpscope.config.study import DEFAULT_MEASURES, PairConfig, StudyConfig
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.errors import ConfigError, IdenticalPair, NonFiniteWeights, PairMismatch, RunDirectoryError
+from sharpscope.findings.reliability import answer_error
 from sharpscope.notebook import layer_sharpness
 from sharpscope.present.plots import all_figures
 from sharpscope.study import report as study_report
@@ -31,6 +32,7 @@ from sharpscope.study.across import correlate
 from sharpscope.study.context import Context
 from sharpscope.study.demo import demo_config
 from sharpscope.study.figures.reading import tables_of
+from sharpscope.study.finished import answers_of
 from sharpscope.study.plan import plan
 from sharpscope.study.report import report
 from sharpscope.study.store import RunDirectory
@@ -283,6 +285,26 @@ def test_correlate_of_one_run_gives_the_runs_own_rows(finished: study.Run) -> No
     pd.testing.assert_frame_equal(
         same.sort_values(keys, ignore_index=True)[columns], own.sort_values(keys, ignore_index=True)[columns]
     )
+
+
+def test_the_answers_of_a_run_are_found_in_its_units_and_are_its_accuracies(
+    finished: study.Run, tmp_path: Path
+) -> None:
+    answers = answers_of(finished.root)
+    accuracy = finished.tables["accuracy"]
+    dense = accuracy[(accuracy["variant"] == "dense") & (accuracy["metric"] == "top1")]
+    assert set(answers) == set(dense["pair"])
+    for pair, (alphas, by_set) in answers.items():
+        for name, right in by_set.items():
+            own = dense[(dense["pair"] == pair) & (dense["dataset"] == name)].sort_values("alpha")
+            np.testing.assert_allclose(right.mean(axis=1), own["estimate"])
+            assert list(alphas) == own["alpha"].tolist()
+    shutil.copytree(finished.root / "tables", tmp_path / "tables")
+    shutil.copy(finished.root / "manifest.json", tmp_path)
+    assert all(not own[0] for own in answers_of(tmp_path).values()) and answers_of(tmp_path / "tables") == {}
+    pairs = tuple(answers)
+    error = answer_error(answers, pairs, list(next(iter(answers.values()))[1])[:1], 1.0, gain=False)
+    assert error is not None and error.paired
 
 
 def test_report_rebuilds_everything_without_checkpoints_or_data(
