@@ -52,8 +52,9 @@ class SamplingError:
     def draws(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """[count, n] normal errors with this covariance."""
         size, direction = np.linalg.eigh(self.covariance)
-        root = direction * np.sqrt(np.maximum(size, 0.0))
-        return rng.normal(size=(count, len(size))) @ root.T
+        # The symmetric root is the only one; that of eigenvectors alone turns with rounding where two sizes are equal.
+        root = (direction * np.sqrt(np.maximum(size, 0.0))) @ direction.T
+        return rng.normal(size=(count, len(size))) @ root
 
 
 def answer_error(
