@@ -24,8 +24,8 @@ the order given."""
 LEAST_LEFT = 6
 """The smallest difference that is allowed between the effective n and the number of columns held fixed."""
 FEWEST_OWN = 12
-"""The fewest units of a set of zero-shot models for which covariates have slopes of its own. Bases that each break beyond
-a learning rate of their own, by five noise widths, are read as a relation in 3 to 6 % of nulls with 90 pairs over 3
+"""The fewest units of a set of zero-shot models for which covariates have slopes of its own. Bases that break beyond
+learning rates of their own, by five noise widths, are read as a relation in 3 to 6 % of nulls with 90 pairs over 3
 bases and in 10 % with 120 over 6; with slopes and curves in common in 18 to 49 %. This costs power: with 60 pairs over
 3 bases and a correlation of .5 it falls from 53 to 29 %, with 150 and .3 from 76 to 52 %."""
 _TOO_FEW_EACH = (
