@@ -188,10 +188,11 @@ def _cut(errors: Mapping[str, SamplingError] | None, points: np.ndarray) -> dict
 
 
 def _unreliable(outcome: str, share: float, paired: bool) -> str:
-    need = f"the reliability of {outcome} is {share:.2f}, below {LEAST_RELIABILITY:g}"
     if paired:
-        return f"the OOD sets have too few images to tell the models apart: {need}"
-    return f"the OOD sets may have too few images to tell the models apart: by their intervals alone {need} at worst"
+        why = f"the reliability of {outcome} is {share:.2f}, below {LEAST_RELIABILITY:g}"
+        return f"the OOD sets have too few images to tell the models apart: {why}"
+    why = f"the reliability of {outcome} may be {share:.2f}, below {LEAST_RELIABILITY:g}"
+    return f"the OOD sets may have too few images to tell the models apart: by their intervals alone, {why}"
 
 
 def _moved(draws: np.ndarray, estimate: np.ndarray, drawn: np.ndarray) -> np.ndarray:
