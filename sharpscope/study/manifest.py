@@ -81,7 +81,8 @@ def contents_of(contexts: Mapping[str, Context]) -> dict[str, Any]:
         head, model = c.pair.classifier, c.pair.model
         examples = c.probe.dataset.subset(c.probe.indices)
         found[name] = {
-            "model": _digest(model.config), "classnames": _digest(head.classnames), "templates": _digest(head.templates),
+            "model": _digest(model.config),
+            "classnames": _digest(head.classnames), "templates": _digest(head.templates),
             "probe": examples.fingerprint(REMEMBERED),
             "data": {spec: dataset.fingerprint(REMEMBERED) for spec, dataset in c.datasets.items()},
         }  # fmt: skip
