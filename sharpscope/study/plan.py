@@ -34,7 +34,7 @@ def plan(config: StudyConfig) -> str:
     """
     check_inputs(config)
     config = with_jobs(config)
-    contexts = load_contexts(config)
+    contexts = load_contexts(config, rough_head=True)
     context = next(iter(contexts.values()))
     with in_threads_of(config):
         cost = costs(context)
@@ -70,7 +70,8 @@ def plan(config: StudyConfig) -> str:
         seconds["eigenvectors"] = points * cost.eigenvectors
         units["eigenvectors"] = points
     sharing = config.processes * ranks().world  # a unit that the ranks split takes each of them its part of the time
-    total = sum(seconds.values()) * len(contexts) / sharing
+    # Every process makes the head of every pair for itself.
+    total = sum(seconds.values()) * len(contexts) / sharing + cost.head * len(contexts)
     # What each image adds to an estimate is kept as float32.
     told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in expand_measures(config.measures))
     disk = units["path"] * images + units["repair"] * repaired
@@ -84,6 +85,7 @@ def plan(config: StudyConfig) -> str:
         f"{_tried(cost.trial, context)}",
         f"one Hessian-vector product: {cost.product:.3g} s for the whole model, {cost.sweep:.3g} s for all layers one "
         "by one",
+        *_head_line(context, cost.head),
         f"memory: {cost.layout}",
         _image_line(context, passes),
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB for the units, plus the report",
@@ -109,6 +111,15 @@ def _tried(trial: TrialRun | None, context: Context) -> str:
         f"tried at {trial.alphas} of the {len(context.config.measured_alphas)} alphas, on {trial.images} of the "
         f"{context.probe.n} probe images and {trial.layers} of the {len(context.layers)} layers{products}"
     )
+
+
+def _head_line(context: Context, seconds: float) -> list[str]:
+    """How long the head takes that is made from text, if there is one."""
+    head = context.pair.classifier
+    if not context.pair.head_made:
+        return []
+    count = len(head.classnames) * len(head.templates)
+    return [f"head: {count:,} prompts are encoded once for each pair, in every process: {duration(seconds)}"]
 
 
 def _image_line(context: Context, passes: Mapping[Family, int]) -> str:
