@@ -17,7 +17,7 @@ from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.model import ClipModel
-from sharpscope.errors import DatasetError
+from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.miniworld import world as miniworld
 
 MakeFolder = Callable[..., Path]
