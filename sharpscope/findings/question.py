@@ -86,8 +86,9 @@ class Question:
         others = _Others.of(self, references, design)
         facts = (
             f"{a} and {b} have ID accuracies of {100 * ids[0]:.1f} and {100 * ids[1]:.1f} % that differ by "
-            f"{100 * apart:+.1f} points {span(100 * id_low, 100 * id_high, 1)}, OOD gains at alpha {self.alpha:g} that differ by {100 * gap:+.1f} points {span(100 * low, 100 * high, 1)}, and a log ratio "
-            f"of whole-model {self.measure} of {ratio:+.2f} {span(ratio_low, ratio_high)} over draws of {images} images"
+            f"{100 * apart:+.1f} points {span(100 * id_low, 100 * id_high, 1)}, OOD gains at alpha {self.alpha:g} that "
+            f"differ by {100 * gap:+.1f} points {span(100 * low, 100 * high, 1)}, and a log ratio of whole-model "
+            f"{self.measure} of {ratio:+.2f} {span(ratio_low, ratio_high)} over draws of {images} images"
         )
         margin = f"{100 * ID_TOLERANCE:g} points"
         if math.isfinite(ratio) and not math.isfinite(ratio_low):
