@@ -24,7 +24,7 @@ from sharpscope.study.designs import design_of_manifests, read_covariates, untol
 from sharpscope.study.finished import doubts_of
 from sharpscope.study.named import manifest_of, told_pairs
 from sharpscope.study.population import Population
-from sharpscope.study.primaries import check_comparable, measured_alpha, named_primary
+from sharpscope.study.primaries import check_comparable, check_measured, measured_alpha, named_primary
 from sharpscope.tables.files import csv_bytes, normalised, read_csv
 from sharpscope.tables.rows import groups_in, table, unique_in_order
 from sharpscope.vocabulary import BY_COST
@@ -102,7 +102,9 @@ def population(
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
     stragglers, sharpness = joined["stragglers"], joined["sharpness"]
     primary = named_primary(runs, primary_measure, primary_alpha)
-    check_comparable(runs, primary.measure, sharpness)
+    check_comparable(runs, primary.measure)
+    if primary_measure is not None:
+        check_measured(primary_measure, sharpness)
     return Population(
         "run", sharpness, joined["accuracy"], joined["path"], _design(runs, joined["path"], covariates),
         (primary.measure, measured_alpha(sharpness, primary.measure, primary.alpha)), primary.note,

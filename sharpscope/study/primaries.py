@@ -18,7 +18,7 @@ from sharpscope.study.named import manifest_of
 from sharpscope.tables.rows import measures_in, nearest
 from sharpscope.vocabulary import MEASURES
 
-__all__ = ["Primary", "check_comparable", "measured_alpha", "named_primary"]
+__all__ = ["Primary", "check_comparable", "check_measured", "measured_alpha", "named_primary"]
 
 Path = str | os.PathLike[str]
 
@@ -79,23 +79,24 @@ def _one(values: Mapping[Path, str | float], flag: str) -> None:
         )
 
 
-def check_comparable(runs: Sequence[Path], measure: str, sharpness: pd.DataFrame) -> None:
-    """Raise ConfigError where ``measure`` is in no run, or the runs took it with settings that change what it means.
-
-    Every measure depends on the probe set and its size; one of finite radius also on its radius, on the number of
-    images and on whether logits are normalised; a worst case also on its search. ``sharpness``: the table of all runs.
-    """
+def check_measured(measure: str, sharpness: pd.DataFrame) -> None:
+    """Raise ConfigError where ``measure`` was asked for and is in no row of ``sharpness``, the table of all runs."""
     known = measures_in(sharpness)
-    if measure not in MEASURES or (known and measure not in known):
+    if measure not in known:
         near = did_you_mean(measure, known) or f" The runs have {', '.join(known)}."
         raise ConfigError(f"primary_measure: no run has '{shown(measure, 60)}'.{near}")
-    of = MEASURES[measure]
-    names = [
-        *_OF_EVERY_MEASURE,
-        *(_OF_A_RADIUS if of.radius else ()),
-        *((of.radius,) if of.radius and of.rho is None else ()),
-        *(_OF_A_SEARCH if of.cost == "worst_case" else ()),
-    ]
+
+
+def check_comparable(runs: Sequence[Path], measure: str) -> None:
+    """Raise ConfigError where the runs took ``measure`` with settings that change what it means.
+
+    Every measure depends on the probe set and its size; one of finite radius also on its radius, on the number of
+    images and on whether logits are normalised; a worst case also on its search.
+    """
+    names = list(_OF_EVERY_MEASURE)
+    if measure in MEASURES and (radius := MEASURES[measure].radius):
+        names += [*_OF_A_RADIUS, *((radius,) if MEASURES[measure].rho is None else ())]
+        names += _OF_A_SEARCH if MEASURES[measure].cost == "worst_case" else ()
     configs = dict(_configs(runs))
     for name in names:
         for run, config in list(configs.items())[1:]:

@@ -124,7 +124,7 @@ def test_while_settings_are_unknown_nothing_is_concluded_and_a_column_declares_t
 
 # --------------------------------------------------------------------------------------------------- which row counts
 def test_neither_the_order_of_rows_nor_that_of_runs_decides() -> None:
-    """Half of the pairs have the mean over two sets, on which sharpness orders them, half that over three, at random."""
+    """Half of the pairs have the mean over two sets, on which sharpness orders them, half that over three."""
     n, rng = 40, np.random.default_rng(2)
     x, rate, distance, ids = rng.normal(size=(4, n))
     gain = 0.01 * np.concatenate([x[:20], rng.normal(size=20)])
