@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -61,8 +62,10 @@ def named_primary(runs: Sequence[Path], measure: str | None = None, alpha: float
     chosen = (first[0] if measure is None else measure, first[1] if alpha is None else float(alpha))
     if all(values == chosen for values in told.values()):
         return Primary(*chosen)
-    runs_named = ", ".join(f"{m} at alpha {a:g} ({shown(run)})" for run, (m, a) in told.items())
-    return Primary(*chosen, f"named for this comparison; the runs named {runs_named}")
+    counts = ", ".join(
+        f"{m} at alpha {a:g} ({n} of {len(told)})" for (m, a), n in sorted(Counter(told.values()).items())
+    )
+    return Primary(*chosen, f"named for this comparison; the runs named {counts}")
 
 
 def _one(values: Mapping[Path, str | float], flag: str) -> None:

@@ -14,7 +14,9 @@ from sharpscope.findings.design import Design
 from sharpscope.findings.partial import partial_correlation
 from sharpscope.findings.question import Question
 from sharpscope.findings.relation import relation_rows
+from sharpscope.findings.residuals import residual_rows
 from sharpscope.study.designs import design_of, untold, with_covariates
+from sharpscope.tables.rows import one_a_unit
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import CANNOT, HOLDS
 
@@ -88,6 +90,19 @@ def test_checkpoints_entered_again_under_other_names_change_nothing(times: int, 
         return tuple(float(v[0]) for v in (got.estimate, got.low, got.high, got.p, got.n_effective))
 
     assert found(times) == pytest.approx(found(1), abs=1e-9)
+
+
+def test_the_points_behind_an_estimate_are_one_for_all_copies_of_a_file() -> None:
+    """Over the units Pearson's correlation of the residuals is the estimate, though no setting is known."""
+    n, rng = 12, np.random.default_rng(4)
+    x, y, rate = (np.tile(v, 2) for v in rng.normal(size=(3, n)))
+    design = Design(names(2 * n), ("b",) * 2 * n, ("",) * 2 * n, file=tuple(f"hash{i % n}" for i in range(2 * n)))
+    rows = one_a_unit(pd.DataFrame(residual_rows(x, y, design, {"learning_rate": rate}, {})))
+    keys = design.keys(19, rng)
+    got = partial_correlation(x[None], y, design, {"learning_rate": rate}, keys=keys, rng=rng)
+    assert len(rows) == n
+    left = np.corrcoef(rows["residual_sharpness"], rows["residual_gain"])[0, 1]
+    assert left == pytest.approx(float(got.estimate[0]))
 
 
 def test_the_files_of_a_study_tell_copies_and_what_one_says_of_its_setting_holds_for_all() -> None:
