@@ -107,8 +107,9 @@ Reading guide
   residuals            the points behind the primary correlations of the whole model: sharpness and OOD gain of every
                        pair, and what is left of their ranks with the covariates in ``given`` held fixed
   residuals.base       the zero-shot model: its file's hash, or the name that the study gives
-  residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit; empty where
-                       nothing is known, and then the pair is a unit of its own
+  residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit, as are
+                       copies of one fine-tuned file; empty where nothing is known, and then the pair is a unit of its
+                       own
   residuals.ood_gain   OOD accuracy at ``alpha`` minus that of zero-shot, mean over the group's sets, in [-1, 1]
   residuals.residual_sharpness  residual rank of sharpness in units of its standard deviation, the same for all pairs
                        of a unit. Over the units its Pearson correlation with ``residual_gain`` is the estimate of the
