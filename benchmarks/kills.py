@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import functools
 import itertools
@@ -108,7 +109,8 @@ class Attack:
 
     def _run(self) -> int:
         try:
-            run.run(STUDY, self.root)
+            # In one process: a pool of several writes to its own pipes, which no disk refuses.
+            run.run(dataclasses.replace(STUDY, jobs=1), self.root)
         except SharpscopeError as error:
             return error.exit_code
         return 0

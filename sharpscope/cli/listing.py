@@ -10,8 +10,8 @@ from tyro.conf import Positional, arg
 from sharpscope.cli.options import Plugins
 from sharpscope.cli.outcome import Outcome
 from sharpscope.config.models import MINI, architectures, described
-from sharpscope.config.specs import LAYOUTS
-from sharpscope.vocabulary import CRITERIA, MEASURES, Words
+from sharpscope.config.specs import CORRUPTIONS, FOLDERS, LAYOUTS
+from sharpscope.vocabulary import COLLECTIONS, CRITERIA, MEASURES, Words
 
 __all__ = ["List"]
 
@@ -20,7 +20,10 @@ __all__ = ["List"]
 class List(Plugins):
     """List the measures, straggler criteria, data set specs, fine-tuning methods or models that sharpscope knows."""
 
-    what: Annotated[Positional[Literal["measures", "criteria", "datasets", "methods", "models"]], arg(metavar="WHAT")]
+    what: Annotated[
+        Positional[Literal["measures", "criteria", "datasets", "methods", "models"]],
+        arg(metavar="{measures,criteria,datasets,methods,models}"),
+    ]
     """What to list: measures, criteria, datasets, methods or models (the architectures that --model takes)."""
 
     def __call__(self) -> Outcome:
@@ -41,7 +44,14 @@ def _criteria() -> tuple[Words, list[str]]:
 
 
 def _datasets() -> tuple[Words, list[str]]:
-    return LAYOUTS, [layout.form for layout in LAYOUTS.values()]
+    """Every form of a spec with the words that it takes or the folder that it reads, then the names of several sets."""
+    rows = [
+        (x.form, " ".join(x.known) or " or ".join(f"{name}/" for name in FOLDERS.get(x.name, ())))
+        for x in LAYOUTS.values()
+    ]
+    rows += [(name, f"all of: {' '.join(specs)}") for name, specs in COLLECTIONS.items()]
+    ends = "After a spec: @SPLIT, +CORRUPTION@SEVERITY, #base or #new (half of the classes)."
+    return LAYOUTS, [line.rstrip() for line in _columns(rows)] + [ends, f"Corruptions: {' '.join(CORRUPTIONS)}"]
 
 
 def _methods() -> tuple[Words, list[str]]:

@@ -45,12 +45,16 @@ def _prompts(model: ClipModel, classnames: Sequence[str], templates: Sequence[st
     """Token ids [C * T, context_length]; the T templates of one class are consecutive rows."""
     if not classnames or not templates:
         raise ConfigError("head: needs at least one class name and one template.")
-    for template in templates:
-        if "{}" not in template:
-            raise ConfigError(f"templates: '{shown(template)}' has no {{}} where the class name goes.")
+    _check_templates(templates)
     texts = [template.replace("{}", name) for name in classnames for template in templates]
     with torch.inference_mode(False):  # the tokens are kept and used again in passes with gradients
         return model.tokenize(texts)
+
+
+def _check_templates(templates: Sequence[str]) -> None:
+    for template in templates:
+        if "{}" not in template:
+            raise ConfigError(f"templates: '{shown(template)}' has no {{}} where the class name goes.")
 
 
 def _class_vectors(model: ClipModel, theta: Mapping[str, Tensor], tokens: Tensor, num_classes: int) -> Tensor:
@@ -113,13 +117,41 @@ class Classifier:
         return f"Classifier({self.model.name!r}, {self.mode!r}, {len(self.classnames)} classes)"
 
     # ------------------------------------------------------------------ theta in, theta out
-    def attach(self, theta: Mapping[str, Tensor], theta_0: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def makes_head(self, *thetas: Mapping[str, Tensor]) -> bool:
+        """Whether :meth:`attach` needs a head made from text for any of these thetas."""
+        return self.mode == "zeroshot" or (self.mode == "stored" and any(HEAD_WEIGHT not in t for t in thetas))
+
+    def made_head(
+        self, theta_0: Mapping[str, Tensor], *, device: torch.device | str | None = None, one_template: bool = False
+    ) -> Tensor:
+        """The zero-shot head [C, D] of ``theta_0``, times its scale if ``scale_baked``, on the device of ``theta_0``.
+
+        Args:
+            theta_0: named tensors of the text tower.
+            device: where the prompts are encoded; None: where ``theta_0`` is. With 1,000 classes and 80 templates this
+                takes minutes on a CPU and seconds on a GPU.
+            one_template: encode the first template alone, which is quick and gives another head: to time what comes
+                after it.
+
+        Raises ConfigError for a template without ``{}``, or a tokenizer that cannot be built; PairMismatch where
+        ``theta_0`` lacks tensors of the text tower.
+        """
+        read = {k: v for k, v in theta_0.items() if tower_of(k) == "text"}
+        where = theta_0["logit_scale"].device if "logit_scale" in theta_0 else next(iter(read.values())).device
+        there = {k: v.to(device or v.device) for k, v in read.items()}
+        with torch.no_grad():
+            weight = self._vectors_from_text(there, one_template).to(where)
+            return _scale(theta_0) * weight if self.scale_baked else weight
+
+    def attach(
+        self, theta: Mapping[str, Tensor], theta_0: Mapping[str, Tensor] | None = None, head: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """``theta`` with the ``head.*`` that this mode reads, as a new dictionary that shares the tensors.
 
         zeroshot: the head and ``logit_scale`` of ``theta_0`` (default: ``theta``), so that only the image tower
         changes.
         stored: the head of ``theta``; if it has none, the zero-shot head of ``theta_0``, times its scale if
-        ``scale_baked``. text: no head.
+        ``scale_baked``. text: no head. ``head``: that of :meth:`made_head`, where it is known already.
 
         Raises:
             PairMismatch: a stored head without one row for each class, or a theta that lacks tensors of the model.
@@ -129,13 +161,10 @@ class Classifier:
         body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
         if self.mode == "text":
             return body
-        if self.mode == "stored" and HEAD_WEIGHT in theta:
+        if not self.makes_head(theta):
             self._check_head(theta[HEAD_WEIGHT])
             return dict(theta)
-        with torch.no_grad():
-            weight = self._vectors_from_text(base)
-            if self.scale_baked:
-                weight = _scale(base) * weight
+        weight = self.made_head(base) if head is None else head
         if self.mode == "zeroshot":
             body["logit_scale"] = base["logit_scale"]
         body[HEAD_WEIGHT] = weight
@@ -220,7 +249,10 @@ class Classifier:
         return tuple(k for k, g in zip(names, grads, strict=True) if g is not None)
 
     # ------------------------------------------------------------------ inside
-    def _vectors_from_text(self, theta: Mapping[str, Tensor]) -> Tensor:
+    def _vectors_from_text(self, theta: Mapping[str, Tensor], one_template: bool = False) -> Tensor:
+        _check_templates(self.templates)
+        if one_template:
+            return zero_shot_head(self.model, theta, self.classnames, self.templates[:1])
         if self._tokens is None:
             self._tokens = _prompts(self.model, self.classnames, self.templates)
         return _class_vectors(self.model, theta, self._tokens, len(self.classnames))

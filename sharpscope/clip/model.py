@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sharpscope.clip.attention import attention_heads
 from sharpscope.clip.prefix import Prefix
+from sharpscope.clip.text_end import CausalText
 from sharpscope.config.inputs import looks_like_tag
 from sharpscope.config.models import MINI, unknown_model
 from sharpscope.errors import ConfigError, PairMismatch, listing, shown
@@ -91,6 +92,7 @@ class ClipModel:
         self._image, self._text = _Tower(skeleton, "encode_image"), _Tower(skeleton, "encode_text")
         self._constants = dict(constants or {})
         self._moved: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._causal = CausalText.of(skeleton, self._constants)
         self._tokenizer = tokenizer
         self.shapes: dict[str, torch.Size] = {k: v.shape for k, v in skeleton.state_dict().items()}
         self.parameter_names: tuple[str, ...] = tuple(k for k, _ in skeleton.named_parameters())
@@ -252,8 +254,10 @@ class ClipModel:
     def encode_text(self, theta: Mapping[str, Tensor], tokens: Tensor, normalize: bool = True) -> Tensor:
         """Features [T, D] of ``tokens`` int64 [T, context_length], unit rows if ``normalize``.
 
-        Raises PairMismatch where ``theta`` lacks tensors of the text tower.
+        A causal tower reads the tokens up to the last end of a text alone (``clip.text_end``), which gives open_clip's
+        features up to rounding. Raises PairMismatch where ``theta`` lacks tensors of the text tower.
         """
+        tokens = tokens if self._causal is None else self._causal.read(tokens)
         return self._encode(self._text, self.text_names, theta, tokens, normalize)
 
     def embed_tokens(self, theta: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
@@ -272,7 +276,7 @@ class ClipModel:
         tower without a ``token_embedding``.
         """
         module = self._text.get_submodule(f"clip.{self._token_embedding()}")
-        hook = module.register_forward_hook(lambda *_: embeddings)
+        hook = module.register_forward_hook(lambda _, read, __: embeddings[:, : read[0].shape[1]])
         try:
             return self.encode_text(theta, tokens)
         finally:
@@ -292,6 +296,8 @@ class ClipModel:
         like = next(theta[k] for k in names if theta[k].is_floating_point())
         state = {f"clip.{k}": theta[k] for k in names if k in theta}
         state |= {f"clip.{k}": self._constant(k, like) for k in self._constants}
+        if tower is self._text and self._causal is not None:
+            state = self._causal.fit(state, inputs.shape[1], "clip.")
         inputs = inputs.to(like.device, like.dtype) if inputs.is_floating_point() else inputs.to(like.device)
         with no_fast_path():
             features = functional_call(tower, state, (inputs,), tie_weights=self._tied)

@@ -163,7 +163,9 @@ def read_spec(spec: str) -> Spec:
         whole, corruption = found["spec"], (name, severity)
     kind, colon, rest = whole.partition(":")
     split = None
-    if kind not in ("folder", "npz"):  # their paths may contain @, and they have no other splits
+    if kind == "folder" and "@" in rest and split_of(rest.rpartition("@")[2]):  # a path may contain other @
+        rest, _, split = rest.rpartition("@")
+    elif kind not in ("folder", "npz"):
         if colon:
             rest, at, last = rest.rpartition("@") if "@" in rest else (rest, "", "")
         else:

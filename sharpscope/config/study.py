@@ -18,9 +18,10 @@ from typing_extensions import Doc
 
 from sharpscope.config.collections import expand_specs
 from sharpscope.config.fields import check_keys, checked_fields, plain
+from sharpscope.config.models import MINI
 from sharpscope.config.oodgroups import expand_ood, flat_ood, ood_groups, split_group
 from sharpscope.config.ranges import check_products, check_ranges
-from sharpscope.config.specs import check_classes
+from sharpscope.config.specs import check_classes, read_spec
 from sharpscope.config.spellings import current_keys
 from sharpscope.errors import ConfigError, shown
 from sharpscope.vocabulary import (
@@ -418,6 +419,12 @@ class StudyConfig:
             raise ConfigError(
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
+            )
+        mini = [read_spec(spec).kind == "mini" for spec in (self.probe, *self.id, *self.ood_groups)]
+        if mini[0] and not any(mini[1:]) and self.model != MINI:
+            raise ConfigError(
+                f"probe: {self.probe} has pictures of the embedded world, and nothing else in this study is of it.\n"
+                "Remedy: --probe SPEC with training images of the task (imagenet@train, folder:PATH/train ...)."
             )
         for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
             check_classes(specs, role)

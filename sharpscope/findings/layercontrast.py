@@ -87,8 +87,8 @@ def contrast_rows(
         layers.sets(), y, design, covariates, keys=keys, rng=rng, level=level, outcome=outcome, errors=errors
     )
     one = found.partial
-    head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
-    head["doubt"] = one.doubt[0] or one.doubt[1]
+    head: dict[str, Any] = {"given": one.given[0], "left_out": one.left_out[0]}
+    head |= {"n": int(one.n[0]), "n_effective": int(one.n_effective[0]), "doubt": one.doubt[0] or one.doubt[1]}
     empty = int((~layers.chosen.any(axis=0)).sum())
     nobody = f"no layer is chosen in {empty} of {len(y)} pairs" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)

@@ -75,7 +75,7 @@ def _where(row: Mapping[str, Any]) -> str:
     return ", ".join([*parts, alpha_is(row["alpha"])])
 
 
-_ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "data", "layers"}
+_ELSEWHERE = {"pairs", "identity", "config", "timing", "inputs", "contents", "data", "layers"}
 """The keys of the manifest that this section leaves out, because another section shows them or they are folded away."""
 
 

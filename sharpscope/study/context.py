@@ -45,10 +45,11 @@ Half = Literal["train", "test"]
 """The images that a study measures on | those that it evaluates on."""
 
 
-def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
+def load_study_pair(config: StudyConfig, pair: PairConfig, *, rough_head: bool = False) -> LoadedPair:
     """``load_pair`` with the settings of a study; a head made from text without class names gets the probe set's.
 
     So do learnt prompts whose own classes are not the probe set's: they are put before its class names.
+    ``rough_head``: as for ``load_pair``.
     """
 
     def load(classnames: str | Sequence[str] | None) -> LoadedPair:
@@ -64,6 +65,8 @@ def load_study_pair(config: StudyConfig, pair: PairConfig) -> LoadedPair:
             upgraded_model=config.upgraded_model,
             head_file=config.head_file,
             class_position=config.class_position,
+            device=pick_device(config.device),
+            rough_head=rough_head,
         )
 
     def probe(clip: ClipModel, names: Sequence[str] | None = None) -> Dataset:
@@ -138,8 +141,16 @@ class Context:
     """The ranks that measure units together (``split_units``)."""
 
     @classmethod
-    def load(cls, config: StudyConfig, pair: PairConfig, shelf: Shelf | None = None, team: Team = ALONE) -> Context:
-        return cls(config, load_study_pair(config, pair), shelf or Shelf(), team)
+    def load(
+        cls,
+        config: StudyConfig,
+        pair: PairConfig,
+        shelf: Shelf | None = None,
+        team: Team = ALONE,
+        *,
+        rough_head: bool = False,
+    ) -> Context:
+        return cls(config, load_study_pair(config, pair, rough_head=rough_head), shelf or Shelf(), team)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -351,10 +362,13 @@ def check_test_sets(config: StudyConfig) -> None:
     check_folders((config.probe, *config.id, *config.ood_groups), config.data_root)
 
 
-def load_contexts(config: StudyConfig, team: Team = ALONE) -> dict[str, Context]:
-    """The context of every pair, its checkpoints and data loaded and checked; raises what ``run`` raises."""
+def load_contexts(config: StudyConfig, team: Team = ALONE, *, rough_head: bool = False) -> dict[str, Context]:
+    """The context of every pair, its checkpoints and data loaded and checked; raises what ``run`` raises.
+
+    ``rough_head``: as for ``load_pair``; nothing may be measured then.
+    """
     shelf = Shelf()
-    contexts = {p.name: Context.load(config, p, shelf, team) for p in config.pairs}
+    contexts = {p.name: Context.load(config, p, shelf, team, rough_head=rough_head) for p in config.pairs}
     for context in contexts.values():
         _ = context.probe, context.datasets
         _check_batches(context.probe, team)

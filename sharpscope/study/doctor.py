@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from packaging.requirements import Requirement
 from torch import Tensor
 
 from sharpscope.clip.datasets.spec import load_dataset
@@ -27,9 +28,8 @@ from sharpscope.weights.theta import on_device
 
 __all__ = ["Finding", "doctor"]
 
-_NEEDED: Final = ("torch", "torchvision", "open_clip_torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn")
-_EXTRAS: Final = ("timm", "transformers", "datasets", "submitit")
-"""Packages that some models, data sets or machines need, and most users do not."""
+_DEVELOPERS: Final = frozenset({"test", "docs", "bench"})
+"""The extras of those who work on sharpscope itself."""
 _STEP: Final = 1e-4
 """Step of the finite differences, as a share of the layer's norm."""
 _LIMIT: Final = 1e-5
@@ -66,11 +66,28 @@ def doctor(device: Device = "auto") -> tuple[Finding, ...]:
 
 def _software() -> Iterator[Finding]:
     yield Finding("sharpscope", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in _NEEDED:
+    needed, optional = _packages()
+    for name in needed:
         found = _version(name)
         yield Finding(name, found or "is not installed, and sharpscope needs it", wrong=found is None)
-    extras = [f"{name} {version}" for name in _EXTRAS if (version := _version(name))]
+    extras = [f"{name} {version}" for name in optional if (version := _version(name))]
     yield Finding("optional packages", ", ".join(extras) or "none")
+
+
+def _packages() -> tuple[list[str], list[str]]:
+    """The packages that sharpscope requires, and those of its extras for users, as its own metadata name them."""
+    try:
+        lines = metadata.requires("sharpscope") or []
+    except metadata.PackageNotFoundError:  # run from its folder
+        return [], []
+    required = [Requirement(line) for line in lines]
+
+    def asked(*extras: str) -> list[str]:
+        return [r.name for r in required if r.marker is None or any(r.marker.evaluate({"extra": x}) for x in extras)]
+
+    extras = set(metadata.metadata("sharpscope").get_all("Provides-Extra") or ()) - _DEVELOPERS
+    needed = asked("")
+    return needed, [name for name in dict.fromkeys(asked(*sorted(extras))) if name not in needed]
 
 
 def _version(name: str) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
+import json
 import os
 import platform
 from collections.abc import Iterable, Mapping
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sharpscope.clip.datasets.images import REMEMBERED
 from sharpscope.config.idle import changes_nothing
 from sharpscope.config.specs import LAYOUTS, read_spec
 from sharpscope.config.spellings import EARLIER_DEFAULTS
@@ -24,7 +27,7 @@ from sharpscope.study.tasks import perturbation_alphas
 from sharpscope.study.workers import threads_of
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, Words, __version__
 
-__all__ = ["identity_of", "manifest_of"]
+__all__ = ["contents_of", "identity_of", "manifest_of"]
 _NOT_NUMBERS = ("jobs", "memory", "image_cache", "title", "question", "caveat", "tags")
 """Fields of the config that change no number; a run directory may be resumed with other values of them."""
 _LATER: Mapping[str, Any] = {
@@ -65,6 +68,29 @@ def identity_of(config: StudyConfig, contexts: Mapping[str, Context]) -> dict[st
         | ({"device": device} if device != "cpu" else {})
         | ranks
     )
+
+
+def contents_of(contexts: Mapping[str, Context]) -> dict[str, Any]:
+    """Digests of what the config only names: the architecture, the class names and prompts, and every data set.
+
+    A file of templates that was edited, or a folder in which images moved from one class to another, is another
+    experiment under the same flags. Of each set all labels and ``REMEMBERED`` pictures are looked at.
+    """
+    found: dict[str, Any] = {}
+    for name, c in contexts.items():
+        head, model = c.pair.classifier, c.pair.model
+        examples = c.probe.dataset.subset(c.probe.indices)
+        found[name] = {
+            "model": _digest(model.config),
+            "classnames": _digest(head.classnames), "templates": _digest(head.templates),
+            "probe": examples.fingerprint(REMEMBERED),
+            "data": {spec: dataset.fingerprint(REMEMBERED) for spec, dataset in c.datasets.items()},
+        }  # fmt: skip
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
 def _from_outside(config: StudyConfig) -> dict[str, dict[str, list[str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,7 +13,8 @@ from sharpscope.curvature.fisher import FEW_CLASSES
 from sharpscope.machine.ranks import ranks
 from sharpscope.study.context import Context, check_inputs, load_contexts
 from sharpscope.study.evaluating import points_at_once
-from sharpscope.study.tasks import Family, looked_at, plan_curvature, variants
+from sharpscope.study.results import Results
+from sharpscope.study.tasks import Family, looked_at, variants
 from sharpscope.study.timing import TrialRun, costs
 from sharpscope.study.workers import in_threads_of, with_jobs
 from sharpscope.vocabulary import BASES, MEASURES, Cost, expand_measures
@@ -34,7 +36,7 @@ def plan(config: StudyConfig) -> str:
     """
     check_inputs(config)
     config = with_jobs(config)
-    contexts = load_contexts(config)
+    contexts = load_contexts(config, rough_head=True)
     context = next(iter(contexts.values()))
     with in_threads_of(config):
         cost = costs(context)
@@ -52,25 +54,29 @@ def plan(config: StudyConfig) -> str:
         "path": alphas * (cost.loss + cost.evaluate) + passes["path"] * decoded,
         "repair": (repairs * cost.evaluate + passes["repair"] * decoded) * repaired / images,
     }  # fmt: skip
+    found = Counter(task.kind for task in Results(config, {context.pair.name: context.layers}).first_tasks())
     units = {
-        "curvature": len(plan_curvature(config.measured_alphas)), "single layers": 4, "path": alphas, "repair": repairs,
+        "curvature": found["curvature"], "single layers": found["layers"] + found["noise"], "path": found["path"],
+        "repair": repairs,
     }  # fmt: skip
     if further := alphas * (len(config.paths) - 1):
         seconds["further paths"] = further * cost.evaluate + _fisher_seconds(context, cost.loss)
-        units["further paths"] = further
+        units["further paths"] = found["pathvariant"]
     if config.upgraded or config.output_baselines or config.ensembles:
         mixed = bool(config.output_baselines) + bool(config.ensembles)
         mixing = alphas * bool(config.upgraded) + 2.0 * mixed
         if "vrf" in config.output_baselines:  # both ends on the training images
             mixing += 2 * len(context.vrf_train) / sum(len(d) for d in context.datasets.values())
         seconds["other accuracy"] = mixing * cost.evaluate
-        units["other accuracy"] = alphas * bool(config.upgraded) + mixed
+        units["other accuracy"] = found["upgraded"] + found["outputs"] + found["ensembles"]
     if config.eigenvectors:
         points = len(looked_at(config.alphas, config.eigenvector_alphas))
         seconds["eigenvectors"] = points * cost.eigenvectors
-        units["eigenvectors"] = points
+        units["eigenvectors"] = found["eigenvectors"]
     sharing = config.processes * ranks().world  # a unit that the ranks split takes each of them its part of the time
-    total = sum(seconds.values()) * len(contexts) / sharing
+    # Every process makes the head of every pair for itself.
+    longest = max((s / units[kind] for kind, s in seconds.items() if units[kind]), default=0.0)  # one process has it
+    total = max(sum(seconds.values()) * len(contexts) / sharing, longest) + cost.head * len(contexts)
     # What each image adds to an estimate is kept as float32.
     told_apart = sum(MEASURES[m].cost in ("trace", "outer") for m in expand_measures(config.measures))
     disk = units["path"] * images + units["repair"] * repaired
@@ -84,6 +90,7 @@ def plan(config: StudyConfig) -> str:
         f"{_tried(cost.trial, context)}",
         f"one Hessian-vector product: {cost.product:.3g} s for the whole model, {cost.sweep:.3g} s for all layers one "
         "by one",
+        *_head_line(context, cost.head),
         f"memory: {cost.layout}",
         _image_line(context, passes),
         f"disk: about {disk * len(contexts) / 2**20:,.0f} MiB for the units, plus the report",
@@ -109,6 +116,15 @@ def _tried(trial: TrialRun | None, context: Context) -> str:
         f"tried at {trial.alphas} of the {len(context.config.measured_alphas)} alphas, on {trial.images} of the "
         f"{context.probe.n} probe images and {trial.layers} of the {len(context.layers)} layers{products}"
     )
+
+
+def _head_line(context: Context, seconds: float) -> list[str]:
+    """How long the head takes that is made from text, if there is one."""
+    head = context.pair.classifier
+    if not context.pair.head_made:
+        return []
+    count = len(head.classnames) * len(head.templates)
+    return [f"head: {count:,} prompts are encoded once for each pair, in every process: {duration(seconds)}"]
 
 
 def _image_line(context: Context, passes: Mapping[Family, int]) -> str:

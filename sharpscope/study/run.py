@@ -13,7 +13,7 @@ from sharpscope.errors import ConfigError
 from sharpscope.study.context import check_inputs, load_contexts
 from sharpscope.study.launch import Launch
 from sharpscope.study.log import failures_in
-from sharpscope.study.manifest import identity_of, manifest_of
+from sharpscope.study.manifest import contents_of, identity_of, manifest_of
 from sharpscope.study.report import Run, read_derived, write_derived
 from sharpscope.study.results import Results
 from sharpscope.study.shard import Shard, Unfinished
@@ -77,7 +77,7 @@ def run_shard(
             launch.wait_for("the directory is open")
         directory = RunDirectory.open(
             tempfile.mkdtemp(prefix="sharpscope-") if out is None else out,
-            identity_of(config, contexts),
+            identity_of(config, contexts) | {"contents": contents_of(contexts)},
             manifest_of(config, contexts) if launch.leads else {},
         )
         launch.say("the directory is open")

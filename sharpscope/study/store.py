@@ -35,6 +35,8 @@ _MADE_BEFORE: Final = frozenset({"checkpoints", "slurm"})
 """The folders that a run directory may contain before its manifest is written: the fine-tuned files of a sweep, and the
 files of a submission to a scheduler."""
 _OWN: Final = frozenset({"manifest.json", "units", "claims", "log.jsonl"})
+_SAID_LATER: Final = ("contents",)
+"""Parts of the identity that older directories lack. There they are not compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,8 @@ class RunDirectory:
                 text = json.dumps({"format": _FORMAT, "identity": identity, **manifest}, indent=2) + "\n"
                 write_once(root / "manifest.json", text.encode())
         stored = _read_manifest(root)
+        unsaid = {key for key in _SAID_LATER if key not in stored["identity"]}
+        identity = {k: v for k, v in identity.items() if k not in unsaid}
         if difference := _difference(stored["identity"], identity):
             others = stored["identity"] | {"ranks": identity.get("ranks")} != identity
             again = "" if others else "Start as many ranks as there (torchrun --nproc-per-node). Or: "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sharpscope.clip.answering import correct
 from sharpscope.clip.datasets.dataset import Dataset
+from sharpscope.clip.head import zero_shot_head
 from sharpscope.clip.probe import Probe
 from sharpscope.curvature.arithmetic import second_order
 from sharpscope.curvature.eigen import RitzSpace
@@ -61,15 +62,16 @@ class Costs:
     """Seconds of the parts of a study, for one pair.
 
     ``curvature``: measuring at all alphas. ``loss``: one pass over the probe set. ``decode``, ``evaluate``: reading all
-    test images, and answering them. ``product``, ``sweep``: one Hessian-vector product of the whole model, and one for
-    each layer. ``trial``: what was tried, None where nothing could be in the time, so that ``curvature`` rests on a
-    guess.
+    test images, and answering them. ``head``: making the head from text; 0 where it is not made. ``product``,
+    ``sweep``: one Hessian-vector product of the whole model, and one for each layer. ``trial``: what was tried, None
+    where nothing could be in the time, so that ``curvature`` rests on a guess.
     """
 
     curvature: float
     loss: float
     decode: float
     evaluate: float
+    head: float
     product: float
     sweep: float
     eigenvectors: float
@@ -102,7 +104,8 @@ def costs(context: Context) -> Costs:
     steps = _GUESS if trial is None else trial.products.get("eigenvalues", _GUESS)
     vectors = sum(product if x == ALL else layer for x in config.eigenvector_layers)
     eigenvectors = 2 * gradient + config.eigenvectors * min(steps, config.max_matvecs) * vectors
-    return Costs(curvature, loss, decode, evaluate, product, sweep, eigenvectors, layout, trial)
+    head = _head(context, theta)
+    return Costs(curvature, loss, decode, evaluate, head, product, sweep, eigenvectors, layout, trial)
 
 
 def _open(context: Context) -> list[str]:
@@ -230,6 +233,19 @@ def _gradient(part: Probe, theta: Mapping[str, Tensor], names: Sequence[str]) ->
     with second_order():
         for i in range(len(part.weights)):
             torch.autograd.grad(part.batch_loss(i, {**theta, **params}), list(params.values()), allow_unused=True)
+
+
+def _head(context: Context, theta: Mapping[str, Tensor]) -> float:
+    """Seconds of encoding all prompts of a head that is made from text when a pair is loaded."""
+    if not context.pair.head_made:
+        return 0.0
+    head = context.pair.classifier
+
+    def encode(classes: int) -> None:
+        with torch.no_grad():
+            zero_shot_head(head.model, theta, head.classnames[:classes], head.templates)
+
+    return len(head.classnames) * _rate(context, len(head.classnames), encode)
 
 
 def _test_images(context: Context, theta: Mapping[str, Tensor]) -> tuple[float, float]:

@@ -82,6 +82,8 @@ def test_list_shows_the_words_and_those_of_a_plugin(typed: Callable[..., Said], 
     names = [line.split()[0] for line in out.splitlines() if line.strip() and line[0] != " "]
     known = {"measures": "hessian_trace", "criteria": "share:M", "datasets": "folder:PATH", "methods": "lipsum-ft"}
     assert own in names and known[what] in names
+    if what == "datasets":
+        assert "photo-dark" in out and "all of: imagenet-v2 imagenet-r" in out and "gaussian_noise" in out
 
 
 def test_a_data_set_of_one_s_own(typed: Callable[..., Said]) -> None:

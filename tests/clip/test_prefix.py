@@ -78,7 +78,7 @@ def test_only_what_follows_the_change_is_computed(tiny_thetas: Thetas) -> None:
     spent = {x.name: work(probe.suffix(theta, x.params), theta, x) for x in layers}
     image = [x for x in layers if x.tower == "image"]
     blocks = [spent[x.name] for x in image if "resblocks" in x.name]
-    assert blocks == sorted(blocks, reverse=True) and blocks[-1] < 0.4 * blocks[0] and blocks[0] < 0.4 * whole
+    assert blocks == sorted(blocks, reverse=True) and blocks[-1] < 0.4 * blocks[0] and blocks[0] < whole / 2  # no text
     text = [spent[x.name] for x in layers if x.tower == "text" and "resblocks" in x.name]
     assert text == sorted(text, reverse=True) and all(s < whole for s in text)
     everything = Layer("(all)", tuple(n for x in layers for n in x.params), "image", 0, "block", 1)

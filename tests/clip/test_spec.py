@@ -17,7 +17,7 @@ from sharpscope.clip.datasets.dataset import Dataset, stratified
 from sharpscope.clip.datasets.names import read_classnames
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.model import ClipModel
-from sharpscope.errors import DatasetError
+from sharpscope.errors import ConfigError, DatasetError
 from sharpscope.miniworld import world as miniworld
 
 MakeFolder = Callable[..., Path]
@@ -149,6 +149,19 @@ def test_folders_too_big_to_keep_give_the_same_bits(
     (root / "b" / "000.png").unlink()
     with pytest.raises(DatasetError, match=r"000\.png"):
         everything(lazy)
+
+
+def test_a_split_of_folders_is_named_as_any_other(tiny_model: ClipModel, image_folder: MakeFolder) -> None:
+    for i, part in enumerate(("train", "val")):
+        image_folder({"cat": 1 + i, "dog": 2}, name=f"set/{part}")
+    root = image_folder({"cat": 2}, name="flat").parent
+    read = [
+        load_dataset(f"folder:set{at}", model=tiny_model, data_root=root, split="test") for at in ("@train", "@val", "")
+    ]
+    assert [(len(d), d.facts["split"]) for d in read] == [(3, "train"), (4, "val"), (4, "val")]
+    for spec, words in (("folder:set@test", "unknown split 'test'"), ("folder:flat@train", "the set has no splits")):
+        with pytest.raises(ConfigError, match=words):
+            load_dataset(spec, model=tiny_model, data_root=root)
 
 
 def test_relative_folders_are_under_the_data_root(tiny_model: ClipModel, image_folder: MakeFolder) -> None:

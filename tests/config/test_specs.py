@@ -24,6 +24,8 @@ def test_the_parts_of_a_spec() -> None:
     spec = read_spec("mini:photo@val+fog@3")
     assert (spec.kind, spec.rest, spec.split, spec.corruption) == ("mini", "photo", "val", ("fog", 3))
     assert read_spec("folder:a@b").rest == "a@b"
+    assert (read_spec("folder:a@b@valid").rest, read_spec("folder:a@b@valid").split) == ("a@b", "valid")
+    assert read_spec("folder:a@train/").rest == "a@train/"
 
 
 @pytest.mark.parametrize(

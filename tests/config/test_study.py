@@ -144,6 +144,7 @@ def test_what_makes_numbers_or_units_meaningless_is_refused_with_the_remedy(valu
         ({"pairs": ()}, "pairs: nothing to analyse"),
         ({"id": (), "ood": ()}, "id, ood: give at least one test set"),
         ({"ood": ("mini:photo",)}, "ood: 'mini:photo' is among id too"),
+        ({"id": ("imagenet",), "ood": ("folder:far",)}, "probe: mini:photo has pictures of the embedded world, and"),
         (
             {"measures": ("lambda_max",)},
             "straggler_criterion: 'change:hessian_trace' needs hessian_trace among",

@@ -59,6 +59,14 @@ def draws() -> list[pd.DataFrame]:
     return [measured(seed) for seed in range(DRAWS)]
 
 
+def test_the_error_over_images_holds_that_of_the_estimate(draws: list[pd.DataFrame]) -> None:
+    rough = [measured(seed, n=6, rtol=0.9, max_matvecs=2) for seed in range(8)]  # few directions on few images
+    for table in (*draws, *rough):
+        rows = table[["stderr_images", "stderr"]].dropna()
+        assert len(rows) >= 3
+        assert (rows["stderr_images"] >= rows["stderr"]).all()
+
+
 @pytest.mark.parametrize("measure", MEASURES)
 @pytest.mark.parametrize("layer", ["low", "high", "(all)"])
 def test_the_stated_error_is_the_spread_over_draws_of_images(

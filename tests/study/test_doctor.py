@@ -44,7 +44,8 @@ def test_products_that_are_off_by_a_thousandth_are_told(
 
 
 def test_a_package_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NEEDED", ("torch", "a-package-that-nobody-has"))
+    listed = ["torch>=2", "a-package-that-nobody-has", 'nor-this; extra == "hf"', 'nor-that; extra == "test"']
+    monkeypatch.setattr(module.metadata, "requires", lambda name: listed)
     monkeypatch.setattr(module, "_product", lambda place: [])
     (wrong,) = (x for x in doctor("cpu") if x.wrong)
     assert str(wrong) == "WRONG  a-package-that-nobody-has: is not installed, and sharpscope needs it"

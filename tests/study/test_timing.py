@@ -8,18 +8,22 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import sharpscope
+from sharpscope.clip.model import ClipModel
 from sharpscope.config.study import StudyConfig
 from sharpscope.curvature.graphs import MemoryPlan
 from sharpscope.curvature.measures.registry import measure_layers
 from sharpscope.machine.ranks import Ranks
 from sharpscope.study import timing
-from sharpscope.study.context import Context
+from sharpscope.study.context import Context, load_study_pair
+from sharpscope.study.plan import plan
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +138,10 @@ def test_work_that_follows_from_the_settings_is_counted(config: StudyConfig, con
     assert math.isclose(timing._counted(thin, 1000.0, 1.0), few * 3 * 7 * layers * 1000)
 
 
-def test_the_time_is_divided_by_jobs_and_ranks(
+def test_the_time_is_divided_by_jobs_and_ranks_down_to_the_longest_unit(
     config: StudyConfig, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = timing.costs(context)
+    known = replace(timing.costs(context), curvature=0.0, evaluate=0.0, decode=0.0, head=0.0, loss=1.0)
     monkeypatch.setattr("sharpscope.study.plan.costs", lambda _: known)
     monkeypatch.setattr("sharpscope.study.plan.duration", repr)
 
@@ -149,7 +153,10 @@ def test_the_time_is_divided_by_jobs_and_ranks(
     alone, said = told(1)
     assert said == "1 process" and told(2) == (pytest.approx(alone / 2), "2 processes")
     monkeypatch.setattr("sharpscope.study.plan.ranks", lambda: Ranks(world=3))
-    assert told(2) == (pytest.approx(alone / 6), "6 processes")
+    assert told(1) == (pytest.approx(alone / 3), "3 processes")
+    monkeypatch.setattr("sharpscope.study.plan.ranks", lambda: Ranks())
+    layers = alone - 3  # four units: two bases, at both of which layers move, and the noise
+    assert told(1000) == (pytest.approx(layers / 4), "1000 processes")
 
 
 @pytest.mark.parametrize(("asked", "count"), [({"threads": 2}, 2), ({"threads": 1}, 1), ({"threads": 3, "jobs": 2}, 3)])
@@ -167,3 +174,28 @@ def test_the_work_is_tried_with_the_threads_that_a_run_has(
     before = torch.get_num_threads()
     sharpscope.plan(replace(config, **asked))  # type: ignore[arg-type]
     assert seen == [count] and torch.get_num_threads() == before
+
+
+def test_a_plan_encodes_few_prompts_and_says_how_long_all_of_them_take(
+    config: StudyConfig, monkeypatch: pytest.MonkeyPatch, untimed: None, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"drawing {i} of a {{}}.\n" for i in range(40)))
+    asked = replace(config, head="zeroshot", templates=str(prompts))
+    counted: list[int] = []
+    encode = ClipModel.encode_text
+
+    def counting(self: ClipModel, theta: Any, tokens: Tensor, normalize: bool = True) -> Tensor:
+        counted.append(len(tokens))
+        return encode(self, theta, tokens, normalize)
+
+    monkeypatch.setattr(ClipModel, "encode_text", counting)
+    pair = load_study_pair(asked, asked.pairs[0], rough_head=True)
+    assert sum(counted) == 16 and pair.head_made
+    counted.clear()
+    whole = load_study_pair(asked, asked.pairs[0])
+    assert sum(counted) == 16 * 40  # once for both ends
+    assert not torch.equal(whole.theta_0["head.weight"], pair.theta_0["head.weight"])
+    assert torch.equal(whole.theta_0["head.weight"], whole.theta_1["head.weight"])
+    assert "head: 640 prompts are encoded once for each pair, in every process: " in plan(asked)
+    assert "head:" not in plan(replace(config, head="text"))

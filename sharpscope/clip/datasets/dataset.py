@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -235,24 +236,41 @@ class Dataset:
         Of sets with more than ``most`` pictures, of so many, evenly spaced in the set's order: two large sets of the
         same pictures in the same order have the same digests. Pictures that cannot be read have none.
         """
-        rows = self._spaced(most)
-        parts = self._source.stream([rows[start : start + 64] for start in range(0, len(rows), 64)])
-        return frozenset(
-            hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest() for _, pixels in parts for image in pixels
-        )
+        return frozenset(self._pixel_digests(_spaced(self._kept_rows, most)))
 
     def file_digests(self, most: int = 1024) -> frozenset[bytes]:
         """Like :meth:`digests`, of the pictures' files, none of which is decoded.
 
         Empty where pictures are not files, or are changed after they are read.
         """
-        return frozenset(self._source.file_digests(self._spaced(most)))
+        return frozenset(self._source.file_digests(_spaced(self._kept_rows, most)))
 
-    def _spaced(self, most: int) -> list[int]:
-        """At most ``most`` rows of the source, evenly spaced in the set's order."""
-        kept = self._kept
-        count = min(len(kept), most)
-        return [self._rows[kept[i * len(kept) // count]] for i in range(count)]
+    def fingerprint(self, most: int) -> str:
+        """A digest (BLAKE2b, 16 bytes, in hex) of the set as it was loaded: of every target and group, and of pictures.
+
+        Of sets with more than ``most`` pictures, of so many, evenly spaced in the set's order: of their files, or of
+        their pixels where they are no files or are changed after they are read. It is the same before and after
+        unreadable images are found, and whether or not the images stay in memory.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        for numbers in (self._labels, self._groups):
+            found.update(b"-" if numbers is None else numbers.numpy().tobytes())
+        found.update(json.dumps([self.classes, self.projection, self.group_names]).encode())
+        rows = _spaced(self._rows, most)
+        for digest in self._source.file_digests(rows) or self._pixel_digests(rows):
+            found.update(digest)
+        return found.hexdigest()
+
+    @property
+    def _kept_rows(self) -> list[int]:
+        """The rows of images that are not known to be unreadable."""
+        return [self._rows[i] for i in self._kept]
+
+    def _pixel_digests(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The digest of every picture's pixels that can be read, in the order of ``rows``."""
+        for _, pixels in self._source.stream([rows[start : start + 64] for start in range(0, len(rows), 64)]):
+            for image in pixels:
+                yield hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
 
     def _batch(
         self,
@@ -381,6 +399,12 @@ class Dataset:
             frames=self._frames.at(at) if self._frames is not None else None,
             bare_targets=self._bare_targets,
         )
+
+
+def _spaced(rows: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of the rows, evenly spaced."""
+    count = min(len(rows), most)
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _check_range(name: str, what: str, values: Tensor, count: int, names: str) -> None:

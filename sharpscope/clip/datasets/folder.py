@@ -38,14 +38,16 @@ def find_folder(request: Request) -> Found:
     ``classnames.txt`` (the names of the class folders, or one line for each class folder in sorted order) and
     ``zeroshot_classification_templates.txt``, as CLIP_benchmark writes them.
 
-    Raises DatasetError for a mixture of split folders and class folders, two folders of the same class name, a folder
-    that is reached twice through links, and names in an order that has two readings.
+    Raises ConfigError for a split that the spec names (``@train``) and that is not there, DatasetError for a mixture of
+    split folders and class folders, two folders of the same class name, a folder that is reached twice through links,
+    and names in an order that has two readings.
     """
     top = Path(request.root).expanduser() / Path(request.rest).expanduser()
-    folder, split = top, None
+    folder = top
     found = class_folders(top, request.spec)
-    if splits := _splits(top, found, request.spec):
-        split = chosen_split(request.spec, request.split, splits, named=False)
+    splits = _splits(top, found, request.spec)
+    split = chosen_split(request.spec, request.split, splits, named=request.named)
+    if splits:
         folder = top / str(split)
         found = sorted({c for s in splits for c in class_folders(top / s, request.spec)})
     there = class_folders(folder, request.spec)

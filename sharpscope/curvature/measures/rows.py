@@ -37,25 +37,25 @@ class MeasureSettings:
     Raises ConfigError for a number outside its range, such as an rtol of 1 or more.
     """
 
-    seed: int = 0
-    rtol: float = 0.05
+    seed: int = StudyConfig.seed
+    rtol: float = StudyConfig.rtol
     atol_share: float = StudyConfig.atol_share
-    max_matvecs: int = 100
-    noise_samples: int = 8
-    pgd_steps: int = 20
-    rho_avg: float = 0.1
-    rho_linf: float = 0.002
-    rho_l2: float = 0.5
-    rho_geodesic: float = 0.05
+    max_matvecs: int = StudyConfig.max_matvecs
+    noise_samples: int = StudyConfig.noise_samples
+    pgd_steps: int = StudyConfig.pgd_steps
+    rho_avg: float = StudyConfig.rho_avg
+    rho_linf: float = StudyConfig.rho_linf
+    rho_l2: float = StudyConfig.rho_l2
+    rho_geodesic: float = StudyConfig.rho_geodesic
     memory: int | None = None
-    trace_method: TraceMethod = "per_example"
-    precision: Precision = "full"
+    trace_method: TraceMethod = StudyConfig.trace_method
+    precision: Precision = StudyConfig.precision
     density_steps: int = 20
     density_runs: int = 8
-    normalize_logits: bool = False
-    random_start: bool = False
-    eigen_method: EigenMethod = "lanczos"
-    products: Products = "graph"
+    normalize_logits: bool = StudyConfig.normalize_logits
+    random_start: bool = StudyConfig.random_start
+    eigen_method: EigenMethod = StudyConfig.eigen_method
+    products: Products = StudyConfig.products
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -204,7 +204,8 @@ def trace_row(
     error = math.nan
     if result.contributions is not None and math.isfinite(result.estimate):
         parts, sizes = result.contributions, batch_sizes(objective)
-        error = error_over_images(parts, objective.weights, sizes, blur=result.blur)
+        # The error of the estimate is a part of it, and the stated one may be the larger of two guesses at that part.
+        error = max(error_over_images(parts, objective.weights, sizes, blur=result.blur), result.stderr)
         if told_apart(parts, sizes):
             table.parts[measure, layer] = torch.cat(parts).detach().float().cpu()
     table.add(
