@@ -14,6 +14,7 @@ from typing import Final
 import pandas as pd
 
 from sharpscope.atomic import write_atomic, writing
+from sharpscope.clip.datasets.common import common_pictures
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.datasets.targets import labelled_files, unlabelled_images
 from sharpscope.clip.metrics import Answers
@@ -237,7 +238,7 @@ def _of_pair(
     hits = {spec: judged_by(answers[spec], d.metrics[0]) for spec, d in context.datasets.items()}
     path = along_path(
         pair.name, config.alphas, hits, roles(config), config.ood_groups,
-        level=config.level, bootstrap=config.bootstrap, seed=config.seed,
+        pictures=common_pictures(context.datasets), level=config.level, bootstrap=config.bootstrap, seed=config.seed,
     )  # fmt: skip
     references = references_of(runs, config.ood_groups)
     if shipped:

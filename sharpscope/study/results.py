@@ -27,7 +27,7 @@ from sharpscope.layers import Layer
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.population import Population
-from sharpscope.study.repaired import Repaired, answered
+from sharpscope.study.repaired import Repaired, answered, pictures
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
@@ -127,6 +127,11 @@ class Results:
         hits = {spec: answered(spec, units) for spec in roles(self.config)} if units else {}
         return alphas, hits, np.stack([u.arrays["losses"] for u in units]) if units else np.empty((0, 0))
 
+    def pictures(self, name: str) -> dict[str, np.ndarray]:
+        """The numbers of the pictures of those data sets that have some in common, [n] like the answers."""
+        first = next((u for a in self.config.alphas if (u := self.units.get(f"path/{name}/{a!r}"))), None)
+        return {} if first is None else pictures(roles(self.config), first)
+
     def stragglers(self, name: str) -> pd.DataFrame:
         """The stragglers table of one pair."""
         if name not in self._stragglers:
@@ -197,7 +202,14 @@ class Results:
         measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
         failure = [
             failure_table(
-                name, alphas, hits, roles(self.config), losses, groups=self.config.ood_groups, **self._resampling
+                name,
+                alphas,
+                hits,
+                roles(self.config),
+                losses,
+                groups=self.config.ood_groups,
+                pictures=self.pictures(name),
+                **self._resampling,
             )
             for name, (alphas, hits, losses) in measured.items()
         ]
@@ -238,7 +250,9 @@ class Results:
     def along(self, name: str) -> AlongPath:
         """One pair's ID accuracy, and its OOD accuracy by group, along its path."""
         alphas, hits, _ = self.arrays(name)
-        return along_path(name, alphas, hits, roles(self.config), self.config.ood_groups, **self._resampling)
+        shared = self.pictures(name)
+        groups = self.config.ood_groups
+        return along_path(name, alphas, hits, roles(self.config), groups, pictures=shared, **self._resampling)
 
     def references(self) -> list[Reference]:
         """This run's pairs and, where asked for, the embedded world's, as references for advice on each other."""
@@ -285,6 +299,7 @@ class Results:
             roles(self.config),
             runs.runs(list(hits)),
             group=group,
+            pictures=runs.pictures(hits, plain[0]),
             **self._resampling,
         )
         said = self._fallback.get(name, "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -245,21 +245,27 @@ def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], li
     )
 
 
-def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[str, Any]:
+def mean_row(
+    parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN, clusters: Mapping[str, Hashable] | None = None
+) -> dict[str, Any]:
     """The accuracy row of the macro average over K data sets of one model: m = 1/K sum_k m_k, with equal weights.
 
     Args:
         parts: the accuracy rows of the sets, one row per set.
         role: the role of the new row.
+        clusters: data set -> its cluster: sets of one cluster show the same pictures (a set and its corruptions). A set
+            that is not in it is independent of all others.
 
     Returns:
         A row in the group of the sets, whose ``dataset`` is their names joined by ``+``. ``metric`` is that of the
-        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent
-        sets (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these
-        sets, not the choice of sets. ``n`` is the total number of examples, missing where that of one set is.
+        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of sets that
+        are independent from cluster to cluster (``scores.independent_mean``), NaN where one of them has none. It covers
+        the choice of images within these sets, not the choice of sets. ``n`` is the total number of examples, missing
+        where that of one set is.
     """
-    columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
-    mean, low, high = independent_mean(*columns)
+    values, lows, highs = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
+    of = [(clusters or {}).get(str(r["dataset"]), (i,)) for i, r in enumerate(parts)]
+    mean, low, high = independent_mean(values, lows, highs, of)
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {

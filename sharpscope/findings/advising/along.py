@@ -11,7 +11,7 @@ import numpy as np
 
 from sharpscope.findings.frames import Scored, alpha_index, check_correct
 from sharpscope.findings.prediction import at_alpha
-from sharpscope.findings.resampling import stratified_means
+from sharpscope.findings.resampling import stratified_means, why_no_interval
 from sharpscope.scores import min_replicates, percentile_interval
 from sharpscope.seeds import derive
 from sharpscope.vocabulary import BASELINE, DEFAULT_GROUP
@@ -23,18 +23,21 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracies [A] along the path, the mean over ``sets``, and their bootstrap [R, A], drawn within each set."""
+    """Accuracies [A] along the path, the mean over ``sets``, and their bootstrap [R, A] (``stratified_means``)."""
 
     values: np.ndarray
     replicates: np.ndarray
     sets: tuple[str, ...]
+    without_interval: str = ""
+    """Why the accuracies have no interval; empty where they have one."""
 
     def gains(self, alphas: Sequence[float]) -> Curve | None:
         """The accuracies minus that of alpha 0; None where the path does not have alpha 0."""
         start = alpha_index(alphas, 0.0)
         if start is None:
             return None
-        return Curve(self.values - self.values[start], self.replicates - self.replicates[:, [start]], self.sets)
+        gains = self.values - self.values[start], self.replicates - self.replicates[:, [start]]
+        return Curve(*gains, self.sets, self.without_interval)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def along_path(
     roles: Mapping[str, str],
     groups: Mapping[str, str] | None = None,
     *,
+    pictures: Mapping[str, np.ndarray] | None = None,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -99,6 +103,8 @@ def along_path(
         correct: data set -> bool [A, n], predictions, or numbers of right answers.
         roles: data set -> "id" | "ood".
         groups: OOD set -> its group; a set that is not in it belongs to the group ``ood``.
+        pictures: data set -> [n], a number for the picture of each example; equal numbers are the same picture. A set
+            that is not in it shares no picture with another.
         level: coverage of the intervals.
         bootstrap: number of replicates.
         seed: the run's seed.
@@ -109,8 +115,11 @@ def along_path(
     split = check_correct(alphas, correct, roles)
 
     def curve(sets: Mapping[str, Scored]) -> Curve:
-        rngs = [np.random.default_rng(derive(seed, "advice", pair, name)) for name in sets]
-        return Curve(*stratified_means(list(sets.values()), bootstrap, rngs), tuple(sets))
+        def stream(name: str) -> np.random.Generator:
+            return np.random.default_rng(derive(seed, "advice", pair, name))
+
+        why = why_no_interval(sets, bootstrap, level)
+        return Curve(*stratified_means(sets, bootstrap, stream, pictures), tuple(sets), why)
 
     by_group: dict[str, dict[str, Scored]] = {}
     for name, values in split["ood"].items():

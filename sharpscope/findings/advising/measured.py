@@ -58,7 +58,8 @@ def measured_rows(path: AlongPath, keep_id: float = 0.99) -> list[Row]:
             low, high = simultaneous_band(gains.values, gains.replicates, path.level)
         for rule, (i, said) in chosen.items():
             gain: Row = {}
-            note = noted(said, "chosen on these OOD labels; the gain's interval allows for the choice of alpha")
+            sure = curve.without_interval or "the gain's interval allows for the choice of alpha"
+            note = noted(said, "chosen on these OOD labels", sure)
             if gains is None:
                 note = noted(said, "chosen on these OOD labels; the path has no alpha 0, over which a gain is measured")
             else:
