@@ -98,6 +98,7 @@ __all__ = [
     "Select",
     "SelectOrScore",
     "Standing",
+    "Status",
     "Target",
     "TraceMethod",
     "TrackerName",
@@ -227,7 +228,7 @@ def parse_rule(rule: str) -> tuple[str, float]:
 
 
 ALL: Final = "(all)"
-"""The layer name of the whole model: all moving parameters at once."""
+"""The layer name of the whole model: all parameters on which the logits depend at once, whether they move or not."""
 
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
@@ -438,9 +439,28 @@ def ensemble_variant(kind: EnsembleKind) -> str:
 UPGRADED: Final = "upgraded"
 """The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 
-STATUSES: Final = ("ok", "not_converged", "failed", "undefined", "frozen")
-"""ok | not_converged (the budget was spent before the tolerance was reached) | failed (not finite; ``note`` says why) |
-undefined (the quantity has no meaning here) | frozen (the layer does not move: its delta is 0)."""
+
+@dataclass(frozen=True)
+class Status:
+    """What the status of a row says of its numbers."""
+
+    text: str
+    """When a row has it, in one phrase."""
+    has_value: bool
+    """Whether the row's estimate is a number that can be used."""
+    problem: bool
+    """Whether the row is missing, or less exact than was asked for."""
+
+
+STATUSES: Final[Mapping[str, Status]] = {
+    "ok": Status("the estimate is as exact as was asked for", True, False),
+    "not_converged": Status("the budget was spent before the tolerance was reached", True, True),
+    "failed": Status("the value is not finite or could not be computed; there is no number", False, True),
+    "undefined": Status("the quantity has no meaning here; there is no number", False, True),
+    "frozen": Status("the layer does not move; its sharpness is measured all the same", True, False),
+}
+"""Every entry of the columns ``status``. ``frozen`` replaces ok and not_converged of a layer whose delta is 0. What is
+about the layer's own movement (a straggler score) has no number there."""
 
 
 # ------------------------------------------------------------------------------------ words that users may add to
@@ -785,7 +805,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
     "sharpscope.criteria",
     (
         Criterion(
-            "instability",
+            BY_COST,
             "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
             "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
             main=True,
@@ -850,7 +870,7 @@ straggler."""
 DEFAULT_CRITERION: Final = "change:hessian_trace"
 """The straggler criterion that decides where none is named."""
 
-SIDE_BY_SIDE: Final = ("instability", DEFAULT_CRITERION)
+SIDE_BY_SIDE: Final = (BY_COST, DEFAULT_CRITERION)
 """The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
 interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
 

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
+from sharpscope.findings.criteria.instability import forced_part, instability
 from sharpscope.findings.frames import Scored, alpha_index, check_correct, members_of
+from sharpscope.findings.losses import chord
 from sharpscope.findings.resampling import (
     max_min_interval,
     mean_over_sets,
@@ -170,9 +172,9 @@ def _accuracy_flags(
     ends = [start, end]
     drop = mean[ends][None, :] - mean[inner][:, None]
     drops = reps[:, None, ends] - reps[:, inner, None]
-    weight = np.array([float(alphas[i]) for i in inner])
-    sag = (1 - weight) * mean[start] + weight * mean[end] - mean[inner]
-    sags = (1 - weight) * reps[:, [start]] + weight * reps[:, [end]] - reps[:, inner]
+    at = np.array([float(alphas[i]) for i in inner])
+    sag = chord(mean[start], mean[end], at) - mean[inner]
+    sags = chord(reps[:, start], reps[:, end], at) - reps[:, inner]
     return [
         f1,
         _judged(pair, "F2", dataset, alphas, inner, drop, drops, level, eps, note),
@@ -203,8 +205,7 @@ def _loss_flag(
     path = [i for i, a in enumerate(alphas) if 0 <= a <= 1]
     ends = [start, end]
     cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
-    lii = float(mean[path].max() - (mean[start] + mean[end]) / 2)
-    forced = float(abs(mean[start] - mean[end]) / 2)
+    lii, forced = instability(mean, alphas), forced_part(mean, alphas)
     note = f"LII {lii:.4g} nats, of which {forced:.4g} come from the different losses of the two ends alone"
     note = "; ".join(part for part in (note, why_no_interval({PROBE: losses}, bootstrap, level)) if part)
     return _judged(pair, "F3", PROBE, alphas, path, cells, draws, level, loss_eps, note)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from sharpscope.errors import ConfigError
 from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.losses import chord
 from sharpscope.findings.matching import match_plain
 from sharpscope.findings.resampling import stratified_means, why_no_interval
 from sharpscope.findings.twolevels import OverDraws, max_min_over_draws, over_draws
@@ -348,13 +349,13 @@ def _flags_again(cells: _Cells, masks: np.ndarray, level: float) -> dict[str, In
     found: dict[str, list[OverDraws]] = {"F1": [], "F2": [], "F4": []}
     for at in masks.T:
         alpha = cells.of[at[0]][1]
-        chord = np.array([1 - alpha, alpha])
         here, again = cells.ood_accuracy[at][:, None], cells.ood_replicates[:, at, None]
         if 0 < alpha <= 1:
             found["F1"].append(over_draws(here - ends[0], again - drawn[:, None, :1]))
         if 0 < alpha < 1:
             found["F2"].append(over_draws(ends - here, drawn[:, None, :] - again))
-            found["F4"].append(over_draws(ends @ chord - here, (drawn @ chord)[:, None, None] - again))
+            line, lines = (chord(side[..., 0], side[..., 1], np.array([alpha])) for side in cells.ends)
+            found["F4"].append(over_draws(line - here, lines[:, None] - again))
     return {flag: max_min_over_draws(parts, level)[:3] for flag, parts in found.items() if parts}
 
 

@@ -13,6 +13,7 @@ from sharpscope.present.style import short_layer
 from sharpscope.present.view import MOST_ROWS, Block, Cell, Grid, Section, Source, cell, flat, status_cell
 from sharpscope.tables.formats import MISSING, number
 from sharpscope.tables.rows import records
+from sharpscope.vocabulary import STATUSES
 
 __all__ = ["making", "problems"]
 
@@ -23,7 +24,8 @@ def problems(source: Source) -> Section:
     total = 0
     for name in ("path", "sharpness", "stragglers", "repair", "correlations", "advice", "agreement"):
         table = source.table(name)
-        bad = table[~table["status"].isin(("ok", "frozen", "")) & table["status"].notna()]
+        fine = [name for name, status in STATUSES.items() if not status.problem]
+        bad = table[~table["status"].isin((*fine, "")) & table["status"].notna()]
         by = ["measure"] if name in ("sharpness", "agreement") else []
         bad = bad.assign(what=bad[by[0]] if by else "")
         for (what, status), group in bad.groupby(["what", "status"], sort=True):

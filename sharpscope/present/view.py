@@ -177,7 +177,7 @@ def status_cell(status: str, note: str = "") -> Cell:
 def estimate_cell(row: Mapping[str, Any]) -> Cell:
     """An estimate of the sharpness table with its uncertainty, marked if it did not converge or the layer is frozen."""
     status = str(row["status"])
-    if status in ("failed", "undefined", "frozen") and not _finite(row["estimate"]):
+    if not _finite(row["estimate"]):
         return status_cell(status, str(row["note"]))
     own = row["stderr"] if _finite(row["stderr"]) else row["residual"]
     images: Any = row.get("stderr_images")

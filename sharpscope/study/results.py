@@ -23,18 +23,17 @@ from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
-from sharpscope.layers import Layer
+from sharpscope.layers import Layer, whole_model
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.population import Population
 from sharpscope.study.repaired import Repaired, answered, pictures
-from sharpscope.study.tasks import Task, Variant, image_key, looked_at, plan_curvature, roles, variants
+from sharpscope.study.tasks import Task, Variant, image_key, looked_at, measured_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import of_group, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
-    ALL,
     BASELINE,
     BASES,
     BY_COST,
@@ -371,20 +370,22 @@ class Results:
 
     def _with_failed(self, sharpness: pd.DataFrame) -> pd.DataFrame:
         """The sharpness table with a row of status failed for every value of a failed unit: no gap is silent."""
+        c = self.config
         rows = []
         for key, reason in self.failed.items():
             kind, name, *rest = key.split("/")
             if kind == "curvature":
                 first, last = (float(a) for a in rest[0].split(".."))
+                layers = self.layers[name]
                 rows += [
                     {
-                        "pair": name, "alpha": alpha, "layer": ALL, "granularity": self.config.granularity,
-                        "tower": ALL,
-                        "depth": -1, "kind": ALL, "num_params": 0, "measure": measure, "converged": False,
-                        "num_matvecs": 0, "seed": self.config.seed, "status": "failed", "note": reason,
+                        "pair": name, "alpha": alpha, "layer": x.name, "granularity": c.granularity, "tower": x.tower,
+                        "depth": x.depth, "kind": x.kind, "num_params": x.num_params, "measure": measure,
+                        "converged": False, "num_matvecs": 0, "seed": c.seed, "status": "failed", "note": reason,
                     }
-                    for alpha in self.config.measured_alphas if first <= alpha <= last
-                    for measure in expand_measures(self.config.measures)
+                    for alpha in c.measured_alphas if first <= alpha <= last
+                    for measure in expand_measures(c.measures) if measured_at(c, measure, alpha)
+                    for x in (whole_model(layers), *layers)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
 

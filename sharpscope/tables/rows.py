@@ -14,7 +14,7 @@ from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import KEYS
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PRIMARY, PROBE
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PRIMARY, PROBE, STATUSES
 
 __all__ = [
     "MIDDLE",
@@ -55,7 +55,6 @@ MIDDLE: Final = 0.5
 _FIRST_METRICS: Final = ("top1", "accuracy")
 """If no row says which metric is primary, the first of these metrics that the table has is used, or else the first
 metric of the table."""
-_WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -109,7 +108,7 @@ def one_a_unit(residuals: pd.DataFrame) -> pd.DataFrame:
 
 def has_value(table: pd.DataFrame) -> pd.Series:
     """Whether each row has an estimate that can be used, by its status (that of a frozen layer can)."""
-    return ~table["status"].isin(_WITHOUT_VALUE)
+    return ~table["status"].isin([name for name, status in STATUSES.items() if not status.has_value])
 
 
 def own_error(sharpness: pd.DataFrame) -> pd.Series:

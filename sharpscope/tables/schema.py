@@ -64,6 +64,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
 Reading guide
+  path.num_moving      number of parameters that differ between theta_0 and theta_1
+  sharpness.num_params number of parameters of the layer; of ``(all)`` that of all on which the logits depend, moving or
+                       not (``path.num_moving`` counts those that move)
   sharpness.stderr     standard error of the estimate on these images, from random directions
   sharpness.stderr_images  standard error over draws of images: how far other draws of ``n`` images would lead, the
                        error of the estimate included; empty where it is not known, for the reason in ``note``
