@@ -225,8 +225,8 @@ class Predictions:
         """Bootstrap replicates [R, K] of the scores; all models share the same draws of examples."""
         return np.concatenate([self.weighted(weights) for weights in draws(len(self.labels), replicates, rng)])
 
-    def weighted(self, weights: NDArray[np.floating]) -> Floats:
-        """The scores [R, K] under the R rows of ``weights`` [R, n], the number of times that each example counts."""
+    def weighted(self, weights: Floats) -> Floats:
+        """The scores [R, K] under the R rows of ``weights`` [R, n]; an example of weight 0 is left out."""
         return np.stack([s.resampled(weights) for s in self._statistics()], axis=1)
 
     def _statistics(self) -> Iterator[Statistic]:

@@ -27,7 +27,7 @@ __all__ = ["verdicts_table"]
 
 GAIN_MARGIN: Final = 0.01
 """A repair does not help if the whole interval of its gain in accuracy (0-1) lies below this value (our choice). With a
-larger value more repairs count as no help. A failure is gone where the whole interval of what is left of it lies within
+larger value more repairs count as no help. A failure is gone where the whole interval of what is left of it lies below
 this value; with a larger value more failures count as gone."""
 
 

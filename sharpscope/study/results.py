@@ -180,14 +180,15 @@ class Results:
 
     def variants(self, name: str) -> list[Variant]:
         """Repairs of the stragglers. Where the rule chose no layer, the layer with the highest score is repaired, and
-        the table's notes say so."""
+        the table's notes say so. Without any score there is no repair."""
         if name not in self._variants:
             table = self.stragglers(name)
-            criterion = self.config.straggler_criterion
-            chosen = chosen_layers(table, criterion)
-            if not chosen:
-                rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
-                chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
+            chosen = self._chosen(name)
+            rows = table[
+                (table["criterion"] == self.config.straggler_criterion) & np.isfinite(table["score"].astype(float))
+            ]
+            if not chosen and len(rows):
+                chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"])
                 self._fallback[name] = (
                     "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
                 )
@@ -286,7 +287,9 @@ class Results:
 
     # ------------------------------------------------------------------ findings
     def _chosen(self, name: str) -> tuple[str, ...]:
-        return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
+        """The straggler layers; none where all units have failed on which the criterion rests."""
+        table, criterion = self.stragglers(name), self.config.straggler_criterion
+        return chosen_layers(table, criterion) if (table["criterion"] == criterion).any() else ()
 
     def _repairs(self, name: str, group: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
         plain = [self.units[f"path/{name}/{a!r}"] for a in alphas]

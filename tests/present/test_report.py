@@ -18,12 +18,12 @@ from sharpscope.present.advice import advice_text
 from sharpscope.present.advicesection import advice
 from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
-from sharpscope.present.view import Cell, Grid, Source, estimate_cell
+from sharpscope.present.view import Cell, Grid, Source, estimate_cell, status_cell
 from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
-from sharpscope.tables.rows import groups_in
+from sharpscope.tables.rows import groups_in, has_value
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import MEASURES
+from sharpscope.vocabulary import MEASURES, STATUSES
 
 Tables = dict[str, pd.DataFrame]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
@@ -453,3 +453,14 @@ def test_the_costs_of_the_path_stand_under_the_measures(tables: Tables, manifest
     said = page.text("correlations")
     assert "Spearman correlation of sharpness, and of the path's cost in loss (barrier), with" in said
     assert said.index("| hessian_trace |") < said.index("| barrier |")
+
+
+def test_every_status_is_said_in_the_glossary_and_a_problem_looks_like_one() -> None:
+    told = GLOSSARY["not converged, failed, undefined, frozen"]
+    for name, status in STATUSES.items():
+        assert (f"{name.replace('_', ' ').capitalize()}: {status.text}." in told) == (name != "ok")
+        assert bool(status_cell(name).kind) == (name != "ok")
+        row = {"status": name, "estimate": 1.5, "stderr": 0.1, "residual": np.nan, "note": ""}
+        table = pd.DataFrame([row])
+        assert bool(has_value(table).iloc[0]) == status.has_value == (name not in ("failed", "undefined"))
+        assert estimate_cell(row | {"estimate": np.nan}) == status_cell(name)

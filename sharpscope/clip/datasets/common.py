@@ -40,4 +40,4 @@ def _source(spec: str, dataset: Dataset) -> Spec:
     asked, facts = read_spec(spec), dataset.facts
     # a path may end like a half of the classes; the facts of the set say whether it was one
     rest = asked.rest if asked.half is None or "half" in facts else f"{asked.rest}#{asked.half}"
-    return replace(asked, rest=rest, split=facts["split"], corruption=None, half=None)
+    return replace(asked, rest=rest, split=facts.get("split"), corruption=None, half=None)
