@@ -184,11 +184,10 @@ class Results:
         if name not in self._variants:
             table = self.stragglers(name)
             chosen = self._chosen(name)
-            rows = table[
-                (table["criterion"] == self.config.straggler_criterion) & np.isfinite(table["score"].astype(float))
-            ]
-            if not chosen and len(rows):
-                chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"])
+            rows = table[table["criterion"] == self.config.straggler_criterion]
+            scores = rows["score"].to_numpy(dtype=float)
+            if not chosen and np.isfinite(scores).any():
+                chosen = (str(rows["layer"].iloc[int(np.nanargmax(scores))]),)
                 self._fallback[name] = (
                     "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
                 )
