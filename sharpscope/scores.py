@@ -222,9 +222,11 @@ class Predictions:
 
     def resampled(self, replicates: int, rng: np.random.Generator) -> Floats:
         """Bootstrap replicates [R, K] of the scores; all models share the same draws of examples."""
-        statistics, n = list(self._statistics()), len(self.labels)
-        parts = [np.stack([s.resampled(weights) for s in statistics], axis=1) for weights in draws(n, replicates, rng)]
-        return np.concatenate(parts)
+        return np.concatenate([self.weighted(weights) for weights in draws(len(self.labels), replicates, rng)])
+
+    def weighted(self, weights: Floats) -> Floats:
+        """The scores [R, K] under the R rows of ``weights`` [R, n]; an example of weight 0 is left out."""
+        return np.stack([s.resampled(weights) for s in self._statistics()], axis=1)
 
     def _statistics(self) -> Iterator[Statistic]:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
