@@ -119,13 +119,13 @@ class AlongPath:
             return math.nan
         return float(at_alpha(self.id.values, self.alphas, alpha))
 
-    def idbest_place(self) -> float:
+    def id_best(self) -> float:
         """The smallest alpha with the best ID accuracy; NaN where no ID set was evaluated."""
         return math.nan if self.id is None else self.alphas[int(np.argmax(self.id.values))]
 
     def fixed(self) -> dict[str, float]:
         """The alphas of the rules that look at no OOD label: ``vocabulary.ADVICE[BASELINE]`` without the oracle."""
-        return {**FIXED_ALPHAS, "id_best": self.idbest_place()}
+        return {**FIXED_ALPHAS, "id_best": self.id_best()}
 
     def cost(self, group: str, alpha: float, choice: Choice | None = None) -> tuple[Row, str]:
         """(ood_accuracy of ``alpha`` in ``group`` and its regret with bounds, what there is to say of them).
