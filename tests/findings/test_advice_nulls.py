@@ -122,6 +122,18 @@ def test_a_clear_choice_is_judged_on_all_images() -> None:
     assert table.loc["zeroshot", "regret_low"] > 0.4
 
 
+def test_sets_of_the_same_images_judge_no_choice_that_these_images_made() -> None:
+    """A set beside its copy says what the set alone says: an image is on the same side in both."""
+    hits = answers(np.random.default_rng(4), FLAT, 60)
+    one, two = (
+        advice_table(along_path("p", GRID, dict.fromkeys(sets, hits), dict.fromkeys(sets, "ood"), bootstrap=50))
+        for sets in (("x",), ("x", "copy"))
+    )
+    columns = ["rule", "alpha", "predicted_gain", "regret", "baseline_regret"]
+    pd.testing.assert_frame_equal(one[columns], two[columns])
+    assert one.set_index("rule").loc["half", "regret"] != 0
+
+
 def test_counts_of_right_answers_cannot_judge_a_choice_and_say_so() -> None:
     counts = Counts(np.array([60, 70, 65]), 100)
     path = along_path("p", (0.0, 0.5, 1.0), {"x": counts}, {"x": "ood"}, bootstrap=60)

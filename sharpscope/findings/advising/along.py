@@ -96,11 +96,12 @@ def best_place(values: np.ndarray) -> int:
 
 def curve_of(sets: Mapping[str, Scored], bootstrap: int, seed: int, *words: str) -> Curve:
     """The mean over ``sets`` along the path; ``words``: what the random numbers from ``seed`` are for."""
-    drawn, cut = (
-        [np.random.default_rng(derive(seed, *words, name, *more)) for name in sets] for more in ((), ("halves",))
-    )
+    drawn = [np.random.default_rng(derive(seed, *words, name)) for name in sets]
     means, replicates = stratified_means(list(sets.values()), bootstrap, drawn)
-    return Curve(means, replicates, tuple(sets), halved_means(list(sets.values()), SPLITS, cut))
+    halves = halved_means(
+        list(sets.values()), SPLITS, lambda n: np.random.default_rng(derive(seed, *words, "halves", str(n)))
+    )
+    return Curve(means, replicates, tuple(sets), halves)
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,14 @@ class AlongPath:
             return float(judging[best_place(choosing)] - own)
 
         regret = math.nan if choice is best_place else curve.crossfit(lost)
-        if math.isfinite(regret):
-            said.append("regret against the alpha that OOD labels choose, on images that had no part in the choice")
-        elif choice is not best_place:
+        if not math.isfinite(regret) and choice is not best_place:
             said.append("no regret: the images cannot be split into some that choose and others that judge")
         low, high = self._regret_bounds(group, alpha)
         if few := few_replicates(len(curve.replicates), self.level):
             said.append(few)
         else:
             told = f"[{100 * low:.1f}, {100 * high:.1f}] points"
-            said.append(f"regret {self.level:.0%} interval {told}, for all alphas together")
+            said.append(f"regret {100 * self.level:g}% interval {told}, for all alphas together")
         return {"ood_accuracy": here, "regret": regret, "regret_low": low, "regret_high": high}, noted(*said)
 
     def _regret_bounds(self, group: str, alpha: float) -> tuple[float, float]:

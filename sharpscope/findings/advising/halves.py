@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,15 +12,17 @@ from sharpscope.scores import Counts, Predictions
 __all__ = ["halved_means"]
 
 
-def halved_means(blocks: Sequence[Scored], splits: int, rngs: Sequence[np.random.Generator]) -> np.ndarray:
+def halved_means(blocks: Sequence[Scored], splits: int, rng_of: Callable[[int], np.random.Generator]) -> np.ndarray:
     """The average over data sets of the scores on each half of their images, for every one of ``splits`` splits.
 
-    Each data set is cut by itself, all models at the same images. The halves of an odd number of images differ by one.
+    All models are cut at the same images, and so are data sets of the same size: corruptions of one set show the same
+    images in the same order, and an image that chose on one must not judge on another. The halves of an odd number of
+    images differ by one.
 
     Args:
         blocks: one array bool [K, n_d], or predictions of K models, per data set.
         splits: number of splits S.
-        rngs: one generator per data set.
+        rng_of: number of images -> the generator of their splits, the same for the same number.
 
     Returns:
         [S, 2, K]; [0, 2, K] where some data set cannot be cut: it has a single image, tells only how many answers are
@@ -30,8 +32,9 @@ def halved_means(blocks: Sequence[Scored], splits: int, rngs: Sequence[np.random
     if any(isinstance(block, Counts) or block.shape[1] < 2 for block in blocks):
         return np.empty((0, 2, count))
     total = np.zeros((splits, 2, count))
-    for block, rng in zip(blocks, rngs, strict=True):
+    for block in blocks:
         n = block.shape[1]
+        rng = rng_of(n)
         first = np.stack([rng.permutation(n) < n // 2 for _ in range(splits)])
         for side, chosen in enumerate((first, ~first)):
             if isinstance(block, Predictions):

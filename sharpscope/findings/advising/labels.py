@@ -127,7 +127,7 @@ def label_rows(path: AlongPath, hits: np.ndarray) -> list[Row]:
         f"{n} labelled images; {int((values == values.max()).sum())} of {len(values)} points share the best accuracy",
         "" if gain["ci_low"] > 0 else "whether this alpha is better than zero-shot cannot be told from so few",
         "target accuracy, gain and regret are judged on halves of the images that did not choose",
-        f"target accuracy {path.level:.0%} interval [{100 * low:.1f}, {100 * high:.1f}] %",
+        f"target accuracy {100 * path.level:g}% interval [{100 * low:.1f}, {100 * high:.1f}] %",
         f"exact McNemar p {at['p_value']:.3g} against zero-shot, not corrected for the choice",
         "the intervals allow for the choice of alpha",
     )

@@ -97,9 +97,10 @@ def _best_kept(kept: np.ndarray, values: np.ndarray) -> int:
 
 
 def _told(curve: Curve, few: str) -> str:
-    """What the gain rests on."""
-    judged = "judged on halves of the images that did not choose" if len(curve.halves) else (
-        "that of the images that chose, and so too large on average"
-    )  # fmt: skip
-    bounded = few or "the gain's interval allows for the choice of alpha"
-    return noted("chosen on these OOD labels", f"the gain is {judged}", bounded)
+    """What gain and regret rest on."""
+    judged = (
+        "chosen on these OOD labels; gain and regret are judged on halves of the images that had no part in the choice"
+        if len(curve.halves)
+        else "chosen on these OOD labels, on which its gain is too large on average"
+    )
+    return noted(judged, few or "the gain's interval allows for the choice of alpha")

@@ -356,7 +356,8 @@ def _comparable(
     same = [r for r in own if r.sets.get(group, frozenset()) == asked]
     theirs = sorted({_named(r.sets.get(group, ())) or "unknown" for r in own if r not in same})
     left_out = noted(
-        f"left out: {_pairs(bases)} of another zero-shot model" if bases else "",
+        f"left out: {_pairs(bases)} of another zero-shot model, by the base that the study names or the file's hash"
+        if bases else "",
         f"left out: {_pairs(len(own) - len(same))} with other OOD sets ({' | '.join(theirs)}, in place of "
         f"{_named(asked) or 'unknown'})" if theirs else "",
     )  # fmt: skip
