@@ -7,7 +7,7 @@ import dataclasses
 import html
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -159,14 +159,7 @@ def advise(
     if held_out_shifts and not target_images:
         raise ConfigError("held_out_shifts: changes nothing without target_images, whose rules are judged on it.")
     if run is not None:
-        given = [*(key for key, value in pairs.items() if value), *told]
-        if given:
-            raise ConfigError(f"{given[0]}: is taken from the manifest of {shown(run)}; give either a run or a pair.")
-        if seen and target_labels is None and not target_images:
-            raise ConfigError(
-                f"{next(iter(seen))}: changes nothing, because nothing is evaluated again.\n"
-                "Remedy: leave it out, or give target_labels or target_images."
-            )
+        _check_beside(run, [*(key for key, value in pairs.items() if value), *told], seen, target_labels, target_images)
         subjects = _of_run(Path(run), seen, how, learning_rate, references, shipped_pairs)
     elif zeroshot is None or finetuned is None:
         raise ConfigError("advise: give a run directory, or a pair with --zeroshot and --finetuned.")
@@ -190,6 +183,25 @@ def advise(
         with writing(Path(out)):
             write_atomic(Path(out), csv_bytes(table, "advice"))
     return Advice(table, fronts)
+
+
+def _check_beside(
+    run: str | os.PathLike[str],
+    taken: Sequence[str],
+    seen: Iterable[str],
+    target_labels: str | os.PathLike[str] | None,
+    target_images: Sequence[str],
+) -> None:
+    """Raise ConfigError for what changes nothing beside ``run``: settings that are ``taken`` from it, and those of how
+    images are ``seen`` where none are."""
+    for key in taken:
+        raise ConfigError(f"{key}: is taken from the manifest of {shown(run)}; give either a run or a pair.")
+    if target_labels is None and not target_images:
+        for key in seen:
+            raise ConfigError(
+                f"{key}: changes nothing, because nothing is evaluated again.\n"
+                "Remedy: leave it out, or give target_labels or target_images."
+            )
 
 
 @dataclass(frozen=True)

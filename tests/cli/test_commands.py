@@ -139,6 +139,8 @@ def test_advice_on_a_run_is_that_of_its_report_and_opens_no_checkpoint(studied, 
     assert other["note"].str.contains("regret 80% interval").any()
     nothing = said("advise", str(root), "--batch-size", "4")
     assert nothing.code == 2 and "batch_size: changes nothing, because nothing is evaluated again" in nothing.err
+    known = said("advise", str(root), "--learning-rate", "0.1")
+    assert known.code == 2 and "learning_rate: changes nothing, because" in known.err
     refused = said("advise", "--references", str(root), *PAIR_OF_MINI)
     assert "no alpha: 1 reference pair of 1 setting with OOD labels\n" in refused.out and "none: " in refused.out
 

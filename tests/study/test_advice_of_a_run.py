@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.findings.advice import advice_table
+from sharpscope.findings.design import Design, independent
 from sharpscope.layers import Layer
+from sharpscope.study.advise import _with_rate
+from sharpscope.study.known import tuning_of
 from sharpscope.study.results import Results
 from sharpscope.study.unitfile import Unit
 
@@ -107,3 +112,17 @@ def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, str
     assert (
         found["note"].str.contains("ID data of this pair cannot show|no alpha: 3 reference pairs of 3 settings").all()
     )
+
+
+def test_a_learning_rate_that_is_told_is_that_of_the_pairs_of_which_none_is_known() -> None:
+    design = Design(("a", "b"), ("", ""), ("", ""), {"learning_rate": np.array([np.nan, 1e-5])})
+    assert _with_rate(design, 1e-3, Path("run")).covariates["learning_rate"].tolist() == [1e-3, 1e-5]
+    assert _with_rate(independent(("a",)), 1e-3, Path("run")).covariates["learning_rate"].tolist() == [1e-3]
+
+
+def test_what_moved_is_a_fact_and_not_the_first_words_of_a_description() -> None:
+    design = independent(("a",))
+    described = {"what moves": "only the head: the towers are the same at both ends"}
+    assert tuning_of(design, "a", described).head_only is None, "a run from before the fact was kept"
+    for told in (True, False):
+        assert tuning_of(design, "a", described | {"head_only": told}).head_only is told
