@@ -155,7 +155,7 @@ def margins() -> str:
 
 
 def advice() -> str:
-    known = {**SITUATIONS, BASELINE: "for comparison"}
+    known = {**{name: x.known for name, x in SITUATIONS.items()}, BASELINE: "for comparison"}
     rows = [(code(s), known[s], code(rule), text) for s in known for rule, text in ADVICE[s].items()]
     return table(("situation", "what is known", "rule", "what it takes"), rows)
 

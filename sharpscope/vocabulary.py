@@ -38,6 +38,7 @@ __all__ = [
     "DENSE",
     "DOES_NOT_HOLD",
     "FISHER_FILES",
+    "FIXED_ALPHAS",
     "FLAGS",
     "GROUPS",
     "GROUP_TITLES",
@@ -97,6 +98,7 @@ __all__ = [
     "ResultTable",
     "Select",
     "SelectOrScore",
+    "Situation",
     "Standing",
     "Status",
     "Target",
@@ -1008,14 +1010,23 @@ CLAIMS: Final[dict[str, str]] = {
 }
 """The claims that verdicts judge, in the words of the column ``claim``; ``question`` is that of the demo."""
 
-SITUATIONS: Final[dict[str, str]] = {
-    "measured": "OOD test sets with labels were evaluated",
-    "target_labels": "some images of the target have labels",
-    "target_images": "images of the target are there, without labels",
-    "references": "other pairs have OOD labels",
-    "none": "nothing is known but the two checkpoints",
+
+@dataclass(frozen=True)
+class Situation:
+    """``known``: what is known in it. ``accuracy``: the word for the accuracy that its rules care for."""
+
+    known: str
+    accuracy: Literal["OOD", "target"] = "OOD"
+
+
+SITUATIONS: Final[dict[str, Situation]] = {
+    "measured": Situation("OOD test sets with labels were evaluated"),
+    "target_labels": Situation("some images of the target have labels", "target"),
+    "target_images": Situation("images of the target are there, without labels", "target"),
+    "references": Situation("other pairs have OOD labels"),
+    "none": Situation("nothing is known but the two checkpoints"),
 }
-"""What advice on alpha can rest on, the strongest first -> what is known."""
+"""What advice on alpha can rest on, the strongest first."""
 
 BASELINE: Final = "baseline"
 """In the place of a situation: the rules that anybody can follow without knowing anything of the OOD data, and the
@@ -1024,11 +1035,15 @@ oracle against which regret is measured."""
 TARGET: Final = "target"
 """The group of the images that a user brought as the target."""
 
+FIXED_ALPHAS: Final = {"zeroshot": 0.0, "half": 0.5, "finetuned": 1.0}
+"""The baselines that take the same alpha whatever the pair -> that alpha."""
+
 ADVICE: Final[dict[str, dict[str, str]]] = {
     BASELINE: {
-        "zeroshot": "the zero-shot model, alpha 0",
-        "half": "alpha 0.5",
-        "finetuned": "the fine-tuned model, alpha 1",
+        **{
+            rule: {0.0: "the zero-shot model, alpha 0", 1.0: "the fine-tuned model, alpha 1"}.get(a, f"alpha {a:g}")
+            for rule, a in FIXED_ALPHAS.items()
+        },
         "id_best": "best ID accuracy",
         "oracle": "best by OOD labels, the measure of regret",
     },

@@ -29,6 +29,7 @@ __all__ = [
     "scores_of",
     "simultaneous_band",
     "stratified_means",
+    "too_few_images",
     "why_no_interval",
 ]
 
@@ -133,15 +134,18 @@ def _weighted(values: Scored, weights: np.ndarray) -> np.ndarray:
     return np.where(total > 0, weights @ values.T.astype(np.float64) / np.maximum(total, 1), np.nan)
 
 
+def too_few_images(sets: Mapping[str, Scored]) -> str:
+    """Why there are no replicates on these sets; empty where every set has ``FEWEST_IMAGES`` examples."""
+    small = {name: values.shape[1] for name, values in sets.items() if values.shape[1] < FEWEST_IMAGES}
+    some = ", ".join(f"{name} has {n}" for name, n in small.items())
+    return f"no interval: it needs {FEWEST_IMAGES} images in every data set, and {some}" if small else ""
+
+
 def why_no_interval(sets: Mapping[str, Scored], replicates: int, level: float) -> str:
     """Why scores on these sets, and their mean, have no interval; empty where they have one."""
     if replicates < min_replicates(level):
         return f"no interval: {replicates} bootstrap replicates are too few for level {level:g}"
-    small = {name: values.shape[1] for name, values in sets.items() if values.shape[1] < FEWEST_IMAGES}
-    if not small:
-        return ""
-    some = ", ".join(f"{name} has {n}" for name, n in small.items())
-    return f"no interval: it needs {FEWEST_IMAGES} images in every data set, and {some}"
+    return too_few_images(sets)
 
 
 def stratified_means(

@@ -42,14 +42,16 @@ from sharpscope.vocabulary import (
     expand_measures,
 )
 
-__all__ = ["Results", "unless_doubted"]
+__all__ = ["Resampling", "Results", "unless_doubted"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
 """The alphas at which pairs are compared with each other, where the path has them. They were fixed before any result
 was seen."""
 
 
-class _Resampling(TypedDict):
+class Resampling(TypedDict):
+    """How intervals are computed: number of replicates, coverage, seed."""
+
     bootstrap: int
     level: float
     seed: int
@@ -74,7 +76,8 @@ class Results:
         self._stragglers: dict[str, pd.DataFrame] = {}
         self._variants: dict[str, list[Variant]] = {}
         self._fallback: dict[str, str] = {}
-        self._resampling: _Resampling = {
+        self._repaired: list[Repairs] | None = None
+        self.resampling: Resampling = {
             "bootstrap": config.bootstrap,
             "level": config.level,
             "seed": config.seed,
@@ -83,6 +86,7 @@ class Results:
     def take(self, units: Mapping[str, Unit], failed: Mapping[str, str]) -> None:
         self.units |= units
         self.failed |= failed
+        self._repaired = None
 
     def first_tasks(self) -> list[Task]:
         """All tasks but the repairs, the longest first, so that no core is idle at the end."""
@@ -208,21 +212,16 @@ class Results:
                 losses,
                 groups=self.config.ood_groups,
                 pictures=self.pictures(name),
-                **self._resampling,
+                **self.resampling,
             )
             for name, (alphas, hits, losses) in measured.items()
         ]
-        repairs = [
-            self._repairs(name, group, alphas, self._judged_on(group, hits))
-            for name, (alphas, hits, _) in measured.items()
-            for group in self.groups
-        ]
-        of_stragglers = stacked("repair", [r.table for r in repairs if r.pair not in self._fallback])
+        repairs = self.repairs()
         references = self.references()
-        advice = [advice_table(self.along(name), self.known(name, references, of_stragglers)) for name in measured]
+        advice = [advice_table(self.along(name), self.known(name, references)) for name in measured]
         doubts = self.doubts()
         compared = self._compared(sharpness, accuracy, path)
-        across = [one.correlations(**self._resampling) for one in compared]
+        across = [one.correlations(**self.resampling) for one in compared]
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
@@ -246,12 +245,22 @@ class Results:
         """The groups of OOD sets, each of which is judged by itself; one empty group where the study has no OOD set."""
         return tuple(members_of(self.config.ood_groups, self.config.ood_groups)) or (DEFAULT_GROUP,)
 
-    def along(self, name: str) -> AlongPath:
-        """One pair's ID accuracy, and its OOD accuracy by group, along its path."""
+    def along(self, name: str, resampling: Resampling | None = None) -> AlongPath:
+        """One pair's ID accuracy, and its OOD accuracy by group, along its path; ``resampling``: default, the run's."""
         alphas, hits, _ = self.arrays(name)
-        shared = self.pictures(name)
-        groups = self.config.ood_groups
-        return along_path(name, alphas, hits, roles(self.config), groups, pictures=shared, **self._resampling)
+        how, groups = resampling or self.resampling, self.config.ood_groups
+        return along_path(name, alphas, hits, roles(self.config), groups, pictures=self.pictures(name), **how)
+
+    def repairs(self) -> list[Repairs]:
+        """The repairs of every pair that has been measured, on every group of OOD sets."""
+        if self._repaired is None:
+            measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
+            self._repaired = [
+                self._repairs(name, group, alphas, self._judged_on(group, hits))
+                for name, (alphas, hits, _) in measured.items()
+                for group in self.groups
+            ]
+        return self._repaired
 
     def references(self) -> list[Reference]:
         """This run's pairs and, where asked for, the embedded world's, as references for advice on each other."""
@@ -261,14 +270,16 @@ class Results:
             return own
         return own + shipped_references(self.config.ood_groups, list(self.layers))
 
-    def known(self, name: str, references: Sequence[Reference], repairs: pd.DataFrame | None = None) -> Known:
-        """What is known of one pair for advice; ``repairs``: the repair tables of pairs that have stragglers."""
+    def known(self, name: str, references: Sequence[Reference]) -> Known:
+        """What is known of one pair for advice: its tuning and stragglers, ``references`` (its own features among
+        them), and the repairs of the pairs that have stragglers."""
+        repairs = self.repairs()
         return Known(
             tuning_of(self.design, name, self.facts.get(name)),
             next((r for r in references if r.pair == name), None),
             references,
             self._chosen(name),
-            repairs,
+            stacked("repair", [r.table for r in repairs if r.pair not in self._fallback]),
         )
 
     def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:
@@ -301,7 +312,7 @@ class Results:
             runs.runs(list(hits)),
             group=group,
             pictures=runs.pictures(hits, plain[0]),
-            **self._resampling,
+            **self.resampling,
         )
         said = self._fallback.get(name, "")
         if said and len(repairs.table):
@@ -398,7 +409,7 @@ def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFram
     for doubt in doubts:
         at = ours if doubt.pair == PAIRS else ours & (advice["pair"] == doubt.pair)
         gone = ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "id_accuracy", "regret", "ood_accuracy"]
-        advice.loc[at, [*gone, "baseline_regret", "expected_regret"]] = np.nan
+        advice.loc[at, [*gone, "baseline_regret", "expected_regret", "regret_low", "regret_high"]] = np.nan
         advice.loc[at, ["layers", "best_baseline", "status"]] = ["", "", "undefined"]
         advice.loc[at, "note"] = f"no advice is given: {doubt.reason}"
         advice.loc[at, "advised"] = False

@@ -48,7 +48,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "advice": (
         "pair", "situation", "rule", "group", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high",
         "id_accuracy", "ood_accuracy", "regret", "best_baseline", "baseline_regret", "status", "note",
-        "expected_regret", "advised",
+        "expected_regret", "advised", "regret_low", "regret_high",
     ),
     "agreement": (
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
@@ -120,14 +120,20 @@ Reading guide
   advice.rule          a rule of ``ADVICE[situation]``
   advice.group         the group of OOD sets; ``target`` for images that a user brought
   advice.advised       whether this is the alpha that the situation advises; the others stand beside it
-  advice.predicted_gain  gain in OOD (or target) accuracy over zero-shot: measured, estimated or predicted
-  advice.regret        OOD accuracy lost to the best alpha of the path by the OOD labels, where there are any
+  advice.predicted_gain  gain in OOD (or target) accuracy over zero-shot: measured, estimated or predicted. That of an
+                       alpha that labels chose is cross-fitted: chosen on one half of the images, judged on the other
+  advice.regret        OOD accuracy lost to the alpha of the path that OOD labels choose, where there are any:
+                       cross-fitted, so that no image judges what it chose. Below 0 where that choice is the worse one;
+                       empty for ood_best, which is that choice
+  advice.regret_low    with ``regret_high`` the interval of what the alpha loses to the truly best one of the path; it
+                       holds for all alphas together, and so for one that these labels chose
   advice.expected_regret  the rule's mean regret where it was tested without this pair's OOD labels: on held-out shifts
                        of ID data, or on the references' settings, each left out in turn
-  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` its regret
-                       on the OOD labels themselves
+  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` and
+                       ``target_labels`` cross-fitted on these labels, the rule chosen on one half of the images as well
   advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
-                       stragglers over at least four other pairs of the run has an interval above 0
+                       stragglers, and by how much it exceeds that of random layers, have intervals above 0 over other
+                       pairs of the run, of at least four settings
   agreement.measure    a key of ``AGREEMENT``
   agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
                        of both; empty for a measure of the point alone. 'evaluate --agreement-out FILE' compares

@@ -79,6 +79,20 @@ def test_copies_of_one_set_say_what_the_set_says() -> None:
     assert (apart.loc[("ood_mean", "F1"), "ci_high"] - both.loc[("ood_mean", "F1"), "ci_high"]) < -0.005
 
 
+def test_a_picture_that_chooses_in_one_set_does_not_judge_in_another() -> None:
+    """The halves of a set and of its copies in another order are those of the one set, so that crossfit sees no copy."""
+    rng = np.random.default_rng(4)
+    (once,) = corrupted(1, 60, rng).values()
+    order = rng.permutation(60)
+    both, pictures = {"c": once, "d": once[:, order]}, {"c": np.arange(60), "d": order}
+    alone = along_path("p", GRID, {"c": once}, {"c": "ood"}, bootstrap=0)
+    together = along_path("p", GRID, both, dict.fromkeys(both, "ood"), pictures=pictures, bootstrap=0)
+    apart = along_path("p", GRID, both, dict.fromkeys(both, "ood"), bootstrap=0)
+    halves = [path.groups["ood"].halves for path in (alone, together, apart)]
+    np.testing.assert_allclose(halves[1], halves[0], atol=1e-12)
+    assert np.abs(halves[2] - halves[0]).max() > 0.02
+
+
 def test_sets_without_common_pictures_are_drawn_as_if_nothing_were_known_of_them() -> None:
     correct = corrupted(3, 90, np.random.default_rng(0))
     apart = {name: np.arange(90) + 90 * k for k, name in enumerate(correct)}
