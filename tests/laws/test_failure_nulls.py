@@ -80,7 +80,7 @@ def test_copies_of_one_set_say_what_the_set_says() -> None:
 
 
 def test_a_picture_that_chooses_in_one_set_does_not_judge_in_another() -> None:
-    """The halves of a set and of its copies in another order are those of the one set, so that crossfit sees no copy."""
+    """The halves of a set and of its copies in another order are those of the one set, and no copy is cross-fitted."""
     rng = np.random.default_rng(4)
     (once,) = corrupted(1, 60, rng).values()
     order = rng.permutation(60)
