@@ -307,7 +307,8 @@ GROUP_TITLES: Final[dict[str, str]] = {
 """Every layer name that stands for several layers, in the order of the tables -> its title in figures."""
 
 REMARKS: Final = "Remarks:"
-"""The word in the evidence of a verdict behind which remarks begin. The first screen of the report leaves these out."""
+"""The word in the evidence of a verdict behind which remarks begin. The summary of a run shows those of conclusions and
+leaves all others to the report."""
 
 PAIRS: Final = "(pairs)"
 """The ``pair`` of rows that are computed over pairs, with one point per pair."""

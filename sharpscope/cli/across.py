@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from sharpscope.cli.options import AsTable, Replacing, given
 from sharpscope.cli.outcome import Outcome, shown_table
+from sharpscope.config.study import StudyConfig
 from sharpscope.errors import ConfigError, shown
 
 if TYPE_CHECKING:
@@ -57,7 +58,14 @@ class Correlate(AsTable, Replacing, _AcrossRuns):
     runs."""
     covariates: str | None = None
     """CSV file with the column pair and one for each further covariate (learning_rate ...) that correlations hold
-    fixed; it wins over what checkpoints and study files state."""
+    fixed; it wins over what checkpoints and study files state. Its column setting, if there is one, is a text: pairs
+    that differ in their seed alone have the same, all others a name of their own."""
+    primary_measure: str | None = None
+    """Measure of the primary comparison, on which verdicts rest; default: the one that the runs named before looking,
+    which must be the same in all."""
+    primary_alpha: float | None = None
+    """The alpha of that comparison; default: the one that the runs named. The nearest one at which every pair has the
+    measure is taken."""
     out: str | None = None
     """CSV file for all correlations, beside the findings that are printed."""
     figures: str | None = None
@@ -69,14 +77,18 @@ class Correlate(AsTable, Replacing, _AcrossRuns):
         self.check_output(self.out, self.accuracy, self.covariates, ending=".csv")
         from sharpscope.study.across import correlate, relations, save_correlations
 
-        table = correlate(**given(self, "csv", "out", "figures", id="ids"))
+        level, bootstrap = StudyConfig.level, StudyConfig.bootstrap
+        table = correlate(**given(self, "csv", "out", "figures", id="ids"), level=level, bootstrap=bootstrap)
         if self.out is not None:
             save_correlations(table, self.out)
         drawn = "" if self.figures is None else self._drawn(table, self.figures)
         if self.csv:
             return replace(shown_table(table, csv=True), complaint=drawn)
-        findings = self._findings(table, relations(table, self.runs, self.covariates))
-        return Outcome("\n".join(filter(None, (findings, drawn))))
+        verdicts = relations(
+            table, self.runs, self.covariates, primary_measure=self.primary_measure, primary_alpha=self.primary_alpha,
+            level=level, bootstrap=bootstrap,
+        )  # fmt: skip
+        return Outcome("\n".join(filter(None, (self._findings(table, verdicts), drawn))))
 
     def _drawn(self, table: pd.DataFrame, folder: str) -> str:
         """What was drawn of every group of OOD sets."""

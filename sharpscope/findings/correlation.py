@@ -246,6 +246,7 @@ def _rows(labels: Sequence[tuple[str, str]], block: Block, head: Mapping[str, ob
                 "p_value": p[k],
                 "q_value": float(q[k]),
                 "given": block.given[k],
+                "left_out": block.left_out[k],
                 "n": int(block.n[k]),
                 "n_effective": int(block.n_effective[k]),
                 "status": "undefined" if bad else "ok",
@@ -265,6 +266,7 @@ def _best_row(
     nan = float("nan")
     first = int(single[0])
     row = {**head, "layer": BEST, "measure": measure, "ci_low": nan, "ci_high": nan, "given": block.given[first]}
+    row["left_out"] = block.left_out[first]
     known = single[np.isfinite(block.estimate[single])]
     if not len(known):
         n, effective = int(block.n[single].max()), int(block.n_effective[single].max())
@@ -282,7 +284,8 @@ def _best_row(
     chosen = f"best of {len(known)} layers: {labels[best][1]}; {allowed}"
     note = "; ".join(filter(None, (chosen, block.note[best])))
     some = {"estimate": float(estimate), "p_value": p, "q_value": p, "n": int(block.n[best])}
-    some |= {"n_effective": int(block.n_effective[best]), "given": block.given[best]}
+    some |= {"n_effective": int(block.n_effective[best])}
+    some |= {"given": block.given[best], "left_out": block.left_out[best]}
     return {**row, **some, "status": "ok", "note": note}
 
 

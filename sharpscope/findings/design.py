@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -59,12 +60,33 @@ class Design:
     """Numbers of the pairs that do not depend on alpha: name -> [n], NaN where unknown."""
     remarks: tuple[str, ...] = ()
     """What a reader of conclusions has to know of these facts."""
+    file: tuple[str, ...] = ()
+    """The content of each pair's fine-tuned file, "" where it is not known; default: of none. Pairs of one file are one
+    unit under whatever names, and what one of them tells of the setting holds for all."""
 
     # ----------------------------------------------------------------------------------------- units, as whole numbers
     @cached_property
+    def told_setting(self) -> tuple[str, ...]:
+        """[n] the setting of each pair, by its own word or by that of a copy of its file; "" where it is not known."""
+        files = self.file or ("",) * len(self.pairs)
+        told = {f: s for f, s in zip(reversed(files), reversed(self.setting), strict=True) if f and s}
+        return tuple(told.get(f, s) for f, s in zip(files, self.setting, strict=True))
+
+    @cached_property
+    def unit_name(self) -> tuple[str, ...]:
+        """[n] what pairs of one unit have in common: their setting, or their file; "" for a pair that is a unit of its
+        own, because nothing is known of it."""
+        count = Counter(self.file)
+        files = self.file or ("",) * len(self.pairs)
+        return tuple(
+            s or (f"copies of file {f[:12]}" if f and count[f] > 1 else "")
+            for s, f in zip(self.told_setting, files, strict=True)
+        )
+
+    @cached_property
     def _unit_of(self) -> np.ndarray:
         """[n] the unit of each pair."""
-        return _codes([(bool(s), s or p) for p, s in zip(self.pairs, self.setting, strict=True)])
+        return _codes([(bool(name), name or p) for p, name in zip(self.pairs, self.unit_name, strict=True)])
 
     @cached_property
     def _cluster_of(self) -> np.ndarray:
@@ -121,7 +143,8 @@ class Design:
     def subset(self, known: np.ndarray) -> Design:
         """The pairs at which ``known`` [n] is true."""
         at = np.flatnonzero(known).tolist()
-        parts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("pairs", "base", "setting")}
+        texts = ("pairs", "base", "setting", *(("file",) if self.file else ()))
+        parts = {name: tuple(getattr(self, name)[i] for i in at) for name in texts}
         return dataclasses.replace(self, **parts, covariates={k: v[at] for k, v in self.covariates.items()})
 
     def reindexed(self, pairs: Sequence[str]) -> Design:
@@ -133,7 +156,8 @@ class Design:
             return tuple("" if i is None else values[i] for i in at)
 
         numbers = {k: np.array([math.nan if i is None else v[i] for i in at]) for k, v in self.covariates.items()}
-        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers, self.remarks)
+        files = texts(self.file) if self.file else ()
+        return Design(tuple(pairs), texts(self.base), texts(self.setting), numbers, self.remarks, files)
 
     def means(self, values: np.ndarray) -> np.ndarray:
         """[..., n] -> [..., units]: the mean over a unit's clusters of the means over their pairs."""
@@ -257,7 +281,7 @@ class Design:
             said.append(
                 "holds for this zero-shot model" if self.n_bases == 1 else f"holds for these {self.n_bases} models"
             )
-        if unknown := sum(not s for s in self.setting):
+        if unknown := sum(not s for s in self.told_setting):
             said.append(f"the setting of {unknown} pairs is unknown, and each counts as a setting of its own")
         return "; ".join([*said, *self.remarks])
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sharpscope.tables.rows import joint_rows, marginal_rows, nearest, widest_means
+from sharpscope.tables.rows import joint_rows, marginal_rows, nearest, widest
 from sharpscope.vocabulary import ALL, CONTRASTS, EXPLORATORY, PRIMARY
 
-__all__ = ["holm", "with_families"]
+__all__ = ["holm", "named_rows", "with_families"]
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -25,19 +25,35 @@ def holm(p: np.ndarray) -> np.ndarray:
     return out
 
 
+def named_rows(correlations: pd.DataFrame, measure: str, alpha: float) -> pd.DataFrame:
+    """The rows of the comparison that was named beforehand, for every source of pairs and group of OOD sets.
+
+    They are the Spearman correlations across pairs of ``measure`` with the OOD gain, of whatever layers and given
+    whatever covariates, at the alpha nearest ``alpha`` and on the mean over the most sets. Where runs have different
+    sets in one group, that mean is known of a part of the pairs alone. The order of the rows changes nothing.
+    """
+    at = (correlations["scope"] == "pairs") & (correlations["against"] == "ood_gain")
+    rows = correlations[at & (correlations["method"] == "spearman") & (correlations["measure"] == measure)]
+    chosen = np.zeros(len(rows), dtype=bool)
+    for here in rows.groupby(["source", "group"]).indices.values():
+        own = rows.iloc[here]
+        wide = own["dataset"] == widest(own["dataset"])
+        chosen[here] = wide & (own["alpha"].astype(float) == nearest(own["alpha"], alpha))
+    return rows[chosen]
+
+
 def with_families(correlations: pd.DataFrame, measure: str, alpha: float) -> pd.DataFrame:
     """The across-pair rows with ``family``, and with Holm's correction over groups as ``q_value`` of the primary ones.
 
-    Primary, for every source of pairs, are two rows of each group of OOD sets: the Spearman correlation of the whole
-    model's ``measure`` with the OOD gain at the alpha nearest ``alpha``, all covariates held fixed (the plain one where
-    there are none), on the mean over the group's most sets; and by how much the correlation of the straggler layers
-    exceeds that of all other layers. Each is one claim, corrected over groups. All else is exploratory.
+    Primary, for every source of pairs, is one row of each claim about layers in each group of OOD sets, among
+    ``named_rows``: the correlation of the whole model's sharpness with all covariates held fixed (the plain one where
+    there are none), and by how much that of the chosen layers of each of ``CONTRASTS`` exceeds that of all other
+    layers. Each claim is corrected over groups. All else is exploratory, and no verdict rests on it.
     """
     out = correlations.assign(family=EXPLORATORY)
-    at = (out["scope"] == "pairs") & (out["against"] == "ood_gain") & (out["method"] == "spearman")
-    rows = out[at & out["layer"].isin((ALL, CONTRASTS["stragglers"].others)) & (out["measure"] == measure)]
+    rows = named_rows(out, measure, alpha)
+    rows = rows[rows["layer"].isin((ALL, *(names.others for names in CONTRASTS.values())))]
     for _, own in rows.groupby(["source", "layer"], sort=True):
-        own = widest_means(own[own["alpha"].astype(float) == nearest(own["alpha"], alpha)])
         held = joint_rows(own)
         chosen = held if len(held) else marginal_rows(own)
         out.loc[chosen.index, "family"] = PRIMARY

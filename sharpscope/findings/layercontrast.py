@@ -82,7 +82,8 @@ def contrast_rows(
     # A pair in which nobody is chosen has no value in the first row, and is left out of the comparison.
     found = contrast(layers.sets(), y, design, covariates, keys=keys, rng=rng, level=level)
     one = found.partial
-    head = {"given": one.given[0], "n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
+    head: dict[str, Any] = {"given": one.given[0], "left_out": one.left_out[0]}
+    head |= {"n": int(one.n[0]), "n_effective": int(one.n_effective[0])}
     empty = int((~layers.chosen.any(axis=0)).sum())
     nobody = f"no layer is chosen in {empty} of {len(y)} pairs" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)

@@ -31,6 +31,9 @@ class Block:
     """The number of independent ones."""
     given: list[str]
     """The covariates held fixed, joined by +."""
+    left_out: list[str]
+    """The covariates that were to be held fixed and are not, for lack of pairs or because no pair tells them, joined by
+    +."""
     why: list[str]
     """Why a column has no value, or an empty string."""
     note: list[str]
@@ -62,8 +65,8 @@ def empty_block(columns: int) -> Block:
     nan, counts = np.full(columns, np.nan), np.zeros(columns, dtype=int)
     return Block(
         estimate=nan, low=nan.copy(), high=nan.copy(), p=nan.copy(), n=counts, n_effective=counts.copy(),
-        given=[""] * columns, why=[""] * columns, note=[""] * columns, statistic=nan[None].copy(),
-        null=np.full((1, 0, columns), np.nan),
+        given=[""] * columns, left_out=[""] * columns, why=[""] * columns, note=[""] * columns,
+        statistic=nan[None].copy(), null=np.full((1, 0, columns), np.nan),
     )  # fmt: skip
 
 

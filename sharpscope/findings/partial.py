@@ -88,6 +88,8 @@ def partial_correlation(
         said += [f"{name} is not known of any pair" for name in unknown]
         _fill(out, here, x[here][:, points], y[points], design.subset(points), {k: v[points] for k, v in known.items()},
               keys[:, points], rng, level, outcome, said)  # fmt: skip
+        for k in here:
+            out.left_out[k] = "+".join(filter(None, (out.left_out[k], *unknown)))
     return out
 
 
@@ -133,7 +135,7 @@ def _fill(
     out.low[here], out.high[here] = percentile_interval(draws, level)
     words = "; ".join([*said, design.note(y)])
     for k, value, row in zip(here, estimate, x, strict=True):
-        out.given[k], out.note[k] = "+".join(held.given), words
+        out.given[k], out.left_out[k], out.note[k] = "+".join(held.given), "+".join(held.left_out), words
         if not np.isfinite(value):
             out.why[k] = "the measure is constant" if is_constant(row) else f"{out.given[k]} determines the measure"
 

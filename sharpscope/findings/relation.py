@@ -8,19 +8,21 @@ from typing import Any, Final
 
 import pandas as pd
 
+from sharpscope.findings.controls import FIRST_COVARIATES
 from sharpscope.findings.design import FEWEST_CLUSTERS
+from sharpscope.findings.families import named_rows
 from sharpscope.findings.layercontrast import RANDOM_SETS
 from sharpscope.findings.verdictrows import no_verdict, span, verdict_row
 from sharpscope.tables.formats import p_text
-from sharpscope.tables.rows import joint_rows, marginal_rows, nearest
+from sharpscope.tables.rows import joint_rows, marginal_rows
 from sharpscope.vocabulary import (
     ALL,
     CANNOT,
     CONTRASTS,
     DOES_NOT_HOLD,
     HOLDS,
-    LEARNING_RATE,
     PAIRS,
+    PRIMARY,
     REMARKS,
 )
 
@@ -57,27 +59,24 @@ def relation_rows(
                      ``CONTRAST_MARGIN``
         instability  the same for the layers that the criterion instability chooses
 
-    Everything else is "cannot be told", and so is a claim from fewer than 6 clusters of pairs, or one of pairs whose
-    learning rates are unknown, because the learning rate alone may be what orders them.
+    Everything else is "cannot be told". So is, whatever its numbers, a claim from fewer than 6 clusters of pairs; one
+    without learning rate, distance or ID accuracy held fixed, any of which may be what orders the pairs; one on pairs
+    of which something in ``unknown`` is not known; and one on rows that are not primary.
 
     Args:
-        correlations: the table; rows of other groups are ignored.
+        correlations: the table; rows of other groups are ignored, and ``families.named_rows`` says which rows of this
+            group count.
         group: the group of OOD sets.
         measure, alpha: the primary measure and point, which were named before any result was seen.
-        unknown: source -> covariates that no pair of that source tells.
+        unknown: source -> what is not known of its pairs and forbids a conclusion, each in words.
         level: coverage of the intervals.
         permutations: the number of permutations behind every p.
 
     Returns:
         Rows of the table ``verdicts``.
     """
-    rows = correlations[
-        (correlations["scope"] == "pairs")
-        & (correlations["against"] == "ood_gain")
-        & (correlations["group"] == group)
-        & (correlations["measure"] == measure)
-        & (correlations["method"] == "spearman")
-    ]
+    of_group = correlations[correlations["group"] == group]
+    rows = named_rows(of_group, measure, alpha)
     claims = ("whole", *CONTRASTS)
     if not len(rows):
         why = f"No correlation of {measure} with the OOD gain across pairs was computed."
@@ -85,12 +84,13 @@ def relation_rows(
     biggest = rows.groupby("source", sort=True)["n"].max()
     source = max(sorted(biggest.index), key=lambda s: (int(biggest[s]), s == "run"))
     rows = rows[rows["source"] == source]
-    at = nearest(rows["alpha"], alpha)
+    means = set(of_group.loc[(of_group["scope"] == "pairs") & (of_group["source"] == source), "dataset"])
     judged = _Judged(
-        rows[rows["alpha"].astype(float) == at],
+        rows,
         group,
         str(source),
-        f"{measure} at alpha {at:g}",
+        f"{measure} at alpha {float(rows['alpha'].iloc[0]):g}",
+        tuple(sorted(means - set(rows["dataset"]))),
         tuple((unknown or {}).get(str(source), ())),
         level,
         permutations,
@@ -128,6 +128,8 @@ class _Judged:
     group: str
     source: str
     what: str
+    other_means: tuple[str, ...]
+    """Means over other sets of the group, whose rows do not count."""
     unknown: tuple[str, ...]
     level: float
     permutations: int
@@ -141,8 +143,14 @@ class _Judged:
         text = self._sentence(subject, joint, alone)
         if joint["status"] != "ok" and alone is None:
             text = f"The whole model's {self.what} and the OOD gain have no Spearman correlation: {joint['note']}."
-        verdict = relation_verdict(joint, self.level) if self._rates_known else CANNOT
-        return self._row("whole", joint, verdict, text)
+            return self._row("whole", joint, CANNOT, text)
+        verdict = CANNOT if self._forbidden(joint) else relation_verdict(joint, self.level)
+        size = ""
+        if verdict == DOES_NOT_HOLD:
+            size = f"the whole interval lies between {-MARGIN:+g} and {MARGIN:+g}, which counts as no relation"
+            related = not float(joint["ci_low"]) <= 0 <= float(joint["ci_high"])
+            size = f"they are related, but only weakly: {size}" if related else size
+        return self._row("whole", joint, verdict, f"{text}{self._end(joint, size)}")
 
     def contrast(self, claim: str) -> dict[str, Any]:
         names = CONTRASTS[claim]
@@ -156,22 +164,28 @@ class _Judged:
         subject = (
             f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
         )
-        text = self._sentence(subject, joint, self._alone(names.others))
+        text, size = self._sentence(subject, joint, self._alone(names.others)), ""
         if randomly["status"] == "ok":
             share = f"random sets of as many layers reach it with {p_text(float(randomly['p_value']), RANDOM_SETS)}"
             text = self._sentence(subject, joint, self._alone(names.others), share)
         verdict = CANNOT
-        if self._rates_known and _can_tell(joint):
+        if not self._forbidden(joint) and _can_tell(joint):
             more = _significant(joint, self.level) and float(joint["ci_low"]) > 0
             rare = randomly["status"] == "ok" and float(randomly["p_value"]) <= 1 - self.level + 1e-12
             none = float(joint["ci_high"]) < CONTRAST_MARGIN
             verdict = DOES_NOT_HOLD if none else HOLDS if more and rare else CANNOT
-        return self._row(claim, joint, verdict, text)
+            if none:
+                size = f"the whole interval lies below {CONTRAST_MARGIN:+g}, which counts as no more"
+                size = f"it is more, but only slightly: {size}" if float(joint["ci_low"]) > 0 else size
+        return self._row(claim, joint, verdict, f"{text}{self._end(joint, size)}")
 
-    @property
-    def _rates_known(self) -> bool:
-        """Whether the pairs' learning rates are known; without them nothing is concluded whatever the numbers are."""
-        return LEARNING_RATE not in self.unknown
+    def _forbidden(self, joint: pd.Series) -> str:
+        """Why nothing is concluded whatever the numbers of ``joint`` are, in words; empty where something may be."""
+        if joint["family"] != PRIMARY:
+            return "this comparison was not named before looking"
+        left_out = str(joint["left_out"]).split("+")  # missing in tables from before the column existed
+        lost = ", ".join(name for name in FIRST_COVARIATES if name in left_out)
+        return " and ".join([*([f"{lost} could not be held fixed"] if lost else []), *self.unknown])
 
     def _joint(self, layer: str) -> pd.Series | None:
         """The row with the most covariates held fixed; None where there is none with a covariate."""
@@ -200,11 +214,17 @@ class _Judged:
             told.append(f"an undefined one with {given} held fixed")
         if more:
             told[-1] += f"; {more}"
+        return f"{pairs} {subject} {' and '.join(told)}"
+
+    def _end(self, joint: pd.Series, size: str) -> str:
+        """The end of the evidence: what ``size`` counts, why nothing is concluded whatever the numbers, and remarks."""
+        why = self._forbidden(joint)
         remarks = [str(joint["note"])] if joint["note"] else []
-        if self.unknown:
-            remarks.append(f"not known of any pair: {', '.join(self.unknown)}")
+        if self.other_means:
+            said = ", ".join(self.other_means)
+            remarks.append(f"pairs that lack the mean over {joint['dataset']} and have {said} do not count")
         end = f" {REMARKS} {'; '.join(remarks)}." if remarks else ""
-        return f"{pairs} {subject} {' and '.join(told)}.{end}"
+        return f"{f'; {size}' if size else ''}.{f' Nothing is concluded, because {why}.' if why else ''}{end}"
 
     def _row(self, claim: str, joint: pd.Series, verdict: str, text: str) -> dict[str, Any]:
         numbers = (joint["estimate"], joint["ci_low"], joint["ci_high"])

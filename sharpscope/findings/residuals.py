@@ -99,7 +99,7 @@ def residual_rows(
     for i, pair in enumerate(design.pairs):
         why = lacking[i] or found.why or ("" if np.isfinite(left[:, i]).all() else flat)
         rows.append({
-            **head, "pair": pair, "base": design.base[i], "setting": design.setting[i], "learning_rate": rates[i],
+            **head, "pair": pair, "base": design.base[i], "setting": design.unit_name[i], "learning_rate": rates[i],
             "sharpness": x[i], "ood_gain": y[i], "given": "+".join(found.held.given),
             "residual_sharpness": math.nan if why else left[0, i], "residual_gain": math.nan if why else left[1, i],
             "status": "undefined" if why else "ok", "note": why,

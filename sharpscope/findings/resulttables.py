@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -130,7 +131,7 @@ RESULT_TABLES: Final[dict[ResultTable, Callable[[pd.DataFrame, Sequence[str], fl
 
 def _alpha(value: Any) -> str:
     """An alpha as papers print it: .5, 0, 1."""
-    return MISSING if is_missing(value) else f"{float(value):g}".replace("0.", ".", 1)
+    return MISSING if is_missing(value) else re.sub(r"^(-?)0\.", r"\1.", f"{float(value):g}")
 
 
 def _percent(value: Any) -> str:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sharpscope.vocabulary import CANNOT, CLAIMS
+from sharpscope.findings.doubts import Doubt
+from sharpscope.vocabulary import CANNOT, CLAIMS, PAIRS
 
-__all__ = ["no_verdict", "span", "verdict_row"]
+__all__ = ["no_verdict", "span", "unless_doubted", "verdict_row"]
 
 
 def verdict_row(
@@ -32,6 +33,17 @@ def verdict_row(
 def no_verdict(pair: str, claim: str, group: str, source: str, why: str) -> dict[str, Any]:
     """The row of a claim of which nothing is known, for the reason ``why``."""
     return verdict_row(pair, claim, group, source, CANNOT, (math.nan,) * 3, 0, why)
+
+
+def unless_doubted(row: dict[str, Any], doubts: Sequence[Doubt]) -> dict[str, Any]:
+    """The row; or, where a doubt is about it, one that gives no verdict. Claims across pairs rest on every pair."""
+    about = [d for d in doubts if d.pair in (PAIRS, row["pair"]) or row["pair"] == PAIRS]
+    if not about:
+        return row
+    of_pair = "" if row["pair"] == about[0].pair or about[0].pair == PAIRS else f"in pair {about[0].pair} "
+    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high", "n_effective"), math.nan)
+    evidence = f"No verdict is given: {of_pair}{about[0].reason}."
+    return {**row, **nothing, "verdict": CANNOT, "n": 0, "evidence": evidence}
 
 
 def span(low: float, high: float, digits: int = 2) -> str:

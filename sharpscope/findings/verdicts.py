@@ -19,9 +19,9 @@ from sharpscope.findings.failure import DROP
 from sharpscope.findings.question import Question
 from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.repair import Repairs
-from sharpscope.findings.verdictrows import no_verdict, span, verdict_row
+from sharpscope.findings.verdictrows import no_verdict, span, unless_doubted, verdict_row
 from sharpscope.tables.rows import dense_rows, flags_of, table, unique_in_order
-from sharpscope.vocabulary import CANNOT, DEFAULT_GROUP, DOES_NOT_HOLD, FLAGS, HOLDS, PAIRS
+from sharpscope.vocabulary import CANNOT, DEFAULT_GROUP, DOES_NOT_HOLD, FLAGS, HOLDS
 
 __all__ = ["verdicts_table"]
 
@@ -75,7 +75,7 @@ def verdicts_table(
         measure, alpha: the primary measure and point, which were named before any result was seen.
         group: the group of OOD sets that the tables hold.
         design: bases, settings and learning rates of the pairs in ``references``.
-        unknown: source (run | shipped) -> covariates that no pair of that source tells.
+        unknown: source (run | shipped) -> what is not known of its pairs and forbids a conclusion, each in words.
         no_stragglers: pair -> why no layer of it is a straggler, so that other layers were made sparse: such a pair's
             repair is no evidence about stragglers.
         doubts: what makes the numbers of the run or of a pair meaningless: claims that these enter get no verdict
@@ -95,18 +95,7 @@ def verdicts_table(
     pairs = tuple(unique_in_order(accuracy["pair"])[:2])
     question = Question(pairs, group, measure, alpha, level, bootstrap, seed, reference_source)
     rows.append(question.row(sharpness, dense_rows(accuracy), references, design))
-    return table("verdicts", [_unless_doubted(row, doubts) for row in rows])
-
-
-def _unless_doubted(row: dict[str, Any], doubts: Sequence[Doubt]) -> dict[str, Any]:
-    """The row; or, where a doubt is about it, one that gives no verdict. Claims across pairs rest on every pair."""
-    about = [d for d in doubts if d.pair in (PAIRS, row["pair"]) or row["pair"] == PAIRS]
-    if not about:
-        return row
-    of_pair = "" if row["pair"] == about[0].pair or about[0].pair == PAIRS else f"in pair {about[0].pair} "
-    nothing = dict.fromkeys(("estimate", "ci_low", "ci_high"), math.nan)
-    evidence = f"No verdict is given: {of_pair}{about[0].reason}."
-    return {**row, **nothing, "verdict": CANNOT, "n": 0, "evidence": evidence}
+    return table("verdicts", [unless_doubted(row, doubts) for row in rows])
 
 
 def _repair_row(repairs: Repairs, failure: pd.DataFrame, instead: str) -> dict[str, Any]:

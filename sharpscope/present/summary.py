@@ -13,7 +13,7 @@ from sharpscope.present.alphas import said
 from sharpscope.present.criteria import who_is_named
 from sharpscope.tables.happened import what_happened
 from sharpscope.tables.rows import groups_in, in_group_order, ordered
-from sharpscope.vocabulary import CLAIMS, REMARKS
+from sharpscope.vocabulary import CANNOT, CLAIMS, REMARKS
 
 __all__ = ["summary_lines"]
 
@@ -49,12 +49,18 @@ def summary_lines(tables: Mapping[str, pd.DataFrame], criterion: str, order: Seq
 
 
 def _verdicts(verdicts: pd.DataFrame) -> Iterator[str]:
-    """One line per claim and distinct answer, the study's question first; remarks are left to the report."""
+    """One line per claim and distinct answer, the study's question first.
+
+    The remarks of a conclusion say for which models it holds and what it leaves open, and stand in its line. Those of a
+    claim that cannot be told are left to the report.
+    """
     for claim in dict.fromkeys((CLAIMS["question"], *CLAIMS.values())):
         own = verdicts[verdicts["claim"] == claim]
         of_pair = claim == CLAIMS["repair"]
         for (verdict, evidence), rows in own.groupby(["verdict", "evidence"], sort=False):
             where = ", ".join(dict.fromkeys(rows["group"]))
             pairs = f"; {', '.join(dict.fromkeys(rows['pair']))}" if of_pair else ""
-            short = re.split(rf" {re.escape(REMARKS)} ", str(evidence), maxsplit=1)[0]
-            yield f"{claim} ({where}{pairs}): {str(verdict).upper()}. {said(short)}"
+            text = str(evidence)
+            if verdict == CANNOT:
+                text = re.split(rf" {re.escape(REMARKS)} ", text, maxsplit=1)[0]
+            yield f"{claim} ({where}{pairs}): {str(verdict).upper()}. {said(text)}"

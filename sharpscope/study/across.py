@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
 
 import pandas as pd
 
@@ -17,14 +15,19 @@ from sharpscope.exchange.join import RunPair, join_accuracy, with_means
 from sharpscope.exchange.reading import is_accuracy_csv, read_measured
 from sharpscope.findings.advising.references import Reference, reference_pairs
 from sharpscope.findings.design import Design
+from sharpscope.findings.doubts import Doubt, path_doubt
 from sharpscope.findings.relation import relation_rows
 from sharpscope.findings.robustness import BASELINES, baseline_points, effective_robustness, read_baseline
 from sharpscope.findings.stragglers import chosen_by, chosen_layers
+from sharpscope.findings.verdictrows import unless_doubted
 from sharpscope.study.designs import design_of_manifests, read_covariates, untold, with_covariates
+from sharpscope.study.finished import doubts_of
+from sharpscope.study.named import manifest_of, told_pairs
 from sharpscope.study.population import Population
+from sharpscope.study.primaries import check_comparable, check_measured, measured_alpha, named_primary
 from sharpscope.tables.files import csv_bytes, normalised, read_csv
 from sharpscope.tables.rows import groups_in, table, unique_in_order
-from sharpscope.vocabulary import BY_COST, PRIMARY_ALPHA, PRIMARY_MEASURE
+from sharpscope.vocabulary import BY_COST
 
 __all__ = ["correlate", "population", "references_of", "relations", "robustness", "save_correlations"]
 
@@ -39,6 +42,8 @@ def correlate(
     ids: Sequence[str] = (),
     straggler_criterion: str | None = None,
     covariates: Path | None = None,
+    primary_measure: str | None = None,
+    primary_alpha: float | None = None,
     seed: int = 0,
     bootstrap: int = 1000,
     level: float = 0.95,
@@ -54,7 +59,11 @@ def correlate(
         straggler_criterion: the criterion whose choice in each run's stragglers table makes the layers ``(stragglers)``
             and ``(others)`` of its pairs; None: the one that decided in the runs.
         covariates: a CSV file of covariates (``designs.read_covariates``), which win over those of files and studies. A
-            pair without a value is left out of the partial correlations, and counted in their notes.
+            pair without a value is left out of the partial correlations, and counted in their notes. Its column
+            ``setting`` names what pairs that differ in their seed alone have in common.
+        primary_measure, primary_alpha: the measure and the alpha of the primary comparison (the nearest alpha is taken
+            at which every pair has the measure); None: those that the runs named before looking. Where a run had named
+            another, the notes of the primary rows say so.
         seed: seed of the resampling.
         bootstrap: number of replicates, and of permutations.
         level: coverage of the intervals.
@@ -65,13 +74,14 @@ def correlate(
     Raises:
         RunDirectoryError: a folder without tables.
         ConfigError: two runs that have a pair of the same name; covariates that cannot be used; runs in which
-            different criteria decided and none is
-            given; a criterion that no run has.
+            different criteria decided, or which named different primaries, and none is given; runs of different probe
+            sets, or with other settings on which the primary measure depends; a criterion or measure that no run has.
         ResultsError: measured numbers that cannot be read or matched.
     """
     compared = population(
-        runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates
-    )
+        runs, accuracy, match=match, ids=ids, straggler_criterion=straggler_criterion, covariates=covariates,
+        primary_measure=primary_measure, primary_alpha=primary_alpha,
+    )  # fmt: skip
     return compared.correlations(seed=seed, bootstrap=bootstrap, level=level)
 
 
@@ -83,39 +93,74 @@ def population(
     ids: Sequence[str] = (),
     straggler_criterion: str | None = None,
     covariates: Path | None = None,
+    primary_measure: str | None = None,
+    primary_alpha: float | None = None,
 ) -> Population:
     """The pairs that ``correlate`` compares; arguments and errors are its own."""
     joined = _tables(runs, ("sharpness", "accuracy", "path"), optional=("stragglers",))
     if accuracy is not None:
         joined["accuracy"] = _elsewhere(accuracy, _pairs(runs), match, ids)
-    stragglers = joined["stragglers"]
+    stragglers, sharpness = joined["stragglers"], joined["sharpness"]
+    primary = named_primary(runs, primary_measure, primary_alpha)
+    check_comparable(runs, primary.measure)
+    if primary_measure is not None:
+        check_measured(primary_measure, sharpness)
     return Population(
-        "run", joined["sharpness"], joined["accuracy"], joined["path"], _design(runs, joined["path"], covariates),
-        _primary(runs),
+        "run", sharpness, joined["accuracy"], joined["path"], _design(runs, joined["path"], covariates),
+        (primary.measure, measured_alpha(sharpness, primary.measure, primary.alpha)), primary.note,
         stragglers=_stragglers(stragglers, straggler_criterion or _deciding(runs), straggler_criterion is not None),
         by_instability=chosen_by(stragglers, BY_COST), layer_losses=stragglers,
     )  # fmt: skip
 
 
-def relations(correlations: pd.DataFrame, runs: Sequence[Path], covariates: Path | None = None) -> pd.DataFrame:
+def relations(
+    correlations: pd.DataFrame,
+    runs: Sequence[Path],
+    covariates: Path | None = None,
+    *,
+    primary_measure: str | None = None,
+    primary_alpha: float | None = None,
+    bootstrap: int,
+    level: float,
+) -> pd.DataFrame:
     """The verdicts that ``correlate``'s table of these runs supports, rows of the table ``verdicts``.
 
-    They are those of ``findings.relation.relation_rows`` for every group of OOD sets, with the measure and the alpha
-    that the first run named before looking. ``covariates``: as for ``correlate``. Raises ConfigError for covariates
-    that cannot be used.
+    They are those of ``findings.relation.relation_rows`` for every group of OOD sets, about the primary comparison; all
+    arguments are those that ``correlate`` was given. Where a run gives no verdict, because the numbers of one of its
+    pairs are meaningless, none is given here.
+
+    Raises:
+        ConfigError: covariates that cannot be used, and runs that named different primaries where none is given.
     """
-    design = _design(runs, _tables(runs, ("path",))["path"], covariates)
-    unknown, (measure, alpha) = {"run": untold(design)}, _primary(runs)
-    groups = groups_in(correlations)
-    return table(
-        "verdicts",
-        [row for group in groups for row in relation_rows(correlations, group, measure, alpha, unknown=unknown)],
-    )
+    tables = _tables(runs, ("path", "sharpness"))
+    design = _design(runs, tables["path"], covariates)
+    primary = named_primary(runs, primary_measure, primary_alpha)
+    alpha = measured_alpha(tables["sharpness"], primary.measure, primary.alpha)
+    rows = [
+        row
+        for group in groups_in(correlations)
+        for row in relation_rows(
+            correlations, group, primary.measure, alpha,
+            unknown={"run": untold(design)}, level=level, permutations=bootstrap,
+        )
+    ]  # fmt: skip
+    doubts = [doubt for run in runs for doubt in _doubts(run)]
+    return table("verdicts", [unless_doubted(row, doubts) for row in rows])
+
+
+def _doubts(run: Path) -> list[Doubt]:
+    """What makes numbers of the run meaningless; of a run without its units only what its tables show, the path."""
+    try:
+        return doubts_of(run)
+    except (RunDirectoryError, ConfigError):
+        path = _tables([run], ("path",))["path"]
+        found = [path_doubt(own["alpha"].astype(float).tolist()) for _, own in path.groupby("pair")]
+        return [doubt for doubt in found if doubt is not None]
 
 
 def _design(runs: Sequence[Path], path: pd.DataFrame, covariates: Path | None) -> Design:
     """What is known of the pairs in the table ``path``, by the runs' manifests and the file of ``covariates``."""
-    design = design_of_manifests(map(_manifest, runs)).reindexed(unique_in_order(path["pair"]))
+    design = design_of_manifests(manifest_of(FilePath(run)) for run in runs).reindexed(unique_in_order(path["pair"]))
     return design if covariates is None else with_covariates(design, read_covariates(covariates, design.pairs))
 
 
@@ -174,7 +219,7 @@ def references_of(runs: Sequence[Path], groups: Mapping[str, str] | None = None)
     if not runs:
         return []
     joined = _tables(runs, ("accuracy", "path"), optional=("sharpness",))
-    design = design_of_manifests(map(_manifest, runs))
+    design = design_of_manifests(manifest_of(FilePath(run)) for run in runs)
     return reference_pairs(joined["accuracy"], joined["path"], joined["sharpness"], design, groups)
 
 
@@ -193,7 +238,7 @@ def _tables(runs: Sequence[Path], names: Sequence[str], optional: Sequence[str] 
                     f"{shown(run)}: has no tables/{name}.csv; finish it with 'sharpscope run' first."
                 )
             parts.append(read_csv(file, name))
-        recall_words(_manifest(run))
+        recall_words(manifest_of(FilePath(run)))
         for pair in tables["path"][-1]["pair"].unique():
             if pair in seen:
                 raise ConfigError(f"correlate: both {shown(seen[pair])} and {shown(run)} have a pair '{shown(pair)}'.")
@@ -207,7 +252,7 @@ def _deciding(runs: Sequence[Path]) -> str:
     """The straggler criterion that decided in all ``runs``; empty where no manifest names one."""
     named: dict[str, Path] = {}
     for run in runs:
-        config = _manifest(run).get("config")
+        config = manifest_of(FilePath(run)).get("config")
         if isinstance(config, dict) and (criterion := config.get("straggler_criterion")):
             named.setdefault(str(criterion), run)
     if len(named) > 1:
@@ -235,29 +280,11 @@ def _pairs(runs: Sequence[Path]) -> list[RunPair]:
     """Every run's pairs with their fine-tuned files, as the manifests name them."""
     out = []
     for run in runs:
-        try:
-            out += [RunPair(str(p["name"]), str(p["finetuned"])) for p in _manifest(run)["config"]["pairs"]]
-        except (KeyError, TypeError):
-            raise RunDirectoryError(
-                f"{shown(run)}: its manifest.json does not name the pairs and their files."
-            ) from None
+        told = told_pairs(manifest_of(FilePath(run)))
+        if not told or any("finetuned" not in pair for pair in told):
+            raise RunDirectoryError(f"{shown(run)}: its manifest.json does not name the pairs and their files.")
+        out += [RunPair(str(pair["name"]), str(pair["finetuned"])) for pair in told]
     return out
-
-
-def _primary(runs: Sequence[Path]) -> tuple[str, float]:
-    """The measure and the alpha that the first run named before looking."""
-    config = _manifest(runs[0]).get("config") if runs else None
-    told = config if isinstance(config, dict) else {}
-    return str(told.get("primary_measure", PRIMARY_MEASURE)), float(told.get("primary_alpha", PRIMARY_ALPHA))
-
-
-def _manifest(run: Path) -> dict[str, Any]:
-    """The run's manifest, or an empty dictionary where it is missing or cannot be read."""
-    try:
-        manifest = json.loads((FilePath(run) / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return manifest if isinstance(manifest, dict) else {}
 
 
 def _elsewhere(accuracy: Path, pairs: Sequence[RunPair], match: Sequence[str], ids: Sequence[str]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ the study."""
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import math
@@ -35,6 +36,8 @@ __all__ = [
 _NOT_THE_SETTING: Final = ("seed", "device", "zeroshot_sha256")
 """Facts of a fine-tuning that do not define its setting: those that may differ between replicates, and those of the
 zero-shot model."""
+SETTING: Final = "setting"
+"""The column of a file of covariates that names settings, and the field of a pair that does."""
 _MEASURED: Final = ("distance", "id_accuracy")
 """Covariates that a run measures itself at every alpha."""
 
@@ -48,6 +51,7 @@ class _Made:
     setting: str
     numbers: Mapping[str, float]
     remark: str = ""
+    file: str = ""
 
 
 def recipe_numbers(told: Mapping[str, Any]) -> dict[str, float]:
@@ -118,13 +122,31 @@ def joined(first: Design, second: Design) -> Design:
         (*first.setting, *(second.setting[i] for i in more)),
         {name: both(name) for name in names},
         (*first.remarks, *second.remarks),
+        (*_files(first), *(_files(second)[i] for i in more)),
     )
 
 
+def _files(design: Design) -> tuple[str, ...]:
+    return design.file or ("",) * len(design.pairs)
+
+
 def untold(design: Design) -> tuple[str, ...]:
-    """The covariates that a verdict needs and that no pair of ``design`` tells."""
+    """What a verdict across the pairs of ``design`` needs and is not known of them, each in words with its remedy.
+
+    It needs a learning rate, which no pair may lack altogether, and the setting of every pair that has a learning rate:
+    seeds of one setting under names of their own count as so many settings, and a null is then rejected too often.
+    """
     rates = design.covariates.get(LEARNING_RATE, np.full(len(design.pairs), math.nan))
-    return () if np.isfinite(rates).any() else (LEARNING_RATE,)
+    if not np.isfinite(rates).any():
+        return (f"no pair's learning rate is known (remedy: a column {LEARNING_RATE} in the file of --covariates)",)
+    known = [bool(s) for s, rate in zip(design.told_setting, rates, strict=True) if np.isfinite(rate)]
+    if all(known):
+        return ()
+    return (
+        f"the setting of {known.count(False)} of {len(known)} pairs is unknown, and seeds of one setting would count "
+        f"as evidence (remedy: {SETTING} of each pair in the study file, or a column {SETTING} in the file of "
+        "--covariates, with a name of its own for every setting)",
+    )
 
 
 def _made(pair: PairConfig, facts: Mapping[str, Any]) -> _Made:
@@ -138,7 +160,7 @@ def _made(pair: PairConfig, facts: Mapping[str, Any]) -> _Made:
     ]
     setting = pair.setting or (_setting(told) if told else "")
     return _Made(pair.name, pair.base or _sha(ends[0]) or pair.zeroshot, setting, numbers | pair.covariates,
-                 "; ".join(differing))  # fmt: skip
+                 "; ".join(differing), _sha(ends[1]))  # fmt: skip
 
 
 def _sha(file: Mapping[str, Any]) -> str:
@@ -171,13 +193,15 @@ def _design(made: Sequence[_Made]) -> Design:
         tuple(one.setting for one in made),
         {name: np.array([one.numbers.get(name, math.nan) for one in made]) for name in names},
         tuple(one.remark for one in made if one.remark),
+        tuple(one.file for one in made),
     )
 
 
-def read_covariates(path: str | os.PathLike[str], pairs: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Pair -> its covariates, from a CSV file with the column ``pair`` and one for each covariate.
+def read_covariates(path: str | os.PathLike[str], pairs: Sequence[str]) -> dict[str, dict[str, float | str]]:
+    """Pair -> what a CSV file tells of it: the column ``pair``, one for each covariate, and perhaps ``setting``.
 
-    An empty cell, and a pair that has no row, is unknown.
+    A covariate is a number. ``setting`` is a text, the same for all pairs that differ in their seed alone. An empty
+    cell, and a pair that has no row, is unknown.
 
     Raises:
         ConfigError: a file that cannot be read, has no column ``pair``, a pair twice or one that is none of ``pairs``,
@@ -191,10 +215,10 @@ def read_covariates(path: str | os.PathLike[str], pairs: Sequence[str]) -> dict[
         raise ConfigError(f"{where}: cannot be read as a CSV file ({shown(error, 100)}).") from None
     head = rows[0] if rows else []
     if "pair" not in head or len(set(head)) != len(head) or len(head) < 2 or "" in head:
-        raise ConfigError(f"{where}: needs a line of names: the column pair, and one for each covariate.")
+        raise ConfigError(f"{where}: needs a line of names: the column pair, and one for each covariate or setting.")
     if taken := [name for name in head if name in _MEASURED or name == "alpha"]:
         raise ConfigError(f"{where}: {taken[0]} is measured by the runs themselves; give the column another name.")
-    at, out = head.index("pair"), dict[str, dict[str, float]]()
+    at, out = head.index("pair"), dict[str, dict[str, float | str]]()
     for line, row in enumerate(rows[1:], 2):
         if not any(row):
             continue
@@ -205,7 +229,7 @@ def read_covariates(path: str | os.PathLike[str], pairs: Sequence[str]) -> dict[
             )  # fmt: skip
             raise ConfigError(f"{where}, line {line}: '{shown(pair, 60)}' {why}")
         out[pair] = {
-            name: _cell(cell, f"{where}, line {line}: {shown(name, 60)}")
+            name: cell.strip() if name == SETTING else _cell(cell, f"{where}, line {line}: {shown(name, 60)}")
             for name, cell in zip(head, row, strict=True)
             if name != "pair"
         }
@@ -224,8 +248,14 @@ def _cell(text: str, where: str) -> float:
     return value
 
 
-def with_covariates(design: Design, told: Mapping[str, Mapping[str, float]]) -> Design:
-    """``design`` with the covariates ``told`` (pair -> name -> value), which replace those of the same name."""
-    names = dict.fromkeys(name for own in told.values() for name in own)
-    more = {n: np.array([told.get(p, {}).get(n, math.nan) for p in design.pairs]) for n in names}
-    return Design(design.pairs, design.base, design.setting, {**design.covariates, **more}, design.remarks)
+def with_covariates(design: Design, told: Mapping[str, Mapping[str, float | str]]) -> Design:
+    """``design`` with the covariates and settings ``told`` (pair -> name -> value).
+
+    A covariate replaces that of the same name, also where its cell is empty; a setting replaces that of its pair.
+    """
+    names = dict.fromkeys(name for own in told.values() for name in own if name != SETTING)
+    more = {n: np.array([float(told.get(p, {}).get(n, math.nan)) for p in design.pairs]) for n in names}
+    settings = tuple(
+        str(told.get(p, {}).get(SETTING, "")) or s for p, s in zip(design.pairs, design.setting, strict=True)
+    )
+    return dataclasses.replace(design, setting=settings, covariates={**design.covariates, **more})

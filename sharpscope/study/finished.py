@@ -8,12 +8,14 @@ from sharpscope.config.plugins import recall_words
 from sharpscope.config.spellings import EARLIER_DEFAULTS
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import RunDirectoryError, shown
+from sharpscope.findings.doubts import Doubt
+from sharpscope.findings.frames import alpha_index
 from sharpscope.layers import Layer
 from sharpscope.study.results import Results
 from sharpscope.study.store import RunDirectory
 from sharpscope.vocabulary import __version__
 
-__all__ = ["finished_results", "opened"]
+__all__ = ["doubts_of", "finished_results", "opened"]
 
 
 def opened(root: str | os.PathLike[str]) -> tuple[RunDirectory, Results]:
@@ -53,3 +55,21 @@ def finished_results(root: str | os.PathLike[str]) -> tuple[RunDirectory, Result
             {k: u for k, u in found.items() if u is not None}, {k: "not done" for k, u in found.items() if u is None}
         )
     return directory, done
+
+
+def doubts_of(root: str | os.PathLike[str]) -> list[Doubt]:
+    """``Results.doubts`` of a run, from the units at the two ends of each path; nothing is written.
+
+    Raises what ``opened`` raises, and RunDirectoryError for a unit that is damaged.
+    """
+    directory, results = opened(root)
+    alphas = results.config.alphas
+    ends = [alphas[i] for end in (0.0, 1.0) if (i := alpha_index(alphas, end)) is not None]
+    for key in (f"path/{name}/{alpha!r}" for name in results.layers for alpha in ends):
+        try:
+            unit = directory.peek(key)
+        except ValueError as error:
+            raise RunDirectoryError(f"{shown(root)}: its unit {shown(key, 60)} is damaged ({error}).") from error
+        if unit is not None:
+            results.take({key: unit}, {})
+    return results.doubts()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["manifest_of", "pairs_of"]
+__all__ = ["manifest_of", "pairs_of", "told_pairs"]
 
 
 def manifest_of(root: Path) -> dict[str, Any]:
@@ -21,6 +21,11 @@ def manifest_of(root: Path) -> dict[str, Any]:
 
 def pairs_of(manifest: Mapping[str, Any]) -> list[str]:
     """The names of the pairs in the order of the run's config; none where the manifest does not tell."""
+    return [str(pair["name"]) for pair in told_pairs(manifest)]
+
+
+def told_pairs(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the run's config says of each of its pairs, in its order; none where the manifest does not tell."""
     config = manifest.get("config")
     told = config.get("pairs") if isinstance(config, dict) else None
-    return [str(p["name"]) for p in (told if isinstance(told, list) else ()) if isinstance(p, dict) and "name" in p]
+    return [pair for pair in (told if isinstance(told, list) else ()) if isinstance(pair, dict) and "name" in pair]

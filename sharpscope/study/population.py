@@ -12,6 +12,7 @@ from sharpscope.findings.design import Design
 from sharpscope.findings.pathcosts import path_costs
 from sharpscope.findings.residuals import residual_table
 from sharpscope.tables.rows import covariates
+from sharpscope.vocabulary import PRIMARY
 
 __all__ = ["Population"]
 
@@ -28,6 +29,8 @@ class Population:
     design: Design
     primary: tuple[str, float]
     """The measure and the alpha that were named before looking."""
+    named: str = ""
+    """What the notes of the primary correlations say of how these were named."""
     stragglers: Mapping[str, Collection[str]] | None = None
     """Pair -> the layers that the deciding criterion chooses."""
     by_instability: Mapping[str, Collection[str]] | None = None
@@ -38,7 +41,7 @@ class Population:
 
     def correlations(self, *, seed: int, bootstrap: int, level: float) -> pd.DataFrame:
         """The table ``correlations`` across the pairs (``findings.pair_correlations``)."""
-        return pair_correlations(
+        found = pair_correlations(
             self.sharpness,
             self.accuracy,
             covariates(self.accuracy, self.path),
@@ -53,6 +56,10 @@ class Population:
             bootstrap=bootstrap,
             level=level,
         )
+        if self.named:
+            primary = found["family"] == PRIMARY
+            found.loc[primary, "note"] = ["; ".join(filter(None, (n, self.named))) for n in found.loc[primary, "note"]]
+        return found
 
     def residuals(self, correlations: pd.DataFrame) -> pd.DataFrame:
         """The table ``residuals`` (``findings.residual_table``) behind ``correlations``."""

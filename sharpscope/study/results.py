@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -27,11 +27,12 @@ from sharpscope.layers import Layer, whole_model
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.population import Population
+from sharpscope.study.primaries import measured_alpha
 from sharpscope.study.repaired import Repaired, answered, pictures
 from sharpscope.study.tasks import Task, Variant, image_key, looked_at, measured_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
-from sharpscope.tables.rows import of_group, stacked
+from sharpscope.tables.rows import nearest, of_group, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
     BASELINE,
@@ -42,11 +43,11 @@ from sharpscope.vocabulary import (
     expand_measures,
 )
 
-__all__ = ["Resampling", "Results", "unless_doubted"]
+__all__ = ["Resampling", "Results", "compared_alphas", "unless_doubted"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
-"""The alphas at which pairs are compared with each other, where the path has them. They were fixed before any result
-was seen."""
+"""The alphas at which pairs are compared with each other, where the path has them, beside the primary one. They were
+fixed before any result was seen."""
 
 
 class Resampling(TypedDict):
@@ -336,21 +337,26 @@ class Results:
         own = Population(
             "run", sharpness, accuracy, path, self.design, self._primary,
             stragglers={name: self._chosen(name) for name in self.layers}, by_instability=chosen_by(every, BY_COST),
-            layer_losses=every, alphas=[a for a in _FIXED_ALPHAS if a in c.alphas] or None,
+            layer_losses=every, alphas=compared_alphas(c.alphas, self._primary[1]),
         )  # fmt: skip
         if not c.shipped_pairs:
             return [own]
+        known = shipped_table("sharpness")
         shipped = Population(
-            "shipped", shipped_table("sharpness"), shipped_table("accuracy"), shipped_table("path"), shipped_design(),
-            self._primary,
+            "shipped", known, shipped_table("accuracy"), shipped_table("path"), shipped_design(),
+            (c.primary_measure, measured_alpha(known, *self._primary)),
             stragglers=self._shipped_stragglers(c.straggler_criterion),
-            by_instability=self._shipped_stragglers(BY_COST), alphas=_FIXED_ALPHAS,
+            by_instability=self._shipped_stragglers(BY_COST),
+            alphas=compared_alphas(known["alpha"].unique(), measured_alpha(known, *self._primary)),
         )  # fmt: skip
         return [own, shipped]
 
     @property
     def _primary(self) -> tuple[str, float]:
-        return self.config.primary_measure, self.config.primary_alpha
+        """The measure and the alpha of the primary comparison, the nearest one above 0 at which the study takes it."""
+        c = self.config
+        taken = [a for a in c.measured_alphas if a > 0 and measured_at(c, c.primary_measure, a)]
+        return c.primary_measure, nearest(taken, c.primary_alpha) if taken else c.primary_alpha
 
     def _shipped_stragglers(self, criterion: str) -> dict[str, tuple[str, ...]] | None:
         """The layers of the shipped pairs that ``criterion`` chose by its own rule; None if this run has another rule,
@@ -369,7 +375,7 @@ class Results:
             of_group(tables["accuracy"], group),
             of_group(self._references(tables["sharpness"], tables["accuracy"], tables["path"]), group),
             measure=c.primary_measure,
-            alpha=c.primary_alpha,
+            alpha=self._primary[1],
             group=group,
             design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
             unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
@@ -401,6 +407,11 @@ class Results:
                     for x in (whole_model(layers), *layers)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
+
+
+def compared_alphas(path: Iterable[float], primary: float) -> list[float]:
+    """The alphas at which pairs are compared: of those on the ``path``, .5, 1 and the ``primary`` one."""
+    return sorted({float(a) for a in path if a in (*_FIXED_ALPHAS, primary)})
 
 
 def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFrame:

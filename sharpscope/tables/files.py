@@ -36,7 +36,7 @@ _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",
     "metric", "criterion", "base", "rule", "flag", "layers", "target", "select", "control", "against", "scope",
     "method", "source", "claim", "verdict", "evidence", "protocol", "evaluated", "group", "given", "family",
-    "situation", "best_baseline", "setting",
+    "left_out", "situation", "best_baseline", "setting",
 ))  # fmt: skip
 _FORMULA = (
     "=",

@@ -39,7 +39,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
-        "ci_low", "ci_high", "p_value", "q_value", "n", "n_effective", "family", "source", "status", "note",
+        "ci_low", "ci_high", "p_value", "q_value", "n", "n_effective", "family", "source", "status", "note", "left_out",
     ),
     "residuals": (
         "pair", "group", "measure", "alpha", "source", "base", "setting", "learning_rate", "sharpness", "ood_gain",
@@ -100,6 +100,8 @@ Reading guide
                        evidence)
   correlations.source  run (this run's own pairs) | shipped (the table that comes with the embedded world)
   correlations.given   the covariates held fixed, joined by ``+``; empty for a plain correlation
+  correlations.left_out  the covariates that were to be held fixed and are not, joined by ``+``: there are too few
+                       pairs, or no pair tells them
   correlations.n_effective  number of units that move independently: pairs that differ in their seed alone are one, and
                        so is a setting on several zero-shot models
   correlations.family  primary (named before looking; ``q_value`` is Holm's over groups) | exploratory
@@ -108,8 +110,9 @@ Reading guide
   residuals            the points behind the primary correlations of the whole model: sharpness and OOD gain of every
                        pair, and what is left of their ranks with the covariates in ``given`` held fixed
   residuals.base       the zero-shot model: its file's hash, or the name that the study gives
-  residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit; empty where
-                       nothing is known, and then the pair is a unit of its own
+  residuals.setting    pairs of one setting differ in their seed or zero-shot model alone, and are one unit, as are
+                       copies of one fine-tuned file; empty where nothing is known, and then the pair is a unit of its
+                       own
   residuals.ood_gain   OOD accuracy at ``alpha`` minus that of zero-shot, mean over the group's sets, in [-1, 1]
   residuals.residual_sharpness  residual rank of sharpness in units of its standard deviation, the same for all pairs
                        of a unit. Over the units its Pearson correlation with ``residual_gain`` is the estimate of the

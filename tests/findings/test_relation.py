@@ -71,8 +71,53 @@ def test_the_row_with_the_most_covariates_is_the_evidence() -> None:
 def test_without_learning_rates_nothing_can_be_told() -> None:
     strong = row(0.8, 0.4, 0.95, 0.001, given="distance")
     assert judged(strong).loc[CLAIMS["whole"], "verdict"] == HOLDS
-    got = judged(strong, unknown={"run": ("learning_rate",)}).loc[CLAIMS["whole"]]
-    assert got["verdict"] == CANNOT and "not known of any pair: learning_rate" in got["evidence"]
+    got = judged(strong, unknown={"run": ("no learning rate is known",)}).loc[CLAIMS["whole"]]
+    assert got["verdict"] == CANNOT
+    assert got["evidence"].endswith("Nothing is concluded, because no learning rate is known.")
+    assert judged(strong, unknown={"shipped": ("no learning rate is known",)})["verdict"].iloc[0] == HOLDS
+
+
+@pytest.mark.parametrize("numbers", [(0.8, 0.4, 0.95, 0.001), (0.0, -0.09, 0.09, 0.9)])
+@pytest.mark.parametrize("claim", ["whole", *CONTRASTS])
+def test_nothing_is_concluded_while_a_covariate_of_the_claim_is_left_out_or_nobody_named_the_row(
+    claim: str, numbers: tuple[float, float, float, float]
+) -> None:
+    def verdict(**more: Any) -> pd.Series:
+        if claim == "whole":
+            return judged(row(*numbers, **more)).loc[CLAIMS[claim]]
+        names = CONTRASTS[claim]
+        both = [row(*numbers, layer=names.others, **more), row(0.1, np.nan, np.nan, 0.005, layer=names.random)]
+        return judged(*both).loc[CLAIMS[claim]]
+
+    assert verdict()["verdict"] != CANNOT and verdict(left_out="steps")["verdict"] != CANNOT
+    got = verdict(left_out="id_accuracy+steps")
+    assert got["verdict"] == CANNOT and got["estimate"] == numbers[0]
+    assert "Nothing is concluded, because id_accuracy could not be held fixed." in got["evidence"]
+    got = verdict(family="exploratory")
+    assert got["verdict"] == CANNOT and "this comparison was not named before looking" in got["evidence"]
+
+
+def test_absence_states_its_margin_and_a_weak_relation_is_called_one() -> None:
+    absent = judged(row(0.1, -0.2, 0.25, 0.6)).loc[CLAIMS["whole"]]
+    weak = judged(row(0.17, 0.09, 0.25, 0.001)).loc[CLAIMS["whole"]]
+    assert absent["verdict"] == weak["verdict"] == DOES_NOT_HOLD
+    margin = "the whole interval lies between -0.3 and +0.3, which counts as no relation."
+    assert f"; {margin}" in absent["evidence"] and "they are related" not in absent["evidence"]
+    assert f"; they are related, but only weakly: {margin}" in weak["evidence"]
+    names = CONTRASTS["stragglers"]
+    both = [row(0.05, 0.02, 0.08, 0.01, layer=names.others), row(0.1, np.nan, np.nan, 0.005, layer=names.random)]
+    got = judged(*both).loc[CLAIMS["stragglers"]]
+    assert got["verdict"] == DOES_NOT_HOLD
+    assert "it is more, but only slightly: the whole interval lies below +0.1" in got["evidence"]
+
+
+def test_the_mean_over_the_most_sets_counts_whatever_the_order_of_the_rows() -> None:
+    rows = [row(0.0, -0.2, 0.2, 0.9, dataset="a+b+c"), row(0.9, 0.7, 0.98, 0.001, family="exploratory")]
+    rows += [r | {"given": ""} for r in rows]
+    for order in (rows, rows[::-1]):
+        got = judged(*order).loc[CLAIMS["whole"]]
+        assert (got["verdict"], got["estimate"]) == (DOES_NOT_HOLD, 0.0)
+        assert "pairs that lack the mean over a+b+c and have a+b do not count" in got["evidence"]
 
 
 def test_holm_decides_and_is_said() -> None:

@@ -169,6 +169,7 @@ def test_where_numbers_are_meaningless_no_verdict_is_given(two) -> None:
     doubted = of_pair[of_pair["pair"].isin(["(pairs)", "bad"])]
     assert len(doubted) == 5 and (doubted["verdict"] == CANNOT).all() and doubted["estimate"].isna().all()
     assert doubted["evidence"].str.startswith("No verdict is given: ").all()
+    assert doubted["n_effective"].isna().all() and (doubted["n"] == 0).all()
     assert "pair bad the ends look swapped" in doubted.loc[CLAIMS["question"], "evidence"]
     assert of_pair[of_pair["pair"] == "good"].equals(sound[sound["pair"] == "good"])
     of_all = judge(two(), correlations(*rows), **given, doubts=[Doubt("(pairs)", "the path has no ends", "")])
@@ -180,8 +181,9 @@ def test_where_numbers_are_meaningless_no_verdict_is_given(two) -> None:
 def test_the_question_takes_its_sign_from_the_other_pairs(two, sign: float, ratio: float) -> None:
     got = judge(two(ratio=ratio), references=references(sign), reference_source="shipped").loc[CLAIMS["question"]]
     rightly = sign * np.log(ratio) > 0
-    assert got["verdict"] == (HOLDS if rightly else DOES_NOT_HOLD)
-    assert ("predicts the right order of the two" in got["evidence"]) == rightly
+    assert got["verdict"] == CANNOT  # one order decides nothing
+    assert ("predicts the right order of the two (1 of 1)" in got["evidence"]) == rightly
+    assert ("predicts the wrong order of the two (0 of 1)" in got["evidence"]) != rightly
     assert got["estimate"] == pytest.approx(np.log(ratio)) and got["n"] == 24 and got["source"] == "shipped"
     assert got["ci_low"] < got["estimate"] < got["ci_high"]
 
@@ -194,7 +196,8 @@ def test_the_two_pairs_are_left_out_of_the_references(two) -> None:
 
 def test_the_question_without_an_answer_says_why(two) -> None:
     cases = {
-        "ID accuracies are not the same": (two(ids=0.8), references(1.0)),
+        "ID accuracies are more than 2 points apart": (two(ids=0.8), references(1.0)),
+        "the same to 2 points is not known": (two(ids=0.89), references(1.0)),
         "its interval contains 0": (two(good=0.305), references(1.0)),
         "there are no other pairs": (two(), None),
         "over 7 other pairs no partial correlation": (two(), references(1.0, n=7)),
@@ -204,7 +207,7 @@ def test_the_question_without_an_answer_says_why(two) -> None:
         got = judge(tables, references=others).loc[CLAIMS["question"]]
         assert got["verdict"] == CANNOT and reason in got["evidence"], reason
     same = judge(two(ratio=1.01), references=references(1.0)).loc[CLAIMS["question"]]
-    assert same["verdict"] == DOES_NOT_HOLD and "their sharpness does not" in same["evidence"]
+    assert same["verdict"] == CANNOT and "their sharpness does not, which predicts no order" in same["evidence"]
 
 
 def test_the_ratio_s_interval_is_that_over_draws_of_images_and_missing_where_that_is_unknown(two) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pandas as pd
+import pytest
 
 from sharpscope.present.pathplots import accuracy_along_alpha, wiseft_curves
 from sharpscope.present.plots import all_figures
 from sharpscope.present.summary import summary_lines
-from sharpscope.vocabulary import ADVICE, CLAIMS, REMARKS
+from sharpscope.vocabulary import ADVICE, CANNOT, CLAIMS, DOES_NOT_HOLD, HOLDS, REMARKS
 
 Tables = dict[str, pd.DataFrame]
 
@@ -30,7 +31,16 @@ def test_blocks_come_in_order_and_remarks_are_left_to_the_report(tables: Tables)
     lines = list(summary_lines(tables | {"verdicts": verdicts}, "share:hessian_trace"))
     heads = [line for line in lines if not line.startswith("  ")]
     assert [h.split()[0] for h in heads] == ["What", "What", "Which", "Advice:"]
-    assert not any(REMARKS in line or "nobody reads" in line for line in lines)
+    open_ones = [line for line in lines if "CANNOT BE TOLD" in line]
+    assert open_ones and not any(REMARKS in line or "nobody reads" in line for line in open_ones)
+
+
+@pytest.mark.parametrize(("verdict", "limited"), [(HOLDS, True), (DOES_NOT_HOLD, True), (CANNOT, False)])
+def test_what_limits_a_conclusion_stands_in_its_line(tables: Tables, verdict: str, limited: bool) -> None:
+    limits = "covariates left out, so that n - k is 6: steps; holds for these 2 models"
+    row = tables["verdicts"].iloc[[0]].assign(verdict=verdict, evidence=f"Over 12 pairs. {REMARKS} {limits}.")
+    told = "\n".join(summary_lines({"verdicts": row}, "share:hessian_trace"))
+    assert (limits in told) == limited and verdict.upper() in told
 
 
 def test_equal_answers_of_two_groups_are_one_line(tables: Tables) -> None:

@@ -16,6 +16,7 @@ from sharpscope.study.designs import (
     read_covariates,
     recipe_numbers,
     shipped_design,
+    untold,
     with_covariates,
 )
 
@@ -77,6 +78,24 @@ def test_a_file_of_covariates(tmp_path: Path) -> None:
     design = with_covariates(design_of([PairConfig(n, "z", n) for n in "abc"], {"a": facts(0)}), told)
     np.testing.assert_array_equal(design.covariates["learning_rate"], [1e-3, 2e-3, np.nan])
     np.testing.assert_array_equal(design.covariates["decay"], [np.nan, 0.1, np.nan])
+
+
+def test_a_column_of_settings_is_text_and_wins_where_it_says_something(tmp_path: Path) -> None:
+    file = tmp_path / "c.csv"
+    file.write_text("pair,setting,learning_rate\na,1e-3 long,1\nb,1e-3 long,1\nc, ,2\n", encoding="utf-8")
+    pairs = [
+        PairConfig("a", "z", "a"),
+        PairConfig("b", "z", "b", setting="other"),
+        PairConfig("c", "z", "c", setting="c"),
+    ]
+    known = design_of(pairs, {})
+    design = with_covariates(known, read_covariates(file, ("a", "b", "c")))
+    assert design.setting == ("1e-3 long", "1e-3 long", "c") and design.n_effective == 2
+    assert untold(design) == () and "setting" not in design.covariates
+    assert "of 1 of 3 pairs is unknown" in untold(with_covariates(known, {p: {"learning_rate": 1.0} for p in "abc"}))[0]
+    assert "no pair's learning rate is known" in untold(known)[0]
+    without_rate = with_covariates(known, {p: {"learning_rate": 1.0} for p in "bc"})
+    assert untold(without_rate) == ()  # a pair without a learning rate enters no partial correlation
 
 
 @pytest.mark.parametrize(

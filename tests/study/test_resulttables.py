@@ -53,6 +53,14 @@ def test_estimates_are_rounded_to_their_errors_and_csv_is_not() -> None:
     assert back["layer"].tolist() == ["(all)", "head"] and set(back["alpha"]) == {0.5}
 
 
+@pytest.mark.parametrize(
+    ("alpha", "printed"), [(0.5, ".5"), (10.5, "10.5"), (-0.5, "-.5"), (0.0, "0"), (100.05, "100.05")]
+)
+def test_an_alpha_loses_its_leading_zero_and_no_other(alpha: float, printed: str) -> None:
+    note = result_table("sharpness", SHARPNESS.assign(alpha=alpha)).notes[0]
+    assert note.startswith(f"Sharpness at α = {printed};")
+
+
 def test_measures_and_the_alpha_are_chosen_and_unknown_ones_refused() -> None:
     one = result_table("sharpness", SHARPNESS, measures=["lambda_max"])
     assert list(one.cells.columns) == ["layer", "lambda_max"] and one.notes[-1] == "Not printed: hessian_trace."
