@@ -35,8 +35,9 @@ def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence
         told = starts if len(starts) == 1 < len(along) else []  # what all pairs have in common is said once
         told += [_of_pair(p, means, of_group(failure, group), bool(told)) for p, means in along.items()]
         if told:
-            sets = ", ".join(str(means["dataset"].iloc[0]).split("+")) if len(means) else "no mean"
-            sentences.append(f"{group} ({sets}): {'; '.join(told)}.")
+            sets = f"({', '.join(str(means['dataset'].iloc[0]).split('+')) if len(means) else 'no mean'})"
+            named = group if group.endswith(sets) else f"{group} {sets}"  # a group may be named after its sets
+            sentences.append(f"{named}: {'; '.join(told)}.")
     return sentences
 
 
