@@ -188,7 +188,9 @@ def repair(source: Source) -> Section:
     table = source.table("repair")
     title = "Repair: making layers sparse"
     if not len(table):
-        return Section(title, "repair", (absent("repairs (no layer could be repaired, or none were asked for)"),))
+        asked = source.config.get("densities") != []
+        why = absent("repairs (no layer could be repaired)") if asked else "No repair was asked for."
+        return Section(title, "repair", (why,))
     alpha = nearest(table["alpha"].unique(), MIDDLE)
     here = in_order(table[table["alpha"] == alpha], source.order)
     rows = [

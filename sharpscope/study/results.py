@@ -184,9 +184,10 @@ class Results:
             if not chosen:
                 rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
                 chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
-                self._fallback[name] = (
-                    "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
+                instead = (
+                    "the layer with the highest score is made sparse instead" if chosen else "no layer has a score"
                 )
+                self._fallback[name] = f"no layer is a straggler by the rule; {instead}"
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
         return self._variants[name]
@@ -346,7 +347,7 @@ class Results:
             group=group,
             design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
             unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
-            no_stragglers=self._fallback,
+            no_evidence=self._fallback if c.densities else dict.fromkeys(self.layers, "no repair was asked for"),
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,
