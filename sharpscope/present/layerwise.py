@@ -46,6 +46,7 @@ from sharpscope.tables.rows import (
     records,
     unique_in_order,
     widest_means,
+    without_stragglers,
 )
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PAIRS
 
@@ -227,7 +228,13 @@ def repair(source: Source) -> Section:
     )
     where = f"At {alpha_is(alpha)}" + ("; the other alphas are in the table file." * (table["alpha"].nunique() > 1))
     grid = Grid.of(head, rows, where, (3, 4, 5, 6, 7), "tables/repair.csv", 48)
-    return Section(title, "repair", (text,), tuple(figures), (grid,))
+    instead = (
+        Line(
+            f"{shown(pair)}: no layer is a straggler by the rule; 'straggler' is the layer with the highest score here."
+        )
+        for pair in pairs_of(table[table["pair"].isin(without_stragglers(table))], source.order)
+    )
+    return Section(title, "repair", (text, *instead), tuple(figures), (grid,))
 
 
 def correlations(source: Source) -> Section:

@@ -251,8 +251,8 @@ def accuracy_along_alpha(
 
     Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. Every group of OOD
     sets on which a pair was measured has a panel of its own. With ``path`` a lower panel shows the probe loss and the
-    chord between its ends. ``failure`` adds the flags that were raised and the bar, ``advice`` rings the OOD mean at the
-    alphas that are advised.
+    chord between its ends. ``failure`` adds the flags that were raised and the bar, ``advice`` rings the OOD mean at
+    the alphas that are advised.
 
     >>> shown = sharpscope.plot.accuracy_along_alpha(run.accuracy, run.path, run.failure)
 

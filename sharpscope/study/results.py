@@ -289,10 +289,9 @@ class Results:
             **self._resampling,
         )
         said = self._fallback.get(name, "")
-        if said and len(repairs.table):
-            notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
-            repairs = dataclasses.replace(repairs, table=repairs.table.assign(note=notes))
-        return repairs
+        notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
+        told = repairs.table.assign(note=notes, n_stragglers=len(self._chosen(name)))
+        return dataclasses.replace(repairs, table=told)
 
     def _references(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
         """The reference pairs of advice and verdicts: this run's pairs and, where asked for, the embedded world's. (The

@@ -372,6 +372,24 @@ def test_a_layer_that_does_not_move_is_known_by_its_status_and_keeps_its_colour(
     np.testing.assert_array_equal(again, colours)
 
 
+def test_the_legend_of_a_repair_does_not_call_a_layer_a_straggler_that_is_none(few: Tables) -> None:
+    def legends(counts: dict[str, int]) -> list[str]:
+        table = few["repair"].assign(n_stragglers=few["repair"]["pair"].map(counts).astype("Int64"))
+        paper = plots.paper_sharpness_repair(table, few["accuracy"])
+        both = [plots.repair(table), paper.figure]
+        texts = [t.get_text() for figure in both for t in figure.legends[0].get_texts()] + [paper.caption]
+        return [text for text in texts if "straggler" in text]
+
+    one = "layer with the highest score"
+    for text in legends({"success": 0, "failure": 0}):
+        assert f"{one} (no straggler)" in text and "stragglers" not in text
+    for text in legends({"success": 0, "failure": 2}):
+        assert f"stragglers, or where none: {one}" in text
+    for counts in ({"success": 1, "failure": 2}, {}):  # runs from before the column do not say it
+        told = legends(counts)
+        assert len(told) == 3 and not any(one in text for text in told)
+
+
 def test_repair_shows_gain_in_points_beside_the_zero_line(few: Tables) -> None:
     figure = plots.repair(few["repair"], alpha=0.31)
     panels = [ax for ax in figure.axes if ax.get_visible()]
