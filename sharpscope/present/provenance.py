@@ -25,6 +25,7 @@ from sharpscope.present.view import (
 )
 from sharpscope.tables.formats import MISSING, number
 from sharpscope.tables.rows import records
+from sharpscope.vocabulary import budget_of
 
 __all__ = ["making", "problems"]
 
@@ -45,6 +46,7 @@ def problems(source: Source) -> Section:
                     cell(what),
                     status_cell(str(status)),
                     cell(f"{len(group)} of {_total(table, by, str(what))}"),
+                    cell(budget_of(str(what)) if status == "not_converged" else ""),
                 )
             )
         if name in ("path", "sharpness", "repair"):
@@ -68,7 +70,8 @@ def problems(source: Source) -> Section:
     if not counts:
         calm = "Every estimate of this run is finite and converged, or the run has no estimates."
         return Section(title, "problems", (*left_out, calm))
-    grid = Grid.of(("table", "what", "status", "rows"), counts, numeric=(3,), source="tables/", most=60)
+    heads = ("table", "what", "status", "rows", "raise to go on")
+    grid = Grid.of(heads, counts, numeric=(3,), source="tables/", most=60)
     head = ("table", "pair", "where", "status", "reason")
     ordered = [row for _, row in sorted(listed, key=lambda item: item[0])]
     rest = (Grid.of(head, ordered, "One by one, failures first", (), "the table files", total=total),) if listed else ()

@@ -49,9 +49,9 @@ GLOSSARY: dict[str, str] = {
     _REGRET: "OOD accuracy lost against the α that OOD labels would have picked.",
     "p, q": "p is a permutation p-value (never 0). q is p adjusted for the number of layers (Benjamini and Hochberg's "
     "false discovery rate).",
-    "not converged, failed, undefined, frozen": "Not converged: the budget was spent before the tolerance was reached. "
-    "Failed: the value is not finite or could not be computed. Undefined: the quantity has no meaning here. "
-    "Frozen: the layer does not move.",
+    "not converged, failed, undefined, frozen": "Not converged: the budget was spent before the tolerance was reached; "
+    "the note names the setting that buys more. Failed: the value is not finite or could not be computed. Undefined: "
+    "the quantity has no meaning here. Frozen: the layer does not move.",
 }
 CITATIONS: tuple[str, ...] = (
     "Abdollahpoorrostam 2024, arXiv 2410.16476: the source of the claims judged here; its code was not released.",

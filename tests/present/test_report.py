@@ -340,7 +340,7 @@ def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, table
     problems = page.text("problems")
     table = tables["sharpness"]
     count = ((table["measure"] == "lambda_max") & (table["status"] == "not_converged")).sum()
-    assert f"sharpness | lambda_max | not converged | {count} of 506" in problems
+    assert f"sharpness | lambda_max | not converged | {count} of 506 | --max-matvecs" in problems
     assert "sharpness | lambda_max | failed | 2 of 506" in problems
     assert "block 2 attn, lambda_max, α = 0.4 | failed | loss is not finite on batch 3" in problems
     total = table["status"].isin(("not_converged", "failed")).sum() + (tables["repair"]["status"] == "undefined").sum()
