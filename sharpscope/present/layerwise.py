@@ -34,7 +34,7 @@ from sharpscope.present.view import (
     pairs_of,
     status_cell,
 )
-from sharpscope.tables.formats import interval, is_missing, number, p_text, percent, points
+from sharpscope.tables.formats import interval, is_missing, number, number_of, p_text, percent, points
 from sharpscope.tables.rows import (
     MIDDLE,
     groups_in,
@@ -331,7 +331,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
             *(short_layer(g) if p == PAIRS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
         )
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
-        where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at {alpha_is(alpha)}"
+        where = f"over {count} alphas" if math.isnan(alpha) else f"over {number_of(count, 'pair')} at {alpha_is(alpha)}"
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
         costs = [m for m in CRITERIA if m in set(rows["measure"])]
         what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"

@@ -35,6 +35,7 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import (
     MIDDLE,
     joint_rows,
@@ -286,7 +287,7 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
     if scope == "path":
         return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
-    told = f"{n} pairs" + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
+    told = number_of(n, "pair") + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
     return title_of(f"{pair}:", told, 27) if pair else told
 
 

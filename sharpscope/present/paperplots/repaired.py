@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, paper_figure
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import sparse_layers
 
 __all__ = ["paper_sharpness_repair"]
