@@ -22,6 +22,7 @@ from sharpscope.findings.criteria import criticality
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.tables import experiments, schema
+from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import (
     ADVICE,
     AGREEMENT,
@@ -36,6 +37,7 @@ from sharpscope.vocabulary import (
     PATHS,
     SITUATIONS,
     Measure,
+    budget_of,
 )
 
 ROOT: Final = Path(__file__).parents[1]
@@ -103,6 +105,12 @@ def measures() -> str:
         for m in MEASURES.values()
     ]  # fmt: skip
     return table(("measure", "what it is, for a layer l", "together", "cost", "radius"), rows)
+
+
+def budgets() -> str:
+    flags = unique_in_order(flag for name in MEASURES if (flag := budget_of(name)))
+    rows = [(code(flag), ", ".join(code(name) for name in MEASURES if budget_of(name) == flag)) for flag in flags]
+    return table(("setting", "measures that converge with more of it"), rows)
 
 
 def criteria() -> str:
@@ -235,7 +243,7 @@ def _two(first: str, second: str, rows: Any) -> str:
 WRITERS: Final[dict[str, Callable[[], str]]] = {
     f.__name__: f
     for f in (
-        *(measures, criteria, bases, paths, metrics, agreement, output_baselines, flags, claims, margins),
+        *(measures, budgets, criteria, bases, paths, metrics, agreement, output_baselines, flags, claims, margins),
         *(advice, commands),
         *(methods, run_tables, run_columns, experiment_tables, experiment_columns, figures),
     )

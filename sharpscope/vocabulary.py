@@ -26,6 +26,7 @@ __all__ = [
     "BASELINE",
     "BASES",
     "BEST",
+    "BUDGETS",
     "BY_COST",
     "CANNOT",
     "CLAIMS",
@@ -106,6 +107,7 @@ __all__ = [
     "TrackerName",
     "Words",
     "__version__",
+    "budget_of",
     "check_metrics",
     "check_path_density",
     "criterion_spellings",
@@ -457,7 +459,9 @@ class Status:
 
 STATUSES: Final[Mapping[str, Status]] = {
     "ok": Status("the estimate is as exact as was asked for", True, False),
-    "not_converged": Status("the budget was spent before the tolerance was reached", True, True),
+    "not_converged": Status(
+        "the budget was spent before the tolerance was reached; the note names the setting that buys more", True, True
+    ),
     "failed": Status("the value is not finite or could not be computed; there is no number", False, True),
     "undefined": Status("the quantity has no meaning here; there is no number", False, True),
     "frozen": Status("the layer does not move; its sharpness is measured all the same", True, False),
@@ -598,6 +602,12 @@ Cost = Literal["trace", "eigenvalues", "product", "outer", "gradient", "noise", 
 """The kind of work that a measure does for each layer: trace, eigenvalues (Hessian-vector products until convergence) |
 product (one such product) | outer (backward passes of the logits) | gradient (one backward pass of the loss for all
 layers, two losses for each) | noise (losses under noise) | worst_case (gradients of an ascent)."""
+BUDGETS: Final[dict[Cost, str]] = {
+    "trace": "max_matvecs", "eigenvalues": "max_matvecs", "outer": "max_matvecs", "noise": "noise_samples",
+    "worst_case": "pgd_steps",
+}  # fmt: skip
+"""Kind of work -> the setting that says how much of it is done; with more of it an estimate converges. The other kinds
+are exact on the probe images."""
 
 
 @dataclass(frozen=True)
@@ -733,6 +743,17 @@ MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
           "attention, Auto-PGD", "max", "worst_case", "rho_geodesic", "geodesic"),
 ))  # fmt: skip
 """Every layer-wise measure, in the order of tables and figures."""
+
+
+def budget_of(measure: str) -> str:
+    """The flag that buys more of what an estimate of ``measure`` spends; empty for a measure that is exact or unknown.
+
+    >>> budget_of("hessian_trace"), budget_of("sharpness_max@0.01"), budget_of("gradient_norm")
+    ('--max-matvecs', '--pgd-steps', '')
+    """
+    known = MEASURES[measure] if measure.partition("@")[0] in MEASURES else None
+    setting = BUDGETS.get(known.cost, "") if known else ""
+    return f"--{setting.replace('_', '-')}" if setting else ""
 
 
 def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, ...]:

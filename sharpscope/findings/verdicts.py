@@ -44,7 +44,7 @@ def verdicts_table(
     group: str = DEFAULT_GROUP,
     design: Design | None = None,
     unknown: Mapping[str, Sequence[str]] | None = None,
-    no_stragglers: Mapping[str, str] | None = None,
+    no_evidence: Mapping[str, str] | None = None,
     doubts: Sequence[Doubt] = (),
     reference_source: str = "run",
     level: float = 0.95,
@@ -76,8 +76,8 @@ def verdicts_table(
         group: the group of OOD sets that the tables hold.
         design: bases, settings and learning rates of the pairs in ``references``.
         unknown: source (run | shipped) -> what is not known of its pairs and forbids a conclusion, each in words.
-        no_stragglers: pair -> why no layer of it is a straggler, so that other layers were made sparse: such a pair's
-            repair is no evidence about stragglers.
+        no_evidence: pair -> why its repairs are no evidence about stragglers: no layer of it is one, so that another
+            layer was made sparse, or no repair was asked for.
         doubts: what makes the numbers of the run or of a pair meaningless: claims that these enter get no verdict
             ("cannot be told", with the reason and without numbers).
         reference_source: run | shipped, the origin of ``references``.
@@ -91,7 +91,7 @@ def verdicts_table(
     Source: Abdollahpoorrostam 2024, arXiv 2410.16476 (the claims).
     """
     rows = relation_rows(correlations, group, measure, alpha, unknown=unknown, level=level, permutations=bootstrap)
-    rows += [_repair_row(r, failure, (no_stragglers or {}).get(r.pair, "")) for r in repairs]
+    rows += [_repair_row(r, failure, (no_evidence or {}).get(r.pair, "")) for r in repairs]
     pairs = tuple(unique_in_order(accuracy["pair"])[:2])
     question = Question(pairs, group, measure, alpha, level, bootstrap, seed, reference_source)
     rows.append(question.row(sharpness, dense_rows(accuracy), references, design))
@@ -100,7 +100,7 @@ def verdicts_table(
 
 def _repair_row(repairs: Repairs, failure: pd.DataFrame, instead: str) -> dict[str, Any]:
     if instead:
-        why = f"{instead.capitalize()}, as the repair table shows."
+        why = f"{instead.capitalize()}."
         return no_verdict(repairs.pair, "repair", repairs.group, "run", why)
     flags, absent, unknown = flags_of(failure, repairs.pair)
     state = _flags(flags, absent, unknown)

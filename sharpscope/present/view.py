@@ -33,6 +33,7 @@ __all__ = [
     "data_notes",
     "estimate_cell",
     "flat",
+    "images_left_out",
     "images_of",
     "in_order",
     "layer_cell",
@@ -272,11 +273,34 @@ class Source:
 
 def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """What the manifest says of its data sets that a reader of the numbers has to know, each sentence once."""
+    said = (f"{name}: {shown(text, 300)}." for name, told in _of_sets(manifest) for text in told.get("said") or ())
+    return tuple(dict.fromkeys((*said, *images_left_out(manifest))))
+
+
+def images_left_out(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The images of the data sets that could not be read, and the classes without an image, each sentence once."""
+    said = []
+    for name, told in _of_sets(manifest):
+        if count := told.get("skipped"):
+            some = _first([shown(file, 60) for file in told.get("skipped_names") or ()], count)
+            said.append(f"{name}: {count} image{'s' * (count != 1)} could not be read and were left out{some}.")
+        if bare := told.get("without_images"):
+            some = _first([f"'{shown(c, 40)}'" for c in bare], len(bare))
+            said.append(f"{name}: {len(bare)} class{'es' * (len(bare) != 1)} without a readable image{some}.")
+    return tuple(dict.fromkeys(said))
+
+
+def _first(names: Sequence[str], total: int, most: int = 3) -> str:
+    """The first names in brackets, with the number of the others."""
+    more = f" and {total - min(most, len(names))} more" if total > min(most, len(names)) else ""
+    return f" ({', '.join(names[:most])}{more})" if names else ""
+
+
+def _of_sets(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, what is known of it) of every data set of every pair."""
     data = manifest.get("data")
     pairs = [sets for sets in data.values() if isinstance(sets, Mapping)] if isinstance(data, Mapping) else []
-    facts = ((name, told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
-    said = ((name, sentence) for name, told in facts for sentence in told.get("said") or ())
-    return tuple(dict.fromkeys(f"{shown(name)}: {shown(sentence, 300)}." for name, sentence in said))
+    return ((shown(name), told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
 
 
 def images_of(table: pd.DataFrame) -> str:

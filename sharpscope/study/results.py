@@ -189,13 +189,15 @@ class Results:
         if name not in self._variants:
             table = self.stragglers(name)
             chosen = self._chosen(name)
-            rows = table[table["criterion"] == self.config.straggler_criterion]
-            scores = rows["score"].to_numpy(dtype=float)
-            if not chosen and np.isfinite(scores).any():
-                chosen = (str(rows["layer"].iloc[int(np.nanargmax(scores))]),)
-                self._fallback[name] = (
-                    "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
+            if not chosen:
+                rows = table[table["criterion"] == self.config.straggler_criterion]
+                scores = rows["score"].to_numpy(dtype=float)
+                if np.isfinite(scores).any():
+                    chosen = (str(rows["layer"].iloc[int(np.nanargmax(scores))]),)
+                instead = (
+                    "the layer with the highest score is made sparse instead" if chosen else "no layer has a score"
                 )
+                self._fallback[name] = f"no layer is a straggler by the rule; {instead}"
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
         return self._variants[name]
@@ -316,10 +318,9 @@ class Results:
             **self.resampling,
         )
         said = self._fallback.get(name, "")
-        if said and len(repairs.table):
-            notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
-            repairs = dataclasses.replace(repairs, table=repairs.table.assign(note=notes))
-        return repairs
+        notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
+        told = repairs.table.assign(note=notes, n_stragglers=len(self._chosen(name)))
+        return dataclasses.replace(repairs, table=told)
 
     def _references(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
         """The reference pairs of advice and verdicts: this run's pairs and, where asked for, the embedded world's. (The
@@ -379,7 +380,7 @@ class Results:
             group=group,
             design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
             unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
-            no_stragglers=self._fallback,
+            no_evidence=self._fallback if c.densities else dict.fromkeys(self.layers, "no repair was asked for"),
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,

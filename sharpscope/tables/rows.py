@@ -14,7 +14,18 @@ from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import KEYS
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PRIMARY, PROBE, STATUSES
+from sharpscope.vocabulary import (
+    ALL,
+    DEFAULT_GROUP,
+    DENSE,
+    GROUPS,
+    MEASURES,
+    OOD_MEAN,
+    PRIMARY,
+    PROBE,
+    STATUSES,
+    Group,
+)
 
 __all__ = [
     "MIDDLE",
@@ -41,6 +52,7 @@ __all__ = [
     "primary_of_the_whole",
     "primary_rows",
     "records",
+    "sparse_layers",
     "stacked",
     "table",
     "unique_in_order",
@@ -48,6 +60,7 @@ __all__ = [
     "widest_means",
     "with_ordered_layers",
     "with_plain_layers",
+    "without_stragglers",
 ]
 
 MIDDLE: Final = 0.5
@@ -242,6 +255,24 @@ def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], li
         [f for f in names if f not in present | unknown],
         [f for f in names if f in unknown],
     )
+
+
+def without_stragglers(repair: pd.DataFrame) -> list[str]:
+    """The pairs in a table of repairs that have no straggler, so that the layer with the highest score was repaired."""
+    if "n_stragglers" not in repair:  # tables from before it was told
+        return []
+    return unique_in_order(repair.loc[pd.to_numeric(repair["n_stragglers"]) == 0, "pair"])
+
+
+def sparse_layers(repair: pd.DataFrame) -> dict[Group, str]:
+    """The groups of layers that a table of repairs makes sparse -> what they are, for legends."""
+    there = set(repair["control"].replace("none", "straggler"))
+    named: dict[Group, str] = {group: text for group, text in GROUPS.items() if group in there}
+    if "straggler" in named and (without := without_stragglers(repair)):
+        one = "layer with the highest score"
+        every = len(without) == repair["pair"].nunique()
+        named["straggler"] = f"{one} (no straggler)" if every else f"{named['straggler']}, or where none: {one}"
+    return named
 
 
 def mean_row(

@@ -35,7 +35,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "repair": (
         "pair", "group", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
         "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status",
-        "note", "n_masks", "n_controls",
+        "note", "n_masks", "n_controls", "n_stragglers",
     ),
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
@@ -94,6 +94,8 @@ Reading guide
   repair.layers        the layers joined by ``+``; the sets of random layers, where they differ, joined by `` | ``
   repair.n_controls    number of different sets of random layers, one of them for each mask of the stragglers; 0 for
                        controls on all layers
+  repair.n_stragglers  number of the pair's stragglers by the rule; 0 where the layer with the highest score was made
+                       sparse in their place
   correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
                        loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:

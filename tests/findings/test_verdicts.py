@@ -271,6 +271,6 @@ def test_the_question_needs_the_learning_rates_of_the_other_pairs(two) -> None:
 
 def test_a_repair_of_layers_that_are_no_stragglers_is_no_evidence(two) -> None:
     options = {"failure": flags("bad", "F1"), "repairs": [repairs("bad", 0.05, 0.01, 0.08)]}
-    got = judge(two(), **options, no_stragglers={"bad": "no layer is a straggler"}).loc[CLAIMS["repair"]]
+    got = judge(two(), **options, no_evidence={"bad": "no layer is a straggler"}).loc[CLAIMS["repair"]]
     assert got["verdict"] == CANNOT and got["evidence"].startswith("No layer is a straggler")
     assert np.isnan(got["estimate"]) and judge(two(), **options).loc[CLAIMS["repair"], "verdict"] == HOLDS
