@@ -290,10 +290,11 @@ def images_left_out(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(said))
 
 
-def _first(names: Sequence[str], total: int, most: int = 3) -> str:
-    """The first names in brackets, with the number of the others."""
-    more = f" and {total - min(most, len(names))} more" if total > min(most, len(names)) else ""
-    return f" ({', '.join(names[:most])}{more})" if names else ""
+def _first(names: Sequence[str], total: int) -> str:
+    """The first three names in brackets, with the number of the others."""
+    told = names[:3]
+    more = f" and {total - len(told)} more" if total > len(told) else ""
+    return f" ({', '.join(told)}{more})" if told else ""
 
 
 def _of_sets(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
