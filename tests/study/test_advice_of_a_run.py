@@ -12,7 +12,7 @@ from sharpscope.config.study import PairConfig, StudyConfig
 from sharpscope.findings.advice import advice_table
 from sharpscope.findings.design import Design, independent
 from sharpscope.layers import Layer
-from sharpscope.study.advise import _with_rate
+from sharpscope.study.advise import _with_rate, advise
 from sharpscope.study.known import tuning_of
 from sharpscope.study.results import Results
 from sharpscope.study.unitfile import Unit
@@ -112,6 +112,19 @@ def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, str
     assert (
         found["note"].str.contains("ID data of this pair cannot show|no alpha: 3 reference pairs of 3 settings").all()
     )
+
+
+def test_replicates_level_and_seed_that_are_told_are_those_of_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a run they replace its own, and nothing else changes."""
+    results = results_of(2, {})
+    monkeypatch.setattr("sharpscope.study.advise.finished_results", lambda root: (None, results))
+    usual, same = advise("run").table, advise("run", bootstrap=60, level=0.95, seed=0).table
+    pd.testing.assert_frame_equal(usual, same)
+    for told in ({"level": 0.8}, {"bootstrap": 100}, {"seed": 1}):
+        other = advise("run", **told).table  # type: ignore[arg-type]
+        assert not other["ci_high"].equals(usual["ci_high"]), told
+        assert other["ood_accuracy"].equals(usual["ood_accuracy"])
+    assert advise("run", level=0.8).table["note"].str.contains("regret 80% interval").any()
 
 
 def test_a_learning_rate_that_is_told_is_that_of_the_pairs_of_which_none_is_known() -> None:
