@@ -163,7 +163,8 @@ def regrets(data: Published, paths: Mapping[str, AlongPath], population: str) ->
         }
 
     def fixed(alphas: Mapping[str, float]) -> dict[str, float]:
-        return by_setting({p: paths[p].cost(DEFAULT_GROUP, alphas[p])[0]["regret"] for p in chosen})
+        curves = {p: dict(zip(data.alphas, paths[p].groups[DEFAULT_GROUP].values, strict=True)) for p in chosen}
+        return by_setting({p: max(curves[p].values()) - curves[p][alphas[p]] for p in chosen})
 
     out = {f"alpha {a:g}": fixed(dict.fromkeys(chosen, a)) for a in data.alphas}
     out["id_best"] = fixed({p: paths[p].id_best() for p in chosen})

@@ -17,9 +17,12 @@ from typing import Any, Final
 
 from sharpscope.cli.commands import COMMANDS
 from sharpscope.config.study import DEFAULT_MEASURES, StudyConfig
+from sharpscope.findings import design, failure, question, relation, resampling, sharpness_criteria, verdicts
+from sharpscope.findings.criteria import criticality
 from sharpscope.finetuning.registry import METHODS
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.tables import experiments, schema
+from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import (
     ADVICE,
     AGREEMENT,
@@ -34,12 +37,26 @@ from sharpscope.vocabulary import (
     PATHS,
     SITUATIONS,
     Measure,
+    budget_of,
 )
 
 ROOT: Final = Path(__file__).parents[1]
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LINK: Final = r"[arXiv \1](https://arxiv.org/abs/\1)"
 _ARXIV: Final = re.compile(r"(?:arXiv )?\b(\d{4}\.\d{5})\b")
+
+
+MARGINS: Final[dict[Any, tuple[str, ...]]] = {
+    failure: ("DROP", "RISE"),
+    resampling: ("FEWEST_IMAGES",),
+    relation: ("MARGIN", "CONTRAST_MARGIN"),
+    design: ("FEWEST_PAIRS", "FEWEST_CLUSTERS"),
+    verdicts: ("GAIN_MARGIN",),
+    question: ("ID_TOLERANCE", "RATIO_MARGIN"),
+    sharpness_criteria: ("SUSTAINED",),
+    criticality: ("LOSS_SLACK",),
+}
+"""Module -> its constants that decide verdicts, flags and stragglers."""
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -90,6 +107,12 @@ def measures() -> str:
     return table(("measure", "what it is, for a layer l", "together", "cost", "radius"), rows)
 
 
+def budgets() -> str:
+    flags = unique_in_order(flag for name in MEASURES if (flag := budget_of(name)))
+    rows = [(code(flag), ", ".join(code(name) for name in MEASURES if budget_of(name) == flag)) for flag in flags]
+    return table(("setting", "measures that converge with more of it"), rows)
+
+
 def criteria() -> str:
     rows = [(code(c.spelling), c.text, code(c.rule), c.source) for c in CRITERIA.values()]
     return table(("criterion", "score of a layer", "rule", "source"), rows)
@@ -130,8 +153,17 @@ def claims() -> str:
     return _two("claim", "in words", CLAIMS)
 
 
+def margins() -> str:
+    """The numbers that decide verdicts and flags and that no option sets, with what their docstrings say."""
+    rows = []
+    for module, names in MARGINS.items():
+        of = module.__name__.rpartition(".")[2]
+        rows += [(code(f"{of}.{n}"), f"{getattr(module, n):g}", marked(_docstring(module, n))) for n in names]
+    return table(("number", "value", "what it decides"), rows)
+
+
 def advice() -> str:
-    known = {**SITUATIONS, BASELINE: "for comparison"}
+    known = {**{name: x.known for name, x in SITUATIONS.items()}, BASELINE: "for comparison"}
     rows = [(code(s), known[s], code(rule), text) for s in known for rule, text in ADVICE[s].items()]
     return table(("situation", "what is known", "rule", "what it takes"), rows)
 
@@ -178,14 +210,25 @@ def _columns(columns: dict[str, tuple[str, ...]], keys: dict[str, tuple[str, ...
     return table(("table", "columns; those in bold identify a row"), rows)
 
 
-def _guide(module: Any, constant: str) -> list[tuple[str, str]]:
-    """The reading guide in the docstring of a constant, whose rows are 'name  text' or 'name, name: text'."""
+def _docstring(module: Any, constant: str) -> str:
+    """The text behind the assignment of a module's ``constant``."""
     body = ast.parse(inspect.getsource(module)).body
-    at = next(i for i, s in enumerate(body) if isinstance(s, ast.AnnAssign) and ast.unparse(s.target) == constant)
+    at = next(i for i, s in enumerate(body) if constant in map(ast.unparse, _targets(s)))
     said = body[at + 1]
     assert isinstance(said, ast.Expr) and isinstance(said.value, ast.Constant)
+    return str(said.value.value)
+
+
+def _targets(statement: ast.stmt) -> list[ast.expr]:
+    if isinstance(statement, ast.AnnAssign):
+        return [statement.target]
+    return statement.targets if isinstance(statement, ast.Assign) else []
+
+
+def _guide(module: Any, constant: str) -> list[tuple[str, str]]:
+    """The reading guide in the docstring of a constant, whose rows are 'name  text' or 'name, name: text'."""
     rows: list[tuple[str, str]] = []
-    for line in str(said.value.value).partition("Reading guide\n")[2].splitlines():
+    for line in _docstring(module, constant).partition("Reading guide\n")[2].splitlines():
         if found := re.match(r"  (\w+(?:\.\w+)?(?:, \w+)*)(?::? +)(\S.*)", line):
             rows.append((found[1], found[2]))
         elif line.strip():
@@ -200,7 +243,8 @@ def _two(first: str, second: str, rows: Any) -> str:
 WRITERS: Final[dict[str, Callable[[], str]]] = {
     f.__name__: f
     for f in (
-        *(measures, criteria, bases, paths, metrics, agreement, output_baselines, flags, claims, advice, commands),
+        *(measures, budgets, criteria, bases, paths, metrics, agreement, output_baselines, flags, claims, margins),
+        *(advice, commands),
         *(methods, run_tables, run_columns, experiment_tables, experiment_columns, figures),
     )
 }

@@ -1,4 +1,4 @@
-"""Accuracy of every data set and the probe loss along alpha, with flagged failures shaded.
+"""Accuracy of every data set and the probe loss along alpha, with a bar where flag F2 finds a point below both ends.
 
 python figures/fig_path.py runs/demo --out figures
 """

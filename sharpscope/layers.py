@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, get_args
 
 from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.vocabulary import GROUP_TITLES, Granularity
+from sharpscope.vocabulary import ALL, GROUP_TITLES, Granularity
 
 __all__ = [
     "HEAD_BIAS",
@@ -35,6 +35,7 @@ __all__ = [
     "place",
     "split_layers",
     "tower_of",
+    "whole_model",
 ]
 
 Tower = Literal["image", "text", "head", "scale", ""]
@@ -90,6 +91,12 @@ class Layer:
     depth: int
     kind: Kind
     num_params: int
+
+
+def whole_model(layers: Sequence[Layer]) -> Layer:
+    """All ``layers`` together as the layer ``(all)``: every parameter on which the logits depend, moving or not."""
+    params, count = tuple(n for x in layers for n in x.params), sum(x.num_params for x in layers)
+    return Layer(ALL, params, ALL, -1, ALL, count)  # type: ignore[arg-type]
 
 
 NO_PLACE: Final[tuple[Tower, int, Kind]] = ("", 0, "")

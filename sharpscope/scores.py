@@ -8,7 +8,7 @@ only, because the packages that read images and those that read tables share it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final, Literal
@@ -35,6 +35,7 @@ __all__ = [
     "normal_quantile",
     "percentile_interval",
     "resample_counts",
+    "sets_together",
     "share",
     "wilson",
     "worst_group",
@@ -222,9 +223,11 @@ class Predictions:
 
     def resampled(self, replicates: int, rng: np.random.Generator) -> Floats:
         """Bootstrap replicates [R, K] of the scores; all models share the same draws of examples."""
-        statistics, n = list(self._statistics()), len(self.labels)
-        parts = [np.stack([s.resampled(weights) for s in statistics], axis=1) for weights in draws(n, replicates, rng)]
-        return np.concatenate(parts)
+        return np.concatenate([self.weighted(weights) for weights in draws(len(self.labels), replicates, rng)])
+
+    def weighted(self, weights: Floats) -> Floats:
+        """The scores [R, K] under the R rows of ``weights`` [R, n]; an example of weight 0 is left out."""
+        return np.stack([s.resampled(weights) for s in self._statistics()], axis=1)
 
     def _statistics(self) -> Iterator[Statistic]:
         return (label_score(self.metric, self.labels, p, self.groups) for p in self.predicted)
@@ -344,20 +347,53 @@ def percentile_interval(replicates: Floats, level: float, *, skip_nan: bool = Fa
 
 
 def independent_mean(
-    estimates: Sequence[float], lows: Sequence[float], highs: Sequence[float]
+    estimates: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
-    """The mean of K independent estimates with its interval: (mean, low, high).
+    """The mean of K estimates with its interval: (mean, low, high).
 
-    The lower bound is mean - 1/K sqrt(sum_k (m_k - low_k)^2), and the upper bound likewise. The bounds are NaN where
-    one of the estimates has no bounds.
+    Estimates of different clusters are independent. The lower bound is mean - 1/K sqrt(sum_c (sum_{k in c} (m_k -
+    low_k))^2), and the upper bound likewise. Within a cluster the distances to the bounds add up, as if its estimates
+    rose and fell together. The interval is therefore wide enough however they are correlated, and too wide where they
+    are little: with K estimates in one cluster at most by the factor sqrt(K). The bounds are NaN where one of the
+    estimates has no bounds.
+
+    Args:
+        estimates, lows, highs: [K].
+        clusters: [K], the cluster of each estimate; None: all are independent.
 
     Source: Zou and Donner 2008, Stat. Med. 27:1693.
     """
     k = len(estimates)
     mean = sum(estimates) / k
-    below = math.sqrt(sum((m - low) ** 2 for m, low in zip(estimates, lows, strict=True))) / k
-    above = math.sqrt(sum((high - m) ** 2 for m, high in zip(estimates, highs, strict=True))) / k
-    return mean, mean - below, mean + above
+    below: dict[Hashable, float] = {}
+    above: dict[Hashable, float] = {}
+    of = range(k) if clusters is None else clusters
+    for c, m, low, high in zip(of, estimates, lows, highs, strict=True):
+        below[c] = below.get(c, 0.0) + (m - low)
+        above[c] = above.get(c, 0.0) + (high - m)
+    down, up = (math.sqrt(sum(x**2 for x in side.values())) / k for side in (below, above))
+    return mean, mean - down, mean + up
+
+
+def sets_together(pictures: Mapping[str, NDArray[np.integer]]) -> list[list[str]]:
+    """The clusters of data sets that have pictures in common, directly or by way of another set.
+
+    Args:
+        pictures: data set -> [n], a number for the picture of each example; equal numbers are the same picture.
+
+    >>> sets_together({"a": np.array([1, 2]), "b": np.array([5]), "c": np.array([2, 3])})
+    [['a', 'c'], ['b']]
+    """
+    clusters: list[tuple[list[str], NDArray[np.integer]]] = []
+    for name, own in pictures.items():
+        near = [c for c in clusters if np.isin(own, c[1]).any()]
+        joined = [n for names, _ in near for n in names] + [name], np.concatenate([own, *(seen for _, seen in near)])
+        clusters = [c for c in clusters if all(c is not other for other in near)] + [joined]
+    order = list(pictures)
+    return sorted((sorted(names, key=order.index) for names, _ in clusters), key=lambda names: order.index(names[0]))
 
 
 def normal_quantile(level: float) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "BASELINE",
     "BASES",
     "BEST",
+    "BUDGETS",
     "BY_COST",
     "CANNOT",
     "CLAIMS",
@@ -38,6 +39,7 @@ __all__ = [
     "DENSE",
     "DOES_NOT_HOLD",
     "FISHER_FILES",
+    "FIXED_ALPHAS",
     "FLAGS",
     "GROUPS",
     "GROUP_TITLES",
@@ -97,12 +99,15 @@ __all__ = [
     "ResultTable",
     "Select",
     "SelectOrScore",
+    "Situation",
     "Standing",
+    "Status",
     "Target",
     "TraceMethod",
     "TrackerName",
     "Words",
     "__version__",
+    "budget_of",
     "check_metrics",
     "check_path_density",
     "criterion_spellings",
@@ -227,7 +232,7 @@ def parse_rule(rule: str) -> tuple[str, float]:
 
 
 ALL: Final = "(all)"
-"""The layer name of the whole model: all moving parameters at once."""
+"""The layer name of the whole model: all parameters on which the logits depend at once, whether they move or not."""
 
 DENSE: Final = "dense"
 """The variant name of the plain interpolation path, without any repair."""
@@ -439,9 +444,30 @@ def ensemble_variant(kind: EnsembleKind) -> str:
 UPGRADED: Final = "upgraded"
 """The variant name of the path upgraded backbone + alpha * (the pair's change); alpha = 0 is the upgraded zero-shot."""
 
-STATUSES: Final = ("ok", "not_converged", "failed", "undefined", "frozen")
-"""ok | not_converged (the budget was spent before the tolerance was reached) | failed (not finite; ``note`` says why) |
-undefined (the quantity has no meaning here) | frozen (the layer does not move: its delta is 0)."""
+
+@dataclass(frozen=True)
+class Status:
+    """What the status of a row says of its numbers."""
+
+    text: str
+    """When a row has it, in one phrase."""
+    has_value: bool
+    """Whether the row's estimate is a number that can be used."""
+    problem: bool
+    """Whether the row is missing, or less exact than was asked for."""
+
+
+STATUSES: Final[Mapping[str, Status]] = {
+    "ok": Status("the estimate is as exact as was asked for", True, False),
+    "not_converged": Status(
+        "the budget was spent before the tolerance was reached; the note names the setting that buys more", True, True
+    ),
+    "failed": Status("the value is not finite or could not be computed; there is no number", False, True),
+    "undefined": Status("the quantity has no meaning here; there is no number", False, True),
+    "frozen": Status("the layer does not move; its sharpness is measured all the same", True, False),
+}
+"""Every entry of the columns ``status``. ``frozen`` replaces ok and not_converged of a layer whose delta is 0. What is
+about the layer's own movement (a straggler score) has no number there."""
 
 
 # ------------------------------------------------------------------------------------ words that users may add to
@@ -576,6 +602,12 @@ Cost = Literal["trace", "eigenvalues", "product", "outer", "gradient", "noise", 
 """The kind of work that a measure does for each layer: trace, eigenvalues (Hessian-vector products until convergence) |
 product (one such product) | outer (backward passes of the logits) | gradient (one backward pass of the loss for all
 layers, two losses for each) | noise (losses under noise) | worst_case (gradients of an ascent)."""
+BUDGETS: Final[dict[Cost, str]] = {
+    "trace": "max_matvecs", "eigenvalues": "max_matvecs", "outer": "max_matvecs", "noise": "noise_samples",
+    "worst_case": "pgd_steps",
+}  # fmt: skip
+"""Kind of work -> the setting that says how much of it is done; with more of it an estimate converges. The other kinds
+are exact on the probe images."""
 
 
 @dataclass(frozen=True)
@@ -713,6 +745,17 @@ MEASURES: Final[Measures] = Measures("measure", "sharpscope.measures", (
 """Every layer-wise measure, in the order of tables and figures."""
 
 
+def budget_of(measure: str) -> str:
+    """The flag that buys more of what an estimate of ``measure`` spends; empty for a measure that is exact or unknown.
+
+    >>> budget_of("hessian_trace"), budget_of("sharpness_max@0.01"), budget_of("gradient_norm")
+    ('--max-matvecs', '--pgd-steps', '')
+    """
+    known = MEASURES[measure] if measure.partition("@")[0] in MEASURES else None
+    setting = BUDGETS.get(known.cost, "") if known else ""
+    return f"--{setting.replace('_', '-')}" if setting else ""
+
+
 def expand_measures(names: Iterable[str], key: str = "measures") -> tuple[str, ...]:
     """The measures in canonical order without repeats.
 
@@ -786,7 +829,7 @@ CRITERIA: Final[Words[Criterion]] = Words(
     "sharpscope.criteria",
     (
         Criterion(
-            "instability",
+            BY_COST,
             "Largest loss on the layer's own path minus the mean loss of the path's two ends (LII).",
             "Frankle et al. 2020, arXiv 1912.05671; Abdollahpoorrostam 2024, arXiv 2410.16476",
             main=True,
@@ -851,7 +894,7 @@ straggler."""
 DEFAULT_CRITERION: Final = "change:hessian_trace"
 """The straggler criterion that decides where none is named."""
 
-SIDE_BY_SIDE: Final = ("instability", DEFAULT_CRITERION)
+SIDE_BY_SIDE: Final = (BY_COST, DEFAULT_CRITERION)
 """The two definitions of a straggler that report and figure compare: the only published one (a layer whose own
 interpolation costs loss: Abdollahpoorrostam 2024, arXiv 2410.16476) and ours."""
 
@@ -989,14 +1032,23 @@ CLAIMS: Final[dict[str, str]] = {
 }
 """The claims that verdicts judge, in the words of the column ``claim``; ``question`` is that of the demo."""
 
-SITUATIONS: Final[dict[str, str]] = {
-    "measured": "OOD test sets with labels were evaluated",
-    "target_labels": "some images of the target have labels",
-    "target_images": "images of the target are there, without labels",
-    "references": "other pairs have OOD labels",
-    "none": "nothing is known but the two checkpoints",
+
+@dataclass(frozen=True)
+class Situation:
+    """``known``: what is known in it. ``accuracy``: the word for the accuracy that its rules care for."""
+
+    known: str
+    accuracy: Literal["OOD", "target"] = "OOD"
+
+
+SITUATIONS: Final[dict[str, Situation]] = {
+    "measured": Situation("OOD test sets with labels were evaluated"),
+    "target_labels": Situation("some images of the target have labels", "target"),
+    "target_images": Situation("images of the target are there, without labels", "target"),
+    "references": Situation("other pairs have OOD labels"),
+    "none": Situation("nothing is known but the two checkpoints"),
 }
-"""What advice on alpha can rest on, the strongest first -> what is known."""
+"""What advice on alpha can rest on, the strongest first."""
 
 BASELINE: Final = "baseline"
 """In the place of a situation: the rules that anybody can follow without knowing anything of the OOD data, and the
@@ -1005,11 +1057,15 @@ oracle against which regret is measured."""
 TARGET: Final = "target"
 """The group of the images that a user brought as the target."""
 
+FIXED_ALPHAS: Final = {"zeroshot": 0.0, "half": 0.5, "finetuned": 1.0}
+"""The baselines that take the same alpha whatever the pair -> that alpha."""
+
 ADVICE: Final[dict[str, dict[str, str]]] = {
     BASELINE: {
-        "zeroshot": "the zero-shot model, alpha 0",
-        "half": "alpha 0.5",
-        "finetuned": "the fine-tuned model, alpha 1",
+        **{
+            rule: {0.0: "the zero-shot model, alpha 0", 1.0: "the fine-tuned model, alpha 1"}.get(a, f"alpha {a:g}")
+            for rule, a in FIXED_ALPHAS.items()
+        },
         "id_best": "best ID accuracy",
         "oracle": "best by OOD labels, the measure of regret",
     },

@@ -37,13 +37,13 @@ def regrets(population: Population) -> dict[str, pd.DataFrame]:
             features = {"log_learning_rate": np.log(pairs["learning_rate"][pair]),
                         "log_distance": np.log(distance[pair])}  # fmt: skip
             curve = {group: values[i] for group, values in curves.items()}
-            references.append(Reference(pair, own.alphas, curve, None, features, setting=pairs["base"][pair]))
+            references.append(Reference(pair, own.alphas, curve, None, features, pair, pairs["base"][pair]))
     return {group: _regrets(population, group, references) for group in population.groups}
 
 
 def _regrets(population: Population, group: str, references: Sequence[Reference]) -> pd.DataFrame:
     features = ("log_learning_rate", "log_distance")
-    found = leave_one_setting_out(references, references[0].alphas, group, features, check=False).by_pair
+    found = leave_one_setting_out(references, references[0].alphas, group, features, check=False, unit="base").by_pair
     out: dict[str, dict[str, float]] = {rule: dict(found.get(name, {})) for rule, name in _RULES.items()}
     for own in population.answers.values():
         curves, val = own.accuracy(group), next(j for j, s in enumerate(own.sets) if s.endswith("@val"))

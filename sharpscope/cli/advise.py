@@ -8,11 +8,12 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from sharpscope.cli.inputs import check_inputs
-from sharpscope.cli.options import AsTable, Batches, Computing, Head, Images, Model, Plugins, Replacing, given
+from sharpscope.cli.options import AsTable, HeadParts, Images, Limit, Plugins, Replacing, given
 from sharpscope.cli.outcome import Outcome, progress_bar
 from sharpscope.config.oodgroups import ood_groups
 from sharpscope.config.study import StudyConfig
 from sharpscope.errors import shown
+from sharpscope.vocabulary import Device, HeadMode
 
 __all__ = ["Advise"]
 
@@ -58,13 +59,30 @@ class _Known:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Advise(AsTable, Replacing, Plugins, Batches, Computing, Images, Head, Model, _Known, _Pair):
+class _How:
+    """How the pair is evaluated and intervals are computed. None: not given, which is told from a given default."""
+
+    model: str | None = None
+    """Without RUN: open_clip model name, path of an open_clip config JSON, or ``mini``; default: ViT-B-32."""
+    head: HeadMode | None = None
+    """Without RUN: where the classification head comes from, as for the command run; default: auto."""
+    batch_size: int | None = None
+    """Number of examples per batch; default: 128, of RUN those of its manifest."""
+    device: Device | None = None
+    """Device to compute on; default: auto, which takes CUDA if it is available."""
+    seed: int | None = None
+    """Seed of the bootstrap, without RUN of the choice of images too; default: 0, of RUN that of its manifest."""
+    bootstrap: int | None = None
+    """Number of bootstrap replicates; more make the ends of intervals steadier; default: 1000, of RUN that of its
+    manifest."""
+    level: float | None = None
+    """Coverage of the intervals; a larger one makes them wider; default: 0.95, of RUN that of its manifest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advise(AsTable, Replacing, Plugins, Limit, _How, Images, HeadParts, _Known, _Pair):
     """Advise an alpha for one pair from what is known: OOD labels, a few labels, images, other pairs, or nothing."""
 
-    bootstrap: int = StudyConfig.bootstrap
-    """Number of bootstrap replicates."""
-    level: float = StudyConfig.level
-    """Coverage of the intervals."""
     out: str | None = None
     """CSV file to write the table to."""
 
@@ -72,7 +90,7 @@ class Advise(AsTable, Replacing, Plugins, Batches, Computing, Images, Head, Mode
         specs = (*self.id, *ood_groups(self.ood), *self.held_out_shifts)
         check_inputs(
             (self.zeroshot, self.finetuned, self.head_file), specs, classnames=self.classnames,
-            templates=self.templates, model=None if self.run else self.model,
+            templates=self.templates, model=None if self.run else self.model or StudyConfig.model,
         )  # fmt: skip
         self.check_output(self.out, ending=".csv")
         from sharpscope.study.advise import advise

@@ -22,7 +22,9 @@ __all__ = [
     "Computing",
     "Ends",
     "Head",
+    "HeadParts",
     "Images",
+    "Limit",
     "Model",
     "OnDevice",
     "PathSettings",
@@ -144,13 +146,9 @@ class Point(ToFile):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
-    """The classification head."""
+class HeadParts:
+    """What the classification head is made of."""
 
-    head: HeadMode = StudyConfig.head
-    """Where the classification head comes from. stored: the checkpoints' own heads; zeroshot: built once from the text
-    tower; text: rebuilt from the text tower at every alpha; auto: stored if there is a head that fits, else from the
-    text tower."""
     head_file: str | None = StudyConfig.head_file
     """File that holds a classification head alone (task_vectors), for each checkpoint that has no head."""
     classnames: str | None = StudyConfig.classnames
@@ -158,6 +156,16 @@ class Head:
     set."""
     class_position: ClassPosition | None = StudyConfig.class_position
     """Where the class name stands in a file's learnt prompts (CoOp): end, middle or front; default: end is assumed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(HeadParts):
+    """The classification head."""
+
+    head: HeadMode = StudyConfig.head
+    """Where the classification head comes from. stored: the checkpoints' own heads; zeroshot: built once from the text
+    tower; text: rebuilt from the text tower at every alpha; auto: stored if there is a head that fits, else from the
+    text tower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,13 +196,19 @@ class Computing(OnDevice):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batches:
+class Limit:
+    """How many examples are evaluated."""
+
+    limit: int | None = StudyConfig.limit
+    """Largest number of examples per test set (a fixed, stratified choice); default: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches(Limit):
     """How many examples are evaluated, and how many at once."""
 
     batch_size: int = StudyConfig.batch_size
     """Number of examples per batch."""
-    limit: int | None = StudyConfig.limit
-    """Largest number of examples per test set (a fixed, stratified choice); default: all."""
 
 
 @dataclass(frozen=True, kw_only=True)

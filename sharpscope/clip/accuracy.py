@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sharpscope.clip.datasets.dataset import Dataset
@@ -61,31 +61,33 @@ def accuracy_rows(
     return rows
 
 
-def mean_rows(rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN) -> list[Row]:
+def mean_rows(
+    rows: Sequence[Row], role: str = "ood", to: str = OOD_MEAN, clusters: Mapping[str, Hashable] | None = None
+) -> list[Row]:
     """The macro average over the data sets of ``role`` as rows of role ``to``; see ``tables.rows.mean_row``.
 
     Every ``group`` of sets has means of its own: one row for the mean of the sets' primary metrics, and one for each
-    other metric that all of its sets have.
+    other metric that all of its sets have. ``clusters``: data set -> its cluster, for sets that show the same pictures.
     """
     own = [r for r in rows if r["role"] == role]
     groups = dict.fromkeys(r["group"] for r in own)
-    return [row for group in groups for row in _means([r for r in own if r["group"] == group], to)]
+    return [row for group in groups for row in _means([r for r in own if r["group"] == group], to, clusters)]
 
 
-def _means(own: Sequence[Row], to: str) -> list[Row]:
+def _means(own: Sequence[Row], to: str, clusters: Mapping[str, Hashable] | None) -> list[Row]:
     names = list(dict.fromkeys(r["dataset"] for r in own))
     first = [r for r in own if r["primary"]]
     kinds = list(dict.fromkeys(r["metric"] for r in first))
-    out = [_mean(first, to) | {"primary": True}]
+    out = [_mean(first, to, clusters) | {"primary": True}]
     for metric in dict.fromkeys(r["metric"] for r in own):
         parts = [r for r in own if r["metric"] == metric]
         if len(parts) == len(names) and kinds != [metric]:
-            out.append(_mean(parts, to) | {"primary": False})
+            out.append(_mean(parts, to, clusters) | {"primary": False})
     return out
 
 
-def _mean(parts: Sequence[Row], role: str) -> Row:
-    row = mean_row(parts, role)
+def _mean(parts: Sequence[Row], role: str, clusters: Mapping[str, Hashable] | None) -> Row:
+    row = mean_row(parts, role, clusters)
     known = math.isfinite(row["ci_low"]) and math.isfinite(row["ci_high"])
     said = [row["note"], "" if known else "no interval: at least one of the averaged data sets has none"]
     return row | {"note": "; ".join(x for x in said if x)}

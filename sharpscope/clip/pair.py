@@ -202,8 +202,10 @@ def load_pair(
             f"pair: the weights that differ are not among those that head '{mode}' uses, so that every point "
             "of the path gives the same logits.\nRemedy: another --head (text when the text tower was fine-tuned)."
         )
+    moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
     facts = {
-        "model": clip.name, "what moves": _what_moves(names, theta_0, theta_1), "head": mode,
+        "model": clip.name, "what moves": _what_moves(names, moving, theta_0),
+        "head_only": _head_only(moving), "head": mode,
         "scale_baked": classifier.scale_baked, "classes": len(classifier.classnames),
         "zeroshot": _file_facts(ends[0]), "finetuned": _file_facts(ends[1]), "cast": cast,
         "assumed": [*(sentence for end in ends for sentence in end.assumptions), *unread_prompts(second, mode)],
@@ -222,7 +224,6 @@ def load_pair(
         facts["upgraded"] = _file_facts(end) | ({} if there is clip else {"model": there.name})
         prompts = read_prompts(resolve_checkpoint(finetuned)) if isinstance(finetuned, (str, FilePath)) else None
         if reader is not classifier and not prompts:
-            moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
             check_carried(clip, reader, moving, theta_1, without_halves(end.tensors))
         better = transplanted(reader, theta_0, theta_1, without_halves(end.tensors), prompts, class_position)
     return LoadedPair(name or _stem(finetuned), clip, classifier, theta_0, theta_1, names, facts, better, reader, made)
@@ -412,10 +413,14 @@ def _told(end: Checkpoint, key: str) -> tuple[str, ...]:
     return tuple(told) if isinstance(told, list) and all(isinstance(name, str) for name in told) else ()
 
 
-def _what_moves(names: Sequence[str], theta_0: Mapping[str, Tensor], theta_1: Mapping[str, Tensor]) -> str:
+def _head_only(moving: Sequence[str]) -> bool:
+    """Whether both ends have the same towers, so that the path mixes the logits of two heads."""
+    return all(tower_of(n) == "head" for n in moving)
+
+
+def _what_moves(names: Sequence[str], moving: Sequence[str], theta_0: Mapping[str, Tensor]) -> str:
     """A description of the parameters that differ between the two ends, with their kind, tower by tower."""
-    moving = [n for n in names if not torch.equal(theta_0[n], theta_1[n])]
-    if all(tower_of(n) == "head" for n in moving):
+    if _head_only(moving):
         return "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads"
     norms = {n for x in split_layers({n: theta_0[n].shape for n in names}) if x.kind == "norm" for n in x.params}
     said = []

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from sharpscope.findings.frames import alpha_index
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import records
 
 __all__ = ["FEWEST_BASES", "FEWEST_CLUSTERS", "FEWEST_PAIRS", "Design", "independent"]
@@ -291,7 +292,9 @@ class Design:
                 "holds for this zero-shot model" if self.n_bases == 1 else f"holds for these {self.n_bases} models"
             )
         if unknown := sum(not s for s in self.told_setting):
-            said.append(f"the setting of {unknown} pairs is unknown, and each counts as a setting of its own")
+            said.append(
+                f"the setting of {number_of(unknown, 'pair')} is unknown, and each counts as a setting of its own"
+            )
         return "; ".join([*said, *self.remarks])
 
 

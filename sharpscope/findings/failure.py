@@ -9,14 +9,28 @@ import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
+from sharpscope.findings.criteria.instability import forced_part, instability
 from sharpscope.findings.frames import Scored, alpha_index, check_correct, members_of
-from sharpscope.findings.resampling import max_min_interval, resampled_means, scores_of
-from sharpscope.scores import min_replicates
+from sharpscope.findings.losses import chord
+from sharpscope.findings.resampling import (
+    max_min_interval,
+    mean_over_sets,
+    resampled_sets,
+    scores_of,
+    why_no_interval,
+)
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table
 from sharpscope.vocabulary import ACCURACY_FLAGS, DEFAULT_GROUP, OOD_MEAN, PROBE
 
-__all__ = ["failure_table"]
+__all__ = ["DROP", "RISE", "failure_table"]
+
+DROP: Final = 0.01
+"""The largest drop in accuracy (0-1) below the worse end that F2 tolerates (our choice). With a larger value fewer
+paths raise F2."""
+RISE: Final = 0.01
+"""The largest rise of the probe loss in nats above the worse end that F3 tolerates (our choice). With a larger value
+fewer paths raise F3."""
 
 NEEDS_ENDS: Final = "the flag needs alpha = 0 and alpha = 1"
 """Why no flag is defined on a path without one of its ends: each compares the path with them."""
@@ -30,8 +44,9 @@ def failure_table(
     probe_losses: np.ndarray,
     *,
     groups: Mapping[str, str] | None = None,
-    eps: float = 0.01,
-    loss_eps: float = 0.01,
+    pictures: Mapping[str, np.ndarray] | None = None,
+    eps: float = DROP,
+    loss_eps: float = RISE,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -48,8 +63,9 @@ def failure_table(
     A NEGATIVE F1 is a failure; the other flags are failures when positive. Without alpha = 0 and alpha = 1 no flag is
     defined. A maximum over noisy points is too large on average, so ``resampling.max_min_interval`` gives bounds that
     allow for the choice of alpha. They come from a bootstrap over examples that is paired across alphas and, for the
-    mean, drawn within each data set. The probability that a flag is present without cause is then at most
-    (1 - level) / 2, to the accuracy of the bootstrap.
+    mean, drawn within each data set, or together where sets show the same pictures (``resampling.resampled_sets``). The
+    probability that a flag is present without cause is then at most (1 - level) / 2, to the accuracy of the bootstrap.
+    A set of fewer than ``resampling.FEWEST_IMAGES`` examples, and a mean over such a set, has no interval.
 
     The paper's LII = max L - (L(0) + L(1)) / 2 is meant for ends of equal loss. A zero-shot and a fine-tuned model
     have different losses, so LII >= |L(0) - L(1)| / 2 > 0 on every path, however smooth. F3 is LII minus that part;
@@ -63,8 +79,10 @@ def failure_table(
         roles: data set -> "id" | "ood".
         probe_losses: [A, n] loss of every probe example.
         groups: OOD set -> the name of its group; None: all sets are in ``DEFAULT_GROUP``.
-        eps: largest drop in accuracy (0-1) that F2 tolerates (our choice); a larger value raises fewer flags.
-        loss_eps: largest rise of the loss in nats that F3 tolerates (our choice); a larger value raises fewer flags.
+        pictures: OOD set -> [n], a number for the picture of each example; equal numbers are the same picture. A set
+            that is not in it shares no picture with another.
+        eps: largest drop in accuracy (0-1) that F2 tolerates.
+        loss_eps: largest rise of the loss in nats that F3 tolerates.
         level: coverage of the intervals.
         bootstrap: number of replicates.
         seed: the run's seed.
@@ -81,25 +99,24 @@ def failure_table(
     """
     ood = check_correct(alphas, correct, roles)["ood"]
     means = {name: scores_of(values) for name, values in ood.items()}
-    reps = {
-        name: resampled_means(values, bootstrap, np.random.default_rng(derive(seed, "failure", pair, name)))
-        for name, values in ood.items()
-    }
-    enough = bootstrap >= min_replicates(level)
-    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
+    reps = resampled_sets(
+        ood, bootstrap, lambda name: np.random.default_rng(derive(seed, "failure", pair, name)), pictures
+    )
     rows = []
     for group, members in members_of(ood, groups).items():
         for name in members:
-            flags = _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, few)
+            why = why_no_interval({name: ood[name]}, bootstrap, level)
+            flags = _accuracy_flags(pair, name, alphas, means[name], reps[name], eps, level, why)
             rows += [row | {"group": group} for row in flags]
-        mean, rep = (np.mean([of[name] for name in members], axis=0) for of in (means, reps))
-        about = "; ".join(part for part in (f"mean of {'+'.join(members)}", few) if part)
+        mean, rep = np.mean([means[name] for name in members], axis=0), mean_over_sets([reps[n] for n in members])
+        why = why_no_interval({name: ood[name] for name in members}, bootstrap, level)
+        about = "; ".join(part for part in (f"mean of {'+'.join(members)}", why) if part)
         flags = _accuracy_flags(pair, OOD_MEAN, alphas, mean, rep, eps, level, about)
         rows += [row | {"group": group} for row in flags]
     if not ood:
         undefined = (_undefined(pair, flag, OOD_MEAN, "no OOD set was given") for flag in ACCURACY_FLAGS)
         rows += [row | {"group": DEFAULT_GROUP} for row in undefined]
-    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed, few) | {"group": ""})
+    rows.append(_loss_flag(pair, alphas, probe_losses, loss_eps, level, bootstrap, seed) | {"group": ""})
     rows.sort(key=lambda row: str(row["flag"]))  # stable: data sets stay in the order given, the mean after them
     return table("failure", rows)
 
@@ -155,9 +172,9 @@ def _accuracy_flags(
     ends = [start, end]
     drop = mean[ends][None, :] - mean[inner][:, None]
     drops = reps[:, None, ends] - reps[:, inner, None]
-    weight = np.array([float(alphas[i]) for i in inner])
-    sag = (1 - weight) * mean[start] + weight * mean[end] - mean[inner]
-    sags = (1 - weight) * reps[:, [start]] + weight * reps[:, [end]] - reps[:, inner]
+    at = np.array([float(alphas[i]) for i in inner])
+    sag = chord(mean[start], mean[end], at) - mean[inner]
+    sags = chord(reps[:, start], reps[:, end], at) - reps[:, inner]
     return [
         f1,
         _judged(pair, "F2", dataset, alphas, inner, drop, drops, level, eps, note),
@@ -173,7 +190,6 @@ def _loss_flag(
     level: float,
     bootstrap: int,
     seed: int,
-    few: str,
 ) -> Row:
     losses = np.asarray(losses, dtype=float)
     if losses.ndim != 2 or losses.shape[0] != len(alphas) or losses.shape[1] == 0:
@@ -184,12 +200,12 @@ def _loss_flag(
     if not np.isfinite(losses).all():
         return _undefined(pair, "F3", PROBE, "the probe loss is not finite somewhere on the path")
     mean = losses.mean(axis=1)
-    reps = resampled_means(losses, bootstrap, np.random.default_rng(derive(seed, "failure", pair, PROBE, "loss")))
+    rng = np.random.default_rng(derive(seed, "failure", pair, PROBE, "loss"))
+    reps = resampled_sets({PROBE: losses}, bootstrap, lambda _: rng)[PROBE]
     path = [i for i, a in enumerate(alphas) if 0 <= a <= 1]
     ends = [start, end]
     cells, draws = mean[path][:, None] - mean[ends][None, :], reps[:, path, None] - reps[:, None, ends]
-    lii = float(mean[path].max() - (mean[start] + mean[end]) / 2)
-    forced = float(abs(mean[start] - mean[end]) / 2)
+    lii, forced = instability(mean, alphas), forced_part(mean, alphas)
     note = f"LII {lii:.4g} nats, of which {forced:.4g} come from the different losses of the two ends alone"
-    note = "; ".join(part for part in (note, few) if part)
+    note = "; ".join(part for part in (note, why_no_interval({PROBE: losses}, bootstrap, level)) if part)
     return _judged(pair, "F3", PROBE, alphas, path, cells, draws, level, loss_eps, note)

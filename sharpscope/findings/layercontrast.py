@@ -12,6 +12,7 @@ from sharpscope.findings.design import Design
 from sharpscope.findings.partial import contrast, partial_correlation
 from sharpscope.findings.reliability import SamplingError
 from sharpscope.findings.sharpness import together
+from sharpscope.tables.formats import number_of
 from sharpscope.vocabulary import AddsUp, LayerContrast
 
 __all__ = ["RANDOM_SETS", "ChosenLayers", "contrast_rows", "random_sizes"]
@@ -90,7 +91,7 @@ def contrast_rows(
     head: dict[str, Any] = {"given": one.given[0], "left_out": one.left_out[0]}
     head |= {"n": int(one.n[0]), "n_effective": int(one.n_effective[0]), "doubt": one.doubt[0] or one.doubt[1]}
     empty = int((~layers.chosen.any(axis=0)).sum())
-    nobody = f"no layer is chosen in {empty} of {len(y)} pairs" if empty else ""
+    nobody = f"no layer is chosen in {empty} of {number_of(len(y), 'pair')}" if empty else ""
     why = "; ".join(x for x in (nobody, one.why[0] or one.why[1]) if x)
     known = bool(np.isfinite(found.estimate[0]))
     alike = known and bool(found.high[0] - found.low[0] < 1e-9)

@@ -11,7 +11,7 @@ from sharpscope.errors import ConfigError, did_you_mean
 from sharpscope.findings.frames import alpha_index
 from sharpscope.vocabulary import BASES, Base
 
-__all__ = ["LayerLosses", "NoiseLosses", "between_ends"]
+__all__ = ["LayerLosses", "NoiseLosses", "above_chord", "between_ends", "chord"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,27 @@ def between_ends(losses: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarra
     if start is None or end is None:
         raise ConfigError(f"alphas: need 0 and 1, got {list(alphas)}.")
     return losses[..., inside], np.asarray(alphas)[inside], losses[..., start], losses[..., end]
+
+
+def chord(start: np.ndarray, end: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+    """The straight line (1 - alpha) start + alpha end between the values [...] at the two ends: [..., A]."""
+    return (1 - alphas) * np.asarray(start)[..., None] + alphas * np.asarray(end)[..., None]
+
+
+def above_chord(losses: np.ndarray, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The height of a path above the chord between its ends, L(alpha) - (1 - alpha) L(0) - alpha L(1).
+
+    Args:
+        losses: [..., A] mean losses in nats.
+        alphas: [A] with 0 and 1.
+
+    Returns:
+        (heights [..., A'] at the A' alphas within [0, 1], exactly 0 at both ends; these alphas).
+
+    Raises:
+        ConfigError: 0 or 1 is not among ``alphas``.
+    """
+    inner, at, start, end = between_ends(losses, alphas)
+    height = inner - chord(start, end, at)
+    height[..., (at == 0) | (at == 1)] = 0.0
+    return height, at

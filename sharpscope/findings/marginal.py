@@ -10,6 +10,7 @@ import numpy as np
 from sharpscope.findings.design import Design
 from sharpscope.findings.rank_correlation import correlate, is_constant, weighted_correlate
 from sharpscope.findings.resampling import bca_interval, permutation_p
+from sharpscope.tables.formats import number_of
 
 __all__ = ["FEWEST", "Block", "empty_block", "marginal_block", "masks", "reasons"]
 
@@ -56,7 +57,7 @@ def masks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
 def reasons(x: np.ndarray, y: np.ndarray, needed: int, what: str, outcome: str) -> list[str]:
     m = x.shape[1]
     if m < needed:
-        return [f"only {m} {what}; at least {needed} are needed"] * len(x)
+        return [f"only {number_of(m, what)}; at least {needed} are needed"] * len(x)
     if is_constant(y):
         return [f"{outcome} is constant"] * len(x)
     return ["the measure is constant" if flat else "" for flat in is_constant(x)]
@@ -94,7 +95,7 @@ def marginal_block(
         else:
             of_units = own.means if method == "pearson" else own.ranks
             xs, ys = of_units(x[np.ix_(columns, points)]), of_units(y[points])
-            what = "pairs" if units == points.sum() else "clusters of pairs"
+            what = "pair" if units == points.sum() else "cluster"
             why = reasons(xs, ys, FEWEST, what, outcome)
         good = np.array([not w for w in why])
         if good.any():

@@ -21,6 +21,7 @@ from sharpscope.findings.reliability import (
 from sharpscope.findings.resampling import permutation_p
 from sharpscope.findings.residuals import known_of, residuals
 from sharpscope.scores import percentile_interval
+from sharpscope.tables.formats import number_of
 
 __all__ = ["MOST_MOVED", "Contrast", "Partial", "contrast", "partial_correlation"]
 
@@ -103,7 +104,11 @@ def partial_correlation(
     for here, pattern in masks(x, y):
         without = int((pattern & ~complete).sum())
         points = pattern & complete
-        said = [f"{without} pairs without a covariate are left out"] if without else []
+        said = (
+            [f"{number_of(without, 'pair')} without a covariate {'is' if without == 1 else 'are'} left out"]
+            if without
+            else []
+        )
         said += [f"{name} is not known of any pair" for name in unknown]
         _fill(out, here, x[here][:, points], y[points], design.subset(points), {k: v[points] for k, v in known.items()},
               keys[:, points], rng, level, outcome, said, _cut(errors, points))  # fmt: skip

@@ -81,7 +81,7 @@ def _path_block(x: np.ndarray, y: np.ndarray, method: str, outcome: str) -> Bloc
         out.n[columns] = int(points.sum())
         xs, ys = x[np.ix_(columns, points)], y[points]
         why = (
-            reasons(xs, ys, FEWEST, "alphas", outcome)
+            reasons(xs, ys, FEWEST, "alpha", outcome)
             if points.any()
             else [f"only 0 alphas; at least {FEWEST} are needed"] * len(xs)
         )

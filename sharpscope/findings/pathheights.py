@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.instability import instability
+from sharpscope.findings.losses import above_chord
 from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["path_heights"]
@@ -30,13 +30,13 @@ def path_heights(path: pd.DataFrame) -> pd.DataFrame:
         alphas, losses = own["alpha"].to_numpy(), own["loss"].to_numpy()
         if not {0.0, 1.0} <= set(alphas):
             continue
-        above = losses - ((1 - alphas) * losses[0] + alphas * losses[-1])
+        above, _ = above_chord(losses, alphas)
         rows.append(
             {
                 "pair": pair,
                 "lii": float(instability(losses, alphas)),
                 "lii_alpha": float(alphas[losses.argmax()]),
-                "barrier": float(barrier(losses, alphas)),
+                "barrier": float(above.max()),
                 "barrier_alpha": float(alphas[above.argmax()]),
                 "n": len(own),
             }

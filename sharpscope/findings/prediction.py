@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,19 @@ from sharpscope.findings.frames import alpha_index
 from sharpscope.tables.rows import dense_rows, groups_in, has_value, mean_accuracy, of_group, unique_in_order
 from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OOD_MEAN
 
-__all__ = ["FEWEST_REFERENCES", "REFERENCE", "Prediction", "along", "at_alpha", "predict_gain", "reference_table"]
+__all__ = [
+    "FEWEST_REFERENCES",
+    "REFERENCE",
+    "Prediction",
+    "along",
+    "at_alpha",
+    "end_distance",
+    "predict_gain",
+    "reference_table",
+]
 
 FEWEST_REFERENCES = 4
+"""The fewest settings from which a gain is predicted, or a rule's regret expected. Seeds of one setting count once."""
 REFERENCE = (
     "pair",
     "alpha",
@@ -41,8 +51,8 @@ def reference_table(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.Da
     There is one row for every group of OOD sets.
 
     Args:
-        sharpness, accuracy, path: tables of the schema with any number of pairs. The distance is ``distance_0`` at
-            alpha = 1 (``distance_0 + distance_1`` where that is missing); all pairs must have it in the same unit.
+        sharpness, accuracy, path: tables of the schema with any number of pairs. The distance is that of
+            ``end_distance``; all pairs must have it in the same unit.
     """
     groups = groups_in(accuracy) or [DEFAULT_GROUP]
     frames = [_references(sharpness, of_group(accuracy, g), path).assign(group=g) for g in groups]
@@ -53,9 +63,7 @@ def _references(sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFr
     accuracy = dense_rows(accuracy)
     whole = sharpness[(sharpness["layer"] == ALL) & has_value(sharpness)]
     known = {role: _means(accuracy[accuracy["role"] == role]) for role in ("id", OOD_MEAN)}
-    span = dict(_by_pair(path, path["distance_0"] + path["distance_1"]))
-    at_end = np.isclose(path["alpha"].to_numpy(dtype=float), 1.0)
-    span |= dict(_by_pair(path[at_end], path.loc[at_end, "distance_0"]))
+    span = {str(pair): end_distance(rows) for pair, rows in path.groupby("pair", sort=False)}
     rows = []
     for pair in sorted(unique_in_order(whole["pair"])):
         for measure in sorted(unique_in_order(whole.loc[whole["pair"] == pair, "measure"])):
@@ -88,15 +96,23 @@ def _means(rows: pd.DataFrame) -> dict[tuple[str, float], float]:
     return {(str(pair), round(float(alpha), 9)): float(estimate) for pair, alpha, estimate in points}
 
 
-def _by_pair(rows: pd.DataFrame, values: pd.Series) -> Iterator[tuple[str, float]]:
-    return ((str(pair), float(value)) for pair, value in zip(rows["pair"], values, strict=True) if np.isfinite(value))
+def end_distance(path: pd.DataFrame) -> float:
+    """The distance between theta_0 and theta_1 from one pair's rows of the table ``path``; NaN where none tells it.
+
+    It is ``distance_0`` at alpha = 1. Where the path lacks that point it is the smallest ``distance_0 + distance_1``:
+    by the triangle inequality no point has a smaller sum, and every point of a straight line between the ends has
+    exactly this one, while points beyond an end have a larger one.
+    """
+    at_end = path.loc[np.isclose(path["alpha"].to_numpy(dtype=float), 1.0), "distance_0"].dropna()
+    known = at_end if len(at_end) else (path["distance_0"] + path["distance_1"]).dropna()
+    return float(known.min()) if len(known) else math.nan
 
 
 @dataclass(frozen=True)
 class Prediction:
     """Predicted OOD gain over the zero-shot model (an accuracy difference), with its prediction interval.
 
-    ``n`` is the number of reference pairs behind it.
+    ``n`` is the number of settings behind it.
     """
 
     gain: float
@@ -106,41 +122,56 @@ class Prediction:
 
 
 def predict_gain(
-    features: np.ndarray, gains: np.ndarray, judged: np.ndarray, *, ridge: float = 1.0, level: float | None = 0.95
+    features: np.ndarray,
+    gains: np.ndarray,
+    judged: np.ndarray,
+    settings: Sequence[object] | None = None,
+    *,
+    ridge: float = 1.0,
+    level: float | None = 0.95,
 ) -> Prediction:
-    """Ridge regression with a prediction interval from its leave-one-pair-out errors.
+    """Ridge regression over settings, with a prediction interval from its leave-one-setting-out errors.
 
-    Columns are standardised to Z and the intercept is not shrunk: b = (Z'Z + ridge I)^-1 Z'y. Leaving pair i out gives
-    the error e_i = y_i - yhat_(-i)(x_i) with variance sigma^2 (1 + h_(-i)(x_i)), where h = 1/m + z'(Z'Z + ridge I)^-1 z
-    is the leverage. sigma^2 is the mean of e_i^2 / (1 + h_(-i)), and the interval is yhat +- t_{n-1-p} sigma
+    Pairs of one setting differ in their seed alone and tell one thing. Features and gains are therefore averaged within
+    each of the n settings before anything else. Columns are standardised to Z and the intercept is not shrunk:
+    b = (Z'Z + ridge I)^-1 Z'y. Leaving setting i out gives every pair j of it the error e_ij = y_ij - yhat_(-i)(x_ij)
+    with variance sigma^2 (1 + h_(-i)(x_ij)), where h = 1/m + z'(Z'Z + ridge I)^-1 z is the leverage among the m other
+    settings. sigma^2 is the mean over settings of the mean over their pairs of e_ij^2 / (1 + h_(-i)), so that it holds
+    both what differs between settings and what differs between seeds. The interval is yhat +- t_{n-1-p} sigma
     sqrt(1 + h(x)). This studentised leave-one-out interval replaces jackknife+, whose 95 % interval is infinite with
-    fewer than 19 pairs.
+    fewer than 19 settings.
 
     Args:
-        features: [n, p], one row per reference pair.
-        gains: [n] OOD gains of the reference pairs.
+        features: [N, p], one row per reference pair.
+        gains: [N] OOD gains of the reference pairs.
         judged: [p] features of the judged pair.
-        ridge: penalty (our choice: 1, the weight of one pair that shows no effect). A larger value pulls the
+        settings: [N] the setting of each reference pair; None: every pair is a setting of its own.
+        ridge: penalty (our choice: 1, the weight of one setting that shows no effect). A larger value pulls the
             prediction towards the mean gain.
         level: coverage of the interval; None: no interval, and so one fit in place of n + 1.
 
     Raises:
-        ConfigError: fewer than 4 reference pairs.
+        ConfigError: fewer than 4 settings.
 
     Sources: Hoerl and Kennard 1970, https://doi.org/10.1080/00401706.1970.10488634 (ridge); Barber et al. 2021, arXiv
     1905.02928 (jackknife+).
     """
-    n, p = features.shape
+    named = list(range(len(gains))) if settings is None else list(settings)
+    places = {name: i for i, name in enumerate(dict.fromkeys(named))}
+    of = np.array([places[name] for name in named], dtype=int)
+    n, p = len(places), features.shape[1]
     if n < FEWEST_REFERENCES:
-        raise ConfigError(f"advice: {n} reference pairs; a prediction needs at least {FEWEST_REFERENCES}.")
-    guess, leverage = _ridge(features, gains, judged, ridge)
+        raise ConfigError(f"advice: references of {n} settings; a prediction needs at least {FEWEST_REFERENCES}.")
+    x = np.array([features[of == i].mean(axis=0) for i in range(n)])
+    y = np.array([gains[of == i].mean() for i in range(n)])
+    guess, leverage = _ridge(x, y, judged, ridge)
     if level is None:
         return Prediction(guess, math.nan, math.nan, n)
     errors = []
     for i in range(n):
         keep = np.arange(n) != i
-        other, far = _ridge(features[keep], gains[keep], features[i], ridge)
-        errors.append((gains[i] - other) ** 2 / (1 + far))
+        told = [(gains[k], *_ridge(x[keep], y[keep], features[k], ridge)) for k in np.flatnonzero(of == i)]
+        errors.append(np.mean([(gain - other) ** 2 / (1 + far) for gain, other, far in told]))
     half = stats.t.ppf((1 + level) / 2, max(n - 1 - p, 1)) * math.sqrt(float(np.mean(errors)) * (1 + leverage))
     return Prediction(guess, guess - half, guess + half, n)
 

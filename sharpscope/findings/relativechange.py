@@ -126,7 +126,8 @@ class Changes:
         its change is the common one, plus its own from a Student t (``TAIL``) of the layers' own spread, plus the error
         over draws of images. The threshold is the value that the largest z of all layers exceeds with probability
         ``chance`` at most: the larger one of two, for the spread alone, whatever its size, and for spread and error
-        together as large as they are here.
+        together as large as they are here. A chance below 1 / (NULL_DRAWS + 1) is one that the simulations cannot show:
+        the threshold is then infinite, and no layer is chosen.
 
         Args:
             chance: the familywise error.
@@ -150,7 +151,7 @@ class Changes:
         null = errors[:NULL_DRAWS]
         null = null + own * _tailed((len(null), len(known)), rng)
         both = _level(_standardised(null, variance).max(axis=1), chance)
-        threshold = max(both if np.isfinite(both) else 0.0, _spread_alone(len(known), chance))
+        threshold = float(np.maximum(both, _spread_alone(len(known), chance)))
         mask[known] = z[known] > threshold
         probability[known] = (_standardised(drawn, variance) > threshold).mean(axis=0)
         return z, Selection(np.array(threshold), mask), probability

@@ -10,18 +10,20 @@ for it alone: the pairs (mask, control) are independent draws, on the same image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.frames import Answered, check_correct
+from sharpscope.findings.frames import Answered, alpha_index, check_correct
+from sharpscope.findings.losses import chord
 from sharpscope.findings.matching import match_plain
-from sharpscope.findings.resampling import stratified_means
+from sharpscope.findings.resampling import stratified_means, why_no_interval
 from sharpscope.findings.twolevels import OverDraws, max_min_over_draws, over_draws
-from sharpscope.scores import Predictions, min_replicates
+from sharpscope.scores import Predictions
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
 from sharpscope.vocabulary import DEFAULT_GROUP, GROUPS, Select, Target, draws_masks
@@ -41,6 +43,8 @@ of rows."""
 ONE_MASK = "no interval: one mask"
 """The note beside a number that rests on a single random mask."""
 _FEW = 0.02
+Interval = tuple[float, float, float]
+"""(estimate, low, high)."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,12 @@ class Repairs:
     """The interval of ``estimate``, which allows for the choice of the best row (``twolevels.max_min_over_draws``)."""
     best: str
     """The name of the row that has the maximum, e.g. ``delta:magnitude:0.5``; empty where there is none."""
+    flags: Mapping[str, Interval] = field(default_factory=dict)
+    """Failure flag of accuracy -> its estimate and bounds on the repaired points of the row ``best``, with the formulas
+    of ``failure_table``: F1 max over alphas of OOD(repaired) - OOD(0), F2 max of min(OOD(0), OOD(1)) - OOD(repaired),
+    F4 max of chord(alpha) - OOD(repaired), each OOD(repaired) a mean over masks. The bounds allow for the choice of the
+    row and of the alpha. A flag that is not in it cannot be told: the plain path lacks an end, or no repaired point
+    lies where the flag is defined."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,10 @@ class _Cells:
     """Share of the replicates in which the plain path never has the ID accuracy."""
     replicates: np.ndarray
     """Bootstrap replicates of the gain."""
+    ood_replicates: np.ndarray
+    """Those of the OOD accuracy [R, K]."""
+    ends: tuple[np.ndarray, np.ndarray] | None
+    """OOD accuracy [2] of the plain path at alpha 0 and 1, and its replicates [R, 2]; None where it lacks one."""
     span: str
     """The range of ID accuracy of the plain path, as text."""
 
@@ -121,6 +135,7 @@ def analyse_repairs(
     variants: Sequence[Variant],
     *,
     group: str = DEFAULT_GROUP,
+    pictures: Mapping[str, np.ndarray] | None = None,
     level: float = 0.95,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -132,9 +147,9 @@ def analyse_repairs(
     ID and OOD accuracy are averages over their data sets. The interval has two levels (``twolevels.over_draws``): the
     examples, by a bootstrap within each data set and paired across all models, in which every replicate finds its own
     matching alpha; and the masks (for random layers with their layers), by their spread. A number that rests on one
-    random draw has no interval. A mask whose ID accuracy the plain path never has is left out; where no mask is left
-    the row is "undefined". Replicates in which that happens use the nearest ID accuracy of the path; the note says so
-    where they are more than 2 %.
+    random draw, or on a set of fewer than ``resampling.FEWEST_IMAGES`` images, has no interval. A mask whose ID
+    accuracy the plain path never has is left out; where no mask is left the row is "undefined". Replicates in which
+    that happens use the nearest ID accuracy of the path; the note says so where they are more than 2 %.
 
     Args:
         pair: name of the pair.
@@ -142,6 +157,8 @@ def analyse_repairs(
         correct: data set -> bool [A, n] (or predictions) of the plain path.
         roles: data set -> "id" | "ood".
         group: the name of the group of OOD sets that ``correct`` holds.
+        pictures: data set -> [n], a number for the picture of each example; equal numbers are the same picture. A set
+            that is not in it shares no picture with another.
         variants: the repairs and controls, one for each mask. The contrasts take the alphas at which every pair of
             stragglers and control can be matched.
         level: coverage of the intervals.
@@ -172,9 +189,8 @@ def analyse_repairs(
         why = "no ID set was given" if not split["id"] else "no OOD set was given"
         blank = [_row([of[k] for k in at], [nan] * 7, "undefined", why) for at in places.values()]
         return replace(none, table=table("repair", [row | head for row, head in zip(blank, heads, strict=True)]))
-    cells = _matched(pair, alphas, of, stacks, bootstrap, seed)
-    enough = bootstrap >= min_replicates(level)
-    few = "" if enough else f"no interval: {bootstrap} bootstrap replicates are too few for level {level:g}"
+    cells = _matched(pair, alphas, of, stacks, pictures, bootstrap, seed)
+    few = why_no_interval({name: values for sets in stacks.values() for name, values in sets.items()}, bootstrap, level)
     rows = [_judged(cells, at, level, few) for at in places.values()]
     found = table("repair", [row | head for row, head in zip(rows, heads, strict=True)])
     return _contrasted(replace(none, table=found), cells, level, few)
@@ -204,23 +220,29 @@ def _matched(
     alphas: Sequence[float],
     of: Sequence[tuple[Variant, float]],
     stacks: Mapping[str, Mapping[str, Answered]],
+    pictures: Mapping[str, np.ndarray] | None,
     bootstrap: int,
     seed: int,
 ) -> _Cells:
+    def stream(name: str) -> np.random.Generator:
+        return np.random.default_rng(derive(seed, "repair", pair, name))
+
     (id_mean, id_reps), (ood_mean, ood_reps) = (
-        stratified_means(
-            list(stacks[role].values()),
-            bootstrap,
-            [np.random.default_rng(derive(seed, "repair", pair, name)) for name in stacks[role]],
-        )
-        for role in ("id", "ood")
+        stratified_means(stacks[role], bootstrap, stream, pictures) for role in ("id", "ood")
     )
+    fewest = min(len(id_reps), len(ood_reps))
+    id_reps, ood_reps = id_reps[:fewest], ood_reps[:fewest]
     A = len(alphas)
     at, plain, inside = match_plain(id_mean[:A], ood_mean[:A], alphas, id_mean[A:])
     _, plain_reps, inside_reps = match_plain(id_reps[:, :A], ood_reps[:, :A], alphas, id_reps[:, A:])
-    outside = 1 - inside_reps.mean(axis=0) if bootstrap else np.zeros(len(of))
+    outside = 1 - inside_reps.mean(axis=0) if fewest else np.zeros(len(of))
     span = f"{id_mean[:A].min():.3f}-{id_mean[:A].max():.3f}"
-    return _Cells(of, id_mean[A:], ood_mean[A:], at, plain, inside, outside, ood_reps[:, A:] - plain_reps, span)
+    start, end = alpha_index(alphas, 0.0), alpha_index(alphas, 1.0)
+    ends = None if start is None or end is None else (ood_mean[[start, end]], ood_reps[:, [start, end]])
+    return _Cells(
+        of, id_mean[A:], ood_mean[A:], at, plain, inside, outside, ood_reps[:, A:] - plain_reps, ood_reps[:, A:], ends,
+        span,
+    )  # fmt: skip
 
 
 def _stacked(sets: Mapping[str, Answered], variants: Sequence[Variant]) -> dict[str, Answered]:
@@ -288,7 +310,7 @@ def _row(of: Sequence[tuple[Variant, float]], numbers: Sequence[float], status: 
 
 def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repairs:
     """``found`` with its contrasts, and the estimate made of them."""
-    lines, spreads, names = [], [], []
+    lines, spreads, names, repaired = [], [], [], []
     for key in unique_in_order((v.target, v.select, v.density) for v, _ in cells.of if v.control == "none"):
         name = ":".join(f"{part:g}" if isinstance(part, float) else str(part) for part in key)
         line: dict[str, object] = dict.fromkeys(CONTRASTS, float("nan"))
@@ -308,11 +330,33 @@ def _contrasted(found: Repairs, cells: _Cells, level: float, few: str) -> Repair
             line |= {what: float(spread.mean[e]), f"{what}_low": float(low[e]), f"{what}_high": float(high[e])}
         spreads.append(spread)
         names.append(name)
+        repaired.append(pairs[0])
     contrasts = pd.DataFrame(lines, columns=list(CONTRASTS))
     if not spreads:
         return replace(found, contrasts=contrasts)
     value, lower, upper, best = max_min_over_draws(spreads, level)
-    return replace(found, contrasts=contrasts, estimate=value, ci_low=lower, ci_high=upper, best=names[best])
+    flags = _flags_again(cells, repaired[best], 1 - (1 - level) / len(spreads)) if math.isfinite(lower) else {}
+    return replace(
+        found, contrasts=contrasts, estimate=value, ci_low=lower, ci_high=upper, best=names[best], flags=flags
+    )
+
+
+def _flags_again(cells: _Cells, masks: np.ndarray, level: float) -> dict[str, Interval]:
+    """``Repairs.flags`` of the cells ``masks`` [masks, alphas]."""
+    if cells.ends is None:
+        return {}
+    ends, drawn = cells.ends
+    found: dict[str, list[OverDraws]] = {"F1": [], "F2": [], "F4": []}
+    for at in masks.T:
+        alpha = cells.of[at[0]][1]
+        here, again = cells.ood_accuracy[at][:, None], cells.ood_replicates[:, at, None]
+        if 0 < alpha <= 1:
+            found["F1"].append(over_draws(here - ends[0], again - drawn[:, None, :1]))
+        if 0 < alpha < 1:
+            found["F2"].append(over_draws(ends - here, drawn[:, None, :] - again))
+            line, lines = (chord(side[..., 0], side[..., 1], np.array([alpha])) for side in cells.ends)
+            found["F4"].append(over_draws(line - here, lines[:, None] - again))
+    return {flag: max_min_over_draws(parts, level)[:3] for flag, parts in found.items() if parts}
 
 
 def _gain_and_difference(cells: _Cells, pairs: np.ndarray, *, bounded: bool) -> OverDraws:

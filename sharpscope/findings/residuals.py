@@ -18,6 +18,7 @@ from sharpscope.findings.design import FEWEST_PAIRS, Design, independent
 from sharpscope.findings.frames import accuracy_grid
 from sharpscope.findings.rank_correlation import is_constant
 from sharpscope.findings.sharpness import sharpness_cube
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import dense_rows, primary_of_the_whole, records, table
 from sharpscope.vocabulary import ALL, LEARNING_RATE, OOD_MEAN
 
@@ -49,7 +50,7 @@ def residuals(
     nothing = np.full(design.n_effective, math.nan)
     none = np.tile(nothing, (len(x), 1))
     if len(y) < FEWEST_PAIRS:
-        few = f"only {len(y)} pairs; at least {FEWEST_PAIRS} are needed"
+        few = f"only {number_of(len(y), 'pair')}; at least {FEWEST_PAIRS} are needed"
         return Residuals(none, nothing, Controls(np.empty((design.n_effective, 0)), (), 0), few)
     held = controls(design, covariates)
     left = held.remove(design.centred_ranks(y))

@@ -13,12 +13,14 @@ from sharpscope.errors import ConfigError, NoData, did_you_mean, shown
 from sharpscope.tables.formats import MISSING, interval, is_missing, number, percent, points, with_error
 from sharpscope.tables.printed import Printed
 from sharpscope.tables.rows import MIDDLE, measures_in, nearest, records, unique_in_order
-from sharpscope.vocabulary import GROUP_TITLES, ResultTable
+from sharpscope.vocabulary import GROUP_TITLES, ResultTable, budget_of
 
 __all__ = ["RESULT_TABLES", "result_table"]
 
-_ERRORS: Final = ("stderr", "residual")
-"""What a row of sharpness states as its error: a standard error, or the residual of an eigenvalue."""
+_ERRORS: Final = ("stderr_images", "stderr", "residual")
+"""What a row of sharpness states as its error, the first that is known: the standard error over draws of images, that
+of the estimate on these images, or the residual of an eigenvalue."""
+_UNTOLD: Final = "‡ that error is not known: ± is that of the estimate on these images, of an eigenvalue its residual."
 _NARROW: Final = 3
 """The number of measures that are printed by default: as many as fit into one column of a two-column page."""
 
@@ -29,7 +31,7 @@ def result_table(
     """The rows of a run's table ``result`` as a paper prints them.
 
     sharpness: one row per layer in the order of the forward pass, one column per measure, ``estimate`` with its
-    standard error (an eigenvalue's residual), both rounded to the error's digits; the status where there is no
+    error (``_ERRORS``), both rounded to the error's digits; the status where there is no
     estimate. advice: the advised rules and what they are compared with, with OOD and ID accuracy in percent and the
     gain in points. verdicts: claims with their estimate, interval and verdict.
 
@@ -70,11 +72,13 @@ def _sharpness(table: pd.DataFrame, measures: Sequence[str], alpha: float | None
                 for m in chosen for end, column in (("", "estimate"), *((f" {c}", c) for c in _ERRORS))}  # fmt: skip
         values.append({"pair": pair, "layer": layer, "alpha": at} | wide)
     notes = [
-        f"Sharpness at α = {_alpha(at)}; ± is one standard error on these probe images, without the choice "
-        "of images; of an eigenvalue the residual, within which an eigenvalue lies."
+        f"Sharpness at α = {_alpha(at)}; ± is one standard error over draws of probe images.",
+        *([_UNTOLD] if any("‡" in str(text) for row in cells for text in row.values()) else []),
     ]
-    if own["status"].eq("not_converged").any():
-        notes.append("* the estimate did not converge: its error is larger than was asked for.")
+    if len(open_ := own.loc[own["status"] == "not_converged", "measure"]):
+        flags = ", ".join(unique_in_order(flag for name in open_ if (flag := budget_of(str(name)))))
+        more = f" More of {flags} lowers it." if flags else ""
+        notes.append(f"* the estimate did not converge: its error is larger than was asked for.{more}")
     if rest := [m for m in known if m not in chosen]:
         notes.append(f"Not printed: {', '.join(rest)}.")
     return Printed(pd.DataFrame(cells), pd.DataFrame(values), tuple(chosen), tuple(notes))
@@ -84,9 +88,10 @@ def _estimate(row: Mapping[str, Any]) -> str:
     if is_missing(row["estimate"]):
         return str(row["status"])
     mark = "*" if row["status"] == "not_converged" else ""
-    known = next((row[c] for c in _ERRORS if not is_missing(row[c])), math.nan)
-    error = float(known)
-    return (with_error(row["estimate"], error) if error else number(float(row["estimate"]))) + mark
+    known = next((c for c in _ERRORS if not is_missing(row[c])), "")
+    error = float(row[known]) if known else math.nan
+    text = with_error(row["estimate"], error) if error else number(float(row["estimate"]))
+    return text + ("" if known == _ERRORS[0] else " ‡") + mark
 
 
 def _advice(table: pd.DataFrame, measures: Sequence[str], alpha: float | None) -> Printed:

@@ -61,6 +61,7 @@ def points(accuracy: pd.DataFrame) -> pd.DataFrame:
     known = rows.assign(n=rows["n"].astype("Float64").fillna(0).astype(float))
     ids = mean_accuracy(rows[rows["role"] == "id"]).rename(columns={"estimate": "id_accuracy", "n": "id_n"})
     ood = known[known["role"].isin(("ood", OOD_MEAN))].rename(columns={"estimate": "ood_accuracy", "n": "ood_n"})
+    ood = ood.drop_duplicates(["pair", "alpha", "dataset"])  # the mean over one set has the set's name and values
     both = ood.merge(ids, on=["pair", "alpha"])
     finite = np.isfinite(both["id_accuracy"]) & np.isfinite(both["ood_accuracy"])
     columns = ["pair", "alpha", "dataset", "id_accuracy", "ood_accuracy", "id_n", "ood_n"]

@@ -6,7 +6,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from sharpscope.findings.relativechange import NULL_DRAWS
 from sharpscope.findings.selection import Selection
+from sharpscope.vocabulary import parse_rule
 
 __all__ = ["Rows", "layer_rows"]
 
@@ -27,7 +29,7 @@ def layer_rows(
     missing: tuple[str, str],
 ) -> Rows:
     threshold = float(chosen.threshold)
-    empty = "" if chosen.mask.any() else _why_nobody(scores)
+    empty = "" if chosen.mask.any() else _why_nobody(scores, threshold, rule)
     rows: Rows = []
     for i, layer in enumerate(layers):
         status, note = "ok", notes[i]
@@ -53,10 +55,13 @@ def layer_rows(
     return rows
 
 
-def _why_nobody(scores: np.ndarray) -> str:
+def _why_nobody(scores: np.ndarray, threshold: float, rule: str) -> str:
     known = scores[np.isfinite(scores)]
     if not len(known):
         return "no layer chosen: no layer has a score"
+    kind, chance = parse_rule(rule)
+    if kind == "null" and not np.isfinite(threshold):
+        return f"no layer chosen: {NULL_DRAWS} simulations of the null cannot show a chance as small as {chance:g}"
     if not known.any():
         return "no layer chosen: the score of every layer is 0"
     return "no layer chosen: no score exceeds the threshold"

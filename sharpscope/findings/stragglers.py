@@ -15,8 +15,9 @@ import pandas as pd
 from sharpscope.errors import ConfigError, did_you_mean
 from sharpscope.findings.criteria import loss_scores
 from sharpscope.findings.criteria.criticality import criticality
+from sharpscope.findings.criteria.instability import forced_part
 from sharpscope.findings.frames import alpha_index
-from sharpscope.findings.losses import LayerLosses, NoiseLosses, between_ends
+from sharpscope.findings.losses import LayerLosses, NoiseLosses
 from sharpscope.findings.selection import Selection, select
 from sharpscope.findings.sharpness import ImageParts, sharpness_grids
 from sharpscope.findings.sharpness_criteria import change_rows, level_rows
@@ -24,7 +25,7 @@ from sharpscope.findings.straggler_rows import Rows, layer_rows
 from sharpscope.scores import resample_counts
 from sharpscope.seeds import derive
 from sharpscope.tables.rows import table, unique_in_order
-from sharpscope.vocabulary import CRITERIA, Criterion, parse_rule
+from sharpscope.vocabulary import BY_COST, CRITERIA, Criterion, parse_rule
 
 __all__ = ["chosen_by", "chosen_layers", "stragglers_table"]
 
@@ -112,9 +113,8 @@ def _loss_rows(
         again = np.where(moving, loss_scores(criterion.name, resampled[base], entry.alphas), np.nan)
         probability = select(again, rule, floor=0.0).mask.mean(axis=0)
         notes = [""] * len(entry.layers)
-        if criterion.name == "instability":
-            _, _, start, end = between_ends(means, entry.alphas)
-            forced = np.abs(start - end) / 2
+        if criterion.name == BY_COST:
+            forced = forced_part(means, entry.alphas)
             notes = [f"{g:.3g} of the score is due to the different losses of the two ends alone" for g in forced]
         missing = ("failed", "the loss is not finite somewhere on this layer's path")
         yield layer_rows(

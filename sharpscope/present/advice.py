@@ -23,8 +23,10 @@ __all__ = [
     "how_sure",
     "in_brief",
     "in_words",
+    "known_in",
     "situations_of",
     "title_of",
+    "unsigned",
 ]
 
 
@@ -42,7 +44,17 @@ def situations_of(table: pd.DataFrame, pair: str) -> Iterator[tuple[str, list[di
 
 def title_of(situation: str) -> str:
     """A situation and what is known in it: ``references: other pairs have OOD labels``."""
-    return f"{situation}: {SITUATIONS.get(situation, 'rules that know nothing of the OOD data')}"
+    return f"{situation}: {known_in(situation)}"
+
+
+def known_in(situation: str) -> str:
+    """What is known in a situation, or that it is none but that of the baselines."""
+    return SITUATIONS[situation].known if situation in SITUATIONS else "rules that know nothing of the OOD data"
+
+
+def _accuracy_of(row: Mapping[str, Any]) -> str:
+    """The word for the accuracy that the rule of ``row`` cares for."""
+    return SITUATIONS[row["situation"]].accuracy if row["situation"] in SITUATIONS else "OOD"
 
 
 def advised(table: pd.DataFrame, pair: str) -> list[dict[str, Any]]:
@@ -80,7 +92,7 @@ def in_words(row: Mapping[str, Any]) -> str:
     held = layer_names(str(row["layers"] or ""))
     kept = "" if is_missing(row["density"]) else f", keeping {100 * float(row['density']):.0f} % of their change"
     gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
-    where = "target" if row["situation"].startswith("target") else "OOD"
+    where = _accuracy_of(row)
     told = [
         f"{what}{f'; make {held} sparse{kept}' if held else ''}",
         f"ID accuracy {_share(row['id_accuracy'])}, {where} accuracy {_share(row['ood_accuracy'])}",
@@ -99,7 +111,7 @@ def in_brief(rows: Sequence[Mapping[str, Any]]) -> str:
     if not is_missing(row["predicted_gain"]):
         told = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
         gain = f", {told} points over zero-shot"
-    where = "target" if row["situation"].startswith("target") else "OOD"
+    where = _accuracy_of(row)
     accuracies = f"{where} {_share(row['ood_accuracy'])}, ID {_share(row['id_accuracy'])}"
     return said(f"{rule}: alpha {float(row['alpha']):g} ({accuracies}{gain})")
 
@@ -127,32 +139,43 @@ def _share(value: Any) -> str:
 
 
 def _regrets(row: Mapping[str, Any]) -> str:
-    """The rule's own regret and the best baseline's, in the same test."""
+    """The rule's own regret with the most that it may be, and the best baseline's, in the same test."""
     own, what = row["expected_regret"], "expected regret"
     if is_missing(own):
         own, what = row["regret"], "regret"
-    told = [] if is_missing(own) else [f"{what} {_unsigned(own)}"]
+    told = [] if is_missing(own) else [f"{what} {unsigned(own)}"]
+    if not is_missing(row["regret_high"]):
+        told.append(f"{'' if told else 'regret '}at most {unsigned(row['regret_high'])} by its interval")
     if not is_missing(row["baseline_regret"]):
-        told.append(f"that of {row['best_baseline']}, the best baseline, {_unsigned(row['baseline_regret'])}")
+        told.append(f"that of {row['best_baseline']}, the best baseline, {unsigned(row['baseline_regret'])}")
     return f"{', '.join(told)} points" if told else ""
 
 
 def how_sure(row: Mapping[str, Any]) -> str:
-    """What the advice of one row loses to the alpha that OOD labels would pick, and whether its gain may be none."""
-    known = not is_missing(row["expected_regret"])
-    own = row["expected_regret"] if known else row["regret"]
+    """What the advice of one row loses to the best alpha, and whether its gain over zero-shot may be none.
+
+    Where the rule was tested without OOD labels it is the expected regret, beside that of the best baseline. Else it is
+    the most that the regret on the OOD labels may be, and what the best baseline loses to a choice by labels.
+    """
     told = []
-    if not is_missing(own):
-        told.append(f"{'expected to lose' if known else 'loses'} {_unsigned(own)} points to the best alpha")
-        if not is_missing(row["baseline_regret"]):
-            best = f"the best rule without data ({row['best_baseline']})"
-            told.append(f"{best} {'would lose' if known else 'loses'} {_unsigned(row['baseline_regret'])}")
+    best, its = f"the best rule without data ({row['best_baseline']})", row["baseline_regret"]
+    if not is_missing(row["expected_regret"]):
+        told.append(f"expected to lose {unsigned(row['expected_regret'])} points to the best alpha")
+        if not is_missing(its):
+            told.append(f"{best} would lose {unsigned(its)}")
+    else:
+        if not is_missing(row["regret_high"]):
+            told.append(f"may lose up to {unsigned(row['regret_high'])} points to the best alpha")
+        if not is_missing(its):
+            verb = "loses" if float(its) >= 0 else "gains"
+            told.append(f"{best} {verb} {unsigned(abs(float(its)))} points against a choice by labels, on other images")
     if float(row["alpha"]) and not is_missing(row["ci_low"]) and float(row["ci_low"]) <= 0 <= float(row["ci_high"]):
         told.append("the gain may be none")
     return "; ".join(told) or "not known"
 
 
-def _unsigned(value: Any) -> str:
+def unsigned(value: Any) -> str:
+    """A loss in points, without the sign of a gain."""
     return points(float(value)).lstrip("+")
 
 
@@ -186,7 +209,7 @@ def _regret_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     for group in dict.fromkeys(row["group"] for row in rows):
         own = [row for row in rows if row["group"] == group and not is_missing(row["alpha"])]
         told = [
-            f"{r['rule']} (alpha {r['alpha']:g})" + ("" if is_missing(r["regret"]) else f" {_unsigned(r['regret'])}")
+            f"{r['rule']} (alpha {r['alpha']:g})" + ("" if is_missing(r["regret"]) else f" {unsigned(r['regret'])}")
             for r in own
         ]
         what = f"{shown(group, 60)}, regret in points: " if group else ""

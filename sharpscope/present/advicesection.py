@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from sharpscope.errors import shown
-from sharpscope.present.advice import advised, aim_of, alike, how_sure, situations_of
+from sharpscope.present.advice import advised, aim_of, alike, how_sure, known_in, situations_of, title_of, unsigned
 from sharpscope.present.alphas import said, with_symbol
 from sharpscope.present.view import (
     Block,
@@ -23,7 +23,7 @@ from sharpscope.present.view import (
     status_cell,
 )
 from sharpscope.tables.formats import interval, is_missing, percent, points
-from sharpscope.vocabulary import ADVICE, SITUATIONS
+from sharpscope.vocabulary import ADVICE
 
 __all__ = ["advice", "glance"]
 
@@ -40,7 +40,7 @@ def glance(source: Source) -> Grid | None:
     if not found:
         return None
     known = dict.fromkeys(rows[0]["situation"] for rows in found)
-    basis = "; ".join(f"{x}: {SITUATIONS.get(x, 'nothing is known')}" for x in known)
+    basis = "; ".join(map(title_of, known))
     head = (
         "pair", "OOD sets", f"take {with_symbol('α')}", "OOD accuracy there", "gain over zero-shot, points",
         "ID accuracy there", "for", "how sure",
@@ -88,8 +88,9 @@ def advice(source: Source) -> Section:
     )  # fmt: skip
     told = (
         "In the table of every rule, advised ones are marked ✓. Regret is the OOD accuracy lost against the alpha that "
-        "OOD labels would pick. Expected regret is the rule's mean regret in its own test, without this pair's OOD "
-        "labels; beside it is that of the best rule that knows nothing."
+        "OOD labels pick, judged on images that had no part in the choice; its interval bounds what is lost to the "
+        "truly best alpha. Expected regret is the rule's mean regret in its own test, without this pair's OOD labels. "
+        "The last column of the three is that of the best rule that knows nothing, in the same test."
     )
     caption = "Every rule by what it knows, the strongest first"
     grid = Grid.of(head, rows, caption, (4, 6, 7, 8, 9, 10, 11), "tables/advice.csv", most=60)
@@ -122,10 +123,11 @@ def _sparse(row: Mapping[str, Any]) -> str:
 
 
 def _rule_row(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    known = SITUATIONS.get(str(row["situation"]), "nothing")
+    known = known_in(str(row["situation"]))
     rule = ADVICE.get(str(row["situation"]), {}).get(str(row["rule"]), "")
     gain = interval(float(row["predicted_gain"]), float(row["ci_low"]), float(row["ci_high"]), points)
-    regrets = [cell(points(row[c]).lstrip("+")) for c in ("regret", "expected_regret", "baseline_regret")]
+    bounded = interval(float(row["regret"]), float(row["regret_low"]), float(row["regret_high"]), unsigned)
+    regrets = [cell(bounded), *(cell(unsigned(row[c])) for c in ("expected_regret", "baseline_regret"))]
     shares = [cell(percent(row[c])) for c in ("id_accuracy", "ood_accuracy")]
     return (
         cell(row["pair"]),

@@ -34,7 +34,7 @@ from sharpscope.present.view import (
     pairs_of,
     status_cell,
 )
-from sharpscope.tables.formats import interval, is_missing, number, p_text, percent, points
+from sharpscope.tables.formats import interval, is_missing, number, number_of, p_text, percent, points
 from sharpscope.tables.rows import (
     MIDDLE,
     groups_in,
@@ -46,6 +46,7 @@ from sharpscope.tables.rows import (
     records,
     unique_in_order,
     widest_means,
+    without_stragglers,
 )
 from sharpscope.vocabulary import ALL, CRITERIA, MEASURES, PAIRS
 
@@ -188,7 +189,9 @@ def repair(source: Source) -> Section:
     table = source.table("repair")
     title = "Repair: making layers sparse"
     if not len(table):
-        return Section(title, "repair", (absent("repairs (no layer could be repaired, or none were asked for)"),))
+        asked = source.config.get("densities") != []
+        why = absent("repairs (no layer could be repaired)") if asked else "No repair was asked for."
+        return Section(title, "repair", (why,))
     alpha = nearest(table["alpha"].unique(), MIDDLE)
     here = in_order(table[table["alpha"] == alpha], source.order)
     rows = [
@@ -225,7 +228,13 @@ def repair(source: Source) -> Section:
     )
     where = f"At {alpha_is(alpha)}" + ("; the other alphas are in the table file." * (table["alpha"].nunique() > 1))
     grid = Grid.of(head, rows, where, (3, 4, 5, 6, 7), "tables/repair.csv", 48)
-    return Section(title, "repair", (text,), tuple(figures), (grid,))
+    instead = (
+        Line(
+            f"{shown(pair)}: no layer is a straggler by the rule; 'straggler' is the layer with the highest score here."
+        )
+        for pair in pairs_of(table[table["pair"].isin(without_stragglers(table))], source.order)
+    )
+    return Section(title, "repair", (text, *instead), tuple(figures), (grid,))
 
 
 def correlations(source: Source) -> Section:
@@ -322,7 +331,7 @@ def _correlation_grids(table: pd.DataFrame, source: Source) -> list[Grid]:
             *(short_layer(g) if p == PAIRS else p if g == ALL else f"{p}: {short_layer(g)}" for p, g in columns),
         )
         count = int(rows["n"].max()) if rows["n"].notna().any() else 0
-        where = f"over {count} alphas" if math.isnan(alpha) else f"over {count} pairs at {alpha_is(alpha)}"
+        where = f"over {count} alphas" if math.isnan(alpha) else f"over {number_of(count, 'pair')} at {alpha_is(alpha)}"
         against = str(rows["against"].iloc[0]).replace("_", " ").replace("ood", "OOD")
         costs = [m for m in CRITERIA if m in set(rows["measure"])]
         what = f"sharpness, and of the path's cost in loss ({', '.join(costs)})," if costs else "sharpness"

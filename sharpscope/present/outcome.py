@@ -173,8 +173,8 @@ def accuracy(source: Source) -> Section:
     ) + source.figure(
         "accuracy_along_alpha",
         with_symbol("Accuracy along α")
-        + ": each OOD set (thin), their mean (thick), ID (dashed). Shaded: the whole interval of the OOD "
-        "mean lies below both ends. Rings: what is advised. Below: probe loss, with the chord between its ends.",
+        + ": each OOD set (thin), their mean (thick), ID (dashed). A bar: the point that flag F2 "
+        "finds below both ends. Rings: what is advised. Below: probe loss, with the chord between its ends.",
     )
     figures += source.figure(
         "paths_along_alpha",
@@ -278,7 +278,8 @@ def failure(source: Source) -> Section:
     main = main if main.any() else pd.Series(True, index=table.index)
     lines: list[Block] = []
     groups = groups_in(table)
-    for pair, group in [(p, g) for p in pairs_of(table, source.order) for g in (groups or [""])]:
+    measured_on = [(p, groups_in(table[table["pair"] == p]) or [""]) for p in pairs_of(table, source.order)]
+    for pair, group in [(p, g) for p, own in measured_on for g in own]:
         flags, absent_ones, unknown = flags_of(of_group(table, group), pair)
         told = "; ".join(f"{f} ({FLAGS[f].text})" if f in FLAGS else f for f in flags)
         calm = "no failure flag is present beyond the noise" if absent_ones else ""

@@ -35,6 +35,7 @@ from sharpscope.present.style import (
     styled,
     title_of,
 )
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import (
     MIDDLE,
     joint_rows,
@@ -42,10 +43,11 @@ from sharpscope.tables.rows import (
     measures_in,
     nearest,
     pairs_and_groups,
+    sparse_layers,
     unique_in_order,
     widest_means,
 )
-from sharpscope.vocabulary import AGAINST, CONTRASTS, GROUPS, MEASURES, PAIRS, Group
+from sharpscope.vocabulary import AGAINST, CONTRASTS, MEASURES, PAIRS, Group
 
 __all__ = ["correlation", "correlation_scatter", "repair"]
 
@@ -75,7 +77,7 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
         how=[f"{label(s)}, keep {d:g}" for s, d in zip(rows["select"], rows["density"], strict=True)],
     )
     (pairs, fewer), targets = first_pairs(rows), sorted(set(rows["target"]))
-    hows, groups = sorted(set(rows["how"])), [g for g in GROUPS if g in set(rows["who"])]
+    hows, groups = sorted(set(rows["how"])), sparse_layers(rows[rows["pair"].isin(pairs)])
     figure = new_figure(0.75 + len(targets) * (0.45 + 0.36 * len(hows)) * math.ceil(len(pairs) / 2))
     columns = min(2, len(pairs))
     axes = figure.subplots(
@@ -88,7 +90,7 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
             ax = axes[(p // columns) * len(targets) + t, p % columns]
             ax.set_visible(True)
             own = rows[(rows["pair"] == pair) & (rows["target"] == target)]
-            at = _repair_panel(ax, own, hows, groups, alpha)
+            at = _repair_panel(ax, own, hows, list(groups), alpha)
             ax.set_title(
                 title_of(f"{pair}:", f"sparse {label(target)}" + (f", {alpha_is(at)}" if at is not None else ""), 32)
             )
@@ -102,9 +104,9 @@ def repair(table: pd.DataFrame, alpha: float | None = None) -> Figure:
             color=COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             ls="none",
-            label=GROUPS[g],
+            label=named,
         )
-        for i, g in enumerate(groups)
+        for i, named in enumerate(groups.values())
     ]
     if rows["alpha"].nunique() > 1:
         handles.append(Line2D([], [], color=INK["grey"], marker=".", markersize=3, ls="none", label="the other alphas"))
@@ -285,7 +287,7 @@ def _correlation_title(own: pd.DataFrame, pair: str, scope: str, alpha: float | 
     if scope == "path":
         return title_of(pair, f"({n} alphas)", 27)
     shipped = ", shipped table" if (own["source"] == "shipped").all() else ""
-    told = f"{n} pairs" + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
+    told = number_of(n, "pair") + ("" if alpha is None else f" at {alpha_is(alpha)}") + shipped
     return title_of(f"{pair}:", told, 27) if pair else told
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from sharpscope.errors import ConfigError, NoData
@@ -48,7 +47,7 @@ from sharpscope.tables.rows import (
     primary_rows,
     unique_in_order,
 )
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OUTPUT_BASELINES
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, OOD_MEAN, OUTPUT_BASELINES
 
 __all__ = ["accuracy_along_alpha", "sharpness_along_alpha", "wiseft_curve", "wiseft_curves"]
 
@@ -56,6 +55,7 @@ _RING: dict[str, Any] = {
     "ls": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none", "markeredgecolor": INK["black"],
     "markeredgewidth": 1.1,
 }  # fmt: skip
+_BELOW: dict[str, Any] = {"color": INK["bad"], "lw": 5, "alpha": 0.3, "zorder": 0, "solid_capstyle": "butt"}
 _WRITTEN = (0.2, 0.5, 0.8)
 """The alphas that the WiSE-FT curve labels with their value."""
 
@@ -103,8 +103,8 @@ def wiseft_curve(
     if group is None and len(groups) > 1:
         raise ConfigError(f"wiseft_curve: name one of the groups of OOD sets, {', '.join(groups)}; or wiseft_curves.")
     ax = ax or one_panel(3.3)
-    handles = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice, pair_order)
-    key(figure_of(ax), handles, _numbers(ax))
+    pairs, marks = _curve(ax, accuracy, group or (groups or [DEFAULT_GROUP])[0], advice, pair_order)
+    key(figure_of(ax), [*pair_looks(pairs, pair_order)[1], *marks], _numbers(ax))
     return ax
 
 
@@ -125,16 +125,19 @@ def wiseft_curves(accuracy: pd.DataFrame, advice: pd.DataFrame | None = None, pa
     lines = math.ceil(len(groups) / columns)
     figure = new_figure(lines * (3.3 if len(groups) == 1 else 2.7) + 0.3 * (len(groups) > 1))
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
-    handles: list[Line2D] = []
+    order = pair_order or sorted(set(accuracy["pair"]))  # one colour a pair, also where a panel lacks some of them
+    drawn: list[str] = []
+    marks: dict[str, Line2D] = {}
     for i, ax in enumerate(axes.flat):
         ax.set_visible(i < len(groups))
     for group, ax in zip(groups, axes.flat, strict=False):
-        found = _curve(ax, accuracy, group, advice, pair_order)
-        handles = found if len(found) > len(handles) else handles
+        pairs, own = _curve(ax, accuracy, group, advice, order)
+        drawn += pairs
+        marks |= {str(mark.get_label()): mark for mark in own}
         if len(groups) > 1:
             ax.set_title(f"OOD sets: {label(group, 30)}")
             ax.tick_params(labelbottom=True)
-    key(figure, handles, _numbers(*axes.flat))
+    key(figure, [*pair_looks(drawn, order)[1], *marks.values()], _numbers(*axes.flat))
     return figure
 
 
@@ -145,8 +148,8 @@ def _numbers(*axes: Axes) -> str:
 
 def _curve(
     ax: Axes, accuracy: pd.DataFrame, group: str, advice: pd.DataFrame | None, order: Sequence[str]
-) -> list[Line2D]:
-    """Draw every pair's curve on the OOD sets of one group; returns the legend's entries."""
+) -> tuple[list[str], list[Line2D]]:
+    """Draw every pair's curve on the OOD sets of one group: (the pairs, the legend's entries beside them)."""
     accuracy = of_group(accuracy, group)
     dense = _dense(accuracy, "wiseft_curve")
     curves = {}
@@ -162,7 +165,7 @@ def _curve(
     inks: list[str] = []
     every: list[tuple[float, float]] = []
     rings = 0
-    looks, lines = pair_looks(curves, order)
+    looks, _ = pair_looks(curves, order)
     for pair, look in looks.items():
         rows = curves[pair]
         x, y = rows["estimate_id"].to_numpy(), rows["estimate_ood"].to_numpy()
@@ -215,7 +218,7 @@ def _curve(
         ends_key.append(Line2D([], [], **_RING, label=with_symbol("advised α")))
     if len(curves) <= len(COLOURS):  # numbers at more lines than can be told apart would tell nothing
         place_labels(ax, at, texts, inks, avoid=every)
-    return [*lines, *ends_key, *mixed]
+    return list(curves), [*ends_key, *mixed]
 
 
 def _outputs(ax: Axes, accuracy: pd.DataFrame, looks: Mapping[str, Look]) -> list[Line2D]:
@@ -244,11 +247,12 @@ def accuracy_along_alpha(
     failure: pd.DataFrame | None = None,
     advice: pd.DataFrame | None = None,
 ) -> Figure:
-    """Accuracy and loss along each pair's path, shaded where the whole interval of the OOD mean is below BOTH ends.
+    """Accuracy and loss along each pair's path, with a bar at the point that flag F2 finds below BOTH ends.
 
     Thin lines are the OOD sets, the thick line with a band is their mean, and the dashed line is ID. Every group of OOD
-    sets has a panel of its own. With ``path`` a lower panel shows the probe loss and the chord between its ends.
-    ``failure`` adds the flags that were raised, ``advice`` rings the OOD mean at the alphas that are advised.
+    sets on which a pair was measured has a panel of its own. With ``path`` a lower panel shows the probe loss and the
+    chord between its ends. ``failure`` adds the flags that were raised and the bar, ``advice`` rings the OOD mean at
+    the alphas that are advised.
 
     >>> shown = sharpscope.plot.accuracy_along_alpha(run.accuracy, run.path, run.failure)
 
@@ -257,7 +261,8 @@ def accuracy_along_alpha(
     """
     dense = _dense(accuracy, "accuracy_along_alpha")
     pairs, fewer = first_pairs(dense)
-    groups = groups_in(dense) or [DEFAULT_GROUP]
+    groups = {p: groups_in(dense[dense["pair"] == p]) or [DEFAULT_GROUP] for p in pairs}
+    panels, several = max(map(len, groups.values())), len(groups_in(dense)) > 1
     loss = path is not None and bool(path["loss"].notna().any())
     columns = min(2, len(pairs))
     lines = math.ceil(len(pairs) / columns)
@@ -265,35 +270,38 @@ def accuracy_along_alpha(
     colours = (
         dict(zip(sets, SET_COLOURS, strict=False)) if len(sets) <= len(SET_COLOURS) else dict.fromkeys(sets, "#aaaaaa")
     )
-    high = len(groups) + loss
-    figure = new_figure(lines * (2.2 * len(groups) + 0.8 * loss) + 0.55)
-    ratios = ([2.3] * len(groups) + [1.0] * loss) * lines
+    high = panels + loss
+    figure = new_figure(lines * (2.2 * panels + 0.8 * loss) + 0.55)
+    ratios = ([2.3] * panels + [1.0] * loss) * lines
     grid = figure.add_gridspec(lines * high, columns, height_ratios=ratios)
-    shaded, rings, first = False, 0, None
+    below, rings, first = False, 0, None
     for i, pair in enumerate(pairs):
         row, column = divmod(i, columns)
         ax: Axes | None = None
-        for g, group in enumerate(groups):
+        for g, group in enumerate(groups[pair]):
             if ax is not None:
                 ax.tick_params(labelbottom=False)
             ax = figure.add_subplot(grid[row * high + g, column], sharey=first, sharex=ax)
             first = first or ax
             own = of_group(dense[dense["pair"] == pair], group)
-            shaded |= _accuracy_panel(ax, own, colours)
+            _accuracy_panel(ax, own, colours)
             means = average(own, "ood")
             ringed = means[np.isin(means["alpha"], advised_alphas(advice, pair, group))]
             rings += len(ringed)
             if len(ringed):  # a line of no points that is not clipped would upset the layout
                 ax.plot(ringed["alpha"], ringed["estimate"], **_RING, zorder=5, clip_on=False)
             flags = failure if failure is None else of_group(failure, group)
-            ax.set_title(_with_flags(pair, flags, group if len(groups) > 1 else ""))
+            for alpha in _below_both_ends(pair, flags):
+                ax.axvline(alpha, **_BELOW)
+                below = True
+            ax.set_title(_with_flags(pair, flags, group if several else ""))
             ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             if column == 0:
                 ax.set_ylabel("Accuracy (%)")
         assert ax is not None
         last = ax
         if loss and path is not None:
-            last = figure.add_subplot(grid[row * high + len(groups), column], sharex=ax)
+            last = figure.add_subplot(grid[row * high + panels, column], sharex=ax)
             _loss_panel(last, path[path["pair"] == pair])
             ax.tick_params(labelbottom=False)
             last.set_ylabel("Probe loss" if column == 0 else "")
@@ -304,8 +312,8 @@ def accuracy_along_alpha(
     ]
     if rings:
         handles.append(Line2D([], [], **_RING, label=with_symbol("advised α")))
-    if shaded:
-        handles.append(Patch(facecolor=INK["bad"], alpha=0.16, label="below both ends"))  # type: ignore[arg-type]
+    if below:
+        handles.append(Line2D([], [], **_BELOW, label="below both ends (F2)"))
     if len(sets) <= len(SET_COLOURS):
         handles += [Line2D([], [], color=colours[s], lw=1.0, label=short_set(s)) for s in sets]
     else:
@@ -314,7 +322,7 @@ def accuracy_along_alpha(
     return figure
 
 
-def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) -> bool:
+def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) -> None:
     for dataset, one in rows[rows["role"] == "ood"].groupby("dataset", sort=True):
         ax.plot(one["alpha"], 100 * one["estimate"], color=colours[str(dataset)], lw=0.8, alpha=0.9)
     ident, mean = average(rows, "id"), average(rows, "ood")
@@ -322,25 +330,14 @@ def _accuracy_panel(ax: Axes, rows: pd.DataFrame, colours: Mapping[str, str]) ->
     ax.plot(mean["alpha"], mean["estimate"], color=INK["black"], lw=2.0)
     ax.fill_between(mean["alpha"], mean["ci_low"], mean["ci_high"], color=INK["black"], alpha=0.18, lw=0)
     ax.grid(True, axis="y")
-    spans = _failing(mean)
-    for low, high in spans:
-        ax.axvspan(low, high, color=INK["bad"], alpha=0.16, lw=0, zorder=0)
-    return bool(spans)
 
 
-def _failing(mean: pd.DataFrame) -> list[tuple[float, float]]:
-    """The alphas where the top of the interval is below the worse end, as spans that reach half-way to neighbours."""
-    mean = mean[mean["alpha"].between(0, 1)]
-    alphas = mean["alpha"].to_numpy()
-    if len(alphas) < 3:
+def _below_both_ends(pair: str, failure: pd.DataFrame | None) -> list[float]:
+    """The alpha that flag F2 of the OOD mean names, where the flag is raised: the only point that was tested."""
+    if failure is None:
         return []
-    ends = mean["estimate"].to_numpy()[[0, -1]].min()
-    top = mean["ci_high"].fillna(mean["estimate"]).to_numpy()
-    return [
-        ((alphas[i - 1] + alphas[i]) / 2, (alphas[i] + alphas[i + 1]) / 2)
-        for i in range(1, len(alphas) - 1)
-        if top[i] < ends
-    ]
+    rows = failure[(failure["pair"] == pair) & (failure["dataset"] == OOD_MEAN) & (failure["flag"] == "F2")]
+    return [float(alpha) for alpha in rows.loc[rows["present"] == True, "alpha"]]  # noqa: E712  may hold missing values
 
 
 def _with_flags(pair: str, failure: pd.DataFrame | None, group: str) -> str:

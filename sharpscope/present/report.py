@@ -20,16 +20,22 @@ from sharpscope.present import advicesection, layerwise, outcome, provenance
 from sharpscope.present.agreementplots import agreement_section
 from sharpscope.present.alphas import alpha_path, alpha_sentence, said, showing_alpha_on, with_symbol
 from sharpscope.present.view import Figure, Section, Source
-from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES, AlphaSide
+from sharpscope.vocabulary import BASES, CRITERIA, FLAGS, MEASURES, STATUSES, AlphaSide
 
 __all__ = ["CITATIONS", "GLOSSARY", "build_report"]
 
 _REGRET: Final = "regret"
+
+
+def _status(name: str) -> str:
+    return name.replace("_", " ")
+
+
 GLOSSARY: dict[str, str] = {
     "ID, OOD": "In distribution: the data of fine-tuning. Out of distribution: other styles or shifts of these data.",
     "probe": "The fixed set of ID training examples on which loss and curvature are measured.",
-    "layer, whole model": "A layer is a group of tensors at the chosen granularity. The whole model is all moving "
-    "parameters at once.",
+    "layer, whole model": "A layer is a group of tensors at the chosen granularity. The whole model is all "
+    "parameters on which the logits depend, whether they move or not.",
     **{m.name: f"{m.text}." for m in MEASURES.values()},
     "stderr, residual": "The error of the estimate on these images: stderr is the standard error over random probe "
     "vectors; for an eigenvalue the residual ‖Hv − λv‖ bounds its error.",
@@ -47,11 +53,12 @@ GLOSSARY: dict[str, str] = {
     "(delta) or become 0 (weight).",
     "gain": "OOD accuracy of a repaired model minus that of the plain path at the same ID accuracy.",
     _REGRET: "OOD accuracy lost against the α that OOD labels would have picked.",
-    "p, q": "p is a permutation p-value (never 0). q is p adjusted for the number of layers (Benjamini and Hochberg's "
-    "false discovery rate).",
-    "not converged, failed, undefined, frozen": "Not converged: the budget was spent before the tolerance was reached. "
-    "Failed: the value is not finite or could not be computed. Undefined: the quantity has no meaning here. "
-    "Frozen: the layer does not move.",
+    "p, q": "p is a permutation p-value (never 0). q is p after a correction for the number of tests. For a comparison "
+    "that was named beforehand it is Holm's over the groups of OOD sets, for the layers of one map Benjamini and "
+    "Hochberg's (false discovery rate); for a single test q is p.",
+    ", ".join(_status(name) for name in STATUSES if name != "ok"): " ".join(
+        f"{_status(name).capitalize()}: {status.text}." for name, status in STATUSES.items() if name != "ok"
+    ),
 }
 CITATIONS: tuple[str, ...] = (
     "Abdollahpoorrostam 2024, arXiv 2410.16476: the source of the claims judged here; its code was not released.",

@@ -15,9 +15,9 @@ from sharpscope.errors import NoData, shown
 from sharpscope.present.alphas import alpha_is, said
 from sharpscope.present.forestplots import SMALL, words
 from sharpscope.present.gainscales import gain_axis, rate_bar, rates_of
-from sharpscope.present.paperplots.drawn import Drawn, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, paper_figure
 from sharpscope.present.style import COLOURS, INK, MARKERS, SOURCES, file_word, key, label, new_figure, plain_log
-from sharpscope.tables.formats import interval, points
+from sharpscope.tables.formats import interval, number_of, points
 from sharpscope.tables.rows import groups_in, one_a_unit, primary_of_the_whole, unique_in_order
 
 __all__ = ["gain_caption", "gain_file", "sharpness_and_gain"]

@@ -16,6 +16,7 @@ from sharpscope.present.pairplots import correlation, correlation_scatter, repai
 from sharpscope.present.pathplots import accuracy_along_alpha, sharpness_along_alpha, wiseft_curves
 from sharpscope.present.residualplots import gain_file, sharpness_and_gain
 from sharpscope.present.sources import Tables
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import groups_in, measures_in, points_of, unique_in_order
 from sharpscope.vocabulary import SIDE_BY_SIDE
 
@@ -43,8 +44,8 @@ def _points(tables: Tables) -> dict[str, Any]:
         points = points_of(tables.needed("sharpness"), tables.needed("accuracy"))
         if (count := points["pair"].nunique()) < _FEWEST_POINTS:
             raise NoData(
-                f"correlation_scatter: the tables have {count} pairs with a sharpness and an OOD gain, and it takes "
-                f"{_FEWEST_POINTS}."
+                f"correlation_scatter: the tables have {number_of(count, 'pair')} with a sharpness and an OOD gain, "
+                f"and it takes {_FEWEST_POINTS}."
             )
     return {"points": points}
 

@@ -33,6 +33,7 @@ __all__ = [
     "data_notes",
     "estimate_cell",
     "flat",
+    "images_left_out",
     "images_of",
     "in_order",
     "layer_cell",
@@ -177,7 +178,7 @@ def status_cell(status: str, note: str = "") -> Cell:
 def estimate_cell(row: Mapping[str, Any]) -> Cell:
     """An estimate of the sharpness table with its uncertainty, marked if it did not converge or the layer is frozen."""
     status = str(row["status"])
-    if status in ("failed", "undefined", "frozen") and not _finite(row["estimate"]):
+    if not _finite(row["estimate"]):
         return status_cell(status, str(row["note"]))
     own = row["stderr"] if _finite(row["stderr"]) else row["residual"]
     images: Any = row.get("stderr_images")
@@ -272,11 +273,35 @@ class Source:
 
 def data_notes(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """What the manifest says of its data sets that a reader of the numbers has to know, each sentence once."""
+    said = (f"{name}: {shown(text, 300)}." for name, told in _of_sets(manifest) for text in told.get("said") or ())
+    return tuple(dict.fromkeys((*said, *images_left_out(manifest))))
+
+
+def images_left_out(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The images of the data sets that could not be read, and the classes without an image, each sentence once."""
+    said = []
+    for name, told in _of_sets(manifest):
+        if count := told.get("skipped"):
+            some = _first([shown(file, 60) for file in told.get("skipped_names") or ()], count)
+            said.append(f"{name}: {count} image{'s' * (count != 1)} could not be read and were left out{some}.")
+        if bare := told.get("without_images"):
+            some = _first([f"'{shown(c, 40)}'" for c in bare], len(bare))
+            said.append(f"{name}: {len(bare)} class{'es' * (len(bare) != 1)} without a readable image{some}.")
+    return tuple(dict.fromkeys(said))
+
+
+def _first(names: Sequence[str], total: int) -> str:
+    """The first three names in brackets, with the number of the others."""
+    told = names[:3]
+    more = f" and {total - len(told)} more" if total > len(told) else ""
+    return f" ({', '.join(told)}{more})" if told else ""
+
+
+def _of_sets(manifest: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name, what is known of it) of every data set of every pair."""
     data = manifest.get("data")
     pairs = [sets for sets in data.values() if isinstance(sets, Mapping)] if isinstance(data, Mapping) else []
-    facts = ((name, told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
-    said = ((name, sentence) for name, told in facts for sentence in told.get("said") or ())
-    return tuple(dict.fromkeys(f"{shown(name)}: {shown(sentence, 300)}." for name, sentence in said))
+    return ((shown(name), told) for sets in pairs for name, told in sets.items() if isinstance(told, Mapping))
 
 
 def images_of(table: pd.DataFrame) -> str:

@@ -34,6 +34,7 @@ from sharpscope.vocabulary import (
     ALL,
     BASES,
     MEASURES,
+    STATUSES,
     Base,
     ensemble_variant,
     expand_measures,
@@ -44,8 +45,6 @@ __all__ = ["compute_each"]
 
 _RETRIES = 8
 """How often the memory budget is halved after the accelerator ran out of memory, before the unit fails."""
-_MEASURED = ("ok", "not_converged")
-"""The statuses of a row with an estimate. In rows of a layer that does not move, ``frozen`` replaces them."""
 Progress = Callable[[str], None]
 _T = TypeVar("_T")
 
@@ -155,7 +154,7 @@ def _curvature_unit(context: Context, alphas: Sequence[float], progress: Progres
         if result.facts:
             engine.append({"alpha": alpha} | result.facts)
         for row in result.rows:
-            status = "frozen" if row["layer"] in frozen and row["status"] in _MEASURED else row["status"]
+            status = "frozen" if row["layer"] in frozen and STATUSES[row["status"]].has_value else row["status"]
             rows.append(
                 {"pair": context.pair.name, "alpha": alpha, "granularity": config.granularity}
                 | row

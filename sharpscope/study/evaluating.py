@@ -15,10 +15,12 @@ import numpy as np
 from sharpscope.clip.accuracy import accuracy_rows, dataset_note, mean_rows, reported
 from sharpscope.clip.agreement import Energies
 from sharpscope.clip.answering import FeatureCache, answers_each
+from sharpscope.clip.datasets.common import common_pictures
 from sharpscope.clip.datasets.dataset import Dataset
 from sharpscope.clip.head import Classifier
 from sharpscope.clip.metrics import Answers
 from sharpscope.clip.probe import Probe
+from sharpscope.scores import sets_together
 from sharpscope.study.agreeing import Comparison
 from sharpscope.study.context import Context
 from sharpscope.study.tasks import Family, Task, Variant, mask_seed, roles
@@ -172,7 +174,7 @@ def _unit(context: Context, point: _Point, given: Mapping[str, Answers], agreeme
     rows = point.rows | {"accuracy": measured_accuracy(context, point.alpha, point.variant, given)}
     arrays = dict(point.arrays)
     if point.answered:
-        arrays |= _answered(context, given) | (_lost(context) if point.variant == DENSE else _places(context))
+        arrays |= _answered(context, given) | _images(context, point.variant)
     return Unit(rows | ({"agreement": agreement} if agreement else {}), arrays)
 
 
@@ -192,7 +194,8 @@ def measured_accuracy(context: Context, alpha: float, variant: str, given: Mappi
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    return rows + mean_rows(rows)
+    together = sets_together(common_pictures(datasets))
+    return rows + mean_rows(rows, clusters={spec: i for i, specs in enumerate(together) for spec in specs})
 
 
 def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.ndarray]:
@@ -208,6 +211,17 @@ def _answered(context: Context, given: Mapping[str, Answers]) -> dict[str, np.nd
             if groups is not None:
                 arrays |= {f"{primary}:groups:{spec}": groups.astype(np.int32)}
     return arrays
+
+
+def _images(context: Context, variant: str) -> dict[str, np.ndarray]:
+    """Which images the answers are about.
+
+    ``pictures:SPEC`` holds their numbers (``common_pictures``) for sets that have pictures in common.
+    """
+    if variant != DENSE:
+        return _places(context)
+    pictures = {f"pictures:{spec}": own for spec, own in common_pictures(context.datasets).items()}
+    return pictures | _lost(context)
 
 
 def _lost(context: Context) -> dict[str, np.ndarray]:

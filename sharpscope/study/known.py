@@ -23,11 +23,12 @@ __all__ = ["points_beside_shipped", "shipped_references", "shipped_table", "tuni
 
 
 def tuning_of(design: Design, pair: str, facts: Mapping[str, Any] | None) -> Tuning:
-    """The pair's learning rate, and whether only the head moved."""
+    """The pair's learning rate, and whether only the head moved; None where the run was made before its manifest said
+    so."""
     rates = design.covariates.get(LEARNING_RATE)
     rate = math.nan if rates is None else float(rates[design.pairs.index(pair)])
-    moves = str((facts or {}).get("what moves") or "")
-    return Tuning(rate, moves.startswith("only the head") if moves else None)
+    told = (facts or {}).get("head_only")
+    return Tuning(rate, told if isinstance(told, bool) else None)
 
 
 @functools.cache

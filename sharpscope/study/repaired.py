@@ -15,7 +15,7 @@ from sharpscope.scores import Predictions
 from sharpscope.study.tasks import Variant
 from sharpscope.study.unitfile import Unit
 
-__all__ = ["Repaired", "answered"]
+__all__ = ["Repaired", "answered", "pictures"]
 
 
 _EVERY = slice(None)
@@ -37,6 +37,11 @@ def answered(spec: str, units: Sequence[Unit], at: Sequence[At] | None = None) -
     groups = first.get(f"{metric}:groups:{spec}")
     labels = first[f"{metric}:labels:{spec}"][where[0]]
     return Predictions(metric, labels, predicted, None if groups is None else groups[where[0]])
+
+
+def pictures(specs: Iterable[str], unit: Unit) -> dict[str, np.ndarray]:
+    """The numbers of the pictures that a unit of the plain path answers, for sets that have some in common."""
+    return {spec: unit.arrays[key] for spec in specs if (key := f"pictures:{spec}") in unit.arrays}
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,19 @@ class Repaired:
 
         Raises RunDirectoryError where it is not known which of a unit's answers these are.
         """
+        return answered(spec, units, [self._where(spec, unit) for unit in units])
+
+    def pictures(self, specs: Iterable[str], unit: Unit) -> dict[str, np.ndarray]:
+        """``pictures`` of those images on which the repairs are evaluated; ``unit``: one of the plain path."""
+        return {spec: own[self._where(spec, unit)] for spec, own in pictures(specs, unit).items()}
+
+    def _where(self, spec: str, unit: Unit) -> At:
+        """Where the answers of ``unit`` to the images stand on which the repairs are evaluated."""
         every = (unit.arrays for _, found in self._found for _, unit in found)
         part = next((arrays for arrays in every if f"places:{spec}" in arrays), None)
         if part is None:
-            return answered(spec, units)
-        places, listed = part[f"places:{spec}"], int(part[f"listed:{spec}"])
-        return answered(spec, units, [_positions(spec, unit, places, listed) for unit in units])
+            return _EVERY
+        return _positions(spec, unit, part[f"places:{spec}"], int(part[f"listed:{spec}"]))
 
 
 def _positions(spec: str, unit: Unit, places: np.ndarray, listed: int) -> At:

@@ -23,28 +23,18 @@ from sharpscope.findings.repair import Repairs, analyse_repairs
 from sharpscope.findings.sharpness import ImageParts
 from sharpscope.findings.stragglers import chosen_by, chosen_layers, stragglers_table
 from sharpscope.findings.verdicts import verdicts_table
-from sharpscope.layers import Layer
+from sharpscope.layers import Layer, whole_model
 from sharpscope.study.designs import design_of, joined, shipped_design, untold
 from sharpscope.study.known import shipped_references, shipped_table, tuning_of
 from sharpscope.study.population import Population
 from sharpscope.study.primaries import measured_alpha
-from sharpscope.study.repaired import Repaired, answered
-from sharpscope.study.tasks import (
-    Task,
-    Variant,
-    image_key,
-    looked_at,
-    measured_at,
-    plan_curvature,
-    roles,
-    variants,
-)
+from sharpscope.study.repaired import Repaired, answered, pictures
+from sharpscope.study.tasks import Task, Variant, image_key, looked_at, measured_at, plan_curvature, roles, variants
 from sharpscope.study.unitfile import Unit
 from sharpscope.tables.files import normalised
 from sharpscope.tables.rows import nearest, of_group, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import (
-    ALL,
     BASELINE,
     BASES,
     BY_COST,
@@ -53,14 +43,16 @@ from sharpscope.vocabulary import (
     expand_measures,
 )
 
-__all__ = ["Results", "compared_alphas", "unless_doubted"]
+__all__ = ["Resampling", "Results", "compared_alphas", "unless_doubted"]
 
 _FIXED_ALPHAS = (0.5, 1.0)
 """The alphas at which pairs are compared with each other, where the path has them, beside the primary one. They were
 fixed before any result was seen."""
 
 
-class _Resampling(TypedDict):
+class Resampling(TypedDict):
+    """How intervals are computed: number of replicates, coverage, seed."""
+
     bootstrap: int
     level: float
     seed: int
@@ -85,7 +77,8 @@ class Results:
         self._stragglers: dict[str, pd.DataFrame] = {}
         self._variants: dict[str, list[Variant]] = {}
         self._fallback: dict[str, str] = {}
-        self._resampling: _Resampling = {
+        self._repaired: list[Repairs] | None = None
+        self.resampling: Resampling = {
             "bootstrap": config.bootstrap,
             "level": config.level,
             "seed": config.seed,
@@ -94,6 +87,7 @@ class Results:
     def take(self, units: Mapping[str, Unit], failed: Mapping[str, str]) -> None:
         self.units |= units
         self.failed |= failed
+        self._repaired = None
 
     def first_tasks(self) -> list[Task]:
         """All tasks but the repairs, the longest first, so that no core is idle at the end."""
@@ -140,6 +134,11 @@ class Results:
     def answers(self) -> dict[str, tuple[list[float], dict[str, Answered]]]:
         """Pair -> (alphas, {data set: answers [A, n]}) from the path units that exist."""
         return {name: self.arrays(name)[:2] for name in self.layers}
+
+    def pictures(self, name: str) -> dict[str, np.ndarray]:
+        """The numbers of the pictures of those data sets that have some in common, [n] like the answers."""
+        first = next((u for a in self.config.alphas if (u := self.units.get(f"path/{name}/{a!r}"))), None)
+        return {} if first is None else pictures(roles(self.config), first)
 
     def stragglers(self, name: str) -> pd.DataFrame:
         """The stragglers table of one pair."""
@@ -190,17 +189,19 @@ class Results:
 
     def variants(self, name: str) -> list[Variant]:
         """Repairs of the stragglers. Where the rule chose no layer, the layer with the highest score is repaired, and
-        the table's notes say so."""
+        the table's notes say so. Without any score there is no repair."""
         if name not in self._variants:
             table = self.stragglers(name)
-            criterion = self.config.straggler_criterion
-            chosen = chosen_layers(table, criterion)
+            chosen = self._chosen(name)
             if not chosen:
-                rows = table[(table["criterion"] == criterion) & np.isfinite(table["score"])]
-                chosen = tuple(rows.loc[[rows["score"].idxmax()], "layer"]) if len(rows) else ()
-                self._fallback[name] = (
-                    "no layer is a straggler by the rule; the layer with the highest score is made sparse instead"
+                rows = table[table["criterion"] == self.config.straggler_criterion]
+                scores = rows["score"].to_numpy(dtype=float)
+                if np.isfinite(scores).any():
+                    chosen = (str(rows["layer"].iloc[int(np.nanargmax(scores))]),)
+                instead = (
+                    "the layer with the highest score is made sparse instead" if chosen else "no layer has a score"
                 )
+                self._fallback[name] = f"no layer is a straggler by the rule; {instead}"
             frozen = table.loc[table["status"] == "frozen", "layer"]
             self._variants[name] = variants(self.config, self.layers[name], chosen, frozen)
         return self._variants[name]
@@ -211,21 +212,23 @@ class Results:
         measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
         failure = [
             failure_table(
-                name, alphas, hits, roles(self.config), losses, groups=self.config.ood_groups, **self._resampling
+                name,
+                alphas,
+                hits,
+                roles(self.config),
+                losses,
+                groups=self.config.ood_groups,
+                pictures=self.pictures(name),
+                **self.resampling,
             )
             for name, (alphas, hits, losses) in measured.items()
         ]
-        repairs = [
-            self._repairs(name, group, alphas, self._judged_on(group, hits))
-            for name, (alphas, hits, _) in measured.items()
-            for group in self.groups
-        ]
-        of_stragglers = stacked("repair", [r.table for r in repairs if r.pair not in self._fallback])
+        repairs = self.repairs()
         references = self.references()
-        advice = [advice_table(self.along(name), self.known(name, references, of_stragglers)) for name in measured]
+        advice = [advice_table(self.along(name), self.known(name, references)) for name in measured]
         doubts = self.doubts()
         compared = self._compared(sharpness, accuracy, path)
-        across = [one.correlations(**self._resampling) for one in compared]
+        across = [one.correlations(**self.resampling) for one in compared]
         tables = {
             "path": path,
             "sharpness": self._with_failed(sharpness),
@@ -249,10 +252,22 @@ class Results:
         """The groups of OOD sets, each of which is judged by itself; one empty group where the study has no OOD set."""
         return tuple(members_of(self.config.ood_groups, self.config.ood_groups)) or (DEFAULT_GROUP,)
 
-    def along(self, name: str) -> AlongPath:
-        """One pair's ID accuracy, and its OOD accuracy by group, along its path."""
+    def along(self, name: str, resampling: Resampling | None = None) -> AlongPath:
+        """One pair's ID accuracy, and its OOD accuracy by group, along its path; ``resampling``: default, the run's."""
         alphas, hits, _ = self.arrays(name)
-        return along_path(name, alphas, hits, roles(self.config), self.config.ood_groups, **self._resampling)
+        how, groups = resampling or self.resampling, self.config.ood_groups
+        return along_path(name, alphas, hits, roles(self.config), groups, pictures=self.pictures(name), **how)
+
+    def repairs(self) -> list[Repairs]:
+        """The repairs of every pair that has been measured, on every group of OOD sets."""
+        if self._repaired is None:
+            measured = {name: found for name in self.layers if (found := self.arrays(name))[0]}
+            self._repaired = [
+                self._repairs(name, group, alphas, self._judged_on(group, hits))
+                for name, (alphas, hits, _) in measured.items()
+                for group in self.groups
+            ]
+        return self._repaired
 
     def references(self) -> list[Reference]:
         """This run's pairs and, where asked for, the embedded world's, as references for advice on each other."""
@@ -262,14 +277,16 @@ class Results:
             return own
         return own + shipped_references(self.config.ood_groups, list(self.layers))
 
-    def known(self, name: str, references: Sequence[Reference], repairs: pd.DataFrame | None = None) -> Known:
-        """What is known of one pair for advice; ``repairs``: the repair tables of pairs that have stragglers."""
+    def known(self, name: str, references: Sequence[Reference]) -> Known:
+        """What is known of one pair for advice: its tuning and stragglers, ``references`` (its own features among
+        them), and the repairs of the pairs that have stragglers."""
+        repairs = self.repairs()
         return Known(
             tuning_of(self.design, name, self.facts.get(name)),
             next((r for r in references if r.pair == name), None),
             references,
             self._chosen(name),
-            repairs,
+            stacked("repair", [r.table for r in repairs if r.pair not in self._fallback]),
         )
 
     def _judged_on(self, group: str, hits: Mapping[str, Answered]) -> dict[str, Answered]:
@@ -287,7 +304,9 @@ class Results:
 
     # ------------------------------------------------------------------ findings
     def _chosen(self, name: str) -> tuple[str, ...]:
-        return chosen_layers(self.stragglers(name), self.config.straggler_criterion)
+        """The straggler layers; none where all units have failed on which the criterion rests."""
+        table, criterion = self.stragglers(name), self.config.straggler_criterion
+        return chosen_layers(table, criterion) if (table["criterion"] == criterion).any() else ()
 
     def _repairs(self, name: str, group: str, alphas: Sequence[float], hits: Mapping[str, Answered]) -> Repairs:
         plain = [self.units[f"path/{name}/{a!r}"] for a in alphas]
@@ -299,13 +318,13 @@ class Results:
             roles(self.config),
             runs.runs(list(hits)),
             group=group,
-            **self._resampling,
+            pictures=runs.pictures(hits, plain[0]),
+            **self.resampling,
         )
         said = self._fallback.get(name, "")
-        if said and len(repairs.table):
-            notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
-            repairs = dataclasses.replace(repairs, table=repairs.table.assign(note=notes))
-        return repairs
+        notes = ["; ".join(x for x in (note, said) if x) for note in repairs.table["note"].fillna("")]
+        told = repairs.table.assign(note=notes, n_stragglers=len(self._chosen(name)))
+        return dataclasses.replace(repairs, table=told)
 
     def _references(self, sharpness: pd.DataFrame, accuracy: pd.DataFrame, path: pd.DataFrame) -> pd.DataFrame:
         """The reference pairs of advice and verdicts: this run's pairs and, where asked for, the embedded world's. (The
@@ -366,7 +385,7 @@ class Results:
             group=group,
             design=joined(self.design, shipped_design()) if c.shipped_pairs else self.design,
             unknown={"run": untold(self.design), "shipped": untold(shipped_design())},
-            no_stragglers=self._fallback,
+            no_evidence=self._fallback if c.densities else dict.fromkeys(self.layers, "no repair was asked for"),
             doubts=doubts,
             reference_source="shipped" if c.shipped_pairs else "run",
             level=c.level,
@@ -376,20 +395,22 @@ class Results:
 
     def _with_failed(self, sharpness: pd.DataFrame) -> pd.DataFrame:
         """The sharpness table with a row of status failed for every value of a failed unit: no gap is silent."""
+        c = self.config
         rows = []
         for key, reason in self.failed.items():
             kind, name, *rest = key.split("/")
             if kind == "curvature":
                 first, last = (float(a) for a in rest[0].split(".."))
+                layers = self.layers[name]
                 rows += [
                     {
-                        "pair": name, "alpha": alpha, "layer": ALL, "granularity": self.config.granularity,
-                        "tower": ALL,
-                        "depth": -1, "kind": ALL, "num_params": 0, "measure": measure, "converged": False,
-                        "num_matvecs": 0, "seed": self.config.seed, "status": "failed", "note": reason,
+                        "pair": name, "alpha": alpha, "layer": x.name, "granularity": c.granularity, "tower": x.tower,
+                        "depth": x.depth, "kind": x.kind, "num_params": x.num_params, "measure": measure,
+                        "converged": False, "num_matvecs": 0, "seed": c.seed, "status": "failed", "note": reason,
                     }
-                    for alpha in self.config.measured_alphas if first <= alpha <= last
-                    for measure in expand_measures(self.config.measures)
+                    for alpha in c.measured_alphas if first <= alpha <= last
+                    for measure in expand_measures(c.measures) if measured_at(c, measure, alpha)
+                    for x in (whole_model(layers), *layers)
                 ]  # fmt: skip
         return stacked("sharpness", [sharpness, pd.DataFrame(rows)]) if rows else sharpness
 
@@ -405,7 +426,7 @@ def unless_doubted(advice: pd.DataFrame, doubts: Sequence[Doubt]) -> pd.DataFram
     for doubt in doubts:
         at = ours if doubt.pair == PAIRS else ours & (advice["pair"] == doubt.pair)
         gone = ["alpha", "density", "predicted_gain", "ci_low", "ci_high", "id_accuracy", "regret", "ood_accuracy"]
-        advice.loc[at, [*gone, "baseline_regret", "expected_regret"]] = np.nan
+        advice.loc[at, [*gone, "baseline_regret", "expected_regret", "regret_low", "regret_high"]] = np.nan
         advice.loc[at, ["layers", "best_baseline", "status"]] = ["", "", "undefined"]
         advice.loc[at, "note"] = f"no advice is given: {doubt.reason}"
         advice.loc[at, "advised"] = False

@@ -21,7 +21,7 @@ from sharpscope.present.view import data_notes
 from sharpscope.study.finished import opened
 from sharpscope.study.report import Run
 from sharpscope.tables.files import csv_bytes, parquet_bytes, read_csv
-from sharpscope.tables.rows import stacked
+from sharpscope.tables.rows import groups_in, of_group, stacked
 from sharpscope.tables.schema import COLUMNS
 from sharpscope.vocabulary import DEFAULT_CRITERION, PAIRS, AlphaSide
 
@@ -42,9 +42,10 @@ def reports(
 ) -> Run:
     """Tables, figures and one report of the pairs of several runs, in the folder ``out``; the runs do not change.
 
-    A pair whose name several runs have is called ``PAIR (RUN)``. What is said of one pair is taken from its run; what a
-    run says across its pairs is left out, for it would have to be said again of all of them. The straggler criterion
-    that is shown first is that of the runs, or the default where they have several.
+    A pair whose name several runs have is called ``PAIR (RUN)``. A group of OOD sets that has other sets in another run
+    is called ``GROUP (SET, SET ...)``: a mean over other sets is another quantity. What is said of one pair is taken
+    from its run; what a run says across its pairs is left out, for it would have to be said again of all of them. The
+    straggler criterion that is shown first is that of the runs, or the default where they have several.
 
     Raises:
         ConfigError: fewer than two runs, two run folders of one name, or ``out`` holds something else.
@@ -67,7 +68,9 @@ def reports(
         {p.name: p.name if pairs[p.name] == 1 else f"{p.name} ({name})" for p in results.config.pairs}
         for name, (_, results) in zip(names, found, strict=True)
     ]
-    read = [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in _OF_ONE_PAIR} for directory, _ in found]
+    read = _by_their_sets(
+        [{t: read_csv(directory.root / "tables" / f"{t}.csv", t) for t in _OF_ONE_PAIR} for directory, _ in found]
+    )
     tables = {t: _together([own[t] for own in read], called) if t in _OF_ONE_PAIR else stacked(t, []) for t in COLUMNS}
     criteria = {results.config.straggler_criterion for _, results in found}
     criterion = criteria.pop() if len(criteria) == 1 else DEFAULT_CRITERION
@@ -93,6 +96,29 @@ def reports(
         folder, tables, caveat=str(manifest["config"]["caveat"]), notices=notices, data_notes=data_notes(manifest),
         side=alpha_on, straggler_criterion=criterion, order=order,
     )  # fmt: skip
+
+
+def _by_their_sets(runs: Sequence[Mapping[str, pd.DataFrame]]) -> list[dict[str, pd.DataFrame]]:
+    """The tables of every run; groups of one name that have different sets in them are named after their sets."""
+    sets = [_sets_of_groups(run["accuracy"]) for run in runs]
+    lists: dict[str, set[tuple[str, ...]]] = {}
+    for own in sets:
+        for group, specs in own.items():
+            lists.setdefault(group, set()).add(specs)
+    renamed = [
+        {group: f"{group} ({', '.join(specs)})" for group, specs in own.items() if len(lists[group]) > 1}
+        for own in sets
+    ]
+    return [
+        {name: t.assign(group=t["group"].replace(new)) if "group" in t and new else t for name, t in run.items()}
+        for run, new in zip(runs, renamed, strict=True)
+    ]
+
+
+def _sets_of_groups(accuracy: pd.DataFrame) -> dict[str, tuple[str, ...]]:
+    """Group of OOD sets -> the sets that were measured in it, by name."""
+    single = accuracy[accuracy["role"] == "ood"]
+    return {g: tuple(sorted(set(of_group(single, g)["dataset"]))) for g in groups_in(single)}
 
 
 def _together(tables: Sequence[pd.DataFrame], called: Sequence[Mapping[str, str]]) -> pd.DataFrame:

@@ -29,8 +29,8 @@ __all__ = ["csv_bytes", "normalised", "parquet_bytes", "read_csv"]
 
 _BOOLS = frozenset({"advised", "chosen", "converged", "present", "primary"})
 _INTS = frozenset((
-    "batch_size", "bin", "depth", "failures", "k", "n", "n_controls", "n_masks", "num_matvecs", "num_moving",
-    "num_params", "rank", "seed", "seeds", "shots", "steps",
+    "batch_size", "bin", "depth", "failures", "k", "n", "n_controls", "n_masks", "n_stragglers", "num_matvecs",
+    "num_moving", "num_params", "rank", "seed", "seeds", "shots", "steps",
 ))  # fmt: skip
 _TEXTS = frozenset((
     "pair", "layer", "granularity", "tower", "kind", "measure", "status", "note", "variant", "dataset", "role",

@@ -20,11 +20,17 @@ __all__ = [
     "latex",
     "markdown",
     "number",
+    "number_of",
     "p_text",
     "percent",
     "points",
     "with_error",
 ]
+
+
+def number_of(count: float, what: str) -> str:
+    """A number of things in words: ``1 pair``, ``3 pairs``, ``12,000 images``."""
+    return f"{int(count):,} {what}{'' if int(count) == 1 else 's'}"
 
 
 def is_missing(value: Any) -> bool:

@@ -20,7 +20,8 @@ _Means = Mapping[float, Mapping[Hashable, Any]]
 def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence[str] = ()) -> list[str]:
     """One sentence per group: the best point of every pair's path against zero-shot, its end, and the failure flags.
 
-    The interval of the best point's gain, in points, allows for its choice (flag F1 of the table ``failure``). The ends
+    The interval of the best point's gain, in points, allows for its choice (flag F1 of the table ``failure``). Where no
+    other point is above zero-shot, that is said, for then zero-shot is the best point. The ends
     have their mean accuracies over the group's sets, which the sentence names. ``order``: that of the pairs.
     """
     dense = dense_rows(accuracy[accuracy["estimate"].notna()])
@@ -35,8 +36,9 @@ def what_happened(accuracy: pd.DataFrame, failure: pd.DataFrame, order: Sequence
         told = starts if len(starts) == 1 < len(along) else []  # what all pairs have in common is said once
         told += [_of_pair(p, means, of_group(failure, group), bool(told)) for p, means in along.items()]
         if told:
-            sets = ", ".join(str(means["dataset"].iloc[0]).split("+")) if len(means) else "no mean"
-            sentences.append(f"{group} ({sets}): {'; '.join(told)}.")
+            sets = f"({', '.join(str(means['dataset'].iloc[0]).split('+')) if len(means) else 'no mean'})"
+            named = group if group.endswith(sets) else f"{group} {sets}"  # a group may be named after its sets
+            sentences.append(f"{named}: {'; '.join(told)}.")
     return sentences
 
 
@@ -51,7 +53,10 @@ def _of_pair(pair: str, means: _Means, failure: pd.DataFrame, started: bool) -> 
     if len(own) and math.isfinite(float(own["estimate"].iloc[0])):
         row = own.iloc[0]
         span = f" [{100 * row['ci_low']:+.1f}, {100 * row['ci_high']:+.1f}]" if math.isfinite(row["ci_low"]) else ""
-        best = f"its best point, alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
+        gain = f"alpha {row['alpha']:g}, has {100 * row['estimate']:+.1f}{span} points over zero-shot"
+        best = (
+            f"its best point, {gain}" if row["estimate"] > 0 else f"no point beats zero-shot (the best other, {gain})"
+        )
     ends = [_end(means, at) for at in _ENDS if at in means and not (started and at == 0)]
     flags, absent, unknown = flags_of(failure, pair)
     raised = f"failure flags {', '.join(flags)}" if flags else "no failure flag" if absent else ""

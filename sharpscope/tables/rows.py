@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -14,7 +14,18 @@ from sharpscope.scores import independent_mean
 from sharpscope.tables.experiments import EVERY_COLUMNS
 from sharpscope.tables.files import normalised
 from sharpscope.tables.schema import KEYS
-from sharpscope.vocabulary import ALL, DEFAULT_GROUP, DENSE, MEASURES, OOD_MEAN, PRIMARY, PROBE
+from sharpscope.vocabulary import (
+    ALL,
+    DEFAULT_GROUP,
+    DENSE,
+    GROUPS,
+    MEASURES,
+    OOD_MEAN,
+    PRIMARY,
+    PROBE,
+    STATUSES,
+    Group,
+)
 
 __all__ = [
     "MIDDLE",
@@ -41,6 +52,7 @@ __all__ = [
     "primary_of_the_whole",
     "primary_rows",
     "records",
+    "sparse_layers",
     "stacked",
     "table",
     "unique_in_order",
@@ -48,6 +60,7 @@ __all__ = [
     "widest_means",
     "with_ordered_layers",
     "with_plain_layers",
+    "without_stragglers",
 ]
 
 MIDDLE: Final = 0.5
@@ -55,7 +68,6 @@ MIDDLE: Final = 0.5
 _FIRST_METRICS: Final = ("top1", "accuracy")
 """If no row says which metric is primary, the first of these metrics that the table has is used, or else the first
 metric of the table."""
-_WITHOUT_VALUE: Final = ("failed", "undefined")
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -109,7 +121,7 @@ def one_a_unit(residuals: pd.DataFrame) -> pd.DataFrame:
 
 def has_value(table: pd.DataFrame) -> pd.Series:
     """Whether each row has an estimate that can be used, by its status (that of a frozen layer can)."""
-    return ~table["status"].isin(_WITHOUT_VALUE)
+    return ~table["status"].isin([name for name, status in STATUSES.items() if not status.has_value])
 
 
 def own_error(sharpness: pd.DataFrame) -> pd.Series:
@@ -245,21 +257,45 @@ def flags_of(failure: pd.DataFrame, pair: str) -> tuple[list[str], list[str], li
     )
 
 
-def mean_row(parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN) -> dict[str, Any]:
+def without_stragglers(repair: pd.DataFrame) -> list[str]:
+    """The pairs in a table of repairs that have no straggler, so that the layer with the highest score was repaired."""
+    if "n_stragglers" not in repair:  # tables from before it was told
+        return []
+    return unique_in_order(repair.loc[pd.to_numeric(repair["n_stragglers"]) == 0, "pair"])
+
+
+def sparse_layers(repair: pd.DataFrame) -> dict[Group, str]:
+    """The groups of layers that a table of repairs makes sparse -> what they are, for legends."""
+    there = set(repair["control"].replace("none", "straggler"))
+    named: dict[Group, str] = {group: text for group, text in GROUPS.items() if group in there}
+    if "straggler" in named and (without := without_stragglers(repair)):
+        one = "layer with the highest score"
+        every = len(without) == repair["pair"].nunique()
+        named["straggler"] = f"{one} (no straggler)" if every else f"{named['straggler']}, or where none: {one}"
+    return named
+
+
+def mean_row(
+    parts: Sequence[Mapping[str, Any]], role: str = OOD_MEAN, clusters: Mapping[str, Hashable] | None = None
+) -> dict[str, Any]:
     """The accuracy row of the macro average over K data sets of one model: m = 1/K sum_k m_k, with equal weights.
 
     Args:
         parts: the accuracy rows of the sets, one row per set.
         role: the role of the new row.
+        clusters: data set -> its cluster: sets of one cluster show the same pictures (a set and its corruptions). A set
+            that is not in it is independent of all others.
 
     Returns:
         A row in the group of the sets, whose ``dataset`` is their names joined by ``+``. ``metric`` is that of the
-        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of independent
-        sets (``scores.independent_mean``), NaN where one of them has none. It covers the choice of images within these
-        sets, not the choice of sets. ``n`` is the total number of examples, missing where that of one set is.
+        sets, or ``primary`` where they differ; the note then names each. The interval is that of a mean of sets that
+        are independent from cluster to cluster (``scores.independent_mean``), NaN where one of them has none. It covers
+        the choice of images within these sets, not the choice of sets. ``n`` is the total number of examples, missing
+        where that of one set is.
     """
-    columns = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
-    mean, low, high = independent_mean(*columns)
+    values, lows, highs = ([float(r[c]) for r in parts] for c in ("estimate", "ci_low", "ci_high"))
+    of = [(clusters or {}).get(str(r["dataset"]), (i,)) for i, r in enumerate(parts)]
+    mean, low, high = independent_mean(values, lows, highs, of)
     kinds = unique_in_order(r["metric"] for r in parts)
     counts = [r["n"] for r in parts]
     return {

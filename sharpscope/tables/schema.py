@@ -35,7 +35,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "repair": (
         "pair", "group", "alpha", "variant", "layers", "target", "select", "density", "kept_fraction", "control",
         "id_accuracy", "ood_accuracy", "plain_alpha", "plain_ood_accuracy", "gain", "ci_low", "ci_high", "status",
-        "note", "n_masks", "n_controls",
+        "note", "n_masks", "n_controls", "n_stragglers",
     ),
     "correlations": (
         "pair", "layer", "measure", "against", "dataset", "group", "scope", "alpha", "method", "given", "estimate",
@@ -49,7 +49,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     "advice": (
         "pair", "situation", "rule", "group", "alpha", "layers", "density", "predicted_gain", "ci_low", "ci_high",
         "id_accuracy", "ood_accuracy", "regret", "best_baseline", "baseline_regret", "status", "note",
-        "expected_regret", "advised",
+        "expected_regret", "advised", "regret_low", "regret_high",
     ),
     "agreement": (
         "pair", "alpha", "dataset", "measure", "estimate", "ci_low", "ci_high", "n", "status", "against", "note",
@@ -65,6 +65,9 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
 """Table name -> columns, in order. New columns may be added; none is renamed or dropped.
 
 Reading guide
+  path.num_moving      number of parameters that differ between theta_0 and theta_1
+  sharpness.num_params number of parameters of the layer; of ``(all)`` that of all on which the logits depend, moving or
+                       not (``path.num_moving`` counts those that move)
   sharpness.stderr     standard error of the estimate on these images, from random directions
   sharpness.stderr_images  standard error over draws of images: how far other draws of ``n`` images would lead, the
                        error of the estimate included; empty where it is not known, for the reason in ``note``
@@ -92,6 +95,8 @@ Reading guide
   repair.layers        the layers joined by ``+``; the sets of random layers, where they differ, joined by `` | ``
   repair.n_controls    number of different sets of random layers, one of them for each mask of the stragglers; 0 for
                        controls on all layers
+  repair.n_stragglers  number of the pair's stragglers by the rule; 0 where the layer with the highest score was made
+                       sparse in their place
   correlations.measure a measure, its ``share:`` of the whole model, a ``covariate:``, or what interpolation costs in
                        loss (instability, barrier, rewind: of the whole path for the layer ``(all)``)
   correlations.scope   path (points along alpha of one pair: descriptive) | pairs (one point per pair, at ``alpha``:
@@ -123,14 +128,20 @@ Reading guide
   advice.rule          a rule of ``ADVICE[situation]``
   advice.group         the group of OOD sets; ``target`` for images that a user brought
   advice.advised       whether this is the alpha that the situation advises; the others stand beside it
-  advice.predicted_gain  gain in OOD (or target) accuracy over zero-shot: measured, estimated or predicted
-  advice.regret        OOD accuracy lost to the best alpha of the path by the OOD labels, where there are any
+  advice.predicted_gain  gain in OOD (or target) accuracy over zero-shot: measured, estimated or predicted. That of an
+                       alpha that labels chose is cross-fitted: chosen on one half of the images, judged on the other
+  advice.regret        OOD accuracy lost to the alpha of the path that OOD labels choose, where there are any:
+                       cross-fitted, so that no image judges what it chose. Below 0 where that choice is the worse one;
+                       empty for ood_best, which is that choice
+  advice.regret_low    with ``regret_high`` the interval of what the alpha loses to the truly best one of the path; it
+                       holds for all alphas together, and so for one that these labels chose
   advice.expected_regret  the rule's mean regret where it was tested without this pair's OOD labels: on held-out shifts
                        of ID data, or on the references' settings, each left out in turn
-  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` its regret
-                       on the OOD labels themselves
+  advice.baseline_regret  the same of ``best_baseline``, the best rule that knows nothing; for ``measured`` and
+                       ``target_labels`` cross-fitted on these labels, the rule chosen on one half of the images as well
   advice.layers        the straggler layers to make sparse, at ``density``: filled where the mean gain of sparse
-                       stragglers over at least four other pairs of the run has an interval above 0
+                       stragglers, and by how much it exceeds that of random layers, have intervals above 0 over other
+                       pairs of the run, of at least four settings
   agreement.measure    a key of ``AGREEMENT``
   agreement.against    the end with which the point of the path is compared: zeroshot | finetuned; ends for measures
                        of both; empty for a measure of the point alone. 'evaluate --agreement-out FILE' compares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from sharpscope.layers import HEAD_WEIGHT
@@ -38,17 +39,19 @@ def told_producer(
     names: Collection[str],
     module: ModuleFacts | None,
     beside: Iterable[str],
-    metadata: Collection[str] = (),
+    metadata: Mapping[str, str] = MappingProxyType({}),
     config: Mapping[str, Any] | None = None,
 ) -> str:
     """The system that writes such files, or the closest description of them.
 
     ``names``: of the tensors in the file; ``prefix``: what was removed from them; ``beside``: the keys beside its state
-    dict; ``metadata``: those of its header; ``config``: that of its folder. It is a guess, not a check. Where many
-    systems write such files, none of them is named.
+    dict; ``metadata``: that of its header; ``config``: that of its folder. It is a guess, not a check, but for files of
+    sharpscope, which say what they were made from. Where many systems write such files, none of them is named.
     """
     if "sharpscope.finetuning" in metadata and naming != "Dassl":
         return "sharpscope finetune"
+    if command := _own_command(metadata):
+        return command
     keys = set(beside)
     kind = module.kind.rpartition(".")[2] if module else ""
     if any(".adapter_attn" in n or ".adapter_mlp" in n for n in names):
@@ -86,3 +89,27 @@ def told_producer(
     if config and "model_cfg" in config:
         return "open_clip"
     return "not told" + (f": a wrapper around the CLIP, which it calls '{prefix}'" if prefix else "")
+
+
+def _own_command(metadata: Mapping[str, str]) -> str:
+    """The command of sharpscope that wrote a file with this header, and from what; empty where none did."""
+    told = {key.removeprefix("sharpscope."): text for key, text in metadata.items() if key.startswith("sharpscope.")}
+    if "converted_from" in told:
+        return "sharpscope convert"
+    if "merge" in told:
+        return f"sharpscope merge, method {told['merge']}"
+    ends = [(end, told.get(f"{end}_sha256")) for end in ("zeroshot", "finetuned")]
+    if not all(digest for _, digest in ends) or not {"alpha", "layer_alphas"} & set(told):
+        return ""
+    command = "sparsify" if "sparse_layers" in told else "interpolate"
+    where = f"alpha {_short(told['alpha'])}" if "alpha" in told else "an alpha of its own for every layer"
+    parents = " and ".join(f"{end} {str(digest)[:12]}" for end, digest in ends)
+    return f"sharpscope {command}, {where}, from {parents} (sha256)"
+
+
+def _short(number: str) -> str:
+    """A number as short as it can be written; any other text as it is."""
+    try:
+        return f"{float(number):g}"
+    except ValueError:
+        return number

@@ -132,6 +132,10 @@ def test_advice_on_a_run_is_that_of_its_report_and_opens_no_checkpoint(studied, 
     )
     one, two = read_csv(tmp_path / "a.csv", "advice"), read_csv(root / "tables" / "advice.csv", "advice")
     assert one.equals(two) and one["advised"].any()
+    nothing = said("advise", str(root), "--batch-size", "4")
+    assert nothing.code == 2 and "batch_size: changes nothing, because nothing is evaluated again" in nothing.err
+    known = said("advise", str(root), "--learning-rate", "0.1")
+    assert known.code == 2 and "learning_rate: changes nothing, because" in known.err
     refused = said("advise", "--references", str(root), *PAIR_OF_MINI)
     assert "no alpha: 1 reference pair of 1 setting with OOD labels\n" in refused.out and "none: " in refused.out
 
@@ -204,6 +208,10 @@ def test_interpolate_writes_the_point_of_the_path(folder):
     assert (told.code, told.out, told.err) == (0, "wrote m.safetensors\n", "")
     a, b, m = (tensors(p)["visual.proj"].float() for p in ("mini:zeroshot", "mini:success", "m.safetensors"))
     assert (m - (0.75 * a + 0.25 * b)).abs().max() < 1e-6
+    told = said("inspect", "m.safetensors").out
+    parents = [read_checkpoint(resolve_checkpoint(end)).sha256[:12] for end in ("mini:zeroshot", "mini:success")]
+    written = f"sharpscope interpolate, alpha 0.25, from zeroshot {parents[0]} and finetuned {parents[1]} (sha256)"
+    assert f"written by    {written}\n" in told
     assert said("interpolate", *ENDS, "--alpha", "1.5", "--extrapolate", "--out", "x.safetensors").code == 0
     assert sorted(p.name for p in folder.iterdir()) == ["m.safetensors", "x.safetensors"]
 
@@ -213,6 +221,7 @@ def test_sparsify_drops_what_it_is_told_to_drop_in_the_named_layers_only(folder)
     assert said("sparsify", *ENDS, *layers, "--density", "0", "--out", "none.safetensors").code == 0
     few = ("--density", "0.1", "--select", "magnitude", "--out", "s.safetensors")
     assert said("sparsify", *ENDS, *layers, *few).code == 0
+    assert "written by    sharpscope sparsify, alpha 1, from zeroshot" in said("inspect", "s.safetensors").out
     a, b, none, some = (tensors(p) for p in ("mini:zeroshot", "mini:success", "none.safetensors", "s.safetensors"))
     assert (none["visual.proj"] == a["visual.proj"].float()).all()
     moved = some["visual.proj"] != a["visual.proj"].float()
@@ -237,6 +246,7 @@ def test_paths_fisher_and_merge_as_a_user_types_them(folder):
     files = ("mini:success", "mini:failure", "--zeroshot", "mini:zeroshot", "--model", "mini", "--out", "m.safetensors")
     told = said("merge", *files, "--method", "model-stock")
     assert told.out.startswith("wrote m.safetensors: model-stock of 2 checkpoints: success, failure\n"), told.err
+    assert "written by    sharpscope merge, method model-stock\n" in said("inspect", "m.safetensors").out
     points = ("--base", "mini:zeroshot", "--paths", "lines", "--alphas", "0.5", "--limit", "8", "--metrics", "top1")
     told = said("evaluate", "mini:success", "--datasets", "mini:photo", "--model", "mini", *points)
     assert told.code == 0 and "path:lines" in told.out, told.err

@@ -38,7 +38,7 @@ def test_the_model_says_what_is_a_parameter(tiny_model: ClipModel) -> None:
     zero = ClipModel.theta_of(module)
     one = {**zero, "visual.running_mean": torch.zeros(3), "visual.proj": zero["visual.proj"] + 1}
     pair = load_pair(zero, one, model=model, classnames=("a", "b"))
-    assert pair.facts["num_moving"] == 3 + zero["visual.proj"].numel()
+    assert pair.facts["num_moving"] == 3 + zero["visual.proj"].numel() and pair.facts["head_only"] is False
 
 
 @pytest.mark.parametrize("given", ["a/b.pt", Path("a/b.pt"), "./b.pt", "hf-hub:who/what", "local-dir:folder"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from sharpscope.curvature.measures.rows import MeasureSettings
 from sharpscope.errors import ConfigError, NumericalError
 from sharpscope.findings.sharpness import OTHERS, STRAGGLERS, sharpness_cube
 from sharpscope.layers import Layer, split_layers
-from sharpscope.vocabulary import MEASURES, AddsUp, Measure, Origin, from_outside
+from sharpscope.vocabulary import MEASURES, AddsUp, Measure, Origin, budget_of, from_outside
 
 
 class Quartic:
@@ -204,6 +205,20 @@ def test_what_a_measure_of_one_s_own_says_of_its_error_is_kept(one_of_my_own: li
     rows = {r["layer"]: r for r in measure_layers(Quartic(), Quartic().theta, layers(), ("rough",)).rows}
     assert (rows["a"]["stderr"], rows["a"]["num_matvecs"], rows["a"]["status"]) == (0.5, 3, "not_converged")
     assert rows["b"]["status"] == "failed" and rows["b"]["note"] == "this layer has none"
+
+
+@pytest.mark.parametrize("measure", ["hessian_trace", "weighted_trace", "lambda_max", "sharpness_avg"])
+def test_the_setting_that_a_note_names_makes_the_estimate_converge(measure: str) -> None:
+    few = MeasureSettings(rtol=0.1, atol_share=0.0, max_matvecs=1, noise_samples=2, trace_method="hutchinson")
+
+    def rows(settings: MeasureSettings) -> list[dict[str, Any]]:
+        return measure_layers(Quartic(), Quartic().theta, layers(), (measure,), settings).rows
+
+    flag = budget_of(measure)
+    before = [row for row in rows(few) if row["status"] == "not_converged"]
+    assert before and all(f"raise {flag} to go on" in row["note"] for row in before)
+    more = replace(few, **{flag.removeprefix("--").replace("-", "_"): 4000})
+    assert all(row["status"] == "ok" and flag not in row["note"] for row in rows(more))
 
 
 def test_measures_of_one_s_own_share_one_engine(one_of_my_own: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

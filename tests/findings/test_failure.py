@@ -56,7 +56,7 @@ def test_a_success_has_no_flag_though_its_losses_differ() -> None:
 def test_a_drop_inside_the_noise_is_no_failure() -> None:
     rng = np.random.default_rng(0)
     right = rng.random((3, 60)) < np.array([0.52, 0.48, 0.51])[:, None]
-    losses = np.ones((3, 5)) + rng.normal(size=(3, 5))
+    losses = np.ones((3, 25)) + rng.normal(size=(3, 25))
     assert not failure_table("p", ALPHAS, {"x": right}, {"x": "ood"}, losses)["present"].any()
 
 
@@ -104,9 +104,23 @@ def test_too_few_replicates_flag_nothing() -> None:
 
 def test_alphas_outside_the_path_are_no_failure_of_interpolation() -> None:
     correct = {"x": answers((0.5, 0.6, 0.5, 0.1))}
-    losses = np.array([1.0, 0.9, 0.8, 9.0])[:, None].repeat(5, axis=1)
+    losses = np.array([1.0, 0.9, 0.8, 9.0])[:, None].repeat(25, axis=1)
     got = failure_table("p", (0.0, 0.5, 1.0, 1.5), correct, {"x": "ood"}, losses)
     assert not got["present"].any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 19])
+def test_a_set_of_few_images_has_no_interval_and_the_reason_stands_beside_it(n: int) -> None:
+    correct = {"small": answers((1.0, 0.0, 0.0), n), "x": answers((0.5, 0.3, 0.4))}
+    got = failure_table("p", ALPHAS, correct, dict.fromkeys(correct, "ood"), np.ones((3, n)))
+    got = got.set_index(["dataset", "flag"])
+    for dataset in ("small", "ood_mean", "probe"):
+        rows = got.loc[dataset]
+        assert rows[["ci_low", "ci_high"]].isna().all(axis=None) and not rows["present"].any()
+        assert rows["note"].str.contains("it needs 20 images in every data set, and").all()
+        assert np.isfinite(rows["estimate"]).all()
+    assert got.loc["small", "note"].str.contains(f"small has {n}").all()
+    assert np.isfinite(got.loc["x", "ci_low"]).all() and got.loc["x", "present"].all()
 
 
 def test_same_seed_same_bits_whatever_other_sets_there_are() -> None:
@@ -130,3 +144,10 @@ def test_same_seed_same_bits_whatever_other_sets_there_are() -> None:
 def test_arrays_that_do_not_fit_are_refused(correct: dict, roles: dict, losses: np.ndarray, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         failure_table("p", ALPHAS, correct, roles, losses)
+
+
+def test_pictures_of_another_number_than_the_answers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"pictures\['x'\]: needs shape \[5\], got \(4,\)"):
+        failure_table(
+            "p", ALPHAS, {"x": np.ones((3, 5), bool)}, {"x": "ood"}, np.ones((3, 4)), pictures={"x": np.arange(4)}
+        )

@@ -105,6 +105,7 @@ def test_residuals_do_not_change_with_a_monotone_map_or_the_order_of_pairs(
         (np.arange(9.0), np.arange(9.0) % 5, {"steps": np.ones(9)}, "every covariate is constant"),
         (np.arange(9.0), np.arange(9.0), {"steps": np.arange(9.0)}, "steps determines the outcome"),
         (np.arange(7.0), np.arange(7.0), {"steps": np.arange(7.0)}, "only 7 pairs; at least 8 are needed"),
+        (np.arange(1.0), np.arange(1.0), {"steps": np.arange(1.0)}, "only 1 pair; at least 8 are needed"),
     ],
 )  # fmt: skip
 def test_without_residuals_there_is_a_reason(

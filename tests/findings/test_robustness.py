@@ -123,3 +123,11 @@ def test_accuracies_of_zero_and_one_have_a_place_on_the_scale(accuracy_of: Accur
     base = models(np.array([0.3, 0.5, 0.9]), 0.9, -0.7)
     table = effective_robustness(own, base, "b", bootstrap=100)
     assert np.isfinite(table[table["dataset"] == "x"][["expected", "estimate", "ci_low", "ci_high"]]).all(axis=None)
+
+
+def test_a_group_of_one_set_is_one_row_a_point(accuracy_of: Accuracy) -> None:
+    """The mean over one set is that set: it is in the accuracy table twice, but is one measurement."""
+    accuracy = accuracy_of("run", (0.0, 0.5), (0.4, 0.5), (0.55, 0.7)).replace({"dataset": {"x+y": "x"}})
+    base = models(np.array([0.3, 0.5, 0.6, 0.8]), slope=0.9, intercept=-0.7)
+    table = effective_robustness(accuracy, base, "mine", bootstrap=50)
+    assert list(table["alpha"]) == [0.0, 0.5] and set(table["dataset"]) == {"x"}

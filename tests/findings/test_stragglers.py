@@ -225,7 +225,9 @@ def test_a_layer_that_rises_is_named_and_one_that_is_large_already_is_only_calle
     plain = stragglers_table("p", [], None, sharp, rule="top:1", bootstrap=20)
     assert chosen_layers(plain, "change:ggn_trace") == ("l03",)
     strict = stragglers_table("p", [], None, sharp, rule="null:0.0001", bootstrap=20)
-    assert set(strict["rule"]) == {"null:0.0001", "mad:2"}
+    assert set(strict["rule"]) == {"null:0.0001", "mad:2"} and chosen_layers(strict, "change:ggn_trace") == ()
+    told = strict.loc[strict["criterion"] == "change:ggn_trace", ["threshold", "note"]]
+    assert told["threshold"].isna().all() and told["note"].str.contains("cannot show a chance as small as 0.0001").all()
     flat = stragglers_table(
         "p", [], None, sharpness_of("p", alphas, {f"l{i}": [1, 1, 1] for i in range(6)}), bootstrap=20
     )

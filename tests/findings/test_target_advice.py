@@ -102,6 +102,18 @@ def test_without_a_held_out_shift_no_rule_is_advised() -> None:
     assert not table["advised"].any() and "none" in set(table["situation"])
 
 
+def test_too_few_replicates_for_the_level_are_no_interval_and_it_is_said() -> None:
+    target = made([0.4, 0.5, 0.6, 0.5, 0.3], seed=8).without_labels()
+    path = along_path(
+        "p", ALPHAS, {"id": ID.correct, "x": ID.correct}, {"id": "id", "x": "ood"}, level=0.99, bootstrap=50
+    )
+    table = advice_table(path, Known(images=image_curves(ID, target, bootstrap=50))).set_index("rule")
+    for rule in (*ESTIMATORS, "ood_best", "half"):
+        row = table.loc[rule]
+        assert "no interval: 50 bootstrap replicates, and level 0.99 needs 200" in row["note"], rule
+        assert np.isnan([row["ci_high"], row["regret_high"]]).all()
+
+
 def test_the_held_out_error_widens_the_interval() -> None:
     curves = image_curves(ID, made([0.2, 0.4, 0.6, 0.5, 0.3], seed=9).without_labels(), bootstrap=60)
     judged = held_out(PATH, ID, {"a": made([0.4, 0.5, 0.6, 0.5, 0.3], seed=5)})
@@ -173,5 +185,6 @@ def test_of_several_best_alphas_the_middle_one_is_advised_and_doubt_is_said() ->
     hits[1:4, 10] = True
     row = advice_table(PATH, Known(labels=hits)).set_index("rule").loc["labels_best"]
     assert row["alpha"] == 0.5 and "3 of 5 points share" in row["note"] and "cannot be told from so few" in row["note"]
-    assert row["ood_accuracy"] == 0.55 and (row["best_baseline"], row["baseline_regret"]) == ("half", 0.0)
+    assert row["ood_accuracy"] == 0.55 and row["best_baseline"] == "half"
+    assert 0 <= row["baseline_regret"] <= 0.05, "halves without the one image that tells choose zero-shot"
     assert row["ci_low"] < 0 < row["ci_high"] and row["id_accuracy"] == pytest.approx(ID.correct[2].mean())

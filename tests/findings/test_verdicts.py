@@ -37,12 +37,18 @@ def flags(pair: str, *present: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS["failure"]))
 
 
-def repairs(pair: str, estimate: float, low: float, high: float) -> Repairs:
+GONE = {"F1": (0.02, -0.005, 0.04), "F2": (-0.02, -0.04, 0.005), "F4": (0.0, -0.02, 0.005)}
+STAYS = {"F1": (-0.20, -0.23, -0.17), "F2": (0.05, 0.02, 0.08), "F4": (0.05, 0.002, 0.08)}
+OPEN = {"F1": (-0.01, -0.04, 0.01), "F2": (0.02, 0.005, 0.04), "F4": (0.01, -0.01, 0.03)}
+
+
+def repairs(pair: str, estimate: float, low: float, high: float, left: dict | None = None) -> Repairs:
+    """``left``: the flags of the repaired points; by default no failure is left of any."""
     known = {"name": "delta:random:0.5", "num_alphas": 3, "num_pairs": 5, "gain": estimate + 0.02, "note": ""}
     rows = [{"pair": pair, "difference": estimate, **known}, {"pair": pair, "num_alphas": 0}]
     lines = pd.DataFrame(rows, columns=list(CONTRASTS))
     empty = pd.DataFrame(columns=list(COLUMNS["repair"]))
-    return Repairs(pair, "ood", empty, lines, estimate, low, high, "delta:random:0.5")
+    return Repairs(pair, "ood", empty, lines, estimate, low, high, "delta:random:0.5", GONE if left is None else left)
 
 
 def references(sign: float, n: int = 24, measure: str = "hessian_trace") -> pd.DataFrame:
@@ -106,6 +112,38 @@ def test_a_repair_is_judged_where_there_is_a_failure(two, present: tuple, number
     row = got.loc[CLAIMS["repair"]]
     assert (row["verdict"], row["pair"]) == (verdict, "bad")
     assert (", ".join(present) if present else "nothing to repair") in row["evidence"]
+
+
+@pytest.mark.parametrize("flag", ["F1", "F2", "F4"])
+@pytest.mark.parametrize(
+    ("left", "verdict", "words"),
+    [
+        (GONE, HOLDS, "the failure is gone"),
+        (STAYS, DOES_NOT_HOLD, "mitigates, does not repair"),
+        (OPEN, CANNOT, "whether the failure is gone is not known"),
+        ({}, CANNOT, "whether the failure is gone is not known"),
+    ],
+)
+def test_a_gain_is_a_repair_only_where_the_failure_is_gone(
+    two, flag: str, left: dict, verdict: str, words: str
+) -> None:
+    given = {"failure": flags("bad", flag), "repairs": [repairs("bad", 0.05, 0.01, 0.08, left)]}
+    row = judge(two(), **given).loc[CLAIMS["repair"]]
+    assert row["verdict"] == verdict and words in row["evidence"]
+    mixed = repairs("bad", 0.05, 0.01, 0.08, GONE | {f: v for f, v in left.items() if f == flag})
+    if left:  # the failures that the path has count, and no others
+        assert judge(two(), **given | {"repairs": [mixed]}).loc[CLAIMS["repair"], "verdict"] == verdict
+
+
+def test_a_failure_of_the_loss_alone_is_not_repaired_by_a_gain_of_accuracy(two) -> None:
+    failure = flags("bad")
+    loss = {"pair": "bad", "flag": "F3", "dataset": "probe", "estimate": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    failure = pd.concat([failure, pd.DataFrame([loss | {"present": True}])], ignore_index=True)
+    given = {"failure": failure, "repairs": [repairs("bad", 0.05, 0.01, 0.08)]}
+    row = judge(two(), **given).loc[CLAIMS["repair"]]
+    assert row["verdict"] == CANNOT and "OOD accuracy does not fail" in row["evidence"]
+    failure.loc[failure["flag"] == "F1", "present"] = True
+    assert judge(two(), **given).loc[CLAIMS["repair"], "verdict"] == HOLDS
 
 
 @pytest.mark.parametrize(
@@ -233,6 +271,6 @@ def test_the_question_needs_the_learning_rates_of_the_other_pairs(two) -> None:
 
 def test_a_repair_of_layers_that_are_no_stragglers_is_no_evidence(two) -> None:
     options = {"failure": flags("bad", "F1"), "repairs": [repairs("bad", 0.05, 0.01, 0.08)]}
-    got = judge(two(), **options, no_stragglers={"bad": "no layer is a straggler"}).loc[CLAIMS["repair"]]
+    got = judge(two(), **options, no_evidence={"bad": "no layer is a straggler"}).loc[CLAIMS["repair"]]
     assert got["verdict"] == CANNOT and got["evidence"].startswith("No layer is a straggler")
     assert np.isnan(got["estimate"]) and judge(two(), **options).loc[CLAIMS["repair"], "verdict"] == HOLDS

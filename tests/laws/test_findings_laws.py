@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,11 +15,12 @@ from sharpscope import scores
 from sharpscope.findings import rank_correlation as kernels
 from sharpscope.findings.criteria.barrier import barrier
 from sharpscope.findings.criteria.criticality import criticality
-from sharpscope.findings.criteria.instability import instability
+from sharpscope.findings.criteria.instability import forced_part, instability
 from sharpscope.findings.criteria.rewind import rewind
 from sharpscope.findings.failure import failure_table
-from sharpscope.findings.losses import NoiseLosses
+from sharpscope.findings.losses import NoiseLosses, above_chord, chord
 from sharpscope.findings.matching import match_plain
+from sharpscope.findings.pathheights import path_heights
 from sharpscope.findings.prediction import predict_gain
 from sharpscope.findings.repair import Variant, analyse_repairs
 from sharpscope.findings.resampling import (
@@ -437,3 +439,28 @@ def test_without_a_penalty_the_prediction_is_least_squares() -> None:
     solution = np.linalg.lstsq(np.c_[np.ones(8), x], y, rcond=None)[0]
     assert predict_gain(x, y, new, ridge=0.0).gain == pytest.approx(np.r_[1, new] @ solution)
     assert predict_gain(x, y, new, ridge=1e12).gain == pytest.approx(y.mean())
+
+
+@given(st.lists(st.floats(0, 10), min_size=3, max_size=9))
+def test_instability_less_its_forced_part_is_the_rise_above_the_worse_end(values: list[float]) -> None:
+    losses, at = np.array(values), np.linspace(0, 1, len(values))
+    rise = losses.max() - max(losses[0], losses[-1])
+    assert instability(losses, at) - forced_part(losses, at) == pytest.approx(rise, abs=1e-12)
+    table = failure_table("p", list(at), {}, {}, np.repeat(losses[:, None], 20, axis=1))
+    (row,) = table[table["flag"] == "F3"].to_dict("records")
+    assert row["estimate"] == pytest.approx(rise, abs=1e-12)
+    assert f"LII {instability(losses, at):.4g} nats" in row["note"]
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=9), st.floats(-5, 5), st.floats(-5, 5))
+def test_the_height_above_the_chord_does_not_see_a_straight_line(
+    values: list[float], level: float, slope: float
+) -> None:
+    losses, at = np.array(values), np.linspace(0, 1, len(values))
+    height, inside = above_chord(losses, at)
+    np.testing.assert_allclose(above_chord(losses + level + slope * at, at)[0], height, atol=1e-12)
+    assert height[0] == height[-1] == 0 and barrier(losses, at) == height.max()
+    np.testing.assert_allclose(chord(losses[0], losses[-1], inside) + height, losses, atol=1e-12)
+    path = pd.DataFrame({"pair": "p", "alpha": at, "loss": losses})
+    heights = path_heights(path).iloc[0]
+    assert heights["barrier"] == barrier(losses, at) and heights["lii"] == instability(losses, at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,20 @@ def test_who_becomes_sharp_is_found_and_who_is_large_already_is_not() -> None:
     found = [nulls.named(rising.grid(rng), rng) for _ in range(30)]
     assert sum(mask[0] for mask in found) >= 27
     assert sum(nulls.named(large.grid(rng), rng)[0] for _ in range(40)) <= 1
+
+
+def test_a_smaller_chance_names_no_more_layers() -> None:
+    """Also where the chance is so small that the null's simulations cannot show it, and errors exceed the spread."""
+    rng = np.random.default_rng(7)
+    sharp = [World(24, rise=8, spread=0.05, error=0.1, uneven=1.5).grid(rng) for _ in range(6)]
+    chances = (0.2, 0.05, 0.01, 0.001, 0.00099, 1e-4, 1e-6)
+    for grid in sharp:
+        found = [changes(grid).calibrated(chance, np.random.default_rng(8)) for chance in chances]
+        thresholds = [float(selection.threshold) for _, selection, _ in found]
+        assert thresholds == sorted(thresholds) and np.isfinite(thresholds[3])
+        assert not any(selection.mask.any() for _, selection, _ in found[4:])
+        for (_, wide, _), (_, narrow, _) in itertools.pairwise(found):
+            assert not (narrow.mask & ~wide.mask).any()
 
 
 def changes(grid: SharpnessGrid, moving: np.ndarray | None = None) -> Changes:

@@ -235,18 +235,40 @@ def test_nothing_global_changes(few: Tables) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_the_failure_is_shaded_where_it_is_and_nowhere_else(few: Tables) -> None:
+def bars_of(ax: Axes) -> list[float]:
+    """The alphas of the bars that mark a point below both ends."""
+    return [float(line.get_xdata()[0]) for line in ax.lines if line.get_linewidth() == 5]  # type: ignore[index]
+
+
+def test_a_bar_stands_at_the_point_that_f2_finds_and_nowhere_else(few: Tables) -> None:
     figure = plots.accuracy_along_alpha(few["accuracy"], few["path"], few["failure"])
     panels = {ax.get_title(loc="left").split(" ")[0]: ax for ax in figure.axes if ax.get_title(loc="left")}
-    assert sum(isinstance(p, Rectangle) for p in panels["success"].patches) == 0
-    spans = [p.get_bbox() for p in panels["failure"].patches]
-    assert [(round(b.x0, 2), round(b.x1, 2)) for b in spans] == [(0.15, 0.25), (0.25, 0.35)]
+    assert {pair: bars_of(ax) for pair, ax in panels.items()} == {"success": [], "failure": [0.2]}
+    assert not any(ax.patches for ax in figure.axes), "nothing is shaded between the points that were measured"
     assert panels["failure"].get_title(loc="left") == "failure (flags F1, F2, F3, F4)"
     assert panels["success"].get_title(loc="left") == "success (no failure flag)"
-    noisy = few["accuracy"].assign(ci_high=1.0)
-    quiet = plots.accuracy_along_alpha(noisy)
-    assert not any(ax.patches for ax in quiet.axes)
+    calm = few["failure"].assign(present=few["failure"]["present"] & (few["failure"]["flag"] != "F2"))
+    for failure in (calm, None):
+        quiet = plots.accuracy_along_alpha(few["accuracy"], failure=failure)
+        assert not any(bars_of(ax) or ax.patches for ax in quiet.axes)
+        assert "below both ends (F2)" not in [text.get_text() for text in quiet.legends[0].get_texts()]
     assert len(quiet.axes) == 2 and len(figure.axes) == 4
+
+
+def test_a_pair_has_panels_of_the_groups_that_it_was_measured_on_alone(few: Tables) -> None:
+    def apart(table: pd.DataFrame) -> pd.DataFrame:
+        own = (table["pair"] == "failure") & (table["group"] == "ood")
+        return table.assign(group=table["group"].mask(own, "far"))
+
+    accuracy, failure = apart(few["accuracy"]), apart(few["failure"])
+    figure = plots.accuracy_along_alpha(accuracy, few["path"], failure)
+    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == ["success, ood (no failure flag)", "failure, far (flags F1, F2, F3, F4)"]
+    curves = plots.wiseft_curves(accuracy)
+    legend = [text.get_text() for text in curves.legends[0].get_texts()]
+    assert {"success", "failure"} <= set(legend) and len(legend) == len(set(legend))
+    colours = {str(line.get_label()): line.get_color() for ax in curves.axes for line in ax.lines}
+    assert colours["success"] != colours["failure"], "a pair has one colour in all panels"
 
 
 def test_the_curve_starts_at_zero_shot_and_ends_at_fine_tuned(few: Tables) -> None:
@@ -348,6 +370,24 @@ def test_a_layer_that_does_not_move_is_known_by_its_status_and_keeps_its_colour(
     bars, words, again = marked(table.assign(note="", status=table["status"].mask(still, "frozen")))
     assert bars == 4 and "does not move" in words  # two layers in each of two pairs
     np.testing.assert_array_equal(again, colours)
+
+
+def test_the_legend_of_a_repair_does_not_call_a_layer_a_straggler_that_is_none(few: Tables) -> None:
+    def legends(counts: dict[str, int]) -> list[str]:
+        table = few["repair"].assign(n_stragglers=few["repair"]["pair"].map(counts).astype("Int64"))
+        paper = plots.paper_sharpness_repair(table, few["accuracy"])
+        both = [plots.repair(table), paper.figure]
+        texts = [t.get_text() for figure in both for t in figure.legends[0].get_texts()] + [paper.caption]
+        return [text for text in texts if "straggler" in text]
+
+    one = "layer with the highest score"
+    for text in legends({"success": 0, "failure": 0}):
+        assert f"{one} (no straggler)" in text and "stragglers" not in text
+    for text in legends({"success": 0, "failure": 2}):
+        assert f"stragglers, or where none: {one}" in text
+    for counts in ({"success": 1, "failure": 2}, {}):  # runs from before the column do not say it
+        told = legends(counts)
+        assert len(told) == 3 and not any(one in text for text in told)
 
 
 def test_repair_shows_gain_in_points_beside_the_zero_line(few: Tables) -> None:

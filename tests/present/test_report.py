@@ -18,12 +18,12 @@ from sharpscope.present.advice import advice_text
 from sharpscope.present.advicesection import advice
 from sharpscope.present.criteria import agreement_of
 from sharpscope.present.report import CITATIONS, GLOSSARY, build_report
-from sharpscope.present.view import Cell, Grid, Source, estimate_cell
+from sharpscope.present.view import Cell, Grid, Source, data_notes, estimate_cell, status_cell
 from sharpscope.tables.criteria import Overlap, overlap
 from sharpscope.tables.files import normalised
-from sharpscope.tables.rows import groups_in
+from sharpscope.tables.rows import groups_in, has_value
 from sharpscope.tables.schema import COLUMNS
-from sharpscope.vocabulary import MEASURES
+from sharpscope.vocabulary import MEASURES, STATUSES
 
 Tables = dict[str, pd.DataFrame]
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
@@ -203,6 +203,32 @@ def test_no_layer_is_chosen_for_the_reason_that_all_layers_have(tables: Tables, 
     assert "no layer is a straggler. | no layer chosen: none is above |" in text and "times as much" not in text
 
 
+def test_no_fact_of_a_data_set_is_empty_and_no_version_stands_twice(manifest: dict[str, Any]) -> None:
+    same = {"kind": "folder", "matching": "name", "two_orders": "", "said": [], "streamed": False, "skipped_names": []}
+    data = {"success": {name: same | {"spec": f"folder:{name}", "n": n} for name, n in (("a", 10), ("b", 20))}}
+    twice = {**manifest["versions"], "draws": 4, "config": {}}
+    page = Page(build_report({}, {}, {**manifest, "identity": twice, "data": data}))
+    making = page.text("making")
+    assert "Data sets (all: kind folder, labels matched by name) (2 rows) |" in making
+    assert "data set | spec | images | pairs | a | folder:a | 10 | success | b | folder:b | 20 | success" in making
+    for name, version in manifest["versions"].items():
+        assert making.count(f"{name} | {version}") == 1
+    assert "version of the random streams | 4" in making
+
+
+def test_images_that_were_left_out_are_told_where_problems_are(manifest: dict[str, Any]) -> None:
+    broken = {"skipped": 5, "skipped_names": ["a/1.png", "a/2.png", "b/1.png", "b/2.png"], "without_images": ["cat"]}
+    sets = {"probe": {"skipped": 0, "without_images": []}, "folder:v": broken}
+    told = {**manifest, "data": {"success": sets, "failure": sets}}
+    wanted = (
+        "folder:v: 5 images could not be read and were left out (a/1.png, a/2.png, b/1.png and 2 more).",
+        "folder:v: 1 class without a readable image ('cat').",
+    )
+    assert data_notes(told) == wanted and data_notes(manifest) == ()
+    problems = Page(build_report({}, {}, told)).text("problems")
+    assert all(problems.count(sentence) == 1 for sentence in wanted)
+
+
 def test_data_sets_are_a_row_each_with_what_tells_them_apart(manifest: dict[str, Any]) -> None:
     sets = {name: {"kind": "mini", "skipped": 0, "n": n} for name, n in (("a", 10), ("b", 20))}
     data = {"success": sets, "failure": {**sets, "b": {**sets["b"], "n": 21}}}
@@ -314,7 +340,7 @@ def test_what_failed_or_did_not_converge_is_counted_and_listed(page: Page, table
     problems = page.text("problems")
     table = tables["sharpness"]
     count = ((table["measure"] == "lambda_max") & (table["status"] == "not_converged")).sum()
-    assert f"sharpness | lambda_max | not converged | {count} of 506" in problems
+    assert f"sharpness | lambda_max | not converged | {count} of 506 | --max-matvecs" in problems
     assert "sharpness | lambda_max | failed | 2 of 506" in problems
     assert "block 2 attn, lambda_max, α = 0.4 | failed | loss is not finite on batch 3" in problems
     total = table["status"].isin(("not_converged", "failed")).sum() + (tables["repair"]["status"] == "undefined").sum()
@@ -453,3 +479,14 @@ def test_the_costs_of_the_path_stand_under_the_measures(tables: Tables, manifest
     said = page.text("correlations")
     assert "Spearman correlation of sharpness, and of the path's cost in loss (barrier), with" in said
     assert said.index("| hessian_trace |") < said.index("| barrier |")
+
+
+def test_every_status_is_said_in_the_glossary_and_a_problem_looks_like_one() -> None:
+    told = GLOSSARY["not converged, failed, undefined, frozen"]
+    for name, status in STATUSES.items():
+        assert (f"{name.replace('_', ' ').capitalize()}: {status.text}." in told) == (name != "ok")
+        assert bool(status_cell(name).kind) == (name != "ok")
+        row = {"status": name, "estimate": 1.5, "stderr": 0.1, "residual": np.nan, "note": ""}
+        table = pd.DataFrame([row])
+        assert bool(has_value(table).iloc[0]) == status.has_value == (name not in ("failed", "undefined"))
+        assert estimate_cell(row | {"estimate": np.nan}) == status_cell(name)

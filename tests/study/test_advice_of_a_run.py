@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from sharpscope.config.study import PairConfig, StudyConfig
+from sharpscope.findings.advice import advice_table
+from sharpscope.findings.design import Design, independent
 from sharpscope.layers import Layer
+from sharpscope.study.advise import _with_rate, advise
+from sharpscope.study.known import tuning_of
 from sharpscope.study.results import Results
 from sharpscope.study.unitfile import Unit
 
@@ -21,8 +27,8 @@ def right(level: float) -> np.ndarray:
     return np.arange(N) < round(level * N)
 
 
-def run_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5") -> pd.DataFrame:
-    """The advice of a run in which the repaired layers of pair NAME gain ``gains[NAME]`` at equal ID accuracy.
+def results_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5") -> Results:
+    """A run in which the repaired layers of pair NAME gain ``gains[NAME]`` at equal ID accuracy, random ones nothing.
 
     ``stragglers``: the pairs that have one; in the others the layer of the highest score is repaired instead.
     """
@@ -53,7 +59,12 @@ def run_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5"
         gain = gains.get(task.pair, 0.0) if "straggler" in task.key.split("/")[2] else 0.0
         answered = {f"correct:{ID}": right(0.7), f"correct:{OOD}": right(0.45 + gain)}
         results.take({task.key: Unit({}, answered)}, {})
-    advice = results.tables()["advice"]
+    return results
+
+
+def run_of(pairs: int, gains: dict[str, float], stragglers: str = "p0p1p2p3p4p5") -> pd.DataFrame:
+    """The advice from references of ``results_of``, a row a pair."""
+    advice = results_of(pairs, gains, stragglers).tables()["advice"]
     ours = advice[advice["situation"] == "references"]
     return ours[ours["advised"] | ours["alpha"].isna()].drop_duplicates("pair").set_index("pair")
 
@@ -62,7 +73,26 @@ def test_layers_are_held_back_where_it_helped_the_other_pairs() -> None:
     gains = {f"p{i}": 0.1 + 0.01 * i for i in range(6)}
     found = run_of(6, gains)
     assert set(found["layers"]) == {"l2"} and set(found["density"]) == {0.5}
-    assert found["note"].str.contains("on average over 5 other pairs").all()
+    assert found["note"].str.contains("over 5 settings of other pairs is").all()
+
+
+def test_what_is_known_of_a_pair_is_the_same_for_the_report_and_for_whoever_asks_later() -> None:
+    results = results_of(6, {f"p{i}": 0.1 + 0.01 * i for i in range(6)})
+    table = results.tables()["advice"]
+    for name in results.layers:
+        later = advice_table(results.along(name), results.known(name, results.references()))
+        keys, seen = ["situation", "rule", "group"], ["alpha", "layers", "density", "advised"]
+        own, later = (rows.set_index(keys)[seen].sort_index() for rows in (table[table["pair"] == name], later))
+        pd.testing.assert_frame_equal(own, later)
+        assert (later["layers"] == "l2").any()
+
+
+def test_units_that_come_later_are_among_the_repairs() -> None:
+    results = results_of(2, {})
+    before = len(results.repairs()[0].table)
+    results.units = {k: u for k, u in results.units.items() if not k.startswith("repair/")}
+    results.take({}, {})
+    assert before > 0 and len(results.repairs()[0].table) == 0
 
 
 def test_a_pairs_own_ood_labels_say_nothing_to_its_advice() -> None:
@@ -82,3 +112,30 @@ def test_nothing_is_held_back_without_that_evidence(pairs: int, gain: float, str
     assert (
         found["note"].str.contains("ID data of this pair cannot show|no alpha: 3 reference pairs of 3 settings").all()
     )
+
+
+def test_replicates_level_and_seed_that_are_told_are_those_of_the_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a run they replace its own, and nothing else changes."""
+    results = results_of(2, {})
+    monkeypatch.setattr("sharpscope.study.advise.finished_results", lambda root: (None, results))
+    usual, same = advise("run").table, advise("run", bootstrap=60, level=0.95, seed=0).table
+    pd.testing.assert_frame_equal(usual, same)
+    for told in ({"level": 0.8}, {"bootstrap": 100}, {"seed": 1}):
+        other = advise("run", **told).table  # type: ignore[arg-type]
+        assert not other["ci_high"].equals(usual["ci_high"]), told
+        assert other["ood_accuracy"].equals(usual["ood_accuracy"])
+    assert advise("run", level=0.8).table["note"].str.contains("regret 80% interval").any()
+
+
+def test_a_learning_rate_that_is_told_is_that_of_the_pairs_of_which_none_is_known() -> None:
+    design = Design(("a", "b"), ("", ""), ("", ""), {"learning_rate": np.array([np.nan, 1e-5])})
+    assert _with_rate(design, 1e-3, Path("run")).covariates["learning_rate"].tolist() == [1e-3, 1e-5]
+    assert _with_rate(independent(("a",)), 1e-3, Path("run")).covariates["learning_rate"].tolist() == [1e-3]
+
+
+def test_what_moved_is_a_fact_and_not_the_first_words_of_a_description() -> None:
+    design = independent(("a",))
+    described = {"what moves": "only the head: the towers are the same at both ends"}
+    assert tuning_of(design, "a", described).head_only is None, "a run from before the fact was kept"
+    for told in (True, False):
+        assert tuning_of(design, "a", described | {"head_only": told}).head_only is told

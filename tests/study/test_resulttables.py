@@ -43,10 +43,11 @@ def test_estimates_are_rounded_to_their_errors_and_csv_is_not() -> None:
     table = result_table("sharpness", SHARPNESS)
     assert table.cells.to_dict("list") == {
         "layer": ["whole model", "head"],
-        "hessian_trace": ["437 ± 33", "0.094 ± 0.022*"],
-        "lambda_max": ["25.04 ± 0.20", "failed"],
+        "hessian_trace": ["437 ± 33 ‡", "0.094 ± 0.022 ‡*"],
+        "lambda_max": ["25.04 ± 0.20 ‡", "failed"],
     }
-    assert "at α = .5;" in table.notes[0] and "did not converge" in table.notes[1]
+    assert "at α = .5;" in table.notes[0] and "‡" in table.notes[1]
+    assert "did not converge" in table.notes[2] and "More of --max-matvecs lowers it" in table.notes[2]
     back = pd.read_csv(io.StringIO(table.text("csv")))
     assert back["hessian_trace"].tolist() == [437.1, 0.0941] and back["hessian_trace stderr"].tolist() == [33.2, 0.0221]
     assert back["lambda_max residual"].tolist()[0] == 0.2
@@ -61,11 +62,26 @@ def test_an_alpha_loses_its_leading_zero_and_no_other(alpha: float, printed: str
     assert note.startswith(f"Sharpness at α = {printed};")
 
 
+def test_models_are_compared_by_the_error_over_draws_of_images() -> None:
+    """The error over directions is 0 of an exact trace; over images it is not, and it is the one that is printed."""
+    rows = (
+        sharp("(all)", "hessian_trace", 437.1, 9.0, stderr_images=51.0),
+        sharp("(all)", "ggn_trace", 350.2, 0.0, stderr_images=41.0),
+        sharp("(all)", "lambda_max", 25.04, math.nan, residual=0.2, stderr_images=3.1),
+    )
+    table = result_table("sharpness", made("sharpness", *rows))
+    assert table.cells.to_dict("records") == [
+        {"layer": "whole model", "hessian_trace": "440 ± 50", "ggn_trace": "350 ± 40", "lambda_max": "25.0 ± 3.1"}
+    ]
+    assert not any("‡" in note for note in table.notes)
+    assert pd.read_csv(io.StringIO(table.text("csv")))["ggn_trace stderr_images"].tolist() == [41.0]
+
+
 def test_measures_and_the_alpha_are_chosen_and_unknown_ones_refused() -> None:
     one = result_table("sharpness", SHARPNESS, measures=["lambda_max"])
     assert list(one.cells.columns) == ["layer", "lambda_max"] and one.notes[-1] == "Not printed: hessian_trace."
     end = result_table("sharpness", SHARPNESS, alpha=1.0)
-    assert end.cells["hessian_trace"].tolist() == ["7.0 ± 1.0"] and "α = 1;" in end.notes[0]
+    assert end.cells["hessian_trace"].tolist() == ["7.0 ± 1.0 ‡"] and "α = 1;" in end.notes[0]
     with pytest.raises(ConfigError, match="Did you mean 'lambda_max'"):
         result_table("sharpness", SHARPNESS, measures=["lambda_mx"])
     with pytest.raises(ConfigError, match=r"not measured at 0.7; the nearest is 0.5"):

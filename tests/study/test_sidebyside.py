@@ -58,6 +58,25 @@ def test_pairs_of_different_names_keep_them(two: list[Path], tmp_path: Path, mon
     assert run.order == ("success", "other") and set(run.accuracy["pair"]) == {"success", "other"}
 
 
+def test_groups_of_one_name_with_other_sets_are_kept_apart(two: list[Path], tmp_path: Path) -> None:
+    accuracy = read_csv(two[1] / "tables/accuracy.csv", "accuracy")
+    (spec,) = set(accuracy.loc[accuracy["role"] == "ood", "dataset"])
+    together = reports(two, tmp_path / "same")
+    assert set(together.accuracy["group"]) == {"", "ood"}, "the same sets are one group"
+    for path in (two[1] / "tables").glob("*.csv"):
+        path.write_text(path.read_text().replace(spec, "folder:elsewhere"))
+    run = reports(two, tmp_path / "both")
+    names = {"success (a)": f"ood ({spec})", "success (b)": "ood (folder:elsewhere)"}
+    for table in (run.accuracy, run.failure, run.advice):
+        for pair, own in table[table["group"] != ""].groupby("pair"):
+            assert set(own["group"]) == {names[pair]}
+    for line in (x for x in run.summary().splitlines() if "along success" in x):
+        (pair,) = (p for p in names if p in line)
+        assert line.strip().startswith(f"{names[pair]}: along {pair}"), "the sets of the pair's own run, said once"
+    page = run.report.read_text()
+    assert page.count("on the OOD sets of") == 2, "each pair is judged on the sets that it was measured on"
+
+
 def test_what_cannot_be_put_side_by_side_is_refused_before_anything_is_written(two: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "both"
     with pytest.raises(ConfigError, match="need two run directories at least"):

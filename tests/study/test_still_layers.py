@@ -238,6 +238,9 @@ def test_the_plan_counts_what_is_beside_the_path(finished: study.Run) -> None:
 
 
 def test_the_report_says_what_moves(finished: study.Run) -> None:
+    told = json.loads((finished.root / "manifest.json").read_text())["pairs"]
+    assert {f["head_only"]: f["what moves"][:13] for f in told.values()}.get(True) == "only the head"
+    assert False in {f["head_only"] for f in told.values()}
     page = finished.report.read_text(encoding="utf-8")
     assert "only the head: the towers are the same at both ends, and the path mixes the logits of the two heads" in page
     assert "image: 20 of 56 tensors (norms only); text: 2 of 29 tensors (biases only)" in page

@@ -99,6 +99,17 @@ def test_what_happened_names_the_sets_and_is_one_sentence_per_group() -> None:
     assert "failure flags F2" in near and "no failure flag" in far
 
 
+@pytest.mark.parametrize(("gain", "beaten"), [(0.05, True), (0.0, False), (-0.14, False)])
+def test_the_best_point_is_zero_shot_where_no_other_beats_it(gain: float, beaten: bool) -> None:
+    shift = {"estimate": gain, "ci_low": gain - 0.02, "ci_high": gain + 0.02, "alpha": 1.0}
+    flags = failures()
+    flags.loc[flags["flag"] == "F1", list(shift)] = list(shift.values())
+    for told in what_happened(accuracy(), flags):
+        assert ("along p its best point, alpha 1, has" in told) == beaten
+        assert ("along p no point beats zero-shot (the best other, alpha 1, has" in told) != beaten
+        assert f"{100 * gain:+.1f} [{100 * gain - 2:+.1f}, {100 * gain + 2:+.1f}] points over zero-shot" in told
+
+
 def test_what_all_pairs_start_from_is_said_once() -> None:
     both = [pd.concat([table, table.assign(pair="q")]) for table in (accuracy(), failures())]
     for told in what_happened(*both):

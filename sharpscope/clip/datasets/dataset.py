@@ -157,6 +157,11 @@ class Dataset:
         return len(self._rows)
 
     @property
+    def rows(self) -> list[int]:
+        """The row of each image, in order, in the whole set as it was found, before a limit or a half chose of it."""
+        return [self._rows[i] for i in self._kept]
+
+    @property
     def labels(self) -> Tensor:
         """Targets int64 [n], in order."""
         return self._labels if len(self._kept) == len(self._rows) else self._labels[self._kept]

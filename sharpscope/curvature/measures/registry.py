@@ -13,9 +13,9 @@ from sharpscope.curvature.eigen import RitzSpace
 from sharpscope.curvature.measures.rows import MeasureResult, MeasureSettings, MeasureTable, Point
 from sharpscope.curvature.operator import Objective
 from sharpscope.errors import ConfigError, did_you_mean, shown
-from sharpscope.layers import Layer
+from sharpscope.layers import Layer, whole_model
 from sharpscope.seeds import derive
-from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, TraceMethod, expand_measures
+from sharpscope.vocabulary import MEASURES, EigenMethod, TraceMethod, expand_measures
 
 __all__ = ["measure_layers"]
 
@@ -60,8 +60,7 @@ def measure_layers(
         raise ConfigError(f"eigen_method: '{shown(settings.eigen_method)}' is none of {words}.")
     if not layers:
         raise ConfigError("layers: the loss depends on no parameter, so that there is no curvature to measure.")
-    whole = Layer(ALL, tuple(n for x in layers for n in x.params), ALL, -1, ALL, sum(x.num_params for x in layers))  # type: ignore[arg-type]
-    everything = (whole, *layers)
+    everything = (whole_model(layers), *layers)
     seed = partial(derive, settings.seed, *key)
     point = Point(objective, theta, everything, settings, seed, warm or {}, progress)
     table = MeasureTable(everything, objective)

@@ -21,7 +21,7 @@ from sharpscope.curvature.operator import Objective
 from sharpscope.curvature.trace import TraceEstimate
 from sharpscope.errors import NumericalError, listing
 from sharpscope.layers import Layer
-from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, Precision, Products, TraceMethod
+from sharpscope.vocabulary import ALL, MEASURES, EigenMethod, Precision, Products, TraceMethod, budget_of
 
 __all__ = ["ONE_UNIT", "MeasureResult", "MeasureSettings", "MeasureTable", "Point", "trace_row"]
 
@@ -163,6 +163,8 @@ class MeasureTable:
         row |= {key: value for key, value in more.items() if key != "note" or value}
         if finite and not math.isfinite(row["stderr_images"]):
             row["note"] = "; ".join(x for x in (row["note"], f"no stderr_images: {untold}") if x)
+        if row["status"] == "not_converged" and (flag := budget_of(measure)):
+            row["note"] = "; ".join(x for x in (row["note"], f"raise {flag} to go on") if x)
         self._rows[layer, measure] = row
 
     def fail(self, measures: Iterable[str], reason: str, layers: Iterable[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
+from sharpscope.findings.advising.along import AlongPath, Row, few_replicates, new_row, noted
 from sharpscope.findings.frames import alpha_index
 from sharpscope.findings.resampling import simultaneous_band
 from sharpscope.scores import PathAnswers
@@ -169,17 +169,19 @@ class ImageCurve:
 def image_curves(
     labelled: PathAnswers, target: PathAnswers, *, bootstrap: int = 200, seed: int = 0
 ) -> dict[str, ImageCurve]:
-    """Every estimator on the target images, calibrated again in every bootstrap sample of the ID images."""
+    """Every estimator on the target images, calibrated again in every one of ``bootstrap`` samples of the ID images."""
     rng = np.random.default_rng(derive(seed, "advice", "target_images"))
     sizes = labelled.predicted.shape[1], target.predicted.shape[1]
-    drawn = [[answers.take(rng.integers(0, n, n)) for answers, n in zip((labelled, target), sizes, strict=True)]
-             for _ in range(bootstrap)]  # fmt: skip
-    out = {}
-    for rule, estimate in ESTIMATORS.items():
-        replicates = [estimate(*sample) for sample in drawn]
-        values = estimate(labelled, target)
-        out[rule] = ImageCurve(values, np.array(replicates).reshape(bootstrap, len(values)))
-    return out
+    replicates: dict[str, list[np.ndarray]] = {rule: [] for rule in ESTIMATORS}
+    for _ in range(bootstrap):
+        own, other = (a.take(rng.integers(0, n, n)) for a, n in zip((labelled, target), sizes, strict=True))
+        for rule, estimate in ESTIMATORS.items():
+            replicates[rule].append(estimate(own, other))
+    points = labelled.predicted.shape[0]
+    return {
+        rule: ImageCurve(estimate(labelled, target), np.array(replicates[rule]).reshape(bootstrap, points))
+        for rule, estimate in ESTIMATORS.items()
+    }
 
 
 def image_rows(path: AlongPath, curves: Mapping[str, ImageCurve], judged: Mapping[str, HeldOut]) -> list[Row]:
@@ -193,7 +195,7 @@ def image_rows(path: AlongPath, curves: Mapping[str, ImageCurve], judged: Mappin
     winner = min(usable, key=lambda r: (round(judged[r].regret, 9), judged[r].error)) if usable else ""
     fixed = {rule: judged[rule].regret for rule in path.fixed() if rule in judged}
     least = min(fixed, key=fixed.__getitem__) if fixed else ""
-    baseline = {"best_baseline": least, "baseline_regret": fixed[least]} if least else {}
+    baseline: Row = {"best_baseline": least, "baseline_regret": fixed[least]} if least else {}
     rows = []
     for rule, curve in curves.items():
         if not np.isfinite(curve.values).all():
@@ -212,18 +214,19 @@ def image_rows(path: AlongPath, curves: Mapping[str, ImageCurve], judged: Mappin
             f"the simple rule {least} has no larger held-out regret" if rule == winner and test is not None and least
             and fixed[least] <= test.regret else "",
         )  # fmt: skip
-        told = {"expected_regret": math.nan if test is None else test.regret, "advised": rule == winner}
-        gain = _gain(path, curve, best, 0.0 if test is None else test.error)
+        told: Row = {"expected_regret": math.nan if test is None else test.regret, "advised": rule == winner}
+        finite = curve.replicates[np.isfinite(curve.replicates).all(axis=1)]
+        note = noted(note, few_replicates(len(finite), path.level))
+        gain = _gain(path, curve.values, finite, best, 0.0 if test is None else test.error)
         rows.append(new_row(path, "target_images", rule, TARGET, path.alphas[best], note, **told, **gain, **baseline))
     return rows
 
 
-def _gain(path: AlongPath, curve: ImageCurve, best: int, error: float) -> Row:
+def _gain(path: AlongPath, values: np.ndarray, replicates: np.ndarray, best: int, error: float) -> Row:
     start = alpha_index(path.alphas, 0.0)
-    finite = curve.replicates[np.isfinite(curve.replicates).all(axis=1)]
     if start is None:
         return {}
-    gains, draws = curve.values - curve.values[start], finite - finite[:, [start]]
+    gains, draws = values - values[start], replicates - replicates[:, [start]]
     if best == start:
         return {"predicted_gain": 0.0, "ci_low": 0.0, "ci_high": 0.0}
     low, high = simultaneous_band(gains, draws, path.level)

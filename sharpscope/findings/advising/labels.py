@@ -10,9 +10,17 @@ import pandas as pd
 from scipy import stats
 
 from sharpscope.errors import ConfigError
-from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
+from sharpscope.findings.advising.along import (
+    AlongPath,
+    Row,
+    curve_of,
+    fixed_regret,
+    gain_over_zeroshot,
+    new_row,
+    noted,
+)
 from sharpscope.findings.frames import alpha_index
-from sharpscope.scores import normal_quantile
+from sharpscope.scores import normal_quantile, wilson
 from sharpscope.vocabulary import TARGET
 
 __all__ = ["FEWEST_LABELS", "label_curve", "label_rows", "paired_difference"]
@@ -99,25 +107,35 @@ def _mcnemar(only_first: int, only_second: int) -> float:
 
 
 def label_rows(path: AlongPath, hits: np.ndarray) -> list[Row]:
-    """The alpha with the best accuracy on the labelled target images; of several best ones the middle one."""
+    """The alpha with the best accuracy on the labelled target images; of several best ones the middle one.
+
+    The accuracy and the gain of the chosen alpha, and the regret of the best baseline, are cross-fitted
+    (``Curve.crossfit``): the choice is made on one half of the labelled images and judged on the other. The best of
+    several accuracies on twenty images is 10 points above the truth on average where all points are equal.
+    """
     curve = label_curve(path.alphas, hits, path.level)
-    values = curve["accuracy"].to_numpy()
-    best = np.flatnonzero(values == values.max())
-    at = curve.iloc[int(best[(len(best) - 1) // 2])]
-    sure = at["ci_low"] > 0
-    baselines = {
-        rule: float(values.max() - curve["accuracy"].iloc[i])
-        for rule, alpha in path.fixed().items()
-        if math.isfinite(alpha) and (i := alpha_index(path.alphas, alpha)) is not None
-    }
-    least = min(baselines, key=baselines.__getitem__)
+    # The splits are the same whatever the run's seed: with so few labels their choice should not be one's own.
+    halved = curve_of({TARGET: hits}, 0, 0, "advice", path.pair, "target_labels")
+    values, place = halved.values, _middle_best(halved.values)
+    at, n = curve.iloc[place], hits.shape[1]
+    distinct = len(np.unique(hits, axis=0))
+    low, high = wilson(int(hits[place].sum()), n, 1 - (1 - path.level) / distinct)
+    gain = gain_over_zeroshot(halved, path.alphas, _middle_best)
+    centre = gain["predicted_gain"]
+    gain |= {"ci_low": min(float(at["ci_low"]), centre), "ci_high": max(float(at["ci_high"]), centre)}
     note = noted(
-        f"{hits.shape[1]} labelled images; {len(best)} of {len(values)} points share the best accuracy",
-        "" if sure else "whether this alpha is better than zero-shot cannot be told from so few",
+        f"{n} labelled images; {int((values == values.max()).sum())} of {len(values)} points share the best accuracy",
+        "" if gain["ci_low"] > 0 else "whether this alpha is better than zero-shot cannot be told from so few",
+        "target accuracy, gain and regret are judged on halves of the images that did not choose",
+        f"target accuracy {100 * path.level:g}% interval [{100 * low:.1f}, {100 * high:.1f}] %",
         f"exact McNemar p {at['p_value']:.3g} against zero-shot, not corrected for the choice",
-        "the gain's interval allows for the choice of alpha",
+        "the intervals allow for the choice of alpha",
     )
-    gain = {"predicted_gain": float(at["gain"]), "ci_low": float(at["ci_low"]), "ci_high": float(at["ci_high"])}
-    told = {"best_baseline": least, "baseline_regret": baselines[least], "ood_accuracy": float(at["accuracy"])}
-    row = new_row(path, "target_labels", "labels_best", TARGET, float(at["alpha"]), note, advised=True, **gain, **told)
-    return [row]
+    judged = halved.crossfit(lambda choosing, judging: float(judging[_middle_best(choosing)]))
+    told = gain | fixed_regret(path, halved, _middle_best) | {"ood_accuracy": judged}
+    return [new_row(path, "target_labels", "labels_best", TARGET, float(at["alpha"]), note, advised=True, **told)]
+
+
+def _middle_best(values: np.ndarray) -> int:
+    best = np.flatnonzero(values == values.max())
+    return int(best[(len(best) - 1) // 2])

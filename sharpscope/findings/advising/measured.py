@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 import pandas as pd
 
-from sharpscope.findings.advising.along import AlongPath, Curve, Row, new_row, noted
+from sharpscope.findings.advising.along import (
+    AlongPath,
+    Choice,
+    Curve,
+    Row,
+    best_place,
+    fixed_regret,
+    gain_over_zeroshot,
+    new_row,
+    noted,
+)
 from sharpscope.findings.resampling import simultaneous_band
 from sharpscope.scores import percentile_interval
 
@@ -37,8 +48,11 @@ def _bounded(curve: Curve | None, path: AlongPath) -> tuple[np.ndarray, np.ndarr
 def measured_rows(path: AlongPath, keep_id: float = 0.99) -> list[Row]:
     """The alphas that are best for OOD, for the mean of ID and OOD, and for OOD where ID accuracy is kept.
 
-    The best of several noisy accuracies looks better than it is. The interval of the gain over zero-shot therefore
-    holds for all points of the path together (``resampling.simultaneous_band``), whichever of them is chosen.
+    The best of several noisy accuracies looks better than it is. The gain over zero-shot, the regret and that of the
+    best baseline are therefore cross-fitted (``Curve.crossfit``): chosen on one half of the OOD images and judged on
+    the other. The interval of the gain holds for all points of the path together (``resampling.simultaneous_band``),
+    whichever of them is chosen, and it is widened to the gain where that lies outside. ``ood_accuracy`` is the measured
+    one, that of the table accuracy, on the images that chose.
 
     Args:
         path: the pair's curves.
@@ -46,23 +60,46 @@ def measured_rows(path: AlongPath, keep_id: float = 0.99) -> list[Row]:
     """
     rows = []
     for group, curve in path.groups.items():
-        chosen = {"ood_best": (int(np.argmax(curve.values)), "")}
+        choices: dict[str, tuple[Choice, str]] = {"ood_best": (best_place, "")}
         if path.id is not None:
-            floor = keep_id * float(path.id.values.max())
-            kept = np.where(path.id.values >= floor, curve.values, -np.inf)
+            known = path.id.values
+            floor = keep_id * float(known.max())
             said = f"ID accuracy at least {100 * floor:.1f} %, {keep_id:g} of the best on the path"
-            chosen["mean_best"] = int(np.argmax(path.id.values + curve.values)), ""
-            chosen["keep_id"] = int(np.argmax(kept)), said
+            choices["mean_best"] = functools.partial(_best_mean, known), ""
+            choices["keep_id"] = functools.partial(_best_kept, known >= floor), said
         gains = curve.gains(path.alphas)
         if gains is not None:
             low, high = simultaneous_band(gains.values, gains.replicates, path.level)
-        for rule, (i, said) in chosen.items():
-            gain: Row = {}
-            note = noted(said, "chosen on these OOD labels; the gain's interval allows for the choice of alpha")
+        for rule, (choice, said) in choices.items():
+            i = choice(curve.values)
+            gain = gain_over_zeroshot(curve, path.alphas, choice)
             if gains is None:
-                note = noted(said, "chosen on these OOD labels; the path has no alpha 0, over which a gain is measured")
+                told = "chosen on these OOD labels; the path has no alpha 0, over which a gain is measured"
             else:
-                gain = {"predicted_gain": float(gains.values[i]), "ci_low": float(low[i]), "ci_high": float(high[i])}
-            row = new_row(path, "measured", rule, group, path.alphas[i], note, advised=True, **gain)
-            rows.append(row | {"note": noted(note, f"mean over {'+'.join(curve.sets)}")})
+                centre = gain["predicted_gain"]
+                gain |= {"ci_low": min(float(low[i]), centre), "ci_high": max(float(high[i]), centre)}
+                told = _told(curve, curve.without_interval(path.level))
+            note = noted(said, told, f"mean over {'+'.join(curve.sets)}")
+            more = gain | fixed_regret(path, curve)
+            rows.append(
+                new_row(path, "measured", rule, group, path.alphas[i], note, choice=choice, advised=True, **more)
+            )
     return rows
+
+
+def _best_mean(known: np.ndarray, values: np.ndarray) -> int:
+    return best_place(known + values)
+
+
+def _best_kept(kept: np.ndarray, values: np.ndarray) -> int:
+    return best_place(np.where(kept, values, -np.inf))
+
+
+def _told(curve: Curve, few: str) -> str:
+    """What gain and regret rest on."""
+    judged = (
+        "chosen on these OOD labels; gain and regret are judged on halves of the images that had no part in the choice"
+        if len(curve.halves)
+        else "chosen on these OOD labels, on which its gain is too large on average"
+    )
+    return noted(judged, few or "the gain's interval allows for the choice of alpha")

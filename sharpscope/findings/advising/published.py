@@ -114,20 +114,22 @@ def published_sentences(facts: PublishedFacts | None = None) -> tuple[str, ...]:
 
 
 def warning(tuning: Tuning, facts: PublishedFacts | None = None) -> str:
-    """A warning where an end-to-end tuning had a learning rate at which published paths fail; empty otherwise."""
+    """A warning where an end-to-end tuning had a learning rate at which published paths fail; empty otherwise.
+
+    Where it is not known whether more than the head was tuned, the warning says so.
+    """
     facts = facts or published_facts()
     rate = tuning.learning_rate
     if tuning.head_only or not math.isfinite(rate) or rate <= facts.calm.lr_high:
         return ""
-    if rate >= facts.failing.lr_low:
-        return (
-            f"WARNING: this pair was tuned end to end with learning rate {rate:g}, and published paths of "
-            f"{facts.failing.lr_low:g} and more fail at alpha 0.5"
-        )
-    return (
-        f"WARNING: this pair was tuned end to end with learning rate {rate:g}, and there is no published path between "
-        f"{facts.calm.lr_high:g} and {facts.failing.lr_low:g}"
+    tuned = "end to end " if tuning.head_only is False else ""
+    unknown = "" if tuned else " (unless its head alone was tuned, which is not known)"
+    failing = (
+        f"published paths of {facts.failing.lr_low:g} and more fail at alpha 0.5"
+        if rate >= facts.failing.lr_low
+        else f"there is no published path between {facts.calm.lr_high:g} and {facts.failing.lr_low:g}"
     )
+    return f"WARNING: this pair was tuned {tuned}with learning rate {rate:g}, and {failing}{unknown}"
 
 
 def published_rows(path: AlongPath, tuning: Tuning) -> list[Row]:

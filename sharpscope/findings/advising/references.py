@@ -1,20 +1,21 @@
-"""The situation ``references``: other pairs have OOD labels. They are used only for a pair whose features lie within
-theirs."""
+"""The situation ``references``: other pairs have OOD labels. They are used only for a pair of the same zero-shot model
+whose features lie within theirs, and only by the OOD sets that are asked about."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from sharpscope.findings.advising.along import AlongPath, Row, new_row, noted
 from sharpscope.findings.design import Design
-from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, predict_gain
+from sharpscope.findings.prediction import FEWEST_REFERENCES, Prediction, at_alpha, end_distance, predict_gain
 from sharpscope.tables.rows import dense_rows, has_value, mean_accuracy, unique_in_order
-from sharpscope.vocabulary import ADVICE, ALL, BASELINE, DEFAULT_GROUP, LEARNING_RATE
+from sharpscope.vocabulary import ALL, DEFAULT_GROUP, FIXED_ALPHAS, LEARNING_RATE
 
 __all__ = [
     "Reference",
@@ -27,7 +28,6 @@ __all__ = [
 
 MEASURES = ("ggn_trace", "hessian_trace")
 """The sharpness of the whole model is taken from the first of these measures that every pair has."""
-FIXED = tuple(rule for rule in ADVICE[BASELINE] if rule != "oracle")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Reference:
     """What is known of one pair along its own alphas [A]; accuracies in [0, 1], features by name.
 
     ``ood``: mean OOD accuracy by group. ``features``: name -> one number, or [A] along the path. ``setting``: pairs of
-    one setting differ by their seed alone and are left out together.
+    one setting differ by their seed alone and are left out together. ``base``: the zero-shot model; two pairs are of
+    the same one where the texts are equal. ``sets``: group -> the OOD sets of which ``ood`` is the mean.
     """
 
     pair: str
@@ -44,13 +45,15 @@ class Reference:
     id: np.ndarray | None = None
     features: Mapping[str, float | np.ndarray] = field(default_factory=dict)
     setting: str = ""
+    base: str = ""
+    sets: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, pair: str, alphas: Sequence[float], distance: float, design: Design) -> Reference:
         """A pair without tables, by the distance between its ends and what ``design`` knows of its fine-tuning."""
-        rate, setting = _tuning(pair, design)
+        rate, setting, base = _tuning(pair, design)
         features = {"log_learning_rate": _log(rate), "log_distance": _log(distance)}
-        return cls(pair, tuple(float(a) for a in alphas), features=features, setting=setting)
+        return cls(pair, tuple(float(a) for a in alphas), features=features, setting=setting, base=base)
 
     def feature(self, name: str, alpha: float) -> float:
         """The feature ``name`` at ``alpha``, linear between the pair's alphas; NaN where it is not known."""
@@ -75,7 +78,7 @@ def reference_pairs(
 
     Args:
         accuracy, path, sharpness: tables of the schema.
-        design: the pairs' settings, and their learning rates among its covariates.
+        design: the pairs' zero-shot models and settings, and their learning rates among its covariates.
         groups: OOD set -> its group, in place of that which the table's column ``group`` says; sets without any belong
             to the group ``ood``.
 
@@ -93,38 +96,33 @@ def reference_pairs(
     for pair in unique_in_order(rows["pair"]):
         own = ood[ood["pair"] == pair]
         alphas = tuple(sorted(float(a) for a in rows.loc[rows["pair"] == pair, "alpha"].dropna().unique()))
-        rate, setting = _tuning(str(pair), design)
+        rate, setting, base = _tuning(str(pair), design)
         features: dict[str, float | np.ndarray] = {
             "log_learning_rate": _log(rate),
-            "log_distance": _log(_distance(path[path["pair"] == pair])),
+            "log_distance": _log(end_distance(path[path["pair"] == pair])),
         }
         if sharpness is not None:
             features |= _ratios(sharpness[sharpness["pair"] == pair], alphas)
-        means = {g: _curve(own[own["group"] == g], alphas) for g in unique_in_order(own["group"])}
+        by_group = {g: own[own["group"] == g] for g in unique_in_order(own["group"])}
+        means = {g: _curve(part, alphas) for g, part in by_group.items()}
+        sets = {g: frozenset(map(str, part["dataset"])) for g, part in by_group.items()}
         ids = rows[(rows["pair"] == pair) & (rows["role"] == "id")]
-        out.append(Reference(str(pair), alphas, means, _curve(ids, alphas) if len(ids) else None, features, setting))
+        known = _curve(ids, alphas) if len(ids) else None
+        out.append(Reference(str(pair), alphas, means, known, features, setting, base, sets))
     return out
 
 
-def _tuning(pair: str, design: Design | None) -> tuple[float, str]:
-    """(learning rate, setting) of a pair; NaN and the pair's own name where they are not known."""
+def _tuning(pair: str, design: Design | None) -> tuple[float, str, str]:
+    """(learning rate, setting, zero-shot model) of a pair; NaN, its own name and "" where they are not known."""
     if design is None or pair not in design.pairs:
-        return math.nan, pair
+        return math.nan, pair, ""
     i = design.pairs.index(pair)
     rates = design.covariates.get(LEARNING_RATE)
-    return math.nan if rates is None else float(rates[i]), design.setting[i] or pair
+    return math.nan if rates is None else float(rates[i]), design.setting[i] or pair, design.base[i]
 
 
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else math.nan
-
-
-def _distance(path: pd.DataFrame) -> float:
-    at_end = path.loc[np.isclose(path["alpha"].to_numpy(dtype=float), 1.0), "distance_0"].dropna()
-    if len(at_end):
-        return float(at_end.iloc[0])
-    whole = (path["distance_0"] + path["distance_1"]).dropna()
-    return float(whole.iloc[0]) if len(whole) else math.nan
 
 
 def _curve(rows: pd.DataFrame, alphas: Sequence[float]) -> np.ndarray:
@@ -207,10 +205,11 @@ def _predictions(
     for alpha in grid:
         if alpha > 0:
             known = [(r, g) for r in others if math.isfinite(g := r.gain(group, alpha))]
-            if len(known) >= FEWEST_REFERENCES:
+            settings = [r.setting for r, _ in known]
+            if len(set(settings)) >= FEWEST_REFERENCES:
                 x = np.array([[r.feature(n, alpha) for n in names] for r, _ in known])
                 at = np.array([judged.feature(n, alpha) for n in names])
-                out[alpha] = predict_gain(x, np.array([g for _, g in known]), at, level=level)
+                out[alpha] = predict_gain(x, np.array([g for _, g in known]), at, settings, level=level)
     return out
 
 
@@ -220,13 +219,17 @@ def _chosen(predictions: Mapping[float, Prediction]) -> float:
     return alpha if predictions[alpha].gain > 0 else 0.0
 
 
-def _best_fixed(others: Sequence[Reference], grid: Sequence[float], group: str) -> float:
-    """The alpha of the grid with the best mean gain over the settings of the references."""
+Unit = Literal["setting", "base"]
+"""What is left out as a whole: all seeds of a setting, or all pairs of a zero-shot model."""
+
+
+def _best_fixed(others: Sequence[Reference], grid: Sequence[float], group: str, unit: Unit = "setting") -> float:
+    """The alpha of the grid with the best mean gain over the settings (or zero-shot models) of the references."""
 
     def mean(alpha: float) -> float:
         by: dict[str, list[float]] = {}
         for r in others:
-            by.setdefault(r.setting, []).append(r.gain(group, alpha))
+            by.setdefault(getattr(r, unit), []).append(r.gain(group, alpha))
         return float(np.mean([np.nanmean(v) for v in by.values() if np.isfinite(v).any()]))
 
     return max(grid, key=lambda a: (mean(a), -a))
@@ -250,7 +253,13 @@ class Regrets:
 
 
 def leave_one_setting_out(
-    references: Sequence[Reference], grid: Sequence[float], group: str, names: Sequence[str], *, check: bool = True
+    references: Sequence[Reference],
+    grid: Sequence[float],
+    group: str,
+    names: Sequence[str],
+    *,
+    check: bool = True,
+    unit: Unit = "setting",
 ) -> Regrets:
     """Every rule's regret on each setting, chosen from the pairs of all other settings.
 
@@ -261,6 +270,8 @@ def leave_one_setting_out(
         names: the features of the rule ``predicted``.
         check: whether a rule that predicts refuses a setting that lies outside the others; False shows what
             extrapolation would cost.
+        unit: ``base`` leaves all pairs of a zero-shot model out in place of those of a setting, and the keys of
+            ``by_setting`` are zero-shot models.
 
     Raises:
         ConfigError: fewer than ``FEWEST_REFERENCES`` pairs behind a prediction (never here: such a rule has no regret).
@@ -268,20 +279,20 @@ def leave_one_setting_out(
     lost: dict[str, dict[str, list[float]]] = {}
     by_pair: dict[str, dict[str, float]] = {}
     for judged in references:
-        others = [r for r in references if r.setting != judged.setting]
+        others = [r for r in references if getattr(r, unit) != getattr(judged, unit)]
         if not others or group not in judged.ood or not any(math.isfinite(r.gain(group, grid[-1])) for r in others):
             continue
         curve = np.array([float(at_alpha(judged.ood[group], judged.alphas, a)) for a in grid])
-        picks: dict[str, float] = {"zeroshot": 0.0, "half": 0.5, "finetuned": 1.0}
+        picks: dict[str, float] = dict(FIXED_ALPHAS)
         if judged.id is not None:
             picks["id_best"] = judged.alphas[int(np.nanargmax(judged.id))]
-        picks["best_fixed"] = _best_fixed(others, grid, group)
+        picks["best_fixed"] = _best_fixed(others, grid, group, unit)
         picks |= _predicted_picks(judged, others, grid, group, names, check)
         for rule, alpha in picks.items():
             here = float(at_alpha(judged.ood[group], judged.alphas, alpha))
             if math.isfinite(here):
                 regret = float(np.nanmax(curve)) - here
-                lost.setdefault(rule, {}).setdefault(judged.setting, []).append(regret)
+                lost.setdefault(rule, {}).setdefault(getattr(judged, unit), []).append(regret)
                 by_pair.setdefault(rule, {})[judged.pair] = regret
     by_setting = {rule: {s: float(np.mean(v)) for s, v in by.items()} for rule, by in lost.items()}
     return Regrets(by_setting, by_pair)
@@ -308,8 +319,11 @@ def reference_rows(
 ) -> list[Row]:
     """The alphas that the references advise, one row per rule and group of OOD sets; none for a pair outside of them.
 
-    Advised is the rule with the smallest regret on the references themselves, each setting left out in turn; at equal
-    regret the simplest: best_fixed before learning_rate before predicted.
+    Only references of the judged pair's zero-shot model are used, and only those whose accuracy is the mean over the
+    OOD sets that are asked about: those of the judged pair's group, or, where it has none, those of the references
+    themselves, which then have to be the same for all. Advised is the rule with the smallest regret on the references,
+    each setting left out in turn; at equal regret the simplest: best_fixed before learning_rate before predicted. With
+    fewer than 4 settings that could be left out no regret is expected, and best_fixed is advised.
 
     Args:
         path: the judged pair's curves; its OOD labels serve for regret alone.
@@ -325,14 +339,45 @@ def reference_rows(
     return rows
 
 
+def _comparable(
+    path: AlongPath, judged: Reference, others: Sequence[Reference], group: str
+) -> tuple[list[Reference], frozenset[str], str]:
+    """(the references of the judged pair's zero-shot model and OOD sets, those sets, what was left out and why)."""
+    own = [r for r in others if r.base == judged.base]
+    bases = len(others) - len(own)
+    curve = path.groups.get(group)
+    asked = judged.sets.get(group) if curve is None else frozenset(curve.sets)
+    found = {r.sets.get(group, frozenset()) for r in own}
+    if asked is None and len(found) > 1:
+        named = sorted(_named(sets) or "unknown" for sets in found)
+        return [], frozenset(), f"the references' OOD sets differ: {' | '.join(named)}"
+    if asked is None:
+        asked = next(iter(found), frozenset())
+    same = [r for r in own if r.sets.get(group, frozenset()) == asked]
+    theirs = sorted({_named(r.sets.get(group, ())) or "unknown" for r in own if r not in same})
+    left_out = noted(
+        f"left out: {_pairs(bases)} of another zero-shot model, by the base that the study names or the file's hash"
+        if bases else "",
+        f"left out: {_pairs(len(own) - len(same))} with other OOD sets ({' | '.join(theirs)}, in place of "
+        f"{_named(asked) or 'unknown'})" if theirs else "",
+    )  # fmt: skip
+    return same, asked, left_out
+
+
+def _pairs(count: int) -> str:
+    return f"{count} reference pair{'s' * (count != 1)}"
+
+
 def _group_rows(
     path: AlongPath, judged: Reference, others: Sequence[Reference], group: str, held: Row, why: str
 ) -> list[Row]:
     grid = [a for a in path.alphas if 0 <= a <= 1]
+    others, sets, left_out = _comparable(path, judged, others, group)
     settings = unique_in_order(r.setting for r in others)
     names = _names(judged, others, grid) if others else ()
     refused = _refusal(judged, others, settings, names, grid)
     if refused:
+        refused = noted(refused, left_out)
         return [new_row(path, "references", rule, group, math.nan, refused) for rule in ("predicted", "best_fixed")]
     regrets = leave_one_setting_out(others, grid, group, names)
     picks: dict[str, tuple[float, Prediction | None]] = {"best_fixed": (_best_fixed(others, grid, group), None)}
@@ -340,13 +385,13 @@ def _group_rows(
         predictions = _predictions(judged, others, features, grid, group, path.level) if features else {}
         if predictions:
             alpha = _chosen(predictions)
-            picks[rule] = alpha, predictions.get(alpha, Prediction(0.0, 0.0, 0.0, len(others)))
+            picks[rule] = alpha, predictions.get(alpha, Prediction(0.0, 0.0, 0.0, len(settings)))
     judged_on = set(settings).intersection(*(regrets.by_setting.get(r, {}) for r in picks))
-    among = sorted(judged_on)
-    mean = {rule: regrets.mean(rule, among) for rule in (*FIXED, *picks)}
-    able = [r for r in picks if math.isfinite(mean[r])] if len(among) >= 3 else ["best_fixed"]
-    winner = min(able, key=lambda r: round(mean[r], 9) if math.isfinite(mean[r]) else 0.0)
-    baselines = {r: mean[r] for r in (*FIXED, "best_fixed") if math.isfinite(mean[r])}
+    among = sorted(judged_on) if len(judged_on) >= FEWEST_REFERENCES else []
+    fixed = tuple(path.fixed())
+    mean = {rule: regrets.mean(rule, among) for rule in (*fixed, *picks)}
+    winner = min(picks, key=lambda r: round(mean[r], 9)) if among else "best_fixed"
+    baselines = {r: mean[r] for r in (*fixed, "best_fixed") if math.isfinite(mean[r])}
     least = min(baselines, key=baselines.__getitem__) if baselines else ""
     rows = []
     for rule, (alpha, predicted) in picks.items():
@@ -358,27 +403,40 @@ def _group_rows(
         if rule == winner:
             told |= held
         features = names if rule == "predicted" else ("log_learning_rate",) if rule == "learning_rate" else ()
-        of = f"{len(others)} reference pairs of {len(settings)} settings decide, by their OOD labels"
+        of = f"{_counted(others, settings)} decide, by their OOD labels{f' of {_named(sets)}' if sets else ''}"
         by = f"features: {', '.join(n.removeprefix('log_') for n in features)}" if features else ""
         tested = (
             f"expected regret: each of {len(among)} settings left out in turn"
             if among
-            else "no setting could be left out"
+            else f"no regret is expected: {len(judged_on)} settings could be left out in turn, and {FEWEST_REFERENCES} "
+            "are needed"
         )
         rows.append(
             new_row(
-                path, "references", rule, group, alpha, noted(of, by, tested, why if rule == winner else ""), **told
+                path,
+                "references",
+                rule,
+                group,
+                alpha,
+                noted(of, left_out, by, tested, why if rule == winner else ""),
+                **told,
             )
         )
     return rows
 
 
+def _named(sets: Iterable[str]) -> str:
+    return "+".join(sorted(sets))
+
+
+def _counted(others: Sequence[Reference], settings: Sequence[str]) -> str:
+    return f"{_pairs(len(others))} of {len(settings)} setting{'s' * (len(settings) != 1)}"
+
+
 def _refusal(
     judged: Reference, others: Sequence[Reference], settings: Sequence[str], names: Sequence[str], grid: Sequence[float]
 ) -> str:
-    count = (
-        f"{len(others)} reference pair{'s' * (len(others) != 1)} of {len(settings)} setting{'s' * (len(settings) != 1)}"
-    )
+    count = _counted(others, settings)
     if len(settings) < FEWEST_REFERENCES:
         return f"no alpha: {count} with OOD labels; advice from references needs at least {FEWEST_REFERENCES} settings"
     if not grid or grid[0] != 0:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sharpscope.findings.losses import between_ends
+from sharpscope.findings.losses import above_chord
 
 __all__ = ["barrier"]
 
@@ -29,7 +29,5 @@ def barrier(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
 
     Source: Vlaar and Frankle 2022 (arXiv 2106.16004); layer-wise Adilova et al. 2024 (arXiv 2307.06966).
     """
-    inner, at, start, end = between_ends(losses, alphas)
-    height = inner - ((1 - at) * start[..., None] + at * end[..., None])
-    height[..., (at == 0) | (at == 1)] = 0.0
-    return height.max(axis=-1)
+    height, _ = above_chord(losses, alphas)
+    return np.asarray(height.max(axis=-1))

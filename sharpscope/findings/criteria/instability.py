@@ -8,14 +8,15 @@ import numpy as np
 
 from sharpscope.findings.losses import between_ends
 
-__all__ = ["instability"]
+__all__ = ["forced_part", "instability"]
 
 
 def instability(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
     """LII = max over alpha in [0, 1] of L(alpha) - (L(0) + L(1)) / 2.
 
-    The maximum includes the ends, so LII >= |L(0) - L(1)| / 2: two ends of different loss already make it positive. It
-    is 0 only if the ends have equal loss and the loss nowhere exceeds it. ``barrier`` does not contain that part.
+    The maximum includes the ends, so LII >= |L(0) - L(1)| / 2: two ends of different loss already make it positive
+    (``forced_part``). It is 0 only if the ends have equal loss and the loss nowhere exceeds it. ``barrier`` does not
+    contain that part.
 
     Args:
         losses: [..., A] mean losses in nats.
@@ -31,3 +32,12 @@ def instability(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
     """
     inner, _, start, end = between_ends(losses, alphas)
     return inner.max(axis=-1) - (start + end) / 2
+
+
+def forced_part(losses: np.ndarray, alphas: Sequence[float]) -> np.ndarray:
+    """|L(0) - L(1)| / 2 [...]: the part of ``instability`` that comes from the different losses of the two ends alone.
+
+    Arguments and errors are those of ``instability``.
+    """
+    _, _, start, end = between_ends(losses, alphas)
+    return np.abs(start - end) / 2

@@ -24,7 +24,6 @@ __all__ = [
     "among",
     "lacks",
     "look",
-    "number_of",
     "pair_lines",
     "paper_figure",
     "range_of",
@@ -128,8 +127,3 @@ def pair_lines(
 def range_of(low: float, high: float) -> str:
     """``5`` or ``2 to 5``."""
     return f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
-
-
-def number_of(count: float, what: str) -> str:
-    """``1 pair``, ``3 pairs``, ``12,000 images``."""
-    return f"{int(count):,} {what}{'' if int(count) == 1 else 's'}"

@@ -13,10 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sharpscope.errors import NoData
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, number_of, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, look, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, model_sets, paths_of
 from sharpscope.present.paperplots.wiseft_sweeps import levels
 from sharpscope.present.style import INK, MARKERS, SET_COLOURS, key, label, new_figure, places_of, plain_log, short_set
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import nearest, unique_in_order
 from sharpscope.vocabulary import AGREEMENT
 

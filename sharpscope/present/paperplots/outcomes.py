@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from sharpscope.present.paperplots.drawn import lacks, number_of
+from sharpscope.present.paperplots.drawn import lacks
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import average, primary_rows, unique_in_order
 from sharpscope.vocabulary import DENSE, OOD_MEAN
 

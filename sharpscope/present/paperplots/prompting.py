@@ -15,9 +15,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
-from sharpscope.present.paperplots.drawn import Drawn, lacks, look, number_of, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, lacks, look, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import model_sets
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure, plain_log, short_set
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import AVERAGE, DENSE, UPGRADED, ZERO_SHOT
 

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, paper_figure
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, paper_figure
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import COLOURS, INK, MARKERS, first_pairs, key, label, new_figure
-from sharpscope.vocabulary import GROUPS, Group
+from sharpscope.tables.formats import number_of
+from sharpscope.tables.rows import sparse_layers
 
 __all__ = ["paper_sharpness_repair"]
 
@@ -47,9 +48,9 @@ def paper_sharpness_repair(
     rows = repair[(repair["target"] == target) & (repair["select"] == select) & (repair["density"] == kept)]
     rows = rows.assign(group=["straggler" if c == "none" else c for c in rows["control"]])
     plain = paths_of(accuracy, "sharpness_repair")
-    groups: list[Group] = [g for g in GROUPS if g in set(rows["group"])]
     every, _ = first_pairs(rows)
     pairs = every[:_MOST_PAIRS]
+    groups = sparse_layers(rows[rows["pair"].isin(pairs)])
     figure = new_figure(1.75 * len(pairs) + 0.85)
     axes = figure.subplots(len(pairs), 2, squeeze=False, sharex=True)
     for line, pair in zip(axes, pairs, strict=True):
@@ -75,23 +76,27 @@ def paper_sharpness_repair(
     handles = [Line2D([], [], color=INK["black"], marker="o", ms=3, label="plain path")]
     handles += [
         Line2D(
-            [], [], color=COLOURS[g], marker=MARKERS[g + 1], ms=4, ls="-" if n == "straggler" else "--", label=_named(n)
+            [],
+            [],
+            color=COLOURS[g],
+            marker=MARKERS[g + 1],
+            ms=4,
+            ls="-" if n == "straggler" else "--",
+            label=f"sparse: {named}",
         )
-        for g, n in enumerate(groups)
+        for g, (n, named) in enumerate(groups.items())
     ]
     more = repair["pair"].nunique() - len(pairs)
     key(figure, handles, f"{number_of(more, 'more pair')} in the table" if more > 0 else "")
     gains = rows[rows["group"] == "straggler"]["gain"]
     finite = 100 * gains[np.isfinite(gains)]
-    said = f"""The gain of sparse stragglers over the plain path at the same ID accuracy is {finite.min():+.1f} to
+    made = groups.get("straggler", "")
+    said = f"""The gain of what is solid over the plain path at the same ID accuracy is {finite.min():+.1f} to
         {finite.max():+.1f} points where it is defined.""" if len(finite) else ""  # fmt: skip
+    of = f"{made}, solid, and controls, dashed" if made else "controls, dashed"
     where = "set to 0" if target == "weight" else "returned to the zero-shot model"
     caption = f"""Accuracy along the straight path of {number_of(len(pairs), "pair")}, and with
-        {100 * (1 - kept):.0f} % of the weights of some layers {where} ({select} choice): the stragglers (solid) and
-        controls (dashed); {images_in_words(accuracy)}. The band is the 95 % interval of the plain path over images.
+        {100 * (1 - kept):.0f} % of the weights of some layers {where} ({select} choice): {of};
+        {images_in_words(accuracy)}. The band is the 95 % interval of the plain path over images.
         {said} After Abdollahpoorrostam 2024 (arXiv 2410.16476)."""
     return Drawn(figure, caption)
-
-
-def _named(group: Group) -> str:
-    return f"sparse: {GROUPS[group]}"

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sharpscope.layers import layer_key
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, pair_lines, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, pair_lines, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.style import (
     COLOURS,
@@ -26,6 +26,7 @@ from sharpscope.present.style import (
     short_layer,
     signed_ticks,
 )
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import MIDDLE, marginal_rows, nearest, unique_in_order
 from sharpscope.vocabulary import ALL, BASES, PRIMARY_MEASURE
 

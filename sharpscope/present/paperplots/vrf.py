@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import Drawn, lacks, number_of, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, lacks, paper_figure, range_of
 from sharpscope.present.style import INK, SET_COLOURS, first_pairs, key, new_figure, plain_log, short_set, title_of
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import unique_in_order
 
 __all__ = ["paper_vrf_ratio"]

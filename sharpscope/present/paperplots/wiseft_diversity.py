@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import Drawn, among, lacks, number_of, pair_lines, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import Drawn, among, lacks, pair_lines, paper_figure, range_of
 from sharpscope.present.style import INK, key, new_figure, places_of, short_set
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import AGREEMENT
 

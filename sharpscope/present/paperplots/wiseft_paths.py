@@ -12,10 +12,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, lacks, look, number_of, pair_lines, paper_figure
+from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, lacks, look, pair_lines, paper_figure
 from sharpscope.present.paperplots.outcomes import bars, images_in_words, model_sets, paired, paths_of
 from sharpscope.present.scales import Scale, percent_ticks, scaled
 from sharpscope.present.style import COLOURS, INK, first_pairs, key, label, new_figure, short_set
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import unique_in_order
 from sharpscope.vocabulary import DENSE, OOD_MEAN
 

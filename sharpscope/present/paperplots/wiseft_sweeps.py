@@ -14,10 +14,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from sharpscope.errors import NoData
-from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, look, number_of, paper_figure, range_of
+from sharpscope.present.paperplots.drawn import ENDS, Drawn, among, look, paper_figure, range_of
 from sharpscope.present.paperplots.outcomes import images_in_words, paths_of
 from sharpscope.present.paperplots.wiseft_paths import mark_ends
 from sharpscope.present.style import COLOURS, INK, key, label, new_figure, pair_looks
+from sharpscope.tables.formats import number_of
 from sharpscope.tables.rows import MIDDLE, nearest, unique_in_order
 
 __all__ = ["levels", "paper_wiseft_hyper", "paper_wiseft_shots"]

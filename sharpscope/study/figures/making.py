@@ -15,10 +15,11 @@ from sharpscope.errors import ConfigError, NoData, ResultsError, did_you_mean, s
 from sharpscope.present.alphas import showing_alpha_on
 from sharpscope.present.canvas import paper_style, plain_style, save
 from sharpscope.present.kinds import Drawing
-from sharpscope.present.paperplots.drawn import Drawn, number_of, save_drawn
+from sharpscope.present.paperplots.drawn import Drawn, save_drawn
 from sharpscope.present.sources import Tables
 from sharpscope.study.figures.kinds import FIGURES
 from sharpscope.study.figures.reading import tables_of
+from sharpscope.tables.formats import number_of
 from sharpscope.vocabulary import AlphaSide, FigureStyle
 
 __all__ = ["STYLES", "WrittenFigures", "figures", "gain_figures", "write"]
