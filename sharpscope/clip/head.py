@@ -117,7 +117,7 @@ class Classifier:
         return f"Classifier({self.model.name!r}, {self.mode!r}, {len(self.classnames)} classes)"
 
     # ------------------------------------------------------------------ theta in, theta out
-    def makes_head(self, *thetas: Mapping[str, Tensor]) -> bool:
+    def makes_head(self, thetas: Sequence[Mapping[str, Tensor]]) -> bool:
         """Whether :meth:`attach` needs a head made from text for any of these thetas."""
         return self.mode == "zeroshot" or (self.mode == "stored" and any(HEAD_WEIGHT not in t for t in thetas))
 
@@ -161,7 +161,7 @@ class Classifier:
         body = {k: v for k, v in theta.items() if tower_of(k) != "head"}
         if self.mode == "text":
             return body
-        if not self.makes_head(theta):
+        if not self.makes_head([theta]):
             self._check_head(theta[HEAD_WEIGHT])
             return dict(theta)
         weight = self.made_head(base) if head is None else head

@@ -191,7 +191,7 @@ def load_pair(
     if mode == "stored" and HEAD_WEIGHT in pair.theta_0 and upgraded is None:
         check_templates(templates)
     zero, one, cast = without_halves(pair.theta_0), without_halves(pair.theta_1), _halves(pair.theta_0)
-    made = classifier.makes_head(zero, one)
+    made = classifier.makes_head([zero, one])
     head_0 = classifier.made_head(zero, device=device, one_template=rough_head) if made else None
     theta_0, theta_1 = classifier.attach(zero, head=head_0), classifier.attach(one, zero, head_0)
     names = tuple(

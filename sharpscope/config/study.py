@@ -420,14 +420,14 @@ class StudyConfig:
                 f"straggler_criterion: '{self.straggler_criterion}' needs {measure} among measures.\n"
                 f"Remedy: add it, or choose a criterion that needs no measure ({free})."
             )
+        for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
+            check_classes(specs, role)
         mini = [read_spec(spec).kind == "mini" for spec in (self.probe, *self.id, *self.ood_groups)]
         if mini[0] and not any(mini[1:]) and self.model != MINI:
             raise ConfigError(
                 f"probe: {self.probe} has pictures of the embedded world, and nothing else in this study is of it.\n"
                 "Remedy: --probe SPEC with training images of the task (imagenet@train, folder:PATH/train ...)."
             )
-        for role, specs in (("probe", (self.probe,)), ("id", self.id), ("ood", tuple(self.ood_groups))):
-            check_classes(specs, role)
         if both := [spec for spec in self.ood_groups if spec in self.id]:
             raise ConfigError(
                 f"ood: '{shown(both[0], 60)}' is among id too; a set is in distribution or out of it.\n"

@@ -315,5 +315,5 @@ def test_the_steps_take_a_head_file_and_a_base(
     assert "zero-shot weights that complete it are missing" in capsys.readouterr().err
     assert main(["evaluate", dassl, "--base", zero, *data]) == 0
     assert main(["run", "--zeroshot", zero, "--finetuned", world.soups(), *model, "--head", "zeroshot", "--head-file",
-                 head, "--id", "folder:val", "--out", str(tmp_path / "x")]) == 2  # fmt: skip
+                 head, "--probe", "folder:val", "--id", "folder:val", "--out", str(tmp_path / "x")]) == 2  # fmt: skip
     assert "--head zeroshot does not use" in capsys.readouterr().err
