@@ -148,7 +148,7 @@ class _Judged:
         subject = f"the whole model's {self.what} and the OOD gain have a Spearman correlation of"
         text = self._sentence(subject, joint, alone)
         if joint["status"] != "ok" and alone is None:
-            text = f"The whole model's {self.what} and the OOD gain have no Spearman correlation: {joint['note']}."
+            text = f"The whole model's {self.what} could not be correlated with the OOD gain: {joint['note']}."
             return self._row("whole", joint, CANNOT, text)
         verdict = CANNOT if self._forbidden(joint) else relation_verdict(joint, self.level)
         size = ""
@@ -165,7 +165,7 @@ class _Judged:
             why = f"No contrast of {names.title} with other layers was computed for {self.what}."
             return no_verdict(PAIRS, claim, self.group, self.source, why)
         if joint["status"] != "ok":
-            why = f"The {self.what} of {names.title} has no contrast with that of other layers: {joint['note']}."
+            why = f"The {self.what} of {names.title} could not be compared with that of other layers: {joint['note']}."
             return no_verdict(PAIRS, claim, self.group, self.source, why)
         subject = (
             f"|correlation| of the {self.what} of {names.title} with the OOD gain is that of all other layers plus"
