@@ -134,7 +134,9 @@ def test_undefined_or_missing_correlations_cannot_tell() -> None:
     got = judged(undefined)
     assert (got["verdict"] == CANNOT).all()
     whole = got.loc[CLAIMS["whole"], "evidence"]
-    assert whole.startswith("The whole model's ") and whole.endswith(" could not be correlated with the OOD gain: only 2 pairs.")
+    assert whole.startswith("The whole model's ") and whole.endswith(
+        " could not be correlated with the OOD gain: only 2 pairs."
+    )
     assert (judged()["verdict"] == CANNOT).all() and len(judged()) == 1 + len(CONTRASTS)
     assert (judged(row(0.8, 0.4, 0.9, 0.001, group="natural"))["verdict"] == CANNOT).all()
 
