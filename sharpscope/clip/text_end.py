@@ -2,7 +2,7 @@
 
 A token sees itself and the tokens before it, and the feature of a text is that of its end-of-text token. The padding
 behind it, up to 77 tokens, therefore changes neither the feature nor any derivative of it. ``CausalText`` cuts it off:
-a class name in a prompt has some ten tokens, so that ViT-B-32 encodes ImageNet's prompts in an eighth of the time.
+a class name in a prompt has some ten tokens, so that ViT-B-32 encodes ImageNet's prompts in a sixth of the time.
 
 Source: Radford et al. 2021, arXiv 2103.00020, section 2.4 (the text encoder, and why it is masked).
 """
