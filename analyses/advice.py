@@ -1,6 +1,6 @@
 """Judge the rules that advise an alpha on the embedded world's shipped pairs, by the OOD accuracy that they lose.
 
-    python analyses/advice.py [--out analyses/results] [--limit N] [--jobs 2]
+    python analyses/advice.py [--out analyses/results] [--limit N]
 
 Every pair is judged in both groups of the world's OOD sets. Rules that take references get those of all other settings
 (seeds of one setting are left out together). Rules for target images see the group's images without labels, and are
