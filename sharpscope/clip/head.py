@@ -250,8 +250,8 @@ class Classifier:
 
     # ------------------------------------------------------------------ inside
     def _vectors_from_text(self, theta: Mapping[str, Tensor], one_template: bool = False) -> Tensor:
-        _check_templates(self.templates)
         if one_template:
+            _check_templates(self.templates)  # those that are not encoded too
             return zero_shot_head(self.model, theta, self.classnames, self.templates[:1])
         if self._tokens is None:
             self._tokens = _prompts(self.model, self.classnames, self.templates)

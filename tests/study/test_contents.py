@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from sharpscope.clip.datasets.dataset import Dataset, Memory
 from sharpscope.clip.datasets.spec import load_dataset
 from sharpscope.clip.model import ClipModel
 from sharpscope.config.study import StudyConfig
@@ -75,6 +79,23 @@ def test_a_set_has_one_fingerprint_in_memory_and_streamed_before_and_after_a_pas
     found += [s.fingerprint(8) for s in sets]
     assert listed > len(sets[1]) and len(set(found)) == 1
     assert sets[0].fingerprint(7) != found[0] != sets[0].subset([1, 0, 2, 3]).fingerprint(8)
+
+
+def test_the_fingerprint_holds_targets_groups_classes_and_pictures() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    labels, zeros = torch.tensor([0, 1, 0, 1, 2, 2]), [0.0] * 3
+
+    def found(pixels: Tensor = pixels, labels: Tensor = labels, **more: Any) -> str:
+        return Dataset("x", ("a", "b", "c"), labels, Memory(pixels), mean=zeros, std=[1.0] * 3, **more).fingerprint(3)
+
+    darker = pixels.clone()
+    darker[0] //= 2  # rows 0, 2 and 4 are looked at
+    others = [
+        found(darker), found(labels=labels.flip(0)), found(classes=(0, 1, 2)),
+        found(groups=torch.zeros(6), group_names=("here", "there")),
+        found(groups=torch.ones(6), group_names=("here", "there")),
+    ]  # fmt: skip
+    assert found() == found(pixels.clone()) and len({found(), *others}) == 6
 
 
 def test_a_directory_from_before_contents_were_kept_is_still_resumed(smallest: StudyConfig, tmp_path: Path) -> None:
